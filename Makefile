@@ -1,0 +1,66 @@
+# Two commands need nothing but Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+WHEEL := $(VENV)/wheel
+SOURCES := $(shell find rlhf_gym agents envs -type f -not -name '*.pyc' 2>/dev/null)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check lint types floors unit format clean help
+
+help:
+	@echo "make demo    set up, then run the whole RLHF loop on the embedded language model (a few minutes)"
+	@echo "make test    set up, then run every check: format, lint, types, floors, tests (on the installed wheel)"
+	@echo "make format  format the sources"
+	@echo "make clean   remove the environment, build products and the demo's run"
+
+demo: $(VENV)/.installed
+	$(BIN)/rlhf-gym run --config examples/quickstart.yaml --out $(OUT) $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(MAKE) --no-print-directory lint types floors unit
+
+check: test
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# Types and floors are checked on the installed package: from inside tests/, the checkout is not importable.
+types: $(VENV)/.installed-test
+	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p rlhf_gym
+
+floors: $(VENV)/.installed-test
+	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml
+
+unit: $(VENV)/.installed-test
+	$(BIN)/pytest $(ARGS)
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlhf-gym needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+# The wheel, not the checkout, is what everybody runs: a file missing from the package shows here and not at a user's.
+$(WHEEL)/.built: $(SOURCES) pyproject.toml README.md LICENSE | $(VENV)/bin/python
+	rm -rf $(WHEEL) build *.egg-info
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL) .
+	rm -rf build *.egg-info
+	touch $@
+
+$(VENV)/.installed: $(WHEEL)/.built constraints.txt
+	@echo "installing rlhf-gym into $(VENV) (the first time takes a minute or two)"
+	$(PIP) "$$(ls $(WHEEL)/*.whl)[log]"
+	$(PIP) --force-reinstall --no-deps $(WHEEL)/*.whl
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) "$$(ls $(WHEEL)/*.whl)[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info runs/demo

@@ -1,0 +1,34 @@
+"""The errors that a user may cause, and that the command line prints as one message without a traceback.
+
+Every message says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class RlhfGymError(Exception):
+    """Base of every error that the user, not the code, can mend."""
+
+
+class ConfigError(RlhfGymError):
+    """A configuration key or value that does not exist, has the wrong type or contradicts another."""
+
+
+class ModelError(RlhfGymError):
+    """A language model, tokenizer or checkpoint that cannot be loaded or cannot do what is asked of it."""
+
+
+class TaskError(RlhfGymError):
+    """A task that cannot be built: no prompts, a missing column, a prompt that leaves no room for a response."""
+
+
+class RewardError(RlhfGymError):
+    """A reward that raised, returned the wrong number of scores, or a score that is not a finite number."""
+
+
+class FeedbackError(RlhfGymError):
+    """A feedback store that cannot be read or written, or a judgement that does not fit its query."""
+
+
+class TrainingError(RlhfGymError):
+    """Training that cannot go on: a loss or a parameter is not finite, or settings contradict one another."""

@@ -1,0 +1,42 @@
+"""Prompts and samples: the two values that travel through the whole house.
+
+A *prompt* is what the language model is asked; a *sample* is one prompt with one response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a task.
+
+    Attributes:
+        text: what the model is asked, before any chat template.
+        columns: the data set's other columns (reference, label, ...), handed to rewards by name.
+    """
+
+    text: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with one response, as text and as token ids.
+
+    Attributes:
+        prompt: the prompt, its columns included.
+        response: the response's text, cut before any stop sequence, special tokens removed.
+        prompt_ids: the ids that the model was given (chat template applied).
+        response_ids: the ids that the model wrote, the end-of-sequence token included where it wrote one.
+        ended: True if the response ended by itself (EOS or a stop sequence), False at the length limit.
+    """
+
+    prompt: Prompt
+    response: str
+    prompt_ids: tuple[int, ...] = ()
+    response_ids: tuple[int, ...] = ()
+    ended: bool = True

@@ -1,0 +1,49 @@
+"""A task: prompts, a reward, a length limit and the metrics that judge it. Knows nothing of models or algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.rewards.base import Reward
+from rlhf_gym.sample import Prompt
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a language model is asked to do, and how well it did.
+
+    Attributes:
+        name: short name, e.g. ``"sentiment"``.
+        prompts: prompts to train on.
+        held_out: prompts never trained on, for evaluation.
+        reward: scores samples; None when the loop brings its own (a reward model).
+        max_response_tokens: the length limit of a response, in tokens; reaching it ends the episode.
+        min_response_tokens: EOS is not allowed before this many tokens.
+        stop: texts that end a response where they appear; the response is cut before them.
+        metrics: further rewards that are reported, never optimised, by name.
+
+    Raises:
+        TaskError: no prompts, or limits that allow no response.
+    """
+
+    name: str
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt] = ()
+    reward: Reward | None = None
+    max_response_tokens: int = 32
+    min_response_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    metrics: Mapping[str, Reward] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise TaskError(f"task {self.name!r} has no prompts; give it at least one")
+        if self.max_response_tokens < 1:
+            raise TaskError(f"max_response_tokens must be at least 1, got {self.max_response_tokens}")
+        if not 0 <= self.min_response_tokens <= self.max_response_tokens:
+            raise TaskError(
+                f"min_response_tokens must lie in 0..max_response_tokens ({self.max_response_tokens}), "
+                f"got {self.min_response_tokens}"
+            )
