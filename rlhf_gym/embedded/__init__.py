@@ -1,0 +1,11 @@
+"""The embedded language model and sentiment scorer: trained by `benchmarks/embedded_model`, described in CARD.md."""
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+EMBEDDED_LM = _HERE / "lm"
+"""Folder for ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``."""
+
+EMBEDDED_SENTIMENT = _HERE / "sentiment"
+"""Folder of the sentiment scorer's weights; see :class:`rlhf_gym.sentiment.SentimentScorer`."""

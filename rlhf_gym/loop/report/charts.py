@@ -1,0 +1,252 @@
+"""The report's charts: each takes values read from the run and gives one SVG drawing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from markupsafe import Markup
+
+from rlhf_gym.loop.report.frontier import Frontier, FrontierPoint
+from rlhf_gym.loop.report.run_data import Iteration, Metric, RewardModelRound, RunData, finite
+from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread
+from rlhf_gym.loop.report.text import number, percent, signed
+
+_MOST_TARGETS = 150  # hover targets of one chart; more would be narrower than a pointer can hit
+_SMOOTH_FROM = 60  # iterations from which the eye needs help with the noise
+
+
+def learning_curve(run: RunData, metric: Metric) -> Markup:
+    """One metric by PPO iteration, with rounds marked and, for the gold reward and the KL, what it is read against."""
+    values = run.series(metric.key)
+    known = [value for value in values if value is not None]
+    count = len(values)
+    mark = _mark_of(run, metric)
+    y_range = padded([*known, mark[0]] if mark else known, from_zero=metric.from_zero)
+    chart = Chart(360, 216, (0.5, count + 0.5), y_range)
+    x_ticks = [tick for tick in nice_ticks(1, max(count, 2), 5, whole=True) if 1 <= tick <= count]
+    chart.axes("PPO iteration", x_ticks=x_ticks if len(x_ticks) > 1 else range(1, count + 1))
+    _rounds(chart, run.iterations)
+    if mark:
+        chart.segment((chart.left, chart.y(mark[0])), (chart.right, chart.y(mark[0])), "mark-line")
+    css = metric.key if metric.key in ("proxy", "gold") else "other"
+    points = list(enumerate(values, start=1))
+    if count >= _SMOOTH_FROM:
+        chart.line(points, f"{css} faint")
+        points = list(enumerate(_smoothed(values, max(3, count // 20)), start=1))
+    chart.line(points, css)
+    last = next((value for _, value in reversed(points) if value is not None), None)
+    if last is not None:
+        words = [(number(known[-1]), f"end {css}", chart.y(last))]
+        if mark:
+            words.append((mark[1], "tick", chart.y(mark[0])))
+        places = spread([word[2] for word in words], 13)
+        for (label, word_css, _), place in zip(words, places, strict=True):
+            chart.text((chart.right + 5, min(place + 4, chart.bottom + 2)), label, word_css)
+    _strips(chart, run.iterations, [metric.key], {metric.key: metric.title})
+    description = f"From {number(known[0])} to {number(known[-1])} {metric.unit}, over {count} iterations."
+    return chart.render(metric.title, description)
+
+
+def frontier_chart(found: Frontier) -> Markup:
+    """Proxy and gold gain against √KL, the gap between their trends shaded."""
+    held_out = [found.held_out] if found.held_out else []
+    everything = [*found.points, *held_out]
+    gains = [gain for point in everything for gain in (point.proxy, point.gold)]
+    reach = max(point.root_kl for point in everything) or 1.0
+    chart = Chart(480, 340, (0, 1.04 * reach), padded([0, *gains]), (14, 52, 44, 60))
+    chart.axes("√KL (KL in nats per response)", y_label=f"gain ({found.unit})")
+    trend = found.trend
+    chart.band([(p.root_kl, p.proxy) for p in trend], [(p.root_kl, p.gold) for p in trend], "gap-band")
+    for css in ("proxy", "gold"):
+        chart.dots([(point.root_kl, _gain(point, css)) for point in found.points], f"{css} faint")
+        chart.line([(point.root_kl, _gain(point, css)) for point in trend], css)
+        for point in held_out:
+            chart.diamond((point.root_kl, _gain(point, css)), css)
+    chart.add(f'<circle class="origin" cx="{chart.x(0)}" cy="{chart.y(0)}" r="4"/>')
+    chart.text((chart.x(0) + 8, chart.y(0) - 7), "reference")
+    if trend:
+        places = spread([chart.y(trend[-1].proxy), chart.y(trend[-1].gold)], 15)
+        for css, place in zip(("proxy", "gold"), places, strict=True):
+            chart.text((chart.right + 6, place + 4), css, f"end {css}")
+    for point in [*_thinned(found.points), *held_out]:
+        for css in ("proxy", "gold"):
+            figures = f"proxy {signed(point.proxy)}, gold {signed(point.gold)}, gap {signed(point.gap)}"
+            tip = f"{point.label}\nKL {number(point.root_kl**2, 2)} nats\n{figures}"
+            chart.spot((point.root_kl, _gain(point, css)), tip)
+    ending = trend[-1]
+    description = (
+        f"At the largest KL, {number(ending.root_kl**2, 1)} nats, the proxy gained {signed(ending.proxy)} and the gold "
+        f"{signed(ending.gold)} ({found.unit})."
+    )
+    return chart.render("Reward against KL", description)
+
+
+def gap_chart(found: Frontier) -> Markup:
+    """The over-optimisation gap, proxy gain minus gold gain, by iteration."""
+    gaps = [point.gap for point in found.points]
+    count = len(gaps)
+    chart = Chart(480, 340, (0.5, count + 0.5), padded([0, *gaps]), (14, 52, 44, 60))
+    chart.axes("PPO iteration", y_label=f"proxy − gold ({found.unit})", whole=True)
+    places = list(enumerate(gaps, start=1))
+    chart.band(places, [(x, 0.0) for x, _ in places], "gap-band")
+    smooth = _smoothed(gaps, max(3, count // 10)) if count > 6 else gaps
+    chart.line(places, "gap faint")
+    chart.line(list(enumerate(smooth, start=1)), "gap")
+    chart.text((chart.right + 5, chart.y(smooth[-1] or 0.0) + 4), signed(smooth[-1]), "end gap")
+    if chart.y(0) - chart.top > 40:
+        chart.text((chart.right, chart.top + 6), "proxy ahead of gold ↑", anchor="end")
+    for x, point in _thinned(tuple(enumerate(found.points, start=1))):
+        half = max(chart.x(1) - chart.x(0), (chart.right - chart.left) / _MOST_TARGETS) / 2
+        tip = f"{point.label}\ngap {signed(point.gap)} = proxy {signed(point.proxy)} − gold {signed(point.gold)}"
+        chart.strip(chart.x(x) - half, chart.x(x) + half, tip)
+    return chart.render("Over-optimisation gap", f"From {signed(gaps[0])} to {signed(gaps[-1])} ({found.unit}).")
+
+
+def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
+    """Reliability diagram: how often the rater agreed, against how sure the reward model was; counts below it."""
+    bins = [
+        (confidence, accuracy, int(count))
+        for row in reward_model.rows("bins")
+        if (confidence := finite(row.get("confidence"))) is not None
+        and (accuracy := finite(row.get("accuracy"))) is not None
+        and (count := finite(row.get("count"))) is not None
+        and count > 0
+    ]
+    if not bins:
+        return None
+    # A model asked for its preferred response is never less than half sure; one asked for the first response may be.
+    low = 0.5 if min(confidence for confidence, _, _ in bins) >= 0.5 else 0.0
+    bottom = 0.0 if low == 0 or min(accuracy for _, accuracy, _ in bins) < low else low
+    chart = Chart(400, 384, (low, 1), (bottom, 1.02), (14, 20, 118, 60))
+    ticks = [low + (1 - low) * part / 5 for part in range(6)]
+    y_ticks = [bottom + (1 - bottom) * part / 5 for part in range(6)]
+    names, y_names = ([percent(tick, 0) for tick in axis] for axis in (ticks, y_ticks))
+    label = "reward model's confidence"
+    chart.axes(label, y_label="rater agreed", x_ticks=ticks, x_names=names, y_ticks=y_ticks, y_names=y_names)
+    chart.segment((chart.x(low), chart.y(low)), (chart.x(1), chart.y(1)), "mark-line")
+    most, floor, half = max(count for _, _, count in bins), chart.height - 6, 9.0
+    for confidence, accuracy, count in bins:
+        low_end, high_end = _wilson(accuracy, count)
+        place = chart.x(confidence)
+        chart.segment((place, chart.y(max(low_end, bottom))), (place, chart.y(high_end)), "whisker other")
+        height = 44 * count / most
+        chart.add(
+            f'<rect class="bar" x="{place - half}" y="{floor - height:.1f}" width="{2 * half}" height="{height:.1f}"/>'
+        )
+        chart.text((place, floor - height - 4), number(count), "count", "middle")
+    chart.line([(confidence, accuracy) for confidence, accuracy, _ in bins], "other")
+    chart.dots([(confidence, accuracy) for confidence, accuracy, _ in bins], "other", 4)
+    chart.text((chart.left - 6, floor), "pairs", anchor="end")
+    for confidence, accuracy, count in bins:
+        tip = f"{number(count)} pairs\nconfidence {percent(confidence)}\nrater agreed {percent(accuracy)}"
+        chart.spot((confidence, accuracy), tip, 12)
+    return chart.render("Calibration of the reward model", f"{len(bins)} bins of held-out pairs.")
+
+
+def loss_chart(reward_model: RewardModelRound) -> Markup | None:
+    """The reward model's losses by epoch, beside ln 2, the loss of a coin."""
+    epochs = reward_model.rows("epochs")
+    curves = {
+        name: [finite(epoch.get(key)) for epoch in epochs]
+        for name, key in (("train", "train_loss"), ("held-out", "validation_loss"))
+    }
+    known = [value for curve in curves.values() for value in curve if value is not None]
+    if not known:
+        return None
+    chart = Chart(400, 280, (0.9, max(len(epochs), 2) + 0.1), padded([*known, math.log(2)]), (14, 74, 44, 60))
+    chart.axes("epoch", y_label="Bradley–Terry loss (nats)", x_ticks=nice_ticks(1, max(len(epochs), 2), 6, whole=True))
+    coin = chart.y(math.log(2))
+    chart.segment((chart.left, coin), (chart.right, coin), "mark-line")
+    words = [("a coin: ln 2", "tick", coin)]
+    for (name, curve), css in zip(curves.items(), ("other faint-line", "other"), strict=True):
+        chart.line(list(enumerate(curve, start=1)), css)
+        last = next((value for value in reversed(curve) if value is not None), None)
+        if last is not None:
+            words.append((name, "end other", chart.y(last)))
+    for (label, css, _), place in zip(words, spread([word[2] for word in words], 14), strict=True):
+        chart.text((chart.right + 5, place + 4), label, css)
+    half = (chart.x(2) - chart.x(1)) / 2
+    for index, epoch in enumerate(epochs, start=1):
+        accuracy = percent(finite(epoch.get("validation_accuracy")))
+        losses = ", ".join(f"{name} {number(curve[index - 1], 3)}" for name, curve in curves.items())
+        chart.strip(chart.x(index) - half, chart.x(index) + half, f"Epoch {index}\n{losses}\naccuracy {accuracy}")
+    return chart.render("Reward model's loss", f"Over {len(epochs)} epochs.")
+
+
+def win_rate_chart(rate: float, low: float | None, high: float | None) -> Markup:
+    """The win rate with its interval on a scale from 0 to 100%, the coin's 50% marked."""
+    chart = Chart(480, 132, (0, 1), (0, 1), (34, 24, 46, 24))
+    quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
+    names = [percent(tick, 0) for tick in quarters]
+    chart.axes("held-out prompts on which the tuned response won", x_ticks=quarters, x_names=names, y_ticks=[])
+    chart.segment((chart.x(0.5), chart.top), (chart.x(0.5), chart.bottom), "mark-line strong")
+    middle = chart.y(0.42)
+    if low is not None and high is not None:
+        chart.add(
+            f'<rect class="interval" x="{chart.x(low)}" y="{middle - 7}" rx="3" height="14" '
+            f'width="{max(chart.x(high) - chart.x(low), 1):.1f}"/>'
+        )
+    chart.add(f'<circle class="dot other rate" cx="{chart.x(rate)}" cy="{middle}" r="6"/>')
+    chart.text((min(max(chart.x(rate), 60), 420), 16), percent(rate), "end other big", "middle")
+    if abs(chart.x(rate) - chart.x(0.5)) > 74:
+        chart.text((chart.x(0.5), 24), "no better than chance", anchor="middle")
+    return chart.render("Win rate", f"{percent(rate)}, 95% interval {percent(low)} to {percent(high)}.")
+
+
+def _gain(point: FrontierPoint, css: str) -> float:
+    return point.proxy if css == "proxy" else point.gold
+
+
+def _mark_of(run: RunData, metric: Metric) -> tuple[float, str] | None:
+    """The level a metric is read against: the reference's gold score, or the KL that the controller aims for."""
+    if metric.key == "gold":
+        level, words = run.figure("gold_before"), "before"
+    elif metric.key == "kl":
+        level, words = finite(run.setting("ppo.kl_target", "agent.kl_target", "kl_target")), "target"
+    else:
+        return None
+    return None if level is None else (level, words)
+
+
+def _rounds(chart: Chart, iterations: tuple[Iteration, ...]) -> None:
+    starts = [after for before, after in itertools.pairwise(iterations) if after.round != before.round]
+    for start in starts:
+        place = round((chart.x(start.index) + chart.x(start.index - 1)) / 2, 1)
+        chart.segment((place, chart.top), (place, chart.bottom), "round-line")
+        chart.text((place + 4, chart.top - 3), f"round {start.round}" if len(starts) <= 3 else str(start.round))
+
+
+def _strips(chart: Chart, iterations: tuple[Iteration, ...], keys: list[str], names: dict[str, str]) -> None:
+    shown = _thinned(iterations)
+    edges = [
+        chart.left,
+        *((chart.x(a.index) + chart.x(b.index)) / 2 for a, b in itertools.pairwise(shown)),
+        chart.right,
+    ]
+    for iteration, start, end in zip(shown, edges, edges[1:], strict=False):
+        tokens = f", {iteration.tokens:,} tokens" if iteration.tokens is not None else ""
+        lines = [f"{names[key]}: {number(iteration.values.get(key))}" for key in keys]
+        chart.strip(start, end, "\n".join([f"Iteration {iteration.index}, round {iteration.round}{tokens}", *lines]))
+
+
+def _smoothed(values: list[float | None] | list[float], width: int) -> list[float | None]:
+    """Centred moving mean over `width` iterations; gaps stay gaps."""
+    reach = width // 2
+    found: list[float | None] = []
+    for index, value in enumerate(values):
+        near = [other for other in values[max(0, index - reach) : index + reach + 1] if other is not None]
+        found.append(None if value is None else sum(near) / len(near))
+    return found
+
+
+def _thinned[T](items: tuple[T, ...]) -> list[T]:
+    """At most about `_MOST_TARGETS` of the items, evenly spaced."""
+    return list(items[:: max(1, math.ceil(len(items) / _MOST_TARGETS))])
+
+
+def _wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval for a share of `count` (Wilson 1927)."""
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)

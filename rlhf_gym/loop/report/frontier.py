@@ -1,0 +1,114 @@
+"""Reward against KL: what each nat of drift from the reference bought, and how far the proxy ran ahead of the gold.
+
+Proxy and gold count in units of their own. As in Gao, Schulman and Hilton (2022, "Scaling laws for reward model
+overoptimization"), both are standardised on the reference's responses (mean 0, deviation 1 there), after which their
+difference, the over-optimisation gap, means something.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from rlhf_gym.loop.report.run_data import RunData, finite
+
+_FEWEST_PAIRS = 8  # below this a standard deviation is too rough to divide by
+_MOST_BINS = 10
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One iteration: its √KL and both gains over the reference."""
+
+    root_kl: float
+    proxy: float
+    gold: float
+    label: str
+
+    @property
+    def gap(self) -> float:
+        """Proxy gain minus gold gain."""
+        return self.proxy - self.gold
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The frontier of a run.
+
+    Attributes:
+        points: iterations in the order of training.
+        trend: means of the points in bins of equal count along √KL.
+        held_out: the tuned model on the held-out prompts, if it was evaluated.
+        standardised: True if gains are in standard deviations of the reference's scores, False if in raw units.
+    """
+
+    points: tuple[FrontierPoint, ...]
+    trend: tuple[FrontierPoint, ...]
+    held_out: FrontierPoint | None
+    standardised: bool
+
+    @property
+    def unit(self) -> str:
+        """What a gain is counted in."""
+        return "SD of reference scores" if self.standardised else "raw units"
+
+
+def frontier(run: RunData) -> Frontier | None:
+    """The frontier, or None before the first iteration that has KL, proxy and gold."""
+    rows = [
+        (iteration, iteration.values["kl"], iteration.values["proxy"], iteration.values["gold"])
+        for iteration in run.iterations
+        if {"kl", "proxy", "gold"} <= iteration.values.keys()
+    ]
+    if not rows:
+        return None
+    proxy_scale, gold_scale = _reference_scale(run, "proxy"), _reference_scale(run, "gold")
+    standardised = proxy_scale is not None and gold_scale is not None
+    if proxy_scale is None or gold_scale is None:
+        # No reference responses to measure by: raw gains over the first iteration, and the page says so.
+        proxy_scale, gold_scale = (rows[0][2], 1.0), (rows[0][3], 1.0)
+
+    def point(kl: float, proxy: float, gold: float, label: str) -> FrontierPoint:
+        # A one-sample estimate of a KL near zero may come out below it.
+        return FrontierPoint(math.sqrt(max(kl, 0.0)), _gain(proxy, proxy_scale), _gain(gold, gold_scale), label)
+
+    points = tuple(
+        point(kl, proxy, gold, f"Iteration {iteration.index}, round {iteration.round}")
+        for iteration, kl, proxy, gold in rows
+    )
+    kl, proxy, gold = run.figure("kl"), run.figure("proxy_after"), run.figure("gold_after")
+    held_out = None
+    if standardised and kl is not None and proxy is not None and gold is not None:
+        held_out = point(kl, proxy, gold, "Tuned model on held-out prompts")
+    return Frontier(points, _trend(points), held_out, standardised)
+
+
+def _gain(value: float, scale: tuple[float, float]) -> float:
+    return (value - scale[0]) / scale[1]
+
+
+def _reference_scale(run: RunData, name: str) -> tuple[float, float] | None:
+    """Mean and standard deviation of the reference's scores on the held-out prompts."""
+    found = [finite(pair.get(f"{name}_before")) for pair in run.pairs]
+    scores = [score for score in found if score is not None]
+    if len(scores) < _FEWEST_PAIRS:
+        return None
+    deviation = statistics.stdev(scores)
+    mean = run.figure(f"{name}_before")
+    return (statistics.fmean(scores) if mean is None else mean, deviation) if deviation > 0 else None
+
+
+def _trend(points: tuple[FrontierPoint, ...]) -> tuple[FrontierPoint, ...]:
+    ordered = sorted(points, key=lambda point: point.root_kl)
+    bins = min(_MOST_BINS, max(1, len(ordered) // 3)) if len(ordered) > 6 else len(ordered)
+    edges = [round(index * len(ordered) / bins) for index in range(bins + 1)]
+    return tuple(
+        FrontierPoint(
+            statistics.fmean(point.root_kl for point in members),
+            statistics.fmean(point.proxy for point in members),
+            statistics.fmean(point.gold for point in members),
+            f"Mean of {len(members)} iterations",
+        )
+        for members in (ordered[start:end] for start, end in zip(edges, edges[1:], strict=False))
+    )

@@ -1,0 +1,238 @@
+"""Reads a run directory into plain values.
+
+Nothing here fails on a run that stopped early: a file that is not there yet is None or empty, and a file that cannot
+be read (a write cut short by a kill, say) is named in `RunData.problems`, which the page shows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One quantity of `metrics.csv`.
+
+    Attributes:
+        key: its name in the report.
+        title: its name in a heading.
+        unit: what one is counted in.
+        columns: the column names it may stand under, the first that holds a number wins.
+        from_zero: whether its axis starts at zero (for what cannot be negative and is read against zero).
+    """
+
+    key: str
+    title: str
+    unit: str
+    columns: tuple[str, ...]
+    from_zero: bool = False
+
+
+# The one table of column names: a logger that renames a column is answered here and nowhere else.
+METRICS = (
+    Metric("proxy", "Proxy reward", "reward model's score, mean per response", ("objective/scores", "scores", "proxy")),
+    Metric("gold", "Gold reward", "gold score, mean per response", ("gold", "objective/gold", "gold_score")),
+    Metric("kl", "KL to the reference", "nats per response", ("objective/kl", "kl"), True),
+    Metric("entropy", "Entropy", "policy's entropy", ("objective/entropy", "entropy", "policy/entropy_avg")),
+    Metric("length", "Response length", "tokens per response", ("response_length", "objective/response_length")),
+    Metric("eos", "Ended by itself", "share of responses", ("eos_rate", "objective/eos_rate"), True),
+    Metric("value_loss", "Value loss", "squared error", ("loss/value_avg", "loss/value", "train/value_loss"), True),
+    Metric("clip", "Clip fraction", "share of tokens", ("policy/clipfrac_avg", "train/clip_fraction"), True),
+    Metric("approx_kl", "KL of one update", "nats per token", ("policy/approxkl_avg", "train/approx_kl"), True),
+    Metric("kl_coef", "KL coefficient", "reward per nat", ("objective/kl_coef", "kl_coef", "train/kl_coef"), True),
+)
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One PPO iteration: its round, its number within the run (from 1), tokens so far, and its figures."""
+
+    round: int
+    index: int
+    tokens: int | None
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RewardModelRound:
+    """What `round-N/reward_model.json` says of one reward model."""
+
+    round: int
+    figures: Mapping[str, Any]
+
+    def get(self, key: str) -> float | None:
+        """A figure, or None where it is missing or not a finite number."""
+        return finite(self.figures.get(key))
+
+    def rows(self, key: str) -> list[Mapping[str, Any]]:
+        """A list of mappings ("bins", "epochs"), empty where it is missing."""
+        found = self.figures.get(key)
+        return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report shows, read from one run directory."""
+
+    run_dir: Path
+    config: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    iterations: tuple[Iteration, ...]
+    reward_models: tuple[RewardModelRound, ...]
+    evaluation: Mapping[str, Any]
+    labels: int | None
+    started: datetime | None
+    wall_seconds: float | None
+    problems: tuple[str, ...] = field(default=())
+
+    def series(self, key: str) -> list[float | None]:
+        """A metric by iteration; None where an iteration has no such figure."""
+        return [iteration.values.get(key) for iteration in self.iterations]
+
+    def figure(self, key: str) -> float | None:
+        """A figure of the evaluation, or None."""
+        return finite(self.evaluation.get(key))
+
+    @property
+    def pairs(self) -> list[Mapping[str, Any]]:
+        """The evaluation's prompts with their responses before and after."""
+        found = self.evaluation.get("pairs")
+        return [pair for pair in found if isinstance(pair, Mapping)] if isinstance(found, list) else []
+
+    def setting(self, *paths: str) -> str | float | None:
+        """The first of these dotted configuration keys that holds a plain value."""
+        for path in paths:
+            value: Any = self.config
+            for key in path.split("."):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, str | int | float):
+                return value
+        return None
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float, or None where it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        as_float = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return as_float if math.isfinite(as_float) else None
+
+
+def read_run(run_dir: Path) -> RunData:
+    """Reads whatever there is of a run.
+
+    Args:
+        run_dir: a run directory, finished or not.
+    """
+    problems: list[str] = []
+
+    def read(name: str, parse: Callable[[str], T], empty: T) -> T:
+        path = run_dir / name
+        if not path.is_file():
+            return empty
+        try:
+            parsed = parse(path.read_text(encoding="utf-8", errors="replace"))
+        except (OSError, ValueError, csv.Error, yaml.YAMLError, RecursionError) as error:
+            problems.append(f"{name} could not be read: {error}")
+            return empty
+        if not isinstance(parsed, type(empty)):
+            problems.append(f"{name} holds {type(parsed).__name__}, expected {type(empty).__name__}")
+            return empty
+        return parsed
+
+    nothing: dict[str, Any] = {}
+    evaluation = read("evaluation.json", json.loads, nothing)
+    versions = read("versions.json", json.loads, nothing)
+    rounds = []
+    for folder in run_dir.glob("round-*"):
+        match = re.fullmatch(r"round-(\d+)", folder.name)
+        figures = read(f"{folder.name}/reward_model.json", json.loads, nothing) if match else nothing
+        if match and figures:
+            rounds.append(RewardModelRound(int(match[1]), figures))
+    reward_models = tuple(sorted(rounds, key=lambda reward_model: reward_model.round))
+    return RunData(
+        run_dir=run_dir,
+        config=read("config.yaml", yaml.safe_load, nothing),
+        versions=versions,
+        iterations=read("metrics.csv", _iterations, ()),
+        reward_models=reward_models,
+        evaluation=evaluation,
+        labels=_labels(run_dir / "feedback.sqlite", reward_models),
+        started=_started(run_dir, versions),
+        wall_seconds=_wall_seconds(evaluation, versions),
+        problems=tuple(problems),
+    )
+
+
+def _iterations(text: str) -> tuple[Iteration, ...]:
+    """Rows of metrics.csv; where a resumed run wrote an iteration again, the later row counts."""
+    rows: dict[tuple[int, int], dict[str, str | None]] = {}
+    for position, row in enumerate(csv.DictReader(io.StringIO(text.replace("\0", ""), newline=""))):
+        number = finite(row.get("iteration"))
+        rows[int(finite(row.get("round")) or 1), position if number is None else int(number)] = row
+    found = []
+    for index, ((round_number, _), row) in enumerate(sorted(rows.items()), start=1):
+        tokens = finite(row.get("timesteps"))
+        values = {}
+        for metric in METRICS:
+            numbers = (finite(row.get(column)) for column in metric.columns)
+            first = next((value for value in numbers if value is not None), None)
+            if first is not None:
+                values[metric.key] = first
+        found.append(Iteration(round_number, index, None if tokens is None else int(tokens), values))
+    return tuple(found)
+
+
+def _labels(store: Path, reward_models: tuple[RewardModelRound, ...]) -> int | None:
+    """Judgements in the feedback store; without one, the preferences that the last reward model was fitted on."""
+    if store.is_file():
+        try:
+            connection = sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True, timeout=2)
+            try:
+                return int(connection.execute("SELECT count(*) FROM judgements").fetchone()[0])
+            finally:
+                connection.close()
+        except sqlite3.Error:
+            pass  # an older or busy store: the count below is close enough for a tile
+    if reward_models:
+        parts = [reward_models[-1].get("n_train"), reward_models[-1].get("n_validation")]
+        return int(sum(part for part in parts if part is not None)) or None
+    return None
+
+
+def _started(run_dir: Path, versions: Mapping[str, Any]) -> datetime | None:
+    for key in ("started_at", "started", "date", "created_at"):
+        value = versions.get(key)
+        if isinstance(value, str):
+            try:
+                return datetime.fromisoformat(value)
+            except ValueError:
+                continue
+    config = run_dir / "config.yaml"
+    return datetime.fromtimestamp(config.stat().st_mtime) if config.is_file() else None
+
+
+def _wall_seconds(*sources: Mapping[str, Any]) -> float | None:
+    for source in sources:
+        for key in ("wall_seconds", "seconds", "wall_time"):
+            seconds = finite(source.get(key))
+            if seconds is not None:
+                return seconds
+    return None

@@ -1,0 +1,97 @@
+"""Text and numbers as the report prints them.
+
+What a language model wrote is not trusted: it may hold markup, control characters, or bidirectional overrides that
+make a line read as something else. Jinja2 escapes the markup; the rest is replaced here by its visible code point.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+from markupsafe import Markup, escape
+
+# Joiners shape letters and emoji; every other format character (Cf) can hide or reorder text.
+_HARMLESS = frozenset("\n\t\u200c\u200d")
+_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
+_SECRET = re.compile(r"(^|_)(api_?key|secret|password|((api|access|auth|bearer|hf)_)?token)$", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def _hidden(char: str) -> bool:
+    return char not in _HARMLESS and unicodedata.category(char) in _HIDDEN_CATEGORIES
+
+
+def plain(text: object) -> str:
+    """The text with each hidden character written as its code point, for attributes and titles."""
+    return "".join(f"[U+{ord(char):04X}]" if _hidden(char) else char for char in str(text))
+
+
+def visible(text: object, limit: int = 4000) -> Markup:
+    """The text as safe HTML: escaped, hidden characters as marked code points, line ends shown, cut at `limit`."""
+    whole = str(text)
+    parts: list[str] = []
+    for char in whole[:limit]:
+        if char == "\n":
+            parts.append('<span class="mark" aria-hidden="true">↵</span>\n')
+        elif _hidden(char):
+            code = f"U+{ord(char):04X}"
+            name = unicodedata.name(char, "control character")
+            parts.append(f'<span class="mark" title="{code} {escape(name)}">{code}</span>')
+        else:
+            parts.append(str(escape(char)))
+    if len(whole) > limit:
+        parts.append(f'<span class="mark">… {len(whole) - limit:,} more characters</span>')
+    # Every part above is either escaped or ours.
+    return Markup("".join(parts))
+
+
+def is_secret(key: str) -> bool:
+    """True for a configuration key whose value must not be shown to whoever gets the report."""
+    return _SECRET.search(key) is not None
+
+
+def without_credentials(value: str) -> str:
+    """The value with `user:password@` taken out of any address in it."""
+    return _CREDENTIALS.sub("", value)
+
+
+def number(value: float | None, decimals: int | None = None) -> str:
+    """A figure with a true minus sign and about three significant digits; "–" where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if decimals is None:
+        size = abs(value)
+        if value == int(value) and size < 1e15:
+            decimals = 0
+        elif size < 1e-3:
+            return f"{value:.1e}".replace("-", "−")
+        else:
+            decimals = max(0, 2 - math.floor(math.log10(size)))
+    printed = f"{value:,.{decimals}f}"
+    if float(printed.replace(",", "")) == 0:
+        printed = printed.lstrip("-")  # a rounded "-0.00" says nothing
+    return printed.replace("-", "−")
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """A difference, with its sign."""
+    printed = number(value, decimals)
+    return f"+{printed}" if value is not None and math.isfinite(value) and value > 0 else printed
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """A share between 0 and 1 as a percentage."""
+    return "–" if value is None or not math.isfinite(value) else f"{number(100 * value, decimals)}%"
+
+
+def duration(seconds: float | None) -> str:
+    """A wall time in the two largest units that matter."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "–"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours:,} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,177 @@
+"""Prompts with responses as padded tensors, and the log-probabilities of their response tokens in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.sampling import Limits, Sampling, behaviour_log_probs
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """``B`` sequences (a prompt and its response each), padded to ``T`` tokens; responses to ``R``.
+
+    Attributes:
+        ids: int64 ``[B, T]``.
+        attention_mask: bool ``[B, 1, T, T]`` for left padding, or None: with right padding no real token can look at
+            padding, and plain causal attention is fastest.
+        position_ids: int64 ``[B, T]`` for left padding, else None.
+        responses: int64 ``[B, R]``, padded on the right.
+        response_mask: bool ``[B, R]``, True at the response's tokens, EOS included.
+        predicted_from: int64 ``[B, R]``, the column of ``ids`` whose hidden state predicts each response token.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    responses: Tensor
+    response_mask: Tensor
+    predicted_from: Tensor
+
+
+def pack_sequences(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad_id: int,
+    *,
+    side: Literal["right", "left"] = "right",
+    device: torch.device | str = "cpu",
+) -> SequenceBatch:
+    """Pad prompts with their responses to one rectangle.
+
+    Args:
+        prompts: ids of each prompt, at least one each (a first response token needs something to be predicted from).
+        responses: ids of each response, EOS included where it was written.
+        pad_id: fills the rest; never attended to, never learned from.
+        side: where whole sequences are padded.
+        device: where the tensors go.
+    """
+    n = len(prompts)
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    width, longest = max(lengths), max(1, *(len(r) for r in responses))
+    ids = torch.full((n, width), pad_id, dtype=torch.long)
+    response_ids = torch.full((n, longest), pad_id, dtype=torch.long)
+    response_mask = torch.zeros(n, longest, dtype=torch.bool)
+    predicted_from = torch.zeros(n, longest, dtype=torch.long)
+    starts = torch.zeros(n, dtype=torch.long)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        start = width - lengths[i] if side == "left" else 0
+        starts[i] = start
+        ids[i, start : start + lengths[i]] = torch.tensor([*prompt, *response])
+        response_ids[i, : len(response)] = torch.tensor(response)
+        response_mask[i, : len(response)] = True
+        first = start + len(prompt) - 1
+        predicted_from[i, : len(response)] = torch.arange(first, first + len(response))
+    attention_mask = position_ids = None
+    if side == "left" and bool(starts.any()):
+        columns = torch.arange(width)
+        real = columns[None] >= starts[:, None]
+        attention_mask = causal_mask(real).to(device)
+        position_ids = (columns[None] - starts[:, None]).clamp(min=0).to(device)
+    tensors = (t.to(device) for t in (response_ids, response_mask, predicted_from))
+    return SequenceBatch(ids.to(device), attention_mask, position_ids, *tensors)
+
+
+def causal_mask(real: Tensor) -> Tensor:
+    """Which key each query may look at, for left-padded rows.
+
+    Args:
+        real: bool ``[B, T]``, False at padding.
+
+    Returns:
+        bool ``[B, 1, T, T]``. Padding looks at itself only: a row without any key would be NaN, and NaN would spread.
+    """
+    width = real.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
+    own = torch.eye(width, dtype=torch.bool, device=real.device)
+    return ((causal & real[:, None, :]) | own)[:, None]
+
+
+def response_hidden(model: LanguageModel, batch: SequenceBatch) -> Tensor:
+    """Hidden states that predict the response tokens, flattened to ``[N, D]`` in the order of ``response_mask``."""
+    hidden = model.hidden(batch.ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
+    rows, columns = batch.response_mask.nonzero(as_tuple=True)
+    return hidden[rows, batch.predicted_from[rows, columns]]
+
+
+def response_positions(batch: SequenceBatch) -> Tensor:
+    """int64 ``[N]``: each response token's place in its response, in the order of ``response_mask``."""
+    return batch.response_mask.nonzero(as_tuple=True)[1]
+
+
+def chosen_log_probs(
+    model: LanguageModel,
+    batch: SequenceBatch,
+    hidden: Tensor,
+    sampling: Sampling,
+    limits: Limits,
+    *,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each response token under the behaviour distribution, and its entropy if asked for.
+
+    Args:
+        model: whose head turns hidden states into logits.
+        batch: the sequences.
+        hidden: ``[N, D]`` from :func:`response_hidden`.
+        sampling: temperature, top-k and top-p, as in generation.
+        limits: forbidden tokens, as in generation.
+        entropy: also return the distribution's entropy.
+
+    Returns:
+        float32 ``[N]`` log-probabilities, and float32 ``[N]`` entropies in nats or None.
+    """
+    log_probs = behaviour_log_probs(limits.apply(model.logits(hidden), response_positions(batch)), sampling)
+    chosen = log_probs.gather(-1, batch.responses[batch.response_mask][:, None]).squeeze(-1)
+    if not entropy:
+        return chosen, None
+    # 0 * -inf is NaN: forbidden tokens have no share in the entropy.
+    finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
+    return chosen, -(log_probs.exp() * finite).sum(-1)
+
+
+@torch.no_grad()
+def token_log_probs(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    sampling: Sampling,
+    limits: Limits,
+    *,
+    tokens_per_batch: int = 4096,
+) -> list[Tensor]:
+    """Log-probabilities of every response's tokens, without gradients, in batches of like length.
+
+    Returns:
+        For each response a float32 tensor ``[len(response)]``, in the order given.
+    """
+    out: list[Tensor] = [torch.zeros(0)] * len(prompts)
+    for rows in batches_by_length([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens_per_batch):
+        batch = pack_sequences(
+            [prompts[i] for i in rows], [responses[i] for i in rows], model.tokenizer.pad_id, device=model.device
+        )
+        chosen, _ = chosen_log_probs(model, batch, response_hidden(model, batch), sampling, limits)
+        for i, values in zip(rows, chosen.split([len(responses[i]) for i in rows]), strict=True):
+            out[i] = values.cpu()
+    return out
+
+
+def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Group indices so that a batch holds sequences of like length and at most ``tokens_per_batch`` padded tokens.
+
+    Every batch holds at least one sequence. Longest first, so that memory runs out at once or not at all.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= tokens_per_batch:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -1,0 +1,150 @@
+"""Cached decoding against plain teacher forcing: the same numbers, whatever the padding, the batch and the restarts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import tiny_language_model
+
+from rlhf_gym.decoding import CachedDecoder, cut_at_stop, generate
+from rlhf_gym.errors import ModelError
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.sampling import Limits, Sampling
+from rlhf_gym.sequences import chosen_log_probs, pack_sequences, response_hidden, token_log_probs
+
+KINDS = ("gpt2", "llama")
+PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10, 11], [3, 3]]
+LIMITS = Limits(eos_id=0, banned=(1,), max_tokens=20)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return tiny_language_model(request.param, scale=4.0)
+
+
+def plain_hidden(model: LanguageModel, ids: list[int]) -> torch.Tensor:
+    """One sequence, no cache, no padding: the reference for everything else."""
+    with torch.no_grad():
+        return model.hidden(torch.tensor([ids]))[0, -1]
+
+
+def test_left_padded_prefill_equals_each_prompt_alone(model: LanguageModel) -> None:
+    hidden = CachedDecoder(model).start(range(4), PROMPTS)
+    for row, prompt in zip(hidden, PROMPTS, strict=True):
+        torch.testing.assert_close(row, plain_hidden(model, prompt), atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_slots_that_restart_end_and_go_on(model: LanguageModel, data: st.DataObject) -> None:
+    """Whatever happens to the other slots, a slot's hidden state is that of its own tokens alone."""
+    decoder = CachedDecoder(model)
+    tokens = st.integers(2, 27)
+    prompts = st.lists(tokens, min_size=1, max_size=9)
+    written = {slot: data.draw(prompts) for slot in range(3)}
+    hidden = dict(zip(written, decoder.start(list(written), list(written.values())), strict=True))
+    for _ in range(data.draw(st.integers(1, 12))):
+        restart = data.draw(st.sets(st.integers(0, 3), max_size=2))
+        if restart:
+            fresh = {slot: data.draw(prompts) for slot in sorted(restart)}
+            written |= fresh
+            hidden |= dict(zip(fresh, decoder.start(list(fresh), list(fresh.values())), strict=True))
+        drop = data.draw(st.sets(st.sampled_from(sorted(written)), max_size=1)) if len(written) > 1 else set()
+        for slot in drop:
+            del written[slot], hidden[slot]
+        slots = data.draw(st.permutations(sorted(written)))
+        new = torch.tensor([data.draw(tokens) for _ in slots])
+        for slot, token in zip(slots, new.tolist(), strict=True):
+            written[slot] = [*written[slot], token]
+        hidden = dict(zip(slots, decoder.append(slots, new), strict=True))
+        for slot, row in hidden.items():
+            torch.testing.assert_close(row, plain_hidden(model, written[slot]), atol=2e-5, rtol=1e-4)
+
+
+def test_a_restart_forgets_columns_so_that_memory_stays_bounded(model: LanguageModel) -> None:
+    decoder = CachedDecoder(model)
+    decoder.start([0, 1], [[2, 3], [4, 5]])
+    for step in range(60):
+        if step % 6 == 0:
+            decoder.start([step // 6 % 2], [[2, 3, 4]])
+        decoder.append([0, 1], torch.tensor([5, 6]))
+    assert decoder.cache.mask.shape[1] <= 20
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_k=9), Sampling(1.3, top_p=0.8)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_generation_log_probs_equal_teacher_forcing(model: LanguageModel, sampling: Sampling, side: str) -> None:
+    generations = generate(model, PROMPTS, LIMITS, sampling=sampling, seed=3)
+    assert {g.ended for g in generations} <= {True, False}
+    batch = pack_sequences(PROMPTS, [g.ids for g in generations], 1, side=side)  # type: ignore[arg-type]
+    with torch.no_grad():
+        chosen, _ = chosen_log_probs(model, batch, response_hidden(model, batch), sampling, LIMITS)
+    expected = torch.tensor([x for g in generations for x in g.log_probs])
+    torch.testing.assert_close(chosen, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_some_responses_end_in_mid_batch(model: LanguageModel) -> None:
+    generations = generate(model, PROMPTS * 6, LIMITS, seed=1)
+    assert any(g.ended for g in generations)
+    assert any(not g.ended for g in generations)
+    for g in generations:
+        assert (g.ids[-1] == 0) == g.ended
+        assert 0 not in g.ids[:-1]
+        assert 1 not in g.ids
+        assert len(g.ids) == len(g.log_probs) <= LIMITS.max_tokens
+        assert g.ended or len(g.ids) == LIMITS.max_tokens
+
+
+def test_batch_size_and_company_do_not_change_what_is_drawn(model: LanguageModel) -> None:
+    whole = generate(model, PROMPTS * 3, LIMITS, seed=5)
+    small = generate(model, PROMPTS * 3, LIMITS, seed=5, batch_size=2)
+    alone = generate(model, PROMPTS[2:3], LIMITS, seed=5, first_episode=2)
+    assert [g.ids for g in whole] == [g.ids for g in small]
+    assert alone[0].ids == whole[2].ids
+    assert len({tuple(g.ids) for g in whole}) > 4
+
+
+def test_minimum_length_holds_back_eos(model: LanguageModel) -> None:
+    limits = Limits(eos_id=0, banned=(1,), min_tokens=7, max_tokens=20)
+    generations = generate(model, PROMPTS * 4, limits, seed=1)
+    assert min(len(g.ids) for g in generations) >= 8
+    logs = token_log_probs(model, PROMPTS * 4, [g.ids for g in generations], Sampling(), limits)
+    for g, row in zip(generations, logs, strict=True):
+        torch.testing.assert_close(row, torch.tensor(g.log_probs), atol=1e-5, rtol=1e-5)
+
+
+def test_stop_sequence_ends_and_is_cut(model: LanguageModel) -> None:
+    free = generate(model, PROMPTS, LIMITS, seed=2)
+    stop = free[0].text[3:5]
+    stopped = generate(model, PROMPTS, LIMITS, seed=2, stop=[stop])[0]
+    assert stopped.ended
+    assert stopped.text == free[0].text[: free[0].text.index(stop)]
+    assert stopped.ids == free[0].ids[: len(stopped.ids)]
+
+
+def test_cut_at_stop_takes_the_first_of_all() -> None:
+    assert cut_at_stop("one. two! three", ["!", "."]) == "one"
+    assert cut_at_stop("none", ["!"]) == "none"
+
+
+def test_greedy_takes_the_most_probable(model: LanguageModel) -> None:
+    one = generate(model, PROMPTS[:1], LIMITS, greedy=True, seed=1)[0]
+    logits = model.logits(plain_hidden(model, PROMPTS[0])[None])[0].clone()
+    logits[1] = -torch.inf
+    assert one.ids[0] == int(logits.argmax())
+
+
+def test_values_are_read_from_the_same_pass(model: LanguageModel) -> None:
+    head = torch.nn.Linear(model.hidden_size, 1)
+    g = generate(model, PROMPTS[:1], LIMITS, seed=4, value_head=lambda h: head(h).squeeze(-1))[0]
+    with torch.no_grad():
+        expected = [float(head(plain_hidden(model, PROMPTS[0] + g.ids[:t]))) for t in range(len(g.ids))]
+    assert g.values == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_by_its_length() -> None:
+    model = tiny_language_model(context=24)
+    with pytest.raises(ModelError, match="at most 4 tokens"):
+        generate(model, [[2] * 5], LIMITS)

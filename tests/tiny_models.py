@@ -1,0 +1,65 @@
+"""Tiny language models with random weights, built in a moment, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from rlhf_gym.language_model import LanguageModel
+
+
+class LetterTokenizer:
+    """One token a character: id 0 is EOS, 1 is padding, 2 and on are ``chr(97)``, ``chr(98)``, ..."""
+
+    name = "letters"
+    eos_id = 0
+    pad_id = 1
+
+    def __init__(self, vocab_size: int = 28) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(c) - 97 + 2 for c in text]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.encode(text) or [self.eos_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(i - 2 + 97) for i in ids if i > 1)
+
+
+def tiny_language_model(
+    kind: Literal["gpt2", "llama"] = "gpt2",
+    *,
+    vocab_size: int = 28,
+    hidden: int = 32,
+    layers: int = 2,
+    context: int = 64,
+    seed: int = 0,
+    scale: float = 1.0,
+) -> LanguageModel:
+    """A random model; ``llama`` has rotary positions and grouped keys, ``gpt2`` learned absolute positions.
+
+    ``scale`` multiplies the weights: above 1, distributions get less even.
+    """
+    torch.manual_seed(seed)
+    model: PreTrainedModel
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocab_size, n_positions=context, n_embd=hidden, n_layer=layers, n_head=4)
+        )
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab_size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=context,
+            )
+        )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter *= scale
+    return LanguageModel(model, LetterTokenizer(vocab_size), f"tiny-{kind}")
