@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 from markupsafe import Markup
 
 from rlhf_gym.loop.report.frontier import Frontier, FrontierPoint
 from rlhf_gym.loop.report.run_data import Iteration, Metric, RewardModelRound, RunData, finite
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread
-from rlhf_gym.loop.report.text import number, percent, signed
+from rlhf_gym.loop.report.text import MINUS, number, percent, signed
+
+T = TypeVar("T")
 
 _MOST_TARGETS = 150  # hover targets of one chart; more would be narrower than a pointer can hit
 _SMOOTH_FROM = 60  # iterations from which the eye needs help with the noise
@@ -54,21 +58,23 @@ def frontier_chart(found: Frontier) -> Markup:
     everything = [*found.points, *held_out]
     gains = [gain for point in everything for gain in (point.proxy, point.gold)]
     reach = max(point.root_kl for point in everything) or 1.0
-    chart = Chart(480, 340, (0, 1.04 * reach), padded([0, *gains]), (14, 52, 44, 60))
+    chart = Chart(420, 310, (0, 1.04 * reach), padded([0, *gains]), (14, 50, 44, 56))
     chart.axes("√KL (KL in nats per response)", y_label=f"gain ({found.unit})")
     trend = found.trend
-    chart.band([(p.root_kl, p.proxy) for p in trend], [(p.root_kl, p.gold) for p in trend], "gap-band")
+    radius = 2.5 if len(found.points) < _SMOOTH_FROM else 1.6  # a cloud must not hide its trend
+    if found.standardised:
+        chart.band([(p.root_kl, p.proxy) for p in trend], [(p.root_kl, p.gold) for p in trend], "gap-band")
     for css in ("proxy", "gold"):
-        chart.dots([(point.root_kl, _gain(point, css)) for point in found.points], f"{css} faint")
+        chart.dots([(point.root_kl, _gain(point, css)) for point in found.points], f"{css} faint", radius)
         chart.line([(point.root_kl, _gain(point, css)) for point in trend], css)
         for point in held_out:
             chart.diamond((point.root_kl, _gain(point, css)), css)
-    chart.add(f'<circle class="origin" cx="{chart.x(0)}" cy="{chart.y(0)}" r="4"/>')
-    chart.text((chart.x(0) + 8, chart.y(0) - 7), "reference")
-    if trend:
-        places = spread([chart.y(trend[-1].proxy), chart.y(trend[-1].gold)], 15)
-        for css, place in zip(("proxy", "gold"), places, strict=True):
-            chart.text((chart.right + 6, place + 4), css, f"end {css}")
+    if found.standardised:
+        chart.add(f'<circle class="origin" cx="{chart.x(0)}" cy="{chart.y(0)}" r="4"/>')
+        chart.text((chart.x(0) + 7, chart.y(0) + 14), "reference")
+    places = spread([chart.y(trend[-1].proxy), chart.y(trend[-1].gold)], 16)
+    for css, place in zip(("proxy", "gold"), places, strict=True):
+        chart.text((chart.right + 4, place + 4), css, f"end {css}")
     for point in [*_thinned(found.points), *held_out]:
         for css in ("proxy", "gold"):
             figures = f"proxy {signed(point.proxy)}, gold {signed(point.gold)}, gap {signed(point.gap)}"
@@ -86,8 +92,8 @@ def gap_chart(found: Frontier) -> Markup:
     """The over-optimisation gap, proxy gain minus gold gain, by iteration."""
     gaps = [point.gap for point in found.points]
     count = len(gaps)
-    chart = Chart(480, 340, (0.5, count + 0.5), padded([0, *gaps]), (14, 52, 44, 60))
-    chart.axes("PPO iteration", y_label=f"proxy − gold ({found.unit})", whole=True)
+    chart = Chart(420, 310, (0.5, count + 0.5), padded([0, *gaps]), (14, 50, 44, 56))
+    chart.axes("PPO iteration", y_label=f"proxy {MINUS} gold ({found.unit})", whole=True)
     places = list(enumerate(gaps, start=1))
     chart.band(places, [(x, 0.0) for x, _ in places], "gap-band")
     smooth = _smoothed(gaps, max(3, count // 10)) if count > 6 else gaps
@@ -98,7 +104,7 @@ def gap_chart(found: Frontier) -> Markup:
         chart.text((chart.right, chart.top + 6), "proxy ahead of gold ↑", anchor="end")
     for x, point in _thinned(tuple(enumerate(found.points, start=1))):
         half = max(chart.x(1) - chart.x(0), (chart.right - chart.left) / _MOST_TARGETS) / 2
-        tip = f"{point.label}\ngap {signed(point.gap)} = proxy {signed(point.proxy)} − gold {signed(point.gold)}"
+        tip = f"{point.label}\ngap {signed(point.gap)} = proxy {signed(point.proxy)} {MINUS} gold {signed(point.gold)}"
         chart.strip(chart.x(x) - half, chart.x(x) + half, tip)
     return chart.render("Over-optimisation gap", f"From {signed(gaps[0])} to {signed(gaps[-1])} ({found.unit}).")
 
@@ -117,20 +123,19 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
         return None
     # A model asked for its preferred response is never less than half sure; one asked for the first response may be.
     low = 0.5 if min(confidence for confidence, _, _ in bins) >= 0.5 else 0.0
-    bottom = 0.0 if low == 0 or min(accuracy for _, accuracy, _ in bins) < low else low
-    chart = Chart(400, 384, (low, 1), (bottom, 1.02), (14, 20, 118, 60))
-    ticks = [low + (1 - low) * part / 5 for part in range(6)]
-    y_ticks = [bottom + (1 - bottom) * part / 5 for part in range(6)]
+    bottom = math.floor(10 * min(low, *(_wilson(accuracy, count)[0] for _, accuracy, count in bins))) / 10
+    chart = Chart(420, 340, (low, 1), (bottom, 1.02), (10, 20, 112, 56))
+    ticks, y_ticks = nice_ticks(low, 1, 5), nice_ticks(bottom, 1, 5)
     names, y_names = ([percent(tick, 0) for tick in axis] for axis in (ticks, y_ticks))
     label = "reward model's confidence"
     chart.axes(label, y_label="rater agreed", x_ticks=ticks, x_names=names, y_ticks=y_ticks, y_names=y_names)
     chart.segment((chart.x(low), chart.y(low)), (chart.x(1), chart.y(1)), "mark-line")
-    most, floor, half = max(count for _, _, count in bins), chart.height - 6, 9.0
+    most, floor, half = max(count for _, _, count in bins), chart.height - 6, 8.0
     for confidence, accuracy, count in bins:
         low_end, high_end = _wilson(accuracy, count)
         place = chart.x(confidence)
-        chart.segment((place, chart.y(max(low_end, bottom))), (place, chart.y(high_end)), "whisker other")
-        height = 44 * count / most
+        chart.segment((place, chart.y(low_end)), (place, chart.y(high_end)), "whisker other")
+        height = 40 * count / most
         chart.add(
             f'<rect class="bar" x="{place - half}" y="{floor - height:.1f}" width="{2 * half}" height="{height:.1f}"/>'
         )
@@ -154,8 +159,8 @@ def loss_chart(reward_model: RewardModelRound) -> Markup | None:
     known = [value for curve in curves.values() for value in curve if value is not None]
     if not known:
         return None
-    chart = Chart(400, 280, (0.9, max(len(epochs), 2) + 0.1), padded([*known, math.log(2)]), (14, 74, 44, 60))
-    chart.axes("epoch", y_label="Bradley–Terry loss (nats)", x_ticks=nice_ticks(1, max(len(epochs), 2), 6, whole=True))
+    chart = Chart(420, 340, (0.9, max(len(epochs), 2) + 0.1), padded([*known, math.log(2)]), (14, 84, 44, 56))
+    chart.axes("epoch", y_label="Bradley-Terry loss (nats)", x_ticks=nice_ticks(1, max(len(epochs), 2), 6, whole=True))
     coin = chart.y(math.log(2))
     chart.segment((chart.left, coin), (chart.right, coin), "mark-line")
     words = [("a coin: ln 2", "tick", coin)]
@@ -176,7 +181,7 @@ def loss_chart(reward_model: RewardModelRound) -> Markup | None:
 
 def win_rate_chart(rate: float, low: float | None, high: float | None) -> Markup:
     """The win rate with its interval on a scale from 0 to 100%, the coin's 50% marked."""
-    chart = Chart(480, 132, (0, 1), (0, 1), (34, 24, 46, 24))
+    chart = Chart(420, 140, (0, 1), (0, 1), (40, 24, 46, 24))
     quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
     names = [percent(tick, 0) for tick in quarters]
     chart.axes("held-out prompts on which the tuned response won", x_ticks=quarters, x_names=names, y_ticks=[])
@@ -188,9 +193,9 @@ def win_rate_chart(rate: float, low: float | None, high: float | None) -> Markup
             f'width="{max(chart.x(high) - chart.x(low), 1):.1f}"/>'
         )
     chart.add(f'<circle class="dot other rate" cx="{chart.x(rate)}" cy="{middle}" r="6"/>')
-    chart.text((min(max(chart.x(rate), 60), 420), 16), percent(rate), "end other big", "middle")
-    if abs(chart.x(rate) - chart.x(0.5)) > 74:
-        chart.text((chart.x(0.5), 24), "no better than chance", anchor="middle")
+    chart.text((min(max(chart.x(rate), 40), 380), 18), percent(rate), "end other big", "middle")
+    if abs(chart.x(rate) - chart.x(0.5)) > 90:
+        chart.text((chart.x(0.5), 32), "no better than chance", anchor="middle")
     return chart.render("Win rate", f"{percent(rate)}, 95% interval {percent(low)} to {percent(high)}.")
 
 
@@ -240,7 +245,7 @@ def _smoothed(values: list[float | None] | list[float], width: int) -> list[floa
     return found
 
 
-def _thinned[T](items: tuple[T, ...]) -> list[T]:
+def _thinned(items: Sequence[T]) -> list[T]:
     """At most about `_MOST_TARGETS` of the items, evenly spaced."""
     return list(items[:: max(1, math.ceil(len(items) / _MOST_TARGETS))])
 

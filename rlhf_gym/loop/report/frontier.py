@@ -7,6 +7,7 @@ difference, the over-optimisation gap, means something.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _reference_scale(run: RunData, name: str) -> tuple[float, float] | None:
 
 def _trend(points: tuple[FrontierPoint, ...]) -> tuple[FrontierPoint, ...]:
     ordered = sorted(points, key=lambda point: point.root_kl)
-    bins = min(_MOST_BINS, max(1, len(ordered) // 3)) if len(ordered) > 6 else len(ordered)
+    bins = len(ordered) if len(ordered) <= _MOST_BINS else max(_MOST_BINS // 2, min(_MOST_BINS, len(ordered) // 3))
     edges = [round(index * len(ordered) / bins) for index in range(bins + 1)]
     return tuple(
         FrontierPoint(
@@ -110,5 +111,5 @@ def _trend(points: tuple[FrontierPoint, ...]) -> tuple[FrontierPoint, ...]:
             statistics.fmean(point.gold for point in members),
             f"Mean of {len(members)} iterations",
         )
-        for members in (ordered[start:end] for start, end in zip(edges, edges[1:], strict=False))
+        for members in (ordered[start:end] for start, end in itertools.pairwise(edges))
     )

@@ -33,6 +33,7 @@ class Metric:
         unit: what one is counted in.
         columns: the column names it may stand under, the first that holds a number wins.
         from_zero: whether its axis starts at zero (for what cannot be negative and is read against zero).
+        drawn: whether it gets a chart; otherwise it stands in the table of numbers only.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Metric:
     unit: str
     columns: tuple[str, ...]
     from_zero: bool = False
+    drawn: bool = True
 
 
 # The one table of column names: a logger that renames a column is answered here and nowhere else.
@@ -47,12 +49,12 @@ METRICS = (
     Metric("proxy", "Proxy reward", "reward model's score, mean per response", ("objective/scores", "scores", "proxy")),
     Metric("gold", "Gold reward", "gold score, mean per response", ("gold", "objective/gold", "gold_score")),
     Metric("kl", "KL to the reference", "nats per response", ("objective/kl", "kl"), True),
-    Metric("entropy", "Entropy", "policy's entropy", ("objective/entropy", "entropy", "policy/entropy_avg")),
+    Metric("entropy", "Entropy", "nats per response", ("objective/entropy", "entropy", "policy/entropy_avg")),
     Metric("length", "Response length", "tokens per response", ("response_length", "objective/response_length")),
     Metric("eos", "Ended by itself", "share of responses", ("eos_rate", "objective/eos_rate"), True),
     Metric("value_loss", "Value loss", "squared error", ("loss/value_avg", "loss/value", "train/value_loss"), True),
     Metric("clip", "Clip fraction", "share of tokens", ("policy/clipfrac_avg", "train/clip_fraction"), True),
-    Metric("approx_kl", "KL of one update", "nats per token", ("policy/approxkl_avg", "train/approx_kl"), True),
+    Metric("approx_kl", "KL of one update", "nats per token", ("policy/approxkl_avg", "train/approx_kl"), drawn=False),
     Metric("kl_coef", "KL coefficient", "reward per nat", ("objective/kl_coef", "kl_coef", "train/kl_coef"), True),
 )
 

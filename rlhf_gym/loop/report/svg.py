@@ -28,7 +28,7 @@ def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> l
     """
     rough = (high - low) / max(count, 1)
     magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * magnitude for size in (1, 2, 2.5, 5, 10) if size * magnitude >= rough * 0.999)
+    step = next(size * magnitude for size in (1, 2, 2.5, 5, 10) if size * magnitude >= rough * 0.8)
     if whole:
         step = max(1.0, float(math.ceil(step)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -87,9 +87,11 @@ class Chart:
         height: float,
         x: tuple[float, float],
         y: tuple[float, float],
-        margins: tuple[float, float, float, float] = (14, 46, 40, 46),
+        margins: tuple[float, float, float, float] = (14, 46, 40, 50),
     ) -> None:
         self.width, self.height = width, height
+        # Wide drawings are scaled more from phone to desk, so the style sheet sets their type apart.
+        self.css = "chart wide" if width > 400 else "chart"
         self.x_range, self.y_range = x, y
         self.top, self.left = margins[0], margins[3]
         self.right, self.bottom = width - margins[1], height - margins[2]
@@ -188,7 +190,7 @@ class Chart:
         """The drawing, named and described for those who cannot see it."""
         # A label, not a <title>: a root title would pop up over every mark of the drawing.
         label = escape(plain(f"{title}. {description}"))
-        head = f'<svg class="chart" viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{label}">'
+        head = f'<svg class="{self.css}" viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{label}">'
         return Markup("\n".join([head, *self._marks, *self._targets, "</svg>"]))
 
 

@@ -12,6 +12,9 @@ import unicodedata
 
 from markupsafe import Markup, escape
 
+MINUS = "\N{MINUS SIGN}"
+MISSING = "\N{EN DASH}"
+
 # Joiners shape letters and emoji; every other format character (Cf) can hide or reorder text.
 _HARMLESS = frozenset("\n\t\u200c\u200d")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
@@ -58,21 +61,21 @@ def without_credentials(value: str) -> str:
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
-    """A figure with a true minus sign and about three significant digits; "–" where there is none."""
+    """A figure with a true minus sign and about three significant digits; `MISSING` where there is none."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return MISSING
     if decimals is None:
         size = abs(value)
         if value == int(value) and size < 1e15:
             decimals = 0
         elif size < 1e-3:
-            return f"{value:.1e}".replace("-", "−")
+            return f"{value:.1e}".replace("-", MINUS)
         else:
             decimals = max(0, 2 - math.floor(math.log10(size)))
     printed = f"{value:,.{decimals}f}"
     if float(printed.replace(",", "")) == 0:
         printed = printed.lstrip("-")  # a rounded "-0.00" says nothing
-    return printed.replace("-", "−")
+    return printed.replace("-", MINUS)
 
 
 def signed(value: float | None, decimals: int = 2) -> str:
@@ -83,13 +86,13 @@ def signed(value: float | None, decimals: int = 2) -> str:
 
 def percent(value: float | None, decimals: int = 1) -> str:
     """A share between 0 and 1 as a percentage."""
-    return "–" if value is None or not math.isfinite(value) else f"{number(100 * value, decimals)}%"
+    return MISSING if value is None or not math.isfinite(value) else f"{number(100 * value, decimals)}%"
 
 
 def duration(seconds: float | None) -> str:
     """A wall time in the two largest units that matter."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
-        return "–"
+        return MISSING
     whole = round(seconds)
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
     if hours:

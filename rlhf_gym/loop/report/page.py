@@ -1,0 +1,151 @@
+"""Puts the page together: figures and drawings into the template, under a content security policy without holes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rlhf_gym.loop.report import charts, text
+from rlhf_gym.loop.report.frontier import frontier
+from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
+from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, verdict
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes `report.html` into a run directory, finished or not, from what is in it.
+
+    The file is whole or not there: it is written beside its place and moved, so a reader never sees half of one.
+
+    Args:
+        run_dir: the run directory.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        OSError: the directory does not exist or cannot be written.
+    """
+    html = render(read_run(run_dir))
+    target = run_dir / "report.html"
+    handle, beside = tempfile.mkstemp(dir=run_dir, prefix=".report-", suffix=".html")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(html)
+        # mkstemp keeps the file from everybody else; a report is there to be shown.
+        os.chmod(beside, 0o644)
+        os.replace(beside, target)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def render(run: RunData) -> str:
+    """The report as one HTML document."""
+    style, script = _asset("page.css"), _asset("page.js")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": text.visible,
+        "plain": text.plain,
+        "number": text.number,
+        "percent": text.percent,
+        "signed": text.signed,
+    }
+    found = frontier(run)
+    rate = run.figure("win_rate")
+    return environment.get_template("page.html.j2").render(
+        # Only this style and this script may run, and nothing may be fetched from anywhere.
+        policy=(
+            f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        style=Markup(style),
+        script=Markup(script),
+        run=run,
+        name=run.run_dir.resolve().name,
+        facts=_facts(run),
+        tiles=headline(run),
+        verdict=verdict(run, found),
+        curves=[
+            (metric, charts.learning_curve(run, metric))
+            for metric in METRICS
+            if metric.drawn and any(value is not None for value in run.series(metric.key))
+        ],
+        curve_table=curve_table(run),
+        frontier=found,
+        frontier_chart=charts.frontier_chart(found) if found else None,
+        gap_chart=charts.gap_chart(found) if found and found.standardised else None,
+        reward_models=[
+            (reward_model, charts.calibration_chart(reward_model), charts.loss_chart(reward_model))
+            for reward_model in run.reward_models
+        ],
+        win_rate_chart=None
+        if rate is None
+        else charts.win_rate_chart(rate, run.figure("win_rate_low"), run.figure("win_rate_high")),
+        health=text_health(run),
+        pairs=pair_rows(run),
+        config=list(_flat(run.config)),
+        versions=list(_flat(run.versions)),
+        commands=_commands(run),
+    )
+
+
+def _facts(run: RunData) -> list[tuple[str, str]]:
+    """What the header says of the run."""
+    found = [
+        ("date", f"{run.started.day} {run.started:%B %Y, %H:%M}" if run.started else None),
+        ("model", run.setting("model.name", "model.name_or_path", "model.path", "model")),
+        ("task", run.setting("task.name", "task.task", "task")),
+        ("reward", run.setting("task.reward", "reward.name", "reward")),
+        ("rater", run.setting("rater.name", "rater.kind", "rater.type", "rater.rater", "rater")),
+        ("seed", run.setting("seed", "run.seed")),
+    ]
+    return [(name, text.without_credentials(str(value))) for name, value in found if value not in (None, "")]
+
+
+def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested mapping as dotted keys, secrets left out: the report is made to be passed on."""
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{name}.")
+        elif text.is_secret(str(key)) and value:
+            yield name, "(not shown)"
+        else:
+            yield name, text.MISSING if value is None else text.without_credentials(str(value))
+
+
+def _commands(run: RunData) -> list[tuple[str, str]]:
+    """The command lines that go on with this run and that make it again."""
+    folder = run.run_dir.resolve()
+    # A path under the working directory as one would type it; elsewhere only the name, which says less of the machine.
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else Path(folder.name)
+    config, out, again = (shlex.quote(str(path)) for path in (shown / "config.yaml", shown, f"{shown}-again"))
+    return [
+        ("Make it again", f"rlhf-gym run --config {config} --out {again}"),
+        ("Go on where it stopped", f"rlhf-gym run --config {config} --out {out} --resume"),
+    ]
+
+
+def _asset(name: str) -> str:
+    return resources.files("rlhf_gym.loop.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

@@ -1,0 +1,185 @@
+"""The report's figures and tables: tiles, the sentence on top, the curves' numbers, the pairs of responses."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlhf_gym.loop.report.frontier import Frontier
+from rlhf_gym.loop.report.run_data import METRICS, RunData, finite
+from rlhf_gym.loop.report.text import MISSING, duration, number, percent, signed
+
+_MOST_ROWS = 200
+_FIRST_ROWS = 12
+_SHADES = 3  # shades on either side of the middle
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline figure; `value` is None while it is not there yet."""
+
+    title: str
+    value: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score as a table prints it: figure, sort key, and shade from -3 (low) to 3 (high)."""
+
+    value: float | None
+    shade: int
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One held-out prompt with its responses; `extra` rows are folded away until asked for."""
+
+    number: int
+    prompt: str
+    before: str
+    after: str
+    gold_before: Score
+    gold_after: Score
+    proxy_before: Score
+    proxy_after: Score
+    gain: float | None
+    extra: bool
+
+
+def headline(run: RunData) -> list[Tile]:
+    """The six figures that a reader looks for first."""
+    rate, low, high = (run.figure(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
+    before, after = run.figure("gold_before"), run.figure("gold_after")
+    kl, prompts = run.figure("kl"), run.figure("n")
+    reward_model = run.reward_models[-1] if run.reward_models else None
+    accuracy = reward_model.get("accuracy") if reward_model else None
+    error = reward_model.get("standard_error") if reward_model else None
+    held_out = reward_model.get("n_validation") if reward_model else None
+    interval = f"95% interval {percent(low, 0)} to {percent(high, 0)}" if low is not None else "no interval"
+    return [
+        Tile("Win rate", _or_none(rate, percent), f"{interval}, {number(prompts)} prompts"),
+        Tile(
+            "Gold reward",
+            None if before is None or after is None else f"{number(before, 2)} → {number(after, 2)}",
+            f"{signed(_difference(after, before))} on held-out prompts",
+        ),
+        Tile("KL to the reference", _or_none(kl, number), "nats per response"),
+        Tile(
+            "Reward model's accuracy",
+            _or_none(accuracy, percent),
+            ("" if error is None else f"± {number(100 * error, 1)} points (1 SE), ")
+            + f"{number(held_out)} held-out pairs",
+        ),
+        Tile("Labels used", None if run.labels is None else number(run.labels), "judgements in the store"),
+        Tile("Wall time", _or_none(run.wall_seconds, duration), "from start to evaluation"),
+    ]
+
+
+def verdict(run: RunData, found: Frontier | None) -> list[str]:
+    """What a colleague should take away, in sentences made of the run's own figures."""
+    sentences = []
+    rate, low, high = (run.figure(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
+    if rate is not None:
+        sentence = f"The tuned model's response beats the reference's on {percent(rate)} of held-out prompts"
+        kl = run.figure("kl")
+        sentence += "." if kl is None else f", at {number(kl)} nats of KL per response."
+        if low is not None and high is not None and low <= 0.5 <= high:
+            sentence += " The interval holds 50%: this may be chance."
+        sentences.append(sentence)
+    if found and found.standardised:
+        last = found.trend[-1]
+        ending = found.held_out or last
+        where = "On held-out prompts" if found.held_out else "Where KL was largest"
+        sentences.append(
+            f"{where} the proxy reward gained {signed(ending.proxy)} and the gold reward {signed(ending.gold)} "
+            f"standard deviations of the reference's scores: a gap of {signed(ending.gap)}."
+        )
+        best = max(found.trend, key=lambda point: point.gold)
+        if best.gold - last.gold > 0.15 and last.proxy >= best.proxy:
+            sentences.append(
+                f"The gold reward was best near {number(best.root_kl**2, 1)} nats and fell from there while the proxy "
+                "rose: the policy is over-optimised."
+            )
+    if not sentences:
+        sentences.append("This run has not come to its evaluation yet; below is what there is so far.")
+    return sentences
+
+
+def curve_table(run: RunData) -> tuple[list[str], list[list[str]]]:
+    """The numbers behind the learning curves, at most 200 rows, evenly spaced."""
+    metrics = [metric for metric in METRICS if any(value is not None for value in run.series(metric.key))]
+    step = max(1, -(-len(run.iterations) // _MOST_ROWS))
+    rows = [
+        [
+            str(iteration.index),
+            str(iteration.round),
+            MISSING if iteration.tokens is None else f"{iteration.tokens:,}",
+            *(number(iteration.values.get(metric.key)) for metric in metrics),
+        ]
+        for iteration in run.iterations[::step]
+    ]
+    return ["Iteration", "Round", "Tokens", *(metric.title for metric in metrics)], rows
+
+
+def text_health(run: RunData) -> list[tuple[str, str, str]]:
+    """Figures that show whether the text stayed text: name, before, after."""
+    rows = (
+        ("Gold reward", "gold", 3),
+        ("Proxy reward", "proxy", 3),
+        ("Perplexity under the reference", "perplexity", 1),
+        ("Distinct bigrams, share", "distinct_2", 3),
+        ("Length in tokens", "length", 1),
+    )
+    found = []
+    for title, key, decimals in rows:
+        before, after = run.figure(f"{key}_before"), run.figure(f"{key}_after")
+        if before is not None or after is not None:
+            found.append((title, number(before, decimals), number(after, decimals)))
+    return found
+
+
+def pair_rows(run: RunData) -> list[PairRow]:
+    """The first 200 pairs in the order of the held-out prompts: nothing here is picked by its score."""
+    pairs = run.pairs[:_MOST_ROWS]
+    scales = {name: _scale([finite(pair.get(f"{name}_before")) for pair in run.pairs]) for name in ("gold", "proxy")}
+
+    def score(name: str, value: float | None) -> Score:
+        mean, deviation = scales[name]
+        shade = 0 if value is None else round((value - mean) / deviation / 0.6)
+        return Score(value, max(-_SHADES, min(_SHADES, shade)))
+
+    rows = []
+    for index, pair in enumerate(pairs):
+        gold_before, gold_after = finite(pair.get("gold_before")), finite(pair.get("gold_after"))
+        rows.append(
+            PairRow(
+                number=index + 1,
+                prompt=str(pair.get("prompt", "")),
+                before=str(pair.get("before", "")),
+                after=str(pair.get("after", "")),
+                gold_before=score("gold", gold_before),
+                gold_after=score("gold", gold_after),
+                proxy_before=score("proxy", finite(pair.get("proxy_before"))),
+                proxy_after=score("proxy", finite(pair.get("proxy_after"))),
+                gain=_difference(gold_after, gold_before),
+                extra=index >= _FIRST_ROWS,
+            )
+        )
+    return rows
+
+
+def _scale(scores: list[float | None]) -> tuple[float, float]:
+    """Mean and deviation of the reference's scores, which colours are measured by."""
+    known = [score for score in scores if score is not None]
+    deviation = statistics.pstdev(known) if known else 0.0
+    return (statistics.fmean(known) if known else 0.0, deviation or 1.0)
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
+def _or_none(value: float | None, show: Callable[[float], str]) -> str | None:
+    return None if value is None else show(value)

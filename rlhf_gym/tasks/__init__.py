@@ -1,0 +1,42 @@
+"""Tasks: what a language model is asked to do. `load_task` finds one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.tasks.base import Task
+
+# Where each task's factory is: a module is imported only when its task is asked for.
+BUILT_IN = {"sentiment": "rlhf_gym.tasks.sentiment:sentiment_task"}
+
+__all__ = ["BUILT_IN", "Task", "load_task"]
+
+
+def load_task(name: str, **options: Any) -> Task:
+    """Build a task by name.
+
+    Args:
+        name: one of :data:`BUILT_IN`, or ``module:function`` of a factory of your own that returns a :class:`Task`.
+        options: the factory's keyword arguments.
+
+    Raises:
+        TaskError: no such task, or options that the task does not take.
+    """
+    place = BUILT_IN.get(name, name)
+    module_name, _, function = place.partition(":")
+    if not function:
+        near = get_close_matches(name, BUILT_IN, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TaskError(f"there is no task {name!r}; {hint}expected one of {', '.join(BUILT_IN)}, or 'module:function'")
+    try:
+        factory: Callable[..., Task] = getattr(import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise TaskError(f"cannot find the task {name!r}: {error}") from error
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise TaskError(f"task {name!r}: {error}") from error

@@ -1,0 +1,87 @@
+"""Prompts from a file of one's own: plain text, JSON lines, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.sample import Prompt
+
+FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+
+
+def prompts_from_file(path: Path | str, *, column: str = "prompt") -> list[Prompt]:
+    """Read prompts; a table's other columns go to rewards by name.
+
+    Args:
+        path: ``.txt`` (a prompt a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.csv`` or
+            ``.parquet`` (needs ``pyarrow``).
+        column: the column that holds the prompt, in tables.
+
+    Returns:
+        The prompts in the file's order; blank lines and blank prompts of a text file are left out.
+
+    Raises:
+        TaskError: no such file, unknown form, a missing column (with the row's number), or no prompt in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TaskError(f"there is no prompt file {str(path)!r}; give a file ending in {', '.join(FORMATS)}")
+    if path.suffix == ".txt":
+        rows: Iterator[dict[str, Any]] = ({column: line.rstrip("\n")} for line in _lines(path) if line.strip())
+    elif path.suffix in (".jsonl", ".json"):
+        rows = _json_rows(path)
+    elif path.suffix == ".csv":
+        rows = iter(csv.DictReader(_lines(path)))
+    elif path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+    else:
+        raise TaskError(f"cannot read prompts from {str(path)!r}: expected a file ending in {', '.join(FORMATS)}")
+    prompts = []
+    for number, row in enumerate(rows, start=1):
+        text = row.get(column)
+        if not isinstance(text, str) or not text.strip():
+            raise TaskError(
+                f"{path}, row {number}: expected a text in column {column!r}, got {text!r}; the row's columns are "
+                f"{', '.join(map(str, row)) or 'none'}"
+            )
+        prompts.append(Prompt(text, {k: v for k, v in row.items() if k != column}))
+    if not prompts:
+        raise TaskError(f"{path} holds no prompts; expected at least one")
+    return prompts
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON list or of JSON lines."""
+    if path.suffix == ".json":
+        texts = [(1, "".join(_lines(path)))]
+    else:
+        texts = [(n, line) for n, line in enumerate(_lines(path), start=1) if line.strip()]
+    for number, text in texts:
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+        for row in value if isinstance(value, list) else [value]:
+            if not isinstance(row, dict):
+                raise TaskError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+            yield row
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise TaskError(f"reading {path} needs pyarrow: pip install pyarrow") from error
+    yield from parquet.read_table(path).to_pylist()

@@ -1,0 +1,83 @@
+"""The sentiment task: go on with the opening of a film review so that it praises (Ziegler et al. 2019's first task).
+
+The openings come from a small grammar of our own: neutral, lower-case, thousands of them, and split for good into prompts
+to train on and prompts held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import product
+
+import numpy as np
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.rewards.base import Reward
+from rlhf_gym.sample import Prompt
+from rlhf_gym.tasks.base import Task
+
+KINDS = ("comedy", "thriller", "drama", "western", "musical", "horror film", "romance", "war film", "mystery", "cartoon")
+ROLES = ("teacher", "detective", "soldier", "doctor", "singer", "pilot", "lawyer", "thief", "student", "reporter")
+STARTS = ("the film opens with", "the story begins with", "the plot follows", "this is a film about", "it all starts with")
+PARTS = ("the script", "the acting", "the direction", "the ending", "the first half", "the music", "the dialogue", "the cast",
+         "the camera work", "the second act")  # fmt: skip
+VERBS = ("is", "seems", "turns out to be", "remains", "feels")
+OPINIONS = ("i went to see this {} expecting", "watching this {}, i felt", "when this {} ended, i was", "my first thought about "
+            "this {} was", "for a {}, this one is", "as a {}, it", "compared to any other {} this year, it", "i have to say "
+            "that this {}", "the people next to me thought that this {}", "the trailer promised a {} that")  # fmt: skip
+
+
+def openings() -> list[str]:
+    """All openings, in a fixed order; none says whether the film is good."""
+    out = [f"{start} a young {role}" for start, role in product(STARTS, ROLES)]
+    out += [f"{start} a {role} and a {other}" for start, role, other in product(STARTS, ROLES, ROLES) if role != other]
+    out += [f"{part} of this {kind} {verb}" for part, kind, verb in product(PARTS, KINDS, VERBS)]
+    out += [opinion.format(kind) for opinion, kind in product(OPINIONS, KINDS)]
+    out += [f"in this {kind}, the {role} is played by" for kind, role in product(KINDS, ROLES)]
+    out += [f"as the {role} in this {kind}, the lead actor" for kind, role in product(KINDS, ROLES)]
+    return out
+
+
+def is_held_out(text: str) -> bool:
+    """Whether an opening is kept for evaluation: a sixth of them, by a hash of the text, whatever the seed."""
+    return hashlib.sha256(text.encode()).digest()[0] < 43
+
+
+def sentiment_task(
+    *,
+    max_response_tokens: int = 32,
+    min_response_tokens: int = 0,
+    num_prompts: int | None = None,
+    reward: Reward | None = None,
+    seed: int = 0,
+) -> Task:
+    """Go on with an opening of a film review so that it praises.
+
+    Args:
+        max_response_tokens: the length limit.
+        min_response_tokens: EOS is not allowed before this many tokens.
+        num_prompts: how many openings to train on; None takes all (some 1,100).
+        reward: replaces the embedded sentiment scorer's log-odds.
+        seed: seed of the order.
+
+    Raises:
+        TaskError: more prompts asked for than there are.
+    """
+    from rlhf_gym.sentiment import SentimentScorer
+
+    texts = openings()
+    order = np.random.default_rng(seed).permutation(len(texts))
+    train = [Prompt(texts[i]) for i in order if not is_held_out(texts[i])]
+    held_out = [Prompt(texts[i]) for i in order if is_held_out(texts[i])]
+    if num_prompts is not None:
+        if not 1 <= num_prompts <= len(train):
+            raise TaskError(f"the sentiment task has {len(train)} prompts to train on; asked for {num_prompts}")
+        train = train[:num_prompts]
+    return Task(
+        name="sentiment",
+        prompts=train,
+        held_out=held_out,
+        reward=reward or SentimentScorer.embedded(),
+        max_response_tokens=max_response_tokens,
+        min_response_tokens=min_response_tokens,
+    )
