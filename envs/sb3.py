@@ -20,8 +20,12 @@ from rlhf_gym.envs.episodes import Ids, Mask
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 
 
+WAIT = -1
+"""The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
+
+
 class TokenVecEnv(VecEnv):
-    """A :class:`TokenVectorEnv` as stable-baselines3 wants it.
+    """A :class:`TokenVectorEnv` as stable-baselines3 wants it; an action of :data:`WAIT` leaves a slot as it is.
 
     Args:
         env: a vector environment in same-step autoreset mode.
@@ -105,6 +109,27 @@ class TokenVecEnv(VecEnv):
             info["episode"] = {"r": float(scored.values[i]), "l": info["response_length"], "t": 0.0}
         return scored.values.astype(np.float32), infos
 
+    def state(self) -> dict[str, Any]:
+        """The random state and the running episodes, as JSON values: what a checkpoint needs to go on exactly."""
+        episodes = self.env.episodes
+        return {
+            "generators": [g.bit_generator.state for g in self.env.generators] if self.env.seeded else [],
+            "ids": episodes.ids.tolist(),
+            "prompt_length": episodes.prompt_length.tolist(),
+            "length": episodes.length.tolist(),
+            "prompt_index": episodes.prompt_index.tolist(),
+            "running": episodes.running.tolist(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The opposite of :meth:`state`, for an environment of the same task and number of slots."""
+        self.env.reset()
+        for generator, saved in zip(self.env.generators, state["generators"], strict=True):
+            generator.bit_generator.state = saved
+        for name in ("ids", "prompt_length", "length", "prompt_index", "running"):
+            array = getattr(self.env.episodes, name)
+            array[...] = np.array(state[name], dtype=array.dtype)
+
     def reset(self) -> VecEnvObs:
         """Start an episode in every slot."""
         seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
@@ -128,7 +153,7 @@ class TokenVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Write one token in every slot."""
-        observations, rewards, terminations, truncations, infos = self.env.step(self._actions)
+        observations, rewards, terminations, truncations, infos = self.env.step(self._actions, waiting=self._actions == WAIT)
         dones = terminations | truncations
         out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for slot in np.flatnonzero(dones):

@@ -60,7 +60,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         self.metadata = {"render_modes": ["ansi"], "render_fps": 10, "autoreset_mode": self.autoreset_mode}
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
-        self._generators = [slot_generator(None, 0)] * num_envs
+        self.generators = [slot_generator(None, 0)] * num_envs
         self.seeded = False
         self._ended: Mask = np.zeros(num_envs, dtype=np.bool_)
 
@@ -74,7 +74,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         mask = self._reset_mask(options)
         self._seed(seed, mask)
         for slot in np.flatnonzero(mask):
-            self.episodes.begin(int(slot), self._generators[slot])
+            self.episodes.begin(int(slot), self.generators[slot])
         self._ended = self._ended & ~mask
         return self.episodes.observe(), {}
 
@@ -100,17 +100,22 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         else:
             if len(seed) != self.num_envs:
                 raise ValueError(f"got {len(seed)} seeds for {self.num_envs} environments; expected one each")
-            pairs = zip(seed, self._generators, strict=True)
+            pairs = zip(seed, self.generators, strict=True)
             fresh = [g if s is None and self.seeded else slot_generator(s, 0) for s, g in pairs]
-        self._generators = [
-            new if chosen else old for new, old, chosen in zip(fresh, self._generators, mask, strict=True)
+        self.generators = [
+            new if chosen else old for new, old, chosen in zip(fresh, self.generators, mask, strict=True)
         ]
         self.seeded = True
 
     def step(
-        self, actions: Ids
+        self, actions: Ids, *, waiting: Mask | None = None
     ) -> tuple[dict[str, Ids], Floats, Mask, Mask, dict[str, Any]]:
-        """Write one token in every slot."""
+        """Write one token in every slot.
+
+        Args:
+            actions: int64 ``[N]``.
+            waiting: bool ``[N]``, slots to leave as they are in this step.
+        """
         actions = np.asarray(actions, dtype=np.int64)
         if actions.shape != (self.num_envs,):
             raise gym.error.InvalidAction(f"expected {self.num_envs} token ids, got an array of shape {actions.shape}")
@@ -120,9 +125,11 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         else:
             restarted = np.zeros(0, dtype=np.intp)
             slots = np.arange(self.num_envs)
+        if waiting is not None:
+            slots = slots[~waiting[slots]]
         self.episodes.check_actions(actions, slots)
         for slot in restarted:
-            self.episodes.begin(int(slot), self._generators[slot])
+            self.episodes.begin(int(slot), self.generators[slot])
         ended = self.episodes.write(actions, slots)
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
@@ -153,7 +160,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         final: dict[str, Any] = {}
         for slot in np.flatnonzero(self._ended):
             final = self._add_info(final, {"final_obs": self.episodes.observe_one(int(slot))}, int(slot))
-            self.episodes.begin(int(slot), self._generators[slot])
+            self.episodes.begin(int(slot), self.generators[slot])
         final["final_info"] = infos
         final["_final_info"] = self._ended.copy()
         return final
@@ -163,7 +170,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         episodes = self.episodes
         if episodes.running[slot] and episodes.length[slot] == episodes.prompt_length[slot]:
             return episodes.ids[slot, : episodes.length[slot]]
-        return episodes.begin(slot, self._generators[slot])
+        return episodes.begin(slot, self.generators[slot])
 
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token may be written now."""

@@ -59,6 +59,7 @@ class LanguageModel:
         dtype: str = "float32",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        tokenizer: Tokenizer | None = None,
     ) -> LanguageModel:
         """Load a model and its tokenizer.
 
@@ -68,6 +69,7 @@ class LanguageModel:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             revision: commit, tag or branch on the hub.
             trust_remote_code: let the hub's repository run its own Python code here. Off unless you trust it.
+            tokenizer: use this one instead of the model's own.
 
         Raises:
             ModelError: nothing by that name can be loaded, or it is not a causal language model.
@@ -76,7 +78,7 @@ class LanguageModel:
             raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = tokenizer or load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         source, gguf = resolve(name_or_path)
         options: dict[str, Any] = {
             "dtype": DTYPES[dtype],

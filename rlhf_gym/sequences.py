@@ -113,6 +113,7 @@ def chosen_log_probs(
     limits: Limits,
     *,
     entropy: bool = False,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each response token under the behaviour distribution, and its entropy if asked for.
 
@@ -123,11 +124,15 @@ def chosen_log_probs(
         sampling: temperature, top-k and top-p, as in generation.
         limits: forbidden tokens, as in generation.
         entropy: also return the distribution's entropy.
+        allowed: bool ``[N, V]``, further masks that held in generation.
 
     Returns:
         float32 ``[N]`` log-probabilities, and float32 ``[N]`` entropies in nats or None.
     """
-    log_probs = behaviour_log_probs(limits.apply(model.logits(hidden), response_positions(batch)), sampling)
+    logits = limits.apply(model.logits(hidden), response_positions(batch))
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    log_probs = behaviour_log_probs(logits, sampling)
     chosen = log_probs.gather(-1, batch.responses[batch.response_mask][:, None]).squeeze(-1)
     if not entropy:
         return chosen, None

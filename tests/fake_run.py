@@ -96,7 +96,12 @@ def _write_reward_model(folder: Path, rng: random.Random, number: int) -> None:
         {"train_loss": loss - 0.02 * epoch, "validation_loss": loss + 0.004 * epoch, "validation_accuracy": 1.2 - loss}
         for epoch, loss in enumerate(losses)
     ]
-    figures = {"accuracy": 0.741 + 0.02 * number, "standard_error": 0.0193, "n_train": 410, "n_validation": 102}
+    figures: dict[str, Any] = {
+        "accuracy": 0.741 + 0.02 * number,
+        "standard_error": 0.0193,
+        "n_train": 410,
+        "n_validation": 102,
+    }
     figures |= {"ece": 0.031, "bins": bins, "epochs": epochs}
     (folder / "reward_model.json").write_text(json.dumps(figures))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import pytest
 from fake_run import HOSTILE, build_run
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rlhf_gym.loop.report import text, write_report
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.run_data import read_run
@@ -210,7 +212,7 @@ def test_ticks_lie_in_the_range_and_are_told_apart(low: float, span: float, coun
 def test_labels_are_spread_apart_in_order(places: list[float]) -> None:
     moved = spread(places, 10)
     ordered = [moved[index] for index in sorted(range(len(places)), key=lambda index: places[index])]
-    assert all(after - before >= 10 - 1e-6 for before, after in zip(ordered, ordered[1:], strict=False))
+    assert all(after - before >= 10 - 1e-6 for before, after in itertools.pairwise(ordered))
 
 
 @given(st.lists(st.floats(-1e9, 1e9), max_size=6), st.booleans())

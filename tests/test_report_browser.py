@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_run import build_run
+
 from rlhf_gym.loop.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -63,9 +64,14 @@ def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str], li
     page = browser.new_context(**options).new_page()
     said: list[str] = []
     asked: list[str] = []
+
+    def dismiss(dialog: Any) -> None:
+        said.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append("a dialog"), dialog.dismiss()))
+    page.on("dialog", dismiss)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(path.as_uri())
     return page, said, asked

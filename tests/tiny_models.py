@@ -49,13 +49,14 @@ def tiny_language_model(
     model: PreTrainedModel
     if kind == "gpt2":
         model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocab_size, n_positions=context, n_embd=hidden, n_layer=layers, n_head=4)
+            GPT2Config(vocab_size=vocab_size, n_positions=context, n_embd=hidden, n_layer=layers, n_head=4, bos_token_id=0, eos_token_id=0)
         )
     else:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocab_size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=context,
+                bos_token_id=0, eos_token_id=0,
             )
         )  # fmt: skip
     with torch.no_grad():

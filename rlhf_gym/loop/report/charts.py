@@ -58,7 +58,7 @@ def frontier_chart(found: Frontier) -> Markup:
     everything = [*found.points, *held_out]
     gains = [gain for point in everything for gain in (point.proxy, point.gold)]
     reach = max(point.root_kl for point in everything) or 1.0
-    chart = Chart(420, 310, (0, 1.04 * reach), padded([0, *gains]), (14, 50, 44, 56))
+    chart = Chart(420, 310, (0, 1.04 * reach), padded([0, *gains]), (14, 60, 44, 56))
     chart.axes("√KL (KL in nats per response)", y_label=f"gain ({found.unit})")
     trend = found.trend
     radius = 2.5 if len(found.points) < _SMOOTH_FROM else 1.6  # a cloud must not hide its trend
@@ -92,7 +92,7 @@ def gap_chart(found: Frontier) -> Markup:
     """The over-optimisation gap, proxy gain minus gold gain, by iteration."""
     gaps = [point.gap for point in found.points]
     count = len(gaps)
-    chart = Chart(420, 310, (0.5, count + 0.5), padded([0, *gaps]), (14, 50, 44, 56))
+    chart = Chart(420, 310, (0.5, count + 0.5), padded([0, *gaps]), (14, 60, 44, 56))
     chart.axes("PPO iteration", y_label=f"proxy {MINUS} gold ({found.unit})", whole=True)
     places = list(enumerate(gaps, start=1))
     chart.band(places, [(x, 0.0) for x, _ in places], "gap-band")

@@ -87,7 +87,7 @@ class Chart:
         height: float,
         x: tuple[float, float],
         y: tuple[float, float],
-        margins: tuple[float, float, float, float] = (14, 46, 40, 50),
+        margins: tuple[float, float, float, float] = (14, 56, 40, 52),
     ) -> None:
         self.width, self.height = width, height
         # Wide drawings are scaled more from phone to desk, so the style sheet sets their type apart.

@@ -18,7 +18,7 @@ MISSING = "\N{EN DASH}"
 # Joiners shape letters and emoji; every other format character (Cf) can hide or reorder text.
 _HARMLESS = frozenset("\n\t\u200c\u200d")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
-_SECRET = re.compile(r"(^|_)(api_?key|secret|password|((api|access|auth|bearer|hf)_)?token)$", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(api_?key|secret|password|(api|access|auth|bearer|hf)_token)$|^token$", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 

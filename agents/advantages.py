@@ -1,0 +1,72 @@
+"""Advantages from rewards and values: pure functions on right-padded ``[B, R]`` tensors and their masks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, equations 11 to 16), one response a row.
+
+    ``delta_t = r_t + gamma V_{t+1} - V_t`` and ``A_t = delta_t + gamma lambda A_{t+1}``. The value after the last token is 0:
+    EOS, a stop sequence and a length limit that the reward scores all *end* the episode.
+
+    Args:
+        rewards: float ``[B, R]``, the reward of writing each token.
+        values: float ``[B, R]``, the value before each token.
+        mask: bool ``[B, R]``, True at the response's tokens, which stand at the front of their row.
+        gamma: discount in [0, 1]; 1 for responses, whose end alone is scored.
+        gae_lambda: in [0, 1]; 0 is one-step temporal difference, 1 is Monte Carlo.
+        bootstrap: float ``[B]``, the value after the last token of episodes cut by an unscored time limit, else 0.
+
+    Returns:
+        ``(advantages, returns)``, float ``[B, R]`` each, 0 where the mask is False; ``returns = advantages + values`` are
+        the value function's targets.
+    """
+    width = rewards.shape[1]
+    rewards, values = rewards * mask, values * mask
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    if bootstrap is not None:
+        last = mask.sum(1, keepdim=True) - 1
+        following = following.scatter(1, last.clamp(min=0), bootstrap.to(values)[:, None])
+    deltas = (rewards + gamma * following - values) * mask
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    for t in range(width - 1, -1, -1):  # padding has delta 0, so nothing runs from it into the response
+        running = deltas[:, t] + gamma * gae_lambda * running
+        advantages[:, t] = running
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
+    """Scale to deviation 1 over the valid tokens, and shift to mean 0 unless told to keep the mean.
+
+    The moments are taken over all valid tokens of the rollout, not of a minibatch: a token's weight does not depend on the
+    company it is shuffled into. Rewards are whitened with ``shift_mean=False`` (Ziegler et al. 2019): shifting them would
+    add a constant per token and so pay, or charge, for length.
+
+    Args:
+        values: float ``[B, R]``.
+        mask: bool ``[B, R]``, True at valid tokens.
+        shift_mean: False adds the mean back.
+        epsilon: added to the variance (with Bessel's correction).
+
+    Returns:
+        float ``[B, R]``, 0 where the mask is False. A single valid token has no deviation: it is only shifted.
+    """
+    valid = values[mask].double()  # constant values must come out as 0, not as amplified rounding
+    if valid.numel() == 0:
+        return torch.zeros_like(values)
+    mean = valid.mean()
+    deviation = (valid.var() + epsilon).sqrt() if valid.numel() > 1 else torch.ones_like(mean)
+    whitened = (valid - mean) / deviation + (0.0 if shift_mean else mean)
+    return torch.zeros_like(values).masked_scatter(mask, whitened.to(values.dtype))

@@ -1,0 +1,152 @@
+"""Two ways to collect whole episodes, with one result: the same seeds give the same episodes and log-probabilities.
+
+*Decoding* writes whole responses and hands them to environments that only append tokens. *Stepping* goes through
+``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from rlhf_gym.agents.policy import LMPolicy
+from rlhf_gym.agents.rollout import Episode
+from rlhf_gym.decoding import CachedDecoder, generate
+from rlhf_gym.envs.sb3 import WAIT, TokenVecEnv
+from rlhf_gym.sampling import behaviour_log_probs, episode_uniforms, sample_tokens
+
+
+def collect_by_decoding(env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, rounds: int) -> list[Episode]:
+    """Collect ``rounds`` episodes in every slot by decoding whole responses.
+
+    Args:
+        env: an environment that only appends tokens.
+        policy: writes the responses.
+        seed: seed of the noise.
+        first_episode: number of the first episode, for the noise; the ``k``-th episode of slot ``i`` is number
+            ``first_episode + k * num_envs + i``.
+        rounds: episodes a slot.
+
+    Returns:
+        ``rounds * num_envs`` episodes; values are 0 where the policy reads none off its hidden states.
+    """
+    episodes: list[Episode] = []
+    slots = list(range(env.num_envs))
+    head = policy.values if policy.value_head is not None and policy.value_trunk is None else None
+    for k in range(rounds):
+        prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
+        written = generate(
+            policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed,
+            first_episode=first_episode + k * env.num_envs, stop=env.stop, value_head=head, batch_size=env.num_envs,
+        )  # fmt: skip
+        scores, infos = env.finish_episodes(slots, [g.ids for g in written])
+        episodes += [
+            Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * (len(g.ids) - 1) + [float(s)],
+                    bool(info["ended"]), info)
+            for prompt, g, s, info in zip(prompts, written, scores, infos, strict=True)
+        ]  # fmt: skip
+    return episodes
+
+
+class SteppingCollector:
+    """Collects by ``VecEnv.step``; remembers the observation between iterations, as stepping environments need.
+
+    Args:
+        env: any VecEnv of token observations.
+        policy: writes the responses.
+        seed: seed of the noise.
+    """
+
+    def __init__(self, env: VecEnv, policy: LMPolicy, seed: int) -> None:
+        self.env = env
+        self.policy = policy
+        self.seed = seed
+        self.has_masks = not isinstance(env, TokenVecEnv) and env.has_attr("action_masks")
+        self.observation: dict[str, Any] = {}
+
+    def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:
+        """Collect ``rounds`` episodes in every slot; numbered and ordered as :func:`collect_by_decoding` does.
+
+        Args:
+            first_episode: number of the first episode, for the noise.
+            rounds: episodes a slot.
+            observation: the environment's last observation, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``; every
+                slot stands at the beginning of an episode. The next one is left in ``self.observation``.
+        """
+        n = self.env.num_envs
+        decoder = CachedDecoder(self.policy.language_model)
+        done_count = np.zeros(n, dtype=np.int64)
+        open_: list[Episode | None] = [None] * n
+        noise = [np.zeros(0)] * n
+        finished: dict[int, Episode] = {}
+        hidden = torch.zeros(n, self.policy.language_model.hidden_size, device=self.policy.device)
+        while len(finished) < n * rounds:
+            live = [i for i in range(n) if done_count[i] < rounds]
+            fresh = [i for i in live if open_[i] is None]
+            for i in fresh:
+                length = int(observation["length"][i, 0])
+                open_[i] = Episode(observation["ids"][i, :length].tolist(), [], [], [], [], ended=False)
+                number = first_episode + int(done_count[i]) * n + i
+                noise[i] = episode_uniforms(self.seed, number, self.policy.limits.max_tokens)
+            if fresh:
+                prompts = [episode.prompt_ids for i in fresh if (episode := open_[i])]
+                hidden[fresh] = decoder.start(fresh, prompts).float()
+            actions = self._act(live, open_, hidden, noise)
+            new, rewards, dones, infos = self.env.step(actions)
+            observation = new
+            going_on = []
+            for i in live:
+                episode = open_[i]
+                assert episode is not None
+                episode.response_ids.append(int(actions[i]))
+                episode.rewards.append(float(rewards[i]))
+                if not dones[i]:
+                    going_on.append(i)
+                    continue
+                episode.info = infos[i]
+                eos = actions[i] == self.policy.limits.eos_id
+                episode.ended = bool(infos[i].get("ended", eos))
+                finished[int(done_count[i]) * n + i] = episode
+                done_count[i] += 1
+                open_[i] = None
+            if going_on:
+                tokens = torch.as_tensor(actions[going_on], device=self.policy.device)
+                hidden[going_on] = decoder.append(going_on, tokens).float()
+        self.observation = dict(observation)
+        return [finished[k] for k in sorted(finished)]
+
+    def _act(self, live: list[int], open_: list[Episode | None], hidden: Tensor, noise: list[Any]) -> Any:
+        """Draw a token for every live slot, and note its log-probability, value and mask; the others wait."""
+        policy = self.policy
+        steps = [len(episode.response_ids) for i in live if (episode := open_[i])]
+        states = hidden[live].to(policy.language_model.model.dtype)
+        with torch.no_grad():
+            logits = policy.limits.apply(policy.language_model.logits(states), torch.tensor(steps, device=policy.device))
+            masks = None
+            if self.has_masks:
+                masks = np.stack(self.env.env_method("action_masks"))[live]
+                logits = logits.masked_fill(~torch.as_tensor(masks, device=policy.device), -torch.inf)
+            log_probs = behaviour_log_probs(logits, policy.sampling)
+            uniforms = torch.tensor([noise[i][t] for i, t in zip(live, steps, strict=True)], device=policy.device)
+            tokens = sample_tokens(log_probs, uniforms)
+            chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+            with_values = policy.value_head is not None and policy.value_trunk is None
+            values = policy.values(states).tolist() if with_values else [0.0] * len(live)
+        for row, i in enumerate(live):
+            episode = open_[i]
+            assert episode is not None
+            episode.log_probs.append(chosen[row])
+            episode.values.append(values[row])
+            if masks is not None:
+                packed = np.packbits(masks[row])[None]
+                episode.masks = packed if episode.masks is None else np.concatenate([episode.masks, packed])
+        # Slots that have their share wait where the environment can; elsewhere they end their surplus episodes at once.
+        idle = WAIT if isinstance(self.env, TokenVecEnv) else policy.limits.eos_id
+        actions = np.full(self.env.num_envs, idle, dtype=np.int64)
+        actions[live] = tokens.cpu().numpy()
+        return actions
+

@@ -1,0 +1,107 @@
+"""Losses per token, and how tokens are weighed: pure functions on flat ``[N]`` tensors of response tokens."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["token", "sequence", "constant"]
+AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "constant")
+
+
+class Clipped(NamedTuple):
+    """A clipped loss.
+
+    Attributes:
+        loss: float ``[N]``.
+        clipped: bool ``[N]``, True where the clip decided (and so the gradient is 0, or that of the dual clip).
+    """
+
+    loss: Tensor
+    clipped: Tensor
+
+
+def clipped_policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
+) -> Clipped:
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7), negated: ``-min(ratio A, clip(ratio) A)``.
+
+    Args:
+        log_probs: ``[N]``, of the tokens under the policy now.
+        old_log_probs: ``[N]``, under the policy that wrote them.
+        advantages: ``[N]``.
+        clip_low: the ratio is clipped at ``1 - clip_low``.
+        clip_high: and at ``1 + clip_high``; None takes ``clip_low``. Larger than ``clip_low`` is "clip-higher"
+            (Yu et al. 2025, DAPO, equation 10; theirs 0.2 and 0.28): unlikely tokens may become likely faster.
+        dual_clip: for negative advantages, bound the loss by ``-dual_clip * A`` (Ye et al. 2020, equation 3; theirs 3): a
+            ratio far above 1 would make it grow without bound. Above 1; None is off.
+    """
+    ratio = torch.exp(log_probs - old_log_probs)
+    free = -advantages * ratio
+    held = -advantages * ratio.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
+    loss = torch.maximum(free, held)
+    clipped = held > free
+    if dual_clip is not None:
+        bound = -advantages * dual_clip
+        over = (advantages < 0) & (loss > bound)
+        loss = torch.where(over, bound, loss)
+        clipped = clipped | over
+    return Clipped(loss, clipped)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Clipped:
+    """Half the squared error, or that of the value clipped around the rollout's, whichever is larger.
+
+    From OpenAI's PPO: the value may move by ``clip_range`` a rollout. It depends on the reward's scale.
+
+    Args:
+        values: ``[N]``, now.
+        old_values: ``[N]``, when the rollout was written.
+        returns: ``[N]``, the targets.
+        clip_range: in units of the reward; None is off.
+    """
+    free = (values - returns).square()
+    if clip_range is None:
+        return Clipped(free / 2, torch.zeros_like(free, dtype=torch.bool))
+    near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    held = (near - returns).square()
+    return Clipped(torch.maximum(free, held) / 2, held > free)
+
+
+def token_weights(
+    lengths: Tensor, aggregation: Aggregation = "token", *, constant_length: int | None = None
+) -> Tensor:
+    """The weight of each response's tokens in the minibatch's loss.
+
+    A loss is ``sum_i w_i sum_t loss_it`` with weights from the whole minibatch, so cutting it into micro-batches and adding
+    up gives the same loss and gradient.
+
+    Args:
+        lengths: int ``[B]``, response tokens of each of the minibatch's sequences.
+        aggregation: ``"token"``: the mean over all tokens, every token counts the same (TRL's PPO, DAPO). ``"sequence"``:
+            the mean of the sequences' means, every response counts the same and a long response's tokens count less (GRPO).
+            ``"constant"``: the sum over ``B * constant_length`` (Dr. GRPO; Liu et al. 2025), as "token" but with a
+            denominator that does not depend on the lengths drawn.
+        constant_length: for ``"constant"``: usually the length limit.
+
+    Returns:
+        float32 ``[B]``.
+    """
+    n = lengths.shape[0]
+    if aggregation == "token":
+        return torch.full((n,), 1.0, device=lengths.device) / lengths.sum().clamp(min=1)
+    if aggregation == "sequence":
+        return 1.0 / (n * lengths.clamp(min=1).float())
+    if aggregation == "constant":
+        if not constant_length:
+            raise ValueError("aggregation 'constant' needs a constant_length")
+        return torch.full((n,), 1.0 / (n * constant_length), device=lengths.device)
+    raise ValueError(f"unknown aggregation {aggregation!r}; expected one of {', '.join(AGGREGATIONS)}")

@@ -1,0 +1,112 @@
+"""What collection hands to learning: episodes, each token stored once, and padded views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass
+class Episode:
+    """One prompt with one response, as collected.
+
+    Attributes:
+        prompt_ids: ids that the model was given.
+        response_ids: ids that it wrote, EOS included where it wrote one.
+        log_probs: of each written token, under the distribution it was drawn from.
+        values: the value head's output before each token.
+        rewards: the environment's reward of each token: 0 but for the last one, unless the environment shapes.
+        ended: by EOS or a stop sequence, not at the length limit.
+        info: the ending step's ``info``.
+        masks: allowed tokens at each step, packed to bits, uint8 ``[len, ceil(V / 8)]``; None where only fixed limits hold.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    log_probs: list[float]
+    values: list[float]
+    rewards: list[float]
+    ended: bool
+    info: dict[str, Any] = field(default_factory=dict)
+    masks: NDArray[np.uint8] | None = None
+
+    @property
+    def score(self) -> float:
+        """What the environment paid for the whole response."""
+        return float(sum(self.rewards))
+
+
+@dataclass
+class Rollout:
+    """One iteration's episodes as padded tensors ``[B, R]``, on the CPU.
+
+    Attributes:
+        episodes: ``B`` episodes.
+        mask: bool, True at response tokens.
+        log_probs: old log-probabilities.
+        values: old values.
+        rewards: the environment's rewards.
+        reference_log_probs: filled in by the agent.
+        advantages: filled in by the agent.
+        returns: filled in by the agent.
+    """
+
+    episodes: list[Episode]
+    mask: Tensor
+    log_probs: Tensor
+    values: Tensor
+    rewards: Tensor
+    reference_log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    @classmethod
+    def of(cls, episodes: list[Episode]) -> Rollout:
+        """Pad episodes to one rectangle."""
+        longest = max(len(e.response_ids) for e in episodes)
+        mask = torch.zeros(len(episodes), longest, dtype=torch.bool)
+        for row, episode in enumerate(episodes):
+            mask[row, : len(episode.response_ids)] = True
+        zeros = torch.zeros(mask.shape)
+        return cls(
+            episodes, mask, pad(mask, [e.log_probs for e in episodes]), pad(mask, [e.values for e in episodes]),
+            pad(mask, [e.rewards for e in episodes]), zeros, zeros.clone(), zeros.clone(),
+        )  # fmt: skip
+
+    @property
+    def lengths(self) -> list[int]:
+        """Response lengths."""
+        return [len(e.response_ids) for e in self.episodes]
+
+    def minibatches(self, size: int, rng: np.random.Generator) -> list[list[int]]:
+        """All episodes' indices in random order, in minibatches of ``size`` whole episodes (the last may be smaller)."""
+        order = rng.permutation(len(self.episodes)).tolist()
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def pad(mask: Tensor, rows: Sequence[Sequence[float] | Tensor]) -> Tensor:
+    """float32 ``[B, R]`` with each row's values where its mask is True."""
+    out = torch.zeros(mask.shape)
+    for row, values in enumerate(rows):
+        out[row, : len(values)] = torch.as_tensor(values, dtype=torch.float32)
+    return out
+
+
+def flat(table: Tensor, rows: Sequence[int], mask: Tensor) -> Tensor:
+    """The masked entries of some rows, row after row: ``[N]``."""
+    index = torch.as_tensor(rows)
+    return table[index][mask[index]]
+
+
+def unpack_masks(episodes: Sequence[Episode], vocab_size: int) -> Tensor | None:
+    """bool ``[N, V]``, allowed tokens at every response token of these episodes; None where no episode has masks."""
+    if episodes[0].masks is None:
+        return None
+    packed = np.concatenate([e.masks for e in episodes if e.masks is not None])
+    return torch.from_numpy(np.unpackbits(packed, axis=1, count=vocab_size).astype(np.bool_))

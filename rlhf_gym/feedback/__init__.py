@@ -1,0 +1,18 @@
+"""Feedback: queries, judgements, the store that keeps them, and the preferences they amount to."""
+
+from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
+from rlhf_gym.feedback.query import Form, Judgement, Query, check_judgement
+from rlhf_gym.feedback.store import FeedbackStore, StoreCount
+
+__all__ = [
+    "FeedbackStore",
+    "Form",
+    "Judgement",
+    "Ordering",
+    "Preference",
+    "Query",
+    "StoreCount",
+    "check_judgement",
+    "ordering_from",
+    "preferences_from",
+]

@@ -1,0 +1,136 @@
+"""Preferences: what judgements say of two samples, in the form that reward models are fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One response preferred to another, or held equal.
+
+    Attributes:
+        prompt: what both responses answer.
+        chosen: the better response (in a tie, either).
+        rejected: the worse response (in a tie, the other).
+        margin: how much better, where the rater said so: a pair's strength, or the difference of two ratings. The scale
+            is the rater's own; 0 or more; None where nothing was said.
+        tie: True if the rater held them equal.
+        query_id: the query it comes from; all pairs of one ranking share it, and belong in the same batch and on the
+            same side of a train/validation split (Ouyang et al. 2022, section 3.5).
+        rater: who said so.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float | None = None
+    tie: bool = False
+    query_id: str = ""
+    rater: str = ""
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """A whole order of responses, for listwise losses (Plackett-Luce).
+
+    Attributes:
+        prompt: what the responses answer.
+        groups: the responses that were judged, best group first; responses of one group are equally good.
+        query_id: the query it comes from.
+        rater: who said so.
+    """
+
+    prompt: str
+    groups: tuple[tuple[str, ...], ...]
+    query_id: str = ""
+    rater: str = ""
+
+
+def preferences_from(query: Query, judgement: Judgement, *, attribute: str | None = None) -> list[Preference]:
+    """Every pair that a judgement orders or holds equal.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer.
+        attribute: which attribute's ratings to compare; default their mean.
+
+    Returns:
+        A pair: one preference. A ranking of ``k`` responses: all ``k (k - 1) / 2`` pairs, best first, tied ones marked.
+        A rating: all pairs of rated responses, with the difference as margin. A skip: none.
+
+    Raises:
+        FeedbackError: the judgement does not fit the query.
+
+    >>> query = Query(prompt="2 + 2?", responses=("5", "4"))
+    >>> [p.chosen for p in preferences_from(query, Judgement(query_id=query.id, rater="ann", choice=1))]
+    ['4']
+    """
+    check_judgement(query, judgement)
+    if judgement.choice is not None:
+        pairs = [(judgement.choice, 1 - judgement.choice, judgement.strength, False)]
+    elif judgement.tie:
+        pairs = [(0, 1, None, True)]
+    elif judgement.ranking is not None:
+        place = {i: rank for rank, group in enumerate(judgement.ranking) for i in group}
+        pairs = [(a, b, None, place[a] == place[b]) for a, b in combinations(place, 2)]
+    elif judgement.ratings is not None:
+        pairs = _rated_pairs(_overall(judgement, attribute))
+    else:
+        pairs = []
+    return [
+        Preference(query.prompt, query.responses[a], query.responses[b], margin, tie, query.id, judgement.rater)
+        for a, b, margin, tie in pairs
+    ]
+
+
+def ordering_from(query: Query, judgement: Judgement, *, attribute: str | None = None) -> Ordering | None:
+    """The order that a judgement puts the responses in; None for a skip, or where fewer than two were judged.
+
+    Args:
+        query: the query that was answered, of any form.
+        judgement: the answer.
+        attribute: which attribute's ratings to order by; default their mean.
+
+    Raises:
+        FeedbackError: the judgement does not fit the query.
+    """
+    check_judgement(query, judgement)
+    groups: Sequence[Sequence[int]] = ()
+    if judgement.choice is not None:
+        groups = ((judgement.choice,), (1 - judgement.choice,))
+    elif judgement.tie:
+        groups = ((0, 1),)
+    elif judgement.ranking is not None:
+        groups = judgement.ranking
+    elif judgement.ratings is not None:
+        rated = _overall(judgement, attribute)
+        groups = [[i for i in rated if rated[i] == value] for value in sorted(set(rated.values()), reverse=True)]
+    if sum(map(len, groups)) < 2:
+        return None
+    named = tuple(tuple(query.responses[i] for i in group) for group in groups if group)
+    return Ordering(query.prompt, named, query.id, judgement.rater)
+
+
+def _overall(judgement: Judgement, attribute: str | None) -> dict[int, float]:
+    """Each rated response's value of one attribute, or the mean of all; responses with a gap are left out."""
+    ratings = judgement.ratings or {}
+    columns = list(ratings.values()) if attribute is None else [ratings[attribute]] if attribute in ratings else []
+    rated: dict[int, float] = {}
+    for i, values in enumerate(zip(*columns, strict=True)):
+        given = [value for value in values if value is not None]
+        if len(given) == len(values):
+            rated[i] = sum(given) / len(given)
+    return rated
+
+
+def _rated_pairs(rated: dict[int, float]) -> list[tuple[int, int, float | None, bool]]:
+    best_first = sorted(rated, key=lambda i: -rated[i])  # stable: equal ratings keep the query's order
+    return [
+        (a, b, None if rated[a] == rated[b] else rated[a] - rated[b], rated[a] == rated[b])
+        for a, b in combinations(best_first, 2)
+    ]

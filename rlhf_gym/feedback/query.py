@@ -1,0 +1,189 @@
+"""Queries and judgements: what raters are asked, and what they answer.
+
+A query's id is derived from its content, so that a run that is killed and resumed asks the very same queries and stores
+each once. A judgement is never changed: a correction is a new judgement that names the one it supersedes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from rlhf_gym.errors import FeedbackError
+
+Form = Literal["pair", "ranking", "rating"]
+FORMS: tuple[Form, ...] = get_args(Form)
+_FEWEST_RESPONSES: dict[Form, int] = {"pair": 2, "ranking": 2, "rating": 1}
+
+
+def content_id(*parts: Any) -> str:
+    """128 bits, as 32 hexadecimal digits, that depend on every part (JSON values) and on nothing else.
+
+    ASCII JSON separates the parts without ambiguity and also spells text that UTF-8 cannot (lone surrogates).
+    """
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, separators=(",", ":")).encode("ascii")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One prompt with ``k`` candidate responses, put to a rater in one form.
+
+    Attributes:
+        prompt: what the language model was asked.
+        responses: the ``k`` candidates. Judgements name them by their index here, whatever order they were shown in.
+        form: ``"pair"`` (which of two is better), ``"ranking"`` (``k >= 2``, best first) or ``"rating"`` (``k >= 1``, a
+            value for each response).
+        columns: the data set's other columns of this prompt; JSON values.
+        model_versions: which model wrote each response (``k`` names), or empty where nobody knows.
+        round: the round of the RLHF loop that asks, from 1; 0 for data from elsewhere.
+        index: the query's place in its round, from 0.
+        id: derived from round, index, form, prompt and responses where it is not given.
+
+    Raises:
+        FeedbackError: a form that does not exist, or the wrong number of responses or model versions.
+
+    >>> Query(prompt="2 + 2?", responses=("4", "5")).id == Query(prompt="2 + 2?", responses=("4", "5")).id
+    True
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    form: Form = "pair"
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    model_versions: tuple[str, ...] = ()
+    round: int = 1
+    index: int = 0
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "responses", tuple(self.responses))
+        object.__setattr__(self, "model_versions", tuple(self.model_versions))
+        if self.form not in FORMS:
+            raise FeedbackError(f"a query's form must be one of {', '.join(FORMS)}; got {self.form!r}")
+        k, fewest = len(self.responses), _FEWEST_RESPONSES[self.form]
+        if k < fewest or (self.form == "pair" and k != 2):
+            expected = "exactly 2" if self.form == "pair" else f"at least {fewest}"
+            raise FeedbackError(f"a {self.form} query needs {expected} responses, got {k}")
+        if self.model_versions and len(self.model_versions) != k:
+            raise FeedbackError(f"model_versions must name {k} models, one a response; got {len(self.model_versions)}")
+        if not self.id:
+            parts = ("query", self.round, self.index, self.form, self.prompt, self.responses)
+            object.__setattr__(self, "id", content_id(*parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One rater's answer to one query.
+
+    Exactly one of ``choice``, ``ranking``, ``ratings``, ``tie`` and ``skipped`` is the answer. Responses are named by
+    their index in :attr:`Query.responses`, never by the order they were shown in.
+
+    Attributes:
+        query_id: the query that is answered.
+        rater: who answered.
+        choice: the better response (pair).
+        ranking: groups of responses, best group first; responses of one group are equally good; a response that no
+            group names was not judged (ranking).
+        ratings: for each attribute (``"overall"`` where there is only one) one value a response, None where the rater
+            gave none (rating).
+        tie: the responses are equally good (pair).
+        skipped: the rater would not or could not answer.
+        strength: how much better the chosen response is, on the rater's own scale; 0 or more, larger is clearer.
+        order_shown: ``order_shown[0]`` is the response shown first, and so on; empty where nobody knows.
+        seconds: how long the rater took, in seconds; None where it was not measured.
+        created_at: when the answer was given; UTC, to the microsecond.
+        supersedes: id of the earlier judgement that this one corrects.
+        reason: why, in the rater's words.
+        details: anything else that was recorded with the answer (flags, an edited response, ...); JSON values.
+        id: whoever submits twice submits the same id. Derived from query, rater and supersedes where it is not given;
+            so give one where the same rater is asked the same query again on purpose.
+
+    Raises:
+        FeedbackError: not exactly one answer, or a number that is not one.
+    """
+
+    query_id: str
+    rater: str
+    choice: int | None = None
+    ranking: tuple[tuple[int, ...], ...] | None = None
+    ratings: Mapping[str, tuple[float | None, ...]] | None = field(default=None, hash=False)
+    tie: bool = False
+    skipped: bool = False
+    strength: float | None = None
+    order_shown: tuple[int, ...] = ()
+    seconds: float | None = None
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    supersedes: str | None = None
+    reason: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("choice", "ranking", "ratings") if getattr(self, name) is not None]
+        given += [name for name in ("tie", "skipped") if getattr(self, name)]
+        if len(given) != 1:
+            raise FeedbackError(
+                "a judgement needs exactly one of choice, ranking, ratings, tie and skipped; "
+                f"got {' and '.join(given) or 'none'} (query {self.query_id}, rater {self.rater!r})"
+            )
+        if not self.rater:
+            raise FeedbackError(f"a judgement needs the name of its rater (query {self.query_id})")
+        for name in ("strength", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise FeedbackError(f"a judgement's {name} must be a finite number of 0 or more, got {value}")
+        if self.created_at.tzinfo is None:
+            raise FeedbackError("a judgement's created_at must say its time zone, e.g. datetime.now(datetime.UTC)")
+        object.__setattr__(self, "created_at", self.created_at.astimezone(UTC))
+        object.__setattr__(self, "order_shown", tuple(self.order_shown))
+        if self.ranking is not None:
+            object.__setattr__(self, "ranking", tuple(tuple(group) for group in self.ranking))
+        if self.ratings is not None:
+            object.__setattr__(self, "ratings", {name: tuple(values) for name, values in self.ratings.items()})
+        if not self.id:
+            object.__setattr__(self, "id", content_id("judgement", self.query_id, self.rater, self.supersedes))
+
+    def same_answer(self, other: Judgement) -> bool:
+        """True if the other is a retry: it says the same of the same query, and only its clock may differ."""
+        return self._said() == other._said()
+
+    def _said(self) -> tuple[Any, ...]:
+        answer = (self.choice, self.ranking, self.ratings, self.tie, self.skipped, self.strength)
+        return (self.query_id, self.rater, *answer, self.order_shown, self.supersedes, self.reason, dict(self.details))
+
+
+def check_judgement(query: Query, judgement: Judgement) -> None:
+    """Hold a judgement against its query.
+
+    Raises:
+        FeedbackError: the judgement answers another query or another form, or names a response that is not there.
+    """
+    k = len(query.responses)
+
+    def refuse(problem: str) -> FeedbackError:
+        return FeedbackError(f"judgement {judgement.id} by {judgement.rater!r} on query {query.id}: {problem}")
+
+    if judgement.query_id != query.id:
+        raise refuse(f"it answers query {judgement.query_id}")
+    if judgement.order_shown and sorted(judgement.order_shown) != list(range(k)):
+        raise refuse(f"order_shown must hold each of 0..{k - 1} once, got {judgement.order_shown}")
+    answer = "pair" if judgement.choice is not None or judgement.tie else None
+    answer = "ranking" if judgement.ranking is not None else "rating" if judgement.ratings is not None else answer
+    if answer is not None and answer != query.form:
+        raise refuse(f"expected a {query.form} answer, got a {answer} answer")
+    if judgement.choice is not None and judgement.choice not in range(k):
+        raise refuse(f"choice must lie in 0..{k - 1}, got {judgement.choice}")
+    if judgement.ranking is not None:
+        named = [response for group in judgement.ranking for response in group]
+        if not named or len(set(named)) != len(named) or not set(named) <= set(range(k)):
+            raise refuse(f"ranking must name responses out of 0..{k - 1}, each at most once; got {judgement.ranking}")
+    if judgement.ratings is not None and not judgement.ratings:
+        raise refuse("ratings must name at least one attribute")
+    for attribute, values in (judgement.ratings or {}).items():
+        if len(values) != k or not all(value is None or math.isfinite(value) for value in values):
+            raise refuse(f"ratings of {attribute!r} must be {k} finite numbers (or None), got {values}")

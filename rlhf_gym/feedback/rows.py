@@ -1,0 +1,94 @@
+"""Between rows of the feedback store's tables and the values they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Column, Connection, RowMapping, Table, insert, select
+from sqlalchemy.exc import StatementError
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback import schema
+from rlhf_gym.feedback.query import Judgement, Query
+
+_QUERY_FIELDS = tuple(Query.__dataclass_fields__)
+_JUDGEMENT_FIELDS = tuple(Judgement.__dataclass_fields__)
+_JUDGEMENT_COLUMNS = {name: schema.judgements.c[name].label(f"judgement_{name}") for name in _JUDGEMENT_FIELDS}
+# For queries joined with their judgements: both tables have an id and a created_at.
+judgement_columns = tuple(_JUDGEMENT_COLUMNS.values())
+# Below the number of variables that any database takes in one statement.
+_CHUNK = 500
+
+
+def query_of(row: RowMapping) -> Query:
+    """The query that a row of ``queries`` holds."""
+    return Query(**{name: row[name] for name in _QUERY_FIELDS})
+
+
+def judgement_of(row: RowMapping, prefix: str = "judgement_") -> Judgement:
+    """The judgement in the columns of a row whose names start with ``prefix``."""
+    return Judgement(**{name: row[prefix + name] for name in _JUDGEMENT_FIELDS})
+
+
+def query_row(query: Query, now: datetime) -> dict[str, Any]:
+    """A row for ``queries``."""
+    return {**{name: getattr(query, name) for name in _QUERY_FIELDS}, "columns": dict(query.columns), "created_at": now}
+
+
+def judgement_row(judgement: Judgement) -> dict[str, Any]:
+    """A row for ``judgements``; the sequence number is the database's to give."""
+    return {**{name: getattr(judgement, name) for name in _JUDGEMENT_FIELDS}, "details": dict(judgement.details)}
+
+
+def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Query]:
+    """The stored queries out of some ids."""
+    found: dict[str, Query] = {}
+    for chunk in _chunks(ids):
+        statement = select(schema.queries).where(schema.queries.c.id.in_(chunk))
+        for row in connection.execute(statement).mappings():
+            found[row["id"]] = query_of(row)
+    return found
+
+
+def judgements_by(connection: Connection, column: Column[Any], values: Collection[str]) -> dict[str, Judgement]:
+    """The stored judgements in which a column (``id`` or ``supersedes``) has one of some values, by that value."""
+    found: dict[str, Judgement] = {}
+    for chunk in _chunks(values):
+        statement = select(schema.judgements).where(column.in_(chunk))
+        for row in connection.execute(statement).mappings():
+            found[row[column.name]] = judgement_of(row, prefix="")
+    return found
+
+
+def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert rows, in order.
+
+    Raises:
+        FeedbackError: a value that JSON cannot hold; the message names the row and the column.
+    """
+    if not rows:
+        return
+    try:
+        connection.execute(insert(table), rows)
+    except StatementError as error:
+        if not isinstance(error.orig, TypeError | ValueError):
+            raise
+        for row in rows:
+            for column in ("columns", "details"):
+                for name, value in row.get(column, {}).items():
+                    try:
+                        schema.to_json(value)
+                    except (TypeError, ValueError) as problem:
+                        raise FeedbackError(
+                            f"{table.name}: {column}[{name!r}] of {row['id']} cannot be stored: {problem}; expected "
+                            "text, finite numbers, true, false, None, and lists and mappings of those"
+                        ) from error
+        raise
+
+
+def _chunks(values: Collection[str]) -> Iterator[list[str]]:
+    ordered = list(values)
+    for start in range(0, len(ordered), _CHUNK):
+        yield ordered[start : start + _CHUNK]

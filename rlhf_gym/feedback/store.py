@@ -1,0 +1,273 @@
+"""The feedback store: every query asked and every judgement given, in one SQLite file that loses nothing.
+
+Append-only: what is stored is never changed or removed (triggers in the database hold that), a correction is a further
+judgement. Idempotent: what is stored twice under one id is stored once. Several processes may write and read at once.
+"""
+
+# ruff: noqa: A002 - a round is called a round everywhere, although Python has a function of that name.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from sqlalchemy import ColumnElement, Connection, func, select
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback import rows, schema
+from rlhf_gym.feedback.database import Database
+from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
+from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+
+_Q, _J = schema.queries.c, schema.judgements.c
+# A judgement that nothing supersedes.
+_LATER = schema.judgements.alias("later")
+_CURRENT = ~select(_LATER.c.id).where(_LATER.c.supersedes == _J.id).exists()
+_QUERY_ORDER = (_Q.round, _Q["index"], _Q.id)
+
+
+@dataclass(frozen=True)
+class StoreCount:
+    """How much a store holds.
+
+    Attributes:
+        queries: queries asked.
+        answered: queries with at least one judgement (skips count).
+        judgements: judgements given, superseded ones included.
+        current: judgements that nothing supersedes; the next two count among these.
+        skipped: skips.
+        ties: pairs held equal.
+        raters: names that judged.
+    """
+
+    queries: int
+    answered: int
+    judgements: int
+    current: int
+    skipped: int
+    ties: int
+    raters: int
+
+
+class FeedbackStore:
+    """Queries and judgements in one SQLite file.
+
+    Every list comes in a fixed order: queries by round, index and id; judgements by their query, then as they arrived.
+    Safe to use from several threads. Use it as a context manager, or call :meth:`close`.
+
+    Args:
+        path: the file, or ``sqlite:///`` and the file; created where it does not exist (unless ``read_only``).
+        read_only: open an existing store without ever writing to it, also while another process writes.
+        timeout: seconds to wait for another process that is writing.
+
+    Raises:
+        FeedbackError: the file cannot be opened, is no feedback store, or was written by a newer rlhf-gym.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> None:
+        self._database = Database(_file(path), read_only=read_only, timeout=timeout)
+
+    @property
+    def path(self) -> Path:
+        """The store's file."""
+        return self._database.path
+
+    def add_queries(self, queries: Iterable[Query]) -> int:
+        """Store queries, all or none; those that are there already are left as they are.
+
+        Returns:
+            How many were new. When it returns, the disk has them.
+
+        Raises:
+            FeedbackError: an id is taken by a query with another content, a column is not a JSON value, or the database
+                cannot be written; then nothing of this call is stored, and all that was stored before still is.
+        """
+        given = list(queries)
+        with self._database.writing() as connection:
+            known = rows.queries_by_id(connection, {query.id for query in given})
+            new: dict[str, Query] = {}
+            for query in given:
+                earlier = known.get(query.id) or new.setdefault(query.id, query)
+                if _content(earlier) != _content(query):
+                    raise FeedbackError(
+                        f"query id {query.id} is taken by a query with another content; give it its own id"
+                    )
+            now = datetime.now(UTC)
+            rows.insert_rows(connection, schema.queries, [rows.query_row(query, now) for query in new.values()])
+        return len(new)
+
+    def add_judgements(self, judgements: Iterable[Judgement]) -> int:
+        """Append judgements, all or none; a judgement whose id is there with the same answer is a retry, and ignored.
+
+        Returns:
+            How many were new. When it returns, the disk has them.
+
+        Raises:
+            FeedbackError: a judgement does not fit its query or names one that is not there; its id is taken by another
+                answer; it supersedes what is not there, is another's or was superseded already; or the database cannot
+                be written. Then nothing of this call is stored, and all that was stored before still is.
+        """
+        given = list(judgements)
+        with self._database.writing() as connection:
+            corrected = {judgement.supersedes for judgement in given if judgement.supersedes is not None}
+            queries = rows.queries_by_id(connection, {judgement.query_id for judgement in given})
+            known = rows.judgements_by(connection, _J.id, corrected | {judgement.id for judgement in given})
+            successor = rows.judgements_by(connection, _J.supersedes, corrected)
+            new: list[Judgement] = []
+            for judgement in given:
+                if judgement.query_id not in queries:
+                    raise FeedbackError(
+                        f"judgement {judgement.id} answers query {judgement.query_id}, which is not stored"
+                    )
+                check_judgement(queries[judgement.query_id], judgement)
+                if judgement.id in known:
+                    if not judgement.same_answer(known[judgement.id]):
+                        raise FeedbackError(
+                            f"judgement {judgement.id} by {judgement.rater!r} on query {judgement.query_id} is stored "
+                            "with another answer; judgements are never changed: submit one that supersedes it"
+                        )
+                    continue
+                if judgement.supersedes is not None:
+                    _check_correction(judgement, known.get(judgement.supersedes), successor.get(judgement.supersedes))
+                    successor[judgement.supersedes] = judgement
+                known[judgement.id] = judgement
+                new.append(judgement)
+            rows.insert_rows(connection, schema.judgements, [rows.judgement_row(judgement) for judgement in new])
+        return len(new)
+
+    def queries(self, round: int | None = None) -> list[Query]:
+        """The queries of one round, or of all."""
+        with self._database.reading() as connection:
+            statement = select(schema.queries).where(*_in_round(round)).order_by(*_QUERY_ORDER)
+            return [rows.query_of(row) for row in connection.execute(statement).mappings()]
+
+    def unanswered(self, round: int | None = None, *, rater: str | None = None, overlap: int = 1) -> list[Query]:
+        """Queries that fewer than ``overlap`` raters have judged; with ``rater``, those that this rater has not judged.
+
+        A skip is an answer here: whoever skipped a query is not asked again.
+        """
+        answers = select(func.count(_J.rater.distinct())).where(_J.query_id == _Q.id)
+        if rater is not None:
+            answers, overlap = answers.where(_J.rater == rater), 1
+        missing = answers.scalar_subquery() < overlap
+        with self._database.reading() as connection:
+            statement = select(schema.queries).where(missing, *_in_round(round)).order_by(*_QUERY_ORDER)
+            return [rows.query_of(row) for row in connection.execute(statement).mappings()]
+
+    def judgements(
+        self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
+    ) -> list[Judgement]:
+        """The judgements of one round or all, by one rater or all; with ``superseded``, the superseded ones too."""
+        with self._database.reading() as connection:
+            return [judgement for _, judgement in _answers(connection, round, rater, superseded)]
+
+    def answers(
+        self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
+    ) -> list[tuple[Query, Judgement]]:
+        """The same as :meth:`judgements`, each with its query."""
+        with self._database.reading() as connection:
+            return list(_answers(connection, round, rater, superseded))
+
+    def preferences(
+        self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None, ties: bool = True
+    ) -> list[Preference]:
+        """What the current judgements amount to, pair by pair; see :func:`preferences_from`. Skips give none.
+
+        Args:
+            round: one round; default all.
+            rater: one rater; default all.
+            attribute: which attribute's ratings to compare; default their mean.
+            ties: False leaves out the pairs that were held equal.
+        """
+        found = (preferences_from(*answer, attribute=attribute) for answer in self.answers(round, rater=rater))
+        return [preference for group in found for preference in group if ties or not preference.tie]
+
+    def orderings(
+        self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None
+    ) -> list[Ordering]:
+        """What the current judgements amount to, order by order, for listwise losses; see :func:`ordering_from`."""
+        found = (ordering_from(*answer, attribute=attribute) for answer in self.answers(round, rater=rater))
+        return [ordering for ordering in found if ordering is not None]
+
+    def count(self, round: int | None = None) -> StoreCount:
+        """How much there is, of one round or of all."""
+        with self._database.reading() as connection:
+            asked = connection.scalar(select(func.count()).select_from(schema.queries).where(*_in_round(round)))
+            answered = schema.judgements.join(schema.queries, _J.query_id == _Q.id)
+            of_round = select(
+                func.count(_J.query_id.distinct()).label("answered"),
+                func.count().label("judgements"),
+                func.count(_J.rater.distinct()).label("raters"),
+            )
+            totals = connection.execute(of_round.select_from(answered).where(*_in_round(round))).mappings().one()
+            of_current = select(
+                func.count().label("current"),
+                func.count().filter(_J.skipped).label("skipped"),
+                func.count().filter(_J.tie).label("ties"),
+            )
+            current = connection.execute(of_current.select_from(answered).where(_CURRENT, *_in_round(round)))
+            return StoreCount(queries=asked or 0, **totals, **current.mappings().one())
+
+    def close(self) -> None:
+        """Close the file. The store cannot be used afterwards; nothing is written that was not there before."""
+        self._database.close()
+
+    def __enter__(self) -> FeedbackStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    """The file that a path or an ``sqlite:///`` URL names."""
+    text = os.fspath(path)
+    if "://" not in text:
+        return Path(text)
+    if text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
+        return Path(text.removeprefix("sqlite:///"))
+    raise FeedbackError(f"a feedback store is a file or sqlite:///FILE; got {text!r}")
+
+
+def _in_round(round: int | None) -> list[ColumnElement[bool]]:
+    return [] if round is None else [_Q.round == round]
+
+
+def _answers(
+    connection: Connection, round: int | None, rater: str | None, superseded: bool
+) -> Iterator[tuple[Query, Judgement]]:
+    statement = select(schema.queries, *rows.judgement_columns).join_from(
+        schema.queries, schema.judgements, _J.query_id == _Q.id
+    )
+    statement = statement.where(*_in_round(round)).order_by(*_QUERY_ORDER, _J.sequence)
+    if rater is not None:
+        statement = statement.where(_J.rater == rater)
+    if not superseded:
+        statement = statement.where(_CURRENT)
+    for row in connection.execute(statement).mappings():
+        yield rows.query_of(row), rows.judgement_of(row)
+
+
+def _content(query: Query) -> tuple[object, ...]:
+    return query.round, query.index, query.form, query.prompt, query.responses
+
+
+def _check_correction(judgement: Judgement, earlier: Judgement | None, successor: Judgement | None) -> None:
+    """A correction replaces its own rater's latest answer to the same query."""
+    problem = None
+    if earlier is None:
+        problem = "is not stored"
+    elif (earlier.query_id, earlier.rater) != (judgement.query_id, judgement.rater):
+        problem = (
+            f"is by {earlier.rater!r} on query {earlier.query_id}, not by {judgement.rater!r} on {judgement.query_id}"
+        )
+    elif successor is not None:
+        problem = f"was superseded already, by {successor.id}; supersede that one"
+    if problem:
+        raise FeedbackError(f"judgement {judgement.id} supersedes {judgement.supersedes}, which {problem}")
