@@ -6,21 +6,28 @@ import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
 
 from rlhf_gym.agents.policy import LMPolicy
 from rlhf_gym.envs.sb3 import TokenVecEnv
-from rlhf_gym.errors import ModelError
+from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.sampling import Limits
+from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.version import __version__
 
 FORMAT = 1
-FOLDERS = ("model", "reference")
 
 
 class Checkpointed(OnPolicyAlgorithm):
@@ -33,128 +40,190 @@ class Checkpointed(OnPolicyAlgorithm):
     policy: LMPolicy
     settings: dict[str, Any]
 
-    def state(self) -> dict[str, Any]:
-        """Counters and random states, as JSON values."""
-        agent: Any = self
-        env = self.env.state() if isinstance(self.env, TokenVecEnv) else None
-        return {
-            "num_timesteps": self.num_timesteps,
-            "iteration": agent.iteration,
-            "episode_count": agent.episode_count,
-            "tokens_not_stepped": agent._tokens_not_stepped,
-            "seed": self.seed,
-            "update_rng": agent._update_rng.bit_generator.state,
-            "env": env,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The opposite of :meth:`state`."""
-        agent: Any = self
-        self.num_timesteps = state["num_timesteps"]
-        agent.iteration = state["iteration"]
-        agent.episode_count = state["episode_count"]
-        agent._tokens_not_stepped = state["tokens_not_stepped"]
-        agent._update_rng.bit_generator.state = state["update_rng"]
-        if isinstance(self.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == self.env.num_envs:
-            self.env.restore(state["env"])
-            # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
-            self._last_obs = dict(self.env.env.episodes.observe())
-
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a checkpoint (``.zip`` is added where it is missing); an older one is replaced only once all is written.
+        """Write a checkpoint; an older one is replaced only once all is written.
 
         Args:
-            path: where to.
+            path: where to (``.zip`` is added where it is missing), or a binary file.
             exclude: not used; here for stable-baselines3's signature.
             include: not used.
+
+        Raises:
+            TrainingError: it could not be written; an older checkpoint is still whole.
         """
-        path = with_suffix(Path(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        agent: Any = self
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as name:
+        with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            self.policy.language_model.save(folder / "model")
-            if not isinstance(self.settings["reference"], str):
-                agent.reference.save(folder / "reference")
-            extra = {k: v for k, v in self.policy.state_dict().items() if not k.startswith("lm.")}
-            save_file(_separate(extra), folder / "policy.safetensors")
-            tensors, scalars = _flatten(self.policy.optimizer.state_dict())
-            save_file(tensors, folder / "optimizer.safetensors")
-            data = {"format": FORMAT, "class": type(self).__name__, "settings": self.settings, "optimizer": scalars,
-                    "state": self.state()}  # fmt: skip
-            (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
-            packed = folder.with_suffix(".tmp")
             try:
-                with zipfile.ZipFile(packed, "w") as archive:
-                    for file in sorted(folder.rglob("*")):
-                        archive.write(file, file.relative_to(folder).as_posix())
-                os.replace(packed, path)
-            finally:
-                packed.unlink(missing_ok=True)
+                self._write(folder)
+                if hasattr(path, "write"):
+                    pack(folder, path)
+                    return
+                path = with_suffix(Path(path))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                packed = path.with_name(f".{path.name}.tmp")
+                try:
+                    pack(folder, packed)
+                    os.replace(packed, path)
+                finally:
+                    packed.unlink(missing_ok=True)
+            except OSError as error:
+                raise TrainingError(
+                    f"cannot write the checkpoint {path}: {error.strerror or error}; an older one is untouched"
+                ) from error
+
+    def _write(self, folder: Path) -> None:
+        agent: Any = self
+        model = self.policy.language_model
+        model.save(folder / "model")
+        if not isinstance(self.settings["reference"], str):
+            agent.reference.save(folder / "reference")
+        extra = {k: v for k, v in self.policy.state_dict().items() if not k.startswith("lm.")}
+        save_file(_separate(extra), folder / "policy.safetensors")
+        tensors, scalars = _flatten(self.policy.optimizer.state_dict())
+        save_file(tensors, folder / "optimizer.safetensors")
+        spaces = {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()}
+        data = {
+            "format": FORMAT, "version": __version__, "class": type(self).__name__, "settings": self.settings,
+            "dtype": str(model.model.dtype).removeprefix("torch."), "spaces": spaces, "optimizer": scalars,
+            "limits": asdict(self.policy.limits), "state": agent.state(),
+        }  # fmt: skip
+        (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls,
         path: Any,
         env: Any = None,
         device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        tokenizer: Tokenizer | None = None,
         **changes: Any,
     ) -> Self:
-        """Read a checkpoint.
+        """Read a checkpoint. Nothing in it is executed, so it need not be trusted.
+
+        ``load(path, env=env).learn(n, reset_num_timesteps=False)`` goes on as if training had never stopped. A checkpoint
+        taken inside a rollout goes on from that rollout's start.
 
         Args:
-            path: a file written by :meth:`save`.
-            env: the environment to go on in; needed.
+            path: what :meth:`save` was given.
+            env: the environment to go on in; None is enough for ``predict``.
             device: where to put the weights.
+            custom_objects: like ``changes``, stable-baselines3's way.
+            print_system_info: print this machine's versions.
+            force_reset: not used; here for stable-baselines3's signature.
+            tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
             changes: constructor arguments to use instead of the saved ones.
 
         Raises:
             ModelError: no such file, or not a checkpoint of this class.
+            ConfigError: the checkpoint was made with a schedule, which must be given again.
         """
-        path = Path(path) if Path(path).is_file() else with_suffix(Path(path))
+        if print_system_info:
+            get_system_info()
+        if not hasattr(path, "read"):
+            path = Path(path) if Path(path).is_file() else with_suffix(Path(path))
         try:
             with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 archive.extractall(folder)
                 data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
                 if data["class"] != cls.__name__ or data["format"] != FORMAT:
-                    raise ModelError(f"{path} holds a {data['class']} of format {data['format']}; expected {cls.__name__}")
-                return cls._build(folder, data, env, str(device), changes)
+                    raise ModelError(
+                        f"{path} holds a {data['class']} of format {data['format']}; expected {cls.__name__}"
+                    )
+                if tokenizer is None and isinstance(env, TokenVecEnv):
+                    tokenizer = env.env.episodes.tokenizer
+                return cls._build(folder, data, env, str(device), tokenizer, {**(custom_objects or {}), **changes})
         except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
-            raise ModelError(f"cannot load {cls.__name__} from {path}: {error}") from error
+            raise ModelError(
+                f"cannot load {cls.__name__} from {path}: {error}. Expected a file written by {cls.__name__}.save"
+            ) from error
 
     @classmethod
-    def _build(cls, folder: Path, data: dict[str, Any], env: Any, device: str, changes: dict[str, Any]) -> Self:
-        # Tokenizers that are not Hugging Face's are not in the checkpoint; the environment has its own.
-        in_checkpoint = (folder / "model" / "tokenizer_config.json").exists()
-        tokenizer = None if in_checkpoint or not isinstance(env, TokenVecEnv) else env.env.episodes.tokenizer
-        model = LanguageModel.load(str(folder / "model"), device=device, tokenizer=tokenizer)
+    def _build(
+        cls,
+        folder: Path,
+        data: dict[str, Any],
+        env: Any,
+        device: str,
+        tokenizer: Tokenizer | None,
+        changes: dict[str, Any],
+    ) -> Self:
         settings = {**data["settings"], "seed": data["state"]["seed"], **changes}
+        if lacking := [name for name in settings.pop("given_at_load") if name not in changes]:
+            raise ConfigError(
+                f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
+                f"again, load(path, {lacking[0]}=...)"
+            )
+        model = _load_model(folder / "model", data, device, tokenizer)
         if settings["reference"] is None:
-            settings["reference"] = LanguageModel.load(str(folder / "reference"), device=device, tokenizer=tokenizer)
-        for loaded in (model, settings["reference"]):
-            if isinstance(loaded, LanguageModel):
-                loaded.name = str(data["settings"]["language_model"] or "checkpoint")
-        agent = cls(env=env, language_model=model, **{k: v for k, v in settings.items() if k != "language_model"})
-        agent.settings = {**data["settings"], **{k: v for k, v in changes.items() if _is_json(v)}}
+            settings["reference"] = _load_model(folder / "reference", data, device, tokenizer)
+        make: Any = cls
+        agent = make(
+            env=env, language_model=model, _init_setup_model=False,
+            **{k: v for k, v in settings.items() if k != "language_model"},
+        )  # fmt: skip
+        kept = {k: v for k, v in changes.items() if k in data["settings"] and _is_json(v)}
+        agent.settings = {**data["settings"], **kept}
+        if env is None:
+            agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
+        agent._setup_model()
+        if env is None:
+            agent.policy.limits = Limits(**{**data["limits"], "banned": tuple(data["limits"]["banned"])})
         missing, unexpected = agent.policy.load_state_dict(load_file(folder / "policy.safetensors"), strict=False)
         if unexpected or any(not key.startswith("lm.") for key in missing):
             raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
-        agent.policy.optimizer.load_state_dict(_unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"]))
+        agent.policy.optimizer.load_state_dict(
+            _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])
+        )
         agent.restore(data["state"])
-        return agent
+        agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
+        loaded: Self = agent
+        return loaded
 
 
-def settings_of(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments as JSON values: models by their name where they were given by name, else None.
+def _load_model(folder: Path, data: dict[str, Any], device: str, tokenizer: Tokenizer | None) -> LanguageModel:
+    """A model of the checkpoint, under the name that it was first loaded by."""
+    # The user's own tokenizer is not in the checkpoint.
+    own = (folder / "tokenizer_config.json").exists()
+    if not own and tokenizer is None:
+        raise ModelError("the checkpoint's tokenizer is not a Hugging Face one; give it: load(path, tokenizer=...)")
+    model = LanguageModel.load(str(folder), device=device, dtype=data["dtype"], tokenizer=None if own else tokenizer)
+    model.name = str(data["settings"]["language_model"] or "checkpoint")
+    return model
 
-    Learning-rate schedules cannot be written down: :meth:`Checkpointed.load` needs them again.
+
+def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict, spaces.Discrete]:
+    """The spaces that were learned in, for use without an environment."""
+    capacity = shapes["ids"][0]
+    lengths = spaces.Box(0, capacity, (1,), np.int64)
+    ids = spaces.Box(0, vocab_size - 1, (capacity,), np.int64)
+    return spaces.Dict(ids=ids, length=lengths, prompt_length=lengths), spaces.Discrete(vocab_size)
+
+
+def pack(folder: Path, target: Any) -> None:
+    """Put a folder's files into a zip (stored as they are: weights hardly shrink)."""
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder).as_posix())
+
+
+def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments as JSON values, models by their name where they were given by name, else None.
+
+    Schedules cannot be written down; their names are listed under ``given_at_load``.
     """
-    skip = {"self", "env", "device", "_init_setup_model", "verbose", "tensorboard_log"}
-    out = {k: v for k, v in arguments.items() if k not in skip and not k.startswith("__")}
-    name = out.get("language_model")
-    out["language_model"] = name if isinstance(name, str) else getattr(name, "name", None)
-    return {k: v if _is_json(v) else None for k, v in out.items() if _is_json(v) or k == "reference"}
+    skip = {"self", "env", "device", "_init_setup_model", "language_model", "reference"}
+    options = {k: v for k, v in arguments.items() if k not in skip and not k.startswith("__")}
+    out: dict[str, Any] = {k: v for k, v in options.items() if _is_json(v)}
+    model, reference = arguments["language_model"], arguments["reference"]
+    out["language_model"] = model if isinstance(model, str) else model.name
+    out["reference"] = reference if isinstance(reference, str) else None
+    out["given_at_load"] = [name for name in options if name not in out]
+    return out
 
 
 def with_suffix(path: Path) -> Path:
@@ -174,7 +243,10 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as named tensors, and its parameter groups as JSON."""
     tensors = {f"{i}.{k}": v.clone() for i, entry in state["state"].items() for k, v in entry.items()}
-    groups = [{k: v for k, v in group.items() if _is_json(v) or isinstance(v, list | tuple)} for group in state["param_groups"]]
+    groups = [
+        {k: v for k, v in group.items() if _is_json(v) or isinstance(v, list | tuple)}
+        for group in state["param_groups"]
+    ]
     return tensors, {"param_groups": groups}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -17,10 +18,13 @@ from rlhf_gym.agents.policy import LMPolicy
 from rlhf_gym.agents.rollout import Episode
 from rlhf_gym.decoding import CachedDecoder, generate
 from rlhf_gym.envs.sb3 import WAIT, TokenVecEnv
-from rlhf_gym.sampling import behaviour_log_probs, episode_uniforms, sample_tokens
+from rlhf_gym.errors import TrainingError
+from rlhf_gym.sampling import episode_uniforms, sample_tokens
 
 
-def collect_by_decoding(env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, rounds: int) -> list[Episode]:
+def collect_by_decoding(
+    env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, rounds: int
+) -> list[Episode]:
     """Collect ``rounds`` episodes in every slot by decoding whole responses.
 
     Args:
@@ -36,7 +40,7 @@ def collect_by_decoding(env: TokenVecEnv, policy: LMPolicy, seed: int, first_epi
     """
     episodes: list[Episode] = []
     slots = list(range(env.num_envs))
-    head = policy.values if policy.value_head is not None and policy.value_trunk is None else None
+    head = policy.values if policy.values_from_trunk else None
     for k in range(rounds):
         prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
         written = generate(
@@ -110,6 +114,10 @@ class SteppingCollector:
                 episode.info = infos[i]
                 eos = actions[i] == self.policy.limits.eos_id
                 episode.ended = bool(infos[i].get("ended", eos))
+                if infos[i].get("TimeLimit.truncated", False) and self.policy.value_head is not None:
+                    # An unscored time limit: what would have come is worth what the value function says.
+                    whole = [*episode.prompt_ids, *episode.response_ids]
+                    episode.bootstrap = float(self.policy.state_values([whole])[0])
                 finished[int(done_count[i]) * n + i] = episode
                 done_count[i] += 1
                 open_[i] = None
@@ -125,17 +133,13 @@ class SteppingCollector:
         steps = [len(episode.response_ids) for i in live if (episode := open_[i])]
         states = hidden[live].to(policy.language_model.model.dtype)
         with torch.no_grad():
-            logits = policy.limits.apply(policy.language_model.logits(states), torch.tensor(steps, device=policy.device))
-            masks = None
-            if self.has_masks:
-                masks = np.stack(self.env.env_method("action_masks"))[live]
-                logits = logits.masked_fill(~torch.as_tensor(masks, device=policy.device), -torch.inf)
-            log_probs = behaviour_log_probs(logits, policy.sampling)
+            masks = self._masks(live)
+            allowed = None if masks is None else torch.as_tensor(masks, device=policy.device)
+            log_probs = policy.distribution(states, torch.tensor(steps, device=policy.device), allowed)
             uniforms = torch.tensor([noise[i][t] for i, t in zip(live, steps, strict=True)], device=policy.device)
             tokens = sample_tokens(log_probs, uniforms)
             chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
-            with_values = policy.value_head is not None and policy.value_trunk is None
-            values = policy.values(states).tolist() if with_values else [0.0] * len(live)
+            values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
         for row, i in enumerate(live):
             episode = open_[i]
             assert episode is not None
@@ -150,3 +154,14 @@ class SteppingCollector:
         actions[live] = tokens.cpu().numpy()
         return actions
 
+    def _masks(self, live: list[int]) -> NDArray[np.bool_] | None:
+        """What the environment allows in the live slots now, bool ``[n, V]``; None where it has no masks of its own."""
+        if not self.has_masks:
+            return None
+        masks = np.stack(self.env.env_method("action_masks", indices=live)).astype(np.bool_)
+        if not masks.any(axis=1).all():
+            slot = live[int(np.argmin(masks.any(axis=1)))]
+            raise TrainingError(
+                f"the environment's action mask in slot {slot} allows no token; it must allow at least one"
+            )
+        return masks

@@ -76,9 +76,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     return Clipped(torch.maximum(free, held) / 2, held > free)
 
 
-def token_weights(
-    lengths: Tensor, aggregation: Aggregation = "token", *, constant_length: int | None = None
-) -> Tensor:
+def token_weights(lengths: Tensor, aggregation: Aggregation = "token", *, constant_length: int | None = None) -> Tensor:
     """The weight of each response's tokens in the minibatch's loss.
 
     A loss is ``sum_i w_i sum_t loss_it`` with weights from the whole minibatch, so cutting it into micro-batches and adding

@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.collect import SteppingCollector, collect_by_decoding
-from rlhf_gym.agents.policy import LMPolicy, ValueNetwork
+from rlhf_gym.agents.log_probs import token_log_probs
+from rlhf_gym.agents.metrics import check_finite, rollout_metrics
+from rlhf_gym.agents.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.rollout import Episode, Rollout, flat, pad, unpack_masks
+from rlhf_gym.agents.steps import StepCounter
 from rlhf_gym.envs.sb3 import TokenVecEnv
-from rlhf_gym.errors import ConfigError, TrainingError
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.sampling import Limits, Sampling
-from rlhf_gym.sequences import batches_by_length, chosen_log_probs, pack_sequences, response_hidden, token_log_probs
+from rlhf_gym.sequences import (
+    SequenceBatch,
+    batches_by_length,
+    pack_sequences,
+    response_hidden,
+    response_positions,
+)
 
 
 class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -40,11 +51,12 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
     def __init__(
         self,
         policy: str,
-        env: GymEnv | None,
+        env: GymEnv | str | None,
         *,
         language_model: LanguageModel | str,
         reference: LanguageModel | str | None,
         learning_rate: float | Schedule,
+        learning_rate_decay: str,
         n_episodes: int | None,
         n_epochs: int,
         batch_size: int,
@@ -59,11 +71,18 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
         stats_window_size: int,
         _init_setup_model: bool,
     ) -> None:
+        if isinstance(env, str):
+            env = gym.make(env)  # SB3 would ask for a render mode that token environments do not have
+        elif env is not None and not isinstance(env, VecEnv | gym.Env):
+            raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(env).__name__}")
+        if learning_rate_decay == "linear":
+            if callable(learning_rate):
+                raise ConfigError("learning_rate is a schedule already; leave learning_rate_decay at 'constant'")
+            learning_rate = LinearSchedule(learning_rate, 0.0, 1.0)
         super().__init__(
-            policy, env, learning_rate, n_steps=1, gamma=1.0, gae_lambda=0.95, ent_coef=0.0, vf_coef=0.0,
+            policy, env, learning_rate, n_steps=1, gamma=1.0, gae_lambda=0.95, ent_coef=0.0, vf_coef=0.0,  # type: ignore[arg-type]  # SB3 takes None
             max_grad_norm=max_grad_norm, use_sde=False, sde_sample_freq=-1, stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log, verbose=verbose, seed=seed, device="cpu", _init_setup_model=False,
-            supported_action_spaces=(gym.spaces.Discrete,),
         )  # fmt: skip
         self.n_episodes = n_episodes
         self.n_epochs = n_epochs
@@ -76,34 +95,56 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._reference = reference
         self.iteration = 0
         self.episode_count = 0
-        self._tokens_not_stepped = 0
+        self._rollout_start: dict[str, Any] | None = None
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         """Load what was given by name, check everything that can be checked, build policy and optimizer."""
-        if self.env is None:
+        if self.env is not None:
+            check_spaces(self.observation_space, self.action_space)
+        elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
         model = self._language_model
         if isinstance(model, str):
             model = LanguageModel.load(model, device=self._device_name)
         self.device = model.device
         self.reference = self._load_reference(model)
-        self.n_episodes = self.env.num_envs if self.n_episodes is None else self.n_episodes
-        self._check_sizes(self.env, model)
         if self.seed is None:
             self.seed = int(np.random.SeedSequence().generate_state(1)[0])
+        limits = Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,))
+        if self.env is not None:
+            limits = self._check(self.env, model)
         self.set_random_seed(self.seed)
         self._setup_lr_schedule()
         self.policy = LMPolicy(
-            self.observation_space, self.action_space, model, self.sampling, limits_of(self.env, model), self.value_network
+            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network
         )  # fmt: skip
-        self.policy.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.lr_schedule(1), eps=1e-5)
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
         self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
-        self._stepping = SteppingCollector(self.env, self.policy, self.seed)
+        self._counter = StepCounter(self.n_envs if self.env is not None else 1)
+        if self.env is not None:
+            self._stepping = SteppingCollector(self.env, self.policy, self.seed)
         self.rollout: Rollout | None = None
         # learn() hands this to collect_rollouts(), which does not use it: sequences have their own buffer.
         self.rollout_buffer = None  # type: ignore[assignment]
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on in another environment: other prompts, another reward, another number of slots.
+
+        Raises:
+            ConfigError: not a token environment, or one that does not fit the model or ``n_episodes``.
+        """
+        wrapped = self._wrap_env(env, self.verbose)
+        self.policy.limits = self._check(wrapped, self.policy.language_model)
+        # SB3 insists on the same spaces and number of slots; neither is part of what is learned.
+        self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
+        self.n_envs = wrapped.num_envs
+        super().set_env(wrapped, force_reset)
+        assert self.seed is not None
+        self._counter = StepCounter(self.n_envs)
+        self._stepping = SteppingCollector(wrapped, self.policy, self.seed)
 
     def _load_reference(self, model: LanguageModel) -> LanguageModel:
         """The frozen model that KL is measured from: as given, or a copy of the policy as it is now."""
@@ -113,40 +154,75 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._reference = LanguageModel.load(self._reference, device=str(model.device))
         return self._reference.frozen_copy()
 
-    def _check_sizes(self, env: VecEnv, model: LanguageModel) -> None:
-        """Refuse, before any work starts, what could not work."""
-        assert self.n_episodes is not None
-        space = env.observation_space
-        if not isinstance(space, gym.spaces.Dict) or not {"ids", "length", "prompt_length"} <= set(space.spaces):
+    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
+        """Refuse, before any work starts, an environment that could not work; return its fixed limits."""
+        capacity, actions = check_spaces(env.observation_space, env.action_space)
+        if actions != model.vocab_size:
             raise ConfigError(
-                f"expected a token environment, whose observation is Dict(ids, length, prompt_length); got {space}"
+                f"the environment has {actions} actions, but {model.name!r} has {model.vocab_size} logits; make the "
+                f"environment with the model's own tokenizer: tokenizer={model.name!r}"
             )
-        assert isinstance(env.action_space, gym.spaces.Discrete)
-        if env.action_space.n != model.vocab_size:
-            raise ConfigError(
-                f"the environment has {env.action_space.n} actions, but {model.name!r} has {model.vocab_size} logits; make "
-                f"the environment with the model's own tokenizer: tokenizer={model.name!r}"
-            )
-        if self.n_episodes % env.num_envs:
+        self.n_episodes = env.num_envs if self.n_episodes is None else self.n_episodes
+        if self.n_episodes < 1 or self.n_episodes % env.num_envs:
             raise ConfigError(
                 f"n_episodes ({self.n_episodes}) must be a multiple of the number of environments ({env.num_envs})"
             )
         if not 1 <= self.batch_size <= self.n_episodes:
             raise ConfigError(f"batch_size must lie in 1..n_episodes ({self.n_episodes}), got {self.batch_size}")
-        if self.n_epochs < 1:
-            raise ConfigError(f"n_epochs must be at least 1, got {self.n_epochs}")
-        if self.collect not in ("auto", "step"):
-            raise ConfigError(f"collect must be 'auto' or 'step', got {self.collect!r}")
-        model.check_fits(space["ids"].shape[0], 0)
+        limits = limits_of(env, model)
+        if limits.eos_id != model.tokenizer.eos_id:
+            raise ConfigError(
+                f"the environment ends responses with id {limits.eos_id}, {model.name!r} with {model.tokenizer.eos_id}; "
+                f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
+            )
+        model.check_fits(capacity, 0)
+        return limits
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train until at least ``total_timesteps`` response tokens have been written; see SB3's ``learn``.
+
+        Two things differ from SB3's loop. An iteration's figures are written after it has learned, so that a row holds
+        one iteration's figures and the last one's are not lost. Schedules see the progress made when the rollout starts,
+        so that the first one learns at the full rate and none below 0.
+        """
+        if self.env is None:
+            raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
+        if isinstance(total_timesteps, bool) or not isinstance(total_timesteps, int) or total_timesteps < 1:
+            raise ConfigError(f"total_timesteps must be a whole number of at least 1, got {total_timesteps!r}")
+        total, hook = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        hook.on_training_start(locals(), globals())
+        done = 0
+        while self.num_timesteps < total:
+            self._update_current_progress_remaining(self.num_timesteps, total)
+            if not self.collect_rollouts(self.env, hook, None, n_rollout_steps=self.n_steps):
+                break
+            self.train()
+            done += 1
+            if log_interval is not None and done % log_interval == 0:
+                self.dump_logs(self.iteration)
+        hook.on_training_end()
+        return self
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Collect ``n_episodes`` whole episodes; a timestep is a token.
 
         Returns:
-            False if a callback asked to stop.
+            False if a callback asked to stop; nothing is learned from this rollout then.
         """
         assert self.n_episodes is not None
         assert self.seed is not None
+        # A checkpoint taken before this rollout has been learned from writes it again.
+        self._rollout_start = self.state()
         callback.on_rollout_start()
         started = time.perf_counter()
         rounds = self.n_episodes // env.num_envs
@@ -155,22 +231,16 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
         else:
             episodes = self._stepping.collect(self.episode_count, rounds, self._last_obs)
             self._last_obs = self._stepping.observation
-        self.episode_count += len(episodes)
         self.rollout = Rollout.of(episodes)
+        self.episode_count += len(episodes)
         self._seconds = {"generation": time.perf_counter() - started}
-        infos = [e.info for e in episodes]
-        dones = np.ones(len(episodes), dtype=np.bool_)
-        rewards = np.array([e.score for e in episodes])
-        self._update_info_buffer(infos, dones)
-        # One step of the environments is num_envs tokens: callbacks count calls of on_step, the progress bar num_envs a call.
-        self._tokens_not_stepped += sum(self.rollout.lengths)
-        steps, self._tokens_not_stepped = divmod(self._tokens_not_stepped, env.num_envs)
-        for _ in range(steps):
+        self._update_info_buffer([e.info for e in episodes], np.ones(len(episodes), dtype=np.bool_))
+        for step in self._counter.steps(episodes):
             self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
+            callback.update_locals({"self": self, "env": env, **vars(step)})
             if not callback.on_step():
                 return False
-        callback.update_locals(locals())
+        callback.update_locals({"rollout": self.rollout})
         callback.on_rollout_end()
         return True
 
@@ -179,23 +249,44 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         rollout = self.rollout
         assert rollout is not None
+        where = f"iteration {self.iteration + 1}, rollout"
         started = time.perf_counter()
         self._fill_reference(rollout)
         if self.policy.value_trunk is not None:
             self._fill_separate_values(rollout)
         self._seconds["reference"] = time.perf_counter() - started
         started = time.perf_counter()
+        check_finite(
+            {
+                "the environment's rewards are": rollout.rewards,
+                "log-probabilities are": rollout.log_probs,
+                "values are": rollout.values,
+                "the reference's log-probabilities are": rollout.reference_log_probs,
+            },
+            where,
+        )
         self.prepare(rollout)
+        check_finite({"advantages are": rollout.advantages, "returns are": rollout.returns}, where)
         self._statistics: dict[str, list[float]] = {}
-        self._epochs_done = 0
-        for _ in range(self.n_epochs):
-            if not all(self.update(rollout, rows) for rows in rollout.minibatches(self.batch_size, self._update_rng)):
+        for epoch in range(self.n_epochs):
+            minibatches = enumerate(rollout.minibatches(self.batch_size, self._update_rng))
+            self._where = f"iteration {self.iteration + 1}, epoch {epoch + 1}"
+            if not all(self._learn_from(rollout, index, rows) for index, rows in minibatches):
                 break
-            self._epochs_done += 1
+            self._n_updates += 1  # SB3 counts epochs
         self.policy.forget()
+        self.after_learning(rollout)
         self.iteration += 1
+        self._rollout_start = None
         self._seconds["learning"] = time.perf_counter() - started
         self._log(rollout)
+
+    def _learn_from(self, rollout: Rollout, index: int, rows: list[int]) -> bool:
+        self.where = f"{self._where}, minibatch {index + 1}"
+        return self.update(rollout, rows)
+
+    def after_learning(self, rollout: Rollout) -> None:
+        """Adapt what adapts from rollout to rollout; nothing by default."""
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:
@@ -206,83 +297,80 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
         """Take one optimizer step on a minibatch of sequences; False ends learning from this rollout."""
 
     def _fill_reference(self, rollout: Rollout) -> None:
-        prompts = [e.prompt_ids for e in rollout.episodes]
-        responses = [e.response_ids for e in rollout.episodes]
-        if rollout.episodes[0].masks is None:
-            logs: Any = token_log_probs(
-                self.reference, prompts, responses, self.sampling, self.policy.limits, tokens_per_batch=self.tokens_per_batch
-            )
-        else:
-            logs = [torch.zeros(0)] * len(prompts)
-            with torch.no_grad():
-                for rows in batches_by_length(rollout.lengths, self.tokens_per_batch):
-                    values, _ = self._chosen(self.reference, [rollout.episodes[i] for i in rows])
-                    for i, row in zip(rows, values.split([rollout.lengths[i] for i in rows]), strict=True):
-                        logs[i] = row.cpu()
+        """Reference log-probabilities in one teacher-forced pass, under the same sampling, limits and masks."""
+        logs: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
+        with torch.no_grad():
+            for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
+                values, _ = self._chosen(self.reference, [rollout.episodes[i] for i in rows])
+                for i, row in zip(rows, torch.split(values, [rollout.lengths[i] for i in rows]), strict=True):
+                    logs[i] = row.cpu()
         rollout.reference_log_probs = pad(rollout.mask, logs)
 
     def _fill_separate_values(self, rollout: Rollout) -> None:
         assert self.policy.value_trunk is not None
         values: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
         with torch.no_grad():
-            for rows in batches_by_length(rollout.lengths, self.tokens_per_batch):
+            for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
                 episodes = [rollout.episodes[i] for i in rows]
                 flat_values = self.policy.values(response_hidden(self.policy.value_trunk, self._pack(episodes)))
-                for i, row in zip(rows, flat_values.split([rollout.lengths[i] for i in rows]), strict=True):
+                for i, row in zip(rows, torch.split(flat_values, [rollout.lengths[i] for i in rows]), strict=True):
                     values[i] = row.cpu()
         rollout.values = pad(rollout.mask, values)
 
-    def _pack(self, episodes: list[Episode]) -> Any:
+    def _pack(self, episodes: list[Episode]) -> SequenceBatch:
         pad_id = self.policy.language_model.tokenizer.pad_id
         prompts, responses = [e.prompt_ids for e in episodes], [e.response_ids for e in episodes]
         return pack_sequences(prompts, responses, pad_id, device=self.device)
 
     def _chosen(
         self, model: LanguageModel, episodes: list[Episode], *, entropy: bool = False, hidden: Tensor | None = None,
-        batch: Any = None,
+        batch: SequenceBatch | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         batch = self._pack(episodes) if batch is None else batch
         hidden = response_hidden(model, batch) if hidden is None else hidden
         allowed = unpack_masks(episodes, model.vocab_size)
-        allowed = None if allowed is None else allowed.to(self.device)
-        return chosen_log_probs(model, batch, hidden, self.sampling, self.policy.limits, entropy=entropy, allowed=allowed)
+        return token_log_probs(
+            model, hidden, batch.responses[batch.response_mask], response_positions(batch), self.sampling,
+            self.policy.limits, allowed=None if allowed is None else allowed.to(self.device), entropy=entropy,
+        )  # fmt: skip
 
     def forward_minibatch(
-        self, rollout: Rollout, rows: list[int]
+        self, rollout: Rollout, rows: list[int], *, entropy: bool = False
     ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor | None]]:
         """Run a minibatch through the policy in micro-batches of like length.
+
+        Args:
+            rollout: the episodes.
+            rows: the minibatch's.
+            entropy: compute entropies exactly, at the price of a pass over the vocabulary; else the samples' estimate,
+                which has no gradient.
 
         Yields:
             The micro-batch's rows, and flat over its response tokens: new log-probabilities, entropies, and values (None
             without a value head).
         """
-        totals = [len(rollout.episodes[i].prompt_ids) + rollout.lengths[i] for i in rows]
-        for group in batches_by_length(totals, self.tokens_per_batch):
+        for group in batches_by_length([rollout.totals[i] for i in rows], self.tokens_per_batch):
             micro = [rows[g] for g in group]
             episodes = [rollout.episodes[i] for i in micro]
             batch = self._pack(episodes)
             hidden = response_hidden(self.policy.language_model, batch)
             logs, entropies = self._chosen(
-                self.policy.language_model, episodes, entropy=True, hidden=hidden, batch=batch
+                self.policy.language_model, episodes, entropy=entropy, hidden=hidden, batch=batch
             )
             values = None
             if self.policy.value_trunk is not None:
                 values = self.policy.values(response_hidden(self.policy.value_trunk, batch))
             elif self.policy.value_head is not None:
                 values = self.policy.values(hidden)
-            assert entropies is not None
-            yield micro, logs, entropies, values
+            yield micro, logs, -logs.detach() if entropies is None else entropies, values
 
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse one that is not finite, and step."""
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"the gradient is {float(norm)} in iteration {self.iteration + 1}; the last checkpoint is untouched. Lower "
-                f"the learning rate ({self.policy.optimizer.param_groups[0]['lr']:g}) or look at the rewards' scale."
-            )
+        check_finite({"the gradient is": norm}, self.where)
         self.policy.optimizer.step()
         self.policy.optimizer.zero_grad(set_to_none=True)
+        self.note(**{"train/grad_norm": norm})
 
     def note(self, **statistics: Tensor | float) -> None:
         """Keep figures of a minibatch; the iteration's mean is logged under each name."""
@@ -292,43 +380,54 @@ class TokenOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _log(self, rollout: Rollout) -> None:
         """Hand the iteration's figures to stable-baselines3's logger, under the names of the field's dashboards."""
         log = self.logger.record
-        kl = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1)
-        scores = torch.tensor([e.score for e in rollout.episodes])
-        lengths = torch.tensor(rollout.lengths, dtype=torch.float32)
-        log("objective/kl", kl.mean().item())
-        log("objective/entropy", (-(rollout.log_probs * rollout.mask).sum(1)).mean().item())
-        log("objective/scores", scores.mean().item())
-        log("objective/scores_std", scores.std(unbiased=False).item())
-        log("response_length", lengths.mean().item())
-        log("val/num_eos_tokens", sum(e.response_ids[-1] == self.policy.limits.eos_id for e in rollout.episodes))
-        log("eos_rate", float(np.mean([e.ended for e in rollout.episodes])))
-        terms = [e.info.get("reward_terms", {}) for e in rollout.episodes]
-        for name in terms[0]:
-            log(f"reward/{name}", float(np.mean([t[name] for t in terms])))
-        log("episode", self.episode_count)
-        log("lr", self.policy.optimizer.param_groups[0]["lr"])
+        for name, value in rollout_metrics(rollout, self.policy.limits.eos_id).items():
+            log(name, value)
         for name, values in self._statistics.items():
             log(name, float(np.mean(values)))
+        if ratios := self._statistics.get("val/ratio"):
+            log("val/ratio_var", float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0)
+        log("episode", self.episode_count)
+        log("lr", self.policy.optimizer.param_groups[0]["lr"])
+        log("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, seconds in self._seconds.items():
             log(f"time/{name}_seconds", seconds)
         log("time/tokens_per_second", sum(rollout.lengths) / sum(self._seconds.values()))
-        log("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        log("time/iterations", self.iteration, exclude="tensorboard")
-        if self.ep_info_buffer:
-            log("rollout/ep_rew_mean", float(np.mean([i["r"] for i in self.ep_info_buffer])))
-            log("rollout/ep_len_mean", float(np.mean([i["l"] for i in self.ep_info_buffer])))
-        self.logger.dump(step=self.num_timesteps)
 
-    def dump_logs(self, iteration: int = 0) -> None:
-        """Nothing yet: an iteration's figures are complete, and are dumped, only after learning."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beyond weights and optimizer to go on exactly, as JSON values."""
+        if self._rollout_start is not None:
+            return self._rollout_start
+        return {
+            "num_timesteps": self.num_timesteps,
+            "iteration": self.iteration,
+            "n_updates": self._n_updates,
+            "episode_count": self.episode_count,
+            "tokens_waiting": self._counter.waiting,
+            "seed": self.seed,
+            "update_rng": self._update_rng.bit_generator.state,
+            "env": self.env.state() if isinstance(self.env, TokenVecEnv) else None,
+            "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in self.ep_info_buffer or ()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The opposite of :meth:`state`."""
+        self.num_timesteps = state["num_timesteps"]
+        self.iteration = state["iteration"]
+        self._n_updates = state["n_updates"]
+        self.episode_count = state["episode_count"]
+        self._counter.waiting = state["tokens_waiting"]
+        self._update_rng.bit_generator.state = state["update_rng"]
+        self.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        if isinstance(self.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == self.env.num_envs:
+            self.env.restore(state["env"])
+            # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
+            self._last_obs = dict(self.env.env.episodes.observe())
 
     def flat(self, table: Tensor, rows: list[int]) -> Tensor:
         """A rollout table's entries at the response tokens of some rows, on the policy's device: ``[N]``."""
         assert self.rollout is not None
         return flat(table, rows, self.rollout.mask).to(self.device)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_language_model", "_reference", "reference", "rollout", "_stepping"]
 
 
 def limits_of(env: VecEnv, model: LanguageModel) -> Limits:

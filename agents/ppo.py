@@ -6,15 +6,19 @@ from typing import Any
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import explained_variance
+from torch import Tensor
 
 from rlhf_gym.agents.advantages import gae, whiten
 from rlhf_gym.agents.checkpoint import Checkpointed, settings_of
-from rlhf_gym.agents.kl import ESTIMATORS, AdaptiveKL, Estimator, FixedKL, kl_estimate
-from rlhf_gym.agents.losses import AGGREGATIONS, Aggregation, clipped_policy_loss, clipped_value_loss, token_weights
+from rlhf_gym.agents.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
+from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss, clipped_value_loss, token_weights
+from rlhf_gym.agents.metrics import check_finite, ratio_metrics
 from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
 from rlhf_gym.agents.policy import ValueNetwork
 from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.errors import ConfigError, TrainingError
+from rlhf_gym.agents.scores import shape_scores
+from rlhf_gym.agents.settings import check_settings
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.sampling import Sampling
 
@@ -27,19 +31,21 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         env: a :class:`~rlhf_gym.envs.TokenVecEnv` (fast), or any environment of token observations.
         language_model: the model to train (in place), or its name.
         reference: the model KL is measured from, or its name; default a frozen copy of ``language_model``.
-        learning_rate: Adam's (epsilon 1e-5), a number or a function of the remaining progress (1 to 0).
+        learning_rate: Adam's (epsilon 1e-5), a number or a function of the remaining progress (1 to 0). The default suits
+            models of 1 to 10 million parameters; take 1e-5 to 3e-6 from 100 million on.
+        learning_rate_decay: ``"constant"``, or ``"linear"`` to 0 at ``total_timesteps``.
         n_episodes: episodes an iteration, a multiple of the number of environments; default one for each.
         n_epochs: passes over an iteration's episodes.
         batch_size: whole episodes a minibatch.
         tokens_per_batch: padded tokens a micro-batch; gradients are accumulated, and do not depend on it.
         gamma: discount per token.
         gae_lambda: lambda of generalised advantage estimation.
-        clip_range: the ratio is clipped at ``1 - clip_range`` ...
+        clip_range: the ratio is clipped at ``1 - clip_range`` (a number, or a function of the remaining progress) ...
         clip_range_high: ... and at ``1 + clip_range_high``; default ``clip_range``.
         dual_clip: bound for negative advantages, above 1; None is off.
         clip_range_vf: the value is clipped this far around the rollout's; None is off.
         vf_coef: weight of the value loss.
-        ent_coef: weight of the entropy bonus.
+        ent_coef: weight of the entropy bonus; above 0, entropies are computed exactly, which costs some time.
         max_grad_norm: the gradient's largest norm.
         target_kl: stop an iteration's learning once the approximate KL between new and old policy passes 1.5 times this.
         max_ratio: skip an update whose mean ratio passes this.
@@ -49,9 +55,12 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         kl_coef: weight of the KL penalty, per token.
         kl_target: wanted KL in nats per response; the coefficient then adapts. None keeps it fixed.
         kl_horizon: episodes over which the coefficient adapts.
-        kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``.
-        kl_in: ``"reward"`` (a constant for the update) or ``"loss"`` (through its gradient; k2's is the KL's own).
+        kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``; None takes k1 in the reward and k2 in the loss, whose gradients are
+            the divergence's own (see :mod:`rlhf_gym.agents.kl`).
+        kl_in: ``"reward"`` (a constant for the update) or ``"loss"`` (through its gradient).
+        clip_scores: the score of a response is clipped to plus or minus this before learning; None is off.
         missing_eos_penalty: taken off the score of a response that did not end by itself; None takes nothing.
+        missing_eos_score: what such a response gets instead of its score; None leaves it.
         temperature: of sampling, learning and the reference alike.
         top_k: likewise.
         top_p: likewise.
@@ -70,18 +79,19 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
     def __init__(
         self,
         policy: str = "LMPolicy",
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         *,
         language_model: LanguageModel | str = "embedded",
         reference: LanguageModel | str | None = None,
         learning_rate: float | Schedule = 1e-4,
+        learning_rate_decay: str = "constant",
         n_episodes: int | None = None,
         n_epochs: int = 4,
         batch_size: int = 16,
         tokens_per_batch: int = 4096,
         gamma: float = 1.0,
         gae_lambda: float = 0.95,
-        clip_range: float = 0.2,
+        clip_range: float | Schedule = 0.2,
         clip_range_high: float | None = None,
         dual_clip: float | None = None,
         clip_range_vf: float | None = 0.2,
@@ -96,9 +106,11 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         kl_coef: float = 0.05,
         kl_target: float | None = None,
         kl_horizon: int = 10_000,
-        kl_estimator: Estimator = "k1",
+        kl_estimator: Estimator | None = None,
         kl_in: str = "reward",
+        clip_scores: float | None = None,
         missing_eos_penalty: float | None = None,
+        missing_eos_score: float | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -111,26 +123,15 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        self.settings = settings_of(locals())
-        _check("clip_range", clip_range, clip_range > 0, "above 0")
-        _check("dual_clip", dual_clip, dual_clip is None or dual_clip > 1, "above 1, or None")
-        _check("gamma", gamma, 0 <= gamma <= 1, "in [0, 1]")
-        _check("gae_lambda", gae_lambda, 0 <= gae_lambda <= 1, "in [0, 1]")
-        _check("aggregation", aggregation, aggregation in AGGREGATIONS, f"one of {', '.join(AGGREGATIONS)}")
-        _check("kl_estimator", kl_estimator, kl_estimator in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}")
-        _check("kl_in", kl_in, kl_in in ("reward", "loss"), "'reward' or 'loss'")
-        _check("value_network", value_network, value_network in ("shared", "separate"), "'shared' or 'separate'")
-        _check("target_kl", target_kl, target_kl is None or target_kl > 0, "above 0, or None")
-        _check("vf_coef", vf_coef, vf_coef >= 0, "at least 0")
+        check_settings(arguments := dict(locals()))
+        self.settings = settings_of(arguments)
         self.value_network = value_network
-        _check("kl_coef", kl_coef, kl_coef >= 0, "at least 0")
-        _check("kl_target", kl_target, kl_target is None or kl_target > 0, "above 0 nats per response, or None")
-        _check("kl_horizon", kl_horizon, kl_horizon >= 1, "at least 1 episode")
-        if kl_target is not None and kl_coef == 0:
-            raise ConfigError("kl_target needs a kl_coef above 0: the coefficient is multiplied, and 0 stays 0")
-        self.kl_controller = FixedKL(kl_coef) if kl_target is None else AdaptiveKL(kl_coef, kl_target, kl_horizon)
+        self.kl_controller: KLController = FixedKL(kl_coef)
+        if kl_target is not None:
+            self.kl_controller = AdaptiveKL(kl_coef, kl_target, kl_horizon)
         super().__init__(
             policy, env, language_model=language_model, reference=reference, learning_rate=learning_rate,
+            learning_rate_decay=learning_rate_decay,
             n_episodes=n_episodes, n_epochs=n_epochs, batch_size=batch_size, tokens_per_batch=tokens_per_batch,
             sampling=Sampling(temperature, top_k, top_p), max_grad_norm=max_grad_norm, collect=collect, seed=seed,
             device=device, verbose=verbose, tensorboard_log=tensorboard_log, stats_window_size=stats_window_size,
@@ -149,112 +150,127 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         self.whiten_advantages = whiten_advantages
         self.whiten_rewards = whiten_rewards
         self.aggregation = aggregation
-        self.kl_estimator = kl_estimator
+        self.kl_estimator: Estimator = kl_estimator or ("k1" if kl_in == "reward" else "k2")
         self.kl_in = kl_in
+        self.clip_scores = clip_scores
         self.missing_eos_penalty = missing_eos_penalty
+        self.missing_eos_score = missing_eos_score
         if _init_setup_model:
             self._setup_model()
 
     def prepare(self, rollout: Rollout) -> None:
         """KL penalty and score as per-token rewards, then advantages."""
         mask = rollout.mask
-        penalty = kl_estimate(rollout.log_probs, rollout.reference_log_probs, self.kl_estimator) * mask
-        rewards = rollout.rewards.clone()
-        if self.missing_eos_penalty is not None:
-            for row, episode in enumerate(rollout.episodes):
-                if not episode.ended:
-                    rewards[row, len(episode.response_ids) - 1] -= self.missing_eos_penalty
+        rewards = shape_scores(
+            rollout, clip=self.clip_scores, missing_eos_penalty=self.missing_eos_penalty,
+            missing_eos_score=self.missing_eos_score,
+        )  # fmt: skip
+        penalty = torch.zeros_like(rewards)
         if self.kl_in == "reward":
-            rewards -= self.kl_controller.coef * penalty
+            kl = kl_estimate(rollout.log_probs, rollout.reference_log_probs, self.kl_estimator)
+            penalty = self.kl_controller.coef * kl * mask
+        rewards = rewards - penalty
         self.logger.record("objective/rlhf_reward", rewards.sum(1).mean().item())
-        self.logger.record("objective/non_score_reward", (rewards - rollout.rewards).sum(1).mean().item())
+        self.logger.record("objective/non_score_reward", -penalty.sum(1).mean().item())
         self.logger.record("objective/kl_coef", self.kl_controller.coef)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         rollout.advantages, rollout.returns = gae(
-            rewards, rollout.values, mask, gamma=self.gamma, gae_lambda=self.gae_lambda
+            rewards, rollout.values, mask, gamma=self.gamma, gae_lambda=self.gae_lambda, bootstrap=rollout.bootstrap
         )
-        spread = rollout.returns[mask].var(unbiased=False)
-        residual = (rollout.returns - rollout.values)[mask].var(unbiased=False)
-        self.logger.record("train/explained_variance", (1 - residual / (spread + 1e-8)).item())
+        values, returns = rollout.values[mask].numpy(), rollout.returns[mask].numpy()
+        self.logger.record("train/explained_variance", float(explained_variance(values, returns)))
         if self.whiten_advantages:
             rollout.advantages = whiten(rollout.advantages, mask)
-        kl = ((rollout.log_probs - rollout.reference_log_probs) * mask).sum(1).mean().item()
-        self.kl_controller.update(kl, len(rollout.episodes))
 
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
         """One optimizer step on one minibatch."""
         lengths = torch.tensor([rollout.lengths[i] for i in rows])
-        tokens = int(lengths.sum())
-        limit = self.policy.limits.max_tokens
-        weight_of = dict(zip(rows, token_weights(lengths, self.aggregation, constant_length=limit), strict=True))
-        sums = dict.fromkeys(("policy", "value", "entropy", "clip", "value_clip", "kl", "ratio", "ratio_square"), 0.0)
-        for micro, log_probs, entropies, values in self.forward_minibatch(rollout, rows):
+        # A micro-batch adds up what its tokens weigh in the whole minibatch, so how it is cut changes nothing.
+        weights = token_weights(lengths, self.aggregation, constant_length=self.policy.limits.max_tokens)
+        weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
+        sums: dict[str, Tensor] = {}
+        for micro, log_probs, entropies, values in self.forward_minibatch(rollout, rows, entropy=self.ent_coef > 0):
             assert values is not None
-            weights = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(self.device)
-            old_log_probs = self.flat(rollout.log_probs, micro)
-            policy_loss, clipped = clipped_policy_loss(
-                log_probs, old_log_probs, self.flat(rollout.advantages, micro),
-                clip_low=self.clip_range, clip_high=self.clip_range_high, dual_clip=self.dual_clip,
-            )  # fmt: skip
-            value_loss, value_clipped = clipped_value_loss(
-                values, self.flat(rollout.values, micro), self.flat(rollout.returns, micro), self.clip_range_vf
-            )
-            loss = (policy_loss + self.vf_coef * value_loss - self.ent_coef * entropies) * weights
-            if self.kl_in == "loss":
-                reference = self.flat(rollout.reference_log_probs, micro)
-                loss = loss + self.kl_controller.coef * kl_estimate(log_probs, reference, self.kl_estimator) * weights
-            self._guard(policy=policy_loss, value=value_loss, entropy=entropies)
-            loss.sum().backward()
-            ratio = (log_probs.detach() - old_log_probs).exp()
-            for name, amount in {
-                "policy": (policy_loss * weights).sum(), "value": (value_loss * weights).sum(),
-                "entropy": entropies.sum() / tokens, "clip": clipped.float().sum() / tokens,
-                "value_clip": value_clipped.float().sum() / tokens,
-                "kl": kl_estimate(old_log_probs, log_probs.detach(), "k3").sum() / tokens,
-                "ratio": ratio.sum() / tokens, "ratio_square": ratio.square().sum() / tokens,
-            }.items():  # fmt: skip
-                sums[name] += float(amount.detach())
-        self.note(
-            **{
-                "loss/policy_avg": sums["policy"], "loss/value_avg": sums["value"],
-                "policy/entropy_avg": sums["entropy"], "policy/clipfrac_avg": sums["clip"],
-                "policy/approxkl_avg": sums["kl"], "val/clipfrac_avg": sums["value_clip"], "val/ratio": sums["ratio"],
-                "val/ratio_var": max(0.0, sums["ratio_square"] - sums["ratio"] ** 2),
-                "train/policy_gradient_loss": sums["policy"], "train/value_loss": sums["value"],
-                "train/entropy_loss": -sums["entropy"], "train/clip_fraction": sums["clip"], "train/approx_kl": sums["kl"],
-            }
-        )  # fmt: skip
-        if sums["ratio"] > self.max_ratio:
+            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(self.device)
+            terms, figures = self._losses(rollout, micro, log_probs, values)
+            losses = {name: (loss * weight).sum() for name, loss in terms.items()}
+            losses["entropy"] = -(entropies * weight).sum()
+            check_finite({f"the {name} loss is": loss.detach() for name, loss in losses.items()}, self.where)
+            total = torch.stack([losses[name] * self._coefficient(name) for name in losses]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            figures |= ratio_metrics(log_probs, self.flat(rollout.log_probs, micro))
+            figures["entropy"] = entropies.detach().sum()
+            amounts = {name: amount * share for name, amount in figures.items()}
+            amounts |= {f"{name} loss": loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
+            sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
+        # One transfer for all: each .item() would wait for the device.
+        table = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        self._note(table)
+        stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
+        skip = table["ratio"] > self.max_ratio
+        self.note(**{"policy/skipped_updates": float(stop or skip)})
+        if stop or skip:
             self.policy.optimizer.zero_grad(set_to_none=True)
-            self.note(**{"policy/skipped_updates": 1.0})
-            return True
-        if self.target_kl is not None and sums["kl"] > 1.5 * self.target_kl:
-            self.policy.optimizer.zero_grad(set_to_none=True)
-            return False
+            return not stop
         self.step_optimizer()
         return True
 
-    def _guard(self, **losses: torch.Tensor) -> None:
-        """Refuse losses that are not finite, by name."""
-        for name, loss in losses.items():
-            if not torch.isfinite(loss).all():
-                raise TrainingError(
-                    f"the {name} loss is not finite in iteration {self.iteration + 1} "
-                    f"({int((~torch.isfinite(loss)).sum())} of {loss.numel()} tokens); the last checkpoint is untouched. "
-                    "Lower the learning rate, or look at the rewards' scale."
-                )
+    def _losses(
+        self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses by name, ``[N]`` each, and figures by name, summed over tokens."""
+        clip = self.clip_range(self._current_progress_remaining) if callable(self.clip_range) else self.clip_range
+        policy_loss, clipped = clipped_policy_loss(
+            log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
+            clip_low=clip, clip_high=self.clip_range_high, dual_clip=self.dual_clip,
+        )  # fmt: skip
+        value_loss, value_clipped = clipped_value_loss(
+            values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), self.clip_range_vf
+        )
+        losses = {"policy": policy_loss, "value": value_loss}
+        if self.kl_in == "loss":
+            reference = self.flat(rollout.reference_log_probs, rows)
+            losses["kl"] = kl_estimate(log_probs, reference, self.kl_estimator)
+        return losses, {"clipped": clipped.sum(), "value clipped": value_clipped.sum()}
+
+    def _coefficient(self, loss: str) -> float:
+        """What a loss counts in the total."""
+        return {"policy": 1.0, "value": self.vf_coef, "entropy": self.ent_coef, "kl": self.kl_controller.coef}[loss]
+
+    def _note(self, table: dict[str, float]) -> None:
+        """A minibatch's figures under TRL's names and SB3's."""
+        self.note(
+            **{
+                "loss/policy_avg": table["policy loss"],
+                "loss/value_avg": table["value loss"],
+                "policy/entropy_avg": table["entropy"],
+                "policy/clipfrac_avg": table["clipped"],
+                "policy/approxkl_avg": table["k2"],
+                "val/clipfrac_avg": table["value clipped"],
+                "val/ratio": table["ratio"],
+                "train/loss": table["loss"],
+                "train/policy_gradient_loss": table["policy loss"],
+                "train/value_loss": table["value loss"],
+                "train/entropy_loss": -table["entropy"],
+                "train/clip_fraction": table["clipped"],
+                "train/approx_kl": table["k3"],
+            }
+        )
+        if "kl loss" in table:
+            self.note(**{"loss/kl_avg": table["kl loss"]})
+
+    def after_learning(self, rollout: Rollout) -> None:
+        """Adapt the KL coefficient to the divergence measured in this rollout."""
+        kl = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean().item()
+        self.kl_controller.update(kl, len(rollout.episodes))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights to go on exactly."""
+        # The controller moves only after learning, so this fits the state at a rollout's start, too.
         return {**super().state(), "kl_coef": self.kl_controller.coef}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The opposite of :meth:`state`."""
         super().restore(state)
         self.kl_controller.coef = float(state["kl_coef"])
-
-
-def _check(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise ConfigError(f"{name} must be {expected}, got {value!r}")

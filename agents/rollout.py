@@ -24,6 +24,7 @@ class Episode:
         rewards: the environment's reward of each token: 0 but for the last one, unless the environment shapes.
         ended: by EOS or a stop sequence, not at the length limit.
         info: the ending step's ``info``.
+        bootstrap: the value after the last token of an episode that an unscored time limit cut, else 0.
         masks: allowed tokens at each step, packed to bits, uint8 ``[len, ceil(V / 8)]``; None where only fixed limits hold.
     """
 
@@ -34,6 +35,7 @@ class Episode:
     rewards: list[float]
     ended: bool
     info: dict[str, Any] = field(default_factory=dict)
+    bootstrap: float = 0.0
     masks: NDArray[np.uint8] | None = None
 
     @property
@@ -84,6 +86,16 @@ class Rollout:
         """Response lengths."""
         return [len(e.response_ids) for e in self.episodes]
 
+    @property
+    def totals(self) -> list[int]:
+        """Lengths of prompts and responses together."""
+        return [len(e.prompt_ids) + len(e.response_ids) for e in self.episodes]
+
+    @property
+    def bootstrap(self) -> Tensor:
+        """float32 ``[B]``, the value after each episode's last token: not 0 only where a time limit cut it."""
+        return torch.tensor([e.bootstrap for e in self.episodes])
+
     def minibatches(self, size: int, rng: np.random.Generator) -> list[list[int]]:
         """All episodes' indices in random order, in minibatches of ``size`` whole episodes (the last may be smaller)."""
         order = rng.permutation(len(self.episodes)).tolist()
@@ -105,7 +117,7 @@ def flat(table: Tensor, rows: Sequence[int], mask: Tensor) -> Tensor:
 
 
 def unpack_masks(episodes: Sequence[Episode], vocab_size: int) -> Tensor | None:
-    """bool ``[N, V]``, allowed tokens at every response token of these episodes; None where no episode has masks."""
+    """Allowed tokens, bool ``[N, V]``, at every response token of these episodes; None where no episode has masks."""
     if episodes[0].masks is None:
         return None
     packed = np.concatenate([e.masks for e in episodes if e.masks is not None])

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from rlhf_gym.language_model import LanguageModel
-
-ValueKind = Literal["shared", "separate"]
 
 
 class ValueHead(nn.Module):

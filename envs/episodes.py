@@ -6,7 +6,7 @@ cost depends neither on the length already written nor on the number of steps ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.base import Reward, ScoredBatch, score
+from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tokenizer import Tokenizer, load_tokenizer
 
@@ -48,7 +48,7 @@ class Episodes:
         num_slots: int,
         task: Task | str,
         tokenizer: Tokenizer | str,
-        reward: Reward | None = None,
+        reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class Episodes:
         chosen = reward or self.task.reward
         if chosen is None:
             raise TaskError(f"task {self.task.name!r} has no reward of its own; give the environment one: reward=...")
-        self.reward: Reward = chosen
+        self.reward: Callable[..., Any] = chosen
         if self.tokenizer.eos_id == self.tokenizer.pad_id:
             raise TaskError(
                 f"the tokenizer {self.tokenizer.name!r} uses id {self.tokenizer.eos_id} both for EOS and for padding; the "

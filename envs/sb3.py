@@ -19,7 +19,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from rlhf_gym.envs.episodes import Ids, Mask
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 
-
 WAIT = -1
 """The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
 
@@ -153,7 +152,9 @@ class TokenVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Write one token in every slot."""
-        observations, rewards, terminations, truncations, infos = self.env.step(self._actions, waiting=self._actions == WAIT)
+        observations, rewards, terminations, truncations, infos = self.env.step(
+            self._actions, waiting=self._actions == WAIT
+        )
         dones = terminations | truncations
         out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for slot in np.flatnonzero(dones):
@@ -189,7 +190,7 @@ class TokenVecEnv(VecEnv):
             return [masks[i] for i in self._get_indices(indices)]
         return [result for _ in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:  # type: ignore[type-arg]
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """No slot is wrapped."""
         return [False for _ in self._get_indices(indices)]
 

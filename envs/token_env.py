@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes, Ids, Mask, slot_generator
-from rlhf_gym.rewards.base import Reward
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
 
 SLOT = np.zeros(1, dtype=np.intp)
 
 
-class TokenEnv(gym.Env[dict[str, Ids], np.int64]):
+class TokenEnv(gym.Env[Any, Any]):
     """One prompt, one response, a token a step.
 
     Observation: ``Dict(ids int64 [L], length int64 [1], prompt_length int64 [1])``; the ids are the prompt, then the response
@@ -32,14 +32,17 @@ class TokenEnv(gym.Env[dict[str, Ids], np.int64]):
         render_mode: ``"ansi"`` or ``"human"``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 10}
+    metadata = {  # noqa: RUF012 - Gymnasium declares it so
+        "render_modes": ["ansi", "human"],
+        "render_fps": 10,
+    }
 
     def __init__(
         self,
         task: Task | str = "sentiment",
         tokenizer: Tokenizer | str = "embedded",
         *,
-        reward: Reward | None = None,
+        reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -80,7 +83,7 @@ class TokenEnv(gym.Env[dict[str, Ids], np.int64]):
         masks: NDArray[np.bool_] = self.episodes.action_masks()[0]
         return masks
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The prompt and the response so far: returned (``ansi``) or printed (``human``)."""
         if self.render_mode is None or not self.episodes.length[0]:
             return None

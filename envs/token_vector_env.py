@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +12,6 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes, Ids, Mask, slot_generator
-from rlhf_gym.rewards.base import Reward
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
 
@@ -44,7 +43,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         task: Task | str = "sentiment",
         tokenizer: Tokenizer | str = "embedded",
         *,
-        reward: Reward | None = None,
+        reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
@@ -147,7 +146,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         return self.episodes.observe(), rewards, terminations, truncations, infos
 
     def _truncate(self, slots: NDArray[np.intp]) -> Mask:
-        """Time limit: slots that have written ``max_episode_steps`` tokens (also where the episode terminates, as TimeLimit says)."""
+        """Time limit: slots that have written ``max_episode_steps`` tokens, terminated or not, as TimeLimit has it."""
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if self.max_episode_steps is not None:
             written = self.episodes.length - self.episodes.prompt_length
@@ -176,7 +175,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         """bool ``[N, V]``, True where a token may be written now."""
         return self.episodes.action_masks()
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """Prompt and response so far of every slot."""
         if self.render_mode is None:
             return None

@@ -1,18 +1,22 @@
-"""A causal language model from Hugging Face, as the house uses it: last hidden states first, logits only where needed."""
+"""A causal language model from Hugging Face, as the house uses it: hidden states first, logits only where needed."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as hub_logging
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, cannot_load, load_tokenizer, resolve
+from rlhf_gym.model_loading import context_length, fuse_gelu, load_weights, no_progress_bars
+from rlhf_gym.model_source import find
+from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, load_options, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,31 +28,39 @@ class LanguageModel:
 
     Args:
         model: a transformers causal language model.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; its ``vocab_size`` is set to the model's number of logits.
         name: the name it was loaded from.
 
     Attributes:
-        context_length: most tokens (prompt and response) that the model can see.
-        vocab_size: number of logits.
+        context_length: most tokens (prompt and response) that the model can see. Where layers look back through a
+            window, the window: within it they see everything, and cached decoding equals the plain forward pass.
+        vocab_size: number of logits ``V``.
         hidden_size: width ``D`` of the last hidden states.
+        slots_work: whether :class:`~rlhf_gym.slot_cache.SlotCache` gives this model's own numbers; None before the
+            first decoder has checked.
 
     Raises:
-        ModelError: the model's logits are not a known function of its last hidden states.
+        ModelError: the model is not causal, or its logits are not a function of its last hidden states, or its
+            tokenizer has ids for EOS or padding that the model has no logits for.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
-        self.model = model.eval()
+        model.train(False)
+        self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        config = model.config.get_text_config()
-        self.hidden_size = int(config.hidden_size)
-        self.context_length = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
-        head = model.get_output_embeddings()
-        if head is None:
-            raise ModelError(f"{name!r} ({type(model).__name__}) has no language-model head; expected a causal LM")
-        self.vocab_size = int(head.weight.shape[0])
-        tokenizer.vocab_size = max(tokenizer.vocab_size, self.vocab_size)
-        self._check_logits()
+        self.slots_work: bool | None = None
+        self.context_length = context_length(model.config.get_text_config())
+        fuse_gelu(model)
+        self._head_is_plain = True
+        self.vocab_size, self.hidden_size = self._check_model()
+        for what, token in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
+            if token >= self.vocab_size:
+                raise ModelError(
+                    f"the tokenizer of {name!r} uses id {token} for {what}, but the model has {self.vocab_size} "
+                    f"logits: tokenizer and model do not belong together"
+                )
+        tokenizer.vocab_size = self.vocab_size
 
     @classmethod
     def load(
@@ -59,6 +71,7 @@ class LanguageModel:
         dtype: str = "float32",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        allow_pickle: bool = False,
         tokenizer: Tokenizer | None = None,
     ) -> LanguageModel:
         """Load a model and its tokenizer.
@@ -69,44 +82,35 @@ class LanguageModel:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             revision: commit, tag or branch on the hub.
             trust_remote_code: let the hub's repository run its own Python code here. Off unless you trust it.
+            allow_pickle: take weights from ``pytorch_model.bin`` where there are no safetensors. A pickle can run code
+                when it is opened: off unless you trust where it comes from.
             tokenizer: use this one instead of the model's own.
 
         Raises:
-            ModelError: nothing by that name can be loaded, or it is not a causal language model.
+            ModelError: nothing by that name can be loaded, it is not a causal language model, or some of its weights
+                are missing.
         """
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        tokenizer = tokenizer or load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-        source, gguf = resolve(name_or_path)
-        options: dict[str, Any] = {
-            "dtype": DTYPES[dtype],
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-        }
-        if gguf:
-            from transformers import GgufConfig
-
-            options |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
-        else:
-            # A pickle can run code when it is opened; safetensors cannot.
-            options["use_safetensors"] = True
-        bars = hub_logging.is_progress_bar_enabled()
-        hub_logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(source, **options)
-        except Exception as error:  # transformers raises a dozen kinds
-            raise cannot_load("language model", name_or_path, error) from error
-        finally:
-            if bars:
-                hub_logging.enable_progress_bar()
-        return cls(model.to(device), tokenizer, name_or_path)
+            place = torch.device(device)
+        except RuntimeError as error:
+            raise ModelError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+        if tokenizer is None:
+            tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        source = find(name_or_path, revision=revision)
+        options = load_options(source, revision, trust_remote_code) | {"dtype": DTYPES[dtype]}
+        model = load_weights(source, options, allow_pickle)
+        torch.nn.Module.to(model, place)
+        return cls(model, tokenizer, name_or_path)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def trunk(self) -> nn.Module:
@@ -114,6 +118,13 @@ class LanguageModel:
         trunk = self.model.base_model
         assert isinstance(trunk, nn.Module)
         return trunk
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The output layer."""
+        model: Any = self.model
+        head: nn.Module | None = model.get_output_embeddings()
+        return head
 
     def hidden(
         self,
@@ -127,78 +138,137 @@ class LanguageModel:
 
         Args:
             ids: int64 ``[B, T]``.
-            attention_mask: None for plain causal attention (right padding needs no more), or bool ``[B, 1, T, K]``, True
-                where a query may look at a key.
+            attention_mask: None for plain causal attention (right padding needs no more), or bool ``[B, 1, T, K]``,
+                True where a query may look at a key.
             position_ids: int64 ``[B, T]``; None counts from 0.
             cache: a transformers ``Cache`` to read from and append to.
 
         Returns:
             ``[B, T, D]`` in the model's dtype.
         """
-        if attention_mask is not None and self.model.config._attn_implementation == "eager":
-            low = torch.finfo(self.model.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=self.model.dtype).masked_fill(~attention_mask, low)
-        out = self.trunk(
-            input_ids=ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        hidden = out.last_hidden_state
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+        # Only what is given: some families have no position ids, others no cache of keys and values.
+        if attention_mask is not None:
+            if self.model.config._attn_implementation == "eager":
+                low = torch.finfo(self.model.dtype).min
+                added = torch.zeros_like(attention_mask, dtype=self.model.dtype)
+                attention_mask = added.masked_fill(~attention_mask, low)
+            given["attention_mask"] = attention_mask
+        if position_ids is not None:
+            given["position_ids"] = position_ids
+        if cache is not None:
+            given["past_key_values"] = cache
+        hidden = self.trunk(**given).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``[..., V]`` in float32 from last hidden states ``[..., D]``."""
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden).float()
-        if scale := getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * scale
-        if scaling := getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / scaling
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
+        """Logits ``[..., V]`` in float32 from last hidden states ``[..., D]``.
+
+        The output layer alone for most families. Families that do more (scale, soft cap, a further layer) go through
+        the model's own forward, with a trunk that answers with ``hidden``: exact, at a little more overhead a call.
+        """
+        head = self.head if self._head_is_plain else self._logits_by_forward
+        assert head is not None
+        logits = head(hidden)
         assert isinstance(logits, Tensor)
-        return logits
+        return logits.float()
+
+    def _logits_by_forward(self, hidden: Tensor) -> Tensor | None:
+        """What the whole model makes of these hidden states; None where its forward does not ask its trunk for them."""
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        ids = torch.zeros(1, flat.shape[1], dtype=torch.long, device=hidden.device)
+        with _answering(self.trunk, BaseModelOutputWithPast(last_hidden_state=flat)) as asked:
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], -1) if asked else None
 
     @torch.no_grad()
-    def _check_logits(self) -> None:
-        """Hidden states and head must give what the whole model gives; a family that post-processes logits is refused."""
-        ids = torch.arange(1, 5, device=self.device)[None] % self.vocab_size
-        whole = self.model(ids).logits.float()
-        ours = self.logits(self.hidden(ids))
+    def _check_model(self) -> tuple[int, int]:
+        """Look at a few tokens' logits: is the model causal, and how do its logits follow from its hidden states?
+
+        Returns:
+            Number of logits, width of the hidden states.
+        """
+        family = type(self.model).__name__
+        generator = torch.Generator().manual_seed(0)
+        embeddings: Any = self.model.get_input_embeddings()
+        words = int(embeddings.weight.shape[0])
+        ids = torch.randint(words, (1, min(8, self.context_length)), generator=generator).to(self.device)
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-        if not torch.allclose(whole, ours, rtol=tolerance, atol=tolerance):
+
+        def same(a: Tensor | None, b: Tensor) -> bool:
+            near = tolerance * max(1.0, float(b.abs().max()))
+            return a is not None and a.shape == b.shape and torch.allclose(a.float(), b, rtol=0, atol=near)
+
+        def by_forward(hidden: Tensor) -> Tensor | None:
+            try:
+                return self._logits_by_forward(hidden)
+            except Exception:  # a family whose forward wants more from its trunk
+                return None
+
+        whole = self.model(ids).logits.float()
+        if not torch.isfinite(whole).all():
             raise ModelError(
-                f"{type(self.model).__name__} computes its logits in a way that rlhf-gym does not know (largest "
-                f"difference {(whole - ours).abs().max():.3g}); use another model family, or report this one"
+                f"the logits of {self.name!r} ({family}) are not finite: its weights are broken, or too large for "
+                f"{self.model.dtype}"
             )
+        if not same(self.model(ids[:, :4]).logits, whole[:, :4]):
+            raise ModelError(f"{self.name!r} ({family}) is not causal: its logits depend on later tokens")
+        hidden = self.hidden(ids)
+        width = hidden.shape[-1]
+        # Small logits would not show a soft cap: hidden states an order of magnitude larger do.
+        large = 30 * torch.randn(1, 8, width, generator=generator).to(hidden)
+        exact = by_forward(large)
+        head = self.head
+        plain = head is not None and same(head(hidden), whole)
+        if not plain or (exact is not None and not same(head(large), exact.float())):
+            self._head_is_plain = False
+            if not same(by_forward(hidden), whole):
+                raise ModelError(
+                    f"the logits of {self.name!r} ({family}) do not follow from its last hidden states in a way that "
+                    f"rlhf-gym knows; use another model family, or report this one"
+                )
+        return int(whole.shape[-1]), int(width)
 
     def frozen_copy(self) -> LanguageModel:
         """A deep copy that takes no gradients: the reference that KL divergence is measured from."""
         other = copy.copy(self)
-        other.model = copy.deepcopy(self.model).requires_grad_(False).eval()
+        other.model = copy.deepcopy(self.model).requires_grad_(False)
         return other
 
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
         """Raise :class:`ModelError` unless a prompt and a response of these lengths fit in the context."""
         if prompt_length + max_new_tokens > self.context_length:
+            room = self.context_length - max_new_tokens
+            advice = f"shorten the prompt to at most {room} tokens, or allow" if room > 0 else "allow"
             raise ModelError(
                 f"a prompt of {prompt_length} tokens and a response of up to {max_new_tokens} do not fit in the "
-                f"{self.context_length} tokens of {self.name!r}: shorten the prompt to at most "
-                f"{self.context_length - max_new_tokens} tokens, or allow shorter responses"
+                f"{self.context_length} tokens of {self.name!r}: {advice} shorter responses"
             )
 
     def save(self, path: Path | str) -> None:
         """Write weights (safetensors), configuration and tokenizer to a folder that :meth:`load` reads."""
-        path = Path(path)
-        bars = hub_logging.is_progress_bar_enabled()
-        hub_logging.disable_progress_bar()
-        try:
+        with no_progress_bars():
             self.model.save_pretrained(path)
-        finally:
-            if bars:
-                hub_logging.enable_progress_bar()
         if isinstance(self.tokenizer, HubTokenizer):
             self.tokenizer.hub.save_pretrained(path)
+
+
+@contextmanager
+def _answering(module: nn.Module, answer: Any) -> Iterator[list[bool]]:
+    """For a while, a module's forward gives this answer; yields a list that is not empty once it was asked."""
+    asked: list[bool] = []
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        asked.append(True)
+        return answer
+
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward  # before the class's method; nn.Module.__call__ finds it
+    try:
+        yield asked
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own

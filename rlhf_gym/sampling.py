@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, ModelError
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,33 @@ class Limits:
     min_tokens: int = 0
     max_tokens: int = 32
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"a response needs room for at least 1 token, got max_tokens={self.max_tokens}")
+        if not 0 <= self.min_tokens < self.max_tokens:
+            raise ConfigError(
+                f"min_tokens must be at least 0 and below max_tokens ({self.max_tokens}), got {self.min_tokens}"
+            )
+
     def apply(self, logits: Tensor, position: Tensor) -> Tensor:
         """Logits with forbidden tokens at -inf.
 
         Args:
-            logits: ``[N, V]``.
+            logits: ``[N, V]``; not changed.
             position: int64 ``[N]``, number of response tokens written before this one.
         """
-        if not self.banned and not self.min_tokens:
+        early = position < self.min_tokens
+        some_early = self.min_tokens > 0 and bool(early.any())
+        if not self.banned and not some_early:
             return logits
-        logits = logits.clone()
-        if self.banned:
-            logits[:, list(self.banned)] = -torch.inf
-        if self.min_tokens:
-            early = position < self.min_tokens
-            logits[:, self.eos_id] = logits[:, self.eos_id].masked_fill(early, -torch.inf)
-        return logits
+        # Adding is a tenth of the cost of masking, and costs nothing in the backward pass.
+        bias = logits.new_zeros(logits.shape[-1])
+        bias[list(self.banned)] = -torch.inf
+        if not some_early:
+            return logits + bias
+        without_eos = bias.clone()
+        without_eos[self.eos_id] = -torch.inf
+        return logits + torch.stack([bias, without_eos])[early.long()]
 
 
 def behaviour_log_probs(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -113,24 +124,73 @@ def top_p_mask(logits: Tensor, p: float) -> Tensor:
 def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token a row by inverting the cumulative distribution: an order of magnitude faster than multinomial.
 
+    In two levels, of blocks and of tokens in the block, so that only one token in 64 goes through a running sum.
+
     Args:
-        log_probs: ``[N, V]``; -inf is never drawn.
+        log_probs: ``[N, V]``, or logits: they are normalised again; -inf is never drawn.
         uniforms: ``[N]`` in [0, 1).
 
     Returns:
         int64 ``[N]``.
+
+    Raises:
+        ModelError: a row has NaN, or no token of positive probability.
     """
-    cumulative = log_probs.detach().exp().cumsum(dim=-1, dtype=torch.float64)
+    probs = torch.softmax(log_probs.detach(), dim=-1)  # of log-probabilities it is exp, in two thirds of its time
+    size = probs.shape[-1]
+    whole = size - size % _BLOCK
+    sums = [probs[:, :whole].view(len(probs), -1, _BLOCK).sum(-1)] if whole else []
+    if whole < size:
+        sums.append(probs[:, whole:].sum(-1, keepdim=True))
+    block, _, target = _invert(torch.cat(sums, dim=-1), uniforms.to(torch.float64)[:, None])
+    tokens = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
+    inside = probs.gather(-1, tokens.clamp(max=size - 1)).masked_fill(tokens >= size, 0.0)
+    token, total, _ = _invert(inside, target)
+    # One look for both levels: NaN anywhere, or no mass at all, reaches the total of the chosen block.
+    if not bool((total > 0).all()):
+        raise ModelError(
+            "no next token can be drawn: the logits are not finite (the weights have diverged), or every token is forbidden"
+        )
+    return (block * _BLOCK + token).squeeze(-1)
+
+
+_BLOCK = 64
+
+
+def _invert(masses: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the place in a running sum.
+
+    Args:
+        masses: ``[N, K]``, not negative.
+        where: float64 ``[N, 1]`` in [0, 1), the part of the whole mass that lies to the left of the place.
+
+    Returns:
+        The place, int64 ``[N, 1]``, whose mass is positive; the whole mass ``[N, 1]``; and which part of the place's own
+        mass lies to the left, float64 ``[N, 1]`` in [0, 1].
+    """
+    cumulative = masses.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    # Strictly below the total, so that rounding never lands behind the last token of positive probability.
-    target = torch.minimum(uniforms.to(total)[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # Strictly below the total, so that rounding never lands behind the last place of positive mass.
+    target = torch.minimum(where * total, torch.nextafter(total, torch.zeros_like(total)))
+    place = torch.searchsorted(cumulative, target, right=True).clamp(max=masses.shape[-1] - 1)
+    mass = masses.gather(-1, place).double()
+    part = (target - cumulative.gather(-1, place) + mass) / mass
+    return place, total, part.clamp(0.0, 1.0)
 
 
 def episode_uniforms(seed: int, episode: int, length: int) -> NDArray[np.float64]:
-    """The noise of one episode: ``length`` uniforms in [0, 1) that depend on the seed and the episode's number alone.
+    """The noise of one episode: uniforms that depend on the seed and the episode's number alone.
 
-    Counter-based (Philox), so an episode draws the same tokens in whatever batch and by whichever way it is collected.
+    Counter-based (Philox, Salmon et al. 2011), so an episode draws the same tokens in whatever batch, on whatever device
+    and by whichever way it is collected; a longer length begins with a shorter one's numbers.
+
+    Args:
+        seed: any integer; counted modulo 2^64.
+        episode: number of the episode, 0 or more.
+        length: how many numbers.
+
+    Returns:
+        float64 ``[length]`` in [0, 1).
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed & (1 << 64) - 1, episode]))
-    return generator.random(length)
+    key = np.array([seed % (1 << 64), episode], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(length)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ WORDS = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[!?]")
 def features(text: str) -> set[str]:
     """The words of a text, and its pairs of neighbouring words, each once."""
     words = WORDS.findall(text.lower())
-    return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))}
+    return {*words, *(f"{a} {b}" for a, b in pairwise(words))}
 
 
 class SentimentScorer:
@@ -82,7 +83,7 @@ class SentimentScorer:
         found = [self._weights[f] for f in sorted(features(text)) if f in self._weights]
         return sum(found) / len(found) ** 0.5 + self._bias if found else 0.0
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
         """Score the responses: the form of a reward."""
         texts = [p + r for p, r in zip(prompts, responses, strict=True)] if self._include_prompt else responses
         return [float(x) for x in self.score(texts)]

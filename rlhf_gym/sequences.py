@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,31 +51,39 @@ def pack_sequences(
         pad_id: fills the rest; never attended to, never learned from.
         side: where whole sequences are padded.
         device: where the tensors go.
+
+    Raises:
+        ValueError: no sequence, an empty prompt, or another number of responses than of prompts.
     """
     n = len(prompts)
-    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-    width, longest = max(lengths), max(1, *(len(r) for r in responses))
+    prompt_lengths = torch.tensor([len(p) for p in prompts], dtype=torch.long)[:, None]
+    response_lengths = torch.tensor([len(r) for r in responses], dtype=torch.long)[:, None]
+    lengths = prompt_lengths + response_lengths
+    if n == 0 or int(prompt_lengths.min()) == 0:
+        raise ValueError("expected at least one sequence, and at least one token in every prompt")
+    width, longest = int(lengths.max()), max(1, int(response_lengths.max()))
+    starts = width - lengths if side == "left" else torch.zeros_like(lengths)
+    columns, places = torch.arange(width), torch.arange(longest)
     ids = torch.full((n, width), pad_id, dtype=torch.long)
+    # A mask is filled row by row, so all tokens of the batch go in at once.
+    ids[(columns >= starts) & (columns < starts + lengths)] = _flat(
+        part for pair in zip(prompts, responses, strict=True) for part in pair
+    )
+    response_mask = places < response_lengths
     response_ids = torch.full((n, longest), pad_id, dtype=torch.long)
-    response_mask = torch.zeros(n, longest, dtype=torch.bool)
-    predicted_from = torch.zeros(n, longest, dtype=torch.long)
-    starts = torch.zeros(n, dtype=torch.long)
-    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start = width - lengths[i] if side == "left" else 0
-        starts[i] = start
-        ids[i, start : start + lengths[i]] = torch.tensor([*prompt, *response])
-        response_ids[i, : len(response)] = torch.tensor(response)
-        response_mask[i, : len(response)] = True
-        first = start + len(prompt) - 1
-        predicted_from[i, : len(response)] = torch.arange(first, first + len(response))
+    response_ids[response_mask] = _flat(responses)
+    predicted_from = (starts + prompt_lengths - 1 + places) * response_mask
     attention_mask = position_ids = None
     if side == "left" and bool(starts.any()):
-        columns = torch.arange(width)
-        real = columns[None] >= starts[:, None]
-        attention_mask = causal_mask(real).to(device)
-        position_ids = (columns[None] - starts[:, None]).clamp(min=0).to(device)
+        attention_mask = causal_mask(columns >= starts).to(device)
+        position_ids = (columns - starts).clamp(min=0).to(device)
     tensors = (t.to(device) for t in (response_ids, response_mask, predicted_from))
     return SequenceBatch(ids.to(device), attention_mask, position_ids, *tensors)
+
+
+def _flat(rows: Iterable[Sequence[int]]) -> Tensor:
+    """All ids of some rows, one after the other."""
+    return torch.tensor([token for row in rows for token in row], dtype=torch.long)
 
 
 def causal_mask(real: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ Environments need token ids but no network, so nothing here loads a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.errors import ModelError
+from rlhf_gym.model_source import ModelSource, find
 
 
 @runtime_checkable
@@ -19,9 +20,9 @@ class Tokenizer(Protocol):
 
     Attributes:
         name: the name or path it was loaded from.
-        vocab_size: number of actions; every id is below it.
+        vocab_size: number of actions, which is the model's number of logits; every id is below it.
         eos_id: the id that ends a response.
-        pad_id: the id that fills unused places; never equal to ``eos_id``.
+        pad_id: the id that fills unused places; never equal to ``eos_id``, never drawn in a response.
     """
 
     name: str
@@ -46,41 +47,65 @@ class HubTokenizer:
     """A Hugging Face tokenizer as a :class:`Tokenizer`.
 
     Args:
-        tokenizer: a fast or slow transformers tokenizer.
+        tokenizer: a transformers tokenizer.
         name: the name it was loaded from.
-        vocab_size: the model's number of logits, where it is larger than the tokenizer's own size (padded embeddings).
+        vocab_size: the model's number of logits; it may be larger than the tokenizer's own size (padded embeddings) or,
+            rarely, smaller. None: the tokenizer's own.
+
+    Attributes:
+        hub: the transformers tokenizer.
+        is_chat: whether prompts go through a chat template.
 
     Raises:
-        ModelError: there is no EOS token, or no id could be found for padding.
+        ModelError: there is no EOS token, EOS is no logit of the model, or no id is left for padding.
     """
 
     def __init__(self, tokenizer: Any, name: str, vocab_size: int | None = None) -> None:
         self.hub = tokenizer
         self.name = name
-        self.vocab_size = max(len(tokenizer), vocab_size or 0)
+        self.vocab_size = vocab_size or len(tokenizer)
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 f"the tokenizer of {name!r} has no EOS token, so no response could end. Set one, e.g. "
                 f"tokenizer.eos_token = '</s>', and save the tokenizer again."
             )
         self.eos_id = int(tokenizer.eos_token_id)
+        if self.eos_id >= self.vocab_size:
+            raise ModelError(
+                f"the EOS token of {name!r} has id {self.eos_id}, but the model has {self.vocab_size} logits: "
+                f"tokenizer and model do not belong together"
+            )
         self.pad_id = self._find_pad()
         # Only a template of its own makes a chat model; transformers has no default templates any more.
         self.is_chat = bool(getattr(tokenizer, "chat_template", None))
 
     def _find_pad(self) -> int:
-        """An id for padding that is not EOS: padding is never attended nor learned from, but must be told from EOS."""
-        pad = self.hub.pad_token_id
-        if pad is not None and pad != self.eos_id:
-            return int(pad)
-        for token in (self.hub.unk_token_id, self.hub.bos_token_id, *self.hub.all_special_ids):
-            if token is not None and token != self.eos_id:
+        """The first fitting id for padding: it is never drawn in a response, so it must be one that nobody misses."""
+        for token in self._pad_candidates():
+            if token is not None and token != self.eos_id and 0 <= token < self.vocab_size:
                 return int(token)
-        if self.eos_id != 0:
-            return 0
-        if self.vocab_size > 1:
-            return 1
-        raise ModelError(f"the tokenizer of {self.name!r} has a single token; expected at least an EOS and one other")
+        raise ModelError(
+            f"the tokenizer of {self.name!r} has no id left for padding that is not its EOS ({self.eos_id}); add one "
+            f"with tokenizer.add_special_tokens({{'pad_token': '<pad>'}}), resize the model's embeddings and save both"
+        )
+
+    def _pad_candidates(self) -> Iterator[int | None]:
+        """Its own pad token; else tokens without a use, least harm first."""
+        yield self.hub.pad_token_id
+        yield self.hub.unk_token_id
+        vocabulary: dict[str, int] = self.hub.get_vocab()
+        reserved = re.compile(r"[<\[]\|?(pad|unused|reserved)[\w ]*\|?[>\]]", re.IGNORECASE)
+        yield from sorted(index for token, index in vocabulary.items() if reserved.fullmatch(token))
+        # Rows of the embedding that no token has: there to round the matrix up.
+        yield from range(max(vocabulary.values(), default=-1) + 1, self.vocab_size)
+        # The byte 0xC0 is in no UTF-8 text; byte-level vocabularies (GPT-2's has no other spare) hold it all the same.
+        for token in ("<0xC0>", "À"):
+            index = vocabulary.get(token)
+            if index is not None and self.hub.decode([index]) == "\N{REPLACEMENT CHARACTER}":
+                yield index
+        yield self.hub.bos_token_id
+        yield from self.hub.all_special_ids
+        yield from (0, 1)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, no special tokens added."""
@@ -109,27 +134,12 @@ class HubTokenizer:
         return str(self.hub.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def resolve(name_or_path: str) -> tuple[str, str | None]:
-    """Where a model's files are: ``"embedded"``, a folder, ``folder:file.gguf``, or a name on the hub.
-
-    Returns:
-        A folder or hub name, and the GGUF file's name where one was given.
-    """
-    if name_or_path == "embedded":
-        return str(EMBEDDED_LM), None
-    head, _, tail = name_or_path.rpartition(":")
-    if head and tail.endswith(".gguf"):
-        return head, tail
-    path = Path(name_or_path)
-    if path.suffix == ".gguf" and path.is_file():
-        return str(path.parent), path.name
-    return name_or_path, None
-
-
 def load_tokenizer(
     name_or_path: str = "embedded", *, revision: str | None = None, trust_remote_code: bool = False
 ) -> HubTokenizer:
     """The tokenizer of a model, by the same name as the model.
+
+    The model's configuration is read too, for its number of logits: an environment then has the model's actions.
 
     Args:
         name_or_path: ``"embedded"``, a folder, ``folder:file.gguf``, or a name on the Hugging Face hub.
@@ -137,36 +147,36 @@ def load_tokenizer(
         trust_remote_code: let the hub's repository run its own Python code here. Off unless you trust it.
 
     Raises:
-        ModelError: nothing by that name can be loaded.
+        ModelError: nothing by that name can be loaded, or the tokenizer has no EOS token.
     """
     from transformers import AutoTokenizer
 
-    source, gguf = resolve(name_or_path)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if gguf:
-        options["gguf_file"] = gguf
+    source = find(name_or_path, revision=revision)
+    options = load_options(source, revision, trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        vocab_size = _number_of_logits(source, options)
     except Exception as error:  # transformers raises a dozen kinds
-        raise cannot_load("tokenizer", name_or_path, error) from error
-    return HubTokenizer(tokenizer, name_or_path)
+        raise source.cannot_load("tokenizer", error) from error
+    return HubTokenizer(tokenizer, name_or_path, vocab_size)
 
 
-def cannot_load(what: str, name: str, error: Exception) -> ModelError:
-    """One clear message for the many ways in which transformers says that it found nothing."""
-    source, _ = resolve(name)
-    if Path(source).is_dir():
-        reason = f"the folder {source} is there, but: {_first_line(error)}"
-    elif Path(source).exists():
-        reason = "that is a file; expected a folder with config.json, model.safetensors and tokenizer.json"
-    else:
-        reason = f"there is no such folder, and the Hugging Face hub gave nothing ({_first_line(error)})"
-    return ModelError(
-        f"cannot load the {what} of {name!r}: {reason}. Give 'embedded', a folder saved with save_pretrained, "
-        f"'folder:file.gguf', or a name on the hub that this machine can reach."
-    )
+def load_options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What every ``from_pretrained`` is told."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    return options
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+def _number_of_logits(source: ModelSource, options: dict[str, Any]) -> int | None:
+    """What the model's configuration says; None for a folder that holds only a tokenizer."""
+    from transformers import AutoConfig
+
+    if source.gguf_file:
+        return None  # a GGUF file holds one token list for both, and takes seconds to parse again
+    if source.is_folder and not (Path(source.location) / "config.json").is_file():
+        return None
+    config = AutoConfig.from_pretrained(source.location, **options).get_text_config()
+    size = getattr(config, "vocab_size", None)
+    return None if size is None else int(size)

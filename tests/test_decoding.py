@@ -70,7 +70,7 @@ def test_a_restart_forgets_columns_so_that_memory_stays_bounded(model: LanguageM
         if step % 6 == 0:
             decoder.start([step // 6 % 2], [[2, 3, 4]])
         decoder.append([0, 1], torch.tensor([5, 6]))
-    assert decoder.cache.mask.shape[1] <= 20
+    assert decoder.cache.num_columns <= 20
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_k=9), Sampling(1.3, top_p=0.8)])

@@ -10,6 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rlhf_gym.language_model import LanguageModel
 
+# Threads cost more than they bring in matrices this small, and a test run may share its cores.
+torch.set_num_threads(1)
+
 
 class LetterTokenizer:
     """One token a character: id 0 is EOS, 1 is padding, 2 and on are ``chr(97)``, ``chr(98)``, ..."""
@@ -49,7 +52,15 @@ def tiny_language_model(
     model: PreTrainedModel
     if kind == "gpt2":
         model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocab_size, n_positions=context, n_embd=hidden, n_layer=layers, n_head=4, bos_token_id=0, eos_token_id=0)
+            GPT2Config(
+                vocab_size=vocab_size,
+                n_positions=context,
+                n_embd=hidden,
+                n_layer=layers,
+                n_head=4,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
         )
     else:
         model = LlamaForCausalLM(

@@ -85,28 +85,31 @@ class Passages:
 
 
 @torch.no_grad()
-def total_nll(model: GPT2LMHeadModel, documents: list[list[int]]) -> tuple[float, int]:
-    """Sum of -log p over all tokens but each document's BOS, in nats, and their number.
+def token_nlls(model: GPT2LMHeadModel, ids: list[int]) -> torch.Tensor:
+    """``-log p`` in nats of every id but the first, float32 ``[len(ids) - 1]``.
 
     Windows of the model's context advance by half of it, so that every token but a review's first is predicted from at
     least half a context of its own review.
     """
     model.eval()
     context = model.config.n_positions
-    total, count = 0.0, 0
-    for ids in documents:
-        scored = 1
-        for start in range(0, max(1, len(ids) - 1), context // 2):
-            chunk = torch.tensor(ids[start : start + context])[None]
-            logits = model(chunk).logits[0, :-1].float()
-            nll = torch.nn.functional.cross_entropy(logits, chunk[0, 1:], reduction="none")
-            fresh = nll[scored - start - 1 :]
-            total += float(fresh.sum())
-            count += len(fresh)
-            scored = start + chunk.shape[1]
-            if scored >= len(ids):
-                break
-    return total, count
+    parts: list[torch.Tensor] = []
+    scored = 1
+    for start in range(0, max(1, len(ids) - 1), context // 2):
+        chunk = torch.tensor(ids[start : start + context])[None]
+        logits = model(chunk).logits[0, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits, chunk[0, 1:], reduction="none")
+        parts.append(nll[scored - start - 1 :])
+        scored = start + chunk.shape[1]
+        if scored >= len(ids):
+            break
+    return torch.cat(parts)
+
+
+def total_nll(model: GPT2LMHeadModel, documents: list[list[int]]) -> tuple[float, int]:
+    """Sum of -log p over all tokens but each document's BOS, in nats, and their number."""
+    nlls = [token_nlls(model, ids) for ids in documents]
+    return sum(float(n.sum()) for n in nlls), sum(map(len, nlls))
 
 
 def perplexity_per_word(model: GPT2LMHeadModel, reviews: list[Review], passages: Passages, seed: int = 0) -> float:
@@ -132,16 +135,23 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def export(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write weights in float16 with dropout zero, so that nobody can forget to turn it off."""
-    shipped = GPT2LMHeadModel(GPT2Config(**{**model.config.to_dict(), **dropout(0.0)}))
+    """Write weights in float16 with dropout zero, so that nobody can forget to turn it off.
+
+    The configuration says float32, so that a plain ``from_pretrained`` computes in float32, whatever the file stores.
+    """
+    shipped = GPT2LMHeadModel(GPT2Config(**{**model.config.to_dict(), **dropout(0.0), "use_cache": True}))
     shipped.load_state_dict(model.state_dict())
     shipped.half().save_pretrained(out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(out)
+    for file in out.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def dropout(p: float) -> dict[str, float]:
-    """GPT-2's three dropout settings."""
-    return {"embd_pdrop": p, "resid_pdrop": p, "attn_pdrop": p}
+    """GPT-2's three dropout settings; none on attention, since PyTorch has no fused attention with dropout on CPUs."""
+    return {"embd_pdrop": p, "resid_pdrop": p, "attn_pdrop": 0.0}
 
 
 def main() -> None:
@@ -163,7 +173,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
     parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
-    parser.add_argument("--stop-at", type=int, help="stop after this step, as if killed (tests)")
+    parser.add_argument("--warm-start", type=Path, help="another run's checkpoint.pt, to begin with its weights")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -175,7 +185,7 @@ def main() -> None:
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=args.context, n_embd=args.width, n_layer=args.layers, n_head=args.heads,
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        **dropout(args.dropout),
+        activation_function="gelu_pytorch_tanh", use_cache=False, **dropout(args.dropout),
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     optimisers = make_optimisers(model, args.lr)
@@ -183,6 +193,9 @@ def main() -> None:
 
     checkpoint = args.work / "checkpoint.pt"
     first = 0
+    if args.warm_start and not checkpoint.exists():
+        model.load_state_dict(torch.load(args.warm_start, weights_only=True)["model"])
+        print(f"beginning with the weights of {args.warm_start}")
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -209,7 +222,7 @@ def main() -> None:
             optimiser.step()
         model.zero_grad(set_to_none=True)
         done = step + 1
-        if done % args.save_every == 0 or done == args.steps or done == args.stop_at:
+        if done % args.save_every == 0 or done == args.steps:
             state = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers], "step": done}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
@@ -221,8 +234,6 @@ def main() -> None:
             with (args.work / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-        if done == args.stop_at:
-            return
 
 
 if __name__ == "__main__":

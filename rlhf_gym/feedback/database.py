@@ -1,7 +1,8 @@
 """Opening the feedback store's database so that an acknowledged write survives whatever happens next.
 
 SQLite, tuned for that: write-ahead log (readers go on while somebody writes), ``synchronous=FULL`` (a commit returns
-after the disk has it), ``BEGIN IMMEDIATE`` (a writer waits for its turn at the start, never fails halfway), foreign keys on.
+after the disk has it), ``BEGIN IMMEDIATE`` (a writer waits for its turn at the start and never fails halfway), foreign
+keys checked.
 """
 
 from __future__ import annotations

@@ -70,22 +70,27 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
     >>> [p.chosen for p in preferences_from(query, Judgement(query_id=query.id, rater="ann", choice=1))]
     ['4']
     """
-    check_judgement(query, judgement)
-    if judgement.choice is not None:
-        pairs = [(judgement.choice, 1 - judgement.choice, judgement.strength, False)]
-    elif judgement.tie:
-        pairs = [(0, 1, None, True)]
-    elif judgement.ranking is not None:
-        place = {i: rank for rank, group in enumerate(judgement.ranking) for i in group}
-        pairs = [(a, b, None, place[a] == place[b]) for a, b in combinations(place, 2)]
-    elif judgement.ratings is not None:
-        pairs = _rated_pairs(_overall(judgement, attribute))
-    else:
-        pairs = []
     return [
         Preference(query.prompt, query.responses[a], query.responses[b], margin, tie, query.id, judgement.rater)
-        for a, b, margin, tie in pairs
+        for a, b, margin, tie in judged_pairs(query, judgement, attribute=attribute)
     ]
+
+
+def judged_pairs(
+    query: Query, judgement: Judgement, *, attribute: str | None = None
+) -> list[tuple[int, int, float | None, bool]]:
+    """The same as :func:`preferences_from`, as indices: chosen, rejected, margin and whether it is a tie."""
+    check_judgement(query, judgement)
+    if judgement.choice is not None:
+        return [(judgement.choice, 1 - judgement.choice, judgement.strength, False)]
+    if judgement.tie:
+        return [(0, 1, None, True)]
+    if judgement.ranking is not None:
+        place = {i: rank for rank, group in enumerate(judgement.ranking) for i in group}
+        return [(a, b, None, place[a] == place[b]) for a, b in combinations(place, 2)]
+    if judgement.ratings is not None:
+        return _rated_pairs(_overall(judgement, attribute))
+    return []
 
 
 def ordering_from(query: Query, judgement: Judgement, *, attribute: str | None = None) -> Ordering | None:

@@ -104,7 +104,7 @@ class Judgement:
             so give one where the same rater is asked the same query again on purpose.
 
     Raises:
-        FeedbackError: not exactly one answer, or a number that is not one.
+        FeedbackError: not exactly one answer, a rater without a printable name, or a number that is not one.
     """
 
     query_id: str
@@ -131,8 +131,8 @@ class Judgement:
                 "a judgement needs exactly one of choice, ranking, ratings, tie and skipped; "
                 f"got {' and '.join(given) or 'none'} (query {self.query_id}, rater {self.rater!r})"
             )
-        if not self.rater:
-            raise FeedbackError(f"a judgement needs the name of its rater (query {self.query_id})")
+        if not self.rater or not self.rater.isprintable():
+            raise FeedbackError(f"a judgement needs its rater's name, printable; got {self.rater!r} ({self.query_id})")
         for name in ("strength", "seconds"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):

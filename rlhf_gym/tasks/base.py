@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.base import Reward
 from rlhf_gym.sample import Prompt
 
 
@@ -18,7 +18,7 @@ class Task:
         name: short name, e.g. ``"sentiment"``.
         prompts: prompts to train on.
         held_out: prompts never trained on, for evaluation.
-        reward: scores samples; None when the loop brings its own (a reward model).
+        reward: scores samples (see :class:`~rlhf_gym.rewards.base.Reward`); None when the loop brings its own (a reward model).
         max_response_tokens: the length limit of a response, in tokens; reaching it ends the episode.
         min_response_tokens: EOS is not allowed before this many tokens.
         stop: texts that end a response where they appear; the response is cut before them.
@@ -31,11 +31,11 @@ class Task:
     name: str
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt] = ()
-    reward: Reward | None = None
+    reward: Callable[..., Any] | None = None
     max_response_tokens: int = 32
     min_response_tokens: int = 0
     stop: tuple[str, ...] = ()
-    metrics: Mapping[str, Reward] = field(default_factory=dict)
+    metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts:

@@ -7,24 +7,50 @@ to train on and prompts held out.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.base import Reward
 from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks.base import Task
 
 KINDS = ("comedy", "thriller", "drama", "western", "musical", "horror film", "romance", "war film", "mystery", "cartoon")
 ROLES = ("teacher", "detective", "soldier", "doctor", "singer", "pilot", "lawyer", "thief", "student", "reporter")
-STARTS = ("the film opens with", "the story begins with", "the plot follows", "this is a film about", "it all starts with")
-PARTS = ("the script", "the acting", "the direction", "the ending", "the first half", "the music", "the dialogue", "the cast",
-         "the camera work", "the second act")  # fmt: skip
+STARTS = (
+    "the film opens with",
+    "the story begins with",
+    "the plot follows",
+    "this is a film about",
+    "it all starts with",
+)
+PARTS = (
+    "the script",
+    "the acting",
+    "the direction",
+    "the ending",
+    "the first half",
+    "the music",
+    "the dialogue",
+    "the cast",
+    "the camera work",
+    "the second act",
+)
 VERBS = ("is", "seems", "turns out to be", "remains", "feels")
-OPINIONS = ("i went to see this {} expecting", "watching this {}, i felt", "when this {} ended, i was", "my first thought about "
-            "this {} was", "for a {}, this one is", "as a {}, it", "compared to any other {} this year, it", "i have to say "
-            "that this {}", "the people next to me thought that this {}", "the trailer promised a {} that")  # fmt: skip
+OPINIONS = (
+    "i went to see this {} expecting",
+    "watching this {}, i felt",
+    "when this {} ended, i was",
+    "my first thought about this {} was",
+    "for a {}, this one is",
+    "as a {}, it",
+    "compared to any other {} this year, it",
+    "i have to say that this {}",
+    "the people next to me thought that this {}",
+    "the trailer promised a {} that",
+)
 
 
 def openings() -> list[str]:
@@ -48,7 +74,7 @@ def sentiment_task(
     max_response_tokens: int = 32,
     min_response_tokens: int = 0,
     num_prompts: int | None = None,
-    reward: Reward | None = None,
+    reward: Callable[..., Any] | None = None,
     seed: int = 0,
 ) -> Task:
     """Go on with an opening of a film review so that it praises.
@@ -77,7 +103,7 @@ def sentiment_task(
         name="sentiment",
         prompts=train,
         held_out=held_out,
-        reward=reward or SentimentScorer.embedded(),
+        reward=SentimentScorer.embedded() if reward is None else reward,
         max_response_tokens=max_response_tokens,
         min_response_tokens=min_response_tokens,
     )

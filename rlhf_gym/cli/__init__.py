@@ -1,0 +1,1 @@
+"""The command line: `rlhf-gym run`, `config`, `report`, `sample`."""

@@ -1,0 +1,152 @@
+"""What the commands do. Heavy modules are imported inside the functions that need them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from rlhf_gym.cli.parser import FLAGS
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.config_file import QUICK, Settings, build, dump, load_settings, merge, parse_override, to_settings
+from rlhf_gym.loop.run_directory import RunDirectory
+
+
+def run(options: argparse.Namespace) -> None:
+    """`rlhf-gym run`."""
+    config = resolve(options)
+    out = out_directory(options, config)
+    _quiet_libraries()
+    from rlhf_gym.loop.progress import Progress
+    from rlhf_gym.loop.rounds import run_loop
+
+    if options.resume and not RunDirectory(out).config_file.exists():
+        print(f"rlhf-gym: there is no run in {out} to go on with; a new one begins", file=sys.stderr)
+    directory = run_loop(config, out, resume=options.resume, progress=Progress(quiet=options.quiet))
+    print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
+
+
+def config(options: argparse.Namespace) -> None:
+    """`rlhf-gym config`."""
+    print(dump(resolve(options), with_help=True), end="")
+
+
+def report(options: argparse.Namespace) -> None:
+    """`rlhf-gym report`."""
+    from rlhf_gym.loop.report import write_report
+    from rlhf_gym.loop.summary import summary
+
+    text = summary(options.run_dir)  # first: it says it where this is no run
+    path = write_report(Path(options.run_dir))
+    print(text, end="")
+    print(f"report written: {path}")
+
+
+def sample(options: argparse.Namespace) -> None:
+    """`rlhf-gym sample`."""
+    if options.number < 1:
+        raise ConfigError(f"--number must be at least 1, got {options.number}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {options.seed}")
+    if options.round is not None and options.run is None:
+        raise ConfigError("--round goes with --run RUN_DIR")
+    config = RunDirectory(options.run).config() if options.run else build({})
+    name = _policy_folder(options, config) if options.run else options.model
+    _quiet_libraries()
+    from rlhf_gym.decoding import generate
+    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.sampling import Limits, Sampling
+
+    model = LanguageModel.load(name, device=options.device, trust_remote_code=config.model.trust_remote_code)
+    tokens = options.tokens if options.tokens is not None else config.task.max_response_tokens or 32
+    if tokens < 1:
+        raise ConfigError(f"--tokens must be at least 1, got {tokens}")
+    settings = config.sampling
+    sampling = Sampling(
+        settings.temperature if options.temperature is None else options.temperature,
+        settings.top_k,
+        settings.top_p if options.top_p is None else options.top_p,
+    )
+    tokenizer = model.tokenizer
+    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), config.task.min_response_tokens or 0, tokens)
+    prompt = tokenizer.encode_prompt(options.prompt)
+    stop = config.task.stop or ()
+    for written in generate(model, [prompt] * options.number, limits, sampling=sampling, seed=options.seed, stop=stop):
+        print(options.prompt + written.text)
+
+
+def _policy_folder(options: argparse.Namespace, config: Config) -> str:
+    """The tuned policy that `sample --run` means."""
+    run_directory = RunDirectory(options.run)
+    rounds = run_directory.finished_rounds()
+    if options.round == 0:
+        return config.model.name
+    if not rounds:
+        raise ConfigError(f"no round of {options.run} is trained yet; --round 0 samples from its reference")
+    number = rounds[-1] if options.round is None else options.round
+    if number not in rounds:
+        raise ConfigError(
+            f"{options.run} has no trained round {number}; expected one of 0, {', '.join(map(str, rounds))}"
+        )
+    return str(run_directory.round(number) / "policy")
+
+
+def resolve(options: argparse.Namespace) -> Config:
+    """The configuration of a command line: file (a resumed run's own without one), then ``--quick``, flags, ``--set``.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value out of bounds.
+    """
+    layers: list[Settings] = []
+    out = getattr(options, "out", None)
+    if options.config:
+        layers.append(load_settings(options.config))
+    elif getattr(options, "resume", False) and out and RunDirectory(out).config_file.exists():
+        layers.append(to_settings(RunDirectory(out).config()))
+    if options.quick:
+        layers.append(QUICK)
+    given = {key: value for key in FLAGS.values() if (value := getattr(options, key)) is not None}
+    layers += [_flag(key, value) for key, value in given.items()]
+    layers += [parse_override(text) for text in options.overrides]
+    return build(merge(*layers))
+
+
+def _flag(key: str, value: str) -> Settings:
+    """A flag's text as a setting: a number where one is meant, else the text as it is (a path may look like YAML)."""
+    section, _, name = key.partition(".")
+    if key in ("run.rounds", "run.seed", "ppo.iterations", "ppo.kl_coef"):
+        return parse_override(f"{key}={value}")
+    return {section: {name: value}}
+
+
+def out_directory(options: argparse.Namespace, config: Config) -> str:
+    """``--out``, or a new directory named after task and time.
+
+    Raises:
+        ConfigError: ``--resume`` without ``--out``.
+    """
+    if options.out is None:
+        if options.resume:
+            raise ConfigError("--resume needs the run's directory: --out DIR")
+        options.out = f"runs/{config.task.name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return str(options.out)
+
+
+def resume_hint(options: argparse.Namespace) -> str:
+    """How to go on with an interrupted run; empty for other commands."""
+    if options.command != "run":
+        return ""
+    if options.out is None:
+        out_directory(options, resolve(options))
+    return f" Go on with: rlhf-gym run --out {shlex.quote(options.out)} --resume"
+
+
+def _quiet_libraries() -> None:
+    """Libraries' own bars and notices would tear ours apart; whoever sets these variables still gets them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,108 @@
+"""The command line's options. Imports nothing but the configuration's fields: ``--help`` has to answer at once."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+from rlhf_gym.loop.config import SECTIONS
+from rlhf_gym.version import __version__
+
+FLAGS = {
+    "--model": "model.name",
+    "--task": "task.name",
+    "--prompts": "task.prompts",
+    "--reward": "task.reward",
+    "--rater": "rater.name",
+    "--rounds": "run.rounds",
+    "--iterations": "ppo.iterations",
+    "--kl-coef": "ppo.kl_coef",
+    "--seed": "run.seed",
+    "--device": "model.device",
+    "--log": "log.to",
+}
+"""Settings with a flag of their own; all others are set by ``--set section.key=value``."""
+
+METAVARS = {"--model": "NAME_OR_PATH", "--task": "NAME", "--prompts": "FILE", "--reward": "REWARD", "--rater": "RATER",
+            "--device": "DEVICE", "--log": "wandb,tensorboard"}  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf-gym", description="Reinforcement learning from human feedback, as a Gymnasium problem.",
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"rlhf-gym {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_config(commands)
+    _add_report(commands)
+    _add_sample(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser(
+        "run", allow_abbrev=False, help="run the loop: sample, ask raters, fit a reward model, PPO, evaluate",
+        description="Run the whole loop in one directory: candidates, judgements, reward model, PPO, evaluation, report. "
+        "Killed at any moment, it goes on with --resume.",
+        epilog="Every setting, with its help and its default: rlhf-gym config",
+    )  # fmt: skip
+    run.add_argument("--out", metavar="DIR", help="the run's directory (default: runs/TASK-DATE-TIME)")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --out, or begin it if there is none")
+    run.add_argument("--quiet", action="store_true", help="print the summary only")
+    _add_settings(run)
+
+
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    config = commands.add_parser(
+        "config", allow_abbrev=False, help="print the configuration as YAML, every setting with its help",
+        description="Print the configuration that `rlhf-gym run` with the same options would use, every setting with its "
+        "help.",
+    )  # fmt: skip
+    _add_settings(config)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """What both `run` and `config` take: a file, overrides, flags."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags and --set win over it")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+        help="any setting, e.g. --set ppo.learning_rate=3e-4; may be given again and again",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="everything small: shows in a minute that it all works")
+    helps = {f"{name}.{f.name}": f.metadata["help"] for name, cls in SECTIONS.items() for f in fields(cls)}  # type: ignore[arg-type]
+    for flag, key in FLAGS.items():
+        parser.add_argument(
+            flag, metavar=METAVARS.get(flag, "N"), dest=key, help=f"{helps[key]} ({key})".replace("%", "%%")
+        )
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report", allow_abbrev=False, help="write a run's HTML report anew, and print its summary",
+        description="Write report.html of a run, finished or not, and print its one-screen summary.",
+    )  # fmt: skip
+    report.add_argument("run_dir", metavar="RUN_DIR", help="the run's directory")
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser(
+        "sample", allow_abbrev=False, help="let a model, or a run's tuned policy, go on with a prompt",
+        description="Write continuations of a prompt, with a model or with a run's tuned policy.",
+    )  # fmt: skip
+    sample.add_argument("prompt", metavar="PROMPT", help="what to go on with")
+    sample.add_argument("--model", metavar="NAME_OR_PATH", default="embedded", help="default: the embedded model")
+    sample.add_argument("--run", metavar="RUN_DIR", help="use this run's tuned policy")
+    sample.add_argument(
+        "--round", metavar="N", type=int, help="of this round (0: the run's reference; default: the last)"
+    )
+    sample.add_argument("-n", "--number", metavar="N", type=int, default=4, help="continuations (default: 4)")
+    sample.add_argument(
+        "--tokens", metavar="N", type=int, help="longest continuation (default: the run's limit, or 32)"
+    )
+    sample.add_argument("--temperature", metavar="T", type=float, help="default: the run's, or 1")
+    sample.add_argument("--top-p", metavar="P", type=float, help="default: the run's, or 1")
+    sample.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
+    sample.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda, ... (default: auto)")

@@ -1,0 +1,255 @@
+"""Everything that can be set about a run, as frozen dataclasses: each field with its type, default, bounds and help.
+
+Nothing heavy is imported here: ``rlhf-gym --help`` reads this file. Files, overrides and messages are in
+:mod:`~rlhf_gym.loop.config_file`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+from rlhf_gym.errors import ConfigError
+
+
+def setting(
+    default: Any,
+    help: str,  # noqa: A002 - the word of argparse and of the documentation
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its help and its bounds (``least`` and ``most`` inclusive, ``above`` and ``below`` exclusive)."""
+    metadata = {"help": help, "least": least, "above": above, "most": most, "below": below}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Section:
+    """What every section shares: its numbers lie within their fields' bounds."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            bound = f.metadata
+            wrong = (
+                value != value
+                or (bound["least"] is not None and value < bound["least"])
+                or (bound["above"] is not None and value <= bound["above"])
+                or (bound["most"] is not None and value > bound["most"])
+                or (bound["below"] is not None and value >= bound["below"])
+            )
+            if wrong:
+                raise ConfigError(f"{section_name(type(self))}.{f.name} must be {bounds(bound)}, got {value}")
+
+
+@dataclass(frozen=True)
+class TaskConfig(Section):
+    """What the language model is asked to do."""
+
+    name: str = setting("sentiment", "built-in task, or module:function of a factory of your own")
+    prompts: str | None = setting(
+        None, "file of prompts instead of the task's own: .txt, .jsonl, .json, .csv, .parquet"
+    )
+    prompt_column: str = setting("prompt", "the column that holds the prompt, in tables")
+    held_out: str | None = setting(None, "file of prompts to evaluate on, never trained on")
+    held_out_fraction: float = setting(
+        0.2, "share of `prompts` kept for evaluation where there is no `held_out`", above=0, below=1
+    )
+    reward: str | None = setting(
+        None,
+        "the gold reward, behind the simulated rater and in the evaluation: built-in name, path/file.py:function or "
+        "module:function; null takes the task's own",
+    )
+    max_response_tokens: int | None = setting(None, "longest response, in tokens; null takes the task's own", least=1)
+    min_response_tokens: int | None = setting(
+        None, "EOS is not allowed before this many tokens; null takes the task's own", least=0
+    )
+    stop: tuple[str, ...] | None = setting(None, "texts that end a response; null takes the task's own")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """The language model that is trained; a frozen copy of it is the reference."""
+
+    name: str = setting("embedded", "embedded, a folder, folder:file.gguf, or a name on the Hugging Face hub")
+    device: str = setting("auto", "cpu, cuda, ... or auto: a GPU where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "type of the weights")
+    revision: str | None = setting(None, "commit, tag or branch on the hub")
+    trust_remote_code: bool = setting(False, "let the model's repository run its own Python code on this machine")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Section):
+    """How responses are written: candidates, rollouts and the evaluation's samples alike."""
+
+    prompts: int = setting(256, "prompts that raters are asked about, each round", least=1)
+    candidates: int = setting(4, "responses written to each of them", least=2)
+    temperature: float = setting(1.0, "divides the logits", above=0)
+    top_k: int = setting(0, "keep the k most probable tokens; 0 keeps all", least=0)
+    top_p: float = setting(1.0, "keep the most probable tokens of this total mass; 1 keeps all", above=0, most=1)
+    batch_size: int = setting(64, "responses decoded at once", least=1)
+
+
+@dataclass(frozen=True)
+class RaterConfig(Section):
+    """Who compares the candidates."""
+
+    name: str = setting(
+        "simulated",
+        "simulated (a Boltzmann-rational rater by the gold reward), a preset of it (oracle, hh_like, alpacafarm, "
+        "bpref_stoc, ...), or module:function or path/file.py:function of a factory (reward=, seed=) of your own",
+    )
+    form: Literal["ranking", "pair"] = setting(
+        "ranking", "ranking: order all candidates of a prompt; pair: the better of two, candidates taken two by two"
+    )
+    beta: float | None = setting(
+        None, "rationality: P(a before b) = sigmoid(beta (gold(a) - gold(b))); null takes the preset's own (1)", least=0
+    )
+    error_rate: float | None = setting(None, "share of answers given blindly; null takes the preset's", least=0, most=1)
+    tie_threshold: float | None = setting(
+        None, "gold differences below this are called a tie; null takes the preset's", least=0
+    )
+    skip_rate: float | None = setting(None, "share of queries declined; null takes the preset's", least=0, most=1)
+    length_bias: float | None = setting(None, "gold added for each word of a response; null takes the preset's")
+    position_bias: float | None = setting(None, "gold added to the response shown first; null takes the preset's")
+    batch_size: int = setting(32, "queries judged at once; each batch of judgements is stored before the next", least=1)
+
+
+@dataclass(frozen=True)
+class RewardModelConfig(Section):
+    """The network fitted to the preferences: the proxy that the policy is trained against."""
+
+    enabled: bool = setting(True, "false: no raters, PPO trains against the task's reward directly")
+    epochs: int = setting(3, "passes over the preferences; the best one is kept", least=1)
+    batch_size: int = setting(32, "preferences a step", least=1)
+    learning_rate: float = setting(3e-4, "AdamW's, at its peak", above=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay", least=0)
+    label_smoothing: float = setting(0.0, "chance that a judgement is the wrong way round", least=0, below=0.5)
+    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
+    validation_fraction: float = setting(0.2, "share of the prompts held out to judge the fit", above=0, below=1)
+
+
+@dataclass(frozen=True)
+class PPOConfig(Section):
+    """Proximal policy optimisation against the reward, with a KL penalty to the reference."""
+
+    iterations: int = setting(40, "iterations each round: collect, then learn", least=1)
+    n_episodes: int = setting(64, "responses an iteration", least=1)
+    n_envs: int | None = setting(None, "environments, i.e. responses decoded at once; null is n_episodes", least=1)
+    n_epochs: int = setting(4, "passes over an iteration's responses", least=1)
+    batch_size: int = setting(16, "responses a minibatch", least=1)
+    tokens_per_batch: int = setting(4096, "padded tokens a forward pass; changes memory and speed only", least=1)
+    learning_rate: float = setting(1e-4, "Adam's, at the start of a round", above=0)
+    lr_schedule: Literal["linear", "constant"] = setting("linear", "linear: falls to 0 at the round's end")
+    kl_coef: float = setting(0.05, "price of a nat of KL to the reference, in units of the reward", least=0)
+    kl_target: float | None = setting(None, "wanted nats per response: kl_coef adapts; null keeps it fixed", above=0)
+    kl_horizon: int = setting(10_000, "responses over which kl_coef adapts", least=1)
+    kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "estimator of the KL per token (see rlhf_gym.agents.kl)")
+    gamma: float = setting(1.0, "discount per token", least=0, most=1)
+    gae_lambda: float = setting(0.95, "lambda of generalised advantage estimation", least=0, most=1)
+    clip_range: float = setting(0.2, "the ratio is clipped this far around 1", above=0)
+    clip_range_vf: float | None = setting(0.2, "the value is clipped this far around the old one; null: off", above=0)
+    vf_coef: float = setting(0.1, "weight of the value loss", least=0)
+    ent_coef: float = setting(0.0, "weight of the entropy bonus", least=0)
+    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
+    target_kl: float | None = setting(
+        None, "stop an iteration's learning once old and new policy are 1.5 times this apart; null: off", above=0
+    )
+    whiten_rewards: bool = setting(False, "scale rewards to deviation 1")
+    missing_eos_penalty: float | None = setting(
+        None, "taken off the score of a response that did not end by itself; null takes nothing", least=0
+    )
+    value_network: Literal["shared", "separate"] = setting("shared", "read values off the policy's trunk or a copy")
+    checkpoint_every: int = setting(5, "iterations between checkpoints: what a kill can cost", least=1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Section):
+    """Tuned model against the reference on prompts never trained on."""
+
+    prompts: int = setting(200, "held-out prompts, each answered once by both", least=1)
+
+
+@dataclass(frozen=True)
+class LogConfig(Section):
+    """Where figures go, besides metrics.csv."""
+
+    to: tuple[Literal["wandb", "tensorboard"], ...] = setting((), "further loggers: wandb, tensorboard")
+    wandb_project: str = setting("rlhf-gym", "project in Weights & Biases")
+    wandb_mode: Literal["offline", "online"] = setting("offline", "offline writes into the run directory only")
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """The run as a whole."""
+
+    rounds: int = setting(1, "rounds of the loop; round 2 samples from the policy that round 1 tuned", least=1)
+    seed: int = setting(0, "of everything random: the same seed gives the same figures on CPU", least=0, below=2**63)
+    threads: int | None = setting(None, "CPU threads; null leaves it to PyTorch", least=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run.
+
+    Raises:
+        ConfigError: settings that contradict one another, by name and before any work starts.
+    """
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rater: RaterConfig = field(default_factory=RaterConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        ppo, n_envs = self.ppo, self.ppo.n_envs or self.ppo.n_episodes
+        if ppo.n_episodes % n_envs:
+            raise ConfigError(f"ppo.n_episodes ({ppo.n_episodes}) must be a multiple of ppo.n_envs ({n_envs})")
+        if ppo.batch_size > ppo.n_episodes:
+            raise ConfigError(f"ppo.batch_size ({ppo.batch_size}) must be at most ppo.n_episodes ({ppo.n_episodes})")
+        if ppo.kl_target is not None and ppo.kl_coef == 0:
+            raise ConfigError("ppo.kl_target needs a ppo.kl_coef above 0: it is multiplied, and 0 stays 0")
+        if self.rater.form == "pair" and self.sampling.candidates % 2:
+            raise ConfigError(
+                f"rater.form 'pair' takes candidates two by two: sampling.candidates must be even, got "
+                f"{self.sampling.candidates}"
+            )
+        longest, least = self.task.max_response_tokens, self.task.min_response_tokens
+        if longest is not None and least is not None and least > longest:
+            raise ConfigError(
+                f"task.min_response_tokens ({least}) must be at most task.max_response_tokens ({longest})"
+            )
+
+
+SECTIONS: dict[str, type[Section]] = {
+    f.name: f.default_factory  # type: ignore[misc]
+    for f in fields(Config)
+    if f.default_factory is not MISSING
+}
+"""The sections by name, in the order they are written."""
+
+
+def section_name(cls: type) -> str:
+    """The key that a section stands under."""
+    return next(name for name, section in SECTIONS.items() if section is cls)
+
+
+def bounds(metadata: Any) -> str:
+    """A field's bounds in words; empty where it has none.
+
+    >>> bounds({"least": 0, "above": None, "most": None, "below": 1})
+    'at least 0 and below 1'
+    """
+    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+    return " and ".join(f"{words[k]} {metadata[k]}" for k in words if metadata.get(k) is not None)

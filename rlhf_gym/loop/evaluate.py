@@ -1,0 +1,145 @@
+"""Stage 5: the tuned model against the reference, on prompts that nothing was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.decoding import Generation, generate
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.loop.run_directory import write_json
+from rlhf_gym.loop.workbench import Workbench
+from rlhf_gym.rewards.base import Reward, Scores, score
+from rlhf_gym.sampling import Sampling
+from rlhf_gym.sequences import token_log_probs
+
+
+def evaluate(bench: Workbench, number: int) -> None:
+    """Write ``round-N/evaluation.json`` and, the same, ``evaluation.json`` at the top.
+
+    Both models answer each held-out prompt once, with the same noise, sampled as in training. "Before" is the reference,
+    "after" the policy of this round.
+
+    ==================================  ==========================================================================
+    ``win_rate``, ``_low``, ``_high``   share of prompts where the gold reward prefers "after", ties counted half;
+                                        95% Wilson interval
+    ``ties``                            prompts where both score the same
+    ``gold_*``, ``proxy_*``             mean scores; ``gold_difference_se``: standard error of the paired difference
+    ``kl``, ``kl_se``                   ``E[log pi - log pi_ref]`` over "after", nats per response
+    ``perplexity_*``                    per token under the reference, which says whether "after" is still fluent
+    ``distinct_2_*``                    share of distinct word pairs among all; falls when responses repeat themselves or
+                                        one another (Li et al. 2016)
+    ``length_*``                        mean response length, tokens
+    ==================================  ==========================================================================
+    """
+    prompts = bench.task.held_out[: bench.config.evaluation.prompts]
+    tokenizer = bench.reference.tokenizer
+    ids = [tokenizer.encode_prompt(p.text) for p in prompts]
+    texts = [p.text for p in prompts]
+    names = {name: None for p in prompts for name in p.columns}
+    columns = {name: [p.columns.get(name) for p in prompts] for name in names}
+    policy, proxy = bench.policy(number), bench.proxy(number)
+    with bench.progress.stage(f"round {number} evaluation", 2 * len(prompts)) as bar:
+        before = _respond(bench, bench.reference, ids, lambda done: bar.update(done))
+        after = _respond(bench, policy, ids, lambda done: bar.update(len(prompts) + done))
+
+        def scores(reward: Reward, generations: Sequence[Generation]) -> Scores:
+            return score(reward, texts, [g.text for g in generations], columns).values
+
+        gold = scores(bench.gold, before), scores(bench.gold, after)
+        proxies = scores(proxy, before), scores(proxy, after)
+        divergence = _divergences(bench, policy, ids, after)
+        perplexity = [_perplexity(bench, ids, generations) for generations in (before, after)]
+    n, wins, ties = len(prompts), int((gold[1] > gold[0]).sum()), int((gold[1] == gold[0]).sum())
+    low, high = wilson_interval(wins + ties / 2, n)
+    figures: dict[str, Any] = {
+        "round": number, "n": n, "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n, "win_rate_low": low,
+        "win_rate_high": high, "gold_before": gold[0].mean(), "gold_after": gold[1].mean(),
+        "gold_difference_se": _standard_error(gold[1] - gold[0]), "proxy_before": proxies[0].mean(),
+        "proxy_after": proxies[1].mean(), "kl": divergence.mean(), "kl_se": _standard_error(divergence),
+        "perplexity_before": perplexity[0], "perplexity_after": perplexity[1],
+        "distinct_2_before": distinct_2([g.text for g in before]),
+        "distinct_2_after": distinct_2([g.text for g in after]),
+        "length_before": np.mean([len(g.ids) for g in before]), "length_after": np.mean([len(g.ids) for g in after]),
+        "ended_before": np.mean([g.ended for g in before]), "ended_after": np.mean([g.ended for g in after]),
+    }  # fmt: skip
+    pairs = [
+        {
+            "prompt": texts[i], "before": before[i].text, "after": after[i].text,
+            "gold_before": float(gold[0][i]), "gold_after": float(gold[1][i]),
+            "proxy_before": float(proxies[0][i]), "proxy_after": float(proxies[1][i]),
+        }
+        for i in range(n)
+    ]  # fmt: skip
+    plain = {k: v if isinstance(v, int) else float(v) for k, v in figures.items()}
+    for path in (bench.run.round(number) / "evaluation.json", bench.run.evaluation_file):
+        write_json(path, {**plain, "pairs": pairs})
+
+
+def _respond(
+    bench: Workbench, model: LanguageModel, ids: Sequence[Sequence[int]], on_progress: Any
+) -> list[Generation]:
+    """The same seed whoever answers and in whatever round: two equal models give equal responses."""
+    return generate(
+        model, ids, bench.limits, sampling=bench.sampling, stop=bench.task.stop, seed=bench.seed(0, "evaluate"),
+        batch_size=bench.config.sampling.batch_size, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _divergences(
+    bench: Workbench, policy: LanguageModel, ids: Sequence[Sequence[int]], generations: Sequence[Generation]
+) -> Scores:
+    """``log pi - log pi_ref`` of each response, under the distributions that tokens are drawn from."""
+    responses = [g.ids for g in generations]
+    logs = [
+        token_log_probs(
+            model, ids, responses, bench.sampling, bench.limits, tokens_per_batch=bench.config.ppo.tokens_per_batch
+        )
+        for model in (policy, bench.reference)
+    ]
+    return np.array([float((ours - theirs).double().sum()) for ours, theirs in zip(*logs, strict=True)])
+
+
+def _perplexity(bench: Workbench, ids: Sequence[Sequence[int]], generations: Sequence[Generation]) -> float:
+    """Per token, under the reference's own distribution: no temperature, nothing cut off."""
+    logs = token_log_probs(
+        bench.reference, ids, [g.ids for g in generations], Sampling(), bench.limits,
+        tokens_per_batch=bench.config.ppo.tokens_per_batch,
+    )  # fmt: skip
+    return math.exp(-sum(float(x.double().sum()) for x in logs) / sum(len(x) for x in logs))
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's (1927) interval of a share: honest near 0 and 1, where the usual one is not.
+
+    Args:
+        successes: how many; a tie counts half.
+        n: of how many, at least 1.
+        z: quantile of the normal distribution; the default gives 95%.
+
+    >>> low, high = wilson_interval(8, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.49, 0.943)
+    """
+    share = successes / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Distinct pairs of neighbouring words over all such pairs, of all texts together; NaN where there is no pair.
+
+    >>> distinct_2(["so good so good", "so good"])
+    0.5
+    """
+    pairs = [pair for words in map(str.split, texts) for pair in pairwise(words)]
+    return len(set(pairs)) / len(pairs) if pairs else math.nan
+
+
+def _standard_error(values: Scores) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -1,0 +1,55 @@
+"""Stage 3: a reward model is fitted to all judgements so far."""
+
+from __future__ import annotations
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.loop.run_directory import write_json
+from rlhf_gym.loop.sample import read_samples
+from rlhf_gym.loop.workbench import Workbench
+from rlhf_gym.reward_model import FitConfig, RewardModel
+from rlhf_gym.reward_model import fit as fit_reward_model
+
+
+def fit(bench: Workbench, number: int) -> None:
+    """Write ``round-N/reward_model/`` and ``round-N/reward_model.json``.
+
+    The trunk begins as the reference in every round, and judgements of all rounds count: a reward model is never fitted on
+    top of an older one's mistakes. It is normalised on the reference's samples, so that ``kl_coef`` means the same in every
+    round (Ziegler et al. 2019).
+
+    Raises:
+        FeedbackError: no judgement says that one response is better than another.
+    """
+    settings = bench.config.reward_model
+    with FeedbackStore(bench.run.store_file, read_only=True) as store:
+        preferences = store.preferences()
+    if all(p.tie for p in preferences):
+        raise FeedbackError(
+            f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
+            "to. Ask about more prompts (sampling.prompts), or ask a rater who skips and ties less"
+        )
+    config = FitConfig(
+        learning_rate=settings.learning_rate, epochs=settings.epochs, batch_size=settings.batch_size,
+        weight_decay=settings.weight_decay, label_smoothing=settings.label_smoothing,
+        validation_share=settings.validation_fraction, max_grad_norm=settings.max_grad_norm,
+        seed=bench.seed(number, "fit"),
+    )  # fmt: skip
+    model = RewardModel(bench.reference.frozen_copy(), seed=config.seed)
+    title = f"round {number} reward model"
+    with bench.progress.stage(title, 0) as bar:
+        result = fit_reward_model(
+            model,
+            preferences,
+            config,
+            on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
+        )
+        samples = read_samples(bench, 1)
+        model.normalise([s.prompt.text for s in samples], [s.response for s in samples])
+    folder = bench.run.round(number)
+    model.save(folder / "reward_model")
+    write_json(folder / "reward_model.json", result.as_dict())
+    bench.progress.say(
+        f"{title}: accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.n_validation} held-out comparisons, "
+        f"calibration error {result.ece:.3f}, fitted on {result.n_train}"
+    )

@@ -1,0 +1,140 @@
+"""`metrics.csv`, and the further places where stable-baselines3's logger takes an iteration's figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.config_file import to_settings
+from rlhf_gym.loop.run_directory import RunDirectory, write_text
+
+FIRST_COLUMNS = ("round", "iteration", "timesteps", "objective/scores", "gold", "objective/kl")
+RENAMED = {"reward/gold": "gold", "reward/proxy": "proxy"}
+
+
+class MetricsTable(KVWriter):
+    """The table of metrics, one row a PPO iteration. No wall-clock figures: the same seed writes the same table.
+
+    Args:
+        path: the file; its rows are kept.
+
+    Attributes:
+        rows: all rows so far, as they are in the file.
+        where: round and iteration of the row to come.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: list[str] = list(FIRST_COLUMNS)
+        self.rows: list[dict[str, str]] = []
+        self.where = (1, 1)
+        if path.exists():
+            # A kill may have cut the last line short: a row counts only with its line end.
+            whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+            reader = csv.DictReader(io.StringIO(whole + "\n"))
+            self.columns = list(reader.fieldnames or FIRST_COLUMNS)
+            self.rows = [{k: v or "" for k, v in row.items() if k} for row in reader]
+
+    def keep_until(self, round_number: int, iteration: int) -> None:
+        """Drop the rows after this iteration: a run that goes on from its checkpoint writes them again."""
+        kept = [row for row in self.rows if (int(row["round"]), int(row["iteration"])) <= (round_number, iteration)]
+        if len(kept) < len(self.rows) or self.path.exists():
+            self.rows = kept
+            self._write_all()
+
+    def timesteps(self) -> int:
+        """Tokens written so far in the whole run."""
+        return int(self.rows[-1]["timesteps"]) if self.rows else 0
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Append one row; a column that no row had before makes the file be written anew."""
+        figures = {RENAMED.get(k, k): v for k, v in key_values.items() if not k.startswith("time/")}
+        row = {"round": self.where[0], "iteration": self.where[1], "timesteps": step, **figures}
+        self.rows.append({k: format_figure(v) for k, v in row.items()})
+        new = [k for k in row if k not in self.columns]
+        self.columns += new
+        if new or len(self.rows) == 1:
+            self._write_all()
+            return
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(self.rows[-1])
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_all(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def format_figure(value: Any) -> str:
+    """A figure with all the digits that are its own, and no more: 0.1, not 0.10000000149011612.
+
+    >>> format_figure(0.1), format_figure(3), format_figure(1 / 3)
+    ('0.1', '3', '0.333333333')
+    """
+    return f"{float(value):.9g}" if not isinstance(value, str) else value
+
+
+class WandbWriter(KVWriter):
+    """Hands figures to Weights & Biases; one W&B run for one run directory, also after a resume.
+
+    Args:
+        run: the run directory.
+        config: the configuration, shown beside the figures.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(self, run: RunDirectory, config: Config) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError("--log wandb needs Weights & Biases: pip install 'rlhf-gym[log]'") from None
+        # Offline unless told otherwise: nothing leaves the machine, and no account or key is needed.
+        self._run = wandb.init(
+            project=config.log.wandb_project,
+            mode=config.log.wandb_mode,
+            dir=str(run.path),
+            name=run.path.name,
+            config=to_settings(config),
+            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
+        )
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Send one iteration's figures."""
+        self._run.log({RENAMED.get(k, k): v for k, v in key_values.items()}, step=step)
+
+    def close(self) -> None:
+        """Flush, and end the W&B run."""
+        self._run.finish()
+
+
+def make_logger(run: RunDirectory, config: Config, table: MetricsTable) -> Logger:
+    """The logger that agents write to.
+
+    Raises:
+        ConfigError: a logger that was asked for is not installed.
+    """
+    writers: list[KVWriter] = [table]
+    if "tensorboard" in config.log.to:
+        try:
+            writers.append(TensorBoardOutputFormat(str(run.path / "tensorboard")))
+        except AssertionError:
+            raise ConfigError("--log tensorboard needs TensorBoard: pip install 'rlhf-gym[log]'") from None
+    if "wandb" in config.log.to:
+        writers.append(WandbWriter(run, config))
+    return Logger(folder=str(run.path), output_formats=writers)

@@ -1,0 +1,105 @@
+"""Rewards and raters by name: built-in ones, and functions of the user's own files and modules."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.errors import ConfigError, RlhfGymError
+from rlhf_gym.loop.config import RaterConfig
+from rlhf_gym.raters import Rater, SimulatedRater
+from rlhf_gym.raters.presets import PRESETS, simulated_rater
+from rlhf_gym.rewards.base import Reward
+
+KNOBS = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "position_bias")
+
+
+def find_object(place: str, what: str) -> Any:
+    """The object at ``module:name`` or ``path/file.py:name``.
+
+    Args:
+        place: where.
+        what: what it is wanted for, for messages.
+
+    Raises:
+        ConfigError: nothing there, or what is there fails when it is imported.
+    """
+    source, _, name = place.rpartition(":")
+    try:
+        if source.endswith(".py"):
+            path = Path(source).resolve()
+            spec = importlib.util.spec_from_file_location(f"_rlhf_gym_user_{path.stem}", path)
+            if spec is None or spec.loader is None or not path.is_file():
+                raise ConfigError(f"{what} {place!r}: there is no file {source!r}")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses and pickles of the user's look their module up
+            spec.loader.exec_module(module)
+        else:
+            if os.getcwd() not in sys.path:  # a console script's path does not hold the folder it is called in
+                sys.path.append(os.getcwd())
+            module = importlib.import_module(source)
+        return getattr(module, name)
+    except RlhfGymError:
+        raise
+    except AttributeError as error:
+        raise ConfigError(f"{what} {place!r}: {source} has no {name!r} ({error})") from error
+    except Exception as error:  # importing runs whatever the user wrote
+        raise ConfigError(f"{what} {place!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def find_reward(name: str) -> Reward:
+    """A built-in reward by name, or a function of the user's own.
+
+    Raises:
+        ConfigError: no such reward.
+    """
+    if name == "sentiment":
+        from rlhf_gym.sentiment import SentimentScorer
+
+        return SentimentScorer.embedded()
+    if ":" not in name:
+        raise ConfigError(
+            f"there is no reward {name!r}; expected sentiment, path/file.py:function or module:function, where the "
+            "function takes (prompts, responses) and returns one number a sample"
+        )
+    reward = find_object(name, "reward")
+    if not callable(reward):
+        raise ConfigError(f"reward {name!r} is a {type(reward).__name__}; expected a function (prompts, responses)")
+    return reward  # type: ignore[no-any-return]
+
+
+def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: int) -> Rater:
+    """The rater that the configuration names.
+
+    Args:
+        config: its section.
+        gold: a simulated rater's taste.
+        reference_rewards: ``[n, k]`` gold rewards of reference samples, which presets are fitted to.
+        seed: of the rater's noise.
+
+    Raises:
+        ConfigError: no such rater, or knobs that it does not have.
+    """
+    knobs = {name: value for name in KNOBS if (value := getattr(config, name)) is not None}
+    if config.name == "simulated":
+        return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **knobs)
+    if config.name in PRESETS:
+        return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **knobs)
+    if ":" not in config.name:
+        near = get_close_matches(config.name, ["simulated", *PRESETS], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join(PRESETS)}, module:function or "
+            "path/file.py:function"
+        )
+    if knobs:
+        raise ConfigError(f"rater.{next(iter(knobs))} is for simulated raters; {config.name!r} has its own settings")
+    rater = find_object(config.name, "rater")(reward=gold, seed=seed)
+    if not isinstance(rater, Rater):
+        raise ConfigError(f"rater {config.name!r} gave a {type(rater).__name__}; expected name, submit() and collect()")
+    return rater

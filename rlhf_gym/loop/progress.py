@@ -1,0 +1,70 @@
+"""What the user sees while a run works: a bar a stage, one line a PPO iteration; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+
+class Bar:
+    """One stage's bar, or nothing where there is no terminal."""
+
+    def __init__(self, bars: Bars | None, total: int, title: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(title, total=total or None, note="") if bars else None
+
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Show how much is done.
+
+        Args:
+            done: steps, of the stage's total.
+            note: a few words behind the bar.
+            total: the stage's total, where it was not known before.
+        """
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, note=note, total=total)
+
+
+class Progress:
+    """Bars on a terminal, plain lines elsewhere, nothing when quiet.
+
+    Args:
+        quiet: show nothing.
+        console: where to; default standard output.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        # Texts of models go through here: nothing in them is markup.
+        self.console = console or Console(markup=False, highlight=False, emoji=False, quiet=quiet)
+        self._bars: Bars | None = None
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Bar]:
+        """Show a stage while it works, and what it took when it is done.
+
+        Args:
+            title: e.g. ``"round 1 samples"``.
+            total: steps; 0 where that is not known yet.
+        """
+        started = time.perf_counter()
+        if self.console.is_terminal and not self.console.quiet:
+            columns = (
+                TextColumn("{task.description:<22}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            )  # fmt: skip
+            with Bars(*columns, console=self.console) as self._bars:
+                yield Bar(self._bars, total, title)
+            self._bars = None
+            return
+        self.say(f"{title} ...")
+        yield Bar(None, total, title)
+        self.say(f"{title} done in {time.perf_counter() - started:.1f} s")
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar where there is one."""
+        self.console.print(line, soft_wrap=True)

@@ -1,0 +1,57 @@
+"""The loop itself: the stages of every round in order, each done once, whatever interrupts it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.evaluate import evaluate
+from rlhf_gym.loop.fit import fit
+from rlhf_gym.loop.label import label
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.report import write_report
+from rlhf_gym.loop.run_directory import RunDirectory, write_text
+from rlhf_gym.loop.sample import sample
+from rlhf_gym.loop.summary import summary
+from rlhf_gym.loop.train import train
+from rlhf_gym.loop.workbench import Workbench
+
+WORK = {"sample": sample, "label": label, "fit": fit, "train": train, "evaluate": evaluate}
+FEEDBACK_STAGES = ("sample", "label", "fit")
+
+
+def run_loop(
+    config: Config, out: Path | str, *, resume: bool = False, progress: Progress | None = None
+) -> RunDirectory:
+    """Run the whole loop in a directory.
+
+    Killed at any moment and called again with ``resume=True``, it goes on: no judgement is lost, no finished stage is done
+    again, PPO goes on from its latest checkpoint, and the figures are those of a run that was never interrupted (on CPU).
+
+    Args:
+        config: everything that can be set.
+        out: the run's directory.
+        resume: go on with the run that is there.
+        progress: what the user sees; default bars on a terminal, lines elsewhere.
+
+    Returns:
+        The run's directory, with ``report.html`` and ``summary.txt`` in it.
+
+    Raises:
+        RlhfGymError: something that the user can mend; what was done before is kept.
+    """
+    run, progress = RunDirectory(out), progress or Progress()
+    bench = Workbench.of(config, run, progress)
+    with run.open(config, resume=resume):
+        stages = [name for name in WORK if config.reward_model.enabled or name not in FEEDBACK_STAGES]
+        for number in range(1, config.run.rounds + 1):
+            for stage in stages:
+                if run.done(number, stage):
+                    continue
+                started = time.perf_counter()
+                WORK[stage](bench, number)
+                run.mark_done(number, stage, time.perf_counter() - started)
+        write_report(run.path)
+        write_text(run.path / "summary.txt", summary(run.path))
+    return run

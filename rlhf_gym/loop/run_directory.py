@@ -1,0 +1,243 @@
+"""One run = one directory: where everything is, written so that a kill at any moment leaves it readable.
+
+======================================  ==============================================================================
+``config.yaml``                         the resolved configuration
+``versions.json``                       versions of everything that computes, and when the run began
+``feedback.sqlite``                     queries and judgements
+``metrics.csv``                         one row a PPO iteration
+``round-N/samples.jsonl``               the candidates that raters compare
+``round-N/reward_model/``, ``.json``    the fitted reward model, and how good it is
+``round-N/ppo.zip``                     the latest checkpoint of training
+``round-N/policy/``                     the tuned model, as transformers saves one
+``round-N/evaluation.json``             tuned against reference; the last round's is also at the top
+``round-N/stages.json``                 which stages are done, and how long they took
+``summary.txt``, ``report.html``        the end
+======================================  ==============================================================================
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.config_file import build, differences, dump, load_settings
+
+STAGES = ("sample", "label", "fit", "train", "evaluate")
+"""The stages of a round, in order."""
+
+RESUMABLE = {"run.rounds", "run.threads", "ppo.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode"}
+"""What may change when a run goes on: nothing here alters a figure that was already written."""
+
+PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: the directory; :meth:`open` makes it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration; a directory with it holds a run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One row a PPO iteration."""
+        return self.path / "metrics.csv"
+
+    @property
+    def store_file(self) -> Path:
+        """The feedback store."""
+        return self.path / "feedback.sqlite"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """The last round's evaluation."""
+        return self.path / "evaluation.json"
+
+    def round(self, number: int) -> Path:
+        """A round's own folder, made if need be."""
+        folder = self.path / f"round-{number}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @contextmanager
+    def open(self, config: Config, *, resume: bool) -> Iterator[None]:
+        """Take the directory for this process, and write what begins a run if none is there.
+
+        Args:
+            config: the resolved configuration.
+            resume: go on with the run that is there; without one, begin.
+
+        Raises:
+            ConfigError: the directory holds another run (or something else), or another process has it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(f"--out {self.path} is a file; give a directory") from None
+        with _locked(self.path / ".lock", self.path):
+            if self.config_file.exists():
+                self._check_same(config, resume)
+            elif others := [p.name for p in self.path.iterdir() if p.name[0] != "." and p.name != "versions.json"]:
+                raise ConfigError(
+                    f"{self.path} is not a run directory and not empty (it holds {others[0]!r}); give another --out"
+                )
+            else:
+                write_json(self.path / "versions.json", versions())
+            # Last: a directory without it holds no run yet.
+            write_text(self.config_file, dump(config))
+            yield
+
+    def _check_same(self, config: Config, resume: bool) -> None:
+        if not resume:
+            raise ConfigError(
+                f"{self.path} already holds a run: give --resume to go on with it, or another --out to begin anew"
+            )
+        changed = {k: v for k, v in differences(self.config(), config).items() if k not in RESUMABLE}
+        if changed:
+            name, (old, new) = next(iter(changed.items()))
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise ConfigError(
+                f"the run in {self.path} was begun with {name} = {old!r}, not {new!r}{more}; a run goes on with the "
+                f"settings it began with: leave the change out, or begin a new run with another --out"
+            )
+
+    def config(self) -> Config:
+        """The configuration that the run was begun with.
+
+        Raises:
+            ConfigError: no run here.
+        """
+        if not self.config_file.exists():
+            raise ConfigError(f"{self.path} holds no run (no config.yaml in it)")
+        return build(load_settings(self.config_file))
+
+    def done(self, round_number: int, stage: str) -> bool:
+        """Whether a stage of a round is finished."""
+        return stage in self._stages(round_number)
+
+    def mark_done(self, round_number: int, stage: str, seconds: float) -> None:
+        """Note that a stage is finished; ``seconds`` is what it took in this process."""
+        entry = {"finished_at": _now(), "seconds": round(seconds, 3)}
+        write_json(self.round(round_number) / "stages.json", {**self._stages(round_number), stage: entry})
+
+    def _stages(self, round_number: int) -> dict[str, Any]:
+        return read_json(self.path / f"round-{round_number}" / "stages.json") or {}
+
+    def finished_rounds(self) -> list[int]:
+        """Numbers of the rounds whose policy is there, ascending."""
+        folders = (p for p in self.path.glob("round-*") if p.name[6:].isdigit())
+        return sorted(int(p.name[6:]) for p in folders if "train" in self._stages(int(p.name[6:])))
+
+    def seconds(self) -> float:
+        """What all finished stages took together."""
+        rounds = (int(p.name[6:]) for p in self.path.glob("round-*") if p.name[6:].isdigit())
+        return sum(float(entry["seconds"]) for number in rounds for entry in self._stages(number).values())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: whoever reads it, and whatever is killed, sees the old text or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file as a whole; numbers that are not finite become null, which JSON can say."""
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that takes its place only once it is complete."""
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and the time."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    from rlhf_gym.version import __version__
+
+    return {**found, "rlhf-gym": __version__, "python": sys.version.split()[0], "started_at": _now()}
+
+
+@contextmanager
+def _locked(path: Path, directory: Path) -> Iterator[None]:
+    """Hold a lock that the operating system lets go when the process ends, however it ends."""
+    with path.open("a+b") as file:
+        try:
+            _lock(file.fileno())
+        except OSError:
+            raise ConfigError(
+                f"another process is working on {directory}; wait for it, or give another --out"
+            ) from None
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value

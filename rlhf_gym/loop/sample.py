@@ -1,0 +1,89 @@
+"""Stage 1: the policy writes the candidates that raters compare."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_gym.decoding import generate
+from rlhf_gym.loop.run_directory import write_text
+from rlhf_gym.loop.workbench import Workbench
+from rlhf_gym.sample import Prompt, Sample
+
+
+def sample(bench: Workbench, number: int) -> None:
+    """Write ``round-N/samples.jsonl``: ``candidates`` responses to each of ``prompts`` prompts, prompt by prompt.
+
+    Killed in the middle, it goes on after the last whole batch; the noise of a response depends on its place alone.
+    """
+    settings = bench.config.sampling
+    file = bench.run.round(number) / "samples.jsonl"
+    part = file.with_name("samples.jsonl.part")
+    if file.exists():
+        return
+    policy = bench.policy(number - 1)
+    prompts = [p for p in round_prompts(bench, number) for _ in range(settings.candidates)]
+    ids = {p.text: policy.tokenizer.encode_prompt(p.text) for p in prompts}
+    written = _keep_whole_batches(part, settings.batch_size)
+    with (
+        bench.progress.stage(f"round {number} samples", len(prompts)) as bar,
+        part.open("a", encoding="ascii", newline="\n") as out,
+    ):
+        for begin in range(written, len(prompts), settings.batch_size):
+            bar.update(begin)
+            batch = prompts[begin : begin + settings.batch_size]
+            responses = generate(
+                policy, [ids[p.text] for p in batch], bench.limits, sampling=bench.sampling, stop=bench.task.stop,
+                seed=bench.seed(number, "sample"), first_episode=begin, batch_size=settings.batch_size,
+            )  # fmt: skip
+            for prompt, response in zip(batch, responses, strict=True):
+                line = {
+                    "prompt": prompt.text, "response": response.text, "columns": dict(prompt.columns),
+                    "prompt_ids": ids[prompt.text], "response_ids": response.ids, "ended": response.ended,
+                }  # fmt: skip
+                out.write(json.dumps(line) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        bar.update(len(prompts))
+    os.replace(part, file)
+
+
+def round_prompts(bench: Workbench, number: int) -> list[Prompt]:
+    """The prompts of a round: the task's prompts in a random order, each used once before any is used again."""
+    prompts, wanted = bench.task.prompts, bench.config.sampling.prompts
+    first, last = (number - 1) * wanted, number * wanted
+    chosen: list[Prompt] = []
+    for cycle in range(first // len(prompts), (last - 1) // len(prompts) + 1):
+        order = np.random.default_rng((bench.config.run.seed, cycle)).permutation(len(prompts))
+        start = cycle * len(prompts)
+        chosen += [prompts[i] for i in order[max(0, first - start) : last - start]]
+    return chosen
+
+
+def read_samples(bench: Workbench, number: int) -> list[Sample]:
+    """The candidates of a round, in the order they were written."""
+    lines = (bench.run.round(number) / "samples.jsonl").read_text(encoding="ascii").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        Sample(
+            Prompt(row["prompt"], row["columns"]), row["response"], tuple(row["prompt_ids"]), tuple(row["response_ids"]),
+            row["ended"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _keep_whole_batches(part: Path, size: int) -> int:
+    """Cut an interrupted file after its last whole batch, and say how many lines that leaves.
+
+    Batches that begin where they would have begun anyway hold the same rows, and so the same rounding of floats.
+    """
+    if not part.exists():
+        return 0
+    lines = part.read_text(encoding="ascii").split("\n")[:-1]
+    kept = len(lines) // size * size
+    write_text(part, "".join(f"{line}\n" for line in lines[:kept]))
+    return kept

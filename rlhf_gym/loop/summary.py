@@ -1,0 +1,86 @@
+"""One screen that says what a run came to; reads only the run directory."""
+
+from __future__ import annotations
+
+import random
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.loop.run_directory import RunDirectory, read_json
+
+WIDTH = 100
+
+
+def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
+    """What a run came to, as plain text.
+
+    Args:
+        run_dir: the run's directory, finished or not.
+        pairs: prompts shown with both responses, drawn at random by the run's seed.
+    """
+    run = RunDirectory(run_dir)
+    config = run.config()
+    lines = [
+        f"{run.path}: task {config.task.name}, model {config.model.name}, seed {config.run.seed}, "
+        f"{len(run.finished_rounds())} of {config.run.rounds} rounds trained, {_duration(run.seconds())}"
+    ]
+    for number in run.finished_rounds():
+        fitted = read_json(run.path / f"round-{number}" / "reward_model.json")
+        if fitted:
+            lines.append(
+                f"reward model {number:>4}   accuracy {fitted['accuracy']:.1%} on {fitted['n_validation']} held-out "
+                f"comparisons, fitted on {fitted['n_train']}"
+            )
+    figures = read_json(run.evaluation_file)
+    if figures is None:
+        return "\n".join([*lines, "not evaluated yet"]) + "\n"
+    lines += ["", *_table(figures), "", *_pairs(figures["pairs"], pairs, config.run.seed)]
+    if (run.path / "report.html").exists():
+        lines.append(f"report: {run.path / 'report.html'}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(figures: Mapping[str, Any]) -> list[str]:
+    def row(name: str, key: str, form: str, note: str = "") -> str:
+        before, after = (_number(figures[f"{key}_{when}"], form) for when in ("before", "after"))
+        return f"{name:<24}{before:>10}{after:>10}   {note}".rstrip()
+
+    ties = f", {figures['ties']} ties count half" if figures["ties"] else ""
+    return [
+        f"held-out prompts: {figures['n']}   {'reference':>9}{'tuned':>10}",
+        row("gold reward", "gold", "+.2f"),
+        row("proxy reward", "proxy", "+.2f"),
+        row("response length", "length", ".1f", "tokens"),
+        row("perplexity", "perplexity", ".1f", "per token, under the reference"),
+        row("distinct word pairs", "distinct_2", ".1%"),
+        f"win rate of tuned over reference by gold: {figures['win_rate']:.1%} "
+        f"[{figures['win_rate_low']:.1%}, {figures['win_rate_high']:.1%}] (95% Wilson interval{ties})",
+        f"KL to the reference: {figures['kl']:.2f} nats per response",
+    ]
+
+
+def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int) -> list[str]:
+    lines = []
+    for pair in random.Random(seed).sample(pairs, min(number, len(pairs))):
+        lines.append(textwrap.shorten(pair["prompt"], WIDTH, placeholder=" ..."))
+        for word, when in (("reference", "before"), ("tuned", "after")):
+            text = textwrap.shorten(" ".join(_visible(pair[when]).split()), 2 * WIDTH - 50, placeholder=" ...")
+            lead = f"  {word:<10}{pair[f'gold_{when}']:+.2f}  "
+            lines += textwrap.wrap(text or "(nothing)", WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
+    return lines
+
+
+def _visible(text: str) -> str:
+    """Model text without control characters: nothing that a model writes may move the cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,155 @@
+"""Stage 4: PPO tunes the policy against the proxy, with checkpoints from which it goes on exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_gym.agents import PPO
+from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.loop.metrics import MetricsTable, make_logger
+from rlhf_gym.loop.progress import Bar
+from rlhf_gym.loop.run_directory import whole_folder
+from rlhf_gym.loop.workbench import Workbench
+from rlhf_gym.rewards.base import Reward, ScoredBatch, score
+
+# The line of figures of an iteration: metrics.csv's column, its word on the line, its format.
+FIGURES = (
+    ("objective/scores", "proxy", "+z.2f"), ("gold", "gold", "+z.2f"), ("objective/kl", "KL", "z.2f"),
+    ("objective/entropy", "entropy", ".1f"), ("response_length", "length", ".1f"), ("loss/value_avg", "value loss", ".3f"),
+    ("policy/clipfrac_avg", "clipped", ".1%"),
+)  # fmt: skip
+
+
+class ProxyAndGold:
+    """The proxy as the reward; the gold reward and the task's metrics are reported beside it, never optimised.
+
+    Args:
+        proxy: what PPO is trained against.
+        watched: further rewards, by name.
+    """
+
+    name = "proxy"
+
+    def __init__(self, proxy: Reward, watched: Mapping[str, Reward]) -> None:
+        self.proxy = proxy
+        self.watched = dict(watched)
+
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
+        """The proxy's scores alone."""
+        return self.score_terms(prompts, responses, columns).values
+
+    def score_terms(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> ScoredBatch:
+        """The proxy's scores, and everybody's as terms."""
+        scored = score(self.proxy, prompts, responses, columns)
+        terms = {"proxy": scored.values}
+        for name, reward in self.watched.items():
+            terms[name] = score(reward, prompts, responses, columns).values
+        return ScoredBatch(scored.values, terms)
+
+
+class LearningRate:
+    """A learning rate by iterations done: stable-baselines3 counts timesteps, whose total nobody knows beforehand here.
+
+    Args:
+        start: at the first iteration.
+        iterations: of the round.
+        schedule: ``"linear"`` falls towards 0, ``"constant"`` stays.
+    """
+
+    def __init__(self, start: float, iterations: int, schedule: str) -> None:
+        self.start = start
+        self.iterations = iterations
+        self.schedule = schedule
+        self.done = 0
+
+    def __call__(self, _progress_remaining: float) -> float:
+        """The rate of the iteration to come."""
+        return self.start if self.schedule == "constant" else self.start * (1 - self.done / self.iterations)
+
+
+def train(bench: Workbench, number: int) -> None:
+    """Write ``round-N/policy/``, rows of ``metrics.csv``, and ``round-N/ppo.zip`` every few iterations.
+
+    KL is measured from the model as it was given, in every round: what is reported is how far it has moved altogether.
+
+    Raises:
+        TrainingError: a loss or a gradient is not finite.
+    """
+    settings = bench.config.ppo
+    table = MetricsTable(bench.run.metrics_file)
+    rate = LearningRate(settings.learning_rate, settings.iterations, settings.lr_schedule)
+    agent = _agent(bench, number, table, rate)
+    logger = make_logger(bench.run, bench.config, table)
+    agent.set_logger(logger)
+    try:
+        with bench.progress.stage(f"round {number} PPO", settings.iterations) as bar:
+            _iterate(bench, number, agent, table, rate, bar)
+    finally:
+        logger.close()
+    with whole_folder(bench.run.round(number) / "policy") as folder:
+        agent.policy.language_model.save(folder)
+
+
+def _iterate(bench: Workbench, number: int, agent: PPO, table: MetricsTable, rate: LearningRate, bar: Bar) -> None:
+    settings = bench.config.ppo
+    checkpoint = bench.run.round(number) / "ppo.zip"
+    bar.update(agent.iteration)
+    while agent.iteration < settings.iterations:
+        table.where = (number, agent.iteration + 1)
+        rate.done = agent.iteration
+        # learn() goes on until at least one more timestep is done: that is one iteration.
+        agent.learn(1, reset_num_timesteps=False)
+        bar.update(agent.iteration)
+        bench.progress.say(iteration_line(table.rows[-1], settings.iterations))
+        if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
+            agent.save(checkpoint)
+
+
+def _agent(bench: Workbench, number: int, table: MetricsTable, rate: LearningRate) -> PPO:
+    """The agent at the beginning of a round, or as the round's latest checkpoint has it."""
+    settings = bench.config.ppo
+    watched = {"gold": bench.gold, **bench.task.metrics}
+    env = make_sb3_env(
+        settings.n_envs or settings.n_episodes, tokenizer=bench.reference.tokenizer, task=bench.task,
+        reward=ProxyAndGold(bench.proxy(number), watched),
+    )  # fmt: skip
+    checkpoint = bench.run.round(number) / "ppo.zip"
+    if checkpoint.exists():
+        agent = PPO.load(
+            checkpoint, env=env, device=str(bench.reference.device), reference=bench.reference, learning_rate=rate
+        )
+        table.keep_until(number, agent.iteration)
+        return agent
+    agent = PPO(
+        env=env, language_model=_trainable(bench, number), reference=bench.reference, learning_rate=rate,
+        n_episodes=settings.n_episodes, n_epochs=settings.n_epochs, batch_size=settings.batch_size,
+        tokens_per_batch=settings.tokens_per_batch, gamma=settings.gamma, gae_lambda=settings.gae_lambda,
+        clip_range=settings.clip_range, clip_range_vf=settings.clip_range_vf, vf_coef=settings.vf_coef,
+        ent_coef=settings.ent_coef, max_grad_norm=settings.max_grad_norm, target_kl=settings.target_kl,
+        whiten_rewards=settings.whiten_rewards, kl_coef=settings.kl_coef, kl_target=settings.kl_target,
+        kl_horizon=settings.kl_horizon, kl_estimator=settings.kl_estimator,
+        missing_eos_penalty=settings.missing_eos_penalty, temperature=bench.sampling.temperature,
+        top_k=bench.sampling.top_k, top_p=bench.sampling.top_p, value_network=settings.value_network,
+        seed=bench.seed(number, "train"), device=str(bench.reference.device),
+    )  # fmt: skip
+    table.keep_until(number, 0)
+    agent.num_timesteps = table.timesteps()  # timesteps count on from round to round
+    return agent
+
+
+def _trainable(bench: Workbench, number: int) -> LanguageModel:
+    """The model that the round begins with, as a copy that may be trained."""
+    policy = bench.policy(number - 1)
+    model = policy.frozen_copy() if policy is bench.reference else policy
+    model.model.requires_grad_(True)
+    return model
+
+
+def iteration_line(row: Mapping[str, str], iterations: int) -> str:
+    """One line of figures of an iteration, as it stands in the table."""
+    figures = "  ".join(f"{word} {float(row[key]):{form}}" for key, word, form in FIGURES if row.get(key))
+    return f"round {row['round']} PPO {int(row['iteration']):>{len(str(iterations))}}/{iterations}  {figures}"

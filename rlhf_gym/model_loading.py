@@ -1,0 +1,81 @@
+"""Weights from files: safetensors or GGUF (a pickle only if asked), complete or refused, and ready for fast passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.utils import logging
+
+from rlhf_gym.errors import ModelError
+from rlhf_gym.model_source import ModelSource
+
+UNLIMITED = 1 << 30
+"""The context length of a model whose configuration states none."""
+
+
+def load_weights(source: ModelSource, options: dict[str, Any], allow_pickle: bool) -> PreTrainedModel:
+    """The model by ``AutoModelForCausalLM``, all of its weights read from the files."""
+    if source.gguf_file:
+        from transformers import GgufConfig
+
+        options = options | {"quantization_config": GgufConfig(dequantize=True)}
+    elif not allow_pickle:
+        options = options | {"use_safetensors": True}
+        folder = Path(source.location)
+        pickles = [*folder.glob("pytorch_model*.bin")] if source.is_folder else []
+        if pickles and not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"{source.name!r} has its weights only as a pickle ({pickles[0].name}), which can run any code when it "
+                f"is opened. If you trust it, load it once with allow_pickle=True and save it again as safetensors."
+            )
+    with no_progress_bars():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source.location, output_loading_info=True, **options)
+        except Exception as error:  # transformers raises a dozen kinds
+            raise source.cannot_load("language model", error) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with random numbers.
+        raise ModelError(
+            f"the files of {source.name!r} lack {len(missing)} of the weights of {type(model).__name__} "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): no trained causal language model"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def context_length(config: Any) -> int:
+    """Most tokens that every layer sees all of."""
+    # Names that transformers' configurations give it; GPT-2's n_positions answers to the first.
+    names = ["max_position_embeddings", "max_seq_len", "max_sequence_length", "attention_chunk_size"]
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if slides and getattr(config, "use_sliding_window", True):
+        names.append("sliding_window")
+    return min(int(getattr(config, name, None) or UNLIMITED) for name in names)
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """GPT-2's GELU takes eight operations in transformers; torch's own takes one: a fifth of a decoding step less."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, GELUTanh())
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without transformers' own progress bars, which would break ours."""
+    hub_logging: Any = logging  # it has no types
+    shown = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hub_logging.enable_progress_bar()

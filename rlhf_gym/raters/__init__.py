@@ -1,0 +1,8 @@
+"""Raters: whoever answers queries, simulated or a person, behind the same two calls."""
+
+from rlhf_gym.raters.asking import ask
+from rlhf_gym.raters.base import Rater, RaterError, RaterStoppedError, Ticket
+from rlhf_gym.raters.behaviour import Behaviour
+from rlhf_gym.raters.simulated import SimulatedRater
+
+__all__ = ["Behaviour", "Rater", "RaterError", "RaterStoppedError", "SimulatedRater", "Ticket", "ask"]

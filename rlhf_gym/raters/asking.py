@@ -1,0 +1,92 @@
+"""Asking a rater so that a crash at any moment costs no answer: whatever comes back is stored before more is asked."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.raters.base import Rater, RaterError, Ticket
+
+# Seconds between two looks at raters who answer when they answer; also how often progress is reported.
+_POLL = 0.5
+
+
+def ask(
+    rater: Rater,
+    queries: Sequence[Query],
+    store: FeedbackStore,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Store queries, have a rater answer those it has not answered yet, and store every answer as it comes.
+
+    To resume, call it again with the same queries: what is stored is neither asked nor stored twice.
+
+    Args:
+        rater: who is asked.
+        queries: what is asked.
+        store: where queries and judgements go.
+        on_progress: called with the number of queries answered and of all, at the start and whenever answers came.
+
+    Returns:
+        How many judgements were new.
+
+    Raises:
+        RaterError: the rater could not go on; what it had judged is stored.
+        FeedbackError: the store cannot be written, or an answer does not fit its query.
+    """
+    store.add_queries(queries)
+    asked = {query.id: query for query in queries}
+    answered = _answered(rater, store) & asked.keys()
+    tickets = rater.submit([query for query_id, query in asked.items() if query_id not in answered])
+    total, seen, new = len(asked), set[str](), 0
+    if on_progress:
+        on_progress(len(answered), total)
+    while tickets:
+        try:
+            judgements = rater.collect(tickets, timeout=_POLL)
+        except RaterError as error:
+            store.add_judgements(error.judgements)
+            raise
+        if not judgements:
+            continue
+        new += store.add_judgements(judgements)
+        tickets = _still_open(tickets, [judgement for judgement in judgements if judgement.id not in seen])
+        seen.update(judgement.id for judgement in judgements)
+        if on_progress:
+            on_progress(total - len({ticket.query_id for ticket in tickets}), total)
+    return new
+
+
+def signed_by(signature: str, name: str) -> bool:
+    """True if a rater of this name, or a member of it (``name/member``), signs so."""
+    return signature == name or signature.startswith(f"{name}/")
+
+
+def _answered(rater: Rater, store: FeedbackStore) -> set[str]:
+    """Ids of the queries that this rater (for a pool: as many members as it sends) has answered already."""
+    signatures = defaultdict(set)
+    for judgement in store.judgements():
+        if signed_by(judgement.rater, rater.name):
+            signatures[judgement.query_id].add(judgement.rater)
+    wanted = getattr(rater, "overlap", 1)
+    return {query_id for query_id, names in signatures.items() if len(names) >= wanted}
+
+
+def _still_open(tickets: Sequence[Ticket], judgements: Sequence[Judgement]) -> list[Ticket]:
+    """The tickets that no judgement answers; a judgement answers one ticket, a correction none."""
+    by_query = defaultdict(list)
+    for judgement in judgements:
+        if judgement.supersedes is None:
+            by_query[judgement.query_id].append(judgement.rater)
+    still_open = []
+    for ticket in tickets:
+        signatures = by_query[ticket.query_id]
+        match = next((signature for signature in signatures if signed_by(signature, ticket.rater)), None)
+        if match is None:
+            still_open.append(ticket)
+        else:
+            signatures.remove(match)
+    return still_open

@@ -1,0 +1,81 @@
+"""What a rater is: two calls that a function, a language model and a person can all answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback.query import Judgement, Query
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """The claim on one answer.
+
+    Attributes:
+        query_id: the query that was submitted.
+        rater: who is to answer it; anybody who signs ``rater/member``, too.
+        number: tells tickets apart where several of those are to answer the same query; from 0.
+    """
+
+    query_id: str
+    rater: str
+    number: int = 0
+
+
+class RaterError(FeedbackError):
+    """A rater that could not go on.
+
+    Attributes:
+        judgements: what it had judged before, and would otherwise have returned; store them.
+    """
+
+    def __init__(self, message: str, judgements: Sequence[Judgement] = ()) -> None:
+        super().__init__(message)
+        self.judgements = list(judgements)
+
+
+class RaterStoppedError(RaterError):
+    """A rater who chose to stop for now; the rest can be asked later."""
+
+
+@runtime_checkable
+class Rater(Protocol):
+    """Whoever answers queries.
+
+    Attributes:
+        name: signs the judgements. A rater who is many (a pool, a web page) signs them ``name/member``.
+    """
+
+    @property
+    def name(self) -> str:
+        """Who signs the judgements."""
+        ...
+
+    def submit(self, queries: Sequence[Query]) -> list[Ticket]:
+        """Take queries. Submitting a query again is harmless.
+
+        Returns:
+            One ticket for each answer to come: at least one a query, in the order of the queries.
+        """
+        ...
+
+    def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
+        """Wait for answers.
+
+        Args:
+            tickets: from :meth:`submit`, in any number of calls.
+            timeout: None waits until every ticket is answered. Otherwise wait about so many seconds, in which a rater
+                that answers at all answers at least one batch, and return what is there; call again with the tickets
+                that are still open.
+
+        Returns:
+            The answers, a correction after what it corrects. A judgement may be returned more than once: stores know
+            it by its id.
+
+        Raises:
+            RaterError: the rater cannot go on; ``judgements`` holds what would have been returned.
+        """
+        ...

@@ -1,0 +1,140 @@
+"""Preferences as minibatches: which prompts are held out, and which comparisons go through the network together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback.preferences import Preference
+
+
+def split_by_prompt(
+    preferences: Sequence[Preference], share: float, seed: int
+) -> tuple[list[Preference], list[Preference]]:
+    """Training and validation preferences, no prompt on both sides.
+
+    Comparisons of one prompt share their responses, so a random split would test on what was trained on.
+
+    Args:
+        preferences: all of them.
+        share: share of the *prompts*, in (0, 1), that is held out; at least one is, and at least one is not.
+        seed: which prompts; the preferences' order does not matter.
+
+    Raises:
+        FeedbackError: fewer than two prompts.
+    """
+    prompts = sorted({p.prompt for p in preferences})
+    if len(prompts) < 2:
+        raise FeedbackError(
+            f"a reward model needs preferences on at least 2 prompts (one is held out), got {len(preferences)} on "
+            f"{len(prompts)}: collect more"
+        )
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    number = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    held = {prompts[i] for i in order[:number]}
+    return [p for p in preferences if p.prompt not in held], [p for p in preferences if p.prompt in held]
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Comparisons that go through the network in one pass, each distinct sequence once.
+
+    Attributes:
+        sequences: ``S`` encoded sequences.
+        chosen: ``[N]``, for each comparison the place of its chosen sequence in ``sequences``.
+        rejected: ``[N]``, likewise.
+        tie: ``[N]``, True where the two were held equal.
+        margin: ``[N]``, how far apart the rater put them; 0 where nothing was said, and for ties.
+    """
+
+    sequences: list[list[int]]
+    chosen: list[int]
+    rejected: list[int]
+    tie: list[bool]
+    margin: list[float]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+class ComparisonSet:
+    """Encoded preferences, from which minibatches are drawn.
+
+    All comparisons of one query stay together: a ranking of ``k`` responses is ``k (k - 1) / 2`` comparisons but only
+    ``k`` sequences, and taken apart it overfits within one epoch (Ouyang et al. 2022, section 3.5).
+
+    Args:
+        preferences: at least one.
+        encode: maps a prompt and a response to ids.
+    """
+
+    def __init__(self, preferences: Sequence[Preference], encode: Callable[[str, str], list[int]]) -> None:
+        self.preferences = list(preferences)
+        texts = dict.fromkeys((p.prompt, response) for p in preferences for response in (p.chosen, p.rejected))
+        self._encoded = {text: encode(*text) for text in texts}
+        groups: dict[tuple[str, str | int], list[int]] = {}
+        for i, p in enumerate(self.preferences):
+            groups.setdefault((p.prompt, p.query_id or i), []).append(i)
+        self._groups = list(groups.values())
+        self._lengths = [max(max(map(len, self._pair(i))) for i in group) for group in self._groups]
+
+    def __len__(self) -> int:
+        return len(self.preferences)
+
+    def minibatches(self, size: int, tokens: int, rng: np.random.Generator) -> list[list[Comparisons]]:
+        """One epoch in random order.
+
+        Args:
+            size: comparisons a minibatch; whole queries go in until it is reached.
+            tokens: most padded tokens of one forward pass (a single query may hold more).
+            rng: source of the order.
+
+        Returns:
+            Minibatches, each the parts that it goes through the network in.
+        """
+        order = rng.permutation(len(self._groups)).tolist()
+        # Sorting inside windows of some minibatches saves most of the padding, and still mixes anew every epoch.
+        window = 8 * size
+        batches: list[list[int]] = []
+        for begin in range(0, len(order), window):
+            count = size
+            for group in sorted(order[begin : begin + window], key=lambda g: self._lengths[g]):
+                if count >= size:
+                    batches.append([])
+                    count = 0
+                batches[-1].append(group)
+                count += len(self._groups[group])
+        return [self._parts(batches[i], tokens) for i in rng.permutation(len(batches))]
+
+    def _parts(self, groups: list[int], tokens: int) -> list[Comparisons]:
+        """Cut a minibatch (sorted by length) where one forward pass would hold too many tokens."""
+        parts: list[list[int]] = []
+        sequences = 0
+        for group in groups:
+            own = len({id(s) for i in self._groups[group] for s in self._pair(i)})
+            if not parts or (sequences + own) * self._lengths[group] > tokens:
+                parts.append([])
+                sequences = 0
+            parts[-1] += self._groups[group]
+            sequences += own
+        return [self._compare(rows) for rows in parts]
+
+    def _pair(self, i: int) -> tuple[list[int], list[int]]:
+        p = self.preferences[i]
+        return self._encoded[p.prompt, p.chosen], self._encoded[p.prompt, p.rejected]
+
+    def _compare(self, rows: list[int]) -> Comparisons:
+        chosen = [(self.preferences[i].prompt, self.preferences[i].chosen) for i in rows]
+        rejected = [(self.preferences[i].prompt, self.preferences[i].rejected) for i in rows]
+        place = {text: number for number, text in enumerate(dict.fromkeys(chosen + rejected))}
+        tie = [self.preferences[i].tie for i in rows]
+        return Comparisons(
+            sequences=[self._encoded[text] for text in place],
+            chosen=[place[text] for text in chosen],
+            rejected=[place[text] for text in rejected],
+            tie=tie,
+            margin=[0.0 if t else self.preferences[i].margin or 0.0 for i, t in zip(rows, tie, strict=True)],
+        )

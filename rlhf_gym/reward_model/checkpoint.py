@@ -1,0 +1,149 @@
+"""A reward model on disk: safetensors and JSON, never a pickle; complete or not there; and checked when it is read.
+
+The folder holds the language model's own files, ``head.safetensors`` and ``reward_model.json``. The latter records what
+the model scored on a fixed row of ids, and :func:`load` scores them again: a trunk, head or configuration from
+another checkpoint cannot go unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rlhf_gym.errors import ModelError
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.reward_model.model import RewardModel
+from rlhf_gym.tokenizer import Tokenizer
+
+FORMAT = 1
+PROBE_LENGTH = 8
+TOLERANCE = {"float32": 1e-2, "bfloat16": 2e-1, "float16": 1e-1}
+
+
+def save(model: RewardModel, path: Path | str) -> None:
+    """Write a reward model to a folder.
+
+    It is written beside its place and moved there when complete: an interrupted save leaves the older one whole.
+
+    Args:
+        model: the reward model, with its gain and bias.
+        path: the folder; replaced if it is there.
+
+    Raises:
+        ModelError: it cannot be written (a full disk, no permission); an older one is untouched.
+    """
+    path = Path(path)
+    lm = model.language_model
+    data = {
+        "format": FORMAT,
+        "trunk": lm.name,
+        "hidden_size": lm.hidden_size,
+        "vocab_size": lm.vocab_size,
+        "eos_id": lm.tokenizer.eos_id,
+        "gain": model.gain,
+        "bias": model.bias,
+        "probe": _probe(model),
+    }
+    head = {name: tensor.detach().cpu().contiguous() for name, tensor in model.head.state_dict().items()}
+    folder: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-new-"))
+        lm.save(folder)
+        save_file(head, folder / "head.safetensors")
+        (folder / "reward_model.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        folder.chmod(0o777 & ~_umask())  # mkdtemp's folders are closed to everybody else
+        _replace(folder, path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot save the reward model to {path}: {error}; nothing that was there is lost") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load(
+    path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: Tokenizer | None = None
+) -> RewardModel:
+    """Read a folder written by :func:`save`.
+
+    Args:
+        path: the folder.
+        device: where to put the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
+        dtype: the trunk's dtype.
+        tokenizer: for models whose tokenizer is not Hugging Face's.
+
+    Raises:
+        ModelError: the folder is not a reward model, is of another format, or its files do not belong together.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ModelError(f"there is no reward model in {str(path)!r}; expected a folder written by RewardModel.save")
+    try:
+        data: Any = json.loads((path / "reward_model.json").read_text(encoding="utf-8"))
+        weights = load_file(path / "head.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"{path} is not a whole reward model: {error}. Fit it again, or give another folder"
+        ) from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise ModelError(f"{path}/reward_model.json has format {found!r}; this version of rlhf-gym reads {FORMAT}")
+    lm = LanguageModel.load(str(path), device=device, dtype=dtype, tokenizer=tokenizer)
+    found_sizes = {"hidden_size": lm.hidden_size, "vocab_size": lm.vocab_size, "eos_id": lm.tokenizer.eos_id}
+    for what, found in found_sizes.items():
+        if data.get(what) != found:
+            raise ModelError(
+                f"the files in {path} do not belong together: its language model has {what} {found}, reward_model.json "
+                f"says {data.get(what)}"
+            )
+    model = RewardModel(lm)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
+    if (found_shapes := {name: tuple(tensor.shape) for name, tensor in weights.items()}) != shapes:
+        raise ModelError(f"the head in {path} has the shapes {found_shapes}; its language model needs {shapes}")
+    model.head.load_state_dict(weights)
+    model.gain, model.bias = float(data["gain"]), float(data["bias"])
+    probe, recorded = _probe(model), float(data["probe"])
+    # Other machines and dtypes round differently; another checkpoint's weights are off by far more.
+    if not abs(probe - recorded) <= TOLERANCE[dtype] * max(1.0, abs(recorded)):
+        raise ModelError(
+            f"the files in {path} do not belong together: the model scores {probe:.6g} where reward_model.json recorded "
+            f"{recorded:.6g}. Some file was replaced; fit it again, or copy the whole folder once more"
+        )
+    return model
+
+
+@torch.no_grad()
+def _probe(model: RewardModel) -> float:
+    """The raw score of a fixed row of ids."""
+    ids = [(2 + 7 * i) % model.language_model.vocab_size for i in range(PROBE_LENGTH)]
+    return float(model.scores([ids])[0])
+
+
+def _replace(folder: Path, path: Path) -> None:
+    """Move a folder to its place; POSIX cannot swap two folders, so the old one is set aside first and put back on failure."""
+    if not path.exists():
+        os.replace(folder, path)
+        return
+    aside = path.parent / f".{path.name}-old-{folder.name.rpartition('-')[2]}"
+    os.replace(path, aside)
+    try:
+        os.replace(folder, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,92 @@
+"""How good a reward model is on preferences that it was not fitted to: accuracy with its error, loss, calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.reward_model.calibration import CalibrationBin, calibration
+from rlhf_gym.reward_model.model import RewardModel
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How good a reward model is on prompts it was not fitted on; ties count in the loss only.
+
+    Attributes:
+        accuracy: share of held-out comparisons that it ranks as the rater did; equal scores count half. NaN without any.
+        standard_error: of the accuracy, robust to comparisons of one prompt being alike.
+        n_train: comparisons fitted, ties included.
+        n_validation: comparisons held out, ties left out.
+        ece: expected calibration error, in [0, 1/2].
+        bins: the reliability diagram.
+        epochs: ``train_loss``, ``validation_loss`` (nats) and ``validation_accuracy`` of each epoch.
+        loss: mean loss on the held-out comparisons, ties included, in nats; ln 2 is a coin's.
+        best_epoch: the epoch, from 1, whose weights were kept; 0 if nothing was fitted.
+    """
+
+    accuracy: float
+    standard_error: float
+    n_train: int
+    n_validation: int
+    ece: float
+    bins: list[CalibrationBin]
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    loss: float = math.nan
+    best_epoch: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; NaN, which JSON lacks, becomes None."""
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+
+
+def evaluate(model: RewardModel, preferences: Sequence[Preference]) -> FitResult:
+    """Accuracy, loss and calibration on preferences that were not fitted.
+
+    Args:
+        model: the reward model; raw scores are compared, so that normalising does not change calibration.
+        preferences: any number, ties too.
+    """
+    differences = score_differences(model, preferences)
+    tie = np.array([p.tie for p in preferences], dtype=bool)
+    loss = math.nan
+    if len(differences):
+        # Cross-entropy against 1, and against 1/2 for ties: log(1 + e^-d) and its mean with log(1 + e^d).
+        losses = np.logaddexp(0, -differences) + np.where(tie, differences / 2, 0)
+        loss = float(losses.mean())
+    decided = differences[~tie]
+    n = len(decided)
+    if n == 0:
+        return FitResult(math.nan, math.nan, 0, 0, math.nan, [], loss=loss)
+    right = (decided > 0) + 0.5 * (decided == 0)
+    accuracy = float(right.mean())
+    bins, ece = calibration(decided)
+    prompts = [p.prompt for p in preferences if not p.tie]
+    error = clustered_standard_error(right, prompts)
+    return FitResult(accuracy, error, 0, n, ece, bins, loss=loss)
+
+
+def score_differences(model: RewardModel, preferences: Sequence[Preference]) -> NDArray[np.float64]:
+    """Raw score of the chosen response minus that of the rejected, float64 ``[N]``; every response is scored once."""
+    texts = list(dict.fromkeys((p.prompt, r) for p in preferences for r in (p.chosen, p.rejected)))
+    raw = model.raw([prompt for prompt, _ in texts], [response for _, response in texts])
+    scores = dict(zip(texts, raw.tolist(), strict=True))
+    return np.array([scores[p.prompt, p.chosen] - scores[p.prompt, p.rejected] for p in preferences], dtype=np.float64)
+
+
+def clustered_standard_error(values: NDArray[np.float64], clusters: Sequence[str]) -> float:
+    """Standard error of a mean whose terms are alike within clusters (Liang and Zeger 1986).
+
+    ``sqrt(sum over clusters of (sum of deviations in it)^2) / n``; with one value a cluster and values of 0 and 1 that is
+    the binomial ``sqrt(p (1 - p) / n)``.
+    """
+    sums: dict[str, float] = {}
+    for deviation, cluster in zip((values - values.mean()).tolist(), clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + deviation
+    return math.sqrt(sum(total**2 for total in sums.values())) / len(values)

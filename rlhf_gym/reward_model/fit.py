@@ -1,0 +1,251 @@
+"""Fits a reward model to preferences: Bradley-Terry, AdamW, early stopping on prompts that are held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlhf_gym.errors import ConfigError, FeedbackError, TrainingError
+from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, split_by_prompt
+from rlhf_gym.reward_model.evaluation import FitResult, evaluate
+from rlhf_gym.reward_model.losses import bradley_terry_loss
+from rlhf_gym.reward_model.model import RewardModel
+
+OnProgress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of a fit.
+
+    Attributes:
+        learning_rate: AdamW's peak for the trunk; warm-up over a tenth of the comparisons, then linear to 0.
+        head_learning_rate: AdamW's peak for the head; None takes ``learning_rate``.
+        epochs: most passes over the preferences; the epoch with the lowest validation loss is kept.
+        patience: stop after so many epochs without a lower validation loss; None never stops early.
+        batch_size: comparisons a step.
+        tokens_per_batch: most padded tokens of one forward pass; changes memory and speed, not the result.
+        weight_decay: AdamW's; not on biases and norms.
+        margin_scale: multiplies the raters' margins in the loss; 0 leaves them out (their scale is each rater's own).
+        label_smoothing: chance, in [0, 1/2), that a judgement is the wrong way round.
+        dropout: in the trunk's dropout layers (where it has some) and before the head, while fitting only.
+        trunk_layers: how many of the trunk's last layers are trained, with its final norm; 0 trains the head alone,
+            None everything.
+        validation_share: share of the *prompts* held out, in (0, 1).
+        max_grad_norm: the gradient's largest norm.
+        seed: seed of the split, of the order and of dropout; 0 or more.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    learning_rate: float = 3e-4
+    head_learning_rate: float | None = None
+    epochs: int = 3
+    patience: int | None = 2
+    batch_size: int = 32
+    tokens_per_batch: int = 8192
+    weight_decay: float = 0.01
+    margin_scale: float = 0.0
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    trunk_layers: int | None = None
+    validation_share: float = 0.2
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "head_learning_rate": (self.head_learning_rate is None or self.head_learning_rate > 0, "above 0, or None"),
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1, or None"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "tokens_per_batch": (self.tokens_per_batch >= 1, "at least 1"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "margin_scale": (self.margin_scale >= 0, "at least 0"),
+            "label_smoothing": (0 <= self.label_smoothing < 0.5, "in [0, 0.5)"),
+            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
+            "trunk_layers": (self.trunk_layers is None or self.trunk_layers >= 0, "at least 0, or None"),
+            "validation_share": (0 < self.validation_share < 1, "in (0, 1)"),
+            "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
+            "seed": (self.seed >= 0, "at least 0"),
+        }
+        for name, (fits, expected) in ranges.items():
+            if not fits:
+                raise ConfigError(f"a reward model's {name} must be {expected}, got {getattr(self, name)}")
+
+
+def fit(
+    model: RewardModel,
+    preferences: Sequence[Preference],
+    config: FitConfig | None = None,
+    *,
+    validation: Sequence[Preference] | None = None,
+    on_progress: OnProgress | None = None,
+) -> FitResult:
+    """Fit trunk and head to preferences, in place; the same seed gives the same weights on the same machine.
+
+    The figures returned are of the epoch that was kept, on the split that it was chosen by: a choice among a few epochs,
+    so they flatter it a little. Give :func:`evaluate` prompts that played no part for figures without that.
+
+    Args:
+        model: the reward model; its gain and bias go back to 1 and 0, since a fit changes the scale of scores.
+        preferences: comparisons; ties count with a target of 1/2.
+        config: settings.
+        validation: held-out comparisons of your own, on other prompts; default a share of the prompts.
+        on_progress: called after each step with the comparisons done, their total, and the step's loss in nats.
+
+    Raises:
+        FeedbackError: too few preferences to hold any out, or a prompt on both sides.
+        TrainingError: the loss is not finite.
+    """
+    config = config or FitConfig()
+    if validation is None:
+        train, validation = split_by_prompt(preferences, config.validation_share, config.seed)
+    else:
+        train, validation = list(preferences), list(validation)
+        _check_split(train, validation)
+    comparisons = ComparisonSet(train, model.encode)
+    rng = np.random.default_rng(config.seed)
+    total, done = config.epochs * len(train), 0
+    epochs: list[dict[str, float]] = []
+    best: tuple[FitResult, dict[str, Tensor]] | None = None
+    with _trainable(model, config) as parameters:
+        optimizer = _optimizer(model, parameters, config)
+        for epoch in range(1, config.epochs + 1):
+            seen, loss_sum = 0, 0.0
+            for minibatch in comparisons.minibatches(config.batch_size, config.tokens_per_batch, rng):
+                number = sum(map(len, minibatch))
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * learning_rate_factor(done + number / 2, total)
+                loss = _step(model, minibatch, optimizer, parameters, config, done)
+                done, seen, loss_sum = done + number, seen + number, loss_sum + loss * number
+                if on_progress:
+                    on_progress(done, total, loss)
+            held = evaluate(model, validation)
+            epochs.append(
+                {
+                    "train_loss": loss_sum / seen,
+                    "validation_loss": held.loss,
+                    "validation_accuracy": held.accuracy,
+                }
+            )
+            if best is None or held.loss < best[0].loss:
+                weights = {name: tensor.detach().clone() for name, tensor in _named(model) if tensor.requires_grad}
+                best = (replace(held, best_epoch=epoch), weights)
+            elif config.patience is not None and epoch - best[0].best_epoch >= config.patience:
+                break
+        assert best is not None
+        with torch.no_grad():
+            for name, tensor in _named(model):
+                if name in best[1]:
+                    tensor.copy_(best[1][name])
+    model.gain, model.bias = 1.0, 0.0
+    return replace(best[0], n_train=len(train), epochs=epochs)
+
+
+def learning_rate_factor(done: float, total: int) -> float:
+    """Share of the peak learning rate: up over the first tenth of the comparisons, then down to 0, linearly.
+
+    >>> [learning_rate_factor(done, 100) for done in (0, 5, 10, 55, 100)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    warm_up = total / 10
+    return min(done / warm_up, (total - done) / (total - warm_up))
+
+
+def _step(
+    model: RewardModel,
+    minibatch: list[Comparisons],
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    config: FitConfig,
+    done: int,
+) -> float:
+    """One optimiser step; returns the mean loss. The parts add up to the gradient of the whole minibatch's mean."""
+    number = sum(map(len, minibatch))
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for part in minibatch:
+        scores = model.scores(part.sequences)
+        target = torch.where(torch.tensor(part.tie), 0.5, 1.0).to(scores.device)
+        margin = torch.tensor(part.margin, device=scores.device) * config.margin_scale
+        losses = bradley_terry_loss(
+            scores[part.chosen],
+            scores[part.rejected],
+            target=target,
+            margin=margin,
+            label_smoothing=config.label_smoothing,
+        )
+        loss = losses.sum() / number
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    if not math.isfinite(total):
+        raise TrainingError(
+            f"the reward model's loss is {total} after {done} comparisons; lower its learning_rate "
+            f"({config.learning_rate:g}), or look for margins that are not numbers"
+        )
+    nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    optimizer.step()
+    return total
+
+
+def _optimizer(model: RewardModel, parameters: list[nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
+    head = {id(p) for p in model.head.parameters()}
+    peaks = {False: config.learning_rate, True: config.head_learning_rate or config.learning_rate}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for p in parameters:
+        groups.setdefault((id(p) in head, p.ndim >= 2), []).append(p)
+    return torch.optim.AdamW(
+        [
+            {"params": own, "peak": peaks[in_head], "lr": peaks[in_head], "weight_decay": config.weight_decay * matrix}
+            for (in_head, matrix), own in groups.items()
+        ]
+    )
+
+
+def _named(model: RewardModel) -> Iterator[tuple[str, nn.Parameter]]:
+    yield from ((f"trunk.{name}", p) for name, p in model.language_model.trunk.named_parameters())
+    yield from ((f"head.{name}", p) for name, p in model.head.named_parameters())
+
+
+@contextmanager
+def _trainable(model: RewardModel, config: FitConfig) -> Iterator[list[nn.Parameter]]:
+    """The parameters to train, with dropout switched on if asked for; everything else as it was, even after Ctrl-C."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    for p, _ in before:
+        p.requires_grad_(config.trunk_layers is None)
+    if config.trunk_layers is not None:
+        for module in (model.head, *model.last_layers(config.trunk_layers)):
+            module.requires_grad_(True)
+    device = model.language_model.device
+    # Seeded dropout that leaves the caller's random numbers alone.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        try:
+            with model.dropout(config.dropout):
+                yield [p for p, _ in before if p.requires_grad]
+        finally:
+            for p, flag in before:
+                p.requires_grad_(flag)
+                p.grad = None
+
+
+def _check_split(train: list[Preference], validation: list[Preference]) -> None:
+    if not train or not validation:
+        raise FeedbackError(
+            f"a reward model needs preferences to fit and to validate; got {len(train)} and {len(validation)}"
+        )
+    if both := {p.prompt for p in train} & {p.prompt for p in validation}:
+        raise FeedbackError(
+            f"{len(both)} prompts are in the training and in the validation preferences, so accuracy would be flattered; "
+            f"the first is {min(both)!r:.100}. Split by prompt."
+        )

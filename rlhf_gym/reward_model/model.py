@@ -1,0 +1,194 @@
+"""A reward model: a language model's trunk with a scalar head, fitted to preferences and used as a reward."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rlhf_gym.errors import ModelError
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.sequences import batches_by_length
+from rlhf_gym.tokenizer import Tokenizer
+
+
+class RewardModel:
+    """Scores a prompt with a response by one number: a linear head on the hidden state of the last real token.
+
+    Every text is closed by EOS, whether or not the policy wrote one, and the score is read there. As a reward it is
+    normalised: gain and bias map the scores of the reference's samples to mean 0 and deviation 1, so that the KL
+    coefficient keeps its meaning from one reward model to the next (Ziegler et al. 2019, section 2.2).
+
+    Args:
+        language_model: its trunk is trained in place, so give it one of its own; its language-model head is not used.
+        seed: seed of the head's initial weights: normal with deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
+
+    Attributes:
+        head: ``D -> 1``, float32 whatever the trunk's dtype.
+        gain: multiplies raw scores.
+        bias: added after that.
+    """
+
+    name = "reward_model"
+
+    def __init__(self, language_model: LanguageModel, *, seed: int = 0) -> None:
+        self.language_model = language_model
+        width = language_model.hidden_size
+        generator = torch.Generator().manual_seed(seed)
+        self.head = nn.Linear(width, 1)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
+            self.head.bias.zero_()
+        self.head.to(language_model.device)
+        self.gain = 1.0
+        self.bias = 0.0
+        self._dropout = 0.0
+        self._warned = False
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All weights: the trunk's and the head's."""
+        return [*self.language_model.trunk.parameters(), *self.head.parameters()]
+
+    def last_layers(self, number: int) -> list[nn.Module]:
+        """The trunk's last ``number`` layers and what follows them (the final norm); empty for 0.
+
+        Raises:
+            ModelError: the trunk has fewer layers, or keeps them in a way that is not known.
+        """
+        if number == 0:
+            return []
+        children = list(self.language_model.trunk.children())
+        stacks = [i for i, child in enumerate(children) if isinstance(child, nn.ModuleList)]
+        layers = list(children[stacks[-1]].children()) if stacks else []
+        if number > len(layers):
+            raise ModelError(
+                f"cannot train the last {number} layers of {self.language_model.name!r}, which has {len(layers) or 'none'} "
+                "that can be told apart; use trunk_layers=None to train it all, or 0 to train the head alone"
+            )
+        after = [m for m in children[stacks[-1] + 1 :] if not isinstance(m, nn.Embedding)]
+        return [*layers[len(layers) - number :], *after]
+
+    @contextmanager
+    def dropout(self, rate: float) -> Iterator[None]:
+        """Inside this block, drop hidden units in the trunk's dropout layers and before the head; 0 changes nothing."""
+        if rate == 0:
+            yield
+            return
+        trunk = self.language_model.trunk
+        layers = [m for m in trunk.modules() if isinstance(m, nn.Dropout)]
+        before = [(m, m.p, m.training) for m in layers]
+        try:
+            self._dropout = rate
+            for layer in layers:
+                layer.p = rate
+                layer.train()
+            yield
+        finally:
+            self._dropout = 0.0
+            for layer, p, training in before:
+                layer.p = p
+                layer.train(training)
+
+    def encode(self, prompt: str, response: str) -> list[int]:
+        """Prompt, response and EOS as ids.
+
+        Where they exceed the context the beginning is cut, the end of the response never; a warning says so once.
+        """
+        tokenizer = self.language_model.tokenizer
+        ids = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(response), tokenizer.eos_id]
+        limit = self.language_model.context_length
+        if len(ids) > limit and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"a sample of {len(ids)} tokens exceeds the {limit} that the reward model can see; its beginning is cut "
+                "(this is said once)",
+                stacklevel=2,
+            )
+        return ids[-limit:]
+
+    def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Raw scores of encoded sequences in one pass, differentiable.
+
+        Args:
+            sequences: ``N`` lists of ids, at least one id each.
+
+        Returns:
+            float32 ``[N]``, each read at its sequence's last id.
+        """
+        model = self.language_model
+        width = max(len(s) for s in sequences)
+        # Padded on the right: under causal attention no real token sees padding, and positions count from 0.
+        ids = torch.full((len(sequences), width), model.tokenizer.pad_id, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+        hidden = model.hidden(ids.to(model.device))  # [N, T, D]
+        last = torch.tensor([len(s) - 1 for s in sequences], device=model.device)
+        read = hidden[torch.arange(len(sequences), device=model.device), last]  # [N, D]
+        read = nn.functional.dropout(read.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
+        scores = self.head(read).squeeze(-1)
+        assert isinstance(scores, Tensor)
+        return scores
+
+    @torch.no_grad()
+    def raw(
+        self, prompts: Sequence[str], responses: Sequence[str], *, tokens_per_batch: int = 8192
+    ) -> NDArray[np.float64]:
+        """Scores before normalisation, in batches of like length.
+
+        Args:
+            prompts: ``N`` prompts.
+            responses: ``N`` responses.
+            tokens_per_batch: most padded tokens of one forward pass; changes memory and speed, not the scores.
+
+        Returns:
+            float64 ``[N]``.
+        """
+        sequences = [self.encode(p, r) for p, r in zip(prompts, responses, strict=True)]
+        out = np.zeros(len(sequences))
+        for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
+            out[rows] = self.scores([sequences[i] for i in rows]).cpu().double().numpy()
+        return out
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
+        """Normalised scores: the form of a reward."""
+        normalised: list[float] = (self.raw(prompts, responses) * self.gain + self.bias).tolist()
+        return normalised
+
+    def normalise(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+        """Set gain and bias so that these samples (the reference's) score mean 0 and deviation 1.
+
+        Raises:
+            ModelError: fewer than two samples, or all score the same.
+        """
+        raw = self.raw(prompts, responses)
+        mean, deviation = (float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)
+        # Relative to the scores' size: float32 noise around one and the same score is no deviation.
+        if not deviation > 1e-6 * max(1.0, abs(mean)):
+            raise ModelError(
+                f"cannot normalise a reward model on {len(raw)} samples whose scores deviate by {deviation:g}: it needs "
+                "two or more samples of the reference that differ in score"
+            )
+        self.gain = 1 / deviation
+        self.bias = -mean / deviation
+
+    def save(self, path: Path | str) -> None:
+        """Write a folder; see :func:`rlhf_gym.reward_model.checkpoint.save`."""
+        from rlhf_gym.reward_model import checkpoint
+
+        checkpoint.save(self, path)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: Tokenizer | None = None
+    ) -> RewardModel:
+        """Read a folder written by :meth:`save`; see :func:`rlhf_gym.reward_model.checkpoint.load`."""
+        from rlhf_gym.reward_model import checkpoint
+
+        return checkpoint.load(path, device=device, dtype=dtype, tokenizer=tokenizer)

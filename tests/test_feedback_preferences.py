@@ -1,0 +1,154 @@
+"""Queries, judgements and what they amount to."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback import Judgement, Ordering, Preference, Query, check_judgement, ordering_from, preferences_from
+
+
+def ask(form: Any, *responses: str) -> Query:
+    return Query(prompt="p", responses=responses, form=form)
+
+
+def said(query: Query, **answer: Any) -> Judgement:
+    return Judgement(query_id=query.id, rater="ann", **answer)
+
+
+def edges(query: Query, **answer: Any) -> list[tuple[str, str, float | None, bool]]:
+    return [(p.chosen, p.rejected, p.margin, p.tie) for p in preferences_from(query, said(query, **answer))]
+
+
+def test_query_ids_are_pinned() -> None:
+    # Stored runs depend on these: an id that changes makes every resumed run ask everything again.
+    assert Query(prompt="p", responses=("a", "b")).id == "a62c2b41e832a7a8754b4882b110105b"
+
+
+def test_query_ids_depend_on_what_is_asked_and_nothing_else() -> None:
+    base: dict[str, Any] = {"prompt": "p", "responses": ("a", "b"), "form": "pair", "round": 1, "index": 0}
+    query = Query(**base)
+    other: dict[str, Any] = {"prompt": "q", "responses": ("b", "a"), "form": "ranking", "round": 2, "index": 1}
+    ids = {query.id} | {Query(**{**base, name: value}).id for name, value in other.items()}
+    assert len(ids) == 6
+    assert Query(**base, columns={"x": 1}, model_versions=("m", "n")).id == query.id
+    assert Query(prompt="ab", responses=("c", "d")).id != Query(prompt="a", responses=("bc", "d")).id
+    assert Query(prompt="\ud800", responses=("\0", "")).id
+    assert Query(**base, id="mine").id == "mine"
+
+
+def test_queries_that_cannot_be_asked() -> None:
+    for form, responses in (("pair", ("a",)), ("pair", ("a", "b", "c")), ("ranking", ("a",)), ("rating", ())):
+        with pytest.raises(FeedbackError, match=f"a {form} query needs"):
+            ask(form, *responses)
+    with pytest.raises(FeedbackError, match="must be one of pair, ranking, rating; got 'duel'"):
+        ask("duel", "a", "b")
+    with pytest.raises(FeedbackError, match="model_versions must name 2"):
+        Query(prompt="p", responses=("a", "b"), model_versions=("m",))
+
+
+def test_pairs() -> None:
+    query = ask("pair", "a", "b")
+    assert edges(query, choice=1) == [("b", "a", None, False)]
+    assert edges(query, choice=0, strength=3.0) == [("a", "b", 3.0, False)]
+    assert edges(query, tie=True) == [("a", "b", None, True)]
+    assert edges(query, skipped=True) == []
+    assert preferences_from(query, said(query, choice=0)) == [Preference("p", "a", "b", None, False, query.id, "ann")]
+
+
+def test_rankings() -> None:
+    query = ask("ranking", "a", "b", "c", "d")
+    assert edges(query, ranking=((2,), (0,), (3,), (1,))) == [
+        (better, worse, None, False) for better, worse in ("ca", "cd", "cb", "ad", "ab", "db")
+    ]
+    # Ties share a group; whom the rater did not place ("c") is in no pair.
+    assert edges(query, ranking=((3, 0), (1,))) == [
+        ("d", "a", None, True),
+        ("d", "b", None, False),
+        ("a", "b", None, False),
+    ]
+    assert ordering_from(query, said(query, ranking=((3, 0), (1,)))) == Ordering(
+        "p", (("d", "a"), ("b",)), query.id, "ann"
+    )
+    assert ordering_from(query, said(query, ranking=((1,),))) is None
+    assert ordering_from(query, said(query, skipped=True)) is None
+
+
+def test_ratings() -> None:
+    query = ask("rating", "a", "b", "c")
+    ratings = {"helpful": (1.0, 5.0, 1.0), "honest": (3.0, 1.0, None)}
+    assert edges(query, ratings={"overall": (2.0, 4.5, 2.0)}) == [
+        ("b", "a", 2.5, False),
+        ("b", "c", 2.5, False),
+        ("a", "c", None, True),
+    ]
+    judgement = said(query, ratings=ratings)
+    assert [p.chosen for p in preferences_from(query, judgement, attribute="honest")] == ["a"]
+    # The mean needs every attribute: (1 + 3) / 2 against (5 + 1) / 2; "c" was not rated for honesty.
+    assert [(p.chosen, p.rejected, p.margin) for p in preferences_from(query, judgement)] == [("b", "a", 1.0)]
+    assert preferences_from(query, judgement, attribute="unheard of") == []
+    ordering = ordering_from(query, judgement, attribute="helpful")
+    assert ordering is not None
+    assert ordering.groups == (("b",), ("a", "c"))
+    assert edges(ask("rating", "a"), ratings={"overall": (1.0,)}) == []
+
+
+@given(st.permutations(range(5)), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_a_ranking_gives_every_pair_once_and_never_against_its_order(order: list[int], joined: list[bool]) -> None:
+    groups = [[order[0]]]
+    for item, join in zip(order[1:], joined, strict=True):
+        if join:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    query = ask("ranking", *"01234")
+    found = preferences_from(query, said(query, ranking=tuple(map(tuple, groups))))
+    place = {str(item): rank for rank, group in enumerate(groups) for item in group}
+    assert len({frozenset((p.chosen, p.rejected)) for p in found}) == len(found) == 10
+    assert all(p.tie == (place[p.chosen] == place[p.rejected]) for p in found)
+    assert all(place[p.chosen] <= place[p.rejected] for p in found)
+
+
+def test_a_judgement_is_exactly_one_answer() -> None:
+    query = ask("pair", "a", "b")
+    with pytest.raises(FeedbackError, match=r"exactly one of .* got none"):
+        said(query)
+    with pytest.raises(FeedbackError, match="got choice and tie"):
+        said(query, choice=0, tie=True)
+    with pytest.raises(FeedbackError, match="printable"):
+        Judgement(query_id="q", rater="a\nb", choice=0)
+    with pytest.raises(FeedbackError, match="seconds must be a finite number"):
+        said(query, choice=0, seconds=-1.0)
+    with pytest.raises(FeedbackError, match="strength must be a finite number"):
+        said(query, choice=0, strength=float("nan"))
+    with pytest.raises(FeedbackError, match="time zone"):
+        said(query, choice=0, created_at=datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "problem"),
+    [
+        ("pair", {"choice": 2}, r"choice must lie in 0\.\.1, got 2"),
+        ("pair", {"choice": -1}, r"choice must lie in 0\.\.1, got -1"),
+        ("pair", {"ranking": ((0,), (1,))}, "expected a pair answer, got a ranking answer"),
+        ("ranking", {"tie": True}, "expected a ranking answer, got a pair answer"),
+        ("ranking", {"ranking": ((0,), (0,))}, "each at most once"),
+        ("ranking", {"ranking": ((0,), (2,))}, "out of 0..1"),
+        ("ranking", {"ranking": ()}, "each at most once"),
+        ("rating", {"ratings": {"overall": (1.0,)}}, "must be 2 finite numbers"),
+        ("rating", {"ratings": {"overall": (1.0, float("inf"))}}, "must be 2 finite numbers"),
+        ("rating", {"ratings": {}}, "at least one attribute"),
+        ("pair", {"choice": 0, "order_shown": (0, 0)}, "order_shown must hold each of"),
+    ],
+)
+def test_judgements_that_do_not_fit_their_query(form: Any, answer: dict[str, Any], problem: str) -> None:
+    query = ask(form, "a", "b")
+    with pytest.raises(FeedbackError, match=problem):
+        check_judgement(query, said(query, **answer))
+    with pytest.raises(FeedbackError, match="it answers query"):
+        check_judgement(query, Judgement(query_id="another", rater="ann", skipped=True))

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.config import Config, PPOConfig
+from rlhf_gym.loop.config_file import (
+    QUICK,
+    all_fields,
+    build,
+    differences,
+    dump,
+    load_settings,
+    merge,
+    parse_override,
+    to_settings,
+)
+
+
+def test_every_setting_has_help_and_survives_yaml() -> None:
+    assert all(f.metadata["help"] for _, f in all_fields())
+    for text in (dump(Config()), dump(Config(), with_help=True)):
+        assert build(yaml.safe_load(text)) == Config()
+    assert build(to_settings(Config())) == Config()
+
+
+def test_the_help_stands_above_each_key() -> None:
+    lines = dump(Config(), with_help=True).splitlines()
+    at = lines.index("  kl_coef: 0.05")
+    assert lines[at - 1] == "  # price of a nat of KL to the reference, in units of the reward (at least 0)"
+    assert all(len(line) <= 110 for line in lines)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "stop": st.none() | st.lists(st.text(max_size=8), max_size=3),
+            "prompts": st.none() | st.text(max_size=12),
+            "held_out_fraction": st.floats(0.01, 0.99),
+        },
+    )
+)
+def test_any_text_survives_yaml(task: dict[str, Any]) -> None:
+    config = build({"task": task})
+    assert build(yaml.safe_load(dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ppo.klcoef=1", "there is no key 'ppo.klcoef'; did you mean 'ppo.kl_coef'?"),
+        ("pppo.kl_coef=1", "there is no section 'pppo'; did you mean 'ppo'?"),
+        ("ppo.seed=1", "did you mean 'run.seed'?"),
+        ("kl_coef=1", "did you mean 'ppo.kl_coef'?"),
+        ("ppo.kl_coef", "--set takes section.key=value"),
+        ("zzz.y=1", "expected one of task, model"),
+        ("ppo.kl_coef=much", "ppo.kl_coef must be a number, got the text 'much'"),
+        ("ppo.kl_coef=.nan", "ppo.kl_coef must be a finite number, got the number nan"),
+        ("ppo.kl_coef=-0.1", "ppo.kl_coef must be at least 0, got -0.1"),
+        ("ppo.iterations=2.5", "ppo.iterations must be a whole number, got the number 2.5"),
+        ("ppo.iterations=true", "ppo.iterations must be a whole number, got true"),
+        ("ppo.iterations=null", "ppo.iterations must be a whole number, got null"),
+        ("ppo.gamma=1.5", "ppo.gamma must be at least 0 and at most 1, got 1.5"),
+        ("reward_model.enabled=1", "reward_model.enabled must be true or false, got the number 1"),
+        ("model.dtype=float23", "did you mean 'float32'?"),
+        ("log.to=[wanb]", "log.to[0] must be one of wandb, tensorboard; got the text 'wanb'; did you mean 'wandb'?"),
+        ("task.stop=[1]", "task.stop[0] must be a text, got the number 1"),
+        ("task.stop=3", "task.stop must be a list, got the number 3"),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(parse_override(text))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ppo": {"n_episodes": 10, "n_envs": 3, "batch_size": 2}}, "multiple of ppo.n_envs (3)"),
+        ({"ppo": {"n_episodes": 8, "batch_size": 9}}, "ppo.batch_size (9) must be at most"),
+        ({"ppo": {"kl_target": 6.0, "kl_coef": 0}}, "ppo.kl_target needs a ppo.kl_coef above 0"),
+        ({"rater": {"form": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
+        ({"task": {"max_response_tokens": 4, "min_response_tokens": 5}}, "must be at most task.max_response_tokens"),
+        ({"ppo": 3}, "section 'ppo' must hold keys and values, got the number 3"),
+        ([1], "expected sections"),
+    ],
+)
+def test_contradictions(settings: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(settings)
+    assert message in str(caught.value)
+
+
+def test_overrides_are_yaml_and_later_ones_win() -> None:
+    texts = [
+        "ppo.learning_rate=1e-4",
+        "ppo.kl_target=null",
+        "log.to=wandb, tensorboard",
+        "task.name=my: task",
+        "ppo.gamma=1",
+    ]
+    config = build(merge({"ppo": {"learning_rate": 1.0, "kl_coef": 0.3}}, *map(parse_override, texts)))
+    assert config.ppo == PPOConfig(learning_rate=1e-4, kl_coef=0.3)
+    assert config.log.to == ("wandb", "tensorboard")
+    assert isinstance(config.ppo.gamma, float)
+    assert build(parse_override("task.prompts=a=b.txt")).task.prompts == "a=b.txt"
+
+
+def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    with pytest.raises(ConfigError, match=r"no configuration file .*rlhf-gym config > c\.yaml"):
+        load_settings(file)
+    file.write_text("ppo:\n  kl_coef: [1\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml, line 3, column 1: not YAML"):
+        load_settings(file)
+    file.write_text("ppo:\n  kl_coeff: 1\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: there is no key 'ppo\.kl_coeff'; did you mean 'ppo\.kl_coef'"):
+        load_settings(file)
+    file.write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"expected sections .*got the list \[1\]"):
+        load_settings(file)
+    file.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_settings(file)
+    file.write_text("")
+    assert load_settings(file) == {}
+    file.write_text("ppo:\n")
+    assert build(load_settings(file)) == Config()
+
+
+def test_differences_are_named_in_full() -> None:
+    assert differences(Config(), build({"ppo": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
+        "ppo.kl_coef": (0.05, 1.0),
+        "run.rounds": (1, 2),
+    }
+
+
+def test_quick_is_a_valid_configuration() -> None:
+    assert build(QUICK).ppo.iterations < Config().ppo.iterations

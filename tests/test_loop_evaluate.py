@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.loop.evaluate import distinct_2, wilson_interval
+from rlhf_gym.loop.label import queries_of
+from rlhf_gym.loop.train import LearningRate, ProxyAndGold, iteration_line
+from rlhf_gym.loop.workbench import split
+from rlhf_gym.sample import Prompt, Sample
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    # Against statsmodels.stats.proportion.proportion_confint(..., method="wilson").
+    [(8, 10, 0.490162, 0.943318), (0, 20, 0.0, 0.161125), (20, 20, 0.838875, 1.0), (150, 200, 0.685621, 0.804917)],
+)
+def test_wilson_interval(successes: float, n: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=2e-6)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_interval_holds_the_share_and_stays_in_range(n: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, 2 * n)) / 2
+    low, high = wilson_interval(successes, n)
+    assert 0 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1
+
+
+def test_distinct_2() -> None:
+    assert distinct_2(["a b c", "a b"]) == pytest.approx(2 / 3)
+    assert math.isnan(distinct_2(["a", ""]))
+
+
+def test_queries_group_the_candidates_of_a_prompt() -> None:
+    samples = [Sample(Prompt(p, {"k": p}), f"{p}{i}") for p in "ab" for i in range(4)]
+    rankings = queries_of(samples, 4, "ranking", 2)
+    assert [q.responses for q in rankings] == [("a0", "a1", "a2", "a3"), ("b0", "b1", "b2", "b3")]
+    assert rankings[0].model_versions == ("round-1",) * 4
+    assert rankings[1].columns == {"k": "b"}
+    pairs = queries_of(samples, 4, "pair", 1)
+    assert [q.responses for q in pairs] == [("a0", "a1"), ("a2", "a3"), ("b0", "b1"), ("b2", "b3")]
+    assert pairs[0].model_versions == ("reference", "reference")
+    assert len({q.id for q in pairs}) == 4
+
+
+def test_a_file_of_prompts_is_split_by_text_whatever_the_order() -> None:
+    prompts = [Prompt(f"prompt {i % 40}") for i in range(100)]
+    train, held = split(prompts, 0.2, "x.txt")
+    texts = {p.text for p in held}
+    assert len(texts) == 8
+    assert not texts & {p.text for p in train}
+    assert len(train) + len(held) == 100
+    assert {p.text for p in split(prompts[::-1], 0.2, "x.txt")[1]} == texts
+    assert [len(side) for side in split([Prompt("a"), Prompt("b")], 0.99, "x")] == [1, 1]
+    with pytest.raises(TaskError, match=r"x\.txt holds one prompt only"):
+        split([Prompt("a"), Prompt("a")], 0.2, "x.txt")
+
+
+def test_the_learning_rate_falls_with_iterations_not_timesteps() -> None:
+    rate = LearningRate(1.0, 4, "linear")
+    seen = []
+    for rate.done in range(4):
+        seen.append(rate(0.123))
+    assert seen == [1, 0.75, 0.5, 0.25]
+    assert LearningRate(1.0, 4, "constant")(0.1) == 1
+
+
+def test_gold_is_watched_and_never_part_of_the_reward() -> None:
+    def gold(prompts: list[str], responses: list[str], *, weight: list[float]) -> list[float]:
+        return weight
+
+    def proxy(prompts: list[str], responses: list[str]) -> list[int]:
+        return [len(r) for r in responses]
+
+    scored = ProxyAndGold(proxy, {"gold": gold}).score_terms(["p", "p"], ["abc", ""], {"weight": [0.5, 2.0]})
+    assert scored.values.tolist() == [3, 0]
+    assert {k: v.tolist() for k, v in scored.terms.items()} == {"proxy": [3, 0], "gold": [0.5, 2]}
+
+
+def test_the_line_of_figures() -> None:
+    row = {"round": "1", "iteration": "3", "objective/scores": "0.5", "objective/kl": "-0.0001", "gold": "",
+           "policy/clipfrac_avg": "0.125"}  # fmt: skip
+    assert iteration_line(row, 40) == "round 1 PPO  3/40  proxy +0.50  KL 0.00  clipped 12.5%"

@@ -1,0 +1,311 @@
+"""The reward model: scores, fit, normalisation, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import LetterTokenizer, tiny_language_model
+
+from rlhf_gym.errors import FeedbackError, ModelError, TrainingError
+from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.reward_model import FitConfig, RewardModel, evaluate, fit
+from rlhf_gym.reward_model import checkpoint as checkpoints
+from rlhf_gym.rewards import score
+
+FIT = FitConfig(learning_rate=3e-3, epochs=4, batch_size=16, seed=1)
+
+
+def reward_model(kind: Any = "gpt2", seed: int = 0) -> RewardModel:
+    return RewardModel(tiny_language_model(kind, hidden=16, layers=2, seed=seed), seed=seed)
+
+
+def random_texts(number: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    rng = np.random.default_rng(seed)
+
+    def text(low: int, high: int) -> str:
+        return "".join(chr(97 + c) for c in rng.integers(0, 6, rng.integers(low, high)))
+
+    return [text(1, 5) for _ in range(number)], [text(0, 12) for _ in range(number)]
+
+
+def likes_a(number: int, seed: int = 0) -> list[Preference]:
+    """Preferences of someone who likes the letter a, never tied."""
+    prompts, first = random_texts(number, seed)
+    _, second = random_texts(number, seed + 1000)
+    return [
+        Preference(p, *((x, y) if x.count("a") > y.count("a") else (y, x)), query_id=str(i))
+        for i, (p, x, y) in enumerate(zip(prompts, first, second, strict=True))
+        if x.count("a") != y.count("a")
+    ]
+
+
+def weights(model: RewardModel) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_same_score_whatever_the_batch(kind):
+    model = reward_model(kind)
+    prompts, responses = random_texts(40)
+    together = model.raw(prompts, responses)
+    alone = [model.raw([p], [r])[0] for p, r in zip(prompts, responses, strict=True)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together, model.raw(prompts, responses, tokens_per_batch=30), atol=1e-5)
+    assert np.array_equal(together, model.raw(prompts, responses))
+    assert len(set(together.round(4))) > 20
+
+
+def test_the_score_is_read_at_the_last_real_token():
+    model = reward_model()
+    ids = model.encode("abc", "de")
+    assert ids == [2, 3, 4, 5, 6, LetterTokenizer.eos_id]
+    hidden = model.language_model.hidden(torch.tensor([ids]))[0, -1]
+    expected = model.head(hidden)[0].item()
+    assert model.scores([ids, ids * 3])[0].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_head_begins_small_and_seeded():
+    language_model = tiny_language_model(hidden=128)
+    first, second = RewardModel(language_model, seed=3), RewardModel(language_model, seed=3)
+    assert torch.equal(first.head.weight, second.head.weight)
+    assert not torch.equal(first.head.weight, RewardModel(language_model, seed=4).head.weight)
+    assert first.head.weight.std().item() == pytest.approx(1 / 129**0.5, rel=0.25)
+    assert first.head.bias.item() == 0
+
+
+def test_too_long_a_sample_keeps_the_end_and_says_so_once():
+    model = RewardModel(tiny_language_model(context=8))
+    with pytest.warns(UserWarning, match="a sample of 14 tokens exceeds the 8"):
+        ids = model.encode("abcdefgh", "ijklm")
+    assert ids == [c + 2 for c in range(6, 13)] + [0]
+    model.encode("abcdefgh", "ijklm")  # a second warning would fail: warnings are caught once only
+
+
+def test_learns_what_the_rater_likes():
+    steps = []
+    model = reward_model()
+    result = fit(model, likes_a(400), FIT, on_progress=lambda *step: steps.append(step))
+    assert result.accuracy > 0.85
+    assert result.standard_error == pytest.approx(
+        (result.accuracy * (1 - result.accuracy) / result.n_validation) ** 0.5, rel=0.1
+    )
+    assert result.loss < 0.5
+    assert result.best_epoch >= 2
+    assert evaluate(model, likes_a(200, seed=77)).accuracy > 0.85
+    done, total, _ = zip(*steps, strict=True)
+    assert list(done) == sorted(set(done))
+    assert done[-1] == result.n_train * len(result.epochs)
+    assert set(total) == {result.n_train * FIT.epochs}
+    figures = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert figures["accuracy"] == result.accuracy
+    assert set(figures["bins"][0]) == {"confidence", "accuracy", "count"}
+    assert set(figures["epochs"][0]) == {"train_loss", "validation_loss", "validation_accuracy"}
+    assert sum(b["count"] for b in figures["bins"]) == result.n_validation
+    # Left as it was found: no gradients kept, and usable as a reward by the one way to call rewards.
+    assert all(p.grad is None for p in model.parameters())
+    assert score(model, ["b"] * 2, ["aaaa", "bbbb"], {"label": [1, 2]}).values[0] > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2}, {"label_smoothing": 0.1, "trunk_layers": 1}])
+def test_the_same_seed_gives_the_same_weights(changes):
+    first, second = reward_model(), reward_model()
+    config = FitConfig(epochs=1, seed=5, **changes)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    fit(first, likes_a(60), config)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    fit(second, likes_a(60), config)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+
+
+def test_the_size_of_a_forward_pass_does_not_change_the_result():
+    preferences = likes_a(60)
+    first, second = reward_model(), reward_model()
+    fit(first, preferences, FitConfig(epochs=1, tokens_per_batch=10_000))
+    fit(second, preferences, FitConfig(epochs=1, tokens_per_batch=40))
+    prompts, responses = random_texts(20)
+    np.testing.assert_allclose(first.raw(prompts, responses), second.raw(prompts, responses), atol=1e-4)
+
+
+def test_the_head_alone_and_the_last_layer():
+    model = reward_model()
+    before = weights(model)
+    fit(model, likes_a(60), FitConfig(epochs=1, trunk_layers=0, head_learning_rate=0.1))
+    changed = [not torch.equal(a, b) for a, b in zip(before, weights(model), strict=True)]
+    assert changed == [False] * (len(changed) - 2) + [True, changed[-1]]
+    before = weights(model)
+    fit(model, likes_a(60), FitConfig(epochs=1, trunk_layers=1))
+    names = [n for n, _ in model.language_model.trunk.named_parameters()]
+    moved = [n for n, a, b in zip(names, before, weights(model), strict=False) if not torch.equal(a, b)]
+    assert moved
+    assert all(n.startswith(("h.1.", "ln_f.")) for n in moved)
+    with pytest.raises(ModelError, match="last 9 layers"):
+        fit(model, likes_a(60), FitConfig(trunk_layers=9))
+
+
+def test_keeps_the_best_epoch_and_stops_early():
+    preferences = likes_a(60)
+    model = reward_model()
+    # Far too large a learning rate: the loss rises after some epoch.
+    config = FitConfig(learning_rate=0.05, epochs=30, patience=1, batch_size=4, seed=3)
+    result = fit(model, preferences, config)
+    losses = [epoch["validation_loss"] for epoch in result.epochs]
+    assert len(losses) < 30
+    assert result.best_epoch == int(np.argmin(losses)) + 1
+    assert len(losses) == result.best_epoch + 1
+    from rlhf_gym.reward_model import split_by_prompt
+
+    _, validation = split_by_prompt(preferences, config.validation_share, config.seed)
+    assert evaluate(model, validation).loss == pytest.approx(min(losses), abs=1e-6)
+
+
+def mean_distance(model: RewardModel, preferences: list[Preference]) -> float:
+    prompts = [p.prompt for p in preferences]
+    chosen, rejected = ([getattr(p, side) for p in preferences] for side in ("chosen", "rejected"))
+    return float(np.abs(model.raw(prompts, chosen) - model.raw(prompts, rejected)).mean())
+
+
+def test_ties_pull_scores_together():
+    ties = [Preference(p.prompt, p.chosen, p.rejected, tie=True) for p in likes_a(200)]
+    model = reward_model()
+    before = mean_distance(model, ties)
+    result = fit(model, ties, FIT)
+    assert mean_distance(model, ties) < before / 3
+    assert result.n_validation == 0
+    assert result.as_dict()["accuracy"] is None
+    assert result.loss == pytest.approx(np.log(2), abs=0.02)
+
+
+def test_interrupted_fit_leaves_no_gradients_and_no_dropout():
+    model = reward_model()
+    flags = [p.requires_grad for p in model.parameters()]
+
+    def interrupt(done: int, total: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, likes_a(60), FitConfig(dropout=0.3, trunk_layers=1), on_progress=interrupt)
+    assert flags == [p.requires_grad for p in model.parameters()]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m.training for m in model.language_model.trunk.modules() if isinstance(m, torch.nn.Dropout))
+    assert np.array_equal(model.raw(["a"], ["b"]), model.raw(["a"], ["b"]))
+
+
+def test_a_loss_that_is_not_finite():
+    model = reward_model()
+    with torch.no_grad():
+        model.head.weight.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="loss is nan after 0 comparisons; lower its learning_rate"):
+        fit(model, likes_a(60), FIT)
+
+
+def test_too_few_preferences_or_a_prompt_on_both_sides():
+    model = reward_model()
+    with pytest.raises(FeedbackError, match="at least 2 prompts"):
+        fit(model, [])
+    preferences = likes_a(40)
+    with pytest.raises(FeedbackError, match="in the training and in the validation"):
+        fit(model, preferences, validation=preferences[:3])
+    with pytest.raises(FeedbackError, match="to fit and to validate; got 0 and"):
+        fit(model, [], validation=preferences[:3])
+
+
+def test_normalise():
+    model = reward_model()
+    prompts, responses = random_texts(50)
+    model.normalise(prompts, responses)
+    values = np.array(model(prompts, responses))
+    assert values.mean() == pytest.approx(0, abs=1e-6)
+    assert values.std() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(values, model.raw(prompts, responses) * model.gain + model.bias)
+    for few in ([], ["a"], ["a", "a"]):
+        with pytest.raises(ModelError, match="differ in score"):
+            model.normalise(few, few)
+
+
+def saved(tmp_path, seed=0):
+    model = reward_model(seed=seed)
+    model.normalise(*random_texts(20))
+    model.save(tmp_path / "rm")
+    return model
+
+
+def load(path):
+    return RewardModel.load(path, device="cpu", tokenizer=LetterTokenizer())
+
+
+def test_saved_and_loaded(tmp_path):
+    model = saved(tmp_path)
+    other = load(tmp_path / "rm")
+    prompts, responses = random_texts(20, seed=5)
+    assert model(prompts, responses) == other(prompts, responses)
+    files = {f.name for f in (tmp_path / "rm").iterdir()}
+    assert {"reward_model.json", "head.safetensors", "model.safetensors", "config.json"} <= files
+    assert not [f for f in files if f.endswith((".bin", ".pt", ".pkl"))]
+    assert [f.name for f in tmp_path.iterdir()] == ["rm"]
+    (tmp_path / "plain").mkdir()  # as open as any folder made here, not closed like a temporary one
+    assert (tmp_path / "rm").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "plain").rmdir()
+    saved(tmp_path, seed=1)  # replaces
+    assert load(tmp_path / "rm")(prompts, responses) != model(prompts, responses)
+    assert [f.name for f in tmp_path.iterdir()] == ["rm"]
+
+
+def test_files_that_do_not_belong_together(tmp_path):
+    saved(tmp_path / "one")
+    saved(tmp_path / "two", seed=1)
+    rm = tmp_path / "one" / "rm"
+    for name in ("model.safetensors", "head.safetensors"):
+        kept = (rm / name).read_bytes()
+        shutil.copy(tmp_path / "two" / "rm" / name, rm / name)
+        with pytest.raises(ModelError, match="do not belong together: the model scores"):
+            load(rm)
+        (rm / name).write_bytes(kept)
+    load(rm)
+    save_file({"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, rm / "head.safetensors")
+    with pytest.raises(ModelError, match=r"head in .* has the shapes"):
+        load(rm)
+    data = json.loads((rm / "reward_model.json").read_text())
+    (rm / "reward_model.json").write_text(json.dumps(data | {"hidden_size": 99}))
+    with pytest.raises(ModelError, match=r"hidden_size 16, reward_model\.json says 99"):
+        load(rm)
+    (rm / "reward_model.json").write_text(json.dumps(data | {"format": 2}))
+    with pytest.raises(ModelError, match="format 2; this version of rlhf-gym reads 1"):
+        load(rm)
+
+
+def test_folders_that_are_no_reward_model(tmp_path):
+    with pytest.raises(ModelError, match="there is no reward model in"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="not a whole reward model"):
+        load(tmp_path)
+    saved(tmp_path)
+    head = tmp_path / "rm" / "head.safetensors"
+    head.write_bytes(head.read_bytes()[:20])
+    with pytest.raises(ModelError, match="not a whole reward model"):
+        load(tmp_path / "rm")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_save_leaves_the_older_one(tmp_path, monkeypatch, error):
+    model = saved(tmp_path)
+    head = load_file(tmp_path / "rm" / "head.safetensors")
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ModelError) as caught:
+        reward_model(seed=9).save(tmp_path / "rm")
+    if isinstance(error, OSError):
+        assert "No space left on device" in str(caught.value)
+    assert [f.name for f in tmp_path.iterdir()] == ["rm"]
+    assert torch.equal(head["weight"], load(tmp_path / "rm").head.weight)
+    assert load(tmp_path / "rm")(["a"], ["b"]) == model(["a"], ["b"])

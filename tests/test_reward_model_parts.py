@@ -1,0 +1,163 @@
+"""The reward model's pure parts: loss, calibration, standard error, split and minibatches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.reward_model import FitConfig, bradley_terry_loss, calibration, split_by_prompt
+from rlhf_gym.reward_model.batches import ComparisonSet
+from rlhf_gym.reward_model.evaluation import clustered_standard_error
+
+
+def letters(prompt: str, response: str) -> list[int]:
+    return [ord(c) for c in prompt + response]
+
+
+def test_bradley_terry_by_hand():
+    chosen, rejected = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 0.0, 1.0])
+    expected = [math.log(1 + math.exp(-2)), math.log(2), math.log(1 + math.exp(2))]
+    assert bradley_terry_loss(chosen, rejected).tolist() == pytest.approx(expected)
+
+
+def test_margin_shifts_the_difference():
+    one, zero = torch.tensor([1.0]), torch.tensor([0.0])
+    loss = bradley_terry_loss(one, zero, margin=torch.tensor([3.0]))
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(2)))
+
+
+def test_tie_pulls_scores_together():
+    chosen = torch.tensor([1.5], requires_grad=True)
+    loss = bradley_terry_loss(chosen, torch.zeros(1), target=torch.tensor([0.5]))
+    assert loss.item() == pytest.approx(0.5 * (math.log(1 + math.exp(-1.5)) + math.log(1 + math.exp(1.5))))
+    loss.backward()
+    assert chosen.grad is not None
+    assert chosen.grad.item() == pytest.approx(1 / (1 + math.exp(-1.5)) - 0.5)
+
+
+def test_label_smoothing_has_its_minimum_at_the_true_log_odds():
+    difference = torch.tensor([math.log(0.9 / 0.1)], requires_grad=True)
+    loss = bradley_terry_loss(difference, torch.zeros(1), label_smoothing=0.1)
+    expected = 0.9 * math.log(1 / 0.9) + 0.1 * math.log(1 / 0.1)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert difference.grad is not None
+    assert difference.grad.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_large_differences_stay_finite():
+    loss = bradley_terry_loss(torch.tensor([-1e4, 1e4]), torch.tensor([1e4, -1e4]))
+    assert loss.tolist() == pytest.approx([2e4, 0])
+
+
+def test_calibration_by_hand():
+    # Confidence 0.731 twice (one right, one wrong), 0.953 twice (both right).
+    bins, ece = calibration(np.array([1.0, -1.0, 3.0, 3.0]))
+    low, high = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-3))
+    assert [(b.count, b.accuracy) for b in bins] == [(2, 0.5), (2, 1.0)]
+    assert [b.confidence for b in bins] == pytest.approx([low, high])
+    assert ece == pytest.approx((2 * (low - 0.5) + 2 * (1 - high)) / 4)
+
+
+def test_calibration_of_equal_scores_and_of_nothing():
+    bins, ece = calibration(np.zeros(3))
+    assert [(b.confidence, b.accuracy, b.count) for b in bins] == [(0.5, 0.5, 3)]
+    assert ece == 0
+    assert calibration(np.zeros(0)) == ([], 0.0)
+    assert calibration(np.array([1e4, -1e4]))[1] == pytest.approx(0.5)
+
+
+def test_calibration_of_a_calibrated_model():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0, 2, 20_000)
+    chosen_first = rng.random(20_000) < 1 / (1 + np.exp(-differences))
+    assert calibration(np.where(chosen_first, differences, -differences))[1] < 0.015
+
+
+def test_standard_error():
+    values = np.array([1.0, 0.0, 1.0, 1.0])
+    assert clustered_standard_error(values, ["a", "b", "c", "d"]) == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    # Every answer given twice says no more than once.
+    doubled = clustered_standard_error(np.repeat(values, 2), ["a", "a", "b", "b", "c", "c", "d", "d"])
+    assert doubled == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
+def preference(prompt, chosen, rejected, query_id="", **more):
+    return Preference(prompt, chosen, rejected, query_id=query_id, **more)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.floats(0.01, 0.99), st.integers(0, 5))
+def test_split_by_prompt(prompts, share, seed):
+    preferences = [preference(f"p{i}", f"x{n}", f"y{n}") for n, i in enumerate(prompts)]
+    if len(set(prompts)) < 2:
+        with pytest.raises(FeedbackError, match="at least 2 prompts"):
+            split_by_prompt(preferences, share, seed)
+        return
+    train, held = split_by_prompt(preferences, share, seed)
+    assert train
+    assert held
+    assert not {p.prompt for p in train} & {p.prompt for p in held}
+    assert len(train) + len(held) == len(preferences)
+    again = split_by_prompt(preferences[::-1], share, seed)
+    assert {p.prompt for p in again[1]} == {p.prompt for p in held}
+
+
+def test_a_ranking_goes_through_once_and_together():
+    responses = ["a", "bb", "ccc", "dddd"]
+    ranking = [preference("p", x, y, "q") for i, x in enumerate(responses) for y in responses[i + 1 :]]
+    others = [preference(f"o{i}", "x", "y", f"r{i}") for i in range(20)]
+    for minibatch in ComparisonSet([*others, *ranking], letters).minibatches(4, 10_000, np.random.default_rng(0)):
+        for part in minibatch:
+            if letters("p", "a") in part.sequences:
+                assert all(letters("p", r) in part.sequences for r in responses)
+                assert len(part.sequences) == 2 * len(part) - 8  # 6 comparisons of 4 sequences
+                return
+    raise AssertionError
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 30)), min_size=1, max_size=60), st.integers(1, 8))
+def test_minibatches_hold_every_comparison_once(shapes, size):
+    preferences = [
+        preference(f"p{i}", "x" * length + str(n), "y", f"q{i}" if i else "", tie=n % 5 == 0, margin=float(n))
+        for n, (i, length) in enumerate(shapes)
+    ]
+    comparisons = ComparisonSet(preferences, letters)
+    seen = []
+    for minibatch in comparisons.minibatches(size, 120, np.random.default_rng(1)):
+        for part in minibatch:
+            assert len({tuple(s) for s in part.sequences}) == len(part.sequences)
+            for c, r, tie, margin in zip(part.chosen, part.rejected, part.tie, part.margin, strict=True):
+                seen.append((part.sequences[c], part.sequences[r], tie, margin))
+    expected = [
+        (letters(p.prompt, p.chosen), letters(p.prompt, p.rejected), p.tie, 0.0 if p.tie else p.margin)
+        for p in preferences
+    ]
+    assert sorted(map(str, seen)) == sorted(map(str, expected))
+
+
+def test_parts_stay_below_the_token_limit():
+    preferences = [preference(f"{i:02}", "x" * (i % 13), "y" * (i % 7), f"q{i}") for i in range(50)]
+    parts = [p for m in ComparisonSet(preferences, letters).minibatches(16, 60, np.random.default_rng(0)) for p in m]
+    assert all(len(p.sequences) * max(map(len, p.sequences)) <= 60 for p in parts)
+    assert max(len(p) for p in parts) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.0), ("epochs", 0), ("label_smoothing", 0.5), ("validation_share", 1.0), ("dropout", 1.0),
+        ("batch_size", 0), ("patience", 0), ("trunk_layers", -1), ("learning_rate", math.nan), ("seed", -1),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be"):
+        FitConfig(**{name: value})
