@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +40,8 @@ def value_trunk(model: LanguageModel) -> LanguageModel:
     copy = model.frozen_copy()
     copy.model.requires_grad_(True)
     # The copy's vocabulary head is never used; without gradients it is not mistaken for something that learns.
-    for parameter in copy.model.get_output_embeddings().parameters():
+    network: Any = copy.model
+    for parameter in network.get_output_embeddings().parameters():
         if not any(parameter is p for p in copy.trunk.parameters()):  # tied embeddings belong to the trunk
             parameter.requires_grad_(False)
     return copy

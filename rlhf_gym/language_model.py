@@ -220,14 +220,14 @@ class LanguageModel:
         large = 30 * torch.randn(1, 8, width, generator=generator).to(hidden)
         exact = by_forward(large)
         head = self.head
-        plain = head is not None and same(head(hidden), whole)
-        if not plain or (exact is not None and not same(head(large), exact.float())):
-            self._head_is_plain = False
-            if not same(by_forward(hidden), whole):
-                raise ModelError(
-                    f"the logits of {self.name!r} ({family}) do not follow from its last hidden states in a way that "
-                    f"rlhf-gym knows; use another model family, or report this one"
-                )
+        self._head_is_plain = (
+            head is not None and same(head(hidden), whole) and (exact is None or same(head(large), exact.float()))
+        )
+        if not self._head_is_plain and not same(by_forward(hidden), whole):
+            raise ModelError(
+                f"the logits of {self.name!r} ({family}) do not follow from its last hidden states in a way that "
+                f"rlhf-gym knows; use another model family, or report this one"
+            )
         return int(whole.shape[-1]), int(width)
 
     def frozen_copy(self) -> LanguageModel:

@@ -47,7 +47,7 @@ class Limits:
     Attributes:
         eos_id: the id that ends a response.
         banned: ids that are never drawn (padding, at least).
-        min_tokens: EOS is not drawn before this many tokens.
+        min_tokens: EOS is not drawn before this many tokens; as many as ``max_tokens`` gives responses of one length.
         max_tokens: most tokens in a response, EOS included.
     """
 
@@ -59,10 +59,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"a response needs room for at least 1 token, got max_tokens={self.max_tokens}")
-        if not 0 <= self.min_tokens < self.max_tokens:
-            raise ConfigError(
-                f"min_tokens must be at least 0 and below max_tokens ({self.max_tokens}), got {self.min_tokens}"
-            )
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ConfigError(f"min_tokens must lie in 0..{self.max_tokens} (max_tokens), got {self.min_tokens}")
 
     def apply(self, logits: Tensor, position: Tensor) -> Tensor:
         """Logits with forbidden tokens at -inf.
@@ -95,15 +93,31 @@ def behaviour_log_probs(logits: Tensor, sampling: Sampling) -> Tensor:
     Returns:
         ``[N, V]``, normalised over what is kept, -inf elsewhere. Differentiable.
     """
+    return torch.log_softmax(behaviour_logits(logits, sampling), dim=-1)
+
+
+def behaviour_logits(logits: Tensor, sampling: Sampling, chosen: Tensor | None = None) -> Tensor:
+    """What :func:`behaviour_log_probs` normalises: ``[N, V]``, tempered, -inf at tokens that are not kept.
+
+    Args:
+        logits: ``[N, V]``, forbidden tokens at -inf.
+        sampling: temperature, top-k, top-p.
+        chosen: int64 ``[N]``, the tokens that were drawn, in learning: they are kept in any case. Rounding, an update or
+            another model (the reference) can move a drawn token just out of the top k or the nucleus, and a
+            log-probability of -inf would make the ratio 0, and KL divergence and loss infinite.
+    """
     logits = logits.float()
     if sampling.temperature != 1.0:
         logits = logits / sampling.temperature
+    tempered = logits
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
         threshold = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if sampling.top_p < 1:
         logits = logits.masked_fill(~top_p_mask(logits, sampling.top_p), -torch.inf)
-    return torch.log_softmax(logits, dim=-1)
+    if chosen is not None and logits is not tempered:
+        logits = logits.scatter(-1, chosen[:, None], tempered.gather(-1, chosen[:, None]))
+    return logits
 
 
 def top_p_mask(logits: Tensor, p: float) -> Tensor:

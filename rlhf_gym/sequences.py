@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sampling import Limits, Sampling, behaviour_log_probs
+from rlhf_gym.sampling import Limits, Sampling, behaviour_logits
+from rlhf_gym.token_scores import chosen_and_entropy
+
+_LOGITS_AT_ONCE = 1 << 23  # 32 MiB
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def chosen_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each response token under the behaviour distribution, and its entropy if asked for.
 
+    Without gradients, logits are made for some tokens at a time: a large vocabulary needs no more memory than a small one.
+
     Args:
         model: whose head turns hidden states into logits.
         batch: the sequences.
@@ -137,16 +142,21 @@ def chosen_log_probs(
     Returns:
         float32 ``[N]`` log-probabilities, and float32 ``[N]`` entropies in nats or None.
     """
-    logits = limits.apply(model.logits(hidden), response_positions(batch))
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, -torch.inf)
-    log_probs = behaviour_log_probs(logits, sampling)
-    chosen = log_probs.gather(-1, batch.responses[batch.response_mask][:, None]).squeeze(-1)
-    if not entropy:
-        return chosen, None
-    # 0 * -inf is NaN: forbidden tokens have no share in the entropy.
-    finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
-    return chosen, -(log_probs.exp() * finite).sum(-1)
+    tokens, positions = batch.responses[batch.response_mask], response_positions(batch)
+
+    def scored(rows: slice) -> tuple[Tensor, Tensor | None]:
+        logits = limits.apply(model.logits(hidden[rows]), positions[rows])
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed[rows], -torch.inf)
+        logits = behaviour_logits(logits, sampling, chosen=tokens[rows])
+        return chosen_and_entropy(logits, tokens[rows], entropy=entropy)
+
+    if torch.is_grad_enabled():
+        return scored(slice(None))
+    step = max(1, _LOGITS_AT_ONCE // model.vocab_size)
+    parts = [scored(slice(begin, begin + step)) for begin in range(0, max(1, len(tokens)), step)]
+    entropies = [e for _, e in parts if e is not None]
+    return torch.cat([c for c, _ in parts]), torch.cat(entropies) if entropy else None
 
 
 @torch.no_grad()
@@ -161,6 +171,14 @@ def token_log_probs(
 ) -> list[Tensor]:
     """Log-probabilities of every response's tokens, without gradients, in batches of like length.
 
+    Args:
+        model: the language model.
+        prompts: ids of each prompt, at least one each.
+        responses: ids of each response, EOS included where it was written.
+        sampling: temperature, top-k and top-p, as in generation.
+        limits: forbidden tokens, as in generation.
+        tokens_per_batch: most tokens, padding included, in one forward pass.
+
     Returns:
         For each response a float32 tensor ``[len(response)]``, in the order given.
     """
@@ -170,8 +188,8 @@ def token_log_probs(
             [prompts[i] for i in rows], [responses[i] for i in rows], model.tokenizer.pad_id, device=model.device
         )
         chosen, _ = chosen_log_probs(model, batch, response_hidden(model, batch), sampling, limits)
-        for i, values in zip(rows, chosen.split([len(responses[i]) for i in rows]), strict=True):
-            out[i] = values.cpu()
+        for i, values in zip(rows, torch.split(chosen.cpu(), [len(responses[i]) for i in rows]), strict=True):
+            out[i] = values
     return out
 
 

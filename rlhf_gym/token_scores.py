@@ -28,7 +28,10 @@ def chosen_and_entropy(logits: Tensor, tokens: Tensor, *, entropy: bool = False)
     Returns:
         float32 ``[N]`` log-probabilities, and float32 ``[N]`` entropies in nats or None. Differentiable once.
     """
-    chosen, entropies = _ChosenAndEntropy.apply(logits, tokens, entropy)
+    function: Any = _ChosenAndEntropy  # `apply` has no types
+    chosen: Tensor
+    entropies: Tensor
+    chosen, entropies = function.apply(logits, tokens, entropy)
     return chosen, entropies if entropy else None
 
 
@@ -52,7 +55,7 @@ class _ChosenAndEntropy(torch.autograd.Function):
         return chosen, entropies
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, chosen_grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor, None, None]:
         logits, tokens, norms, entropies = ctx.saved_tensors
         grad = torch.empty_like(logits)

@@ -198,7 +198,7 @@ def test_gradients_against_finite_differences() -> None:
 
 def test_a_clipped_ratio_has_no_gradient() -> None:
     log_probs = torch.tensor([1.0, -1.0], requires_grad=True)
-    clipped_policy_loss(log_probs, torch.zeros(2), torch.tensor([1.0, -1.0])).loss.sum().backward()
+    clipped_policy_loss(log_probs, torch.zeros(2), torch.tensor([1.0, -1.0])).loss.sum().backward()  # type: ignore[no-untyped-call]
     assert log_probs.grad is not None
     assert not log_probs.grad.any()
 

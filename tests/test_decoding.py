@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_language_model
+from tiny_models import family, tiny_language_model
 
 from rlhf_gym.decoding import CachedDecoder, cut_at_stop, generate
 from rlhf_gym.errors import ModelError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.sampling import Limits, Sampling
 from rlhf_gym.sequences import chosen_log_probs, pack_sequences, response_hidden, token_log_probs
+from rlhf_gym.slot_cache import SPARE, SlotCache
 
 KINDS = ("gpt2", "llama")
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10, 11], [3, 3]]
@@ -71,6 +74,48 @@ def test_a_restart_forgets_columns_so_that_memory_stays_bounded(model: LanguageM
             decoder.start([step // 6 % 2], [[2, 3, 4]])
         decoder.append([0, 1], torch.tensor([5, 6]))
     assert decoder.cache.num_columns <= 20
+    assert isinstance(decoder.cache, SlotCache)
+    assert decoder.cache.layers.rectangles[0].keys.shape[2] <= 20 + 2 * SPARE
+
+
+def test_a_prompt_wider_than_what_is_stored_finds_room(model: LanguageModel) -> None:
+    decoder = CachedDecoder(model)
+    decoder.start([0, 1], [[2], [3]])
+    wide = decoder.start([1, 7], [[4, 5, 6, 7, 8], [9, 10]])
+    torch.testing.assert_close(wide[0], plain_hidden(model, [4, 5, 6, 7, 8]), atol=1e-5, rtol=1e-5)
+    on = decoder.append([7, 0, 1], torch.tensor([11, 12, 13]))
+    for row, ids in zip(on, [[9, 10, 11], [2, 12], [4, 5, 6, 7, 8, 13]], strict=True):
+        torch.testing.assert_close(row, plain_hidden(model, ids), atol=1e-5, rtol=1e-5)
+
+
+def test_a_slot_that_lies_idle_never_leaves_the_context() -> None:
+    model = tiny_language_model(context=12)
+    decoder = CachedDecoder(model)
+    decoder.start(range(5), [[2] * 11] * 5)
+    decoder.append(range(5), torch.full((5,), 3))
+    for _ in range(10):  # slot 4 is let go at position 12, the first that does not exist
+        decoder.start(range(4), [[4] * 11] * 4)
+        last = decoder.append(range(4), torch.full((4,), 5))
+    torch.testing.assert_close(last[0], plain_hidden(model, [4] * 11 + [5]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "slots"),
+    [
+        ("Gemma2", {"sliding_window": 64, "head_dim": 8}, True),
+        ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}, True),
+        ("Bloom", {}, False),  # binds positions to columns
+        ("Mamba", {}, False),  # keeps a state instead of keys and values
+    ],
+)
+def test_other_families_too_with_or_without_a_cache(name: str, options: dict[str, Any], slots: bool) -> None:
+    sizes = {"vocab_size": 28, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1}
+    other = family(name, **sizes | ({"num_key_value_heads": 2} if name == "Gemma2" else {}) | options)
+    generations = generate(other, PROMPTS * 2, LIMITS, seed=3, batch_size=5)
+    assert other.slots_work is slots
+    logs = token_log_probs(other, PROMPTS * 2, [g.ids for g in generations], Sampling(), LIMITS)
+    for g, row in zip(generations, logs, strict=True):
+        torch.testing.assert_close(row, torch.tensor(g.log_probs), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_k=9), Sampling(1.3, top_p=0.8)])
@@ -104,6 +149,48 @@ def test_batch_size_and_company_do_not_change_what_is_drawn(model: LanguageModel
     assert [g.ids for g in whole] == [g.ids for g in small]
     assert alone[0].ids == whole[2].ids
     assert len({tuple(g.ids) for g in whole}) > 4
+
+
+def test_waiting_prompts_take_the_places_of_ended_ones(model: LanguageModel) -> None:
+    seen: list[int] = []
+    alone = [generate(model, PROMPTS[i % 4 : i % 4 + 1], LIMITS, seed=5, first_episode=i)[0] for i in range(20)]
+    together = generate(model, PROMPTS * 5, LIMITS, seed=5, batch_size=6, on_progress=seen.append)
+    assert [g.ids for g in together] == [g.ids for g in alone]
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 20
+
+
+def test_episode_numbers_may_be_given_one_by_one(model: LanguageModel) -> None:
+    whole = generate(model, PROMPTS, LIMITS, seed=5)
+    back = generate(model, PROMPTS[::-1], LIMITS, seed=5, episodes=[3, 2, 1, 0])
+    assert [g.ids for g in back] == [g.ids for g in whole[::-1]]
+
+
+def test_half_precision_runs() -> None:
+    model = tiny_language_model("llama")
+    torch.nn.Module.to(model.model, torch.bfloat16)
+    assert all(g.ids for g in generate(model, PROMPTS * 3, LIMITS, seed=5, batch_size=7))
+
+
+def test_nothing_to_write_is_nothing_written(model: LanguageModel) -> None:
+    assert generate(model, [], LIMITS) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "prompt 1 is empty"), ([2, 28], "prompt 1 holds id 28.*from 0 to 27"), ([-1], "prompt 1 holds id -1")],
+)
+def test_prompts_that_no_model_could_read_are_refused(model: LanguageModel, prompt: list[int], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        generate(model, [[2], prompt], LIMITS)
+
+
+def test_diverged_weights_are_named_as_the_cause() -> None:
+    model = tiny_language_model()
+    with torch.no_grad():
+        next(model.trunk.parameters()).fill_(torch.nan)
+    with pytest.raises(ModelError, match="weights have diverged"):
+        generate(model, PROMPTS, LIMITS)
 
 
 def test_minimum_length_holds_back_eos(model: LanguageModel) -> None:

@@ -16,6 +16,7 @@ from rlhf_gym.embedded import EMBEDDED_LM
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT.parent / "shared" / "data" / "movie_reviews.zip"
+PERPLEXITY_BOUND = 450  # per word, on every eighth held-out review
 TOKENIZER = AutoTokenizer.from_pretrained(EMBEDDED_LM)
 
 
@@ -89,14 +90,12 @@ def test_it_knows_the_language(model: PreTrainedModel) -> None:
 
 @pytest.mark.skipif(not CORPUS.exists(), reason=f"no corpus at {CORPUS.name}'s usual place, ../shared/data")
 def test_held_out_perplexity(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On four held-out reviews the model beats the 3-gram, which need not even spell the words that it does not know."""
+    """A sample of the held-out reviews is predicted as the card says of all of them."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "embedded_model"))
-    from data import load_reviews, split_reviews
-    from ngram import WordModel
+    from data import drop_copies, load_reviews, split_reviews
     from train_lm import Passages, total_nll
 
     train, _, test = split_reviews(load_reviews(CORPUS))
-    few = test[:2] + test[-2:]
+    few = drop_copies(test, train)[::8]
     nll, _ = total_nll(model, Passages(few, TOKENIZER).documents(0))
-    perplexity = math.exp(nll / sum(r.num_words for r in few))
-    assert perplexity < WordModel(train, min_count=1).evaluate(few).perplexity
+    assert math.exp(nll / sum(r.num_words for r in few)) < PERPLEXITY_BOUND

@@ -96,6 +96,15 @@ def test_the_split_is_by_review_and_label(rooms: dict[str, ModuleType], tmp_path
     assert parts == data.split_reviews(reviews)
 
 
+def test_copies_of_training_reviews_are_dropped(rooms: dict[str, ModuleType]) -> None:
+    data = rooms["data"]
+    sentences = tuple(f"this is the long sentence number {i} of the review ." for i in range(8))
+    train = [data.Review("a", True, sentences)]
+    other = tuple(s.replace("long", "other") for s in sentences)
+    copy, quarter, fresh = (data.Review("b", True, sentences[:n] + other[n:]) for n in (3, 2, 0))
+    assert data.drop_copies([copy, quarter, fresh], train) == [quarter, fresh]
+
+
 def test_kneser_ney_is_a_distribution(rooms: dict[str, ModuleType]) -> None:
     ngram = rooms["ngram"]
     rng = random.Random(1)

@@ -174,6 +174,10 @@ def test_selection_counts_and_unanswered(store: FeedbackStore) -> None:
     assert [p.tie for p in store.preferences(round=1)] == [False, False, True]
     assert [p.tie for p in store.preferences(round=1, ties=False)] == [False, False]
     assert len(store.orderings(rater="ann")) == 2
+    assert store.raters([first[0].id, second[0].id, second[1].id]) == {
+        first[0].id: {"ann", "bob"},
+        second[1].id: {"bob"},
+    }
     assert store.unanswered() == [second[0]]
     assert store.unanswered(rater="bob") == [first[1], first[2], second[0]]
     assert store.unanswered(round=1, overlap=2) == [first[1], first[2]]

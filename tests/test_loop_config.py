@@ -30,6 +30,11 @@ def test_every_setting_has_help_and_survives_yaml() -> None:
     assert build(to_settings(Config())) == Config()
 
 
+def test_the_documentation_shows_every_setting_as_it_is() -> None:
+    page = Path(__file__).parents[1] / "docs" / "configuration.md"
+    assert dump(Config(), with_help=True) in page.read_text(encoding="utf-8"), "renew it with: rlhf-gym config"
+
+
 def test_the_help_stands_above_each_key() -> None:
     lines = dump(Config(), with_help=True).splitlines()
     at = lines.index("  kl_coef: 0.05")
@@ -111,7 +116,9 @@ def test_overrides_are_yaml_and_later_ones_win() -> None:
     assert config.ppo == PPOConfig(learning_rate=1e-4, kl_coef=0.3)
     assert config.log.to == ("wandb", "tensorboard")
     assert isinstance(config.ppo.gamma, float)
-    assert build(parse_override("task.prompts=a=b.txt")).task.prompts == "a=b.txt"
+    assert config.task.name == "my: task"
+    assert build(parse_override("task.prompts=a=[b.txt")).task.prompts == "a=[b.txt"
+    assert build(parse_override("task.prompts=null")).task.prompts is None
 
 
 def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rlhf_gym.feedback.agreement import (
 from rlhf_gym.raters import SimulatedRater
 from rlhf_gym.raters import choice_models as cm
 
-N = 4000
+N = 2500
 
 
 def as_number(prompts: list[str], responses: list[str]) -> list[float]:

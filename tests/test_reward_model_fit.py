@@ -172,6 +172,15 @@ def mean_distance(model: RewardModel, preferences: list[Preference]) -> float:
     return float(np.abs(model.raw(prompts, chosen) - model.raw(prompts, rejected)).mean())
 
 
+def test_the_held_out_loss_is_measured_without_dropout():
+    preferences = likes_a(120)
+    known = {p.prompt for p in preferences}
+    held_out = [p for p in likes_a(60, seed=999) if p.prompt not in known]
+    model = reward_model()
+    result = fit(model, preferences, FitConfig(epochs=1, dropout=0.5), validation=held_out)
+    assert evaluate(model, held_out).loss == pytest.approx(result.epochs[0]["validation_loss"], abs=1e-6)
+
+
 def test_ties_pull_scores_together():
     ties = [Preference(p.prompt, p.chosen, p.rejected, tie=True) for p in likes_a(200)]
     model = reward_model()

@@ -93,7 +93,7 @@ def preference(prompt, chosen, rejected, query_id="", **more):
     return Preference(prompt, chosen, rejected, query_id=query_id, **more)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_split_by_prompt(prompts, share, seed):
     preferences = [preference(f"p{i}", f"x{n}", f"y{n}") for n, i in enumerate(prompts)]
@@ -123,7 +123,7 @@ def test_a_ranking_goes_through_once_and_together():
     raise AssertionError
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(1, 30)), min_size=1, max_size=60), st.integers(1, 8))
 def test_minibatches_hold_every_comparison_once(shapes, size):
     preferences = [

@@ -86,10 +86,15 @@ class Object:
         return [len(r) for r in responses]
 
 
+class Module(torch.nn.Module):
+    def forward(self, prompts, responses):
+        return torch.tensor([float(len(r)) for r in responses])
+
+
 FORMS: list[Callable[..., Any]] = [
     batch, completions, swapped, only_completions, only_responses, other_names, positional_only, single,
     single_completion, asynchronous, asynchronous_single, Object(), Object().method, lambda p, r: list(map(len, r)),
-    partial(batch), lambda *texts: list(map(len, texts[1])),
+    partial(batch), Module(), lambda *texts: list(map(len, texts[1])),
     lambda p, r: tuple(map(len, r)), lambda p, r: np.array(LENGTHS, dtype=np.float32),
     lambda p, r: torch.tensor(LENGTHS, requires_grad=True), lambda p, r: torch.tensor(LENGTHS, dtype=torch.bfloat16),
     lambda p, r: torch.tensor([1, 2, 3]), lambda p, r: [torch.tensor(x) for x in LENGTHS],

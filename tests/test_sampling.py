@@ -8,8 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_gym.errors import ConfigError
-from rlhf_gym.sampling import Limits, Sampling, behaviour_log_probs, episode_uniforms, sample_tokens, top_p_mask
+from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.sampling import (
+    Limits,
+    Sampling,
+    behaviour_log_probs,
+    behaviour_logits,
+    episode_uniforms,
+    sample_tokens,
+    top_p_mask,
+)
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
@@ -52,10 +60,46 @@ def test_frequencies_follow_the_probabilities() -> None:
     assert torch.bincount(tokens, minlength=4).tolist() == pytest.approx([5000, 3000, 1500, 500], abs=2)
 
 
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 200])
+def test_two_levels_find_what_one_running_sum_finds(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    logits = 3 * torch.randn(500, size, generator=generator)
+    logits[:, ::3] = -torch.inf if size > 1 else 0.0
+    uniforms = torch.rand(500, generator=generator, dtype=torch.float64)
+    cumulative = torch.softmax(logits, -1).cumsum(-1, dtype=torch.float64)
+    expected = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(-1)
+    assert torch.equal(sample_tokens(logits, uniforms), expected)
+    assert torch.equal(sample_tokens(torch.log_softmax(logits, -1), uniforms), expected)
+
+
+@pytest.mark.parametrize("size", [3, 70])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_row_without_a_distribution_is_refused(size: int, value: float) -> None:
+    log_probs = torch.zeros(2, size).log_softmax(-1)
+    log_probs[1] = value
+    with pytest.raises(ModelError, match="no next token can be drawn"):
+        sample_tokens(log_probs, torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+def test_a_chosen_token_is_kept_and_the_rest_is_as_it_was() -> None:
+    chosen = torch.tensor([3])
+    got = behaviour_logits(LOGITS, Sampling(top_k=1), chosen=chosen).softmax(-1)
+    torch.testing.assert_close(got, torch.tensor([[0.5, 0, 0, 0.05]]) / 0.55)
+    kept = behaviour_logits(LOGITS, Sampling(top_k=1), chosen=torch.tensor([0]))
+    assert torch.equal(kept, behaviour_logits(LOGITS, Sampling(top_k=1)))
+
+
 def test_noise_depends_on_seed_and_episode_alone() -> None:
     assert np.array_equal(episode_uniforms(1, 7, 5), episode_uniforms(1, 7, 9)[:5])
     assert not np.array_equal(episode_uniforms(1, 7, 5), episode_uniforms(1, 8, 5))
     assert not np.array_equal(episode_uniforms(1, 7, 5), episode_uniforms(2, 7, 5))
+    assert np.array_equal(episode_uniforms(-1, 7, 5), episode_uniforms((1 << 64) - 1, 7, 5))
+
+
+@pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"min_tokens": -1}, {"min_tokens": 33}])
+def test_bad_limits_are_refused_by_name(bad: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        Limits(eos_id=0, **bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}])

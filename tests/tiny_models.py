@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rlhf_gym.language_model import LanguageModel
@@ -73,5 +74,13 @@ def tiny_language_model(
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter *= scale
+                parameter.mul_(scale)
     return LanguageModel(model, LetterTokenizer(vocab_size), f"tiny-{kind}")
+
+
+def family(name: str, **options: Any) -> LanguageModel:
+    """A random model of any transformers family: ``{name}Config(**options)``, ``{name}ForCausalLM``; 28 letters."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**options)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    return LanguageModel(model, LetterTokenizer(28), name)

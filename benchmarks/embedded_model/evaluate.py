@@ -2,10 +2,11 @@
 
     python benchmarks/embedded_model/evaluate.py [--model rlhf_gym/embedded/lm] [--data movie_reviews.zip]
 
-Prints JSON. A word is a whitespace token of the corpus or the end of one of its sentences, for both models. What the language
-model pays for the ends of passages is in its sum; it pays nothing for sentence ends within a passage, which its text does
-not mark except by a full stop. So a second comparison leaves all ends out, and all words that the 3-gram does not know: there
-both models predict exactly the same words, and the language model still has to spell them.
+Prints JSON. Held-out reviews that repeat a training review are left out (see ``data.drop_copies``). A word is a whitespace
+token of the corpus or the end of one of its sentences, for both models. What the language model pays for the ends of passages
+is in its sum; it pays nothing for sentence ends within a passage, which its text does not mark except by a full stop. So a
+second comparison leaves all ends out, and all words that the 3-gram does not know: there both models predict exactly the same
+words, and the language model still has to spell them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import Review, load_reviews, split_reviews
+from data import Review, drop_copies, load_reviews, split_reviews
 from ngram import WordModel
 from numpy.typing import NDArray
 from train_lm import Passages, token_nlls, total_nll
@@ -65,6 +66,7 @@ def compare(
     # Every sentence by itself: no more context than a sentence-by-sentence 3-gram has.
     alone, _ = total_nll(model, [[passages.eos, *sentence, passages.eos] for sentence in passages.opening])
     figures = {
+        "reviews": len(reviews),
         "words": words,
         "tokens": tokens,
         "lm_loss_per_token": nll / tokens,
@@ -134,6 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train, valid, test = split_reviews(load_reviews(args.data))
+    valid, test = drop_copies(valid, train), drop_copies(test, train)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     baselines = {"3gram": WordModel(train, min_count=1), "3gram_unk": WordModel(train, min_count=2)}

@@ -23,7 +23,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data import Review, load_reviews, split_reviews
+from data import Review, drop_copies, load_reviews, split_reviews
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 Gram = tuple[Hashable, ...]
@@ -150,7 +150,8 @@ def main() -> None:
     args = parser.parse_args()
     train, valid, test = split_reviews(load_reviews(args.data))
     model = WordModel(train, args.min_count)
-    print(json.dumps({"valid": asdict(model.evaluate(valid)), "test": asdict(model.evaluate(test))}, indent=2))
+    parts = {"valid": drop_copies(valid, train), "test": drop_copies(test, train)}
+    print(json.dumps({name: asdict(model.evaluate(part)) for name, part in parts.items()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def sample(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from rlhf_gym.decoding import generate
     from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.loop.summary import visible
     from rlhf_gym.sampling import Limits, Sampling
 
     model = LanguageModel.load(name, device=options.device, trust_remote_code=config.model.trust_remote_code)
@@ -75,8 +76,10 @@ def sample(options: argparse.Namespace) -> None:
     limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), config.task.min_response_tokens or 0, tokens)
     prompt = tokenizer.encode_prompt(options.prompt)
     stop = config.task.stop or ()
+    # A chat model answers; any other goes on where the prompt ends.
+    lead = "" if getattr(tokenizer, "is_chat", False) else options.prompt
     for written in generate(model, [prompt] * options.number, limits, sampling=sampling, seed=options.seed, stop=stop):
-        print(options.prompt + written.text)
+        print(lead + visible(written.text, keep="\n\t"))
 
 
 def _policy_folder(options: argparse.Namespace, config: Config) -> str:
@@ -109,18 +112,10 @@ def resolve(options: argparse.Namespace) -> Config:
         layers.append(to_settings(RunDirectory(out).config()))
     if options.quick:
         layers.append(QUICK)
-    given = {key: value for key in FLAGS.values() if (value := getattr(options, key)) is not None}
-    layers += [_flag(key, value) for key, value in given.items()]
+    given = ((key, getattr(options, key)) for key in FLAGS.values())
+    layers += [parse_override(f"{key}={value}") for key, value in given if value is not None]
     layers += [parse_override(text) for text in options.overrides]
     return build(merge(*layers))
-
-
-def _flag(key: str, value: str) -> Settings:
-    """A flag's text as a setting: a number where one is meant, else the text as it is (a path may look like YAML)."""
-    section, _, name = key.partition(".")
-    if key in ("run.rounds", "run.seed", "ppo.iterations", "ppo.kl_coef"):
-        return parse_override(f"{key}={value}")
-    return {section: {name: value}}
 
 
 def out_directory(options: argparse.Namespace, config: Config) -> str:

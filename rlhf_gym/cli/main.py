@@ -76,7 +76,7 @@ def _full_disk(error: BaseException | None, hint: str) -> str | None:
     """The message for a full disk, if that is at the bottom of an error."""
     full = (errno.ENOSPC, errno.EDQUOT)
     while error is not None:
-        texts = ("No space left on device", "disk is full", "Disk quota exceeded")
+        texts = ("No space left on device", "disk is full", "(or quota) is full", "Disk quota exceeded")
         if (isinstance(error, OSError) and error.errno in full) or any(text in str(error) for text in texts):
             return (
                 f"the disk is full ({str(error).splitlines()[0]}). Everything finished before is kept: stored judgements, "

@@ -62,6 +62,15 @@ def judgements_by(connection: Connection, column: Column[Any], values: Collectio
     return found
 
 
+def raters_by_query(connection: Connection, ids: Collection[str]) -> dict[str, set[str]]:
+    """Who has judged each of some queries; queries that nobody has judged are left out."""
+    table, found = schema.judgements.c, dict[str, set[str]]()
+    for chunk in _chunks(ids):
+        for query_id, rater in connection.execute(select(table.query_id, table.rater).where(table.query_id.in_(chunk))):
+            found.setdefault(query_id, set()).add(rater)
+    return found
+
+
 def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
     """Insert rows, in order.
 

@@ -158,6 +158,11 @@ class FeedbackStore:
             statement = select(schema.queries).where(missing, *_in_round(round)).order_by(*_QUERY_ORDER)
             return [rows.query_of(row) for row in connection.execute(statement).mappings()]
 
+    def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
+        """Who has judged each of some queries; queries that nobody has judged are left out."""
+        with self._database.reading() as connection:
+            return rows.raters_by_query(connection, set(query_ids))
+
     def judgements(
         self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
     ) -> list[Judgement]:

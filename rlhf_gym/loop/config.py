@@ -63,8 +63,8 @@ class TaskConfig(Section):
     )
     reward: str | None = setting(
         None,
-        "the gold reward, behind the simulated rater and in the evaluation: built-in name, path/file.py:function or "
-        "module:function; null takes the task's own",
+        "the gold reward, behind the simulated rater and in the evaluation: built-in name, path/file.py:function, "
+        "module:function or a YAML file; null takes the task's own",
     )
     max_response_tokens: int | None = setting(None, "longest response, in tokens; null takes the task's own", least=1)
     min_response_tokens: int | None = setting(
@@ -82,6 +82,7 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "type of the weights")
     revision: str | None = setting(None, "commit, tag or branch on the hub")
     trust_remote_code: bool = setting(False, "let the model's repository run its own Python code on this machine")
+    allow_pickle: bool = setting(False, "take weights from pytorch_model.bin, a pickle, where there are no safetensors")
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,9 @@ class RunConfig(Section):
 
     rounds: int = setting(1, "rounds of the loop; round 2 samples from the policy that round 1 tuned", least=1)
     seed: int = setting(0, "of everything random: the same seed gives the same figures on CPU", least=0, below=2**63)
-    threads: int | None = setting(None, "CPU threads; null leaves it to PyTorch", least=1)
+    threads: int | None = setting(
+        None, "CPU threads, null leaves it to PyTorch; floats round alike only with the same number", least=1
+    )
 
 
 @dataclass(frozen=True)

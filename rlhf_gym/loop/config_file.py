@@ -81,7 +81,9 @@ def load_settings(path: Path | str) -> Settings:
 
 
 def parse_override(text: str) -> Settings:
-    """``section.key=value`` as settings; the value is YAML (``null``, ``true``, ``0.05``, ``[a, b]``, plain text).
+    """``section.key=value`` as settings; the value is YAML (``null``, ``true``, ``0.05``, ``[a, b]``).
+
+    Where the setting is a text, the value is taken as it stands (a path may look like YAML), ``null`` excepted.
 
     Raises:
         ConfigError: not of that form, or no such key.
@@ -95,13 +97,14 @@ def parse_override(text: str) -> Settings:
         raise ConfigError(f"--set takes section.key=value; did you mean {near[0]!r}?")
     if not equals or not dot:
         raise ConfigError(f"--set takes section.key=value, e.g. ppo.kl_coef=0.05; got {text!r}")
+    check_keys({section: {key: value}})
+    expected = hints(SECTIONS[section])[key]
+    if expected is str or (str in get_args(expected) and value != "null"):
+        return {section: {key: value}}
     try:
-        parsed = yaml.safe_load(value) if value.strip() else ""
+        return {section: {key: yaml.safe_load(value)}}
     except yaml.YAMLError:
-        parsed = value
-    settings = {section: {key: parsed}}
-    check_keys(settings)
-    return settings
+        return {section: {key: value}}
 
 
 def check_keys(settings: object) -> None:
@@ -244,5 +247,9 @@ def literal_choices(expected: Any) -> Sequence[str]:
 def to_yaml(value: Any) -> str:
     """One value as YAML on one line."""
     plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    texts = [item for item in (plain if isinstance(plain, list) else [plain]) if isinstance(item, str)]
+    # Line ends and the like stand as escapes, which YAML has in double quotes only.
+    printable = all(text.isprintable() for text in texts)
+    style = None if printable else '"'
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=printable, default_style=style)
+    return str(text).removesuffix("...\n").strip()

@@ -28,8 +28,8 @@ def label(bench: Workbench, number: int) -> None:
     ):
         # By batches, so that a simulated rater's answers too are stored and shown as they come.
         for begin in range(0, len(queries), settings.batch_size):
-            ask(rater, queries[begin : begin + settings.batch_size], store)
-            bar.update(min(begin + settings.batch_size, len(queries)))
+            batch = queries[begin : begin + settings.batch_size]
+            ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
         count = store.count(number)
     if count.skipped or count.ties:
         bench.progress.say(f"{count.skipped} of {count.queries} queries were skipped, {count.ties} called a tie")

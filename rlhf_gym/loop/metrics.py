@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.query import content_id
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import to_settings
-from rlhf_gym.loop.run_directory import RunDirectory, write_text
+from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_text
 
 FIRST_COLUMNS = ("round", "iteration", "timesteps", "objective/scores", "gold", "objective/kl")
 RENAMED = {"reward/gold": "gold", "reward/proxy": "proxy"}
@@ -94,22 +97,20 @@ class WandbWriter(KVWriter):
     Args:
         run: the run directory.
         config: the configuration, shown beside the figures.
-
-    Raises:
-        ConfigError: wandb is not installed.
     """
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ConfigError("--log wandb needs Weights & Biases: pip install 'rlhf-gym[log]'") from None
+        import wandb
+
+        begun = read_json(run.versions_file)["started_at"]
         # Offline unless told otherwise: nothing leaves the machine, and no account or key is needed.
         self._run = wandb.init(
             project=config.log.wandb_project,
             mode=config.log.wandb_mode,
             dir=str(run.path),
             name=run.path.name,
+            id=content_id("wandb", str(run.path.resolve()), begun)[:16],
+            resume="allow",
             config=to_settings(config),
             settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
         )
@@ -123,18 +124,22 @@ class WandbWriter(KVWriter):
         self._run.finish()
 
 
-def make_logger(run: RunDirectory, config: Config, table: MetricsTable) -> Logger:
-    """The logger that agents write to.
+def check_loggers(names: Sequence[str]) -> None:
+    """Find out before any work starts whether the further loggers are there.
 
     Raises:
-        ConfigError: a logger that was asked for is not installed.
+        ConfigError: one is not installed.
     """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--log {name} needs the package {name!r}: pip install 'rlhf-gym[log]'")
+
+
+def make_logger(run: RunDirectory, config: Config, table: MetricsTable) -> Logger:
+    """The logger that agents write to: the table, and what ``log.to`` asks for."""
     writers: list[KVWriter] = [table]
     if "tensorboard" in config.log.to:
-        try:
-            writers.append(TensorBoardOutputFormat(str(run.path / "tensorboard")))
-        except AssertionError:
-            raise ConfigError("--log tensorboard needs TensorBoard: pip install 'rlhf-gym[log]'") from None
+        writers.append(TensorBoardOutputFormat(str(run.path / "tensorboard")))
     if "wandb" in config.log.to:
         writers.append(WandbWriter(run, config))
     return Logger(folder=str(run.path), output_formats=writers)

@@ -1,4 +1,4 @@
-"""Rewards and raters by name: built-in ones, and functions of the user's own files and modules."""
+"""Raters by name: built-in ones, and factories in files and modules of the user's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.loop.config import RaterConfig
-from rlhf_gym.raters import Rater, SimulatedRater
+from rlhf_gym.raters import Behaviour, Rater, SimulatedRater
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
 from rlhf_gym.rewards.base import Reward
 
@@ -52,29 +52,30 @@ def find_object(place: str, what: str) -> Any:
         raise ConfigError(f"{what} {place!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def find_reward(name: str) -> Reward:
-    """A built-in reward by name, or a function of the user's own.
+def check_rater(config: RaterConfig) -> None:
+    """Find out before any work starts whether :func:`find_rater` will find the rater.
 
     Raises:
-        ConfigError: no such reward.
+        ConfigError: no such rater, or knobs that it does not have.
     """
-    if name == "sentiment":
-        from rlhf_gym.sentiment import SentimentScorer
-
-        return SentimentScorer.embedded()
-    if ":" not in name:
+    knobs = _knobs(config)
+    if config.name in ("simulated", *PRESETS):
+        Behaviour(**knobs)
+    elif ":" not in config.name:
+        near = get_close_matches(config.name, ["simulated", *PRESETS], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"there is no reward {name!r}; expected sentiment, path/file.py:function or module:function, where the "
-            "function takes (prompts, responses) and returns one number a sample"
+            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join(PRESETS)}, module:function or "
+            "path/file.py:function"
         )
-    reward = find_object(name, "reward")
-    if not callable(reward):
-        raise ConfigError(f"reward {name!r} is a {type(reward).__name__}; expected a function (prompts, responses)")
-    return reward  # type: ignore[no-any-return]
+    elif knobs:
+        raise ConfigError(f"rater.{next(iter(knobs))} is for simulated raters; {config.name!r} has its own settings")
+    else:
+        find_object(config.name, "rater")
 
 
 def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: int) -> Rater:
-    """The rater that the configuration names.
+    """The rater that the configuration names; see :func:`check_rater`.
 
     Args:
         config: its section.
@@ -83,23 +84,17 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         seed: of the rater's noise.
 
     Raises:
-        ConfigError: no such rater, or knobs that it does not have.
+        ConfigError: what the factory makes is no rater.
     """
-    knobs = {name: value for name in KNOBS if (value := getattr(config, name)) is not None}
     if config.name == "simulated":
-        return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **knobs)
+        return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **_knobs(config))
     if config.name in PRESETS:
-        return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **knobs)
-    if ":" not in config.name:
-        near = get_close_matches(config.name, ["simulated", *PRESETS], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(
-            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join(PRESETS)}, module:function or "
-            "path/file.py:function"
-        )
-    if knobs:
-        raise ConfigError(f"rater.{next(iter(knobs))} is for simulated raters; {config.name!r} has its own settings")
+        return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **_knobs(config))
     rater = find_object(config.name, "rater")(reward=gold, seed=seed)
     if not isinstance(rater, Rater):
         raise ConfigError(f"rater {config.name!r} gave a {type(rater).__name__}; expected name, submit() and collect()")
     return rater
+
+
+def _knobs(config: RaterConfig) -> dict[str, Any]:
+    return {name: value for name in KNOBS if (value := getattr(config, name)) is not None}

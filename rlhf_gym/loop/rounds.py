@@ -11,7 +11,7 @@ from rlhf_gym.loop.fit import fit
 from rlhf_gym.loop.label import label
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
-from rlhf_gym.loop.run_directory import RunDirectory, write_text
+from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_json, write_text
 from rlhf_gym.loop.sample import sample
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
@@ -42,6 +42,8 @@ def run_loop(
         RlhfGymError: something that the user can mend; what was done before is kept.
     """
     run, progress = RunDirectory(out), progress or Progress()
+    run.check(config, resume=resume)
+    # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
     bench = Workbench.of(config, run, progress)
     with run.open(config, resume=resume):
         stages = [name for name in WORK if config.reward_model.enabled or name not in FEEDBACK_STAGES]
@@ -52,6 +54,7 @@ def run_loop(
                 started = time.perf_counter()
                 WORK[stage](bench, number)
                 run.mark_done(number, stage, time.perf_counter() - started)
+        write_json(run.versions_file, {**read_json(run.versions_file), "wall_seconds": round(run.seconds(), 1)})
         write_report(run.path)
         write_text(run.path / "summary.txt", summary(run.path))
     return run

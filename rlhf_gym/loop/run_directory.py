@@ -59,6 +59,11 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def versions_file(self) -> Path:
+        """Versions of what computes, when the run began, and in the end how long it took."""
+        return self.path / "versions.json"
+
+    @property
     def metrics_file(self) -> Path:
         """One row a PPO iteration."""
         return self.path / "metrics.csv"
@@ -90,22 +95,32 @@ class RunDirectory:
         Raises:
             ConfigError: the directory holds another run (or something else), or another process has it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise ConfigError(f"--out {self.path} is a file; give a directory") from None
+        self.check(config, resume=resume)
+        self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path / ".lock", self.path):
-            if self.config_file.exists():
-                self._check_same(config, resume)
-            elif others := [p.name for p in self.path.iterdir() if p.name[0] != "." and p.name != "versions.json"]:
-                raise ConfigError(
-                    f"{self.path} is not a run directory and not empty (it holds {others[0]!r}); give another --out"
-                )
-            else:
-                write_json(self.path / "versions.json", versions())
+            self.check(config, resume=resume)  # again: another process may have been faster
+            if not self.config_file.exists():
+                write_json(self.versions_file, versions())
             # Last: a directory without it holds no run yet.
             write_text(self.config_file, dump(config))
             yield
+
+    def check(self, config: Config, *, resume: bool) -> None:
+        """Whether this run may go here; touches nothing.
+
+        Raises:
+            ConfigError: the directory holds another run, or something else.
+        """
+        if self.config_file.exists():
+            self._check_same(config, resume)
+        elif self.path.is_dir():
+            others = [p.name for p in self.path.iterdir() if p.name[0] != "." and p.name != "versions.json"]
+            if others:
+                raise ConfigError(
+                    f"{self.path} is not a run directory and not empty (it holds {others[0]!r}); give another --out"
+                )
+        elif self.path.exists():
+            raise ConfigError(f"--out {self.path} is a file; give a directory")
 
     def _check_same(self, config: Config, resume: bool) -> None:
         if not resume:

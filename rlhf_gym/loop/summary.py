@@ -23,8 +23,8 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     run = RunDirectory(run_dir)
     config = run.config()
     lines = [
-        f"{run.path}: task {config.task.name}, model {config.model.name}, seed {config.run.seed}, "
-        f"{len(run.finished_rounds())} of {config.run.rounds} rounds trained, {_duration(run.seconds())}"
+        f"{run.path}: task {config.task.name}, model {config.model.name}, seed {config.run.seed}",
+        f"{len(run.finished_rounds())} of {config.run.rounds} rounds trained, {_duration(run.seconds())} of work",
     ]
     for number in run.finished_rounds():
         fitted = read_json(run.path / f"round-{number}" / "reward_model.json")
@@ -56,7 +56,7 @@ def _table(figures: Mapping[str, Any]) -> list[str]:
         row("perplexity", "perplexity", ".1f", "per token, under the reference"),
         row("distinct word pairs", "distinct_2", ".1%"),
         f"win rate of tuned over reference by gold: {figures['win_rate']:.1%} "
-        f"[{figures['win_rate_low']:.1%}, {figures['win_rate_high']:.1%}] (95% Wilson interval{ties})",
+        f"[{figures['win_rate_low']:.1%}, {figures['win_rate_high']:.1%}] (95% interval{ties})",
         f"KL to the reference: {figures['kl']:.2f} nats per response",
     ]
 
@@ -64,17 +64,22 @@ def _table(figures: Mapping[str, Any]) -> list[str]:
 def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int) -> list[str]:
     lines = []
     for pair in random.Random(seed).sample(pairs, min(number, len(pairs))):
-        lines.append(textwrap.shorten(pair["prompt"], WIDTH, placeholder=" ..."))
+        lines.append(textwrap.shorten(visible(pair["prompt"]), WIDTH, placeholder=" ..."))
         for word, when in (("reference", "before"), ("tuned", "after")):
-            text = textwrap.shorten(" ".join(_visible(pair[when]).split()), 2 * WIDTH - 50, placeholder=" ...")
+            text = textwrap.shorten(" ".join(visible(pair[when]).split()), 2 * WIDTH - 50, placeholder=" ...")
             lead = f"  {word:<10}{pair[f'gold_{when}']:+.2f}  "
             lines += textwrap.wrap(text or "(nothing)", WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
     return lines
 
 
-def _visible(text: str) -> str:
-    """Model text without control characters: nothing that a model writes may move the cursor."""
-    return "".join(c if c.isprintable() else " " for c in text)
+def visible(text: str, keep: str = "") -> str:
+    """A model's text without control characters: nothing that a model writes may move the cursor.
+
+    Args:
+        text: any text.
+        keep: characters that stay as they are; all others that do not print become spaces.
+    """
+    return "".join(c if c.isprintable() or c in keep else " " for c in text)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -13,12 +13,14 @@ import torch
 from rlhf_gym.errors import ConfigError, ModelError, TaskError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.loop.config import Config, TaskConfig
-from rlhf_gym.loop.plugins import find_reward
+from rlhf_gym.loop.metrics import check_loggers
+from rlhf_gym.loop.plugins import check_rater
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.rewards.spec import load_reward
 from rlhf_gym.sample import Prompt
 from rlhf_gym.sampling import Limits, Sampling
 from rlhf_gym.tasks import Task, load_task
@@ -55,9 +57,12 @@ class Workbench:
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         task = task_of(config.task)
-        gold = find_reward(config.task.reward) if config.task.reward is not None else task.reward
+        gold = load_reward(config.task.reward) if config.task.reward is not None else task.reward
         if gold is None:
             raise TaskError(f"task {task.name!r} has no reward of its own; give one: --reward path/file.py:function")
+        check_loggers(config.log.to)
+        if config.reward_model.enabled:
+            check_rater(config.rater)
         settings = config.model
         try:
             torch.device("cpu" if settings.device == "auto" else settings.device)
@@ -67,7 +72,7 @@ class Workbench:
             ) from None
         reference = LanguageModel.load(
             settings.name, device=settings.device, dtype=settings.dtype, revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
+            trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle,
         ).frozen_copy()  # fmt: skip
         bench = cls(config, run, progress, task, gold, reference)
         bench.check_prompts([*task.prompts, *task.held_out])

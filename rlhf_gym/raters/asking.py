@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rlhf_gym.feedback.query import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
@@ -39,7 +40,7 @@ def ask(
     """
     store.add_queries(queries)
     asked = {query.id: query for query in queries}
-    answered = _answered(rater, store) & asked.keys()
+    answered = _answered(rater, asked, store)
     tickets = rater.submit([query for query_id, query in asked.items() if query_id not in answered])
     total, seen, new = len(asked), set[str](), 0
     if on_progress:
@@ -51,6 +52,7 @@ def ask(
             store.add_judgements(error.judgements)
             raise
         if not judgements:
+            time.sleep(0.01)  # for a rater that does not wait itself
             continue
         new += store.add_judgements(judgements)
         tickets = _still_open(tickets, [judgement for judgement in judgements if judgement.id not in seen])
@@ -65,14 +67,14 @@ def signed_by(signature: str, name: str) -> bool:
     return signature == name or signature.startswith(f"{name}/")
 
 
-def _answered(rater: Rater, store: FeedbackStore) -> set[str]:
-    """Ids of the queries that this rater (for a pool: as many members as it sends) has answered already."""
-    signatures = defaultdict(set)
-    for judgement in store.judgements():
-        if signed_by(judgement.rater, rater.name):
-            signatures[judgement.query_id].add(judgement.rater)
+def _answered(rater: Rater, query_ids: Iterable[str], store: FeedbackStore) -> set[str]:
+    """Out of some queries, those that this rater (for a pool: as many members as it sends) has answered already."""
     wanted = getattr(rater, "overlap", 1)
-    return {query_id for query_id, names in signatures.items() if len(names) >= wanted}
+    return {
+        query_id
+        for query_id, signatures in store.raters(query_ids).items()
+        if sum(signed_by(signature, rater.name) for signature in signatures) >= wanted
+    }
 
 
 def _still_open(tickets: Sequence[Ticket], judgements: Sequence[Judgement]) -> list[Ticket]:

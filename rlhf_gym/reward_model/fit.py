@@ -175,7 +175,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for part in minibatch:
-        scores = model.scores(part.sequences)
+        with model.dropout(config.dropout):  # not around the loop: the held-out loss is measured without
+            scores = model.scores(part.sequences)
         target = torch.where(torch.tensor(part.tie), 0.5, 1.0).to(scores.device)
         margin = torch.tensor(part.margin, device=scores.device) * config.margin_scale
         losses = bradley_terry_loss(
@@ -219,7 +220,7 @@ def _named(model: RewardModel) -> Iterator[tuple[str, nn.Parameter]]:
 
 @contextmanager
 def _trainable(model: RewardModel, config: FitConfig) -> Iterator[list[nn.Parameter]]:
-    """The parameters to train, with dropout switched on if asked for; everything else as it was, even after Ctrl-C."""
+    """The parameters to train, with seeded random numbers; afterwards all is as it was, even after Ctrl-C."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     for p, _ in before:
         p.requires_grad_(config.trunk_layers is None)
@@ -227,12 +228,11 @@ def _trainable(model: RewardModel, config: FitConfig) -> Iterator[list[nn.Parame
         for module in (model.head, *model.last_layers(config.trunk_layers)):
             module.requires_grad_(True)
     device = model.language_model.device
-    # Seeded dropout that leaves the caller's random numbers alone.
+    # For dropout; the caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         try:
-            with model.dropout(config.dropout):
-                yield [p for p, _ in before if p.requires_grad]
+            yield [p for p, _ in before if p.requires_grad]
         finally:
             for p, flag in before:
                 p.requires_grad_(flag)

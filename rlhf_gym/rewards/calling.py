@@ -62,7 +62,9 @@ def call_form(reward: Callable[..., Any], name: str) -> CallForm:
 
 def _read_form(reward: Callable[..., Any], name: str) -> CallForm:
     try:
-        parameters = list(inspect.signature(reward).parameters.values())
+        # A torch module's own __call__ takes anything; its forward says what it wants.
+        target = getattr(reward, "forward", reward) if not inspect.isroutine(reward) else reward
+        parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):  # some builtins have no signature
         return CallForm(False, None, None, (), (), False)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)

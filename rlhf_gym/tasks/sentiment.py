@@ -17,7 +17,18 @@ from rlhf_gym.errors import TaskError
 from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks.base import Task
 
-KINDS = ("comedy", "thriller", "drama", "western", "musical", "horror film", "romance", "war film", "mystery", "cartoon")
+KINDS = (
+    "comedy",
+    "thriller",
+    "drama",
+    "western",
+    "musical",
+    "horror film",
+    "romance",
+    "war film",
+    "mystery",
+    "cartoon",
+)
 ROLES = ("teacher", "detective", "soldier", "doctor", "singer", "pilot", "lawyer", "thief", "student", "reporter")
 STARTS = (
     "the film opens with",

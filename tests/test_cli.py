@@ -1,0 +1,275 @@
+"""The command line as a user meets it: what it says, where it says it, and the exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import command, save_tiny_model, tiny_settings
+
+from rlhf_gym.cli.main import main
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.config_file import build
+from rlhf_gym.version import __version__
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run made through the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    assert main(["run", "--config", str(config_file(folder, model)), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def config_file(folder: Path, model: Path, **sections: dict[str, Any]) -> Path:
+    file = folder / "c.yaml"
+    file.write_text(yaml.safe_dump(tiny_settings(model, **sections)))
+    return file
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run a command that has to end with exit code 2, no traceback, and one message; returns the message."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("rlhf-gym: ")
+    assert errors.count("\n") == 1
+    return errors
+
+
+def test_version_and_help_answer_at_once_and_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from rlhf_gym.cli.main import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'stable_baselines3', 'sqlalchemy', 'rich') if m in sys.modules])"
+    )
+    before = time.process_time(), os.times().children_user
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--resume" in done.stdout
+    assert os.times().children_user - before[1] < 1.0  # seconds of CPU; wall time depends on who else is working
+    done = subprocess.run(command("--version"), capture_output=True, text=True, check=True)
+    assert done.stdout == f"rlhf-gym {__version__}\n"
+
+
+def test_config_prints_what_run_would_use(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["config"]) == 0
+    assert build(yaml.safe_load(capsys.readouterr().out)) == Config()
+    (tmp_path / "c.yaml").write_text("ppo: {kl_coef: 0.5, gamma: 0.9}\nrun: {seed: 3}\n")
+    arguments = ["--config", str(tmp_path / "c.yaml"), "--kl-coef", "0.1", "--set", "ppo.gae_lambda=1", "--seed=7",
+                 "--model", "a: b", "--log", "tensorboard", "--quick"]  # fmt: skip
+    assert main(["config", *arguments]) == 0
+    config = build(yaml.safe_load(capsys.readouterr().out))
+    assert (config.ppo.kl_coef, config.ppo.gamma, config.ppo.gae_lambda) == (0.1, 0.9, 1.0)
+    assert (config.run.seed, config.model.name, config.log.to) == (7, "a: b", ("tensorboard",))
+    assert config.ppo.iterations == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "ppo.klcoef=1"], "did you mean 'ppo.kl_coef'?"),
+        (["--set", "ppo.iterations=many"], "ppo.iterations must be a whole number, got the text 'many'"),
+        (["--rounds", "0"], "run.rounds must be at least 1, got 0"),
+        (["--seed", "x"], "run.seed must be a whole number"),
+        (["--config", "nowhere.yaml"], "there is no configuration file 'nowhere.yaml'"),
+        (["--task", "sentimnet"], "did you mean 'sentiment'?"),
+        (["--rater", "oracel"], "did you mean 'oracle'?"),
+        (["--reward", "sentimental"], "did you mean 'sentiment'?"),
+        (["--reward", "nowhere.py:f"], "nowhere.py"),
+        (["--rater", "nowhere.py:f"], "rater 'nowhere.py:f': there is no file 'nowhere.py'"),
+        (["--rater", "no_such_module:f"], "rater 'no_such_module:f' cannot be imported: ModuleNotFoundError"),
+        (["--rater", "math:tao"], "rater 'math:tao': math has no 'tao'"),
+        (["--device", "gpu"], "model.device must be cpu, cuda"),
+        (["--model", "/no/such/model"], "model '/no/such/model'"),
+        (["--prompts", "nowhere.txt"], "there is no prompt file 'nowhere.txt'"),
+        (["--resume"], "--resume needs the run's directory: --out DIR"),
+        (["--log", "wanb"], "did you mean 'wandb'?"),
+    ],
+)
+def test_bad_options_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    out = [] if "--resume" in arguments else ["--out", "run"]
+    base = [] if "--config" in arguments else ["--config", str(config_file(tmp_path, model))]
+    assert message in fails(capsys, "run", *base, *out, *arguments)
+
+
+def test_an_abbreviated_option_is_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--res"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --res" in capsys.readouterr().err
+
+
+def test_an_empty_prompt_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    config = config_file(tmp_path, model, task={"prompts": str(tmp_path / "empty.txt")})
+    assert "empty.txt holds no prompts" in fails(capsys, "run", "--config", config, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path) -> None:
+    (tmp_path / "p.txt").write_text("a film\n" + "so very long " * 40 + "\nanother film\n")
+    config = config_file(tmp_path, model, task={"prompts": str(tmp_path / "p.txt")})
+    errors = fails(capsys, "run", "--config", config, "--out", tmp_path / "run")
+    assert "the prompt 'so very long so very long" in errors
+    assert "(context of 64) takes prompts of at most 58" in errors
+
+
+def test_a_second_run_never_overwrites_the_first(
+    capsys: pytest.CaptureFixture[str], finished: Path, model: Path, tmp_path: Path
+) -> None:
+    config = config_file(tmp_path, model)
+    assert "already holds a run: give --resume" in fails(capsys, "run", "--config", config, "--out", finished)
+    assert "begun with run.seed = 0, not 1" in fails(capsys, "run", "--out", finished, "--resume", "--seed", "1")
+    assert main(["run", "--out", str(finished), "--resume"]) == 0
+    assert "win rate of tuned over reference" in capsys.readouterr().out
+
+
+def test_prompts_and_reward_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,wanted\n" + "".join(f"tell me about film {i},a\n" for i in range(12)))
+    (tmp_path / "mine.py").write_text(
+        "def taste(prompts, responses, wanted):\n"
+        "    return [r.count(w) for r, w in zip(responses, wanted, strict=True)]\n"
+    )
+    config = config_file(tmp_path, model)
+    arguments = ["--prompts", tmp_path / "p.csv", "--reward", f"{tmp_path}/mine.py:taste", "--out", tmp_path / "run"]
+    assert main(["run", "--config", str(config), *map(str, arguments), "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert "held-out prompts: 2" in captured.out
+    assert captured.out.startswith(str(tmp_path / "run"))
+
+
+def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path) -> None:
+    assert main(["run", "--config", str(config_file(tmp_path, model)), "--out", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert "\r" not in output
+    assert sum("PPO" in line and "KL" in line and "gold" in line for line in output.splitlines()) == 4
+    for stage in ("samples", "labels", "reward model", "PPO", "evaluation"):
+        assert f"round 1 {stage} ..." in output
+
+
+def full_disk() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def nested() -> Exception:
+    error = FeedbackError("cannot write x.sqlite: the disk (or quota) is full; free some space and try again")
+    error.__cause__ = RuntimeError("sqlite says so")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("place", "make"),
+    [
+        ("loop.sample.generate", full_disk),
+        ("feedback.FeedbackStore.add_judgements", nested),
+        ("agents.PPO.save", lambda: RuntimeError("I/O error: No space left on device (os error 28)")),
+        ("loop.rounds.write_report", full_disk),
+    ],
+)
+def test_a_full_disk_is_said_and_the_run_goes_on_later(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, place: str,
+    make: Callable[[], Exception],
+) -> None:  # fmt: skip
+    def full(*_: Any, **__: Any) -> None:
+        raise make()
+
+    arguments = ["run", "--config", config_file(tmp_path, model), "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(f"rlhf_gym.{place}", full)
+        errors = fails(capsys, *arguments)
+    assert "the disk is full" in errors
+    assert f"Go on with: rlhf-gym run --out {tmp_path / 'run'} --resume" in errors
+    assert main([*map(str, arguments), "--resume"]) == 0
+
+
+def test_a_rater_of_ones_own(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from rlhf_gym.raters import SimulatedRater\n"
+        "def rater(reward, seed):\n"
+        "    return SimulatedRater(lambda prompts, responses: [len(r) for r in responses], seed=seed, name='long')\n"
+        "def broken(reward, seed):\n"
+        "    return 3\n"
+    )
+    arguments = ["run", "--config", str(config_file(tmp_path, model)), "--rater"]
+    assert main([*arguments, f"{tmp_path}/mine.py:rater", "--out", str(tmp_path / "run")]) == 0
+    errors = fails(capsys, *arguments, f"{tmp_path}/mine.py:broken", "--out", tmp_path / "other")
+    assert "gave a int; expected name, submit() and collect()" in errors
+    errors = fails(capsys, *arguments, f"{tmp_path}/mine.py:rater", "--set", "rater.beta=2")
+    assert "rater.beta is for simulated raters" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs root on Linux")
+def test_a_disk_that_is_really_full(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        arguments = ["run", "--config", str(config_file(tmp_path, model)), "--out", str(disk / "run")]
+        assert "the disk is full" in fails(capsys, *arguments)
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert main([*arguments, "--resume"]) == 0
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)  # weights may still be mapped
+
+
+def test_report_writes_it_anew(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:
+    (finished / "report.html").unlink()
+    assert main(["report", str(finished)]) == 0
+    output = capsys.readouterr().out
+    assert "win rate of tuned over reference" in output
+    assert f"report written: {finished / 'report.html'}" in output
+    assert (finished / "report.html").exists()
+    assert "holds no run" in fails(capsys, "report", tmp_path)
+
+
+def test_sample_from_a_model_and_from_a_run(capsys: pytest.CaptureFixture[str], finished: Path, model: Path) -> None:
+    def lines(*arguments: str) -> list[str]:
+        assert main(["sample", "the film", *arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    capsys.readouterr()
+    written = lines("--model", str(model), "-n", "3", "--tokens", "5")
+    assert len(written) == 3
+    assert all(line.startswith("the film") for line in written)
+    assert lines("--model", str(model), "-n", "3", "--tokens", "5") == written
+    assert lines("--model", str(model), "-n", "3", "--tokens", "5", "--seed", "1") != written
+    reference = lines("--run", str(finished), "--round", "0")
+    assert lines("--run", str(finished)) == lines("--run", str(finished), "--round", "1") != reference
+    assert "no trained round 2; expected one of 0, 1" in fails(capsys, "sample", "x", "--run", finished, "--round", "2")
+    assert "--number must be at least 1" in fails(capsys, "sample", "x", "-n", "0")
+    assert "--tokens must be at least 1" in fails(capsys, "sample", "x", "--model", model, "--tokens", "0")
+    assert "temperature" in fails(capsys, "sample", "x", "--model", model, "--temperature", "0")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    process = subprocess.Popen(command("config"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 0

