@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import ConfigError
@@ -42,6 +42,7 @@ def test_the_help_stands_above_each_key() -> None:
     assert all(len(line) <= 110 for line in lines)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
@@ -87,7 +88,7 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("plain", "message"),
     [
         ({"ppo": {"n_episodes": 10, "n_envs": 3, "batch_size": 2}}, "multiple of ppo.n_envs (3)"),
         ({"ppo": {"n_episodes": 8, "batch_size": 9}}, "ppo.batch_size (9) must be at most"),
@@ -98,9 +99,9 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
         ([1], "expected sections"),
     ],
 )
-def test_contradictions(settings: Any, message: str) -> None:
+def test_contradictions(plain: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(settings)
+        build(plain)
     assert message in str(caught.value)
 
 
@@ -148,6 +149,11 @@ def test_differences_are_named_in_full() -> None:
         "ppo.kl_coef": (0.05, 1.0),
         "run.rounds": (1, 2),
     }
+
+
+def test_the_demos_configuration_is_valid() -> None:
+    config = build(load_settings(Path(__file__).parents[1] / "examples" / "quickstart.yaml"))
+    assert (config.task.name, config.model.name, config.rater.name) == ("sentiment", "embedded", "simulated")
 
 
 def test_quick_is_a_valid_configuration() -> None:

@@ -213,11 +213,13 @@ def test_a_reward_that_fails_is_named_and_nothing_is_lost(
     file = tmp_path / "mine.py"
     # Well at first, broken later: the judgements made until then have to be there.
     file.write_text(
+        "import pathlib\n"
         "calls = 0\n"
         "def taste(prompts, responses):\n"
         "    global calls\n"
         "    calls += 1\n"
-        f"    return [len(r) / 10 for r in responses] if calls < 4 else {code}\n"
+        "    good = calls < 4 or pathlib.Path(__file__).with_name('mended').exists()\n"
+        f"    return [len(r) / 10 for r in responses] if good else {code}\n"
     )
     settings = tiny_settings(model, task={"reward": f"{file}:taste"}, rater={"batch_size": 4})
     out = tmp_path / "run"
@@ -227,7 +229,7 @@ def test_a_reward_that_fails_is_named_and_nothing_is_lost(
     with FeedbackStore(out / "feedback.sqlite") as store:
         stored = store.count().judgements
     assert stored == 8
-    file.write_text("def taste(prompts, responses):\n    return [len(r) / 10 for r in responses]\n")
+    (tmp_path / "mended").touch()
     run_loop(build(settings), out, resume=True, progress=Progress(quiet=True))
     assert rows(out) == 4
 

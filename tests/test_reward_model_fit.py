@@ -128,8 +128,8 @@ def test_the_same_seed_gives_the_same_weights(changes):
 def test_the_size_of_a_forward_pass_does_not_change_the_result():
     preferences = likes_a(60)
     first, second = reward_model(), reward_model()
-    fit(first, preferences, FitConfig(epochs=1, tokens_per_batch=10_000))
-    fit(second, preferences, FitConfig(epochs=1, tokens_per_batch=40))
+    fit(first, preferences, FitConfig(epochs=1, learning_rate=3e-4, tokens_per_batch=10_000))
+    fit(second, preferences, FitConfig(epochs=1, learning_rate=3e-4, tokens_per_batch=40))
     prompts, responses = random_texts(20)
     np.testing.assert_allclose(first.raw(prompts, responses), second.raw(prompts, responses), atol=1e-4)
 

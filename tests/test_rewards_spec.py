@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 import textwrap
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_two_files_of_one_name(folder):
     (folder / "other" / "mine.py").write_text("def count(prompts, responses):\n    return [0.0] * len(responses)\n")
     assert one(f"{folder}/mine.py:count", "a") == 11
     assert one(f"{folder}/other/mine.py:count", "a") == 0
+
+
+def test_a_module_in_the_present_folder(folder, monkeypatch):
+    (folder / "only_here.py").write_text("def f(prompts, responses):\n    return [7.0] * len(responses)\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p])
+    assert one("only_here:f", "x") == 7
 
 
 def test_an_installed_module():
@@ -225,8 +233,6 @@ def test_json_schema():
 
 
 def test_libraries_that_are_missing(monkeypatch):
-    import sys
-
     for name, module in LIBRARIES.items():
         for known in [m for m in sys.modules if m.split(".")[0] == module]:
             monkeypatch.setitem(sys.modules, known, None)

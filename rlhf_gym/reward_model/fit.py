@@ -25,6 +25,9 @@ OnProgress = Callable[[int, int, float], None]
 class FitConfig:
     """Settings of a fit.
 
+    The defaults suit trunks of a few million parameters. Larger ones want a lower learning rate (1e-5 from 100 million
+    on). One epoch, as in Ouyang et al. 2022: on the embedded model a second one fitted the raters' noise.
+
     Attributes:
         learning_rate: AdamW's peak for the trunk; warm-up over a tenth of the comparisons, then linear to 0.
         head_learning_rate: AdamW's peak for the head; None takes ``learning_rate``.
@@ -46,10 +49,10 @@ class FitConfig:
         ConfigError: a value out of its range.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     head_learning_rate: float | None = None
-    epochs: int = 3
-    patience: int | None = 2
+    epochs: int = 1
+    patience: int | None = 1
     batch_size: int = 32
     tokens_per_batch: int = 8192
     weight_decay: float = 0.01

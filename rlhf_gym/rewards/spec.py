@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -101,6 +102,8 @@ def _import(module: str, spec: str) -> Any:
     """Import a module by name, or a file by its path."""
     try:
         if not module.endswith(".py"):
+            if os.getcwd() not in sys.path:  # a console script's path does not hold the folder it is called in
+                sys.path.append(os.getcwd())
             return importlib.import_module(module)
         path = Path(module).expanduser().resolve()
         if not path.is_file():
