@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from rlhf_gym.envs.episodes import Ids, Mask
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
+from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 
 WAIT = -1
 """The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
@@ -109,7 +110,7 @@ class TokenVecEnv(VecEnv):
         return scored.values.astype(np.float32), infos
 
     def state(self) -> dict[str, Any]:
-        """The random state and the running episodes, as JSON values: what a checkpoint needs to go on exactly."""
+        """Random state, running episodes and what the reward has learnt, as JSON values: what a checkpoint needs."""
         episodes = self.env.episodes
         return {
             "generators": [g.bit_generator.state for g in self.env.generators] if self.env.seeded else [],
@@ -118,6 +119,7 @@ class TokenVecEnv(VecEnv):
             "length": episodes.length.tolist(),
             "prompt_index": episodes.prompt_index.tolist(),
             "running": episodes.running.tolist(),
+            "reward": reward_state(episodes.reward),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -128,6 +130,7 @@ class TokenVecEnv(VecEnv):
         for name in ("ids", "prompt_length", "length", "prompt_index", "running"):
             array = getattr(self.env.episodes, name)
             array[...] = np.array(state[name], dtype=array.dtype)
+        restore_reward(self.env.episodes.reward, state["reward"])
 
     def reset(self) -> VecEnvObs:
         """Start an episode in every slot."""

@@ -37,7 +37,7 @@ def test_the_documentation_shows_every_setting_as_it_is() -> None:
 
 def test_the_help_stands_above_each_key() -> None:
     lines = dump(Config(), with_help=True).splitlines()
-    at = lines.index("  kl_coef: 0.05")
+    at = lines.index("  kl_coef: 0.15")
     assert lines[at - 1] == "  # price of a nat of KL to the reference, in units of the reward (at least 0)"
     assert all(len(line) <= 110 for line in lines)
 
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
 
 def test_differences_are_named_in_full() -> None:
     assert differences(Config(), build({"ppo": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
-        "ppo.kl_coef": (0.05, 1.0),
+        "ppo.kl_coef": (0.15, 1.0),
         "run.rounds": (1, 2),
     }
 

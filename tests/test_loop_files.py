@@ -36,7 +36,7 @@ def test_resume_refuses_settings_that_would_change_figures(tmp_path: Path) -> No
         pass
     changed = build({"ppo": {"kl_coef": 0.2, "gamma": 0.9}})
     with (
-        pytest.raises(ConfigError, match=r"begun with ppo\.kl_coef = 0\.05, not 0\.2 \(and 1 more\)"),
+        pytest.raises(ConfigError, match=r"begun with ppo\.kl_coef = 0\.15, not 0\.2 \(and 1 more\)"),
         run.open(changed, resume=True),
     ):
         pass

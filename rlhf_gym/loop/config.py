@@ -127,9 +127,9 @@ class RewardModelConfig(Section):
     """The network fitted to the preferences: the proxy that the policy is trained against."""
 
     enabled: bool = setting(True, "false: no raters, PPO trains against the task's reward directly")
-    epochs: int = setting(3, "passes over the preferences; the best one is kept", least=1)
+    epochs: int = setting(1, "passes over the preferences; the best one is kept", least=1)
     batch_size: int = setting(32, "preferences a step", least=1)
-    learning_rate: float = setting(3e-4, "AdamW's, at its peak", above=0)
+    learning_rate: float = setting(1e-3, "AdamW's, at its peak; large models want less: 1e-5 from 100M parameters on", above=0)
     weight_decay: float = setting(0.01, "decoupled weight decay", least=0)
     label_smoothing: float = setting(0.0, "chance that a judgement is the wrong way round", least=0, below=0.5)
     max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
@@ -143,12 +143,14 @@ class PPOConfig(Section):
     iterations: int = setting(40, "iterations each round: collect, then learn", least=1)
     n_episodes: int = setting(64, "responses an iteration", least=1)
     n_envs: int | None = setting(None, "environments, i.e. responses decoded at once; null is n_episodes", least=1)
-    n_epochs: int = setting(4, "passes over an iteration's responses", least=1)
+    n_epochs: int = setting(2, "passes over an iteration's responses", least=1)
     batch_size: int = setting(16, "responses a minibatch", least=1)
     tokens_per_batch: int = setting(4096, "padded tokens a forward pass; changes memory and speed only", least=1)
-    learning_rate: float = setting(1e-4, "Adam's, at the start of a round", above=0)
+    learning_rate: float = setting(
+        1e-4, "Adam's, at the start of a round; large models want less: 1e-6 to 1e-5 from 100M parameters on", above=0
+    )
     lr_schedule: Literal["linear", "constant"] = setting("linear", "linear: falls to 0 at the round's end")
-    kl_coef: float = setting(0.05, "price of a nat of KL to the reference, in units of the reward", least=0)
+    kl_coef: float = setting(0.15, "price of a nat of KL to the reference, in units of the reward", least=0)
     kl_target: float | None = setting(None, "wanted nats per response: kl_coef adapts; null keeps it fixed", above=0)
     kl_horizon: int = setting(10_000, "responses over which kl_coef adapts", least=1)
     kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "estimator of the KL per token (see rlhf_gym.agents.kl)")

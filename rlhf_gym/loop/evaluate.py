@@ -13,6 +13,7 @@ from rlhf_gym.decoding import Generation, generate
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.loop.run_directory import write_json
 from rlhf_gym.loop.workbench import Workbench
+from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, Scores, score
 from rlhf_gym.sampling import Sampling
 from rlhf_gym.sequences import token_log_probs
@@ -48,7 +49,8 @@ def evaluate(bench: Workbench, number: int) -> None:
         after = _respond(bench, policy, ids, lambda done: bar.update(len(prompts) + done))
 
         def scores(reward: Reward, generations: Sequence[Generation]) -> Scores:
-            return score(reward, texts, [g.text for g in generations], columns).values
+            with frozen(reward):  # "before" and "after" are measured with one and the same reward
+                return score(reward, texts, [g.text for g in generations], columns).values
 
         gold = scores(bench.gold, before), scores(bench.gold, after)
         proxies = scores(proxy, before), scores(proxy, after)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from rlhf_gym.decoding import generate
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.loop.run_directory import write_json
-from rlhf_gym.loop.sample import read_samples
+from rlhf_gym.loop.sample import round_prompts
 from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.reward_model import FitConfig, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
+
+NORMALISED_ON = 256
+"""At most so many responses: the deviation of scores is then known to 5%."""
 
 
 def fit(bench: Workbench, number: int) -> None:
     """Write ``round-N/reward_model/`` and ``round-N/reward_model.json``.
 
     The trunk begins as the reference in every round, and judgements of all rounds count: a reward model is never fitted on
-    top of an older one's mistakes. It is normalised on the reference's samples, so that ``kl_coef`` means the same in every
-    round (Ziegler et al. 2019).
+    top of an older one's mistakes. It is normalised on responses of the reference, so that ``kl_coef`` means the same in
+    every round (Ziegler et al. 2019); on new ones, since the scores of those it was fitted to are spread too widely.
 
     Raises:
         FeedbackError: no judgement says that one response is better than another.
@@ -44,8 +48,7 @@ def fit(bench: Workbench, number: int) -> None:
             config,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
         )
-        samples = read_samples(bench, 1)
-        model.normalise([s.prompt.text for s in samples], [s.response for s in samples])
+        model.normalise(*_reference_samples(bench, number))
     folder = bench.run.round(number)
     model.save(folder / "reward_model")
     write_json(folder / "reward_model.json", result.as_dict())
@@ -53,3 +56,14 @@ def fit(bench: Workbench, number: int) -> None:
         f"{title}: accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.n_validation} held-out comparisons, "
         f"calibration error {result.ece:.3f}, fitted on {result.n_train}"
     )
+
+
+def _reference_samples(bench: Workbench, number: int) -> tuple[list[str], list[str]]:
+    """Prompts, and responses of the reference to them that no rater has seen."""
+    prompts = [p.text for p in round_prompts(bench, number) * bench.config.sampling.candidates][:NORMALISED_ON]
+    responses = generate(
+        bench.reference, [bench.reference.tokenizer.encode_prompt(p) for p in prompts], bench.limits,
+        sampling=bench.sampling, stop=bench.task.stop, seed=bench.seed(number, "fit"),
+        batch_size=bench.config.sampling.batch_size,
+    )  # fmt: skip
+    return prompts, [response.text for response in responses]

@@ -12,6 +12,7 @@ from rlhf_gym.loop.metrics import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
 from rlhf_gym.loop.run_directory import whole_folder
 from rlhf_gym.loop.workbench import Workbench
+from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, ScoredBatch, score
 
 # The line of figures of an iteration: metrics.csv's column, its word on the line, its format.
@@ -27,7 +28,10 @@ class ProxyAndGold:
 
     Args:
         proxy: what PPO is trained against.
-        watched: further rewards, by name.
+        watched: further rewards, by name. What they might adapt stays as it is: only the proxy learns from a rollout.
+
+    Attributes:
+        parts: all of them, so that a checkpoint finds the states of adaptive ones.
     """
 
     name = "proxy"
@@ -35,6 +39,7 @@ class ProxyAndGold:
     def __init__(self, proxy: Reward, watched: Mapping[str, Reward]) -> None:
         self.proxy = proxy
         self.watched = dict(watched)
+        self.parts = (proxy, *self.watched.values())
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
         """The proxy's scores alone."""
@@ -47,7 +52,11 @@ class ProxyAndGold:
         scored = score(self.proxy, prompts, responses, columns)
         terms = {"proxy": scored.values}
         for name, reward in self.watched.items():
-            terms[name] = score(reward, prompts, responses, columns).values
+            if reward is self.proxy:
+                terms[name] = scored.values
+                continue
+            with frozen(reward):
+                terms[name] = score(reward, prompts, responses, columns).values
         return ScoredBatch(scored.values, terms)
 
 

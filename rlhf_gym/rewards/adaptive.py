@@ -173,9 +173,9 @@ class Scheduled(Adaptive):
 
 
 def adaptive_parts(reward: object) -> list[Adaptive]:
-    """Every adaptive combination inside a reward, itself included, each once and in a fixed order."""
+    """Every adaptive combination inside a reward (itself, and what it names in ``parts``), each once, in a fixed order."""
     found: list[Adaptive] = [reward] if isinstance(reward, Adaptive) else []
-    for part in reward.parts if isinstance(reward, Combination) else ():
+    for part in getattr(reward, "parts", ()):
         found += [inner for inner in adaptive_parts(part) if not any(inner is known for known in found)]
     return found
 
