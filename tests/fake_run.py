@@ -96,13 +96,17 @@ def _write_reward_model(folder: Path, rng: random.Random, number: int) -> None:
         {"train_loss": loss - 0.02 * epoch, "validation_loss": loss + 0.004 * epoch, "validation_accuracy": 1.2 - loss}
         for epoch, loss in enumerate(losses)
     ]
+    curve = [
+        {"epoch": step / 20, "loss": 0.7 - 0.25 * (1 - math.exp(-step / 40)) + rng.gauss(0, 0.01)}
+        for step in range(1, 121)
+    ]
     figures: dict[str, Any] = {
         "accuracy": 0.741 + 0.02 * number,
         "standard_error": 0.0193,
         "n_train": 410,
         "n_validation": 102,
     }
-    figures |= {"ece": 0.031, "bins": bins, "epochs": epochs}
+    figures |= {"ece": 0.031, "bins": bins, "epochs": epochs, "curve": curve}
     (folder / "reward_model.json").write_text(json.dumps(figures))
 
 

@@ -101,6 +101,12 @@ def test_learns_what_the_rater_likes():
     done, total, _ = zip(*steps, strict=True)
     assert list(done) == sorted(set(done))
     assert done[-1] == result.n_train * len(result.epochs)
+    points = [point["epoch"] for point in result.curve]
+    assert points == sorted(set(points))
+    assert 0.9 < points[-1] / len(result.epochs) <= 1
+    assert np.mean([point["loss"] for point in result.curve if point["epoch"] <= 1]) == pytest.approx(
+        result.epochs[0]["train_loss"], abs=0.02
+    )
     assert set(total) == {result.n_train * FIT.epochs}
     figures = json.loads(json.dumps(result.as_dict(), allow_nan=False))
     assert figures["accuracy"] == result.accuracy

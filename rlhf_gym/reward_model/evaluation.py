@@ -27,6 +27,7 @@ class FitResult:
         ece: expected calibration error, in [0, 1/2].
         bins: the reliability diagram.
         epochs: ``train_loss``, ``validation_loss`` (nats) and ``validation_accuracy`` of each epoch.
+        curve: the training loss on the way: ``loss`` (nats), the mean over a twentieth of an epoch that ends at ``epoch``.
         loss: mean loss on the held-out comparisons, ties included, in nats; ln 2 is a coin's.
         best_epoch: the epoch, from 1, whose weights were kept; 0 if nothing was fitted.
     """
@@ -38,6 +39,7 @@ class FitResult:
     ece: float
     bins: list[CalibrationBin]
     epochs: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
     loss: float = math.nan
     best_epoch: int = 0
 

@@ -120,6 +120,7 @@ def fit(
     rng = np.random.default_rng(config.seed)
     total, done = config.epochs * len(train), 0
     epochs: list[dict[str, float]] = []
+    losses: list[tuple[int, float]] = []
     best: tuple[FitResult, dict[str, Tensor]] | None = None
     with _trainable(model, config) as parameters:
         optimizer = _optimizer(model, parameters, config)
@@ -131,6 +132,7 @@ def fit(
                     group["lr"] = group["peak"] * learning_rate_factor(done + number / 2, total)
                 loss = _step(model, minibatch, optimizer, parameters, config, done)
                 done, seen, loss_sum = done + number, seen + number, loss_sum + loss * number
+                losses.append((number, loss))
                 if on_progress:
                     on_progress(done, total, loss)
             held = evaluate(model, validation)
@@ -152,7 +154,7 @@ def fit(
                 if name in best[1]:
                     tensor.copy_(best[1][name])
     model.gain, model.bias = 1.0, 0.0
-    return replace(best[0], n_train=len(train), epochs=epochs)
+    return replace(best[0], n_train=len(train), epochs=epochs, curve=_curve(losses, len(train)))
 
 
 def learning_rate_factor(done: float, total: int) -> float:
@@ -163,6 +165,19 @@ def learning_rate_factor(done: float, total: int) -> float:
     """
     warm_up = total / 10
     return min(done / warm_up, (total - done) / (total - warm_up))
+
+
+def _curve(losses: Sequence[tuple[int, float]], per_epoch: int) -> list[dict[str, float]]:
+    """Means of the steps' losses over twentieths of an epoch, or over steps that are longer."""
+    curve: list[dict[str, float]] = []
+    done = since = 0
+    total = 0.0
+    for number, loss in losses:
+        done, since, total = done + number, since + number, total + number * loss
+        if since * 20 >= per_epoch:
+            curve.append({"epoch": done / per_epoch, "loss": total / since})
+            since, total = 0, 0.0
+    return curve
 
 
 def _step(

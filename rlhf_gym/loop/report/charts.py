@@ -150,32 +150,34 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
 
 
 def loss_chart(reward_model: RewardModelRound) -> Markup | None:
-    """The reward model's losses by epoch, beside ln 2, the loss of a coin."""
+    """The reward model's training loss on the way, and its held-out loss after each epoch, beside ln 2, a coin's."""
     epochs = reward_model.rows("epochs")
-    curves = {
-        name: [finite(epoch.get(key)) for epoch in epochs]
-        for name, key in (("train", "train_loss"), ("held-out", "validation_loss"))
-    }
-    known = [value for curve in curves.values() for value in curve if value is not None]
+    held_out = [(float(i), finite(epoch.get("validation_loss"))) for i, epoch in enumerate(epochs, start=1)]
+    train = [(finite(row.get("epoch")) or 0.0, finite(row.get("loss"))) for row in reward_model.rows("curve")]
+    known = [value for _, value in (*train, *held_out) if value is not None]
     if not known:
         return None
-    chart = Chart(420, 340, (0.9, max(len(epochs), 2) + 0.1), padded([*known, math.log(2)]), (14, 84, 44, 56))
-    chart.axes("epoch", y_label="Bradley-Terry loss (nats)", x_ticks=nice_ticks(1, max(len(epochs), 2), 6, whole=True))
+    chart = Chart(420, 340, (0, max(len(epochs), 1)), padded([*known, math.log(2)]), (14, 84, 44, 56))
+    chart.axes("epoch", y_label="Bradley-Terry loss (nats)", x_ticks=nice_ticks(0, max(len(epochs), 1), 6, whole=True))
     coin = chart.y(math.log(2))
     chart.segment((chart.left, coin), (chart.right, coin), "mark-line")
     words = [("a coin: ln 2", "tick", coin)]
-    for (name, curve), css in zip(curves.items(), ("other faint-line", "other"), strict=True):
-        chart.line(list(enumerate(curve, start=1)), css)
-        last = next((value for value in reversed(curve) if value is not None), None)
-        if last is not None:
-            words.append((name, "end other", chart.y(last)))
+    for name, curve, css in (("train", train, "other faint-line"), ("held-out", held_out, "other")):
+        chart.line(curve, css)
+        points = [(epoch, value) for epoch, value in curve if value is not None]
+        if points:
+            words.append((name, "end other", chart.y(points[-1][1])))
+        if name == "held-out":
+            chart.dots(points, css, 4)
     for (label, css, _), place in zip(words, spread([word[2] for word in words], 14), strict=True):
         chart.text((chart.right + 5, place + 4), label, css)
-    half = (chart.x(2) - chart.x(1)) / 2
     for index, epoch in enumerate(epochs, start=1):
+        losses = ", ".join(
+            f"{name} {number(finite(epoch.get(key)), 3)}"
+            for name, key in (("train", "train_loss"), ("held-out", "validation_loss"))
+        )
         accuracy = percent(finite(epoch.get("validation_accuracy")))
-        losses = ", ".join(f"{name} {number(curve[index - 1], 3)}" for name, curve in curves.items())
-        chart.strip(chart.x(index) - half, chart.x(index) + half, f"Epoch {index}\n{losses}\naccuracy {accuracy}")
+        chart.strip(chart.x(index - 1), chart.x(index), f"Epoch {index}\n{losses}\naccuracy {accuracy}")
     return chart.render("Reward model's loss", f"Over {len(epochs)} epochs.")
 
 
