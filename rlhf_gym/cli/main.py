@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{'terminated' if terminated else 'interrupted'}.{hint}", file=sys.stderr)
         return TERMINATED if terminated else INTERRUPTED
     except Exception as error:  # safetensors, SQLAlchemy and Torch each have their own name for a full disk
-        message = _full_disk(error, hint)
+        message = _full_disk(error, hint) or _file_refused(error, hint)
         if message is None:
             raise
         return _fail(message)
@@ -83,6 +83,13 @@ def _full_disk(error: BaseException | None, hint: str) -> str | None:
                 f"written metrics, the latest checkpoint. Free some space.{hint}"
             )
         error = error.__cause__ or error.__context__
+    return None
+
+
+def _file_refused(error: BaseException, hint: str) -> str | None:
+    """The message for a file or folder that the system does not let us write or read."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}. Give another place, or mend its permissions.{hint}"
     return None
 
 
