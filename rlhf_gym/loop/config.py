@@ -129,7 +129,9 @@ class RewardModelConfig(Section):
     enabled: bool = setting(True, "false: no raters, PPO trains against the task's reward directly")
     epochs: int = setting(1, "passes over the preferences; the best one is kept", least=1)
     batch_size: int = setting(32, "preferences a step", least=1)
-    learning_rate: float = setting(1e-3, "AdamW's, at its peak; large models want less: 1e-5 from 100M parameters on", above=0)
+    learning_rate: float = setting(
+        1e-3, "AdamW's, at its peak; large models want less: 1e-5 from 100M parameters on", above=0
+    )
     weight_decay: float = setting(0.01, "decoupled weight decay", least=0)
     label_smoothing: float = setting(0.0, "chance that a judgement is the wrong way round", least=0, below=0.5)
     max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
