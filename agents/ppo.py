@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from rlhf_gym.agents.advantages import gae, whiten
-from rlhf_gym.agents.checkpoint import Checkpointed, settings_of
-from rlhf_gym.agents.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
-from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss, clipped_value_loss, token_weights
-from rlhf_gym.agents.metrics import check_finite, ratio_metrics
-from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
+from rlhf_gym.agents.checkpoint import settings_of
+from rlhf_gym.agents.kl import Estimator
+from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss, clipped_value_loss
 from rlhf_gym.agents.policy import ValueNetwork
+from rlhf_gym.agents.policy_gradient import PolicyGradient
 from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.scores import shape_scores
 from rlhf_gym.agents.settings import check_settings
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.sampling import Sampling
 
 
-class PPO(Checkpointed, TokenOnPolicyAlgorithm):
+class PPO(PolicyGradient):
     """PPO with a per-token KL penalty to a frozen reference, as a stable-baselines3 algorithm. A timestep is a token.
 
     Args:
@@ -126,9 +122,11 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         check_settings(arguments := dict(locals()))
         self.settings = settings_of(arguments)
         self.value_network = value_network
-        self.kl_controller: KLController = FixedKL(kl_coef)
-        if kl_target is not None:
-            self.kl_controller = AdaptiveKL(kl_coef, kl_target, kl_horizon)
+        self.set_objective(
+            kl_coef=kl_coef, kl_target=kl_target, kl_horizon=kl_horizon, kl_estimator=kl_estimator, kl_in=kl_in,
+            ent_coef=ent_coef, aggregation=aggregation, target_kl=target_kl, max_ratio=max_ratio,
+            clip_scores=clip_scores, missing_eos_penalty=missing_eos_penalty, missing_eos_score=missing_eos_score,
+        )  # fmt: skip
         super().__init__(
             policy, env, language_model=language_model, reference=reference, learning_rate=learning_rate,
             learning_rate_decay=learning_rate_decay,
@@ -144,35 +142,15 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         self.dual_clip = dual_clip
         self.clip_range_vf = clip_range_vf
         self.vf_coef = vf_coef
-        self.ent_coef = ent_coef
-        self.target_kl = target_kl
-        self.max_ratio = max_ratio
         self.whiten_advantages = whiten_advantages
         self.whiten_rewards = whiten_rewards
-        self.aggregation = aggregation
-        self.kl_estimator: Estimator = kl_estimator or ("k1" if kl_in == "reward" else "k2")
-        self.kl_in = kl_in
-        self.clip_scores = clip_scores
-        self.missing_eos_penalty = missing_eos_penalty
-        self.missing_eos_score = missing_eos_score
         if _init_setup_model:
             self._setup_model()
 
     def prepare(self, rollout: Rollout) -> None:
         """KL penalty and score as per-token rewards, then advantages."""
         mask = rollout.mask
-        rewards = shape_scores(
-            rollout, clip=self.clip_scores, missing_eos_penalty=self.missing_eos_penalty,
-            missing_eos_score=self.missing_eos_score,
-        )  # fmt: skip
-        penalty = torch.zeros_like(rewards)
-        if self.kl_in == "reward":
-            kl = kl_estimate(rollout.log_probs, rollout.reference_log_probs, self.kl_estimator)
-            penalty = self.kl_controller.coef * kl * mask
-        rewards = rewards - penalty
-        self.logger.record("objective/rlhf_reward", rewards.sum(1).mean().item())
-        self.logger.record("objective/non_score_reward", -penalty.sum(1).mean().item())
-        self.logger.record("objective/kl_coef", self.kl_controller.coef)
+        rewards = self.shaped_rewards(rollout)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         rollout.advantages, rollout.returns = gae(
@@ -183,43 +161,11 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         if self.whiten_advantages:
             rollout.advantages = whiten(rollout.advantages, mask)
 
-    def update(self, rollout: Rollout, rows: list[int]) -> bool:
-        """One optimizer step on one minibatch."""
-        lengths = torch.tensor([rollout.lengths[i] for i in rows])
-        # A micro-batch adds up what its tokens weigh in the whole minibatch, so how it is cut changes nothing.
-        weights = token_weights(lengths, self.aggregation, constant_length=self.policy.limits.max_tokens)
-        weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
-        sums: dict[str, Tensor] = {}
-        for micro, log_probs, entropies, values in self.forward_minibatch(rollout, rows, entropy=self.ent_coef > 0):
-            assert values is not None
-            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(self.device)
-            terms, figures = self._losses(rollout, micro, log_probs, values)
-            losses = {name: (loss * weight).sum() for name, loss in terms.items()}
-            losses["entropy"] = -(entropies * weight).sum()
-            check_finite({f"the {name} loss is": loss.detach() for name, loss in losses.items()}, self.where)
-            total = torch.stack([losses[name] * self._coefficient(name) for name in losses]).sum()
-            total.backward()  # type: ignore[no-untyped-call]
-            figures |= ratio_metrics(log_probs, self.flat(rollout.log_probs, micro))
-            figures["entropy"] = entropies.detach().sum()
-            amounts = {name: amount * share for name, amount in figures.items()}
-            amounts |= {f"{name} loss": loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
-            sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
-        # One transfer for all: each .item() would wait for the device.
-        table = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
-        self._note(table)
-        stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
-        skip = table["ratio"] > self.max_ratio
-        self.note(**{"policy/skipped_updates": float(stop or skip)})
-        if stop or skip:
-            self.policy.optimizer.zero_grad(set_to_none=True)
-            return not stop
-        self.step_optimizer()
-        return True
-
-    def _losses(
-        self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor
+    def losses(
+        self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses by name, ``[N]`` each, and figures by name, summed over tokens."""
+        """Clipped policy and value losses, and the divergence where it is a loss."""
+        assert values is not None
         clip = self.clip_range(self._current_progress_remaining) if callable(self.clip_range) else self.clip_range
         policy_loss, clipped = clipped_policy_loss(
             log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
@@ -228,49 +174,9 @@ class PPO(Checkpointed, TokenOnPolicyAlgorithm):
         value_loss, value_clipped = clipped_value_loss(
             values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), self.clip_range_vf
         )
-        losses = {"policy": policy_loss, "value": value_loss}
-        if self.kl_in == "loss":
-            reference = self.flat(rollout.reference_log_probs, rows)
-            losses["kl"] = kl_estimate(log_probs, reference, self.kl_estimator)
+        losses = {"policy": policy_loss, "value": value_loss, **self.kl_loss(rollout, rows, log_probs)}
         return losses, {"clipped": clipped.sum(), "value clipped": value_clipped.sum()}
 
-    def _coefficient(self, loss: str) -> float:
+    def coefficient(self, loss: str) -> float:
         """What a loss counts in the total."""
-        return {"policy": 1.0, "value": self.vf_coef, "entropy": self.ent_coef, "kl": self.kl_controller.coef}[loss]
-
-    def _note(self, table: dict[str, float]) -> None:
-        """A minibatch's figures under TRL's names and SB3's."""
-        self.note(
-            **{
-                "loss/policy_avg": table["policy loss"],
-                "loss/value_avg": table["value loss"],
-                "policy/entropy_avg": table["entropy"],
-                "policy/clipfrac_avg": table["clipped"],
-                "policy/approxkl_avg": table["k2"],
-                "val/clipfrac_avg": table["value clipped"],
-                "val/ratio": table["ratio"],
-                "train/loss": table["loss"],
-                "train/policy_gradient_loss": table["policy loss"],
-                "train/value_loss": table["value loss"],
-                "train/entropy_loss": -table["entropy"],
-                "train/clip_fraction": table["clipped"],
-                "train/approx_kl": table["k3"],
-            }
-        )
-        if "kl loss" in table:
-            self.note(**{"loss/kl_avg": table["kl loss"]})
-
-    def after_learning(self, rollout: Rollout) -> None:
-        """Adapt the KL coefficient to the divergence measured in this rollout."""
-        kl = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean().item()
-        self.kl_controller.update(kl, len(rollout.episodes))
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beyond weights to go on exactly."""
-        # The controller moves only after learning, so this fits the state at a rollout's start, too.
-        return {**super().state(), "kl_coef": self.kl_controller.coef}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The opposite of :meth:`state`."""
-        super().restore(state)
-        self.kl_controller.coef = float(state["kl_coef"])
+        return self.vf_coef if loss == "value" else super().coefficient(loss)
