@@ -5,15 +5,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhf_gym.agents.a2c import A2C
+    from rlhf_gym.agents.critic_free import CriticFree
+    from rlhf_gym.agents.grpo import GRPO, GSPO
     from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
     from rlhf_gym.agents.policy import LMPolicy
+    from rlhf_gym.agents.policy_gradient import PolicyGradient
     from rlhf_gym.agents.ppo import PPO
+    from rlhf_gym.agents.reinforce import REINFORCE, ReinforcePlusPlus
+    from rlhf_gym.agents.rloo import RLOO
 
-__all__ = ["PPO", "LMPolicy", "TokenOnPolicyAlgorithm"]
+__all__ = [
+    "A2C",
+    "GRPO",
+    "GSPO",
+    "PPO",
+    "REINFORCE",
+    "RLOO",
+    "CriticFree",
+    "LMPolicy",
+    "PolicyGradient",
+    "ReinforcePlusPlus",
+    "TokenOnPolicyAlgorithm",
+]
 
 _PLACES = {
+    "A2C": "rlhf_gym.agents.a2c",
+    "CriticFree": "rlhf_gym.agents.critic_free",
+    "GRPO": "rlhf_gym.agents.grpo",
+    "GSPO": "rlhf_gym.agents.grpo",
     "LMPolicy": "rlhf_gym.agents.policy",
     "PPO": "rlhf_gym.agents.ppo",
+    "PolicyGradient": "rlhf_gym.agents.policy_gradient",
+    "REINFORCE": "rlhf_gym.agents.reinforce",
+    "RLOO": "rlhf_gym.agents.rloo",
+    "ReinforcePlusPlus": "rlhf_gym.agents.reinforce",
     "TokenOnPolicyAlgorithm": "rlhf_gym.agents.on_policy",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -70,3 +72,63 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: fl
     deviation = (valid.var() + epsilon).sqrt() if valid.numel() > 1 else torch.ones_like(mean)
     whitened = (valid - mean) / deviation + (0.0 if shift_mean else mean)
     return torch.zeros_like(values).masked_scatter(mask, whitened.to(values.dtype))
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
+    """``G_t = r_t + gamma G_{t+1}``, what is paid from each token on.
+
+    Args:
+        rewards: float ``[B, R]``.
+        mask: bool ``[B, R]``, True at the response's tokens, which stand at the front of their row.
+        gamma: discount in [0, 1].
+
+    Returns:
+        float ``[B, R]``, 0 where the mask is False.
+    """
+    zeros = torch.zeros_like(rewards)
+    returns, _ = gae(rewards, zeros, mask, gamma=gamma, gae_lambda=1.0)
+    return returns * mask
+
+
+def group_relative(
+    scores: Tensor, group_size: int, scale: Literal["group", "batch", "none"] = "group", *, epsilon: float = 1e-4
+) -> Tensor:
+    """Scores relative to their group: ``(r_i - mean) / (std + epsilon)`` (Shao et al. 2024, GRPO, section 4.1.2).
+
+    Args:
+        scores: float ``[B]``, groups of ``group_size`` neighbours that answer the same prompt.
+        group_size: at least 2, divides ``B``.
+        scale: the deviation divided by, with Bessel's correction: the group's own; the batch's, of scores relative to
+            their groups; or none (Dr. GRPO, Liu et al. 2025: dividing by the group's own makes prompts count more that
+            are nearly always, or nearly never, answered well).
+        epsilon: added to the deviation.
+
+    Returns:
+        float ``[B]``; exactly 0 in a group whose scores are all the same.
+    """
+    groups = scores.view(-1, group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    # Rounding of the mean must not become an advantage when divided by a deviation of rounding.
+    centred = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centred)
+    if scale == "group":
+        centred = centred / (groups.std(1, keepdim=True) + epsilon)
+    elif scale == "batch":
+        centred = centred / (centred.std() + epsilon)
+    return centred.flatten()
+
+
+def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
+    """``r_i`` minus the mean of the *other* scores of its group (Kool et al. 2019; Ahmadian et al. 2024, RLOO, equation 8).
+
+    The baseline does not depend on ``y_i``, so the gradient is unbiased.
+
+    Args:
+        scores: float ``[B]``, groups of ``group_size`` neighbours that answer the same prompt.
+        group_size: at least 2, divides ``B``.
+
+    Returns:
+        float ``[B]``.
+    """
+    groups = scores.view(-1, group_size)
+    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - others).flatten()

@@ -28,6 +28,7 @@ from rlhf_gym.tokenizer import Tokenizer
 from rlhf_gym.version import __version__
 
 FORMAT = 1
+NOTHING = "nothing"  # safetensors cannot hold no tensor at all: a policy without a value function
 
 
 class Checkpointed(OnPolicyAlgorithm):
@@ -173,8 +174,10 @@ class Checkpointed(OnPolicyAlgorithm):
         agent._setup_model()
         if env is None:
             agent.policy.limits = Limits(**{**data["limits"], "banned": tuple(data["limits"]["banned"])})
-        missing, unexpected = agent.policy.load_state_dict(load_file(folder / "policy.safetensors"), strict=False)
-        if unexpected or any(not key.startswith("lm.") for key in missing):
+        extra = {k: v for k, v in load_file(folder / "policy.safetensors").items() if k != NOTHING}
+        missing, unexpected = agent.policy.load_state_dict(extra, strict=False)
+        missing = [key for key in missing if not key.startswith("lm.")]
+        if unexpected or missing:
             raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
         agent.policy.optimizer.load_state_dict(
             _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])
@@ -237,7 +240,7 @@ def _is_json(value: object) -> bool:
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies that share no memory, as safetensors wants them (a separate value network ties its embeddings)."""
-    return {k: v.detach().clone().contiguous() for k, v in tensors.items()} or {"empty": torch.zeros(0)}
+    return {k: v.detach().clone().contiguous() for k, v in tensors.items()} or {NOTHING: torch.zeros(0)}
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

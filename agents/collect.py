@@ -69,7 +69,9 @@ class SteppingCollector:
         self.env = env
         self.policy = policy
         self.seed = seed
-        self.has_masks = not isinstance(env, TokenVecEnv) and env.has_attr("action_masks")
+        # Masks that the policy's own limits tell already need not be asked for at every token.
+        told = isinstance(env, TokenVecEnv) and env.fixed_masks
+        self.has_masks = not told and env.has_attr("action_masks")
         self.observation: dict[str, Any] = {}
 
     def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:

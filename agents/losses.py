@@ -57,6 +57,30 @@ def clipped_policy_loss(
     return Clipped(loss, clipped)
 
 
+def sequence_clipped_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, lengths: Tensor, *, clip_low: float, clip_high: float
+) -> Clipped:
+    """GSPO's surrogate (Zheng et al. 2025, equations 5 and 7): one ratio a response, clipped as a whole.
+
+    ``s_i = exp(mean_t(log pi - log pi_old))``, the geometric mean of the tokens' ratios; the loss of every token of a response
+    is ``-min(s_i A_i, clip(s_i) A_i)``.
+
+    Args:
+        log_probs: ``[N]``, of the tokens under the policy now, response after response.
+        old_log_probs: ``[N]``, under the policy that wrote them.
+        advantages: ``[N]``, the same for all tokens of a response.
+        lengths: int ``[B]``, tokens of each response; their sum is ``N``.
+        clip_low: the ratio is clipped at ``1 - clip_low``; theirs is 3e-4, since ``s`` moves far less than a token's ratio.
+        clip_high: and at ``1 + clip_high``; theirs is 4e-4.
+    """
+    response = torch.repeat_interleave(torch.arange(len(lengths), device=log_probs.device), lengths)
+    sums = torch.zeros(len(lengths), device=log_probs.device).index_add(0, response, log_probs - old_log_probs)
+    ratio = torch.exp(sums / lengths)[response]
+    free = -advantages * ratio
+    held = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    return Clipped(torch.maximum(free, held), held > free)
+
+
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Clipped:
     """Half the squared error, or that of the value clipped around the rollout's, whichever is larger.
 

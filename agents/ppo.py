@@ -32,7 +32,7 @@ class PPO(PolicyGradient):
         learning_rate_decay: ``"constant"``, or ``"linear"`` to 0 at ``total_timesteps``.
         n_episodes: episodes an iteration, a multiple of the number of environments; default one for each.
         n_epochs: passes over an iteration's episodes.
-        batch_size: whole episodes a minibatch.
+        batch_size: whole episodes a minibatch; None is all of them.
         tokens_per_batch: padded tokens a micro-batch; gradients are accumulated, and do not depend on it.
         gamma: discount per token.
         gae_lambda: lambda of generalised advantage estimation.
@@ -83,7 +83,7 @@ class PPO(PolicyGradient):
         learning_rate_decay: str = "constant",
         n_episodes: int | None = None,
         n_epochs: int = 4,
-        batch_size: int = 16,
+        batch_size: int | None = 16,
         tokens_per_batch: int = 4096,
         gamma: float = 1.0,
         gae_lambda: float = 0.95,
@@ -119,7 +119,7 @@ class PPO(PolicyGradient):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_settings(arguments := dict(locals()))
+        check_settings(arguments := dict(locals()), optional=("batch_size",))
         self.settings = settings_of(arguments)
         self.value_network = value_network
         self.set_objective(

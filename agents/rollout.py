@@ -57,6 +57,7 @@ class Rollout:
         reference_log_probs: filled in by the agent.
         advantages: filled in by the agent.
         returns: filled in by the agent.
+        learn_from: the episodes that minibatches are drawn from; None is all of them.
     """
 
     episodes: list[Episode]
@@ -67,6 +68,7 @@ class Rollout:
     reference_log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    learn_from: list[int] | None = None
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> Rollout:
@@ -97,8 +99,8 @@ class Rollout:
         return torch.tensor([e.bootstrap for e in self.episodes])
 
     def minibatches(self, size: int, rng: np.random.Generator) -> list[list[int]]:
-        """All episodes' indices in random order, in minibatches of ``size`` whole episodes (the last may be smaller)."""
-        order = rng.permutation(len(self.episodes)).tolist()
+        """Indices of episodes in random order, in minibatches of ``size`` whole episodes (the last may be smaller)."""
+        order = rng.permutation(len(self.episodes) if self.learn_from is None else self.learn_from).tolist()
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 

@@ -33,3 +33,19 @@ def shape_scores(
             rewards[row] = zeros_like(rewards[row])
             rewards[row, last] = missing_eos_score
     return rewards
+
+
+def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
+    """DAPO's soft punishment of long responses (Yu et al. 2025, equation 13), to be added to the scores.
+
+    0 up to ``limit - buffer`` tokens, then falling linearly to -1 at ``limit``.
+
+    Args:
+        lengths: int ``[B]``, response tokens.
+        limit: the length limit, in tokens.
+        buffer: tokens before the limit in which length is charged for; 1 to ``limit``.
+
+    Returns:
+        float32 ``[B]``, in [-1, 0].
+    """
+    return ((limit - buffer - lengths).float() / buffer).clamp(-1.0, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from rlhf_gym.agents.kl import ESTIMATORS
@@ -26,11 +26,12 @@ NUMBERS: dict[str, Rule] = {
     "gamma": FRACTION, "gae_lambda": FRACTION, "clip_range": ABOVE_0, "clip_range_high": ABOVE_0, "dual_clip": ABOVE_1,
     "clip_range_vf": ABOVE_0, "vf_coef": AT_LEAST_0, "ent_coef": AT_LEAST_0, "max_grad_norm": ABOVE_0,
     "target_kl": ABOVE_0, "max_ratio": ABOVE_0, "kl_coef": AT_LEAST_0, "kl_target": ABOVE_0, "kl_horizon": ABOVE_0,
+    "group_size": COUNT, "overlong_buffer": COUNT, "baseline_decay": FRACTION,
     "clip_scores": ABOVE_0, "missing_eos_penalty": AT_LEAST_0, "missing_eos_score": FINITE, "seed": SEED,
 }  # fmt: skip
 OPTIONAL = {
     "n_episodes", "clip_range_high", "dual_clip", "clip_range_vf", "target_kl", "kl_target", "kl_estimator",
-    "clip_scores", "missing_eos_penalty", "missing_eos_score", "seed",
+    "clip_scores", "missing_eos_penalty", "missing_eos_score", "overlong_buffer", "seed",
 }  # fmt: skip
 SCHEDULES = {"learning_rate", "clip_range"}
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -40,20 +41,23 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "value_network": ("shared", "separate"),
     "collect": ("auto", "step"),
     "learning_rate_decay": ("constant", "linear"),
+    "scale_rewards": ("group", "batch", "none"),
+    "baseline": ("none", "running", "batch"),
 }
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
+def check_settings(settings: Mapping[str, Any], *, optional: Collection[str] = ()) -> None:
     """Refuse settings out of range, and settings that contradict one another.
 
     Args:
         settings: a constructor's arguments by name; names without a rule are not looked at.
+        optional: settings that may be None here, besides those that always may.
 
     Raises:
         ConfigError: names the setting, what it is and what it may be.
     """
     for name, value in settings.items():
-        if (value is None and name in OPTIONAL) or (callable(value) and name in SCHEDULES):
+        if (value is None and (name in OPTIONAL or name in optional)) or (callable(value) and name in SCHEDULES):
             continue
         if name in NUMBERS:
             expected, good = NUMBERS[name]
@@ -63,7 +67,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         if name in CHOICES and value not in CHOICES[name]:
             raise ConfigError(f"{name} must be one of {', '.join(CHOICES[name])}{or_none(name)}; got {value!r}")
     get = settings.get
-    if get("n_episodes") is not None and get("batch_size", 1) > settings["n_episodes"]:
+    if get("n_episodes") is not None and (get("batch_size") or 1) > settings["n_episodes"]:
         raise ConfigError(f"batch_size ({get('batch_size')}) must be at most n_episodes ({settings['n_episodes']})")
     if get("kl_target") is not None and get("kl_coef") == 0:
         raise ConfigError("kl_target needs a kl_coef above 0: the coefficient is multiplied, and 0 stays 0")
@@ -73,7 +77,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             "gradient is the divergence's, or 'k3'"
         )
     high, low = get("clip_range_high"), get("clip_range")
-    if high is not None and not callable(low) and high < settings["clip_range"]:
+    if high is not None and low is not None and not callable(low) and high < low:
         raise ConfigError(f"clip_range_high ({high}) must be at least clip_range ({low})")
     if get("missing_eos_penalty") is not None and get("missing_eos_score") is not None:
         raise ConfigError("missing_eos_penalty and missing_eos_score are alternatives; give one of them")

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from rlhf_gym.agents.collect import SteppingCollector, collect_by_decoding
 from rlhf_gym.agents.policy import LMPolicy, ValueNetwork, check_spaces
@@ -30,6 +30,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     policy: LMPolicy
     value_network: ValueNetwork | None = None
+    group_size: int = 1
+    batch_size: int
     policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
 
     def __init__(
@@ -43,7 +45,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         learning_rate_decay: str,
         n_episodes: int | None,
         n_epochs: int,
-        batch_size: int,
+        batch_size: int | None,
         tokens_per_batch: int,
         sampling: Sampling,
         max_grad_norm: float,
@@ -70,7 +72,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         )  # fmt: skip
         self.n_episodes = n_episodes
         self.n_epochs = n_epochs
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.tokens_per_batch = tokens_per_batch
         self.sampling = sampling
         self.collect = collect
@@ -151,8 +153,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             raise ConfigError(
                 f"n_episodes ({self.n_episodes}) must be a multiple of the number of environments ({env.num_envs})"
             )
+        self.batch_size = self._batch_size or self.n_episodes
         if not 1 <= self.batch_size <= self.n_episodes:
             raise ConfigError(f"batch_size must lie in 1..n_episodes ({self.n_episodes}), got {self.batch_size}")
+        group_slots(env, self.group_size)
         limits = limits_of(env, model)
         if limits.eos_id != model.tokenizer.eos_id:
             raise ConfigError(
@@ -272,3 +276,21 @@ def limits_of(env: VecEnv, model: LanguageModel) -> Limits:
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
     return Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,), 0, int(space["ids"].shape[0]))  # type: ignore[index]
+
+
+def group_slots(env: VecEnv, size: int) -> None:
+    """Have ``size`` neighbouring slots answer the same prompts.
+
+    Raises:
+        ConfigError: the environment cannot do that.
+    """
+    inner = env
+    while isinstance(inner, VecEnvWrapper):
+        inner = inner.venv
+    if isinstance(inner, TokenVecEnv):
+        inner.set_group_size(size)
+    elif size > 1:
+        raise ConfigError(
+            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...), wrapped "
+            f"or not; got {type(inner).__name__}"
+        )

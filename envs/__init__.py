@@ -7,16 +7,58 @@ from typing import TYPE_CHECKING, Any
 from rlhf_gym.envs.registration import ENVIRONMENTS, register_all
 
 if TYPE_CHECKING:
+    from rlhf_gym.envs.action_wrappers import SmallVocabulary, VectorSmallVocabulary
+    from rlhf_gym.envs.conversation_env import ConversationEnv
+    from rlhf_gym.envs.masks import TokenMask
+    from rlhf_gym.envs.observation_wrappers import EmbeddedTokens, LastTokens, VectorEmbeddedTokens, VectorLastTokens
+    from rlhf_gym.envs.reward_wrappers import KLReward, PotentialShaping, VectorKLReward, VectorPotentialShaping
     from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
+    from rlhf_gym.envs.turn_env import TurnEnv
+    from rlhf_gym.envs.vec_env import VectorVecEnv
 
-__all__ = ["ENVIRONMENTS", "TokenEnv", "TokenVecEnv", "TokenVectorEnv", "make_sb3_env", "register_all"]
+__all__ = [
+    "ENVIRONMENTS",
+    "ConversationEnv",
+    "EmbeddedTokens",
+    "KLReward",
+    "LastTokens",
+    "PotentialShaping",
+    "SmallVocabulary",
+    "TokenEnv",
+    "TokenMask",
+    "TokenVecEnv",
+    "TokenVectorEnv",
+    "TurnEnv",
+    "VectorEmbeddedTokens",
+    "VectorKLReward",
+    "VectorLastTokens",
+    "VectorPotentialShaping",
+    "VectorSmallVocabulary",
+    "VectorVecEnv",
+    "make_sb3_env",
+    "register_all",
+]
 
 _PLACES = {
+    "ConversationEnv": "rlhf_gym.envs.conversation_env",
+    "EmbeddedTokens": "rlhf_gym.envs.observation_wrappers",
+    "KLReward": "rlhf_gym.envs.reward_wrappers",
+    "LastTokens": "rlhf_gym.envs.observation_wrappers",
+    "PotentialShaping": "rlhf_gym.envs.reward_wrappers",
+    "SmallVocabulary": "rlhf_gym.envs.action_wrappers",
+    "TokenMask": "rlhf_gym.envs.masks",
+    "VectorEmbeddedTokens": "rlhf_gym.envs.observation_wrappers",
+    "VectorKLReward": "rlhf_gym.envs.reward_wrappers",
+    "VectorLastTokens": "rlhf_gym.envs.observation_wrappers",
+    "VectorPotentialShaping": "rlhf_gym.envs.reward_wrappers",
+    "VectorSmallVocabulary": "rlhf_gym.envs.action_wrappers",
+    "VectorVecEnv": "rlhf_gym.envs.vec_env",
     "TokenEnv": "rlhf_gym.envs.token_env",
     "TokenVectorEnv": "rlhf_gym.envs.token_vector_env",
     "TokenVecEnv": "rlhf_gym.envs.sb3",
+    "TurnEnv": "rlhf_gym.envs.turn_env",
     "make_sb3_env": "rlhf_gym.envs.sb3",
 }
 

@@ -6,13 +6,15 @@ cost depends neither on the length already written nor on the number of steps ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_gym.envs.masks import Masks, TokenMask
+from rlhf_gym.envs.prompt_table import PromptTable
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.tasks import Task, load_task
@@ -20,6 +22,11 @@ from rlhf_gym.tokenizer import Tokenizer, load_tokenizer
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Slots = NDArray[np.intp]
+
+_REACH = (
+    8  # tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does
+)
 
 
 class Episodes:
@@ -28,10 +35,11 @@ class Episodes:
     Args:
         num_slots: ``N``.
         task: a task or the name of one.
-        tokenizer: a tokenizer or the name of a model.
+        tokenizer: a tokenizer or the name of a model; None takes the task's own, or else the embedded model's.
         reward: replaces the task's reward.
         task_options: options of a task given by name.
         max_prompt_tokens: longest prompt allowed; None takes the task's longest.
+        mask: which tokens may be written where.
 
     Attributes:
         ids: int64 ``[N, L]``, prompt and response, padded on the right; ``L`` is the longest prompt plus the longest response.
@@ -40,44 +48,42 @@ class Episodes:
         running: bool ``[N]``, False before the first reset and after the end.
 
     Raises:
-        TaskError: no reward, or a prompt longer than allowed.
+        TaskError: no reward, a prompt longer than allowed, a tokenizer without EOS or padding, or a mask that allows nothing.
     """
 
     def __init__(
         self,
         num_slots: int,
         task: Task | str,
-        tokenizer: Tokenizer | str,
+        tokenizer: Tokenizer | str | None = None,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
+        mask: TokenMask | Mapping[str, Any] | None = None,
     ) -> None:
+        if isinstance(task, Task) and task_options:
+            raise TaskError(
+                f"task_options {task_options!r} are for a task given by name; task {task.name!r} is already built"
+            )
         self.task = load_task(task, **(task_options or {})) if isinstance(task, str) else task
-        self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        given = tokenizer or self.task.tokenizer or "embedded"
+        self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
         chosen = reward or self.task.reward
         if chosen is None:
             raise TaskError(f"task {self.task.name!r} has no reward of its own; give the environment one: reward=...")
         self.reward: Callable[..., Any] = chosen
-        if self.tokenizer.eos_id == self.tokenizer.pad_id:
-            raise TaskError(
-                f"the tokenizer {self.tokenizer.name!r} uses id {self.tokenizer.eos_id} both for EOS and for padding; the "
-                "end of a response could not be told from padding. Give it a pad token of its own."
-            )
-        self.prompt_ids = [np.array(self.tokenizer.encode_prompt(p.text), dtype=np.int64) for p in self.task.prompts]
-        longest = max(range(len(self.prompt_ids)), key=lambda i: len(self.prompt_ids[i]))
-        if max_prompt_tokens is not None and len(self.prompt_ids[longest]) > max_prompt_tokens:
-            raise TaskError(
-                f"prompt {longest} of task {self.task.name!r} has {len(self.prompt_ids[longest])} tokens, more than the "
-                f"{max_prompt_tokens} that leave room for a response; shorten it or leave it out"
-            )
-        self.max_prompt_tokens = max_prompt_tokens or len(self.prompt_ids[longest])
+        check_special_ids(self.tokenizer)
+        self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
+        self.max_prompt_tokens = self.prompts.longest
         self.capacity = self.max_prompt_tokens + self.task.max_response_tokens
-        self.banned = (self.tokenizer.pad_id,)
+        self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
+        self.banned = self.masks.banned
         self.ids: Ids = np.full((num_slots, self.capacity), self.tokenizer.pad_id, dtype=np.int64)
         self.prompt_length: Ids = np.zeros(num_slots, dtype=np.int64)
         self.length: Ids = np.zeros(num_slots, dtype=np.int64)
         self.prompt_index: Ids = np.zeros(num_slots, dtype=np.int64)
         self.running: Mask = np.zeros(num_slots, dtype=np.bool_)
+        self._rows: Slots = np.arange(num_slots)
 
     def observation_space(self) -> gym.spaces.Dict:
         """One slot's observation: its row of ids, how many of them are written, and how many of those are the prompt."""
@@ -90,13 +96,26 @@ class Episodes:
             }
         )
 
-    def observe(self) -> dict[str, Ids]:
-        """A copy of all slots' observations, batched."""
+    def observe(self, slots: Slots | None = None) -> dict[str, Ids]:
+        """A copy of all slots' observations, or of some slots', batched."""
+        if slots is None:
+            return {
+                "ids": self.ids.copy(),
+                "length": self.length[:, None].copy(),
+                "prompt_length": self.prompt_length[:, None].copy(),
+            }
         return {
-            "ids": self.ids.copy(),
-            "length": self.length[:, None].copy(),
-            "prompt_length": self.prompt_length[:, None].copy(),
+            "ids": self.ids[slots],
+            "length": self.length[slots, None],
+            "prompt_length": self.prompt_length[slots, None],
         }
+
+    def look(self) -> dict[str, Ids]:
+        """All slots' observations as read-only views, which change with the next step."""
+        views = {"ids": self.ids[:], "length": self.length[:, None], "prompt_length": self.prompt_length[:, None]}
+        for view in views.values():
+            view.flags.writeable = False
+        return views
 
     def observe_one(self, slot: int) -> dict[str, Ids]:
         """A copy of one slot's observation."""
@@ -108,47 +127,82 @@ class Episodes:
 
     def begin(self, slot: int, rng: np.random.Generator) -> Ids:
         """Draw a prompt and start an episode with it; returns the prompt's ids."""
-        index = int(rng.integers(len(self.prompt_ids)))
-        prompt = self.prompt_ids[index]
+        index = int(rng.integers(len(self.prompts)))
+        prompt = self.prompts.one(index)
         self.ids[slot] = self.tokenizer.pad_id
         self.ids[slot, : len(prompt)] = prompt
         self.prompt_index[slot] = index
         self.prompt_length[slot] = self.length[slot] = len(prompt)
         self.running[slot] = True
+        self.masks.begin(slot)
         return prompt
 
-    def check_actions(self, actions: Ids, slots: NDArray[np.intp]) -> None:
-        """Refuse ids outside the vocabulary, and steps of slots without a running episode."""
-        if not self.running[slots].all():
-            stuck = int(slots[int(np.argmin(self.running[slots]))])
+    def begin_all(self, slots: Slots, generators: Sequence[np.random.Generator]) -> None:
+        """Start an episode in each of these slots, as :meth:`begin` would with the slot's own generator."""
+        if not len(slots):
+            return
+        count = len(self.prompts)
+        index = np.array([generators[slot].integers(count) for slot in slots], dtype=np.int64)
+        self.ids[slots] = self.tokenizer.pad_id
+        self.ids[slots, : self.max_prompt_tokens] = self.prompts.rows(index, self.tokenizer.pad_id)
+        self.prompt_index[slots] = index
+        self.prompt_length[slots] = self.length[slots] = self.prompts.sizes[index]
+        self.running[slots] = True
+        self.masks.begin(slots)
+
+    def check_actions(self, actions: Ids, slots: Slots | None = None) -> None:
+        """Refuse ids outside the vocabulary, and steps of slots without a running episode; ``slots`` None: all of them."""
+        taken, running = (actions, self.running) if slots is None else (actions[slots], self.running[slots])
+        if not running.all():
+            place = int(np.argmin(running))
+            stuck = place if slots is None else int(slots[place])
             never = self.length[stuck] == 0
             raise gym.error.ResetNeeded(
                 f"step() in slot {stuck}, where {'no episode was started' if never else 'the episode has ended'}: call reset()"
             )
-        taken = actions[slots]
-        if len(taken) and (taken.min() < 0 or taken.max() >= self.tokenizer.vocab_size):
-            wrong = int(slots[int(np.argmax((taken < 0) | (taken >= self.tokenizer.vocab_size)))])
+        # As unsigned numbers, negative ids are larger than any vocabulary: one comparison for both bounds.
+        if (taken.view(np.uint64) >= self.tokenizer.vocab_size).any():
+            place = int(np.argmax((taken < 0) | (taken >= self.tokenizer.vocab_size)))
+            wrong = place if slots is None else int(slots[place])
             raise gym.error.InvalidAction(
-                f"action {int(actions[wrong])} in slot {wrong} is not a token id; expected 0..{self.tokenizer.vocab_size - 1}"
+                f"action {int(taken[place])} in slot {wrong} is not a token id; expected 0..{self.tokenizer.vocab_size - 1}"
             )
+        if self.masks.options.strict:
+            self.masks.check(self, actions, self._rows if slots is None else slots)
 
-    def write(self, actions: Ids, slots: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Append one id in each of these slots; returns the slots whose episode that ended."""
-        taken = actions[slots]
-        self.ids[slots, self.length[slots]] = taken
-        self.length[slots] += 1
-        written = self.length[slots] - self.prompt_length[slots]
-        ends = (taken == self.tokenizer.eos_id) | (written >= self.task.max_response_tokens)
+    def write(self, actions: Ids, slots: Slots | None = None) -> Slots:
+        """Append one id in each of these slots (None: in all); returns the slots whose episode that ended."""
+        if slots is None:
+            taken, rows = actions, self._rows
+            self.ids[rows, self.length] = taken
+            self.length += 1
+            ends = self.length - self.prompt_length >= self.task.max_response_tokens
+        else:
+            taken, rows = actions[slots], slots
+            self.ids[rows, self.length[rows]] = taken
+            self.length[rows] += 1
+            ends = self.length[rows] - self.prompt_length[rows] >= self.task.max_response_tokens
+        ends |= taken == self.tokenizer.eos_id
+        if self.masks.follows:
+            self.masks.advance(rows, taken)
         if self.task.stop:
             for i in np.flatnonzero(~ends):
-                ends[i] = self._stopped(self.response(int(slots[i])))
-        ended: NDArray[np.intp] = slots[ends]
+                ends[i] = self._stopped(self._tail(int(rows[i])))
+        if not ends.any():
+            return rows[:0]
+        ended: Slots = rows[ends]
         self.running[ended] = False
         return ended
 
     def response(self, slot: int) -> str:
         """The response so far, as the model wrote it."""
         return self.tokenizer.decode(self.ids[slot, self.prompt_length[slot] : self.length[slot]].tolist())
+
+    def _tail(self, slot: int) -> str:
+        """The end of the response, long enough to hold any stop sequence: the whole would cost more at every token."""
+        end = int(self.length[slot])
+        start = max(int(self.prompt_length[slot]), end - max(map(len, self.task.stop)) - _REACH)
+        return self.tokenizer.decode(self.ids[slot, start:end].tolist())
 
     def _stopped(self, text: str) -> bool:
         return any(s in text for s in self.task.stop)
@@ -165,30 +219,57 @@ class Episodes:
             a stop sequence rather than at the length limit), ``response_length`` in tokens, and ``reward_terms``.
         """
         raw = [self.response(s) for s in slots]
-        responses = [self._cut(text) for text in raw]
-        prompts = [self.task.prompts[self.prompt_index[s]] for s in slots]
-        names = list(dict.fromkeys(name for p in prompts for name in p.columns))
-        columns = {name: [p.columns.get(name) for p in prompts] for name in names}
-        scored = score(self.reward, [p.text for p in prompts], responses, columns)
+        responses = [self._cut(text) for text in raw] if self.task.stop else raw
+        prompts = [self.task.prompts[i] for i in self.prompt_index[slots].tolist()]
+        scored = score(self.reward, [p.text for p in prompts], responses, columns_of(prompts))
+        last = self.ids[slots, self.length[slots] - 1] == self.tokenizer.eos_id
+        lengths = (self.length[slots] - self.prompt_length[slots]).tolist()
+        terms = {name: values.tolist() for name, values in scored.terms.items()}
         infos = [
             {
                 "prompt": prompts[i].text,
                 "response": responses[i],
-                "ended": bool(self.ids[s, self.length[s] - 1] == self.tokenizer.eos_id) or self._stopped(raw[i]),
-                "response_length": int(self.length[s] - self.prompt_length[s]),
-                "reward_terms": {name: float(values[i]) for name, values in scored.terms.items()},
+                "ended": by_eos or self._stopped(raw[i]),
+                "response_length": lengths[i],
+                "reward_terms": {name: values[i] for name, values in terms.items()},
             }
-            for i, s in enumerate(slots)
+            for i, by_eos in enumerate(last.tolist())
         ]
         return scored, infos
 
     def action_masks(self) -> Mask:
-        """bool ``[N, V]``, True where a token may be written now: never padding, no EOS before the minimum length."""
-        masks = np.ones((len(self.length), self.tokenizer.vocab_size), dtype=np.bool_)
-        masks[:, list(self.banned)] = False
-        early = (self.length - self.prompt_length) < self.task.min_response_tokens
-        masks[early, self.tokenizer.eos_id] = False
-        return masks
+        """bool ``[N, V]``, True where a token may be written now; every row allows at least one."""
+        return self.masks.rows(self)
+
+    def refresh(self) -> None:
+        """Follow rows that were written from outside (a checkpoint): what masks know of them is worked out again."""
+        self.masks.replay(self)
+
+
+def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
+    """The prompts' columns by name; None where a prompt has none of that name."""
+    names = list(dict.fromkeys(name for p in prompts for name in p.columns))
+    return {name: [p.columns.get(name) for p in prompts] for name in names}
+
+
+def check_special_ids(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose EOS or padding is missing, outside its vocabulary, or one and the same.
+
+    Raises:
+        TaskError: it is so.
+    """
+    for what, value in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
+        given: object = value  # tokenizers of one's own are not checked by types
+        if not isinstance(given, int | np.integer) or not 0 <= given < tokenizer.vocab_size:
+            raise TaskError(
+                f"the tokenizer {tokenizer.name!r} has no id for {what} (got {given!r}); expected one of "
+                f"0..{tokenizer.vocab_size - 1}. Give it one: without, no response could end or be padded."
+            )
+    if tokenizer.eos_id == tokenizer.pad_id:
+        raise TaskError(
+            f"the tokenizer {tokenizer.name!r} uses id {tokenizer.eos_id} both for EOS and for padding; the "
+            "end of a response could not be told from padding. Give it a pad token of its own."
+        )
 
 
 def slot_generator(seed: int | None, slot: int) -> np.random.Generator:

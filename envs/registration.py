@@ -9,11 +9,41 @@ NAMESPACE = "rlhf_gym"
 # Each registered environment: its id, and the keyword arguments of TokenEnv and TokenVectorEnv (plain JSON values).
 ENVIRONMENTS: dict[str, dict[str, object]] = {
     "Sentiment-v0": {"task": "sentiment", "tokenizer": "embedded"},
+    "Words-v0": {"task": "words", "tokenizer": "embedded"},
+    "Length-v0": {"task": "length", "tokenizer": "embedded"},
+    "Format-v0": {"task": "format", "tokenizer": "embedded"},
+    "Detox-v0": {"task": "detox", "tokenizer": "embedded"},
+    "Stars-v0": {"task": "stars", "tokenizer": "embedded"},
+    # Small vocabularies of their own: neither a language model nor torch is loaded.
+    "Copy-v0": {"task": "copy"},
+    "Reverse-v0": {"task": "reverse"},
+    "Sort-v0": {"task": "sort"},
+    "Brackets-v0": {"task": "brackets"},
+    "Arithmetic-v0": {"task": "arithmetic"},
+}
+
+# Conversations: the id, and the keyword arguments of ConversationEnv.
+CONVERSATIONS: dict[str, dict[str, object]] = {
+    "SentimentConversation-v0": {
+        "task": "sentiment",
+        "tokenizer": "embedded",
+        "template": "continuation",
+        "user": {
+            "lines": ["the acting", "the music", "the script", "the ending", "all in all, this film", "the audience"],
+            "order": "random",
+        },
+    },
 }
 
 
+def turn_level(name: str) -> str:
+    """The id of a task's turn-level environment: ``Sort-v0`` has ``SortTurn-v0``."""
+    base, version = name.rsplit("-", 1)
+    return f"{base}Turn-{version}"
+
+
 def register_all() -> None:
-    """Register every environment once."""
+    """Register every environment once, at the token level and at the turn level."""
     for name, options in ENVIRONMENTS.items():
         if f"{NAMESPACE}/{name}" not in gym.registry:
             gym.register(
@@ -21,4 +51,13 @@ def register_all() -> None:
                 entry_point="rlhf_gym.envs.token_env:TokenEnv",
                 vector_entry_point="rlhf_gym.envs.token_vector_env:TokenVectorEnv",
                 kwargs=options,
+            )
+        if f"{NAMESPACE}/{turn_level(name)}" not in gym.registry:
+            gym.register(
+                f"{NAMESPACE}/{turn_level(name)}", entry_point="rlhf_gym.envs.turn_env:TurnEnv", kwargs=options
+            )
+    for name, options in CONVERSATIONS.items():
+        if f"{NAMESPACE}/{name}" not in gym.registry:
+            gym.register(
+                f"{NAMESPACE}/{name}", entry_point="rlhf_gym.envs.conversation_env:ConversationEnv", kwargs=options
             )

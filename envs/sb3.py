@@ -7,40 +7,39 @@ scores them all with one call. Stepping token by token gives the same episodes, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from rlhf_gym.envs.episodes import Ids, Mask
+from rlhf_gym.envs.episodes import Ids
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
+from rlhf_gym.envs.vec_env import VectorVecEnv
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 
 WAIT = -1
 """The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
 
 
-class TokenVecEnv(VecEnv):
+class TokenVecEnv(VectorVecEnv):
     """A :class:`TokenVectorEnv` as stable-baselines3 wants it; an action of :data:`WAIT` leaves a slot as it is.
 
     Args:
         env: a vector environment in same-step autoreset mode.
+
+    Attributes:
+        group_size: so many neighbouring slots get the same prompts; see :meth:`set_group_size`.
     """
 
+    env: TokenVectorEnv
+
     def __init__(self, env: TokenVectorEnv) -> None:
-        if env.autoreset_mode != AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"a VecEnv starts the next episode in the step that ends one; the environment's autoreset mode is "
-                f"{env.autoreset_mode.name.lower()!r}, expected 'same_step'"
-            )
-        self.env = env
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self._actions: Ids = np.zeros(env.num_envs, dtype=np.int64)
-        self._returns = np.zeros(env.num_envs)
+        super().__init__(env)
+        self.group_size = 1
+        self._last_seed: int | None = None
 
     @property
     def max_response_tokens(self) -> int:
@@ -75,7 +74,12 @@ class TokenVecEnv(VecEnv):
     @property
     def append_only(self) -> bool:
         """Whether agents may take the fast path: nothing happens in a step but that a token is appended."""
-        return self.env.max_episode_steps is None
+        return self.env.max_episode_steps is None and self.fixed_masks
+
+    @property
+    def fixed_masks(self) -> bool:
+        """Whether ``banned`` and ``min_response_tokens`` say all there is to the action masks."""
+        return self.env.episodes.masks.fixed
 
     def begin_episodes(self, slots: Sequence[int]) -> list[Ids]:
         """The prompts' ids of each slot's next episode, drawing exactly what stepping would draw.
@@ -130,86 +134,45 @@ class TokenVecEnv(VecEnv):
         for name in ("ids", "prompt_length", "length", "prompt_index", "running"):
             array = getattr(self.env.episodes, name)
             array[...] = np.array(state[name], dtype=array.dtype)
+        self.env.episodes.refresh()
         restore_reward(self.env.episodes.reward, state["reward"])
 
-    def reset(self) -> VecEnvObs:
-        """Start an episode in every slot."""
-        seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
-        observations, _ = self.env.reset(seed=seeds)
-        self._reset_seeds()
-        self._reset_options()
-        self.reset_infos = [{} for _ in range(self.num_envs)]
-        return dict(observations)
-
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the slots at the next reset, slot ``i`` with the ``i``-th number of the seed's own stream."""
+        """Seed the slots at the next reset, group ``i`` of slots with the ``i``-th number of the seed's own stream."""
+        if seed is None and self.group_size > 1:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])  # slots seeded one by one would break the groups
+        self._last_seed = seed
         if seed is None:
-            self._seeds = [None] * self.num_envs
-        else:
-            self._seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
+            return super().seed(None)
+        groups = np.random.SeedSequence(seed).generate_state(self.num_envs // self.group_size)
+        self._seeds = [int(s) for s in np.repeat(groups, self.group_size)]
         return self._seeds
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Take note of the actions."""
-        self._actions = np.asarray(actions, dtype=np.int64)
+    def set_group_size(self, size: int) -> None:
+        """Give ``size`` neighbouring slots the same prompts, from the next reset on, for agents that compare responses.
 
-    def step_wait(self) -> VecEnvStepReturn:
-        """Write one token in every slot."""
-        observations, rewards, terminations, truncations, infos = self.env.step(
-            self._actions, waiting=self._actions == WAIT
-        )
-        dones = terminations | truncations
-        out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for slot in np.flatnonzero(dones):
-            final_obs = infos["final_obs"][slot]
-            info = one_info(infos["final_info"], int(slot))
-            info["terminal_observation"] = final_obs
-            info["TimeLimit.truncated"] = bool(truncations[slot] and not terminations[slot])
-            length = int(final_obs["length"][0] - final_obs["prompt_length"][0])
-            info["episode"] = {"r": float(rewards[slot]), "l": length, "t": 0.0}
-            out[slot] = info
-        return dict(observations), rewards.astype(np.float32), dones, out
+        The slots of a group share one stream of random numbers; each draws one prompt an episode from it, so the ``k``-th
+        episodes of a group have the same prompt, in whatever order they end.
 
-    def close(self) -> None:
-        """Nothing is held open."""
-        self.env.close()
+        Raises:
+            ConfigError: ``size`` does not divide the number of slots.
+        """
+        if size < 1 or self.num_envs % size:
+            raise ConfigError(
+                f"group_size ({size}) must divide the number of environments ({self.num_envs}): a group is so many "
+                "neighbouring slots with the same prompt"
+            )
+        if size != self.group_size:
+            self.group_size = size
+            self.seed(self._last_seed)
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the environment, once for each slot asked for."""
-        value = getattr(self.env, attr_name)
-        return [value for _ in self._get_indices(indices)]
+    def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        return self.env.step(self._actions, waiting=self._actions == WAIT)
 
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the environment; the slots share it."""
-        setattr(self.env, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Call a method; ``action_masks`` gives each slot its own row."""
-        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
-        if method_name == "action_masks":
-            masks: Mask = result
-            return [masks[i] for i in self._get_indices(indices)]
-        return [result for _ in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """No slot is wrapped."""
-        return [False for _ in self._get_indices(indices)]
-
-    def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
-        if indices is None:
-            return range(self.num_envs)
-        return [indices] if isinstance(indices, int) else indices
-
-
-def one_info(infos: dict[str, Any], slot: int) -> dict[str, Any]:
-    """One slot's part of a vector environment's infos."""
-    out: dict[str, Any] = {}
-    for key, value in infos.items():
-        if not key.startswith("_") and infos["_" + key][slot]:
-            out[key] = one_info(value, slot) if isinstance(value, dict) else value[slot]
-    return out
+    def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
+        """From the last observation, which a checkpoint restores: a token environment pays at the end only."""
+        final_obs = info["terminal_observation"]
+        return {"r": reward, "l": int(final_obs["length"][0] - final_obs["prompt_length"][0]), "t": 0.0}
 
 
 def make_sb3_env(num_envs: int = 1, *, seed: int | None = None, **options: Any) -> TokenVecEnv:

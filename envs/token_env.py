@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_gym.envs import rendering
 from rlhf_gym.envs.episodes import Episodes, Ids, Mask, slot_generator
+from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
 
-SLOT = np.zeros(1, dtype=np.intp)
+if TYPE_CHECKING:
+    from rlhf_gym.language_model import LanguageModel
 
 
 class TokenEnv(gym.Env[Any, Any]):
@@ -26,27 +29,38 @@ class TokenEnv(gym.Env[Any, Any]):
 
     Args:
         task: a :class:`~rlhf_gym.tasks.Task` or the name of one.
-        tokenizer: a :class:`~rlhf_gym.tokenizer.Tokenizer` or a model's name.
+        tokenizer: a :class:`~rlhf_gym.tokenizer.Tokenizer` or a model's name; None takes the task's own, or else the embedded
+            model's.
         reward: replaces the task's reward.
         task_options: options of a task given by name, e.g. ``{"max_response_tokens": 24}``.
-        render_mode: ``"ansi"`` or ``"human"``.
+        max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
+        mask: which tokens :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
+            e.g. ``{"pattern": "[0-9]+"}``.
+        render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
+        render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
+
+    Raises:
+        TaskError, ConfigError: the task, the tokenizer or the mask cannot be used, with the reason.
     """
 
     metadata = {  # noqa: RUF012 - Gymnasium declares it so
-        "render_modes": ["ansi", "human"],
+        "render_modes": list(rendering.RENDER_MODES),
         "render_fps": 10,
     }
 
     def __init__(
         self,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str = "embedded",
+        tokenizer: Tokenizer | str | None = None,
         *,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
+        max_prompt_tokens: int | None = None,
+        mask: TokenMask | Mapping[str, Any] | None = None,
         render_mode: str | None = None,
+        render_model: LanguageModel | str | None = None,
     ) -> None:
-        self.episodes = Episodes(1, task, tokenizer, reward, task_options)
+        self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
         self.observation_space = self.episodes.observation_space()
         self.action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -54,6 +68,7 @@ class TokenEnv(gym.Env[Any, Any]):
                 f"render_mode {render_mode!r} is not known; expected one of {', '.join(self.metadata['render_modes'])}"
             )
         self.render_mode = render_mode
+        self._painter = rendering.Painter(render_model)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -63,36 +78,61 @@ class TokenEnv(gym.Env[Any, Any]):
         if seed is not None:
             self.np_random = slot_generator(seed, 0)
         self.episodes.begin(0, self.np_random)
-        return self.episodes.observe_one(0), {}
+        if self.render_mode == "human":
+            self.render()
+        return self.episodes.observe_one(0), self._with_mask({})
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Ids], float, bool, bool, dict[str, Any]]:
         """Write one token."""
-        actions = np.array([action], dtype=np.int64)
-        self.episodes.check_actions(actions, SLOT)
+        actions = as_token_ids(action, ()).reshape(1)
+        self.episodes.check_actions(actions)
         reward, info = 0.0, {}
-        terminated = len(self.episodes.write(actions, SLOT)) > 0
+        terminated = len(self.episodes.write(actions)) > 0
         if terminated:
             scored, infos = self.episodes.score([0])
             reward, info = float(scored.values[0]), infos[0]
+            self._painter.note(0, reward)
         if self.render_mode == "human":
             self.render()
-        return self.episodes.observe_one(0), reward, terminated, False, info
+        return self.episodes.observe_one(0), reward, terminated, False, self._with_mask(info)
 
     def action_masks(self) -> Mask:
         """bool ``[V]``, True where a token may be written now (the form that sb3-contrib's MaskablePPO asks for)."""
         masks: NDArray[np.bool_] = self.episodes.action_masks()[0]
         return masks
 
-    def render(self) -> str | None:
-        """The prompt and the response so far: returned (``ansi``) or printed (``human``)."""
+    def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        if self.episodes.masks.options.in_info:
+            info["action_mask"] = self.action_masks().astype(np.int8)
+        return info
+
+    def render(self) -> str | rendering.Frame | None:
+        """The episode so far.
+
+        Returns:
+            ``ansi``: one line of text. ``rgb_array``: uint8 ``[240, 640, 3]``. ``human``: None, the line is printed. None
+            before the first reset, and without a render mode.
+        """
         if self.render_mode is None or not self.episodes.length[0]:
             return None
-        prompt = self.episodes.tokenizer.decode(self.episodes.ids[0, : self.episodes.prompt_length[0]].tolist())
-        text = f"{prompt} │{self.episodes.response(0)}"
         if self.render_mode == "ansi":
-            return text
-        from rich.console import Console
-        from rich.text import Text
-
-        Console().print(Text(text))
+            return rendering.as_text(self.episodes, 0)
+        if self.render_mode == "rgb_array":
+            return rendering.as_frame(self.episodes, 0, self._painter)
+        rendering.print_rich(self.episodes, 0, self._painter)
         return None
+
+
+def as_token_ids(actions: Any, shape: tuple[int, ...]) -> Ids:
+    """Actions as int64 of a shape.
+
+    Raises:
+        InvalidAction: another shape, or something else than whole numbers.
+    """
+    given = np.asarray(actions)
+    if given.shape != shape:
+        expected = f"{shape[0]} token ids" if shape else "one token id"
+        raise gym.error.InvalidAction(f"expected {expected}, got an array of shape {given.shape}")
+    if given.dtype.kind not in "iu":
+        raise gym.error.InvalidAction(f"a token id is a whole number, got {given.dtype} {given.ravel()[:1].tolist()}")
+    return given.astype(np.int64, copy=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,16 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Episodes, Ids, Mask, slot_generator
+from rlhf_gym.envs import rendering
+from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots, slot_generator
+from rlhf_gym.envs.infos import stack_infos, stack_observations
+from rlhf_gym.envs.masks import TokenMask
+from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rlhf_gym.language_model import LanguageModel
 
 Floats = NDArray[np.float64]
 
@@ -27,41 +34,63 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
     Args:
         num_envs: ``N``.
         task: a task or the name of one.
-        tokenizer: a tokenizer or a model's name.
+        tokenizer: a tokenizer or a model's name; None takes the task's own, or else the embedded model's.
         reward: replaces the task's reward.
         task_options: options of a task given by name.
+        max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
+        mask: which tokens :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
         autoreset_mode: ``next_step`` (the step after the end ignores the action and returns the new episode's first
             observation), ``same_step`` (the ending step returns it, with ``final_obs`` and ``final_info``) or ``disabled``
-            (``reset(options={"reset_mask": ...})`` starts episodes).
-        max_episode_steps: truncate an episode, unscored, after this many tokens (the registration's time limit).
-        render_mode: ``"ansi"``.
+            (``reset(options={"reset_mask": ...})``).
+        max_episode_steps: a time limit: episodes are truncated, unscored, after as many steps.
+        copy_observations: False returns read-only views of the environment's own arrays, which change with the next step:
+            for loops that use up each observation before they step again. Saves ``N * L * 8`` bytes of copying a step.
+        render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``, of every slot.
+        render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
     """
 
     def __init__(
         self,
         num_envs: int = 1,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str = "embedded",
+        tokenizer: Tokenizer | str | None = None,
         *,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
+        max_prompt_tokens: int | None = None,
+        mask: TokenMask | Mapping[str, Any] | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
+        copy_observations: bool = True,
         render_mode: str | None = None,
+        render_model: LanguageModel | str | None = None,
     ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
         self.num_envs = num_envs
-        self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options)
+        self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
         self.single_observation_space = self.episodes.observation_space()
         self.single_action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.autoreset_mode = as_autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": ["ansi"], "render_fps": 10, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {
+            "render_modes": list(rendering.RENDER_MODES),
+            "render_fps": 10,
+            "autoreset_mode": self.autoreset_mode,
+        }
         self.max_episode_steps = max_episode_steps
+        self.copy_observations = copy_observations
+        if render_mode is not None and render_mode not in rendering.RENDER_MODES:
+            raise gym.error.UnsupportedMode(
+                f"render_mode {render_mode!r} is not known; expected one of {', '.join(rendering.RENDER_MODES)}"
+            )
         self.render_mode = render_mode
+        self._painter = rendering.Painter(render_model)
         self.generators = [slot_generator(None, 0)] * num_envs
         self.seeded = False
         self._ended: Mask = np.zeros(num_envs, dtype=np.bool_)
+        self._any_ended = False
 
     def reset(
         self,
@@ -72,10 +101,10 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         """Start episodes in all slots, or in those where ``options["reset_mask"]`` is True."""
         mask = self._reset_mask(options)
         self._seed(seed, mask)
-        for slot in np.flatnonzero(mask):
-            self.episodes.begin(int(slot), self.generators[slot])
+        self.episodes.begin_all(np.flatnonzero(mask), self.generators)
         self._ended = self._ended & ~mask
-        return self.episodes.observe(), {}
+        self._any_ended = bool(self._ended.any())
+        return self._observe(), self._with_masks({}, mask)
 
     def _reset_mask(self, options: dict[str, Any] | None) -> Mask:
         """The slots to reset; the caller's ``options`` are left as they are."""
@@ -115,54 +144,76 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             actions: int64 ``[N]``.
             waiting: bool ``[N]``, slots to leave as they are in this step.
         """
-        actions = np.asarray(actions, dtype=np.int64)
-        if actions.shape != (self.num_envs,):
-            raise gym.error.InvalidAction(f"expected {self.num_envs} token ids, got an array of shape {actions.shape}")
-        if self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            restarted = np.flatnonzero(self._ended)
-            slots = np.flatnonzero(~self._ended)
-        else:
-            restarted = np.zeros(0, dtype=np.intp)
-            slots = np.arange(self.num_envs)
-        if waiting is not None:
-            slots = slots[~waiting[slots]]
+        actions = as_token_ids(actions, (self.num_envs,))
+        slots, restarted = self._to_step(waiting)
         self.episodes.check_actions(actions, slots)
-        for slot in restarted:
-            self.episodes.begin(int(slot), self.generators[slot])
+        if restarted is not None:
+            self.episodes.begin_all(restarted, self.generators)
         ended = self.episodes.write(actions, slots)
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
-        terminations[ended] = True
         infos: dict[str, Any] = {}
         if len(ended):
-            scored, ended_infos = self.episodes.score([int(s) for s in ended])
+            terminations[ended] = True
+            scored, ended_infos = self.episodes.score(ended.tolist())
             rewards[ended] = scored.values
-            for slot, info in zip(ended, ended_infos, strict=True):
-                infos = self._add_info(infos, info, int(slot))
+            infos = stack_infos(ended_infos, ended, self.num_envs)
+            if self.render_mode is not None:
+                for slot, reward in zip(ended.tolist(), scored.values.tolist(), strict=True):
+                    self._painter.note(slot, reward)
         truncations = self._truncate(slots)
-        self._ended = terminations | truncations
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and self._ended.any():
+        self._any_ended = len(ended) > 0 or (self.max_episode_steps is not None and bool(truncations.any()))
+        if self._any_ended:
+            self._ended = terminations | truncations
+        elif restarted is not None:
+            self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        if self.render_mode == "human":
+            self.render()
+        if self._any_ended and self.autoreset_mode == AutoresetMode.SAME_STEP:
             infos = self._restart(infos)
-        return self.episodes.observe(), rewards, terminations, truncations, infos
+        return self._observe(), rewards, terminations, truncations, self._with_masks(infos, None)
 
-    def _truncate(self, slots: NDArray[np.intp]) -> Mask:
+    def _to_step(self, waiting: Mask | None) -> tuple[Slots | None, Slots | None]:
+        """The slots that write a token (None: all), and those that start over instead (None: none)."""
+        slots = restarted = None
+        if self._any_ended and self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            slots, restarted = np.flatnonzero(~self._ended), np.flatnonzero(self._ended)
+        if waiting is not None and waiting.any():
+            slots = np.flatnonzero(~waiting) if slots is None else slots[~waiting[slots]]
+        return slots, restarted
+
+    def _truncate(self, slots: Slots | None) -> Mask:
         """Time limit: slots that have written ``max_episode_steps`` tokens, terminated or not, as TimeLimit has it."""
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if self.max_episode_steps is not None:
-            written = self.episodes.length - self.episodes.prompt_length
-            truncations[slots] = written[slots] >= self.max_episode_steps
+            stepped = slice(None) if slots is None else slots
+            written = self.episodes.length[stepped] - self.episodes.prompt_length[stepped]
+            truncations[stepped] = written >= self.max_episode_steps
             self.episodes.running[truncations] = False
         return truncations
 
     def _restart(self, infos: dict[str, Any]) -> dict[str, Any]:
         """Same-step autoreset: keep the final observations and infos, start the next episodes."""
-        final: dict[str, Any] = {}
-        for slot in np.flatnonzero(self._ended):
-            final = self._add_info(final, {"final_obs": self.episodes.observe_one(int(slot))}, int(slot))
-            self.episodes.begin(int(slot), self.generators[slot])
-        final["final_info"] = infos
-        final["_final_info"] = self._ended.copy()
+        ended = np.flatnonzero(self._ended)
+        final = {
+            "final_obs": stack_observations(self.episodes.observe(ended), ended, self.num_envs),
+            "_final_obs": self._ended.copy(),
+            "final_info": self._with_masks(infos, self._ended),
+            "_final_info": self._ended.copy(),
+        }
+        self.episodes.begin_all(ended, self.generators)
         return final
+
+    def _observe(self) -> dict[str, Ids]:
+        return self.episodes.observe() if self.copy_observations else self.episodes.look()
+
+    def _with_masks(self, infos: dict[str, Any], slots: Mask | None) -> dict[str, Any]:
+        """Infos with the masks of these slots (None: of all), if the environment was asked to put them there."""
+        if self.episodes.masks.options.in_info:
+            present = np.ones(self.num_envs, dtype=np.bool_) if slots is None else slots.copy()
+            infos["action_mask"] = self.action_masks().astype(np.int8) * present[:, None].astype(np.int8)
+            infos["_action_mask"] = present
+        return infos
 
     def next_episode(self, slot: int) -> Ids:
         """Start the slot's next episode, unless one has just started; returns the prompt's ids (agents' fast path)."""
@@ -175,14 +226,18 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         """bool ``[N, V]``, True where a token may be written now."""
         return self.episodes.action_masks()
 
-    def render(self) -> tuple[str, ...] | None:
-        """Prompt and response so far of every slot."""
-        if self.render_mode is None:
+    def render(self) -> tuple[Any, ...] | None:
+        """Every slot's episode so far: texts (``ansi``), frames (``rgb_array``), or None and they are printed (``human``)."""
+        if self.render_mode is None or not self.episodes.length.all():
             return None
-        decode = self.episodes.tokenizer.decode
-        starts = zip(self.episodes.ids, self.episodes.prompt_length, strict=True)
-        prompts = [decode(ids[:n].tolist()) for ids, n in starts]
-        return tuple(f"{prompt} │{self.episodes.response(i)}" for i, prompt in enumerate(prompts))
+        slots = range(self.num_envs)
+        if self.render_mode == "ansi":
+            return tuple(rendering.as_text(self.episodes, i) for i in slots)
+        if self.render_mode == "rgb_array":
+            return tuple(rendering.as_frame(self.episodes, i, self._painter) for i in slots)
+        for i in slots:
+            rendering.print_rich(self.episodes, i, self._painter)
+        return None
 
 
 def as_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -6,7 +6,7 @@ Environments need token ids but no network, so nothing here loads a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -117,9 +117,7 @@ class HubTokenizer:
         An empty prompt gives BOS (EOS where there is none), so that the model has a token to start from.
         """
         if self.is_chat:
-            messages = [{"role": "user", "content": text}]
-            shown = self.hub.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return list(self.hub.encode(shown, add_special_tokens=False))
+            return self.encode_messages([{"role": "user", "content": text}])
         ids = list(self.hub.encode(text))
         # Some tokenizers close every text with EOS; a prompt that is to be continued must not end.
         while len(ids) > 1 and ids[-1] == self.eos_id:
@@ -128,6 +126,22 @@ class HubTokenizer:
             bos = self.hub.bos_token_id
             ids = [self.eos_id if bos is None else int(bos)]
         return ids
+
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a conversation through the chat template, up to where the assistant is to speak.
+
+        Raises:
+            ModelError: the tokenizer has no chat template, or it refuses these messages.
+        """
+        if not self.is_chat:
+            raise ModelError(f"{self.name!r} has no chat template; give the conversation a template of its own")
+        try:
+            shown = self.hub.apply_chat_template(
+                [dict(m) for m in messages], add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # templates raise what they like, e.g. at roles that do not alternate
+            raise ModelError(f"the chat template of {self.name!r} refuses these messages: {error}") from error
+        return list(self.hub.encode(shown, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""

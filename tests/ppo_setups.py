@@ -1,14 +1,17 @@
-"""A small PPO in a moment, for tests: letters, a tiny model, one thread."""
+"""Small agents in a moment, for tests: letters, a tiny model, one thread."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import PPO
+from rlhf_gym.agents.rollout import Rollout
 from rlhf_gym.envs import TokenVecEnv, make_sb3_env
 
 NUM_ENVS = 16
@@ -19,15 +22,22 @@ def letters_env(num_envs: int = NUM_ENVS, **task: Any) -> TokenVecEnv:
     return make_sb3_env(num_envs, task=letter_task(**({"limit": LIMIT} | task)), tokenizer=LetterTokenizer())
 
 
-def small_ppo(env: Any = None, *, kind: Any = "gpt2", scale: float = 1.0, task: Any = None, **options: Any) -> PPO:
+def small_ppo(env: Any = None, **options: Any) -> PPO:
+    model: PPO = small_agent(PPO, env, **options)
+    return model
+
+
+def small_agent(
+    kind_of_agent: Any, env: Any = None, *, kind: Any = "gpt2", scale: float = 1.0, task: Any = None, **options: Any
+) -> Any:
     torch.set_num_threads(1)
     env = letters_env(**(task or {})) if env is None else env
     defaults: dict[str, Any] = {"seed": 0, "learning_rate": 3e-3, "batch_size": 8, "kl_coef": 0.02, "device": "cpu"}
     model = options.pop("language_model", None) or tiny_language_model(kind, scale=scale)
-    return PPO("LMPolicy", env, language_model=model, **(defaults | options))
+    return kind_of_agent("LMPolicy", env, language_model=model, **(defaults | options))
 
 
-def weights(model: PPO) -> dict[str, torch.Tensor]:
+def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.policy.state_dict().items()}
 
 
@@ -37,8 +47,54 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
         torch.testing.assert_close(value, other[name], atol=0, rtol=0, msg=name)
 
 
-def move_reference(model: PPO) -> None:
+def move_reference(model: Any) -> None:
     """Make the reference differ from the policy, as it does after some learning."""
     network: Any = model.reference.model
     with torch.no_grad():
         network.get_output_embeddings().weight.mul_(0.5)
+
+
+class Rows(KVWriter):
+    """Every row that was logged."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.rows.append(dict(key_values))
+
+
+def learn(model: Any, tokens: int, **options: Any) -> list[dict[str, Any]]:
+    """Train, and return the logged rows."""
+    rows = Rows()
+    model.set_logger(Logger(None, [rows]))
+    model.learn(tokens, **options)
+    return rows.rows
+
+
+class NoCallback(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+
+def collected(model: Any) -> Rollout:
+    """One rollout with its advantages, not yet learned from."""
+    model.set_logger(Logger(None, []))
+    _, callback = model._setup_learn(1, NoCallback())
+    model.collect_rollouts(model.env, callback, None, 1)  # type: ignore[arg-type]
+    rollout = model.rollout
+    assert rollout is not None
+    model._fill_reference(rollout)
+    if model.policy.value_trunk is not None:
+        model._fill_separate_values(rollout)
+    model.prepare(rollout)
+    model.where, model._statistics = "test", {}
+    return rollout
+
+
+def gradient(model: Any, rollout: Rollout, rows: list[int]) -> torch.Tensor:
+    """The gradient of one minibatch, flat."""
+    model.step_optimizer = lambda: None  # type: ignore[method-assign]
+    model.policy.optimizer.zero_grad()
+    model.update(rollout, rows)
+    return torch.cat([p.grad.flatten() for p in model.policy.parameters() if p.grad is not None])

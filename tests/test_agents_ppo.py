@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_setups import LIMIT, NUM_ENVS, assert_same_weights, letters_env, move_reference, small_ppo, weights
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger
+from ppo_setups import (
+    LIMIT,
+    NUM_ENVS,
+    assert_same_weights,
+    collected,
+    gradient,
+    learn,
+    letters_env,
+    move_reference,
+    small_ppo,
+    weights,
+)
 from tiny_models import tiny_language_model
 
 from rlhf_gym.agents import PPO
@@ -18,52 +27,6 @@ from rlhf_gym.agents.kl import kl_estimate
 from rlhf_gym.agents.rollout import Episode, Rollout
 from rlhf_gym.agents.scores import shape_scores
 from rlhf_gym.errors import ConfigError, TrainingError
-
-
-class Rows(KVWriter):
-    """Every row that was logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-
-def learn(model: PPO, tokens: int, **options: Any) -> list[dict[str, Any]]:
-    """Train, and return the logged rows."""
-    rows = Rows()
-    model.set_logger(Logger(None, [rows]))
-    model.learn(tokens, **options)
-    return rows.rows
-
-
-class NoCallback(BaseCallback):
-    def _on_step(self) -> bool:
-        return True
-
-
-def collected(model: PPO) -> Rollout:
-    """One rollout with its advantages, not yet learned from."""
-    model.set_logger(Logger(None, []))
-    _, callback = model._setup_learn(1, NoCallback())
-    model.collect_rollouts(model.env, callback, None, 1)  # type: ignore[arg-type]
-    rollout = model.rollout
-    assert rollout is not None
-    model._fill_reference(rollout)
-    if model.policy.value_trunk is not None:
-        model._fill_separate_values(rollout)
-    model.prepare(rollout)
-    model.where, model._statistics = "test", {}
-    return rollout
-
-
-def gradient(model: PPO, rollout: Rollout, rows: list[int]) -> torch.Tensor:
-    """The gradient of one minibatch, flat."""
-    model.step_optimizer = lambda: None  # type: ignore[method-assign]
-    model.policy.optimizer.zero_grad()
-    model.update(rollout, rows)
-    return torch.cat([p.grad.flatten() for p in model.policy.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

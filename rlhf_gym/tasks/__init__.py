@@ -11,12 +11,28 @@ from rlhf_gym.errors import TaskError
 from rlhf_gym.tasks.base import Task
 
 # Where each task's factory is: a module is imported only when its task is asked for.
-BUILT_IN = {"sentiment": "rlhf_gym.tasks.sentiment:sentiment_task"}
+BUILT_IN = {
+    "sentiment": "rlhf_gym.tasks.sentiment:sentiment_task",
+    # Small vocabularies of their own: no language model.
+    "copy": "rlhf_gym.tasks.copying:copy_task",
+    "reverse": "rlhf_gym.tasks.copying:reverse_task",
+    "sort": "rlhf_gym.tasks.sorting:sort_task",
+    "brackets": "rlhf_gym.tasks.brackets:brackets_task",
+    "arithmetic": "rlhf_gym.tasks.arithmetic:arithmetic_task",
+    # On the embedded language model.
+    "words": "rlhf_gym.tasks.words:words_task",
+    "length": "rlhf_gym.tasks.length:length_task",
+    "format": "rlhf_gym.tasks.formats:format_task",
+    "detox": "rlhf_gym.tasks.detox:detox_task",
+    "stars": "rlhf_gym.tasks.stars:stars_task",
+    # Prompts and rewards of one's own.
+    "table": "rlhf_gym.tasks.table:table_task",
+}
 
 __all__ = ["BUILT_IN", "Task", "load_task"]
 
 
-def load_task(name: str, **options: Any) -> Task:
+def load_task(name: str, /, **options: Any) -> Task:
     """Build a task by name.
 
     Args:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.sample import Prompt
+
+if TYPE_CHECKING:
+    from rlhf_gym.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Task:
         min_response_tokens: EOS is not allowed before this many tokens.
         stop: texts that end a response where they appear; the response is cut before them.
         metrics: further rewards that are reported, never optimised, by name.
+        tokenizer: the tokenizer of a task that has a vocabulary of its own; an environment may be given another.
 
     Raises:
         TaskError: no prompts, or limits that allow no response.
@@ -36,6 +40,7 @@ class Task:
     min_response_tokens: int = 0
     stop: tuple[str, ...] = ()
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -47,3 +52,8 @@ class Task:
                 f"min_response_tokens must lie in 0..max_response_tokens ({self.max_response_tokens}), "
                 f"got {self.min_response_tokens}"
             )
+
+    def cut(self, text: str) -> str:
+        """A response up to the first of the task's stop sequences in it."""
+        places = [place for place in (text.find(s) for s in self.stop) if place >= 0]
+        return text[: min(places)] if places else text

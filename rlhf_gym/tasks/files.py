@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ def prompts_from_file(path: Path | str, *, column: str = "prompt") -> list[Promp
     """Read prompts; a table's other columns go to rewards by name.
 
     Args:
-        path: ``.txt`` (a prompt a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.csv`` or
-            ``.parquet`` (needs ``pyarrow``).
+        path: as for :func:`rows_from_file`.
         column: the column that holds the prompt, in tables.
 
     Returns:
@@ -28,31 +27,57 @@ def prompts_from_file(path: Path | str, *, column: str = "prompt") -> list[Promp
     Raises:
         TaskError: no such file, unknown form, a missing column (with the row's number), or no prompt in it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise TaskError(f"there is no prompt file {str(path)!r}; give a file ending in {', '.join(FORMATS)}")
-    if path.suffix == ".txt":
-        rows: Iterator[dict[str, Any]] = ({column: line.rstrip("\n")} for line in _lines(path) if line.strip())
-    elif path.suffix in (".jsonl", ".json"):
-        rows = _json_rows(path)
-    elif path.suffix == ".csv":
-        rows = iter(csv.DictReader(_lines(path)))
-    elif path.suffix == ".parquet":
-        rows = _parquet_rows(path)
-    else:
-        raise TaskError(f"cannot read prompts from {str(path)!r}: expected a file ending in {', '.join(FORMATS)}")
+    return prompts_from_rows(rows_from_file(path, column=column), column, str(path))
+
+
+def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str) -> list[Prompt]:
+    """Prompts from a table's rows; the other columns go to rewards by name.
+
+    Args:
+        rows: the table.
+        column: the column that holds the prompt: a text that is not blank.
+        where: what the table is called in messages.
+
+    Raises:
+        TaskError: a row without a prompt (with the row's number, from 1), or no row at all.
+    """
     prompts = []
     for number, row in enumerate(rows, start=1):
         text = row.get(column)
         if not isinstance(text, str) or not text.strip():
             raise TaskError(
-                f"{path}, row {number}: expected a text in column {column!r}, got {text!r}; the row's columns are "
+                f"{where}, row {number}: expected a text in column {column!r}, got {text!r}; the row's columns are "
                 f"{', '.join(map(str, row)) or 'none'}"
             )
         prompts.append(Prompt(text, {k: v for k, v in row.items() if k != column}))
     if not prompts:
-        raise TaskError(f"{path} holds no prompts; expected at least one")
+        raise TaskError(f"{where} holds no prompts; expected at least one")
     return prompts
+
+
+def rows_from_file(path: Path | str, *, column: str = "prompt") -> Iterator[dict[str, Any]]:
+    """The rows of a file, as they are.
+
+    Args:
+        path: ``.txt`` (a prompt a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.csv`` or
+            ``.parquet`` (needs ``pyarrow``).
+        column: the column that a text file's lines are given.
+
+    Raises:
+        TaskError: no such file, unknown form, or a file that is not what its name says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TaskError(f"there is no prompt file {str(path)!r}; give a file ending in {', '.join(FORMATS)}")
+    if path.suffix == ".txt":
+        return ({column: line.rstrip("\n")} for line in _lines(path) if line.strip())
+    if path.suffix in (".jsonl", ".json"):
+        return _json_rows(path)
+    if path.suffix == ".csv":
+        return iter(csv.DictReader(_lines(path)))
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    raise TaskError(f"cannot read prompts from {str(path)!r}: expected a file ending in {', '.join(FORMATS)}")
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,129 @@
+"""REINFORCE with baselines, and REINFORCE++ (Williams 1992; Hu 2025)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from stable_baselines3.common.type_aliases import GymEnv
+from torch import Tensor
+
+from rlhf_gym.agents.advantages import returns_to_go, whiten
+from rlhf_gym.agents.critic_free import CriticFree
+from rlhf_gym.agents.losses import Aggregation
+from rlhf_gym.agents.rollout import Rollout
+
+
+class REINFORCE(CriticFree):
+    """The plain policy gradient: ``-(G_t - b) log pi(y_t)``, ``G_t`` being what is paid from token ``t`` on.
+
+    One optimizer step an iteration, unless told otherwise: from the second on, samples are an older policy's.
+
+    Args:
+        policy: ``"LMPolicy"``.
+        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        baseline: ``"none"``; ``"running"``, a moving average of the responses' rewards; ``"batch"``, the mean of the
+            iteration's *other* responses.
+        baseline_decay: of the moving average, an iteration; in [0, 1].
+        gamma: discount per token.
+        aggregation: ``"constant"`` is REINFORCE's own sum over a response, but for a constant factor.
+        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+    """
+
+    def __init__(
+        self,
+        policy: str = "LMPolicy",
+        env: GymEnv | str | None = None,
+        *,
+        baseline: Literal["none", "running", "batch"] = "batch",
+        baseline_decay: float = 0.9,
+        gamma: float = 1.0,
+        aggregation: Aggregation = "constant",
+        **options: Any,
+    ) -> None:
+        self.baseline = baseline
+        self.baseline_decay = baseline_decay
+        self.gamma = gamma
+        self.running_mean: float | None = None
+        super().__init__(
+            policy, env, aggregation=aggregation,
+            own={"baseline": baseline, "baseline_decay": baseline_decay, "gamma": gamma}, **options,
+        )  # fmt: skip
+
+    def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """What is paid from each token on, less the baseline."""
+        returns = returns_to_go(rewards, rollout.mask, gamma=self.gamma)
+        totals = returns[:, 0]
+        n = len(totals)
+        if self.baseline == "running":
+            # The mean of earlier iterations only: it does not depend on what it is subtracted from.
+            before = self.running_mean
+            self._next_mean = totals.mean().item() if before is None else (
+                self.baseline_decay * before + (1 - self.baseline_decay) * totals.mean().item()
+            )  # fmt: skip
+            return returns - (0.0 if before is None else before)
+        if self.baseline == "batch" and n > 1:
+            return returns - ((totals.sum() - totals) / (n - 1))[:, None]
+        return returns
+
+    def after_learning(self, rollout: Rollout) -> None:
+        """Move the running mean."""
+        super().after_learning(rollout)
+        if self.baseline == "running":
+            self.running_mean = self._next_mean
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beyond weights to go on exactly."""
+        return {**super().state(), "running_mean": self.running_mean}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The opposite of :meth:`state`."""
+        super().restore(state)
+        self.running_mean = state["running_mean"]
+
+
+class ReinforcePlusPlus(CriticFree):
+    """REINFORCE++ (Hu 2025): token-level KL in the reward, returns whitened over the whole batch, PPO's clip.
+
+    With ``group_size`` above 1, each score is first taken relative to its group's mean ("REINFORCE++-baseline").
+
+    Args:
+        policy: ``"LMPolicy"``.
+        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        gamma: discount per token.
+        n_epochs: passes over an iteration's episodes.
+        batch_size: whole episodes a minibatch; None is all of them.
+        clip_range: as PPO's.
+        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+    """
+
+    def __init__(
+        self,
+        policy: str = "LMPolicy",
+        env: GymEnv | str | None = None,
+        *,
+        gamma: float = 1.0,
+        n_epochs: int = 2,
+        batch_size: int | None = 16,
+        clip_range: float | None = 0.2,
+        **options: Any,
+    ) -> None:
+        self.gamma = gamma
+        super().__init__(
+            policy,
+            env,
+            n_epochs=n_epochs,
+            batch_size=batch_size,
+            clip_range=clip_range,
+            own={"gamma": gamma},
+            **options,
+        )
+
+    def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """What is paid from each token on, whitened over all tokens."""
+        if self.group_size > 1:
+            groups = rewards.sum(1).view(-1, self.group_size)
+            means = groups.mean(1, keepdim=True).expand_as(groups).flatten()
+            rewards = rewards.clone()
+            for row, length in enumerate(rollout.lengths):
+                rewards[row, length - 1] -= means[row]
+        return whiten(returns_to_go(rewards, rollout.mask, gamma=self.gamma), rollout.mask)

@@ -1,0 +1,274 @@
+"""A task as a conversation: several turns with a simulated user, an answer of the policy a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from rlhf_gym.envs.episodes import check_special_ids, columns_of, slot_generator
+from rlhf_gym.envs.text_space import AnyText
+from rlhf_gym.envs.turn_env import as_text_action, built, characters, check_render_mode, needed_reward, read_ids
+from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.rewards.base import score
+from rlhf_gym.sample import Prompt
+from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.chat import Message, render_messages
+from rlhf_gym.tasks.users import UserSpec, as_user
+from rlhf_gym.tokenizer import Tokenizer, load_tokenizer
+
+LINE_TOKENS, LINE_CHARACTERS = 64, 512
+"""Room for a message of the user, where the environment is not told how long conversations get."""
+
+
+class ConversationEnv(gym.Env[Any, Any]):
+    """Several turns: the task's prompt, the policy's answer, the user's reply, the next answer, ...
+
+    Args:
+        task: a :class:`~rlhf_gym.tasks.Task` or the name of one; its limits are those of each answer.
+        tokenizer: as for the token level; only the form ``"tokens"`` uses it.
+        user: who replies; see :data:`~rlhf_gym.tasks.users.UserSpec`. None: each prompt's column ``user_lines``, a list.
+        max_turns: most answers in an episode.
+        pays: ``"turn"``: every answer is scored, with the user's last message as its prompt; ``"end"``: all answers together,
+            line by line, with the first message as their prompt, and 0 before. Rewards may ask for the columns ``messages``
+            (the conversation, the answer included) and ``turn`` (from 1) besides the prompt's own.
+        form: ``"text"`` or ``"tokens"``; see :class:`~rlhf_gym.envs.turn_env.TurnEnv`.
+        template: how the policy is shown the conversation: ``"continuation"``, ``"transcript"`` or Jinja. None: the
+            tokenizer's chat template, or a transcript where there is none.
+        reward: replaces the task's reward.
+        task_options: options of a task given by name.
+        max_characters: longest answer as a text; None allows 16 a token of the task's limit.
+        max_context: longest conversation that is shown, in characters or tokens; one that outgrows it ends. None: enough for
+            every answer, and for user's messages of 512 characters or 64 tokens.
+        render_mode: ``"ansi"`` or ``"human"``.
+
+    Raises:
+        TaskError, ConfigError: the task, the user or the template cannot be used, with the reason.
+    """
+
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
+
+    def __init__(
+        self,
+        task: Task | str = "sentiment",
+        tokenizer: Tokenizer | str | None = None,
+        *,
+        user: UserSpec | None = None,
+        max_turns: int = 3,
+        pays: Literal["turn", "end"] = "turn",
+        form: Literal["text", "tokens"] = "text",
+        template: str | None = None,
+        reward: Callable[..., Any] | None = None,
+        task_options: dict[str, Any] | None = None,
+        max_characters: int | None = None,
+        max_context: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        check_render_mode(render_mode, self.metadata["render_modes"])
+        for what, value, allowed in (("form", form, ("text", "tokens")), ("pays", pays, ("turn", "end"))):
+            if value not in allowed:
+                raise ConfigError(f"{what} must be {allowed[0]!r} or {allowed[1]!r}, got {value!r}")
+        if max_turns < 1:
+            raise ConfigError(f"max_turns must be at least 1, got {max_turns}")
+        self.task = built(task, task_options)
+        self.reward = needed_reward(self.task, reward)
+        self.max_turns, self.pays, self.render_mode = max_turns, pays, render_mode
+        self.user = None if user is None else as_user(user)
+        if user is None:
+            _check_lines(self.task)
+        self._view: _TextView | _IdsView
+        if form == "text":
+            self._view = _TextView(self.task, max_turns, template, max_characters, max_context)
+        else:
+            self._view = _IdsView(self.task, max_turns, template, tokenizer, max_context)
+        self.observation_space, self.action_space = self._view.observation_space, self._view.action_space
+        self.prompt = self.task.prompts[0]
+        self.messages: list[Message] = []
+        self.turn = 0
+        self._running = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draw a prompt; ``info["messages"]`` is the conversation so far."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.np_random = slot_generator(seed, 0)
+        self.prompt = self.task.prompts[int(self.np_random.integers(len(self.task.prompts)))]
+        self.messages = opening_messages(self.prompt)
+        self.turn, self._running = 0, True
+        self._print(self.messages)
+        return self._view.observe(self.messages), {"messages": self._copy()}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Answer; the user replies, unless the conversation has ended."""
+        if not self._running:
+            raise gym.error.ResetNeeded(
+                f"step() where {'the episode has ended' if self.messages else 'no episode was started'}: call reset()"
+            )
+        response = self.task.cut(self._view.read(action))
+        before = len(self.messages)
+        self.turn += 1
+        self.messages.append({"role": "assistant", "content": response})
+        spoken, line = self._copy(), None
+        if self.turn < self.max_turns:
+            line = self._reply()
+        ended_by = "max_turns" if self.turn == self.max_turns else "user" if line is None else ""
+        if line is not None:
+            self.messages.append({"role": "user", "content": line})
+            if not self._view.fits(self.messages):
+                ended_by = "room"
+                self.messages.pop()
+        self._running = not ended_by
+        reward, terms = self._pay(spoken, ended=bool(ended_by))
+        info: dict[str, Any] = {
+            "response": response,
+            "turn": self.turn,
+            "reward_terms": terms,
+            "messages": self._copy(),
+        }
+        if ended_by:
+            info["ended_by"] = ended_by
+        self._print(self.messages[before:])
+        return self._view.observe(self.messages), reward, bool(ended_by), False, info
+
+    def render(self) -> str | None:
+        """The conversation so far, a message a line (``ansi``); None before the first reset and in other modes."""
+        return _lines(self.messages) if self.render_mode == "ansi" and self.messages else None
+
+    def _reply(self) -> str | None:
+        if self.user is not None:
+            line = self.user(self._copy(), self.np_random)
+        else:
+            lines = self.prompt.columns["user_lines"]
+            line = lines[self.turn - 1] if self.turn <= len(lines) else None
+        if line is not None and not isinstance(line, str):
+            raise TaskError(f"the user said {line!r:.80} ({type(line).__name__}); expected a text, or None to end")
+        return line
+
+    def _pay(self, spoken: list[Message], *, ended: bool) -> tuple[float, dict[str, float]]:
+        """The reward of the answer that ``spoken`` ends with, and its terms."""
+        if self.pays == "end" and not ended:
+            return 0.0, {}
+        answers = [m["content"] for m in spoken[-2 * self.turn + 1 :] if m["role"] == "assistant"]
+        if self.pays == "end":
+            prompt, response = self.prompt.text, "\n".join(answers)
+        else:
+            prompt, response = (self.prompt.text if self.turn == 1 else spoken[-2]["content"]), answers[-1]
+        columns = columns_of([self.prompt]) | {"messages": [spoken], "turn": [self.turn]}
+        scored = score(self.reward, [prompt], [response], columns)
+        return float(scored.values[0]), {name: float(values[0]) for name, values in scored.terms.items()}
+
+    def _copy(self) -> list[Message]:
+        return [dict(m) for m in self.messages]
+
+    def _print(self, messages: list[Message]) -> None:
+        if self.render_mode == "human":
+            print(_lines(messages))
+
+
+def opening_messages(prompt: Prompt) -> list[Message]:
+    """The messages that a prompt begins with: its column ``messages``, or its text as the user's."""
+    given = prompt.columns.get("messages")
+    return [dict(m) for m in given] if given else [{"role": "user", "content": prompt.text}]
+
+
+def _lines(messages: list[Message]) -> str:
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+
+def _check_lines(task: Task) -> None:
+    for i, prompt in enumerate(task.prompts):
+        lines = prompt.columns.get("user_lines")
+        if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+            raise TaskError(
+                f"prompt {i} of task {task.name!r} has no list of texts in its column 'user_lines' (got {lines!r:.60}), "
+                "and the environment no user: give it one, e.g. user=['tell me more.']"
+            )
+
+
+class _TextView:
+    """The policy reads and writes texts."""
+
+    def __init__(
+        self, task: Task, max_turns: int, template: str | None, max_characters: int | None, max_context: int | None
+    ) -> None:
+        self.template = template or "transcript"
+        self.max_characters = characters(task, max_characters)
+        longest = max(len(self._show(opening_messages(p))) for p in task.prompts)
+        self.room = max_context or longest + max_turns * (self.max_characters + LINE_CHARACTERS)
+        _check_room(longest, self.room, "characters", task)
+        self.observation_space = AnyText(self.room)
+        self.action_space = AnyText(self.max_characters)
+
+    def _show(self, messages: list[Message]) -> str:
+        return render_messages(messages, self.template)
+
+    def fits(self, messages: list[Message]) -> bool:
+        return len(self._show(messages)) <= self.room
+
+    def observe(self, messages: list[Message]) -> str:
+        # What is shown after the last answer may be longer than the room: its end is what counts.
+        return self._show(messages)[-self.room :]
+
+    def read(self, action: Any) -> str:
+        return as_text_action(action, self.max_characters)
+
+
+class _IdsView:
+    """The policy reads and writes token ids."""
+
+    def __init__(
+        self,
+        task: Task,
+        max_turns: int,
+        template: str | None,
+        tokenizer: Tokenizer | str | None,
+        max_context: int | None,
+    ) -> None:
+        given = tokenizer or task.tokenizer or "embedded"
+        self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        check_special_ids(self.tokenizer)
+        self.template, self.limit = template, task.max_response_tokens
+        longest = max(len(self._encode(opening_messages(p))) for p in task.prompts)
+        self.room = max_context or longest + max_turns * (task.max_response_tokens + LINE_TOKENS)
+        _check_room(longest, self.room, "tokens", task)
+        size = self.tokenizer.vocab_size
+        self.observation_space = gym.spaces.Dict(
+            {
+                "ids": gym.spaces.Box(0, size - 1, (self.room,), np.int64),
+                "length": gym.spaces.Box(0, self.room, (1,), np.int64),
+            }
+        )
+        self.action_space = gym.spaces.MultiDiscrete(np.full(self.limit, size, dtype=np.int64))
+
+    def _encode(self, messages: list[Message]) -> list[int]:
+        is_chat = getattr(self.tokenizer, "is_chat", False)
+        if is_chat and self.template is None:
+            ids: list[int] = self.tokenizer.encode_messages(messages)  # type: ignore[attr-defined]
+            return ids
+        shown = render_messages(messages, self.template or "transcript")
+        # A chat model's `encode_prompt` would put this template's text into its own template.
+        return self.tokenizer.encode(shown) if is_chat else self.tokenizer.encode_prompt(shown)
+
+    def fits(self, messages: list[Message]) -> bool:
+        return len(self._encode(messages)) <= self.room
+
+    def observe(self, messages: list[Message]) -> dict[str, Any]:
+        shown = self._encode(messages)[-self.room :]
+        ids = np.full(self.room, self.tokenizer.pad_id, dtype=np.int64)
+        ids[: len(shown)] = shown
+        return {"ids": ids, "length": np.array([len(shown)], dtype=np.int64)}
+
+    def read(self, action: Any) -> str:
+        ids = read_ids(action, self.limit, self.tokenizer)
+        if self.tokenizer.eos_id in ids:
+            ids = ids[: ids.index(self.tokenizer.eos_id)]
+        return self.tokenizer.decode(ids)
+
+
+def _check_room(longest: int, room: int, unit: str, task: Task) -> None:
+    if longest > room:
+        raise TaskError(
+            f"the longest prompt of task {task.name!r} takes {longest} {unit}, more than max_context={room}"
+        )

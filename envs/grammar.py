@@ -1,0 +1,164 @@
+"""A regular expression as an automaton over tokens, with the task's length limits worked into it.
+
+The automaton comes from `outlines-core`, which walks every token's bytes through the expression's own automaton. What is
+added here: arrays that step all slots at once, and a table that says from which states a match can still be completed within
+the limits. With it, a mask only allows tokens that can lead to a complete match, so a response that keeps to the mask matches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.envs.token_bytes import drops_first_space, token_bytes
+from rlhf_gym.errors import TaskError
+from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.tasks import Task
+from rlhf_gym.tokenizer import Tokenizer
+
+Mask = NDArray[np.bool_]
+States = NDArray[np.int32]
+
+DEAD = -1
+"""The state after a token that the grammar does not allow."""
+
+LARGEST_TABLE = 1 << 28
+"""Most entries of the table of states by tokens (4 bytes each)."""
+
+
+def words_pattern(words: Sequence[str]) -> str:
+    """Some of these words, separated by single spaces; a space in front is allowed, as language models go on with one.
+
+    >>> words_pattern(["yes", "no"])
+    ' ?(yes|no)( (yes|no))*'
+    """
+    any_word = "|".join(_escaped(word) for word in dict.fromkeys(words))
+    return f" ?({any_word})( ({any_word}))*"
+
+
+def _escaped(word: str) -> str:
+    """Escapes only what has a meaning: the automaton's syntax refuses a backslash before a letter or a space."""
+    return re.sub(r"([\\.+*?()|\[\]{}^$#&~-])", r"\\\1", word)
+
+
+class Grammar:
+    """A token automaton.
+
+    Args:
+        pattern: a regular expression that the whole response must match (with or without ``^`` and ``$`` around it); no
+            look-around, no back-references.
+        task: its length limits count: responses have ``min_response_tokens`` before EOS, and ``max_response_tokens`` with it.
+        tokenizer: what each token says.
+        base: bool ``[V]``, tokens that may be used at all.
+
+    Attributes:
+        start: the first state.
+        table: int32 ``[S, V]``, the next state, :data:`DEAD` where a token is not allowed.
+        accepting: bool ``[S]``, whether the text so far matches.
+
+    Raises:
+        TaskError: `outlines-core` is missing; this is no regular expression; no response within the limits matches; or the
+            table would be too large.
+    """
+
+    def __init__(self, pattern: str, task: Task, tokenizer: Tokenizer, base: Mask) -> None:
+        index = _compile(pattern, tokenizer)
+        transitions: dict[int, dict[int, int]] = index.get_transitions()
+        number = {state: i for i, state in enumerate(sorted({index.get_initial_state(), *transitions}))}
+        if len(number) * tokenizer.vocab_size > LARGEST_TABLE:
+            raise TaskError(
+                f"the pattern {shorten(pattern)} has {len(number)} states over {tokenizer.vocab_size} tokens, a table of more "
+                f"than {LARGEST_TABLE} entries; simplify it (counted repetitions like {{1,500}} are what makes states)"
+            )
+        self.start = number[index.get_initial_state()]
+        self.eos_id = tokenizer.eos_id
+        self.table: NDArray[np.int32] = np.full((len(number), tokenizer.vocab_size), DEAD, dtype=np.int32)
+        self.accepting: Mask = np.zeros(len(number), dtype=np.bool_)
+        closing = tokenizer.vocab_size + _END[0]
+        for state, moves in transitions.items():
+            tokens = [token for token in moves if token < tokenizer.vocab_size and token != self.eos_id]
+            self.table[number[state], tokens] = [number[moves[token]] for token in tokens]
+            self.accepting[number[state]] = closing in moves and index.is_final_state(moves[closing])
+        self.table[:, ~base] = DEAD
+        self._hopeful = self._completable(task, may_end=bool(base[self.eos_id]))
+        if not self._hopeful[0, self.start]:
+            raise TaskError(
+                f"no response of task {task.name!r} can match {shorten(pattern)}: expected a match of at least "
+                f"{task.min_response_tokens} and at most {task.max_response_tokens} tokens (EOS included) of "
+                f"{tokenizer.name!r}; change the pattern, the limits or the banned tokens"
+            )
+        self._may_end: Mask = np.zeros(task.max_response_tokens + 1, dtype=np.bool_)
+        self._may_end[task.min_response_tokens :] = bool(base[self.eos_id])
+
+    def _completable(self, task: Task, may_end: bool) -> Mask:
+        """bool ``[T + 2, S + 1]``: with ``t`` tokens written, whether a state can still end in a complete match.
+
+        Backwards from the length limit, where the text must match as it is. The last column is :data:`DEAD`.
+        """
+        longest, states = task.max_response_tokens, len(self.accepting)
+        sources, tokens = np.nonzero(self.table >= 0)
+        edges = np.unique(np.stack([sources, self.table[sources, tokens]]), axis=1)
+        hopeful: Mask = np.zeros((longest + 2, states + 1), dtype=np.bool_)
+        hopeful[longest, :states] = self.accepting
+        for t in range(longest - 1, -1, -1):
+            np.logical_or.at(hopeful[t], edges[0], hopeful[t + 1, edges[1]])
+            if may_end and t >= task.min_response_tokens:
+                hopeful[t, :states] |= self.accepting
+        return hopeful
+
+    def next(self, states: States, tokens: NDArray[np.int64]) -> States:
+        """The states after these tokens; EOS and what is not allowed lead to :data:`DEAD`."""
+        after: States = np.where(states == DEAD, DEAD, self.table[states, tokens])
+        return after
+
+    def allowed(self, states: States, written: NDArray[np.int64]) -> Mask:
+        """bool ``[n, V]``: tokens from which a match can be completed. In a dead state only EOS is left.
+
+        Args:
+            states: ``[n]``.
+            written: ``[n]``, response tokens so far.
+        """
+        # Slots at the same place of the grammar share a row: there are few places, and rows are as wide as the vocabulary.
+        places, row_of = np.unique(np.stack([written, states]), axis=1, return_inverse=True)
+        counts, where = places
+        rows: Mask = np.take_along_axis(self._hopeful[counts + 1], self.table[where].astype(np.intp), axis=1)
+        rows[:, self.eos_id] = self.accepting[where] & self._may_end[counts]
+        rows[where == DEAD] = False
+        rows[where == DEAD, self.eos_id] = True
+        masks: Mask = rows[row_of.ravel()]
+        return masks
+
+
+_END = b"\0"
+
+
+def _compile(pattern: str, tokenizer: Tokenizer) -> Any:
+    """The library's automaton of the pattern and an end mark; each byte is a token beyond the vocabulary, too.
+
+    The end mark: version 0.2 loses ways on from a state that already matches, unless the next token matches again (``(aa)+``
+    stopped at ``aa``). Behind an end mark nothing goes on. The bytes: the library refuses a vocabulary that cannot go on from
+    every state, which is judged here, together with the limits.
+    """
+    try:
+        from outlines_core import Index, Vocabulary
+    except ImportError as error:
+        raise TaskError(
+            "a mask with a pattern or words needs outlines-core: pip install 'rlhf-gym[grammar]'"
+        ) from error
+    texts = token_bytes(tokenizer)
+    ids: dict[bytes, list[int]] = {bytes([byte]): [tokenizer.vocab_size + byte] for byte in range(256)}
+    for token, text in enumerate(texts):
+        if text and token != tokenizer.eos_id and _END not in text:
+            ids.setdefault(text, []).append(token)
+    # The whole has to match in any case; the library does not know the marks of begin and end.
+    body = pattern.removeprefix("^") if pattern.endswith("\\$") else pattern.removeprefix("^").removesuffix("$")
+    # A response that begins with a space is decoded without it by some tokenizers: the text that remains must match.
+    space = " ?" if drops_first_space(tokenizer, texts) else ""
+    try:
+        return Index(f"{space}({body})\\x00", Vocabulary(tokenizer.eos_id, ids))
+    except (ValueError, TypeError) as error:
+        raise TaskError(f"cannot make a token mask of the pattern {shorten(pattern)}: {error}") from error

@@ -1,0 +1,232 @@
+"""Which tokens may be written where: banned tokens, a minimum length, a grammar, the top k of a language model.
+
+All restrictions hold together. A grammar is read together with the other limits before the first step (see
+:mod:`rlhf_gym.envs.grammar`), so that a mask never leads into a corner where nothing is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.tasks import Task
+from rlhf_gym.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rlhf_gym.envs.episodes import Episodes
+    from rlhf_gym.language_model import LanguageModel
+
+Mask = NDArray[np.bool_]
+Slots = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """What a mask allows; an environment's ``mask=`` takes one, or a mapping of the same keys (which JSON can carry).
+
+    Attributes:
+        banned: tokens that are never allowed, as ids or as texts that are one token. Padding always is.
+        pattern: a regular expression that the whole response must match.
+        words: the response must be some of these words, separated by single spaces.
+        top_k: allow the k tokens, of those that are allowed otherwise, that ``model`` finds most probable; 0 allows all.
+        model: the language model of ``top_k``, or its name.
+        strict: refuse a token outside the mask with an error. Otherwise it is written like any other; after a token that
+            a grammar does not allow, only EOS is allowed.
+        in_info: put the mask into every ``info`` too, as ``action_mask`` (int8, what ``Discrete.sample(mask=)`` takes).
+
+    Raises:
+        ConfigError: values that contradict one another.
+    """
+
+    banned: Sequence[int | str] = ()
+    pattern: str | None = None
+    words: Sequence[str] = ()
+    top_k: int = 0
+    model: LanguageModel | str | None = None
+    strict: bool = False
+    in_info: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None and self.words:
+            raise ConfigError("a mask takes a pattern or words, not both; write the words into the pattern")
+        if isinstance(self.words, str) or isinstance(self.banned, str):
+            raise ConfigError("a mask's words and banned tokens are lists, e.g. ['yes', 'no']; got one text")
+        if any(not isinstance(word, str) or not word for word in self.words):
+            raise ConfigError(f"a mask's words must be texts of at least one character, got {list(self.words)!r}")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ConfigError(f"a mask's top_k must be 0 (off) or more, got {self.top_k!r}")
+        if (self.top_k > 0) != (self.model is not None):
+            raise ConfigError(
+                f"a mask's top_k and model go together: got top_k={self.top_k!r} and model={self.model!r}; "
+                "give both, e.g. top_k=50, model='embedded'"
+            )
+
+    @classmethod
+    def of(cls, value: TokenMask | Mapping[str, Any] | None) -> TokenMask:
+        """A mask from what an environment was given.
+
+        Raises:
+            ConfigError: a key that is not known, or something else than a mask or a mapping.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, TokenMask):
+            return value
+        known = [f.name for f in fields(cls)]
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"mask must be a TokenMask or a mapping with keys {', '.join(known)}; got {type(value).__name__}"
+            )
+        if unknown := [key for key in value if key not in known]:
+            raise ConfigError(f"a mask has no option {unknown[0]!r}; expected some of {', '.join(known)}")
+        return cls(**value)
+
+
+class Masks:
+    """The masks of ``N`` slots.
+
+    Args:
+        num_slots: ``N``.
+        task: its length limits count.
+        tokenizer: tells what tokens say.
+        options: see :class:`TokenMask`.
+
+    Attributes:
+        options: as given.
+        banned: ids that are never allowed, padding first.
+        follows: whether the mask depends on what was written; otherwise on how much was written alone.
+
+    Raises:
+        ConfigError: options that contradict one another.
+        TaskError: nothing is allowed, or no response within the task's limits fits the grammar.
+    """
+
+    def __init__(
+        self, num_slots: int, task: Task, tokenizer: Tokenizer, options: TokenMask | Mapping[str, Any] | None = None
+    ) -> None:
+        self.options = TokenMask.of(options)
+        self.banned = (tokenizer.pad_id, *(_token_id(token, tokenizer) for token in self.options.banned))
+        self.min_tokens = task.min_response_tokens
+        self.eos_id = tokenizer.eos_id
+        self.base: Mask = np.ones(tokenizer.vocab_size, dtype=np.bool_)
+        self.base[list(self.banned)] = False
+        if not self.base.any():
+            raise TaskError(
+                f"the mask of task {task.name!r} allows nothing: all {tokenizer.vocab_size} tokens are banned"
+            )
+        self._early = self.base.copy()
+        self._early[self.eos_id] = False
+        if self.min_tokens and not self._early.any():
+            raise TaskError(
+                f"the mask of task {task.name!r} allows nothing at first: every token but EOS is banned, and EOS is not "
+                f"allowed before {self.min_tokens} tokens"
+            )
+        self.grammar = None
+        if self.options.pattern is not None or self.options.words:
+            from rlhf_gym.envs.grammar import Grammar, words_pattern
+
+            pattern = self.options.pattern if self.options.pattern is not None else words_pattern(self.options.words)
+            self.grammar = Grammar(pattern, task, tokenizer, self.base)
+            self._states: NDArray[np.int32] = np.zeros(num_slots, dtype=np.int32)
+        self.top_k = None
+        if self.options.top_k:
+            from rlhf_gym.envs.top_k import ModelTopK
+
+            assert self.options.model is not None
+            self.top_k = ModelTopK(self.options.model, self.options.top_k, tokenizer)
+
+    @property
+    def follows(self) -> bool:
+        """Whether a grammar follows what is written."""
+        return self.grammar is not None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether ``banned`` and the minimum length say all there is to the mask."""
+        return self.grammar is None and self.top_k is None and not self.options.strict
+
+    def begin(self, slots: Slots | int) -> None:
+        """Episodes start in these slots."""
+        if self.grammar is not None:
+            self._states[slots] = self.grammar.start
+        if self.top_k is not None:
+            self.top_k.forget(slots)
+
+    def advance(self, slots: Slots, tokens: NDArray[np.int64]) -> None:
+        """These tokens were written in these slots."""
+        if self.grammar is not None:
+            self._states[slots] = self.grammar.next(self._states[slots], tokens)
+
+    def replay(self, episodes: Episodes) -> None:
+        """Work out again what is known of each slot, from its ids."""
+        self.begin(np.arange(len(episodes.length)))
+        for slot in range(len(episodes.length)):
+            for token in episodes.ids[slot, episodes.prompt_length[slot] : episodes.length[slot]]:
+                self.advance(np.array([slot]), token[None])
+
+    def rows(self, episodes: Episodes) -> Mask:
+        """bool ``[N, V]``, True where a token may be written now; a slot without a running episode has the unrestricted row."""
+        written = episodes.length - episodes.prompt_length
+        masks: Mask = np.repeat(self.base[None], len(written), axis=0)
+        if self.min_tokens:
+            masks[episodes.running & (written < self.min_tokens)] = self._early
+        live = np.flatnonzero(episodes.running)
+        if self.grammar is not None and len(live):
+            masks[live] &= self.grammar.allowed(self._states[live], written[live])
+        if self.top_k is not None and len(live):
+            masks[live] = self.top_k.restrict(episodes, live, masks[live])
+        return refuse_empty(masks)
+
+    def check(self, episodes: Episodes, actions: NDArray[np.int64], slots: Slots) -> None:
+        """Refuse tokens outside the mask.
+
+        Raises:
+            InvalidAction: one is.
+        """
+        ok = self.rows(episodes)[slots, actions[slots]]
+        if not ok.all():
+            wrong = int(slots[int(np.argmin(ok))])
+            raise gym.error.InvalidAction(
+                f"action {int(actions[wrong])} in slot {wrong} is not allowed by the mask; choose one that "
+                "action_masks() allows"
+            )
+
+
+def refuse_empty(masks: Mask) -> Mask:
+    """The masks as they are, if each allows something.
+
+    Args:
+        masks: bool ``[N, V]``.
+
+    Raises:
+        TaskError: a row is False everywhere.
+    """
+    some = masks.any(axis=1)
+    if not some.all():
+        raise TaskError(
+            f"the action mask of slot {int(np.argmin(some))} allows no token; it must allow at least one: loosen one of the "
+            "restrictions that are combined here"
+        )
+    return masks
+
+
+def _token_id(token: int | str, tokenizer: Tokenizer) -> int:
+    """A token by its id or its text.
+
+    Raises:
+        ConfigError: no such id, or a text that is not one token.
+    """
+    if isinstance(token, str):
+        ids = tokenizer.encode(token)
+        if len(ids) != 1:
+            raise ConfigError(f"a banned text must be one token; {token!r} is {len(ids)} in {tokenizer.name!r}: {ids}")
+        return ids[0]
+    if isinstance(token, bool) or not 0 <= token < tokenizer.vocab_size:
+        raise ConfigError(f"banned token {token!r} is not an id; expected 0..{tokenizer.vocab_size - 1}")
+    return int(token)

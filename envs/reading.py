@@ -1,0 +1,74 @@
+"""A language model that reads along with running episodes: every token once, from a cache kept per slot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlhf_gym.decoding import CachedDecoder
+from rlhf_gym.errors import TaskError
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rlhf_gym.envs.episodes import Episodes
+
+Slots = NDArray[np.intp]
+
+
+class Reader:
+    """Gives the model's logits for the next token of each episode; reads when asked, and only what it has not read.
+
+    Args:
+        model: the language model, or its name.
+        tokenizer: the environment's.
+        purpose: what the model is for, for the message.
+
+    Raises:
+        TaskError: the model has another vocabulary than the environment.
+    """
+
+    def __init__(self, model: LanguageModel | str, tokenizer: Tokenizer, purpose: str) -> None:
+        self.model = LanguageModel.load(model) if isinstance(model, str) else model
+        theirs = self.model.tokenizer.vocab_size
+        if theirs != tokenizer.vocab_size:
+            raise TaskError(
+                f"the {purpose} {self.model.name!r} has {theirs} tokens, the environment's tokenizer {tokenizer.name!r} "
+                f"has {tokenizer.vocab_size}; give the environment the model's tokenizer"
+            )
+        self._decoder = CachedDecoder(self.model)
+        self._read: dict[int, int] = {}  # how many ids the cache holds, by slot
+        self._hidden: dict[int, torch.Tensor] = {}
+
+    def forget(self, slots: Slots | int) -> None:
+        """New episodes start in these slots."""
+        for slot in np.atleast_1d(slots).tolist():
+            self._read.pop(slot, None)
+
+    def logits(self, episodes: Episodes, slots: Slots) -> NDArray[np.float32]:
+        """float32 ``[n, V]``: of the next token in each of these slots, which must be running."""
+        self._follow(episodes, slots.tolist())
+        with torch.no_grad():
+            hidden = torch.stack([self._hidden[slot] for slot in slots.tolist()])
+            logits: NDArray[np.float32] = self.model.logits(hidden).float().cpu().numpy()
+        return logits
+
+    def _follow(self, episodes: Episodes, slots: list[int]) -> None:
+        """Let the model read what was written since it last looked."""
+        length = episodes.length
+        one = [slot for slot in slots if self._read.get(slot) == length[slot] - 1]
+        if one:
+            tokens = torch.tensor([int(episodes.ids[slot, length[slot] - 1]) for slot in one])
+            hidden = self._decoder.append(one, tokens.to(self.model.device))
+            # The decoder lets go of slots that were not named: they are read again when they go on.
+            self._read = {slot: int(length[slot]) for slot in one}
+            self._hidden.update(zip(one, hidden, strict=True))
+        others = [slot for slot in slots if self._read.get(slot) != length[slot]]
+        if others:
+            rows = [episodes.ids[slot, : length[slot]].tolist() for slot in others]
+            hidden = self._decoder.start(others, rows)
+            self._read.update({slot: int(length[slot]) for slot in others})
+            self._hidden.update(zip(others, hidden, strict=True))

@@ -1,0 +1,221 @@
+"""How an episode looks: as plain text, as coloured text on a terminal, and as a picture that video recorders take.
+
+A token's colour says how probable a language model of one's choice finds it (``render_model``); without one, the response
+takes the colour of its reward once it has ended. Red is low, green is high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rlhf_gym.envs.episodes import Episodes
+    from rlhf_gym.language_model import LanguageModel
+
+Frame = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+RENDER_MODES = ("ansi", "human", "rgb_array")
+WIDTH, HEIGHT, MARGIN, FONT_SIZE = 640, 240, 12, 16
+_BACKGROUND, _PROMPT, _RESPONSE = (24, 24, 28), (140, 140, 150), (235, 235, 235)
+
+
+@dataclass
+class Piece:
+    """A part of the response that one or more tokens wrote.
+
+    Attributes:
+        text: what they wrote together: a character may take more than one token.
+        probability: of the last of them, 0 to 1, or None where nobody was asked.
+    """
+
+    text: str
+    probability: float | None = None
+
+
+@dataclass
+class Painter:
+    """Remembers what colours need: the model that is asked, and the rewards seen so far.
+
+    Attributes:
+        model: gives tokens' probabilities; a name is loaded when the first episode is rendered.
+        low: the lowest reward so far.
+        high: the highest reward so far.
+        rewards: the reward of each slot's last episode.
+    """
+
+    model: LanguageModel | str | None = None
+    low: float = float("inf")
+    high: float = float("-inf")
+    rewards: dict[int, float] = field(default_factory=dict)
+
+    def note(self, slot: int, reward: float) -> None:
+        """An episode was scored."""
+        self.low, self.high = min(self.low, reward), max(self.high, reward)
+        self.rewards[slot] = reward
+
+    def reward_colour(self, reward: float) -> Colour:
+        """Where a reward lies between the lowest and the highest so far; the first one counts from 0 to 1."""
+        low, high = (self.low, self.high) if self.high > self.low else (0.0, 1.0)
+        return scale_colour((reward - low) / (high - low))
+
+    def pieces(self, episodes: Episodes, slot: int) -> list[Piece]:
+        """The response so far in pieces, with probabilities if there is a model to ask."""
+        start, end = int(episodes.prompt_length[slot]), int(episodes.length[slot])
+        ids = episodes.ids[slot, :end].tolist()
+        probabilities: Sequence[float | None] = [None] * (end - start)
+        if self.model is not None and end > start:
+            probabilities = self._probabilities(ids, start)
+        return split_pieces(ids[start:], probabilities, episodes.tokenizer)
+
+    def _probabilities(self, ids: list[int], start: int) -> list[float | None]:
+        import torch
+
+        from rlhf_gym.language_model import LanguageModel
+
+        if isinstance(self.model, str):
+            self.model = LanguageModel.load(self.model)
+        assert self.model is not None
+        with torch.no_grad():
+            row = torch.tensor([ids], device=self.model.device)
+            logits = self.model.logits(self.model.hidden(row)[0, start - 1 : -1])
+            probs = torch.softmax(logits, dim=-1).gather(-1, row[0, start:, None]).squeeze(-1)
+        return [float(p) for p in probs]
+
+    def colour_of(self, piece: Piece, ended_with: float | None) -> Colour:
+        """A piece's colour: by probability if there is one, else by the reward once the episode has ended."""
+        if piece.probability is not None:
+            # The square root spreads the low half, where most tokens of a large vocabulary lie.
+            return scale_colour(piece.probability**0.5)
+        return _RESPONSE if ended_with is None else self.reward_colour(ended_with)
+
+
+def split_pieces(ids: list[int], probabilities: Sequence[float | None], tokenizer: Tokenizer) -> list[Piece]:
+    """Cut a text where its tokens do; tokens that end inside a character wait for the rest of it."""
+    pieces: list[Piece] = []
+    done = ""
+    for i, probability in enumerate(probabilities, start=1):
+        text = tokenizer.decode(ids[:i])
+        unfinished = text.endswith("\N{REPLACEMENT CHARACTER}") and i < len(ids)
+        if not unfinished and len(text) > len(done) and text.startswith(done):
+            pieces.append(Piece(text[len(done) :], probability))
+            done = text
+    return pieces
+
+
+def scale_colour(value: float) -> Colour:
+    """From red (0) over yellow to green (1); values outside are taken to the nearer end."""
+    value = min(max(value, 0.0), 1.0)
+    red, green = min(1.0, 2 - 2 * value), min(1.0, 2 * value)
+    return int(80 + 160 * red), int(80 + 160 * green), 90
+
+
+def prompt_text(episodes: Episodes, slot: int) -> str:
+    """The prompt as the model sees it."""
+    return episodes.tokenizer.decode(episodes.ids[slot, : episodes.prompt_length[slot]].tolist())
+
+
+def as_text(episodes: Episodes, slot: int) -> str:
+    """Prompt and response so far in one line (``ansi``)."""
+    return f"{prompt_text(episodes, slot)} │{episodes.response(slot)}"
+
+
+def print_rich(episodes: Episodes, slot: int, painter: Painter) -> None:
+    """Print prompt, response so far and, at the end, the reward, coloured (``human``)."""
+    from rich.console import Console
+    from rich.style import Style
+    from rich.text import Text
+
+    def style(colour: Colour) -> Style:
+        return Style(color=f"rgb({colour[0]},{colour[1]},{colour[2]})")
+
+    reward = None if episodes.running[slot] else painter.rewards.get(slot)
+    line = Text.assemble((prompt_text(episodes, slot), style(_PROMPT)), " │")
+    for piece in painter.pieces(episodes, slot):
+        line.append(piece.text, style(painter.colour_of(piece, reward)))
+    if reward is not None:
+        line.append(f"  [{reward:.3f}]", style(painter.reward_colour(reward)))
+    Console().print(line)
+
+
+def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
+    """uint8 ``[240, 640, 3]``: prompt, response and reward as a picture; of a long text, its end."""
+    image_module, draw_module = _pillow()
+    reward = None if episodes.running[slot] else painter.rewards.get(slot)
+    image = image_module.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
+    draw = draw_module.Draw(image)
+    font = _font()
+    spans: list[tuple[str, Colour]] = []
+    if episodes.length[slot]:
+        spans = [(prompt_text(episodes, slot) + " |", _PROMPT)]
+        spans += [(p.text, painter.colour_of(p, reward)) for p in painter.pieces(episodes, slot)]
+    lines = _wrap(spans, lambda text: float(draw.textlength(text, font=font)), WIDTH - 2 * MARGIN)
+    line_height = FONT_SIZE + 6
+    room = (HEIGHT - 2 * MARGIN) // line_height - 1  # the last line is the reward's
+    for row, line in enumerate(lines[-room:]):
+        for x, text, colour in line:
+            draw.text((MARGIN + x, MARGIN + row * line_height), text, fill=colour, font=font)
+    if reward is not None:
+        place = (MARGIN, HEIGHT - MARGIN - line_height)
+        draw.text(place, f"reward {reward:.3f}", fill=painter.reward_colour(reward), font=font)
+    return np.array(image, dtype=np.uint8)
+
+
+def _wrap(
+    spans: list[tuple[str, Colour]], measure: Callable[[str], float], width: float
+) -> list[list[tuple[float, str, Colour]]]:
+    """Lines of (x, text, colour) no wider than ``width``, broken before words where that helps, else inside them."""
+    lines: list[list[tuple[float, str, Colour]]] = [[]]
+    x = 0.0
+    for text, colour in spans:
+        for word in _words(text):
+            if word == "\n":
+                lines.append([])
+                x = 0.0
+                continue
+            if x and x + measure(word) > width:
+                lines.append([])
+                x, word = 0.0, word.lstrip(" ")
+            while len(word) > 1 and measure(word) > width:
+                fits = next((n for n in range(len(word) - 1, 1, -1) if measure(word[:n]) <= width), 1)
+                lines[-1].append((0.0, word[:fits], colour))
+                lines.append([])
+                word = word[fits:]
+            lines[-1].append((x, word, colour))
+            x += measure(word)
+    return lines
+
+
+def _words(text: str) -> list[str]:
+    """Words with the space before them; a line break by itself."""
+    words: list[str] = []
+    for char in text:
+        if char == "\n" or not words or words[-1] == "\n" or (char == " " and words[-1].strip(" ")):
+            words.append(char)
+        else:
+            words[-1] += char
+    return words
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageDraw
+    except ImportError as error:
+        raise TaskError("render_mode 'rgb_array' needs Pillow: pip install 'rlhf-gym[render]'") from error
+    return Image, ImageDraw
+
+
+@cache
+def _font() -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=FONT_SIZE)

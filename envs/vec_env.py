@@ -1,0 +1,130 @@
+"""Any same-step vector environment as a stable-baselines3 `VecEnv`: no subprocesses, one NumPy step for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from rlhf_gym.envs.wrapping import find_attribute
+
+
+class VectorVecEnv(VecEnv):
+    """A Gymnasium vector environment as stable-baselines3 wants it, wrappers around it included.
+
+    Episode statistics are reported as SB3's ``Monitor`` does (``info["episode"]``), so no monitor is needed.
+
+    Args:
+        env: a vector environment in same-step autoreset mode.
+
+    Raises:
+        ValueError: another autoreset mode.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        mode = env.metadata["autoreset_mode"]
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"a VecEnv starts the next episode in the step that ends one; the environment's autoreset mode is "
+                f"{mode.name.lower()!r}, expected 'same_step'"
+            )
+        self.env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._actions: NDArray[Any] = np.zeros(env.num_envs, dtype=np.int64)
+        self._returns: NDArray[np.float64] = np.zeros(env.num_envs)
+        self._lengths: NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
+
+    def reset(self) -> VecEnvObs:
+        """Start an episode in every slot."""
+        seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
+        observations, _ = self.env.reset(seed=seeds)
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        self._returns[:], self._lengths[:] = 0.0, 0
+        return _batch(observations)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the slots at the next reset, slot ``i`` with the ``i``-th number of the seed's own stream."""
+        if seed is None:
+            self._seeds = [None] * self.num_envs
+        else:
+            self._seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
+        return self._seeds
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take note of the actions."""
+        self._actions = np.asarray(actions)
+
+    def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Step all environments with the actions that were noted."""
+        return self.env.step(self._actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One step in every slot."""
+        observations, rewards, terminations, truncations, infos = self._step()
+        dones = terminations | truncations
+        self._returns += rewards
+        self._lengths += 1
+        out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for slot in np.flatnonzero(dones):
+            info = one_info(infos["final_info"], int(slot))
+            info["terminal_observation"] = infos["final_obs"][slot]
+            info["TimeLimit.truncated"] = bool(truncations[slot] and not terminations[slot])
+            info["episode"] = self._episode(int(slot), float(rewards[slot]), info)
+            out[slot] = info
+        self._returns[dones], self._lengths[dones] = 0.0, 0
+        return _batch(observations), rewards.astype(np.float32), dones, out
+
+    def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
+        """What ``Monitor`` would say of the episode that ended in this slot."""
+        return {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0}
+
+    def close(self) -> None:
+        """Nothing is held open."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the environment or of one inside it, once for each slot asked for."""
+        value = find_attribute(self.env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the environment; the slots share it."""
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method; ``action_masks`` gives each slot its own row."""
+        result = find_attribute(self.env, method_name)(*method_args, **method_kwargs)
+        if method_name == "action_masks":
+            return [result[i] for i in self._get_indices(indices)]
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """No slot is wrapped by itself."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
+        if indices is None:
+            return range(self.num_envs)
+        return [indices] if isinstance(indices, int) else indices
+
+
+def _batch(observations: VecEnvObs) -> VecEnvObs:
+    return dict(observations) if isinstance(observations, dict) else observations
+
+
+def one_info(infos: dict[str, Any], slot: int) -> dict[str, Any]:
+    """One slot's part of a vector environment's infos."""
+    out: dict[str, Any] = {}
+    for key, value in infos.items():
+        if not key.startswith("_") and infos["_" + key][slot]:
+            out[key] = one_info(value, slot) if isinstance(value, dict) else value[slot]
+    return out

@@ -1,0 +1,346 @@
+"""The agents without a value function, A2C, and the groups that some of them compare: numbers by hand, gradients, learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ppo_setups import (
+    LIMIT,
+    NUM_ENVS,
+    assert_same_weights,
+    collected,
+    gradient,
+    learn,
+    letters_env,
+    move_reference,
+    small_agent,
+    weights,
+)
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from tiny_models import LetterTokenizer, tiny_language_model
+from toy_tasks import letter_task
+
+from rlhf_gym.agents import A2C, GRPO, GSPO, PPO, REINFORCE, RLOO, ReinforcePlusPlus
+from rlhf_gym.agents.advantages import group_relative, leave_one_out, returns_to_go
+from rlhf_gym.agents.losses import sequence_clipped_policy_loss
+from rlhf_gym.agents.scores import overlong_penalty
+from rlhf_gym.envs import TokenEnv
+from rlhf_gym.errors import ConfigError, TrainingError
+
+CRITIC_FREE: list[Any] = [GRPO, GSPO, RLOO, REINFORCE, ReinforcePlusPlus]
+ALL: list[Any] = [*CRITIC_FREE, A2C]
+GROUPED: list[Any] = [GRPO, GSPO, RLOO]
+
+
+# ------------------------------------------------------------------------------------------------- pure functions
+
+
+def test_group_relative_by_hand() -> None:
+    scores = torch.tensor([1.0, 3.0, 0.0, 0.0, 5.0, 6.0])
+    std = 2**0.5
+    expected = torch.tensor([-1 / std, 1 / std, 0.0, 0.0, -0.5 / std * 2, 0.5 / std * 2])
+    torch.testing.assert_close(group_relative(scores, 2, epsilon=0.0).nan_to_num(), expected)
+    centred = torch.tensor([-1.0, 1.0, 0.0, 0.0, -0.5, 0.5])
+    torch.testing.assert_close(group_relative(scores, 2, "none"), centred)
+    torch.testing.assert_close(group_relative(scores, 2, "batch", epsilon=0.0), centred / 0.5**0.5)
+
+
+def test_equal_scores_have_no_advantage_whatever_their_rounding() -> None:
+    """A mean of three times 0.1 is not 0.1 in float32; divided by its deviation it would be 1."""
+    scores = torch.tensor([0.1, 0.1, 0.1, 1e6 + 0.1, 1e6 + 0.1, 1e6 + 0.1])
+    for scale in ("group", "batch", "none"):
+        assert not group_relative(scores, 3, scale, epsilon=1e-30).nan_to_num().any()  # type: ignore[arg-type]
+
+
+def test_leave_one_out_by_hand() -> None:
+    scores = torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0])
+    torch.testing.assert_close(leave_one_out(scores, 3), torch.tensor([-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]))
+
+
+def test_returns_to_go_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 4.0], [3.0, 5.0, 0.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    expected = torch.tensor([[1 + 1 + 1.0, 2 + 2.0, 4.0], [3 + 2.5, 5.0, 0.0]])
+    torch.testing.assert_close(returns_to_go(rewards, mask, gamma=0.5), expected)
+
+
+def test_the_overlong_penalty_by_hand() -> None:
+    lengths = torch.tensor([1, 6, 7, 8, 10])
+    torch.testing.assert_close(overlong_penalty(lengths, 10, 4), torch.tensor([0.0, 0.0, -0.25, -0.5, -1.0]))
+
+
+def test_the_sequence_ratio_by_hand_and_its_gradient() -> None:
+    old = torch.tensor([-1.0, -2.0, -1.5, -0.5, -3.0], dtype=torch.float64)
+    new = (old + torch.tensor([0.1, -0.3, 0.02, 0.02, 0.02])).requires_grad_(True)
+    advantages = torch.tensor([1.0, 1.0, -2.0, -2.0, -2.0], dtype=torch.float64)
+    lengths = torch.tensor([2, 3])
+
+    def loss(log_probs: torch.Tensor) -> torch.Tensor:
+        out = sequence_clipped_policy_loss(
+            log_probs.float(), old.float(), advantages.float(), lengths, clip_low=0.01, clip_high=0.01
+        )
+        return out.loss
+
+    first, second = float(torch.exp(torch.tensor(-0.1))), float(torch.exp(torch.tensor(0.02)))
+    expected = torch.tensor([-first, -first, 2 * second, 2 * second, 2 * second])
+    torch.testing.assert_close(loss(new), expected, atol=1e-6, rtol=1e-6)
+    # A > 0 with a ratio below 1 - clip, A < 0 with one above 1 + clip: neither is held, so both have a gradient.
+    weights_ = torch.tensor([0.5, 0.5, 1 / 3, 1 / 3, 1 / 3])
+    (loss(new) * weights_).sum().backward()  # type: ignore[no-untyped-call]
+    by_hand = torch.tensor([-first / 2, -first / 2, 2 * second / 3, 2 * second / 3, 2 * second / 3])
+    assert new.grad is not None
+    torch.testing.assert_close(new.grad.float(), by_hand, atol=1e-6, rtol=1e-6)
+    held = sequence_clipped_policy_loss(
+        new.float(), old.float(), -advantages.float(), lengths, clip_low=0.01, clip_high=0.01
+    )
+    assert held.clipped.all()
+
+
+# ------------------------------------------------------------------------------------------------- groups
+
+
+@pytest.mark.parametrize("collect", ["auto", "step"])
+def test_a_group_answers_one_prompt_in_every_rollout(collect: str) -> None:
+    agent = small_agent(GRPO, group_size=4, collect=collect, scale=4.0, n_episodes=2 * NUM_ENVS, n_epochs=1)
+    seen = set()
+    for _ in range(3):
+        rollout = collected(agent)
+        prompts = [tuple(e.prompt_ids) for e in rollout.episodes]
+        assert all(prompts[i] == prompts[i // 4 * 4] for i in range(len(prompts)))
+        seen |= set(prompts)
+        assert len({tuple(e.response_ids) for e in rollout.episodes}) > len(prompts) // 4
+    assert len(seen) > 2
+
+
+def test_both_ways_to_collect_give_the_same_groups() -> None:
+    agents = [
+        small_agent(GRPO, group_size=4, scale=4.0, n_epochs=1, collect=c, learning_rate=1e-6) for c in ("auto", "step")
+    ]
+    for _ in range(3):
+        a, b = (agent.learn(1, reset_num_timesteps=False).rollout for agent in agents)
+        assert [e.prompt_ids for e in a.episodes] == [e.prompt_ids for e in b.episodes]
+        assert [e.response_ids for e in a.episodes] == [e.response_ids for e in b.episodes]
+        torch.testing.assert_close(a.log_probs, b.log_probs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(a.advantages, b.advantages, atol=1e-4, rtol=0)
+
+
+def test_groups_go_through_wrappers_and_a_new_environment() -> None:
+    agent = small_agent(RLOO, VecMonitor(letters_env()), group_size=8)
+    agent.learn(100)
+    agent.set_env(letters_env(8))
+    agent.n_episodes = 8
+    rollout = collected(agent)
+    assert len({tuple(e.prompt_ids) for e in rollout.episodes}) == 1
+    env = letters_env()
+    env.set_group_size(4)
+    env.seed(None)  # fresh entropy, but whole groups
+    ids = env.reset()["ids"]
+    assert all((ids[i] == ids[i // 4 * 4]).all() for i in range(NUM_ENVS))
+
+
+def test_broken_groups_are_noticed() -> None:
+    env = letters_env()
+    agent = small_agent(GRPO, env, group_size=4)
+    env._seeds = list(range(NUM_ENVS))
+    with pytest.raises(TrainingError, match="should answer one prompt"):
+        agent.learn(100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (GRPO, {"group_size": 1}, "GRPO compares .* at least 2, got 1"),
+        (RLOO, {"group_size": 1}, "RLOO compares"),
+        (GRPO, {"group_size": 5}, r"group_size \(5\) must divide the number of environments \(16\)"),
+        (GRPO, {"group_size": 3, "n_episodes": 16}, r"group_size \(3\) must divide n_episodes \(16\)"),
+        (GRPO, {"scale_rewards": "variance"}, "scale_rewards must be one of group, batch, none"),
+        (GRPO, {"kl_estimator": "k1"}, "holds nothing back"),
+        (RLOO, {"n_epochs": 2}, "without a clip_range cannot have n_epochs above 1"),
+        (REINFORCE, {"clip_range_high": 0.3}, "without a clip_range cannot have clip_range_high"),
+        (REINFORCE, {"baseline": "mean"}, "baseline must be one of"),
+        (REINFORCE, {"baseline_decay": 1.5}, r"baseline_decay must be a number in \[0, 1\]"),
+        (A2C, {"clip_range": 0.1}, "has no clip_range: PPO has"),
+        (PPO, {"clip_range": None}, "clip_range must be"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_agent(kind, **options)
+
+
+def test_groups_need_an_environment_that_can() -> None:
+    foreign = DummyVecEnv([lambda: TokenEnv(letter_task(), LetterTokenizer()) for _ in range(4)])
+    with pytest.raises(ConfigError, match="needs an environment whose slots can be given the same prompts"):
+        small_agent(GRPO, foreign, group_size=2, batch_size=4)
+
+
+# ------------------------------------------------------------------------------------------------- advantages and losses
+
+
+def prepared(kind: Any, **options: Any) -> tuple[Any, Any]:
+    """An agent and its first rollout, with a reference that differs from the policy."""
+    agent = small_agent(kind, scale=4.0, **options)
+    move_reference(agent)
+    return agent, collected(agent)
+
+
+def test_rloo_is_the_gradient_of_the_whole_responses() -> None:
+    """Against autograd on log pi(y) of whole responses, rewards with their KL, worked without the agent's own functions."""
+    agent, rollout = prepared(RLOO, group_size=4, kl_coef=0.1)
+    found = gradient(agent, rollout, list(range(NUM_ENVS)))
+    kl = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1)
+    totals = [e.score - 0.1 * float(k) for e, k in zip(rollout.episodes, kl, strict=True)]
+    agent.policy.optimizer.zero_grad()
+    parts = []
+    for i, episode in enumerate(rollout.episodes):
+        siblings = [totals[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
+        ids = torch.tensor([episode.prompt_ids + episode.response_ids])
+        logits = agent.policy.lm(ids).logits[0].clone()
+        logits[:, 1] = -torch.inf  # padding is never written
+        logs = logits.log_softmax(-1)
+        start = len(episode.prompt_ids)
+        chosen = sum(logs[start - 1 + t, token] for t, token in enumerate(episode.response_ids))
+        parts.append(-(totals[i] - sum(siblings) / 3) * chosen)
+    (sum(parts) / (NUM_ENVS * LIMIT)).backward()  # type: ignore[union-attr]
+    expected = torch.cat([p.grad.flatten() for p in agent.policy.parameters() if p.grad is not None])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_grpo_compares_siblings_and_drops_groups_that_are_equal() -> None:
+    agent, rollout = prepared(GRPO, group_size=2, drop_equal_groups=True)
+    scores = [e.score for e in rollout.episodes]
+    equal = [scores[i // 2 * 2] == scores[i // 2 * 2 + 1] for i in range(NUM_ENVS)]
+    assert any(equal)
+    assert not all(equal)
+    assert rollout.learn_from == [i for i in range(NUM_ENVS) if not equal[i]]
+    for i in range(NUM_ENVS):
+        pair = torch.tensor(scores[i // 2 * 2 : i // 2 * 2 + 2])
+        expected = 0.0 if equal[i] else float((scores[i] - pair.mean()) / (pair.std() + 1e-4))
+        values = rollout.advantages[i][rollout.mask[i]]
+        torch.testing.assert_close(values, torch.full_like(values, expected))
+        assert not rollout.advantages[i][~rollout.mask[i]].any()
+    rows = [i for batch in rollout.minibatches(4, agent._update_rng) for i in batch]
+    assert sorted(rows) == rollout.learn_from
+
+
+def test_an_iteration_without_any_difference_changes_nothing() -> None:
+    agent = small_agent(GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, drop_equal_groups=True)
+    before = weights(agent)
+    rows = learn(agent, 50)
+    assert_same_weights(weights(agent), before)
+    assert rows[0]["groups/equal_share"] == 1
+
+
+@pytest.mark.parametrize("kind", [GRPO, RLOO, REINFORCE, ReinforcePlusPlus])
+def test_a_constant_reward_moves_nobody(kind: Any) -> None:
+    options = {"baseline": "batch"} if kind is REINFORCE else {}
+    agent = small_agent(kind, task={"reward": lambda prompts, responses: [3.0] * len(prompts)}, kl_coef=0.0, **options)
+    before = weights(agent)
+    agent.learn(300)
+    for name, value in weights(agent).items():
+        torch.testing.assert_close(value, before[name], atol=1e-4, rtol=0)
+
+
+def test_dapo_charges_for_the_last_tokens_before_the_limit() -> None:
+    _, plain = prepared(RLOO, group_size=2, kl_coef=0.0)
+    agent, charged = prepared(RLOO, group_size=2, kl_coef=0.0, overlong_buffer=4)
+    scores = torch.tensor([e.score for e in charged.episodes])
+    shaped = scores + overlong_penalty(torch.tensor(charged.lengths), LIMIT, 4)
+    expected = leave_one_out(shaped, 2)[:, None] * charged.mask
+    torch.testing.assert_close(charged.advantages, expected)
+    assert not torch.equal(plain.advantages, charged.advantages)
+    assert agent.overlong_buffer == 4
+
+
+def test_reinforce_baselines_by_hand() -> None:
+    _, none = prepared(REINFORCE, baseline="none", kl_coef=0.0)
+    scores = torch.tensor([e.score for e in none.episodes])
+    torch.testing.assert_close(none.advantages, scores[:, None] * none.mask)
+    _, batch = prepared(REINFORCE, baseline="batch", kl_coef=0.0)
+    others = (scores.sum() - scores) / (NUM_ENVS - 1)
+    torch.testing.assert_close(batch.advantages, (scores - others)[:, None] * batch.mask)
+    agent, first = prepared(REINFORCE, baseline="running", baseline_decay=0.5, kl_coef=0.0)
+    torch.testing.assert_close(first.advantages, none.advantages)
+    agent.after_learning(first)
+    assert agent.running_mean == pytest.approx(float(scores.mean()))
+    second = collected(agent)
+    paid = torch.tensor([e.score for e in second.episodes])
+    torch.testing.assert_close(second.advantages, (paid - scores.mean())[:, None] * second.mask)
+    agent.after_learning(second)
+    assert agent.running_mean == pytest.approx(float((scores.mean() + paid.mean()) / 2))
+
+
+def test_reinforce_plus_plus_whitens_what_is_paid_from_each_token_on() -> None:
+    _, rollout = prepared(ReinforcePlusPlus, kl_coef=0.2)
+    kl = (rollout.log_probs - rollout.reference_log_probs) * rollout.mask
+    to_go = []
+    for i, episode in enumerate(rollout.episodes):
+        n = len(episode.response_ids)
+        to_go += [episode.score - 0.2 * float(kl[i, t:n].sum()) for t in range(n)]
+    flat = torch.tensor(to_go, dtype=torch.float64)
+    expected = ((flat - flat.mean()) / flat.std()).float()
+    torch.testing.assert_close(rollout.advantages[rollout.mask], expected, atol=1e-4, rtol=1e-4)
+    _, grouped = prepared(ReinforcePlusPlus, kl_coef=0.0, group_size=4)
+    scores = torch.tensor([e.score for e in grouped.episodes]).view(-1, 4)
+    centred = (scores - scores.mean(1, keepdim=True)).flatten()[:, None].expand(grouped.mask.shape)[grouped.mask]
+    torch.testing.assert_close(
+        grouped.advantages[grouped.mask], (centred - centred.mean()) / centred.std(), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a2c_is_ppos_first_step() -> None:
+    """Huang et al. 2022, "A2C is a special case of PPO"."""
+    a2c, rollout = prepared(A2C)
+    ppo, same = prepared(PPO, clip_range_vf=None, batch_size=NUM_ENVS)
+    torch.testing.assert_close(rollout.advantages, same.advantages)
+    rows = list(range(NUM_ENVS))
+    torch.testing.assert_close(gradient(a2c, rollout, rows), gradient(ppo, same, rows), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_micro_batches_and_their_order_change_no_gradient(kind: Any) -> None:
+    agent, rollout = prepared(kind)
+    rows = list(range(NUM_ENVS))
+    whole = gradient(agent, rollout, rows)
+    agent.tokens_per_batch = 20
+    torch.testing.assert_close(gradient(agent, rollout, rows[::-1]), whole, atol=1e-6, rtol=1e-4)
+    assert whole.abs().max() > 0
+
+
+# ------------------------------------------------------------------------------------------------- as SB3 algorithms
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_training_resumes_exactly(tmp_path: Path, kind: Any) -> None:
+    options: dict[str, Any] = {"kl_coef": 0.05}
+    if kind is REINFORCE:
+        options["baseline"] = "running"
+    task = {"minimum": LIMIT - 1}
+    whole = small_agent(kind, task=task, **options)
+    whole.learn(6 * NUM_ENVS * LIMIT)
+    half = small_agent(kind, task=task, **options)
+    half.learn(3 * NUM_ENVS * LIMIT)
+    half.save(tmp_path / "half")
+    resumed = kind.load(tmp_path / "half", env=letters_env(**task), device="cpu")
+    resumed.learn(3 * NUM_ENVS * LIMIT, reset_num_timesteps=False)
+    assert resumed.iteration == whole.iteration == 6
+    assert resumed.settings == whole.settings
+    assert_same_weights(weights(resumed), weights(whole))
+    action, _ = resumed.predict(letters_env(**task).reset(), deterministic=True)
+    assert action.shape == (NUM_ENVS,)
+
+
+def final_score(kind: Any, seed: int) -> float:
+    """Mean score of the last three of some dozen iterations, untrained: 0.3."""
+    model = tiny_language_model(seed=seed)
+    rows = learn(small_agent(kind, language_model=model, seed=seed, kl_coef=0.0, learning_rate=5e-3), 4000)
+    return sum(row["objective/scores"] for row in rows[-3:]) / 3
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_it_learns_to_write_the_letter_that_is_paid_for(kind: Any) -> None:
+    """The best possible is 8; over four seeds each of them reached 7.98 to 8.0."""
+    assert final_score(kind, seed=0) > 6.0
