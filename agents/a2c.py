@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
@@ -12,8 +12,6 @@ from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.agents.ppo import PPO
 from rlhf_gym.agents.rollout import Rollout
 from rlhf_gym.errors import ConfigError
-
-_FIXED = ("n_epochs", "clip_range", "clip_range_high", "clip_range_vf", "dual_clip", "target_kl")
 
 
 class A2C(PPO):
@@ -31,6 +29,10 @@ class A2C(PPO):
         ConfigError: as PPO; or a setting that A2C does not have.
     """
 
+    lacks: ClassVar[tuple[str, ...]] = (
+        "n_epochs", "clip_range", "clip_range_high", "clip_range_vf", "dual_clip", "target_kl"
+    )  # fmt: skip
+
     def __init__(
         self,
         policy: str = "LMPolicy",
@@ -39,11 +41,11 @@ class A2C(PPO):
         batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        if given := [name for name in _FIXED if name in options]:
+        if given := [name for name in self.lacks if name in options]:
             raise ConfigError(f"A2C takes one unclipped step an iteration; it has no {', '.join(given)}: PPO has")
         setup = options.pop("_init_setup_model", True)
         super().__init__(policy, env, batch_size=batch_size, n_epochs=1, _init_setup_model=False, **options)
-        self.settings = {name: value for name, value in self.settings.items() if name not in _FIXED}
+        self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}
         if setup:
             self._setup_model()
 

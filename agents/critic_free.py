@@ -97,7 +97,7 @@ class CriticFree(PolicyGradient):
         target_kl: float | None = None,
         max_ratio: float = 10.0,
         aggregation: Aggregation = "token",
-        kl_coef: float = 0.05,
+        kl_coef: float = 0.15,
         kl_target: float | None = None,
         kl_horizon: float = 10_000,
         kl_estimator: Estimator | None = None,

@@ -45,7 +45,7 @@ HOSTILE = (
 def build_run(
     run_dir: Path, *, rounds: int = 2, iterations: int = 24, pairs: int = 96, stage: str = "evaluated", seed: int = 1
 ) -> Path:
-    """A run directory that stopped at "started", "reward_model", "ppo" (half-way) or "evaluated"."""
+    """A run directory that stopped at "started", "reward_model", "agent" (half-way) or "evaluated"."""
     rng = random.Random(seed)
     run_dir.mkdir(parents=True)
     _write_set_up(run_dir)
@@ -69,7 +69,7 @@ def _write_set_up(run_dir: Path) -> None:
         "task": {"name": "sentiment", "max_response_tokens": 32, "temperature": 1.0},
         "rater": {"kind": "simulated", "beta": 3.0, "error_rate": 0.05, "judge_api_key": "sk-not-for-eyes"},
         "reward_model": {"epochs": 6, "learning_rate": 0.0003, "url": "https://me:hunter2@scores.example/v1"},
-        "ppo": {"kl_coef": 0.05, "kl_target": 6.0, "n_episodes": 128, "clip_range": 0.2, "target_kl": None},
+        "agent": {"kl_coef": 0.05, "kl_target": 6.0, "n_episodes": 128, "clip_range": 0.2, "target_kl": None},
         "rounds": 2,
     }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

@@ -70,21 +70,21 @@ def test_version_and_help_answer_at_once_and_import_nothing_heavy() -> None:
 def test_config_prints_what_run_would_use(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["config"]) == 0
     assert build(yaml.safe_load(capsys.readouterr().out)) == Config()
-    (tmp_path / "c.yaml").write_text("ppo: {kl_coef: 0.5, gamma: 0.9}\nrun: {seed: 3}\n")
-    arguments = ["--config", str(tmp_path / "c.yaml"), "--kl-coef", "0.1", "--set", "ppo.gae_lambda=1", "--seed=7",
+    (tmp_path / "c.yaml").write_text("agent: {kl_coef: 0.5, gamma: 0.9}\nrun: {seed: 3}\n")
+    arguments = ["--config", str(tmp_path / "c.yaml"), "--kl-coef", "0.1", "--set", "agent.gae_lambda=1", "--seed=7",
                  "--model", "a: b", "--log", "tensorboard", "--quick"]  # fmt: skip
     assert main(["config", *arguments]) == 0
     config = build(yaml.safe_load(capsys.readouterr().out))
-    assert (config.ppo.kl_coef, config.ppo.gamma, config.ppo.gae_lambda) == (0.1, 0.9, 1.0)
+    assert (config.agent.kl_coef, config.agent.gamma, config.agent.gae_lambda) == (0.1, 0.9, 1.0)
     assert (config.run.seed, config.model.name, config.log.to) == (7, "a: b", ("tensorboard",))
-    assert config.ppo.iterations == 3
+    assert config.agent.iterations == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "ppo.klcoef=1"], "did you mean 'ppo.kl_coef'?"),
-        (["--set", "ppo.iterations=many"], "ppo.iterations must be a whole number, got the text 'many'"),
+        (["--set", "agent.klcoef=1"], "did you mean 'agent.kl_coef'?"),
+        (["--set", "agent.iterations=many"], "agent.iterations must be a whole number, got the text 'many'"),
         (["--rounds", "0"], "run.rounds must be at least 1, got 0"),
         (["--seed", "x"], "run.seed must be a whole number"),
         (["--config", "nowhere.yaml"], "there is no configuration file 'nowhere.yaml'"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.config import Config, PPOConfig
+from rlhf_gym.loop.config import AgentConfig, Config
 from rlhf_gym.loop.config_file import (
     QUICK,
     all_fields,
@@ -37,8 +37,10 @@ def test_the_documentation_shows_every_setting_as_it_is() -> None:
 
 def test_the_help_stands_above_each_key() -> None:
     lines = dump(Config(), with_help=True).splitlines()
-    at = lines.index("  kl_coef: 0.15")
-    assert lines[at - 1] == "  # price of a nat of KL to the reference, in units of the reward (at least 0)"
+    at = lines.index("  tokens_per_batch: 4096")
+    assert lines[at - 1] == "  # padded tokens a forward pass; changes memory and speed only (at least 1)"
+    at = lines.index("  kl_estimator: null")
+    assert lines[at - 1] == "  # estimator of the KL per token (see rlhf_gym.agents.kl) (k1 | k2 | k3)"
     assert all(len(line) <= 110 for line in lines)
 
 
@@ -61,19 +63,19 @@ def test_any_text_survives_yaml(task: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ppo.klcoef=1", "there is no key 'ppo.klcoef'; did you mean 'ppo.kl_coef'?"),
-        ("pppo.kl_coef=1", "there is no section 'pppo'; did you mean 'ppo'?"),
-        ("ppo.seed=1", "did you mean 'run.seed'?"),
-        ("kl_coef=1", "did you mean 'ppo.kl_coef'?"),
-        ("ppo.kl_coef", "--set takes section.key=value"),
+        ("agent.klcoef=1", "there is no key 'agent.klcoef'; did you mean 'agent.kl_coef'?"),
+        ("aggent.kl_coef=1", "there is no section 'aggent'; did you mean 'agent'?"),
+        ("agent.seed=1", "did you mean 'run.seed'?"),
+        ("kl_coef=1", "did you mean 'agent.kl_coef'?"),
+        ("agent.kl_coef", "--set takes section.key=value"),
         ("zzz.y=1", "expected one of task, model"),
-        ("ppo.kl_coef=much", "ppo.kl_coef must be a number, got the text 'much'"),
-        ("ppo.kl_coef=.nan", "ppo.kl_coef must be a finite number, got the number nan"),
-        ("ppo.kl_coef=-0.1", "ppo.kl_coef must be at least 0, got -0.1"),
-        ("ppo.iterations=2.5", "ppo.iterations must be a whole number, got the number 2.5"),
-        ("ppo.iterations=true", "ppo.iterations must be a whole number, got true"),
-        ("ppo.iterations=null", "ppo.iterations must be a whole number, got null"),
-        ("ppo.gamma=1.5", "ppo.gamma must be at least 0 and at most 1, got 1.5"),
+        ("agent.kl_coef=much", "agent.kl_coef must be a number, got the text 'much'"),
+        ("agent.kl_coef=.nan", "agent.kl_coef must be a finite number, got the number nan"),
+        ("agent.kl_coef=-0.1", "agent.kl_coef must be at least 0, got -0.1"),
+        ("agent.iterations=2.5", "agent.iterations must be a whole number, got the number 2.5"),
+        ("agent.iterations=true", "agent.iterations must be a whole number, got true"),
+        ("agent.iterations=null", "agent.iterations must be a whole number, got null"),
+        ("agent.gamma=1.5", "agent.gamma must be at least 0 and at most 1, got 1.5"),
         ("reward_model.enabled=1", "reward_model.enabled must be true or false, got the number 1"),
         ("model.dtype=float23", "did you mean 'float32'?"),
         ("log.to=[wanb]", "log.to[0] must be one of wandb, tensorboard; got the text 'wanb'; did you mean 'wandb'?"),
@@ -90,12 +92,12 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
 @pytest.mark.parametrize(
     ("plain", "message"),
     [
-        ({"ppo": {"n_episodes": 10, "n_envs": 3, "batch_size": 2}}, "multiple of ppo.n_envs (3)"),
-        ({"ppo": {"n_episodes": 8, "batch_size": 9}}, "ppo.batch_size (9) must be at most"),
-        ({"ppo": {"kl_target": 6.0, "kl_coef": 0}}, "ppo.kl_target needs a ppo.kl_coef above 0"),
+        ({"agent": {"n_episodes": 10, "n_envs": 3, "batch_size": 2}}, "multiple of agent.n_envs (3)"),
+        ({"agent": {"n_episodes": 8, "batch_size": 9}}, "agent.batch_size (9) must be at most"),
+        ({"agent": {"kl_target": 6.0, "kl_coef": 0}}, "agent.kl_target needs an agent.kl_coef above 0"),
         ({"rater": {"form": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
         ({"task": {"max_response_tokens": 4, "min_response_tokens": 5}}, "must be at most task.max_response_tokens"),
-        ({"ppo": 3}, "section 'ppo' must hold keys and values, got the number 3"),
+        ({"agent": 3}, "section 'agent' must hold keys and values, got the number 3"),
         ([1], "expected sections"),
     ],
 )
@@ -107,16 +109,16 @@ def test_contradictions(plain: Any, message: str) -> None:
 
 def test_overrides_are_yaml_and_later_ones_win() -> None:
     texts = [
-        "ppo.learning_rate=1e-4",
-        "ppo.kl_target=null",
+        "agent.learning_rate=1e-4",
+        "agent.kl_target=null",
         "log.to=wandb, tensorboard",
         "task.name=my: task",
-        "ppo.gamma=1",
+        "agent.gamma=1",
     ]
-    config = build(merge({"ppo": {"learning_rate": 1.0, "kl_coef": 0.3}}, *map(parse_override, texts)))
-    assert config.ppo == PPOConfig(learning_rate=1e-4, kl_coef=0.3)
+    config = build(merge({"agent": {"learning_rate": 1.0, "kl_coef": 0.3}}, *map(parse_override, texts)))
+    assert config.agent == AgentConfig(learning_rate=1e-4, kl_coef=0.3, gamma=1.0)
     assert config.log.to == ("wandb", "tensorboard")
-    assert isinstance(config.ppo.gamma, float)
+    assert isinstance(config.agent.gamma, float)
     assert config.task.name == "my: task"
     assert build(parse_override("task.prompts=a=[b.txt")).task.prompts == "a=[b.txt"
     assert build(parse_override("task.prompts=null")).task.prompts is None
@@ -126,11 +128,11 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     with pytest.raises(ConfigError, match=r"no configuration file .*rlhf-gym config > c\.yaml"):
         load_settings(file)
-    file.write_text("ppo:\n  kl_coef: [1\n")
+    file.write_text("agent:\n  kl_coef: [1\n")
     with pytest.raises(ConfigError, match=r"c\.yaml, line 3, column 1: not YAML"):
         load_settings(file)
-    file.write_text("ppo:\n  kl_coeff: 1\n")
-    with pytest.raises(ConfigError, match=r"c\.yaml: there is no key 'ppo\.kl_coeff'; did you mean 'ppo\.kl_coef'"):
+    file.write_text("agent:\n  kl_coeff: 1\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: there is no key 'agent\.kl_coeff'; did you mean 'agent\.kl_coef'"):
         load_settings(file)
     file.write_text("- 1\n")
     with pytest.raises(ConfigError, match=r"expected sections .*got the list \[1\]"):
@@ -140,13 +142,13 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
         load_settings(file)
     file.write_text("")
     assert load_settings(file) == {}
-    file.write_text("ppo:\n")
+    file.write_text("agent:\n")
     assert build(load_settings(file)) == Config()
 
 
 def test_differences_are_named_in_full() -> None:
-    assert differences(Config(), build({"ppo": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
-        "ppo.kl_coef": (0.15, 1.0),
+    assert differences(Config(), build({"agent": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
+        "agent.kl_coef": (None, 1.0),
         "run.rounds": (1, 2),
     }
 
@@ -157,4 +159,4 @@ def test_the_demos_configuration_is_valid() -> None:
 
 
 def test_quick_is_a_valid_configuration() -> None:
-    assert build(QUICK).ppo.iterations < Config().ppo.iterations
+    assert build(QUICK).agent.iterations < Config().agent.iterations

@@ -34,9 +34,9 @@ def test_resume_refuses_settings_that_would_change_figures(tmp_path: Path) -> No
     run = RunDirectory(tmp_path / "run")
     with run.open(Config(), resume=False):
         pass
-    changed = build({"ppo": {"kl_coef": 0.2, "gamma": 0.9}})
+    changed = build({"agent": {"kl_coef": 0.2, "gamma": 0.9}})
     with (
-        pytest.raises(ConfigError, match=r"begun with ppo\.kl_coef = 0\.15, not 0\.2 \(and 1 more\)"),
+        pytest.raises(ConfigError, match=r"begun with agent\.kl_coef = null, not 0\.2 \(and 1 more\)"),
         run.open(changed, resume=True),
     ):
         pass

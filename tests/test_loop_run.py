@@ -55,7 +55,7 @@ def test_what_a_run_leaves_behind(whole: RunDirectory) -> None:
             "summary.txt", "round-1", "round-2"} <= names  # fmt: skip
     for number in (1, 2):
         folder = whole.path / f"round-{number}"
-        assert {"samples.jsonl", "reward_model", "reward_model.json", "ppo.zip", "policy", "evaluation.json",
+        assert {"samples.jsonl", "reward_model", "reward_model.json", "agent.json", "agent.zip", "policy", "evaluation.json",
                 "stages.json"} == {p.name for p in folder.iterdir()}  # fmt: skip
     rows = figures(whole.path).splitlines()
     assert len(rows) == 1 + 2 * 4
@@ -169,7 +169,7 @@ def rows(out: Path) -> int:
 
 
 def test_kill_9_and_ctrl_c_then_resume(model: Path, tmp_path: Path) -> None:
-    settings = tiny_settings(model, ppo={"iterations": 12, "checkpoint_every": 5})
+    settings = tiny_settings(model, agent={"iterations": 12, "checkpoint_every": 5})
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(settings))
     whole = run_loop(build(settings), tmp_path / "whole", progress=Progress(quiet=True))

@@ -22,7 +22,7 @@ from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.run_data import read_run
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread, tick_labels
 
-STAGES = ("started", "reward_model", "ppo", "evaluated")
+STAGES = ("started", "reward_model", "agent", "evaluated")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_the_frontier_is_standardised_on_the_references_scores(tmp_path: Path) -
 
 
 def test_without_reference_scores_the_frontier_says_so(tmp_path: Path) -> None:
-    run_dir = build_run(tmp_path / "run", stage="ppo")
+    run_dir = build_run(tmp_path / "run", stage="agent")
     found = frontier(read_run(run_dir))
     assert found is not None
     assert not found.standardised

@@ -24,7 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "demo": {},
     "short": {"rounds": 1, "iterations": 1, "pairs": 3},
     "long": {"rounds": 5, "iterations": 50, "pairs": 250},
-    "ppo": {"stage": "ppo", "rounds": 1, "iterations": 9},
+    "agent": {"stage": "agent", "rounds": 1, "iterations": 9},
     "started": {"stage": "started"},
 }
 # Names of labels that leave their drawing or cover one another by more than a hair.

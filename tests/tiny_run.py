@@ -13,7 +13,7 @@ TINY: Settings = {
     "task": {"max_response_tokens": 6},
     "sampling": {"prompts": 12, "candidates": 2, "batch_size": 8},
     "reward_model": {"epochs": 1, "batch_size": 8},
-    "ppo": {
+    "agent": {
         "iterations": 4,
         "n_episodes": 8,
         "batch_size": 4,

@@ -15,8 +15,8 @@ FLAGS = {
     "--reward": "task.reward",
     "--rater": "rater.name",
     "--rounds": "run.rounds",
-    "--iterations": "ppo.iterations",
-    "--kl-coef": "ppo.kl_coef",
+    "--iterations": "agent.iterations",
+    "--kl-coef": "agent.kl_coef",
     "--seed": "run.seed",
     "--device": "model.device",
     "--log": "log.to",
@@ -69,7 +69,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags and --set win over it")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
-        help="any setting, e.g. --set ppo.learning_rate=3e-4; may be given again and again",
+        help="any setting, e.g. --set agent.learning_rate=3e-4; may be given again and again",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="everything small: shows in a minute that it all works")
     helps = {f"{name}.{f.name}": f.metadata["help"] for name, cls in SECTIONS.items() for f in fields(cls)}  # type: ignore[arg-type]

@@ -139,38 +139,54 @@ class RewardModelConfig(Section):
 
 
 @dataclass(frozen=True)
-class PPOConfig(Section):
-    """Proximal policy optimisation against the reward, with a KL penalty to the reference."""
+class AgentConfig(Section):
+    """The algorithm that trains the policy against the reward. Where null is the default, the agent's own holds."""
 
+    name: str = setting(
+        "ppo",
+        "ppo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, or module:Class or path/file.py:Class of your own",
+    )
     iterations: int = setting(40, "iterations each round: collect, then learn", least=1)
     n_episodes: int = setting(64, "responses an iteration", least=1)
     n_envs: int | None = setting(None, "environments, i.e. responses decoded at once; null is n_episodes", least=1)
-    n_epochs: int = setting(2, "passes over an iteration's responses", least=1)
-    batch_size: int = setting(16, "responses a minibatch", least=1)
+    group_size: int | None = setting(None, "responses to each prompt, for agents that compare them", least=1)
+    n_epochs: int | None = setting(None, "passes over an iteration's responses", least=1)
+    batch_size: int | None = setting(None, "responses a minibatch", least=1)
     tokens_per_batch: int = setting(4096, "padded tokens a forward pass; changes memory and speed only", least=1)
     learning_rate: float = setting(
         1e-4, "Adam's, at the start of a round; large models want less: 1e-6 to 1e-5 from 100M parameters on", above=0
     )
     lr_schedule: Literal["linear", "constant"] = setting("linear", "linear: falls to 0 at the round's end")
-    kl_coef: float = setting(0.15, "price of a nat of KL to the reference, in units of the reward", least=0)
+    kl_coef: float | None = setting(None, "price of a nat of KL to the reference, in units of the reward", least=0)
     kl_target: float | None = setting(None, "wanted nats per response: kl_coef adapts; null keeps it fixed", above=0)
-    kl_horizon: int = setting(10_000, "responses over which kl_coef adapts", least=1)
-    kl_estimator: Literal["k1", "k2", "k3"] = setting("k1", "estimator of the KL per token (see rlhf_gym.agents.kl)")
-    gamma: float = setting(1.0, "discount per token", least=0, most=1)
-    gae_lambda: float = setting(0.95, "lambda of generalised advantage estimation", least=0, most=1)
-    clip_range: float = setting(0.2, "the ratio is clipped this far around 1", above=0)
-    clip_range_vf: float | None = setting(0.2, "the value is clipped this far around the old one; null: off", above=0)
-    vf_coef: float = setting(0.1, "weight of the value loss", least=0)
-    ent_coef: float = setting(0.0, "weight of the entropy bonus", least=0)
-    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
+    kl_horizon: int | None = setting(None, "responses over which kl_coef adapts", least=1)
+    kl_estimator: Literal["k1", "k2", "k3"] | None = setting(
+        None, "estimator of the KL per token (see rlhf_gym.agents.kl)"
+    )
+    kl_in: Literal["reward", "loss"] | None = setting(None, "take the KL off the reward, or differentiate it")
+    gamma: float | None = setting(None, "discount per token", least=0, most=1)
+    gae_lambda: float | None = setting(None, "lambda of generalised advantage estimation", least=0, most=1)
+    baseline: Literal["none", "running", "batch"] | None = setting(None, "what REINFORCE takes off its returns")
+    scale_rewards: Literal["group", "batch", "none"] | None = setting(
+        None, "the deviation that GRPO divides by (none: Dr. GRPO)"
+    )
+    drop_equal_groups: bool | None = setting(None, "GRPO: do not learn from groups whose rewards are all the same")
+    overlong_buffer: int | None = setting(None, "charge for the last so many tokens before the length limit", least=1)
+    clip_range: float | None = setting(None, "the ratio is clipped this far around 1", above=0)
+    clip_range_high: float | None = setting(None, "the clip upwards, where it is to be wider", above=0)
+    clip_range_vf: float | None = setting(None, "the value is clipped this far around the old one; 0: off", least=0)
+    aggregation: Literal["token", "sequence", "constant"] | None = setting(None, "how tokens' losses are averaged")
+    vf_coef: float | None = setting(None, "weight of the value loss", least=0)
+    ent_coef: float | None = setting(None, "weight of the entropy bonus", least=0)
+    max_grad_norm: float | None = setting(None, "largest norm of the gradient", above=0)
     target_kl: float | None = setting(
         None, "stop an iteration's learning once old and new policy are 1.5 times this apart; null: off", above=0
     )
-    whiten_rewards: bool = setting(False, "scale rewards to deviation 1")
+    whiten_rewards: bool | None = setting(None, "scale rewards to deviation 1")
     missing_eos_penalty: float | None = setting(
         None, "taken off the score of a response that did not end by itself; null takes nothing", least=0
     )
-    value_network: Literal["shared", "separate"] = setting("shared", "read values off the policy's trunk or a copy")
+    value_network: Literal["shared", "separate"] | None = setting(None, "read values off the policy's trunk or a copy")
     checkpoint_every: int = setting(5, "iterations between checkpoints: what a kill can cost", least=1)
 
 
@@ -214,19 +230,25 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rater: RaterConfig = field(default_factory=RaterConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        ppo, n_envs = self.ppo, self.ppo.n_envs or self.ppo.n_episodes
-        if ppo.n_episodes % n_envs:
-            raise ConfigError(f"ppo.n_episodes ({ppo.n_episodes}) must be a multiple of ppo.n_envs ({n_envs})")
-        if ppo.batch_size > ppo.n_episodes:
-            raise ConfigError(f"ppo.batch_size ({ppo.batch_size}) must be at most ppo.n_episodes ({ppo.n_episodes})")
-        if ppo.kl_target is not None and ppo.kl_coef == 0:
-            raise ConfigError("ppo.kl_target needs a ppo.kl_coef above 0: it is multiplied, and 0 stays 0")
+        agent, n_envs = self.agent, self.agent.n_envs or self.agent.n_episodes
+        if agent.n_episodes % n_envs:
+            raise ConfigError(f"agent.n_episodes ({agent.n_episodes}) must be a multiple of agent.n_envs ({n_envs})")
+        if agent.batch_size is not None and agent.batch_size > agent.n_episodes:
+            raise ConfigError(
+                f"agent.batch_size ({agent.batch_size}) must be at most agent.n_episodes ({agent.n_episodes})"
+            )
+        if agent.group_size is not None and n_envs % agent.group_size:
+            raise ConfigError(
+                f"agent.group_size ({agent.group_size}) must divide the number of environments ({n_envs}; agent.n_envs)"
+            )
+        if agent.kl_target is not None and agent.kl_coef == 0:
+            raise ConfigError("agent.kl_target needs an agent.kl_coef above 0: it is multiplied, and 0 stays 0")
         if self.rater.form == "pair" and self.sampling.candidates % 2:
             raise ConfigError(
                 f"rater.form 'pair' takes candidates two by two: sampling.candidates must be even, got "

@@ -22,7 +22,7 @@ Settings = dict[str, dict[str, Any]]
 QUICK: Settings = {
     "sampling": {"prompts": 32},
     "reward_model": {"epochs": 1},
-    "ppo": {"iterations": 3, "n_episodes": 32, "batch_size": 16, "n_epochs": 2},
+    "agent": {"iterations": 3, "n_episodes": 32, "batch_size": 16, "n_epochs": 2},
     "evaluation": {"prompts": 32},
 }
 """What ``--quick`` sets: the whole loop at a size that only shows that it works."""
@@ -88,15 +88,15 @@ def parse_override(text: str) -> Settings:
     Raises:
         ConfigError: not of that form, or no such key.
 
-    >>> parse_override("ppo.kl_coef=0.1")
-    {'ppo': {'kl_coef': 0.1}}
+    >>> parse_override("agent.kl_coef=0.1")
+    {'agent': {'kl_coef': 0.1}}
     """
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if equals and not dot and (near := _key_elsewhere(section)):
         raise ConfigError(f"--set takes section.key=value; did you mean {near[0]!r}?")
     if not equals or not dot:
-        raise ConfigError(f"--set takes section.key=value, e.g. ppo.kl_coef=0.05; got {text!r}")
+        raise ConfigError(f"--set takes section.key=value, e.g. agent.kl_coef=0.05; got {text!r}")
     check_keys({section: {key: value}})
     expected = hints(SECTIONS[section])[key]
     if expected is str or (str in get_args(expected) and value != "null"):
@@ -240,8 +240,9 @@ def _help(cls: type, f: Field[Any]) -> str:
 
 
 def literal_choices(expected: Any) -> Sequence[str]:
-    """The texts that a field of literals takes; empty for other fields."""
-    return get_args(expected) if get_origin(expected) is Literal else ()
+    """The texts that a field of literals takes, None apart; empty for other fields."""
+    parts = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
+    return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
 
 
 def to_yaml(value: Any) -> str:

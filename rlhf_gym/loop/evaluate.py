@@ -99,7 +99,7 @@ def _divergences(
     responses = [g.ids for g in generations]
     logs = [
         token_log_probs(
-            model, ids, responses, bench.sampling, bench.limits, tokens_per_batch=bench.config.ppo.tokens_per_batch
+            model, ids, responses, bench.sampling, bench.limits, tokens_per_batch=bench.config.agent.tokens_per_batch
         )
         for model in (policy, bench.reference)
     ]
@@ -110,7 +110,7 @@ def _perplexity(bench: Workbench, ids: Sequence[Sequence[int]], generations: Seq
     """Per token, under the reference's own distribution: no temperature, nothing cut off."""
     logs = token_log_probs(
         bench.reference, ids, [g.ids for g in generations], Sampling(), bench.limits,
-        tokens_per_batch=bench.config.ppo.tokens_per_batch,
+        tokens_per_batch=bench.config.agent.tokens_per_batch,
     )  # fmt: skip
     return math.exp(-sum(float(x.double().sum()) for x in logs) / sum(len(x) for x in logs))
 

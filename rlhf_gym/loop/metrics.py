@@ -23,7 +23,7 @@ RENAMED = {"reward/gold": "gold", "reward/proxy": "proxy"}
 
 
 class MetricsTable(KVWriter):
-    """The table of metrics, one row a PPO iteration. No wall-clock figures: the same seed writes the same table.
+    """The table of metrics, one row an iteration. No wall-clock figures: the same seed writes the same table.
 
     Args:
         path: the file; its rows are kept.

@@ -1,4 +1,4 @@
-"""What the user sees while a run works: a bar a stage, one line a PPO iteration; plain lines where there is no terminal."""
+"""What the user sees while a run works: a bar a stage, one line an iteration; plain lines where there is no terminal."""
 
 from __future__ import annotations
 

@@ -4,10 +4,11 @@
 ``config.yaml``                         the resolved configuration
 ``versions.json``                       versions of everything that computes, and when the run began
 ``feedback.sqlite``                     queries and judgements
-``metrics.csv``                         one row a PPO iteration
+``metrics.csv``                         one row an iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the fitted reward model, and how good it is
-``round-N/ppo.zip``                     the latest checkpoint of training
+``round-N/agent.json``                  the agent's settings, those it took by itself included
+``round-N/agent.zip``                   the latest checkpoint of training
 ``round-N/policy/``                     the tuned model, as transformers saves one
 ``round-N/evaluation.json``             tuned against reference; the last round's is also at the top
 ``round-N/stages.json``                 which stages are done, and how long they took
@@ -37,7 +38,7 @@ from rlhf_gym.loop.config_file import build, differences, dump, load_settings
 STAGES = ("sample", "label", "fit", "train", "evaluate")
 """The stages of a round, in order."""
 
-RESUMABLE = {"run.rounds", "run.threads", "ppo.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode"}
+RESUMABLE = {"run.rounds", "run.threads", "agent.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode"}
 """What may change when a run goes on: nothing here alters a figure that was already written."""
 
 PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
@@ -65,7 +66,7 @@ class RunDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """One row a PPO iteration."""
+        """One row an iteration."""
         return self.path / "metrics.csv"
 
     @property
@@ -132,8 +133,8 @@ class RunDirectory:
             name, (old, new) = next(iter(changed.items()))
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise ConfigError(
-                f"the run in {self.path} was begun with {name} = {old!r}, not {new!r}{more}; a run goes on with the "
-                f"settings it began with: leave the change out, or begin a new run with another --out"
+                f"the run in {self.path} was begun with {name} = {in_words(old)}, not {in_words(new)}{more}; a run goes on "
+                f"with the settings it began with: leave the change out, or begin a new run with another --out"
             )
 
     def config(self) -> Config:
@@ -180,6 +181,11 @@ def write_text(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def in_words(value: object) -> str:
+    """A setting's value as a configuration writes it."""
+    return "null" if value is None else repr(value)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,16 +1,17 @@
-"""Stage 4: PPO tunes the policy against the proxy, with checkpoints from which it goes on exactly."""
+"""Stage 4: an agent tunes the policy against the proxy, with checkpoints from which it goes on exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_gym.agents import PPO
+from rlhf_gym.agents import PolicyGradient
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.loop.agents import agent_options, find_agent
 from rlhf_gym.loop.metrics import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
-from rlhf_gym.loop.run_directory import whole_folder
+from rlhf_gym.loop.run_directory import whole_folder, write_json
 from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, ScoredBatch, score
@@ -27,7 +28,7 @@ class ProxyAndGold:
     """The proxy as the reward; the gold reward and the task's metrics are reported beside it, never optimised.
 
     Args:
-        proxy: what PPO is trained against.
+        proxy: what the agent is trained against.
         watched: further rewards, by name. What they might adapt stays as it is: only the proxy learns from a rollout.
 
     Attributes:
@@ -81,21 +82,23 @@ class LearningRate:
 
 
 def train(bench: Workbench, number: int) -> None:
-    """Write ``round-N/policy/``, rows of ``metrics.csv``, and ``round-N/ppo.zip`` every few iterations.
+    """Write ``round-N/agent.json``, ``policy/``, rows of ``metrics.csv``, and ``agent.zip`` every few iterations.
 
     KL is measured from the model as it was given, in every round: what is reported is how far it has moved altogether.
 
     Raises:
         TrainingError: a loss or a gradient is not finite.
     """
-    settings = bench.config.ppo
+    settings = bench.config.agent
     table = MetricsTable(bench.run.metrics_file)
     rate = LearningRate(settings.learning_rate, settings.iterations, settings.lr_schedule)
     agent = _agent(bench, number, table, rate)
+    title = type(agent).__name__
+    write_json(bench.run.round(number) / "agent.json", {"class": title, **agent.settings})
     logger = make_logger(bench.run, bench.config, table)
     agent.set_logger(logger)
     try:
-        with bench.progress.stage(f"round {number} PPO", settings.iterations) as bar:
+        with bench.progress.stage(f"round {number} {title}", settings.iterations) as bar:
             _iterate(bench, number, agent, table, rate, bar)
     finally:
         logger.close()
@@ -103,9 +106,11 @@ def train(bench: Workbench, number: int) -> None:
         agent.policy.language_model.save(folder)
 
 
-def _iterate(bench: Workbench, number: int, agent: PPO, table: MetricsTable, rate: LearningRate, bar: Bar) -> None:
-    settings = bench.config.ppo
-    checkpoint = bench.run.round(number) / "ppo.zip"
+def _iterate(
+    bench: Workbench, number: int, agent: PolicyGradient, table: MetricsTable, rate: LearningRate, bar: Bar
+) -> None:
+    settings = bench.config.agent
+    checkpoint = bench.run.round(number) / "agent.zip"
     bar.update(agent.iteration)
     while agent.iteration < settings.iterations:
         table.where = (number, agent.iteration + 1)
@@ -113,37 +118,31 @@ def _iterate(bench: Workbench, number: int, agent: PPO, table: MetricsTable, rat
         # learn() goes on until at least one more timestep is done: that is one iteration.
         agent.learn(1, reset_num_timesteps=False)
         bar.update(agent.iteration)
-        bench.progress.say(iteration_line(table.rows[-1], settings.iterations))
+        bench.progress.say(iteration_line(table.rows[-1], type(agent).__name__, settings.iterations))
         if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
             agent.save(checkpoint)
 
 
-def _agent(bench: Workbench, number: int, table: MetricsTable, rate: LearningRate) -> PPO:
+def _agent(bench: Workbench, number: int, table: MetricsTable, rate: LearningRate) -> PolicyGradient:
     """The agent at the beginning of a round, or as the round's latest checkpoint has it."""
-    settings = bench.config.ppo
+    settings = bench.config.agent
     watched = {"gold": bench.gold, **bench.task.metrics}
     env = make_sb3_env(
         settings.n_envs or settings.n_episodes, tokenizer=bench.reference.tokenizer, task=bench.task,
         reward=ProxyAndGold(bench.proxy(number), watched),
     )  # fmt: skip
-    checkpoint = bench.run.round(number) / "ppo.zip"
+    make: Any = find_agent(settings.name)
+    checkpoint = bench.run.round(number) / "agent.zip"
     if checkpoint.exists():
-        agent = PPO.load(
+        resumed: PolicyGradient = make.load(
             checkpoint, env=env, device=str(bench.reference.device), reference=bench.reference, learning_rate=rate
         )
-        table.keep_until(number, agent.iteration)
-        return agent
-    agent = PPO(
+        table.keep_until(number, resumed.iteration)
+        return resumed
+    agent: PolicyGradient = make(
         env=env, language_model=_trainable(bench, number), reference=bench.reference, learning_rate=rate,
-        n_episodes=settings.n_episodes, n_epochs=settings.n_epochs, batch_size=settings.batch_size,
-        tokens_per_batch=settings.tokens_per_batch, gamma=settings.gamma, gae_lambda=settings.gae_lambda,
-        clip_range=settings.clip_range, clip_range_vf=settings.clip_range_vf, vf_coef=settings.vf_coef,
-        ent_coef=settings.ent_coef, max_grad_norm=settings.max_grad_norm, target_kl=settings.target_kl,
-        whiten_rewards=settings.whiten_rewards, kl_coef=settings.kl_coef, kl_target=settings.kl_target,
-        kl_horizon=settings.kl_horizon, kl_estimator=settings.kl_estimator,
-        missing_eos_penalty=settings.missing_eos_penalty, temperature=bench.sampling.temperature,
-        top_k=bench.sampling.top_k, top_p=bench.sampling.top_p, value_network=settings.value_network,
-        seed=bench.seed(number, "train"), device=str(bench.reference.device),
+        temperature=bench.sampling.temperature, top_k=bench.sampling.top_k, top_p=bench.sampling.top_p,
+        seed=bench.seed(number, "train"), device=str(bench.reference.device), **agent_options(settings),
     )  # fmt: skip
     table.keep_until(number, 0)
     agent.num_timesteps = table.timesteps()  # timesteps count on from round to round
@@ -158,7 +157,7 @@ def _trainable(bench: Workbench, number: int) -> LanguageModel:
     return model
 
 
-def iteration_line(row: Mapping[str, str], iterations: int) -> str:
+def iteration_line(row: Mapping[str, str], title: str, iterations: int) -> str:
     """One line of figures of an iteration, as it stands in the table."""
     figures = "  ".join(f"{word} {float(row[key]):{form}}" for key, word, form in FIGURES if row.get(key))
-    return f"round {row['round']} PPO {int(row['iteration']):>{len(str(iterations))}}/{iterations}  {figures}"
+    return f"round {row['round']} {title} {int(row['iteration']):>{len(str(iterations))}}/{iterations}  {figures}"

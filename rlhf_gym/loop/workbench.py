@@ -12,6 +12,7 @@ import torch
 
 from rlhf_gym.errors import ConfigError, ModelError, TaskError
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.loop.agents import agent_options
 from rlhf_gym.loop.config import Config, TaskConfig
 from rlhf_gym.loop.metrics import check_loggers
 from rlhf_gym.loop.plugins import check_rater
@@ -63,6 +64,7 @@ class Workbench:
         check_loggers(config.log.to)
         if config.reward_model.enabled:
             check_rater(config.rater)
+        agent_options(config.agent)
         settings = config.model
         try:
             torch.device("cpu" if settings.device == "auto" else settings.device)
@@ -131,7 +133,7 @@ class Workbench:
         )  # fmt: skip
 
     def proxy(self, round_number: int) -> Reward:
-        """What PPO is trained against in a round: its reward model, or the gold reward where there is none."""
+        """What the agent is trained against in a round: its reward model, or the gold reward where there is none."""
         if not self.config.reward_model.enabled:
             return self.gold
         folder = self.run.round(round_number) / "reward_model"

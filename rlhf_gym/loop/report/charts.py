@@ -21,7 +21,7 @@ _SMOOTH_FROM = 60  # iterations from which the eye needs help with the noise
 
 
 def learning_curve(run: RunData, metric: Metric) -> Markup:
-    """One metric by PPO iteration, with rounds marked and, for the gold reward and the KL, what it is read against."""
+    """One metric by iteration, with rounds marked and, for the gold reward and the KL, what it is read against."""
     values = run.series(metric.key)
     known = [value for value in values if value is not None]
     count = len(values)
@@ -29,7 +29,7 @@ def learning_curve(run: RunData, metric: Metric) -> Markup:
     y_range = padded([*known, mark[0]] if mark else known, from_zero=metric.from_zero)
     chart = Chart(360, 216, (0.5, count + 0.5), y_range)
     x_ticks = [tick for tick in nice_ticks(1, max(count, 2), 5, whole=True) if 1 <= tick <= count]
-    chart.axes("PPO iteration", x_ticks=x_ticks if len(x_ticks) > 1 else range(1, count + 1))
+    chart.axes("iteration", x_ticks=x_ticks if len(x_ticks) > 1 else range(1, count + 1))
     _rounds(chart, run.iterations)
     if mark:
         chart.segment((chart.left, chart.y(mark[0])), (chart.right, chart.y(mark[0])), "mark-line")
@@ -93,7 +93,7 @@ def gap_chart(found: Frontier) -> Markup:
     gaps = [point.gap for point in found.points]
     count = len(gaps)
     chart = Chart(420, 310, (0.5, count + 0.5), padded([0, *gaps]), (14, 60, 44, 56))
-    chart.axes("PPO iteration", y_label=f"proxy {MINUS} gold ({found.unit})", whole=True)
+    chart.axes("iteration", y_label=f"proxy {MINUS} gold ({found.unit})", whole=True)
     places = list(enumerate(gaps, start=1))
     chart.band(places, [(x, 0.0) for x, _ in places], "gap-band")
     smooth = _smoothed(gaps, max(3, count // 10)) if count > 6 else gaps
@@ -210,7 +210,7 @@ def _mark_of(run: RunData, metric: Metric) -> tuple[float, str] | None:
     if metric.key == "gold":
         level, words = run.figure("gold_before"), "before"
     elif metric.key == "kl":
-        level, words = finite(run.setting("ppo.kl_target", "agent.kl_target", "kl_target")), "target"
+        level, words = finite(run.setting("agent.kl_target", "kl_target")), "target"
     else:
         return None
     return None if level is None else (level, words)

@@ -61,7 +61,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Iteration:
-    """One PPO iteration: its round, its number within the run (from 1), tokens so far, and its figures."""
+    """One iteration: its round, its number within the run (from 1), tokens so far, and its figures."""
 
     round: int
     index: int

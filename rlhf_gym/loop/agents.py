@@ -1,0 +1,79 @@
+"""Agents by name: ours, and classes in files and modules of the user's own; their settings checked before any work starts."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+import rlhf_gym.agents
+from rlhf_gym.agents import PolicyGradient
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.config import AgentConfig
+from rlhf_gym.loop.plugins import find_object
+
+AGENTS = {
+    "ppo": "PPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO", "reinforce": "REINFORCE",
+    "reinforce_plus_plus": "ReinforcePlusPlus",
+}  # fmt: skip
+OF_THE_LOOP = {"name", "iterations", "n_envs", "learning_rate", "lr_schedule", "checkpoint_every"}
+
+
+def find_agent(name: str) -> type[PolicyGradient]:
+    """The class of that name.
+
+    Raises:
+        ConfigError: there is none, or what is there is no agent.
+    """
+    if name in AGENTS:
+        found: Any = getattr(rlhf_gym.agents, AGENTS[name])
+    elif ":" in name:
+        found = find_object(name, "agent")
+    else:
+        near = get_close_matches(name, AGENTS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"there is no agent {name!r}; {hint}expected one of {', '.join(AGENTS)}, module:Class or path/file.py:Class"
+        )
+    if not (isinstance(found, type) and issubclass(found, PolicyGradient)):
+        raise ConfigError(f"agent {name!r} is no subclass of rlhf_gym.agents.PolicyGradient; see docs/new-algorithm.md")
+    return found
+
+
+def agent_options(config: AgentConfig) -> dict[str, Any]:
+    """The constructor's arguments that the configuration gives; what it leaves at null is the agent's own business.
+
+    Raises:
+        ConfigError: a setting that this agent does not have, or that contradicts another; no such agent.
+    """
+    cls = find_agent(config.name)
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in OF_THE_LOOP}
+    options = {name: value for name, value in values.items() if value is not None}
+    known = settings_of(cls)
+    if strange := [name for name in options if name not in known]:
+        raise ConfigError(f"agent.{strange[0]} is set, but {cls.__name__} has no such setting; leave it at null")
+    if options.get("clip_range_vf") == 0:
+        options["clip_range_vf"] = None
+    make: Any = cls  # subclasses have settings of their own
+    trial = make(env=None, _init_setup_model=False, **options)
+    n_envs = config.n_envs or config.n_episodes
+    if n_envs % trial.group_size:
+        raise ConfigError(
+            f"{cls.__name__} puts {trial.group_size} neighbouring environments in a group (agent.group_size), which must "
+            f"divide their number ({n_envs}; agent.n_envs or agent.n_episodes)"
+        )
+    return options
+
+
+def settings_of(cls: type) -> set[str]:
+    """The keywords that a constructor takes, those that it hands on to its bases' included."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names - set(getattr(cls, "lacks", ()))
