@@ -39,8 +39,8 @@ def test_its_loss_is_the_papers(kind: Any) -> None:
     found = gradient(agent, rollout, rows)
     agent.policy.optimizer.zero_grad()
     total = torch.zeros(())
-    for _, logs, _, _ in agent.forward_minibatch(rollout, rows):
-        total = total - (1.1 * agent.flat(rollout.advantages, rows) * logs).sum() / logs.numel()
+    for micro, logs, _, _ in agent.forward_minibatch(rollout, rows):
+        total = total - (1.1 * agent.flat(rollout.advantages, micro) * logs).sum() / sum(rollout.lengths)
     total.backward()  # type: ignore[no-untyped-call]
     expected = torch.cat([p.grad.flatten() for p in agent.policy.parameters() if p.grad is not None])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
