@@ -6,24 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_gym.agents.a2c import A2C
+    from rlhf_gym.agents.best_of_n import BestOfN
     from rlhf_gym.agents.critic_free import CriticFree
     from rlhf_gym.agents.grpo import GRPO, GSPO
     from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
+    from rlhf_gym.agents.online_dpo import OnlineDPO
     from rlhf_gym.agents.policy import LMPolicy
     from rlhf_gym.agents.policy_gradient import PolicyGradient
     from rlhf_gym.agents.ppo import PPO
+    from rlhf_gym.agents.raft import RAFT
     from rlhf_gym.agents.reinforce import REINFORCE, ReinforcePlusPlus
     from rlhf_gym.agents.rloo import RLOO
+    from rlhf_gym.agents.sft import SFT
 
 __all__ = [
     "A2C",
     "GRPO",
     "GSPO",
     "PPO",
+    "RAFT",
     "REINFORCE",
     "RLOO",
+    "SFT",
+    "BestOfN",
     "CriticFree",
     "LMPolicy",
+    "OnlineDPO",
     "PolicyGradient",
     "ReinforcePlusPlus",
     "TokenOnPolicyAlgorithm",
@@ -31,14 +39,18 @@ __all__ = [
 
 _PLACES = {
     "A2C": "rlhf_gym.agents.a2c",
+    "BestOfN": "rlhf_gym.agents.best_of_n",
     "CriticFree": "rlhf_gym.agents.critic_free",
     "GRPO": "rlhf_gym.agents.grpo",
     "GSPO": "rlhf_gym.agents.grpo",
     "LMPolicy": "rlhf_gym.agents.policy",
+    "OnlineDPO": "rlhf_gym.agents.online_dpo",
     "PPO": "rlhf_gym.agents.ppo",
     "PolicyGradient": "rlhf_gym.agents.policy_gradient",
+    "RAFT": "rlhf_gym.agents.raft",
     "REINFORCE": "rlhf_gym.agents.reinforce",
     "RLOO": "rlhf_gym.agents.rloo",
+    "SFT": "rlhf_gym.agents.sft",
     "ReinforcePlusPlus": "rlhf_gym.agents.reinforce",
     "TokenOnPolicyAlgorithm": "rlhf_gym.agents.on_policy",
 }

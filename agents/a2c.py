@@ -11,7 +11,7 @@ from rlhf_gym.agents.losses import clipped_value_loss
 from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.agents.ppo import PPO
 from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.agents.settings import refuse_lacking
 
 
 class A2C(PPO):
@@ -41,8 +41,7 @@ class A2C(PPO):
         batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        if given := [name for name in self.lacks if name in options]:
-            raise ConfigError(f"A2C takes one unclipped step an iteration; it has no {', '.join(given)}: PPO has")
+        refuse_lacking(type(self), self.lacks, options)
         setup = options.pop("_init_setup_model", True)
         super().__init__(policy, env, batch_size=batch_size, n_epochs=1, _init_setup_model=False, **options)
         self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}

@@ -74,6 +74,7 @@ class CriticFree(PolicyGradient):
     """
 
     smallest_group = 1
+    needs_ratio = True  # False where a loss is right for samples of any policy: imitation, pairs
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class CriticFree(PolicyGradient):
             raise ConfigError(f"group_size ({size}) must divide n_episodes ({settings['n_episodes']})")
         if settings["clip_range"] is None:
             unclipped = [key for key in ("clip_range_high", "dual_clip") if settings[key] is not None]
-            if settings["n_epochs"] > 1:
+            if settings["n_epochs"] > 1 and self.needs_ratio:
                 unclipped.append("n_epochs above 1")
             if unclipped:
                 raise ConfigError(

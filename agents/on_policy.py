@@ -84,14 +84,17 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
         """Take one optimizer step on a minibatch of sequences; False ends learning from this rollout."""
 
     def _fill_reference(self, rollout: Rollout) -> None:
-        """Reference log-probabilities in one teacher-forced pass, under the same sampling, limits and masks."""
+        rollout.reference_log_probs = self.teacher_forced(rollout, self.reference)
+
+    def teacher_forced(self, rollout: Rollout, model: LanguageModel) -> Tensor:
+        """A model's log-probabilities of the rollout's tokens, ``[B, R]``, under the same sampling, limits and masks."""
         logs: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
         with torch.no_grad():
             for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
-                values, _ = self._chosen(self.reference, [rollout.episodes[i] for i in rows])
+                values, _ = self._chosen(model, [rollout.episodes[i] for i in rows])
                 for i, row in zip(rows, torch.split(values, [rollout.lengths[i] for i in rows]), strict=True):
                     logs[i] = row.cpu()
-        rollout.reference_log_probs = pad(rollout.mask, logs)
+        return pad(rollout.mask, logs)
 
     def _fill_separate_values(self, rollout: Rollout) -> None:
         assert self.policy.value_trunk is not None

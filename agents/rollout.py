@@ -58,6 +58,7 @@ class Rollout:
         advantages: filled in by the agent.
         returns: filled in by the agent.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
+        together: so many neighbours of these always share a minibatch (the two of a pair).
     """
 
     episodes: list[Episode]
@@ -69,6 +70,7 @@ class Rollout:
     advantages: Tensor
     returns: Tensor
     learn_from: list[int] | None = None
+    together: int = 1
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> Rollout:
@@ -100,7 +102,8 @@ class Rollout:
 
     def minibatches(self, size: int, rng: np.random.Generator) -> list[list[int]]:
         """Indices of episodes in random order, in minibatches of ``size`` whole episodes (the last may be smaller)."""
-        order = rng.permutation(len(self.episodes) if self.learn_from is None else self.learn_from).tolist()
+        rows = np.arange(len(self.episodes)) if self.learn_from is None else np.array(self.learn_from, dtype=np.int64)
+        order = rng.permutation(rows.reshape(-1, self.together)).flatten().tolist()
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 

@@ -16,6 +16,7 @@ ABOVE_0: Rule = ("a finite number above 0", lambda x: x > 0)
 AT_LEAST_0: Rule = ("a finite number of at least 0", lambda x: x >= 0)
 ABOVE_1: Rule = ("a finite number above 1", lambda x: x > 1)
 FRACTION: Rule = ("a number in [0, 1]", lambda x: 0 <= x <= 1)
+BELOW_HALF: Rule = ("a number in [0, 1/2)", lambda x: 0 <= x < 0.5)
 FINITE: Rule = ("a finite number", lambda x: True)
 COUNT: Rule = ("a whole number of at least 1", lambda x: x >= 1 and isinstance(x, int))
 SEED: Rule = ("a whole number of at least 0", lambda x: x >= 0 and isinstance(x, int))
@@ -26,7 +27,7 @@ NUMBERS: dict[str, Rule] = {
     "gamma": FRACTION, "gae_lambda": FRACTION, "clip_range": ABOVE_0, "clip_range_high": ABOVE_0, "dual_clip": ABOVE_1,
     "clip_range_vf": ABOVE_0, "vf_coef": AT_LEAST_0, "ent_coef": AT_LEAST_0, "max_grad_norm": ABOVE_0,
     "target_kl": ABOVE_0, "max_ratio": ABOVE_0, "kl_coef": AT_LEAST_0, "kl_target": ABOVE_0, "kl_horizon": ABOVE_0,
-    "group_size": COUNT, "overlong_buffer": COUNT, "baseline_decay": FRACTION,
+    "group_size": COUNT, "beta": ABOVE_0, "label_smoothing": BELOW_HALF, "overlong_buffer": COUNT, "baseline_decay": FRACTION,
     "clip_scores": ABOVE_0, "missing_eos_penalty": AT_LEAST_0, "missing_eos_score": FINITE, "seed": SEED,
 }  # fmt: skip
 OPTIONAL = {
@@ -42,6 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "collect": ("auto", "step"),
     "learning_rate_decay": ("constant", "linear"),
     "scale_rewards": ("group", "batch", "none"),
+    "loss": ("dpo", "ipo"),
     "baseline": ("none", "running", "batch"),
 }
 
@@ -86,3 +88,15 @@ def check_settings(settings: Mapping[str, Any], *, optional: Collection[str] = (
 def or_none(name: str) -> str:
     """For messages: whether a setting may be None."""
     return ", or None" if name in OPTIONAL else ""
+
+
+def refuse_lacking(cls: type, lacks: Collection[str], given: Collection[str]) -> None:
+    """Refuse settings that an algorithm's base has and the algorithm itself has no use for.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if strange := [name for name in given if name in lacks]:
+        raise ConfigError(
+            f"{cls.__name__} has no {', '.join(strange)}; leave {'it' if len(strange) == 1 else 'them'} out"
+        )

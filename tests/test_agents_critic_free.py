@@ -162,7 +162,7 @@ def test_broken_groups_are_noticed() -> None:
         (REINFORCE, {"clip_range_high": 0.3}, "without a clip_range cannot have clip_range_high"),
         (REINFORCE, {"baseline": "mean"}, "baseline must be one of"),
         (REINFORCE, {"baseline_decay": 1.5}, r"baseline_decay must be a number in \[0, 1\]"),
-        (A2C, {"clip_range": 0.1}, "has no clip_range: PPO has"),
+        (A2C, {"clip_range": 0.1}, "A2C has no clip_range; leave it out"),
         (PPO, {"clip_range": None}, "clip_range must be"),
     ],
 )

@@ -34,7 +34,7 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
     written = json.loads((run.path / "round-1" / "agent.json").read_text())
     assert written["class"] == find_agent(name).__name__
     assert written["n_episodes"] == 8
-    assert written["kl_coef"] is not None
+    assert written["beta" if name == "online_dpo" else "kl_coef"] is not None
 
 
 @pytest.mark.parametrize(

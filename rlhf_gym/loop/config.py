@@ -144,7 +144,8 @@ class AgentConfig(Section):
 
     name: str = setting(
         "ppo",
-        "ppo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, or module:Class or path/file.py:Class of your own",
+        "ppo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, or module:Class or "
+        "path/file.py:Class of your own",
     )
     iterations: int = setting(40, "iterations each round: collect, then learn", least=1)
     n_episodes: int = setting(64, "responses an iteration", least=1)
@@ -175,6 +176,8 @@ class AgentConfig(Section):
     clip_range: float | None = setting(None, "the ratio is clipped this far around 1", above=0)
     clip_range_high: float | None = setting(None, "the clip upwards, where it is to be wider", above=0)
     clip_range_vf: float | None = setting(None, "the value is clipped this far around the old one; 0: off", least=0)
+    beta: float | None = setting(None, "online DPO's pull to the reference", above=0)
+    loss: Literal["dpo", "ipo"] | None = setting(None, "online DPO's loss of a pair")
     aggregation: Literal["token", "sequence", "constant"] | None = setting(None, "how tokens' losses are averaged")
     vf_coef: float | None = setting(None, "weight of the value loss", least=0)
     ent_coef: float | None = setting(None, "weight of the entropy bonus", least=0)

@@ -1,0 +1,139 @@
+"""Direct preference optimisation on pairs that the policy writes as it learns (Rafailov et al. 2023; Guo et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from stable_baselines3.common.type_aliases import GymEnv
+from torch import Tensor
+
+from rlhf_gym.agents.critic_free import CriticFree
+from rlhf_gym.agents.metrics import check_finite
+from rlhf_gym.agents.policy_gradient import Terms
+from rlhf_gym.agents.rollout import Rollout
+from rlhf_gym.agents.settings import refuse_lacking
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.sequences import batches_by_length
+
+PairLoss = Literal["dpo", "ipo"]
+
+
+def preference_loss(margins: Tensor, beta: float, loss: PairLoss = "dpo", *, label_smoothing: float = 0.0) -> Tensor:
+    """The loss of each pair.
+
+    ``"dpo"``: ``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)`` (Rafailov et al. 2023, equation 7, with labels
+    smoothed by ``e``). ``"ipo"``: ``(h - 1 / (2 beta))^2`` (Azar et al. 2023, equation 17), which stops pulling once the
+    margin is reached.
+
+    Args:
+        margins: ``[P]``, ``h = log(pi/ref)(chosen) - log(pi/ref)(rejected)``, of whole responses.
+        beta: strength of the pull to the reference.
+        loss: ``"dpo"`` or ``"ipo"``.
+        label_smoothing: chance, in [0, 1/2), that a pair is the wrong way round; for ``"dpo"``.
+
+    Returns:
+        ``[P]``.
+    """
+    if loss == "ipo":
+        return (margins - 1 / (2 * beta)).square()
+    logits = beta * margins
+    return -(1 - label_smoothing) * torch.nn.functional.logsigmoid(logits) - label_smoothing * (
+        torch.nn.functional.logsigmoid(-logits)
+    )
+
+
+class OnlineDPO(CriticFree):
+    """Two responses to each prompt, the environment's reward says which is better, and DPO's loss learns from that.
+
+    Pairs of equal scores teach nothing and are left out.
+
+    Args:
+        policy: ``"LMPolicy"``.
+        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`; an even number of environments.
+        beta: strength of the pull to the reference, above 0; larger stays nearer.
+        loss: ``"dpo"`` or ``"ipo"``.
+        label_smoothing: chance, in [0, 1/2), that the reward has a pair the wrong way round.
+        n_epochs: passes over an iteration's pairs.
+        batch_size: whole episodes a minibatch, an even number; None is all of them.
+        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`, but those of clips and of the KL penalty: the
+            reference is part of the loss.
+
+    Raises:
+        ConfigError: a value out of its range, or a setting that it does not have.
+    """
+
+    smallest_group = 2
+    needs_ratio = False
+    lacks: ClassVar[tuple[str, ...]] = (
+        "group_size", "clip_range", "clip_range_high", "dual_clip", "ent_coef", "aggregation", "target_kl", "max_ratio",
+        "kl_coef", "kl_target", "kl_horizon", "kl_estimator", "kl_in",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        policy: str = "LMPolicy",
+        env: GymEnv | str | None = None,
+        *,
+        beta: float = 0.1,
+        loss: PairLoss = "dpo",
+        label_smoothing: float = 0.0,
+        n_epochs: int = 1,
+        batch_size: int | None = 16,
+        **options: Any,
+    ) -> None:
+        refuse_lacking(type(self), self.lacks, options)
+        if batch_size is not None and batch_size % 2:
+            raise ConfigError(f"OnlineDPO learns from pairs: batch_size must be even, got {batch_size}")
+        self.beta = beta
+        self.loss: PairLoss = loss
+        self.label_smoothing = label_smoothing
+        setup = options.pop("_init_setup_model", True)
+        super().__init__(
+            policy, env, group_size=2, kl_coef=0.0, n_epochs=n_epochs, batch_size=batch_size,
+            own={"beta": beta, "loss": loss, "label_smoothing": label_smoothing}, _init_setup_model=False, **options,
+        )  # fmt: skip
+        self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}
+        if setup:
+            self._setup_model()
+
+    def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """+1 for the better response of each pair, -1 for the other; equal ones are left out."""
+        scores = rewards.sum(1).view(-1, 2)
+        sign = torch.sign(scores[:, 0] - scores[:, 1])
+        rollout.together = 2
+        rollout.learn_from = [
+            row for pair in torch.nonzero(sign).flatten().tolist() for row in (2 * pair, 2 * pair + 1)
+        ]
+        self.logger.record("groups/equal_share", (sign == 0).float().mean().item())
+        return torch.stack([sign, -sign], dim=1).flatten()[:, None]
+
+    def update(self, rollout: Rollout, rows: list[int]) -> bool:
+        """One optimizer step on a minibatch of pairs."""
+        firsts = rows[::2]
+        longest = [2 * max(rollout.totals[i], rollout.totals[i + 1]) for i in firsts]
+        figures: Terms = {}
+        for group in batches_by_length(longest, self.tokens_per_batch):
+            pairs = [firsts[g] for g in group]
+            micro = [row for first in pairs for row in (first, first + 1)]
+            logs, _ = self._chosen(self.policy.language_model, [rollout.episodes[i] for i in micro])
+            ratios = logs - self.flat(rollout.reference_log_probs, micro)
+            sums = torch.stack([part.sum() for part in torch.split(ratios, [rollout.lengths[i] for i in micro])])
+            sign = rollout.advantages[pairs, 0].to(self.device)
+            margins = sign * (sums[0::2] - sums[1::2])
+            losses = preference_loss(margins, self.beta, self.loss, label_smoothing=self.label_smoothing)
+            total = losses.sum() / len(firsts)
+            check_finite({"the preference loss is": total.detach()}, self.where)
+            total.backward()  # type: ignore[no-untyped-call]
+            chosen = torch.where(sign > 0, sums[0::2], sums[1::2]).detach()
+            rejected = torch.where(sign > 0, sums[1::2], sums[0::2]).detach()
+            amounts = {
+                "train/loss": total.detach(), "rewards/chosen": self.beta * chosen.sum() / len(firsts),
+                "rewards/rejected": self.beta * rejected.sum() / len(firsts),
+                "rewards/margins": self.beta * margins.detach().sum() / len(firsts),
+                "rewards/accuracies": (margins.detach() > 0).float().sum() / len(firsts),
+            }  # fmt: skip
+            figures = {name: figures.get(name, 0) + amount for name, amount in amounts.items()}
+        self.note(**figures)
+        self.step_optimizer()
+        return True

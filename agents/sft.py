@@ -1,0 +1,123 @@
+"""Supervised fine-tuning on given responses, in the form of the other agents: the baseline that every benchmark needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from rlhf_gym.agents.critic_free import CriticFree
+from rlhf_gym.agents.policy_gradient import Terms
+from rlhf_gym.agents.rollout import Episode, Rollout
+from rlhf_gym.agents.settings import refuse_lacking
+from rlhf_gym.errors import ConfigError
+
+
+class SFT(CriticFree):
+    """``-log pi(y)`` of given responses, the mean over their tokens; prompts are read, not learned.
+
+    An iteration takes the next ``n_episodes`` pairs in a random order that is drawn anew for each pass over the data. A
+    timestep is a token of a response. ``objective/kl`` compares policy and reference on the given responses, not on the
+    policy's own.
+
+    Args:
+        policy: ``"LMPolicy"``.
+        env: for its spaces and limits (and for ``EvalCallback``); it is not stepped.
+        data: ``(prompt, response)`` texts. A response ends with EOS after the tokens of its text, and is cut at the
+            environment's length limit, without EOS then.
+        n_epochs: passes over an iteration's pairs.
+        batch_size: whole responses a minibatch; None is all of them.
+        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`, but those of rewards, groups, clips and
+            sampling.
+
+    Raises:
+        ConfigError: no data, or a setting that it does not have.
+    """
+
+    needs_ratio = False
+    lacks: ClassVar[tuple[str, ...]] = (
+        "group_size", "clip_range", "clip_range_high", "dual_clip", "target_kl", "max_ratio", "clip_scores", "collect",
+        "missing_eos_penalty", "missing_eos_score", "overlong_buffer", "temperature", "top_k", "top_p", "kl_target",
+        "kl_horizon", "kl_coef", "kl_estimator", "kl_in",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        policy: str = "LMPolicy",
+        env: GymEnv | str | None = None,
+        *,
+        data: Sequence[tuple[str, str]],
+        n_epochs: int = 1,
+        batch_size: int | None = 16,
+        **options: Any,
+    ) -> None:
+        refuse_lacking(type(self), self.lacks, options)
+        if not data:
+            raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
+        self.data = list(data)
+        setup = options.pop("_init_setup_model", True)
+        super().__init__(
+            policy, env, n_epochs=n_epochs, batch_size=batch_size, kl_coef=0.0, max_ratio=1e30, own={"data": None},
+            _init_setup_model=False, **options,
+        )  # fmt: skip
+        self.settings = {name: value for name, value in self.settings.items() if name not in (*self.lacks, "data")}
+        self.settings["given_at_load"] = [*self.settings["given_at_load"], "data"]
+        if setup:
+            self._setup_model()
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
+        """Take the next pairs from the data in the place of episodes."""
+        assert self.n_episodes is not None
+        assert self.seed is not None
+        self._rollout_start = None
+        self._rollout_start = self.state()
+        callback.on_rollout_start()
+        started = time.perf_counter()
+        places = range(self.episode_count, self.episode_count + self.n_episodes)
+        episodes = [self._episode(*self.data[self._place(place)]) for place in places]
+        rollout = Rollout.of(episodes)
+        self.rollout = rollout
+        # Before it learns: what objective/kl and objective/entropy are made of.
+        rollout.log_probs = self.teacher_forced(rollout, self.policy.language_model)
+        self.episode_count += len(episodes)
+        self._seconds = {"generation": time.perf_counter() - started}
+        for step in self._counter.steps(episodes):
+            self.num_timesteps += env.num_envs
+            callback.update_locals({"self": self, "env": env, **vars(step)})
+            if not callback.on_step():
+                return False
+        callback.update_locals({"rollout": rollout})
+        callback.on_rollout_end()
+        return True
+
+    def _place(self, number: int) -> int:
+        """Which pair is the ``number``-th to be learned: each once a pass, in an order of the pass's own."""
+        turn, place = divmod(number, len(self.data))
+        order = np.random.default_rng(np.random.SeedSequence((self.seed or 0, 2, turn))).permutation(len(self.data))
+        return int(order[place])
+
+    def _episode(self, prompt: str, response: str) -> Episode:
+        model, limits = self.policy.language_model, self.policy.limits
+        ids = [*model.tokenizer.encode(response), limits.eos_id]
+        ended = len(ids) <= limits.max_tokens
+        ids = ids[: limits.max_tokens]
+        zeros = [0.0] * len(ids)
+        info = {"prompt": prompt, "response": response, "ended": ended, "response_length": len(ids)}
+        return Episode(model.tokenizer.encode_prompt(prompt), ids, zeros, zeros, list(zeros), ended, info)
+
+    def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """1 for everything: all is to be imitated."""
+        return torch.ones(len(rollout.episodes), 1)
+
+    def losses(
+        self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
+    ) -> tuple[Terms, Terms]:
+        """Cross-entropy."""
+        return {"policy": -log_probs}, {}
