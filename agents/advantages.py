@@ -98,9 +98,9 @@ def group_relative(
     Args:
         scores: float ``[B]``, groups of ``group_size`` neighbours that answer the same prompt.
         group_size: at least 2, divides ``B``.
-        scale: the deviation divided by, with Bessel's correction: the group's own; the batch's, of scores relative to
-            their groups; or none (Dr. GRPO, Liu et al. 2025: dividing by the group's own makes prompts count more that
-            are nearly always, or nearly never, answered well).
+        scale: the deviation divided by, with Bessel's correction: the group's own; that of all scores of the batch; or
+            none (Dr. GRPO, Liu et al. 2025: dividing by the group's own makes prompts count more that are nearly
+            always, or nearly never, answered well).
         epsilon: added to the deviation.
 
     Returns:
@@ -113,7 +113,7 @@ def group_relative(
     if scale == "group":
         centred = centred / (groups.std(1, keepdim=True) + epsilon)
     elif scale == "batch":
-        centred = centred / (centred.std() + epsilon)
+        centred = centred / (scores.std() + epsilon)
     return centred.flatten()
 
 

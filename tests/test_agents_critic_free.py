@@ -45,7 +45,8 @@ def test_group_relative_by_hand() -> None:
     torch.testing.assert_close(group_relative(scores, 2, epsilon=0.0).nan_to_num(), expected)
     centred = torch.tensor([-1.0, 1.0, 0.0, 0.0, -0.5, 0.5])
     torch.testing.assert_close(group_relative(scores, 2, "none"), centred)
-    torch.testing.assert_close(group_relative(scores, 2, "batch", epsilon=0.0), centred / 0.5**0.5)
+    # All six: mean 2.5, squares of the deviations 2.25, 0.25, 6.25, 6.25, 6.25, 12.25; their sum over five is 6.7.
+    torch.testing.assert_close(group_relative(scores, 2, "batch", epsilon=0.0), centred / 6.7**0.5)
 
 
 def test_equal_scores_have_no_advantage_whatever_their_rounding() -> None:
