@@ -8,6 +8,7 @@ from rlhf_gym.envs.registration import ENVIRONMENTS, register_all
 
 if TYPE_CHECKING:
     from rlhf_gym.envs.action_wrappers import SmallVocabulary, VectorSmallVocabulary
+    from rlhf_gym.envs.adapters import GemEnv, TextArenaEnv
     from rlhf_gym.envs.conversation_env import ConversationEnv
     from rlhf_gym.envs.masks import TokenMask
     from rlhf_gym.envs.observation_wrappers import EmbeddedTokens, LastTokens, VectorEmbeddedTokens, VectorLastTokens
@@ -16,21 +17,25 @@ if TYPE_CHECKING:
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
     from rlhf_gym.envs.turn_env import TurnEnv
+    from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
     from rlhf_gym.envs.vec_env import VectorVecEnv
 
 __all__ = [
     "ENVIRONMENTS",
     "ConversationEnv",
     "EmbeddedTokens",
+    "GemEnv",
     "KLReward",
     "LastTokens",
     "PotentialShaping",
     "SmallVocabulary",
+    "TextArenaEnv",
     "TokenEnv",
     "TokenMask",
     "TokenVecEnv",
     "TokenVectorEnv",
     "TurnEnv",
+    "TurnVectorEnv",
     "VectorEmbeddedTokens",
     "VectorKLReward",
     "VectorLastTokens",
@@ -43,6 +48,8 @@ __all__ = [
 
 _PLACES = {
     "ConversationEnv": "rlhf_gym.envs.conversation_env",
+    "GemEnv": "rlhf_gym.envs.adapters",
+    "TextArenaEnv": "rlhf_gym.envs.adapters",
     "EmbeddedTokens": "rlhf_gym.envs.observation_wrappers",
     "KLReward": "rlhf_gym.envs.reward_wrappers",
     "LastTokens": "rlhf_gym.envs.observation_wrappers",
@@ -59,6 +66,7 @@ _PLACES = {
     "TokenVectorEnv": "rlhf_gym.envs.token_vector_env",
     "TokenVecEnv": "rlhf_gym.envs.sb3",
     "TurnEnv": "rlhf_gym.envs.turn_env",
+    "TurnVectorEnv": "rlhf_gym.envs.turn_vector_env",
     "make_sb3_env": "rlhf_gym.envs.sb3",
 }
 

@@ -83,7 +83,9 @@ class Episodes:
         self.length: Ids = np.zeros(num_slots, dtype=np.int64)
         self.prompt_index: Ids = np.zeros(num_slots, dtype=np.int64)
         self.running: Mask = np.zeros(num_slots, dtype=np.bool_)
+        self._limit: Ids = np.zeros(num_slots, dtype=np.int64)  # the length that ends a slot's episode
         self._rows: Slots = np.arange(num_slots)
+        self._starts: Slots = self._rows * self.capacity
 
     def observation_space(self) -> gym.spaces.Dict:
         """One slot's observation: its row of ids, how many of them are written, and how many of those are the prompt."""
@@ -133,6 +135,7 @@ class Episodes:
         self.ids[slot, : len(prompt)] = prompt
         self.prompt_index[slot] = index
         self.prompt_length[slot] = self.length[slot] = len(prompt)
+        self._limit[slot] = len(prompt) + self.task.max_response_tokens
         self.running[slot] = True
         self.masks.begin(slot)
         return prompt
@@ -142,57 +145,102 @@ class Episodes:
         if not len(slots):
             return
         count = len(self.prompts)
-        index = np.array([generators[slot].integers(count) for slot in slots], dtype=np.int64)
+        index = np.array([generators[slot].integers(count) for slot in slots.tolist()], dtype=np.int64)
         self.ids[slots] = self.tokenizer.pad_id
         self.ids[slots, : self.max_prompt_tokens] = self.prompts.rows(index, self.tokenizer.pad_id)
         self.prompt_index[slots] = index
-        self.prompt_length[slots] = self.length[slots] = self.prompts.sizes[index]
+        self.prompt_length[slots] = self.length[slots] = sizes = self.prompts.sizes[index]
+        self._limit[slots] = sizes + self.task.max_response_tokens
         self.running[slots] = True
         self.masks.begin(slots)
 
-    def check_actions(self, actions: Ids, slots: Slots | None = None) -> None:
-        """Refuse ids outside the vocabulary, and steps of slots without a running episode; ``slots`` None: all of them."""
+    def check_actions(self, actions: Ids, slots: Slots | None = None, idle: Slots | None = None) -> None:
+        """Refuse ids outside the vocabulary, and steps of slots without a running episode.
+
+        Args:
+            actions: int64 ``[N]``.
+            slots: where they are to be written; None: in all slots.
+            idle: with ``slots`` None, slots whose action does not count, none of them running.
+
+        Raises:
+            ResetNeeded: a slot has no running episode.
+            InvalidAction: an id is outside the vocabulary, or outside a strict mask.
+        """
         taken, running = (actions, self.running) if slots is None else (actions[slots], self.running[slots])
+        # Here and below: counting is several times faster than any() and all() on arrays of this size.
+        stopped = len(running) - np.count_nonzero(running)
+        # As unsigned numbers, negative ids are larger than any vocabulary: one comparison for both bounds.
+        strange = np.count_nonzero(taken.view(np.uint64) >= self.tokenizer.vocab_size)
+        if stopped > (0 if idle is None else len(idle)) or strange:
+            self._refuse(actions, self._counting(slots, idle))
+        if self.masks.options.strict:
+            self.masks.check(self, actions, self._counting(slots, idle))
+
+    def _counting(self, slots: Slots | None, idle: Slots | None) -> Slots:
+        """The slots whose actions count."""
+        if slots is not None:
+            return slots
+        return self._rows if idle is None else np.delete(self._rows, idle)
+
+    def _refuse(self, actions: Ids, slots: Slots) -> None:
+        """Say what is wrong with these slots' actions, if anything is."""
+        running, taken = self.running[slots], actions[slots]
         if not running.all():
-            place = int(np.argmin(running))
-            stuck = place if slots is None else int(slots[place])
+            stuck = int(slots[int(np.argmin(running))])
             never = self.length[stuck] == 0
             raise gym.error.ResetNeeded(
                 f"step() in slot {stuck}, where {'no episode was started' if never else 'the episode has ended'}: call reset()"
             )
-        # As unsigned numbers, negative ids are larger than any vocabulary: one comparison for both bounds.
-        if (taken.view(np.uint64) >= self.tokenizer.vocab_size).any():
-            place = int(np.argmax((taken < 0) | (taken >= self.tokenizer.vocab_size)))
-            wrong = place if slots is None else int(slots[place])
+        outside = (taken < 0) | (taken >= self.tokenizer.vocab_size)
+        if outside.any():
+            wrong = int(slots[int(np.argmax(outside))])
             raise gym.error.InvalidAction(
-                f"action {int(taken[place])} in slot {wrong} is not a token id; expected 0..{self.tokenizer.vocab_size - 1}"
+                f"action {int(actions[wrong])} in slot {wrong} is not a token id; expected 0..{self.tokenizer.vocab_size - 1}"
             )
-        if self.masks.options.strict:
-            self.masks.check(self, actions, self._rows if slots is None else slots)
 
-    def write(self, actions: Ids, slots: Slots | None = None) -> Slots:
-        """Append one id in each of these slots (None: in all); returns the slots whose episode that ended."""
+    def write(self, actions: Ids, slots: Slots | None = None, idle: Slots | None = None) -> Slots:
+        """Append one id in some slots.
+
+        Args:
+            actions: int64 ``[N]``.
+            slots: where; None: in all slots.
+            idle: with ``slots`` None, slots whose action does not count. Few as they are, it is far cheaper to write there too
+                and to take it back than to write to all others by their numbers.
+
+        Returns:
+            The slots whose episode that ended.
+        """
         if slots is None:
             taken, rows = actions, self._rows
-            self.ids[rows, self.length] = taken
+            self.ids.ravel()[self._starts + self.length] = taken
             self.length += 1
-            ends = self.length - self.prompt_length >= self.task.max_response_tokens
+            ends = self.length >= self._limit
         else:
             taken, rows = actions[slots], slots
             self.ids[rows, self.length[rows]] = taken
             self.length[rows] += 1
-            ends = self.length[rows] - self.prompt_length[rows] >= self.task.max_response_tokens
+            ends = self.length[rows] >= self._limit[rows]
         ends |= taken == self.tokenizer.eos_id
-        if self.masks.follows:
-            self.masks.advance(rows, taken)
-        if self.task.stop:
-            for i in np.flatnonzero(~ends):
-                ends[i] = self._stopped(self._tail(int(rows[i])))
-        if not ends.any():
+        if idle is not None:
+            self.length[idle] -= 1
+            self.ids[idle, self.length[idle]] = self.tokenizer.pad_id
+            ends[idle] = False
+        if self.masks.follows or self.task.stop:
+            self._follow(actions, ends, self._counting(slots, idle))
+        if not np.count_nonzero(ends):
             return rows[:0]
         ended: Slots = rows[ends]
         self.running[ended] = False
         return ended
+
+    def _follow(self, actions: Ids, ends: Mask, slots: Slots) -> None:
+        """What depends on the text: the grammar's state, and stop sequences, which are noted in ``ends``."""
+        if self.masks.follows:
+            self.masks.advance(slots, actions[slots])
+        if self.task.stop:
+            rows = slots if len(ends) == len(self.length) else np.arange(len(slots))
+            for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
+                ends[row] = ends[row] or self._stopped(self._tail(slot))
 
     def response(self, slot: int) -> str:
         """The response so far, as the model wrote it."""
@@ -218,32 +266,47 @@ class Episodes:
             The scores, and for each slot what ``info`` says of its episode: ``prompt``, ``response``, ``ended`` (by EOS or
             a stop sequence rather than at the length limit), ``response_length`` in tokens, and ``reward_terms``.
         """
-        raw = [self.response(s) for s in slots]
+        scored, columns = self.score_columns(slots)
+        return scored, [row_of(columns, i) for i in range(len(slots))]
+
+    def score_columns(self, slots: Sequence[int]) -> tuple[ScoredBatch, dict[str, Any]]:
+        """The same as :meth:`score`, with the infos by key: lists of one value for each slot."""
+        raw = self._responses(slots)
         responses = [self._cut(text) for text in raw] if self.task.stop else raw
         prompts = [self.task.prompts[i] for i in self.prompt_index[slots].tolist()]
-        scored = score(self.reward, [p.text for p in prompts], responses, columns_of(prompts))
-        last = self.ids[slots, self.length[slots] - 1] == self.tokenizer.eos_id
-        lengths = (self.length[slots] - self.prompt_length[slots]).tolist()
-        terms = {name: values.tolist() for name, values in scored.terms.items()}
-        infos = [
-            {
-                "prompt": prompts[i].text,
-                "response": responses[i],
-                "ended": by_eos or self._stopped(raw[i]),
-                "response_length": lengths[i],
-                "reward_terms": {name: values[i] for name, values in terms.items()},
-            }
-            for i, by_eos in enumerate(last.tolist())
-        ]
-        return scored, infos
+        texts = [p.text for p in prompts]
+        scored = score(self.reward, texts, responses, columns_of(prompts))
+        ended = (self.ids[slots, self.length[slots] - 1] == self.tokenizer.eos_id).tolist()
+        if self.task.stop:
+            ended = [by_eos or self._stopped(text) for by_eos, text in zip(ended, raw, strict=True)]
+        return scored, {
+            "prompt": texts,
+            "response": responses,
+            "ended": ended,
+            "response_length": (self.length[slots] - self.prompt_length[slots]).tolist(),
+            "reward_terms": {name: values.tolist() for name, values in scored.terms.items()},
+        }
+
+    def _responses(self, slots: Sequence[int]) -> list[str]:
+        """The responses of some slots, read out of the array at once."""
+        starts, ends = self.prompt_length[slots].tolist(), self.length[slots].tolist()
+        rows = self.ids[slots, : max(ends)].tolist()
+        decode = self.tokenizer.decode
+        return [decode(row[start:end]) for row, start, end in zip(rows, starts, ends, strict=True)]
 
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token may be written now; every row allows at least one."""
         return self.masks.rows(self)
 
     def refresh(self) -> None:
-        """Follow rows that were written from outside (a checkpoint): what masks know of them is worked out again."""
+        """Follow rows that were written from outside (a checkpoint): what else is known of them is worked out again."""
+        self._limit[...] = self.prompt_length + self.task.max_response_tokens
         self.masks.replay(self)
+
+
+def row_of(columns: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """One row of what is kept by column."""
+    return {key: row_of(values, row) if isinstance(values, dict) else values[row] for key, values in columns.items()}
 
 
 def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:

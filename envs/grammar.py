@@ -115,8 +115,13 @@ class Grammar:
         after: States = np.where(states == DEAD, DEAD, self.table[states, tokens])
         return after
 
+    def lost(self, states: States) -> Mask:
+        """bool ``[n]``, where a token has been written that the grammar does not allow."""
+        dead: Mask = states == DEAD
+        return dead
+
     def allowed(self, states: States, written: NDArray[np.int64]) -> Mask:
-        """bool ``[n, V]``: tokens from which a match can be completed. In a dead state only EOS is left.
+        """bool ``[n, V]``: tokens from which a match can be completed; none in a dead state.
 
         Args:
             states: ``[n]``.
@@ -128,7 +133,6 @@ class Grammar:
         rows: Mask = np.take_along_axis(self._hopeful[counts + 1], self.table[where].astype(np.intp), axis=1)
         rows[:, self.eos_id] = self.accepting[where] & self._may_end[counts]
         rows[where == DEAD] = False
-        rows[where == DEAD, self.eos_id] = True
         masks: Mask = rows[row_of.ravel()]
         return masks
 

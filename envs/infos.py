@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,31 +11,26 @@ from numpy.typing import NDArray
 Slots = NDArray[np.intp]
 
 
-def stack_infos(infos: Sequence[Mapping[str, Any]], slots: Slots, num_envs: int) -> dict[str, Any]:
+def stack_infos(columns: Mapping[str, Any], slots: Slots, num_envs: int) -> dict[str, Any]:
     """Infos of some slots in Gymnasium's form: for each key an array over all slots, and ``_key`` for where it is meant.
 
     The same as ``VectorEnv._add_info`` gives slot by slot, at a fraction of its cost.
 
     Args:
-        infos: one a slot, all with the same keys; mappings in them are stacked likewise.
+        columns: for each key a list of one value a slot; mappings are stacked likewise.
         slots: int ``[n]``, which slots.
         num_envs: ``N``.
     """
     out: dict[str, Any] = {}
-    for key, first in infos[0].items():
-        values = [info[key] for info in infos]
-        present = np.zeros(num_envs, dtype=np.bool_)
-        present[slots] = True
-        if isinstance(first, dict):
+    for key, values in columns.items():
+        if isinstance(values, Mapping):
             out[key] = stack_infos(values, slots, num_envs)
-        elif isinstance(first, bool | int | float):
-            out[key] = np.zeros(num_envs, dtype=type(first))
-            out[key][slots] = values
         else:
-            out[key] = np.full(num_envs, None, dtype=object)
-            for slot, value in zip(slots.tolist(), values, strict=True):
-                out[key][slot] = value
-        out["_" + key] = present
+            number = isinstance(values[0], bool | int | float)
+            out[key] = np.zeros(num_envs, dtype=type(values[0])) if number else np.full(num_envs, None, dtype=object)
+            out[key][slots] = values
+        out["_" + key] = np.zeros(num_envs, dtype=np.bool_)
+        out["_" + key][slots] = True
     return out
 
 

@@ -134,6 +134,7 @@ class Masks:
             pattern = self.options.pattern if self.options.pattern is not None else words_pattern(self.options.words)
             self.grammar = Grammar(pattern, task, tokenizer, self.base)
             self._states: NDArray[np.int32] = np.zeros(num_slots, dtype=np.int32)
+            self._lost: Mask = np.arange(tokenizer.vocab_size) == self.eos_id if self.base[self.eos_id] else self.base
         self.top_k = None
         if self.options.top_k:
             from rlhf_gym.envs.top_k import ModelTopK
@@ -179,6 +180,8 @@ class Masks:
         live = np.flatnonzero(episodes.running)
         if self.grammar is not None and len(live):
             masks[live] &= self.grammar.allowed(self._states[live], written[live])
+            # No way back to a match: EOS, however short the response is; where EOS is banned, the grammar binds no longer.
+            masks[live[self.grammar.lost(self._states[live])]] = self._lost
         if self.top_k is not None and len(live):
             masks[live] = self.top_k.restrict(episodes, live, masks[live])
         return refuse_empty(masks)

@@ -14,6 +14,9 @@ ENVIRONMENTS: dict[str, dict[str, object]] = {
     "Format-v0": {"task": "format", "tokenizer": "embedded"},
     "Detox-v0": {"task": "detox", "tokenizer": "embedded"},
     "Stars-v0": {"task": "stars", "tokenizer": "embedded"},
+    "Reasoning-v0": {
+        "task": "reasoning"
+    },  # needs the extra `reasoning`, and wants a tokenizer of a model that can answer
     # Small vocabularies of their own: neither a language model nor torch is loaded.
     "Copy-v0": {"task": "copy"},
     "Reverse-v0": {"task": "reverse"},
@@ -54,7 +57,10 @@ def register_all() -> None:
             )
         if f"{NAMESPACE}/{turn_level(name)}" not in gym.registry:
             gym.register(
-                f"{NAMESPACE}/{turn_level(name)}", entry_point="rlhf_gym.envs.turn_env:TurnEnv", kwargs=options
+                f"{NAMESPACE}/{turn_level(name)}",
+                entry_point="rlhf_gym.envs.turn_env:TurnEnv",
+                vector_entry_point="rlhf_gym.envs.turn_vector_env:TurnVectorEnv",
+                kwargs=options,
             )
     for name, options in CONVERSATIONS.items():
         if f"{NAMESPACE}/{name}" not in gym.registry:

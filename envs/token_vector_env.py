@@ -16,6 +16,7 @@ from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots, slot_generator
 from rlhf_gym.envs.infos import stack_infos, stack_observations
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.token_env import as_token_ids
+from rlhf_gym.envs.vector_resets import reset_mask, seeded_generators
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
 
@@ -99,41 +100,13 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         options: dict[str, Any] | None = None,
     ) -> tuple[dict[str, Ids], dict[str, Any]]:
         """Start episodes in all slots, or in those where ``options["reset_mask"]`` is True."""
-        mask = self._reset_mask(options)
-        self._seed(seed, mask)
+        mask = reset_mask(options, self.num_envs)
+        self.generators = seeded_generators(seed, self.generators if self.seeded else None, mask)
+        self.seeded = True
         self.episodes.begin_all(np.flatnonzero(mask), self.generators)
         self._ended = self._ended & ~mask
         self._any_ended = bool(self._ended.any())
         return self._observe(), self._with_masks({}, mask)
-
-    def _reset_mask(self, options: dict[str, Any] | None) -> Mask:
-        """The slots to reset; the caller's ``options`` are left as they are."""
-        mask = (options or {}).get("reset_mask")
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-            shown = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},), got {shown}")
-        if not mask.any():
-            raise ValueError("options['reset_mask'] must be True somewhere; it is False for every environment")
-        return mask
-
-    def _seed(self, seed: int | Sequence[int | None] | None, mask: Mask) -> None:
-        if isinstance(seed, int | np.integer):
-            fresh = [slot_generator(int(seed), slot) for slot in range(self.num_envs)]
-        elif seed is None:
-            if self.seeded:
-                return
-            fresh = [slot_generator(None, slot) for slot in range(self.num_envs)]
-        else:
-            if len(seed) != self.num_envs:
-                raise ValueError(f"got {len(seed)} seeds for {self.num_envs} environments; expected one each")
-            pairs = zip(seed, self.generators, strict=True)
-            fresh = [g if s is None and self.seeded else slot_generator(s, 0) for s, g in pairs]
-        self.generators = [
-            new if chosen else old for new, old, chosen in zip(fresh, self.generators, mask, strict=True)
-        ]
-        self.seeded = True
 
     def step(
         self, actions: Ids, *, waiting: Mask | None = None
@@ -142,26 +115,33 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
 
         Args:
             actions: int64 ``[N]``.
-            waiting: bool ``[N]``, slots to leave as they are in this step.
+            waiting: bool ``[N]``, slots to leave as they are in this step; not in next-step mode.
         """
         actions = as_token_ids(actions, (self.num_envs,))
-        slots, restarted = self._to_step(waiting)
-        self.episodes.check_actions(actions, slots)
+        if waiting is not None and self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            raise ValueError(
+                "waiting is for same-step and disabled mode; in next-step mode no slot can be left as it is"
+            )
+        restarted: Slots | None = None
+        if self._any_ended and self.autoreset_mode == AutoresetMode.NEXT_STEP:
+            restarted = np.flatnonzero(self._ended)
+        slots = np.flatnonzero(~waiting) if waiting is not None and np.count_nonzero(waiting) else None
+        self.episodes.check_actions(actions, slots, restarted)
         if restarted is not None:
             self.episodes.begin_all(restarted, self.generators)
-        ended = self.episodes.write(actions, slots)
+        ended = self.episodes.write(actions, slots, restarted)
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {}
         if len(ended):
             terminations[ended] = True
-            scored, ended_infos = self.episodes.score(ended.tolist())
+            scored, columns = self.episodes.score_columns(ended.tolist())
             rewards[ended] = scored.values
-            infos = stack_infos(ended_infos, ended, self.num_envs)
+            infos = stack_infos(columns, ended, self.num_envs)
             if self.render_mode is not None:
                 for slot, reward in zip(ended.tolist(), scored.values.tolist(), strict=True):
                     self._painter.note(slot, reward)
-        truncations = self._truncate(slots)
+        truncations = self._truncate(slots, restarted)
         self._any_ended = len(ended) > 0 or (self.max_episode_steps is not None and bool(truncations.any()))
         if self._any_ended:
             self._ended = terminations | truncations
@@ -173,22 +153,15 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             infos = self._restart(infos)
         return self._observe(), rewards, terminations, truncations, self._with_masks(infos, None)
 
-    def _to_step(self, waiting: Mask | None) -> tuple[Slots | None, Slots | None]:
-        """The slots that write a token (None: all), and those that start over instead (None: none)."""
-        slots = restarted = None
-        if self._any_ended and self.autoreset_mode == AutoresetMode.NEXT_STEP:
-            slots, restarted = np.flatnonzero(~self._ended), np.flatnonzero(self._ended)
-        if waiting is not None and waiting.any():
-            slots = np.flatnonzero(~waiting) if slots is None else slots[~waiting[slots]]
-        return slots, restarted
-
-    def _truncate(self, slots: Slots | None) -> Mask:
+    def _truncate(self, slots: Slots | None, restarted: Slots | None) -> Mask:
         """Time limit: slots that have written ``max_episode_steps`` tokens, terminated or not, as TimeLimit has it."""
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if self.max_episode_steps is not None:
             stepped = slice(None) if slots is None else slots
             written = self.episodes.length[stepped] - self.episodes.prompt_length[stepped]
             truncations[stepped] = written >= self.max_episode_steps
+            if restarted is not None:
+                truncations[restarted] = False
             self.episodes.running[truncations] = False
         return truncations
 

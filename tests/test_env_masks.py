@@ -221,6 +221,15 @@ def test_after_a_token_outside_the_grammar_only_eos_is_left() -> None:
     assert allowed(env) == [EOS]
 
 
+def test_a_response_that_is_lost_may_end_before_its_minimum_length() -> None:
+    env = single({"pattern": "aaa", "in_info": True}, minimum=3)
+    *_, info = env.step(B)
+    assert np.flatnonzero(info["action_mask"]).tolist() == allowed(env) == [EOS]
+    free = single({"pattern": "a{6}", "banned": [EOS]})
+    free.step(B)
+    assert np.flatnonzero(~free.action_masks()).tolist() == [EOS, PAD]
+
+
 def test_strict_refuses_a_token_outside_the_mask_and_writes_nothing() -> None:
     env = single({"pattern": "ab", "strict": True})
     before = env.episodes.observe()

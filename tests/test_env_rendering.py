@@ -130,7 +130,9 @@ def test_long_texts_are_wrapped_and_their_end_is_shown() -> None:
 
 
 def test_record_video_works(tmp_path: Path) -> None:
-    env = RecordVideo(gym.make("rlhf_gym/Copy-v0", render_mode="rgb_array"), str(tmp_path / "videos"), disable_logger=True)
+    env = RecordVideo(
+        gym.make("rlhf_gym/Copy-v0", render_mode="rgb_array"), str(tmp_path / "videos"), disable_logger=True
+    )
     env.reset(seed=0)
     while not env.step(2)[2]:
         pass

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import doctest
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
 from tiny_models import LetterTokenizer
 
 import rlhf_gym  # noqa: F401
+from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.rewards import score
 from rlhf_gym.tasks import load_task, table
@@ -121,6 +124,20 @@ def test_metrics_are_rewards_or_their_names() -> None:
 def test_a_table_by_name() -> None:
     task = load_task("table", data=ROWS, prompt="question", held_out=[{"question": "other"}], name="mine")
     assert (task.name, len(task.prompts), [p.text for p in task.held_out]) == ("mine", 60, ["other"])
+
+
+def test_the_cookie_cutter_of_the_docs_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "tasks.md").read_text()
+    (code,) = [block.split("```")[0] for block in text.split("```python\n")[1:] if block.startswith('"""my_task.py')]
+    (tmp_path / "my_task.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = load_task("my_task:my_task", num_prompts=4)
+    assert [p.text for p in task.prompts] == ["count to 1:", "count to 3:"]
+    assert task.reward is not None
+    assert score(task.reward, ["p"] * 2, ["1 2 3", "1 3"], {"wanted": [3, 2]}).values.tolist() == [1.0, 0.5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that an environment made by hand has no spec
+        check_env(TokenEnv(task))
 
 
 @pytest.mark.parametrize(

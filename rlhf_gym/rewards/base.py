@@ -109,8 +109,9 @@ def score(
             raise RewardError(f"cannot call reward {name!r} with {n} prompts and {count} {what}; expected {n} of each")
     if n == 0:
         return ScoredBatch(np.zeros(0), {name: np.zeros(0)})
-    if isinstance(reward, TermReward):
-        return reward.score_terms(list(prompts), list(responses), columns)
+    if hasattr(reward, "score_terms"):  # a TermReward; asking the protocol takes longer than small rewards do
+        scored: ScoredBatch = reward.score_terms(list(prompts), list(responses), columns)
+        return scored
     if not callable(reward):
         raise RewardError(
             f"reward {name!r} is a {type(reward).__name__}; expected a function or an object that is callable"
@@ -147,6 +148,10 @@ def checked(result: Any, name: str, prompts: Sequence[str], responses: Sequence[
         )
     if len(result) != n:
         raise RewardError(f"reward {name!r} returned {len(result)} scores for {n} samples; expected one a sample")
+    if type(result) is list and set(map(type, result)) <= {float}:
+        values = np.array(result, dtype=np.float64)
+        if np.isfinite(values).all():
+            return values
     values = np.empty(n)
     for i, value in enumerate(result):
         number = _number(value)

@@ -36,15 +36,20 @@ class _AgainstReference:
         Raises:
             RewardError: the data have no such column, or no text in it.
         """
+        return [self.compare(r, some) for r, some in zip(responses, self.references(columns), strict=True)]
+
+    def references(self, columns: Mapping[str, list[Any]]) -> list[list[str]]:
+        """The references of each sample.
+
+        Raises:
+            RewardError: the data have no such column, or no text in it.
+        """
         if self.column not in columns:
             raise RewardError(
                 f"reward {self.name!r} needs the column {self.column!r}; the data have "
                 f"{', '.join(map(repr, columns)) or 'no columns'}"
             )
-        return [
-            self.compare(response, self._texts(reference, i))
-            for i, (response, reference) in enumerate(zip(responses, columns[self.column], strict=True))
-        ]
+        return [self._texts(reference, i) for i, reference in enumerate(columns[self.column])]
 
     def _texts(self, reference: Any, index: int) -> list[str]:
         texts = [reference] if isinstance(reference, str) else reference

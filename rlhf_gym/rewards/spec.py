@@ -39,9 +39,13 @@ BUILT_IN = {
     "contains_words": "rlhf_gym.rewards.builtin:ContainsWords",
     "exact_match": "rlhf_gym.rewards.builtin:ExactMatch",
     "readability": "rlhf_gym.rewards.builtin:Readability",
+    "harm": "rlhf_gym.rewards.harm:Harm",
+    "perplexity": "rlhf_gym.rewards.perplexity:Perplexity",
     "rouge": "rlhf_gym.rewards.metrics:Rouge",
     "bleu": "rlhf_gym.rewards.metrics:Bleu",
     "chrf": "rlhf_gym.rewards.metrics:ChrF",
+    "meteor": "rlhf_gym.rewards.meteor:Meteor",
+    "bert_score": "rlhf_gym.rewards.bert_score:BertScore",
     "vader": "rlhf_gym.rewards.metrics:Vader",
     "json_schema": "rlhf_gym.rewards.metrics:JsonSchema",
 }

@@ -27,6 +27,10 @@ BUILT_IN = {
     "stars": "rlhf_gym.tasks.stars:stars_task",
     # Prompts and rewards of one's own.
     "table": "rlhf_gym.tasks.table:table_task",
+    # Data sets of the Hugging Face hub.
+    "hub": "rlhf_gym.tasks.hub:hub_task",
+    # reasoning-gym's generators.
+    "reasoning": "rlhf_gym.tasks.reasoning:reasoning_task",
 }
 
 __all__ = ["BUILT_IN", "Task", "load_task"]

@@ -70,8 +70,7 @@ class SymbolTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; EOS and padding are left out."""
-        texts = self._texts
-        return "".join([texts[i] for i in ids])
+        return "".join(map(self._texts.__getitem__, ids))
 
 
 def symbol_task(

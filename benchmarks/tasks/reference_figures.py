@@ -1,0 +1,129 @@
+"""What the untrained embedded model earns on each task of the catalogue, written into the tasks' pages.
+
+    python benchmarks/tasks/reference_figures.py            # all tasks
+    python benchmarks/tasks/reference_figures.py words      # one
+
+Samples one response to each of the first held-out prompts and rewrites the table between the markers ``<!-- reference figures
+-->`` and ``<!-- end -->`` of ``docs/environments/<task>.md``. Deterministic: the same weights write the same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.decoding import Generation, generate
+from rlhf_gym.embedded import EMBEDDED_LM
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.rewards import score
+from rlhf_gym.rewards.perplexity import Perplexity
+from rlhf_gym.sample import Prompt
+from rlhf_gym.sampling import Limits
+from rlhf_gym.tasks import Task, load_task
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "environments"
+TASKS = ("sentiment", "words", "length", "format", "detox", "stars")
+BEGIN, END = "<!-- reference figures -->", "<!-- end -->"
+
+
+def main() -> None:
+    """Measure, print, and rewrite the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", default=TASKS, help=f"of {', '.join(TASKS)}; default all")
+    parser.add_argument(
+        "--samples", type=int, default=200, help="held-out prompts to answer (all, where there are fewer)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages")
+    options = parser.parse_args()
+    unknown = set(options.tasks) - set(TASKS)
+    if unknown:
+        parser.error(f"no such task: {', '.join(sorted(unknown))}; expected some of {', '.join(TASKS)}")
+    model = LanguageModel.load("embedded", device="cpu")
+    for name in options.tasks:
+        table = figures(model, load_task(name), options.samples, options.seed)
+        print(f"{name}\n{table}\n")
+        rewrite(options.docs / f"{name}.md", table)
+
+
+def figures(model: LanguageModel, task: Task, samples: int, seed: int) -> str:
+    """The table of a task: a row for the reward, for each of its terms and for each metric.
+
+    Args:
+        model: the untrained model.
+        task: the task.
+        samples: most prompts to answer.
+        seed: of the sampling.
+    """
+    prompts = list(task.held_out)[:samples]
+    sampled = answer(model, task, prompts, seed=seed)
+    greedy = answer(model, task, prompts, greedy=True)
+    head = (
+        f"{len(prompts)} held-out prompts, one response each, by the embedded model as it is shipped (weights "
+        f"`{weights_id()}`): mean ± standard error. Sampled at temperature 1, seed {seed}."
+    )
+    lines = [head, "", "| | sampled | greedy |", "| --- | --- | --- |"]
+    columns = [measured(model, task, prompts, some) for some in (sampled, greedy)]
+    lines += [f"| {row} | {figure(columns[0][row])} | {figure(columns[1][row])} |" for row in columns[0]]
+    return "\n".join(lines)
+
+
+def answer(
+    model: LanguageModel, task: Task, prompts: list[Prompt], *, seed: int = 0, greedy: bool = False
+) -> list[Generation]:
+    """One response to each prompt."""
+    tokenizer = model.tokenizer
+    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
+    ids = [tokenizer.encode_prompt(prompt.text) for prompt in prompts]
+    return generate(model, ids, limits, seed=seed, greedy=greedy, stop=task.stop)
+
+
+def measured(
+    model: LanguageModel, task: Task, prompts: list[Prompt], written: list[Generation]
+) -> dict[str, NDArray[np.float64]]:
+    """A value a response for each row of the table."""
+    texts = [prompt.text for prompt in prompts]
+    responses = [response.text for response in written]
+    columns: dict[str, list[Any]] = {key: [p.columns[key] for p in prompts] for key in prompts[0].columns}
+    assert task.reward is not None
+    scored = score(task.reward, texts, responses, columns)
+    rows = {"reward": scored.values}
+    if len(scored.terms) > 1:
+        rows |= {f"- {name}": values for name, values in scored.terms.items() if not name.endswith("_weighted")}
+    metrics: dict[str, Callable[..., Any]] = {"perplexity": Perplexity(model)}
+    metrics = {**task.metrics, **metrics}
+    rows |= {name: score(metric, texts, responses, columns, name=name).values for name, metric in metrics.items()}
+    rows["tokens"] = np.array([float(len(response.ids)) for response in written])
+    rows["ended before the limit"] = np.array([float(response.ended) for response in written])
+    return rows
+
+
+def figure(values: NDArray[np.float64]) -> str:
+    """Mean and standard error, to as many digits as the error allows."""
+    error = float(values.std(ddof=1)) / len(values) ** 0.5
+    digits = 3 if error < 0.01 else 2 if error < 0.1 else 1
+    return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
+
+
+def weights_id() -> str:
+    """The first digits of the weights' SHA-256: says whether a table is of these weights."""
+    return hashlib.sha256((EMBEDDED_LM / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def rewrite(page: Path, table: str) -> None:
+    """Put the table between the markers of a page."""
+    text = page.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise SystemExit(f"{page}: expected one line {BEGIN!r} and, after it, one line {END!r}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

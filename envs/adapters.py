@@ -1,0 +1,231 @@
+"""Environments of other libraries at the turn level: GEM's and TextArena's, as Gymnasium environments over texts.
+
+Both libraries draw from Python's and NumPy's global random numbers. Here each environment has a state of its own for them, put
+in their place while it runs: a seed gives the same episodes whatever else the process does, and nothing outside is disturbed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rlhf_gym.envs.text_space import AnyText
+from rlhf_gym.envs.turn_env import as_text_action, check_render_mode
+from rlhf_gym.errors import ConfigError
+
+MOST_TURNS = 1000
+"""Turns of opponents in a row, after which a game is taken to be stuck."""
+
+Opponent = Callable[[str, np.random.Generator], str]
+"""Answers for another player: what they see, and random numbers."""
+
+
+class _Borrowed(gym.Env[str, str]):
+    """What both adapters share: spaces, random numbers, rendering, and the order of calls."""
+
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
+
+    def __init__(self, max_observation: int, max_characters: int, render_mode: str | None) -> None:
+        check_render_mode(render_mode, self.metadata["render_modes"])
+        for what, value in (("max_observation", max_observation), ("max_characters", max_characters)):
+            if value < 1:
+                raise ConfigError(f"{what} must be at least 1, got {value}")
+        self.max_observation, self.max_characters = max_observation, max_characters
+        self.observation_space = AnyText(max_observation)
+        self.action_space = AnyText(max_characters)
+        self.render_mode = render_mode
+        self._randomness: tuple[Any, Any] | None = None
+        self._running = False
+        self._shown: str | None = None
+
+    def _start(self, seed: int | None) -> int | None:
+        """The seed that the wrapped environment is given; without one, it goes on with its own random numbers."""
+        super().reset(seed=seed)
+        if seed is not None or self._randomness is None:
+            seed = int(self.np_random.integers(2**31))
+            self._randomness = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
+            return seed
+        return None
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        outside = random.getstate(), np.random.get_state()  # noqa: NPY002 - what the libraries use
+        assert self._randomness is not None
+        random.setstate(self._randomness[0])
+        np.random.set_state(self._randomness[1])  # noqa: NPY002
+        try:
+            yield
+        finally:
+            self._randomness = random.getstate(), np.random.get_state()  # noqa: NPY002
+            random.setstate(outside[0])
+            np.random.set_state(outside[1])  # noqa: NPY002
+
+    def _check_step(self, action: Any) -> str:
+        if not self._running:
+            raise gym.error.ResetNeeded(
+                f"step() where {'the episode has ended' if self._shown is not None else 'no episode was started'}: call reset()"
+            )
+        return as_text_action(action, self.max_characters)
+
+    def _show(self, text: str) -> str:
+        """An observation that fits the space: of a longer one, its end."""
+        self._shown = text[-self.max_observation :]
+        if self.render_mode == "human":
+            print(self._shown)
+        return self._shown
+
+    def render(self) -> str | None:
+        """The last observation (``ansi``); None before the first reset and in other modes."""
+        return self._shown if self.render_mode == "ansi" else None
+
+
+class GemEnv(_Borrowed):
+    """An environment of GEM (package ``gem-llm``): an action is a text, the reward is GEM's, at every turn.
+
+    Observation: ``Text``, what GEM says, followed by its ``info["suffix"]`` where there is one. Termination and truncation are
+    GEM's.
+
+    Args:
+        env: a name for ``gem.make``, e.g. ``"game:GuessTheNumber-v0-easy"``, or an environment of GEM.
+        max_observation: most characters of an observation; of a longer one, its end is given.
+        max_characters: most characters of an action.
+        render_mode: ``"ansi"`` or ``"human"``.
+        options: what ``gem.make`` is given besides the name.
+
+    Raises:
+        ConfigError: GEM is not installed, or has no environment of that name.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        max_observation: int = 16384,
+        max_characters: int = 4096,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(max_observation, max_characters, render_mode)
+        self.borrowed = _made("gem", "pip install gem-llm", env, options)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Start an episode."""
+        given = self._start(seed)
+        with self._own_randomness():
+            observation, info = self.borrowed.reset(seed=given)
+        self._running = True
+        return self._show(_with_suffix(observation, info)), dict(info)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Say something."""
+        text = self._check_step(action)
+        with self._own_randomness():
+            observation, reward, terminated, truncated, info = self.borrowed.step(text)
+        self._running = not (terminated or truncated)
+        shown = self._show(_with_suffix(observation, info))
+        return shown, float(reward), bool(terminated), bool(truncated), dict(info)
+
+
+class TextArenaEnv(_Borrowed):
+    """A game of TextArena (package ``textarena``): an action is a text; the reward, at the end, is the game's for this player.
+
+    Observation: ``Text``, what TextArena shows the player. A game *terminates* when TextArena says that it is done.
+
+    Args:
+        env: a name for ``textarena.make``, e.g. ``"GuessTheNumber-v0"``, or an environment of TextArena.
+        num_players: how many play.
+        player: which of them the actions are.
+        opponent: answers for the others; needed if there are any.
+        max_observation: most characters of an observation; of a longer one, its end is given.
+        max_characters: most characters of an action.
+        render_mode: ``"ansi"`` or ``"human"``.
+        options: what ``textarena.make`` is given besides the name.
+
+    Raises:
+        ConfigError: TextArena is not installed, or has no game of that name; no such player; or others without an opponent.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        num_players: int = 1,
+        player: int = 0,
+        opponent: Opponent | None = None,
+        max_observation: int = 16384,
+        max_characters: int = 4096,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(max_observation, max_characters, render_mode)
+        if num_players < 1 or not 0 <= player < num_players:
+            raise ConfigError(f"player must lie in 0..{num_players - 1} (num_players={num_players}), got {player}")
+        if num_players > 1 and opponent is None:
+            raise ConfigError(
+                f"a game of {num_players} players needs somebody who answers for the others: opponent=f, called as "
+                "f(observation, rng)"
+            )
+        self.num_players, self.player, self.opponent = num_players, player, opponent
+        self.borrowed = _made("textarena", "pip install 'rlhf-gym[textarena]'", env, options)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Start a game; the others move until it is this player's turn."""
+        given = self._start(seed)
+        with self._own_randomness():
+            self.borrowed.reset(num_players=self.num_players, seed=given)
+            observation, done, info = self._until_our_turn(False, {})
+        if done:
+            raise gym.error.Error("the game ended before this player's first turn; give it another opponent")
+        self._running = True
+        return self._show(observation), info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Move; the others move until it is this player's turn again, or the game is done."""
+        text = self._check_step(action)
+        with self._own_randomness():
+            done, info = self.borrowed.step(text)
+            observation, done, info = self._until_our_turn(done, dict(info))
+            reward = 0.0
+            if done:
+                rewards, more = self.borrowed.close()
+                reward = float((rewards or {}).get(self.player, 0.0))
+                info |= {"rewards": dict(rewards or {}), "game": more}
+        self._running = not done
+        return self._show(observation), reward, bool(done), False, info
+
+    def _until_our_turn(self, done: bool, info: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
+        """What this player sees when it is to move, or in the end whoever's turn it would be."""
+        for _ in range(MOST_TURNS):
+            player, observation = self.borrowed.get_observation()
+            if done or player == self.player:
+                return str(observation), bool(done), info
+            assert self.opponent is not None
+            done, info = self.borrowed.step(self.opponent(str(observation), self.np_random))
+            info = dict(info)
+        raise gym.error.Error(f"the others moved {MOST_TURNS} times in a row; the game seems stuck")
+
+
+def _made(module: str, advice: str, env: Any, options: dict[str, Any]) -> Any:
+    if not isinstance(env, str):
+        if options:
+            raise ConfigError(f"the options {', '.join(options)} are for an environment given by name")
+        return env
+    try:
+        library = import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"the environment {env!r} needs {module}: {advice} ({error})") from error
+    try:
+        return library.make(env, **options)
+    except Exception as error:  # each library has its own kinds
+        raise ConfigError(f"{module} cannot make the environment {env!r}: {type(error).__name__}: {error}") from error
+
+
+def _with_suffix(observation: Any, info: dict[str, Any]) -> str:
+    suffix = info.get("suffix")
+    return f"{observation}\n{suffix}" if suffix else str(observation)

@@ -1,0 +1,69 @@
+"""Openings of film reviews with a request before them: what the catalogue's tasks on the embedded model share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.sample import Prompt
+from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.sentiment import is_held_out, openings
+
+Draw = Callable[[np.random.Generator], tuple[str, dict[str, Any]]]
+"""Gives a request and the columns that say what it asks for."""
+
+
+def request_task(
+    name: str,
+    draw: Draw,
+    *,
+    reward: Callable[..., Any],
+    metrics: Mapping[str, Callable[..., Any]],
+    max_response_tokens: int,
+    num_prompts: int | None,
+    seed: int,
+    texts: Sequence[str] | None = None,
+) -> Task:
+    """A task whose prompts are ``request + text``.
+
+    Which texts are held out depends on nothing but themselves, and what is asked of those is the same for every seed: figures
+    on held-out prompts can be compared.
+
+    Args:
+        name: the task's name.
+        draw: draws a request, for one text after another.
+        reward: the task's reward.
+        metrics: what is reported beside it.
+        max_response_tokens: the length limit.
+        num_prompts: how many texts to train on; None takes all.
+        seed: of the order and of the requests that are trained on.
+        texts: openings to write on from; None takes the sentiment task's.
+
+    Raises:
+        TaskError: more prompts asked for than there are.
+    """
+    texts = openings() if texts is None else texts
+    train = [text for text in texts if not is_held_out(text)]
+    if num_prompts is not None and not 1 <= num_prompts <= len(train):
+        raise TaskError(f"the task {name!r} has {len(train)} prompts to train on; asked for {num_prompts}")
+    rng = np.random.default_rng(seed)
+    chosen = [train[i] for i in rng.permutation(len(train))][:num_prompts]
+    fixed = np.random.default_rng(0)
+    kept = [text for text in texts if is_held_out(text)]
+    kept = [kept[i] for i in fixed.permutation(len(kept))]
+    return Task(
+        name=name,
+        prompts=[_ask(text, draw, rng) for text in chosen],
+        held_out=[_ask(text, draw, fixed) for text in kept],
+        reward=reward,
+        max_response_tokens=max_response_tokens,
+        metrics=metrics,
+    )
+
+
+def _ask(text: str, draw: Draw, rng: np.random.Generator) -> Prompt:
+    request, columns = draw(rng)
+    return Prompt(request + text, columns)

@@ -1,0 +1,77 @@
+"""Style on request: go on with a film review so that it reads like a rating of so many stars."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.rewards.builtin import Repetition
+from rlhf_gym.rewards.perplexity import Perplexity
+from rlhf_gym.sentiment import SentimentScorer
+from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.requests import request_task
+
+
+def stars_task(
+    *,
+    stars: tuple[int, ...] | list[int] = (1, 2, 3, 4, 5),
+    max_response_tokens: int = 32,
+    num_prompts: int | None = None,
+    seed: int = 0,
+) -> Task:
+    """Go on in the tone of the rating that the prompt names: ``1 of 5 stars: the plot follows a young doctor``.
+
+    Args:
+        stars: the ratings that are asked for, each 1..5.
+        max_response_tokens: the length limit.
+        num_prompts: how many prompts to train on; None takes all.
+        seed: of the order and the ratings.
+
+    Raises:
+        TaskError: no rating, or one outside 1..5.
+    """
+    if not stars or any(isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 5 for n in stars):
+        raise TaskError(f"stars must be whole numbers in 1..5, got {stars!r}")
+
+    def draw(rng: np.random.Generator) -> tuple[str, dict[str, int]]:
+        wanted = stars[int(rng.integers(len(stars)))]
+        return f"{wanted} of 5 stars: ", {"stars": wanted}
+
+    rating = Rating()
+    return request_task(
+        "stars",
+        draw,
+        reward=rating,
+        metrics={"same_rating": rating.same, "repetition": Repetition(n=2), "perplexity": Perplexity()},
+        max_response_tokens=max_response_tokens,
+        num_prompts=num_prompts,
+        seed=seed,
+    )
+
+
+class Rating:
+    """How close the tone of a response is to the wanted rating: ``1 - |rating - stars| / 4``, 0 to 1.
+
+    The rating is ``1 + 4 * sigmoid(s)``, with ``s`` the embedded scorer's log-odds of praise: 3 for neutral text, 1.5 for plain
+    panning, 4.5 for plain praise.
+
+    Args:
+        scorer: gives the log-odds; None takes the embedded scorer.
+    """
+
+    name = "rating"
+
+    def __init__(self, scorer: SentimentScorer | None = None) -> None:
+        self.scorer = scorer or SentimentScorer.embedded()
+
+    def ratings(self, responses: list[str]) -> list[float]:
+        """The rating that each response reads like, 1 to 5."""
+        return [float(1 + 4 / (1 + np.exp(-s))) for s in self.scorer.score(responses)]
+
+    def __call__(self, prompts: list[str], responses: list[str], stars: list[int]) -> list[float]:
+        """Score a batch."""
+        return [1 - abs(rating - n) / 4 for rating, n in zip(self.ratings(responses), stars, strict=True)]
+
+    def same(self, prompts: list[str], responses: list[str], stars: list[int]) -> list[float]:
+        """1 where the rating, rounded, is the wanted one, else 0."""
+        return [float(round(rating) == n) for rating, n in zip(self.ratings(responses), stars, strict=True)]
