@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.best_of_n import BestOfN
     from rlhf_gym.agents.critic_free import CriticFree
     from rlhf_gym.agents.grpo import GRPO, GSPO
+    from rlhf_gym.agents.nlpo import NLPO
     from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
     from rlhf_gym.agents.online_dpo import OnlineDPO
     from rlhf_gym.agents.policy import LMPolicy
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.reinforce import REINFORCE, ReinforcePlusPlus
     from rlhf_gym.agents.rloo import RLOO
     from rlhf_gym.agents.sft import SFT
+    from rlhf_gym.agents.trpo import TRPO
 
 __all__ = [
     "A2C",
     "GRPO",
     "GSPO",
+    "NLPO",
     "PPO",
     "RAFT",
     "REINFORCE",
     "RLOO",
     "SFT",
+    "TRPO",
     "BestOfN",
     "CriticFree",
     "LMPolicy",
@@ -45,12 +49,14 @@ _PLACES = {
     "GSPO": "rlhf_gym.agents.grpo",
     "LMPolicy": "rlhf_gym.agents.policy",
     "OnlineDPO": "rlhf_gym.agents.online_dpo",
+    "NLPO": "rlhf_gym.agents.nlpo",
     "PPO": "rlhf_gym.agents.ppo",
     "PolicyGradient": "rlhf_gym.agents.policy_gradient",
     "RAFT": "rlhf_gym.agents.raft",
     "REINFORCE": "rlhf_gym.agents.reinforce",
     "RLOO": "rlhf_gym.agents.rloo",
     "SFT": "rlhf_gym.agents.sft",
+    "TRPO": "rlhf_gym.agents.trpo",
     "ReinforcePlusPlus": "rlhf_gym.agents.reinforce",
     "TokenOnPolicyAlgorithm": "rlhf_gym.agents.on_policy",
 }

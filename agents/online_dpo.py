@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +16,8 @@ from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.agents.rollout import Rollout
 from rlhf_gym.agents.settings import refuse_lacking
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+from rlhf_gym.raters.base import Rater
 from rlhf_gym.sequences import batches_by_length
 
 PairLoss = Literal["dpo", "ipo"]
@@ -43,10 +47,33 @@ def preference_loss(margins: Tensor, beta: float, loss: PairLoss = "dpo", *, lab
     )
 
 
-class OnlineDPO(CriticFree):
-    """Two responses to each prompt, the environment's reward says which is better, and DPO's loss learns from that.
+def preferred(queries: Sequence[Query], rater: Rater) -> Tensor:
+    """Have a rater judge pairs, and wait for it: float32 ``[P]``, 1 where the first is better, -1 the second, 0 neither.
 
-    Pairs of equal scores teach nothing and are left out.
+    Where a rater is many, the majority counts; a correction takes the place of what it corrects; skips count nothing.
+
+    Raises:
+        RaterError: the rater could not go on.
+        FeedbackError: a judgement that does not fit its query.
+    """
+    asked = {query.id: query for query in queries}
+    answers: dict[str, Judgement] = {}
+    for judgement in rater.collect(rater.submit(list(asked.values()))) if asked else ():
+        if judgement.query_id in asked:
+            check_judgement(asked[judgement.query_id], judgement)
+            answers.pop(judgement.supersedes or "", None)
+            answers[judgement.id] = judgement
+    votes: dict[str, int] = defaultdict(int)
+    for judgement in answers.values():
+        if judgement.choice is not None:
+            votes[judgement.query_id] += 1 if judgement.choice == 0 else -1
+    return torch.sign(torch.tensor([float(votes[query.id]) for query in queries]))
+
+
+class OnlineDPO(CriticFree):
+    """Two responses to each prompt, a reward or a rater says which is better, and DPO's loss learns from that.
+
+    Pairs of equal scores (or tied, or skipped) teach nothing and are left out.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -54,6 +81,8 @@ class OnlineDPO(CriticFree):
         beta: strength of the pull to the reference, above 0; larger stays nearer.
         loss: ``"dpo"`` or ``"ipo"``.
         label_smoothing: chance, in [0, 1/2), that the reward has a pair the wrong way round.
+        rater: judges the pairs in the place of the environment's reward, which is then only reported. It sees prompts and
+            responses as text. Not part of a checkpoint: give it to ``load``, too.
         n_epochs: passes over an iteration's pairs.
         batch_size: whole episodes a minibatch, an even number; None is all of them.
         options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`, but those of clips and of the KL penalty: the
@@ -78,6 +107,7 @@ class OnlineDPO(CriticFree):
         beta: float = 0.1,
         loss: PairLoss = "dpo",
         label_smoothing: float = 0.0,
+        rater: Rater | None = None,
         n_epochs: int = 1,
         batch_size: int | None = 16,
         **options: Any,
@@ -88,10 +118,16 @@ class OnlineDPO(CriticFree):
         self.beta = beta
         self.loss: PairLoss = loss
         self.label_smoothing = label_smoothing
+        if rater is not None and not isinstance(rater, Rater):
+            raise ConfigError(
+                f"rater must have a name, submit and collect (rlhf_gym.raters); got {type(rater).__name__}"
+            )
+        self.rater = rater
         setup = options.pop("_init_setup_model", True)
         super().__init__(
             policy, env, group_size=2, kl_coef=0.0, n_epochs=n_epochs, batch_size=batch_size,
-            own={"beta": beta, "loss": loss, "label_smoothing": label_smoothing}, _init_setup_model=False, **options,
+            own={"beta": beta, "loss": loss, "label_smoothing": label_smoothing, "rater": rater},
+            _init_setup_model=False, **options,
         )  # fmt: skip
         self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}
         if setup:
@@ -100,13 +136,27 @@ class OnlineDPO(CriticFree):
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """+1 for the better response of each pair, -1 for the other; equal ones are left out."""
         scores = rewards.sum(1).view(-1, 2)
-        sign = torch.sign(scores[:, 0] - scores[:, 1])
+        sign = torch.sign(scores[:, 0] - scores[:, 1]) if self.rater is None else self._judged(rollout, self.rater)
         rollout.together = 2
         rollout.learn_from = [
             row for pair in torch.nonzero(sign).flatten().tolist() for row in (2 * pair, 2 * pair + 1)
         ]
         self.logger.record("groups/equal_share", (sign == 0).float().mean().item())
         return torch.stack([sign, -sign], dim=1).flatten()[:, None]
+
+    def _judged(self, rollout: Rollout, rater: Rater) -> Tensor:
+        """What the rater says of each pair; two that read the same need no rater."""
+        decode = self.policy.language_model.tokenizer.decode
+        prompts = [e.info.get("prompt", decode(e.prompt_ids)) for e in rollout.episodes[::2]]
+        texts = [e.info.get("response", decode(e.response_ids)) for e in rollout.episodes]
+        queries = {
+            pair: Query(prompt=prompt, responses=(a, b), round=self.iteration + 1, index=pair)
+            for pair, (prompt, a, b) in enumerate(zip(prompts, texts[::2], texts[1::2], strict=True))
+            if a != b
+        }
+        sign = torch.zeros(len(prompts))
+        sign[list(queries)] = preferred(list(queries.values()), rater)
+        return sign
 
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
         """One optimizer step on a minibatch of pairs."""

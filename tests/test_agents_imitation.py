@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from toy_tasks import count_a
 
 from rlhf_gym.agents import RAFT, SFT, BestOfN, OnlineDPO
 from rlhf_gym.agents.best_of_n import best_of_n, best_of_n_kl
-from rlhf_gym.agents.online_dpo import preference_loss
+from rlhf_gym.agents.online_dpo import preference_loss, preferred
 from rlhf_gym.agents.token_algorithm import limits_of
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.raters.base import Ticket
 from rlhf_gym.sampling import Limits
 
 DATA = [("abc", "aab"), ("d", "aaaa"), ("efghij", "aa"), ("bb", "aaaaaaaaaaaa"), ("zz", "a")]
@@ -87,6 +90,62 @@ def test_the_gradient_is_that_of_whole_responses(loss: str) -> None:
     torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
     expected = torch.cat([p.grad.flatten() for p in agent.policy.parameters() if p.grad is not None])
     torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-3)
+
+
+class Shorter:
+    """A rater that is three: two like the shorter response, one the longer; the first of those corrects itself at "z"."""
+
+    name = "shorter"
+
+    def __init__(self) -> None:
+        self.asked: list[Query] = []
+
+    def submit(self, queries: Sequence[Query]) -> list[Ticket]:
+        self.asked += queries
+        return [Ticket(query.id, self.name, number) for query in queries for number in range(3)]
+
+    def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
+        out = []
+        for query in self.asked:
+            if query.id not in {ticket.query_id for ticket in tickets}:
+                continue
+            lengths = [len(response) for response in query.responses]
+            if lengths[0] == lengths[1]:
+                out.append(Judgement(query_id=query.id, rater="shorter/a", tie=True))
+                continue
+            best = int(lengths[1] < lengths[0])
+            out += [Judgement(query_id=query.id, rater=f"shorter/{m}", choice=best) for m in "ab"]
+            out.append(Judgement(query_id=query.id, rater="shorter/c", choice=1 - best))
+            if "z" in query.prompt:
+                skip = Judgement(query_id=query.id, rater="shorter/a", skipped=True, supersedes=out[-3].id)
+                out.append(skip)
+        return out
+
+
+def test_a_raters_answers_by_hand() -> None:
+    pairs = [("p", ("aa", "b")), ("p", ("a", "bb")), ("p", ("a", "b")), ("z", ("a", "bb"))]
+    queries = [Query(prompt=p, responses=r, index=i) for i, (p, r) in enumerate(pairs)]
+    assert preferred(queries, Shorter()).tolist() == [-1, 1, 0, 0]  # the last: one for, one against, one skipped
+    assert preferred([], Shorter()).tolist() == []
+
+
+def test_a_rater_may_judge_in_the_place_of_the_reward(tmp_path: Path) -> None:
+    rater = Shorter()
+    agent = dpo(scale=2.0, rater=rater)
+    rollout = collected(agent)
+    for first in range(0, NUM_ENVS, 2):
+        a, b = (rollout.episodes[i].info["response"] for i in (first, first + 1))
+        expected = float(np.sign(len(b) - len(a)))
+        assert rollout.advantages[first : first + 2, 0].tolist() == [expected, -expected]
+        assert rollout.learn_from is not None
+        assert (first in rollout.learn_from) == (expected != 0)
+    assert all(query.responses[0] != query.responses[1] for query in rater.asked)
+    rows = learn(agent, 3000)
+    assert rows[-1]["response_length"] < 0.5 * rows[0]["response_length"]
+    agent.save(tmp_path / "judged")
+    with pytest.raises(ConfigError, match="made with rater"):
+        OnlineDPO.load(tmp_path / "judged", env=letters_env())
+    assert OnlineDPO.load(tmp_path / "judged", env=letters_env(), rater=rater).rater is rater
 
 
 def test_pairs_share_a_minibatch() -> None:
@@ -214,6 +273,7 @@ def test_ipo_stops_at_its_margin() -> None:
         (lambda: dpo(loss="hinge"), "loss must be one of dpo, ipo"),
         (lambda: dpo(label_smoothing=0.5), r"label_smoothing must be a number in \[0, 1/2\)"),
         (lambda: dpo(batch_size=5), "batch_size must be even, got 5"),
+        (lambda: dpo(rater=len), "rater must have a name, submit and collect"),
         (lambda: dpo(group_size=4), "OnlineDPO has no group_size; leave it out"),
         (lambda: small_agent(RAFT, clip_range=0.2), "RAFT has no clip_range"),
         (lambda: sft(data=[]), "SFT needs data"),

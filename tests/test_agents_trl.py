@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trl.experimental.online_dpo import OnlineDPOTrainer
+from trl.trainer import grpo_trainer, rloo_trainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
+from rlhf_gym.agents.advantages import group_relative, leave_one_out
 from rlhf_gym.agents.kl import kl_estimate
 from rlhf_gym.agents.losses import clipped_policy_loss, sequence_clipped_policy_loss, token_weights
+from rlhf_gym.agents.online_dpo import preference_loss
 
 LENGTHS = torch.tensor([5, 3, 1, 4])
 LIMIT = 5
@@ -141,3 +147,63 @@ def test_rloo_follows_the_same_gradient(tensors: dict[str, Tensor]) -> None:
         function(new).backward()
         gradients.append(new.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def run_lines(method: Any, first: str, last: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run the part of a TRL method that reaches from one line to another: it has no function of its own."""
+    lines = inspect.getsource(method).splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
+    end = next(i for i, line in enumerate(lines) if i >= begin and line.strip().startswith(last))
+    exec(textwrap.dedent("\n".join(lines[begin : end + 1])), names)
+    return names
+
+
+SCORES = torch.tensor([1.0, 3.0, 0.5, -2.0, 0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 5.0, 7.5])
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_advantages_relative_to_the_group(scale: Any) -> None:
+    trainer = SimpleNamespace(
+        multi_objective_aggregation="sum_then_normalize", scale_rewards=scale, reward_weights=torch.ones(1)
+    )
+    found = run_lines(
+        GRPOTrainer._generate_and_score_completions,
+        "if self.multi_objective_aggregation",
+        "advantages = torch.nan_to_num",
+        {
+            **vars(grpo_trainer), "self": trainer, "device": "cpu", "num_generations": 4,
+            "rewards_per_func": SCORES[:, None], "unscorable_mask": torch.zeros(12, dtype=torch.bool),
+        },
+    )  # fmt: skip
+    torch.testing.assert_close(group_relative(SCORES, 4, scale, epsilon=1e-4), found["advantages"])
+
+
+def test_advantages_that_leave_one_out() -> None:
+    found = run_lines(
+        RLOOTrainer._generate_and_score_completions,
+        "grouped_rewards = rewards.view",
+        "advantages = torch.nan_to_num",
+        {
+            **vars(rloo_trainer), "self": SimpleNamespace(normalize_advantages=False), "num_generations": 4,
+            "rewards": SCORES,
+        },
+    )  # fmt: skip
+    torch.testing.assert_close(leave_one_out(SCORES, 4), found["advantages"])
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [("sigmoid", "dpo"), ("ipo", "ipo")])
+def test_losses_of_pairs(theirs: str, mine: Any) -> None:
+    margins = torch.linspace(-8, 8, 9, requires_grad=True)
+    found = run_lines(
+        OnlineDPOTrainer.training_step,
+        "if self.args.loss_type",
+        "raise NotImplementedError",
+        {
+            "self": SimpleNamespace(args=SimpleNamespace(loss_type=theirs), beta=0.3), "logits": margins,
+            "F": torch.nn.functional,
+        },
+    )  # fmt: skip
+    losses = [preference_loss(margins, 0.3, mine), found["losses"]]
+    torch.testing.assert_close(losses[0], losses[1])
+    slopes = [torch.autograd.grad(loss.sum(), margins)[0] for loss in losses]
+    torch.testing.assert_close(slopes[0], slopes[1])

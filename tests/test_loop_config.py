@@ -160,3 +160,11 @@ def test_the_demos_configuration_is_valid() -> None:
 
 def test_quick_is_a_valid_configuration() -> None:
     assert build(QUICK).agent.iterations < Config().agent.iterations
+
+
+def test_a_tasks_options_are_a_mapping() -> None:
+    config = build(parse_override("task.options={difficulty: 3}"))
+    assert config.task.options == {"difficulty": 3}
+    assert "  options: {difficulty: 3}\n" in dump(config)
+    with pytest.raises(ConfigError, match=r"task\.options must be a mapping of names to values, got the text 'gsm8k'"):
+        build(parse_override("task.options=gsm8k"))

@@ -14,8 +14,8 @@ from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.plugins import find_object
 
 AGENTS = {
-    "ppo": "PPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO", "reinforce": "REINFORCE",
-    "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
+    "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
+    "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
 }  # fmt: skip
 OF_THE_LOOP = {"name", "iterations", "n_envs", "learning_rate", "lr_schedule", "checkpoint_every"}
 

@@ -53,6 +53,9 @@ class TaskConfig(Section):
     """What the language model is asked to do."""
 
     name: str = setting("sentiment", "built-in task, or module:function of a factory of your own")
+    options: dict[str, Any] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {}, "the task's own options, e.g. {dataset: gsm8k} for hub (see docs/tasks.md)"
+    )
     prompts: str | None = setting(
         None, "file of prompts instead of the task's own: .txt, .jsonl, .json, .csv, .parquet"
     )
@@ -144,8 +147,8 @@ class AgentConfig(Section):
 
     name: str = setting(
         "ppo",
-        "ppo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, or module:Class or "
-        "path/file.py:Class of your own",
+        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, or module:Class "
+        "or path/file.py:Class of your own",
     )
     iterations: int = setting(40, "iterations each round: collect, then learn", least=1)
     n_episodes: int = setting(64, "responses an iteration", least=1)
@@ -176,6 +179,9 @@ class AgentConfig(Section):
     clip_range: float | None = setting(None, "the ratio is clipped this far around 1", above=0)
     clip_range_high: float | None = setting(None, "the clip upwards, where it is to be wider", above=0)
     clip_range_vf: float | None = setting(None, "the value is clipped this far around the old one; 0: off", least=0)
+    mask_top_p: float | None = setting(None, "NLPO: mass of the lagging policy that may be written", above=0, most=1)
+    mask_refresh: int | None = setting(None, "NLPO: iterations that its policy lags behind at most", least=1)
+    max_kl: float | None = setting(None, "TRPO: how far an iteration may move the policy, nats a token", above=0)
     beta: float | None = setting(None, "online DPO's pull to the reference", above=0)
     loss: Literal["dpo", "ipo"] | None = setting(None, "online DPO's loss of a pair")
     aggregation: Literal["token", "sequence", "constant"] | None = setting(None, "how tokens' losses are averaged")

@@ -99,7 +99,8 @@ def parse_override(text: str) -> Settings:
         raise ConfigError(f"--set takes section.key=value, e.g. agent.kl_coef=0.05; got {text!r}")
     check_keys({section: {key: value}})
     expected = hints(SECTIONS[section])[key]
-    if expected is str or (str in get_args(expected) and value != "null"):
+    optional = get_origin(expected) in (Union, UnionType)
+    if expected is str or (optional and str in get_args(expected) and value != "null"):
         return {section: {key: value}}
     try:
         return {section: {key: yaml.safe_load(value)}}
@@ -157,6 +158,10 @@ def convert(value: Any, expected: Any, name: str) -> Any:
         near = get_close_matches(str(value), args, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{name} must be one of {', '.join(args)}; got {describe(value)}{hint}")
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{name} must be a mapping of names to values, got {describe(value)}")
+        return dict(value)
     if origin is tuple:
         if isinstance(value, str):
             value = [part for part in (part.strip() for part in value.split(",")) if part]

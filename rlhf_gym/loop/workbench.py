@@ -146,7 +146,7 @@ def task_of(config: TaskConfig) -> Task:
     Raises:
         TaskError: no such task, no prompts, or none to hold out.
     """
-    task = load_task(config.name)
+    task = load_task(config.name, **config.options)
     if config.prompts is not None:
         prompts = prompts_from_file(config.prompts, column=config.prompt_column)
         if config.held_out is None:

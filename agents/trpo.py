@@ -1,0 +1,247 @@
+"""Trust-region policy optimisation over tokens (Schulman et al. 2015): natural gradient steps of bounded divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3.common.type_aliases import GymEnv
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rlhf_gym.agents.log_probs import masked_logits
+from rlhf_gym.agents.losses import clipped_value_loss, token_weights
+from rlhf_gym.agents.metrics import check_finite
+from rlhf_gym.agents.ppo import PPO
+from rlhf_gym.agents.rollout import Rollout, unpack_masks
+from rlhf_gym.agents.settings import check_settings, refuse_lacking
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.sampling import behaviour_log_probs
+from rlhf_gym.sequences import batches_by_length, response_hidden, response_positions
+
+
+class TRPO(PPO):
+    """One step an iteration along ``F^-1 g``, scaled so that the policy moves by at most ``max_kl``.
+
+    ``g`` is the gradient of the surrogate ``mean(ratio * A)`` and ``F`` the Fisher matrix, the Hessian of the exact divergence
+    ``KL(old || new)`` over the whole vocabulary, mean over tokens (Schulman et al. 2015, equations 14 and 17, appendix C).
+    Conjugate gradient solves ``(F + damping) x = g``; the step is ``sqrt(2 max_kl / x^T F x) x``, halved until the surrogate
+    is better and the divergence within its limit. If that never happens the policy stays as it is.
+
+    The value function is a network of its own, learned by Adam: the natural step is the policy's alone.
+
+    Args:
+        policy: ``"LMPolicy"``.
+        env: see :class:`~rlhf_gym.agents.ppo.PPO`.
+        max_kl: how far an iteration may move the policy, in nats a token.
+        cg_steps: steps of conjugate gradient, each about three passes over the iteration's episodes.
+        cg_damping: added to the Fisher matrix's diagonal.
+        line_search_steps: halvings before it gives up.
+        n_epochs: passes of the value function over an iteration's episodes.
+        batch_size: whole episodes a minibatch of the value function; None is all of them.
+        learning_rate: the value function's.
+        options: PPO's settings, but those of the clip, of entropy and of the value network. With ``top_k`` or ``top_p`` the
+            divergence is that within the old policy's set.
+
+    Raises:
+        ConfigError: as PPO; or a setting that TRPO does not have.
+    """
+
+    lacks: ClassVar[tuple[str, ...]] = (
+        "clip_range", "clip_range_high", "dual_clip", "target_kl", "max_ratio", "ent_coef", "vf_coef", "value_network",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        policy: str = "LMPolicy",
+        env: GymEnv | str | None = None,
+        *,
+        max_kl: float = 0.01,
+        cg_steps: int = 10,
+        cg_damping: float = 0.1,
+        line_search_steps: int = 10,
+        n_epochs: int = 4,
+        learning_rate: Any = 3e-4,
+        **options: Any,
+    ) -> None:
+        refuse_lacking(type(self), self.lacks, options)
+        own = {
+            "max_kl": max_kl, "cg_steps": cg_steps, "cg_damping": cg_damping, "line_search_steps": line_search_steps
+        }  # fmt: skip
+        check_settings(own)
+        self.max_kl = max_kl
+        self.cg_steps = cg_steps
+        self.cg_damping = cg_damping
+        self.line_search_steps = line_search_steps
+        setup = options.pop("_init_setup_model", True)
+        super().__init__(
+            policy, env, n_epochs=n_epochs, learning_rate=learning_rate, value_network="separate",
+            _init_setup_model=False, **options,
+        )  # fmt: skip
+        self.settings = {k: v for k, v in self.settings.items() if k not in self.lacks} | own
+        if setup:
+            self._setup_model()
+
+    def update(self, rollout: Rollout, rows: list[int]) -> bool:
+        """One step of the value function on a minibatch; the policy waits for :meth:`after_learning`."""
+        assert self.policy.value_trunk is not None
+        total, share = 0.0, 1 / sum(rollout.lengths[i] for i in rows)
+        for group in batches_by_length([rollout.totals[i] for i in rows], self.tokens_per_batch):
+            micro = [rows[g] for g in group]
+            batch = self._pack([rollout.episodes[i] for i in micro])
+            values = self.policy.values(response_hidden(self.policy.value_trunk, batch))
+            loss = clipped_value_loss(
+                values, self.flat(rollout.values, micro), self.flat(rollout.returns, micro), self.clip_range_vf
+            ).loss
+            mean = loss.sum() * share
+            check_finite({"the value loss is": mean.detach()}, self.where)
+            mean.backward()  # type: ignore[no-untyped-call]
+            total += float(mean.detach())
+        self.note(**{"loss/value_avg": total, "train/value_loss": total})
+        self.step_optimizer()
+        return True
+
+    def after_learning(self, rollout: Rollout) -> None:
+        """The policy's step, and then what PPO does."""
+        self.where = f"iteration {self.iteration + 1}, policy step"
+        self.policy_step(rollout)
+        super().after_learning(rollout)
+
+    def policy_step(self, rollout: Rollout) -> bool:
+        """Move the policy; returns whether it moved."""
+        parameters = self.policy_parameters()
+        before, gradient = self.surrogate(rollout, gradient=True)
+        check_finite({"the policy's gradient is": gradient}, self.where)
+
+        def damped(vector: Tensor) -> Tensor:
+            return self.fisher_product(rollout, vector) + self.cg_damping * vector
+
+        direction = conjugate_gradient(damped, gradient, self.cg_steps)
+        curvature = float(direction @ self.fisher_product(rollout, direction))
+        figures = {"loss/policy_avg": -before, "policy/accepted": 0.0, "policy/kl_step": 0.0, "policy/improvement": 0.0}
+        if curvature <= 0 or not bool(direction.any()):  # no gradient: nothing to gain anywhere
+            self.note(**figures)
+            return False
+        step = (2 * self.max_kl / curvature) ** 0.5 * direction
+        old = self.policy.language_model.frozen_copy()
+        start = flatten([p.detach() for p in parameters])
+        for halvings in range(self.line_search_steps):
+            assign(parameters, start + 0.5**halvings * step)
+            after, _ = self.surrogate(rollout)
+            moved = self.divergence(rollout, old)
+            if after > before and moved <= self.max_kl:  # False for NaN
+                figures |= {"policy/accepted": 1.0, "policy/kl_step": moved, "policy/improvement": after - before}
+                self.note(**figures, **{"policy/halvings": float(halvings), "train/approx_kl": moved})
+                return True
+        assign(parameters, start)
+        self.note(**figures)
+        return False
+
+    def policy_parameters(self) -> list[Tensor]:
+        """The language model's weights that learn."""
+        return [p for p in self.policy.language_model.model.parameters() if p.requires_grad]
+
+    def surrogate(self, rollout: Rollout, *, gradient: bool = False) -> tuple[float, Tensor]:
+        """The mean of ``ratio * A``, less the divergence where it is a loss; and its gradient, flat, if asked for."""
+        parameters = self.policy_parameters()
+        weights = token_weights(
+            torch.tensor(rollout.lengths), self.aggregation, constant_length=self.policy.limits.max_tokens
+        )
+        value, slope = 0.0, torch.zeros(sum(p.numel() for p in parameters) if gradient else 0, device=self.device)
+        for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
+            with torch.set_grad_enabled(gradient):
+                logs, _ = self._chosen(self.policy.language_model, [rollout.episodes[i] for i in rows])
+                gain = torch.exp(logs - self.flat(rollout.log_probs, rows)) * self.flat(rollout.advantages, rows)
+                for name, loss in self.kl_loss(rollout, rows, logs).items():
+                    gain = gain - self.coefficient(name) * loss
+                weight = torch.cat([weights[i].expand(rollout.lengths[i]) for i in rows]).to(self.device)
+                part = (gain * weight).sum()
+            value += float(part.detach())
+            if gradient:
+                slope += flatten(torch.autograd.grad(part, parameters, materialize_grads=True))
+        return value, slope
+
+    def fisher_product(self, rollout: Rollout, vector: Tensor) -> Tensor:
+        """``F v``: the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice)."""
+        parameters, out, tokens = self.policy_parameters(), torch.zeros_like(vector), sum(rollout.lengths)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+            for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
+                log_probs = self._distribution(rollout, self.policy.language_model, rows)
+                kl = divergences(log_probs.detach(), log_probs).sum() / tokens
+                slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
+                out += flatten(torch.autograd.grad(slope @ vector, parameters, materialize_grads=True))
+        return out
+
+    @torch.no_grad()
+    def divergence(self, rollout: Rollout, old: LanguageModel) -> float:
+        """``KL(old || policy)`` in nats a token, exact over the vocabulary, mean over the rollout's tokens."""
+        total = 0.0
+        for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
+            before = self._distribution(rollout, old, rows)
+            # What a top-p set loses or gains on the way would make the divergence infinite: it is that within the old set.
+            now = self._distribution(rollout, self.policy.language_model, rows, before > -torch.inf)
+            total += float(divergences(before, now).sum())
+        return total / sum(rollout.lengths)
+
+    def _distribution(
+        self, rollout: Rollout, model: LanguageModel, rows: list[int], kept: Tensor | None = None
+    ) -> Tensor:
+        """Next-token log-probabilities ``[N, V]`` at the response tokens of some episodes, within ``kept`` if given."""
+        episodes = [rollout.episodes[i] for i in rows]
+        batch, allowed = self._pack(episodes), unpack_masks(episodes, model.vocab_size)
+        allowed = None if allowed is None else allowed.to(self.device)
+        logits = masked_logits(
+            model, response_hidden(model, batch), response_positions(batch), self.policy.limits, allowed
+        )
+        if kept is None:
+            return behaviour_log_probs(logits, self.sampling)
+        return (logits.masked_fill(~kept, -torch.inf) / self.sampling.temperature).log_softmax(-1)
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], target: Tensor, steps: int, tolerance: float = 1e-10
+) -> Tensor:
+    """Solve ``A x = b`` for a positive definite ``A`` (Hestenes and Stiefel 1952).
+
+    Args:
+        product: ``x -> A x``.
+        target: ``b``, ``[P]``.
+        steps: at most so many; ``P`` are exact but for rounding.
+        tolerance: stop once the residual's squared norm is this small relative to ``b``'s.
+
+    Returns:
+        ``[P]``; zeros for a target of zeros.
+    """
+    x, residual = torch.zeros_like(target), target.clone()
+    direction, size = residual.clone(), residual @ residual
+    enough = tolerance * size
+    for _ in range(steps):
+        if not bool(size > enough):
+            break
+        image = product(direction)
+        alpha = size / (direction @ image)
+        x = x + alpha * direction
+        residual = residual - alpha * image
+        size, last = residual @ residual, size
+        direction = residual + size / last * direction
+    return x
+
+
+def divergences(old: Tensor, new: Tensor) -> Tensor:
+    """``KL(old || new)`` of each row: ``[N]`` from log-probabilities ``[N, V]``, -inf in both where a token is forbidden."""
+    forbidden = old == -torch.inf
+    return (old.exp() * (old - new).masked_fill(forbidden, 0.0)).sum(-1)
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+@torch.no_grad()
+def assign(parameters: Sequence[Tensor], vector: Tensor) -> None:
+    """Write a vector back into the parameters, in place."""
+    parts = torch.split(vector, [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.copy_(part.view_as(parameter))
