@@ -2,6 +2,7 @@
 
 ====  =========================================================================================================
 0     done
+1     `check-reward --strict` found something to look at
 2     something that the user can mend: a setting, a file, a reward, a full disk; what was done before is kept
 130   interrupted (Ctrl-C); 143: terminated
 ====  =========================================================================================================
@@ -45,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
             hint = commands.resume_hint(options)
-            getattr(commands, options.command)(options)
+            code: int | None = getattr(commands, options.command.replace("-", "_"))(options)
             sys.stdout.flush()
         finally:
             signal.signal(signal.SIGTERM, before)
-        return 0
+        return code or 0
     except RlhfGymError as error:
         return _fail(_full_disk(error, hint) or f"{error}")
     except BrokenPipeError:

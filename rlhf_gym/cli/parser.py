@@ -39,6 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_report(commands)
     _add_sample(commands)
+    _add_check_reward(commands)
+    _add_serve_reward(commands)
     return parser
 
 
@@ -106,3 +108,33 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument("--top-p", metavar="P", type=float, help="default: the run's, or 1")
     sample.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
     sample.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda, ... (default: auto)")
+
+
+def _add_check_reward(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check-reward", allow_abbrev=False, help="try a reward out before training: spread, speed, what fools it",
+        description="Score a model's responses to a task's prompts, and then responses that nobody would call good: what beats "
+        "honest ones is what a policy will learn to write.",
+    )  # fmt: skip
+    check.add_argument(
+        "reward", metavar="REWARD", help="built-in name, path/file.py:function, module:function, YAML file"
+    )
+    check.add_argument("--task", metavar="NAME", default="sentiment", help="whose prompts (default: sentiment)")
+    check.add_argument("--prompts", metavar="FILE", help="file of prompts instead")
+    check.add_argument("--model", metavar="NAME_OR_PATH", default="embedded", help="who answers (default: embedded)")
+    check.add_argument("-n", "--samples", metavar="N", type=int, default=64, help="responses (default: 64)")
+    check.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
+    check.add_argument("--strict", action="store_true", help="exit with 1 where something should be looked at")
+
+
+def _add_serve_reward(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve-reward", allow_abbrev=False, help="serve a reward over HTTP to other machines",
+        description="Answer POST /score with a reward's scores; GET /openapi.json describes it. A token is asked for where the "
+        "environment variable RLHF_GYM_REWARD_TOKEN holds one.",
+    )  # fmt: skip
+    serve.add_argument(
+        "reward", metavar="REWARD", help="built-in name, path/file.py:function, module:function, YAML file"
+    )
+    serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="default: this machine only")
+    serve.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes a free one (default: 8000)")

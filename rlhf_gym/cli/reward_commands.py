@@ -1,0 +1,70 @@
+"""The commands about rewards: try one out before training, serve one to other machines."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from rlhf_gym.errors import ConfigError
+
+TOKEN_VARIABLE = "RLHF_GYM_REWARD_TOKEN"
+
+
+def check_reward(options: argparse.Namespace) -> int:
+    """`rlhf-gym check-reward`: 1 with ``--strict`` where a probe pays or the same sample scores differently."""
+    if options.samples < 2:
+        raise ConfigError(f"--samples must be at least 2, got {options.samples}")
+    from rlhf_gym.envs.episodes import columns_of
+    from rlhf_gym.loop.config import Config, TaskConfig
+    from rlhf_gym.loop.workbench import task_of
+    from rlhf_gym.rewards.probes import check_reward
+    from rlhf_gym.rewards.spec import load_reward
+
+    reward = load_reward(options.reward)
+    task = task_of(TaskConfig(name=options.task, prompts=options.prompts))
+    prompts = [task.prompts[i % len(task.prompts)] for i in range(options.samples)]
+    texts = [prompt.text for prompt in prompts]
+
+    from rlhf_gym.decoding import generate
+    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.sampling import Limits, Sampling
+
+    model = LanguageModel.load(options.model, device=Config().model.device)
+    tokenizer = model.tokenizer
+    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
+    written = generate(
+        model, [tokenizer.encode_prompt(text) for text in texts], limits, sampling=Sampling(), stop=task.stop,
+        seed=options.seed,
+    )  # fmt: skip
+    print(f"honest samples: {len(texts)} responses of {model.name} to prompts of task {task.name}", file=sys.stderr)
+    report = check_reward(reward, texts, [g.text for g in written], columns_of(prompts))
+    print(report.as_text())
+    troubles = [f"{probe.name!r} beats {probe.beats:.0%} of honest samples" for probe in report.suspicious]
+    if not report.deterministic:
+        troubles.append("the same samples score differently from call to call")
+    for trouble in troubles:
+        print(f"look at this before training: {trouble}")
+    return 1 if troubles and options.strict else 0
+
+
+def serve_reward(options: argparse.Namespace) -> None:
+    """`rlhf-gym serve-reward`."""
+    from rlhf_gym.rewards.base import reward_name
+    from rlhf_gym.rewards.serve import RewardServer
+    from rlhf_gym.rewards.spec import load_reward
+
+    reward = load_reward(options.reward)
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        server = RewardServer(reward, host=options.host, port=options.port, token=token)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen on {options.host}:{options.port}: {getattr(error, 'strerror', None) or error}; give another "
+            "--host or --port (0 takes a free port)"
+        ) from error
+    guarded = "with a token" if token else f"without a token (set {TOKEN_VARIABLE} to ask for one)"
+    print(f"serving reward {reward_name(reward)!r} at {server.url}, {guarded}; Ctrl-C ends it", flush=True)
+    if options.host not in ("127.0.0.1", "localhost", "::1"):
+        print("other machines can reach it, and plain HTTP hides nothing: put a TLS proxy in front", flush=True)
+    server.serve_forever()

@@ -1,0 +1,83 @@
+"""`rlhf-gym check-reward` and `serve-reward`: what they print, how they end, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_gym.cli.main import main
+from rlhf_gym.cli.reward_commands import TOKEN_VARIABLE
+from rlhf_gym.rewards.remote import RemoteReward
+
+REWARD = "def shortness(prompts, responses):\n    return [-len(r) for r in responses]\n"
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(REWARD)
+    return f"{tmp_path}/mine.py:shortness"
+
+
+def test_a_reward_is_tried_out(reward: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-reward", reward, "--samples", "8"]) == 0
+    out, err = capsys.readouterr()
+    assert "reward shortness: 8 samples" in out
+    assert "look at this before training: 'empty' beats 100% of honest samples" in out
+    assert "8 responses of embedded to prompts of task sentiment" in err
+
+
+def test_strict_says_it_with_the_exit_code(reward: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-reward", reward, "--samples", "8", "--strict"]) == 1
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check-reward", "nonsense"], "there is no reward 'nonsense'"),
+        (["check-reward", "sentiment", "--samples", "1"], "--samples must be at least 2, got 1"),
+        (["check-reward", "sentiment", "--task", "poems"], "there is no task 'poems'"),
+        (["check-reward", "sentiment", "--prompts", "none.txt"], "there is no prompt file 'none.txt'"),
+        (["serve-reward", "sentiment", "--port", "99999"], "cannot listen on 127.0.0.1:99999"),
+        (["serve-reward", "sentiment", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_reward_is_served_to_another_process_until_interrupted(reward: str) -> None:
+    environment = {**os.environ, TOKEN_VARIABLE: "secret"}
+    command = [sys.executable, "-m", "rlhf_gym.cli.main", "serve-reward", reward, "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert "serving reward 'shortness' at http://127.0.0.1:" in line
+        assert "secret" not in line
+        url = line.split(" at ")[1].split(",")[0]
+        remote = RemoteReward(url, headers={"Authorization": "Bearer secret"})
+        assert remote(["p", "p"], ["four", ""]) == [-4.0, 0.0]
+        body: dict[str, Any] = {"query": ["abc"]}  # the convention of other trainers: prompt and response in one text
+        request = urllib.request.Request(
+            url, json.dumps(body).encode(), {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["rewards"] == [-3.0]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(urllib.request.Request(url, b"{}"))
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 130
+        assert server.stderr is not None
+        assert "Traceback" not in server.stderr.read()
