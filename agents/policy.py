@@ -160,7 +160,7 @@ class LMPolicy(ActorCriticPolicy):
         rows, positions = observed_rows(obs, self.language_model.device)
         hidden = last_hidden(self.language_model, rows)
         tokens, log_probs = self._act(hidden, positions, deterministic)
-        return tokens, self.predict_values(obs), log_probs
+        return tokens, self._values_of(obs, hidden), log_probs
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropies of given actions, ``[n]`` each."""
@@ -169,12 +169,16 @@ class LMPolicy(ActorCriticPolicy):
         log_probs, entropies = token_log_probs(
             self.language_model, hidden, actions.long().flatten(), positions, self.sampling, self.limits, entropy=True
         )
-        return self.predict_values(obs), log_probs, entropies
+        return self._values_of(obs, hidden), log_probs, entropies
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """float32 ``[n]``; differentiable."""
         rows, _ = observed_rows(obs, self.language_model.device)
         return self.values(last_hidden(self.value_model, rows))
+
+    def _values_of(self, obs: PyTorchObs, hidden: Tensor) -> Tensor:
+        """Values, from hidden states of the policy's trunk that are at hand where it is the value's trunk too."""
+        return self.values(hidden) if self.values_from_trunk else self.predict_values(obs)
 
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
         """The next token's distribution as SB3 wraps it."""

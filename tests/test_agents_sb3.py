@@ -205,6 +205,26 @@ def test_stock_ppo_can_train_the_policy() -> None:
     assert model.num_timesteps == 32
 
 
+@pytest.mark.parametrize("network", ["shared", "separate"])
+def test_values_for_stock_algorithms_cost_no_second_pass(network: Any) -> None:
+    """Values beside actions are those of `predict_values`, and the policy's trunk runs once for both."""
+    policy = small_ppo(value_network=network).policy
+    if policy.value_trunk is not None:  # as after some learning: its values are not the policy's trunk's
+        with torch.no_grad():
+            for parameter in policy.value_trunk.trunk.parameters():
+                parameter.mul_(1.5)
+    observation = {key: torch.as_tensor(value) for key, value in letters_env(4).reset().items()}
+    expected = policy.predict_values(observation)
+    runs: list[int] = []
+    policy.language_model.trunk.register_forward_hook(lambda *_: runs.append(1))
+    actions, values, _ = policy(observation)
+    assert len(runs) == 1
+    torch.testing.assert_close(values, expected)
+    again, _, _ = policy.evaluate_actions(observation, actions)
+    assert len(runs) == 2
+    torch.testing.assert_close(again, expected)
+
+
 # --------------------------------------------------------------------------------------------------- checkpoints
 
 

@@ -1,0 +1,88 @@
+"""TRL's PPO trainer as a contender of `ppo.py`: the trainer's own loop, stopped at the end of each of its steps.
+
+TRL 1.12 is the last release that has one (`trl.experimental.ppo`); `--trl FOLDER` puts a folder that holds it before the
+installed TRL: ``pip install --no-deps --target FOLDER trl==1.12.0``.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from contenders import EPISODES, LEARNING_RATE, PROMPT, SYMBOLS, VOCABULARY, Phases, network, prompts, timed
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
+
+
+def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
+    """Train; ``wait`` is called at the end of each step with its phases, and says whether to take another.
+
+    The value function is a network of its own as large as the policy, which this trainer demands; the reward model,
+    which it demands too, is a layer of width 16 that costs next to nothing. Responses have no stop token, hence their full
+    length.
+
+    Raises:
+        SystemExit: the TRL found has no PPO trainer.
+    """
+    try:
+        from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+    except ImportError:
+        raise SystemExit(
+            "this TRL has no PPO trainer; 1.12.0 is the last that has: pip install --no-deps --target FOLDER trl==1.12.0, "
+            "and --trl FOLDER"
+        ) from None
+    from datasets import Dataset
+
+    vocabulary = {"<eos>": 0, "<pad>": 1} | {symbol: i for i, symbol in enumerate(SYMBOLS, start=2)}
+    fast = FastTokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast, eos_token="<eos>", pad_token="<pad>", padding_side="left"
+    )
+    policy = network()
+    value_config = LlamaConfig(**(policy.config.to_dict() | {"num_labels": 1}))
+    torch.manual_seed(1)
+    value = LlamaForSequenceClassification(value_config)
+    reward = LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+            num_labels=1, pad_token_id=1,
+        )
+    )  # fmt: skip
+    rows = [[vocabulary[symbol] for symbol in prompt] for prompt in prompts()]
+    assert all(len(row) == PROMPT for row in rows)
+    data = Dataset.from_dict({"input_ids": rows})
+    spent: Phases = {}
+
+    class Pause(TrainerCallback):
+        """Hands each step's phases over, and waits to be told to go on."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            done = dict(spent)
+            spent.clear()
+            if not wait(done):
+                raise KeyboardInterrupt
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = PPOConfig(
+            output_dir=folder, per_device_train_batch_size=EPISODES, gradient_accumulation_steps=1,
+            num_mini_batches=4, num_ppo_epochs=passes, total_episodes=EPISODES * 1000, response_length=length,
+            local_rollout_forward_batch_size=EPISODES, num_sample_generations=0, temperature=1.0, use_cpu=True,
+            learning_rate=LEARNING_RATE, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+            logging_steps=10**6, disable_tqdm=True,
+        )  # fmt: skip
+        reference = copy.deepcopy(policy)
+        trainer = PPOTrainer(
+            args=config, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward,
+            train_dataset=data, value_model=value, eval_dataset=data, callbacks=[Pause()],
+        )  # fmt: skip
+        ppo_trainer.batch_generation = timed(ppo_trainer.batch_generation, spent, "generation")
+        reference.forward = timed(reference.forward, spent, "reference")  # type: ignore[method-assign]
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            return
