@@ -18,7 +18,7 @@ from rlhf_gym.envs.prompt_table import PromptTable
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.tasks import Task, load_task
-from rlhf_gym.tokenizer import Tokenizer, load_tokenizer
+from rlhf_gym.tokenizer import Tokenizer, decode_all, load_tokenizer
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -266,33 +266,33 @@ class Episodes:
             The scores, and for each slot what ``info`` says of its episode: ``prompt``, ``response``, ``ended`` (by EOS or
             a stop sequence rather than at the length limit), ``response_length`` in tokens, and ``reward_terms``.
         """
-        scored, columns = self.score_columns(slots)
+        scored, columns = self.score_columns(np.asarray(slots, dtype=np.intp))
         return scored, [row_of(columns, i) for i in range(len(slots))]
 
-    def score_columns(self, slots: Sequence[int]) -> tuple[ScoredBatch, dict[str, Any]]:
+    def score_columns(self, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
         """The same as :meth:`score`, with the infos by key: lists of one value for each slot."""
-        raw = self._responses(slots)
+        # take() is several times faster than indexing by so few numbers.
+        starts, lengths = self.prompt_length.take(slots), self.length.take(slots)
+        raw = self._responses(slots, starts, lengths)
         responses = [self._cut(text) for text in raw] if self.task.stop else raw
-        prompts = [self.task.prompts[i] for i in self.prompt_index[slots].tolist()]
+        prompts = [self.task.prompts[i] for i in self.prompt_index.take(slots).tolist()]
         texts = [p.text for p in prompts]
         scored = score(self.reward, texts, responses, columns_of(prompts))
-        ended = (self.ids[slots, self.length[slots] - 1] == self.tokenizer.eos_id).tolist()
+        ended = (self.ids.take(self._starts.take(slots) + lengths - 1) == self.tokenizer.eos_id).tolist()
         if self.task.stop:
             ended = [by_eos or self._stopped(text) for by_eos, text in zip(ended, raw, strict=True)]
         return scored, {
             "prompt": texts,
             "response": responses,
             "ended": ended,
-            "response_length": (self.length[slots] - self.prompt_length[slots]).tolist(),
+            "response_length": (lengths - starts).tolist(),
             "reward_terms": {name: values.tolist() for name, values in scored.terms.items()},
         }
 
-    def _responses(self, slots: Sequence[int]) -> list[str]:
-        """The responses of some slots, read out of the array at once."""
-        starts, ends = self.prompt_length[slots].tolist(), self.length[slots].tolist()
-        rows = self.ids[slots, : max(ends)].tolist()
-        decode = self.tokenizer.decode
-        return [decode(row[start:end]) for row, start, end in zip(rows, starts, ends, strict=True)]
+    def _responses(self, slots: Slots, starts: Ids, lengths: Ids) -> list[str]:
+        """The responses of some slots, decoded at once."""
+        places = zip(slots.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        return decode_all(self.tokenizer, [self.ids[slot, start:end] for slot, start, end in places])
 
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token may be written now; every row allows at least one."""

@@ -21,16 +21,17 @@ def stack_infos(columns: Mapping[str, Any], slots: Slots, num_envs: int) -> dict
         slots: int ``[n]``, which slots.
         num_envs: ``N``.
     """
+    present = np.zeros(num_envs, dtype=np.bool_)
+    present[slots] = True
     out: dict[str, Any] = {}
     for key, values in columns.items():
         if isinstance(values, Mapping):
             out[key] = stack_infos(values, slots, num_envs)
         else:
-            number = isinstance(values[0], bool | int | float)
-            out[key] = np.zeros(num_envs, dtype=type(values[0])) if number else np.full(num_envs, None, dtype=object)
+            kind = type(values[0])
+            out[key] = np.zeros(num_envs, kind) if issubclass(kind, (int, float)) else np.full(num_envs, None)
             out[key][slots] = values
-        out["_" + key] = np.zeros(num_envs, dtype=np.bool_)
-        out["_" + key][slots] = True
+        out["_" + key] = present.copy()
     return out
 
 

@@ -135,7 +135,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         infos: dict[str, Any] = {}
         if len(ended):
             terminations[ended] = True
-            scored, columns = self.episodes.score_columns(ended.tolist())
+            scored, columns = self.episodes.score_columns(ended)
             rewards[ended] = scored.values
             infos = stack_infos(columns, ended, self.num_envs)
             if self.render_mode is not None:

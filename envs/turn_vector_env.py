@@ -245,7 +245,7 @@ class _TokenSlots:
             if not len(live):
                 break
             self.episodes.write(column, live)
-        return self.episodes.score_columns(slots.tolist())
+        return self.episodes.score_columns(slots)
 
     def observe(self) -> dict[str, Ids]:
         return self.episodes.observe()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,8 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.model_source import find, resolve
-from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
+from rlhf_gym.tasks.symbols import SymbolTokenizer
+from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, decode_all, load_tokenizer
 
 TEMPLATE = "{% for m in messages %}u:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 
@@ -43,6 +45,24 @@ def test_text_survives_encoding(text: str) -> None:
 def test_decode_leaves_special_tokens_out() -> None:
     tokenizer = HubTokenizer(byte_tokenizer(), "bytes")
     assert tokenizer.decode([*tokenizer.encode("ab"), tokenizer.eos_id]) == "ab"
+
+
+TOKENIZERS: dict[str, Any] = {
+    "bytes": HubTokenizer(byte_tokenizer(("<end>", "<pad>"), pad_token="<pad>"), "bytes"),
+    "embedded": load_tokenizer("embedded"),
+    "symbols": SymbolTokenizer("ab\N{GRINNING FACE}="),
+    "no batches of its own": LetterTokenizer(),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(data=st.data())
+def test_decoding_many_is_decoding_each(name: str, data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = st.lists(st.integers(0, tokenizer.vocab_size - 1) | st.just(tokenizer.eos_id), max_size=12)
+    rows = data.draw(st.lists(ids, min_size=1, max_size=5))
+    expected = [tokenizer.decode(row) for row in rows]
+    assert decode_all(tokenizer, [np.array(row, dtype=np.int64) for row in rows]) == expected
 
 
 def test_padding_of_its_own_is_kept() -> None:
