@@ -9,9 +9,11 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf_gym.envs.episodes import check_special_ids, columns_of, slot_generator
+from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, talk_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.envs.turn_env import as_text_action, built, characters, check_render_mode, needed_reward, read_ids
 from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.raters.plain_text import visible
 from rlhf_gym.rewards.base import score
 from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
@@ -42,13 +44,13 @@ class ConversationEnv(gym.Env[Any, Any]):
         max_characters: longest answer as a text; None allows 16 a token of the task's limit.
         max_context: longest conversation that is shown, in characters or tokens; one that outgrows it ends. None: enough for
             every answer, and for user's messages of 512 characters or 64 tokens.
-        render_mode: ``"ansi"`` or ``"human"``.
+        render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
 
     Raises:
         TaskError, ConfigError: the task, the user or the template cannot be used, with the reason.
     """
 
-    metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -88,6 +90,8 @@ class ConversationEnv(gym.Env[Any, Any]):
         self.messages: list[Message] = []
         self.turn = 0
         self._running = False
+        self._paid: float | None = None  # by the last turn, for pictures
+        self._painter = Painter()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Draw a prompt; ``info["messages"]`` is the conversation so far."""
@@ -96,7 +100,7 @@ class ConversationEnv(gym.Env[Any, Any]):
             self.np_random = slot_generator(seed, 0)
         self.prompt = self.task.prompts[int(self.np_random.integers(len(self.task.prompts)))]
         self.messages = opening_messages(self.prompt)
-        self.turn, self._running = 0, True
+        self.turn, self._running, self._paid = 0, True, None
         self._print(self.messages)
         return self._view.observe(self.messages), {"messages": self._copy()}
 
@@ -121,6 +125,8 @@ class ConversationEnv(gym.Env[Any, Any]):
                 self.messages.pop()
         self._running = not ended_by
         reward, terms = self._pay(spoken, ended=bool(ended_by))
+        self._paid = reward
+        self._painter.note(0, reward)
         info: dict[str, Any] = {
             "response": response,
             "turn": self.turn,
@@ -132,9 +138,13 @@ class ConversationEnv(gym.Env[Any, Any]):
         self._print(self.messages[before:])
         return self._view.observe(self.messages), reward, bool(ended_by), False, info
 
-    def render(self) -> str | None:
-        """The conversation so far, a message a line (``ansi``); None before the first reset and in other modes."""
-        return _lines(self.messages) if self.render_mode == "ansi" and self.messages else None
+    def render(self) -> str | Frame | None:
+        """The conversation so far: a message a line (``ansi``) or a picture; None before the first reset and for ``human``."""
+        if not self.messages or self.render_mode in (None, "human"):
+            return None
+        if self.render_mode == "ansi":
+            return _lines(self.messages)
+        return talk_frame(self.messages, self._paid, self._painter)
 
     def _reply(self) -> str | None:
         if self.user is not None:
@@ -174,7 +184,7 @@ def opening_messages(prompt: Prompt) -> list[Message]:
 
 
 def _lines(messages: list[Message]) -> str:
-    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return visible("\n".join(f"{m['role']}: {m['content']}" for m in messages))
 
 
 def _check_lines(task: Task) -> None:

@@ -1,12 +1,13 @@
 """How an episode looks: as plain text, as coloured text on a terminal, and as a picture that video recorders take.
 
 A token's colour says how probable a language model of one's choice finds it (``render_model``); without one, the response
-takes the colour of its reward once it has ended. Red is low, green is high.
+takes the colour of its reward once it has ended. Red is low, green is high. Whatever models write is shown with its control
+characters spelled out: a terminal must not obey them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.raters.plain_text import visible
 from rlhf_gym.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 Frame = NDArray[np.uint8]
 Colour = tuple[int, int, int]
+Span = tuple[str, Colour]
 
 RENDER_MODES = ("ansi", "human", "rgb_array")
 WIDTH, HEIGHT, MARGIN, FONT_SIZE = 640, 240, 12, 16
@@ -126,7 +129,7 @@ def prompt_text(episodes: Episodes, slot: int) -> str:
 
 def as_text(episodes: Episodes, slot: int) -> str:
     """Prompt and response so far in one line (``ansi``)."""
-    return f"{prompt_text(episodes, slot)} │{episodes.response(slot)}"
+    return visible(f"{prompt_text(episodes, slot)} │{episodes.response(slot)}")
 
 
 def print_rich(episodes: Episodes, slot: int, painter: Painter) -> None:
@@ -139,9 +142,9 @@ def print_rich(episodes: Episodes, slot: int, painter: Painter) -> None:
         return Style(color=f"rgb({colour[0]},{colour[1]},{colour[2]})")
 
     reward = None if episodes.running[slot] else painter.rewards.get(slot)
-    line = Text.assemble((prompt_text(episodes, slot), style(_PROMPT)), " │")
+    line = Text.assemble((visible(prompt_text(episodes, slot)), style(_PROMPT)), " │")
     for piece in painter.pieces(episodes, slot):
-        line.append(piece.text, style(painter.colour_of(piece, reward)))
+        line.append(visible(piece.text), style(painter.colour_of(piece, reward)))
     if reward is not None:
         line.append(f"  [{reward:.3f}]", style(painter.reward_colour(reward)))
     Console().print(line)
@@ -149,16 +152,37 @@ def print_rich(episodes: Episodes, slot: int, painter: Painter) -> None:
 
 def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
     """uint8 ``[240, 640, 3]``: prompt, response and reward as a picture; of a long text, its end."""
-    image_module, draw_module = _pillow()
     reward = None if episodes.running[slot] else painter.rewards.get(slot)
-    image = image_module.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
-    draw = draw_module.Draw(image)
-    font = _font()
-    spans: list[tuple[str, Colour]] = []
+    spans: list[Span] = []
     if episodes.length[slot]:
         spans = [(prompt_text(episodes, slot) + " |", _PROMPT)]
         spans += [(p.text, painter.colour_of(p, reward)) for p in painter.pieces(episodes, slot)]
-    lines = _wrap(spans, lambda text: float(draw.textlength(text, font=font)), WIDTH - 2 * MARGIN)
+    return picture(spans, reward, painter)
+
+
+def turn_frame(prompt: str, response: str, reward: float | None, painter: Painter) -> Frame:
+    """uint8 ``[240, 640, 3]``: a prompt and a whole response, coloured by its reward once there is one."""
+    colour = _RESPONSE if reward is None else painter.reward_colour(reward)
+    return picture([(prompt + " |", _PROMPT), (response, colour)], reward, painter)
+
+
+def talk_frame(messages: Sequence[Mapping[str, str]], reward: float | None, painter: Painter) -> Frame:
+    """uint8 ``[240, 640, 3]``: the end of a conversation; ``reward`` is what the last turn was paid."""
+    spans = [
+        (f"{'' if i == 0 else chr(10)}{m['role']}: {m['content']}", _RESPONSE if m["role"] == "assistant" else _PROMPT)
+        for i, m in enumerate(messages)
+    ]
+    return picture(spans, reward, painter)
+
+
+def picture(spans: Sequence[Span], reward: float | None, painter: Painter) -> Frame:
+    """uint8 ``[240, 640, 3]``: coloured texts one after the other, of too many lines the last, and the reward below."""
+    image_module, draw_module = _pillow()
+    image = image_module.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
+    draw = draw_module.Draw(image)
+    font = _font()
+    shown = [(visible(text), colour) for text, colour in spans]
+    lines = _wrap(shown, lambda text: float(draw.textlength(text, font=font)), WIDTH - 2 * MARGIN)
     line_height = FONT_SIZE + 6
     room = (HEIGHT - 2 * MARGIN) // line_height - 1  # the last line is the reward's
     for row, line in enumerate(lines[-room:]):
@@ -171,7 +195,7 @@ def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
 
 
 def _wrap(
-    spans: list[tuple[str, Colour]], measure: Callable[[str], float], width: float
+    spans: Sequence[Span], measure: Callable[[str], float], width: float
 ) -> list[list[tuple[float, str, Colour]]]:
     """Lines of (x, text, colour) no wider than ``width``, broken before words where that helps, else inside them."""
     lines: list[list[tuple[float, str, Colour]]] = [[]]

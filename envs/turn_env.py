@@ -9,8 +9,10 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf_gym.envs.episodes import Episodes, Ids, columns_of, slot_generator
+from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, turn_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.raters.plain_text import visible
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tokenizer import Tokenizer
@@ -37,13 +39,13 @@ class TurnEnv(gym.Env[Any, Any]):
         task_options: options of a task given by name.
         max_characters: longest response as a text; None allows 16 a token of the task's limit.
         max_prompt_tokens: refuse longer prompts, in the form ``"tokens"``.
-        render_mode: ``"ansi"`` or ``"human"``.
+        render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
 
     Raises:
         TaskError, ConfigError: the task, the tokenizer or the form cannot be used, with the reason.
     """
 
-    metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -72,7 +74,9 @@ class TurnEnv(gym.Env[Any, Any]):
         self.observation_space, self.action_space = self.form.spaces()
         self.render_mode = render_mode
         self._running = False
-        self._shown: str | None = None
+        self._painter = Painter()
+        self._prompt: str | None = None
+        self._response, self._reward = "", 0.0
 
     @property
     def task(self) -> Task:
@@ -85,27 +89,36 @@ class TurnEnv(gym.Env[Any, Any]):
         if seed is not None:
             self.np_random = slot_generator(seed, 0)
         observation, prompt = self.form.begin(self.np_random)
-        self._running, self._shown = True, f"{prompt} │"
-        if self.render_mode == "human":
-            print(self._shown)
+        self._running, self._prompt, self._response = True, prompt, ""
+        self._print()
         return observation, {"prompt": prompt}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Answer the prompt; every step ends its episode."""
         if not self._running:
-            raise gym.error.ResetNeeded(
-                f"step() where {'the episode has ended' if self._shown else 'no episode was started'}: call reset()"
-            )
+            why = "no episode was started" if self._prompt is None else "the episode has ended"
+            raise gym.error.ResetNeeded(f"step() where {why}: call reset()")
         observation, reward, info = self.form.answer(action)
-        self._running = False
-        self._shown = f"{info['prompt']} │{info['response']}  [{reward:.3f}]"
-        if self.render_mode == "human":
-            print(self._shown)
+        self._running, self._response, self._reward = False, info["response"], reward
+        self._painter.note(0, reward)
+        self._print()
         return observation, reward, True, False, info
 
-    def render(self) -> str | None:
-        """Prompt, response and reward in one line (``ansi``); None before the first reset and in other modes."""
-        return self._shown if self.render_mode == "ansi" else None
+    def render(self) -> str | Frame | None:
+        """Prompt, response and reward: in one line (``ansi``) or a picture; None before the first reset and for ``human``."""
+        if self._prompt is None or self.render_mode in (None, "human"):
+            return None
+        if self.render_mode == "ansi":
+            return self._line()
+        return turn_frame(self._prompt, self._response, None if self._running else self._reward, self._painter)
+
+    def _line(self) -> str:
+        reward = "" if self._running else f"  [{self._reward:.3f}]"
+        return visible(f"{self._prompt} │{self._response}") + reward
+
+    def _print(self) -> None:
+        if self.render_mode == "human":
+            print(self._line())
 
 
 class _Form(Protocol):

@@ -14,9 +14,12 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 import rlhf_gym  # noqa: F401
-from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs import ConversationEnv, TokenEnv, TokenVectorEnv, TurnEnv
 from rlhf_gym.envs.rendering import HEIGHT, WIDTH, Painter, Piece, _wrap, scale_colour, split_pieces
 from rlhf_gym.errors import TaskError
+from rlhf_gym.sample import Prompt
+from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.symbols import SymbolTokenizer
 from rlhf_gym.tokenizer import load_tokenizer
 
 EOS, PAD, A, B = range(4)
@@ -139,6 +142,45 @@ def test_record_video_works(tmp_path: Path) -> None:
     env.close()
     (video,) = tmp_path.glob("videos/*.mp4")
     assert video.stat().st_size > 500
+
+
+@pytest.mark.parametrize("name", ["CopyTurn", "SentimentConversation"])
+def test_whole_responses_make_videos_too(name: str, tmp_path: Path) -> None:
+    env = RecordVideo(
+        gym.make(f"rlhf_gym/{name}-v0", render_mode="rgb_array"), str(tmp_path / "videos"), disable_logger=True
+    )
+    prompt, _ = env.reset(seed=0)
+    before: Any = env.render()
+    assert before.shape == (HEIGHT, WIDTH, 3)
+    assert before.dtype == np.uint8
+    while not env.step(prompt[:2])[2]:
+        pass
+    assert not np.array_equal(before, env.render())  # type: ignore[arg-type]
+    env.close()
+    (video,) = tmp_path.glob("videos/*.mp4")
+    assert video.stat().st_size > 500
+
+
+def test_a_terminal_is_not_told_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[2J\u202eevil"
+    task = Task("hostile", [Prompt(hostile)], reward=lambda prompts, responses: [0.0] * len(prompts))
+    turn = TurnEnv(task, render_mode="human")
+    turn.reset(seed=0)
+    turn.step(hostile)
+    talk = ConversationEnv(task, user={"lines": [hostile]}, render_mode="human")
+    talk.reset(seed=0)
+    talk.step(hostile)
+    letters = Task("hostile", [Prompt("ab")], reward=task.reward, max_response_tokens=3)
+    for mode in ("human", "ansi"):
+        token = TokenEnv(letters, SymbolTokenizer("\x1bab"), render_mode=mode)
+        token.reset(seed=0)
+        token.step(2)
+        print(token.render() or "")
+    out = capsys.readouterr().out
+    assert out.count("\\x1b") >= 6
+    assert "\x1b[2J" not in out
+    assert "ab │\x1b" not in out
+    assert "\u202e" not in out
 
 
 def test_the_vector_environment_renders_every_slot(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
