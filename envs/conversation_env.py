@@ -13,7 +13,7 @@ from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, talk_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.envs.turn_env import as_text_action, built, characters, check_render_mode, needed_reward, read_ids
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.raters.plain_text import visible
+from rlhf_gym.plain_text import visible
 from rlhf_gym.rewards.base import score
 from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.raters.plain_text import visible
+from rlhf_gym.plain_text import visible
 from rlhf_gym.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from rlhf_gym.envs.episodes import Episodes, Ids, columns_of, slot_generator
 from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, turn_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.raters.plain_text import visible
+from rlhf_gym.plain_text import visible
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tokenizer import Tokenizer

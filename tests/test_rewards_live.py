@@ -21,7 +21,8 @@ from rlhf_gym.raters import SimulatedRater
 from rlhf_gym.raters.base import RaterStoppedError, Ticket
 from rlhf_gym.raters.keyboard import Keyboard
 from rlhf_gym.raters.terminal import TerminalRater
-from rlhf_gym.rewards import RaterReward, score
+from rlhf_gym.rewards import score
+from rlhf_gym.rewards.live import RaterReward
 
 
 class Person:

@@ -11,7 +11,6 @@ from rlhf_gym.rewards.adaptive import (
 from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
 from rlhf_gym.rewards.combine import Combination, Gate, PerWord, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
-from rlhf_gym.rewards.live import RaterReward
 from rlhf_gym.rewards.memo import Memo
 from rlhf_gym.rewards.on_error import FillOnError
 from rlhf_gym.rewards.spec import load_reward
@@ -26,7 +25,6 @@ __all__ = [
     "Minimum",
     "PerWord",
     "Product",
-    "RaterReward",
     "Reward",
     "RunningStandardise",
     "Scheduled",
