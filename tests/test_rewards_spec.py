@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import score
+from rlhf_gym.rewards import FillOnError, Memo, reward_state, score
 from rlhf_gym.rewards.builtin import syllables
 from rlhf_gym.rewards.spec import BUILT_IN, load_reward
 
@@ -142,6 +143,61 @@ def test_yaml_pieces():
         one({"ensemble": ["length", {"reward": "length", "unit": "characters"}], "variance_weight": 1}, "a b") == 2.25
     )
     assert one({"sum": ["length"], "clip": [0, 1]}, "a b") == 1
+
+
+def test_every_combinator_in_yaml(folder):
+    (folder / "samples.jsonl").write_text(
+        "".join(json.dumps({"prompt": "p", "response": "a " * n}) + "\n" for n in (1, 3))
+    )
+    gate = {"gate": {"when": {"reward": "length"}, "reward": "repetition", "level": 3, "otherwise": -5}}
+    assert one(gate, "a b") == -5
+    assert one(gate, "a b a") == 0
+    held = {"constrained": {"objective": "repetition", "constraint": "length", "level": 4, "price": 1, "rate": 0.5}}
+    assert one(held, "a b") == (0 + 1 * (2 - 4)) / 2
+    learned = load_reward(held)
+    score(learned, ["p"], ["a b"])
+    assert reward_state(learned) == [{"name": "constrained", "price": 2.0}]
+    assert one({"reward": "length", "standardise": str(folder / "samples.jsonl")}, "a a a") == 1
+    assert one({"reward": "length", "running": True}, "a a a") == 0
+    assert one({"reward": "length", "running": {"shift": False, "clip": 2}}, "a a a") == 2
+    assert one({"reward": "length", "schedule": [[0, 0.5], [10, 1]]}, "a a a") == 1.5
+    assert one({"reward": "length", "memo": True}, "a a a") == 3
+    memo = load_reward({"reward": "length", "memo": 7, "clip": [0, 2]})
+    assert memo.parts[0].parts[0].size == 7
+    (folder / "fails.py").write_text("def fails(prompts, responses):\n    raise RuntimeError('no')\n")
+    filled = {"reward": f"{folder}/fails.py:fails", "on_error": {"fill": -1}, "name": "mine"}
+    scored = score(load_reward({"sum": [filled]}), ["p"], ["r"])
+    assert scored.values.tolist() == [-1]
+    assert scored.terms["fails_failed"].tolist() == [1]
+    assert scored.terms["mine_weighted"].tolist() == [-1]
+    # Memory first, then what replaces failures: a failure is never remembered.
+    both = load_reward({"reward": "length", "on_error": {"fill": 0}, "memo": True})
+    assert isinstance(both.parts[0], FillOnError)
+    assert isinstance(both.parts[0].reward, Memo)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"gate": {"when": "length"}}, "gate needs the rewards when and reward"),
+        ({"gate": {"when": "length", "reward": "nothing"}}, "gate.reward: there is no reward 'nothing'"),
+        ({"gate": {"when": "length", "reward": "length", "levle": 1}}, "gate: "),
+        ({"gate": {"when": "length", "reward": "length"}, "weight": 1}, "'gate' has the unknown keys 'weight'"),
+        ({"sum": ["length", {"product": ["length", {"reward": "lenght"}]}]}, "sum[1].product[1]: there is no reward"),
+        ({"sum": [{"reward": "length", "clip": [2, "b"]}]}, "sum[0]: clip must be a number, got 'b'"),
+        ({"sum": ["length"], "clp": [0, 1]}, "did you mean 'clip'?"),
+        ({"constrained": {"objective": "length", "constraint": "length"}}, "constrained: "),
+        ({"constrained": {"objective": "length", "constraint": "length", "level": 1, "rate": -1}}, "rate above 0"),
+        ({"reward": "length", "schedule": [[5, 1], [1, 2]]}, "ascending samples"),
+        ({"reward": "length", "schedule": 3}, "schedule must be a list"),
+        ({"reward": "length", "on_error": "fill"}, "on_error must be a mapping"),
+        ({"reward": "length", "memo": -1}, "size must be at least 1"),
+        ({"reward": "length", "standardise": "absent.jsonl"}, "standardise: there is no prompt file"),
+    ],
+)
+def test_combinators_that_are_wrong_name_their_place(spec, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_reward(spec)
 
 
 def test_length():

@@ -1,15 +1,14 @@
 """Rewards by name: what ``--reward`` and a YAML file may say.
 
-A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, or a YAML file. A mapping says
-more::
+A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, or a YAML file, which
+holds a mapping::
 
-    sum:                                        # or product, minimum, ensemble: a list of rewards
-      - {reward: sentiment, weight: 1.0}
-      - {reward: length, unit: words, weight: -0.02, clip: [0, 50]}
+    sum:
+      - {reward: sentiment, clip: [-3, 3]}
+      - {reward: length, unit: words, weight: -0.02}
       - {reward: my_rewards.py:politeness, name: polite}
 
-Keys of one reward: ``reward``, its options (``unit``), and, applied in this order, ``per_word: true``, ``clip: [low,
-high]``, ``above: level``, ``name: text``; inside a sum also ``weight``.
+:mod:`rlhf_gym.rewards.mapping` lists all that a mapping can say.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.base import Reward
-from rlhf_gym.rewards.combine import Combination, Product, Sum, term
-from rlhf_gym.rewards.ensemble import Ensemble, Minimum
+from rlhf_gym.rewards.mapping import build
 
 # Where each built-in reward is: a module is imported only when its reward is asked for.
 BUILT_IN = {
@@ -51,15 +49,14 @@ BUILT_IN = {
 }
 
 AnyReward = Reward | Callable[..., Any]
-LISTS = ("sum", "product", "minimum", "ensemble")
 
 
 def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
     """Build a reward from what a user wrote.
 
     Args:
-        spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a YAML file, or a mapping (see the top of
-            this file). Code that it names is run: take specifications from people you trust.
+        spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a YAML file, or a mapping (see
+            :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take specifications from people you trust.
         options: options of the reward: arguments of its class, or further arguments of its function.
 
     Raises:
@@ -69,11 +66,11 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
     [4.0]
     """
     if isinstance(spec, Mapping):
-        return _from_mapping({**spec, **options})
+        return build({**spec, **options}, load_reward)
     if not isinstance(spec, str) or not spec.strip():
         raise ConfigError(f"a reward is given as a text or a mapping, got {spec!r}")
     if spec.endswith((".yaml", ".yml")):
-        return _from_mapping({**_read_yaml(Path(spec)), **options})
+        return build({**_read_yaml(Path(spec)), **options}, load_reward)
     if spec.endswith(".py"):
         raise ConfigError(f"{spec!r} names a file but no reward in it; write {spec}:FUNCTION")
     head, colon, attribute = BUILT_IN.get(spec, spec).rpartition(":")
@@ -157,61 +154,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping such as 'reward: sentiment', got {type(data).__name__}")
     return data
-
-
-def _from_mapping(given: dict[str, Any]) -> AnyReward:
-    """A reward, or a list of them, with what is to be done to it."""
-    data = dict(given)
-    kinds = [key for key in ("reward", *LISTS) if key in data]
-    if len(kinds) != 1:
-        raise ConfigError(
-            f"a reward needs exactly one of the keys reward, {', '.join(LISTS)}; got {', '.join(map(repr, given)) or 'none'}"
-        )
-    kind, inner = kinds[0], data.pop(kinds[0])
-    changes: dict[str, Any] = {key: data.pop(key) for key in ("per_word", "clip", "above", "name") if key in data}
-    if kind == "reward":
-        plain = load_reward(inner, **data)
-        return _changed(term(plain), changes) if changes else plain
-    if not isinstance(inner, list) or not inner:
-        raise ConfigError(f"{kind!r} needs a list of rewards, got {inner!r}")
-    if kind == "ensemble":
-        variance_weight = _number("variance_weight", data.pop("variance_weight", 0.0))
-    if data:
-        raise ConfigError(f"{kind!r} has the unknown keys {', '.join(map(repr, data))}")
-    weights = []
-    parts = []
-    for item in inner:
-        item = dict(item) if isinstance(item, Mapping) else {"reward": item}
-        if "weight" in item and kind != "sum":
-            raise ConfigError(f"weights belong to a sum; {kind!r} has none")
-        weights.append(_number("weight", item.pop("weight", 1.0)))
-        parts.append(_from_mapping(item))
-    combined: Combination
-    if kind == "sum":
-        combined = Sum(list(zip(parts, weights, strict=True)))
-    elif kind == "ensemble":
-        combined = Ensemble(parts, variance_weight=variance_weight)
-    else:
-        combined = (Product if kind == "product" else Minimum)(parts)
-    return _changed(combined, changes)
-
-
-def _changed(reward: Combination, changes: dict[str, Any]) -> Combination:
-    if changes.get("per_word"):
-        reward = reward.per_word()
-    if "clip" in changes:
-        bounds = changes["clip"]
-        if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-            raise ConfigError(f"clip must be [low, high], got {bounds!r}")
-        reward = reward.clip(_number("clip", bounds[0]), _number("clip", bounds[1]))
-    if "above" in changes:
-        reward = reward.above(_number("above", changes["above"]))
-    if "name" in changes:
-        reward = reward.named(str(changes["name"]))
-    return reward
-
-
-def _number(what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{what} must be a number, got {value!r}")
-    return float(value)
