@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.model_loading import context_length, fuse_gelu, load_weights, no_progress_bars
+from rlhf_gym.model_loading import context_length, fuse_gelu, load_weights, no_progress_bars, pick_device
 from rlhf_gym.model_source import find
 from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, load_options, load_tokenizer
 
@@ -92,12 +92,7 @@ class LanguageModel:
         """
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            place = torch.device(device)
-        except RuntimeError as error:
-            raise ModelError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+        place = pick_device(device)
         if tokenizer is None:
             tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         source = find(name_or_path, revision=revision)

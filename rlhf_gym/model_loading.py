@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
@@ -19,8 +20,36 @@ UNLIMITED = 1 << 30
 """The context length of a model whose configuration states none."""
 
 
-def load_weights(source: ModelSource, options: dict[str, Any], allow_pickle: bool) -> PreTrainedModel:
-    """The model by ``AutoModelForCausalLM``, all of its weights read from the files."""
+def pick_device(device: str) -> torch.device:
+    """The device of that name; ``"auto"`` is a GPU where there is one.
+
+    Raises:
+        ModelError: no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+
+
+def load_weights(
+    source: ModelSource, options: dict[str, Any], allow_pickle: bool, *, auto: Any = AutoModelForCausalLM,
+    what: str = "language model",
+) -> PreTrainedModel:  # fmt: skip
+    """The model, all of its weights read from the files.
+
+    Args:
+        source: its place.
+        options: for ``from_pretrained``.
+        allow_pickle: take weights from a pickle where there are no safetensors.
+        auto: the transformers class that knows what kind of model it is.
+        what: what that kind is called in messages.
+
+    Raises:
+        ModelError: it cannot be loaded, is no such model, or lacks weights.
+    """
     if source.gguf_file:
         from transformers import GgufConfig
 
@@ -36,15 +65,15 @@ def load_weights(source: ModelSource, options: dict[str, Any], allow_pickle: boo
             )
     with no_progress_bars():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(source.location, output_loading_info=True, **options)
+            loaded: Any = auto.from_pretrained(source.location, output_loading_info=True, **options)
         except Exception as error:  # transformers raises a dozen kinds
-            raise source.cannot_load("language model", error) from error
+            raise source.cannot_load(what, error) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers.
         raise ModelError(
             f"the files of {source.name!r} lack {len(missing)} of the weights of {type(model).__name__} "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): no trained causal language model"
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): no trained {what}"
         )
     assert isinstance(model, PreTrainedModel)
     return model

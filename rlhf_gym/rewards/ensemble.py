@@ -22,15 +22,30 @@ class Minimum(Combination):
 
 
 class Ensemble(Combination):
-    """Mean minus ``variance_weight`` times the variance between rewards (Coste et al. 2023): doubt costs.
+    """Several rewards' mean, less what doubt costs: their disagreement, sample by sample.
 
-    Normalise the rewards first: their variance means nothing on different scales.
+    Normalise the rewards first: how far they lie apart means nothing on different scales.
+
+    Args:
+        parts: the rewards.
+        variance_weight: price of their variance (Coste et al. 2023).
+        deviation_weight: price of their standard deviation.
+        name: name to report under.
     """
 
-    def __init__(self, parts: Sequence[AnyReward], *, variance_weight: float = 0.0, name: str = "ensemble") -> None:
-        self.parts, self.name, self.variance_weight = some(parts, name), name, variance_weight
+    def __init__(
+        self,
+        parts: Sequence[AnyReward],
+        *,
+        variance_weight: float = 0.0,
+        deviation_weight: float = 0.0,
+        name: str = "ensemble",
+    ) -> None:
+        self.parts, self.name = some(parts, name), name
+        self.variance_weight, self.deviation_weight = variance_weight, deviation_weight
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """The mean, less what doubt costs; the variance is reported."""
         variance = np.var(values, axis=0)
-        return np.mean(values, axis=0) - self.variance_weight * variance, {f"{self.name}_variance": variance}
+        doubt = self.variance_weight * variance + self.deviation_weight * np.sqrt(variance)
+        return np.mean(values, axis=0) - doubt, {f"{self.name}_variance": variance}

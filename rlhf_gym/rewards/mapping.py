@@ -6,7 +6,7 @@ A mapping has exactly one of these keys::
     sum: [REWARD, ...]           # weighted by each one's `weight`
     product: [REWARD, ...]
     minimum: [REWARD, ...]
-    ensemble: [REWARD, ...]      # beside it: variance_weight
+    ensemble: [REWARD, ...]      # beside it: variance_weight, deviation_weight
     gate: {when: REWARD, reward: REWARD, level: 0.5, otherwise: -5}
     constrained: {objective: REWARD, constraint: REWARD, level: 20, rate: 0.001, damping: 0, price: 0, most: 100}
 
@@ -90,7 +90,10 @@ def _list(kind: str, inner: Any, data: dict[str, Any], load: Load, place: str, h
     """A sum, product, minimum or ensemble."""
     if not isinstance(inner, list) or not inner:
         raise ConfigError(f"{_at(place)}{kind!r} needs a list of rewards, got {inner!r}")
-    variance_weight = _number(here, "variance_weight", data.pop("variance_weight", 0.0)) if kind == "ensemble" else 0.0
+    prices: dict[str, float] = {}
+    if kind == "ensemble":
+        found = [key for key in ("variance_weight", "deviation_weight") if key in data]
+        prices = {key: _number(here, key, data.pop(key)) for key in found}
     _no_more(data, place, kind)
     weights, parts = [], []
     for i, item in enumerate(inner):
@@ -103,7 +106,7 @@ def _list(kind: str, inner: Any, data: dict[str, Any], load: Load, place: str, h
     if kind == "sum":
         return Sum(list(zip(parts, weights, strict=True)))
     if kind == "ensemble":
-        return Ensemble(parts, variance_weight=variance_weight)
+        return Ensemble(parts, **prices)
     return (Product if kind == "product" else Minimum)(parts)
 
 

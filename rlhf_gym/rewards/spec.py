@@ -1,7 +1,7 @@
 """Rewards by name: what ``--reward`` and a YAML file may say.
 
-A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, or a YAML file, which
-holds a mapping::
+A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, a folder that holds a reward
+model, or a YAML file, which holds a mapping::
 
     sum:
       - {reward: sentiment, clip: [-3, 3]}
@@ -45,6 +45,10 @@ BUILT_IN = {
     "meteor": "rlhf_gym.rewards.meteor:Meteor",
     "bert_score": "rlhf_gym.rewards.bert_score:BertScore",
     "vader": "rlhf_gym.rewards.metrics:Vader",
+    "classifier": "rlhf_gym.rewards.classifier:Classifier",
+    "reward_model": "rlhf_gym.rewards.classifier:reward_model",
+    "toxicity": "rlhf_gym.rewards.classifier:toxicity",
+    "sentiment_classifier": "rlhf_gym.rewards.classifier:sentiment_classifier",
     "json_schema": "rlhf_gym.rewards.metrics:JsonSchema",
 }
 
@@ -55,8 +59,8 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
     """Build a reward from what a user wrote.
 
     Args:
-        spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a YAML file, or a mapping (see
-            :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take specifications from people you trust.
+        spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a reward model's folder, a YAML file, or a
+            mapping (see :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take specifications from people you trust.
         options: options of the reward: arguments of its class, or further arguments of its function.
 
     Raises:
@@ -73,6 +77,8 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
         return build({**_read_yaml(Path(spec)), **options}, load_reward)
     if spec.endswith(".py"):
         raise ConfigError(f"{spec!r} names a file but no reward in it; write {spec}:FUNCTION")
+    if spec not in BUILT_IN and Path(spec).expanduser().is_dir():
+        return load_reward("reward_model", path=Path(spec).expanduser(), **options)
     head, colon, attribute = BUILT_IN.get(spec, spec).rpartition(":")
     if not colon or not head or not attribute:
         near = get_close_matches(spec, BUILT_IN, n=1)
