@@ -37,7 +37,8 @@ class Classifier:
         name: name to report under.
 
     Raises:
-        ConfigError: a setting that does not exist, a ``head`` that is none of the model's outputs, ``"chat"`` without a template.
+        ConfigError: a setting that does not exist, a ``head`` that is none of the model's outputs, ``"chat"`` without a
+            template.
         ModelError: the model cannot be loaded, or is no trained classifier.
     """
 
