@@ -1,11 +1,14 @@
 """Two ways to collect whole episodes, with one result: the same seeds give the same episodes and log-probabilities.
 
 *Decoding* writes whole responses and hands them to environments that only append tokens. *Stepping* goes through
-``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included.
+``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step must
+give the reward of the episode it ends, so there scores are waited for; decoding may go on meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,13 +22,24 @@ from rlhf_gym.agents.rollout import Episode
 from rlhf_gym.decoding import CachedDecoder, generate
 from rlhf_gym.envs.sb3 import WAIT, TokenVecEnv
 from rlhf_gym.errors import TrainingError
+from rlhf_gym.rewards.beside import Beside
 from rlhf_gym.sampling import episode_uniforms, sample_tokens
 
 
 def collect_by_decoding(
-    env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, rounds: int
+    env: TokenVecEnv,
+    policy: LMPolicy,
+    seed: int,
+    first_episode: int,
+    rounds: int,
+    *,
+    beside: Beside | None = None,
+    meanwhile: Callable[[list[Episode]], object] | None = None,
 ) -> list[Episode]:
     """Collect ``rounds`` episodes in every slot by decoding whole responses.
+
+    A round's episodes are scored together. With a ``beside`` that has a thread, that is done while the next round is decoded;
+    the result is the same.
 
     Args:
         env: an environment that only appends tokens.
@@ -34,25 +48,39 @@ def collect_by_decoding(
         first_episode: number of the first episode, for the noise; the ``k``-th episode of slot ``i`` is number
             ``first_episode + k * num_envs + i``.
         rounds: episodes a slot.
+        beside: makes the calls of the reward; default each at once.
+        meanwhile: called with all episodes once they are written; their rewards and infos are not filled in yet.
 
     Returns:
         ``rounds * num_envs`` episodes; values are 0 where the policy reads none off its hidden states.
+
+    Raises:
+        RewardError: the reward went wrong; no further round is begun then.
     """
+    beside = Beside(threaded=False) if beside is None else beside
     episodes: list[Episode] = []
+    pending = []
     slots = list(range(env.num_envs))
     head = policy.values if policy.values_from_trunk else None
     for k in range(rounds):
+        beside.check()
         prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
         written = generate(
             policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed,
             first_episode=first_episode + k * env.num_envs, stop=env.stop, value_head=head, batch_size=env.num_envs,
+            on_progress=lambda _: beside.check(),
         )  # fmt: skip
-        scores, infos = env.finish_episodes(slots, [g.ids for g in written])
+        pending.append(beside.submit(env.end_episodes(slots, [g.ids for g in written])))
         episodes += [
-            Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * (len(g.ids) - 1) + [float(s)],
-                    bool(info["ended"]), info)
-            for prompt, g, s, info in zip(prompts, written, scores, infos, strict=True)
-        ]  # fmt: skip
+            Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
+            for prompt, g in zip(prompts, written, strict=True)
+        ]
+    if meanwhile is not None:
+        meanwhile(episodes)
+    waiting = iter(episodes)
+    for scoring in pending:
+        for episode, score, info in zip(islice(waiting, env.num_envs), *beside.wait(scoring), strict=True):
+            episode.rewards[-1], episode.ended, episode.info = float(score), bool(info["ended"]), info
     return episodes
 
 

@@ -38,11 +38,6 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
         assert rollout is not None
         where = f"iteration {self.iteration + 1}, rollout"
         started = time.perf_counter()
-        self._fill_reference(rollout)
-        if self.policy.value_trunk is not None:
-            self._fill_separate_values(rollout)
-        self._seconds["reference"] = time.perf_counter() - started
-        started = time.perf_counter()
         check_finite(
             {
                 "the environment's rewards are": rollout.rewards,
@@ -82,6 +77,12 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
     @abstractmethod
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
         """Take one optimizer step on a minibatch of sequences; False ends learning from this rollout."""
+
+    def complete(self, rollout: Rollout) -> None:
+        """Fill in the reference's log-probabilities, and the values where they come from a network of their own."""
+        self._fill_reference(rollout)
+        if self.policy.value_trunk is not None:
+            self._fill_separate_values(rollout)
 
     def _fill_reference(self, rollout: Rollout) -> None:
         rollout.reference_log_probs = self.teacher_forced(rollout, self.reference)
@@ -181,6 +182,9 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
         log("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, seconds in self._seconds.items():
             log(f"time/{name}_seconds", seconds)
+        if self._scoring_seconds is not None and (share := self.reward_share) is not None:
+            log("time/scoring_seconds", self._scoring_seconds)
+            log("time/reward_share", share)
         log("time/tokens_per_second", sum(rollout.lengths) / sum(self._seconds.values()))
 
     def flat(self, table: Tensor, rows: list[int]) -> Tensor:

@@ -82,12 +82,14 @@ class SFT(CriticFree):
         started = time.perf_counter()
         places = range(self.episode_count, self.episode_count + self.n_episodes)
         episodes = [self._episode(*self.data[self._place(place)]) for place in places]
-        rollout = Rollout.of(episodes)
-        self.rollout = rollout
+        rollout = self._take(episodes)
         # Before it learns: what objective/kl and objective/entropy are made of.
         rollout.log_probs = self.teacher_forced(rollout, self.policy.language_model)
         self.episode_count += len(episodes)
-        self._seconds = {"generation": time.perf_counter() - started}
+        self._seconds = {
+            "generation": time.perf_counter() - started - self._reference_seconds,
+            "reference": self._reference_seconds,
+        }
         for step in self._counter.steps(episodes):
             self.num_timesteps += env.num_envs
             callback.update_locals({"self": self, "env": env, **vars(step)})

@@ -13,15 +13,17 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.collect import SteppingCollector, collect_by_decoding
 from rlhf_gym.agents.policy import LMPolicy, ValueNetwork, check_spaces
-from rlhf_gym.agents.rollout import Rollout
+from rlhf_gym.agents.rollout import Episode, Rollout, pad
 from rlhf_gym.agents.steps import StepCounter
+from rlhf_gym.agents.token_envs import group_slots, limits_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.rewards.beside import Beside, is_slow
 from rlhf_gym.sampling import Limits, Sampling
 
 
@@ -82,6 +84,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.iteration = 0
         self.episode_count = 0
         self._rollout_start: dict[str, Any] | None = None
+        self._seconds: dict[str, float] = {}  # the last iteration's, by phase
+        self._scoring_seconds: float | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -219,14 +223,25 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_start()
         started = time.perf_counter()
         rounds = self.n_episodes // env.num_envs
+        inside = token_env_inside(env)
+        scored_before = inside.reward_seconds if inside else 0.0
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            episodes = collect_by_decoding(env, self.policy, self.seed, self.episode_count, rounds)
+            with Beside(threaded=is_slow(env.reward)) as beside:
+                episodes = collect_by_decoding(
+                    env, self.policy, self.seed, self.episode_count, rounds, beside=beside, meanwhile=self._take
+                )
+            assert self.rollout is not None
+            self.rollout.rewards = pad(self.rollout.mask, [e.rewards for e in episodes])
+            waited = beside.waited
         else:
             episodes = self._stepping.collect(self.episode_count, rounds, self._last_obs)
             self._last_obs = self._stepping.observation
-        self.rollout = Rollout.of(episodes)
+            waited = inside.reward_seconds - scored_before if inside else 0.0
+            self._take(episodes)
         self.episode_count += len(episodes)
-        self._seconds = {"generation": time.perf_counter() - started}
+        others = {"reference": self._reference_seconds} | ({"reward": waited} if inside else {})
+        self._seconds = {"generation": time.perf_counter() - started - sum(others.values()), **others}
+        self._scoring_seconds = inside.reward_seconds - scored_before if inside else None
         self._update_info_buffer([e.info for e in episodes], np.ones(len(episodes), dtype=np.bool_))
         for step in self._counter.steps(episodes):
             self.num_timesteps += env.num_envs
@@ -236,6 +251,27 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         callback.update_locals({"rollout": self.rollout})
         callback.on_rollout_end()
         return True
+
+    def _take(self, episodes: list[Episode]) -> Rollout:
+        """Make a rollout of these episodes, whose scores may be still to come."""
+        started = time.perf_counter()
+        self.rollout = rollout = Rollout.of(episodes)
+        self.complete(rollout)
+        self._reference_seconds = time.perf_counter() - started
+        return rollout
+
+    def complete(self, rollout: Rollout) -> None:
+        """Look up what does not depend on scores, while slow rewards work on them; nothing by default."""
+
+    @property
+    def reward_share(self) -> float | None:
+        """Share of the last iteration's time that was spent waiting for rewards, 0 to 1.
+
+        None before the first iteration, and in environments that do not tell: all but :class:`TokenVecEnv`, wrapped or not.
+        """
+        if "reward" not in self._seconds:
+            return None
+        return self._seconds["reward"] / sum(self._seconds.values())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights and optimizer to go on exactly, as JSON values."""
@@ -267,30 +303,3 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.env.restore(state["env"])
             # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
             self._last_obs = dict(self.env.env.episodes.observe())
-
-
-def limits_of(env: VecEnv, model: LanguageModel) -> Limits:
-    """Fixed limits on tokens: the environment's own where it tells them, else those of its spaces."""
-    if isinstance(env, TokenVecEnv):
-        return Limits(env.eos_id, env.banned, env.min_response_tokens, env.max_response_tokens)
-    space = env.observation_space
-    assert isinstance(space, gym.spaces.Dict)
-    return Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,), 0, int(space["ids"].shape[0]))  # type: ignore[index]
-
-
-def group_slots(env: VecEnv, size: int) -> None:
-    """Have ``size`` neighbouring slots answer the same prompts.
-
-    Raises:
-        ConfigError: the environment cannot do that.
-    """
-    inner = env
-    while isinstance(inner, VecEnvWrapper):
-        inner = inner.venv
-    if isinstance(inner, TokenVecEnv):
-        inner.set_group_size(size)
-    elif size > 1:
-        raise ConfigError(
-            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...), wrapped "
-            f"or not; got {type(inner).__name__}"
-        )

@@ -7,6 +7,7 @@ cost depends neither on the length already written nor on the number of steps ta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import gymnasium as gym
@@ -46,6 +47,7 @@ class Episodes:
         prompt_length: int64 ``[N]``.
         length: int64 ``[N]``, prompt and response so far.
         running: bool ``[N]``, False before the first reset and after the end.
+        reward_seconds: what calls of the reward have taken so far.
 
     Raises:
         TaskError: no reward, a prompt longer than allowed, a tokenizer without EOS or padding, or a mask that allows nothing.
@@ -76,6 +78,7 @@ class Episodes:
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
         self.max_prompt_tokens = self.prompts.longest
         self.capacity = self.max_prompt_tokens + self.task.max_response_tokens
+        self.reward_seconds = 0.0
         self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
         self.banned = self.masks.banned
         self.ids: Ids = np.full((num_slots, self.capacity), self.tokenizer.pad_id, dtype=np.int64)
@@ -271,23 +274,36 @@ class Episodes:
 
     def score_columns(self, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
         """The same as :meth:`score`, with the infos by key: lists of one value for each slot."""
+        return self.scorer(slots)()
+
+    def scorer(self, slots: Slots) -> Callable[[], tuple[ScoredBatch, dict[str, Any]]]:
+        """The same in two steps: the episodes are read now, and scored when what is returned is called.
+
+        That touches nothing here but the reward, so it may be done in another thread, while the slots go on.
+        """
         # take() is several times faster than indexing by so few numbers.
         starts, lengths = self.prompt_length.take(slots), self.length.take(slots)
         raw = self._responses(slots, starts, lengths)
         responses = [self._cut(text) for text in raw] if self.task.stop else raw
         prompts = [self.task.prompts[i] for i in self.prompt_index.take(slots).tolist()]
-        texts = [p.text for p in prompts]
-        scored = score(self.reward, texts, responses, columns_of(prompts))
+        texts, extra = [p.text for p in prompts], columns_of(prompts)
         ended = (self.ids.take(self._starts.take(slots) + lengths - 1) == self.tokenizer.eos_id).tolist()
         if self.task.stop:
             ended = [by_eos or self._stopped(text) for by_eos, text in zip(ended, raw, strict=True)]
-        return scored, {
-            "prompt": texts,
-            "response": responses,
-            "ended": ended,
-            "response_length": (lengths - starts).tolist(),
-            "reward_terms": {name: values.tolist() for name, values in scored.terms.items()},
-        }
+
+        def scores() -> tuple[ScoredBatch, dict[str, Any]]:
+            began = perf_counter()
+            scored = score(self.reward, texts, responses, extra)
+            self.reward_seconds += perf_counter() - began
+            return scored, {
+                "prompt": texts,
+                "response": responses,
+                "ended": ended,
+                "response_length": (lengths - starts).tolist(),
+                "reward_terms": {name: values.tolist() for name, values in scored.terms.items()},
+            }
+
+        return scores
 
     def _responses(self, slots: Slots, starts: Ids, lengths: Ids) -> list[str]:
         """The responses of some slots, decoded at once."""

@@ -2,19 +2,20 @@
 
 The fast path, for environments that only append tokens (``append_only`` is True): :meth:`TokenVecEnv.begin_episodes` gives
 the prompts that a reset would give, the agent decodes whole responses by itself, and :meth:`TokenVecEnv.finish_episodes`
-scores them all with one call. Stepping token by token gives the same episodes, only slower.
+scores them all with one call (:meth:`TokenVecEnv.end_episodes` leaves the scoring for later). Stepping token by token gives the
+same episodes, only slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Ids
+from rlhf_gym.envs.episodes import Ids, row_of
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vec_env import VectorVecEnv
 from rlhf_gym.errors import ConfigError
@@ -72,6 +73,16 @@ class TokenVecEnv(VectorVecEnv):
         return self.env.episodes.task.stop
 
     @property
+    def reward(self) -> Callable[..., Any]:
+        """What scores episodes."""
+        return self.env.episodes.reward
+
+    @property
+    def reward_seconds(self) -> float:
+        """What calls of the reward have taken so far."""
+        return self.env.episodes.reward_seconds
+
+    @property
     def append_only(self) -> bool:
         """Whether agents may take the fast path: nothing happens in a step but that a token is appended."""
         return self.env.max_episode_steps is None and self.fixed_masks
@@ -102,16 +113,32 @@ class TokenVecEnv(VectorVecEnv):
         Returns:
             float32 rewards, and the infos of the ending steps.
         """
+        return self.end_episodes(slots, responses)()
+
+    def end_episodes(
+        self, slots: Sequence[int], responses: Sequence[Sequence[int]]
+    ) -> Callable[[], tuple[NDArray[np.float32], list[dict[str, Any]]]]:
+        """The same in two steps: write whole responses now, and score them when what is returned is called.
+
+        The slots' next episodes may begin before that, and it may be called in another thread: see
+        :mod:`rlhf_gym.rewards.beside`. Rewards that learn while they score want batches in the order they were written in.
+        """
         episodes = self.env.episodes
         for slot, response in zip(slots, responses, strict=True):
             start = int(episodes.prompt_length[slot])
             episodes.ids[slot, start : start + len(response)] = response
             episodes.length[slot] = start + len(response)
             episodes.running[slot] = False
-        scored, infos = episodes.score(slots)
-        for i, info in enumerate(infos):
-            info["episode"] = {"r": float(scored.values[i]), "l": info["response_length"], "t": 0.0}
-        return scored.values.astype(np.float32), infos
+        score = episodes.scorer(np.asarray(slots, dtype=np.intp))
+
+        def scores() -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
+            scored, columns = score()
+            infos = [row_of(columns, i) for i in range(len(slots))]
+            for i, info in enumerate(infos):
+                info["episode"] = {"r": float(scored.values[i]), "l": info["response_length"], "t": 0.0}
+            return scored.values.astype(np.float32), infos
+
+        return scores
 
     def state(self) -> dict[str, Any]:
         """Random state, running episodes and what the reward has learnt, as JSON values: what a checkpoint needs."""

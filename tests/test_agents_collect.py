@@ -18,7 +18,7 @@ from rlhf_gym.agents.log_probs import token_log_probs
 from rlhf_gym.agents.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.rollout import Episode, Rollout, unpack_masks
 from rlhf_gym.agents.steps import StepCounter
-from rlhf_gym.agents.token_algorithm import limits_of
+from rlhf_gym.agents.token_envs import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.language_model import LanguageModel

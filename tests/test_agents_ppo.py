@@ -343,6 +343,9 @@ def test_metrics_have_the_names_that_dashboards_use() -> None:
         "time/generation_seconds",
         "time/reference_seconds",
         "time/learning_seconds",
+        "time/reward_seconds",
+        "time/reward_share",
+        "time/scoring_seconds",
         "time/tokens_per_second",
     ]
     for row in rows:

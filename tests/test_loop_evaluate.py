@@ -83,4 +83,6 @@ def test_gold_is_watched_and_never_part_of_the_reward() -> None:
 def test_the_line_of_figures() -> None:
     row = {"round": "1", "iteration": "3", "objective/scores": "0.5", "objective/kl": "-0.0001", "gold": "",
            "policy/clipfrac_avg": "0.125"}  # fmt: skip
-    assert iteration_line(row, "PPO", 40) == "round 1 PPO  3/40  proxy +0.50  KL 0.00  clipped 12.5%"
+    line = "round 1 PPO  3/40  proxy +0.50  KL 0.00  clipped 12.5%"
+    assert iteration_line(row, "PPO", 40) == line
+    assert iteration_line(row, "PPO", 40, 0.0712) == line + "  rewards 7.1% of the time"

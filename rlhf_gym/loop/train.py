@@ -118,7 +118,8 @@ def _iterate(
         # learn() goes on until at least one more timestep is done: that is one iteration.
         agent.learn(1, reset_num_timesteps=False)
         bar.update(agent.iteration)
-        bench.progress.say(iteration_line(table.rows[-1], type(agent).__name__, settings.iterations))
+        line = iteration_line(table.rows[-1], type(agent).__name__, settings.iterations, agent.reward_share)
+        bench.progress.say(line)
         if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
             agent.save(checkpoint)
 
@@ -157,7 +158,17 @@ def _trainable(bench: Workbench, number: int) -> LanguageModel:
     return model
 
 
-def iteration_line(row: Mapping[str, str], title: str, iterations: int) -> str:
-    """One line of figures of an iteration, as it stands in the table."""
-    figures = "  ".join(f"{word} {float(row[key]):{form}}" for key, word, form in FIGURES if row.get(key))
-    return f"round {row['round']} {title} {int(row['iteration']):>{len(str(iterations))}}/{iterations}  {figures}"
+def iteration_line(row: Mapping[str, str], title: str, iterations: int, reward_share: float | None = None) -> str:
+    """One line of figures of an iteration.
+
+    Args:
+        row: its row of the table.
+        title: the agent's class.
+        iterations: of the round.
+        reward_share: share of the iteration's time spent waiting for rewards, which the table does not hold: it has no clock.
+    """
+    figures = [f"{word} {float(row[key]):{form}}" for key, word, form in FIGURES if row.get(key)]
+    if reward_share is not None:
+        figures.append(f"rewards {reward_share:.1%} of the time")
+    number = f"{int(row['iteration']):>{len(str(iterations))}}/{iterations}"
+    return f"round {row['round']} {title} {number}  {'  '.join(figures)}"

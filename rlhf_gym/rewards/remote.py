@@ -48,6 +48,8 @@ class RemoteReward:
         ConfigError: not an http(s) address, or a setting out of its range.
     """
 
+    slow = True  # it waits: agents may go on meanwhile (rlhf_gym.rewards.beside)
+
     def __init__(
         self,
         url: str,

@@ -1,0 +1,47 @@
+"""The benchmark of an iteration's figures runs, and switches off figures only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "speed" / "metrics_cost.py"
+PARTS = {"minibatch", "rollout", "row", "guards"}
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("metrics_cost", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_small_table(tmp_path: Path) -> None:
+    out = tmp_path / "metrics.json"
+    command = [sys.executable, str(SCRIPT), "--turns", "2", "--episodes", "4", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(out.read_text())
+    assert set(found["shares"]) == PARTS | {"all statistics"}
+    assert all(0 < share < 1 for share in found["shares"].values())
+    assert len(found["ratios"]) == len(found["turns"]) == 2
+    assert "| all statistics | | " in done.stdout
+
+
+def test_nothing_but_figures_is_switched_off(bench: ModuleType, tmp_path: Path) -> None:
+    both = [bench.Trainer(tmp_path / f"{on}.csv", figures=on, episodes=4) for on in (True, False)]
+    turns = [trainer.turn() for trainer in both]
+    assert set(turns[0]) == PARTS | {"wall", "cpu"}
+    assert set(turns[1]) == {"wall", "cpu"}
+    parameters = [list(trainer.agent.policy.parameters()) for trainer in both]
+    assert all(bool((one == other).all()) for one, other in zip(*parameters, strict=True))
+    assert len((tmp_path / "True.csv").read_text().splitlines()) == 3  # two iterations
+    assert not (tmp_path / "False.csv").exists()

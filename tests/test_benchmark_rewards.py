@@ -1,0 +1,71 @@
+"""The benchmark of the reward layer runs, and its columns are what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "rewards_overhead.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rewards_overhead", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_small_tables(tmp_path: Path) -> None:
+    out = tmp_path / "rewards.json"
+    options = ["--turns", "1", "--calls", "20", "--episodes", "4", "--rounds", "2", "--delay", "0.05", "--out"]
+    done = subprocess.run([sys.executable, str(SCRIPT), *options, str(out)], capture_output=True, text=True, check=True)
+    found = json.loads(out.read_text())
+    assert set(found["calls"]) == {"1", "4"}
+    assert all(0 < seconds < 1 for row in found["calls"].values() for seconds in row.values())
+    assert [row["reward"] for row in found["layer"]] == ["one reward", "sum of 5"]
+    for row in found["layer"]:
+        assert 0 < row["layer"] < row["seconds"]
+    (slow,) = found["slow"]
+    assert slow["rounds"] == 2
+    assert slow["scoring"] >= 0.1  # two calls of 0.05 s
+    assert slow["in place"] > slow["scoring"]
+    for name in ("floor", "in place", "beside"):
+        assert len(slow["turns"][name]) == 1
+    assert "| 50 ms | 2 |" in done.stdout
+
+
+def test_both_ways_do_the_same_work(bench: ModuleType) -> None:
+    parameters = []
+    for slow in (False, True):
+        reward = bench.Reward(0.01, slow=slow)
+        trainer = bench.Trainer(reward, [reward], rounds=2, episodes=4)
+        figures = trainer.turn()
+        assert figures["scoring"] >= 0.02
+        assert figures["layer"] < figures["scoring"]
+        parameters.append([p.detach().clone() for p in trainer.agent.policy.parameters()])
+    assert all(bool((one == other).all()) for one, other in zip(*parameters, strict=True))
+
+
+def test_the_layer_is_what_is_left_of_the_calls(bench: ModuleType) -> None:
+    """Sleeping counts as the reward's, what a combination does around it as the layer's."""
+
+    class Lazy(bench.Reward):  # type: ignore[name-defined,misc]
+        def __call__(self, prompts: list[str], responses: list[str]) -> Any:
+            scores = super().__call__(prompts, responses)
+            bench.time.sleep(0.03)  # not counted by the reward itself: stands for the layer
+            return scores
+
+    reward = Lazy(0.2)
+    trainer = bench.Trainer(reward, [reward], episodes=2)
+    layer = trainer.turn()["layer"]
+    assert 0.03 <= layer < 0.2

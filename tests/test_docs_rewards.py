@@ -1,0 +1,87 @@
+"""The page about rewards: its reward in ten lines works as it stands there, from an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_gym.rewards import load_reward
+from rlhf_gym.rewards.beside import is_slow
+
+PAGE = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+
+def blocks(heading: str, language: str) -> list[str]:
+    """The code blocks of a section."""
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE)
+    assert section is not None
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", section[1], re.DOTALL | re.MULTILINE)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's file in an empty folder; its first line names it."""
+    (code,) = blocks("In ten lines", "python")
+    name = re.match(r"# (\S+\.py)\n", code)
+    assert name is not None
+    path = tmp_path_factory.mktemp("empty")
+    (path / name[1]).write_text(code, encoding="utf-8")
+    return path
+
+
+def lines() -> list[str]:
+    (commands,) = blocks("In ten lines", "sh")
+    return commands.splitlines()
+
+
+def run(folder: Path, line: str) -> str:
+    """One of the page's commands, as a shell would run it; the `rlhf-gym` of this environment."""
+    program, *arguments = shlex.split(line)
+    assert program == "rlhf-gym"
+    command = [sys.executable, "-m", "rlhf_gym.cli.main", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_is_ten_lines_at_most() -> None:
+    (code,) = blocks("In ten lines", "python")
+    assert len(code.splitlines()) + len(lines()) <= 10
+
+
+def test_the_commands_run_one_after_the_other(folder: Path) -> None:
+    check, train, sample = lines()
+
+    checked = run(folder, check)
+    assert "reward short_words: 64 samples" in checked
+    assert "<- pays" in checked
+
+    trained = run(folder, train)
+    figures = re.findall(r"^round 1 PPO +(\d)/3 .* rewards \d+\.\d% of the time$", trained, re.MULTILINE)
+    assert figures == ["1", "2", "3"]
+    assert (folder / "short" / "report.html").stat().st_size > 10_000
+    evaluation = json.loads((folder / "short" / "evaluation.json").read_text())
+    reward = load_reward(f"{folder}/short_words.py:short_words")
+    for pair in evaluation["pairs"]:
+        for when in ("before", "after"):
+            assert pair[f"gold_{when}"] == reward([pair["prompt"]], [pair[when]])[0]  # it was this reward
+
+    written = run(folder, sample).strip().splitlines()
+    assert len(written) == 4
+    assert all(line.startswith("The film was") for line in written)
+
+
+def test_a_function_says_that_it_is_slow() -> None:
+    (code,) = blocks("Running", "python")
+    names: dict[str, object] = {}
+    exec(compile(code, "rewards.md", "exec"), names)
+    assert is_slow(names["judge"])
