@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from rlhf_gym.cli.main import main
-from rlhf_gym.cli.reward_commands import TOKEN_VARIABLE
 from rlhf_gym.rewards.remote import RemoteReward
+from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 REWARD = "def shortness(prompts, responses):\n    return [-len(r) for r in responses]\n"
 
@@ -33,6 +33,23 @@ def test_a_reward_is_tried_out(reward: str, capsys: pytest.CaptureFixture[str]) 
     assert "reward shortness: 8 samples" in out
     assert "look at this before training: 'empty' beats 100% of honest samples" in out
     assert "8 responses of embedded to prompts of task sentiment" in err
+
+
+def test_a_reward_that_hangs_ends_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text("import time\n\ndef hangs(prompts, responses):\n    time.sleep(600)\n")
+    command = [
+        sys.executable,
+        "-m",
+        "rlhf_gym.cli.main",
+        "check-reward",
+        f"{tmp_path}/hangs.py:hangs",
+        "--samples",
+        "4",
+    ]
+    ran = subprocess.run([*command, "--time-limit", "0.5"], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2
+    assert "reward 'hangs' did not return within 0.5 seconds for a batch of 4" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_strict_says_it_with_the_exit_code(reward: str, capsys: pytest.CaptureFixture[str]) -> None:

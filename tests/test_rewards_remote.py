@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import score, term
+from rlhf_gym.rewards import load_reward, score, term
 from rlhf_gym.rewards.remote import RemoteReward
 from rlhf_gym.rewards.serve import OPENAPI, RewardServer
+from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 PROMPTS = [f"p{i} " for i in range(100)]
 RESPONSES = ["é" * i for i in range(100)]
@@ -39,6 +40,19 @@ def test_scores_come_in_order_over_many_requests():
         remote = RemoteReward(server.url, batch_size=7, concurrency=5)
         assert score(remote, PROMPTS, RESPONSES).values.tolist() == list(range(100))
         assert score(term(remote) * 2, PROMPTS, RESPONSES).terms["remote"][3] == 3
+
+
+def test_a_service_by_its_address(monkeypatch):
+    with RewardServer(lengths, port=0, token="secret") as server:
+        monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+        assert score(load_reward(server.url), ["p"], ["four"]).values.tolist() == [4]
+        known = load_reward({"reward": server.url, "memo": True, "name": "far"})
+        assert score(known, ["p", "p"], ["four", "four"]).values.tolist() == [4, 4]
+        monkeypatch.delenv(TOKEN_VARIABLE)
+        with pytest.raises(RewardError, match="401"):
+            score(load_reward(server.url, patience=0), ["p"], ["four"])
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'batch'"):
+        load_reward(server.url, batch=3)
 
 
 def test_columns_travel():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import score
 from rlhf_gym.rewards.on_error import FillOnError
 from rlhf_gym.rewards.probes import check_reward
+from rlhf_gym.rewards.time_limit import TimeLimit
 
 PROMPTS = [f"prompt {i}" for i in range(20)]
 RESPONSES = [f"an honest response of {i} " + "and more " * (i % 5) for i in range(20)]
@@ -96,3 +98,28 @@ def test_fill_gives_up_on_a_dead_service():
         score(reward, ["p"] * 4, ["r"] * 4)
     with pytest.raises(ConfigError):
         FillOnError(dead, fill=math.nan)
+
+
+def test_a_time_limit_names_the_reward_and_lets_everything_else_through():
+    release = threading.Event()
+
+    def thinks(prompts, responses):
+        if responses[0] == "hang":
+            release.wait(60)
+        if responses[0] == "fail":
+            raise ValueError("broken")
+        return [float(len(r)) for r in responses]
+
+    limited = TimeLimit(thinks, 0.2)
+    assert score(limited, ["p"], ["four"]).values.tolist() == [4]
+    assert list(score(limited, ["p"], ["four"]).terms) == ["thinks"]
+    with pytest.raises(RewardError, match=r"reward 'thinks' did not return within 0\.2 seconds for a batch of 1"):
+        score(limited, ["p"], ["hang"])
+    with pytest.raises(RewardError, match="'thinks' raised ValueError: broken"):
+        score(limited, ["p"], ["fail"])
+    assert score(limited, ["p"], ["on"]).values.tolist() == [2]
+    release.set()
+    filled = FillOnError(TimeLimit(lambda prompts, responses: release.wait(0), 5), fill=-1)
+    assert score(filled, ["p"], ["r"]).values.tolist() == [-1]
+    with pytest.raises(ConfigError, match="above 0 seconds"):
+        TimeLimit(thinks, 0)

@@ -7,8 +7,7 @@ import os
 import sys
 
 from rlhf_gym.errors import ConfigError
-
-TOKEN_VARIABLE = "RLHF_GYM_REWARD_TOKEN"
+from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 
 def check_reward(options: argparse.Namespace) -> int:
@@ -20,8 +19,9 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.loop.workbench import task_of
     from rlhf_gym.rewards.probes import check_reward
     from rlhf_gym.rewards.spec import load_reward
+    from rlhf_gym.rewards.time_limit import TimeLimit
 
-    reward = load_reward(options.reward)
+    reward = TimeLimit(load_reward(options.reward), options.time_limit)
     task = task_of(TaskConfig(name=options.task, prompts=options.prompts))
     prompts = [task.prompts[i % len(task.prompts)] for i in range(options.samples)]
     texts = [prompt.text for prompt in prompts]

@@ -13,6 +13,7 @@ A mapping has exactly one of these keys::
 and, applied in this order, any of these::
 
     memo: true                           # or how many samples to remember
+    time_limit: 60                       # seconds a call
     on_error: {fill: -1, most: 100}
     per_word: true
     clip: [low, high]
@@ -38,6 +39,7 @@ from rlhf_gym.rewards.combine import Combination, Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
 from rlhf_gym.rewards.memo import Memo
 from rlhf_gym.rewards.on_error import FillOnError
+from rlhf_gym.rewards.time_limit import TimeLimit
 
 AnyReward = Reward | Callable[..., Any]
 Load = Callable[..., AnyReward]
@@ -48,7 +50,7 @@ PAIRS: dict[str, tuple[Callable[..., Combination], tuple[str, str]]] = {
     "constrained": (Constrained, ("objective", "constraint")),
 }
 KINDS = ("reward", *LISTS, *PAIRS)
-CHANGES = ("memo", "on_error", "per_word", "clip", "above", "standardise", "running", "schedule", "name")
+CHANGES = ("memo", "time_limit", "on_error", "per_word", "clip", "above", "standardise", "running", "schedule", "name")
 
 
 def build(given: Mapping[str, Any], load: Load, place: str = "") -> AnyReward:
@@ -90,7 +92,7 @@ def _list(kind: str, inner: Any, data: dict[str, Any], load: Load, place: str, h
     """A sum, product, minimum or ensemble."""
     if not isinstance(inner, list) or not inner:
         raise ConfigError(f"{_at(place)}{kind!r} needs a list of rewards, got {inner!r}")
-    prices: dict[str, float] = {}
+    prices: dict[str, Any] = {}
     if kind == "ensemble":
         found = [key for key in ("variance_weight", "deviation_weight") if key in data]
         prices = {key: _number(here, key, data.pop(key)) for key in found}
@@ -129,6 +131,8 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
     if changes.get("memo"):
         size = {} if changes["memo"] is True else {"size": int(_number(place, "memo", changes["memo"]))}
         reward = _made(f"{place}.memo", Memo, reward, **size)
+    if "time_limit" in changes:
+        reward = _made(f"{place}.time_limit", TimeLimit, reward, _number(place, "time_limit", changes["time_limit"]))
     if "on_error" in changes:
         reward = _made(f"{place}.on_error", FillOnError, reward, **_settings(place, "on_error", changes["on_error"]))
     # A name that comes last must not hide what a combination is called by itself.

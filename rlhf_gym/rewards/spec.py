@@ -1,7 +1,7 @@
 """Rewards by name: what ``--reward`` and a YAML file may say.
 
 A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, a folder that holds a reward
-model, or a YAML file, which holds a mapping::
+model, the address of a service (``https://...``), or a YAML file, which holds a mapping::
 
     sum:
       - {reward: sentiment, clip: [-3, 3]}
@@ -52,6 +52,9 @@ BUILT_IN = {
     "json_schema": "rlhf_gym.rewards.metrics:JsonSchema",
 }
 
+TOKEN_VARIABLE = "RLHF_GYM_REWARD_TOKEN"
+"""The environment variable that holds a reward service's token, for those who ask and for those who serve."""
+
 AnyReward = Reward | Callable[..., Any]
 
 
@@ -59,8 +62,9 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
     """Build a reward from what a user wrote.
 
     Args:
-        spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a reward model's folder, a YAML file, or a
-            mapping (see :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take specifications from people you trust.
+        spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a reward model's folder, a service's
+            address, a YAML file, or a mapping (see :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take
+            specifications from people you trust.
         options: options of the reward: arguments of its class, or further arguments of its function.
 
     Raises:
@@ -73,6 +77,8 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
         return build({**spec, **options}, load_reward)
     if not isinstance(spec, str) or not spec.strip():
         raise ConfigError(f"a reward is given as a text or a mapping, got {spec!r}")
+    if spec.startswith(("http://", "https://")):
+        return _remote(spec, options)
     if spec.endswith((".yaml", ".yml")):
         return build({**_read_yaml(Path(spec)), **options}, load_reward)
     if spec.endswith(".py"):
@@ -93,6 +99,16 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
     if not callable(found):
         raise ConfigError(f"{spec!r} is a {type(found).__name__}, expected a function, a class or a callable object")
     return partial(found, **options) if options else found
+
+
+def _remote(url: str, options: dict[str, Any]) -> AnyReward:
+    """A service, asked with the token in the environment where there is one."""
+    from rlhf_gym.rewards.remote import RemoteReward
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token and "headers" not in options:
+        options = {**options, "headers": {"Authorization": f"Bearer {token}"}}
+    return _build(partial(RemoteReward, url), options, url)
 
 
 def _build(factory: Callable[..., AnyReward], options: dict[str, Any], spec: str) -> AnyReward:

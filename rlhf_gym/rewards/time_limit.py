@@ -1,0 +1,67 @@
+"""A reward that may hang, with a time limit: training ends with a message instead of standing still for ever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
+from rlhf_gym.rewards.calling import shorten
+
+
+class TimeLimit:
+    """A reward whose calls are given up after some seconds.
+
+    Python cannot end a thread from outside: a call that is given up goes on by itself until it returns or the process ends,
+    and its result is thrown away.
+
+    Args:
+        reward: the reward.
+        seconds: most seconds a call, above 0.
+
+    Raises:
+        ConfigError: a limit that is not above 0.
+    """
+
+    def __init__(self, reward: Reward | Callable[..., Any], seconds: float) -> None:
+        if not seconds > 0:
+            raise ConfigError(f"a time limit must be above 0 seconds, got {seconds}")
+        self.parts, self.seconds, self.name = (reward,), seconds, reward_name(reward)
+
+    def score_terms(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> ScoredBatch:
+        """Score a batch.
+
+        Raises:
+            RewardError: the reward failed, or did not return in time.
+        """
+        outcome: list[ScoredBatch | BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(score(self.parts[0], prompts, responses, columns, name=self.name))
+            except BaseException as error:
+                outcome.append(error)
+
+        # A daemon: the process must be able to end while the reward hangs.
+        thread = threading.Thread(target=partial(copy_context().run, run), name="rlhf-gym-time-limit", daemon=True)
+        thread.start()
+        thread.join(self.seconds)
+        if not outcome:
+            raise RewardError(
+                f"reward {self.name!r} did not return within {self.seconds:g} seconds for a batch of {len(prompts)}, the first "
+                f"response being {shorten(responses[0])}; mend it, or give it a longer time limit"
+            )
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
+        """Score a batch."""
+        values: list[float] = self.score_terms(list(prompts), list(responses), columns).values.tolist()
+        return values
