@@ -1,11 +1,31 @@
-"""All tests: where they run."""
+"""All tests: where they run, and which databases."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from postgres_server import PostgresServer, start_server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Work in an empty folder: a subprocess's ``import rlhf_gym`` must find the installed wheel, as the tests' own does."""
     os.chdir(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, shared by all tests."""
+    server = start_server()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a new feedback store is to be: once a file, once an empty schema of a PostgreSQL database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.sqlite")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_url()

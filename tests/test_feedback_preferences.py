@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import Judgement, Ordering, Preference, Query, check_judgement, ordering_from, preferences_from
+from rlhf_gym.feedback.preferences import Demonstration, demonstration_from
 
 
 def ask(form: Any, *responses: str) -> Query:
@@ -43,10 +44,14 @@ def test_query_ids_depend_on_what_is_asked_and_nothing_else() -> None:
 
 
 def test_queries_that_cannot_be_asked() -> None:
-    for form, responses in (("pair", ("a",)), ("pair", ("a", "b", "c")), ("ranking", ("a",)), ("rating", ())):
+    wrong: list[tuple[str, tuple[str, ...]]] = [
+        ("pair", ("a",)), ("pair", ("a", "b", "c")), ("ranking", ("a",)), ("rating", ()), ("best", ("a",)),
+        ("thumbs", ("a", "b")), ("edit", ()), ("edit", ("a", "b")),
+    ]  # fmt: skip
+    for form, responses in wrong:
         with pytest.raises(FeedbackError, match=f"a {form} query needs"):
             ask(form, *responses)
-    with pytest.raises(FeedbackError, match="must be one of pair, ranking, rating; got 'duel'"):
+    with pytest.raises(FeedbackError, match="must be one of pair, ranking, rating, best, thumbs, edit; got 'duel'"):
         ask("duel", "a", "b")
     with pytest.raises(FeedbackError, match="model_versions must name 2"):
         Query(prompt="p", responses=("a", "b"), model_versions=("m",))
@@ -136,7 +141,7 @@ def test_a_judgement_is_exactly_one_answer() -> None:
         ("pair", {"choice": 2}, r"choice must lie in 0\.\.1, got 2"),
         ("pair", {"choice": -1}, r"choice must lie in 0\.\.1, got -1"),
         ("pair", {"ranking": ((0,), (1,))}, "expected a pair answer, got a ranking answer"),
-        ("ranking", {"tie": True}, "expected a ranking answer, got a pair answer"),
+        ("ranking", {"tie": True}, "expected a ranking answer, got a tie answer"),
         ("ranking", {"ranking": ((0,), (0,))}, "each at most once"),
         ("ranking", {"ranking": ((0,), (2,))}, "out of 0..1"),
         ("ranking", {"ranking": ()}, "each at most once"),
@@ -152,3 +157,56 @@ def test_judgements_that_do_not_fit_their_query(form: Any, answer: dict[str, Any
         check_judgement(query, said(query, **answer))
     with pytest.raises(FeedbackError, match="it answers query"):
         check_judgement(query, Judgement(query_id="another", rater="ann", skipped=True))
+
+
+def test_the_best_of_several() -> None:
+    query = ask("best", "a", "b", "c")
+    assert edges(query, choice=1) == [("b", "a", None, False), ("b", "c", None, False)]
+    ordering = ordering_from(query, said(query, choice=1))
+    assert ordering is not None
+    assert ordering.groups == (("b",), ("a", "c"))
+    assert edges(query, skipped=True) == []
+
+
+def test_thumbs() -> None:
+    query = ask("thumbs", "a")
+    for value in (1, 0):
+        check_judgement(query, said(query, ratings={"overall": (value,)}))
+    assert edges(query, ratings={"overall": (1,)}) == []
+    assert ordering_from(query, said(query, ratings={"overall": (1,)})) is None
+
+
+def test_edits_are_demonstrations_and_preferred_to_what_they_correct() -> None:
+    query = ask("edit", "a")
+    accepted, corrected = said(query, choice=0), said(query, choice=0, details={"edited": "better"})
+    assert demonstration_from(query, accepted) == Demonstration("p", "a", False, query.id, "ann")
+    assert demonstration_from(query, corrected) == Demonstration("p", "better", True, query.id, "ann")
+    assert preferences_from(query, accepted) == []
+    assert preferences_from(query, corrected) == [Preference("p", "better", "a", None, False, query.id, "ann")]
+    unchanged = said(query, choice=0, details={"edited": "a"})
+    assert demonstration_from(query, unchanged) == Demonstration("p", "a", False, query.id, "ann")
+    assert demonstration_from(query, said(query, skipped=True)) is None
+    forgotten = said(query, choice=0, details={"edited": True})  # the text was removed with its writer
+    assert (demonstration_from(query, forgotten), preferences_from(query, forgotten)) == (None, [])
+    assert ordering_from(query, accepted) is None
+    pair = ask("pair", "a", "b")
+    assert demonstration_from(pair, said(pair, choice=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "problem"),
+    [
+        (ask("best", "a", "b", "c"), {"tie": True}, "expected a best answer, got a tie answer"),
+        (ask("best", "a", "b", "c"), {"choice": 3}, r"choice must lie in 0\.\.2"),
+        (ask("thumbs", "a"), {"choice": 0}, "expected a thumbs answer, got a choice answer"),
+        (ask("thumbs", "a"), {"ratings": {"overall": (5.0,)}}, "thumbs are"),
+        (ask("thumbs", "a"), {"ratings": {"other": (1.0,)}}, "thumbs are"),
+        (ask("edit", "a"), {"ratings": {"overall": (1.0,)}}, "expected an edit answer, got a rating answer"),
+        (ask("edit", "a"), {"choice": 0, "details": {"edited": 5}}, "is the corrected text"),
+        (ask("edit", "a"), {"skipped": True, "details": {"edited": "x"}}, "is the corrected text"),
+        (ask("pair", "a", "b"), {"choice": 0, "details": {"edited": "x"}}, "is the corrected text"),
+    ],
+)
+def test_answers_that_do_not_fit_the_newer_forms(query: Query, answer: dict[str, Any], problem: str) -> None:
+    with pytest.raises(FeedbackError, match=problem):
+        check_judgement(query, said(query, **answer))

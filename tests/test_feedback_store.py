@@ -20,8 +20,8 @@ HOSTILE = "nul \0 surrogate \ud800 bidi \u202e script <script>alert(1)</script> 
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[FeedbackStore]:
-    with FeedbackStore(tmp_path / "feedback.sqlite") as opened:
+def store(store_place: str) -> Iterator[FeedbackStore]:
+    with FeedbackStore(store_place) as opened:
         yield opened
 
 
@@ -191,16 +191,22 @@ def test_the_database_itself_refuses_changes(store: FeedbackStore) -> None:
     query = pairs(1)[0]
     store.add_queries([query])
     store.add_judgements([choose(query)])
-    connection = sqlite3.connect(store.path)
     for statement in ("UPDATE judgements SET choice = 1", "DELETE FROM judgements", "UPDATE queries SET round = 9"):
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-            connection.execute(statement)
-    connection.close()
+        with pytest.raises(FeedbackError, match="append-only"), store.database.writing() as connection:
+            connection.exec_driver_sql(statement)
+    assert store.count().judgements == 1
+    two_answers = (
+        "INSERT INTO judgements (id, query_id, rater, choice, tie, skipped, order_shown, created_at, reason, details) "
+        f"VALUES ('x', '{query.id}', 'ann', 1, {{}}, {{}}, '[]', '2026-01-01', '\"\"', '{{{{}}}}')"
+    )
+    with pytest.raises(FeedbackError, match="one_answer"), store.database.writing() as connection:
+        connection.exec_driver_sql(two_answers.format("'1'", "'0'"))
     assert store.count().judgements == 1
 
 
-def test_settings_that_durability_hangs_on(store: FeedbackStore) -> None:
-    with store._database.writing() as connection:
+def test_settings_that_durability_hangs_on(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path / "feedback.sqlite")
+    with store.database.writing() as connection:
         pragma = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys")
@@ -210,6 +216,7 @@ def test_settings_that_durability_hangs_on(store: FeedbackStore) -> None:
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             other.execute("BEGIN IMMEDIATE")
         other.close()
+    store.close()
     assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
@@ -259,7 +266,7 @@ def test_paths(tmp_path: Path) -> None:
         assert store.queries() == pairs(1)
     assert [file.name for file in odd.parent.iterdir()] == [odd.name]  # one file; the log is folded in
     with pytest.raises(FeedbackError, match="sqlite:///FILE"):
-        FeedbackStore("postgresql://host/db")
+        FeedbackStore("mysql://host/db")
 
 
 def test_what_is_not_a_store_is_refused_and_left_alone(tmp_path: Path) -> None:

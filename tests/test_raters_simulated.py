@@ -333,3 +333,15 @@ def test_presets_by_name() -> None:
         simulated_rater("hh_like", as_number, reference_rewards=[1.0, 2.0])
     with pytest.raises(ConfigError, match="all the same"):
         simulated_rater("hh_like", as_number, reference_rewards=[[1.0, 1.0]])
+
+
+def test_the_best_of_several_and_forms_for_people_only() -> None:
+    queries = pairs(50, ("0", "2", "1"), "best")
+    assert {j.choice for j in answers(SimulatedRater(as_number, beta=INF), queries)} == {1}
+    noisy = [j.choice for j in answers(SimulatedRater(as_number, beta=INF, error_rate=1.0), queries)]
+    assert set(noisy) == {0, 1, 2}
+    lapsed = answers(SimulatedRater(as_number, lapse_rate=1.0), queries)
+    assert all(j.choice == j.order_shown[0] for j in lapsed)
+    for form in ("thumbs", "edit"):
+        with pytest.raises(FeedbackError, match=f"got {form}"):
+            answers(SimulatedRater(as_number), pairs(1, ("0",), form))

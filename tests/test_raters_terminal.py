@@ -160,3 +160,12 @@ def test_keys_of_a_real_terminal(terminal: tuple[int, Keyboard]) -> None:
     assert keyboard.read() == "b"
     keyboard.discard()  # a new query appears: what was typed before is not about it
     assert press(mine, [b"s"], keyboard) == ["s"]
+
+
+def test_the_best_of_several_and_forms_that_want_a_page() -> None:
+    query = Query(prompt="p", responses=("x", "y", "z"), form="best")
+    rater, _ = sit_down("tc\n")  # t, a tie, means nothing here
+    [judgement] = rater.collect(rater.submit([query]))
+    assert judgement.choice == judgement.order_shown[2]
+    with pytest.raises(FeedbackError, match="use the rating page"):
+        rater.submit([Query(prompt="p", responses=("x",), form="edit")])

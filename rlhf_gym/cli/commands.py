@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 from rlhf_gym.cli.parser import FLAGS
+from rlhf_gym.cli.rate_commands import rate
 from rlhf_gym.cli.reward_commands import check_reward, serve_reward
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import QUICK, Settings, build, dump, load_settings, merge, parse_override, to_settings
 from rlhf_gym.loop.run_directory import RunDirectory
 
-__all__ = ["check_reward", "config", "report", "run", "sample", "serve_reward"]
+__all__ = ["check_reward", "config", "rate", "report", "run", "sample", "serve_reward"]
 
 
 def run(options: argparse.Namespace) -> None:

@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_check_reward(commands)
     _add_serve_reward(commands)
+    _add_rate(commands)
     return parser
 
 
@@ -117,13 +118,22 @@ def _add_check_reward(commands: argparse._SubParsersAction[argparse.ArgumentPars
         "honest ones is what a policy will learn to write.",
     )  # fmt: skip
     check.add_argument(
-        "reward", metavar="REWARD", help="built-in name, path/file.py:function, module:function, YAML file"
+        "reward",
+        metavar="REWARD",
+        help="built-in name, path/file.py:function, module:function, http(s)://..., YAML file",
     )
     check.add_argument("--task", metavar="NAME", default="sentiment", help="whose prompts (default: sentiment)")
     check.add_argument("--prompts", metavar="FILE", help="file of prompts instead")
     check.add_argument("--model", metavar="NAME_OR_PATH", default="embedded", help="who answers (default: embedded)")
     check.add_argument("-n", "--samples", metavar="N", type=int, default=64, help="responses (default: 64)")
     check.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
+    check.add_argument(
+        "--time-limit",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="most seconds for one call of the reward (default: 60)",
+    )
     check.add_argument("--strict", action="store_true", help="exit with 1 where something should be looked at")
 
 
@@ -134,7 +144,58 @@ def _add_serve_reward(commands: argparse._SubParsersAction[argparse.ArgumentPars
         "environment variable RLHF_GYM_REWARD_TOKEN holds one.",
     )  # fmt: skip
     serve.add_argument(
-        "reward", metavar="REWARD", help="built-in name, path/file.py:function, module:function, YAML file"
+        "reward",
+        metavar="REWARD",
+        help="built-in name, path/file.py:function, module:function, http(s)://..., YAML file",
     )
     serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="default: this machine only")
     serve.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes a free one (default: 8000)")
+
+
+def _add_rate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    rate = commands.add_parser(
+        "rate", allow_abbrev=False, help="let people answer queries in a browser",
+        description="Serve the rating page of a run or of a feedback store, and print links that invite to it. A run with "
+        "`--rater web` serves its own page; this one is for everything else.",
+    )  # fmt: skip
+    rate.add_argument("--serve", metavar="RUN_OR_STORE", help="a run's directory, a store's file, or a database's URL")
+    rate.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="default: this machine only")
+    rate.add_argument("--port", metavar="N", type=int, default=8722, help="0 takes a free one (default: 8722)")
+    rate.add_argument("--url", metavar="URL", default="", help="public address, where a TLS proxy stands in front")
+    rate.add_argument("--title", metavar="TEXT", default="Which response is better?", help="stands on every page")
+    rate.add_argument("--guidelines", metavar="FILE", help="Markdown, instead of the standard ones")
+    rate.add_argument(
+        "--text", choices=("plain", "markdown"), default="plain", help="how responses are shown (default: plain)"
+    )
+    rate.add_argument(
+        "--attributes", metavar="A,B,...", default="overall", help="what rating queries ask about (default: overall)"
+    )
+    rate.add_argument("--overlap", metavar="N", type=int, default=1, help="people who answer each query (default: 1)")
+    rate.add_argument(
+        "--lease", metavar="SECONDS", type=float, default=900, help="a question is kept for one rater so long"
+    )
+    rate.add_argument(
+        "--gold-share", metavar="P", type=float, default=0.0, help="share of questions with a known answer"
+    )
+    rate.add_argument(
+        "--repeat-share", metavar="P", type=float, default=0.0, help="share of questions asked a second time"
+    )
+    rate.add_argument(
+        "--practice", metavar="N", type=int, default=0, help="practice questions before the first real one"
+    )
+    rate.add_argument("--seed", metavar="N", type=int, default=0, help="of orders and shares (default: 0)")
+    actions = rate.add_subparsers(dest="action", metavar="ACTION")
+    invite = actions.add_parser("invite", allow_abbrev=False, help="print new invitation links")
+    invite.add_argument("--store", metavar="RUN_OR_STORE", required=True, help="whose page")
+    invite.add_argument("--admin", action="store_true", help="for an administrator")
+    invite.add_argument("--number", metavar="N", type=int, default=1, help="so many links (default: 1)")
+    invite.add_argument("--uses", metavar="N", type=int, default=1, help="people one link lets in (default: 1)")
+    invite.add_argument("--days", metavar="N", type=int, default=30, help="until it expires (default: 30)")
+    invite.add_argument("--label", metavar="TEXT", default="", help="a note for you, e.g. whom it is for")
+    invite.add_argument("--url", metavar="URL", default="", help="the page's public address")
+    invite.add_argument(
+        "--port", metavar="N", type=int, default=8722, help="the page's port, without --url (default: 8722)"
+    )
+    forget = actions.add_parser("forget", allow_abbrev=False, help="remove what ties a rater's answers to a person")
+    forget.add_argument("rater", metavar="RATER", help="the made-up name, e.g. web/calm-otter-41")
+    forget.add_argument("--store", metavar="RUN_OR_STORE", required=True, help="in which store")

@@ -1,10 +1,18 @@
 """Feedback: queries, judgements, the store that keeps them, and the preferences they amount to."""
 
-from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
+from rlhf_gym.feedback.preferences import (
+    Demonstration,
+    Ordering,
+    Preference,
+    demonstration_from,
+    ordering_from,
+    preferences_from,
+)
 from rlhf_gym.feedback.query import Form, Judgement, Query, check_judgement
 from rlhf_gym.feedback.store import FeedbackStore, StoreCount
 
 __all__ = [
+    "Demonstration",
     "FeedbackStore",
     "Form",
     "Judgement",
@@ -13,6 +21,7 @@ __all__ = [
     "Query",
     "StoreCount",
     "check_judgement",
+    "demonstration_from",
     "ordering_from",
     "preferences_from",
 ]

@@ -51,6 +51,25 @@ class Ordering:
     rater: str = ""
 
 
+@dataclass(frozen=True)
+class Demonstration:
+    """A response that somebody gives as an example of a good one, for supervised fine-tuning.
+
+    Attributes:
+        prompt: what it answers.
+        response: the example.
+        corrects: it was written by the rater, in place of the model's; False: the model's was accepted as it stood.
+        query_id: the query it comes from.
+        rater: who gave it.
+    """
+
+    prompt: str
+    response: str
+    corrects: bool
+    query_id: str = ""
+    rater: str = ""
+
+
 def preferences_from(query: Query, judgement: Judgement, *, attribute: str | None = None) -> list[Preference]:
     """Every pair that a judgement orders or holds equal.
 
@@ -60,8 +79,9 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
         attribute: which attribute's ratings to compare; default their mean.
 
     Returns:
-        A pair: one preference. A ranking of ``k`` responses: all ``k (k - 1) / 2`` pairs, best first, tied ones marked.
-        A rating: all pairs of rated responses, with the difference as margin. A skip: none.
+        A pair: one preference. The best of ``k``: it against each of the others. A ranking of ``k`` responses: all
+        ``k (k - 1) / 2`` pairs, best first, tied ones marked. A rating: all pairs of rated responses, with the difference as
+        margin. A corrected response: it against the original. A skip, a thumb, a response accepted as it stands: none.
 
     Raises:
         FeedbackError: the judgement does not fit the query.
@@ -70,10 +90,34 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
     >>> [p.chosen for p in preferences_from(query, Judgement(query_id=query.id, rater="ann", choice=1))]
     ['4']
     """
-    return [
+    found = [
         Preference(query.prompt, query.responses[a], query.responses[b], margin, tie, query.id, judgement.rater)
         for a, b, margin, tie in judged_pairs(query, judgement, attribute=attribute)
     ]
+    demonstration = demonstration_from(query, judgement)
+    if demonstration is not None and demonstration.corrects:
+        better, worse = demonstration.response, query.responses[0]
+        found.append(Preference(query.prompt, better, worse, None, False, query.id, judgement.rater))
+    return found
+
+
+def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | None:
+    """The response that an ``edit`` judgement gives as an example; None for other forms, skips, and what was forgotten.
+
+    Raises:
+        FeedbackError: the judgement does not fit the query.
+
+    >>> query = Query(prompt="2 + 2?", responses=("5",), form="edit")
+    >>> said = Judgement(query_id=query.id, rater="ann", choice=0, details={"edited": "4"})
+    >>> demonstration_from(query, said).response
+    '4'
+    """
+    check_judgement(query, judgement)
+    edited = judgement.details.get("edited")
+    if query.form != "edit" or judgement.skipped or edited is True:
+        return None
+    response = edited if isinstance(edited, str) else query.responses[0]
+    return Demonstration(query.prompt, response, response != query.responses[0], query.id, judgement.rater)
 
 
 def judged_pairs(
@@ -82,7 +126,8 @@ def judged_pairs(
     """The same as :func:`preferences_from`, as indices: chosen, rejected, margin and whether it is a tie."""
     check_judgement(query, judgement)
     if judgement.choice is not None:
-        return [(judgement.choice, 1 - judgement.choice, judgement.strength, False)]
+        others = [i for i in range(len(query.responses)) if i != judgement.choice]
+        return [(judgement.choice, other, judgement.strength, False) for other in others]
     if judgement.tie:
         return [(0, 1, None, True)]
     if judgement.ranking is not None:
@@ -96,6 +141,8 @@ def judged_pairs(
 def ordering_from(query: Query, judgement: Judgement, *, attribute: str | None = None) -> Ordering | None:
     """The order that a judgement puts the responses in; None for a skip, or where fewer than two were judged.
 
+    Of the best of ``k``, the others form one group: nothing was said of how they compare.
+
     Args:
         query: the query that was answered, of any form.
         judgement: the answer.
@@ -107,7 +154,7 @@ def ordering_from(query: Query, judgement: Judgement, *, attribute: str | None =
     check_judgement(query, judgement)
     groups: Sequence[Sequence[int]] = ()
     if judgement.choice is not None:
-        groups = ((judgement.choice,), (1 - judgement.choice,))
+        groups = ((judgement.choice,), tuple(i for i in range(len(query.responses)) if i != judgement.choice))
     elif judgement.tie:
         groups = ((0, 1),)
     elif judgement.ranking is not None:

@@ -16,9 +16,20 @@ from typing import Any, Literal, get_args
 
 from rlhf_gym.errors import FeedbackError
 
-Form = Literal["pair", "ranking", "rating"]
+Form = Literal["pair", "ranking", "rating", "best", "thumbs", "edit"]
 FORMS: tuple[Form, ...] = get_args(Form)
-_FEWEST_RESPONSES: dict[Form, int] = {"pair": 2, "ranking": 2, "rating": 1}
+_FEWEST_RESPONSES: dict[Form, int] = {"pair": 2, "ranking": 2, "rating": 1, "best": 2, "thumbs": 1, "edit": 1}
+_EXACTLY: tuple[Form, ...] = ("pair", "thumbs", "edit")
+
+# Which forms each kind of answer fits; the first names it.
+_ANSWERS: dict[str, tuple[Form, ...]] = {
+    "choice": ("pair", "best", "edit"),
+    "tie": ("pair",),
+    "ranking": ("ranking",),
+    "ratings": ("rating", "thumbs"),
+    "skipped": FORMS,
+}
+_THUMBS = ({"overall": (1,)}, {"overall": (0,)})
 
 
 def content_id(*parts: Any) -> str:
@@ -37,7 +48,8 @@ class Query:
         prompt: what the language model was asked.
         responses: the ``k`` candidates. Judgements name them by their index here, whatever order they were shown in.
         form: ``"pair"`` (which of two is better), ``"ranking"`` (``k >= 2``, best first) or ``"rating"`` (``k >= 1``, a
-            value for each response).
+            value for each response), ``"best"`` (which of ``k >= 2``), ``"thumbs"`` (one response: up or down) or ``"edit"``
+            (one response: accepted, or corrected).
         columns: the data set's other columns of this prompt; JSON values.
         model_versions: which model wrote each response (``k`` names), or empty where nobody knows.
         round: the round of the RLHF loop that asks, from 1; 0 for data from elsewhere.
@@ -66,8 +78,8 @@ class Query:
         if self.form not in FORMS:
             raise FeedbackError(f"a query's form must be one of {', '.join(FORMS)}; got {self.form!r}")
         k, fewest = len(self.responses), _FEWEST_RESPONSES[self.form]
-        if k < fewest or (self.form == "pair" and k != 2):
-            expected = "exactly 2" if self.form == "pair" else f"at least {fewest}"
+        if k < fewest or (self.form in _EXACTLY and k != fewest):
+            expected = f"{'exactly' if self.form in _EXACTLY else 'at least'} {fewest}"
             raise FeedbackError(f"a {self.form} query needs {expected} responses, got {k}")
         if self.model_versions and len(self.model_versions) != k:
             raise FeedbackError(f"model_versions must name {k} models, one a response; got {len(self.model_versions)}")
@@ -86,20 +98,23 @@ class Judgement:
     Attributes:
         query_id: the query that is answered.
         rater: who answered.
-        choice: the better response (pair).
+        choice: the better response (pair), the best one (best), or 0 where the one response was accepted, as it stands or
+            corrected (edit; the correction is in ``details["edited"]``).
         ranking: groups of responses, best group first; responses of one group are equally good; a response that no
             group names was not judged (ranking).
         ratings: for each attribute (``"overall"`` where there is only one) one value a response, None where the rater
-            gave none (rating).
+            gave none (rating). Thumbs are ``{"overall": (1,)}`` (up) and ``{"overall": (0,)}`` (down).
         tie: the responses are equally good (pair).
         skipped: the rater would not or could not answer.
-        strength: how much better the chosen response is, on the rater's own scale; 0 or more, larger is clearer.
+        strength: how much better the chosen response is, on the rater's own scale; 0 or more, larger is clearer. People on
+            the rating page: 3 much better, 2 better, 1 slightly better.
         order_shown: ``order_shown[0]`` is the response shown first, and so on; empty where nobody knows.
         seconds: how long the rater took, in seconds; None where it was not measured.
         created_at: when the answer was given; UTC, to the microsecond.
         supersedes: id of the earlier judgement that this one corrects.
         reason: why, in the rater's words.
-        details: anything else that was recorded with the answer (flags, an edited response, ...); JSON values.
+        details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should be asked this;
+            ``both_bad``: a tie of responses that are no good; ``edited``: the corrected response.
         id: whoever submits twice submits the same id. Derived from query, rater and supersedes where it is not given;
             so give one where the same rater is asked the same query again on purpose.
 
@@ -172,10 +187,11 @@ def check_judgement(query: Query, judgement: Judgement) -> None:
         raise refuse(f"it answers query {judgement.query_id}")
     if judgement.order_shown and sorted(judgement.order_shown) != list(range(k)):
         raise refuse(f"order_shown must hold each of 0..{k - 1} once, got {judgement.order_shown}")
-    answer = "pair" if judgement.choice is not None or judgement.tie else None
-    answer = "ranking" if judgement.ranking is not None else "rating" if judgement.ratings is not None else answer
-    if answer is not None and answer != query.form:
-        raise refuse(f"expected a {query.form} answer, got a {answer} answer")
+    given = {name: getattr(judgement, name) for name in _ANSWERS}
+    [answer] = [name for name, value in given.items() if value is not None and value is not False]
+    if query.form not in _ANSWERS[answer]:
+        article = "an" if query.form == "edit" else "a"
+        raise refuse(f"expected {article} {query.form} answer, got a {answer.rstrip('s')} answer")
     if judgement.choice is not None and judgement.choice not in range(k):
         raise refuse(f"choice must lie in 0..{k - 1}, got {judgement.choice}")
     if judgement.ranking is not None:
@@ -187,3 +203,8 @@ def check_judgement(query: Query, judgement: Judgement) -> None:
     for attribute, values in (judgement.ratings or {}).items():
         if len(values) != k or not all(value is None or math.isfinite(value) for value in values):
             raise refuse(f"ratings of {attribute!r} must be {k} finite numbers (or None), got {values}")
+    if query.form == "thumbs" and judgement.ratings is not None and judgement.ratings not in _THUMBS:
+        raise refuse(f"thumbs are {{'overall': (1,)}} (up) or {{'overall': (0,)}} (down), got {judgement.ratings}")
+    edited = judgement.details.get("edited")
+    if edited is not None and (query.form != "edit" or judgement.skipped or not isinstance(edited, str | bool)):
+        raise refuse("details['edited'] is the corrected text of an edit query's one response")

@@ -45,7 +45,7 @@ def judgement_row(judgement: Judgement) -> dict[str, Any]:
 def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Query]:
     """The stored queries out of some ids."""
     found: dict[str, Query] = {}
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         statement = select(schema.queries).where(schema.queries.c.id.in_(chunk))
         for row in connection.execute(statement).mappings():
             found[row["id"]] = query_of(row)
@@ -55,7 +55,7 @@ def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Que
 def judgements_by(connection: Connection, column: Column[Any], values: Collection[str]) -> dict[str, Judgement]:
     """The stored judgements in which a column (``id`` or ``supersedes``) has one of some values, by that value."""
     found: dict[str, Judgement] = {}
-    for chunk in _chunks(values):
+    for chunk in chunks(values):
         statement = select(schema.judgements).where(column.in_(chunk))
         for row in connection.execute(statement).mappings():
             found[row[column.name]] = judgement_of(row, prefix="")
@@ -65,7 +65,7 @@ def judgements_by(connection: Connection, column: Column[Any], values: Collectio
 def raters_by_query(connection: Connection, ids: Collection[str]) -> dict[str, set[str]]:
     """Who has judged each of some queries; queries that nobody has judged are left out."""
     table, found = schema.judgements.c, dict[str, set[str]]()
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         for query_id, rater in connection.execute(select(table.query_id, table.rater).where(table.query_id.in_(chunk))):
             found.setdefault(query_id, set()).add(rater)
     return found
@@ -81,8 +81,9 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, A
         return
     try:
         connection.execute(insert(table), rows)
-    except StatementError as error:
-        if not isinstance(error.orig, TypeError | ValueError):
+    except (StatementError, TypeError, ValueError) as error:
+        # SQLAlchemy wraps what its own serialiser raises, psycopg's passes through as it is.
+        if isinstance(error, StatementError) and not isinstance(error.orig, TypeError | ValueError):
             raise
         for row in rows:
             for column in ("columns", "details"):
@@ -97,7 +98,8 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, A
         raise
 
 
-def _chunks(values: Collection[str]) -> Iterator[list[str]]:
+def chunks(values: Collection[str]) -> Iterator[list[str]]:
+    """Some values, few enough at a time for one statement of any database."""
     ordered = list(values)
     for start in range(0, len(ordered), _CHUNK):
         yield ordered[start : start + _CHUNK]

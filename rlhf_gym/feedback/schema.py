@@ -16,7 +16,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Connection,
     DateTime,
     Dialect,
     Float,
@@ -26,11 +25,11 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    event,
 )
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""What changes it: a step in ``migrations/versions``, written together with the change of a table here or in ``work``."""
 
 metadata = MetaData(
     naming_convention={
@@ -84,7 +83,8 @@ def _plain(value: Any) -> Any:
     return plain
 
 
-def _json() -> JSON:
+def json_column() -> JSON:
+    """A type for JSON values; a missing one is NULL and not JSON's null."""
     return JSON(none_as_null=True)
 
 
@@ -102,12 +102,12 @@ queries = Table(
     Column("round", Integer, nullable=False),
     Column("index", Integer, nullable=False),
     Column("form", String, nullable=False),
-    Column("prompt", _json(), nullable=False),
-    Column("responses", _json(), nullable=False),
-    Column("columns", _json(), nullable=False),
-    Column("model_versions", _json(), nullable=False),
+    Column("prompt", json_column(), nullable=False),
+    Column("responses", json_column(), nullable=False),
+    Column("columns", json_column(), nullable=False),
+    Column("model_versions", json_column(), nullable=False),
     Column("created_at", UtcTime, nullable=False),
-    CheckConstraint("form IN ('pair', 'ranking', 'rating')", name="form"),
+    CheckConstraint("form IN ('pair', 'ranking', 'rating', 'best', 'thumbs', 'edit')", name="form"),
     Index(None, "round", "index"),
 )
 
@@ -120,33 +120,25 @@ judgements = Table(
     Column("query_id", String, ForeignKey("queries.id"), nullable=False, index=True),
     Column("rater", String, nullable=False, index=True),
     Column("choice", Integer),
-    Column("ranking", _json()),
-    Column("ratings", _json()),
+    Column("ranking", json_column()),
+    Column("ratings", json_column()),
     Column("tie", Boolean, nullable=False),
     Column("skipped", Boolean, nullable=False),
     Column("strength", Float),
-    Column("order_shown", _json(), nullable=False),
+    Column("order_shown", json_column(), nullable=False),
     Column("seconds", Float),
     Column("created_at", UtcTime, nullable=False),
     # Unique: corrections form one line, so that of two at once only one is taken and the other is told.
     Column("supersedes", String, ForeignKey("judgements.id"), unique=True),
-    Column("reason", _json(), nullable=False),
-    Column("details", _json(), nullable=False),
+    Column("reason", json_column(), nullable=False),
+    Column("details", json_column(), nullable=False),
+    # A condition is a number in SQLite, and has to be made one in PostgreSQL.
     CheckConstraint(
         "(choice IS NOT NULL) + (ranking IS NOT NULL) + (ratings IS NOT NULL) + tie + skipped = 1", name="one_answer"
     ).ddl_if(dialect="sqlite"),
+    CheckConstraint(
+        "(choice IS NOT NULL)::int + (ranking IS NOT NULL)::int + (ratings IS NOT NULL)::int + tie::int + skipped::int = 1",
+        name="one_answer",
+    ).ddl_if(dialect="postgresql"),
     sqlite_autoincrement=True,  # a number is never given twice
 )
-
-
-@event.listens_for(metadata, "after_create")
-def _append_only(target: MetaData, connection: Connection, **_: Any) -> None:
-    """Let the database itself refuse what this package never does: change or remove what was stored."""
-    if connection.dialect.name != "sqlite":
-        return
-    for table in (queries, judgements):
-        for change in ("UPDATE", "DELETE"):
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER {table.name}_no_{change.lower()} BEFORE {change} ON {table.name} BEGIN "
-                f"SELECT RAISE(ABORT, '{table.name} are append-only'); END"
-            )

@@ -1,4 +1,4 @@
-"""The feedback store: every query asked and every judgement given, in one SQLite file that loses nothing.
+"""The feedback store: every query asked and every judgement given, in one database that loses nothing.
 
 Append-only: what is stored is never changed or removed (triggers in the database hold that), a correction is a further
 judgement. Idempotent: what is stored twice under one id is stored once. Several processes may write and read at once.
@@ -9,7 +9,7 @@ judgement. Idempotent: what is stored twice under one id is stored once. Several
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,9 @@ from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.database import Database
 from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
 from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+from rlhf_gym.feedback.sqlite_database import SqliteDatabase
+
+POSTGRES_URLS = ("postgresql+psycopg://", "postgresql://", "postgres://")
 
 _Q, _J = schema.queries.c, schema.judgements.c
 # A judgement that nothing supersedes.
@@ -54,27 +57,47 @@ class StoreCount:
 
 
 class FeedbackStore:
-    """Queries and judgements in one SQLite file.
+    """Queries and judgements in one SQLite file, or in a PostgreSQL database.
 
     Every list comes in a fixed order: queries by round, index and id; judgements by their query, then as they arrived.
     Safe to use from several threads. Use it as a context manager, or call :meth:`close`.
 
     Args:
-        path: the file, or ``sqlite:///`` and the file; created where it does not exist (unless ``read_only``).
+        path: the file, or ``sqlite:///`` and the file; created where it does not exist (unless ``read_only``). Or the URL
+            of a PostgreSQL database, ``postgresql+psycopg://user:password@host/database`` (needs the extra ``postgres``);
+            its tables are created where it is empty. A store of an older version is brought up to date in one transaction
+            (read-only, it is read as it is).
         read_only: open an existing store without ever writing to it, also while another process writes.
         timeout: seconds to wait for another process that is writing.
 
     Raises:
-        FeedbackError: the file cannot be opened, is no feedback store, or was written by a newer rlhf-gym.
+        FeedbackError: the database cannot be opened, is no feedback store, or was written by a newer rlhf-gym.
+        ConfigError: a PostgreSQL URL without psycopg installed.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> None:
-        self._database = Database(_file(path), read_only=read_only, timeout=timeout)
+        self._database = open_database(path, read_only=read_only, timeout=timeout)
+
+    @property
+    def database(self) -> Database:
+        """The open database, for what else is kept in it."""
+        return self._database
 
     @property
     def path(self) -> Path:
-        """The store's file."""
+        """The store's file.
+
+        Raises:
+            FeedbackError: the store is in PostgreSQL.
+        """
+        if not isinstance(self._database, SqliteDatabase):
+            raise FeedbackError(f"the feedback store {self._database.place} is in a server's database, not in a file")
         return self._database.path
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages: its file, or its URL without the password."""
+        return self._database.place
 
     def add_queries(self, queries: Iterable[Query]) -> int:
         """Store queries, all or none; those that are there already are left as they are.
@@ -111,33 +134,8 @@ class FeedbackStore:
                 answer; it supersedes what is not there, is another's or was superseded already; or the database cannot
                 be written. Then nothing of this call is stored, and all that was stored before still is.
         """
-        given = list(judgements)
         with self._database.writing() as connection:
-            corrected = {judgement.supersedes for judgement in given if judgement.supersedes is not None}
-            queries = rows.queries_by_id(connection, {judgement.query_id for judgement in given})
-            known = rows.judgements_by(connection, _J.id, corrected | {judgement.id for judgement in given})
-            successor = rows.judgements_by(connection, _J.supersedes, corrected)
-            new: list[Judgement] = []
-            for judgement in given:
-                if judgement.query_id not in queries:
-                    raise FeedbackError(
-                        f"judgement {judgement.id} answers query {judgement.query_id}, which is not stored"
-                    )
-                check_judgement(queries[judgement.query_id], judgement)
-                if judgement.id in known:
-                    if not judgement.same_answer(known[judgement.id]):
-                        raise FeedbackError(
-                            f"judgement {judgement.id} by {judgement.rater!r} on query {judgement.query_id} is stored "
-                            "with another answer; judgements are never changed: submit one that supersedes it"
-                        )
-                    continue
-                if judgement.supersedes is not None:
-                    _check_correction(judgement, known.get(judgement.supersedes), successor.get(judgement.supersedes))
-                    successor[judgement.supersedes] = judgement
-                known[judgement.id] = judgement
-                new.append(judgement)
-            rows.insert_rows(connection, schema.judgements, [rows.judgement_row(judgement) for judgement in new])
-        return len(new)
+            return append_judgements(connection, list(judgements))
 
     def queries(self, round: int | None = None) -> list[Query]:
         """The queries of one round, or of all."""
@@ -218,7 +216,7 @@ class FeedbackStore:
             return StoreCount(queries=asked or 0, **totals, **current.mappings().one())
 
     def close(self) -> None:
-        """Close the file. The store cannot be used afterwards; nothing is written that was not there before."""
+        """Close the database. The store cannot be used afterwards; nothing is written that was not there before."""
         self._database.close()
 
     def __enter__(self) -> FeedbackStore:
@@ -230,14 +228,20 @@ class FeedbackStore:
         self.close()
 
 
-def _file(path: str | os.PathLike[str]) -> Path:
-    """The file that a path or an ``sqlite:///`` URL names."""
+def open_database(path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> Database:
+    """The database that a path or a URL names, opened. See :class:`FeedbackStore`."""
     text = os.fspath(path)
-    if "://" not in text:
-        return Path(text)
+    if text.startswith(POSTGRES_URLS):
+        from rlhf_gym.feedback.postgres_database import PostgresDatabase
+
+        return PostgresDatabase(text, read_only=read_only, timeout=timeout)
     if text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
-        return Path(text.removeprefix("sqlite:///"))
-    raise FeedbackError(f"a feedback store is a file or sqlite:///FILE; got {text!r}")
+        text = text.removeprefix("sqlite:///")
+    elif "://" in text:
+        raise FeedbackError(
+            f"a feedback store is a file, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE; got {text!r}"
+        )
+    return SqliteDatabase(Path(text), read_only=read_only, timeout=timeout)
 
 
 def _in_round(round: int | None) -> list[ColumnElement[bool]]:
@@ -257,6 +261,40 @@ def _answers(
         statement = statement.where(_CURRENT)
     for row in connection.execute(statement).mappings():
         yield rows.query_of(row), rows.judgement_of(row)
+
+
+def append_judgements(connection: Connection, given: Sequence[Judgement]) -> int:
+    """:meth:`FeedbackStore.add_judgements` as part of a transaction that does more.
+
+    Returns:
+        How many were new.
+
+    Raises:
+        FeedbackError: as there.
+    """
+    corrected = {judgement.supersedes for judgement in given if judgement.supersedes is not None}
+    queries = rows.queries_by_id(connection, {judgement.query_id for judgement in given})
+    known = rows.judgements_by(connection, _J.id, corrected | {judgement.id for judgement in given})
+    successor = rows.judgements_by(connection, _J.supersedes, corrected)
+    new: list[Judgement] = []
+    for judgement in given:
+        if judgement.query_id not in queries:
+            raise FeedbackError(f"judgement {judgement.id} answers query {judgement.query_id}, which is not stored")
+        check_judgement(queries[judgement.query_id], judgement)
+        if judgement.id in known:
+            if not judgement.same_answer(known[judgement.id]):
+                raise FeedbackError(
+                    f"judgement {judgement.id} by {judgement.rater!r} on query {judgement.query_id} is stored "
+                    "with another answer; judgements are never changed: submit one that supersedes it"
+                )
+            continue
+        if judgement.supersedes is not None:
+            _check_correction(judgement, known.get(judgement.supersedes), successor.get(judgement.supersedes))
+            successor[judgement.supersedes] = judgement
+        known[judgement.id] = judgement
+        new.append(judgement)
+    rows.insert_rows(connection, schema.judgements, [rows.judgement_row(judgement) for judgement in new])
+    return len(new)
 
 
 def _content(query: Query) -> tuple[object, ...]:

@@ -107,7 +107,8 @@ class RaterConfig(Section):
     name: str = setting(
         "simulated",
         "simulated (a Boltzmann-rational rater by the gold reward), a preset of it (oracle, hh_like, alpacafarm, "
-        "bpref_stoc, ...), or module:function or path/file.py:function of a factory (reward=, seed=) of your own",
+        "bpref_stoc, ...), web (people in a browser: section people), terminal (you, here), or module:function or "
+        "path/file.py:function of a factory (reward=, seed=) of your own",
     )
     form: Literal["ranking", "pair"] = setting(
         "ranking", "ranking: order all candidates of a prompt; pair: the better of two, candidates taken two by two"
@@ -123,6 +124,32 @@ class RaterConfig(Section):
     length_bias: float | None = setting(None, "gold added for each word of a response; null takes the preset's")
     position_bias: float | None = setting(None, "gold added to the response shown first; null takes the preset's")
     batch_size: int = setting(32, "queries judged at once; each batch of judgements is stored before the next", least=1)
+
+
+@dataclass(frozen=True)
+class PeopleConfig(Section):
+    """The rating page, where people answer (docs/people.md)."""
+
+    host: str = setting("127.0.0.1", "address the page listens on; this one is for this machine only")
+    port: int = setting(8722, "port the page listens on; 0 takes a free one", least=0, most=65535)
+    url: str = setting("", "public address, where a TLS proxy stands in front: https://...")
+    overlap: int = setting(1, "people who answer each query", least=1)
+    lease: float = setting(
+        300.0, "seconds for which a question is kept for the rater who was shown it; a later answer counts all the same",
+        above=0,
+    )  # fmt: skip
+    quota: float = setting(
+        1.0, "share of a round's queries that must be answered before the loop goes on; answers that come later count in "
+        "the next round", above=0, most=1,
+    )  # fmt: skip
+    share: float = setting(
+        0.0, "share of the queries that people answer where rater.name is someone else; with rater.name web it is all",
+        least=0, most=1,
+    )  # fmt: skip
+    warm_up: int = setting(0, "with rater.name web: so many rounds are answered by the simulated rater first", least=0)
+    title: str = setting("Which response is better?", "stands on every page")
+    guidelines: str | None = setting(None, "Markdown file of guidelines; null takes the standard ones")
+    text: Literal["plain", "markdown"] = setting("plain", "how responses are shown: as they stand, or as Markdown")
 
 
 @dataclass(frozen=True)
@@ -238,6 +265,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rater: RaterConfig = field(default_factory=RaterConfig)
+    people: PeopleConfig = field(default_factory=PeopleConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

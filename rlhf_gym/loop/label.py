@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.loop.people import Turnout, split
 from rlhf_gym.loop.plugins import find_rater
 from rlhf_gym.loop.sample import read_samples
 from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.raters import ask
+from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.base import score
 from rlhf_gym.sample import Sample
 
@@ -19,20 +23,37 @@ def label(bench: Workbench, number: int) -> None:
     Raises:
         FeedbackError: the rater cannot go on, or the store cannot be written; what was answered is stored.
     """
-    settings = bench.config.rater
-    queries = queries_of(read_samples(bench, number), bench.config.sampling.candidates, settings.form, number)
-    rater = find_rater(settings, bench.gold, reference_rewards(bench), bench.seed(number, "label"))
-    with (
-        bench.progress.stage(f"round {number} labels", len(queries)) as bar,
-        FeedbackStore(bench.run.store_file) as store,
-    ):
-        # By batches, so that a simulated rater's answers too are stored and shown as they come.
-        for begin in range(0, len(queries), settings.batch_size):
-            batch = queries[begin : begin + settings.batch_size]
-            ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
+    config = bench.config
+    queries = queries_of(read_samples(bench, number), config.sampling.candidates, config.rater.form, number)
+    with FeedbackStore(bench.run.store_file) as store:
+        if config.rater.name == "terminal":
+            # A conversation with one person: no bar beside it, and the whole round, so that undo reaches back.
+            ask(TerminalRater(store=store, seed=config.run.seed), queries, store)
+        else:
+            _label(bench, number, queries, store)
         count = store.count(number)
     if count.skipped or count.ties:
         bench.progress.say(f"{count.skipped} of {count.queries} queries were skipped, {count.ties} called a tie")
+
+
+def _label(bench: Workbench, number: int, queries: list[Query], store: FeedbackStore) -> None:
+    """People get their share of the queries at once; the other rater answers the rest meanwhile, by batches."""
+    settings = bench.config.rater
+    people, others = split(queries, bench.config) if bench.people else ([], queries)
+    with bench.progress.stage(f"round {number} labels", len(queries)) as bar:
+        if bench.people:
+            store.add_queries(people)
+            bench.people.submit(people)
+        if others:
+            named = replace(settings, name="simulated") if settings.name == "web" else settings  # the warm-up
+            rater = find_rater(named, bench.gold, reference_rewards(bench), bench.seed(number, "label"))
+            # By batches, so that a simulated rater's answers too are stored and shown as they come.
+            for begin in range(0, len(others), settings.batch_size):
+                batch = others[begin : begin + settings.batch_size]
+                ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
+        if bench.people and people:
+            turnout = Turnout(bar, bench.progress.say, len(others), plain=not bench.progress.console.is_terminal)
+            ask(bench.people, people, store, quota=bench.config.people.quota, on_progress=turnout)
 
 
 def queries_of(samples: list[Sample], candidates: int, form: str, number: int) -> list[Query]:

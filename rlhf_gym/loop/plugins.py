@@ -16,6 +16,8 @@ from rlhf_gym.raters import Behaviour, Rater, SimulatedRater
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
 from rlhf_gym.rewards.base import Reward
 
+PEOPLE = ("web", "terminal")
+"""Raters who are people: on the rating page, or at the terminal of the run."""
 KNOBS = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "position_bias")
 
 
@@ -61,12 +63,14 @@ def check_rater(config: RaterConfig) -> None:
     knobs = _knobs(config)
     if config.name in ("simulated", *PRESETS):
         Behaviour(**knobs)
+    elif config.name in PEOPLE:
+        pass  # a warm-up takes the knobs
     elif ":" not in config.name:
-        near = get_close_matches(config.name, ["simulated", *PRESETS], n=1)
+        near = get_close_matches(config.name, ["simulated", *PRESETS, *PEOPLE], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join(PRESETS)}, module:function or "
-            "path/file.py:function"
+            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join((*PRESETS, *PEOPLE))}, "
+            "module:function or path/file.py:function"
         )
     elif knobs:
         raise ConfigError(f"rater.{next(iter(knobs))} is for simulated raters; {config.name!r} has its own settings")

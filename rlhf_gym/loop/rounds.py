@@ -9,6 +9,7 @@ from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.evaluate import evaluate
 from rlhf_gym.loop.fit import fit
 from rlhf_gym.loop.label import label
+from rlhf_gym.loop.people import people_page
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
 from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_json, write_text
@@ -45,7 +46,7 @@ def run_loop(
     run.check(config, resume=resume)
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
     bench = Workbench.of(config, run, progress)
-    with run.open(config, resume=resume):
+    with run.open(config, resume=resume), people_page(bench) as bench:
         stages = [name for name in WORK if config.reward_model.enabled or name not in FEEDBACK_STAGES]
         for number in range(1, config.run.rounds + 1):
             for stage in stages:

@@ -38,7 +38,10 @@ from rlhf_gym.loop.config_file import build, differences, dump, load_settings
 STAGES = ("sample", "label", "fit", "train", "evaluate")
 """The stages of a round, in order."""
 
-RESUMABLE = {"run.rounds", "run.threads", "agent.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode"}
+RESUMABLE = {
+    "run.rounds", "run.threads", "agent.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode",
+    *(f"people.{name}" for name in ("host", "port", "url", "overlap", "lease", "quota", "title", "guidelines", "text")),
+}  # fmt: skip
 """What may change when a run goes on: nothing here alters a figure that was already written."""
 
 PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")

@@ -15,9 +15,11 @@ from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.loop.agents import agent_options
 from rlhf_gym.loop.config import Config, TaskConfig
 from rlhf_gym.loop.metrics import check_loggers
+from rlhf_gym.loop.people import check_people
 from rlhf_gym.loop.plugins import check_rater
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
+from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.calling import shorten
@@ -39,6 +41,7 @@ class Workbench:
         task: prompts to train on, prompts held out, limits.
         gold: the reward that stands for what people want.
         reference: the language model as it was given, frozen.
+        people: the people on the run's rating page, where it serves one.
     """
 
     config: Config
@@ -47,6 +50,7 @@ class Workbench:
     task: Task
     gold: Reward
     reference: LanguageModel
+    people: Rater | None = None
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> Workbench:
@@ -64,6 +68,7 @@ class Workbench:
         check_loggers(config.log.to)
         if config.reward_model.enabled:
             check_rater(config.rater)
+        check_people(config)
         agent_options(config.agent)
         settings = config.model
         try:

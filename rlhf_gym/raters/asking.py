@@ -19,6 +19,7 @@ def ask(
     queries: Sequence[Query],
     store: FeedbackStore,
     *,
+    quota: float = 1.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Store queries, have a rater answer those it has not answered yet, and store every answer as it comes.
@@ -29,6 +30,7 @@ def ask(
         rater: who is asked.
         queries: what is asked.
         store: where queries and judgements go.
+        quota: share of the queries, in 0..1, after which to wait no longer; the rest stays with the rater.
         on_progress: called with the number of queries answered and of all, at the start and whenever answers came.
 
     Returns:
@@ -45,7 +47,8 @@ def ask(
     total, seen, new = len(asked), set[str](), 0
     if on_progress:
         on_progress(len(answered), total)
-    while tickets:
+    # Less a hair, so that 0.7 of 10 queries are 7.
+    while tickets and total - len({ticket.query_id for ticket in tickets}) < quota * total - 1e-9:
         try:
             judgements = rater.collect(tickets, timeout=_POLL)
         except RaterError as error:

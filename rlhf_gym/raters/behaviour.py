@@ -112,7 +112,8 @@ class Behaviour:
             The answer as keyword arguments of :class:`~rlhf_gym.feedback.query.Judgement`, ``order_shown`` included.
 
         Raises:
-            FeedbackError: a ranking, where the model of ties is Davidson's.
+            FeedbackError: a ranking, where the model of ties is Davidson's; thumbs and edits, which say how good a response is
+                in itself or how it should read.
         """
         return _Answer(self, query, rewards, rng).give()
 
@@ -141,6 +142,8 @@ class _Answer:
 
     def give(self) -> dict[str, Any]:
         """The whole answer."""
+        if self.query.form in ("thumbs", "edit"):
+            raise FeedbackError(f"simulated raters answer pair, best, ranking and rating; got {self.query.form}")
         lapse, skip, error = self.chance[:3]
         error_rate = self.behaviour.error_rate + self.behaviour.fatigue * self.query.index / 100
         if lapse < self.behaviour.lapse_rate:
@@ -149,6 +152,8 @@ class _Answer:
             answer = {"skipped": True}
         elif self.query.form == "pair":
             answer = self.pair(blind=error < error_rate)
+        elif self.query.form == "best":
+            answer = {"choice": int((self.blind_order if error < error_rate else self.sorted())[0])}
         elif self.query.form == "ranking":
             answer = self.ranking(blind=error < error_rate)
         else:
@@ -157,7 +162,7 @@ class _Answer:
 
     def lapse(self) -> dict[str, Any]:
         """What one clicks who does not read."""
-        if self.query.form == "pair":
+        if self.query.form in ("pair", "best"):
             return {"choice": int(self.order[0])}
         if self.query.form == "ranking":
             return {"ranking": tuple((int(i),) for i in self.order)}

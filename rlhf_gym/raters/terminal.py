@@ -23,6 +23,7 @@ from rlhf_gym.raters.keyboard import Keyboard
 _LETTERS = "abcdefghijklmnop"  # before q, s, t and u, which are commands
 _HELP = {
     "pair": "a/b which is better · t tie · s skip · u undo · q stop",
+    "best": "a letter: which is best · s skip · u undo · q stop",
     "ranking": "letters, best first · s skip · u undo · q stop",
     "rating": "a digit 1-9 for each response (9 best) · s skip · u undo · q stop",
 }
@@ -68,9 +69,13 @@ class TerminalRater:
         """Take queries; they are shown when they are collected. See :meth:`Rater.submit`.
 
         Raises:
-            FeedbackError: more responses than there are letters for.
+            FeedbackError: more responses than there are letters for, or thumbs and edits, which want the rating page.
         """
         for query in queries:
+            if query.form not in _HELP:
+                raise FeedbackError(
+                    f"the terminal asks {', '.join(_HELP)} queries; got {query.form}: use the rating page"
+                )
             if len(query.responses) > len(_LETTERS):
                 raise FeedbackError(f"the terminal shows at most {len(_LETTERS)} responses, got {len(query.responses)}")
         self._queries.update((query.id, query) for query in queries)
@@ -165,8 +170,8 @@ class TerminalRater:
         """Take one more key into account; the answer once it is whole."""
         k = len(order)
         shown = _LETTERS[:k]
-        if query.form == "pair":
-            if pressed == "t":
+        if query.form in ("pair", "best"):
+            if pressed == "t" and query.form == "pair":
                 return {"tie": True}
             return {"choice": order[shown.index(pressed)]} if pressed and pressed in shown else None
         if query.form == "ranking":

@@ -1,0 +1,178 @@
+"""Algorithms side by side on the offline tasks: a search for their settings, then the table, resumable at any moment.
+
+    python benchmarks/algorithms/run.py search --out runs/algorithms --jobs 2
+    python benchmarks/algorithms/run.py table --out runs/algorithms --jobs 2
+    python benchmarks/algorithms/run.py print --out runs/algorithms > table.md
+
+``search.jsonl`` and ``table.jsonl`` get a line a run as it ends; what is there is not run again. A smaller piece:
+``--algorithm PPO RLOO --task copy --seeds 2``. `settings.py` says what is compared, `training.py` what a run is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from settings import ALGORITHMS, EMBEDDED_RATES, SEARCHED_ON, SETTINGS, Options
+
+Job = tuple[str, str, int, Options]  # algorithm, task, seed, options
+BOOTSTRAPS = 2000
+
+
+def key(algorithm: str, task: str, seed: int, options: Options) -> str:
+    """What tells runs apart."""
+    return json.dumps([algorithm, task, seed, sorted(options.items())])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The runs of a file, where it is; a last line that was cut off by a crash is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path}: a broken line is left out and run again", file=sys.stderr)
+    return found
+
+
+def rate_name(algorithm: str) -> str:
+    """The setting that takes the learning rate's place in the search on the embedded model."""
+    return "learning_rate" if "learning_rate" in ALGORITHMS[algorithm].grid else next(iter(ALGORITHMS[algorithm].grid))
+
+
+def search_jobs(algorithms: list[str], seeds: int) -> Iterator[Job]:
+    """Every candidate of every algorithm: on the searched tasks, and the step's size on the embedded model."""
+    for seed in range(seeds):
+        for task in SEARCHED_ON:
+            for name in algorithms:
+                for options in ALGORITHMS[name].candidates():
+                    yield name, task, 100 + seed, options  # other seeds than the table's
+        for name in algorithms:
+            step = rate_name(name)
+            values = EMBEDDED_RATES if step == "learning_rate" else ALGORITHMS[name].grid[step]
+            for value in values:
+                yield name, "sentiment", 100 + seed, {step: value}
+
+
+def chosen(found: list[dict[str, Any]], algorithm: str, task: str) -> Options:
+    """The candidate of the best mean reward over the search's tasks and seeds; of equal ones the first tried.
+
+    Raises:
+        SystemExit: the search has not run.
+    """
+    tasks = SEARCHED_ON if SETTINGS[task].untrained else ("sentiment",)
+    rewards: dict[str, list[float]] = defaultdict(list)
+    for run in found:
+        if run["algorithm"] == algorithm and run["task"] in tasks:
+            rewards[json.dumps(run["options"], sort_keys=True)].append(run["reward"])
+    if not rewards:
+        raise SystemExit(f"the search has no run of {algorithm} on {' or '.join(tasks)}; run `search` first")
+    best: Options = json.loads(max(rewards, key=lambda options: float(np.mean(rewards[options]))))
+    return best
+
+
+def run_all(jobs: list[Job], path: Path, workers: int) -> None:
+    """Run what the file does not have yet, and write each run's line as it ends."""
+    done = {key(r["algorithm"], r["task"], r["seed"], r["options"]) for r in lines(path)}
+    left = [job for job in jobs if key(*job) not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
+    with ProcessPoolExecutor(workers) as pool, path.open("a", encoding="utf-8") as file:
+        if path.stat().st_size and not path.read_text(encoding="utf-8").endswith("\n"):
+            file.write("\n")  # after a line that a crash cut off
+        futures = [pool.submit(work, job) for job in left]
+        for count, future in enumerate(as_completed(futures), start=1):
+            result = future.result()
+            print(json.dumps(result), file=file, flush=True)
+            figures = f"reward {result['reward']:.3f}, KL {result['kl']:.2f}, {result['seconds']:.0f} s"
+            print(
+                f"{count}/{len(left)} {result['algorithm']} {result['task']} {result['options']}: {figures}", flush=True
+            )
+
+
+def work(job: Job) -> dict[str, Any]:
+    """One run, in a worker."""
+    from training import train
+
+    return train(*job)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """95% interval of the mean over seeds, by the bootstrap."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(values, (BOOTSTRAPS, len(values))).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def show(out: Path) -> None:
+    """Print the table as Markdown, and what the search chose."""
+    found, searched = lines(out / "table.jsonl"), lines(out / "search.jsonl")
+    for task, setting in SETTINGS.items():
+        print(f"\n### {task}\n\n{setting.tokens:,} tokens, level {setting.level}.\n")
+        print("| algorithm | reward [95%] | KL, nats | tokens to level | reached it | CPU s | settings |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        rows = []
+        for name in ALGORITHMS:
+            try:
+                options = chosen(searched, name, task)
+            except SystemExit:  # not searched yet
+                continue
+            runs = [r for r in found if (r["algorithm"], r["task"], r["options"]) == (name, task, options)]
+            if not runs:
+                continue
+            rewards = [r["reward"] for r in runs]
+            low, high = interval(rewards)
+            reached = [r["tokens_to_level"] for r in runs if r["tokens_to_level"] is not None]
+            tokens = f"{np.median(reached):,.0f}" if reached else "-"
+            settings = ", ".join(f"{k}={v}" for k, v in options.items())
+            rows.append(
+                (
+                    -float(np.mean(rewards)),
+                    f"| {name} | {np.mean(rewards):.3f} [{low:.3f}, {high:.3f}] | {np.mean([r['kl'] for r in runs]):.2f} "
+                    f"| {tokens} | "
+                    f"{len(reached)} of {len(runs)} | {np.median([r['seconds'] for r in runs]):.0f} | {settings} |",
+                )
+            )
+        for _, row in sorted(rows):
+            print(row)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["search", "table", "print"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--algorithm", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    parser.add_argument("--task", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, help="default: 1 for the search, 5 for the table")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    arguments = parser.parse_args()
+    if arguments.what == "print":
+        show(arguments.out)
+    elif arguments.what == "search":
+        jobs = [job for job in search_jobs(arguments.algorithm, arguments.seeds or 1) if job[1] in arguments.task]
+        random.Random(0).shuffle(jobs)  # an even load, and something of everything early
+        run_all(jobs, arguments.out / "search.jsonl", arguments.jobs)
+    else:
+        searched = lines(arguments.out / "search.jsonl")
+        table = [
+            (name, task, seed, chosen(searched, name, task))
+            for seed in range(arguments.seeds or 5)
+            for task in arguments.task
+            for name in arguments.algorithm
+        ]
+        run_all(table, arguments.out / "table.jsonl", arguments.jobs)
+
+
+if __name__ == "__main__":
+    main()

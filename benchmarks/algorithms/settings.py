@@ -1,0 +1,117 @@
+"""What is compared: tasks with their networks and budgets, and algorithms with what the search may set.
+
+The same for every algorithm on a task: network, prompts, number of tokens, episodes an iteration, price of KL. An
+algorithm's own are its learning rate and what stands in its ``grid``; everything else is its class's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf_gym import agents
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.tasks import Task, load_task
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task, and what every algorithm gets there.
+
+    Attributes:
+        task: its name.
+        task_options: its options.
+        tokens: budget of response tokens.
+        level: the reward, averaged over three iterations, at which the task counts as learned.
+        kl_coef: price of a nat of KL to the reference.
+        episodes: an iteration's.
+        untrained: True for a fresh random network, which must find everything out; False for the embedded model.
+    """
+
+    task: str
+    task_options: Mapping[str, Any]
+    tokens: int
+    level: float
+    kl_coef: float
+    episodes: int = 64
+    untrained: bool = True
+
+    def load_task(self) -> Task:
+        """The task."""
+        return load_task(self.task, **self.task_options)
+
+    def load_model(self, task: Task, seed: int) -> LanguageModel:
+        """The policy before training; another random one for each seed, where it is random."""
+        if not self.untrained:
+            return LanguageModel.load("embedded", device="cpu")
+        assert task.tokenizer is not None
+        torch.manual_seed(seed)
+        size = task.tokenizer.vocab_size
+        network = GPT2LMHeadModel(
+            GPT2Config(vocab_size=size, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+        )
+        return LanguageModel(network, task.tokenizer, "untrained")
+
+
+# A random network has nothing that would be worth staying close to: KL costs next to nothing there.
+SETTINGS = {
+    "copy": Setting("copy", {"difficulty": 1}, 10_000, 0.8, 0.001),
+    "sort": Setting("sort", {"difficulty": 1}, 10_000, 0.8, 0.001),
+    "brackets": Setting("brackets", {"difficulty": 1}, 10_000, 0.8, 0.001),
+    "sentiment": Setting("sentiment", {}, 6_000, 1.0, 0.1, episodes=32, untrained=False),
+}
+SEARCHED_ON = ("copy", "brackets")
+"""The search chooses by the mean reward on these, for all tasks that start from a random network."""
+
+EMBEDDED_RATES = (1e-4, 3e-4, 1e-3)
+"""A pretrained network wants smaller steps: searched on the sentiment task, on its own."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An agent, and what the search tries.
+
+    Attributes:
+        agent: the class's name in :mod:`rlhf_gym.agents`.
+        options: what makes it this algorithm.
+        grid: settings to try, each with its values.
+    """
+
+    agent: str
+    options: Options = field(default_factory=dict)
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Any:
+        """The class."""
+        return getattr(agents, self.agent)
+
+    def candidates(self) -> list[Options]:
+        """All combinations of the grid."""
+        return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+
+RATES = (1e-3, 3e-3, 1e-2)
+GROUPED = {"learning_rate": RATES, "group_size": (4, 8)}
+
+ALGORITHMS = {
+    "PPO": Algorithm("PPO", grid={"learning_rate": RATES, "n_epochs": (2, 4)}),
+    "NLPO": Algorithm("NLPO", grid={"learning_rate": RATES, "mask_top_p": (0.9, 0.98)}),
+    "A2C": Algorithm("A2C", grid={"learning_rate": RATES, "batch_size": (16, 64)}),
+    "TRPO": Algorithm("TRPO", grid={"max_kl": (0.01, 0.03, 0.1)}),
+    "REINFORCE": Algorithm("REINFORCE", grid={"learning_rate": RATES, "batch_size": (16, 64)}),
+    "REINFORCE++": Algorithm("ReinforcePlusPlus", grid={"learning_rate": RATES, "n_epochs": (1, 2)}),
+    "RLOO": Algorithm("RLOO", grid=GROUPED),
+    "GRPO": Algorithm("GRPO", grid=GROUPED),
+    "Dr. GRPO": Algorithm("GRPO", {"scale_rewards": "none", "aggregation": "constant"}, GROUPED),
+    "GSPO": Algorithm("GSPO", grid=GROUPED),
+    "online DPO": Algorithm("OnlineDPO", grid={"learning_rate": (3e-4, 1e-3, 3e-3), "beta": (0.03, 0.1)}),
+    "RAFT": Algorithm("RAFT", grid=GROUPED),
+}

@@ -1,0 +1,66 @@
+"""The commands about people who rate: serve the page, invite, forget."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rlhf_gym.errors import ConfigError
+
+
+def rate(options: argparse.Namespace) -> None:
+    """`rlhf-gym rate`: one of its actions, or ``--serve``."""
+    if options.action is None and options.serve is None:
+        raise ConfigError(
+            "say what to serve: rlhf-gym rate --serve RUN_OR_STORE (or `rate invite`, `rate forget RATER`)"
+        )
+    {None: _serve, "invite": _invite, "forget": _forget}[options.action](options)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback.assignments import QueueSettings
+    from rlhf_gym.web.server import Address
+    from rlhf_gym.web.serving import serving, store_of
+    from rlhf_gym.web.settings import PageSettings, guidelines_from
+
+    store, run = store_of(options.serve)
+    address = Address(options.host, options.port, options.url)
+    page = PageSettings(
+        title=options.title, guidelines=guidelines_from(options.guidelines), text=options.text, url=options.url,
+        attributes=tuple(options.attributes.split(",")),
+    )  # fmt: skip
+    queue = QueueSettings(
+        overlap=options.overlap, lease_seconds=options.lease, gold_share=options.gold_share,
+        repeat_share=options.repeat_share, practice=options.practice, seed=options.seed,
+    )  # fmt: skip
+    with serving(store, queue=queue, page=page, address=address, run=run) as served:
+        print("\n".join(served.lines()), flush=True)
+        print("Ctrl-C ends it; every answer is stored the moment it is given", flush=True)
+        served.server.wait()
+
+
+def _invite(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback import FeedbackStore
+    from rlhf_gym.feedback.people import People
+    from rlhf_gym.web.serving import store_of
+
+    url = (options.url or f"http://127.0.0.1:{options.port}").rstrip("/")
+    if options.number < 1:
+        raise ConfigError(f"--number must be at least 1, got {options.number}")
+    with FeedbackStore(store_of(options.store)[0]) as store:
+        people = People(store)
+        for _ in range(options.number):
+            token = people.invite(
+                role="admin" if options.admin else "rater", label=options.label, uses=options.uses, days=options.days
+            )
+            print(f"{url}/join/{token}")
+
+
+def _forget(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback import FeedbackStore
+    from rlhf_gym.feedback.people import People
+    from rlhf_gym.web.serving import store_of
+
+    with FeedbackStore(store_of(options.store)[0]) as store:
+        People(store).forget(options.rater)
+    print(f"forgotten: nothing ties {options.rater} to a person any more; the judgements stay", file=sys.stderr)

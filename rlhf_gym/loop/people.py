@@ -1,0 +1,131 @@
+"""People in the loop: the rating page that a run serves, who answers what, and the line that shows how far they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rlhf_gym.feedback.query import Query, content_id
+from rlhf_gym.loop.config import Config, PeopleConfig
+
+if TYPE_CHECKING:
+    from rlhf_gym.loop.progress import Bar
+    from rlhf_gym.loop.workbench import Workbench
+    from rlhf_gym.web.settings import PageSettings
+
+_SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
+
+
+def wanted(config: Config) -> bool:
+    """Whether people answer on a page at all."""
+    return config.reward_model.enabled and (config.rater.name == "web" or config.people.share > 0)
+
+
+def check_people(config: Config) -> None:
+    """Find out before any work starts whether the page can be served.
+
+    Raises:
+        ConfigError: its libraries are missing, or a setting cannot be.
+    """
+    if not wanted(config):
+        return
+    from rlhf_gym.web.server import require_web
+
+    require_web()
+    page_settings(config.people)
+
+
+def page_settings(config: PeopleConfig) -> PageSettings:
+    """The page's settings out of a run's configuration."""
+    from rlhf_gym.web.settings import PageSettings, guidelines_from
+
+    return PageSettings(
+        title=config.title, guidelines=guidelines_from(config.guidelines), text=config.text, url=config.url
+    )
+
+
+def for_people(query: Query, config: Config) -> bool:
+    """Whether people answer a query; it depends on the query and the settings only, so that a resumed run agrees."""
+    if config.rater.name == "web":
+        return query.round > config.people.warm_up
+    return int(content_id("people", query.id), 16) < config.people.share * 2.0**128
+
+
+@contextmanager
+def people_page(bench: Workbench) -> Iterator[Workbench]:
+    """The workbench with the page's rater while the page is served, where the configuration wants one.
+
+    The page stays up from the first round to the end, so that raters may go on while the policy is trained.
+
+    Raises:
+        ConfigError: nothing can listen at that address.
+    """
+    config = bench.config
+    if not wanted(config):
+        yield bench
+        return
+    from rlhf_gym.feedback.assignments import QueueSettings
+    from rlhf_gym.web.rater import WebRater
+    from rlhf_gym.web.server import Address
+    from rlhf_gym.web.serving import serving
+
+    people = config.people
+    with serving(
+        bench.run.store_file, queue=QueueSettings(overlap=people.overlap, lease_seconds=people.lease, seed=config.run.seed),
+        page=page_settings(people), address=Address(people.host, people.port, people.url), run=bench.run.path, offered=(),
+    ) as page:  # fmt: skip
+        rater = WebRater(page.store, page.queue, overlap=people.overlap)
+        rater.submit([query for query in page.store.queries() if for_people(query, config)])
+        for line in page.lines():
+            bench.progress.say(line)
+        yield replace(bench, people=rater)
+
+
+class Turnout:
+    """How far people are, on the bar and, where there is no terminal, as a line now and then.
+
+    Args:
+        bar: the stage's.
+        say: prints a line.
+        before: queries of the stage that others have answered.
+        plain: no terminal: print lines.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        bar: Bar,
+        say: Callable[[str], None],
+        before: int,
+        *,
+        plain: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bar = bar
+        self._say = say
+        self._before = before
+        self._plain = plain
+        self._clock = clock
+        self._began: tuple[float, int] | None = None
+        self._said = -_SAY_EVERY
+
+    def __call__(self, done: int, total: int) -> None:
+        """Answers came: ``done`` of the people's ``total`` queries."""
+        now = self._clock()
+        began, at_first = self._began = self._began or (now, done)
+        pace = (done - at_first) / (now - began) * 60 if now > began else 0.0
+        note = f"{pace:.1f} a minute" if pace else "waiting for people"
+        self._bar.update(self._before + done, note)
+        if self._plain and (now - self._said >= _SAY_EVERY or done == total):
+            self._said = now
+            self._say(f"people have answered {done} of {total} queries ({note})")
+
+
+def split(queries: Sequence[Query], config: Config) -> tuple[list[Query], list[Query]]:
+    """The queries for people, and those for the other rater."""
+    people = [query for query in queries if for_people(query, config)]
+    chosen = {query.id for query in people}
+    return people, [query for query in queries if query.id not in chosen]

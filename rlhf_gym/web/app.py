@@ -1,0 +1,125 @@
+"""The web application: routes and who may use them. What they show is made in `study`, what they mean in `answers`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.web.admin import admin_routes
+from rlhf_gym.web.rating import rating_routes
+from rlhf_gym.web.requests import FORM, SignInError, checked, form_of, signed_in, wants_json
+from rlhf_gym.web.security import COOKIE, Guard
+from rlhf_gym.web.study import STATIC, Study, static
+from rlhf_gym.web.text import coded
+
+MONTH = 30 * 24 * 3600
+
+
+def create_app(study: Study, *, hosts: Collection[str] = ()) -> Guard:
+    """The application for a study.
+
+    Args:
+        study: the store and how it is shown.
+        hosts: names that the page is served under (see :class:`~rlhf_gym.web.security.Guard`).
+
+    Returns:
+        An ASGI application. Its ``app`` is the FastAPI application inside.
+    """
+    # No /docs: its page loads scripts from elsewhere. The schema stays in the program, for tests.
+    app = FastAPI(title="rlhf-gym rating page", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.study = study
+    _add_errors(app, study)
+    _add_doors(app, study)
+    app.include_router(rating_routes(study))
+    app.include_router(admin_routes(study))
+    return Guard(app, hosts=hosts)
+
+
+def _add_errors(app: FastAPI, study: Study) -> None:
+    @app.exception_handler(SignInError)
+    def sign_in(request: Request, _error: Exception) -> Response:
+        if wants_json(request):
+            return JSONResponse({"error": "sign in"}, 401)
+        words = "This is a rating page for invited people. Open the link that you were sent; it signs you in."
+        page = study.message("You need an invitation", [words])
+        return HTMLResponse(page, 401)
+
+    @app.exception_handler(HTTPException)
+    def refused(request: Request, error: HTTPException) -> Response:
+        return _refusal(study, request, error.status_code, str(error.detail))
+
+    @app.exception_handler(FeedbackError)
+    def wrong(request: Request, error: FeedbackError) -> Response:
+        # Of a database that cannot be written now (a full disk), the page keeps the answer and tries again.
+        return _refusal(study, request, 409 if error.__cause__ is None else 503, str(error))
+
+
+def _refusal(study: Study, request: Request, status: int, words: str) -> Response:
+    words = coded(words)
+    if wants_json(request):
+        return PlainTextResponse(words, status)
+    page = study.message("That did not work", [words], link=("/", "Go on"))
+    return HTMLResponse(page, status)
+
+
+def _add_doors(app: FastAPI, study: Study) -> None:
+    """Coming in by an invitation, going out, and what everybody may see."""
+
+    @app.get("/healthz", response_class=PlainTextResponse)
+    def healthz() -> str:
+        return "ok"
+
+    @app.get("/static/{name}", response_class=Response)
+    def file(name: str) -> Response:
+        if name not in STATIC:
+            raise HTTPException(404, "there is no such file")
+        headers = {"cache-control": "public, max-age=31536000, immutable"}
+        return Response(static(name), media_type=STATIC[name], headers=headers)
+
+    @app.get("/join/{token}", response_class=HTMLResponse)
+    def invited(token: str) -> str:
+        # Not yet used up: chat programs open links to preview them.
+        return study.message(
+            study.settings.title,
+            [
+                "You are invited to compare texts that language models wrote. Your answers train a model.",
+                "You take part under a made-up name. Stored with each answer are that name, the time it took and the order "
+                "in which the responses were shown; a cookie keeps you signed in, and nothing else is recorded.",
+            ],
+            form={"action": "/join", "fields": [("token", token)], "button": "Begin"}, guidelines=True,
+        )  # fmt: skip
+
+    @app.post("/join", response_class=RedirectResponse, openapi_extra=FORM)
+    async def join(request: Request) -> Response:
+        fields = await form_of(request)
+        _person, session = await run_in_threadpool(study.people.accept, fields.get("token", ""))
+        reply = RedirectResponse("/", 303)
+        secure = request.url.scheme == "https"
+        reply.set_cookie(COOKIE, session, max_age=MONTH, httponly=True, samesite="strict", secure=secure)
+        return reply
+
+    @app.get("/", response_class=RedirectResponse)
+    def home(request: Request) -> Response:
+        person, _ = signed_in(study, request)
+        return RedirectResponse("/admin" if person.role == "admin" else "/rate", 303)
+
+    @app.get("/guidelines", response_class=HTMLResponse)
+    def guidelines(request: Request) -> str:
+        signed_in(study, request)
+        return study.message("Guidelines", [], guidelines=True, link=("/rate", "Go on rating"))
+
+    @app.post("/leave", response_class=HTMLResponse, openapi_extra=FORM)
+    async def leave(request: Request) -> Response:
+        person, session = await run_in_threadpool(signed_in, study, request)
+        checked(session, await form_of(request))
+        await run_in_threadpool(study.queue.release, person.name)
+        await run_in_threadpool(study.people.sign_out, session)
+        page = study.message("Thank you", ["You are signed out, and all your answers are stored."])
+        reply = HTMLResponse(page)
+        reply.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return reply

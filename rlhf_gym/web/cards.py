@@ -1,0 +1,100 @@
+"""An assignment as the rater sees it: blind, in the order drawn for this rater, as safe HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from markupsafe import Markup, escape
+
+from rlhf_gym.feedback.assignments import Assignment
+from rlhf_gym.feedback.query import Judgement
+from rlhf_gym.web.answers import PAIR, earlier_value, in_words, letter
+from rlhf_gym.web.settings import PageSettings
+from rlhf_gym.web.text import LONGEST, Turn, coded, markdown_html, plain_html, turns_of
+
+_HEADINGS = {
+    "pair": "Which response is better, A or B?",
+    "ranking": "Put the responses in order, best first",
+    "rating": "How good is each response?",
+    "best": "Which response is best?",
+    "thumbs": "Is this response good?",
+    "edit": "Make this response right, or accept it",
+}
+_SIDES = {"user": "left-side", "assistant": "right-side"}
+
+
+@dataclass(frozen=True)
+class ShownTurn:
+    """One turn of the prompt: who speaks, on which side, and what, as HTML."""
+
+    role: str
+    side: str
+    html: Markup
+
+
+@dataclass(frozen=True)
+class ShownResponse:
+    """One response: its letter, its text as HTML, whether that is Markdown, whether there is more of it."""
+
+    letter: str
+    html: Markup
+    markdown: bool
+    longer: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the template of a card is given. Nothing in it tells which model wrote what, or why the query is asked."""
+
+    id: str
+    form: str
+    kind: str
+    heading: str
+    turns: list[ShownTurn]
+    responses: list[ShownResponse]
+    shown: str
+    earlier: str
+    earlier_value: str
+    attributes: tuple[str, ...]
+    scale_top: int
+    raw: Markup
+    scale: tuple[tuple[str, str, str, str], ...] = PAIR
+
+
+def card_of(assignment: Assignment, settings: PageSettings) -> Card:
+    """The card of an assignment. Gold and repeated queries look like any other: only practice is named."""
+    query, order = assignment.query, assignment.order_shown
+    markdown = settings.text == "markdown"
+    texts = [query.responses[i] for i in order]
+    earlier = assignment.earlier
+    return Card(
+        id=assignment.id,
+        form=query.form,
+        kind="practice" if assignment.kind == "practice" else "query",
+        heading=_HEADINGS[query.form],
+        turns=[_shown(turn) for turn in turns_of(query)],
+        responses=[
+            ShownResponse(
+                letter(place), markdown_html(text) if markdown else plain_html(text), markdown, len(text) > LONGEST
+            )
+            for place, text in enumerate(texts)
+        ],
+        shown=f"{datetime.now(UTC).timestamp():.3f}",
+        earlier=in_words(earlier, order, query.form) if earlier else "",
+        earlier_value=earlier_value(earlier, order, query.form) if earlier else "",
+        attributes=settings.attributes,
+        scale_top=settings.scale,
+        raw=_raw(texts[0], earlier) if query.form == "edit" else Markup(""),
+    )
+
+
+def _raw(text: str, earlier: Judgement | None) -> Markup:
+    """What a text field begins with: the response, or the correction taken back; what no page can hold is replaced."""
+    edited = earlier.details.get("edited") if earlier else None
+    text = edited if isinstance(edited, str) else text
+    return escape(text.encode("utf-8", "replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}"))
+
+
+def _shown(turn: Turn) -> ShownTurn:
+    return ShownTurn(coded(turn.role), _SIDES.get(turn.role, ""), plain_html(turn.text))

@@ -1,0 +1,150 @@
+"""What the administration page shows: figures and drawings of a study as it stands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from rlhf_gym.feedback import Judgement, Query
+from rlhf_gym.feedback.quality import Share, quality
+from rlhf_gym.feedback.store import StoreCount
+from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded
+from rlhf_gym.loop.report.text import number, percent
+from rlhf_gym.web.study import Study
+
+COLUMNS = (("Known answers", "gold"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
+"""Shares in the table of raters: heading, field of :class:`~rlhf_gym.feedback.quality.RaterQuality`."""
+RECENT = timedelta(minutes=15)
+
+
+def overview(study: Study) -> dict[str, Any]:
+    """Everything the page's template is given."""
+    answers = study.store.answers()
+    found = quality(answers)
+    people = {person.name: person for person in study.people.people()}
+    rows = {rater.rater: rater for rater in found.raters}
+    count = study.store.count()
+    fits = reward_models(study.run)
+    return {
+        "tiles": _tiles(answers, count, found.agreed, found.alpha),
+        "raters": [(name, people.get(name), rows.get(name)) for name in _names(list(people), list(rows))],
+        "invitations": study.people.invitations()[:50],
+        "trail": study.people.trail(20),
+        "now": datetime.now(UTC),
+        "throughput": throughput_chart([judgement.created_at for _, judgement in answers]),
+        "agreement": agreement_line(found.agreed, found.alpha, found.first),
+        "fits": fits,
+        "accuracy": accuracy_chart(fits),
+        "share": share,
+        # What nobody was asked has no column.
+        "columns": [c for c in COLUMNS if any(getattr(rater, c[1]).whole for rater in found.raters)],
+    }
+
+
+def _names(people: Sequence[str], raters: Sequence[str]) -> list[str]:
+    """Raters by how much they answered, then people who have not answered yet."""
+    return [*raters, *(name for name in people if name not in set(raters))]
+
+
+def _tiles(
+    answers: Sequence[tuple[Query, Judgement]], count: StoreCount, agreed: Share, alpha: float | None
+) -> list[tuple[str, str, str]]:
+    now = datetime.now(UTC)
+    recent = [j for _, j in answers if now - j.created_at < RECENT]
+    pace = len(recent) / (RECENT.total_seconds() / 60)
+    active = len({j.rater for j in recent})
+    flagged = sum(bool(j.details.get("flagged")) for _, j in answers)
+    return [
+        ("Answered", f"{number(count.answered)} of {number(count.queries)}", "queries with an answer"),
+        ("Right now", f"{number(pace, 1)} a minute", f"{active} active in the last quarter of an hour"),
+        ("Agreement", percent(agreed.value), f"alpha {number(alpha, 2)}" if alpha is not None else "nothing compared twice"),
+        ("Skipped, flagged", f"{number(count.skipped - flagged)}, {number(flagged)}", f"{number(count.ties)} ties"),
+    ]  # fmt: skip
+
+
+def share(found: Share) -> str:
+    """A share as the tables print it: per cent, and out of how many; empty of nothing."""
+    return f"{percent(found.value, 0)} of {number(found.whole)}" if found.whole else ""
+
+
+def agreement_line(agreed: Share, alpha: float | None, first: Share) -> str:
+    """Agreement and position bias in a sentence each."""
+    said = []
+    if agreed.whole:
+        low, high = agreed.interval
+        said.append(
+            f"Two raters agree on {percent(agreed.value)} of {number(agreed.whole)} comparisons made twice "
+            f"(95%: {percent(low)} to {percent(high)})."
+        )
+    if alpha is not None:
+        said.append(f"Krippendorff's alpha is {number(alpha, 2)}: 1 is full agreement, 0 is chance.")
+    if first.whole:
+        low, high = first.interval
+        said.append(
+            f"The response shown first was chosen in {percent(first.value)} of {number(first.whole)} pairs "
+            f"(95%: {percent(low)} to {percent(high)}; without a habit, 50%)."
+        )
+    return " ".join(said) or "Nothing to compare yet: agreement needs queries that several people answer (overlap)."
+
+
+def throughput_chart(times: Sequence[datetime]) -> Markup | None:
+    """Answers by the hour (by the day, where there are many days); None where there are none."""
+    if not times:
+        return None
+    first, last = min(times), max(times)
+    hours = (last - first).total_seconds() / 3600
+    step, unit = (60, "minute") if hours < 2 else (3600, "hour") if hours < 72 else (86_400, "day")
+    counts = Counter(int(time.timestamp() // step) for time in times)
+    start, end = min(counts), max(counts)
+    bars = [(n - start, counts[n]) for n in range(start, end + 1)]
+    top = max(counts.values())
+    chart = Chart(560, 190, (-0.5, len(bars) - 0.5), (0, top * 1.1), (14, 16, 40, 48))
+    ticks = [tick for tick in nice_ticks(0, max(len(bars) - 1, 1), 6, whole=True) if tick <= len(bars) - 1]
+    named = "%H:%M" if unit != "day" else "%d %b"
+    names = [f"{datetime.fromtimestamp((start + int(tick)) * step, UTC):{named}}" for tick in ticks]
+    chart.axes(f"answers a {unit}, UTC", x_ticks=ticks, x_names=names, y_ticks=nice_ticks(0, top * 1.1, 4, whole=True))
+    width = min((chart.right - chart.left) / len(bars) * 0.8, 40)
+    for place, height in bars:
+        if height:
+            x, y = chart.x(place) - width / 2, chart.y(height)
+            chart.add(f'<rect class="column" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{chart.bottom - y:.1f}"/>')
+            chart.strip(x, x + width, f"{datetime.fromtimestamp((start + place) * step, UTC):%d %b %H:%M}: {height}")
+    return chart.render("Throughput", f"{len(times)} answers; at most {top} a {unit}.")
+
+
+def reward_models(run: Path | None) -> list[dict[str, Any]]:
+    """For each round of a run whose reward model is fitted: its accuracy on held-out comparisons, and how many it saw."""
+    found = []
+    for file in run.glob("round-*/reward_model.json") if run else []:
+        try:
+            fit = json.loads(file.read_text(encoding="utf-8"))
+            row = {key: fit[key] for key in ("accuracy", "standard_error", "n_train", "n_validation")}
+            found.append({"round": int(file.parent.name.removeprefix("round-")), **row})
+        except (ValueError, KeyError, OSError):
+            continue  # being written, or from elsewhere
+    return sorted(found, key=lambda row: int(row["round"]))
+
+
+def accuracy_chart(fits: Sequence[dict[str, Any]]) -> Markup | None:
+    """The reward models' accuracy as comparisons arrive; None where no model is fitted."""
+    points = [(float(fit["n_train"]), float(fit["accuracy"])) for fit in fits if fit["accuracy"] is not None]
+    if not points or not all(math.isfinite(x) and math.isfinite(y) for x, y in points):
+        return None
+    most = max(x for x, _ in points)
+    low, high = padded([0.5, 1.0, *(y for _, y in points)])
+    chart = Chart(380, 190, (0, most * 1.08 or 1), (max(0.0, low), min(1.02, high)))
+    chart.axes("comparisons fitted on", y_ticks=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0][low > 0.4 :], y_names=None)
+    chart.segment((chart.left, chart.y(0.5)), (chart.right, chart.y(0.5)), "mark-line")
+    chart.line([(x, y) for x, y in sorted(points)], "other")
+    chart.dots(points, "other", 4)
+    for fit in fits:
+        at = (float(fit["n_train"]), float(fit["accuracy"]))
+        chart.spot(at, f"round {fit['round']}: {fit['accuracy']:.1%} ± {fit['standard_error']:.1%}")
+    return chart.render("Accuracy", f"Of {len(points)} reward models on held-out comparisons; 0.5 is chance.")

@@ -1,0 +1,114 @@
+"""The rater's routes: the page, an answer, the answer taken back, a text in full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from rlhf_gym.feedback.people import Person
+from rlhf_gym.web.answers import answer_of, seconds_of
+from rlhf_gym.web.requests import FORM, checked, form_of, signed_in, wants_json
+from rlhf_gym.web.study import Study
+from rlhf_gym.web.text import coded
+
+AHEAD = 2
+"""Cards a rater holds: the one on the screen and the one after it, so that the next is there at once."""
+
+
+def rating_routes(study: Study) -> APIRouter:
+    """The routes for a study."""
+    router = APIRouter()
+
+    @router.get("/rate", response_class=HTMLResponse)
+    def rate(request: Request) -> str:
+        person, session = signed_in(study, request)
+        return _break(study) if person.paused else study.rating_page(person, session)
+
+    @router.get("/rate/{assignment}/text/{slot}", response_class=PlainTextResponse)
+    def whole_text(request: Request, assignment: str, slot: int) -> str:
+        person, _ = signed_in(study, request)
+        for found in study.queue.next(person.name, count=AHEAD):
+            if found.id == assignment and 0 <= slot < len(found.order_shown):
+                return coded(found.query.responses[found.order_shown[slot]])
+        raise HTTPException(404, "this question is not open any more")
+
+    @router.post("/rate/{assignment}", response_class=JSONResponse, openapi_extra=FORM)
+    async def answer(request: Request, assignment: str) -> Response:
+        fields = await form_of(request)
+
+        def work() -> Response:
+            person, session = _rater(study, request, fields)
+            said = answer_of(fields, study.settings.attributes, study.settings.scale)
+            receipt = study.queue.submit(assignment, person.name, said, seconds=seconds_of(fields))
+            feedback = None
+            if receipt.correct is not None:
+                feedback = {"correct": receipt.correct, "explanation": coded(receipt.explanation)}
+            if wants_json(request):
+                return JSONResponse({"feedback": feedback, **_ahead(study, person, session, fields)})
+            return HTMLResponse(_told(study, feedback)) if feedback else RedirectResponse("/rate", 303)
+
+        return await run_in_threadpool(work)
+
+    @router.post("/next", response_class=JSONResponse, openapi_extra=FORM)
+    async def following(request: Request) -> Response:
+        fields = await form_of(request)
+
+        def work() -> Response:
+            person, session = _rater(study, request, fields)
+            return JSONResponse(_ahead(study, person, session, fields))
+
+        return await run_in_threadpool(work)
+
+    @router.post("/undo", response_class=JSONResponse, openapi_extra=FORM)
+    async def undo(request: Request) -> Response:
+        fields = await form_of(request)
+
+        def work() -> Response:
+            person, session = _rater(study, request, fields)
+            reopened = study.queue.undo(person.name)
+            if not wants_json(request):
+                return RedirectResponse("/rate", 303)
+            if reopened is None:
+                return JSONResponse({"reopened": None})
+            return JSONResponse(
+                {"reopened": reopened.id, "card": study.card(reopened, session), **study.progress(person)}
+            )
+
+        return await run_in_threadpool(work)
+
+    return router
+
+
+def _rater(study: Study, request: Request, fields: dict[str, str]) -> tuple[Person, str]:
+    """Who posted a form, if they may: signed in, with the session's token.
+
+    A pause stops the next question (see `_ahead`), never the answer that is being given.
+    """
+    person, session = signed_in(study, request)
+    checked(session, fields)
+    return person, session
+
+
+def _ahead(study: Study, person: Person, session: str, fields: dict[str, str]) -> dict[str, Any]:
+    """The cards that the rater's page does not hold yet, and how far the rater is."""
+    if person.paused:
+        return {"cards": [], "paused": True, **study.progress(person)}
+    held = set(fields.get("have", "").split())
+    assignments = study.queue.next(person.name, count=AHEAD)
+    cards = [study.card(assignment, session) for assignment in assignments if assignment.id not in held]
+    return {"cards": cards, "paused": False, **study.progress(person)}
+
+
+def _told(study: Study, feedback: dict[str, Any]) -> str:
+    """What a practice answer is told where no script runs."""
+    words = "As expected." if feedback["correct"] else "Something else was expected."
+    return study.message(words, [feedback["explanation"]], link=("/rate", "Go on"))
+
+
+def _break(study: Study) -> str:
+    words = "Whoever runs this study has paused your ratings for now. All your answers are stored."
+    return study.message("A break", [words], link=("/rate", "Look again"), refresh=60)

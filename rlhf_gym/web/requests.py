@@ -1,0 +1,68 @@
+"""What every route asks of a request: who sent it, and what its form says."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from rlhf_gym.feedback.people import Person
+from rlhf_gym.web.security import COOKIE, csrf_matches
+from rlhf_gym.web.study import Study
+
+FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/x-www-form-urlencoded": {"schema": {"type": "object", "additionalProperties": True}}},
+    }
+}
+"""How the schema describes posted forms, whose fields differ from form to form."""
+
+
+class SignInError(Exception):
+    """Nobody is signed in."""
+
+
+def signed_in(study: Study, request: Request) -> tuple[Person, str]:
+    """Who asks, and the session.
+
+    Raises:
+        SignInError: nobody that the study knows.
+    """
+    session = request.cookies.get(COOKIE, "")
+    person = study.people.person_of(session) if session else None
+    if person is None:
+        raise SignInError
+    return person, session
+
+
+async def form_of(request: Request) -> dict[str, str]:
+    """A posted form's fields; of fields given twice the last.
+
+    Raises:
+        HTTPException: it is no form.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "expected a form (application/x-www-form-urlencoded)")
+    try:
+        text = (await request.body()).decode("utf-8")
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=500, errors="strict"))
+    except ValueError as error:
+        raise HTTPException(400, f"the form cannot be read: {error}") from error
+
+
+def checked(session: str, fields: dict[str, str]) -> None:
+    """Refuse a form that does not carry its session's token.
+
+    Raises:
+        HTTPException: it does not.
+    """
+    if not csrf_matches(session, fields.get("csrf", "")):
+        raise HTTPException(403, "this form is out of date; load the page again, nothing is lost")
+
+
+def wants_json(request: Request) -> bool:
+    """Whether the page's script asks, or a browser."""
+    return "application/json" in request.headers.get("accept", "")

@@ -1,0 +1,215 @@
+"""What stands between the network and the page: one middleware that every request and every reply goes through.
+
+Pure ASGI, since a rating page is judged by its slowest click. It refuses hosts it does not serve (DNS rebinding), bodies
+that are too large, posts that another site sent, and clients in too much of a hurry; it sets the security headers of
+every reply, errors included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+COOKIE = "rlhf_gym_session"
+LARGEST_BODY = 1 << 20
+"""Bytes of a request's body; a corrected response of 100,000 characters fits."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    # Not no-referrer: browsers would then send `Origin: null` with our own forms.
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+
+
+def csrf_token(session: str) -> str:
+    """The token that every form of a session carries: whoever cannot read the session's cookie cannot know it."""
+    return hmac.new(session.encode(), b"rlhf-gym csrf", hashlib.sha256).hexdigest()
+
+
+def csrf_matches(session: str, given: str) -> bool:
+    """Whether a form's token belongs to the session, compared in constant time."""
+    return hmac.compare_digest(csrf_token(session).encode(), given.encode("utf-8", "replace"))
+
+
+class RateLimit:
+    """Token buckets, one a client; the least recently seen are forgotten.
+
+    Args:
+        per_second: requests a second that go on for ever.
+        burst: requests at once.
+        clients: how many are remembered.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, per_second: float, burst: int, clients: int = 10_000, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.per_second = per_second
+        self.burst = burst
+        self._clients = clients
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait(self, client: str) -> float:
+        """Take one request; 0 where it may pass, otherwise the seconds until it may."""
+        now = self._clock()
+        left, seen = self._buckets.pop(client, (float(self.burst), now))
+        left = min(float(self.burst), left + max(0.0, now - seen) * self.per_second)
+        passes = left >= 1
+        self._buckets[client] = (left - 1 if passes else left, now)
+        while len(self._buckets) > self._clients:
+            self._buckets.popitem(last=False)
+        return 0.0 if passes else (1 - left) / self.per_second
+
+
+class Guard:
+    """The middleware.
+
+    Args:
+        app: what is guarded.
+        hosts: names and addresses (without port) that the page is served under; empty: any.
+        limit: of a session's requests.
+        address_limit: of an address's requests, much wider: a class of raters may share one address.
+        join_limit: of an address's tries of invitations, which are too long to be guessed anyway.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        hosts: Collection[str] = (),
+        limit: RateLimit | None = None,
+        address_limit: RateLimit | None = None,
+        join_limit: RateLimit | None = None,
+    ) -> None:
+        self.app = app
+        self.hosts = frozenset(host.lower().strip("[]") for host in hosts)
+        self.limit = limit or RateLimit(per_second=20, burst=100)
+        self.address_limit = address_limit or RateLimit(per_second=500, burst=2000)
+        self.join_limit = join_limit or RateLimit(per_second=5, burst=500)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return  # no web sockets here: the connection is refused
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        send = _with_headers(send, scope)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _reply(send, *refusal)
+            return
+        await self.app(scope, _bounded(receive), send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str, float] | None:
+        host = headers.get(b"host", "")
+        if self.hosts and _name(host) not in self.hosts:
+            return 421, "this page is not served under that name (see --url)", 0
+        if scope["method"] not in ("GET", "HEAD", "POST"):
+            return 405, "GET and POST only", 0
+        if scope["method"] == "POST" and not _same_origin(headers, host):
+            return 403, "another site sent this form; open the page itself and try again", 0
+        length = headers.get(b"content-length", "0")
+        if not length.isdecimal() or int(length) > LARGEST_BODY:
+            return 413, "this is too large", 0
+        wait = self._wait(scope, headers)
+        return (429, "slow down a little; nothing is lost", wait) if wait else None
+
+    def _wait(self, scope: Scope, headers: dict[bytes, str]) -> float:
+        """Seconds until this client may ask again; 0: now."""
+        path, address = scope["path"], (scope.get("client") or ("",))[0]
+        if path.startswith("/static/"):
+            return 0.0
+        if path.startswith("/join"):
+            return self.join_limit.wait(address)
+        session = _cookie(headers.get(b"cookie", ""))
+        return self.address_limit.wait(address) or (self.limit.wait(session) if session else 0.0)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Whatever a request says of its length, no more than :data:`LARGEST_BODY` of it is read."""
+    taken = 0
+
+    async def bounded() -> MutableMapping[str, Any]:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > LARGEST_BODY:
+            raise HTTPException(413, "this is too large")  # inside a route, which turns it into a reply
+        return message
+
+    return bounded
+
+
+def _with_headers(send: Send, scope: Scope) -> Send:
+    async def with_headers(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            given = [(name.lower(), value) for name, value in message.get("headers", [])]
+            names = {name for name, _ in given}
+            wanted = dict(_HEADERS)
+            # What a rater sees is for that rater: no proxy, and no back button after leaving, brings it up again.
+            wanted["cache-control"] = "no-store"
+            if scope.get("scheme") == "https":
+                wanted["strict-transport-security"] = "max-age=31536000"
+            given += [(n.encode(), v.encode()) for n, v in wanted.items() if n.encode() not in names]
+            message = {**message, "headers": given}
+        await send(message)
+
+    return with_headers
+
+
+async def _reply(send: Send, status: int, text: str, wait: float = 0) -> None:
+    body = text.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    if wait:
+        headers.append((b"retry-after", str(int(wait) + 1).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _same_origin(headers: dict[bytes, str], host: str) -> bool:
+    """Whether a browser says that our own page sent this; clients that are no browsers say nothing."""
+    site = headers.get(b"sec-fetch-site")
+    if site is not None and site not in ("same-origin", "none"):
+        return False
+    origin = headers.get(b"origin")
+    return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+
+
+def _name(host: str) -> str:
+    """A Host header without its port, and without an IPv6 address's brackets."""
+    name, separator, port = host.lower().rpartition(":")
+    if separator and port.isdecimal() and not (":" in name and not name.endswith("]")):
+        host = name
+    return host.lower().strip("[]")
+
+
+def _cookie(header: str) -> str:
+    """The session in a Cookie header; empty where there is none."""
+    for part in header.split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""

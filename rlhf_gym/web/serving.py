@@ -1,0 +1,114 @@
+"""A store or a run, served: opens it, makes invitations, starts the server, and takes all of it down again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.assignments import Queue, QueueSettings
+from rlhf_gym.feedback.people import People
+from rlhf_gym.web.server import LOOPBACK, Address, PageServer, require_web
+from rlhf_gym.web.settings import PageSettings
+
+RATERS_A_LINK = 1000
+"""How many people one printed link lets in; links for single people are made on the administration page."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that is being served.
+
+    Attributes:
+        url: where it is.
+        store: what it serves.
+        queue: who is asked what.
+        people: raters and invitations.
+        server: what answers.
+    """
+
+    url: str
+    store: FeedbackStore
+    queue: Queue
+    people: People
+    server: PageServer
+
+    def link(self, role: str) -> str:
+        """A new invitation as a link.
+
+        Args:
+            role: ``"rater"`` (a link that many may use) or ``"admin"`` (a link for one).
+        """
+        uses = 1 if role == "admin" else RATERS_A_LINK
+        return f"{self.url}/join/{self.people.invite(role=role, label='printed at the start', uses=uses)}"
+
+    def lines(self) -> list[str]:
+        """What to tell whoever started the page."""
+        told = [
+            f"rating page at {self.url}",
+            f"  raters:         {self.link('rater')}",
+            f"  administrator:  {self.link('admin')}",
+        ]
+        address = self.server.address
+        if address.host not in LOOPBACK and not self.url.startswith("https://"):
+            told.append(
+                "other machines can reach it, and plain HTTP hides nothing: put a TLS proxy in front, and give --url https://..."
+            )
+        return told
+
+
+@contextmanager
+def serving(
+    store: str | os.PathLike[str],
+    *,
+    queue: QueueSettings | None = None,
+    page: PageSettings | None = None,
+    address: Address | None = None,
+    run: Path | None = None,
+    offered: Collection[str] | None = None,
+) -> Iterator[Page]:
+    """Serve a store while the block runs.
+
+    Args:
+        store: file or URL.
+        queue: overlap, leases, gold.
+        page: how queries are shown.
+        address: where.
+        run: the run directory that the store belongs to, if one does: its reward models stand on the administration page.
+        offered: only these queries are handed out, and what is offered later; None: all, as they come.
+
+    Raises:
+        ConfigError: the page's libraries are missing, or nothing can listen there.
+        FeedbackError: the store cannot be opened.
+    """
+    require_web()
+    from rlhf_gym.web.app import create_app
+    from rlhf_gym.web.study import Study
+
+    address = address or Address()
+    with FeedbackStore(store) as opened:
+        study = Study(opened, People(opened), Queue(opened, queue, offered=offered), page or PageSettings(), run)
+        with PageServer(create_app(study, hosts=address.hosts()), address) as server:
+            yield Page(server.url, opened, study.queue, study.people, server)
+
+
+def store_of(path: str) -> tuple[str, Path | None]:
+    """The store that a run directory, a file or a database's URL means, and the run directory if it is one.
+
+    Raises:
+        ConfigError: there is neither a run nor a store.
+    """
+    if "://" in path:
+        return path, None
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.yaml").exists():
+            raise ConfigError(f"{path} is a folder without a run in it; give a run's directory or a store's file")
+        return str(folder / "feedback.sqlite"), folder
+    if not folder.exists():
+        raise ConfigError(f"there is no run and no feedback store at {path}")
+    return path, None

@@ -1,0 +1,218 @@
+"use strict";
+// The page works without this script, by plain forms. With it: one key an answer, the next question at once, and answers
+// that wait here (also through a reload) until the server has said that it stored them.
+
+const $ = (id) => document.getElementById(id);
+const place = $("cards"), told = $("status"), alertBox = $("alert");
+document.body.classList.add("has-script");
+
+const SETTLE = 200; // ms in which a new card takes no answer: a bounced key must not answer what nobody has read
+const ahead = [...$("ahead").content.querySelectorAll(".card")];
+const finished = new Set(); // assignments answered here, whatever the server still lists
+const unsent = restore();
+let sending = false, retryIn = 500, shownAt = 0, spent = 0, running = false, count = 0, blocked = false;
+
+function restore() {
+  try { return JSON.parse(sessionStorage.getItem("unsent") || "[]"); } catch { return []; }
+}
+function remember() {
+  try { sessionStorage.setItem("unsent", JSON.stringify(unsent)); } catch { /* a private window: kept in this page only */ }
+}
+unsent.forEach((item) => finished.add(item.id));
+
+const current = () => place.querySelector(".card");
+
+// --- The clock: stands still while the page is hidden or paused.
+function tick(on) {
+  const now = performance.now();
+  if (running) spent += now - shownAt;
+  shownAt = now;
+  running = on;
+}
+document.addEventListener("visibilitychange", () => tick(!document.hidden && !$("paused").open));
+
+function show(card, words) {
+  place.replaceChildren(card || $("waiting").content.cloneNode(true));
+  if (!card && unsent.length) { // the reply to what is being sent brings the next one
+    current().querySelector("h2").textContent = "One moment …";
+    current().querySelector("p").textContent = "";
+  }
+  spent = 0;
+  running = false;
+  tick(!document.hidden && !$("paused").open);
+  if (current().dataset.id) enhance(current());
+  current().querySelector("h2").focus({ preventScroll: true });
+  scrollTo(0, 0);
+  if (words) told.textContent = words;
+}
+function next(words) {
+  let card = ahead.shift();
+  while (card && finished.has(card.dataset.id)) card = ahead.shift();
+  show(card, words);
+}
+
+// --- Sending: one after the other, again and again until the server confirms; a repeat is harmless there.
+async function send() {
+  if (sending) return;
+  sending = true;
+  while (unsent.length) {
+    const item = unsent[0];
+    let reply;
+    try {
+      reply = await post(item.action, item.body);
+    } catch (error) {
+      warn(error.words || "The connection is gone. Your answers wait here and are sent as soon as it is back; leave this page open.");
+      if (error.final) { unsent.shift(); remember(); await refresh(); continue; }
+      await new Promise((done) => setTimeout(done, error.wait || retryIn));
+      retryIn = Math.min(retryIn * 2, 15000);
+      continue;
+    }
+    retryIn = 500;
+    unsent.shift();
+    remember();
+    if (!blocked) warn("");
+    take(reply);
+    if (reply.feedback) feedback(reply.feedback);
+  }
+  sending = false;
+}
+async function post(action, body) {
+  const have = [current(), ...ahead].filter(Boolean).map((card) => card.dataset.id).join(" ");
+  const response = await fetch(action, {
+    method: "POST", body: new URLSearchParams([...body, ["have", have]]), headers: { Accept: "application/json" },
+    credentials: "same-origin", redirect: "error",
+  });
+  if (response.status === 401) { location.href = "/"; throw { words: "You are no longer signed in.", wait: 60000 }; }
+  if (response.status === 429 || response.status >= 500) {
+    throw { words: "The server is busy. Your answers wait here and are sent in a moment.", wait: 1000 * (response.headers.get("Retry-After") || 2) };
+  }
+  if (!response.ok) throw { words: (await response.text()).slice(0, 300), final: true };
+  return response.json();
+}
+function take(reply) {
+  for (const html of reply.cards || []) {
+    const card = new DOMParser().parseFromString(html, "text/html").querySelector(".card");
+    const id = card.dataset.id, known = [current(), ...ahead].some((other) => other && other.dataset.id === id);
+    if (!known && !finished.has(id)) ahead.push(card);
+  }
+  if (reply.counts) {
+    $("counts").textContent = reply.counts;
+    $("done").max = reply.total;
+    $("done").value = reply.answered;
+    $("undo").querySelector("button").disabled = reply.answered === 0 && !unsent.length;
+  }
+  if (!blocked && !current().dataset.id && (ahead.length || !unsent.length)) next();
+}
+function warn(words, kind) {
+  alertBox.textContent = words;
+  alertBox.className = kind || "";
+  alertBox.hidden = !words;
+}
+async function refresh() {
+  if (document.hidden || unsent.length || $("paused").open) return;
+  try { take(await post("/next", [["csrf", csrf()]])); } catch { /* the next look will tell */ }
+}
+setInterval(() => { if (!current().dataset.id) refresh(); }, 2000);
+const csrf = () => document.querySelector("#undo [name=csrf]").value;
+
+// --- Answering.
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.method === "dialog") return;
+  if (form.id === "undo") { event.preventDefault(); undo(); return; }
+  if (!form.matches(".answer")) return;
+  event.preventDefault();
+  const card = form.closest(".card");
+  if (blocked || spent + performance.now() - shownAt < SETTLE) return;
+  tick(false);
+  const body = [...new FormData(form, event.submitter)].map(([name, value]) => [name, String(value)]);
+  body.push(["seconds", (spent / 1000).toFixed(3)]);
+  finished.add(card.dataset.id);
+  unsent.push({ id: card.dataset.id, action: new URL(form.action).pathname, body });
+  remember();
+  const said = event.submitter ? event.submitter.getAttribute("aria-label") || event.submitter.textContent.trim() : "Answered";
+  $("session").textContent = `· ${++count} in this sitting`;
+  $("session").hidden = false;
+  $("undo").querySelector("button").disabled = false;
+  if (card.dataset.kind === "practice") {
+    blocked = true;
+    card.querySelectorAll("button, input, select, textarea").forEach((field) => { field.disabled = true; });
+  } else {
+    next(`${said.replace(/\s+/g, " ")}. Stored in a moment.`);
+  }
+  send().then(() => { if (!blocked) told.textContent = `${said.replace(/\s+/g, " ")}. Stored.`; });
+});
+function feedback(found) {
+  const words = found.correct ? "As expected." : "Something else was expected.";
+  warn(`${words} ${found.explanation || ""}`, found.correct ? "right" : "wrong");
+  const go = document.createElement("button");
+  go.className = "primary";
+  go.dataset.key = "Enter";
+  go.textContent = "Go on";
+  go.addEventListener("click", () => { blocked = false; warn(""); next(); });
+  alertBox.append(" ", go);
+  go.focus();
+}
+async function undo() {
+  if (blocked) return;
+  for (let waited = 0; unsent.length && waited < 100; waited++) await new Promise((done) => setTimeout(done, 100));
+  if (unsent.length) return;
+  try {
+    const reply = await post("/undo", [["csrf", csrf()]]);
+    if (!reply.reopened) { told.textContent = "There is no answer to take back."; return; }
+    finished.delete(reply.reopened);
+    const back = current();
+    for (let i = ahead.length - 1; i >= 0; i--) if (ahead[i].dataset.id === reply.reopened) ahead.splice(i, 1);
+    if (back && back.dataset.id && back.dataset.id !== reply.reopened) ahead.unshift(back);
+    const card = new DOMParser().parseFromString(reply.card, "text/html").querySelector(".card");
+    ahead.unshift(card);
+    take(reply);
+    next("Here is your last answer again.");
+  } catch (error) {
+    warn(error.words || "The connection is gone; try again in a moment.");
+  }
+}
+
+// --- Keys, dialogs.
+function press(button) {
+  if (button.disabled) return;
+  if (button.form && button.type === "submit") button.form.requestSubmit(button);
+  else button.click();
+}
+document.addEventListener("keydown", (event) => {
+  if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  const field = event.target.closest("input[type=text], input[type=number], textarea, select");
+  if (field) {
+    if (event.key === "Escape") { field.blur(); event.preventDefault(); }
+    return;
+  }
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const open = document.querySelector("dialog[open]");
+  if (open) {
+    if ((open.id === "paused" && key === "p") || (open.id === "guidelines" && key === "g")) { open.close(); event.preventDefault(); }
+    return;
+  }
+  if (!$("keys").checked || (key === "Enter" && event.target.closest("button, a, summary"))) return;
+  if (event.defaultPrevented) return; // a form's own key
+  const wanted = [...document.querySelectorAll("[data-key]")].find((b) => b.dataset.key.split(" ").includes(key));
+  const focus = document.querySelector(`[data-focus="${CSS.escape(key)}"]`);
+  if (!wanted && !focus) return;
+  event.preventDefault();
+  if (wanted) press(wanted); else focus.focus();
+});
+$("pause").addEventListener("click", () => { tick(false); $("paused").showModal(); });
+$("paused").addEventListener("close", () => tick(!document.hidden));
+$("guidelines-link").addEventListener("click", (event) => { event.preventDefault(); $("guidelines").showModal(); });
+const keys = $("keys");
+try { keys.checked = localStorage.getItem("keys") !== "off"; } catch { /* stays on */ }
+keys.addEventListener("change", () => { try { localStorage.setItem("keys", keys.checked ? "on" : "off"); } catch { /* for now */ } });
+addEventListener("beforeunload", (event) => { if (unsent.length) event.preventDefault(); });
+
+// What a form needs beyond plain controls; other forms of query add theirs here.
+function enhance(card) {
+  card.dispatchEvent(new CustomEvent("card", { bubbles: true }));
+}
+
+if (current().dataset.id && finished.has(current().dataset.id)) next();
+else show(current());
+if (unsent.length) send();

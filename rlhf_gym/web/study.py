@@ -1,0 +1,123 @@
+"""What every page works with: the store, the people, the queue, the settings, and the templates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.assignments import Assignment, Queue
+from rlhf_gym.feedback.people import People, Person
+from rlhf_gym.web.cards import card_of
+from rlhf_gym.web.security import csrf_token
+from rlhf_gym.web.settings import PageSettings
+from rlhf_gym.web.text import coded, markdown_html
+
+_SCRIPT = "text/javascript; charset=utf-8"
+STATIC = {"page.css": "text/css; charset=utf-8", "forms.js": _SCRIPT, "rate.js": _SCRIPT}
+WAITING = (
+    "Nothing to rate right now",
+    "Everything there was has been answered. New questions appear here by themselves; you may also come back later.",
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One store, served.
+
+    Attributes:
+        store: queries and judgements.
+        people: raters, invitations, sessions.
+        queue: who is asked what.
+        settings: how it is shown.
+        run: the run directory that the store belongs to, if one does.
+    """
+
+    store: FeedbackStore
+    people: People
+    queue: Queue
+    settings: PageSettings = field(default_factory=PageSettings)
+    run: Path | None = None
+
+    def page(self, name: str, **values: Any) -> str:
+        """A template as HTML."""
+        return _templates().get_template(name).render(settings=self.settings, version=version(), **values)
+
+    def message(
+        self, heading: str, paragraphs: Sequence[str], *, form: Mapping[str, Any] | None = None, guidelines: bool = False,
+        link: tuple[str, str] | None = None, refresh: int = 0,
+    ) -> str:  # fmt: skip
+        """A page that says one thing.
+
+        Args:
+            heading: what.
+            paragraphs: and more of it.
+            form: one button: its ``action``, its hidden ``fields`` and its words (``button``).
+            guidelines: show them too.
+            link: where to go from here, and its words.
+            refresh: load again after so many seconds; 0: stay.
+        """
+        return self.page(
+            "message.html.j2", heading=heading, paragraphs=paragraphs, form=form, link=link, refresh=refresh,
+            guidelines=self.guidelines() if guidelines else None,
+        )  # fmt: skip
+
+    def card(self, assignment: Assignment, session: str) -> Markup:
+        """An assignment's card as HTML."""
+        return Markup(self.page("card.html.j2", card=card_of(assignment, self.settings), csrf=csrf_token(session)))
+
+    def progress(self, person: Person) -> dict[str, Any]:
+        """How far the rater is, in numbers and in words."""
+        count = self.queue.counts(person.name)
+        words = f"{count.answered} answered · {count.waiting} to go"
+        return {"counts": words, "answered": count.answered, "total": count.answered + count.waiting}
+
+    def rating_page(self, person: Person, session: str) -> str:
+        """The whole rating page."""
+        heading, words = WAITING
+        cards = [self.card(assignment, session) for assignment in self.queue.next(person.name, count=2)]
+        return self.page(
+            "rate.html.j2", person=person, csrf=csrf_token(session), cards=cards, guidelines=self.guidelines(),
+            waiting=Markup(self.page("waiting.html.j2", heading=heading, words=words)), **self.progress(person),
+        )  # fmt: skip
+
+    def guidelines(self) -> Markup:
+        """The guidelines as HTML."""
+        return markdown_html(self.settings.guidelines)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _asset(f"templates/{name}").decode()), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False, finalize=_shown,
+    )  # fmt: skip
+
+
+def _shown(value: Any) -> Any:
+    """Whatever a template prints, a name, a note, a search, hides no character; HTML that is safe already stays as it is."""
+    return coded(value) if type(value) is str else value
+
+
+def static(name: str) -> bytes:
+    """A file of the page; its name must be one of :data:`STATIC`."""
+    return _asset(f"static/{name}")
+
+
+@lru_cache(maxsize=1)
+def version() -> str:
+    """Changes whenever a file of the page does: part of the files' addresses, so that no browser uses an old one."""
+    return hashlib.sha256(b"".join(static(name) for name in STATIC)).hexdigest()[:12]
+
+
+@lru_cache(maxsize=32)
+def _asset(name: str) -> bytes:
+    return resources.files("rlhf_gym.web").joinpath(name).read_bytes()

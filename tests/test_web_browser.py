@@ -1,0 +1,294 @@
+"""The rating page in a real browser, by keys and by touch: what a person does there is what is stored, and trains a model.
+
+Skipped where there is no Chromium, or no Playwright to drive it (`pip install playwright`; no browser download needed).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import save_tiny_model, tiny_settings
+from web_study import pairs, start_run, study
+
+from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback.assignments import QueueSettings
+from rlhf_gym.web.answers import PAIR
+from rlhf_gym.web.app import create_app
+from rlhf_gym.web.server import Address, PageServer
+from rlhf_gym.web.study import Study
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
+HOSTILE = (
+    "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">\x1b[2J\u202egnp.exe\u202c\x00 "
+    "{{7*7}} </textarea></template></form>"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    # Chromium's sandbox refuses to run as root, which is who tests in a container.
+    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, found: Study, **options: Any) -> Iterator[Any]:
+    """The page of a rater who has just joined; nothing may be said on the console, and nothing asked of other hosts."""
+    address = Address(port=0)
+    with PageServer(create_app(found, hosts=address.hosts()), address) as server:
+        context = browser.new_context(**options)
+        page = context.new_page()
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{server.url}/join/{found.people.invite()}")
+        page.get_by_role("button", name="Begin").click()
+        page.wait_for_selector("body.has-script .card")  # keys work from here on
+        yield page
+        assert [line for line in said if "ERR_INTERNET_DISCONNECTED" not in line] == []
+        assert [url for url in asked if not url.startswith((server.url, "data:"))] == []
+        assert page.title() != "ran"
+        context.close()
+
+
+def press(page: Any, key: str) -> None:
+    """Press a key as somebody who has looked at the card first, and wait for what it does."""
+    page.wait_for_timeout(230)
+    before = page.locator(".card").get_attribute("data-id")
+    page.keyboard.press(key)
+    page.wait_for_function("id => document.querySelector('.card').dataset.id !== id", arg=before)
+
+
+def settled(page: Any, answered: int) -> None:
+    page.wait_for_function(f"() => document.getElementById('counts').textContent.startsWith('{answered} answered')")
+
+
+def test_every_decision_has_its_key(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(14)) as found, opened(browser, found) as page:
+        for _, _, _, keys in PAIR:
+            press(page, keys.split()[-1])
+        for key in "1", "2", "6", "s", "f":
+            press(page, key)
+        settled(page, 13)
+        given = found.store.judgements()
+        places = [None if j.choice is None else j.order_shown.index(j.choice) for j in given]
+        assert places == [0, 0, 0, None, 1, 1, 1, None, 0, 0, 1, None, None]
+        assert [j.strength for j in given] == [3, 2, 1, None, 1, 2, 3, None, 3, 2, 2, None, None]
+        assert [j.tie for j in given] == [False] * 3 + [True] + [False] * 3 + [True] + [False] * 5
+        assert all(0.2 <= (j.seconds or 0) < 20 for j in given)
+        assert "13 in this sitting" in page.inner_text("#session")
+        assert page.inner_text("#counts") == "13 answered · 1 to go"
+
+
+def test_undo_reason_pause_and_guidelines(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(4)) as found, opened(browser, found) as page:
+        page.keyboard.press("r")
+        page.keyboard.type("a better bet")  # its letters answer nothing while one types
+        page.keyboard.press("Escape")
+        press(page, "a")
+        press(page, "u")
+        assert "A is better" in page.inner_text(".ribbon")
+        press(page, "7")
+        settled(page, 1)
+        first, second = found.store.judgements(superseded=True)
+        assert first.reason == "a better bet"
+        assert (second.supersedes, second.strength) == (first.id, 3)
+        page.keyboard.press("p")
+        page.wait_for_timeout(1200)
+        page.keyboard.press("1")
+        assert page.locator("#paused").is_visible()
+        page.keyboard.press("p")
+        press(page, "1")
+        settled(page, 2)
+        assert (found.store.judgements()[1].seconds or 9) < 1.2  # the clock stood still
+        page.keyboard.press("g")
+        assert "Honest" in page.inner_text("#guidelines")
+        page.keyboard.press("g")
+        page.get_by_label("single keys answer").uncheck()
+        page.keyboard.press("1")
+        page.wait_for_timeout(400)
+        assert found.store.count().current == 2
+
+
+def test_a_key_that_bounces_answers_one_question(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(5)) as found, opened(browser, found) as page:
+        page.wait_for_timeout(250)
+        for _ in range(4):
+            page.keyboard.press("1")
+        settled(page, 1)
+        assert found.store.count().judgements == 1
+
+
+def test_no_answer_is_lost_without_a_network(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(6)) as found, opened(browser, found) as page:
+        page.context.set_offline(True)
+        press(page, "1")
+        press(page, "2")
+        page.wait_for_function("() => !document.getElementById('alert').hidden")
+        assert "wait here" in page.inner_text("#alert")
+        assert found.store.count().judgements == 0
+        page.context.set_offline(False)
+        settled(page, 2)
+        assert page.locator("#alert").is_hidden()
+        assert [j.strength for j in found.store.judgements()] == [3, 2]
+        press(page, "3")
+        settled(page, 3)
+
+
+def test_practice_is_told_before_it_goes_on(browser: Any, tmp_path: Path) -> None:
+    columns = {"gold": {"tie": True}, "explanation": "Both say the same.", "practice": True}
+    practice = Query(prompt="try", responses=("x", "y"), round=0, columns=columns)
+    queue = QueueSettings(practice=1)
+    with study(tmp_path, [*pairs(2), practice], queue=queue) as found, opened(browser, found) as page:
+        assert "Practice" in page.inner_text(".ribbon")
+        page.wait_for_timeout(230)
+        page.keyboard.press("1")
+        page.wait_for_selector("#alert.wrong")
+        assert "Both say the same." in page.inner_text("#alert")
+        page.keyboard.press("Enter")
+        page.wait_for_function("() => document.querySelector('.prompt').textContent.includes('Prompt 0')")
+        press(page, "1")
+        settled(page, 1)
+
+
+def test_rankings_by_key_tap_and_drag_and_ratings_by_digits(browser: Any, tmp_path: Path) -> None:
+    texts = ("one", "two", "three", "four")
+    queries = [Query(prompt="p", responses=texts, form="ranking", index=i) for i in range(2)]
+    queries.append(Query(prompt="p", responses=texts[:2], form="rating", index=2))
+    with study(tmp_path, queries) as found, opened(browser, found, viewport={"width": 1280, "height": 820}) as page:
+        for key in "4", "4", "9", "1", "Backspace", "3", "1":
+            page.keyboard.press(key)
+        assert page.locator(".order ol").inner_text().split() == ["D", "C", "A", "B"]
+        first, last = (page.locator(".chip").nth(i).bounding_box() for i in (0, 3))
+        page.mouse.move(first["x"] + 20, first["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(last["x"] + 40, last["y"] + 20)
+        page.mouse.up()
+        page.keyboard.press("ArrowLeft")  # the focus stays on what was moved
+        assert page.locator(".order ol").inner_text().split() == ["C", "A", "D", "B"]
+        page.wait_for_timeout(200)
+        page.get_by_role("button", name="Done").click()
+        page.wait_for_function("() => document.querySelectorAll('.chip').length === 0")
+        for letter in "B", "A", "D":
+            page.locator(f'.response[data-letter="{letter}"]').click()
+        press(page, "Enter")
+        page.keyboard.press("5")
+        assert page.get_by_role("button", name="Done").is_disabled()
+        page.keyboard.press("2")
+        page.wait_for_timeout(230)
+        page.keyboard.press("Enter")
+        settled(page, 3)
+        one, two, three = found.store.judgements()
+        assert one.ranking == tuple((one.order_shown["ABCD".index(letter)],) for letter in "CADB")
+        assert two.ranking == tuple((two.order_shown["ABCD".index(letter)],) for letter in "BADC")
+        assert three.ratings is not None
+        assert [three.ratings["overall"][i] for i in three.order_shown] == [5, 2]
+
+
+def test_differences_are_marked_on_request(browser: Any, tmp_path: Path) -> None:
+    pair = Query(prompt="p", responses=("The old dog, slept well.", "The dog slept <b>badly</b>."))
+    with study(tmp_path, [pair]) as found, opened(browser, found) as page:
+        page.keyboard.press("d")
+        marked = sorted(page.locator(".text mark").all_inner_texts())
+        assert {"old", ",", "well"} <= set(marked)
+        assert "badly" in "".join(marked)
+        assert not {"The", "dog", "slept"} & set(re.findall(r"\w+", " ".join(marked)))
+        page.keyboard.press("d")
+        assert page.locator(".text mark").count() == 0
+        assert sorted(page.locator(".response .text").all_inner_texts()) == sorted(pair.responses)
+        press(page, "1")
+        settled(page, 1)
+
+
+def test_the_end_and_new_questions(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(1)) as found, opened(browser, found) as page:
+        press(page, "4")
+        page.wait_for_selector("text=Nothing to rate right now")
+        found.store.add_queries(pairs(2))
+        page.wait_for_function(
+            "() => document.querySelector('.prompt')?.textContent.includes('Prompt 1')", timeout=15_000
+        )
+        press(page, "5")
+        settled(page, 2)
+
+
+@pytest.mark.parametrize("options", [{"viewport": {"width": 1280, "height": 820}}, PHONE])
+@pytest.mark.parametrize("text", ["plain", "markdown"])
+def test_hostile_text_does_nothing_and_fits(browser: Any, tmp_path: Path, options: Any, text: Any) -> None:
+    from rlhf_gym.web.settings import PageSettings
+
+    long = "x" * 100_000
+    queries = [
+        Query(prompt=HOSTILE, responses=(HOSTILE, long), columns={"messages": [{"role": HOSTILE, "content": HOSTILE}]}),
+        Query(prompt=long, responses=("e" + "\u0301" * 3000, "\u202e" * 3000), index=1),
+    ]
+    with study(tmp_path, queries, page=PageSettings(text=text)) as found, opened(browser, found, **options) as page:
+        for _ in queries:
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= options["viewport"]["width"]
+            assert page.locator("script, img, iframe, object, embed").count() == 2  # our own scripts
+            press(page, "1")
+        settled(page, 2)
+
+
+def test_without_script_and_by_touch(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(3)) as found:
+        with opened(browser, found, java_script_enabled=False) as page:
+            page.get_by_role("button", name="A is slightly better").click()
+            page.get_by_role("button", name="Undo").click()
+            page.get_by_role("button", name="Both are bad").click()
+            assert page.inner_text("#counts") == "1 answered · 2 to go"
+            page.get_by_role("link", name="Guidelines").click()
+            page.get_by_role("link", name="Go on rating").click()
+            page.get_by_role("button", name="Leave").click()
+            assert "Thank you" in page.inner_text("h1")
+        with opened(browser, found, **PHONE) as page:
+            page.wait_for_timeout(250)
+            page.get_by_role("button", name="B is better", exact=True).tap()
+            settled(page, 1)
+    # What the first rater had open is kept for them.
+
+
+def test_a_person_s_keys_train_a_model(browser: Any, tmp_path: Path) -> None:
+    """The whole loop on a tiny model: the run serves the page, a person answers in the browser, the run completes."""
+    model = save_tiny_model(tmp_path / "model")
+    settings = tiny_settings(model, rater={"name": "web", "form": "pair"}, people={"port": 0})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    process, link = start_run(tmp_path, "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run"))
+    try:
+        page = browser.new_context().new_page()
+        page.goto(link)
+        page.get_by_role("button", name="Begin").click()
+        page.wait_for_selector(".prompt", timeout=60_000)
+        for _ in range(12):
+            texts = page.locator(".response .text").all_inner_texts()
+            press(page, "1" if len(texts[0]) >= len(texts[1]) else "7")
+        assert process.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+        page.context.close()
+    finally:
+        process.kill()
+    with FeedbackStore(tmp_path / "run" / "feedback.sqlite", read_only=True) as store:
+        for query, judgement in store.answers():
+            better, other = query.responses[judgement.choice or 0], query.responses[1 - (judgement.choice or 0)]
+            assert len(better) >= len(other) or re.search(r"\s", better + other)
+            assert judgement.rater.startswith("web/")
+            assert judgement.strength == 3
+        assert store.count().judgements == 12
+    assert (tmp_path / "run" / "evaluation.json").exists()

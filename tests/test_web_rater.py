@@ -1,0 +1,311 @@
+"""People as the loop's rater: a run waits for them, loses nothing when it is stopped, and goes on."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import command, save_tiny_model, tiny_settings
+from web_study import pairs, start_run, study
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback.assignments import Answer
+from rlhf_gym.loop import people as loop_people
+from rlhf_gym.loop.config_file import build, merge
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.rounds import run_loop
+from rlhf_gym.raters import Rater, RaterStoppedError, ask
+from rlhf_gym.web.rater import WebRater
+from rlhf_gym.web.server import Address, PageServer
+from rlhf_gym.web.serving import store_of
+
+A, B = Answer(choice=0, strength=1.0), Answer(choice=1, strength=1.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def test_what_is_submitted_is_offered_and_what_is_answered_comes_back(tmp_path: Path) -> None:
+    with study(tmp_path, pairs(4)) as found:
+        rater = WebRater(found.store, found.queue, overlap=2)
+        assert isinstance(rater, Rater)
+        tickets = rater.submit(found.store.queries()[:2])
+        assert [(t.rater, t.number) for t in tickets] == [("web", 0), ("web", 1)] * 2
+        assert rater.collect(tickets, timeout=0) == []
+        assert len(found.queue.next("web/a", count=9)) == 2
+        [held] = found.queue.next("web/a")
+        found.queue.submit(held.id, "web/a", A, seconds=1)
+        [judgement] = rater.collect(tickets, timeout=5)
+        assert judgement == found.store.judgements()[0]
+        assert rater.collect(tickets, timeout=0) == []  # once is enough
+        [held] = found.queue.next("web/a")
+        found.queue.submit(held.id, "web/a", A, seconds=1)
+        others = [ticket for ticket in tickets if ticket.query_id != held.query.id]
+        assert rater.collect(others, timeout=0) == []
+        assert len(rater.collect(tickets, timeout=0)) == 1  # whoever asks for other tickets first misses nothing
+
+
+def test_a_correction_comes_after_what_it_corrects(tmp_path: Path) -> None:
+    with study(tmp_path, pairs(1)) as found:
+        rater = WebRater(found.store, found.queue)
+        tickets = rater.submit(found.store.queries())
+        [held] = found.queue.next("web/a")
+        found.queue.submit(held.id, "web/a", A, seconds=1)
+        found.queue.undo("web/a")
+        found.queue.submit(held.id, "web/a", B, seconds=1)
+        first, second = rater.collect(tickets)
+        assert second.supersedes == first.id
+
+
+def test_asking_people_stores_nothing_twice_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with study(tmp_path, []) as found:
+        queries = pairs(6)
+        rater = WebRater(found.store, found.queue)
+
+        def rate() -> None:
+            for _ in range(6):
+                while not (held := found.queue.next("web/a")):
+                    time.sleep(0.01)
+                found.queue.submit(held[0].id, "web/a", A, seconds=0)
+
+        person = threading.Thread(target=rate)
+        person.start()
+        seen: list[tuple[int, int]] = []
+        ask(rater, queries, found.store, on_progress=lambda done, total: seen.append((done, total)))
+        person.join()
+        assert seen[-1] == (6, 6)
+        assert found.store.count().judgements == 6
+        assert ask(WebRater(found.store, found.queue), queries, found.store) == 0
+
+
+def test_a_quota_is_enough(tmp_path: Path) -> None:
+    with study(tmp_path, []) as found:
+        queries = pairs(10)
+        found.store.add_queries(queries)
+        rater = WebRater(found.store, found.queue)
+        rater.submit(queries)
+        for _ in range(7):
+            [held] = found.queue.next("web/a")
+            found.queue.submit(held.id, "web/a", A, seconds=0)
+        ask(rater, queries, found.store, quota=0.7)  # or it would wait for ever
+        [held] = found.queue.next("web/a")  # what is left may still be answered
+        found.queue.submit(held.id, "web/a", A, seconds=0)
+        assert found.store.count().answered == 8
+
+
+def test_who_gets_what_in_a_mixture() -> None:
+    queries = [Query(prompt=f"{i}", responses=("x", "y"), round=1 + i % 2, index=i) for i in range(2000)]
+    mixed, others = loop_people.split(queries, build({"people": {"share": 0.1}}))
+    assert 150 < len(mixed) < 250
+    assert sorted(q.index for q in [*mixed, *others]) == list(range(2000))
+    everything, nothing = loop_people.split(queries, build({"rater": {"name": "web"}}))
+    assert (len(everything), nothing) == (2000, [])
+    later, warm = loop_people.split(queries, build({"rater": {"name": "web"}, "people": {"warm_up": 1}}))
+    assert {q.round for q in later} == {2}
+    assert {q.round for q in warm} == {1}
+
+
+def test_the_line_that_shows_how_far_people_are() -> None:
+    said: list[str] = []
+    now = [0.0]
+
+    class Bar:
+        shown: tuple[int, str] = (0, "")
+
+        def update(self, done: int, note: str = "", total: int | None = None) -> None:
+            self.shown = (done, note)
+
+    bar: Any = Bar()
+    turnout = loop_people.Turnout(bar, said.append, 10, plain=True, clock=lambda: now[0])
+    for second, done in ((0, 0), (30, 5), (59, 9), (61, 10), (120, 20)):
+        now[0] = second
+        turnout(done, 20)
+    assert bar.shown == (30, "10.0 a minute")
+    assert said == [
+        "people have answered 0 of 20 queries (waiting for people)",
+        "people have answered 10 of 20 queries (9.8 a minute)",
+        "people have answered 20 of 20 queries (10.0 a minute)",
+    ]
+
+
+def test_what_cannot_be_is_said_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="guidelines"):
+        loop_people.check_people(build({"rater": {"name": "web"}, "people": {"guidelines": str(tmp_path / "none.md")}}))
+    with pytest.raises(ConfigError, match="public address"):
+        loop_people.check_people(build({"people": {"share": 0.5, "url": "rate.example.org"}}))
+    with pytest.raises(ConfigError, match="no run and no feedback store"):
+        store_of(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="without a run"):
+        store_of(str(tmp_path))
+    with PageServer(None, Address(port=0)) as server, pytest.raises(ConfigError, match="cannot listen"):
+        PageServer(None, Address(port=server.address.port))
+
+
+def rate_everything(line: str, stop: threading.Event, cookies: dict[str, str], limit: int = 10_000) -> int:
+    """A person with a script: joins by the printed link, or is known by a cookie, and prefers the longer response."""
+    import httpx2
+
+    base, token = line.rsplit("/join/", 1)
+    given = 0
+    with httpx2.Client(base_url=base, timeout=30, cookies=cookies) as person:
+        if not cookies:
+            assert person.post("/join", data={"token": token}).status_code == 303
+            cookies.update(person.cookies)
+        while not stop.is_set() and given < limit:
+            try:
+                page = person.get("/rate").text
+            except httpx2.TransportError:  # the run has ended
+                return given
+            action = re.search(r'action="(/rate/[^"]+)"', page)
+            if action is None:
+                time.sleep(0.05)
+                continue
+            form = page[page.index('class="answer"') :]
+            hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form))
+            texts = re.findall(r'class="text" dir="auto" tabindex="0"[^>]*>(.*?)</div>', form, re.DOTALL)[:2]
+            said = "a2" if len(texts[0]) >= len(texts[1]) else "b2"
+            reply = person.post(action[1], data={**hidden, "answer": said})
+            assert reply.status_code == 303, reply.text
+            given += 1
+    return given
+
+
+def test_a_run_waits_for_people_stops_for_the_night_and_goes_on(model: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(model, rater={"name": "web", "form": "pair"}, people={"port": 0})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "run"
+    process, link = start_run(tmp_path, "--config", str(tmp_path / "c.yaml"), "--out", str(out))
+    stop, cookies = threading.Event(), dict[str, str]()
+    assert rate_everything(link, stop, cookies, limit=5) == 5
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert f"rlhf-gym run --out {out} --resume" in log
+    with FeedbackStore(out / "feedback.sqlite", read_only=True) as store:
+        first = store.judgements()
+        assert len(first) == 5
+
+    process, link = start_run(tmp_path, "--out", str(out), "--resume")
+    person = threading.Thread(target=rate_everything, args=(link, stop, cookies))
+    person.start()
+    try:
+        assert process.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        stop.set()
+        person.join()
+    with FeedbackStore(out / "feedback.sqlite", read_only=True) as store:
+        assert store.count().judgements == store.count().queries == 12
+        assert set(first) <= set(store.judgements())
+    assert (out / "report.html").exists()
+    assert "people have answered 12 of 12 queries" in (tmp_path / "log").read_text()
+
+
+class Link(Progress):
+    """Catches the link for raters out of what a run says."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+        self.found = threading.Event()
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+        if line.strip().startswith("raters:"):
+            self.found.set()
+
+    def link(self) -> str:
+        assert self.found.wait(60)
+        return next(line.split()[1] for line in self.said if line.strip().startswith("raters:"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "by_people"),
+    [
+        ({"people": {"port": 0, "share": 0.4}, "rater": {"form": "pair"}}, None),
+        (
+            {
+                "people": {"port": 0, "warm_up": 1, "quota": 0.5},
+                "rater": {"name": "web", "form": "pair"},
+                "run": {"rounds": 2},
+            },
+            {2},
+        ),
+    ],
+)
+def test_people_and_simulated_raters_share_a_run(model: Path, tmp_path: Path, sections: Any, by_people: Any) -> None:
+    progress, stop, cookies = Link(), threading.Event(), dict[str, str]()
+
+    def rate() -> None:
+        rate_everything(progress.link(), stop, cookies)
+
+    person = threading.Thread(target=rate)
+    person.start()
+    try:
+        run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+    finally:
+        stop.set()
+        person.join()
+    with FeedbackStore(run.store_file) as store:
+        rounds: dict[str, set[int]] = {"web": set(), "simulated": set()}
+        counts = {"web": 0, "simulated": 0}
+        for query, judgement in store.answers():
+            who = judgement.rater.partition("/")[0]
+            rounds[who].add(query.round)
+            counts[who] += 1
+    if by_people is None:
+        assert counts["web"] + counts["simulated"] == 12
+        assert min(counts.values()) >= 1
+    else:
+        assert rounds == {"web": by_people, "simulated": {1}}
+        assert counts["simulated"] == 12
+        assert 6 <= counts["web"] <= 12  # half is enough to go on
+
+
+def test_a_run_asks_whoever_sits_at_the_terminal(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = merge(tiny_settings(model), {"rater": {"name": "terminal", "form": "pair"}})
+    monkeypatch.setattr(sys, "stdin", io.StringIO("aab"))  # and the input ends: a stop
+    with pytest.raises(RaterStoppedError, match="--resume"):
+        run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abtabababu" + "b" * 3))
+    run = run_loop(build(settings), tmp_path / "run", resume=True, progress=Progress(quiet=True))
+    with FeedbackStore(run.store_file) as store:
+        assert store.count().answered == 12
+        assert store.count().ties == 1
+        assert {judgement.rater for judgement in store.judgements()} == {"terminal"}
+    assert "1 to go" in capsys.readouterr().out
+
+
+def test_a_page_of_its_own_ends_by_ctrl_c(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        store.add_queries(pairs(2))
+    serve = command("rate", "--serve", tmp_path / "f.sqlite", "--port", "0")
+    process = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        link = lines[1].split()[1]
+        assert rate_everything(link, threading.Event(), {}, limit=2) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+    with FeedbackStore(tmp_path / "f.sqlite", read_only=True) as store:
+        assert store.count().judgements == 2
