@@ -63,20 +63,27 @@ def search_jobs(algorithms: list[str], seeds: int) -> Iterator[Job]:
                 yield name, "sentiment", 100 + seed, {step: value}
 
 
+def objective(run: dict[str, Any]) -> float:
+    """Reward less the price of KL, of one run."""
+    return float(run["reward"] - SETTINGS[run["task"]].kl_coef * run["kl"])
+
+
 def chosen(found: list[dict[str, Any]], algorithm: str, task: str) -> Options:
-    """The candidate of the best mean reward over the search's tasks and seeds; of equal ones the first tried.
+    """The candidate of the best mean objective over the search's tasks and seeds; of equal ones the first tried.
+
+    The objective is what all of them are asked to maximise: reward less the price of the KL divergence.
 
     Raises:
         SystemExit: the search has not run.
     """
     tasks = SEARCHED_ON if SETTINGS[task].untrained else ("sentiment",)
-    rewards: dict[str, list[float]] = defaultdict(list)
+    objectives: dict[str, list[float]] = defaultdict(list)
     for run in found:
         if run["algorithm"] == algorithm and run["task"] in tasks:
-            rewards[json.dumps(run["options"], sort_keys=True)].append(run["reward"])
-    if not rewards:
+            objectives[json.dumps(run["options"], sort_keys=True)].append(objective(run))
+    if not objectives:
         raise SystemExit(f"the search has no run of {algorithm} on {' or '.join(tasks)}; run `search` first")
-    best: Options = json.loads(max(rewards, key=lambda options: float(np.mean(rewards[options]))))
+    best: Options = json.loads(max(objectives, key=lambda options: float(np.mean(objectives[options]))))
     return best
 
 
@@ -118,9 +125,11 @@ def show(out: Path) -> None:
     """Print the table as Markdown, and what the search chose."""
     found, searched = lines(out / "table.jsonl"), lines(out / "search.jsonl")
     for task, setting in SETTINGS.items():
-        print(f"\n### {task}\n\n{setting.tokens:,} tokens, level {setting.level}.\n")
-        print("| algorithm | reward [95%] | KL, nats | tokens to level | reached it | CPU s | settings |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print(
+            f"\n### {task}\n\n{setting.tokens:,} tokens, level {setting.level}, a nat of KL costs {setting.kl_coef}.\n"
+        )
+        print("| algorithm | reward [95%] | KL, nats | objective | tokens to level | reached it | CPU s | settings |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         rows = []
         for name in ALGORITHMS:
             try:
@@ -137,9 +146,9 @@ def show(out: Path) -> None:
             settings = ", ".join(f"{k}={v}" for k, v in options.items())
             rows.append(
                 (
-                    -float(np.mean(rewards)),
+                    -float(np.mean([objective(r) for r in runs])),
                     f"| {name} | {np.mean(rewards):.3f} [{low:.3f}, {high:.3f}] | {np.mean([r['kl'] for r in runs]):.2f} "
-                    f"| {tokens} | "
+                    f"| {np.mean([objective(r) for r in runs]):.3f} | {tokens} | "
                     f"{len(reached)} of {len(runs)} | {np.median([r['seconds'] for r in runs]):.0f} | {settings} |",
                 )
             )
