@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_gym.decoding import Generation, generate
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.rewards.base import Reward, score
+from rlhf_gym.rewards.base import Reward, reward_name, score
+from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.sampling import Limits, Sampling
 
 
@@ -73,9 +75,27 @@ def best_of_n(
     )
     asked = [prompt for prompt in prompts for _ in range(n)]
     repeated = {name: [value for value in values for _ in range(n)] for name, values in (columns or {}).items()}
-    scores = np.asarray(score(reward, asked, [g.text for g in written], repeated).values).reshape(-1, n)
+    scores = scores_to_choose_by(reward, asked, [g.text for g in written], repeated, n)
     best = scores.argmax(1)
     return [(written[i * n + int(k)], float(scores[i, k])) for i, k in enumerate(best)]
+
+
+def scores_to_choose_by(
+    reward: Reward, prompts: list[str], texts: list[str], columns: Mapping[str, Sequence[Any]], n: int
+) -> NDArray[np.float64]:
+    """Float64 ``[prompts, n]``; minus infinity for responses that the reward leaves out (`SkipOnError`).
+
+    Raises:
+        RewardError: the reward failed, or left out all responses to a prompt.
+    """
+    scored = score(reward, prompts, texts, columns, may_skip=True)
+    scores = np.where(scored.kept, scored.values, -np.inf).reshape(-1, n)
+    if not np.isfinite(scores.max(1)).all():
+        prompt = prompts[n * int(np.argmin(np.isfinite(scores.max(1))))]
+        raise RewardError(
+            f"reward {reward_name(reward)!r} failed on all {n} responses to the prompt {shorten(prompt)}: there is no best one"
+        )
+    return scores
 
 
 class BestOfN:
@@ -164,6 +184,6 @@ class BestOfN:
         )
         self._drawn += len(ids)
         asked = [self.model.tokenizer.decode(prompt) for prompt in ids]
-        scores = np.asarray(score(self.reward, asked, [g.text for g in written], {}).values).reshape(-1, self.n)
+        scores = scores_to_choose_by(self.reward, asked, [g.text for g in written], {}, self.n)
         for place, (slot, prompt) in enumerate(zip(slots, prompts, strict=True)):
             self._plans[slot] = (prompt, list(written[place * self.n + int(scores[place].argmax())].ids))

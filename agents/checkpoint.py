@@ -19,6 +19,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
 
+from rlhf_gym.agents.kl_limit import LastGood
 from rlhf_gym.agents.policy import LMPolicy
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
@@ -82,11 +83,16 @@ class Checkpointed(OnPolicyAlgorithm):
         save_file(_separate(extra), folder / "policy.safetensors")
         tensors, scalars = _flatten(self.policy.optimizer.state_dict())
         save_file(tensors, folder / "optimizer.safetensors")
+        last_good, kept = agent.kl_limit.last_good, None
+        if last_good is not None:
+            save_file(_separate(last_good.weights), folder / "last_good.safetensors")
+            moments, kept = _flatten(last_good.optimizer)
+            save_file(moments, folder / "last_good_optimizer.safetensors")
         spaces = {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()}
         data = {
             "format": FORMAT, "version": __version__, "class": type(self).__name__, "settings": self.settings,
             "dtype": str(model.model.dtype).removeprefix("torch."), "spaces": spaces, "optimizer": scalars,
-            "limits": asdict(self.policy.limits), "state": agent.state(),
+            "limits": asdict(self.policy.limits), "state": agent.state(), "last_good": kept,
         }  # fmt: skip
         (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
 
@@ -182,6 +188,9 @@ class Checkpointed(OnPolicyAlgorithm):
         agent.policy.optimizer.load_state_dict(
             _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])
         )
+        if (kept := data.get("last_good")) is not None:
+            moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), kept)
+            agent.kl_limit.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
         agent.restore(data["state"])
         agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
         loaded: Self = agent

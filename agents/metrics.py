@@ -18,7 +18,12 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
 
     ``objective/kl`` is the k1 estimate in nats per response whatever estimator is learned with, ``objective/entropy`` the
     samples' negative log-probability per response, ``objective/scores`` what the environment paid before any shaping.
+    Episodes whose reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their siblings as
+    ``reward/left_out``, and are in no other figure.
     """
+    skipped = skipped_metrics(rollout)
+    if not rollout.episodes:
+        return skipped
     kl = (kl_estimate(rollout.log_probs, rollout.reference_log_probs) * rollout.mask).sum(1)
     scores = torch.tensor([e.score for e in rollout.episodes])
     lengths = torch.tensor(rollout.lengths, dtype=torch.float32)
@@ -38,7 +43,17 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
     for episode in rollout.episodes:
         for name, value in episode.info.get("reward_terms", {}).items():
             terms.setdefault(name, []).append(float(value))
-    return out | {f"reward/{name}": float(np.mean(values)) for name, values in terms.items()}
+    return out | {f"reward/{name}": float(np.mean(values)) for name, values in terms.items()} | skipped
+
+
+def skipped_metrics(rollout: Rollout) -> dict[str, float]:
+    """How many episodes have no score, in all and by the reward that failed; empty where no reward may leave one out."""
+    every = [*rollout.episodes, *rollout.left_out]
+    if not any("reward_skipped" in episode.info for episode in every):
+        return {}
+    names = [episode.skipped for episode in every if episode.skipped]
+    by_name = {f"reward/skipped_{name}": float(names.count(name)) for name in dict.fromkeys(names)}
+    return {"reward/skipped": float(len(names)), "reward/left_out": float(len(rollout.left_out))} | by_name
 
 
 @torch.no_grad()

@@ -58,9 +58,13 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
             self._n_updates += 1  # SB3 counts epochs
         self.policy.forget()
         self.after_learning(rollout)
+        self._seconds["learning"] = time.perf_counter() - started
+        self.finish(rollout)
+
+    def finish(self, rollout: Rollout) -> None:
+        """Count the iteration, and hand its figures to the logger."""
         self.iteration += 1
         self._rollout_start = None
-        self._seconds["learning"] = time.perf_counter() - started
         self._log(rollout)
 
     def _learn_from(self, rollout: Rollout, index: int, rows: list[int]) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.checkpoint import Checkpointed
 from rlhf_gym.agents.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
+from rlhf_gym.agents.kl_limit import Action, KLLimit
 from rlhf_gym.agents.losses import Aggregation, token_weights
 from rlhf_gym.agents.metrics import check_finite, ratio_metrics
 from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
@@ -29,6 +30,7 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
         self, *, kl_coef: float, kl_target: float | None, kl_horizon: float, kl_estimator: Estimator | None, kl_in: str,
         ent_coef: float, aggregation: Aggregation, target_kl: float | None, max_ratio: float,
         clip_scores: float | None, missing_eos_penalty: float | None, missing_eos_score: float | None,
+        kl_limit: float | None, on_kl_limit: Action | None,
     ) -> None:  # fmt: skip
         """Keep the settings that all of these agents have; :class:`~rlhf_gym.agents.ppo.PPO` says what they mean."""
         self.kl_controller: KLController = FixedKL(kl_coef)
@@ -43,6 +45,34 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
         self.clip_scores = clip_scores
         self.missing_eos_penalty = missing_eos_penalty
         self.missing_eos_score = missing_eos_score
+        self.kl_limit = KLLimit(kl_limit, on_kl_limit)
+
+    def train(self) -> None:
+        """Learn from the rollout, unless the policy that wrote it has run away (see :mod:`rlhf_gym.agents.kl_limit`).
+
+        Nor is there anything to learn from a rollout all of whose rewards failed, and were to be skipped.
+        """
+        rollout = self.rollout
+        assert rollout is not None
+        any_scored = len(rollout.episodes) > 0
+        within = any_scored and self.kl_limit.holds(response_kl(rollout), self.policy, f"iteration {self.iteration + 1}")
+        if self.kl_limit.nats is not None:
+            self.logger.record("train/kl_back_offs", self.kl_limit.back_offs)
+        if within:
+            super().train()
+            return
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.forget()
+        self._statistics = {}
+        self.finish(rollout)
+        self.stopped = self.kl_limit.stopped
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.kl_limit.rate
+                self.logger.record("train/learning_rate", group["lr"])
 
     def shaped_rewards(self, rollout: Rollout) -> Tensor:
         """Scores, and the KL penalty where it is part of the reward, token by token: float32 ``[B, R]``."""
@@ -120,18 +150,23 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the divergence measured in this rollout."""
-        kl = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean().item()
-        self.kl_controller.update(kl, len(rollout.episodes))
+        self.kl_controller.update(response_kl(rollout), len(rollout.episodes))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights to go on exactly."""
         # The controller moves only after learning, so this fits the state at a rollout's start, too.
-        return {**super().state(), "kl_coef": self.kl_controller.coef}
+        return {**super().state(), "kl_coef": self.kl_controller.coef, "kl_back_offs": self.kl_limit.back_offs}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The opposite of :meth:`state`."""
         super().restore(state)
         self.kl_controller.coef = float(state["kl_coef"])
+        self.kl_limit.back_offs = int(state.get("kl_back_offs", 0))
+
+
+def response_kl(rollout: Rollout) -> float:
+    """The k1 estimate in nats per response, the mean over a rollout's responses."""
+    return float(((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean())
 
 
 # A minibatch's figures under TRL's names and stable-baselines3's, with their sign.

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_gym.agents.advantages import gae, whiten
 from rlhf_gym.agents.checkpoint import settings_of
 from rlhf_gym.agents.kl import Estimator
+from rlhf_gym.agents.kl_limit import Action
 from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss, clipped_value_loss
 from rlhf_gym.agents.policy import ValueNetwork
 from rlhf_gym.agents.policy_gradient import PolicyGradient
@@ -54,6 +55,10 @@ class PPO(PolicyGradient):
         kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``; None takes k1 in the reward and k2 in the loss, whose gradients are
             the divergence's own (see :mod:`rlhf_gym.agents.kl`).
         kl_in: ``"reward"`` (a constant for the update) or ``"loss"`` (through its gradient).
+        kl_limit: nats per response beyond which the policy must not go: a rollout beyond it is not learned from, and the
+            weights of the last one within it come back. None is off, and keeps no copy of the weights.
+        on_kl_limit: what then: ``"stop"`` (the default) ends training, ``"back_off"`` halves the learning rate and goes on
+            (``train/kl_back_offs`` counts them; after eight, training ends).
         clip_scores: the score of a response is clipped to plus or minus this before learning; None is off.
         missing_eos_penalty: taken off the score of a response that did not end by itself; None takes nothing.
         missing_eos_score: what such a response gets instead of its score; None leaves it.
@@ -104,6 +109,8 @@ class PPO(PolicyGradient):
         kl_horizon: int = 10_000,
         kl_estimator: Estimator | None = None,
         kl_in: str = "reward",
+        kl_limit: float | None = None,
+        on_kl_limit: Action | None = None,
         clip_scores: float | None = None,
         missing_eos_penalty: float | None = None,
         missing_eos_score: float | None = None,
@@ -126,6 +133,7 @@ class PPO(PolicyGradient):
             kl_coef=kl_coef, kl_target=kl_target, kl_horizon=kl_horizon, kl_estimator=kl_estimator, kl_in=kl_in,
             ent_coef=ent_coef, aggregation=aggregation, target_kl=target_kl, max_ratio=max_ratio,
             clip_scores=clip_scores, missing_eos_penalty=missing_eos_penalty, missing_eos_score=missing_eos_score,
+            kl_limit=kl_limit, on_kl_limit=on_kl_limit,
         )  # fmt: skip
         super().__init__(
             policy, env, language_model=language_model, reference=reference, learning_rate=learning_rate,

@@ -43,6 +43,11 @@ class Episode:
         """What the environment paid for the whole response."""
         return float(sum(self.rewards))
 
+    @property
+    def skipped(self) -> str:
+        """The name of the reward that failed, so that the episode has no score; else empty."""
+        return str(self.info.get("reward_skipped") or "")
+
 
 @dataclass
 class Rollout:
@@ -59,6 +64,7 @@ class Rollout:
         returns: filled in by the agent.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
         together: so many neighbours of these always share a minibatch (the two of a pair).
+        left_out: episodes without a score, and those that are nothing without them; in none of the tables.
     """
 
     episodes: list[Episode]
@@ -71,6 +77,31 @@ class Rollout:
     returns: Tensor
     learn_from: list[int] | None = None
     together: int = 1
+    left_out: list[Episode] = field(default_factory=list)
+
+    def scored(self, group_size: int = 1) -> Rollout:
+        """The same without the episodes whose reward failed.
+
+        Args:
+            group_size: a group of so many neighbours is left out whole: its responses are compared with one another.
+        """
+        groups = [range(first, first + group_size) for first in range(0, len(self.episodes), group_size)]
+        whole = [not any(self.episodes[i].skipped for i in group) for group in groups]
+        if all(whole):
+            return self
+        rows = [i for group, kept in zip(groups, whole, strict=True) if kept for i in group]
+        longest = max((len(self.episodes[i].response_ids) for i in rows), default=0)
+        mask, log_probs, values, rewards, reference, advantages, returns = (
+            table[rows, :longest]
+            for table in (
+                self.mask, self.log_probs, self.values, self.rewards, self.reference_log_probs, self.advantages, self.returns,
+            )
+        )  # fmt: skip
+        left_out = [e for group, kept in zip(groups, whole, strict=True) if not kept for e in self.episodes[group.start : group.stop]]
+        episodes = [self.episodes[i] for i in rows]
+        return Rollout(
+            episodes, mask, log_probs, values, rewards, reference, advantages, returns, together=self.together, left_out=left_out
+        )  # fmt: skip
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> Rollout:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from rlhf_gym.agents.kl import ESTIMATORS
+from rlhf_gym.agents.kl_limit import ACTIONS
 from rlhf_gym.agents.losses import AGGREGATIONS
 from rlhf_gym.errors import ConfigError
 
@@ -28,6 +29,7 @@ NUMBERS: dict[str, Rule] = {
     "gamma": FRACTION, "gae_lambda": FRACTION, "clip_range": ABOVE_0, "clip_range_high": ABOVE_0, "dual_clip": ABOVE_1,
     "clip_range_vf": ABOVE_0, "vf_coef": AT_LEAST_0, "ent_coef": AT_LEAST_0, "max_grad_norm": ABOVE_0,
     "target_kl": ABOVE_0, "max_ratio": ABOVE_0, "kl_coef": AT_LEAST_0, "kl_target": ABOVE_0, "kl_horizon": ABOVE_0,
+    "kl_limit": ABOVE_0,
     "group_size": COUNT, "beta": ABOVE_0, "label_smoothing": BELOW_HALF, "overlong_buffer": COUNT, "baseline_decay": FRACTION,
     "clip_scores": ABOVE_0, "missing_eos_penalty": AT_LEAST_0, "missing_eos_score": FINITE, "seed": SEED,
     "mask_top_p": SHARE, "mask_refresh": COUNT, "max_kl": ABOVE_0, "cg_steps": COUNT, "cg_damping": AT_LEAST_0,
@@ -35,6 +37,7 @@ NUMBERS: dict[str, Rule] = {
 }  # fmt: skip
 OPTIONAL = {
     "n_episodes", "clip_range_high", "dual_clip", "clip_range_vf", "target_kl", "kl_target", "kl_estimator",
+    "kl_limit", "on_kl_limit",
     "clip_scores", "missing_eos_penalty", "missing_eos_score", "overlong_buffer", "seed",
 }  # fmt: skip
 SCHEDULES = {"learning_rate", "clip_range"}
@@ -42,6 +45,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "aggregation": AGGREGATIONS,
     "kl_estimator": ESTIMATORS,
     "kl_in": ("reward", "loss"),
+    "on_kl_limit": ACTIONS,
     "value_network": ("shared", "separate"),
     "collect": ("auto", "step"),
     "learning_rate_decay": ("constant", "linear"),

@@ -45,7 +45,7 @@ class SFT(CriticFree):
     lacks: ClassVar[tuple[str, ...]] = (
         "group_size", "clip_range", "clip_range_high", "dual_clip", "target_kl", "max_ratio", "clip_scores", "collect",
         "missing_eos_penalty", "missing_eos_score", "overlong_buffer", "temperature", "top_k", "top_p", "kl_target",
-        "kl_horizon", "kl_coef", "kl_estimator", "kl_in",
+        "kl_horizon", "kl_coef", "kl_estimator", "kl_in", "kl_limit", "on_kl_limit",
     )  # fmt: skip
 
     def __init__(

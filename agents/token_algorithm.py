@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from typing import Any, ClassVar, Self
 
@@ -21,7 +22,7 @@ from rlhf_gym.agents.rollout import Episode, Rollout, pad
 from rlhf_gym.agents.steps import StepCounter
 from rlhf_gym.agents.token_envs import group_slots, limits_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.rewards.beside import Beside, is_slow
 from rlhf_gym.sampling import Limits, Sampling
@@ -82,6 +83,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._language_model = language_model
         self._reference = reference
         self.iteration = 0
+        self.stopped: str | None = None  # why training ended by itself, in words
         self.episode_count = 0
         self._rollout_start: dict[str, Any] | None = None
         self._seconds: dict[str, float] = {}  # the last iteration's, by phase
@@ -197,7 +199,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         hook.on_training_start(locals(), globals())
-        done = 0
+        done, self.stopped = 0, None
         while self.num_timesteps < total:
             self._update_current_progress_remaining(self.num_timesteps, total)
             if not self.collect_rollouts(self.env, hook, None, n_rollout_steps=self.n_steps):
@@ -206,6 +208,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             done += 1
             if log_interval is not None and done % log_interval == 0:
                 self.dump_logs(self.iteration)
+            if self.stopped is not None:
+                warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
+                break
         hook.on_training_end()
         return self
 
@@ -242,7 +247,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         others = {"reference": self._reference_seconds} | ({"reward": waited} if inside else {})
         self._seconds = {"generation": time.perf_counter() - started - sum(others.values()), **others}
         self._scoring_seconds = inside.reward_seconds - scored_before if inside else None
-        self._update_info_buffer([e.info for e in episodes], np.ones(len(episodes), dtype=np.bool_))
+        assert self.rollout is not None
+        self.rollout = self.rollout.scored(self.group_size)
+        scored = [e.info for e in episodes if not e.skipped]
+        self._update_info_buffer(scored, np.ones(len(scored), dtype=np.bool_))
         for step in self._counter.steps(episodes):
             self.num_timesteps += env.num_envs
             callback.update_locals({"self": self, "env": env, **vars(step)})

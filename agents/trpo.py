@@ -34,7 +34,7 @@ class TRPO(PPO):
     Args:
         policy: ``"LMPolicy"``.
         env: see :class:`~rlhf_gym.agents.ppo.PPO`.
-        max_kl: how far an iteration may move the policy, in nats a token.
+        max_kl: how far an iteration may move the policy, in nats a token; what ``on_kl_limit="back_off"`` halves here.
         cg_steps: steps of conjugate gradient, each about three passes over the iteration's episodes.
         cg_damping: added to the Fisher matrix's diagonal.
         line_search_steps: halvings before it gives up.
@@ -123,14 +123,15 @@ class TRPO(PPO):
         if curvature <= 0 or not bool(direction.any()):  # no gradient: nothing to gain anywhere
             self.note(**figures)
             return False
-        step = (2 * self.max_kl / curvature) ** 0.5 * direction
+        radius = self.max_kl * self.kl_limit.rate
+        step = (2 * radius / curvature) ** 0.5 * direction
         old = self.policy.language_model.frozen_copy()
         start = flatten([p.detach() for p in parameters])
         for halvings in range(self.line_search_steps):
             assign(parameters, start + 0.5**halvings * step)
             after, _ = self.surrogate(rollout)
             moved = self.divergence(rollout, old)
-            if after > before and moved <= self.max_kl:  # False for NaN
+            if after > before and moved <= radius:  # False for NaN
                 figures |= {"policy/accepted": 1.0, "policy/kl_step": moved, "policy/improvement": after - before}
                 self.note(**figures, **{"policy/halvings": float(halvings), "train/approx_kl": moved})
                 return True

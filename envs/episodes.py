@@ -267,7 +267,8 @@ class Episodes:
 
         Returns:
             The scores, and for each slot what ``info`` says of its episode: ``prompt``, ``response``, ``ended`` (by EOS or
-            a stop sequence rather than at the length limit), ``response_length`` in tokens, and ``reward_terms``.
+            a stop sequence rather than at the length limit), ``response_length`` in tokens, ``reward_terms``, and
+            ``reward_skipped`` (see :func:`skipped_column`).
         """
         scored, columns = self.score_columns(np.asarray(slots, dtype=np.intp))
         return scored, [row_of(columns, i) for i in range(len(slots))]
@@ -293,7 +294,7 @@ class Episodes:
 
         def scores() -> tuple[ScoredBatch, dict[str, Any]]:
             began = perf_counter()
-            scored = score(self.reward, texts, responses, extra)
+            scored = score(self.reward, texts, responses, extra, may_skip=True)
             self.reward_seconds += perf_counter() - began
             return scored, {
                 "prompt": texts,
@@ -301,6 +302,7 @@ class Episodes:
                 "ended": ended,
                 "response_length": (lengths - starts).tolist(),
                 "reward_terms": {name: values.tolist() for name, values in scored.terms.items()},
+                **skipped_column(scored),
             }
 
         return scores
@@ -318,6 +320,13 @@ class Episodes:
         """Follow rows that were written from outside (a checkpoint): what else is known of them is worked out again."""
         self._limit[...] = self.prompt_length + self.task.max_response_tokens
         self.masks.replay(self)
+
+
+def skipped_column(scored: ScoredBatch) -> dict[str, list[str]]:
+    """What ``info`` says of rewards that may leave samples out: ``reward_skipped``, the name of what failed, else ``""``."""
+    if scored.failures is None:
+        return {}
+    return {"reward_skipped": [failure.name if failure else "" for failure in scored.failures]}
 
 
 def row_of(columns: Mapping[str, Any], row: int) -> dict[str, Any]:

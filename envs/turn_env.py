@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import gymnasium as gym
 import numpy as np
 
-from rlhf_gym.envs.episodes import Episodes, Ids, columns_of, slot_generator
+from rlhf_gym.envs.episodes import Episodes, Ids, columns_of, row_of, skipped_column, slot_generator
 from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, turn_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.errors import ConfigError, TaskError
@@ -153,11 +153,12 @@ class _TextForm:
     def answer(self, action: Any) -> tuple[str, float, dict[str, Any]]:
         response = self.task.cut(as_text_action(action, self.max_characters))
         prompt = self.prompt
-        scored = score(self.reward, [prompt.text], [response], columns_of([prompt]))
+        scored = score(self.reward, [prompt.text], [response], columns_of([prompt]), may_skip=True)
         info = {
             "prompt": prompt.text,
             "response": response,
             "reward_terms": {name: float(values[0]) for name, values in scored.terms.items()},
+            **row_of(skipped_column(scored), 0),
         }
         return prompt.text + response, float(scored.values[0]), info
 

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots, columns_of
+from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots, columns_of, skipped_column
 from rlhf_gym.envs.infos import stack_infos, stack_observations
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.envs.token_vector_env import as_autoreset_mode
@@ -194,11 +194,11 @@ class _TextSlots:
     def answer(self, read: list[str], slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
         prompts = [self.prompts[slot] for slot in slots.tolist()]
         texts = [prompt.text for prompt in prompts]
-        scored = score(self.reward, texts, read, columns_of(prompts))
+        scored = score(self.reward, texts, read, columns_of(prompts), may_skip=True)
         for slot, response in zip(slots.tolist(), read, strict=True):
             self.shown[slot] = self.prompts[slot].text + response
         terms = {name: values.tolist() for name, values in scored.terms.items()}
-        return scored, {"prompt": texts, "response": read, "reward_terms": terms}
+        return scored, {"prompt": texts, "response": read, "reward_terms": terms, **skipped_column(scored)}
 
     def observe(self) -> tuple[str, ...]:
         return tuple(self.shown)

@@ -32,3 +32,7 @@ class FeedbackError(RlhfGymError):
 
 class TrainingError(RlhfGymError):
     """Training that cannot go on: a loss or a parameter is not finite, or settings contradict one another."""
+
+
+class TrainingStopped(UserWarning):
+    """Training ended before its time, in good order; the message says why."""

@@ -37,6 +37,18 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
     assert written["beta" if name == "online_dpo" else "kl_coef"] is not None
 
 
+def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = {"iterations": 6, "learning_rate": 0.1, "kl_coef": 0.0, "kl_limit": 0.5, "n_epochs": 2}
+    run = run_loop(build(tiny_settings(model, agent=agent)), tmp_path / "run", progress=Progress())
+    said = capsys.readouterr().out
+    assert "is above kl_limit (0.5): training has stopped" in " ".join(said.split())
+    assert 3 <= len(run.metrics_file.read_text().splitlines()) < 7
+    assert (run.path / "round-1" / "policy").is_dir()
+    assert (run.path / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

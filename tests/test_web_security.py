@@ -183,6 +183,9 @@ TAGS = {
 }  # fmt: skip
 
 
+ATTRIBUTE = re.compile(r'\s([\w-]+)="([^"]*)"')
+
+
 def harmless(html: str, *, typed_by_us: bool = False) -> None:
     """No tag, script, handler or address in a page that is not ours; a text field may hold hidden characters."""
     if typed_by_us:
@@ -190,7 +193,9 @@ def harmless(html: str, *, typed_by_us: bool = False) -> None:
     assert {tag.lower() for tag in re.findall(r"<(!?[a-zA-Z][\w-]*)", html)} <= TAGS | {"!doctype"}
     assert re.findall(r"<script[^>]*>[^<]+", html) == []
     assert not re.search(r"<[^>]*\s(on\w+|style|srcdoc|formaction)\s*=", re.sub(r'"[^"]*"', '""', html))
-    addresses = re.findall(r"<[^>]*\s(?:href|src|action)=\"([^\"]*)\"", html)
+    attributes = [pair for tag in re.findall(r'<[a-zA-Z](?:"[^"]*"|[^">])*>', html) for pair in ATTRIBUTE.findall(tag)]
+    addresses = [value for name, value in attributes if name in ("href", "src", "action")]
+    assert addresses
     assert all(address.startswith(("/", "#", "data:,")) and not address.startswith("//") for address in addresses)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html)
 

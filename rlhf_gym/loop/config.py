@@ -194,6 +194,12 @@ class AgentConfig(Section):
     kl_estimator: Literal["k1", "k2", "k3"] | None = setting(
         None, "estimator of the KL per token (see rlhf_gym.agents.kl)"
     )
+    kl_limit: float | None = setting(
+        None, "nats per response beyond which the last good weights come back; null: no limit", above=0
+    )
+    on_kl_limit: Literal["stop", "back_off"] | None = setting(
+        None, "beyond kl_limit: stop the round's training (the default), or halve the learning rate and go on"
+    )
     kl_in: Literal["reward", "loss"] | None = setting(None, "take the KL off the reward, or differentiate it")
     gamma: float | None = setting(None, "discount per token", least=0, most=1)
     gae_lambda: float | None = setting(None, "lambda of generalised advantage estimation", least=0, most=1)
@@ -286,6 +292,8 @@ class Config:
             )
         if agent.kl_target is not None and agent.kl_coef == 0:
             raise ConfigError("agent.kl_target needs an agent.kl_coef above 0: it is multiplied, and 0 stays 0")
+        if agent.on_kl_limit is not None and agent.kl_limit is None:
+            raise ConfigError(f"agent.on_kl_limit ({agent.on_kl_limit}) needs an agent.kl_limit, in nats per response")
         if self.rater.form == "pair" and self.sampling.candidates % 2:
             raise ConfigError(
                 f"rater.form 'pair' takes candidates two by two: sampling.candidates must be even, got "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_gym.agents import PolicyGradient
 from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.errors import TrainingStopped
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.loop.agents import agent_options, find_agent
 from rlhf_gym.loop.metrics import MetricsTable, make_logger
@@ -14,7 +16,7 @@ from rlhf_gym.loop.progress import Bar
 from rlhf_gym.loop.run_directory import whole_folder, write_json
 from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.rewards.adaptive import frozen
-from rlhf_gym.rewards.base import Reward, ScoredBatch, score
+from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, first_failures, reward_name, score
 
 # The line of figures of an iteration: metrics.csv's column, its word on the line, its format.
 FIGURES = (
@@ -44,21 +46,30 @@ class ProxyAndGold:
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
         """The proxy's scores alone."""
-        return self.score_terms(prompts, responses, columns).values
+        return score(self, prompts, responses, columns).values
 
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """The proxy's scores, and everybody's as terms."""
-        scored = score(self.proxy, prompts, responses, columns)
-        terms = {"proxy": scored.values}
+        """The proxy's scores, what it is made of, and everybody's scores as terms.
+
+        A sample without one of these scores is left out: figures beside one another are of the same samples.
+        """
+        scored = score(self.proxy, prompts, responses, columns, may_skip=True)
+        terms, failures = {"proxy": scored.values}, scored.failures
         for name, reward in self.watched.items():
             if reward is self.proxy:
                 terms[name] = scored.values
                 continue
             with frozen(reward):
-                terms[name] = score(reward, prompts, responses, columns).values
-        return ScoredBatch(scored.values, terms)
+                watched = score(reward, prompts, responses, columns, may_skip=True)
+            terms[name], failures = watched.values, first_failures(failures, watched.failures)
+        return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures)
+
+    def _parts_of_proxy(self, scored: ScoredBatch) -> dict[str, Scores]:
+        """The terms of a proxy made of several; what a plain one is called is the proxy itself."""
+        own = reward_name(self.proxy)
+        return {name: values for name, values in scored.terms.items() if name != own}
 
 
 class LearningRate:
@@ -112,14 +123,18 @@ def _iterate(
     settings = bench.config.agent
     checkpoint = bench.run.round(number) / "agent.zip"
     bar.update(agent.iteration)
-    while agent.iteration < settings.iterations:
+    while agent.iteration < settings.iterations and agent.stopped is None:
         table.where = (number, agent.iteration + 1)
         rate.done = agent.iteration
         # learn() goes on until at least one more timestep is done: that is one iteration.
-        agent.learn(1, reset_num_timesteps=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainingStopped)  # said below
+            agent.learn(1, reset_num_timesteps=False)
         bar.update(agent.iteration)
         line = iteration_line(table.rows[-1], type(agent).__name__, settings.iterations, agent.reward_share)
         bench.progress.say(line)
+        if agent.stopped is not None:
+            bench.progress.say(agent.stopped)
         if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
             agent.save(checkpoint)
 

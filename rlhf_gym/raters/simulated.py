@@ -123,15 +123,23 @@ class SimulatedRater:
         return judgements  # the failure has passed, as a network's may
 
     def _judge(self, batch: Sequence[Query]) -> list[Judgement]:
-        """One call of the reward for all responses of all queries, then one answer a query."""
+        """One call of the reward for all responses of all queries, then one answer a query.
+
+        A query with a response that the reward leaves out (:class:`~rlhf_gym.rewards.on_error.SkipOnError`) is skipped.
+        """
         names = {name: None for query in batch for name in query.columns}
         flat = [(query, response) for query in batch for response in query.responses]
         columns = {name: [query.columns.get(name) for query, _ in flat] for name in names}
         prompts = [query.prompt for query, _ in flat]
-        scored = score(self.reward, prompts, [response for _, response in flat], columns, name=reward_name(self.reward))
+        texts = [response for _, response in flat]
+        scored = score(self.reward, prompts, texts, columns, name=reward_name(self.reward), may_skip=True)
         ends = np.cumsum([len(query.responses) for query in batch])
         per_query = np.split(np.asarray(scored.values, dtype=np.float64), ends[:-1])
-        return [self._answer(query, rewards) for query, rewards in zip(batch, per_query, strict=True)]
+        complete = [bool(kept.all()) for kept in np.split(scored.kept, ends[:-1])]
+        return [
+            self._answer(query, rewards) if whole else Judgement(query_id=query.id, rater=self._name, skipped=True)
+            for query, rewards, whole in zip(batch, per_query, complete, strict=True)
+        ]
 
     def _answer(self, query: Query, rewards: NDArray[np.float64]) -> Judgement:
         key = int(content_id("simulated rater", self.seed, self._name, query.id), 16)

@@ -12,7 +12,7 @@ from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
 from rlhf_gym.rewards.combine import Combination, Gate, PerWord, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
 from rlhf_gym.rewards.memo import Memo
-from rlhf_gym.rewards.on_error import FillOnError
+from rlhf_gym.rewards.on_error import FillOnError, SkipOnError
 from rlhf_gym.rewards.spec import load_reward
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "RunningStandardise",
     "Scheduled",
     "ScoredBatch",
+    "SkipOnError",
     "Sum",
     "frozen",
     "load_reward",

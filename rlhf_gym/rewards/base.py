@@ -41,6 +41,19 @@ class Reward(Protocol):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a sample has no score.
+
+    Attributes:
+        name: the reward, or the term of it, that failed.
+        error: what it said.
+    """
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True)
 class ScoredBatch:
     """Scores of ``n`` samples.
 
@@ -48,10 +61,30 @@ class ScoredBatch:
         values: float64 ``[n]``, all finite.
         terms: what the reward is made of, by name, each float64 ``[n]`` and finite. A plain reward is its own only
             term. In a sum, ``x`` is what reward ``x`` gave and ``x_weighted`` what it contributed.
+        failures: for a reward that may leave samples out (:class:`~rlhf_gym.rewards.on_error.SkipOnError`), why it has no
+            score for a sample, or None where it has one: ``n`` of them. What stands for such a sample in ``values`` and
+            ``terms`` means nothing. None for other rewards.
     """
 
     values: Scores
     terms: dict[str, Scores] = field(default_factory=dict)
+    failures: tuple[Failure | None, ...] | None = None
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Bool ``[n]``, False where there is no score."""
+        if self.failures is None:
+            return np.ones(len(self.values), dtype=np.bool_)
+        return np.array([failure is None for failure in self.failures], dtype=np.bool_)
+
+
+def first_failures(
+    one: tuple[Failure | None, ...] | None, other: tuple[Failure | None, ...] | None
+) -> tuple[Failure | None, ...] | None:
+    """The failures of two rewards of the same samples; the first one's count where both failed."""
+    if one is None or other is None:
+        return other if one is None else one
+    return tuple(a or b for a, b in zip(one, other, strict=True))
 
 
 @runtime_checkable
@@ -80,6 +113,7 @@ def score(
     columns: Mapping[str, Sequence[Any]] | None = None,
     *,
     name: str | None = None,
+    may_skip: bool = False,
 ) -> ScoredBatch:
     """Call a reward on ``n`` samples.
 
@@ -89,13 +123,14 @@ def score(
         responses: ``n`` responses.
         columns: further columns of the data set, ``n`` values each.
         name: name to report under; default :func:`reward_name`.
+        may_skip: whether the caller looks at ``failures`` and goes on without the samples that have no score.
 
     Returns:
         Scores and terms. No call is made for ``n = 0``.
 
     Raises:
         RewardError: the reward raised (its exception is the cause), or returned something else than ``n`` finite
-            numbers; or prompts, responses and columns differ in number.
+            numbers; or prompts, responses and columns differ in number; or it left a sample out and ``may_skip`` is False.
 
     >>> score(lambda prompts, responses: [len(r) for r in responses], ["a", "b"], ["xy", ""]).values
     array([2., 0.])
@@ -111,6 +146,8 @@ def score(
         return ScoredBatch(np.zeros(0), {name: np.zeros(0)})
     if hasattr(reward, "score_terms"):  # a TermReward; asking the protocol takes longer than small rewards do
         scored: ScoredBatch = reward.score_terms(list(prompts), list(responses), columns)
+        if scored.failures is not None and not may_skip:
+            _refuse_failures(scored.failures, name, prompts, responses)
         return scored
     if not callable(reward):
         raise RewardError(
@@ -118,6 +155,17 @@ def score(
         )
     values = checked(call(reward, list(prompts), list(responses), columns, name), name, prompts, responses)
     return ScoredBatch(values, {name: values})
+
+
+def _refuse_failures(
+    failures: tuple[Failure | None, ...], name: str, prompts: Sequence[str], responses: Sequence[str]
+) -> None:
+    for i, failure in enumerate(failures):
+        if failure is not None:
+            raise RewardError(
+                f"reward {name!r} has no score for sample {i}, for {failure.name!r} failed on it, and nothing can be left out "
+                f"here. Prompt: {shorten(prompts[i])}; response: {shorten(responses[i])}; the error: {failure.error}"
+            )
 
 
 def checked(result: Any, name: str, prompts: Sequence[str], responses: Sequence[str]) -> Scores:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, reward_name, score
+from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, first_failures, reward_name, score
 from rlhf_gym.rewards.calling import shorten
 
 AnyReward = Reward | Callable[..., Any]
@@ -53,13 +53,15 @@ class Combination(ABC):
         """
         terms: dict[str, Scores] = {}
         values: list[Scores] = []
+        failures: tuple[Failure | None, ...] | None = None
         for part in self.parts:
-            scored = score(part, prompts, responses, columns)
+            scored = score(part, prompts, responses, columns, may_skip=True)
             own = {reward_name(part): scored.values} if isinstance(part, Combination) else {}
             _add(terms, scored.terms | own)
             values.append(scored.values)
+            failures = first_failures(failures, scored.failures)
         with np.errstate(all="ignore"):  # what is not finite is reported below, with the sample
-            total, more = self.combine(values, responses)
+            total, more = self._combine_scored(values, responses, failures)
         _add(terms, more)
         if not np.isfinite(total).all():
             i = int(np.argmin(np.isfinite(total)))
@@ -68,11 +70,23 @@ class Combination(ABC):
                 f"reward {self.name!r} gave {total[i]} for sample {i} ({parts}), expected a finite number. Prompt: "
                 f"{shorten(prompts[i])}; response: {shorten(responses[i])}"
             )
-        return ScoredBatch(total, terms)
+        return ScoredBatch(total, terms, failures)
+
+    def _combine_scored(
+        self, values: list[Scores], responses: list[str], failures: tuple[Failure | None, ...] | None
+    ) -> tuple[Scores, dict[str, Scores]]:
+        """Combine where every part has a score: nothing may be learned from the others, which are left at 0."""
+        if failures is None or not any(failures):
+            return self.combine(values, responses)
+        n, rows = len(responses), [i for i, failure in enumerate(failures) if failure is None]
+        if not rows:
+            return np.zeros(n), {}
+        total, more = self.combine([value[rows] for value in values], [responses[i] for i in rows])
+        return _spread(total, rows, n), {name: _spread(value, rows, n) for name, value in more.items()}
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
         """Score a batch."""
-        values: list[float] = self.score_terms(list(prompts), list(responses), columns).values.tolist()
+        values: list[float] = score(self, prompts, responses, columns).values.tolist()
         return values
 
     def __add__(self, other: AnyReward | float) -> Combination:
@@ -248,8 +262,8 @@ class Renamed(Combination):
 
     def score_terms(self, prompts: list[str], responses: list[str], columns: Columns) -> ScoredBatch:
         """The reward's own scores and terms, its own value under the new name."""
-        scored = score(self.parts[0], prompts, responses, columns, name=self.name)
-        return ScoredBatch(scored.values, scored.terms | {self.name: scored.values})
+        scored = score(self.parts[0], prompts, responses, columns, name=self.name, may_skip=True)
+        return ScoredBatch(scored.values, scored.terms | {self.name: scored.values}, scored.failures)
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """The score as it is."""
@@ -275,6 +289,13 @@ def some(parts: Sequence[AnyReward], name: str) -> tuple[AnyReward, ...]:
     if not parts:
         raise ConfigError(f"a {name} needs at least one reward, got none")
     return tuple(parts)
+
+
+def _spread(values: Scores, rows: list[int], n: int) -> Scores:
+    """Some rows' values in their places among ``n``; 0 elsewhere."""
+    out = np.zeros(n)
+    out[rows] = values
+    return out
 
 
 def _add(terms: dict[str, Scores], more: Mapping[str, Scores]) -> None:

@@ -14,7 +14,7 @@ and, applied in this order, any of these::
 
     memo: true                           # or how many samples to remember
     time_limit: 60                       # seconds a call
-    on_error: {fill: -1, most: 100}
+    on_error: {fill: -1, most: 100}      # or skip, or {skip: true, most: 100}, or raise
     per_word: true
     clip: [low, high]
     above: level
@@ -38,7 +38,7 @@ from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.combine import Combination, Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
 from rlhf_gym.rewards.memo import Memo
-from rlhf_gym.rewards.on_error import FillOnError
+from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.rewards.time_limit import TimeLimit
 
 AnyReward = Reward | Callable[..., Any]
@@ -134,7 +134,7 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
     if "time_limit" in changes:
         reward = _made(f"{place}.time_limit", TimeLimit, reward, _number(place, "time_limit", changes["time_limit"]))
     if "on_error" in changes:
-        reward = _made(f"{place}.on_error", FillOnError, reward, **_settings(place, "on_error", changes["on_error"]))
+        reward = _made(f"{place}.on_error", on_error, reward, policy=changes["on_error"])
     # A name that comes last must not hide what a combination is called by itself.
     out = reward if isinstance(reward, Combination) else term(reward)
     if changes.get("per_word"):

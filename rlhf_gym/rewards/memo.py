@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
+from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, reward_name, score
 
 Remembered = tuple[float, dict[str, float]]
 
@@ -50,6 +50,7 @@ class Memo:
         ]
         with self._lock:
             found = {key: self._known[key] for key in keys if key in self._known}
+        failed: dict[tuple[str, ...], Failure] = {}
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
         rows = sorted(new.values())
         if rows:
@@ -58,25 +59,33 @@ class Memo:
                 [prompts[i] for i in rows],
                 [responses[i] for i in rows],
                 {c: [columns[c][i] for i in rows] for c in names},
+                may_skip=True,
             )
+            failures = scored.failures
             for place, i in enumerate(rows):
                 terms = {name: float(values[place]) for name, values in scored.terms.items()}
                 found[keys[i]] = (float(scored.values[place]), terms)
+                if failures and (failure := failures[place]):
+                    failed[keys[i]] = failure
         with self._lock:
             self.hits += len(keys) - len(rows)
             self.misses += len(rows)
             for key in keys:
-                self._known[key] = found[key]
-                self._known.move_to_end(key)
+                if key not in failed:
+                    self._known[key] = found[key]
+                    self._known.move_to_end(key)
             while len(self._known) > self.size:
                 self._known.popitem(last=False)
         terms_of = [found[key][1] for key in keys]
+        every = dict.fromkeys(name for terms in terms_of for name in terms)
         return ScoredBatch(
             np.array([found[key][0] for key in keys]),
-            {name: np.array([terms[name] for terms in terms_of]) for name in terms_of[0]},
+            # What failed may lack terms that others have.
+            {name: np.array([terms.get(name, 0.0) for terms in terms_of]) for name in every},
+            tuple(failed.get(key) for key in keys) if failed else None,
         )
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
         """Score a batch."""
-        values: list[float] = self.score_terms(list(prompts), list(responses), columns).values.tolist()
+        values: list[float] = score(self, prompts, responses, columns).values.tolist()
         return values

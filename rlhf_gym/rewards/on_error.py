@@ -1,30 +1,136 @@
-"""What to do when a reward fails: by default the run stops; here, for rewards that may, a stated score takes its place."""
+"""What to do when a reward fails: by default the run stops; here, for rewards that may, a stated score or none at all."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
+from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, reward_name, score
 
 
-class FillOnError:
-    """A reward that gives a fixed score to the samples that another one fails on, and counts them.
+class OnError(ABC):
+    """A reward that goes on where another one fails, and counts how often; a subclass says what stands there.
 
-    A failing batch is asked again sample by sample, so that one bad sample does not cost the others their scores.
+    A failing batch is asked again sample by sample, so that one bad sample does not cost the others their scores. The first
+    failure is told by a warning, with the error; the others are counted.
 
     Args:
         reward: the reward that may fail. It must not learn from what it scores: the samples of a failing batch come twice.
-        fill: the score of a sample that it fails on; put it no higher than an honest bad score, or failing pays.
         most: after so many failures *in a row* the last error is raised after all: a dead service is no score.
         on_failure: called with the error each time, to log it.
 
     Attributes:
-        failures: samples filled so far.
+        failures: samples that the reward failed on so far.
+    """
+
+    placeholder: float = 0.0
+    policy: str = ""
+
+    def __init__(
+        self,
+        reward: Reward | Callable[..., Any],
+        *,
+        most: int = 100,
+        on_failure: Callable[[RewardError], None] | None = None,
+    ) -> None:
+        if most < 1:
+            raise ConfigError(f"most must be at least 1, got {most}")
+        self.reward, self.most, self.on_failure = reward, most, on_failure
+        self.name = reward_name(reward)
+        self.failures = 0
+        self._in_a_row = 0
+        self._told = False
+
+    def score_terms(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> ScoredBatch:
+        """Score a batch.
+
+        Raises:
+            RewardError: the reward failed on ``most`` samples in a row.
+        """
+        errors: list[RewardError | None] = [None] * len(prompts)
+        try:
+            scored = score(self.reward, prompts, responses, columns)
+            values, terms = scored.values, scored.terms
+            self._in_a_row = 0
+        except RewardError:
+            values, terms = self._one_by_one(prompts, responses, columns, errors)
+        return self.batch(values, {**terms, self.name: values}, errors)
+
+    @abstractmethod
+    def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
+        """What is handed on.
+
+        Args:
+            values: float64 ``[n]``, the placeholder where the reward failed.
+            terms: by name, likewise.
+            errors: ``n``, None where it did not fail.
+        """
+
+    def _one_by_one(
+        self,
+        prompts: list[str],
+        responses: list[str],
+        columns: Mapping[str, Sequence[Any]],
+        errors: list[RewardError | None],
+    ) -> tuple[Scores, dict[str, Scores]]:
+        values = np.full(len(prompts), self.placeholder)
+        terms: dict[str, Scores] = {}
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                one = score(self.reward, [prompt], [response], {name: [column[i]] for name, column in columns.items()})
+            except RewardError as error:
+                errors[i] = error
+                self._note(error)
+                continue
+            self._in_a_row = 0
+            values[i] = one.values[0]
+            for name, term in one.terms.items():
+                terms.setdefault(name, np.full(len(prompts), self.placeholder))[i] = term[0]
+        return values, terms
+
+    def _note(self, error: RewardError) -> None:
+        """Count a failure, and tell of it; raise where there are too many."""
+        self.failures += 1
+        self._in_a_row += 1
+        if self.on_failure:
+            self.on_failure(error)
+        if self._in_a_row >= self.most:
+            raise RewardError(
+                f"reward {self.name!r} failed on {self._in_a_row} samples in a row, so {self.policy} stops here; the last "
+                f"error: {error}"
+            ) from error
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"reward {self.name!r} has failed: {self.policy} from now on (said once; failures are counted): {error}",
+                stacklevel=4,
+            )
+
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
+        """Score a batch."""
+        values: list[float] = score(self, prompts, responses, columns).values.tolist()
+        return values
+
+
+class FillOnError(OnError):
+    """A fixed score for the samples that a reward fails on; the term ``NAME_failed`` is 1 there.
+
+    Args:
+        reward: see :class:`OnError`.
+        fill: the score of a sample that it fails on; put it no higher than an honest bad score, or failing pays.
+        most: see :class:`OnError`.
+        on_failure: see :class:`OnError`.
+
+    Raises:
+        ConfigError: ``fill`` is not finite, or ``most`` below 1.
     """
 
     def __init__(
@@ -35,56 +141,57 @@ class FillOnError:
         most: int = 100,
         on_failure: Callable[[RewardError], None] | None = None,
     ) -> None:
-        if not math.isfinite(fill) or most < 1:
-            raise ConfigError(f"fill must be finite and most at least 1, got {fill} and {most}")
-        self.reward, self.fill, self.most, self.on_failure = reward, float(fill), most, on_failure
-        self.name = reward_name(reward)
-        self.failures = 0
-        self._in_a_row = 0
+        if not math.isfinite(fill):
+            raise ConfigError(f"fill must be finite, got {fill}")
+        super().__init__(reward, most=most, on_failure=on_failure)
+        self.fill = self.placeholder = float(fill)
+        self.policy = f"filling in {self.fill:g}"
 
-    def score_terms(
-        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
-    ) -> ScoredBatch:
-        """Score a batch; the term ``NAME_failed`` is 1 at filled samples.
+    def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
+        """Scores, with the term ``NAME_failed``."""
+        failed = np.array([error is not None for error in errors], dtype=np.float64)
+        return ScoredBatch(values, {**terms, f"{self.name}_failed": failed})
 
-        Raises:
-            RewardError: the reward failed on ``most`` samples in a row.
-        """
-        try:
-            scored = score(self.reward, prompts, responses, columns)
-            failed = np.zeros(len(prompts))
-            self._in_a_row = 0
-        except RewardError:
-            scored, failed = self._one_by_one(prompts, responses, columns)
-        return ScoredBatch(scored.values, {**scored.terms, self.name: scored.values, f"{self.name}_failed": failed})
 
-    def _one_by_one(
-        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
-    ) -> tuple[ScoredBatch, Any]:
-        values, failed = np.full(len(prompts), self.fill), np.zeros(len(prompts))
-        terms: dict[str, Any] = {}
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            try:
-                one = score(self.reward, [prompt], [response], {name: [column[i]] for name, column in columns.items()})
-            except RewardError as error:
-                failed[i] = 1
-                self.failures += 1
-                self._in_a_row += 1
-                if self.on_failure:
-                    self.on_failure(error)
-                if self._in_a_row >= self.most:
-                    raise RewardError(
-                        f"reward {self.name!r} failed on {self._in_a_row} samples in a row, so filling in {self.fill:g} "
-                        f"stops here; the last error: {error}"
-                    ) from error
-                continue
-            self._in_a_row = 0
-            values[i] = one.values[0]
-            for name, term in one.terms.items():
-                terms.setdefault(name, np.full(len(prompts), self.fill))[i] = term[0]
-        return ScoredBatch(values, terms), failed
+class SkipOnError(OnError):
+    """No score for the samples that a reward fails on: their episodes are left out of learning and of all figures.
 
-    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
-        """Score a batch."""
-        values: list[float] = self.score_terms(list(prompts), list(responses), columns).values.tolist()
-        return values
+    In a combination the whole sample is left out. Adaptive combinations around it learn nothing from it. Environments say so by
+    ``info["reward_skipped"]``, the name of what failed (or ``""``), and agents count it as ``reward/skipped``; where samples
+    cannot be left out, the error is raised.
+
+    Args:
+        reward: see :class:`OnError`.
+        most: see :class:`OnError`.
+        on_failure: see :class:`OnError`.
+
+    Raises:
+        ConfigError: ``most`` below 1.
+    """
+
+    policy = "leaving such samples out"
+
+    def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
+        """Scores, with the failures."""
+        return ScoredBatch(values, terms, tuple(e and Failure(self.name, str(e)) for e in errors))
+
+
+def on_error(reward: Reward | Callable[..., Any], policy: str | Mapping[str, Any]) -> Reward | Callable[..., Any]:
+    """A reward under a policy, as YAML writes it.
+
+    Args:
+        reward: the reward that may fail.
+        policy: ``"raise"`` (as it is), ``"skip"``, or a mapping: ``{"fill": number}`` or ``{"skip": True}``, each with
+            ``most`` if wanted.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    if policy == "raise":
+        return reward
+    settings = {"skip": True} if policy == "skip" else policy
+    known = isinstance(settings, Mapping) and set(settings) <= {"fill", "skip", "most"}
+    if not isinstance(settings, Mapping) or not known or (settings.get("skip") is True) == ("fill" in settings):
+        raise ConfigError(f"on_error must be raise, skip, {{fill: number}} or {{skip: true, most: 100}}, got {policy!r}")
+    options = {key: value for key, value in settings.items() if key != "skip"}
+    return FillOnError(reward, **options) if "fill" in options else SkipOnError(reward, **options)

@@ -44,7 +44,7 @@ class TimeLimit:
 
         def run() -> None:
             try:
-                outcome.append(score(self.parts[0], prompts, responses, columns, name=self.name))
+                outcome.append(score(self.parts[0], prompts, responses, columns, name=self.name, may_skip=True))
             except BaseException as error:
                 outcome.append(error)
 
@@ -63,5 +63,5 @@ class TimeLimit:
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
         """Score a batch."""
-        values: list[float] = self.score_terms(list(prompts), list(responses), columns).values.tolist()
+        values: list[float] = score(self, prompts, responses, columns).values.tolist()
         return values

@@ -1,0 +1,149 @@
+"""A policy that runs away from its reference: stopped or slowed as configured, and never left beyond the limit."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ppo_setups import assert_same_weights, letters_env, small_ppo, weights
+from stable_baselines3.common.callbacks import BaseCallback
+from tiny_models import tiny_language_model
+
+from rlhf_gym.agents import A2C, GRPO, PPO, RAFT, RLOO, TRPO, OnlineDPO
+from rlhf_gym.agents.kl_limit import MOST_BACK_OFFS, KLLimit
+from rlhf_gym.errors import ConfigError, TrainingStopped
+
+FAST: dict[str, Any] = {"learning_rate": 0.05, "kl_coef": 0.0}  # leaves the reference within an iteration or two
+
+
+class Rows(BaseCallback):
+    """What every iteration logged, and the weights that wrote each rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kl: list[float] = []
+        self.written_by: list[dict[str, torch.Tensor]] = []
+
+    def _on_rollout_end(self) -> None:
+        rollout = self.model.rollout  # type: ignore[attr-defined]
+        kl = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean()
+        self.kl.append(float(kl))
+        self.written_by.append(weights(self.model))
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_stopping_leaves_the_weights_of_the_last_rollout_within_the_limit() -> None:
+    model, rows = small_ppo(kl_limit=0.5, **FAST), Rows()
+    with pytest.warns(TrainingStopped, match=r"iteration \d+: KL [\d.]+ nats per response is above kl_limit \(0.5\)"):
+        model.learn(100_000, callback=rows)
+    assert model.stopped is not None
+    assert rows.kl[-1] > 0.5
+    assert all(kl <= 0.5 for kl in rows.kl[:-1])
+    assert len(rows.kl) >= 2
+    assert_same_weights(weights(model), rows.written_by[-2])
+    assert model.iteration == len(rows.kl)
+
+
+def test_backing_off_halves_the_rate_and_goes_on_from_the_last_good_weights() -> None:
+    model, rows = small_ppo(kl_limit=0.5, on_kl_limit="back_off", **FAST), Rows()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingStopped)
+        model.learn(3000, callback=rows)
+    passed = [i for i, kl in enumerate(rows.kl) if kl > 0.5]
+    assert passed
+    for i in passed:
+        if i + 1 < len(rows.kl):
+            within = max(j for j in range(i) if j not in passed)
+            assert_same_weights(rows.written_by[i + 1], rows.written_by[within])
+    assert model.kl_limit.back_offs == min(len(passed), MOST_BACK_OFFS)
+    assert model.logger.name_to_value.get("train/kl_back_offs", model.kl_limit.back_offs) == model.kl_limit.back_offs
+    rate = model.policy.optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(0.05 * 0.5**model.kl_limit.back_offs)
+
+
+def test_it_gives_up_after_so_many_halvings() -> None:
+    limit, policy = KLLimit(1.0, "back_off"), small_ppo().policy
+    assert limit.holds(0.5, policy, "iteration 1")
+    good = weights(small_ppo())
+    for i in range(MOST_BACK_OFFS):
+        with torch.no_grad():
+            next(iter(policy.parameters())).add_(1.0)
+        assert not limit.holds(2.0, policy, "iteration 2")
+        assert limit.stopped is None
+        assert limit.rate == 0.5 ** (i + 1)
+        assert_same_weights({name: value.clone() for name, value in policy.state_dict().items()}, good)
+    assert not limit.holds(2.0, policy, "iteration 9")
+    assert f"after {MOST_BACK_OFFS} halvings" in str(limit.stopped)
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C, TRPO, RLOO, GRPO, OnlineDPO, RAFT])
+def test_every_agent_has_it(kind: Any) -> None:
+    own: dict[Any, dict[str, Any]] = {OnlineDPO: {}, TRPO: {"max_kl": 1.0, "kl_coef": 0.0}}
+    options = {"learning_rate": 0.05, "seed": 0, "device": "cpu"} | own.get(kind, {"kl_coef": 0.0})
+    model = kind("LMPolicy", letters_env(), language_model=tiny_language_model("gpt2"), kl_limit=0.05, **options)
+    with pytest.warns(TrainingStopped, match="above kl_limit"):
+        model.learn(20_000)
+    within = model.kl_limit.last_good
+    assert within is not None
+    now = dict(model.policy.named_parameters())
+    assert all(torch.equal(now[name].detach(), value) for name, value in within.weights.items())
+
+
+def test_within_the_limit_nothing_changes() -> None:
+    free, bound = small_ppo(), small_ppo(kl_limit=1e6, on_kl_limit="back_off")
+    for model in (free, bound):
+        model.learn(400)
+    assert_same_weights(weights(free), weights(bound))
+    assert free.kl_limit.last_good is None  # no copy is kept without a limit
+
+
+def test_a_policy_that_begins_beyond_the_limit_is_told_so() -> None:
+    model = small_ppo(kl_limit=1e-3)
+    with torch.no_grad():
+        model.reference.model.get_output_embeddings().weight.mul_(0.1)
+    before = weights(model)
+    with pytest.warns(TrainingStopped, match="begins too far from the reference"):
+        model.learn(5000)
+    assert_same_weights(weights(model), before)
+
+
+def test_a_checkpoint_holds_the_way_back(tmp_path: Path) -> None:
+    options = {"kl_limit": 0.5, "on_kl_limit": "back_off", **FAST}
+
+    def learned(model: PPO, tokens: int) -> PPO:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TrainingStopped)
+            model.learn(tokens, reset_num_timesteps=False)
+        return model
+
+    whole = small_ppo(**options)
+    while whole.kl_limit.back_offs < 1 or whole.kl_limit.last_good is None:
+        learned(whole, 1)
+    learned(whole, 1)
+    whole.save(tmp_path / "agent")
+    halved = PPO.load(tmp_path / "agent", env=copy.deepcopy(letters_env()))
+    assert halved.kl_limit.back_offs == whole.kl_limit.back_offs
+    for _ in range(4):
+        learned(whole, 1)
+        learned(halved, 1)
+    assert halved.kl_limit.back_offs == whole.kl_limit.back_offs
+    assert_same_weights(weights(halved), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_kl_limit": "stop"}, "on_kl_limit='stop' needs a kl_limit"),
+        ({"kl_limit": 0}, "kl_limit must be a finite number above 0, or None"),
+        ({"kl_limit": 1.0, "on_kl_limit": "panic"}, "on_kl_limit must be one of stop, back_off"),
+    ],
+)
+def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small_ppo(**options)
