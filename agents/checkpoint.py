@@ -188,8 +188,8 @@ class Checkpointed(OnPolicyAlgorithm):
         agent.policy.optimizer.load_state_dict(
             _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])
         )
-        if (kept := data.get("last_good")) is not None:
-            moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), kept)
+        if (groups := data.get("last_good")) is not None:
+            moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), groups)
             agent.kl_limit.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
         agent.restore(data["state"])
         agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)

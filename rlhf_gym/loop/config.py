@@ -107,8 +107,8 @@ class RaterConfig(Section):
     name: str = setting(
         "simulated",
         "simulated (a Boltzmann-rational rater by the gold reward), a preset of it (oracle, hh_like, alpacafarm, "
-        "bpref_stoc, ...), web (people in a browser: section people), terminal (you, here), or module:function or "
-        "path/file.py:function of a factory (reward=, seed=) of your own",
+        "bpref_stoc, ...), web (people in a browser: section people), terminal (you, here), judge:URL or judge:MODEL@URL (a "
+        "chat model), or module:function or path/file.py:function of a factory (reward=, seed=) of your own",
     )
     form: Literal["ranking", "pair"] = setting(
         "ranking", "ranking: order all candidates of a prompt; pair: the better of two, candidates taken two by two"
@@ -123,6 +123,9 @@ class RaterConfig(Section):
     skip_rate: float | None = setting(None, "share of queries declined; null takes the preset's", least=0, most=1)
     length_bias: float | None = setting(None, "gold added for each word of a response; null takes the preset's")
     position_bias: float | None = setting(None, "gold added to the response shown first; null takes the preset's")
+    rubric: str | None = setting(None, "judge: what to judge by, or the .md or .txt file that says it")
+    template: str | None = setting(None, "judge: the .j2 file of a question about two responses")
+    cache: str | None = setting(None, "judge: file that remembers replies from run to run")
     batch_size: int = setting(32, "queries judged at once; each batch of judgements is stored before the next", least=1)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.judge import JudgeRater
 from rlhf_gym.loop.people import Turnout, split
 from rlhf_gym.loop.plugins import find_rater
 from rlhf_gym.loop.sample import read_samples
@@ -51,6 +52,8 @@ def _label(bench: Workbench, number: int, queries: list[Query], store: FeedbackS
             for begin in range(0, len(others), settings.batch_size):
                 batch = others[begin : begin + settings.batch_size]
                 ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
+            if isinstance(rater, JudgeRater):
+                bench.progress.say(str(rater))
         if bench.people and people:
             turnout = Turnout(bar, bench.progress.say, len(others), plain=not bench.progress.console.is_terminal)
             ask(bench.people, people, store, quota=bench.config.people.quota, on_progress=turnout)
@@ -78,9 +81,14 @@ def queries_of(samples: list[Sample], candidates: int, form: str, number: int) -
 
 
 def reference_rewards(bench: Workbench) -> np.ndarray:
-    """Gold rewards ``[prompts, candidates]`` of the reference's own samples (round 1), which rater presets are scaled by."""
+    """Gold rewards ``[prompts, candidates]`` of the reference's own samples (round 1), which rater presets are scaled by.
+
+    Prompts with a candidate on which the gold reward failed, and is set to skip then, are not among them.
+    """
     samples = read_samples(bench, 1)
     names = {name: None for s in samples for name in s.prompt.columns}
     columns = {name: [s.prompt.columns.get(name) for s in samples] for name in names}
-    scored = score(bench.gold, [s.prompt.text for s in samples], [s.response for s in samples], columns)
-    return scored.values.reshape(-1, bench.config.sampling.candidates)
+    texts, responses = [s.prompt.text for s in samples], [s.response for s in samples]
+    scored = score(bench.gold, texts, responses, columns, may_skip=True)
+    complete = scored.kept.reshape(-1, bench.config.sampling.candidates).all(axis=1)
+    return scored.values.reshape(len(complete), -1)[complete]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
+from rlhf_gym.judge.address import PREFIX, parse
 from rlhf_gym.loop.config import RaterConfig
 from rlhf_gym.raters import Behaviour, Rater, SimulatedRater
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
@@ -61,7 +62,13 @@ def check_rater(config: RaterConfig) -> None:
         ConfigError: no such rater, or knobs that it does not have.
     """
     knobs = _knobs(config)
-    if config.name in ("simulated", *PRESETS):
+    if _judge_options(config) and not config.name.startswith(PREFIX):
+        raise ConfigError(
+            f"rater.{next(iter(_judge_options(config)))} is for judges (judge:URL), not for {config.name!r}"
+        )
+    if config.name.startswith(PREFIX) and not knobs:
+        _judge(config)
+    elif config.name in ("simulated", *PRESETS):
         Behaviour(**knobs)
     elif config.name in PEOPLE:
         pass  # a warm-up takes the knobs
@@ -69,7 +76,7 @@ def check_rater(config: RaterConfig) -> None:
         near = get_close_matches(config.name, ["simulated", *PRESETS, *PEOPLE], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join((*PRESETS, *PEOPLE))}, "
+            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join((*PRESETS, *PEOPLE))}, judge:URL, "
             "module:function or path/file.py:function"
         )
     elif knobs:
@@ -94,10 +101,23 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **_knobs(config))
     if config.name in PRESETS:
         return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **_knobs(config))
+    if config.name.startswith(PREFIX):
+        return _judge(config)
     rater = find_object(config.name, "rater")(reward=gold, seed=seed)
     if not isinstance(rater, Rater):
         raise ConfigError(f"rater {config.name!r} gave a {type(rater).__name__}; expected name, submit() and collect()")
     return rater
+
+
+def _judge(config: RaterConfig) -> Rater:
+    from rlhf_gym.judge import JudgeRater
+
+    url, model = parse(config.name)
+    return JudgeRater(url, model, batch_size=config.batch_size, **_judge_options(config))
+
+
+def _judge_options(config: RaterConfig) -> dict[str, Any]:
+    return {name: value for name in ("rubric", "template", "cache") if (value := getattr(config, name)) is not None}
 
 
 def _knobs(config: RaterConfig) -> dict[str, Any]:

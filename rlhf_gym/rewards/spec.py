@@ -1,7 +1,7 @@
 """Rewards by name: what ``--reward`` and a YAML file may say.
 
 A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, a folder that holds a reward
-model, the address of a service (``https://...``), or a YAML file, which holds a mapping::
+model, the address of a service (``https://...``), a judge's (``judge:https://...``), or a YAML file, which holds a mapping::
 
     sum:
       - {reward: sentiment, clip: [-3, 3]}
@@ -44,12 +44,17 @@ BUILT_IN = {
     "chrf": "rlhf_gym.rewards.metrics:ChrF",
     "meteor": "rlhf_gym.rewards.meteor:Meteor",
     "bert_score": "rlhf_gym.rewards.bert_score:BertScore",
+    "embedding_similarity": "rlhf_gym.rewards.embedding:EmbeddingSimilarity",
     "vader": "rlhf_gym.rewards.metrics:Vader",
+    "profanity": "rlhf_gym.rewards.profanity:Profanity",
+    "language": "rlhf_gym.rewards.language:LanguageId",
+    "math": "rlhf_gym.rewards.math_answer:MathAnswer",
     "classifier": "rlhf_gym.rewards.classifier:Classifier",
     "reward_model": "rlhf_gym.rewards.classifier:reward_model",
     "toxicity": "rlhf_gym.rewards.classifier:toxicity",
     "sentiment_classifier": "rlhf_gym.rewards.classifier:sentiment_classifier",
     "json_schema": "rlhf_gym.rewards.metrics:JsonSchema",
+    "judge": "rlhf_gym.judge.reward:JudgeReward",
 }
 
 TOKEN_VARIABLE = "RLHF_GYM_REWARD_TOKEN"
@@ -63,7 +68,7 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
 
     Args:
         spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a reward model's folder, a service's
-            address, a YAML file, or a mapping (see :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take
+            address, a judge's, a YAML file, or a mapping (see :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take
             specifications from people you trust.
         options: options of the reward: arguments of its class, or further arguments of its function.
 
@@ -79,6 +84,11 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
         raise ConfigError(f"a reward is given as a text or a mapping, got {spec!r}")
     if spec.startswith(("http://", "https://")):
         return _remote(spec, options)
+    if spec.startswith("judge:"):
+        from rlhf_gym.judge.address import parse  # the judge stands on rewards itself
+
+        url, model = parse(spec)
+        return load_reward("judge", url=url, model=model, **options)
     if spec.endswith((".yaml", ".yml")):
         return build({**_read_yaml(Path(spec)), **options}, load_reward)
     if spec.endswith(".py"):
