@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_gym.agents.a2c import A2C
     from rlhf_gym.agents.best_of_n import BestOfN
+    from rlhf_gym.agents.completions import Completions
     from rlhf_gym.agents.critic_free import CriticFree
     from rlhf_gym.agents.grpo import GRPO, GSPO
     from rlhf_gym.agents.nlpo import NLPO
@@ -33,6 +34,7 @@ __all__ = [
     "SFT",
     "TRPO",
     "BestOfN",
+    "Completions",
     "CriticFree",
     "LMPolicy",
     "OnlineDPO",
@@ -44,6 +46,7 @@ __all__ = [
 _PLACES = {
     "A2C": "rlhf_gym.agents.a2c",
     "BestOfN": "rlhf_gym.agents.best_of_n",
+    "Completions": "rlhf_gym.agents.completions",
     "CriticFree": "rlhf_gym.agents.critic_free",
     "GRPO": "rlhf_gym.agents.grpo",
     "GSPO": "rlhf_gym.agents.grpo",

@@ -57,6 +57,8 @@ def build_run(
     if stage == "reward_model":
         return run_dir
     _write_metrics(run_dir, rng, rounds, iterations)
+    for number, iteration in ((1, 1), (1, iterations), (rounds, iterations)):
+        _write_completions(run_dir / f"round-{number}", rng, iteration)
     if stage == "evaluated":
         _write_evaluation(run_dir, rng, pairs)
     return run_dir
@@ -116,6 +118,18 @@ def _write_store(run_dir: Path, judgements: int) -> None:
     connection.executemany("INSERT INTO judgements VALUES (?)", [(str(index),) for index in range(judgements)])
     connection.commit()
     connection.close()
+
+
+def _write_completions(folder: Path, rng: random.Random, iteration: int) -> None:
+    """Sample completions token by token, one of them hostile; the last line was cut by a kill."""
+    with (folder / "completions.jsonl").open("a") as file:
+        for why, text in (("first", AFTER[0]), ("worst", HOSTILE[0] + HOSTILE[1])):
+            tokens = [text[i : i + 4] for i in range(0, len(text), 4)]
+            figures = {name: [rng.gauss(0, 1) for _ in tokens] for name in ("rewards", "values", "advantages", "kls")}
+            trace = {"why": why, "prompt": text, "response": text, "score": 1.2, "kl": 3.4, "ended": True, "terms": {}}
+            file.write(json.dumps({"iteration": iteration, **trace, "tokens": tokens, **figures}) + "\n")
+        if iteration > 1:
+            file.write('{"iteration": 1, "wh')
 
 
 def metrics_row(rng: random.Random, number: int, iteration: int, progress: float) -> dict[str, Any]:

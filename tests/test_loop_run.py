@@ -43,8 +43,9 @@ def same_result(run: RunDirectory, other: RunDirectory) -> None:
     assert figures(run.path) == figures(other.path)
     assert evaluation(run) == evaluation(other)
     for number in (1, 2):
-        name = f"round-{number}/samples.jsonl"
-        assert (run.path / name).read_text() == (other.path / name).read_text()
+        for name in ("samples.jsonl", "completions.jsonl"):
+            file = f"round-{number}/{name}"
+            assert (run.path / file).read_text() == (other.path / file).read_text()
     with FeedbackStore(run.store_file) as one, FeedbackStore(other.store_file) as two:
         assert [(j.id, j.ranking) for j in one.judgements()] == [(j.id, j.ranking) for j in two.judgements()]
 
@@ -55,8 +56,8 @@ def test_what_a_run_leaves_behind(whole: RunDirectory) -> None:
             "summary.txt", "round-1", "round-2"} <= names  # fmt: skip
     for number in (1, 2):
         folder = whole.path / f"round-{number}"
-        assert {"samples.jsonl", "reward_model", "reward_model.json", "agent.json", "agent.zip", "policy", "evaluation.json",
-                "stages.json"} == {p.name for p in folder.iterdir()}  # fmt: skip
+        assert {"samples.jsonl", "reward_model", "reward_model.json", "agent.json", "agent.zip", "agent_seconds.json",
+                "policy", "completions.jsonl", "evaluation.json", "stages.json"} == {p.name for p in folder.iterdir()}  # fmt: skip
     rows = figures(whole.path).splitlines()
     assert len(rows) == 1 + 2 * 4
     assert rows[0].startswith("round,iteration,timesteps,objective/scores,gold,objective/kl")

@@ -249,6 +249,8 @@ class LogConfig(Section):
     to: tuple[Literal["wandb", "tensorboard"], ...] = setting((), "further loggers: wandb, tensorboard")
     wandb_project: str = setting("rlhf-gym", "project in Weights & Biases")
     wandb_mode: Literal["offline", "online"] = setting("offline", "offline writes into the run directory only")
+    completions: int = setting(4, "sample completions to show and keep, token by token; 0: none", least=0)
+    completions_every: int = setting(10, "iterations between them; the first and the last are always kept", least=1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.decoding import Generation, generate
+from rlhf_gym.errors import RewardError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.loop.run_directory import write_json
 from rlhf_gym.loop.workbench import Workbench
@@ -17,6 +18,8 @@ from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, Scores, score
 from rlhf_gym.sampling import Sampling
 from rlhf_gym.sequences import token_log_probs
+
+SCORES = ("gold_before", "gold_after", "proxy_before", "proxy_after")
 
 
 def evaluate(bench: Workbench, number: int) -> None:
@@ -35,6 +38,7 @@ def evaluate(bench: Workbench, number: int) -> None:
     ``distinct_2_*``                    share of distinct word pairs among all; falls when responses repeat themselves or
                                         one another (Li et al. 2016)
     ``length_*``                        mean response length, tokens
+    ``skipped``                         prompts that scores say nothing of: a reward failed there that is set to skip then
     ==================================  ==========================================================================
     """
     prompts = bench.task.held_out[: bench.config.evaluation.prompts]
@@ -50,16 +54,23 @@ def evaluate(bench: Workbench, number: int) -> None:
 
         def scores(reward: Reward, generations: Sequence[Generation]) -> Scores:
             with frozen(reward):  # "before" and "after" are measured with one and the same reward
-                return score(reward, texts, [g.text for g in generations], columns).values
+                scored = score(reward, texts, [g.text for g in generations], columns, may_skip=True)
+            return np.where(scored.kept, scored.values, np.nan)
 
         gold = scores(bench.gold, before), scores(bench.gold, after)
         proxies = scores(proxy, before), scores(proxy, after)
         divergence = _divergences(bench, policy, ids, after)
         perplexity = [_perplexity(bench, ids, generations) for generations in (before, after)]
-    n, wins, ties = len(prompts), int((gold[1] > gold[0]).sum()), int((gold[1] == gold[0]).sum())
+    every = [*gold, *proxies]
+    kept = np.isfinite(every).all(axis=0)
+    if not kept.any():
+        raise RewardError(f"rewards failed on every one of the {len(prompts)} prompts of the evaluation")
+    gold, proxies = (every[0][kept], every[1][kept]), (every[2][kept], every[3][kept])
+    n, wins, ties = int(kept.sum()), int((gold[1] > gold[0]).sum()), int((gold[1] == gold[0]).sum())
     low, high = wilson_interval(wins + ties / 2, n)
     figures: dict[str, Any] = {
-        "round": number, "n": n, "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n, "win_rate_low": low,
+        "round": number, "n": n, "skipped": len(prompts) - n,
+        "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n, "win_rate_low": low,
         "win_rate_high": high, "gold_before": gold[0].mean(), "gold_after": gold[1].mean(),
         "gold_difference_se": _standard_error(gold[1] - gold[0]), "proxy_before": proxies[0].mean(),
         "proxy_after": proxies[1].mean(), "kl": divergence.mean(), "kl_se": _standard_error(divergence),
@@ -72,10 +83,9 @@ def evaluate(bench: Workbench, number: int) -> None:
     pairs = [
         {
             "prompt": texts[i], "before": before[i].text, "after": after[i].text,
-            "gold_before": float(gold[0][i]), "gold_after": float(gold[1][i]),
-            "proxy_before": float(proxies[0][i]), "proxy_after": float(proxies[1][i]),
+            **dict(zip(SCORES, (float(values[i]) if np.isfinite(values[i]) else None for values in every), strict=True)),
         }
-        for i in range(n)
+        for i in range(len(prompts))
     ]  # fmt: skip
     plain = {k: v if isinstance(v, int) else float(v) for k, v in figures.items()}
     for path in (bench.run.round(number) / "evaluation.json", bench.run.evaluation_file):

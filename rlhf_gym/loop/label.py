@@ -90,5 +90,5 @@ def reference_rewards(bench: Workbench) -> np.ndarray:
     columns = {name: [s.prompt.columns.get(name) for s in samples] for name in names}
     texts, responses = [s.prompt.text for s in samples], [s.response for s in samples]
     scored = score(bench.gold, texts, responses, columns, may_skip=True)
-    complete = scored.kept.reshape(-1, bench.config.sampling.candidates).all(axis=1)
-    return scored.values.reshape(len(complete), -1)[complete]
+    shape = (-1, bench.config.sampling.candidates)
+    return scored.values.reshape(shape)[scored.kept.reshape(shape).all(axis=1)]

@@ -31,6 +31,7 @@ class MetricsTable(KVWriter):
     Attributes:
         rows: all rows so far, as they are in the file.
         where: round and iteration of the row to come.
+        seconds: what the iterations took so far, by phase; kept out of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,6 +39,7 @@ class MetricsTable(KVWriter):
         self.columns: list[str] = list(FIRST_COLUMNS)
         self.rows: list[dict[str, str]] = []
         self.where = (1, 1)
+        self.seconds: dict[str, float] = {}
         if path.exists():
             # A kill may have cut the last line short: a row counts only with its line end.
             whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
@@ -59,6 +61,10 @@ class MetricsTable(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append one row; a column that no row had before makes the file be written anew."""
         figures = {RENAMED.get(k, k): v for k, v in key_values.items() if not k.startswith("time/")}
+        for key, value in key_values.items():
+            if key.startswith("time/") and key.endswith("_seconds"):
+                phase = key[len("time/") : -len("_seconds")]
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + float(value)
         row = {"round": self.where[0], "iteration": self.where[1], "timesteps": step, **figures}
         self.rows.append({k: format_figure(v) for k, v in row.items()})
         new = [k for k in row if k not in self.columns]
@@ -118,6 +124,10 @@ class WandbWriter(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Send one iteration's figures."""
         self._run.log({RENAMED.get(k, k): v for k, v in key_values.items()}, step=step)
+
+    def table(self, name: str, table: Any, step: int) -> None:
+        """Send a ``wandb.Table``."""
+        self._run.log({name: table}, step=step)
 
     def close(self) -> None:
         """Flush, and end the W&B run."""

@@ -8,6 +8,7 @@
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the fitted reward model, and how good it is
 ``round-N/agent.json``                  the agent's settings, those it took by itself included
+``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
 ``round-N/policy/``                     the tuned model, as transformers saves one
 ``round-N/evaluation.json``             tuned against reference; the last round's is also at the top
@@ -40,6 +41,7 @@ STAGES = ("sample", "label", "fit", "train", "evaluate")
 
 RESUMABLE = {
     "run.rounds", "run.threads", "agent.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode",
+    "log.completions", "log.completions_every",
     *(f"people.{name}" for name in ("host", "port", "url", "overlap", "lease", "quota", "title", "guidelines", "text")),
 }  # fmt: skip
 """What may change when a run goes on: nothing here alters a figure that was already written."""

@@ -67,7 +67,7 @@ def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int) -> list[str]:
         lines.append(textwrap.shorten(visible(pair["prompt"]), WIDTH, placeholder=" ..."))
         for word, when in (("reference", "before"), ("tuned", "after")):
             text = textwrap.shorten(" ".join(visible(pair[when]).split()), 2 * WIDTH - 50, placeholder=" ...")
-            lead = f"  {word:<10}{pair[f'gold_{when}']:+.2f}  "
+            lead = f"  {word:<10}{_number(pair[f'gold_{when}'], '+.2f')}  "
             lines += textwrap.wrap(text or "(nothing)", WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
     return lines
 

@@ -11,9 +11,10 @@ from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import TrainingStopped
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.loop.agents import agent_options, find_agent
+from rlhf_gym.loop.completions import SampleCompletions
 from rlhf_gym.loop.metrics import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
-from rlhf_gym.loop.run_directory import whole_folder, write_json
+from rlhf_gym.loop.run_directory import read_json, whole_folder, write_json
 from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, first_failures, reward_name, score
@@ -24,6 +25,8 @@ FIGURES = (
     ("objective/entropy", "entropy", ".1f"), ("response_length", "length", ".1f"), ("loss/value_avg", "value loss", ".3f"),
     ("policy/clipfrac_avg", "clipped", ".1%"),
 )  # fmt: skip
+
+SECONDS_FILE = "agent_seconds.json"  # what a round's iterations took, by phase: for the report
 
 
 class ProxyAndGold:
@@ -64,7 +67,7 @@ class ProxyAndGold:
             with frozen(reward):
                 watched = score(reward, prompts, responses, columns, may_skip=True)
             terms[name], failures = watched.values, first_failures(failures, watched.failures)
-        return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures)
+        return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures, scored.tokens)
 
     def _parts_of_proxy(self, scored: ScoredBatch) -> dict[str, Scores]:
         """The terms of a proxy made of several; what a plain one is called is the proxy itself."""
@@ -110,7 +113,8 @@ def train(bench: Workbench, number: int) -> None:
     agent.set_logger(logger)
     try:
         with bench.progress.stage(f"round {number} {title}", settings.iterations) as bar:
-            _iterate(bench, number, agent, table, rate, bar)
+            shown = SampleCompletions(bench, number, agent.iteration, logger)
+            _iterate(bench, number, agent, table, rate, bar, shown)
     finally:
         logger.close()
     with whole_folder(bench.run.round(number) / "policy") as folder:
@@ -118,8 +122,9 @@ def train(bench: Workbench, number: int) -> None:
 
 
 def _iterate(
-    bench: Workbench, number: int, agent: PolicyGradient, table: MetricsTable, rate: LearningRate, bar: Bar
-) -> None:
+    bench: Workbench, number: int, agent: PolicyGradient, table: MetricsTable, rate: LearningRate, bar: Bar,
+    shown: SampleCompletions,
+) -> None:  # fmt: skip
     settings = bench.config.agent
     checkpoint = bench.run.round(number) / "agent.zip"
     bar.update(agent.iteration)
@@ -135,8 +140,10 @@ def _iterate(
         bench.progress.say(line)
         if agent.stopped is not None:
             bench.progress.say(agent.stopped)
+        shown.after(agent, last=agent.iteration == settings.iterations or agent.stopped is not None)
         if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
             agent.save(checkpoint)
+            write_json(checkpoint.with_name(SECONDS_FILE), table.seconds)
 
 
 def _agent(bench: Workbench, number: int, table: MetricsTable, rate: LearningRate) -> PolicyGradient:
@@ -154,6 +161,7 @@ def _agent(bench: Workbench, number: int, table: MetricsTable, rate: LearningRat
             checkpoint, env=env, device=str(bench.reference.device), reference=bench.reference, learning_rate=rate
         )
         table.keep_until(number, resumed.iteration)
+        table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
         return resumed
     agent: PolicyGradient = make(
         env=env, language_model=_trainable(bench, number), reference=bench.reference, learning_rate=rate,
@@ -183,6 +191,13 @@ def iteration_line(row: Mapping[str, str], title: str, iterations: int, reward_s
         reward_share: share of the iteration's time spent waiting for rewards, which the table does not hold: it has no clock.
     """
     figures = [f"{word} {float(row[key]):{form}}" for key, word, form in FIGURES if row.get(key)]
+    for key in row:  # a constraint's price, and whether it is held
+        for ending in ("price", "slack"):
+            if key.startswith("reward/") and key.endswith(f"_{ending}") and row[key]:
+                name = key.removeprefix("reward/").removeprefix("constrained_")
+                figures.append(f"{name} {float(row[key]):{'.2f' if ending == 'price' else '+z.2f'}}")
+    if left_out := float(row.get("reward/left_out") or 0):
+        figures.append(f"left out {left_out:.0f}, whose reward failed")
     if reward_share is not None:
         figures.append(f"rewards {reward_share:.1%} of the time")
     number = f"{int(row['iteration']):>{len(str(iterations))}}/{iterations}"

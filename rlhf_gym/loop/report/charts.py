@@ -10,7 +10,7 @@ from typing import TypeVar
 from markupsafe import Markup
 
 from rlhf_gym.loop.report.frontier import Frontier, FrontierPoint
-from rlhf_gym.loop.report.run_data import Iteration, Metric, RewardModelRound, RunData, finite
+from rlhf_gym.loop.report.run_data import TERM, Iteration, Metric, RewardModelRound, RunData, finite
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread
 from rlhf_gym.loop.report.text import MINUS, number, percent, signed
 
@@ -206,11 +206,13 @@ def _gain(point: FrontierPoint, css: str) -> float:
 
 
 def _mark_of(run: RunData, metric: Metric) -> tuple[float, str] | None:
-    """The level a metric is read against: the reference's gold score, or the KL that the controller aims for."""
+    """The level a metric is read against: the reference's gold score, the KL aimed for, a constraint's own level."""
     if metric.key == "gold":
         level, words = run.figure("gold_before"), "before"
     elif metric.key == "kl":
         level, words = finite(run.setting("agent.kl_target", "kl_target")), "target"
+    elif metric.key.startswith(TERM) and metric.key.endswith("_slack"):
+        level, words = 0.0, "level"
     else:
         return None
     return None if level is None else (level, words)

@@ -17,8 +17,9 @@ from markupsafe import Markup
 
 from rlhf_gym.loop.report import charts, text
 from rlhf_gym.loop.report.frontier import frontier
+from rlhf_gym.loop.report.heat_maps import looks
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
-from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, verdict
+from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, time_shares, verdict
 
 
 def write_report(run_dir: Path) -> Path:
@@ -52,6 +53,44 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run: RunData) -> str:
     """The report as one HTML document."""
+    found = frontier(run)
+    rate = run.figure("win_rate")
+    return page(
+        "page.html.j2",
+        run=run,
+        name=run.run_dir.resolve().name,
+        facts=_facts(run),
+        tiles=headline(run),
+        verdict=verdict(run, found),
+        curves=[
+            (metric, charts.learning_curve(run, metric))
+            for metric in METRICS
+            if metric.drawn and any(value is not None for value in run.series(metric.key))
+        ],
+        terms=[(metric, charts.learning_curve(run, metric)) for metric in run.terms],
+        times=time_shares(run),
+        curve_table=curve_table(run),
+        frontier=found,
+        frontier_chart=charts.frontier_chart(found) if found else None,
+        gap_chart=charts.gap_chart(found) if found and found.standardised else None,
+        reward_models=[
+            (reward_model, charts.calibration_chart(reward_model), charts.loss_chart(reward_model))
+            for reward_model in run.reward_models
+        ],
+        win_rate_chart=None
+        if rate is None
+        else charts.win_rate_chart(rate, run.figure("win_rate_low"), run.figure("win_rate_high")),
+        health=text_health(run),
+        pairs=pair_rows(run),
+        looks=looks(run.completions),
+        config=list(_flat(run.config)),
+        versions=list(_flat(run.versions)),
+        commands=_commands(run),
+    )
+
+
+def page(template: str, **values: Any) -> str:
+    """A template as one HTML document that only this package's style and script may run in, and that fetches nothing."""
     style, script = _asset("page.css"), _asset("page.js")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
@@ -67,43 +106,12 @@ def render(run: RunData) -> str:
         "percent": text.percent,
         "signed": text.signed,
     }
-    found = frontier(run)
-    rate = run.figure("win_rate")
-    return environment.get_template("page.html.j2").render(
-        # Only this style and this script may run, and nothing may be fetched from anywhere.
-        policy=(
-            f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
-            "base-uri 'none'; form-action 'none'"
-        ),
-        style=Markup(style),
-        script=Markup(script),
-        run=run,
-        name=run.run_dir.resolve().name,
-        facts=_facts(run),
-        tiles=headline(run),
-        verdict=verdict(run, found),
-        curves=[
-            (metric, charts.learning_curve(run, metric))
-            for metric in METRICS
-            if metric.drawn and any(value is not None for value in run.series(metric.key))
-        ],
-        curve_table=curve_table(run),
-        frontier=found,
-        frontier_chart=charts.frontier_chart(found) if found else None,
-        gap_chart=charts.gap_chart(found) if found and found.standardised else None,
-        reward_models=[
-            (reward_model, charts.calibration_chart(reward_model), charts.loss_chart(reward_model))
-            for reward_model in run.reward_models
-        ],
-        win_rate_chart=None
-        if rate is None
-        else charts.win_rate_chart(rate, run.figure("win_rate_low"), run.figure("win_rate_high")),
-        health=text_health(run),
-        pairs=pair_rows(run),
-        config=list(_flat(run.config)),
-        versions=list(_flat(run.versions)),
-        commands=_commands(run),
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
+    found = environment.get_template(template)
+    return found.render(policy=policy, style=Markup(style), script=Markup(script), **values)
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:

@@ -59,6 +59,10 @@ METRICS = (
 )
 
 
+TERM = "reward/"
+"""What the columns of a reward's terms begin with."""
+
+
 @dataclass(frozen=True)
 class Iteration:
     """One iteration: its round, its number within the run (from 1), tokens so far, and its figures."""
@@ -100,10 +104,28 @@ class RunData:
     started: datetime | None
     wall_seconds: float | None
     problems: tuple[str, ...] = field(default=())
+    completions: Mapping[str, list[Mapping[str, Any]]] = field(
+        default_factory=dict
+    )  # by what their iteration is called
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of the iterations of all rounds, by phase
 
     def series(self, key: str) -> list[float | None]:
         """A metric by iteration; None where an iteration has no such figure."""
         return [iteration.values.get(key) for iteration in self.iterations]
+
+    @property
+    def terms(self) -> list[Metric]:
+        """What the reward is made of, and its failures where there were some; each is drawn by itself."""
+        names = dict.fromkeys(key for iteration in self.iterations for key in iteration.values if key.startswith(TERM))
+        found = []
+        for key in names:
+            name = key.removeprefix(TERM)
+            counted = name == "left_out" or name.split("_")[0] == "skipped"
+            if counted and not any(self.series(key)):
+                continue
+            unit = "episodes an iteration" if counted else "mean per response"
+            found.append(Metric(key, name, unit, (key,), from_zero=counted or name.endswith("_price")))
+        return found
 
     def figure(self, key: str) -> float | None:
         """A figure of the evaluation, or None."""
@@ -163,8 +185,12 @@ def read_run(run_dir: Path) -> RunData:
     evaluation = read("evaluation.json", json.loads, nothing)
     versions = read("versions.json", json.loads, nothing)
     rounds = []
+    seconds: dict[str, float] = {}
     for folder in run_dir.glob("round-*"):
         match = re.fullmatch(r"round-(\d+)", folder.name)
+        spent = read(f"{folder.name}/agent_seconds.json", json.loads, nothing) if match else nothing
+        for phase, value in spent.items():
+            seconds[str(phase)] = seconds.get(str(phase), 0.0) + (finite(value) or 0.0)
         figures = read(f"{folder.name}/reward_model.json", json.loads, nothing) if match else nothing
         if match and figures:
             rounds.append(RewardModelRound(int(match[1]), figures))
@@ -180,6 +206,8 @@ def read_run(run_dir: Path) -> RunData:
         started=_started(run_dir, versions),
         wall_seconds=_wall_seconds(evaluation, versions),
         problems=tuple(problems),
+        completions=_first_and_last(run_dir),
+        seconds=seconds,
     )
 
 
@@ -198,8 +226,26 @@ def _iterations(text: str) -> tuple[Iteration, ...]:
             first = next((value for value in numbers if value is not None), None)
             if first is not None:
                 values[metric.key] = first
+        terms = {column: finite(cell) for column, cell in row.items() if column and column.startswith(TERM)}
+        values |= {column: value for column, value in terms.items() if value is not None}
         found.append(Iteration(round_number, index, None if tokens is None else int(tokens), values))
     return tuple(found)
+
+
+def _first_and_last(run_dir: Path) -> dict[str, list[Mapping[str, Any]]]:
+    """The sample completions of the run's first and last iterations that have some, by what these are called."""
+    found: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for file in run_dir.glob("round-*/completions.jsonl"):
+        number = re.fullmatch(r"round-(\d+)", file.parent.name)
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if number else ():
+            try:
+                trace = json.loads(line)
+                key = int(number[1] if number else 0), int(trace["iteration"])
+            except (ValueError, KeyError, TypeError):  # cut short by a kill
+                continue
+            found.setdefault(key, []).append(trace)
+    ends = sorted({min(found), max(found)}) if found else []
+    return {f"round {number}, iteration {iteration}": found[number, iteration] for number, iteration in ends}
 
 
 def _labels(store: Path, reward_models: tuple[RewardModelRound, ...]) -> int | None:

@@ -109,7 +109,8 @@ def verdict(run: RunData, found: Frontier | None) -> list[str]:
 
 def curve_table(run: RunData) -> tuple[list[str], list[list[str]]]:
     """The numbers behind the learning curves, at most 200 rows, evenly spaced."""
-    metrics = [metric for metric in METRICS if any(value is not None for value in run.series(metric.key))]
+    drawn = [metric for metric in METRICS if any(value is not None for value in run.series(metric.key))]
+    metrics = [*drawn, *run.terms]
     step = max(1, -(-len(run.iterations) // _MOST_ROWS))
     rows = [
         [
@@ -121,6 +122,22 @@ def curve_table(run: RunData) -> tuple[list[str], list[list[str]]]:
         for iteration in run.iterations[::step]
     ]
     return ["Iteration", "Round", "Tokens", *(metric.title for metric in metrics)], rows
+
+
+def time_shares(run: RunData) -> list[tuple[str, str, str]]:
+    """Where the iterations' time went: the phase, its time, its share; empty where that was not noted."""
+    names = {
+        "generation": "writing responses", "reward": "standing still for rewards", "reference": "the reference's reading",
+        "learning": "learning",
+    }  # fmt: skip
+    total = sum(run.seconds.get(phase, 0.0) for phase in names)
+    if not total:
+        return []
+    return [
+        (name, duration(run.seconds[phase]), percent(run.seconds[phase] / total))
+        for phase, name in names.items()
+        if phase in run.seconds
+    ]
 
 
 def text_health(run: RunData) -> list[tuple[str, str, str]]:
