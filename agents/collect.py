@@ -81,6 +81,7 @@ def collect_by_decoding(
     for scoring in pending:
         for episode, score, info in zip(islice(waiting, env.num_envs), *beside.wait(scoring), strict=True):
             episode.rewards[-1], episode.ended, episode.info = float(score), bool(info["ended"]), info
+            episode.spread()
     return episodes
 
 
@@ -142,12 +143,13 @@ class SteppingCollector:
                     going_on.append(i)
                     continue
                 episode.info = infos[i]
+                episode.spread()
                 eos = actions[i] == self.policy.limits.eos_id
                 episode.ended = bool(infos[i].get("ended", eos))
                 if infos[i].get("TimeLimit.truncated", False) and self.policy.value_head is not None:
                     # An unscored time limit: what would have come is worth what the value function says.
                     whole = [*episode.prompt_ids, *episode.response_ids]
-                    episode.bootstrap = float(self.policy.state_values([whole])[0])
+                    episode.bootstrap = float(self.policy.state_values([whole], [len(episode.response_ids)])[0])
                 finished[int(done_count[i]) * n + i] = episode
                 done_count[i] += 1
                 open_[i] = None

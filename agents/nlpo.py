@@ -107,9 +107,9 @@ class NLPO(PPO):
         batch = {key: np.atleast_2d(value) for key, value in observation.items()}
         rows, positions = observed_rows(batch, self.policy.language_model.device)
         with torch.no_grad():
-            hidden = self._lagging_predictor.last_hidden(rows)
+            hidden = self._lagging_predictor.last_hidden(rows, positions.tolist())
             allowed = nucleus(self.policy, self.lagging, hidden, positions, self.mask_top_p)
-            hidden = self.policy._predictor.last_hidden(rows)
+            hidden = self.policy._predictor.last_hidden(rows, positions.tolist())
             log_probs = self.policy.distribution(hidden, positions, allowed)
             if deterministic:
                 tokens = log_probs.argmax(-1)

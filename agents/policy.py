@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.log_probs import masked_logits, token_log_probs
 from rlhf_gym.agents.predictor import CachedPredictor
-from rlhf_gym.agents.value_head import ValueHead, last_hidden, value_trunk
+from rlhf_gym.agents.value_head import ValueHead, value_trunk
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.sampling import Limits, Sampling, behaviour_log_probs, sample_tokens
@@ -94,9 +95,9 @@ class LMPolicy(ActorCriticPolicy):
         return self.value_head is not None and self.value_trunk is None
 
     @torch.no_grad()
-    def state_values(self, rows: Rows) -> Tensor:
-        """float32 ``[len(rows)]``, the value of having written these ids."""
-        return self.values(last_hidden(self.value_model, rows))
+    def state_values(self, rows: Rows, written: Sequence[int]) -> Tensor:
+        """float32 ``[len(rows)]``, the value of rows whose last so many ids were written."""
+        return self.values(self.value_model.last_states(rows, written))
 
     @property
     def value_model(self) -> LanguageModel:
@@ -136,7 +137,8 @@ class LMPolicy(ActorCriticPolicy):
         batch = {key: np.atleast_2d(value) for key, value in observation.items()}
         rows, positions = observed_rows(batch, self.language_model.device)
         with torch.no_grad():
-            actions = self._act(self._predictor.last_hidden(rows), positions, deterministic)[0].cpu().numpy()
+            hidden = self._predictor.last_hidden(rows, positions.tolist())
+            actions = self._act(hidden, positions, deterministic)[0].cpu().numpy()
         return (actions[0] if single else actions), state
 
     def _act(self, hidden: Tensor, positions: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
@@ -153,19 +155,19 @@ class LMPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         rows, positions = observed_rows(observation, self.language_model.device)
-        return self._act(last_hidden(self.language_model, rows), positions, deterministic)[0]
+        return self._act(self.language_model.last_states(rows, positions.tolist()), positions, deterministic)[0]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values and log-probabilities, ``[n]`` each."""
         rows, positions = observed_rows(obs, self.language_model.device)
-        hidden = last_hidden(self.language_model, rows)
+        hidden = self.language_model.last_states(rows, positions.tolist())
         tokens, log_probs = self._act(hidden, positions, deterministic)
         return tokens, self._values_of(obs, hidden), log_probs
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values, log-probabilities and entropies of given actions, ``[n]`` each."""
         rows, positions = observed_rows(obs, self.language_model.device)
-        hidden = last_hidden(self.language_model, rows)
+        hidden = self.language_model.last_states(rows, positions.tolist())
         log_probs, entropies = token_log_probs(
             self.language_model, hidden, actions.long().flatten(), positions, self.sampling, self.limits, entropy=True
         )
@@ -173,8 +175,8 @@ class LMPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """float32 ``[n]``; differentiable."""
-        rows, _ = observed_rows(obs, self.language_model.device)
-        return self.values(last_hidden(self.value_model, rows))
+        rows, positions = observed_rows(obs, self.language_model.device)
+        return self.values(self.value_model.last_states(rows, positions.tolist()))
 
     def _values_of(self, obs: PyTorchObs, hidden: Tensor) -> Tensor:
         """Values, from hidden states of the policy's trunk that are at hand where it is the value's trunk too."""
@@ -183,7 +185,7 @@ class LMPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
         """The next token's distribution as SB3 wraps it."""
         rows, positions = observed_rows(obs, self.language_model.device)
-        log_probs = self.distribution(last_hidden(self.language_model, rows), positions)
+        log_probs = self.distribution(self.language_model.last_states(rows, positions.tolist()), positions)
         return CategoricalDistribution(log_probs.shape[-1]).proba_distribution(log_probs)
 
 

@@ -29,8 +29,8 @@ class CachedPredictor:
         self._version: tuple[object, ...] = ()
 
     @torch.no_grad()
-    def last_hidden(self, rows: Sequence[list[int]]) -> Tensor:
-        """Hidden state of each row's last token: ``[len(rows), D]``."""
+    def last_hidden(self, rows: Sequence[list[int]], written: Sequence[int]) -> Tensor:
+        """Hidden state of each row's last token: ``[len(rows), D]``; ``written`` counts the response's tokens in each row."""
         version = self._weights_version()
         if len(rows) != len(self._rows) or version != self._version:
             self._decoder, self._rows, self._version = CachedDecoder(self.model), [[] for _ in rows], version
@@ -41,7 +41,7 @@ class CachedPredictor:
             tokens = torch.tensor([rows[i][-1] for i in going], device=self.model.device)
             parts.append(self._decoder.append(going, tokens))  # lets the other rows go
         if fresh:
-            parts.append(self._decoder.start(fresh, [rows[i] for i in fresh]))
+            parts.append(self._decoder.start(fresh, [rows[i] for i in fresh], [written[i] for i in fresh]))
         self._rows = [list(row) for row in rows]
         order = torch.tensor(going + fresh, device=self.model.device).argsort()
         return torch.cat(parts)[order]

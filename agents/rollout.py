@@ -43,6 +43,13 @@ class Episode:
         """What the environment paid for the whole response."""
         return float(sum(self.rewards))
 
+    def spread(self) -> None:
+        """Pay each token what the reward says it is worth (``info["token_rewards"]``), instead of everything at the end."""
+        given = self.info.get("token_rewards")
+        if given is not None:
+            self.rewards = [paid + float(own) for paid, own in zip(self.rewards, given, strict=True)]
+            self.rewards[-1] -= float(sum(given))
+
     @property
     def skipped(self) -> str:
         """The name of the reward that failed, so that the episode has no score; else empty."""
@@ -97,10 +104,16 @@ class Rollout:
                 self.mask, self.log_probs, self.values, self.rewards, self.reference_log_probs, self.advantages, self.returns,
             )
         )  # fmt: skip
-        left_out = [e for group, kept in zip(groups, whole, strict=True) if not kept for e in self.episodes[group.start : group.stop]]
+        left_out = [
+            e
+            for group, kept in zip(groups, whole, strict=True)
+            if not kept
+            for e in self.episodes[group.start : group.stop]
+        ]
         episodes = [self.episodes[i] for i in rows]
         return Rollout(
-            episodes, mask, log_probs, values, rewards, reference, advantages, returns, together=self.together, left_out=left_out
+            episodes, mask, log_probs, values, rewards, reference, advantages, returns, together=self.together,
+            left_out=left_out,
         )  # fmt: skip
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rlhf_gym.language_model import LanguageModel
@@ -45,22 +44,3 @@ def value_trunk(model: LanguageModel) -> LanguageModel:
         if not any(parameter is p for p in copy.trunk.parameters()):  # tied embeddings belong to the trunk
             parameter.requires_grad_(False)
     return copy
-
-
-def last_hidden(model: LanguageModel, rows: list[list[int]]) -> Tensor:
-    """Hidden state of each row's last token, uncached.
-
-    Args:
-        model: the language model.
-        rows: ids of each row, at least one each.
-
-    Returns:
-        ``[len(rows), D]``.
-    """
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), model.tokenizer.pad_id, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    hidden = model.hidden(ids.to(model.device))
-    last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
-    return hidden[torch.arange(len(rows), device=hidden.device), last]

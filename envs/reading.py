@@ -69,6 +69,7 @@ class Reader:
         others = [slot for slot in slots if self._read.get(slot) != length[slot]]
         if others:
             rows = [episodes.ids[slot, : length[slot]].tolist() for slot in others]
-            hidden = self._decoder.start(others, rows)
+            written = (length[others] - episodes.prompt_length[others]).tolist()
+            hidden = self._decoder.start(others, rows, written)
             self._read.update({slot: int(length[slot]) for slot in others})
             self._hidden.update(zip(others, hidden, strict=True))

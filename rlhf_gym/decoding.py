@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlhf_gym.encoded_rows import RecomputedResponses, decoding_state
 from rlhf_gym.errors import ModelError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.recomputed import RecomputedRows
 from rlhf_gym.sampling import Limits, Sampling, behaviour_log_probs, episode_uniforms, sample_tokens
+from rlhf_gym.seq2seq import Seq2SeqModel
 from rlhf_gym.slot_cache import SlotCache, slots_work
 
 SHRINK = 0.75  # rows are taken out of the batch when at most this part of them is still read
@@ -33,16 +35,21 @@ class CachedDecoder:
         self.cache = self._empty()
         self._row_of: dict[int, int] = {}  # row of the cache, by slot; rows that no slot has are free
 
-    def _empty(self) -> SlotCache | RecomputedRows:
+    def _empty(self) -> SlotCache | RecomputedRows | RecomputedResponses:
+        if isinstance(self.model, Seq2SeqModel):
+            return decoding_state(self.model)
         return SlotCache(self.model) if slots_work(self.model) else RecomputedRows(self.model)
 
     @torch.no_grad()
-    def start(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def start(
+        self, slots: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+    ) -> Tensor:
         """Start (or start over) some slots, each with a prompt; the other slots are not touched.
 
         Args:
             slots: any numbers, each at most once.
             prompts: ids of each slot's prompt, at least one each.
+            written: how many of each prompt's last ids the model wrote itself; default none. Only encoder-decoder models look.
 
         Returns:
             ``[len(slots), D]``, the hidden state that predicts each slot's first token.
@@ -54,7 +61,7 @@ class CachedDecoder:
         total = self.cache.num_rows
         free = deque([row for row in range(total) if row not in taken] + list(range(total, total + len(slots))))
         rows = [before[slot] if slot in before else free.popleft() for slot in slots]
-        hidden = self.cache.write(rows, prompts)
+        hidden = self.cache.write(rows, prompts, written)
         self._row_of.update(zip(slots, rows, strict=True))
         self.cache.drop_columns(list(self._row_of.values()))
         return hidden

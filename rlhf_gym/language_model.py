@@ -1,28 +1,41 @@
-"""A causal language model from Hugging Face, as the house uses it: hidden states first, logits only where needed."""
+"""A language model from Hugging Face, as the house uses it: hidden states first, logits only where needed."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.model_loading import context_length, fuse_gelu, load_weights, no_progress_bars, pick_device
+from rlhf_gym.model_loading import (
+    context_length,
+    expect_padding,
+    fuse_gelu,
+    is_encoder_decoder,
+    load_weights,
+    no_progress_bars,
+    pick_device,
+)
 from rlhf_gym.model_source import find
 from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, load_options, load_tokenizer
+
+if TYPE_CHECKING:
+    from rlhf_gym.sequences import SequenceBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class LanguageModel:
     """Any Hugging Face causal language model, with its tokenizer.
+
+    Encoder-decoder models are :class:`~rlhf_gym.seq2seq.Seq2SeqModel`, which :meth:`load` gives for those.
 
     Dropout is off and stays off: a policy whose log-probabilities change from call to call has no ratio of 1.
 
@@ -44,6 +57,8 @@ class LanguageModel:
             tokenizer has ids for EOS or padding that the model has no logits for.
     """
 
+    encoder_decoder: ClassVar[bool] = False
+
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
         model.train(False)
         self.model = model
@@ -52,6 +67,7 @@ class LanguageModel:
         self.slots_work: bool | None = None
         self.context_length = context_length(model.config.get_text_config())
         fuse_gelu(model)
+        expect_padding(model)
         self._head_is_plain = True
         self.vocab_size, self.hidden_size = self._check_model()
         for what, token in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
@@ -97,6 +113,12 @@ class LanguageModel:
             tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         source = find(name_or_path, revision=revision)
         options = load_options(source, revision, trust_remote_code) | {"dtype": DTYPES[dtype]}
+        if is_encoder_decoder(source, options):
+            from rlhf_gym.seq2seq import Seq2SeqModel  # it stands on this module
+
+            model = load_weights(source, options, allow_pickle, auto=AutoModelForSeq2SeqLM)
+            torch.nn.Module.to(model, place)
+            return Seq2SeqModel(model, tokenizer, name_or_path)
         model = load_weights(source, options, allow_pickle)
         torch.nn.Module.to(model, place)
         return cls(model, tokenizer, name_or_path)
@@ -156,6 +178,30 @@ class LanguageModel:
         hidden = self.trunk(**given).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden
+
+    def response_states(self, batch: SequenceBatch) -> Tensor:
+        """Hidden states that predict the response tokens, flattened to ``[N, D]`` in the order of ``response_mask``."""
+        hidden = self.hidden(batch.ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
+        rows, columns = batch.response_mask.nonzero(as_tuple=True)
+        return hidden[rows, batch.predicted_from[rows, columns]]
+
+    def last_states(self, rows: Sequence[Sequence[int]], written: Sequence[int]) -> Tensor:
+        """Hidden state of each row's last token, uncached: what the next token follows from.
+
+        Args:
+            rows: ids of each row, at least one each.
+            written: how many of a row's last ids are its response; the same to a causal model.
+
+        Returns:
+            ``[len(rows), D]``.
+        """
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.tokenizer.pad_id, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        hidden = self.hidden(ids.to(self.device))
+        last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+        return hidden[torch.arange(len(rows), device=hidden.device), last]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` in float32 from last hidden states ``[..., D]``.

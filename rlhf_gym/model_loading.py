@@ -79,6 +79,20 @@ def load_weights(
     return model
 
 
+def is_encoder_decoder(source: ModelSource, options: dict[str, Any]) -> bool:
+    """Whether the files are of a model that reads prompts with an encoder of their own; False where they do not say."""
+    from transformers import AutoConfig
+
+    if source.gguf_file:
+        return False  # no such family is stored so, and a GGUF file takes seconds to parse again
+    options = {name: value for name, value in options.items() if name != "dtype"}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **options)
+    except Exception:  # loading the weights will say what is wrong
+        return False
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
 def context_length(config: Any) -> int:
     """Most tokens that every layer sees all of."""
     # Names that transformers' configurations give it; GPT-2's n_positions answers to the first.
@@ -95,6 +109,17 @@ def fuse_gelu(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, GELUTanh())
+
+
+def expect_padding(model: nn.Module) -> None:
+    """Keep transformers from warning of padding without an attention mask: it stands after every position that is read."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[method-assign]
+
+
+def _say_nothing(*_: object) -> None:
+    pass
 
 
 @contextmanager

@@ -36,7 +36,9 @@ class RecomputedRows:
         """The longest row's tokens."""
         return max(map(len, self._rows), default=0)
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def write(
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+    ) -> Tensor:
         """Put prompts in these rows and run them; as :meth:`SlotCache.write`."""
         self._rows += [[] for _ in range(max(rows) + 1 - len(self._rows))]
         for row, prompt in zip(rows, prompts, strict=True):

@@ -106,9 +106,7 @@ def causal_mask(real: Tensor) -> Tensor:
 
 def response_hidden(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     """Hidden states that predict the response tokens, flattened to ``[N, D]`` in the order of ``response_mask``."""
-    hidden = model.hidden(batch.ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
-    rows, columns = batch.response_mask.nonzero(as_tuple=True)
-    return hidden[rows, batch.predicted_from[rows, columns]]
+    return model.response_states(batch)
 
 
 def response_positions(batch: SequenceBatch) -> Tensor:

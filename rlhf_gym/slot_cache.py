@@ -91,7 +91,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     get_max_cache_shape = get_max_length  # its name before transformers 5.18
 
 
-class _Layers(Cache):
+class Layers(Cache):
     """The layers as transformers wants them."""
 
     def __init__(self, num_layers: int) -> None:
@@ -115,7 +115,7 @@ class SlotCache:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.num_layers = int(model.model.config.get_text_config().num_hidden_layers)
-        self.layers = _Layers(self.num_layers)
+        self.layers = Layers(self.num_layers)
         self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)
         self._starts = torch.zeros(0, dtype=torch.long, device=model.device)  # [rows], columns counted from `first`
 
@@ -129,12 +129,15 @@ class SlotCache:
         """Columns that attention reads: at least the longest row's tokens."""
         return self.layers.rectangles[0].get_seq_length() if self.num_rows else 0
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> Tensor:
+    def write(
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+    ) -> Tensor:
         """Run prompts through the model and put them in these rows, whatever those held before.
 
         Args:
             rows: a row for each prompt; numbers from ``num_rows`` on, without gaps, add rows.
             prompts: ids of each prompt, at least one each.
+            written: how many of each prompt's last ids the model wrote itself; the same to a causal model.
 
         Returns:
             ``[len(prompts), D]``, the hidden state of each prompt's last token.
@@ -147,7 +150,7 @@ class SlotCache:
         ids = torch.full((len(prompts), width), self.model.tokenizer.pad_id, dtype=torch.long)
         ids[real] = torch.tensor([token for prompt in prompts for token in prompt])
         positions = (columns - (width - lengths)[:, None]).clamp(min=0)
-        prefilled = _Layers(self.num_layers)
+        prefilled = Layers(self.num_layers)
         hidden = self.model.hidden(
             ids.to(device),
             attention_mask=causal_mask(real.to(device)),
@@ -161,7 +164,7 @@ class SlotCache:
             self._insert(torch.tensor(rows, device=device), prefilled, lengths)
         return hidden[:, -1]
 
-    def _insert(self, rows: Tensor, prefilled: _Layers, lengths: Tensor) -> None:
+    def _insert(self, rows: Tensor, prefilled: Layers, lengths: Tensor) -> None:
         """Copy prefilled rows to their places, right-aligned at the cursor."""
         width = prefilled.rectangles[0].cursor
         held = self.num_columns

@@ -201,7 +201,9 @@ def test_an_unscored_time_limit_is_worth_what_the_value_function_says() -> None:
     policy = policy_for(env, model)
     for e in by_stepping(env, policy, rounds=1):
         assert len(e.response_ids) == 3
-        assert e.bootstrap == pytest.approx(float(policy.state_values([[*e.prompt_ids, *e.response_ids]])[0]))
+        assert e.bootstrap == pytest.approx(
+            float(policy.state_values([[*e.prompt_ids, *e.response_ids]], [len(e.response_ids)])[0])
+        )
         assert e.bootstrap != 0
 
 

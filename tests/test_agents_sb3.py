@@ -139,9 +139,9 @@ def test_predict_notices_new_weights() -> None:
     with torch.no_grad():
         for parameter in model.policy.lm.parameters():
             parameter.mul_(-1.5)
-    hidden = model.policy._predictor.last_hidden([[2, 3]])
+    hidden = model.policy._predictor.last_hidden([[2, 3]], [1])
     model.policy.forget()
-    torch.testing.assert_close(model.policy._predictor.last_hidden([[2, 3]]), hidden)
+    torch.testing.assert_close(model.policy._predictor.last_hidden([[2, 3]], [1]), hidden)
     actions, _ = model.predict(observation, deterministic=True)
     assert actions.tolist() == model.policy._predict(observation, deterministic=True).tolist()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,25 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lack 1 of the weights of GPT2LMHeadModel \(lm_head.weight\)"):
         LanguageModel.load(str(tmp_path))
+
+
+def test_padding_on_the_right_draws_no_warning() -> None:
+    model = LanguageModel(tiny_gpt2(pad_token_id=3), LetterTokenizer(), "tiny")
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        model.hidden(torch.tensor([[5, 6, 3, 3]]))
+        assert said == []
+        # Else this test would see nothing: transformers says it of the same ids to a model of its own.
+        tiny_gpt2(pad_token_id=3)(torch.tensor([[5, 6, 3, 3]]))
+    finally:
+        logger.removeHandler(handler)
+    assert len(said) == 1
+    assert "attention_mask" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,20 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.seq2seq import Seq2SeqModel
 
 # Threads cost more than they bring in matrices this small, and a test run may share its cores.
 torch.set_num_threads(1)
@@ -84,3 +95,30 @@ def family(name: str, **options: Any) -> LanguageModel:
     config = getattr(transformers, f"{name}Config")(**options)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     return LanguageModel(model, LetterTokenizer(28), name)
+
+
+def tiny_seq2seq(
+    kind: Literal["t5", "bart"] = "t5", *, vocab_size: int = 28, hidden: int = 32, seed: int = 0, scale: float = 1.0
+) -> Seq2SeqModel:
+    """A random encoder-decoder model; ``t5`` has relative positions, ``bart`` learned absolute ones."""
+    torch.manual_seed(seed)
+    ids: dict[str, Any] = {"pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1, "vocab_size": vocab_size}
+    model: PreTrainedModel
+    if kind == "t5":
+        config = T5Config(
+            d_model=hidden, d_kv=hidden // 4, d_ff=2 * hidden, num_layers=2, num_decoder_layers=2, num_heads=4, **ids
+        )
+        model = T5ForConditionalGeneration(config)
+    else:
+        model = BartForConditionalGeneration(
+            BartConfig(
+                d_model=hidden, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+                encoder_ffn_dim=2 * hidden, decoder_ffn_dim=2 * hidden, max_position_embeddings=64, bos_token_id=0,
+                forced_eos_token_id=None, **ids,
+            )
+        )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(scale)
+    return Seq2SeqModel(model, LetterTokenizer(vocab_size), f"tiny-{kind}")

@@ -23,6 +23,7 @@ from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.rewards.spec import load_reward
 from rlhf_gym.sample import Prompt
 from rlhf_gym.sampling import Limits, Sampling
@@ -65,6 +66,7 @@ class Workbench:
         gold = load_reward(config.task.reward) if config.task.reward is not None else task.reward
         if gold is None:
             raise TaskError(f"task {task.name!r} has no reward of its own; give one: --reward path/file.py:function")
+        gold = on_error(gold, config.task.on_error)
         check_loggers(config.log.to)
         if config.reward_model.enabled:
             check_rater(config.rater)
@@ -81,6 +83,11 @@ class Workbench:
             settings.name, device=settings.device, dtype=settings.dtype, revision=settings.revision,
             trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle,
         ).frozen_copy()  # fmt: skip
+        if reference.encoder_decoder and config.reward_model.enabled:
+            raise ConfigError(
+                f"{settings.name!r} is an encoder-decoder model, on which no reward model is fitted here: train it against the "
+                "task's reward, with reward_model.enabled=false (and --reward ... for another one)"
+            )
         bench = cls(config, run, progress, task, gold, reference)
         bench.check_prompts([*task.prompts, *task.held_out])
         return bench

@@ -39,6 +39,8 @@ class RewardModel:
     name = "reward_model"
 
     def __init__(self, language_model: LanguageModel, *, seed: int = 0) -> None:
+        if language_model.encoder_decoder:
+            raise ModelError(f"a reward model needs a causal language model; {language_model.name!r} has an encoder")
         self.language_model = language_model
         width = language_model.hidden_size
         generator = torch.Generator().manual_seed(seed)
@@ -123,18 +125,38 @@ class RewardModel:
             float32 ``[N]``, each read at its sequence's last id.
         """
         model = self.language_model
-        width = max(len(s) for s in sequences)
-        # Padded on the right: under causal attention no real token sees padding, and positions count from 0.
-        ids = torch.full((len(sequences), width), model.tokenizer.pad_id, dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-        hidden = model.hidden(ids.to(model.device))  # [N, T, D]
+        hidden = self._hidden(sequences)
         last = torch.tensor([len(s) - 1 for s in sequences], device=model.device)
         read = hidden[torch.arange(len(sequences), device=model.device), last]  # [N, D]
         read = nn.functional.dropout(read.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
         scores = self.head(read).squeeze(-1)
         assert isinstance(scores, Tensor)
         return scores
+
+    def _hidden(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """``[N, T, D]``: padded on the right, for under causal attention no real token sees padding; positions count from 0."""
+        model = self.language_model
+        ids = torch.full((len(sequences), max(map(len, sequences))), model.tokenizer.pad_id, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+        return model.hidden(ids.to(model.device))
+
+    @torch.no_grad()
+    def prefix_scores(self, sequences: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192) -> list[list[float]]:
+        """Normalised scores as if each sequence ended after each of its ids: one pass, the head read everywhere.
+
+        Args:
+            sequences: ``N`` lists of ids, at least one id each, none longer than the context.
+            tokens_per_batch: most padded tokens of one forward pass.
+        """
+        out: list[list[float]] = [[] for _ in sequences]
+        for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
+            read = self.head(self._hidden([sequences[i] for i in rows]).to(self.head.weight.dtype)).squeeze(
+                -1
+            )  # [n, T]
+            for i, values in zip(rows, (read.double() * self.gain + self.bias).tolist(), strict=True):
+                out[i] = values[: len(sequences[i])]
+        return out
 
     @torch.no_grad()
     def raw(
