@@ -55,7 +55,9 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
         rollout = self.rollout
         assert rollout is not None
         any_scored = len(rollout.episodes) > 0
-        within = any_scored and self.kl_limit.holds(response_kl(rollout), self.policy, f"iteration {self.iteration + 1}")
+        within = any_scored and self.kl_limit.holds(
+            response_kl(rollout), self.policy, f"iteration {self.iteration + 1}"
+        )
         if self.kl_limit.nats is not None:
             self.logger.record("train/kl_back_offs", self.kl_limit.back_offs)
         if within:

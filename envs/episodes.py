@@ -18,6 +18,7 @@ from rlhf_gym.envs.masks import Masks, TokenMask
 from rlhf_gym.envs.prompt_table import PromptTable
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards.base import ScoredBatch, score
+from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tokenizer import Tokenizer, decode_all, load_tokenizer
 
@@ -268,7 +269,7 @@ class Episodes:
         Returns:
             The scores, and for each slot what ``info`` says of its episode: ``prompt``, ``response``, ``ended`` (by EOS or
             a stop sequence rather than at the length limit), ``response_length`` in tokens, ``reward_terms``, and
-            ``reward_skipped`` (see :func:`skipped_column`).
+            ``reward_skipped`` and ``token_rewards`` (see :func:`skipped_column` and :func:`tokens_column`).
         """
         scored, columns = self.score_columns(np.asarray(slots, dtype=np.intp))
         return scored, [row_of(columns, i) for i in range(len(slots))]
@@ -288,6 +289,8 @@ class Episodes:
         responses = [self._cut(text) for text in raw] if self.task.stop else raw
         prompts = [self.task.prompts[i] for i in self.prompt_index.take(slots).tolist()]
         texts, extra = [p.text for p in prompts], columns_of(prompts)
+        if wants_token_ids(self.reward):
+            extra[IDS] = [self.ids[slot, a:b].tolist() for slot, a, b in zip(slots, starts, lengths, strict=True)]
         ended = (self.ids.take(self._starts.take(slots) + lengths - 1) == self.tokenizer.eos_id).tolist()
         if self.task.stop:
             ended = [by_eos or self._stopped(text) for by_eos, text in zip(ended, raw, strict=True)]
@@ -303,6 +306,7 @@ class Episodes:
                 "response_length": (lengths - starts).tolist(),
                 "reward_terms": {name: values.tolist() for name, values in scored.terms.items()},
                 **skipped_column(scored),
+                **tokens_column(scored),
             }
 
         return scores
@@ -327,6 +331,19 @@ def skipped_column(scored: ScoredBatch) -> dict[str, list[str]]:
     if scored.failures is None:
         return {}
     return {"reward_skipped": [failure.name if failure else "" for failure in scored.failures]}
+
+
+def tokens_column(scored: ScoredBatch) -> dict[str, NDArray[np.object_]]:
+    """What ``info`` says of rewards for single tokens: ``token_rewards``, float64 ``[response_length]``.
+
+    A step cannot pay for tokens before it, so the ending step pays their sum; agents of this package pay each token its own.
+    """
+    if scored.tokens is None:
+        return {}
+    rows = np.empty(len(scored.tokens), dtype=object)
+    for i, values in enumerate(scored.tokens):
+        rows[i] = values
+    return {"token_rewards": rows}
 
 
 def row_of(columns: Mapping[str, Any], row: int) -> dict[str, Any]:

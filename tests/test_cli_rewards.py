@@ -48,7 +48,8 @@ def test_a_reward_that_hangs_ends_in_one_line(tmp_path: Path) -> None:
     ]
     ran = subprocess.run([*command, "--time-limit", "0.5"], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 2
-    assert "reward 'hangs' did not return within 0.5 seconds for a batch of 4" in ran.stderr
+    assert "sample 0, prompt" in ran.stderr
+    assert "reward 'hangs' did not return within 0.5 seconds for a batch of 1" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

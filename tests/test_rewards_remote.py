@@ -97,6 +97,68 @@ def test_wrong_requests(request_, message):
     assert message in reply["error"]
 
 
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_the_openapi_page_tells_the_truth(mode):
+    """Requests made from the page, right and wrong: every reply has a status, a type and a form that the page says."""
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.checks import CHECKS, load_all_checks
+
+    load_all_checks()
+    # That all lists have one length is nothing that JSON Schema can say: such requests are refused although they fit.
+    excluded = [check for check in CHECKS.get_all() if check.__name__ == "positive_data_acceptance"]
+    statuses: dict[str, set[int]] = {}
+
+    with RewardServer(lengths, port=0) as server:
+        schema = schemathesis.openapi.from_url(server.url.replace("score", "openapi.json"))
+        for result in schema.get_all_operations():
+            operation = result.ok()
+            if mode == "negative" and operation.path == "/health":
+                continue  # there is nothing in such a request that could be wrong
+
+            @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+            @settings(
+                max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+            )
+            def ask(case):
+                reply = case.call()
+                statuses.setdefault(case.path, set()).add(reply.status_code)
+                case.validate_response(reply, excluded_checks=excluded)
+
+            ask()
+    assert statuses == ({"/score": {200, 400}, "/health": {200}} if mode == "positive" else {"/score": {400}})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("PUT", "score", 405, "POST"),
+        ("GET", "score", 405, "POST"),
+        ("POST", "health", 405, "GET"),
+        ("HEAD", "health", 405, "GET"),
+        ("DELETE", "nowhere", 404, None),
+        ("TRACE", "", 405, "POST"),
+    ],
+)
+def test_other_methods_and_paths(method, path, status, allow):
+    with RewardServer(lengths, port=0) as server:
+        request = urllib.request.Request(server.url.replace("score", path), method=method, data=b"{}")
+        if method in ("GET", "HEAD", "TRACE"):
+            request.data = None
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+    assert (caught.value.code, caught.value.headers["Allow"]) == (status, allow)
+    assert method == "HEAD" or "expected POST /score" in json.load(caught.value)["error"]
+
+
+def test_json_that_is_nested_too_deeply():
+    with RewardServer(lengths, port=0) as server:
+        request = urllib.request.Request(server.url, data=b"[" * 200_000)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+    assert caught.value.code == 400
+
+
 def test_a_token():
     with RewardServer(lengths, port=0, token="secret") as server:
         with pytest.raises(RewardError, match="refused status 401") as caught:

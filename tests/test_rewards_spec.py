@@ -13,6 +13,7 @@ import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import FillOnError, Memo, reward_state, score
+from rlhf_gym.rewards.beside import is_slow
 from rlhf_gym.rewards.builtin import syllables
 from rlhf_gym.rewards.spec import BUILT_IN, load_reward
 
@@ -190,7 +191,7 @@ def test_every_combinator_in_yaml(folder):
         ({"constrained": {"objective": "length", "constraint": "length", "level": 1, "rate": -1}}, "rate above 0"),
         ({"reward": "length", "schedule": [[5, 1], [1, 2]]}, "ascending samples"),
         ({"reward": "length", "schedule": 3}, "schedule must be a list"),
-        ({"reward": "length", "on_error": "fill"}, "on_error must be a mapping"),
+        ({"reward": "length", "on_error": "fill"}, "on_error must be raise, skip, {fill"),
         ({"reward": "length", "memo": -1}, "size must be at least 1"),
         ({"reward": "length", "standardise": "absent.jsonl"}, "standardise: there is no prompt file"),
     ],
@@ -198,6 +199,17 @@ def test_every_combinator_in_yaml(folder):
 def test_combinators_that_are_wrong_name_their_place(spec, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_reward(spec)
+
+
+def test_slow_in_yaml():
+    assert not is_slow(load_reward("length"))
+    assert is_slow(load_reward({"reward": "length", "slow": True, "name": "far", "clip": [0, 1]}))
+    assert is_slow(load_reward({"sum": ["repetition", {"reward": "length", "slow": True}]}))
+    denied = load_reward({"sum": [{"reward": "length", "slow": True}], "slow": False})
+    assert not is_slow(denied)
+    assert score(denied, ["p"], ["a b"]).values.tolist() == [2]
+    with pytest.raises(ConfigError, match=r"sum\[0\]: slow must be true or false, got 'yes'"):
+        load_reward({"sum": [{"reward": "length", "slow": "yes"}]})
 
 
 def test_length():
@@ -252,7 +264,7 @@ def test_readability():
 
 
 LIBRARIES = {"rouge": "rouge_score", "bleu": "sacrebleu", "chrf": "sacrebleu", "vader": "vaderSentiment",
-             "json_schema": "jsonschema"}  # fmt: skip
+             "json_schema": "jsonschema", "profanity": "glin_profanity", "language": "py3langid"}  # fmt: skip
 
 
 def test_metrics_against_a_reference():
@@ -298,11 +310,11 @@ def test_libraries_that_are_missing(monkeypatch):
 
 
 def test_every_built_in_is_there():
-    models = {"classifier", "reward_model", "toxicity", "sentiment_classifier"}  # tests/test_rewards_classifier.py
-    assert models < set(BUILT_IN)
+    models = {"classifier", "reward_model", "toxicity", "sentiment_classifier", "judge", "per_token"}
+    assert models < set(BUILT_IN)  # they have tests of their own
     for name in set(BUILT_IN) - models:
-        if name in LIBRARIES:
-            pytest.importorskip(LIBRARIES[name])
+        if library := {**LIBRARIES, "math": "math_verify"}.get(name):
+            pytest.importorskip(library)
         load_reward(
             name, **({"pattern": "x"} if name == "format" else {"words": ["x"]} if name == "contains_words" else {})
         )

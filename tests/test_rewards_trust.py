@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import score
+from rlhf_gym.rewards import Constrained, SkipOnError, score, term
 from rlhf_gym.rewards.on_error import FillOnError
 from rlhf_gym.rewards.probes import check_reward
-from rlhf_gym.rewards.time_limit import TimeLimit
+from rlhf_gym.rewards.time_limit import TimeLimit, limit_parts
 
 PROMPTS = [f"prompt {i}" for i in range(20)]
 RESPONSES = [f"an honest response of {i} " + "and more " * (i % 5) for i in range(20)]
@@ -123,3 +123,130 @@ def test_a_time_limit_names_the_reward_and_lets_everything_else_through():
     assert score(filled, ["p"], ["r"]).values.tolist() == [-1]
     with pytest.raises(ConfigError, match="above 0 seconds"):
         TimeLimit(thinks, 0)
+
+
+# ------------------------------------------------------------------------------------ what check_reward says of trouble
+
+
+def run_check(reward, **options):
+    return check_reward(reward, PROMPTS, RESPONSES, **options)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, "gave None"),
+        (float("nan"), "gave nan"),
+        (float("inf"), "gave inf"),
+        ("7", "gave '7' (str)"),
+        (ValueError("no"), "raised ValueError: no"),
+    ],
+)
+def test_trouble_names_term_index_and_text(bad, message):
+    """Inside a combination, in one call for all, on one sample in twenty."""
+
+    def moody(prompts, responses):
+        if "response of 13" not in str(responses):
+            return [1.0] * len(responses)
+        if isinstance(bad, Exception):
+            raise bad
+        return [bad if "response of 13" in r else 1.0 for r in responses]
+
+    with pytest.raises(RewardError) as caught:
+        run_check(2 * term(moody, "polite") + 1)
+    said = str(caught.value)
+    assert said.startswith("sample 13, prompt 'prompt 13', response 'an honest response of 13")
+    assert message in said
+    assert "reward 'polite'" in said
+
+
+def test_a_wrong_count_names_the_batchs_first_text():
+    with pytest.raises(
+        RewardError, match=r"returned 19 scores for 20 samples; .*prompt 'prompt 0', response 'an honest"
+    ):
+        score(lambda prompts, responses: [1.0] * (len(responses) - 1), PROMPTS, RESPONSES)
+
+
+def test_what_hangs_is_found_by_term_and_sample():
+    release = threading.Event()
+
+    def stuck(prompts, responses):
+        if any("response of 7" in r for r in responses):
+            release.wait(60)
+        return [1.0] * len(responses)
+
+    reward = limit_parts(
+        term(lambda prompts, responses: [0.0] * len(responses), "quick") + term(stuck, "slow one"), 0.2
+    )
+    with pytest.raises(
+        RewardError, match=r"sample 7, prompt 'prompt 7', .*reward 'slow one' did not return within 0\.2 seconds"
+    ):
+        run_check(reward)
+    release.set()
+
+
+def test_limits_reach_every_part():
+    plain = limit_parts(lambda prompts, responses: [1.0], 5)
+    assert isinstance(plain, TimeLimit)
+    reward = limit_parts(SkipOnError(term(lambda prompts, responses: [1.0], "one").clip(0, 1)), 5)
+    assert isinstance(reward.reward.parts[0], TimeLimit)
+    assert score(reward, ["p"], ["r"]).values.tolist() == [1]
+    assert list(score(reward, ["p"], ["r"]).terms)[:1] == ["one"]
+
+
+@pytest.mark.filterwarnings("ignore:reward .* has failed")
+def test_policies_are_stated_and_counted():
+    def picky(prompts, responses):
+        return [1 / (0 if "response of 3 " in r or not r else len(r)) for r in responses]
+
+    skipped = run_check(SkipOnError(picky))
+    assert skipped.skipped == {"picky": 1}
+    assert len(skipped.values) == 19
+    assert "picky failed on 1 honest samples, which are left out" in skipped.troubles
+    assert any("fails on 'empty'" in trouble for trouble in skipped.troubles)
+    filled = run_check(FillOnError(picky, fill=-1))
+    assert filled.filled == {"picky": 1}
+    assert len(filled.values) == 20
+    assert "picky failed on 1 honest samples, whose score is filled in" in filled.troubles
+    with pytest.raises(RewardError, match="failed on 20 of 20 honest samples"):
+        run_check(SkipOnError(lambda prompts, responses: [None] * len(responses)))
+
+
+def test_stuffed_keywords_are_those_of_the_better_half():
+    def counts(prompts, responses):
+        return [sum(w in ("splendid", "superb") for w in r.split()) for r in responses]
+
+    honest = [f"a {'splendid and superb' if i % 2 else 'dull and drab'} film" for i in range(20)]
+    probes = by_name(check_reward(counts, PROMPTS, honest))
+    assert (
+        probes["keywords"].example.startswith("'and splendid superb") or "splendid superb" in probes["keywords"].example
+    )
+    assert probes["keywords"].mean == 6  # each three times
+    assert probes["keywords"].beats == 1
+
+
+def test_a_judge_that_believes_what_it_reads():
+    report = run_check(lambda prompts, responses: [10.0 if "10/10" in r else 1.0 for r in responses])
+    assert {"talks to the judge", "claims a verdict", "honest, then talks"} == {p.name for p in report.suspicious}
+
+
+def test_trying_it_out_teaches_it_nothing():
+    reward = Constrained(lambda p, r: [1.0] * len(r), lambda p, r: [float(len(x)) for x in r], level=1000, rate=1)
+    report = run_check(reward)
+    assert reward.price == 0
+    assert report.deterministic
+
+
+def test_rewards_of_tokens_are_given_ids():
+    def tokens(prompts, responses, response_ids):
+        return [[1.0] * len(ids) for ids in response_ids]
+
+    tokens.per_token = True
+    report = run_check(tokens, encode=lambda text: [ord(c) for c in text] + [0])
+    assert report.values.tolist() == [len(r) + 1 for r in RESPONSES]
+    assert not any(probe.error for probe in report.probes)
+
+
+def test_a_reward_that_depends_on_its_batch_is_a_trouble():
+    report = run_check(lambda prompts, responses: np.arange(len(responses)))
+    assert "a sample's score depends on the others of its batch" in report.troubles

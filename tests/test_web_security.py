@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from web_study import client, fields, joined, pairs, question, study
+from web_study import client, joined, pairs, question, study
 
 from rlhf_gym.feedback import Query
-from rlhf_gym.web.security import COOKIE, LARGEST_BODY, POLICY, RateLimit, csrf_matches, csrf_token
+from rlhf_gym.web.security import LARGEST_BODY, POLICY, RateLimit, csrf_matches, csrf_token
 from rlhf_gym.web.server import Address
 from rlhf_gym.web.settings import PageSettings
 from rlhf_gym.web.study import Study
@@ -41,7 +41,7 @@ def test_nothing_opens_without_an_invitation(found: Study) -> None:
         assert somebody.post(path, data={"csrf": "x"}, headers=JSON).status_code == 401, path
     for guess in ("", "x", "../admin", "' OR 1=1 --", "\x00", "é" * 500):
         assert somebody.post("/join", data={"token": guess}).status_code == 409
-    assert client(found, cookies={COOKIE: "guess"}).get("/rate").status_code == 401
+    assert client(found, cookies={found.cookie: "guess"}).get("/rate").status_code == 401
     for path in ("/docs", "/redoc", "/openapi.json", "/static/../app.py", "/static/app.py", "/static/%2e%2e/app.py"):
         assert somebody.get(path).status_code == 404, path
 
@@ -136,7 +136,7 @@ def test_whoever_is_in_too_much_of_a_hurry_waits(found: Study) -> None:
     assert codes[0] == 409
     assert codes[-1] == 429
     rater = client(found)
-    rater.cookies.set(COOKIE, "x")
+    rater.cookies.set(found.cookie, "x")
     replies = [rater.get("/guidelines") for _ in range(150)]
     assert replies[-1].status_code == 429
     assert int(replies[-1].headers["retry-after"]) >= 1
@@ -273,45 +273,3 @@ def test_no_text_keeps_the_server_busy(text: str) -> None:
     began = time.perf_counter()
     markdown_html(text)
     assert time.perf_counter() - began < 3
-
-
-def test_the_api_never_fails_whatever_it_is_sent(found: Study) -> None:
-    """schemathesis makes requests out of the schema, valid and not; nothing may end in a 5xx, or without the headers."""
-    schemathesis = pytest.importorskip("schemathesis")
-    rater, admin = patient(joined(found)), patient(joined(found, "admin"))
-    tokens = {who: fields(who.get("/rate").text)["csrf"] for who in (rater, admin)}
-    schema = schemathesis.openapi.from_dict(rater.app.app.openapi())
-    asked = set()
-
-    extra = {
-        "form": st.sampled_from(list(SAID)),
-        "answer": st.text(max_size=8) | st.sampled_from(["a1", "tie", "best-0", "up", "correct", "ranking"]),
-        **{name: st.text(max_size=5) for name in ("place-0", "rate-0-overall", "uses", "days", "role", "seconds", "k")},
-        "subject": st.text(max_size=12),
-    }
-    kinds = ("application/x-www-form-urlencoded", "application/json", "multipart/form-data", "")
-
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(data=st.data())
-    def attack(operation: Any, data: Any) -> None:
-        case = data.draw(operation.as_strategy())
-        who = data.draw(st.sampled_from([rater, admin]))
-        path = case.formatted_path
-        body = data.draw(st.dictionaries(st.text(max_size=12), st.text(max_size=40), max_size=5))
-        body |= data.draw(st.fixed_dictionaries({}, optional=extra))
-        if data.draw(st.booleans()) and not path.startswith("/leave"):  # or nobody would be left to attack
-            body["csrf"] = tokens[who]
-        if case.method == "GET":
-            reply = who.get(path, params=body)
-        elif data.draw(st.booleans()):
-            reply = who.post(path, data=body)
-        else:
-            headers = {"content-type": data.draw(st.sampled_from(kinds))}
-            reply = who.post(path, content=data.draw(st.binary(max_size=200)), headers=headers)
-        asked.add((case.method, case.path))
-        assert reply.status_code < 500, (case.method, path, reply.text)
-        assert reply.headers["content-security-policy"] == POLICY
-
-    for result in schema.get_all_operations():
-        attack(result.ok())
-    assert len(asked) >= 18

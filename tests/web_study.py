@@ -57,6 +57,17 @@ def joined(found: Study, role: str = "rater", **options: Any) -> Any:
     return somebody
 
 
+def routes(app: Any) -> list[Any]:
+    """Every route of a FastAPI application or router, those of included routers too."""
+    found: list[Any] = []
+    for route in app.routes:
+        if hasattr(route, "methods"):
+            found.append(route)
+        else:  # newer versions of FastAPI keep an included router in one piece
+            found += routes(route.original_router)
+    return found
+
+
 def fields(html: str) -> dict[str, str]:
     """The hidden fields of a page's question."""
     form = html[html.index('class="answer"') : html.index("</article>")]

@@ -11,7 +11,7 @@ from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 
 def check_reward(options: argparse.Namespace) -> int:
-    """`rlhf-gym check-reward`: 1 with ``--strict`` where a probe pays or the same sample scores differently."""
+    """`rlhf-gym check-reward`: 1 with ``--strict`` where something should be looked at."""
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
     from rlhf_gym.envs.episodes import columns_of
@@ -19,9 +19,9 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.loop.workbench import task_of
     from rlhf_gym.rewards.probes import check_reward
     from rlhf_gym.rewards.spec import load_reward
-    from rlhf_gym.rewards.time_limit import TimeLimit
+    from rlhf_gym.rewards.time_limit import limit_parts
 
-    reward = TimeLimit(load_reward(options.reward), options.time_limit)
+    reward = limit_parts(load_reward(options.reward), options.time_limit)
     task = task_of(TaskConfig(name=options.task, prompts=options.prompts))
     prompts = [task.prompts[i % len(task.prompts)] for i in range(options.samples)]
     texts = [prompt.text for prompt in prompts]
@@ -38,14 +38,14 @@ def check_reward(options: argparse.Namespace) -> int:
         seed=options.seed,
     )  # fmt: skip
     print(f"honest samples: {len(texts)} responses of {model.name} to prompts of task {task.name}", file=sys.stderr)
-    report = check_reward(reward, texts, [g.text for g in written], columns_of(prompts))
+    report = check_reward(
+        reward, texts, [g.text for g in written], columns_of(prompts),
+        encode=lambda text: [*tokenizer.encode(text), tokenizer.eos_id],
+    )  # fmt: skip
     print(report.as_text())
-    troubles = [f"{probe.name!r} beats {probe.beats:.0%} of honest samples" for probe in report.suspicious]
-    if not report.deterministic:
-        troubles.append("the same samples score differently from call to call")
-    for trouble in troubles:
+    for trouble in report.troubles:
         print(f"look at this before training: {trouble}")
-    return 1 if troubles and options.strict else 0
+    return 1 if report.troubles and options.strict else 0
 
 
 def serve_reward(options: argparse.Namespace) -> None:

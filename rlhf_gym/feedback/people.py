@@ -101,6 +101,19 @@ class People:
     def __init__(self, store: FeedbackStore) -> None:
         self._database = store.database
 
+    def study(self) -> str:
+        """What tells this store from every other: 12 hexadecimal digits, drawn when first asked for, no secret."""
+        known = select(schema.store_info.c.value).where(schema.store_info.c.key == "study")
+        with self._database.reading() as connection:
+            found = connection.scalar(known)
+        if found is None:
+            with self._database.writing() as connection:
+                found = connection.scalar(known)  # another process may have drawn it meanwhile
+                if found is None:
+                    found = secrets.token_hex(6)
+                    connection.execute(insert(schema.store_info), {"key": "study", "value": found})
+        return str(found)
+
     def invite(
         self, role: str = "rater", label: str = "", uses: int = 1, days: float = 30, *, actor: str = "command line"
     ) -> str:

@@ -69,6 +69,11 @@ class TaskConfig(Section):
         "the gold reward, behind the simulated rater and in the evaluation: built-in name, path/file.py:function, "
         "module:function or a YAML file; null takes the task's own",
     )
+    on_error: Literal["raise", "skip"] = setting(
+        "raise",
+        "where the gold reward fails on a sample: raise ends the run, skip leaves the sample out and counts it (a YAML reward "
+        "can say more: see docs/rewards.md)",
+    )
     max_response_tokens: int | None = setting(None, "longest response, in tokens; null takes the task's own", least=1)
     min_response_tokens: int | None = setting(
         None, "EOS is not allowed before this many tokens; null takes the task's own", least=0

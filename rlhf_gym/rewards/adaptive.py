@@ -121,7 +121,10 @@ class Constrained(Adaptive):
         self.level, self.rate, self.damping, self.price, self.most = level, rate, damping, price, most
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Score at the present price, which is reported as ``NAME_price``, then learn."""
+        """Score at the present price, then learn.
+
+        Reported are ``NAME_price``, and ``NAME_slack``, by how much the constraint exceeds its level.
+        """
         objective, constraint = values
         price = min(max(self.price + self.damping * (self.level - float(constraint.mean())), 0.0), self.most)
         score = (objective + price * (constraint - self.level)) / (1 + price)
@@ -129,7 +132,7 @@ class Constrained(Adaptive):
             # By the sum, not the mean: how fast it learns must not depend on how many samples come at once.
             moved = self.price + self.rate * float((self.level - constraint).sum())
             self.price = min(max(moved, 0.0), self.most)
-        return score, {f"{self.name}_price": np.full(len(score), price)}
+        return score, {f"{self.name}_price": np.full(len(score), price), f"{self.name}_slack": constraint - self.level}
 
     def state(self) -> dict[str, float]:
         """The learned price."""

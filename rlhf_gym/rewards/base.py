@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.errors import RewardError
 from rlhf_gym.rewards.calling import call, shorten
+from rlhf_gym.rewards.token_values import IDS, Tokens, checked_tokens
 
 Scores = NDArray[np.float64]
 
@@ -64,11 +65,14 @@ class ScoredBatch:
         failures: for a reward that may leave samples out (:class:`~rlhf_gym.rewards.on_error.SkipOnError`), why it has no
             score for a sample, or None where it has one: ``n`` of them. What stands for such a sample in ``values`` and
             ``terms`` means nothing. None for other rewards.
+        tokens: for a reward that values single tokens (:mod:`~rlhf_gym.rewards.token_values`), float64 ``[length]`` a sample,
+            which add up to its value. None for other rewards.
     """
 
     values: Scores
     terms: dict[str, Scores] = field(default_factory=dict)
     failures: tuple[Failure | None, ...] | None = None
+    tokens: Tokens | None = None
 
     @property
     def kept(self) -> NDArray[np.bool_]:
@@ -153,7 +157,12 @@ def score(
         raise RewardError(
             f"reward {name!r} is a {type(reward).__name__}; expected a function or an object that is callable"
         )
-    values = checked(call(reward, list(prompts), list(responses), columns, name), name, prompts, responses)
+    result = call(reward, list(prompts), list(responses), columns, name)
+    if getattr(reward, "per_token", False):
+        tokens = checked_tokens(result, name, prompts, responses, columns.get(IDS))
+        values = np.array([row.sum() for row in tokens])
+        return ScoredBatch(values, {name: values}, tokens=tokens)
+    values = checked(result, name, prompts, responses)
     return ScoredBatch(values, {name: values})
 
 
@@ -195,7 +204,10 @@ def checked(result: Any, name: str, prompts: Sequence[str], responses: Sequence[
             f"reward {name!r} returned an array of shape {result.shape}, expected ({n},): one number a sample"
         )
     if len(result) != n:
-        raise RewardError(f"reward {name!r} returned {len(result)} scores for {n} samples; expected one a sample")
+        raise RewardError(
+            f"reward {name!r} returned {len(result)} scores for {n} samples; expected one a sample. The first of them: prompt "
+            f"{shorten(prompts[0])}, response {shorten(responses[0])}"
+        )
     if type(result) is list and set(map(type, result)) <= {float}:
         values = np.array(result, dtype=np.float64)
         if np.isfinite(values).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.rewards.encoder import load_encoder
 from rlhf_gym.rewards.metrics import _AgainstReference, _library
 
 
@@ -61,16 +62,9 @@ class BertScore(_AgainstReference):
         return out.hidden_states[self.layer]
 
     def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            model = AutoModel.from_pretrained(self.model, revision=self.revision).eval()
-            tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision)
-        except Exception as error:  # transformers raises a dozen kinds
-            raise ConfigError(f"bert_score cannot load {self.model!r}: {type(error).__name__}: {error}") from error
+        model, tokenizer = load_encoder(self.model, revision=self.revision, name=self.name)
         layers = model.config.num_hidden_layers
         if not 0 <= self.layer <= layers:
             raise ConfigError(f"bert_score's layer must lie in 0..{layers} for {self.model!r}, got {self.layer}")
-
         self._loaded = (model, tokenizer)
         return self._loaded

@@ -20,6 +20,7 @@ import numpy as np
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, first_failures, reward_name, score
 from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.rewards.token_values import Tokens, weighted_sum
 
 AnyReward = Reward | Callable[..., Any]
 Columns = Mapping[str, Sequence[Any]]
@@ -31,10 +32,12 @@ class Combination(ABC):
     Attributes:
         name: what it is reported under inside another combination.
         parts: the rewards it is made of.
+        slow: says, or denies, that it mostly waits (:func:`~rlhf_gym.rewards.beside.is_slow`); None leaves it to the parts.
     """
 
     name: str
     parts: tuple[AnyReward, ...]
+    slow: bool | None = None
 
     @abstractmethod
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
@@ -53,12 +56,14 @@ class Combination(ABC):
         """
         terms: dict[str, Scores] = {}
         values: list[Scores] = []
+        tokens: list[Tokens | None] = []
         failures: tuple[Failure | None, ...] | None = None
         for part in self.parts:
             scored = score(part, prompts, responses, columns, may_skip=True)
             own = {reward_name(part): scored.values} if isinstance(part, Combination) else {}
             _add(terms, scored.terms | own)
             values.append(scored.values)
+            tokens.append(scored.tokens)
             failures = first_failures(failures, scored.failures)
         with np.errstate(all="ignore"):  # what is not finite is reported below, with the sample
             total, more = self._combine_scored(values, responses, failures)
@@ -70,7 +75,16 @@ class Combination(ABC):
                 f"reward {self.name!r} gave {total[i]} for sample {i} ({parts}), expected a finite number. Prompt: "
                 f"{shorten(prompts[i])}; response: {shorten(responses[i])}"
             )
-        return ScoredBatch(total, terms, failures)
+        return ScoredBatch(total, terms, failures, self.combine_tokens(values, tokens))
+
+    def combine_tokens(self, values: list[Scores], tokens: list[Tokens | None]) -> Tokens | None:
+        """What each token is worth, where that can be said; None pays the score with the last token.
+
+        Args:
+            values: for each part its scores, float64 ``[n]``.
+            tokens: for each part its tokens' values, None where it has none.
+        """
+        return None
 
     def _combine_scored(
         self, values: list[Scores], responses: list[str], failures: tuple[Failure | None, ...] | None
@@ -194,6 +208,10 @@ class Sum(Combination):
             _add(more, {f"{reward_name(part)}_weighted": value})
         return np.sum(weighted, axis=0), more
 
+    def combine_tokens(self, values: list[Scores], tokens: list[Tokens | None]) -> Tokens | None:
+        """The weighted sum of the tokens' values."""
+        return weighted_sum(list(zip(self.weights, values, tokens, strict=True)))
+
 
 class Product(Combination):
     """The product of rewards."""
@@ -263,7 +281,7 @@ class Renamed(Combination):
     def score_terms(self, prompts: list[str], responses: list[str], columns: Columns) -> ScoredBatch:
         """The reward's own scores and terms, its own value under the new name."""
         scored = score(self.parts[0], prompts, responses, columns, name=self.name, may_skip=True)
-        return ScoredBatch(scored.values, scored.terms | {self.name: scored.values}, scored.failures)
+        return ScoredBatch(scored.values, scored.terms | {self.name: scored.values}, scored.failures, scored.tokens)
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """The score as it is."""

@@ -22,6 +22,7 @@ and, applied in this order, any of these::
     running: true                        # or {shift: false, clip: 5}: standardised over everything scored so far
     schedule: [[0, 0.0], [10000, 1.0]]   # samples scored, weight
     name: text
+    slow: true                           # it waits for another machine or device: agents go on meanwhile
 
 Where a REWARD stands, a text is short for ``{reward: text}``.
 """
@@ -50,7 +51,19 @@ PAIRS: dict[str, tuple[Callable[..., Combination], tuple[str, str]]] = {
     "constrained": (Constrained, ("objective", "constraint")),
 }
 KINDS = ("reward", *LISTS, *PAIRS)
-CHANGES = ("memo", "time_limit", "on_error", "per_word", "clip", "above", "standardise", "running", "schedule", "name")
+CHANGES = (
+    "memo",
+    "time_limit",
+    "on_error",
+    "per_word",
+    "clip",
+    "above",
+    "standardise",
+    "running",
+    "schedule",
+    "name",
+    "slow",
+)
 
 
 def build(given: Mapping[str, Any], load: Load, place: str = "") -> AnyReward:
@@ -134,7 +147,7 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
     if "time_limit" in changes:
         reward = _made(f"{place}.time_limit", TimeLimit, reward, _number(place, "time_limit", changes["time_limit"]))
     if "on_error" in changes:
-        reward = _made(f"{place}.on_error", on_error, reward, policy=changes["on_error"])
+        reward = _made(f"{place}.on_error".lstrip("."), on_error, reward, policy=changes["on_error"])
     # A name that comes last must not hide what a combination is called by itself.
     out = reward if isinstance(reward, Combination) else term(reward)
     if changes.get("per_word"):
@@ -154,7 +167,13 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
             raise ConfigError(f"{_at(place)}schedule must be a list of [samples, weight], got {points!r}")
         pairs = [_two_numbers(place, "schedule", point, "[[samples, weight], ...]") for point in points]
         out = _made(f"{place}.schedule", Scheduled, out, pairs)
-    return out.named(str(changes["name"])) if "name" in changes else out
+    if "name" in changes:
+        out = out.named(str(changes["name"]))
+    if "slow" in changes:
+        if not isinstance(changes["slow"], bool):
+            raise ConfigError(f"{_at(place)}slow must be true or false, got {changes['slow']!r}")
+        out.slow = changes["slow"]
+    return out
 
 
 def _standardised(reward: Combination, file: Any, place: str) -> Combination:

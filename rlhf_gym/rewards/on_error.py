@@ -111,7 +111,7 @@ class OnError(ABC):
             self._told = True
             warnings.warn(
                 f"reward {self.name!r} has failed: {self.policy} from now on (said once; failures are counted): {error}",
-                stacklevel=4,
+                stacklevel=6,
             )
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
@@ -173,7 +173,8 @@ class SkipOnError(OnError):
 
     def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
         """Scores, with the failures."""
-        return ScoredBatch(values, terms, tuple(e and Failure(self.name, str(e)) for e in errors))
+        failures = tuple(None if error is None else Failure(self.name, str(error)) for error in errors)
+        return ScoredBatch(values, terms, failures)
 
 
 def on_error(reward: Reward | Callable[..., Any], policy: str | Mapping[str, Any]) -> Reward | Callable[..., Any]:
@@ -189,9 +190,11 @@ def on_error(reward: Reward | Callable[..., Any], policy: str | Mapping[str, Any
     """
     if policy == "raise":
         return reward
-    settings = {"skip": True} if policy == "skip" else policy
+    settings: Any = {"skip": True} if policy == "skip" else policy
     known = isinstance(settings, Mapping) and set(settings) <= {"fill", "skip", "most"}
     if not isinstance(settings, Mapping) or not known or (settings.get("skip") is True) == ("fill" in settings):
-        raise ConfigError(f"on_error must be raise, skip, {{fill: number}} or {{skip: true, most: 100}}, got {policy!r}")
-    options = {key: value for key, value in settings.items() if key != "skip"}
+        raise ConfigError(
+            f"on_error must be raise, skip, {{fill: number}} or {{skip: true, most: 100}}, got {policy!r}"
+        )
+    options: dict[str, Any] = {key: value for key, value in settings.items() if key != "skip"}
     return FillOnError(reward, **options) if "fill" in options else SkipOnError(reward, **options)

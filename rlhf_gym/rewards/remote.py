@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.rewards.breaker import CircuitBreaker, UnreachableError
 from rlhf_gym.rewards.calling import shorten
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -34,12 +35,18 @@ class RemoteReward:
     not come back at once, until ``patience`` has passed since it was first sent. So a service may be killed and restarted
     in the middle of a run. Requests must therefore be harmless to repeat.
 
+    Where a failed reward does not end the run (an ``on_error`` policy), a :class:`~rlhf_gym.rewards.breaker.CircuitBreaker`
+    keeps the run from waiting out ``patience`` for every sample: after ``open_after`` requests in a row that were not
+    answered at all, requests fail at once; after ``cool_down`` seconds one is sent, once, to see whether the service is back.
+
     Args:
         url: where to POST, e.g. ``http://host:8000/score``.
         batch_size: most samples a request.
         concurrency: requests at once.
         timeout: seconds to wait for one reply.
         patience: seconds to keep trying.
+        open_after: requests in a row without an answer that open the circuit breaker.
+        cool_down: seconds that it stays open.
         headers: further headers, e.g. ``{"Authorization": "Bearer ..."}``; they are never shown in messages.
         name: name to report under.
         on_retry: called with a message before each repetition, to show that something is waited for.
@@ -58,6 +65,8 @@ class RemoteReward:
         concurrency: int = 4,
         timeout: float = 60.0,
         patience: float = 600.0,
+        open_after: int = 3,
+        cool_down: float = 30.0,
         headers: Mapping[str, str] | None = None,
         name: str = "remote",
         on_retry: Callable[[str], None] | None = None,
@@ -71,6 +80,7 @@ class RemoteReward:
             )
         self.url, self.name, self.headers = url, name, dict(headers or {})
         self.batch_size, self.concurrency, self.timeout, self.patience = batch_size, concurrency, timeout, patience
+        self.breaker = CircuitBreaker(url, open_after=open_after, cool_down=cool_down)
         self.on_retry = on_retry
         self._random = random.Random()  # never the global one: a retry must not change what a seeded run draws
 
@@ -121,6 +131,26 @@ class RemoteReward:
         return rewards
 
     def _post(self, body: bytes, stop: threading.Event) -> bytes:
+        """The reply to a request, if the circuit breaker lets it through."""
+        patience = 0.0 if self.breaker.admit() else self.patience
+        try:
+            reply = self._send(body, stop, patience)
+        except UnreachableError as error:
+            if stop.is_set():
+                self.breaker.abandoned()
+            else:
+                self.breaker.failed(str(error))
+            raise
+        except RewardError:  # it is there, and refuses
+            self.breaker.succeeded()
+            raise
+        except BaseException:
+            self.breaker.abandoned()
+            raise
+        self.breaker.succeeded()
+        return reply
+
+    def _send(self, body: bytes, stop: threading.Event, patience: float) -> bytes:
         """Send until there is a reply that counts, or nobody waits for it any more."""
         begin, pause = time.monotonic(), 0.5
         while True:
@@ -143,9 +173,9 @@ class RemoteReward:
                 problem = f"{type(error).__name__}: {error}"
             passed = time.monotonic() - begin
             wait = max(wait, pause * self._random.uniform(0.75, 1.25))
-            if passed + wait > self.patience or stop.is_set():
-                raise RewardError(
-                    f"{self.url} did not answer within {self.patience:g} s ({problem}). Start the service and go on with "
+            if passed + wait > patience or stop.is_set():
+                raise UnreachableError(
+                    f"{self.url} did not answer within {patience:g} s ({problem}). Start the service and go on with "
                     "--resume; nothing that was scored before is lost."
                 )
             if self.on_retry:

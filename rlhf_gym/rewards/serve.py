@@ -85,6 +85,8 @@ class RewardServer:
             prompts, responses, columns = read_request(json.loads(body))
         except ValueError as error:
             return 400, {"error": str(error)}
+        except RecursionError:
+            return 400, {"error": "the JSON is nested too deeply"}
         try:
             with self._lock:
                 scored = score(self.reward, prompts, responses, columns)
@@ -133,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/openapi.json":
             self._reply(200, OPENAPI)
         else:
-            self._reply(404, {"error": "expected POST /score, GET /health or GET /openapi.json"})
+            self._misdirected()
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -149,17 +151,35 @@ class _Handler(BaseHTTPRequestHandler):
         if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             self._reply(401, {"error": "expected the header Authorization: Bearer TOKEN with the server's token"})
         elif self.path not in ("/", "/score"):
-            self._reply(404, {"error": "expected POST /score"})
+            self._misdirected()
         else:
             self._reply(*self.server_of.answer(body))
 
-    def _reply(self, status: int, data: dict[str, Any]) -> None:
+    def _misdirected(self) -> None:
+        """There is no such path, or not by this method."""
+        allowed = {"/": "POST", "/score": "POST", "/health": "GET", "/openapi.json": "GET"}.get(self.path)
+        message = {"error": "expected POST /score, GET /health or GET /openapi.json"}
+        if allowed is None:
+            self._reply(404, message)
+        else:
+            self._reply(405, message, Allow=allowed)
+
+    def _other_method(self) -> None:
+        self.close_connection = True  # a body there may be is not read
+        self._misdirected()
+
+    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_HEAD = do_TRACE = _other_method  # noqa: N815
+
+    def _reply(self, status: int, data: dict[str, Any], **headers: str) -> None:
         body = json.dumps(data).encode()
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing: a line a request would bury everything else."""
@@ -187,6 +207,7 @@ _REPLY = {
         "terms": {"type": "object", "additionalProperties": _list_of("number")},
     },
 }
+_HEALTH = {"type": "object", "required": ["reward"], "properties": {"reward": {"type": "string"}}}
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
@@ -206,10 +227,21 @@ OPENAPI: dict[str, Any] = {
                     "200": _content(_REPLY, "Scores in the order of the samples"),
                     "400": _content(_ERROR, "The request is not in this form"),
                     "401": _content(_ERROR, "The token is missing or wrong"),
+                    "405": _content(_ERROR, "Not by this method"),
+                    "411": _content(_ERROR, "The header Content-Length is missing or no number"),
+                    "413": _content(_ERROR, f"The body is larger than {LARGEST_BODY} bytes"),
                     "500": _content(_ERROR, "The reward failed on these samples"),
                 },
             }
         },
-        "/health": {"get": {"summary": "Is it up", "responses": {"200": {"description": "The reward's name"}}}},
+        "/health": {
+            "get": {
+                "summary": "Is it up",
+                "responses": {
+                    "200": _content(_HEALTH, "The reward's name"),
+                    "405": _content(_ERROR, "Not by this method"),
+                },
+            }
+        },
     },
 }

@@ -51,6 +51,7 @@ BUILT_IN = {
     "math": "rlhf_gym.rewards.math_answer:MathAnswer",
     "classifier": "rlhf_gym.rewards.classifier:Classifier",
     "reward_model": "rlhf_gym.rewards.classifier:reward_model",
+    "per_token": "rlhf_gym.rewards.per_token:PerToken",
     "toxicity": "rlhf_gym.rewards.classifier:toxicity",
     "sentiment_classifier": "rlhf_gym.rewards.classifier:sentiment_classifier",
     "json_schema": "rlhf_gym.rewards.metrics:JsonSchema",

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
 from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.rewards.combine import Renamed
 
 
 class TimeLimit:
@@ -65,3 +66,26 @@ class TimeLimit:
         """Score a batch."""
         values: list[float] = score(self, prompts, responses, columns).values.tolist()
         return values
+
+
+def limit_parts(reward: Any, seconds: float) -> Any:
+    """Give every plain reward that a reward is made of a time limit of its own, so that the message names the one that hangs.
+
+    Args:
+        reward: what :func:`~rlhf_gym.rewards.load_reward` made; changed in place where it is a combination.
+        seconds: most seconds a call, above 0.
+
+    Returns:
+        The reward, or, where it is a plain one, a :class:`TimeLimit` around it.
+    """
+    parts, inner = getattr(reward, "parts", None), getattr(reward, "reward", None)
+    plain = isinstance(reward, Renamed) and not hasattr(
+        reward.parts[0], "score_terms"
+    )  # the name is to be in the message
+    if hasattr(reward, "score_terms") and isinstance(parts, tuple) and not plain:
+        reward.parts = tuple(limit_parts(part, seconds) for part in parts)
+    elif hasattr(reward, "score_terms") and callable(inner):
+        reward.reward = limit_parts(inner, seconds)
+    else:
+        return TimeLimit(reward, seconds)
+    return reward

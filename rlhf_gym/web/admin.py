@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.formats import FORMATS, export_feedback
 from rlhf_gym.feedback.people import Person
-from rlhf_gym.web.browse import browse
+from rlhf_gym.web.browse import FILTERS, browse
 from rlhf_gym.web.overview import overview
-from rlhf_gym.web.requests import FORM, checked, form_of, signed_in
+from rlhf_gym.web.replies import ADMIN, CONFLICT, ELSEWHERE, EXPORTED, MISSING, POSTED, TEXT, choice, form, query
+from rlhf_gym.web.requests import checked, form_of, signed_in
 from rlhf_gym.web.security import csrf_token
 from rlhf_gym.web.study import Study
 
@@ -29,18 +30,18 @@ def admin_routes(study: Study) -> APIRouter:
     """The routes for a study."""
     router = APIRouter()
 
-    @router.get("/admin", response_class=HTMLResponse)
+    @router.get("/admin", response_class=HTMLResponse, responses=ADMIN)
     def admin(request: Request) -> str:
         person, session = _admin(study, request)
         return _page(study, person, session)
 
-    @router.get("/admin/answers", response_class=HTMLResponse)
+    @router.get("/admin/answers", response_class=HTMLResponse, responses=ADMIN, openapi_extra=query(*FILTERS))
     def answers(request: Request) -> str:
         person, session = _admin(study, request)
         found = browse(study.store, request.query_params)
         return study.page("answers.html.j2", person=person, csrf=csrf_token(session), found=found)
 
-    @router.get("/admin/export/{name}", response_class=Response)
+    @router.get("/admin/export/{name}", response_class=Response, responses={**EXPORTED, **ADMIN, **MISSING})
     def export(request: Request, name: str) -> Response:
         person, _ = _admin(study, request)
         if name not in FORMATS:
@@ -53,8 +54,8 @@ def admin_routes(study: Study) -> APIRouter:
         headers = {"content-disposition": f'attachment; filename="feedback-{name}.jsonl"'}
         return Response(body, media_type="application/x-ndjson", headers=headers)
 
-    def post(path: str, act: Action) -> None:
-        """A route for a button: does what it says, then shows the page again (or one that `act` returns)."""
+    def post(path: str, act: Action, shows: bool = False, **fields_of: dict[str, Any]) -> None:
+        """A route for a button: does what it says, then shows the page again (or, if it `shows` one, what `act` returns)."""
 
         async def pressed(request: Request) -> Response:
             fields = await form_of(request)
@@ -67,7 +68,11 @@ def admin_routes(study: Study) -> APIRouter:
 
             return await run_in_threadpool(work)
 
-        router.add_api_route(path, pressed, methods=["POST"], response_class=HTMLResponse, openapi_extra=FORM)
+        router.add_api_route(
+            path, pressed, methods=["POST"], openapi_extra=form(**fields_of), name=path.rpartition("/")[2],
+            response_class=HTMLResponse if shows else RedirectResponse, status_code=200 if shows else 303,
+            responses={**({} if shows else {**ELSEWHERE, **CONFLICT}), **ADMIN, **POSTED},
+        )  # fmt: skip
 
     def invite(person: Person, session: str, fields: dict[str, str], request: Request) -> str:
         try:
@@ -84,11 +89,9 @@ def admin_routes(study: Study) -> APIRouter:
     def subject(action: Callable[..., None]) -> Action:
         return lambda person, _session, fields, _request: action(fields.get("subject", ""), actor=person.name)
 
-    post("/admin/invite", invite)
-    post("/admin/revoke", subject(study.people.revoke))
-    post("/admin/pause", subject(study.people.pause))
-    post("/admin/resume", subject(study.people.resume))
-    post("/admin/forget", subject(study.people.forget))
+    post("/admin/invite", invite, True, role=choice("rater", "admin"), label=TEXT, uses=TEXT, days=TEXT)
+    for action in (study.people.revoke, study.people.pause, study.people.resume, study.people.forget):
+        post(f"/admin/{action.__name__}", subject(action), subject=TEXT)
     return router
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+import time
+from collections.abc import Collection, Mapping
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -12,12 +15,33 @@ from starlette.exceptions import HTTPException
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.web.admin import admin_routes
 from rlhf_gym.web.rating import rating_routes
-from rlhf_gym.web.requests import FORM, SignInError, checked, form_of, signed_in, wants_json
-from rlhf_gym.web.security import COOKIE, Guard
+from rlhf_gym.web.replies import (
+    CONFLICT,
+    ELSEWHERE,
+    EVERYWHERE,
+    MISSING,
+    POSTED,
+    SIGNED_IN,
+    STATIC_FILE,
+    TEXT,
+    PageApp,
+    form,
+)
+from rlhf_gym.web.requests import SignInError, checked, form_of, signed_in, wants_json
+from rlhf_gym.web.security import Guard
 from rlhf_gym.web.study import STATIC, Study, static
 from rlhf_gym.web.text import coded
 
 MONTH = 30 * 24 * 3600
+TROUBLE = (
+    "The study's database takes nothing at the moment, and whoever runs the study can read why in its log. Everything that "
+    "was stored before is still there; what you just sent is not yet. Wait a little, then go back and send it again: it "
+    "will be stored once."
+)
+"""What people are told while the database is down, full or locked. Where it is and what it says is not for them."""
+_RETRY_AFTER = 2  # seconds
+_LOG_EVERY = 10.0  # seconds: many raters try again and again, and a log that is full of it helps nobody
+_log = logging.getLogger(__name__)
 
 
 def create_app(study: Study, *, hosts: Collection[str] = ()) -> Guard:
@@ -31,13 +55,15 @@ def create_app(study: Study, *, hosts: Collection[str] = ()) -> Guard:
         An ASGI application. Its ``app`` is the FastAPI application inside.
     """
     # No /docs: its page loads scripts from elsewhere. The schema stays in the program, for tests.
-    app = FastAPI(title="rlhf-gym rating page", docs_url=None, redoc_url=None, openapi_url=None)
+    app = PageApp(
+        title="rlhf-gym rating page", docs_url=None, redoc_url=None, openapi_url=None, responses=EVERYWHERE
+    )  # fmt: skip
     app.state.study = study
     _add_errors(app, study)
     _add_doors(app, study)
     app.include_router(rating_routes(study))
     app.include_router(admin_routes(study))
-    return Guard(app, hosts=hosts)
+    return Guard(app, hosts=hosts, cookie=study.cookie)
 
 
 def _add_errors(app: FastAPI, study: Study) -> None:
@@ -51,20 +77,38 @@ def _add_errors(app: FastAPI, study: Study) -> None:
 
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> Response:
-        return _refusal(study, request, error.status_code, str(error.detail))
+        return _refusal(study, request, error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def nowhere(request: Request, _error: Exception) -> Response:
+        return _refusal(study, request, 404, "Not Found")  # FastAPI's own reply would say how the program reads it
+
+    told = [-_LOG_EVERY]
 
     @app.exception_handler(FeedbackError)
     def wrong(request: Request, error: FeedbackError) -> Response:
-        # Of a database that cannot be written now (a full disk), the page keeps the answer and tries again.
-        return _refusal(study, request, 409 if error.__cause__ is None else 503, str(error))
+        if error.__cause__ is None:
+            return _refusal(study, request, 409, str(error))
+        # The page's script keeps the answer and tries again; the error names files, hosts and users.
+        if time.monotonic() - told[0] >= _LOG_EVERY:
+            told[0] = time.monotonic()
+            _log.error("%s", error)
+        return _refusal(study, request, 503, TROUBLE, {"retry-after": str(_RETRY_AFTER)})
+
+    @app.exception_handler(Exception)
+    def broken(request: Request, _error: Exception) -> Response:
+        # The server logs the error itself.
+        return _refusal(study, request, 500, "Something is wrong here; whoever runs the study can read what in its log.")
 
 
-def _refusal(study: Study, request: Request, status: int, words: str) -> Response:
-    words = coded(words)
+def _refusal(
+    study: Study, request: Request, status: int, words: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    words, kept = coded(words), dict(headers or {})
     if wants_json(request):
-        return PlainTextResponse(words, status)
+        return PlainTextResponse(words, status, kept)
     page = study.message("That did not work", [words], link=("/", "Go on"))
-    return HTMLResponse(page, status)
+    return HTMLResponse(page, status, kept)
 
 
 def _add_doors(app: FastAPI, study: Study) -> None:
@@ -74,7 +118,7 @@ def _add_doors(app: FastAPI, study: Study) -> None:
     def healthz() -> str:
         return "ok"
 
-    @app.get("/static/{name}", response_class=Response)
+    @app.get("/static/{name}", response_class=Response, responses={**STATIC_FILE, **MISSING})
     def file(name: str) -> Response:
         if name not in STATIC:
             raise HTTPException(404, "there is no such file")
@@ -94,26 +138,29 @@ def _add_doors(app: FastAPI, study: Study) -> None:
             form={"action": "/join", "fields": [("token", token)], "button": "Begin"}, guidelines=True,
         )  # fmt: skip
 
-    @app.post("/join", response_class=RedirectResponse, openapi_extra=FORM)
+    @app.post(
+        "/join", response_class=RedirectResponse, status_code=303, openapi_extra=form(token=TEXT),
+        responses={**ELSEWHERE, **POSTED, **CONFLICT},
+    )  # fmt: skip
     async def join(request: Request) -> Response:
         fields = await form_of(request)
         _person, session = await run_in_threadpool(study.people.accept, fields.get("token", ""))
         reply = RedirectResponse("/", 303)
         secure = request.url.scheme == "https"
-        reply.set_cookie(COOKIE, session, max_age=MONTH, httponly=True, samesite="strict", secure=secure)
+        reply.set_cookie(study.cookie, session, max_age=MONTH, httponly=True, samesite="strict", secure=secure)
         return reply
 
-    @app.get("/", response_class=RedirectResponse)
+    @app.get("/", response_class=RedirectResponse, status_code=303, responses={**ELSEWHERE, **SIGNED_IN})
     def home(request: Request) -> Response:
         person, _ = signed_in(study, request)
         return RedirectResponse("/admin" if person.role == "admin" else "/rate", 303)
 
-    @app.get("/guidelines", response_class=HTMLResponse)
+    @app.get("/guidelines", response_class=HTMLResponse, responses=SIGNED_IN)
     def guidelines(request: Request) -> str:
         signed_in(study, request)
         return study.message("Guidelines", [], guidelines=True, link=("/rate", "Go on rating"))
 
-    @app.post("/leave", response_class=HTMLResponse, openapi_extra=FORM)
+    @app.post("/leave", response_class=HTMLResponse, openapi_extra=form(), responses={**SIGNED_IN, **POSTED})
     async def leave(request: Request) -> Response:
         person, session = await run_in_threadpool(signed_in, study, request)
         checked(session, await form_of(request))
@@ -121,5 +168,6 @@ def _add_doors(app: FastAPI, study: Study) -> None:
         await run_in_threadpool(study.people.sign_out, session)
         page = study.message("Thank you", ["You are signed out, and all your answers are stored."])
         reply = HTMLResponse(page)
-        reply.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        secure = request.url.scheme == "https"
+        reply.delete_cookie(study.cookie, httponly=True, samesite="strict", secure=secure)
         return reply

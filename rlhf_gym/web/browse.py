@@ -14,6 +14,8 @@ from rlhf_gym.web.text import plain_html
 
 ON_A_PAGE = 25
 SHORT = 600
+FILTERS = ("rater", "round", "kind", "text", "page")
+"""What a query string may say."""
 KINDS: dict[str, Callable[[Query, Judgement], bool]] = {
     "": lambda _q, _j: True,
     "skipped": lambda _q, j: j.skipped and not j.details.get("flagged"),
@@ -57,7 +59,7 @@ class Found:
 
 def browse(store: FeedbackStore, asked: Mapping[str, str]) -> Found:
     """The answers that a query string's filters leave, newest last stored first."""
-    filters = {name: asked.get(name, "")[:200] for name in ("rater", "round", "kind", "text")}
+    filters = {name: asked.get(name, "")[:200] for name in FILTERS if name != "page"}
     everything = store.answers()
     words = filters["text"].casefold()
     kind = KINDS.get(filters["kind"], KINDS[""])

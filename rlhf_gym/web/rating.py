@@ -11,24 +11,40 @@ from starlette.exceptions import HTTPException
 
 from rlhf_gym.feedback.people import Person
 from rlhf_gym.web.answers import answer_of, seconds_of
-from rlhf_gym.web.requests import FORM, checked, form_of, signed_in, wants_json
+from rlhf_gym.web.replies import (
+    ANSWERED,
+    CONFLICT,
+    ELSEWHERE,
+    FOLLOWING,
+    MISSING,
+    POSTED,
+    SIGNED_IN,
+    TEXT,
+    UNDONE,
+    form,
+)
+from rlhf_gym.web.requests import checked, form_of, signed_in, wants_json
 from rlhf_gym.web.study import Study
 from rlhf_gym.web.text import coded
 
 AHEAD = 2
 """Cards a rater holds: the one on the screen and the one after it, so that the next is there at once."""
+ANSWER = {name: TEXT for name in ("form", "answer", "reason", "edited", "seconds", "shown", "have")}
+"""The fields of an answer; a ranking has ``place-0``, ... as well, a rating ``rate-0-overall``, ..."""
 
 
 def rating_routes(study: Study) -> APIRouter:
     """The routes for a study."""
     router = APIRouter()
 
-    @router.get("/rate", response_class=HTMLResponse)
+    @router.get("/rate", response_class=HTMLResponse, responses=SIGNED_IN)
     def rate(request: Request) -> str:
         person, session = signed_in(study, request)
         return _break(study) if person.paused else study.rating_page(person, session)
 
-    @router.get("/rate/{assignment}/text/{slot}", response_class=PlainTextResponse)
+    @router.get(
+        "/rate/{assignment}/text/{slot}", response_class=PlainTextResponse, responses={**SIGNED_IN, **MISSING}
+    )
     def whole_text(request: Request, assignment: str, slot: int) -> str:
         person, _ = signed_in(study, request)
         for found in study.queue.next(person.name, count=AHEAD):
@@ -36,7 +52,10 @@ def rating_routes(study: Study) -> APIRouter:
                 return coded(found.query.responses[found.order_shown[slot]])
         raise HTTPException(404, "this question is not open any more")
 
-    @router.post("/rate/{assignment}", response_class=JSONResponse, openapi_extra=FORM)
+    @router.post(
+        "/rate/{assignment}", response_class=Response, openapi_extra=form(**ANSWER),
+        responses={**ANSWERED, **ELSEWHERE, **SIGNED_IN, **POSTED, **CONFLICT},
+    )  # fmt: skip
     async def answer(request: Request, assignment: str) -> Response:
         fields = await form_of(request)
 
@@ -53,7 +72,10 @@ def rating_routes(study: Study) -> APIRouter:
 
         return await run_in_threadpool(work)
 
-    @router.post("/next", response_class=JSONResponse, openapi_extra=FORM)
+    @router.post(
+        "/next", response_class=Response, openapi_extra=form(have=TEXT),
+        responses={**FOLLOWING, **SIGNED_IN, **POSTED},
+    )  # fmt: skip
     async def following(request: Request) -> Response:
         fields = await form_of(request)
 
@@ -63,7 +85,10 @@ def rating_routes(study: Study) -> APIRouter:
 
         return await run_in_threadpool(work)
 
-    @router.post("/undo", response_class=JSONResponse, openapi_extra=FORM)
+    @router.post(
+        "/undo", response_class=Response, openapi_extra=form(),
+        responses={**UNDONE, **ELSEWHERE, **SIGNED_IN, **POSTED},
+    )  # fmt: skip
     async def undo(request: Request) -> Response:
         fields = await form_of(request)
 

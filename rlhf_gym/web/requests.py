@@ -8,17 +8,8 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from rlhf_gym.feedback.people import Person
-from rlhf_gym.web.security import COOKIE, csrf_matches
+from rlhf_gym.web.security import csrf_matches
 from rlhf_gym.web.study import Study
-
-FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/x-www-form-urlencoded": {"schema": {"type": "object", "additionalProperties": True}}},
-    }
-}
-"""How the schema describes posted forms, whose fields differ from form to form."""
-
 
 class SignInError(Exception):
     """Nobody is signed in."""
@@ -30,7 +21,7 @@ def signed_in(study: Study, request: Request) -> tuple[Person, str]:
     Raises:
         SignInError: nobody that the study knows.
     """
-    session = request.cookies.get(COOKIE, "")
+    session = request.cookies.get(study.cookie, "")
     person = study.people.person_of(session) if session else None
     if person is None:
         raise SignInError

@@ -22,7 +22,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COOKIE = "rlhf_gym_session"
+_COOKIE = "rlhf_gym_session"
 LARGEST_BODY = 1 << 20
 """Bytes of a request's body; a corrected response of 100,000 characters fits."""
 
@@ -40,6 +40,15 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
+
+
+def cookie_name(study: str) -> str:
+    """The session cookie of a study: browsers tell hosts apart by cookie, but not ports.
+
+    Args:
+        study: what tells it from others on the same host (:meth:`~rlhf_gym.feedback.people.People.study`).
+    """
+    return f"{_COOKIE}_{study}"
 
 
 def csrf_token(session: str) -> str:
@@ -89,6 +98,7 @@ class Guard:
     Args:
         app: what is guarded.
         hosts: names and addresses (without port) that the page is served under; empty: any.
+        cookie: the name of the session's cookie.
         limit: of a session's requests.
         address_limit: of an address's requests, much wider: a class of raters may share one address.
         join_limit: of an address's tries of invitations, which are too long to be guessed anyway.
@@ -99,12 +109,14 @@ class Guard:
         app: App,
         *,
         hosts: Collection[str] = (),
+        cookie: str = _COOKIE,
         limit: RateLimit | None = None,
         address_limit: RateLimit | None = None,
         join_limit: RateLimit | None = None,
     ) -> None:
         self.app = app
         self.hosts = frozenset(host.lower().strip("[]") for host in hosts)
+        self.cookie = cookie
         self.limit = limit or RateLimit(per_second=20, burst=100)
         self.address_limit = address_limit or RateLimit(per_second=500, burst=2000)
         self.join_limit = join_limit or RateLimit(per_second=5, burst=500)
@@ -127,9 +139,7 @@ class Guard:
         host = headers.get(b"host", "")
         if self.hosts and _name(host) not in self.hosts:
             return 421, "this page is not served under that name (see --url)", 0
-        if scope["method"] not in ("GET", "HEAD", "POST"):
-            return 405, "GET and POST only", 0
-        if scope["method"] == "POST" and not _same_origin(headers, host):
+        if scope["method"] not in ("GET", "HEAD") and not _same_origin(headers, host):
             return 403, "another site sent this form; open the page itself and try again", 0
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > LARGEST_BODY:
@@ -144,7 +154,7 @@ class Guard:
             return 0.0
         if path.startswith("/join"):
             return self.join_limit.wait(address)
-        session = _cookie(headers.get(b"cookie", ""))
+        session = _cookie(headers.get(b"cookie", ""), self.cookie)
         return self.address_limit.wait(address) or (self.limit.wait(session) if session else 0.0)
 
 
@@ -206,10 +216,10 @@ def _name(host: str) -> str:
     return host.lower().strip("[]")
 
 
-def _cookie(header: str) -> str:
-    """The session in a Cookie header; empty where there is none."""
+def _cookie(header: str, wanted: str) -> str:
+    """A cookie in a Cookie header; empty where there is none."""
     for part in header.split(";"):
         name, _, value = part.strip().partition("=")
-        if name == COOKIE:
+        if name == wanted:
             return value
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.assignments import Assignment, Queue
 from rlhf_gym.feedback.people import People, Person
 from rlhf_gym.web.cards import card_of
-from rlhf_gym.web.security import csrf_token
+from rlhf_gym.web.security import cookie_name, csrf_token
 from rlhf_gym.web.settings import PageSettings
 from rlhf_gym.web.text import coded, markdown_html
 
@@ -46,6 +46,11 @@ class Study:
     queue: Queue
     settings: PageSettings = field(default_factory=PageSettings)
     run: Path | None = None
+
+    @cached_property
+    def cookie(self) -> str:
+        """The name of the session's cookie: this study's own, so that two studies on one host leave each other's alone."""
+        return cookie_name(self.people.study())
 
     def page(self, name: str, **values: Any) -> str:
         """A template as HTML."""

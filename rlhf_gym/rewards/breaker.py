@@ -1,0 +1,107 @@
+"""A circuit breaker: a service that does not answer is left alone for a while, instead of making every call wait for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from rlhf_gym.errors import ConfigError, RewardError
+
+log = logging.getLogger(__name__)
+
+
+class UnreachableError(RewardError):
+    """A service that did not answer, or that is not asked since it has not answered before."""
+
+
+class CircuitBreaker:
+    """Closed, open, half-open (Nygard 2007, "Release It!", chapter 5); safe to use from several threads.
+
+    Closed, it lets every call through and counts those that fail in a row. After ``open_after`` of them it opens: calls fail at
+    once. When ``cool_down`` has passed one call is let through, the trial; the others still fail at once. If the trial succeeds
+    the breaker closes, if it fails a new ``cool_down`` begins. Each change is one line in the log, under this module's name.
+
+    Args:
+        name: the service, for messages.
+        open_after: failures in a row, at least 1.
+        cool_down: seconds, 0 or more.
+        clock: seconds that only grow.
+
+    Raises:
+        ConfigError: a value out of its range.
+
+    >>> breaker = CircuitBreaker("a service", open_after=1, cool_down=60)
+    >>> breaker.admit()
+    False
+    >>> breaker.failed("refused")
+    >>> breaker.state
+    'open'
+    """
+
+    def __init__(
+        self, name: str, *, open_after: int, cool_down: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if open_after < 1 or not cool_down >= 0:
+            raise ConfigError(
+                f"a circuit breaker needs open_after of at least 1 and cool_down of 0 or more, got {open_after} and {cool_down}"
+            )
+        self.name, self.open_after, self.cool_down, self.clock = name, open_after, cool_down, clock
+        self._failures = 0
+        self._reason = ""
+        self._opened: float | None = None  # when; None while it is closed
+        self._trying = False
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> str:
+        """``"closed"``, ``"open"`` or ``"half-open"``: open, and the next call (or the one that runs) is the trial."""
+        if self._opened is None:
+            return "closed"
+        return "half-open" if self._trying or self.clock() - self._opened >= self.cool_down else "open"
+
+    def admit(self) -> bool:
+        """Ask to make a call; then say :meth:`succeeded`, :meth:`failed` or :meth:`abandoned`.
+
+        Returns:
+            True if it is the trial.
+
+        Raises:
+            UnreachableError: the breaker is open.
+        """
+        with self._lock:
+            if self._opened is None:
+                return False
+            left = self.cool_down - (self.clock() - self._opened)
+            if left <= 0 and not self._trying:
+                self._trying = True
+                log.warning("%s is tried again after %g s", self.name, self.cool_down)
+                return True
+            when = "is being tried again by another call" if self._trying else f"will be tried again in {left:.1f} s"
+            raise UnreachableError(
+                f"{self.name} is not asked: its last {self._failures} calls failed, and it {when} (the last error: "
+                f"{self._reason})"
+            )
+
+    def succeeded(self) -> None:
+        """The call was answered."""
+        with self._lock:
+            if self._opened is not None:
+                log.warning("%s answers again", self.name)
+            self._failures, self._opened, self._trying = 0, None, False
+
+    def failed(self, reason: str) -> None:
+        """The call was not answered, and why."""
+        with self._lock:
+            self._failures += 1
+            self._reason, self._trying = reason, False
+            if self._failures >= self.open_after:
+                self._opened = self.clock()
+                log.warning("%s has failed %d times in a row and is left alone for %g s: %s", self.name, self._failures,
+                            self.cool_down, reason)  # fmt: skip
+
+    def abandoned(self) -> None:
+        """The call was given up by its caller, and says nothing of the service."""
+        with self._lock:
+            self._trying = False

@@ -1,0 +1,78 @@
+"""A reward model read at every token: what each one changed in what the model thinks of the response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlhf_gym.errors import ConfigError, ModelError, RewardError
+
+if TYPE_CHECKING:
+    from rlhf_gym.reward_model import RewardModel
+
+
+class PerToken:
+    """A reward model's score, paid token by token.
+
+    The head is read after the prompt and after every token, ``v_0 ... v_T``, in one pass. Token ``t`` is paid
+    ``v_t - v_{t-1}``, which is shaping by the potential ``v`` (Ng et al. 1999, with a discount of 1); the last one is also paid
+    ``v_0``, so that a response's payments add up to its score. A response that the length limit cut has EOS added, whose change
+    is the last token's.
+
+    The head was fitted to whole responses, and is good at the middle of one only as far as it generalises.
+
+    Args:
+        model: a reward model, or its folder; it must have the policy's tokenizer, for it reads the policy's own ids.
+        options: of ``RewardModel.load``, for a folder.
+
+    Raises:
+        ConfigError: the folder holds no reward model of this package.
+    """
+
+    per_token = True
+    name = "per_token"
+
+    def __init__(self, model: RewardModel | str, **options: Any) -> None:
+        from rlhf_gym.reward_model import RewardModel
+
+        try:
+            self.model = model if isinstance(model, RewardModel) else RewardModel.load(model, **options)
+        except ModelError as error:
+            raise ConfigError(f"per_token: {error}") from error
+
+    def __call__(
+        self, prompts: list[str], responses: list[str], response_ids: Sequence[Sequence[int]] | None = None
+    ) -> list[list[float]]:
+        """What each token is paid; without ids, each of the response as the reward model's tokenizer cuts it."""
+        tokenizer = self.model.language_model.tokenizer
+        if response_ids is None:
+            response_ids = [tokenizer.encode(response) or [tokenizer.eos_id] for response in responses]
+        heads = [self._head(prompt, len(ids)) for prompt, ids in zip(prompts, response_ids, strict=True)]
+        whole = [[*head, *ids, *self._closing(ids)] for head, ids in zip(heads, response_ids, strict=True)]
+        every = self.model.prefix_scores(whole)
+        return [
+            self._paid(values[len(head) - 1 :], len(ids))
+            for head, ids, values in zip(heads, response_ids, every, strict=True)
+        ]
+
+    def _head(self, prompt: str, length: int) -> list[int]:
+        """A prompt's ids, at least one; where prompt, response and EOS exceed the context, it loses its beginning."""
+        model = self.model.language_model
+        room = model.context_length - length - 1
+        if room < 1:
+            raise RewardError(
+                f"reward 'per_token': a response of {length} tokens leaves no room for a prompt in the reward model's context "
+                f"of {model.context_length}; take a shorter length limit"
+            )
+        return (model.tokenizer.encode_prompt(prompt) or [model.tokenizer.eos_id])[-room:]
+
+    def _closing(self, ids: Sequence[int]) -> list[int]:
+        eos = self.model.language_model.tokenizer.eos_id
+        return [] if len(ids) and ids[-1] == eos else [eos]
+
+    @staticmethod
+    def _paid(values: list[float], length: int) -> list[float]:
+        """From ``v_0 ... v_T``, and perhaps that of an added EOS."""
+        paid = [values[t + 1] - values[t] for t in range(length)]
+        paid[-1] += values[0] + values[-1] - values[length]
+        return paid

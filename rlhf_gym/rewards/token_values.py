@@ -1,0 +1,96 @@
+"""Dense rewards: one value for each token of a response, from the reward to the environment.
+
+A reward says so by an attribute, ``per_token = True``. It is called like any other, with the column ``response_ids`` from token
+environments (what was written, EOS included), and returns for each sample one number for each of those ids. Their sum is the
+sample's score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.errors import RewardError
+from rlhf_gym.rewards.calling import shorten
+
+IDS = "response_ids"
+"""The column that token environments add for such rewards."""
+
+Tokens = tuple[NDArray[np.float64], ...]
+
+
+def wants_token_ids(reward: object) -> bool:
+    """Whether a reward, or one that it is made of, values single tokens."""
+    if getattr(reward, "per_token", False):
+        return True
+    inner = [reward.func] if isinstance(reward, partial) else [getattr(reward, "reward", None)]
+    return any(wants_token_ids(part) for part in (*inner, *getattr(reward, "parts", ())) if part is not None)
+
+
+def checked_tokens(
+    result: Any, name: str, prompts: Sequence[str], responses: Sequence[str], ids: Sequence[Sequence[int]] | None
+) -> Tokens:
+    """What a per-token reward returned, as ``n`` arrays float64 ``[length]``.
+
+    Args:
+        result: ``n`` sequences of numbers.
+        name: the reward's name, for the message.
+        prompts: the ``n`` prompts.
+        responses: the ``n`` responses.
+        ids: their ids; None where there are none: then only the sums count, and lengths are not checked.
+
+    Raises:
+        RewardError: it is not one finite number a token; the message names the first sample and token that is wrong.
+    """
+    n = len(prompts)
+    if isinstance(result, str | bytes) or not hasattr(result, "__len__") or len(result) != n:
+        got = f"{len(result)} rows" if hasattr(result, "__len__") else type(result).__name__
+        raise RewardError(f"per-token reward {name!r} returned {got} for {n} samples; expected one sequence a sample")
+    out = []
+    for i, row in enumerate(result):
+        where = f"sample {i}. Prompt: {shorten(prompts[i])}; response: {shorten(responses[i])}"
+        try:
+            values = np.asarray(row.detach().cpu() if hasattr(row, "detach") else row, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise RewardError(
+                f"per-token reward {name!r} gave {row!r:.80}, expected one number a token, for {where}"
+            ) from error
+        length = None if ids is None else len(ids[i])
+        if values.ndim != 1 or (length is not None and len(values) != length):
+            raise RewardError(
+                f"per-token reward {name!r} gave values of shape {values.shape}, expected "
+                f"({'tokens' if length is None else length},), for {where}"
+            )
+        if not np.isfinite(values).all():
+            place = int(np.argmin(np.isfinite(values)))
+            raise RewardError(
+                f"per-token reward {name!r} gave {values[place]} for token {place}, expected finite numbers, of {where}"
+            )
+        out.append(values)
+    return tuple(out)
+
+
+def weighted_sum(parts: Sequence[tuple[float, NDArray[np.float64], Tokens | None]]) -> Tokens | None:
+    """The values of a weighted sum's tokens; a part without any is paid with the last token.
+
+    Args:
+        parts: for each its weight, its scores ``[n]`` and its tokens' values.
+
+    Returns:
+        None where no part has any.
+    """
+    lengths = next(([len(row) for row in tokens] for _, _, tokens in parts if tokens is not None), None)
+    if lengths is None:
+        return None
+    out = tuple(np.zeros(length) for length in lengths)
+    for weight, values, tokens in parts:
+        for i, row in enumerate(out):
+            if tokens is not None:
+                row += weight * tokens[i]
+            elif len(row):
+                row[-1] += weight * values[i]
+    return out

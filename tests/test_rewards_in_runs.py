@@ -1,0 +1,96 @@
+"""What a run shows of its reward: terms, a constraint's price and slack, and what it takes of the time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import save_tiny_model, tiny_settings
+
+from rlhf_gym.loop.config_file import build
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.report.run_data import read_run
+from rlhf_gym.loop.rounds import run_loop
+from rlhf_gym.loop.train import iteration_line
+
+REWARD = """
+constrained:
+  objective: {sum: [{reward: repetition, n: 1, name: again}, {reward: sentiment, weight: 0.5}]}
+  constraint: {reward: length, unit: characters, name: characters}
+  level: 12
+  rate: 0.01
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("run") / "model")
+
+
+def run(model: Path, out: Path, lines: list[str] | None = None, *, resume: bool = False, **agent: Any) -> Path:
+    reward = out.parent / "reward.yaml"
+    reward.write_text(REWARD)
+    settings = tiny_settings(model, task={"reward": str(reward)}, reward_model={"enabled": False}, agent=agent)
+    progress = Progress(quiet=True)
+    if lines is not None:
+        progress.say = lines.append  # type: ignore[method-assign]
+    run_loop(build(settings), out, resume=resume, progress=progress)
+    return out
+
+
+def test_terms_reach_table_line_and_report(model: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    out = run(model, tmp_path / "run", lines)
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        value = {
+            name: float(row[f"reward/{name}"]) for name in ("sentiment", "sentiment_weighted", "again", "characters")
+        }
+        assert value["sentiment_weighted"] == pytest.approx(0.5 * value["sentiment"])
+        assert float(row["reward/constrained_slack"]) == pytest.approx(value["characters"] - 12, abs=1e-6)
+    # Dual ascent without damping, by hand: eight responses an iteration.
+    price = 0.0
+    for row in rows:
+        assert float(row["reward/constrained_price"]) == pytest.approx(price, abs=1e-6)
+        price = max(0.0, price - 0.01 * 8 * float(row["reward/constrained_slack"]))
+    figures = [line for line in lines if "REINFORCE" in line or "PPO" in line]
+    assert all(
+        re.search(r"price \d\.\d\d  slack [+-]\d", line) for line in figures if " 1/4 " in line or " 4/4 " in line
+    )
+    assert sum("of the time" in line for line in figures) == 4
+    page = (out / "report.html").read_text()
+    for name in ("constrained_price", "constrained_slack", "sentiment_weighted", "characters"):
+        assert re.search(rf"<figcaption><h3>{name}</h3>", page), name
+    assert "standing still for rewards" in page
+    assert ">skipped<" not in page
+
+
+def test_the_time_of_all_iterations_also_over_a_resume(model: Path, tmp_path: Path) -> None:
+    out = run(model, tmp_path / "run")
+    spent = json.loads((out / "round-1" / "agent_seconds.json").read_text())
+    assert {"generation", "reward", "reference", "learning", "scoring"} <= set(spent)
+    assert all(value >= 0 for value in spent.values())
+    data = read_run(out)
+    assert data.seconds == pytest.approx(spent)
+    # As if it had been killed after the second checkpoint's iteration: what those took is counted on.
+    stages = json.loads((out / "round-1" / "stages.json").read_text())
+    stages = {stage: entry for stage, entry in stages.items() if stage not in ("train", "evaluate")}
+    (out / "round-1" / "stages.json").write_text(json.dumps(stages))
+    (out / "round-1" / "agent_seconds.json").write_text(json.dumps({**spent, "reward": 1000.0}))
+    run(model, out, resume=True)
+    assert read_run(out).seconds["reward"] >= 1000
+
+
+def test_the_line_says_what_there_is() -> None:
+    row = {"round": "1", "iteration": "3", "reward/constrained_price": "0.5", "reward/constrained_slack": "-1.25"}
+    assert "price 0.50  slack -1.25" in iteration_line(row, "PPO", 4)
+    assert "left out" not in iteration_line({**row, "reward/left_out": "0"}, "PPO", 4)
+    assert "left out 3, whose reward failed  rewards 7.1% of the time" in iteration_line(
+        {**row, "reward/left_out": "3"}, "PPO", 4, 0.071
+    )
+    assert "mine_price 2.00" in iteration_line({**row, "reward/mine_price": "2"}, "PPO", 4)
