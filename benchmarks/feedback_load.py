@@ -32,7 +32,7 @@ from urllib.parse import urlencode
 
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.people import People
-from rlhf_gym.web.security import COOKIE, csrf_token
+from rlhf_gym.web.security import cookie_name, csrf_token
 
 CARD = re.compile(r'data-id=\\?"([^"\\]+)\\?"')
 LEASE = 600.0
@@ -51,9 +51,10 @@ class Tally:
 class Browser:
     """One keep-alive connection, as little code as a request needs: the load must come from the server, not from here."""
 
-    def __init__(self, port: int, session: str) -> None:
+    def __init__(self, port: int, session: str, cookie: str) -> None:
         self.port = port
         self.session = session
+        self.cookie = cookie
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, fields: dict[str, str]) -> tuple[int, bytes]:
@@ -64,7 +65,7 @@ class Browser:
         """
         body = urlencode({"csrf": csrf_token(self.session), **fields}).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nCookie: {COOKIE}={self.session}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nCookie: {self.cookie}={self.session}\r\n"
             "Accept: application/json\r\n"
             f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
         )
@@ -217,6 +218,7 @@ async def run(options: argparse.Namespace, store: str) -> dict[str, Any]:
         people = People(opened)
         token = people.invite(uses=options.raters)
         sessions = [people.accept(token)[1] for _ in range(options.raters)]
+        cookie = cookie_name(people.study())
     server, tally = Server(store, options.overlap), Tally()
     server.start()
     try:
@@ -224,7 +226,7 @@ async def run(options: argparse.Namespace, store: str) -> dict[str, Any]:
         raters = [
             rate(
                 f"rater {i}",
-                Browser(server.port, session),
+                Browser(server.port, session, cookie),
                 options.think,
                 until,
                 tally,

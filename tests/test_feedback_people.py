@@ -14,8 +14,9 @@ from web_study import pairs
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query, assignments
 from rlhf_gym.feedback import people as people_module
-from rlhf_gym.feedback.assignments import Answer, Queue, QueueSettings
+from rlhf_gym.feedback.assignments import Queue
 from rlhf_gym.feedback.gold import meets
+from rlhf_gym.feedback.leases import Answer, QueueSettings
 from rlhf_gym.feedback.people import People
 
 A, B = Answer(choice=0, strength=2.0), Answer(choice=1, strength=1.0)

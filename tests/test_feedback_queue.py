@@ -24,7 +24,8 @@ from sqlalchemy import select
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query, assignments, work
-from rlhf_gym.feedback.assignments import Answer, Assignment, Queue, QueueSettings
+from rlhf_gym.feedback.assignments import Queue
+from rlhf_gym.feedback.leases import Answer, Assignment, QueueSettings
 
 RATERS = ("web/a", "web/b", "web/c")
 ANSWERS = (
@@ -99,7 +100,9 @@ class Handing(RuleBasedStateMachine):
 
     @rule(rater=st.sampled_from(RATERS), count=st.integers(1, 3))
     def come(self, rater: str, count: int) -> None:
-        held = self.queue.next(rater, count=count)
+        self.hold(rater, self.queue.next(rater, count=count), count)
+
+    def hold(self, rater: str, held: list[Assignment], count: int) -> None:
         assert len(held) <= count
         assert len({a.id for a in held}) == len(held)
         for a in held:
@@ -107,10 +110,13 @@ class Handing(RuleBasedStateMachine):
             assert (a.rater, a.query, a.order_shown, a.kind) == (rater, before.query, before.order_shown, before.kind)
 
     @precondition(lambda self: self.known)
-    @rule(data=st.data(), answer=st.sampled_from(ANSWERS))
-    def answer(self, data: st.DataObject, answer: Answer) -> None:
+    @rule(data=st.data(), answer=st.sampled_from(ANSWERS), count=st.integers(0, 2))
+    def answer(self, data: st.DataObject, answer: Answer, count: int) -> None:
         a = self.known[data.draw(st.sampled_from(sorted(self.known)))]
-        receipt = self.queue.submit(a.id, a.rater, answer, seconds=1)
+        receipt, following = self.queue.exchange(a.id, a.rater, answer, seconds=1, count=count)
+        self.hold(a.rater, following, count)
+        assert a.id not in [f.id for f in following]
+        assert following == self.queue.next(a.rater, count=count)
         if receipt.late or receipt.repeated:
             self.surplus.add(a.query.id)
         if not receipt.repeated and receipt.judgement_id not in self.acknowledged:
@@ -223,7 +229,8 @@ def test_whatever_stands_in_an_address_is_no_question(store_place: str) -> None:
 WORKER = """
 import sys
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.assignments import Answer, Queue, QueueSettings
+from rlhf_gym.feedback.assignments import Queue
+from rlhf_gym.feedback.leases import Answer, QueueSettings
 place, rater, overlap = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with FeedbackStore(place) as store:
     queue = Queue(store, QueueSettings(overlap=overlap))

@@ -13,7 +13,7 @@ from web_study import answer, client, fields, joined, pairs, study
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.assignments import QueueSettings
+from rlhf_gym.feedback.leases import QueueSettings
 from rlhf_gym.feedback.people import People
 from rlhf_gym.web.overview import accuracy_chart, reward_models, throughput_chart
 

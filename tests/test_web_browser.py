@@ -19,7 +19,7 @@ from tiny_run import save_tiny_model, tiny_settings
 from web_study import pairs, start_run, study
 
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.assignments import QueueSettings
+from rlhf_gym.feedback.leases import QueueSettings
 from rlhf_gym.web.answers import PAIR
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.server import Address, PageServer

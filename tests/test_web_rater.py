@@ -19,7 +19,7 @@ from web_study import pairs, start_run, study
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.assignments import Answer
+from rlhf_gym.feedback.leases import Answer
 from rlhf_gym.loop import people as loop_people
 from rlhf_gym.loop.config_file import build, merge
 from rlhf_gym.loop.progress import Progress

@@ -18,7 +18,7 @@ def rate(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from rlhf_gym.feedback.assignments import QueueSettings
+    from rlhf_gym.feedback.leases import QueueSettings
     from rlhf_gym.web.server import Address
     from rlhf_gym.web.serving import serving, store_of
     from rlhf_gym.web.settings import PageSettings, guidelines_from

@@ -17,8 +17,8 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select, upd
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import schema, work
-from rlhf_gym.feedback.assignments import WEB
 from rlhf_gym.feedback.guards import unguarded
+from rlhf_gym.feedback.leases import WEB
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.plain_text import visible
 

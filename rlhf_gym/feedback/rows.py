@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Connection, RowMapping, Table, insert, select
+from sqlalchemy import Connection, RowMapping, Select, Table, bindparam, insert, select
 from sqlalchemy.exc import StatementError
 
 from rlhf_gym.errors import FeedbackError
@@ -16,15 +16,23 @@ from rlhf_gym.feedback.query import Judgement, Query
 _QUERY_FIELDS = tuple(Query.__dataclass_fields__)
 _JUDGEMENT_FIELDS = tuple(Judgement.__dataclass_fields__)
 _JUDGEMENT_COLUMNS = {name: schema.judgements.c[name].label(f"judgement_{name}") for name in _JUDGEMENT_FIELDS}
-# For queries joined with their judgements: both tables have an id and a created_at.
+# For joined tables, which all have an id.
 judgement_columns = tuple(_JUDGEMENT_COLUMNS.values())
+query_columns = tuple(schema.queries.c[name].label(f"asked_{name}") for name in _QUERY_FIELDS)
+# Statements are made once: making one takes SQLAlchemy longer than it takes the database to answer it.
+_VALUES = bindparam("values", expanding=True)
+_QUERIES = select(schema.queries).where(schema.queries.c.id.in_(_VALUES))
+_JUDGEMENTS: dict[str, Select[Any]] = {
+    name: select(schema.judgements).where(schema.judgements.c[name].in_(_VALUES)) for name in ("id", "supersedes")
+}
+_INSERTS = {table: insert(table) for table in (schema.queries, schema.judgements)}
 # Below the number of variables that any database takes in one statement.
 _CHUNK = 500
 
 
-def query_of(row: RowMapping) -> Query:
-    """The query that a row of ``queries`` holds."""
-    return Query(**{name: row[name] for name in _QUERY_FIELDS})
+def query_of(row: Mapping[str, Any] | RowMapping, prefix: str = "") -> Query:
+    """The query in the columns of a row whose names start with ``prefix``: ``asked_`` for :data:`query_columns`."""
+    return Query(**{name: row[prefix + name] for name in _QUERY_FIELDS})
 
 
 def judgement_of(row: RowMapping, prefix: str = "judgement_") -> Judgement:
@@ -46,19 +54,17 @@ def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Que
     """The stored queries out of some ids."""
     found: dict[str, Query] = {}
     for chunk in chunks(ids):
-        statement = select(schema.queries).where(schema.queries.c.id.in_(chunk))
-        for row in connection.execute(statement).mappings():
+        for row in connection.execute(_QUERIES, {"values": chunk}).mappings():
             found[row["id"]] = query_of(row)
     return found
 
 
-def judgements_by(connection: Connection, column: Column[Any], values: Collection[str]) -> dict[str, Judgement]:
+def judgements_by(connection: Connection, column: str, values: Collection[str]) -> dict[str, Judgement]:
     """The stored judgements in which a column (``id`` or ``supersedes``) has one of some values, by that value."""
     found: dict[str, Judgement] = {}
     for chunk in chunks(values):
-        statement = select(schema.judgements).where(column.in_(chunk))
-        for row in connection.execute(statement).mappings():
-            found[row[column.name]] = judgement_of(row, prefix="")
+        for row in connection.execute(_JUDGEMENTS[column], {"values": chunk}).mappings():
+            found[row[column]] = judgement_of(row, prefix="")
     return found
 
 
@@ -80,7 +86,7 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, A
     if not rows:
         return
     try:
-        connection.execute(insert(table), rows)
+        connection.execute(_INSERTS[table], rows)
     except (StatementError, TypeError, ValueError) as error:
         # SQLAlchemy wraps what its own serialiser raises, psycopg's passes through as it is.
         if isinstance(error, StatementError) and not isinstance(error.orig, TypeError | ValueError):

@@ -9,7 +9,7 @@ judgement. Idempotent: what is stored twice under one id is stored once. Several
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,10 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
+from rlhf_gym.feedback.appending import append_judgements
 from rlhf_gym.feedback.database import Database
 from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
-from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+from rlhf_gym.feedback.query import Judgement, Query
 from rlhf_gym.feedback.sqlite_database import SqliteDatabase
 
 POSTGRES_URLS = ("postgresql+psycopg://", "postgresql://", "postgres://")
@@ -263,54 +264,5 @@ def _answers(
         yield rows.query_of(row), rows.judgement_of(row)
 
 
-def append_judgements(connection: Connection, given: Sequence[Judgement]) -> int:
-    """:meth:`FeedbackStore.add_judgements` as part of a transaction that does more.
-
-    Returns:
-        How many were new.
-
-    Raises:
-        FeedbackError: as there.
-    """
-    corrected = {judgement.supersedes for judgement in given if judgement.supersedes is not None}
-    queries = rows.queries_by_id(connection, {judgement.query_id for judgement in given})
-    known = rows.judgements_by(connection, _J.id, corrected | {judgement.id for judgement in given})
-    successor = rows.judgements_by(connection, _J.supersedes, corrected)
-    new: list[Judgement] = []
-    for judgement in given:
-        if judgement.query_id not in queries:
-            raise FeedbackError(f"judgement {judgement.id} answers query {judgement.query_id}, which is not stored")
-        check_judgement(queries[judgement.query_id], judgement)
-        if judgement.id in known:
-            if not judgement.same_answer(known[judgement.id]):
-                raise FeedbackError(
-                    f"judgement {judgement.id} by {judgement.rater!r} on query {judgement.query_id} is stored "
-                    "with another answer; judgements are never changed: submit one that supersedes it"
-                )
-            continue
-        if judgement.supersedes is not None:
-            _check_correction(judgement, known.get(judgement.supersedes), successor.get(judgement.supersedes))
-            successor[judgement.supersedes] = judgement
-        known[judgement.id] = judgement
-        new.append(judgement)
-    rows.insert_rows(connection, schema.judgements, [rows.judgement_row(judgement) for judgement in new])
-    return len(new)
-
-
 def _content(query: Query) -> tuple[object, ...]:
     return query.round, query.index, query.form, query.prompt, query.responses
-
-
-def _check_correction(judgement: Judgement, earlier: Judgement | None, successor: Judgement | None) -> None:
-    """A correction replaces its own rater's latest answer to the same query."""
-    problem = None
-    if earlier is None:
-        problem = "is not stored"
-    elif (earlier.query_id, earlier.rater) != (judgement.query_id, judgement.rater):
-        problem = (
-            f"is by {earlier.rater!r} on query {earlier.query_id}, not by {judgement.rater!r} on {judgement.query_id}"
-        )
-    elif successor is not None:
-        problem = f"was superseded already, by {successor.id}; supersede that one"
-    if problem:
-        raise FeedbackError(f"judgement {judgement.id} supersedes {judgement.supersedes}, which {problem}")

@@ -67,7 +67,7 @@ def people_page(bench: Workbench) -> Iterator[Workbench]:
     if not wanted(config):
         yield bench
         return
-    from rlhf_gym.feedback.assignments import QueueSettings
+    from rlhf_gym.feedback.leases import QueueSettings
     from rlhf_gym.web.rater import WebRater
     from rlhf_gym.web.server import Address
     from rlhf_gym.web.serving import serving

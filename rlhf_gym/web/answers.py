@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.assignments import Answer
+from rlhf_gym.feedback.leases import Answer
 from rlhf_gym.feedback.query import Judgement
 
 LONGEST_REASON = 2000

@@ -98,7 +98,9 @@ def _add_errors(app: FastAPI, study: Study) -> None:
     @app.exception_handler(Exception)
     def broken(request: Request, _error: Exception) -> Response:
         # The server logs the error itself.
-        return _refusal(study, request, 500, "Something is wrong here; whoever runs the study can read what in its log.")
+        return _refusal(
+            study, request, 500, "Something is wrong here; whoever runs the study can read what in its log."
+        )
 
 
 def _refusal(

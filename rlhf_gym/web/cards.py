@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from rlhf_gym.feedback.assignments import Assignment
+from rlhf_gym.feedback.leases import Assignment
 from rlhf_gym.feedback.query import Judgement
 from rlhf_gym.web.answers import PAIR, earlier_value, in_words, letter
 from rlhf_gym.web.settings import PageSettings

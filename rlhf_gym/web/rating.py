@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,6 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Red
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from rlhf_gym.feedback.leases import Assignment
 from rlhf_gym.feedback.people import Person
 from rlhf_gym.web.answers import answer_of, seconds_of
 from rlhf_gym.web.replies import (
@@ -29,7 +31,7 @@ from rlhf_gym.web.text import coded
 
 AHEAD = 2
 """Cards a rater holds: the one on the screen and the one after it, so that the next is there at once."""
-ANSWER = {name: TEXT for name in ("form", "answer", "reason", "edited", "seconds", "shown", "have")}
+ANSWER = dict.fromkeys(("form", "answer", "reason", "edited", "seconds", "shown", "have"), TEXT)
 """The fields of an answer; a ranking has ``place-0``, ... as well, a rating ``rate-0-overall``, ..."""
 
 
@@ -42,9 +44,7 @@ def rating_routes(study: Study) -> APIRouter:
         person, session = signed_in(study, request)
         return _break(study) if person.paused else study.rating_page(person, session)
 
-    @router.get(
-        "/rate/{assignment}/text/{slot}", response_class=PlainTextResponse, responses={**SIGNED_IN, **MISSING}
-    )
+    @router.get("/rate/{assignment}/text/{slot}", response_class=PlainTextResponse, responses={**SIGNED_IN, **MISSING})
     def whole_text(request: Request, assignment: str, slot: int) -> str:
         person, _ = signed_in(study, request)
         for found in study.queue.next(person.name, count=AHEAD):
@@ -62,12 +62,15 @@ def rating_routes(study: Study) -> APIRouter:
         def work() -> Response:
             person, session = _rater(study, request, fields)
             said = answer_of(fields, study.settings.attributes, study.settings.scale)
-            receipt = study.queue.submit(assignment, person.name, said, seconds=seconds_of(fields))
+            ahead = AHEAD if wants_json(request) and not person.paused else 0
+            receipt, following = study.queue.exchange(
+                assignment, person.name, said, seconds=seconds_of(fields), count=ahead
+            )
             feedback = None
             if receipt.correct is not None:
                 feedback = {"correct": receipt.correct, "explanation": coded(receipt.explanation)}
             if wants_json(request):
-                return JSONResponse({"feedback": feedback, **_ahead(study, person, session, fields)})
+                return JSONResponse({"feedback": feedback, **_ahead(study, person, session, fields, following)})
             return HTMLResponse(_told(study, feedback)) if feedback else RedirectResponse("/rate", 303)
 
         return await run_in_threadpool(work)
@@ -81,7 +84,8 @@ def rating_routes(study: Study) -> APIRouter:
 
         def work() -> Response:
             person, session = _rater(study, request, fields)
-            return JSONResponse(_ahead(study, person, session, fields))
+            assignments = [] if person.paused else study.queue.next(person.name, count=AHEAD)
+            return JSONResponse(_ahead(study, person, session, fields, assignments))
 
         return await run_in_threadpool(work)
 
@@ -118,14 +122,13 @@ def _rater(study: Study, request: Request, fields: dict[str, str]) -> tuple[Pers
     return person, session
 
 
-def _ahead(study: Study, person: Person, session: str, fields: dict[str, str]) -> dict[str, Any]:
-    """The cards that the rater's page does not hold yet, and how far the rater is."""
-    if person.paused:
-        return {"cards": [], "paused": True, **study.progress(person)}
+def _ahead(
+    study: Study, person: Person, session: str, fields: dict[str, str], assignments: Sequence[Assignment]
+) -> dict[str, Any]:
+    """Of what the rater holds, the cards that the page does not have yet; and how far the rater is."""
     held = set(fields.get("have", "").split())
-    assignments = study.queue.next(person.name, count=AHEAD)
     cards = [study.card(assignment, session) for assignment in assignments if assignment.id not in held]
-    return {"cards": cards, "paused": False, **study.progress(person)}
+    return {"cards": cards, "paused": person.paused, **study.progress(person)}
 
 
 def _told(study: Study, feedback: dict[str, Any]) -> str:

@@ -77,12 +77,16 @@ ANSWERED: Replies = {
         },
     }
 }
-FOLLOWING: Replies = {200: {"description": "The next cards", "content": {"application/json": _object([*_AHEAD], _AHEAD)}}}
+FOLLOWING: Replies = {
+    200: {"description": "The next cards", "content": {"application/json": _object([*_AHEAD], _AHEAD)}}
+}
 UNDONE: Replies = {
     200: {
         "description": "The question that is open again, or none",
         "content": {
-            "application/json": _object(["reopened"], {"reopened": {"type": ["string", "null"]}, "card": _TEXT, **_PROGRESS})
+            "application/json": _object(
+                ["reopened"], {"reopened": {"type": ["string", "null"]}, "card": _TEXT, **_PROGRESS}
+            )
         },
     }
 }

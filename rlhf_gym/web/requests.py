@@ -11,6 +11,7 @@ from rlhf_gym.feedback.people import Person
 from rlhf_gym.web.security import csrf_matches
 from rlhf_gym.web.study import Study
 
+
 class SignInError(Exception):
     """Nobody is signed in."""
 
