@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rlhf_gym.errors import TaskError
 from rlhf_gym.loop.evaluate import distinct_2, wilson_interval
 from rlhf_gym.loop.label import queries_of
-from rlhf_gym.loop.train import LearningRate, ProxyAndGold, iteration_line
+from rlhf_gym.loop.train import LearningRate, iteration_line
+from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.loop.workbench import split
 from rlhf_gym.sample import Prompt, Sample
 

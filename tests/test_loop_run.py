@@ -56,8 +56,10 @@ def test_what_a_run_leaves_behind(whole: RunDirectory) -> None:
             "summary.txt", "round-1", "round-2"} <= names  # fmt: skip
     for number in (1, 2):
         folder = whole.path / f"round-{number}"
-        left = "samples.jsonl reward_model reward_model.json agent.json agent.zip agent_seconds.json policy"
-        left += " completions.jsonl evaluation.json stages.json"
+        left = (
+            "samples.jsonl reward_model reward_model.json reward_models.jsonl agent.json agent.zip agent_seconds.json"
+        )
+        left += " policy completions.jsonl evaluation.json stages.json"
         assert {p.name for p in folder.iterdir()} == set(left.split())
     rows = figures(whole.path).splitlines()
     assert len(rows) == 1 + 2 * 4

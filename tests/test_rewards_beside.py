@@ -26,7 +26,7 @@ from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import ModelError, RewardError
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.loop.train import ProxyAndGold
+from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.raters import SimulatedRater
 from rlhf_gym.rewards import score, term
 from rlhf_gym.rewards.adaptive import Constrained, RunningStandardise, Scheduled, reward_state

@@ -141,12 +141,13 @@ def test_drawings(tmp_path: Path) -> None:
     assert accuracy_chart([]) is None
     folder = tmp_path / "round-1"
     folder.mkdir()
-    fit = {"accuracy": 0.71, "standard_error": 0.03, "n_train": 160, "n_validation": 40}
-    (folder / "reward_model.json").write_text(json.dumps(fit))
+    fit = {"accuracy": 0.71, "standard_error": 0.03, "n_train": 160, "n_validation": 40, "iteration": 0}
+    again = fit | {"iteration": 12, "n_train": 300, "accuracy": 0.74}
+    (folder / "reward_models.jsonl").write_text(f"{json.dumps(fit)}\n{json.dumps(again)}\n")
     (tmp_path / "round-2").mkdir()
-    (tmp_path / "round-2" / "reward_model.json").write_text("{")  # being written
+    (tmp_path / "round-2" / "reward_models.jsonl").write_text("{")  # from elsewhere
     found = reward_models(tmp_path)
-    assert [row["round"] for row in found] == [1]
+    assert [(row["round"], row["n_train"]) for row in found] == [(1, 160), (1, 300)]
     assert "71.0%" in str(accuracy_chart(found))
 
 
@@ -160,8 +161,8 @@ def test_a_full_page(tmp_path: Path) -> None:
     ]
     queue = QueueSettings(gold_share=0.4, repeat_share=0.2)
     (tmp_path / "round-1").mkdir()
-    fit = {"accuracy": 0.71, "standard_error": 0.03, "n_train": 160, "n_validation": 40}
-    (tmp_path / "round-1" / "reward_model.json").write_text(json.dumps(fit))
+    fit = {"accuracy": 0.71, "standard_error": 0.03, "n_train": 160, "n_validation": 40, "iteration": 0}
+    (tmp_path / "round-1" / "reward_models.jsonl").write_text(json.dumps(fit))
     with study(tmp_path, [*pairs(30), *gold], queue=queue) as found:
         found = replace(found, run=tmp_path)
         admin, rater = joined(found, "admin"), joined(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import signal
 import subprocess
@@ -22,9 +23,11 @@ from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.leases import Answer
 from rlhf_gym.loop import people as loop_people
 from rlhf_gym.loop.config_file import build, merge
+from rlhf_gym.loop.fit import fits
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters import Rater, RaterStoppedError, ask
+from rlhf_gym.web.overview import reward_models
 from rlhf_gym.web.rater import WebRater
 from rlhf_gym.web.server import Address, PageServer
 from rlhf_gym.web.serving import store_of
@@ -273,6 +276,51 @@ def test_people_and_simulated_raters_share_a_run(model: Path, tmp_path: Path, se
         assert rounds == {"web": by_people, "simulated": {1}}
         assert counts["simulated"] == 12
         assert 6 <= counts["web"] <= 12  # half is enough to go on
+
+
+def test_training_goes_on_while_people_answer_and_takes_their_answers_in(model: Path, tmp_path: Path) -> None:
+    """The person answers the rest in the middle of training, before its third iteration."""
+    waiting = threading.Event()
+
+    class Listening(Link):
+        def say(self, line: str) -> None:
+            super().say(line)
+            if re.search(r"round 1 PPO +2/6", line):
+                waiting.set()
+                for _ in range(600):  # until the rest is answered: the page is another thread's
+                    with FeedbackStore(tmp_path / "run" / "feedback.sqlite", read_only=True) as store:
+                        if store.count().judgements == 12:
+                            return
+                    time.sleep(0.05)
+
+    progress, cookies = Listening(), dict[str, str]()
+
+    def rate() -> None:
+        rate_everything(progress.link(), threading.Event(), cookies, limit=6)
+        waiting.wait(60)
+        rate_everything(progress.link(), threading.Event(), cookies, limit=6)
+
+    sections = {
+        "people": {"port": 0, "quota": 0.5, "refit": 4}, "rater": {"name": "web", "form": "pair"},
+        "agent": {"iterations": 6},
+    }  # fmt: skip
+    person = threading.Thread(target=rate)
+    person.start()
+    run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+    person.join()
+    found = fits(run.path / "round-1")
+    assert [(fit["iteration"], fit["judgements"]) for fit in found] == [(0, 6), (2, 12)]
+    assert "6 new answers: the reward model is fitted anew" in progress.said
+    assert json.loads((run.path / "round-1" / "reward_model.json").read_text())["n_train"] == found[1]["n_train"]
+    assert reward_models(run.path) == [
+        {"round": 1, **{k: v for k, v in fit.items() if k != "judgements"}} for fit in found
+    ]
+    assert "It was fitted anew while the policy was trained" in (run.path / "report.html").read_text()
+
+
+def test_waiting_for_answers_without_people_is_refused(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"people\.refit \(8\) waits for people's answers"):
+        build(tiny_settings(model, people={"refit": 8}))
 
 
 def test_a_run_asks_whoever_sits_at_the_terminal(

@@ -18,6 +18,7 @@ from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema, work
+from rlhf_gym.feedback.appending import append_judgements
 from rlhf_gym.feedback.gold import expected
 from rlhf_gym.feedback.handing_out import (
     add_slots,
@@ -39,7 +40,7 @@ from rlhf_gym.feedback.leases import (
     same_answer,
 )
 from rlhf_gym.feedback.query import Judgement
-from rlhf_gym.feedback.store import FeedbackStore, append_judgements
+from rlhf_gym.feedback.store import FeedbackStore
 
 _A, _S, _Q = work.assignments.c, work.slots.c, schema.queries.c
 _REFRESH = 1.0  # seconds for which counts, and the knowledge of which queries there are, may be old

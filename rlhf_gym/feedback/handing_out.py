@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, func, insert, select, update
 from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.feedback import rows, schema, work
@@ -35,7 +35,7 @@ _WRONG = select(_A.id, _A.query_id, _A.kind, _A.expires_at, _A.judgement_id).whe
     _A.state == "open", (_A.expires_at < bindparam("now")) | (_A.expires_at > bindparam("latest"))
 )
 
-_RATER = bindparam("for_rater")
+_RATER: BindParameter[str] = bindparam("for_rater")
 _OWN = work.assignments.alias("own")
 _LAPSED = (_OWN.c.rater == _RATER) & (_OWN.c.query_id == _S.query_id) & (_OWN.c.kind == "query")
 _SEEN = select(_A.id).where(_A.rater == _RATER, _A.query_id == _S.query_id, _A.state != "lapsed").exists()
@@ -139,7 +139,8 @@ def _special(connection: Connection, rater: str, settings: QueueSettings) -> tup
     kinds: dict[str, int] = {row[0]: row[1] for row in counted}
     given = sum(number for kind, number in kinds.items() if kind != "practice")
     draw = int(content_id("share", settings.seed, rater, given), 16) / 2.0**128
-    query_id, kind = None, "practice"
+    query_id: str | None = None
+    kind: Kind = "practice"
     if kinds.get("practice", 0) < settings.practice:
         query_id = _known(connection, rater, settings.seed, practice=True)
     if query_id is None and draw < settings.gold_share:

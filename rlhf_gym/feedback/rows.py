@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, Table, bindparam, insert, select
+from sqlalchemy import BindParameter, Connection, RowMapping, Select, Table, bindparam, insert, select
 from sqlalchemy.exc import StatementError
 
 from rlhf_gym.errors import FeedbackError
@@ -20,7 +20,7 @@ _JUDGEMENT_COLUMNS = {name: schema.judgements.c[name].label(f"judgement_{name}")
 judgement_columns = tuple(_JUDGEMENT_COLUMNS.values())
 query_columns = tuple(schema.queries.c[name].label(f"asked_{name}") for name in _QUERY_FIELDS)
 # Statements are made once: making one takes SQLAlchemy longer than it takes the database to answer it.
-_VALUES = bindparam("values", expanding=True)
+_VALUES: BindParameter[Any] = bindparam("values", expanding=True)
 _QUERIES = select(schema.queries).where(schema.queries.c.id.in_(_VALUES))
 _JUDGEMENTS: dict[str, Select[Any]] = {
     name: select(schema.judgements).where(schema.judgements.c[name].in_(_VALUES)) for name in ("id", "supersedes")

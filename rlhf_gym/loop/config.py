@@ -150,6 +150,10 @@ class PeopleConfig(Section):
         1.0, "share of a round's queries that must be answered before the loop goes on; answers that come later count in "
         "the next round", above=0, most=1,
     )  # fmt: skip
+    refit: int | None = setting(
+        None, "while the policy is trained, fit the reward model anew whenever so many more answers have come; null: once a "
+        "round", least=1,
+    )  # fmt: skip
     share: float = setting(
         0.0, "share of the queries that people answer where rater.name is someone else; with rater.name web it is all",
         least=0, most=1,
@@ -304,6 +308,11 @@ class Config:
             raise ConfigError("agent.kl_target needs an agent.kl_coef above 0: it is multiplied, and 0 stays 0")
         if agent.on_kl_limit is not None and agent.kl_limit is None:
             raise ConfigError(f"agent.on_kl_limit ({agent.on_kl_limit}) needs an agent.kl_limit, in nats per response")
+        if self.people.refit is not None and self.rater.name != "web" and not self.people.share:
+            raise ConfigError(
+                f"people.refit ({self.people.refit}) waits for people's answers, and nobody is asked: give --rater web, or a "
+                "people.share"
+            )
         if self.rater.form == "pair" and self.sampling.candidates % 2:
             raise ConfigError(
                 f"rater.form 'pair' takes candidates two by two: sampling.candidates must be even, got "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from rlhf_gym.decoding import generate
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.loop.run_directory import write_json
+from rlhf_gym.loop.run_directory import write_json, write_text
 from rlhf_gym.loop.sample import round_prompts
 from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.reward_model import FitConfig, RewardModel
@@ -15,18 +19,28 @@ NORMALISED_ON = 256
 """At most so many responses: the deviation of scores is then known to 5%."""
 
 
-def fit(bench: Workbench, number: int) -> None:
-    """Write ``round-N/reward_model/`` and ``round-N/reward_model.json``.
+FITS_FILE = "reward_models.jsonl"
+_KEPT = ("accuracy", "standard_error", "n_train", "n_validation")
+
+
+def fit(bench: Workbench, number: int, *, iteration: int = 0) -> None:
+    """Write ``round-N/reward_model/`` and ``round-N/reward_model.json``, and a line of ``round-N/reward_models.jsonl``.
 
     The trunk begins as the reference in every round, and judgements of all rounds count: a reward model is never fitted on
     top of an older one's mistakes. It is normalised on responses of the reference, so that ``kl_coef`` means the same in
     every round (Ziegler et al. 2019); on new ones, since the scores of those it was fitted to are spread too widely.
+
+    Args:
+        bench: the run's means.
+        number: the round.
+        iteration: how many the agent has done since the round began.
 
     Raises:
         FeedbackError: no judgement says that one response is better than another.
     """
     settings = bench.config.reward_model
     with FeedbackStore(bench.run.store_file, read_only=True) as store:
+        judgements = store.count().current  # first: of what comes meanwhile nothing is missed
         preferences = store.preferences()
     if all(p.tie for p in preferences):
         raise FeedbackError(
@@ -51,11 +65,21 @@ def fit(bench: Workbench, number: int) -> None:
         model.normalise(*_reference_samples(bench, number))
     folder = bench.run.round(number)
     model.save(folder / "reward_model")
-    write_json(folder / "reward_model.json", result.as_dict())
+    figures = result.as_dict()
+    write_json(folder / "reward_model.json", figures)
+    line = {"iteration": iteration, "judgements": judgements, **{name: figures[name] for name in _KEPT}}
+    earlier = [fit for fit in fits(folder) if fit["iteration"] < iteration]
+    write_text(folder / FITS_FILE, "".join(f"{json.dumps(row)}\n" for row in [*earlier, line]))
     bench.progress.say(
         f"{title}: accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.n_validation} held-out comparisons, "
         f"calibration error {result.ece:.3f}, fitted on {result.n_train}"
     )
+
+
+def fits(folder: Path) -> list[dict[str, Any]]:
+    """The reward models that a round has had so far: ``iteration``, ``judgements``, and how good each is."""
+    file = folder / FITS_FILE
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _reference_samples(bench: Workbench, number: int) -> tuple[list[str], list[str]]:

@@ -29,6 +29,11 @@ class Bar:
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, note=note, total=total)
 
+    def remove(self) -> None:
+        """Show it no more."""
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
+
 
 class Progress:
     """Bars on a terminal, plain lines elsewhere, nothing when quiet.
@@ -52,6 +57,11 @@ class Progress:
             total: steps; 0 where that is not known yet.
         """
         started = time.perf_counter()
+        if self._bars is not None:  # a stage within a stage
+            bar = Bar(self._bars, total, title)
+            yield bar
+            bar.remove()
+            return
         if self.console.is_terminal and not self.console.quiet:
             columns = (
                 TextColumn("{task.description:<22}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),

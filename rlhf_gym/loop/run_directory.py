@@ -7,6 +7,7 @@
 ``metrics.csv``                         one row an iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the fitted reward model, and how good it is
+``round-N/reward_models.jsonl``         a line a fit: after which iteration, how many judgements, how good
 ``round-N/agent.json``                  the agent's settings, those it took by itself included
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
@@ -42,7 +43,8 @@ STAGES = ("sample", "label", "fit", "train", "evaluate")
 RESUMABLE = {
     "run.rounds", "run.threads", "agent.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode",
     "log.completions", "log.completions_every",
-    *(f"people.{name}" for name in ("host", "port", "url", "overlap", "lease", "quota", "title", "guidelines", "text")),
+    "people.host", "people.port", "people.url", "people.overlap", "people.lease", "people.quota", "people.refit",
+    "people.title", "people.guidelines", "people.text",
 }  # fmt: skip
 """What may change when a run goes on: nothing here alters a figure that was already written."""
 

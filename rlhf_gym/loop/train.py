@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rlhf_gym.agents import PolicyGradient
@@ -14,10 +14,10 @@ from rlhf_gym.loop.agents import agent_options, find_agent
 from rlhf_gym.loop.completions import SampleCompletions
 from rlhf_gym.loop.metrics import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
+from rlhf_gym.loop.refit import Refits
 from rlhf_gym.loop.run_directory import read_json, whole_folder, write_json
+from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.loop.workbench import Workbench
-from rlhf_gym.rewards.adaptive import frozen
-from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, first_failures, reward_name, score
 
 # The line of figures of an iteration: metrics.csv's column, its word on the line, its format.
 FIGURES = (
@@ -27,52 +27,6 @@ FIGURES = (
 )  # fmt: skip
 
 SECONDS_FILE = "agent_seconds.json"  # what a round's iterations took, by phase: for the report
-
-
-class ProxyAndGold:
-    """The proxy as the reward; the gold reward and the task's metrics are reported beside it, never optimised.
-
-    Args:
-        proxy: what the agent is trained against.
-        watched: further rewards, by name. What they might adapt stays as it is: only the proxy learns from a rollout.
-
-    Attributes:
-        parts: all of them, so that a checkpoint finds the states of adaptive ones.
-    """
-
-    name = "proxy"
-
-    def __init__(self, proxy: Reward, watched: Mapping[str, Reward]) -> None:
-        self.proxy = proxy
-        self.watched = dict(watched)
-        self.parts = (proxy, *self.watched.values())
-
-    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
-        """The proxy's scores alone."""
-        return score(self, prompts, responses, columns).values
-
-    def score_terms(
-        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
-    ) -> ScoredBatch:
-        """The proxy's scores, what it is made of, and everybody's scores as terms.
-
-        A sample without one of these scores is left out: figures beside one another are of the same samples.
-        """
-        scored = score(self.proxy, prompts, responses, columns, may_skip=True)
-        terms, failures = {"proxy": scored.values}, scored.failures
-        for name, reward in self.watched.items():
-            if reward is self.proxy:
-                terms[name] = scored.values
-                continue
-            with frozen(reward):
-                watched = score(reward, prompts, responses, columns, may_skip=True)
-            terms[name], failures = watched.values, first_failures(failures, watched.failures)
-        return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures, scored.tokens)
-
-    def _parts_of_proxy(self, scored: ScoredBatch) -> dict[str, Scores]:
-        """The terms of a proxy made of several; what a plain one is called is the proxy itself."""
-        own = reward_name(self.proxy)
-        return {name: values for name, values in scored.terms.items() if name != own}
 
 
 class LearningRate:
@@ -106,7 +60,9 @@ def train(bench: Workbench, number: int) -> None:
     settings = bench.config.agent
     table = MetricsTable(bench.run.metrics_file)
     rate = LearningRate(settings.learning_rate, settings.iterations, settings.lr_schedule)
-    agent = _agent(bench, number, table, rate)
+    reward = ProxyAndGold(bench.proxy(number), {"gold": bench.gold, **bench.task.metrics})
+    refits = Refits(bench, number, reward)
+    agent = _agent(bench, number, table, rate, reward)
     title = type(agent).__name__
     write_json(bench.run.round(number) / "agent.json", {"class": title, **agent.settings})
     logger = make_logger(bench.run, bench.config, table)
@@ -114,7 +70,7 @@ def train(bench: Workbench, number: int) -> None:
     try:
         with bench.progress.stage(f"round {number} {title}", settings.iterations) as bar:
             shown = SampleCompletions(bench, number, agent.iteration, logger)
-            _iterate(bench, number, agent, table, rate, bar, shown)
+            _iterate(bench, number, agent, table, rate, bar, shown, refits)
     finally:
         logger.close()
     with whole_folder(bench.run.round(number) / "policy") as folder:
@@ -123,7 +79,7 @@ def train(bench: Workbench, number: int) -> None:
 
 def _iterate(
     bench: Workbench, number: int, agent: PolicyGradient, table: MetricsTable, rate: LearningRate, bar: Bar,
-    shown: SampleCompletions,
+    shown: SampleCompletions, refits: Refits,
 ) -> None:  # fmt: skip
     settings = bench.config.agent
     checkpoint = bench.run.round(number) / "agent.zip"
@@ -144,16 +100,18 @@ def _iterate(
         if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
             agent.save(checkpoint)
             write_json(checkpoint.with_name(SECONDS_FILE), table.seconds)
+        if agent.iteration < settings.iterations:
+            refits.look(agent.iteration)
 
 
-def _agent(bench: Workbench, number: int, table: MetricsTable, rate: LearningRate) -> PolicyGradient:
+def _agent(
+    bench: Workbench, number: int, table: MetricsTable, rate: LearningRate, reward: ProxyAndGold
+) -> PolicyGradient:
     """The agent at the beginning of a round, or as the round's latest checkpoint has it."""
     settings = bench.config.agent
-    watched = {"gold": bench.gold, **bench.task.metrics}
     env = make_sb3_env(
-        settings.n_envs or settings.n_episodes, tokenizer=bench.reference.tokenizer, task=bench.task,
-        reward=ProxyAndGold(bench.proxy(number), watched),
-    )  # fmt: skip
+        settings.n_envs or settings.n_episodes, tokenizer=bench.reference.tokenizer, task=bench.task, reward=reward
+    )
     make: Any = find_agent(settings.name)
     checkpoint = bench.run.round(number) / "agent.zip"
     if checkpoint.exists():

@@ -120,16 +120,17 @@ def throughput_chart(times: Sequence[datetime]) -> Markup | None:
 
 
 def reward_models(run: Path | None) -> list[dict[str, Any]]:
-    """For each round of a run whose reward model is fitted: its accuracy on held-out comparisons, and how many it saw."""
+    """Every reward model that a run has fitted: its round, its accuracy on held-out comparisons, and how many it saw."""
     found = []
-    for file in run.glob("round-*/reward_model.json") if run else []:
+    for file in run.glob("round-*/reward_models.jsonl") if run else []:
         try:
-            fit = json.loads(file.read_text(encoding="utf-8"))
-            row = {key: fit[key] for key in ("accuracy", "standard_error", "n_train", "n_validation")}
-            found.append({"round": int(file.parent.name.removeprefix("round-")), **row})
-        except (ValueError, KeyError, OSError):
-            continue  # being written, or from elsewhere
-    return sorted(found, key=lambda row: int(row["round"]))
+            for line in file.read_text(encoding="utf-8").splitlines():
+                fit = json.loads(line)
+                row = {key: fit[key] for key in ("accuracy", "standard_error", "n_train", "n_validation", "iteration")}
+                found.append({"round": int(file.parent.name.removeprefix("round-")), **row})
+        except (ValueError, KeyError, TypeError, OSError):
+            continue  # from elsewhere
+    return sorted(found, key=lambda row: (int(row["round"]), int(row["iteration"])))
 
 
 def accuracy_chart(fits: Sequence[dict[str, Any]]) -> Markup | None:

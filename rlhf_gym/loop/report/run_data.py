@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -75,10 +75,11 @@ class Iteration:
 
 @dataclass(frozen=True)
 class RewardModelRound:
-    """What `round-N/reward_model.json` says of one reward model."""
+    """What `round-N/reward_model.json` says of a round's (last) reward model, and `reward_models.jsonl` of all it has had."""
 
     round: int
     figures: Mapping[str, Any]
+    fits: Sequence[Mapping[str, Any]] = ()
 
     def get(self, key: str) -> float | None:
         """A figure, or None where it is missing or not a finite number."""
@@ -182,6 +183,7 @@ def read_run(run_dir: Path) -> RunData:
         return parsed
 
     nothing: dict[str, Any] = {}
+    no_rows: list[Mapping[str, Any]] = []
     evaluation = read("evaluation.json", json.loads, nothing)
     versions = read("versions.json", json.loads, nothing)
     rounds = []
@@ -193,7 +195,8 @@ def read_run(run_dir: Path) -> RunData:
             seconds[str(phase)] = seconds.get(str(phase), 0.0) + (finite(value) or 0.0)
         figures = read(f"{folder.name}/reward_model.json", json.loads, nothing) if match else nothing
         if match and figures:
-            rounds.append(RewardModelRound(int(match[1]), figures))
+            fits = read(f"{folder.name}/reward_models.jsonl", _json_lines, no_rows)
+            rounds.append(RewardModelRound(int(match[1]), figures, fits))
     reward_models = tuple(sorted(rounds, key=lambda reward_model: reward_model.round))
     return RunData(
         run_dir=run_dir,
@@ -209,6 +212,10 @@ def read_run(run_dir: Path) -> RunData:
         completions=_first_and_last(run_dir),
         seconds=seconds,
     )
+
+
+def _json_lines(text: str) -> list[Mapping[str, Any]]:
+    return [row for row in map(json.loads, text.splitlines()) if isinstance(row, Mapping)]
 
 
 def _iterations(text: str) -> tuple[Iteration, ...]:

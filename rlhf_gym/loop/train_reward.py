@@ -1,0 +1,60 @@
+"""What an agent is trained against in a run: the proxy, with everything that is reported beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_gym.rewards.adaptive import frozen
+from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, first_failures, reward_name, score
+
+
+class ProxyAndGold:
+    """The proxy as the reward; the gold reward and the task's metrics are reported beside it, never optimised.
+
+    Args:
+        proxy: what the agent is trained against.
+        watched: further rewards, by name. What they might adapt stays as it is: only the proxy learns from a rollout.
+
+    Attributes:
+        parts: all of them, so that a checkpoint finds the states of adaptive ones.
+    """
+
+    name = "proxy"
+
+    def __init__(self, proxy: Reward, watched: Mapping[str, Reward]) -> None:
+        self.proxy = proxy
+        self.watched = dict(watched)
+        self.parts = (proxy, *self.watched.values())
+
+    def replace(self, proxy: Reward) -> None:
+        """Train against another proxy from now on."""
+        self.proxy = proxy
+        self.parts = (proxy, *self.parts[1:])
+
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
+        """The proxy's scores alone."""
+        return score(self, prompts, responses, columns).values
+
+    def score_terms(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> ScoredBatch:
+        """The proxy's scores, what it is made of, and everybody's scores as terms.
+
+        A sample without one of these scores is left out: figures beside one another are of the same samples.
+        """
+        scored = score(self.proxy, prompts, responses, columns, may_skip=True)
+        terms, failures = {"proxy": scored.values}, scored.failures
+        for name, reward in self.watched.items():
+            if reward is self.proxy:
+                terms[name] = scored.values
+                continue
+            with frozen(reward):
+                watched = score(reward, prompts, responses, columns, may_skip=True)
+            terms[name], failures = watched.values, first_failures(failures, watched.failures)
+        return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures, scored.tokens)
+
+    def _parts_of_proxy(self, scored: ScoredBatch) -> dict[str, Scores]:
+        """The terms of a proxy made of several; what a plain one is called is the proxy itself."""
+        own = reward_name(self.proxy)
+        return {name: values for name, values in scored.terms.items() if name != own}
