@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query, preferences_from
-from rlhf_gym.feedback.formats import FORMATS, Imported, export_feedback, from_records, import_feedback, to_records
+from rlhf_gym.feedback.files import export_feedback, import_feedback
+from rlhf_gym.feedback.formats import Imported, from_records, to_records
 
 NASTY = 'quote " newline \n tab \t separator \u2028 é 💡 lone \ud800'
 Answers = list[tuple[Query, Judgement]]
@@ -203,45 +203,3 @@ def test_openai_summarize() -> None:
     assert to_records([(query, judgement)], "openai-summarize") == ([row], {})
     records, dropped = to_records(everything(), "openai-summarize")
     assert (len(records), dropped) == (5, {"ties": 2, "skips": 1})
-
-
-def test_files(tmp_path: Path) -> None:
-    for name in ("pairs.jsonl", "pairs.json"):
-        path = tmp_path / name
-        export_feedback(everything(), path, "alpacafarm")
-        assert len(import_feedback(path, "alpacafarm").queries) == 8
-        assert [file.name for file in tmp_path.iterdir() if file.name.endswith(".part")] == []
-    assert isinstance(json.loads((tmp_path / "pairs.json").read_text()), list)
-    empty = tmp_path / "empty.jsonl"
-    export_feedback([], empty, "hh")
-    assert import_feedback(empty, "hh") == Imported()
-
-
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    path = tmp_path / "broken.jsonl"
-    path.write_text('{"chosen": "a"}\n{"chosen"\n')
-    with pytest.raises(FeedbackError, match=r"record 1 is not of the format 'trl-explicit': it has no 'rejected'"):
-        import_feedback(path, "trl-explicit")
-    path.write_text('{"chosen": "a", "rejected": "b"}\n\n{"chosen"\n')
-    with pytest.raises(FeedbackError, match=r"broken.jsonl, line 3, is not JSON"):
-        import_feedback(path, "trl-implicit")
-    with pytest.raises(FeedbackError, match="could not be read"):
-        import_feedback(tmp_path / "missing.jsonl", "hh")
-    with pytest.raises(FeedbackError, match="could not be written"):
-        export_feedback(everything(), tmp_path / "missing" / "x.jsonl", "hh")
-    with pytest.raises(FeedbackError, match="did you mean 'alpacafarm'"):
-        to_records([], "alpaca-farm")
-    for name in FORMATS:
-        with pytest.raises(FeedbackError, match=f"record 1 is not of the format '{name}'"):
-            from_records([{"something": "else"}], name)
-        with pytest.raises(FeedbackError, match=f"record 1 is not of the format '{name}'"):
-            from_records(["text"], name)  # type: ignore[list-item]
-
-
-def test_datasets_reads_the_export(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    path = tmp_path / "pairs.jsonl"
-    export_feedback(everything()[:3], path, "trl-conversational")
-    rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert rows[1]["chosen"] == [{"role": "assistant", "content": "No."}]
-    assert rows["margin"][:] == [None, 2.0]

@@ -1,9 +1,11 @@
-"""The commands about people who rate: serve the page, invite, forget."""
+"""The commands about people who rate: serve the page, invite, forget, and take answers out and in."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from rlhf_gym.errors import ConfigError
 
@@ -14,7 +16,8 @@ def rate(options: argparse.Namespace) -> None:
         raise ConfigError(
             "say what to serve: rlhf-gym rate --serve RUN_OR_STORE (or `rate invite`, `rate forget RATER`)"
         )
-    {None: _serve, "invite": _invite, "forget": _forget}[options.action](options)
+    actions = {None: _serve, "invite": _invite, "forget": _forget, "export": _export, "import": _import}
+    actions[options.action](options)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -64,3 +67,38 @@ def _forget(options: argparse.Namespace) -> None:
     with FeedbackStore(store_of(options.store)[0]) as store:
         People(store).forget(options.rater)
     print(f"forgotten: nothing ties {options.rater} to a person any more; the judgements stay", file=sys.stderr)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback import FeedbackStore
+    from rlhf_gym.feedback.files import export_feedback
+    from rlhf_gym.web.serving import store_of
+
+    with FeedbackStore(store_of(options.store)[0], read_only=True) as store:
+        answers = store.answers(options.round, superseded=options.all)
+    done = export_feedback(answers, options.file, options.format)
+    print(f"{options.file}: {done.written} records of {len(answers)} answers{_left_out(done.dropped)}", file=sys.stderr)
+    print(f"{options.format} has no place for: {done.loses}", file=sys.stderr)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback import FeedbackStore
+    from rlhf_gym.feedback.files import import_feedback
+    from rlhf_gym.web.serving import store_of
+
+    # All of the file is read before the store is opened: a file that is refused leaves nothing behind.
+    found = import_feedback(options.file, options.format, rater=options.rater, round=options.round or 0)
+    there = "://" in options.store or Path(options.store).exists()
+    with FeedbackStore(store_of(options.store)[0] if there else options.store) as store:
+        queries, judgements = store.add_queries(found.queries), store.add_judgements(found.judgements)
+    known = len(found.judgements) - judgements
+    print(
+        f"{options.store}: {judgements} new answers to {queries} new queries"
+        f"{f', {known} that were there already' if known else ''}{_left_out(found.dropped)}",
+        file=sys.stderr,
+    )
+
+
+def _left_out(dropped: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    return f"; left out: {reasons}" if reasons else ""

@@ -55,7 +55,7 @@ class Origin:
 
 
 Writer = Callable[[Query, Judgement], Iterator[Record | Dropped]]
-Reader = Callable[[Mapping[str, Any], Origin], Answer | Dropped]
+Reader = Callable[[Mapping[str, Any], Origin], Answer | Dropped | list[Answer | Dropped]]
 
 
 def write_native(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
