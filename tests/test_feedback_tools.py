@@ -49,6 +49,7 @@ def test_label_studio_tasks_have_the_form_it_reads() -> None:
     assert dropped == {"ties": 1}
     assert records[0]["data"] == {"prompt": "Why?", "answer1": "Because.", "answer2": "No.", "rater": "ann"}
     [annotation] = records[0]["annotations"]
+    assert len({region.pop("id") for region in annotation["result"]}) == 2
     assert annotation["result"] == [
         {"from_name": "comparison", "to_name": "comparison", "type": "pairwise", "value": {"selected": "right"}},
         {"from_name": "reason", "to_name": "prompt", "type": "textarea", "value": {"text": ["kinder"]}},

@@ -142,7 +142,8 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
 
 
 def _region(name: str, to_name: str, kind: str, value: Record) -> Record:
-    return {"from_name": name, "to_name": to_name, "type": kind, "value": value}
+    number = content_id(name, to_name, kind, value)[:10]  # any, as long as it is the only one in its annotation
+    return {"id": number, "from_name": name, "to_name": to_name, "type": kind, "value": value}
 
 
 def _user(given: Any) -> str | None:
