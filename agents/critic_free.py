@@ -172,13 +172,17 @@ class CriticFree(PolicyGradient):
     def prepare(self, rollout: Rollout) -> None:
         """Shaped rewards, then advantages."""
         check_groups(rollout, self.group_size)
-        rewards = self.shaped_rewards(rollout)
+        rollout.advantages = self.advantages(rollout, self.shaped_rewards(rollout)) * rollout.mask
+
+    def scores(self, rollout: Rollout) -> Tensor:
+        """What the environment paid, less what is charged for length."""
+        scores = super().scores(rollout)
         if self.overlong_buffer is not None:
             lengths = torch.tensor(rollout.lengths)
             limit = self.policy.limits.max_tokens
             penalty = overlong_penalty(lengths, limit, min(self.overlong_buffer, limit))
-            rewards[torch.arange(len(lengths)), lengths - 1] += penalty
-        rollout.advantages = self.advantages(rollout, rewards) * rollout.mask
+            scores[torch.arange(len(lengths)), lengths - 1] += penalty
+        return scores
 
     @abstractmethod
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:

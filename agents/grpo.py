@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.advantages import group_relative
@@ -14,6 +17,7 @@ from rlhf_gym.agents.kl import Estimator
 from rlhf_gym.agents.losses import Aggregation, sequence_clipped_policy_loss
 from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.agents.rollout import Rollout
+from rlhf_gym.errors import ConfigError
 
 
 class GRPO(CriticFree):
@@ -24,9 +28,8 @@ class GRPO(CriticFree):
                   (Shao et al. 2024, equations 3 and 4)
     Dr. GRPO      ``scale_rewards="none", aggregation="constant", kl_coef=0`` (Liu et al. 2025): neither the deviation nor the
                   length weighs a response
-    DAPO          ``clip_range_high=0.28, aggregation="token", drop_equal_groups=True, overlong_buffer=..., kl_coef=0``
-                  (Yu et al. 2025). Dropped groups are not drawn again until a batch is full, as theirs are: an iteration
-                  learns from what is left.
+    DAPO          ``clip_range_high=0.28, aggregation="token", drop_equal_groups=True, max_refills=..., overlong_buffer=...,
+                  kl_coef=0`` (Yu et al. 2025)
     ============  ======================================================================================================
 
     Args:
@@ -37,6 +40,9 @@ class GRPO(CriticFree):
             ``"batch"``, or ``"none"``.
         drop_equal_groups: do not learn from groups whose scores are all the same: their advantages are 0, but their
             tokens would count in the loss's mean.
+        max_refills: with ``drop_equal_groups``: where fewer than ``n_episodes`` are left to learn from, write as many again,
+            and again, at most so many times ("dynamic sampling"); figures are of all that were written. 0 learns from what
+            is left. ``groups/refills`` counts them.
         n_epochs: passes over an iteration's episodes.
         batch_size: whole episodes a minibatch; None is all of them.
         clip_range: as PPO's.
@@ -60,6 +66,7 @@ class GRPO(CriticFree):
         group_size: int = 8,
         scale_rewards: Literal["group", "batch", "none"] = "group",
         drop_equal_groups: bool = False,
+        max_refills: int = 0,
         n_epochs: int = 2,
         batch_size: int | None = 16,
         clip_range: float | None = 0.2,
@@ -71,22 +78,64 @@ class GRPO(CriticFree):
     ) -> None:
         self.scale_rewards: Literal["group", "batch", "none"] = scale_rewards
         self.drop_equal_groups = drop_equal_groups
+        self.max_refills = max_refills
+        if max_refills and not drop_equal_groups:
+            raise ConfigError(f"max_refills ({max_refills}) replaces the groups that drop_equal_groups=True leaves out")
+        if max_refills and kl_in == "reward" and kl_coef:
+            raise ConfigError(
+                f"max_refills ({max_refills}) looks for groups of equal scores, and with kl_in='reward' hardly any two are "
+                "equal: give kl_in='loss', or kl_coef=0"
+            )
         super().__init__(
             policy, env, group_size=group_size, n_epochs=n_epochs, batch_size=batch_size, clip_range=clip_range,
             aggregation=aggregation, kl_coef=kl_coef, kl_in=kl_in,
             kl_estimator=kl_estimator or ("k3" if kl_in == "loss" else "k1"),
-            own={"scale_rewards": scale_rewards, "drop_equal_groups": drop_equal_groups}, **options,
+            own={"scale_rewards": scale_rewards, "drop_equal_groups": drop_equal_groups, "max_refills": max_refills},
+            **options,
         )  # fmt: skip
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
+        """Collect episodes, and more of them while too few groups differ in their scores."""
+        parts: list[Rollout] = []
+        seconds: Counter[str] = Counter()
+        scoring = 0.0
+        try:
+            while super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
+                self._in_parts = True  # a checkpoint from within goes back to the first part's start
+                assert self.rollout is not None
+                parts.append(self.rollout)
+                seconds.update(self._seconds)
+                scoring += self._scoring_seconds or 0.0
+                if len(parts) > self.max_refills or self._differing(parts) >= (self.n_episodes or 0):
+                    break
+            else:
+                return False
+        finally:
+            self._in_parts = False
+        if self.max_refills:
+            self.logger.record("groups/refills", len(parts) - 1)
+        if len(parts) > 1:
+            self.rollout, self._seconds = Rollout.joined(parts), dict(seconds)
+            self._scoring_seconds = None if self._scoring_seconds is None else scoring
+        return True
+
+    def _differing(self, parts: list[Rollout]) -> int:
+        """How many episodes there are to learn from."""
+        return sum(int((~self._equal(self.scores(part))).sum()) for part in parts) * self.group_size
+
+    def _equal(self, rewards: Tensor) -> Tensor:
+        """Whether a group's scores are all the same, bool ``[groups]``."""
+        groups = rewards.sum(1).view(-1, self.group_size)
+        return (groups == groups[:, :1]).all(1)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Relative to the group, the same for all tokens of a response."""
         scores = rewards.sum(1)
-        groups = scores.view(-1, self.group_size)
-        equal = (groups == groups[:, :1]).all(1)
+        equal = self._equal(rewards)
         self.logger.record("groups/equal_share", equal.float().mean().item())
         if self.drop_equal_groups:
             kept = torch.repeat_interleave(~equal, self.group_size)
-            rollout.learn_from = torch.nonzero(kept).flatten().tolist()
+            rollout.learn_from = torch.nonzero(kept).flatten().tolist()[: self.n_episodes]
         return group_relative(scores, self.group_size, self.scale_rewards)[:, None]
 
 

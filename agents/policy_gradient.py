@@ -76,12 +76,16 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
                 group["lr"] *= self.kl_limit.rate
                 self.logger.record("train/learning_rate", group["lr"])
 
-    def shaped_rewards(self, rollout: Rollout) -> Tensor:
-        """Scores, and the KL penalty where it is part of the reward, token by token: float32 ``[B, R]``."""
-        rewards = shape_scores(
+    def scores(self, rollout: Rollout) -> Tensor:
+        """What the environment paid, with what the settings add and take off, token by token: float32 ``[B, R]``."""
+        return shape_scores(
             rollout, clip=self.clip_scores, missing_eos_penalty=self.missing_eos_penalty,
             missing_eos_score=self.missing_eos_score,
         )  # fmt: skip
+
+    def shaped_rewards(self, rollout: Rollout) -> Tensor:
+        """Scores, and the KL penalty where it is part of the reward, token by token: float32 ``[B, R]``."""
+        rewards = self.scores(rollout)
         penalty = torch.zeros_like(rewards)
         if self.kl_in == "reward":
             kl = kl_estimate(rollout.log_probs, rollout.reference_log_probs, self.kl_estimator)

@@ -129,6 +129,15 @@ class Rollout:
             pad(mask, [e.rewards for e in episodes]), zeros, zeros.clone(), zeros.clone(),
         )  # fmt: skip
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rollout]) -> Rollout:
+        """Several rollouts, already looked up in the reference, as one."""
+        whole = cls.of([episode for part in parts for episode in part.episodes])
+        rows = [row[kept] for part in parts for row, kept in zip(part.reference_log_probs, part.mask, strict=True)]
+        whole.reference_log_probs = pad(whole.mask, rows)
+        whole.left_out = [episode for part in parts for episode in part.left_out]
+        return whole
+
     @property
     def lengths(self) -> list[int]:
         """Response lengths."""

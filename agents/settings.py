@@ -21,7 +21,7 @@ SHARE: Rule = ("a number in (0, 1]", lambda x: 0 < x <= 1)
 BELOW_HALF: Rule = ("a number in [0, 1/2)", lambda x: 0 <= x < 0.5)
 FINITE: Rule = ("a finite number", lambda x: True)
 COUNT: Rule = ("a whole number of at least 1", lambda x: x >= 1 and isinstance(x, int))
-SEED: Rule = ("a whole number of at least 0", lambda x: x >= 0 and isinstance(x, int))
+NATURAL: Rule = ("a whole number of at least 0", lambda x: x >= 0 and isinstance(x, int))
 
 # What each setting may be, wherever an algorithm has one of that name.
 NUMBERS: dict[str, Rule] = {
@@ -31,9 +31,9 @@ NUMBERS: dict[str, Rule] = {
     "target_kl": ABOVE_0, "max_ratio": ABOVE_0, "kl_coef": AT_LEAST_0, "kl_target": ABOVE_0, "kl_horizon": ABOVE_0,
     "kl_limit": ABOVE_0,
     "group_size": COUNT, "beta": ABOVE_0, "label_smoothing": BELOW_HALF, "overlong_buffer": COUNT, "baseline_decay": FRACTION,
-    "clip_scores": ABOVE_0, "missing_eos_penalty": AT_LEAST_0, "missing_eos_score": FINITE, "seed": SEED,
+    "clip_scores": ABOVE_0, "missing_eos_penalty": AT_LEAST_0, "missing_eos_score": FINITE, "seed": NATURAL,
     "mask_top_p": SHARE, "mask_refresh": COUNT, "max_kl": ABOVE_0, "cg_steps": COUNT, "cg_damping": AT_LEAST_0,
-    "line_search_steps": COUNT,
+    "line_search_steps": COUNT, "max_refills": NATURAL,
 }  # fmt: skip
 OPTIONAL = {
     "n_episodes", "clip_range_high", "dual_clip", "clip_range_vf", "target_kl", "kl_target", "kl_estimator",

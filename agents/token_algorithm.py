@@ -86,6 +86,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.stopped: str | None = None  # why training ended by itself, in words
         self.episode_count = 0
         self._rollout_start: dict[str, Any] | None = None
+        self._in_parts = False  # while further parts of a rollout are collected
         self._seconds: dict[str, float] = {}  # the last iteration's, by phase
         self._scoring_seconds: float | None = None
         if _init_setup_model:
@@ -223,8 +224,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert self.n_episodes is not None
         assert self.seed is not None
         # A checkpoint taken before this rollout has been learned from writes it again.
-        self._rollout_start = None
-        self._rollout_start = self.state()
+        if not self._in_parts:
+            self._rollout_start = None
+            self._rollout_start = self.state()
         callback.on_rollout_start()
         started = time.perf_counter()
         rounds = self.n_episodes // env.num_envs

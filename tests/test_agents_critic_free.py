@@ -19,6 +19,7 @@ from ppo_setups import (
     small_agent,
     weights,
 )
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
@@ -163,6 +164,9 @@ def test_broken_groups_are_noticed() -> None:
         (REINFORCE, {"clip_range_high": 0.3}, "without a clip_range cannot have clip_range_high"),
         (REINFORCE, {"baseline": "mean"}, "baseline must be one of"),
         (REINFORCE, {"baseline_decay": 1.5}, r"baseline_decay must be a number in \[0, 1\]"),
+        (GRPO, {"max_refills": 2}, r"max_refills \(2\) replaces the groups that drop_equal_groups=True leaves out"),
+        (GRPO, {"max_refills": 2, "drop_equal_groups": True, "kl_in": "reward"}, "hardly any two are equal"),
+        (GRPO, {"max_refills": -1, "drop_equal_groups": True}, "max_refills must be a whole number of at least 0"),
         (A2C, {"clip_range": 0.1}, "A2C has no clip_range; leave it out"),
         (PPO, {"clip_range": None}, "clip_range must be"),
     ],
@@ -225,6 +229,61 @@ def test_grpo_compares_siblings_and_drops_groups_that_are_equal() -> None:
         assert not rollout.advantages[i][~rollout.mask[i]].any()
     rows = [i for batch in rollout.minibatches(4, agent._update_rng) for i in batch]
     assert sorted(rows) == rollout.learn_from
+
+
+def equal_groups(rollout: Any, size: int) -> list[bool]:
+    scores = [e.score for e in rollout.episodes]
+    return [len(set(scores[i : i + size])) == 1 for i in range(0, len(scores), size)]
+
+
+def test_a_rollout_is_refilled_until_enough_groups_differ() -> None:
+    options: dict[str, Any] = {"group_size": 2, "drop_equal_groups": True, "kl_coef": 0.05}
+    agent, rollout = prepared(GRPO, max_refills=5, **options)
+    plain, once = prepared(GRPO, **options)
+    parts = len(rollout.episodes) // NUM_ENVS
+    assert 1 < parts <= 6
+    assert len(rollout.episodes) == parts * NUM_ENVS
+    # What comes first is what would have come without.
+    assert [e.response_ids for e in rollout.episodes[:NUM_ENVS]] == [e.response_ids for e in once.episodes]
+    torch.testing.assert_close(rollout.reference_log_probs, agent.teacher_forced(rollout, agent.reference))
+    torch.testing.assert_close(rollout.log_probs, agent.teacher_forced(rollout, agent.policy.language_model))
+    differing = [i for i, equal in enumerate(equal_groups(rollout, 2)) if not equal]
+    assert rollout.learn_from == [i for g in differing for i in (2 * g, 2 * g + 1)][:NUM_ENVS]
+    # No part more than were needed.
+    before_last = [g for g in differing if 2 * g < NUM_ENVS * (parts - 1)]
+    assert 2 * len(before_last) < NUM_ENVS
+    assert agent.episode_count == len(rollout.episodes)
+    assert agent.num_timesteps // NUM_ENVS == sum(rollout.lengths) // NUM_ENVS
+    assert plain.episode_count == NUM_ENVS
+
+
+def test_refilling_gives_up() -> None:
+    agent = small_agent(
+        GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, drop_equal_groups=True, max_refills=2
+    )
+    rows = learn(agent, 1)
+    assert rows[0]["groups/refills"] == 2
+    assert rows[0]["groups/equal_share"] == 1
+    assert rows[0]["episode"] == 3 * NUM_ENVS
+
+
+def test_a_checkpoint_from_within_a_refill_goes_back_to_the_rollouts_start(tmp_path: Path) -> None:
+    class Saves(BaseCallback):
+        """Saves at every step; the last one is from the last part."""
+
+        def _on_step(self) -> bool:
+            self.model.save(tmp_path / "agent.zip")
+            self.states = [*getattr(self, "states", []), self.model.state()["episode_count"]]  # type: ignore[attr-defined]
+            return True
+
+    options: dict[str, Any] = {"group_size": 2, "drop_equal_groups": True, "max_refills": 3}
+    agent, callback = small_agent(GRPO, **options), Saves()
+    agent.learn(1, callback=callback)
+    assert set(callback.states) == {0}
+    assert agent.episode_count > NUM_ENVS
+    resumed = GRPO.load(tmp_path / "agent.zip", env=letters_env(), reference=agent.reference)
+    resumed.learn(1, reset_num_timesteps=False)
+    assert_same_weights(weights(resumed), weights(agent))
 
 
 def test_an_iteration_without_any_difference_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What holds for every agent: its gradient is that of its loss, and it learns from nothing that is no number or was not written."""
+"""What holds for every agent: its gradient is its loss's, and it learns from nothing that is no number or was not written."""
 
 from __future__ import annotations
 
