@@ -43,7 +43,9 @@ def test_every_figure_of_an_iteration_is_in_the_documentation() -> None:
     logged |= set(learn(agent_of("GRPO", drop_equal_groups=True, max_refills=1), NUM_ENVS)[0])
     logged |= set(learn(agent_of("PPO", kl_limit=1000.0, kl_in="loss"), NUM_ENVS)[0])
     logged = {key for key in logged if not key.startswith("reward/")}
-    named = set(re.findall(r"`([a-z]+(?:/[a-z_]+)?)`", page)) & {key for key in re.findall(r"`([^`]+)`", page) if "/" in key}
+    named = set(re.findall(r"`([a-z]+(?:/[a-z_]+)?)`", page)) & {
+        key for key in re.findall(r"`([^`]+)`", page) if "/" in key
+    }
     assert sorted(key for key in logged if f"`{key}`" not in page) == []
     not_on_policy = {"reward/skipped", "reward/left_out", "rollout/ep_rew_mean", "rollout/ep_len_mean"}
     assert sorted(named - logged - not_on_policy) == []

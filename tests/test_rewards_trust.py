@@ -61,6 +61,8 @@ def test_a_constant_reward():
     assert math.isnan(report.length_correlation)
     assert not report.suspicious
     assert {p.beats for p in report.probes} == {0.5}
+    assert report.troubles == (f"all {len(RESPONSES)} honest samples score 1: nothing can be learned from it",)
+    assert "correlation with length: none" in report.as_text()
 
 
 def test_too_few_samples_or_a_reward_that_fails():

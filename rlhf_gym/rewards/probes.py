@@ -87,6 +87,10 @@ class RewardReport:
             out.append("the same samples score differently from call to call")
         if not self.order_free:
             out.append("a sample's score depends on the others of its batch")
+        if len(self.values) > 1 and not self.values.std() > 0:
+            out.append(
+                f"all {len(self.values)} honest samples score {self.values[0]:g}: nothing can be learned from it"
+            )
         return tuple(out)
 
     def as_text(self) -> str:
@@ -98,7 +102,7 @@ class RewardReport:
             f"  mean {v.mean():.4g}, deviation {v.std():.4g}, 5% {low:.4g}, median {middle:.4g}, 95% {high:.4g}",
             *_histogram(v),
             f"  same numbers twice: {_yes(self.deterministic)}; whatever the batch: {_yes(self.order_free)}; "
-            f"correlation with length: {self.length_correlation:+.2f}",
+            f"correlation with length: {'none' if np.isnan(self.length_correlation) else f'{self.length_correlation:+.2f}'}",
             "  probes, and the share of honest samples that they beat:",
         ]
         for p in self.probes:
