@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from web_study import answer, client, fields, joined, pairs, study
+from web_study import answer, client, fields, joined, pairs, routes, study
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.feedback import FeedbackStore, Query
@@ -116,6 +116,27 @@ def test_answers_are_found_by_what_they_are(tmp_path: Path) -> None:
         assert "0 answers" in admin.get("/admin/answers", params={"rater": "web/nobody"}).text
         for page_number in ("0", "-1", "x", "9" * 30, "\u0663"):
             assert admin.get("/admin/answers", params={"page": page_number}).status_code == 200
+
+
+def test_every_action_of_an_administrator_is_in_the_trail(tmp_path: Path) -> None:
+    """Whatever route there is or will be: who did what to whom, in the same transaction, and for good."""
+    with study(tmp_path, pairs(2)) as found:
+        admin, rater = joined(found, "admin"), joined(found)
+        actor, subject = (person.name for person in found.people.people())
+        assert answer(rater, "a2").status_code == 303
+        token_ = token(admin.get("/admin").text)
+        actions = [route.path.removeprefix("/admin/") for route in routes(admin.app.app) if "POST" in route.methods]
+        actions = [name for name in actions if "/" not in name]
+        assert set(actions) == {"invite", "revoke", "pause", "resume", "forget"}
+        for action in sorted(actions, key=lambda name: name == "forget"):
+            about = found.people.invitations()[0].id if action == "revoke" else subject
+            before = len(found.people.trail())
+            assert admin.post(f"/admin/{action}", data={"csrf": token_, "subject": about}).status_code in (200, 303)
+            entry = found.people.trail(1)[0]
+            assert (len(found.people.trail()), entry.actor, entry.action) == (before + 1, actor, action)
+            assert entry.subject == (found.people.invitations()[0].id if action == "invite" else about)
+        assert admin.get("/admin/export/native").status_code == 200
+        assert (found.people.trail(1)[0].actor, found.people.trail(1)[0].action) == (actor, "export")
 
 
 def test_the_export_is_the_store(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_run import save_tiny_model, tiny_settings
+from web_attack import store_down
 from web_study import pairs, start_run, study
 
 from rlhf_gym.feedback import FeedbackStore, Query
@@ -47,8 +48,11 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, found: Study, **options: Any) -> Iterator[Any]:
-    """The page of a rater who has just joined; nothing may be said on the console, and nothing asked of other hosts."""
+def opened(browser: Any, found: Study, *, may_fail: bool = False, **options: Any) -> Iterator[Any]:
+    """The page of a rater who has just joined; nothing may be said on the console, and nothing asked of other hosts.
+
+    With ``may_fail``, the browser may say that the server could not do something.
+    """
     address = Address(port=0)
     with PageServer(create_app(found, hosts=address.hosts()), address) as server:
         context = browser.new_context(**options)
@@ -63,7 +67,8 @@ def opened(browser: Any, found: Study, **options: Any) -> Iterator[Any]:
         script = options.get("java_script_enabled", True)
         page.wait_for_selector("body.has-script .card" if script else ".card")  # keys work from here on
         yield page
-        assert [line for line in said if "ERR_INTERNET_DISCONNECTED" not in line] == []
+        expected = "ERR_INTERNET_DISCONNECTED" if not may_fail else "the server responded with a status of 503"
+        assert [line for line in said if expected not in line] == []
         assert [url for url in asked if not url.startswith((server.url, "data:"))] == []
         assert page.title() != "ran"
         context.close()
@@ -147,6 +152,24 @@ def test_no_answer_is_lost_without_a_network(browser: Any, tmp_path: Path) -> No
         assert "wait here" in page.inner_text("#alert")
         assert found.store.count().judgements == 0
         page.context.set_offline(False)
+        settled(page, 2)
+        assert page.locator("#alert").is_hidden()
+        assert [j.strength for j in found.store.judgements()] == [3, 2]
+        press(page, "3")
+        settled(page, 3)
+
+
+def test_no_answer_is_lost_while_the_database_is_full(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(6)) as found, opened(browser, found, may_fail=True) as page:
+        with store_down(found):
+            press(page, "1")
+            press(page, "2")
+            page.wait_for_function("() => !document.getElementById('alert').hidden")
+            assert "database takes nothing at the moment" in page.inner_text("#alert")
+            assert "wait here" in page.inner_text("#alert")
+            page.reload()
+            assert "Everything that was stored before is still there" in page.inner_text("main")
+        page.reload()  # the answers have waited through this, too
         settled(page, 2)
         assert page.locator("#alert").is_hidden()
         assert [j.strength for j in found.store.judgements()] == [3, 2]

@@ -29,7 +29,7 @@ from rlhf_gym.web.study import STATIC, Study
 schemathesis = pytest.importorskip("schemathesis")
 
 QUIET = settings(
-    max_examples=16, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
 )
 ACCEPT = st.sampled_from(["application/json", "text/html,*/*;q=0.8"])
 ANSWERS = st.sampled_from(

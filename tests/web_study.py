@@ -35,9 +35,15 @@ def pairs(number: int, *, hostile: str = "") -> list[Query]:
 
 @contextmanager
 def study(
-    folder: Path, queries: Sequence[Query], *, queue: QueueSettings | None = None, page: PageSettings | None = None
+    folder: Path | str,
+    queries: Sequence[Query],
+    *,
+    queue: QueueSettings | None = None,
+    page: PageSettings | None = None,
 ) -> Iterator[Study]:
-    with FeedbackStore(folder / "feedback.sqlite") as store:
+    """A study in a folder, or in the store at a given place (a file or a URL)."""
+    place = folder / "feedback.sqlite" if isinstance(folder, Path) else folder
+    with FeedbackStore(place) as store:
         store.add_queries(queries)
         yield Study(store, People(store), Queue(store, queue), page or PageSettings())
 

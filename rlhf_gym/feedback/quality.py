@@ -11,13 +11,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from statistics import median
-from typing import Any
-
-import numpy as np
 
 from rlhf_gym.feedback.gold import expected, is_practice, meets
 from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.reliability import Agreement, Period, agreement, agreement_over_time
 
 Answers = Sequence[tuple[Query, Judgement]]
 _Z = 1.959964  # of a 95% interval
@@ -90,18 +89,16 @@ class QualityReport:
     Attributes:
         raters: each one's, the busiest first.
         agreed: out of pairs of answers to the same comparison by different raters, those that say the same.
-        alpha: Krippendorff's alpha of those comparisons (first better, second better, tie; nominal), 1 where all agree, 0 where
-            agreement is chance's; None where nothing was compared twice or everybody always said the same.
-        fleiss: Fleiss' kappa of the comparisons that the most frequent number of raters answered; likewise.
-        cohen: Cohen's kappa, the mean over pairs of raters; likewise.
+        agreement: the same beyond chance; a unit is a comparison of two responses, labelled first better, second better
+            or neither (of a response that stands alone: good or not, accepted or not).
+        over_time: agreement as the answers came.
         first: position bias over all raters.
     """
 
     raters: tuple[RaterQuality, ...]
     agreed: Share
-    alpha: float | None
-    fleiss: float | None
-    cohen: float | None
+    agreement: Agreement
+    over_time: tuple[Period, ...]
     first: Share
 
 
@@ -114,39 +111,47 @@ def quality(answers: Answers) -> QualityReport:
     by_rater: dict[str, list[tuple[Query, Judgement]]] = defaultdict(list)
     for query, judgement in answers:
         by_rater[judgement.rater].append((query, judgement))
-    units = _units(answers)
+    units, complete_at = _units(answers)
     raters = [_rater(name, own, units) for name, own in by_rater.items()]
     raters.sort(key=lambda found: (-found.answered, found.rater))
-    agreed, compared = 0, 0
-    for said in units.values():
-        for one, other in itertools.combinations(said.values(), 2):
-            agreed, compared = agreed + (one == other), compared + 1
+    found = agreement(units)
     first = Share(sum(r.first.part for r in raters), sum(r.first.whole for r in raters))
-    return QualityReport(tuple(raters), Share(agreed, compared), _alpha(units), _fleiss(units), _cohen(units), first)
+    over_time = tuple(agreement_over_time(units, complete_at))
+    return QualityReport(tuple(raters), Share(found.agreed, found.pairs), found, over_time, first)
 
 
 Unit = tuple[str, int, int]
 
 
-def _units(answers: Answers) -> dict[Unit, dict[str, int]]:
-    """What each rater says of each two responses to a query: 0 the first is better, 1 the second, 2 neither."""
+def _units(answers: Answers) -> tuple[dict[Unit, dict[str, int]], dict[Unit, datetime]]:
+    """What each rater says of each two responses to a query, and when the last one said it."""
     units: dict[Unit, dict[str, int]] = defaultdict(dict)
+    complete_at: dict[Unit, datetime] = {}
     for query, judgement in answers:
         if judgement.details.get("kind") in ("repeat", "practice"):
             continue
         for (i, j), said in _says(query, judgement).items():
-            units[query.id, i, j][judgement.rater] = said
-    return units
+            unit = (query.id, i, j)
+            units[unit][judgement.rater] = said
+            complete_at[unit] = max(judgement.created_at, complete_at.get(unit, judgement.created_at))
+    return units, complete_at
 
 
 def _says(query: Query, judgement: Judgement) -> dict[tuple[int, int], int]:
-    """What an answer says of each two responses, without its strength; the best of many is only compared to the others."""
+    """What an answer says of each two responses: 0 the first is better, 1 the second, 2 neither; strength is left out.
+
+    The best of many is only compared to the others. Of one response alone: 0 good or accepted as it stands, 1 not.
+    """
+    if len(query.responses) == 1:
+        values = _values(judgement)
+        good = "edited" not in judgement.details if judgement.choice is not None else values.get(0, 0.0) > 0
+        return {} if judgement.skipped else {(0, 0): int(not good)}
     best = judgement.choice
     if best is not None:
         others = [i for i in range(len(query.responses)) if i != best]
         return {(min(best, i), max(best, i)): int(i < best) for i in others}
-    values = sorted(_values(judgement).items())
-    return {(i, j): 2 if a == b else int(a < b) for (i, a), (j, b) in itertools.combinations(values, 2)}
+    ranked = sorted(_values(judgement).items())
+    return {(i, j): 2 if a == b else int(a < b) for (i, a), (j, b) in itertools.combinations(ranked, 2)}
 
 
 def _values(judgement: Judgement) -> dict[int, float]:
@@ -161,46 +166,6 @@ def _values(judgement: Judgement) -> dict[int, float]:
             if value is not None:
                 found[i].append(value)
     return {i: sum(values) / len(values) for i, values in found.items()}
-
-
-def _alpha(units: Mapping[Unit, Mapping[str, int]]) -> float | None:
-    """Krippendorff's alpha (Krippendorff 2004), by the library of that name."""
-    counts = np.array([np.bincount(list(said.values()), minlength=3) for said in units.values() if len(said) > 1])
-    if not len(counts) or (counts.sum(0) > 0).sum() < 2:
-        return None
-    import krippendorff
-
-    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
-
-
-def _fleiss(units: Mapping[Unit, Mapping[str, int]]) -> float | None:
-    """Fleiss' kappa (Fleiss 1971), by statsmodels. It wants one number of raters everywhere: the most frequent is taken."""
-    counts = np.array([np.bincount(list(said.values()), minlength=3) for said in units.values() if len(said) > 1])
-    if not len(counts):
-        return None
-    raters = counts.sum(1)
-    counts = counts[raters == np.bincount(raters).argmax()]
-    if (counts.sum(0) > 0).sum() < 2:
-        return None
-    from statsmodels.stats.inter_rater import fleiss_kappa
-
-    return float(fleiss_kappa(counts))
-
-
-def _cohen(units: Mapping[Unit, Mapping[str, int]]) -> float | None:
-    """Cohen's kappa (Cohen 1960), by statsmodels: the mean over pairs of raters, by the comparisons they share."""
-    tables: dict[tuple[str, str], Any] = defaultdict(lambda: np.zeros((3, 3)))
-    for said in units.values():
-        for (one, a), (other, b) in itertools.combinations(sorted(said.items()), 2):
-            tables[one, other][a, b] += 1
-    # Where both always say the same one thing, kappa is 0 / 0 and says nothing.
-    telling = [t for t in tables.values() if ((t.sum(0) + t.sum(1)) > 0).sum() > 1]
-    if not telling:
-        return None
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    kappas = [float(cohens_kappa(table, return_results=False)) for table in telling]
-    return float(np.average(kappas, weights=[table.sum() for table in telling]))
 
 
 def _rater(name: str, own: Answers, units: Mapping[Unit, Mapping[str, int]]) -> RaterQuality:

@@ -17,6 +17,7 @@ from rlhf_gym.feedback.quality import Share, quality
 from rlhf_gym.feedback.store import StoreCount
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded
 from rlhf_gym.loop.report.text import number, percent
+from rlhf_gym.web.agreement import agreement_chart, agreement_line, coefficients
 from rlhf_gym.web.study import Study
 
 COLUMNS = (("Known answers", "gold"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
@@ -33,13 +34,15 @@ def overview(study: Study) -> dict[str, Any]:
     count = study.store.count()
     fits = reward_models(study.run)
     return {
-        "tiles": _tiles(answers, count, found.agreed, found.alpha),
+        "tiles": _tiles(answers, count, found.agreed, found.agreement.alpha),
         "raters": [(name, people.get(name), rows.get(name)) for name in _names(list(people), list(rows))],
         "invitations": study.people.invitations()[:50],
         "trail": study.people.trail(20),
         "now": datetime.now(UTC),
         "throughput": throughput_chart([judgement.created_at for _, judgement in answers]),
-        "agreement": agreement_line(found.agreed, found.alpha, found.first),
+        "agreement": agreement_line(found.agreed, found.first),
+        "coefficients": coefficients(found.agreement),
+        "over_time": agreement_chart(found),
         "fits": fits,
         "accuracy": accuracy_chart(fits),
         "share": share,
@@ -57,7 +60,7 @@ def _tiles(
     answers: Sequence[tuple[Query, Judgement]], count: StoreCount, agreed: Share, alpha: float | None
 ) -> list[tuple[str, str, str]]:
     now = datetime.now(UTC)
-    recent = [j for _, j in answers if now - j.created_at < RECENT]
+    recent = [j for _, j in answers if timedelta(0) <= now - j.created_at < RECENT]  # none of when a clock was ahead
     pace = len(recent) / (RECENT.total_seconds() / 60)
     active = len({j.rater for j in recent})
     flagged = sum(bool(j.details.get("flagged")) for _, j in answers)
@@ -72,26 +75,6 @@ def _tiles(
 def share(found: Share) -> str:
     """A share as the tables print it: per cent, and out of how many; empty of nothing."""
     return f"{percent(found.value, 0)} of {number(found.whole)}" if found.whole else ""
-
-
-def agreement_line(agreed: Share, alpha: float | None, first: Share) -> str:
-    """Agreement and position bias in a sentence each."""
-    said = []
-    if agreed.whole:
-        low, high = agreed.interval
-        said.append(
-            f"Two raters agree on {percent(agreed.value)} of {number(agreed.whole)} comparisons made twice "
-            f"(95%: {percent(low)} to {percent(high)})."
-        )
-    if alpha is not None:
-        said.append(f"Krippendorff's alpha is {number(alpha, 2)}: 1 is full agreement, 0 is chance.")
-    if first.whole:
-        low, high = first.interval
-        said.append(
-            f"The response shown first was chosen in {percent(first.value)} of {number(first.whole)} pairs "
-            f"(95%: {percent(low)} to {percent(high)}; without a habit, 50%)."
-        )
-    return " ".join(said) or "Nothing to compare yet: agreement needs queries that several people answer (overlap)."
 
 
 def throughput_chart(times: Sequence[datetime]) -> Markup | None:

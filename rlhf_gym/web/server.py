@@ -77,6 +77,9 @@ class PageServer:
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="rating page", daemon=True)
+        # Waited for, not the thread: when a signal's exception interrupts Thread.join, CPython 3.11 takes the thread for
+        # ended, and whoever is being answered at that moment would get no reply.
+        self._ended = threading.Event()
 
     @property
     def url(self) -> str:
@@ -87,7 +90,10 @@ class PageServer:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.address.port}"
 
     def _run(self) -> None:
-        self._server.run(sockets=[self._socket])
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._ended.set()
 
     def __enter__(self) -> PageServer:
         self._thread.start()
@@ -104,18 +110,21 @@ class PageServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._server.should_exit = True
+        self._ended.wait()
         self._thread.join()
         self._socket.close()
 
     def wait(self) -> None:
         """Until the server ends, or Ctrl-C."""
-        while self._thread.is_alive():
-            self._thread.join(0.5)
+        while not self._ended.wait(0.5):
+            pass
 
 
 def _listen(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol named: asyncio sends small packets at once (TCP_NODELAY) only where it sees that this is TCP. Otherwise
+    # each reply on a kept connection would wait 40 ms for the other side's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address.host, address.port))

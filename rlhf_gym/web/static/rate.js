@@ -84,7 +84,8 @@ async function post(action, body) {
   });
   if (response.status === 401) { location.href = "/"; throw { words: "You are no longer signed in.", wait: 60000 }; }
   if (response.status === 429 || response.status >= 500) {
-    throw { words: "The server is busy. Your answers wait here and are sent in a moment.", wait: 1000 * (response.headers.get("Retry-After") || 2) };
+    const trouble = response.status === 503 ? "The study's database takes nothing at the moment." : "The server is busy.";
+    throw { words: `${trouble} Your answers wait here and are sent in a moment; leave this page open.`, wait: 1000 * (response.headers.get("Retry-After") || 2) };
   }
   if (!response.ok) throw { words: (await response.text()).slice(0, 300), final: true };
   return response.json();
