@@ -52,7 +52,7 @@ class NLPO(PPO):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
-        mask_top_p: float = 0.9,
+        mask_top_p: float = 0.98,
         mask_refresh: int = 10,
         **options: Any,
     ) -> None:

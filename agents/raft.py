@@ -38,7 +38,7 @@ class RAFT(CriticFree):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
-        group_size: int = 4,
+        group_size: int = 8,
         n_epochs: int = 2,
         batch_size: int | None = 16,
         **options: Any,

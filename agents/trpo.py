@@ -57,7 +57,7 @@ class TRPO(PPO):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
-        max_kl: float = 0.01,
+        max_kl: float = 0.03,
         cg_steps: int = 10,
         cg_damping: float = 0.1,
         line_search_steps: int = 10,
