@@ -221,7 +221,9 @@ class AgentConfig(Section):
     )
     drop_equal_groups: bool | None = setting(None, "GRPO: do not learn from groups whose rewards are all the same")
     max_refills: int | None = setting(
-        None, "GRPO with drop_equal_groups: write as many responses again, so often at most, until enough are left", least=0
+        None,
+        "GRPO with drop_equal_groups: write as many responses again, so often at most, until enough are left",
+        least=0,
     )
     overlong_buffer: int | None = setting(None, "charge for the last so many tokens before the length limit", least=1)
     clip_range: float | None = setting(None, "the ratio is clipped this far around 1", above=0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import finite
 
 if TYPE_CHECKING:
@@ -112,9 +114,5 @@ def write_heat_maps(path: str | os.PathLike[str], found: Sequence[Trace], title:
         found: from :func:`rlhf_gym.agents.traces.traces`.
         title: the page's.
     """
-    from pathlib import Path
-
-    from rlhf_gym.loop.report.page import page
-
     shown = looks({title: [asdict(trace) for trace in found]})
     Path(path).write_text(page("heat_maps.html.j2", title=title, looks=shown), encoding="utf-8")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import jinja2
-from markupsafe import Markup
 
 from rlhf_gym.loop.report import charts, text
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.heat_maps import looks
+from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
 from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, time_shares, verdict
 
@@ -89,31 +84,6 @@ def render(run: RunData) -> str:
     )
 
 
-def page(template: str, **values: Any) -> str:
-    """A template as one HTML document that only this package's style and script may run in, and that fetches nothing."""
-    style, script = _asset("page.css"), _asset("page.js")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "visible": text.visible,
-        "plain": text.plain,
-        "number": text.number,
-        "percent": text.percent,
-        "signed": text.signed,
-    }
-    policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    found = environment.get_template(template)
-    return found.render(policy=policy, style=Markup(style), script=Markup(script), **values)
-
-
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """What the header says of the run."""
     found = [
@@ -149,11 +119,3 @@ def _commands(run: RunData) -> list[tuple[str, str]]:
         ("Make it again", f"rlhf-gym run --config {config} --out {again}"),
         ("Go on where it stopped", f"rlhf-gym run --config {config} --out {out} --resume"),
     ]
-
-
-def _asset(name: str) -> str:
-    return resources.files("rlhf_gym.loop.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _digest(source: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

@@ -1,0 +1,46 @@
+"""Templates as HTML documents that are safe to open and need nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rlhf_gym.loop.report import text
+
+
+def page(template: str, **values: Any) -> str:
+    """A template as one HTML document that only this package's style and script may run in, and that fetches nothing."""
+    style, script = _asset("page.css"), _asset("page.js")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "visible": text.visible,
+        "plain": text.plain,
+        "number": text.number,
+        "percent": text.percent,
+        "signed": text.signed,
+    }
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    found = environment.get_template(template)
+    return found.render(policy=policy, style=Markup(style), script=Markup(script), **values)
+
+
+def _asset(name: str) -> str:
+    return resources.files("rlhf_gym.loop.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
