@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf_gym.cli.commands import resolve
+from rlhf_gym.cli.main import main
 from rlhf_gym.cli.parser import make_parser
-from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback.files import export_feedback
+from rlhf_gym.feedback.formats import FORMATS
 from rlhf_gym.feedback.gold import expected, is_practice
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "people.md").read_text(encoding="utf-8")
@@ -42,7 +47,7 @@ def test_every_setting_named_in_the_text_exists() -> None:
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    store, gold = blocks("python")
+    store, gold, _ = blocks("python")
     exec(store, {})
     with FeedbackStore("study.sqlite", read_only=True) as found:
         assert [query.form for query in found.queries()] == ["pair", "ranking"]
@@ -55,3 +60,36 @@ def test_its_pictures_and_links_are_there() -> None:
     docs = Path(__file__).resolve().parents[1] / "docs"
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", PAGE):
         assert (docs / target).is_file(), target
+
+
+def test_its_exports_and_imports_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    store, _, load = blocks("python")
+    exec(store, {})
+    with FeedbackStore("study.sqlite") as opened:
+        pair = opened.queries()[0]
+        first = Judgement(query_id=pair.id, rater="web/calm-otter-41", choice=0)
+        opened.add_judgements([first, replace(first, choice=1, supersedes=first.id, id="")])
+        export_feedback(opened.answers(), "comparisons.json", "label-studio")
+    lines = [line for line in commands() if line.startswith(("rlhf-gym rate export", "rlhf-gym rate import"))]
+    assert len(lines) == 3
+    for line in lines:
+        assert main(shlex.split(line.replace("runs/study", "study.sqlite"))[1:]) == 0
+    loaded: dict[str, Any] = {}
+    exec(load.replace('split="train"', f"split='train', cache_dir={str(tmp_path / 'cache')!r}"), loaded)
+    chosen, rejected = pair.responses[1], pair.responses[0]
+    assert loaded["pairs"][:] == {"prompt": [pair.prompt], "chosen": [chosen], "rejected": [rejected]}
+    assert len(loaded["everything"]) == 2
+    with FeedbackStore("study.sqlite", read_only=True) as opened:
+        assert opened.count().judgements == 3
+
+
+def test_its_table_of_formats_says_what_each_loses() -> None:
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in PAGE.partition("## Export and import")[2].splitlines()
+        if "| `" in line
+    ]
+    assert {row[0].strip("`"): row[-1] for row in rows if len(row) == 4} == {n: f.loses for n, f in FORMATS.items()}

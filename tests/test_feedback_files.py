@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,11 +18,11 @@ from test_feedback_formats import everything, pair
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError
-from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.feedback.files import export_feedback, import_feedback
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query, json_files
+from rlhf_gym.feedback.files import add_imported, export_feedback, import_feedback
 from rlhf_gym.feedback.formats import FORMATS, Imported, from_records, to_records
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 HOSTILE = st.text(max_size=40) | st.sampled_from(
     [
         "\ud800",
@@ -70,13 +72,15 @@ ANSWERS = st.lists(
 @settings(max_examples=150, deadline=None)
 def test_a_file_holds_what_its_records_hold(answers: list[tuple[Query, Judgement]], name: str, suffix: str) -> None:
     records, dropped = to_records(answers, name)
-    directly = from_records(json.loads(json.dumps(records)), name)
+    text = json.dumps(records, ensure_ascii=False)
+    directly = from_records(json.loads(text if name == "native" else re.sub("[\ud800-\udfff]", "\ufffd", text)), name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"file{suffix}"
         done = export_feedback(answers, path, name)
         found = import_feedback(path, name)
         assert list(Path(folder).iterdir()) == [path]
     assert (done.written, done.dropped) == (len(records), dropped)
+    assert (done.replaced > 0) == (name != "native" and re.search("[\ud800-\udfff]", text) is not None)
     assert found.queries == directly.queries
     assert [j.same_answer(k) for j, k in zip(found.judgements, directly.judgements, strict=True)] == [True] * len(
         found.judgements
@@ -97,10 +101,58 @@ def test_files(tmp_path: Path) -> None:
     assert import_feedback(empty, "hh") == Imported()
 
 
+def test_a_message_keeps_its_own_fields(tmp_path: Path) -> None:
+    """Arrow gives all messages of a column the same fields: what it fills in is taken out again, and null stays null."""
+    named = [{"role": "user", "content": "x", "name": "bob"}, {"role": "user", "content": "y"}]
+    for talk in (
+        named,
+        [{"role": "user", "content": "x", "name": None}],
+        [*named, {"role": "user", "content": "z", "name": None}],
+    ):
+        query = Query(prompt="P", responses=("a", "b"), columns={"messages": talk})
+        answers = [(query, Judgement(query_id=query.id, rater="ann", choice=0)), *pair(1, choice=1)]
+        export_feedback(answers, tmp_path / "x.parquet", "trl-conversational")
+        assert import_feedback(tmp_path / "x.parquet", "trl-conversational").queries[0].columns["messages"] == talk
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, link, beside = tmp_path / "x.jsonl", tmp_path / "link.jsonl", tmp_path / "x.jsonl.part"
+    path.write_text("old")
+    beside.write_text("somebody's")
+    link.symlink_to(path)
+
+    def interrupted(_file: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_feedback(everything(), path, "hh")
+    assert path.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.jsonl", "x.jsonl", "x.jsonl.part"]
+    export_feedback(everything(), link, "hh")
+    assert link.is_symlink()
+    assert len(path.read_text().splitlines()) == 5
+    assert beside.read_text() == "somebody's"
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(FeedbackError, match="is no file"):
+            export_feedback(everything(), tmp_path / name, "hh")
+
+
+def test_halves_of_characters(tmp_path: Path) -> None:
+    answers = pair(0, "\ud83d\ude00", ("\ud83dx\ude00", "y"), choice=0)  # two halves side by side are one character
+    assert export_feedback(answers, tmp_path / "x.jsonl", "trl-explicit").replaced == 2
+    found = import_feedback(tmp_path / "x.jsonl", "trl-explicit").queries[0]
+    assert (found.prompt, found.responses) == ("\U0001f600", ("\ufffdx\ufffd", "y"))
+
+
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text('{"chosen": "a"}\n{"chosen"\n')
-    with pytest.raises(FeedbackError, match=r"record 1 is not of the format 'trl-explicit': it has no 'rejected'"):
+    with pytest.raises(
+        FeedbackError, match=r"broken.jsonl: record 1 is not of the format 'trl-explicit': it has no 'rejected'"
+    ):
         import_feedback(path, "trl-explicit")
     path.write_text('{"chosen": "a", "rejected": "b"}\n\n{"chosen"\n')
     with pytest.raises(FeedbackError, match=r"broken.jsonl, line 3, is not JSON"):
@@ -132,21 +184,56 @@ def test_parquet_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
         export_feedback(everything(), path, "hh")
 
 
+def load(path: Path, **options: Any) -> Any:
+    datasets = pytest.importorskip("datasets")
+    kind = "parquet" if path.suffix == ".parquet" else "json"
+    cache = str(path.with_name(f"cache-{path.name}"))
+    return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache, **options)
+
+
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_datasets_reads_every_export(name: str, suffix: str, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     path = tmp_path / f"pairs{suffix}"
     answers = [*pair(0, choice=0), *pair(1, "What?", ("Ouch", "Hm"), choice=1, strength=2.0)]
+    for i, text in enumerate(("\ud800", "\x00", "\u2028", "x" * 100_000, "\r\n\t\x1b"), start=2):
+        if (text, name, suffix == ".parquet") != ("\ud800", "native", False):  # Arrow's texts are Unicode
+            answers += pair(i, f"P{text}", (f"a{text}", f"{text}b"), choice=0)
     written = export_feedback(answers, path, name).written
-    kind = "parquet" if suffix == ".parquet" else "json"
-    rows = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(rows) == written >= 2
+    rows = load(path)
+    assert len(rows) == written >= 6
     if name == "trl-conversational":
         assert rows[1]["chosen"] == [{"role": "assistant", "content": "Hm"}]
-        assert rows["margin"][:] == [None, 2.0]
+        assert rows["margin"][:2] == [None, 2.0]
     if name == "trl-explicit":
         assert rows[1] == {"prompt": "What?", "chosen": "Hm", "rejected": "Ouch", "margin": 2.0}
+        assert rows["prompt"][2:] == ["P\ufffd", "P\x00", "P\u2028", "P" + "x" * 100_000, "P\r\n\t\x1b"]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_datasets_reads_what_comes_late_in_long_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the types from the first bytes: fields that only late records have stand there as well."""
+    few = 16 << 10
+    monkeypatch.setattr(json_files, "_INFERRED", few)
+    answers: list[tuple[Query, Judgement]] = []
+    for i in range(300):
+        query = Query(prompt=f"Why {i}?", responses=("Because. " * 20, "No."), index=i)
+        answers.append((query, Judgement(query_id=query.id, rater="ann", choice=i % 2)))
+    late = Query(prompt="Late?", responses=("a", "b"), columns={"z": {"k": 1.5}}, index=300, model_versions=("m", "n"))
+    said: dict[str, Any] = {"strength": 2.0, "seconds": 2.5, "reason": "why", "details": {"preference": 1.7}}
+    answers.append((late, Judgement(query_id=late.id, rater="ann", choice=1, **said)))
+    late = Query(prompt="Late?", responses=("a", "b", "c"), form="ranking", index=301)
+    answers.append((late, Judgement(query_id=late.id, rater="ann", ranking=((1,), (0,), (2,)))))
+    path = tmp_path / "long.jsonl"
+    written = export_feedback(answers, path, name).written
+    assert path.stat().st_size > 2 * few
+    assert len(load(path, chunksize=few)) == written
+    found = import_feedback(path, name)
+    assert len(found.queries) == written
+    if name == "native":
+        assert sorted(q.index for q in found.queries) == list(range(302))
 
 
 def rate(*arguments: Any) -> int:
@@ -174,6 +261,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "p.jsonl: 5 records of 6 answers; left out: " in said
     assert "1 skips" in said
     assert "2 ties" in said
+    assert "became U+FFFD" in said
     assert (
         rate("import", tmp_path / "p.jsonl", "--store", copy, "--format", "hh", "--rater", "crowd", "--round", 2) == 0
     )
@@ -184,6 +272,47 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with FeedbackStore(copy, read_only=True) as opened:
         assert {j.rater for j in opened.judgements(2)} == {"crowd"}
         assert len(opened.judgements(2)) == 5
+
+
+def test_a_file_of_current_answers_stands_alone(tmp_path: Path) -> None:
+    """What a correction corrected need not be in the file; where the store has it, or the file, the two stay tied."""
+    [(query, first)] = pair(0, choice=0)
+    second = Judgement(query_id=query.id, rater="ann", choice=1, supersedes=first.id)
+    third = Judgement(query_id=query.id, rater="ann", tie=True, supersedes=second.id)
+    current, every = tmp_path / "current.jsonl", tmp_path / "every.jsonl"
+    with FeedbackStore(tmp_path / "a.sqlite") as store:
+        store.add_queries([query])
+        store.add_judgements([first, second, third])
+        export_feedback(store.answers(), current, "native")
+        assert add_imported(store, import_feedback(current, "native")).known == 1
+        export_feedback(reversed(store.answers(superseded=True)), every, "native")  # corrections first
+    with FeedbackStore(tmp_path / "b.sqlite") as store:
+        for known in (0, 1):
+            added = add_imported(store, import_feedback(current, "native"))
+            assert (added.queries, added.judgements, added.known) == (1 - known, 1 - known, known)
+        [found] = store.judgements(superseded=True)
+        assert (found.id, found.tie, found.supersedes) == (third.id, True, None)
+    with FeedbackStore(tmp_path / "c.sqlite") as store:
+        assert add_imported(store, import_feedback(every, "native")).judgements == 3
+        assert store.judgements() == [third]
+        assert store.judgements(superseded=True) == [first, second, third]
+
+
+def test_an_import_is_all_or_nothing(tmp_path: Path) -> None:
+    [(query, first)] = pair(0, choice=0)
+    [(other, _)] = pair(1, choice=0)
+    ring = [
+        Judgement(query_id=other.id, rater="ann", choice=0, supersedes="2" * 32, id="1" * 32),
+        Judgement(query_id=other.id, rater="ann", choice=0, supersedes="1" * 32, id="2" * 32),
+    ]
+    otherwise = Judgement(query_id=query.id, rater="ann", choice=1)
+    with FeedbackStore(tmp_path / "a.sqlite") as store:
+        store.add_queries([query])
+        store.add_judgements([first])
+        for refused in ([otherwise], ring):
+            with pytest.raises(FeedbackError):
+                add_imported(store, Imported([other], refused))
+            assert (store.queries(), store.judgements()) == ([query], [first])
 
 
 def test_the_commands_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +332,9 @@ def test_the_commands_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
             "there is no format 'trl'; did you mean",
         ),
         (("import", good, "--store", tmp_path), "is a folder without a run in it"),
+        (("import", good, "--store", tmp_path / "s.sqlite", "--round", 2), "--round does not go with --format native"),
+        (("export", file, "--store", good, "--all", "--format", "hh"), "--all goes with --format native"),
+        (("export", file, "--store", good, "--format", "hhh"), "there is no format 'hhh'; did you mean 'hh'"),
     ):
         assert rate(*arguments) != 0
         said = capsys.readouterr().err

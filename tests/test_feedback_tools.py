@@ -21,6 +21,7 @@ TASK: dict[str, Any] = {
                 {"value": {"selected": "right"}, "id": "aB3", "from_name": "comparison", "to_name": "comparison",
                  "type": "pairwise", "origin": "manual"},
                 {"value": {"text": ["shorter", "kinder"]}, "from_name": "why", "to_name": "prompt", "type": "textarea"},
+                {"value": {"text": ["sure"]}, "from_name": "how", "to_name": "prompt", "type": "textarea"},
             ],
         },
         {"id": 32, "completed_by": 5, "was_cancelled": True, "lead_time": None, "result": []},
@@ -38,7 +39,7 @@ def test_label_studio_exports_are_read() -> None:
     query = found.queries[0]
     assert (query.prompt, query.responses, query.round) == ("Why?", ("Because.", "No."), 2)
     assert query.columns == {"source": "forum"}
-    assert (first.choice, first.rater, first.seconds, first.reason) == (1, "user-4", 12.5, "shorter\nkinder")
+    assert (first.choice, first.rater, first.seconds, first.reason) == (1, "user-4", 12.5, "shorter\nkinder\nsure")
     assert first.created_at.isoformat() == "2026-01-02T03:04:05.123456+00:00"
     assert (second.skipped, second.rater) == (True, "user-5")
     assert "example.org" not in repr(found)
@@ -57,6 +58,18 @@ def test_label_studio_tasks_have_the_form_it_reads() -> None:
     assert (annotation["lead_time"], annotation["was_cancelled"]) == (2.0, False)
     # c over a and c over b: the better one stands right, as it stood in the query
     assert [r["annotations"][0]["result"][0]["value"]["selected"] for r in records[1:]] == ["right", "right"]
+
+
+def test_label_studio_signs_ours_only() -> None:
+    """A task of ours that others have annotated there too, as it comes back."""
+    [task], _ = to_records(pair(0, choice=1), "label-studio")
+    [mine] = task["annotations"]
+    assert [j.rater for j in from_records([task], "label-studio").judgements] == ["ann"]
+    theirs = {**mine, "id": 8, "completed_by": 4}
+    both = {**task, "id": 3, "annotations": [{**mine, "id": 7, "completed_by": 1}, theirs]}
+    assert [j.rater for j in from_records([both], "label-studio").judgements] == ["user-1", "user-4"]
+    both = {**task, "id": 3, "annotations": [mine, theirs]}
+    assert [j.rater for j in from_records([both], "label-studio").judgements] == ["ann", "user-4"]
 
 
 def test_label_studio_and_back() -> None:
@@ -90,7 +103,7 @@ RECORD: dict[str, Any] = {
 
 def test_argilla_exports_are_read() -> None:
     found = from_records([RECORD, {"fields": {"instruction": "?", "response1": "x", "response2": "y"}}], "argilla")
-    assert found.dropped == {"drafts": 1, "records without a response to 'ranking'": 1}
+    assert found.dropped == {"drafts": 1, "records without a response to 'ranking' or a rating": 1}
     assert {q.responses for q in found.queries} == {("a", "b", "c")}
     assert [(j.rater, j.ranking, j.skipped) for j in found.judgements] == [
         ("user-u1", ((2,), (0,), (1,)), False),
@@ -119,4 +132,67 @@ def test_argilla_records_have_the_form_it_reads() -> None:
         ("bob", ((2,), (0,), (1,)), None, False),
         ("ann", None, 1, False),
         ("ann", None, None, True),
+    ]
+
+
+def test_argilla_keeps_ratings() -> None:
+    query = Query(prompt="?", responses=("a", "b"), form="rating")
+    said = {"helpful": (4.0, None), "not_rude": (0, 10)}
+    rated = (query, Judgement(query_id=query.id, rater="ann", ratings=said))
+    single = Query(prompt="?", responses=("a",), form="rating", index=1)
+    alone = (single, Judgement(query_id=single.id, rater="ann", skipped=True))
+    thumb = Query(prompt="?", responses=("a",), form="thumbs", index=2)
+    down = (thumb, Judgement(query_id=thumb.id, rater="ann", ratings={"overall": (0,)}))
+    records, dropped = to_records([rated, alone, down], "argilla")
+    assert dropped == {}
+    values = {name: [one["value"] for one in responses] for name, responses in records[0]["responses"].items()}
+    assert values == {"helpful_1": [4], "not_rude_1": [0], "not_rude_2": [10]}
+    found = from_records(records, "argilla")
+    assert [(q.form, len(q.responses)) for q in found.queries] == [("rating", 2), ("rating", 1), ("rating", 1)]
+    assert [(j.rater, j.ratings, j.skipped) for j in found.judgements] == [
+        ("ann", said, False),
+        ("ann", None, True),
+        ("ann", {"overall": (0,)}, False),
+    ]
+    # What is not on Argilla's scale: pairs where there are any, counted where there are none.
+    halves = (query, Judgement(query_id=query.id, rater="ann", ratings={"helpful": (4.5, 2.0)}))
+    half = (single, Judgement(query_id=single.id, rater="ann", ratings={"helpful": (11,)}))
+    records, dropped = to_records([halves, half], "argilla")
+    assert dropped == {"ratings that are not whole numbers from 0 to 10": 1}
+    assert [record["responses"]["ranking"][0]["value"] for record in records] == [["response1", "response2"]]
+
+
+def test_argilla_ratings_of_several_people_are_read() -> None:
+    """Fields and questions named as in Argilla's own examples; its exports do not tell who discarded."""
+    people = ("u1", "u2")
+    rated = {
+        "fields": {"prompt": "?", "response_1": "a", "response_2": "b"}, "metadata": {}, "suggestions": {}, "vectors": {},
+        "responses": {
+            "rating_1": [{"value": v, "user_id": u} for u, v in zip(people, (5, 2), strict=True)],
+            "rating_2": [{"value": 3, "user_id": "u1"}],
+            "rationale_1": [{"value": "clear", "user_id": "u1"}],
+        },
+    }  # fmt: skip
+    found = from_records([rated], "argilla")
+    assert [(q.prompt, q.responses) for q in found.queries] == [("?", ("a", "b"))] * 2
+    assert [(j.rater, j.ratings) for j in found.judgements] == [
+        ("user-u1", {"rating": (5, 3)}),
+        ("user-u2", {"rating": (2, None)}),
+    ]
+    one = {
+        "fields": {"input": "?", "response": "a"},
+        "responses": {"quality": [{"value": 4, "user_id": "u"}], "label": [{"value": "good", "user_id": "u"}]},
+    }
+    found = from_records([one], "argilla")
+    assert [(j.rater, j.ratings) for j in found.judgements] == [("user-u", {"quality": (4,)})]
+
+
+def test_argilla_signs_ours_only() -> None:
+    [record], _ = to_records(pair(0, choice=1), "argilla")
+    record["responses"]["ranking"].append(
+        {"value": ["response1", "response2"], "user_id": "someone", "status": "submitted"}
+    )
+    assert [(j.rater, j.choice) for j in from_records([record], "argilla").judgements] == [
+        ("ann", 1),
+        ("user-someone", 0),
     ]

@@ -201,11 +201,11 @@ def _add_rate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     forget.add_argument("--store", metavar="RUN_OR_STORE", required=True, help="in which store")
     export = actions.add_parser(
         "export", allow_abbrev=False, help="write the answers to a file, in a format of your choice",
-        description="Write a store's answers to FILE: .jsonl, .json (one array) or .parquet by its name. What a format has no "
-        "place for is left out and counted.",
+        description="Write a store's answers to FILE: .jsonl, .json (one array), either with .gz, or .parquet. What a format "
+        "has no place for is left out and counted.",
     )  # fmt: skip
     _add_exchange(export, "write")
-    export.add_argument("--all", action="store_true", help="answers that were corrected later, too")
+    export.add_argument("--all", action="store_true", help="answers that were corrected later, too (native only)")
     take = actions.add_parser(
         "import", allow_abbrev=False, help="add the answers of a file to a store",
         description="Read comparisons from FILE (.jsonl, .json, either with .gz, or .parquet) into a store; where there is "
@@ -221,7 +221,7 @@ def _add_exchange(action: argparse.ArgumentParser, verb: str) -> None:
     action.add_argument(
         "--format", metavar="NAME", default="native",
         help="native (everything; the default), trl-explicit, trl-implicit, trl-conversational, trl-unpaired, hh, alpacafarm, "
-        "openai-summarize, label-studio, argilla: docs/raters.md",
+        "openai-summarize, label-studio, argilla; docs/people.md says what each keeps",
     )  # fmt: skip
     action.add_argument(
         "--round", metavar="N", type=int, help="of one round only" if verb == "write" else "of these (default: 0)"

@@ -72,29 +72,39 @@ def _forget(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
     from rlhf_gym.feedback.files import export_feedback
+    from rlhf_gym.feedback.formats import NATIVE, format_of
     from rlhf_gym.web.serving import store_of
 
+    format_of(options.format)
+    if options.all and options.format != NATIVE:
+        raise ConfigError(
+            f"--all goes with --format {NATIVE}: {options.format} cannot tell a corrected answer from a current one"
+        )
     with FeedbackStore(store_of(options.store)[0], read_only=True) as store:
         answers = store.answers(options.round, superseded=options.all)
     done = export_feedback(answers, options.file, options.format)
     print(f"{options.file}: {done.written} records of {len(answers)} answers{_left_out(done.dropped)}", file=sys.stderr)
+    if done.replaced:
+        print(f"{done.replaced} lone surrogates, which only {NATIVE} can hold, became U+FFFD", file=sys.stderr)
     print(f"{options.format} has no place for: {done.loses}", file=sys.stderr)
 
 
 def _import(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.files import import_feedback
+    from rlhf_gym.feedback.files import add_imported, import_feedback
+    from rlhf_gym.feedback.formats import NATIVE
     from rlhf_gym.web.serving import store_of
 
+    if options.round is not None and options.format == NATIVE:
+        raise ConfigError(f"--round does not go with --format {NATIVE}: its queries name their own rounds")
     # All of the file is read before the store is opened: a file that is refused leaves nothing behind.
     found = import_feedback(options.file, options.format, rater=options.rater, round=options.round or 0)
     there = "://" in options.store or Path(options.store).exists()
     with FeedbackStore(store_of(options.store)[0] if there else options.store) as store:
-        queries, judgements = store.add_queries(found.queries), store.add_judgements(found.judgements)
-    known = len(found.judgements) - judgements
+        added = add_imported(store, found)
     print(
-        f"{options.store}: {judgements} new answers to {queries} new queries"
-        f"{f', {known} that were there already' if known else ''}{_left_out(found.dropped)}",
+        f"{options.store}: {added.judgements} new answers to {added.queries} new queries"
+        f"{f', {added.known} that were there already' if added.known else ''}{_left_out(found.dropped)}",
         file=sys.stderr,
     )
 

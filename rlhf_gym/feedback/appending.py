@@ -1,14 +1,39 @@
-"""Appending judgements: what is refused, what is a retry, and what corrects what."""
+"""Appending queries and judgements: what is refused, what is a retry, and what corrects what."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+
+
+def append_queries(connection: Connection, given: Sequence[Query]) -> int:
+    """What :meth:`rlhf_gym.feedback.FeedbackStore.add_queries` does within its transaction; others may do more in theirs.
+
+    Args:
+        connection: writing.
+        given: the queries.
+
+    Returns:
+        How many were new.
+
+    Raises:
+        FeedbackError: as there.
+    """
+    known = rows.queries_by_id(connection, {query.id for query in given})
+    new: dict[str, Query] = {}
+    for query in given:
+        earlier = known.get(query.id) or new.setdefault(query.id, query)
+        if _content(earlier) != _content(query):
+            raise FeedbackError(f"query id {query.id} is taken by a query with another content; give it its own id")
+    now = datetime.now(UTC)
+    rows.insert_rows(connection, schema.queries, [rows.query_row(query, now) for query in new.values()])
+    return len(new)
 
 
 def append_judgements(
@@ -66,3 +91,7 @@ def _check_correction(judgement: Judgement, earlier: Judgement | None, successor
         problem = f"was superseded already, by {successor.id}; supersede that one"
     if problem:
         raise FeedbackError(f"judgement {judgement.id} supersedes {judgement.supersedes}, which {problem}")
+
+
+def _content(query: Query) -> tuple[object, ...]:
+    return query.round, query.index, query.form, query.prompt, query.responses

@@ -1,21 +1,24 @@
-"""Feedback in and out of files: JSON Lines, a JSON array, Parquet."""
+"""Feedback in and out of files: JSON Lines, a JSON array, Parquet; and what a file held, into a store."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback import parquet
-from rlhf_gym.feedback.formats import Imported, format_of, from_records, to_records
+from rlhf_gym.feedback import json_files, parquet, rows
+from rlhf_gym.feedback.appending import append_judgements, append_queries
+from rlhf_gym.feedback.formats import NATIVE, Imported, format_of, from_records, to_records
 from rlhf_gym.feedback.query import Judgement, Query
-from rlhf_gym.feedback.records import Record
-from rlhf_gym.feedback.schema import to_json
+from rlhf_gym.feedback.store import FeedbackStore
+
+_LONE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,28 @@ class Exported:
         written: records in the file.
         dropped: how many answers (or pairs of them) have no place in the format, by reason.
         loses: what no record of the format can hold, in words.
+        replaced: how many lone surrogates (halves of characters, which are no Unicode text) became U+FFFD.
     """
 
     written: int
     dropped: dict[str, int]
     loses: str
+    replaced: int = 0
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an import added to a store.
+
+    Attributes:
+        queries: new ones.
+        judgements: new ones.
+        known: judgements that were there already.
+    """
+
+    queries: int
+    judgements: int
+    known: int
 
 
 def export_feedback(
@@ -38,10 +58,11 @@ def export_feedback(
     path: str | os.PathLike[str],
     format: str,  # noqa: A002
 ) -> Exported:
-    """Write answers to a file: Parquet (``.parquet``), one JSON array (``.json``), or JSON Lines.
+    """Write answers to a file: Parquet (``.parquet``), one JSON array (``.json``), or JSON Lines; the latter two also ``.gz``.
 
-    ``datasets.load_dataset("json", data_files=path)`` reads the latter two, ``load_dataset("parquet", ...)`` the first. The
-    file is replaced whole or not at all.
+    ``datasets.load_dataset("json", data_files=path)`` reads JSON, ``load_dataset("parquet", ...)`` Parquet. (It reads no lone
+    surrogates, which ``native`` keeps: of such texts it reads ``native`` in Parquet.) The file is replaced whole or not
+    at all.
 
     Raises:
         FeedbackError: a format that does not exist, or a file that cannot be written.
@@ -49,19 +70,26 @@ def export_feedback(
     """
     path = Path(path)
     written, dropped = to_records(answers, format)
-    draft = path.with_name(f"{path.name}.part")
+    replaced = 0
+    if format != NATIVE:
+        written, replaced = _whole_characters(written)
+    if path.exists() and not path.is_file():
+        raise FeedbackError(f"{path} could not be written: it is there and is no file; give the name of one")
+    target = path.resolve()  # what a link points at is replaced, not the link
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         if path.suffix == ".parquet":
             parquet.write(written, draft)
         else:
-            draft.write_text(_json(written, array=path.suffix == ".json"), encoding="ascii", newline="\n")
+            draft.write_bytes(json_files.encode(written, path))
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
-        draft.replace(path)
+        draft.replace(target)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise FeedbackError(f"{path} could not be written: {error.strerror or error}") from error
-    return Exported(len(written), dropped, format_of(format).loses)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Exported(len(written), dropped, format_of(format).loses, replaced)
 
 
 def import_feedback(
@@ -78,31 +106,63 @@ def import_feedback(
         ConfigError: Parquet without its library.
     """
     path = Path(path)
-    records = parquet.read(path) if path.suffix == ".parquet" else _read_json(path)
-    return from_records(records, format, rater=rater, round=round)
-
-
-def _json(records: Sequence[Record], *, array: bool) -> str:
-    lines = [to_json(record) for record in records]
-    return "[\n" + ",\n".join(lines) + "\n]\n" if array else "".join(f"{line}\n" for line in lines)
-
-
-def _read_json(path: Path) -> Iterator[Mapping[str, Any]]:
+    format_of(format)  # before the file is read
+    records = parquet.read(path) if path.suffix == ".parquet" else json_files.read(path)
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise FeedbackError(f"{path} could not be read: {error}") from error
-    array = text.lstrip().startswith("[")
-    # Not splitlines: JSON may hold line separators of Unicode inside a record.
-    for number, part in enumerate([text] if array else text.split("\n"), start=1):
-        if not part.strip():
-            continue
-        try:
-            parsed = json.loads(part)
-        except json.JSONDecodeError as error:
-            line = error.lineno if array else number
-            raise FeedbackError(f"{path}, line {line}, is not JSON: {error.msg}") from error
-        except RecursionError:
-            raise FeedbackError(f"{path}, line {number}, is JSON nested too deeply") from None
-        yield from parsed if array else [parsed]
+        return from_records(records, format, rater=rater, round=round)
+    except FeedbackError as error:
+        if str(error).startswith("record "):
+            raise FeedbackError(f"{path}: {error}") from error
+        raise
+
+
+def add_imported(store: FeedbackStore, found: Imported) -> Added:
+    """Add what a file held to a store, all or nothing; what is there already is left as it is.
+
+    A correction whose original is neither in the file nor in the store (a file of current answers only) is added as an
+    answer of its own.
+
+    Raises:
+        FeedbackError: the store holds another answer or query under an id, or cannot be written.
+    """
+    with store.database.writing() as connection:
+        queries = append_queries(connection, found.queries)
+        judgements = append_judgements(connection, _originals_first(connection, found.judgements))
+    return Added(queries, judgements, len(found.judgements) - judgements)
+
+
+def _originals_first(connection: Connection, given: Sequence[Judgement]) -> list[Judgement]:
+    """Judgements in an order that a store takes: what a correction corrects before it, wherever it stands in the file."""
+    by_id = {judgement.id: judgement for judgement in given}
+    ordered, placed = list[Judgement](), set[str]()
+    for judgement in given:
+        chain: list[Judgement] = []
+        link: Judgement | None = judgement
+        while link is not None and link.id not in placed:  # corrections in a ring end here, and the store refuses them
+            placed.add(link.id)
+            chain.append(link)
+            link = by_id.get(link.supersedes or "")
+        # One that was given twice comes twice: the store compares the two.
+        ordered += reversed(chain) if chain else [judgement]
+    corrected = {judgement.supersedes for judgement in given if judgement.supersedes is not None}
+    known = by_id.keys() | rows.judgements_by(connection, "id", corrected).keys()
+    return [j if j.supersedes is None or j.supersedes in known else replace(j, supersedes=None) for j in ordered]
+
+
+def _whole_characters(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Records whose texts every reader of Unicode takes, and how many characters were replaced for that."""
+    replaced = 0
+
+    def whole(value: Any) -> Any:
+        nonlocal replaced
+        if isinstance(value, str):
+            if _LONE.search(value) is None:
+                return value
+            text = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # two halves become one
+            replaced += text.count("\ufffd") - value.count("\ufffd")
+            return text
+        if isinstance(value, Mapping):
+            return {whole(name): whole(inner) for name, inner in value.items()}
+        return [whole(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    return [whole(record) for record in records], replaced

@@ -29,27 +29,28 @@ class Format:
     loses: str
 
 
-_CLOCK = "raters, times, the order shown, skips, ties"
+NATIVE = "native"
+"""The format that keeps everything."""
+
+_PAIRS = "raters, times, the order shown, reasons, skips, ties, columns, model versions"
 FORMATS: dict[str, Format] = {
-    "native": Format(records.write_native, records.read_native, "nothing"),
-    "trl-explicit": Format(records.write_trl_explicit, records.read_trl, f"{_CLOCK}, columns, model versions"),
-    "trl-implicit": Format(
-        records.write_trl_implicit, records.read_trl, f"{_CLOCK}, columns, model versions, where prompts end"
-    ),
-    "trl-conversational": Format(
-        records.write_trl_conversational, records.read_trl, f"{_CLOCK}, columns, model versions"
-    ),
+    NATIVE: Format(records.write_native, records.read_native, "nothing"),
+    "trl-explicit": Format(records.write_trl_explicit, records.read_trl, _PAIRS),
+    "trl-implicit": Format(records.write_trl_implicit, records.read_trl, f"{_PAIRS}, where prompts end"),
+    "trl-conversational": Format(records.write_trl_conversational, records.read_trl, _PAIRS),
     "trl-unpaired": Format(
-        records.write_trl_unpaired,
-        records.read_trl_unpaired,
-        f"{_CLOCK}, columns, model versions, which pairs belong together",
+        records.write_trl_unpaired, records.read_trl_unpaired, f"{_PAIRS}, strengths, which pairs belong together"
     ),
-    "hh": Format(records.write_hh, records.read_hh, f"{_CLOCK}, columns, model versions, strengths"),
+    "hh": Format(records.write_hh, records.read_hh, f"{_PAIRS}, strengths"),
     "alpacafarm": Format(
-        records.write_alpacafarm, records.read_alpacafarm, "times, the order shown, columns, model versions, strengths"
+        records.write_alpacafarm,
+        records.read_alpacafarm,
+        "times, the order shown, reasons, strengths, columns, model versions",
     ),
     "openai-summarize": Format(
-        records.write_openai_summarize, records.read_openai_summarize, "times, the order shown, skips, ties, strengths"
+        records.write_openai_summarize,
+        records.read_openai_summarize,
+        "times, the order shown, reasons, skips, ties, strengths, most columns",
     ),
     "label-studio": Format(
         annotation_tools.write_label_studio,
@@ -59,7 +60,7 @@ FORMATS: dict[str, Format] = {
     "argilla": Format(
         annotation_tools.write_argilla,
         annotation_tools.read_argilla,
-        "times, the order shown, ties, strengths, reasons, columns, model versions",
+        "times, the order shown, reasons, ties but of ratings, strengths, columns, model versions",
     ),
 }
 
@@ -82,14 +83,16 @@ class Imported:
 def to_records(answers: Iterable[tuple[Query, Judgement]], format: str) -> tuple[list[Record], dict[str, int]]:  # noqa: A002
     """Answers as records of a format, and how many have no place in it, by reason.
 
-    Rankings and ratings become their pairs where the format knows only pairs.
+    Rankings and ratings become their pairs where the format knows only pairs, and a correction becomes a pair of it and
+    the original. Every answer is in a record or is counted.
 
     Raises:
         FeedbackError: a format that does not exist, or a judgement that does not fit its query.
     """
     write, written, dropped = format_of(format).write, list[Record](), Counter[str]()
     for query, judgement in answers:
-        for record in write(query, judgement):
+        answer = (query, judgement) if format == NATIVE else records.as_pair(query, judgement)
+        for record in list(write(*answer)) or [Dropped("answers that compare no two responses")]:
             if isinstance(record, Dropped):
                 dropped[record.reason] += 1
             else:

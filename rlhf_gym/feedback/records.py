@@ -7,11 +7,11 @@ a judgement, or the reason why the record is no comparison.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from rlhf_gym.feedback.preferences import judged_pairs
+from rlhf_gym.feedback.preferences import demonstration_from, judged_pairs
 from rlhf_gym.feedback.query import Judgement, Query
 from rlhf_gym.feedback.transcripts import ASSISTANT, is_transcript, messages_of, shared_prompt, split_turns, transcript
 
@@ -116,7 +116,12 @@ def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
 
 
 def write_trl_unpaired(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """``{prompt, completion, label}``: a thumb for one response, or one row for each side of a preference."""
+    """``{prompt, completion, label}``: a thumb for one response, or one row for each side of a preference.
+
+    A response that was accepted as it stands is a thumb up.
+    """
+    if query.form == "edit" and demonstration_from(query, judgement) is not None:
+        yield {"prompt": query.prompt, "completion": query.responses[0], "label": True}
     if judgement.ratings is not None:
         for response, value in zip(query.responses, judgement.ratings.get("overall", ()), strict=False):
             if value in (0, 1):
@@ -252,6 +257,26 @@ def read_openai_summarize(record: Mapping[str, Any], origin: Origin) -> Answer |
         model_versions=policies if any(policies) else (),
         rater=record.get("worker") or origin.rater,
         details={"extra": record["extra"]} if record.get("extra") else {},
+    )
+
+
+def as_pair(query: Query, judgement: Judgement) -> Answer:
+    """A corrected response as what most formats can say, the correction better than the original; other answers as they are.
+
+    The two are put in the order of their texts: if the better one were always second, its place would give the answer away.
+    """
+    demonstration = demonstration_from(query, judgement)
+    if demonstration is None or not demonstration.corrects:
+        return query, judgement
+    original, correction = query.responses[0], demonstration.response
+    responses = (original, correction) if original < correction else (correction, original)
+    versions = tuple(
+        "" if response == correction else version for version in query.model_versions for response in responses
+    )
+    pair = replace(query, id="", form="pair", responses=responses, model_versions=versions)
+    details = {name: value for name, value in judgement.details.items() if name != "edited"}
+    return pair, replace(
+        judgement, query_id=pair.id, choice=responses.index(correction), order_shown=(), details=details
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
-from rlhf_gym.feedback.appending import append_judgements
+from rlhf_gym.feedback.appending import append_judgements, append_queries
 from rlhf_gym.feedback.database import Database
 from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
 from rlhf_gym.feedback.query import Judgement, Query
@@ -112,17 +111,7 @@ class FeedbackStore:
         """
         given = list(queries)
         with self._database.writing() as connection:
-            known = rows.queries_by_id(connection, {query.id for query in given})
-            new: dict[str, Query] = {}
-            for query in given:
-                earlier = known.get(query.id) or new.setdefault(query.id, query)
-                if _content(earlier) != _content(query):
-                    raise FeedbackError(
-                        f"query id {query.id} is taken by a query with another content; give it its own id"
-                    )
-            now = datetime.now(UTC)
-            rows.insert_rows(connection, schema.queries, [rows.query_row(query, now) for query in new.values()])
-        return len(new)
+            return append_queries(connection, given)
 
     def add_judgements(self, judgements: Iterable[Judgement]) -> int:
         """Append judgements, all or none; a judgement whose id is there with the same answer is a retry, and ignored.
@@ -262,7 +251,3 @@ def _answers(
         statement = statement.where(_CURRENT)
     for row in connection.execute(statement).mappings():
         yield rows.query_of(row), rows.judgement_of(row)
-
-
-def _content(query: Query) -> tuple[object, ...]:
-    return query.round, query.index, query.form, query.prompt, query.responses
