@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
 from rlhf_gym.agents.advantages import gae, whiten
@@ -34,6 +37,29 @@ def test_gae_bootstraps_only_what_a_time_limit_cut() -> None:
         torch.zeros(2, 2), torch.zeros(2, 2), mask, gamma=0.5, gae_lambda=1.0, bootstrap=torch.tensor([8.0, 0.0])
     )
     torch.testing.assert_close(advantages, torch.tensor([[2.0, 4.0], [0.0, 0.0]]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
+def test_gae_is_stable_baselines(lengths: list[int], gamma: float, lam: float, seed: int) -> None:
+    """Responses one after the other in stable-baselines3's own buffer, each a whole episode."""
+    generator = torch.Generator().manual_seed(seed)
+    total, width = sum(lengths), max(lengths)
+    rewards, values = torch.randn(total, generator=generator), torch.randn(total, generator=generator)
+    starts = np.zeros(total, dtype=np.float32)
+    starts[np.cumsum([0, *lengths[:-1]])] = 1
+    space = spaces.Discrete(2)
+    buffer = RolloutBuffer(total, space, space, device="cpu", gae_lambda=lam, gamma=gamma)
+    for t in range(total):
+        step = np.zeros(1, dtype=np.int64)
+        buffer.add(step, step, rewards[t : t + 1].numpy(), starts[t : t + 1], values[t : t + 1], torch.zeros(1))
+    buffer.compute_returns_and_advantage(torch.tensor([5.0]), np.ones(1))
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    padded = torch.full((2, *mask.shape), 7.0)
+    padded[0][mask], padded[1][mask] = rewards, values
+    advantages, returns = gae(padded[0], padded[1], mask, gamma=gamma, gae_lambda=lam)
+    torch.testing.assert_close(advantages[mask], torch.from_numpy(buffer.advantages[:, 0]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(returns[mask], torch.from_numpy(buffer.returns[:, 0]), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
