@@ -33,7 +33,7 @@ NUMBERS: dict[str, Rule] = {
     "group_size": COUNT, "beta": ABOVE_0, "label_smoothing": BELOW_HALF, "overlong_buffer": COUNT, "baseline_decay": FRACTION,
     "clip_scores": ABOVE_0, "missing_eos_penalty": AT_LEAST_0, "missing_eos_score": FINITE, "seed": NATURAL,
     "mask_top_p": SHARE, "mask_refresh": COUNT, "max_kl": ABOVE_0, "cg_steps": COUNT, "cg_damping": AT_LEAST_0,
-    "line_search_steps": COUNT, "max_refills": NATURAL,
+    "line_search_steps": COUNT, "max_refills": NATURAL, "sub_sampling_factor": COUNT,
 }  # fmt: skip
 OPTIONAL = {
     "n_episodes", "clip_range_high", "dual_clip", "clip_range_vf", "target_kl", "kl_target", "kl_estimator",

@@ -37,6 +37,8 @@ class TRPO(PPO):
         max_kl: how far an iteration may move the policy, in nats a token; what ``on_kl_limit="back_off"`` halves here.
         cg_steps: steps of conjugate gradient, each about three passes over the iteration's episodes.
         cg_damping: added to the Fisher matrix's diagonal.
+        sub_sampling_factor: the Fisher matrix is that of every so-manieth episode (Schulman et al. 2015, appendix C.1); the
+            gradient and the divergence that is held are always all episodes'.
         line_search_steps: halvings before it gives up.
         n_epochs: passes of the value function over an iteration's episodes.
         batch_size: whole episodes a minibatch of the value function; None is all of them.
@@ -60,6 +62,7 @@ class TRPO(PPO):
         max_kl: float = 0.03,
         cg_steps: int = 10,
         cg_damping: float = 0.1,
+        sub_sampling_factor: int = 1,
         line_search_steps: int = 10,
         n_epochs: int = 4,
         learning_rate: Any = 3e-4,
@@ -67,13 +70,15 @@ class TRPO(PPO):
     ) -> None:
         refuse_lacking(type(self), self.lacks, options)
         own = {
-            "max_kl": max_kl, "cg_steps": cg_steps, "cg_damping": cg_damping, "line_search_steps": line_search_steps
+            "max_kl": max_kl, "cg_steps": cg_steps, "cg_damping": cg_damping, "line_search_steps": line_search_steps,
+            "sub_sampling_factor": sub_sampling_factor,
         }  # fmt: skip
         check_settings(own)
         self.max_kl = max_kl
         self.cg_steps = cg_steps
         self.cg_damping = cg_damping
         self.line_search_steps = line_search_steps
+        self.sub_sampling_factor = sub_sampling_factor
         setup = options.pop("_init_setup_model", True)
         super().__init__(
             policy, env, n_epochs=n_epochs, learning_rate=learning_rate, value_network="separate",
@@ -165,9 +170,12 @@ class TRPO(PPO):
 
     def fisher_product(self, rollout: Rollout, vector: Tensor) -> Tensor:
         """``F v``: the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice)."""
-        parameters, out, tokens = self.policy_parameters(), torch.zeros_like(vector), sum(rollout.lengths)
+        seen = range(0, len(rollout.episodes), self.sub_sampling_factor)
+        tokens = sum(rollout.lengths[i] for i in seen)
+        parameters, out = self.policy_parameters(), torch.zeros_like(vector)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-            for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
+            for group in batches_by_length([rollout.totals[i] for i in seen], self.tokens_per_batch):
+                rows = [seen[g] for g in group]
                 log_probs = self._distribution(rollout, self.policy.language_model, rows)
                 kl = divergences(log_probs.detach(), log_probs).sum() / tokens
                 slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.model_loading import (
+    cache_argument,
     context_length,
     expect_padding,
     fuse_gelu,
@@ -174,7 +175,7 @@ class LanguageModel:
         if position_ids is not None:
             given["position_ids"] = position_ids
         if cache is not None:
-            given["past_key_values"] = cache
+            given[cache_argument(type(self.trunk))] = cache
         hidden = self.trunk(**given).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden

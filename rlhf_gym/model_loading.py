@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,12 @@ def context_length(config: Any) -> int:
     if slides and getattr(config, "use_sliding_window", True):
         names.append("sliding_window")
     return min(int(getattr(config, name, None) or UNLIMITED) for name in names)
+
+
+@cache
+def cache_argument(network: type[nn.Module]) -> str:
+    """What a ``forward`` calls keys and values: ``cache``, or ``past_key_values`` in older releases of transformers."""
+    return "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
 
 
 def fuse_gelu(model: nn.Module) -> None:

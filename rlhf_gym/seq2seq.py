@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.model_loading import cache_argument
 from rlhf_gym.sequences import SequenceBatch
 from rlhf_gym.tokenizer import HubTokenizer
 
@@ -104,8 +105,10 @@ class Seq2SeqModel(LanguageModel):
             # Added to the scores, as relative positions are: a bool mask would be taken for numbers.
             low = torch.finfo(self.model.dtype).min
             given["attention_mask"] = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, low)
-        network: Any = self.model
-        out = network.get_decoder()(**given, past_key_values=cache, use_cache=cache is not None)
+        model: Any = self.model
+        decoder = model.get_decoder()
+        given[cache_argument(type(decoder))] = cache
+        out = decoder(**given, use_cache=cache is not None)
         hidden = out.last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden

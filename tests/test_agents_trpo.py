@@ -24,7 +24,7 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import TRPO
-from rlhf_gym.agents.rollout import unpack_masks
+from rlhf_gym.agents.rollout import Rollout, unpack_masks
 from rlhf_gym.agents.trpo import assign, conjugate_gradient, divergences, flatten
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError
@@ -117,6 +117,23 @@ def test_the_fisher_product_is_the_definitions(kind: str) -> None:
     torch.testing.assert_close(product, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-2)
     assert float(product @ other) == pytest.approx(float(agent.fisher_product(rollout, other) @ one), rel=1e-3)
     assert float(product @ one) > 0
+
+
+def test_a_sub_sampled_fisher_product_is_that_of_the_episodes_it_sees() -> None:
+    agent = trpo(scale=4.0, sub_sampling_factor=3, tokens_per_batch=40)
+    rollout = collected(agent)
+    parameters = agent.policy_parameters()
+    vector = torch.randn(sum(p.numel() for p in parameters), generator=torch.Generator().manual_seed(0))
+    found = agent.fisher_product(rollout, vector)
+    agent.sub_sampling_factor = 1
+    expected, tokens = torch.zeros_like(vector), 0
+    for i in range(0, NUM_ENVS, 3):
+        one = Rollout.of([rollout.episodes[i]])
+        expected += agent.fisher_product(one, vector) * one.lengths[0]
+        tokens += one.lengths[0]
+    torch.testing.assert_close(found, expected / tokens, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+    whole = agent.fisher_product(rollout, vector)
+    assert not torch.allclose(found, whole, atol=1e-2 * float(whole.abs().max()))
 
 
 def test_the_divergence_is_half_the_quadratic_form_for_small_steps() -> None:

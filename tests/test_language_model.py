@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from test_tokenizer import byte_tokenizer
 from tiny_models import LetterTokenizer, family, tiny_language_model
-from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import BertConfig, BertLMHeadModel, DynamicCache, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.language_model import LanguageModel
@@ -192,3 +193,14 @@ def test_an_instruct_model_from_a_gguf_file_goes_through_its_chat_template() -> 
     assert shown.endswith("<|im_start|>user\nName a fruit.<|im_end|>\n<|im_start|>assistant\n")
     assert (tokenizer.eos_id, tokenizer.pad_id) == (2, 0)
     assert model.vocab_size == tokenizer.vocab_size == 49152
+
+
+def test_keys_and_values_are_called_as_this_transformers_calls_them() -> None:
+    """Another name is deprecated, warned of in every process, and then gone."""
+    model, ids = tiny_language_model(), torch.tensor([[2, 3, 4]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = model.hidden(ids)
+        cache = DynamicCache(config=model.model.config)
+        parts = [model.hidden(ids[:, :2], cache=cache), model.hidden(ids[:, 2:], cache=cache)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
