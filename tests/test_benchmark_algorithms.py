@@ -79,3 +79,9 @@ def test_the_interval_of_the_mean_holds_it(run: ModuleType) -> None:
     low, high = run.interval([0.1, 0.2, 0.3, 0.4, 0.5])
     assert 0.1 < low < 0.3 < high < 0.5
     assert run.interval([0.7] * 5) == pytest.approx((0.7, 0.7))
+
+
+def test_the_tables_that_are_shown_are_those_of_the_results() -> None:
+    shown = start("print", "--out", str(FOLDER / "results")).strip()
+    assert shown.count("5 of 5") > 20
+    assert shown in (FOLDER / "README.md").read_text(encoding="utf-8")
