@@ -17,7 +17,7 @@ import stable_baselines3
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_gym.agents import PPO, LMPolicy
+from rlhf_gym.agents import GRPO, PPO, RLOO, LMPolicy
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.sample import Prompt
@@ -28,6 +28,7 @@ from rlhf_gym.tasks.symbols import SymbolTokenizer
 VOCABULARY, PROMPT, EPISODES, MINIBATCH = 2048, 16, 64, 16
 SYMBOLS = "".join(chr(0x4E00 + i) for i in range(VOCABULARY - 2))
 LEARNING_RATE = 1e-5
+GROUP, KL = 8, 0.04  # of GRPO and RLOO: responses to a prompt, the price of the divergence in the loss
 
 Phases = dict[str, float]  # seconds of wall time, by phase
 Contender = Callable[[int, int, int], Iterator[Phases]]  # response length, learning passes, episodes an iteration
@@ -75,10 +76,10 @@ def environment(num_envs: int, length: int) -> Any:
     return make_sb3_env(num_envs, task=task, tokenizer=SymbolTokenizer(SYMBOLS), seed=0)
 
 
-def ours(length: int, passes: int, episodes: int, **options: Any) -> Iterator[Phases]:
-    """Our PPO, by its public interface."""
+def ours(kind: Any, length: int, passes: int, episodes: int, **options: Any) -> Iterator[Phases]:
+    """One of our agents, by its public interface."""
     model = LanguageModel(network(), SymbolTokenizer(SYMBOLS), "speed")
-    agent = PPO(
+    agent = kind(
         "LMPolicy", environment(episodes, length), language_model=model, n_epochs=passes, batch_size=min(MINIBATCH, episodes),
         learning_rate=LEARNING_RATE, seed=0, device="cpu", **options,
     )  # fmt: skip
@@ -164,8 +165,10 @@ def bare(length: int, passes: int, episodes: int) -> Iterator[Phases]:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "ours": ours,
-    "ours, separate value network": partial(ours, value_network="separate"),
+    "ours": partial(ours, PPO),
+    "ours, separate value network": partial(ours, PPO, value_network="separate"),
     "bare loop": bare,
     "stock SB3": stock,
+    "our GRPO": partial(ours, GRPO, group_size=GROUP, kl_coef=KL),
+    "our RLOO": partial(ours, RLOO, group_size=GROUP, kl_coef=KL),
 }

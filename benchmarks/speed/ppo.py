@@ -1,17 +1,18 @@
-"""One PPO iteration, side by side: ours, TRL's trainer, stable-baselines3's own PPO, and a bare loop of the same passes.
+"""One iteration, side by side: our PPO, GRPO and RLOO, TRL's trainers, stable-baselines3's own PPO, a bare loop of the passes.
 
     python benchmarks/speed/ppo.py --trl FOLDER                          # the whole table, an hour on a busy machine
     python benchmarks/speed/ppo.py --trl FOLDER --length 24 --passes 1 --repeats 3 --clock cpu
     python benchmarks/speed/ppo.py --only "ours" "bare loop"
 
-64 episodes an iteration, minibatches of 16, float32 on the CPU; see `contenders.py` and `trl_ppo.py`. Each contender lives in
-a process of its own, so that its peak memory is its own; they take turns, an iteration each, after one that nobody counts.
-Ratios are medians over the turns of the ratio within a turn.
+64 episodes an iteration, minibatches of 16, float32 on the CPU; see `contenders.py`, `trl_ppo.py` and `trl_groups.py`. Each
+contender lives in a process of its own, so that its peak memory is its own; they take turns, an iteration each, after one
+that nobody counts. Ratios are medians over the turns of the ratio within a turn.
 
 Columns: seconds an iteration (median), by wall clock or by the process's CPU time (``--clock cpu``, for machines that have
 other work to do); the shares of it that went into generation, the reference, learning and the rest; response tokens a
 second; peak memory, imports included; floating-point operations of the model's matrices a second over those of a large
-matrix product measured in the same run; and how many times as long as ours. Stock SB3 runs fewer episodes an iteration,
+matrix product measured in the same run; and how many times as long as ours (as our PPO, but TRL's GRPO as our GRPO, its RLOO as
+our RLOO; with ``--only``, as the first, where that one is not among them). Stock SB3 runs fewer episodes an iteration,
 for it would take minutes: its seconds are scaled to 64. Where a contender does not tell a phase, it counts as rest.
 """
 
@@ -29,7 +30,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-NAMES = ["ours", "ours, separate value network", "TRL PPO", "bare loop", "stock SB3"]
+NAMES = ["ours", "ours, separate value network", "TRL PPO", "bare loop", "stock SB3",
+         "our GRPO", "TRL GRPO", "our RLOO", "TRL RLOO"]  # fmt: skip
+SAME_ALGORITHM = {"TRL GRPO": "our GRPO", "TRL RLOO": "our RLOO"}
 PHASES = ["generation", "reference", "learning"]
 
 
@@ -110,6 +113,11 @@ def work(pipe: int, name: str, length: int, passes: int, episodes: int, threads:
 
         trl_ppo.run(length, passes, report)
         return
+    if name.startswith("TRL"):
+        import trl_groups
+
+        trl_groups.run(name, length, passes, report)
+        return
     import contenders
 
     for phases in contenders.CONTENDERS[name](length, passes, episodes):
@@ -176,11 +184,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, nargs="+", default=[24, 48, 96], help="response tokens")
     parser.add_argument("--passes", type=int, nargs="+", default=[1, 4], help="learning passes an iteration")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="contenders; ratios are to the first")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="contenders")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stock-episodes", type=int, default=4, help="episodes an iteration of stock SB3")
-    parser.add_argument("--trl", help="a folder that holds a TRL with a PPO trainer")
+    parser.add_argument(
+        "--trl", help="a folder that holds a TRL with a PPO trainer, which TRL's others are taken from, too"
+    )
     parser.add_argument("--out", help="write the figures as JSON to this file")
     arguments = parser.parse_args()
     from contenders import EPISODES, flop
@@ -191,7 +201,7 @@ def main() -> None:
     )
     print(f"matrix product: {peak / 1e9:.1f} GFLOP/s")
     head = ["length", "passes", "who", "seconds", "generation", "reference", "learning", "rest", "tokens/s", "MiB",
-            "of matmul", "times " + arguments.only[0]]  # fmt: skip
+            "of matmul", "times ours"]  # fmt: skip
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     rows: list[dict[str, Any]] = []
     for length in arguments.length:
@@ -199,7 +209,8 @@ def main() -> None:
             turns = measure(arguments.only, length, passes, arguments)
             needed = EPISODES * flop(length, passes)
             for name in arguments.only:
-                row = summary(turns[name], turns[arguments.only[0]], arguments.clock)
+                base = SAME_ALGORITHM.get(name, name if name in SAME_ALGORITHM.values() else "ours")
+                row = summary(turns[name], turns[base if base in turns else arguments.only[0]], arguments.clock)
                 row["tokens_per_second"] = EPISODES * length / row["seconds"]
                 row["of_matmul"] = needed / row["seconds"] / peak
                 cells = [str(length), str(passes), name, f"{row['seconds']:.2f}"]

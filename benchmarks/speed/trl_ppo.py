@@ -12,10 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from contenders import EPISODES, LEARNING_RATE, PROMPT, SYMBOLS, VOCABULARY, Phases, network, prompts, timed
-from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast, TrainerCallback
+from contenders import EPISODES, LEARNING_RATE, VOCABULARY, Phases, network, timed
+from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
+from trl_tokenizer import prompt_ids, tokenizer
 
 
 def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
@@ -37,12 +36,6 @@ def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
         ) from None
     from datasets import Dataset
 
-    vocabulary = {"<eos>": 0, "<pad>": 1} | {symbol: i for i, symbol in enumerate(SYMBOLS, start=2)}
-    fast = FastTokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
-    fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=fast, eos_token="<eos>", pad_token="<pad>", padding_side="left"
-    )
     policy = network()
     value_config = LlamaConfig(**(policy.config.to_dict() | {"num_labels": 1}))
     torch.manual_seed(1)
@@ -53,9 +46,7 @@ def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
             num_labels=1, pad_token_id=1,
         )
     )  # fmt: skip
-    rows = [[vocabulary[symbol] for symbol in prompt] for prompt in prompts()]
-    assert all(len(row) == PROMPT for row in rows)
-    data = Dataset.from_dict({"input_ids": rows})
+    data = Dataset.from_dict({"input_ids": prompt_ids()})
     spent: Phases = {}
 
     class Pause(TrainerCallback):
@@ -77,7 +68,7 @@ def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
         )  # fmt: skip
         reference = copy.deepcopy(policy)
         trainer = PPOTrainer(
-            args=config, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward,
+            args=config, processing_class=tokenizer(), model=policy, ref_model=reference, reward_model=reward,
             train_dataset=data, value_model=value, eval_dataset=data, callbacks=[Pause()],
         )  # fmt: skip
         ppo_trainer.batch_generation = timed(ppo_trainer.batch_generation, spent, "generation")
