@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.losses import clipped_value_loss
@@ -22,6 +22,7 @@ class A2C(PPO):
     Args:
         policy: ``"LMPolicy"``.
         env: see :class:`~rlhf_gym.agents.ppo.PPO`.
+        learning_rate: Adam's; a single step an iteration may be larger than PPO's.
         batch_size: whole episodes a minibatch; None, the default, is all of them: one step an iteration.
         options: PPO's settings, but those of a clip and of several passes.
 
@@ -38,12 +39,21 @@ class A2C(PPO):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
+        learning_rate: float | Schedule = 3e-4,
         batch_size: int | None = None,
         **options: Any,
     ) -> None:
         refuse_lacking(type(self), self.lacks, options)
         setup = options.pop("_init_setup_model", True)
-        super().__init__(policy, env, batch_size=batch_size, n_epochs=1, _init_setup_model=False, **options)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            n_epochs=1,
+            _init_setup_model=False,
+            **options,
+        )
         self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}
         if setup:
             self._setup_model()

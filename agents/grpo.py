@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -145,6 +145,7 @@ class GSPO(GRPO):
     Args:
         policy: ``"LMPolicy"``.
         env: see :class:`GRPO`.
+        learning_rate: Adam's; the narrow clip keeps its steps small.
         clip_range: of the response's ratio, downwards (theirs 3e-4).
         clip_range_high: upwards (theirs 4e-4).
         kl_coef: weight of the KL penalty (theirs 0).
@@ -156,13 +157,20 @@ class GSPO(GRPO):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
+        learning_rate: float | Schedule = 3e-4,
         clip_range: float = 3e-4,
         clip_range_high: float | None = 4e-4,
         kl_coef: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(
-            policy, env, clip_range=clip_range, clip_range_high=clip_range_high, kl_coef=kl_coef, **options
+            policy,
+            env,
+            learning_rate=learning_rate,
+            clip_range=clip_range,
+            clip_range_high=clip_range_high,
+            kl_coef=kl_coef,
+            **options,
         )
 
     def losses(

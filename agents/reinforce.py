@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.advantages import returns_to_go, whiten
@@ -21,6 +21,7 @@ class REINFORCE(CriticFree):
     Args:
         policy: ``"LMPolicy"``.
         env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        learning_rate: Adam's; a single step an iteration may be larger than PPO's.
         baseline: ``"none"``; ``"running"``, a moving average of the responses' rewards; ``"batch"``, the mean of the
             iteration's *other* responses.
         baseline_decay: of the moving average, an iteration; in [0, 1].
@@ -34,6 +35,7 @@ class REINFORCE(CriticFree):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
+        learning_rate: float | Schedule = 3e-4,
         baseline: Literal["none", "running", "batch"] = "batch",
         baseline_decay: float = 0.9,
         gamma: float = 1.0,
@@ -45,7 +47,7 @@ class REINFORCE(CriticFree):
         self.gamma = gamma
         self.running_mean: float | None = None
         super().__init__(
-            policy, env, aggregation=aggregation,
+            policy, env, learning_rate=learning_rate, aggregation=aggregation,
             own={"baseline": baseline, "baseline_decay": baseline_decay, "gamma": gamma}, **options,
         )  # fmt: skip
 

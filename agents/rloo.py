@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.advantages import leave_one_out
@@ -21,6 +21,7 @@ class RLOO(CriticFree):
     Args:
         policy: ``"LMPolicy"``.
         env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        learning_rate: Adam's; a single step an iteration may be larger than PPO's.
         group_size: responses to each prompt, at least 2.
         aggregation: ``"constant"`` is the sum over a response, but for a constant factor: the response's log-probability.
         options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`.
@@ -36,11 +37,14 @@ class RLOO(CriticFree):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
+        learning_rate: float | Schedule = 3e-4,
         group_size: int = 4,
         aggregation: Aggregation = "constant",
         **options: Any,
     ) -> None:
-        super().__init__(policy, env, group_size=group_size, aggregation=aggregation, **options)
+        super().__init__(
+            policy, env, learning_rate=learning_rate, group_size=group_size, aggregation=aggregation, **options
+        )
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Relative to the siblings, the same for all tokens of a response."""

@@ -11,7 +11,7 @@ from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.agents import GRPO, PPO
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.agents import AGENTS, agent_options, find_agent, settings_of
+from rlhf_gym.loop.agents import AGENTS, agent_options, find_agent, learning_rate, settings_of
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
@@ -74,6 +74,12 @@ def test_null_leaves_the_agents_own_and_0_turns_the_value_clip_off(tmp_path: Pat
     own.write_text("from rlhf_gym.agents import RLOO\n\n\nclass Mine(RLOO):\n    pass\n")
     assert find_agent(f"{own}:Mine").__name__ == "Mine"
     assert agent_options(AgentConfig(name=f"{own}:Mine", group_size=2))["group_size"] == 2
+
+
+def test_the_learning_rate_is_the_agents_own_where_none_is_configured() -> None:
+    assert learning_rate(AgentConfig()) == 1e-4
+    assert learning_rate(AgentConfig(name="rloo")) == 3e-4
+    assert learning_rate(AgentConfig(name="rloo", learning_rate=1e-5)) == 1e-5
 
 
 def test_settings_that_are_handed_on_count() -> None:

@@ -66,6 +66,15 @@ def agent_options(config: AgentConfig) -> dict[str, Any]:
     return options
 
 
+def learning_rate(config: AgentConfig) -> float:
+    """The rate at the start of a round: the configuration's, or the agent's own."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    make: Any = find_agent(config.name)
+    own = make(env=None, _init_setup_model=False).learning_rate
+    return float(own(1.0) if callable(own) else own)
+
+
 def settings_of(cls: type) -> set[str]:
     """The keywords that a constructor takes, those that it hands on to its bases' included."""
     names: set[str] = set()

@@ -196,8 +196,8 @@ class AgentConfig(Section):
     n_epochs: int | None = setting(None, "passes over an iteration's responses", least=1)
     batch_size: int | None = setting(None, "responses a minibatch", least=1)
     tokens_per_batch: int = setting(4096, "padded tokens a forward pass; changes memory and speed only", least=1)
-    learning_rate: float = setting(
-        1e-4, "Adam's, at the start of a round; large models want less: 1e-6 to 1e-5 from 100M parameters on", above=0
+    learning_rate: float | None = setting(
+        None, "Adam's, at the start of a round; large models want less: 1e-6 to 1e-5 from 100M parameters on", above=0
     )
     lr_schedule: Literal["linear", "constant"] = setting("linear", "linear: falls to 0 at the round's end")
     kl_coef: float | None = setting(None, "price of a nat of KL to the reference, in units of the reward", least=0)

@@ -10,7 +10,7 @@ from rlhf_gym.agents import PolicyGradient
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import TrainingStopped
 from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.loop.agents import agent_options, find_agent
+from rlhf_gym.loop.agents import agent_options, find_agent, learning_rate
 from rlhf_gym.loop.completions import SampleCompletions
 from rlhf_gym.loop.metrics import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
@@ -59,12 +59,12 @@ def train(bench: Workbench, number: int) -> None:
     """
     settings = bench.config.agent
     table = MetricsTable(bench.run.metrics_file)
-    rate = LearningRate(settings.learning_rate, settings.iterations, settings.lr_schedule)
+    rate = LearningRate(learning_rate(settings), settings.iterations, settings.lr_schedule)
     reward = ProxyAndGold(bench.proxy(number), {"gold": bench.gold, **bench.task.metrics})
     refits = Refits(bench, number, reward)
     agent = _agent(bench, number, table, rate, reward)
     title = type(agent).__name__
-    write_json(bench.run.round(number) / "agent.json", {"class": title, **agent.settings})
+    write_json(bench.run.round(number) / "agent.json", {"class": title, "learning_rate": rate.start, **agent.settings})
     logger = make_logger(bench.run, bench.config, table)
     agent.set_logger(logger)
     try:
