@@ -73,6 +73,10 @@ SEARCHED_ON = ("copy", "brackets")
 EMBEDDED_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """A pretrained network wants smaller steps: searched on the sentiment task, on its own."""
 
+MOST_KL = 10.0
+"""Nats a response, mean of a candidate's seeds, that the search lets a setting move: beyond, high scores are no longer those of
+film reviews (Ziegler et al. 2019 aim at 6)."""
+
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -80,7 +84,7 @@ class Algorithm:
 
     Attributes:
         agent: the class's name in :mod:`rlhf_gym.agents`.
-        options: what makes it this algorithm.
+        options: what makes it this algorithm, and what it has where the search does not try it.
         grid: settings to try, each with its values.
     """
 
@@ -103,7 +107,7 @@ GROUPED = {"learning_rate": RATES, "group_size": (4, 8)}
 
 ALGORITHMS = {
     "PPO": Algorithm("PPO", grid={"learning_rate": RATES, "n_epochs": (2, 4)}),
-    "NLPO": Algorithm("NLPO", grid={"learning_rate": RATES, "mask_top_p": (0.9, 0.98)}),
+    "NLPO": Algorithm("NLPO", {"mask_top_p": 0.9}, {"learning_rate": RATES, "mask_top_p": (0.9, 0.98)}),
     "A2C": Algorithm("A2C", grid={"learning_rate": RATES, "batch_size": (16, 64)}),
     "TRPO": Algorithm("TRPO", grid={"max_kl": (0.01, 0.03, 0.1)}),
     "REINFORCE": Algorithm("REINFORCE", grid={"learning_rate": RATES, "batch_size": (16, 64)}),
@@ -113,5 +117,5 @@ ALGORITHMS = {
     "Dr. GRPO": Algorithm("GRPO", {"scale_rewards": "none", "aggregation": "constant"}, GROUPED),
     "GSPO": Algorithm("GSPO", grid=GROUPED),
     "online DPO": Algorithm("OnlineDPO", grid={"learning_rate": (3e-4, 1e-3, 3e-3), "beta": (0.03, 0.1)}),
-    "RAFT": Algorithm("RAFT", grid=GROUPED),
+    "RAFT": Algorithm("RAFT", {"group_size": 4}, GROUPED),
 }
