@@ -16,6 +16,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from tiny_models import LetterTokenizer
+from toy_tasks import letter_task
 
 import rlhf_gym  # noqa: F401
 
@@ -90,3 +92,33 @@ def test_vectors_in_every_autoreset_mode(name: str) -> None:
             assert ("final_obs" in infos and "response" in infos["final_info"]) == (mode == "same_step")
         env.close()
         env.close()
+
+
+def drawn(prompts: list[str], responses: list[str]) -> list[float]:
+    """A judge that samples."""
+    return np.random.default_rng().random(len(prompts)).tolist()
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_reward_that_samples_is_declared_in_the_spec(vector: bool) -> None:
+    options = {"task": letter_task(drawn, limit=1), "tokenizer": LetterTokenizer()}
+    for declared in (True, False):
+        name = f"test/Sampled{declared}-v0"
+        if name not in gym.registry:
+            gym.register(
+                name,
+                entry_point="rlhf_gym.envs.token_env:TokenEnv",
+                vector_entry_point="rlhf_gym.envs.token_vector_env:TokenVectorEnv",
+                kwargs=options,
+                nondeterministic=declared,
+            )
+        assert gym.spec(name).nondeterministic is declared
+        if vector:
+            made = gym.make_vec(name, num_envs=2)
+            assert made.spec is not None
+            assert made.spec.nondeterministic is declared
+        elif declared:
+            check_env(gym.make(name).unwrapped)
+        else:
+            with pytest.raises(AssertionError, match="Deterministic step rewards"):
+                check_env(gym.make(name).unwrapped)
