@@ -291,6 +291,11 @@ def test_the_reference_figures_are_written_between_the_markers(
     assert re.search(r"\| reward \| \d\.\d+ ± \d\.\d+ \| ", first)
     module.main()
     assert page.read_text() == first
+    monkeypatch.setattr(module, "EPISODES", 16)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--train", "30"])
+    module.main()
+    assert re.search(r"after 30 tokens of PPO .* \d+ nats a response from there", page.read_text())
+    assert "| | sampled | greedy | sampled after PPO |" in page.read_text()
     page.write_text("no markers")
     with pytest.raises(SystemExit, match="expected one line"):
         module.main()
