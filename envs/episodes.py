@@ -75,6 +75,7 @@ class Episodes:
         if chosen is None:
             raise TaskError(f"task {self.task.name!r} has no reward of its own; give the environment one: reward=...")
         self.reward: Callable[..., Any] = chosen
+        self._wants_ids = wants_token_ids(chosen)
         check_special_ids(self.tokenizer)
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
         self.max_prompt_tokens = self.prompts.longest
@@ -131,9 +132,8 @@ class Episodes:
             "prompt_length": self.prompt_length[slot : slot + 1].copy(),
         }
 
-    def begin(self, slot: int, rng: np.random.Generator) -> Ids:
-        """Draw a prompt and start an episode with it; returns the prompt's ids."""
-        index = int(rng.integers(len(self.prompts)))
+    def begin(self, slot: int, index: int) -> Ids:
+        """Start an episode with the prompt of this number; returns the prompt's ids."""
         prompt = self.prompts.one(index)
         self.ids[slot] = self.tokenizer.pad_id
         self.ids[slot, : len(prompt)] = prompt
@@ -144,12 +144,10 @@ class Episodes:
         self.masks.begin(slot)
         return prompt
 
-    def begin_all(self, slots: Slots, generators: Sequence[np.random.Generator]) -> None:
-        """Start an episode in each of these slots, as :meth:`begin` would with the slot's own generator."""
+    def begin_all(self, slots: Slots, index: Ids) -> None:
+        """Start an episode in each of these slots, with the prompts of these numbers, int64 ``[n]``."""
         if not len(slots):
             return
-        count = len(self.prompts)
-        index = np.array([generators[slot].integers(count) for slot in slots.tolist()], dtype=np.int64)
         self.ids[slots] = self.tokenizer.pad_id
         self.ids[slots, : self.max_prompt_tokens] = self.prompts.rows(index, self.tokenizer.pad_id)
         self.prompt_index[slots] = index
@@ -275,7 +273,7 @@ class Episodes:
         return scored, [row_of(columns, i) for i in range(len(slots))]
 
     def score_columns(self, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
-        """The same as :meth:`score`, with the infos by key: lists of one value for each slot."""
+        """The same as :meth:`score`, with the infos by key: lists or arrays of one value for each slot."""
         return self.scorer(slots)()
 
     def scorer(self, slots: Slots) -> Callable[[], tuple[ScoredBatch, dict[str, Any]]]:
@@ -287,13 +285,13 @@ class Episodes:
         starts, lengths = self.prompt_length.take(slots), self.length.take(slots)
         raw = self._responses(slots, starts, lengths)
         responses = [self._cut(text) for text in raw] if self.task.stop else raw
-        prompts = [self.task.prompts[i] for i in self.prompt_index.take(slots).tolist()]
-        texts, extra = [p.text for p in prompts], columns_of(prompts)
-        if wants_token_ids(self.reward):
+        index = self.prompt_index.take(slots)
+        texts, extra = self.prompts.texts(index), self.prompts.columns(index)
+        if self._wants_ids:
             extra[IDS] = [self.ids[slot, a:b].tolist() for slot, a, b in zip(slots, starts, lengths, strict=True)]
-        ended = (self.ids.take(self._starts.take(slots) + lengths - 1) == self.tokenizer.eos_id).tolist()
+        ended = self.ids.take(self._starts.take(slots) + lengths - 1) == self.tokenizer.eos_id
         if self.task.stop:
-            ended = [by_eos or self._stopped(text) for by_eos, text in zip(ended, raw, strict=True)]
+            ended |= np.fromiter(map(self._stopped, raw), dtype=np.bool_, count=len(raw))
 
         def scores() -> tuple[ScoredBatch, dict[str, Any]]:
             began = perf_counter()
@@ -303,8 +301,8 @@ class Episodes:
                 "prompt": texts,
                 "response": responses,
                 "ended": ended,
-                "response_length": (lengths - starts).tolist(),
-                "reward_terms": {name: values.tolist() for name, values in scored.terms.items()},
+                "response_length": lengths - starts,
+                "reward_terms": scored.terms,
                 **skipped_column(scored),
                 **tokens_column(scored),
             }
@@ -313,8 +311,10 @@ class Episodes:
 
     def _responses(self, slots: Slots, starts: Ids, lengths: Ids) -> list[str]:
         """The responses of some slots, decoded at once."""
-        places = zip(slots.tolist(), starts.tolist(), lengths.tolist(), strict=True)
-        return decode_all(self.tokenizer, [self.ids[slot, start:end] for slot, start, end in places])
+        sizes = lengths - starts
+        # No row is left: the longest response fits behind the longest prompt.
+        places = (self._starts.take(slots) + starts)[:, None] + np.arange(sizes.max())
+        return decode_all(self.tokenizer, self.ids.take(places), sizes)
 
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token may be written now; every row allows at least one."""
@@ -347,14 +347,14 @@ def tokens_column(scored: ScoredBatch) -> dict[str, NDArray[np.object_]]:
 
 
 def row_of(columns: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """One row of what is kept by column."""
-    return {key: row_of(values, row) if isinstance(values, dict) else values[row] for key, values in columns.items()}
+    """One row of what is kept by column, as Python's own numbers where arrays hold NumPy's."""
+    return {
+        key: row_of(values, row) if isinstance(values, dict) else _plain(values[row]) for key, values in columns.items()
+    }
 
 
-def columns_of(prompts: Sequence[Any]) -> dict[str, list[Any]]:
-    """The prompts' columns by name; None where a prompt has none of that name."""
-    names = list(dict.fromkeys(name for p in prompts for name in p.columns))
-    return {name: [p.columns.get(name) for p in prompts] for name in names}
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_special_ids(tokenizer: Tokenizer) -> None:
@@ -375,8 +375,3 @@ def check_special_ids(tokenizer: Tokenizer) -> None:
             f"the tokenizer {tokenizer.name!r} uses id {tokenizer.eos_id} both for EOS and for padding; the "
             "end of a response could not be told from padding. Give it a pad token of its own."
         )
-
-
-def slot_generator(seed: int | None, slot: int) -> np.random.Generator:
-    """The random numbers of one slot: streams of neighbouring seeds and slots never overlap."""
-    return np.random.default_rng(None if seed is None else np.random.SeedSequence((seed, slot)))

@@ -1,13 +1,15 @@
-"""A task's prompts as token ids, ready to be laid into rows: checked once, drawn in one NumPy step."""
+"""A task's prompts as token ids, texts and columns, ready to be laid into rows: checked once, looked up in one NumPy step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
 
@@ -53,7 +55,13 @@ class PromptTable:
                 f"expected 0..{tokenizer.vocab_size - 1}"
             )
         self._starts: Ids = np.cumsum(self.sizes) - self.sizes
-        self._columns: Ids = np.arange(self.longest)
+        # The last prompt's row reaches beyond its end.
+        self._flat = np.concatenate([self._flat, np.zeros(self.longest, dtype=np.int64)])
+        self._places: Ids = np.arange(self.longest)
+        self._texts = _objects(p.text for p in task.prompts)
+        self._columns = {
+            name: _objects(p.columns.get(name) for p in task.prompts) for name in column_names(task.prompts)
+        }
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -63,8 +71,40 @@ class PromptTable:
         start = self._starts[index]
         return self._flat[start : start + self.sizes[index]]
 
-    def rows(self, indices: Sequence[int] | Ids, pad_id: int) -> Ids:
+    def rows(self, indices: Ids, pad_id: int) -> Ids:
         """int64 ``[n, longest]``, prompts padded on the right."""
-        places = self._starts[indices][:, None] + self._columns
-        inside = self._columns < self.sizes[indices][:, None]
-        return np.where(inside, self._flat[np.minimum(places, len(self._flat) - 1)], pad_id)
+        rows = self._flat.take(self._starts.take(indices)[:, None] + self._places)
+        rows[self._places >= self.sizes.take(indices)[:, None]] = pad_id
+        return rows
+
+    def texts(self, indices: Ids) -> list[str]:
+        """The texts of some prompts."""
+        texts: list[str] = self._texts.take(indices).tolist()
+        return texts
+
+    def columns(self, indices: Ids) -> dict[str, list[Any]]:
+        """The columns of some prompts by name, as :func:`columns_of` gives them."""
+        return {name: values.take(indices).tolist() for name, values in self._columns.items()}
+
+
+def _objects(values: Iterable[Any]) -> NDArray[np.object_]:
+    """One object a place: lists of equal lengths must not become a matrix."""
+    return np.fromiter(values, dtype=np.object_)
+
+
+def column_names(prompts: Iterable[Prompt]) -> list[str]:
+    """The names of all columns that some of these prompts have."""
+    return list(dict.fromkeys(name for p in prompts for name in p.columns))
+
+
+def columns_of(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> dict[str, list[Any]]:
+    """The prompts' columns by name; None where a prompt has none of that name.
+
+    Args:
+        prompts: some of a task's prompts.
+        names: the names of all of the task's columns, so that a reward finds the same ones whichever prompts share its
+            batch; None: those that these prompts have.
+    """
+    return {
+        name: [p.columns.get(name) for p in prompts] for name in (column_names(prompts) if names is None else names)
+    }

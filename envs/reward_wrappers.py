@@ -14,7 +14,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Episodes, columns_of
+from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.wrapping import VectorTokenWrapper, episodes_of
 from rlhf_gym.errors import ConfigError
@@ -52,8 +52,8 @@ class Potential:
         return self._of(responses, prompt_index)
 
     def _of(self, responses: list[str], prompt_index: NDArray[np.int64]) -> Floats:
-        prompts = [self.episodes.task.prompts[i] for i in prompt_index.tolist()]
-        return score(self.function, [p.text for p in prompts], responses, columns_of(prompts)).values
+        prompts = self.episodes.prompts
+        return score(self.function, prompts.texts(prompt_index), responses, prompts.columns(prompt_index)).values
 
 
 class PotentialShaping(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

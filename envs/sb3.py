@@ -97,7 +97,7 @@ class TokenVecEnv(VectorVecEnv):
 
         An episode that a reset has started and nobody has written to yet is that next episode.
         """
-        if not self.env.seeded:
+        if not self.env.draws.seeded:
             self.reset()
         return [self.env.next_episode(slot).copy() for slot in slots]
 
@@ -144,7 +144,7 @@ class TokenVecEnv(VectorVecEnv):
         """Random state, running episodes and what the reward has learnt, as JSON values: what a checkpoint needs."""
         episodes = self.env.episodes
         return {
-            "generators": [g.bit_generator.state for g in self.env.generators] if self.env.seeded else [],
+            "generators": self.env.draws.states(),
             "ids": episodes.ids.tolist(),
             "prompt_length": episodes.prompt_length.tolist(),
             "length": episodes.length.tolist(),
@@ -156,8 +156,7 @@ class TokenVecEnv(VectorVecEnv):
     def restore(self, state: dict[str, Any]) -> None:
         """The opposite of :meth:`state`, for an environment of the same task and number of slots."""
         self.env.reset()
-        for generator, saved in zip(self.env.generators, state["generators"], strict=True):
-            generator.bit_generator.state = saved
+        self.env.draws.restore(state["generators"])
         for name in ("ids", "prompt_length", "length", "prompt_index", "running"):
             array = getattr(self.env.episodes, name)
             array[...] = np.array(state[name], dtype=array.dtype)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes, Ids, Mask, slot_generator
+from rlhf_gym.envs.episodes import Episodes, Ids, Mask
 from rlhf_gym.envs.masks import TokenMask
+from rlhf_gym.envs.prompt_draws import slot_generator
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
 
@@ -77,7 +78,7 @@ class TokenEnv(gym.Env[Any, Any]):
         super().reset(seed=seed)
         if seed is not None:
             self.np_random = slot_generator(seed, 0)
-        self.episodes.begin(0, self.np_random)
+        self.episodes.begin(0, int(self.np_random.integers(len(self.episodes.prompts))))
         if self.render_mode == "human":
             self.render()
         return self.episodes.observe_one(0), self._with_mask({})

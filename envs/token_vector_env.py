@@ -12,11 +12,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots, slot_generator
+from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots
 from rlhf_gym.envs.infos import stack_infos, stack_observations
 from rlhf_gym.envs.masks import TokenMask
+from rlhf_gym.envs.prompt_draws import PromptDraws
 from rlhf_gym.envs.token_env import as_token_ids
-from rlhf_gym.envs.vector_resets import reset_mask, seeded_generators
+from rlhf_gym.envs.vector_resets import reset_mask
 from rlhf_gym.tasks import Task
 from rlhf_gym.tokenizer import Tokenizer
 
@@ -88,8 +89,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             )
         self.render_mode = render_mode
         self._painter = rendering.Painter(render_model)
-        self.generators = [slot_generator(None, 0)] * num_envs
-        self.seeded = False
+        self.draws = PromptDraws(num_envs, len(self.episodes.prompts))
         self._ended: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._any_ended = False
 
@@ -101,9 +101,8 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
     ) -> tuple[dict[str, Ids], dict[str, Any]]:
         """Start episodes in all slots, or in those where ``options["reset_mask"]`` is True."""
         mask = reset_mask(options, self.num_envs)
-        self.generators = seeded_generators(seed, self.generators if self.seeded else None, mask)
-        self.seeded = True
-        self.episodes.begin_all(np.flatnonzero(mask), self.generators)
+        self.draws.seed(seed, mask)
+        self._begin(np.flatnonzero(mask))
         self._ended = self._ended & ~mask
         self._any_ended = bool(self._ended.any())
         return self._observe(), self._with_masks({}, mask)
@@ -128,7 +127,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         slots = np.flatnonzero(~waiting) if waiting is not None and np.count_nonzero(waiting) else None
         self.episodes.check_actions(actions, slots, restarted)
         if restarted is not None:
-            self.episodes.begin_all(restarted, self.generators)
+            self._begin(restarted)
         ended = self.episodes.write(actions, slots, restarted)
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
@@ -174,8 +173,12 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             "final_info": self._with_masks(infos, self._ended),
             "_final_info": self._ended.copy(),
         }
-        self.episodes.begin_all(ended, self.generators)
+        self._begin(ended)
         return final
+
+    def _begin(self, slots: Slots) -> None:
+        """Start the next episodes of these slots."""
+        self.episodes.begin_all(slots, self.draws.take(slots))
 
     def _observe(self) -> dict[str, Ids]:
         return self.episodes.observe() if self.copy_observations else self.episodes.look()
@@ -193,7 +196,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         episodes = self.episodes
         if episodes.running[slot] and episodes.length[slot] == episodes.prompt_length[slot]:
             return episodes.ids[slot, : episodes.length[slot]]
-        return episodes.begin(slot, self.generators[slot])
+        return episodes.begin(slot, int(self.draws.take(np.array([slot]))[0]))
 
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token may be written now."""

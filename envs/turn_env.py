@@ -8,7 +8,9 @@ from typing import Any, Literal, Protocol
 import gymnasium as gym
 import numpy as np
 
-from rlhf_gym.envs.episodes import Episodes, Ids, columns_of, row_of, skipped_column, slot_generator
+from rlhf_gym.envs.episodes import Episodes, Ids, row_of, skipped_column
+from rlhf_gym.envs.prompt_draws import slot_generator
+from rlhf_gym.envs.prompt_table import column_names, columns_of
 from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, turn_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.errors import ConfigError, TaskError
@@ -140,6 +142,7 @@ class _TextForm:
         self.task = task
         self.reward = needed_reward(task, reward)
         self.max_characters = characters(task, max_characters)
+        self.columns = column_names(task.prompts)
         self.prompt = task.prompts[0]
 
     def spaces(self) -> tuple[AnyText, AnyText]:
@@ -153,7 +156,7 @@ class _TextForm:
     def answer(self, action: Any) -> tuple[str, float, dict[str, Any]]:
         response = self.task.cut(as_text_action(action, self.max_characters))
         prompt = self.prompt
-        scored = score(self.reward, [prompt.text], [response], columns_of([prompt]), may_skip=True)
+        scored = score(self.reward, [prompt.text], [response], columns_of([prompt], self.columns), may_skip=True)
         info = {
             "prompt": prompt.text,
             "response": response,
@@ -176,7 +179,7 @@ class _TokensForm:
         return self.episodes.observation_space(), actions
 
     def begin(self, rng: np.random.Generator) -> tuple[dict[str, Ids], str]:
-        self.episodes.begin(0, rng)
+        self.episodes.begin(0, int(rng.integers(len(self.episodes.prompts))))
         return self.episodes.observe_one(0), self.task.prompts[int(self.episodes.prompt_index[0])].text
 
     def answer(self, action: Any) -> tuple[dict[str, Ids], float, dict[str, Any]]:

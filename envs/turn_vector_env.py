@@ -11,12 +11,14 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots, columns_of, skipped_column
+from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots, skipped_column
 from rlhf_gym.envs.infos import stack_infos, stack_observations
+from rlhf_gym.envs.prompt_draws import PromptDraws
+from rlhf_gym.envs.prompt_table import column_names, columns_of
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.envs.token_vector_env import as_autoreset_mode
 from rlhf_gym.envs.turn_env import as_text_action, built, characters, needed_reward, read_ids
-from rlhf_gym.envs.vector_resets import reset_mask, seeded_generators
+from rlhf_gym.envs.vector_resets import reset_mask
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.tasks import Task
@@ -78,7 +80,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         self.autoreset_mode = as_autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.max_episode_steps = max_episode_steps
-        self._generators: list[np.random.Generator] | None = None
+        self._draws = PromptDraws(num_envs, len(self.task.prompts))
         self._running: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._started: Mask = np.zeros(num_envs, dtype=np.bool_)
 
@@ -92,7 +94,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
     ) -> tuple[Any, dict[str, Any]]:
         """Draw prompts in all slots, or in those where ``options["reset_mask"]`` is True."""
         mask = reset_mask(options, self.num_envs)
-        self._generators = seeded_generators(seed, self._generators, mask)
+        self._draws.seed(seed, mask)
         slots = np.flatnonzero(mask)
         prompts = self._begin(slots)
         return self._slots.observe(), stack_infos({"prompt": prompts}, slots, self.num_envs)
@@ -139,9 +141,8 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         return self._slots.observe(), rewards, terminations, truncations, infos
 
     def _begin(self, slots: Slots) -> list[str]:
-        assert self._generators is not None
         self._running[slots] = self._started[slots] = True
-        return self._slots.begin(slots, self._generators)
+        return self._slots.begin(slots, self._draws.take(slots))
 
 
 class _Slots(Protocol):
@@ -151,7 +152,7 @@ class _Slots(Protocol):
 
     def spaces(self) -> tuple[gym.spaces.Space[Any], gym.spaces.Space[Any]]: ...
 
-    def begin(self, slots: Slots, generators: Sequence[np.random.Generator]) -> list[str]: ...
+    def begin(self, slots: Slots, index: Ids) -> list[str]: ...
 
     def read(self, actions: Any, slots: Slots) -> Any: ...
 
@@ -171,6 +172,7 @@ class _TextSlots:
         self.task = task
         self.reward = needed_reward(task, reward)
         self.max_characters = characters(task, max_characters)
+        self.columns = column_names(task.prompts)
         self.prompts = [task.prompts[0]] * num_slots
         self.shown = [""] * num_slots
 
@@ -178,10 +180,9 @@ class _TextSlots:
         longest = max(len(p.text) for p in self.task.prompts)
         return AnyText(longest + self.max_characters), AnyText(self.max_characters)
 
-    def begin(self, slots: Slots, generators: Sequence[np.random.Generator]) -> list[str]:
-        count = len(self.task.prompts)
-        for slot in slots.tolist():
-            self.prompts[slot] = self.task.prompts[int(generators[slot].integers(count))]
+    def begin(self, slots: Slots, index: Ids) -> list[str]:
+        for slot, i in zip(slots.tolist(), index.tolist(), strict=True):
+            self.prompts[slot] = self.task.prompts[i]
             self.shown[slot] = self.prompts[slot].text
         return [self.prompts[slot].text for slot in slots.tolist()]
 
@@ -194,11 +195,10 @@ class _TextSlots:
     def answer(self, read: list[str], slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
         prompts = [self.prompts[slot] for slot in slots.tolist()]
         texts = [prompt.text for prompt in prompts]
-        scored = score(self.reward, texts, read, columns_of(prompts), may_skip=True)
+        scored = score(self.reward, texts, read, columns_of(prompts, self.columns), may_skip=True)
         for slot, response in zip(slots.tolist(), read, strict=True):
             self.shown[slot] = self.prompts[slot].text + response
-        terms = {name: values.tolist() for name, values in scored.terms.items()}
-        return scored, {"prompt": texts, "response": read, "reward_terms": terms, **skipped_column(scored)}
+        return scored, {"prompt": texts, "response": read, "reward_terms": scored.terms, **skipped_column(scored)}
 
     def observe(self) -> tuple[str, ...]:
         return tuple(self.shown)
@@ -222,9 +222,9 @@ class _TokenSlots:
         actions = gym.spaces.MultiDiscrete(np.full(self.task.max_response_tokens, size, dtype=np.int64))
         return self.episodes.observation_space(), actions
 
-    def begin(self, slots: Slots, generators: Sequence[np.random.Generator]) -> list[str]:
-        self.episodes.begin_all(slots, generators)
-        return [self.task.prompts[i].text for i in self.episodes.prompt_index[slots].tolist()]
+    def begin(self, slots: Slots, index: Ids) -> list[str]:
+        self.episodes.begin_all(slots, index)
+        return [self.task.prompts[i].text for i in index.tolist()]
 
     def read(self, actions: Any, slots: Slots) -> Ids:
         """int64 ``[n, T]``: the responses, each with EOS after its end."""

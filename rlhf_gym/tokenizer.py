@@ -150,20 +150,30 @@ class HubTokenizer:
         """The text of some ids, special tokens left out."""
         return str(self.hub.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def decode_batch(self, rows: Sequence[NDArray[np.int64]]) -> list[str]:
-        """The texts of many rows of ids, as :meth:`decode` gives them one by one."""
-        lists = [row.tolist() for row in rows]
+    def decode_batch(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
+        """The texts of many rows of ids, as :meth:`decode` gives them one by one; see :func:`decode_all`."""
+        lists = _cut(rows, lengths)
         if (fast := getattr(self.hub, "backend_tokenizer", None)) is not None:  # in one call, 2.5 times as fast
             return list(fast.decode_batch(lists, skip_special_tokens=True))
         return [self.decode(ids) for ids in lists]
 
 
-def decode_all(tokenizer: Tokenizer, rows: Sequence[NDArray[np.int64]]) -> list[str]:
-    """The texts of many rows of ids: by the tokenizer's own ``decode_batch`` where it has one, else one by one."""
+def decode_all(tokenizer: Tokenizer, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
+    """The texts of many rows of ids: by the tokenizer's own ``decode_batch`` where it has one, else one by one.
+
+    Args:
+        tokenizer: the tokenizer; ``decode_batch`` takes the same two arrays.
+        rows: int64 ``[n, T]``.
+        lengths: int64 ``[n]``, how many ids count at the beginning of each row.
+    """
     batched = getattr(tokenizer, "decode_batch", None)
     if batched is not None:
-        return list(batched(rows))
-    return [tokenizer.decode(row.tolist()) for row in rows]
+        return list(batched(rows, lengths))
+    return [tokenizer.decode(ids) for ids in _cut(rows, lengths)]
+
+
+def _cut(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[list[int]]:
+    return [row[:length] for row, length in zip(rows.tolist(), lengths.tolist(), strict=True)]
 
 
 def load_tokenizer(

@@ -174,7 +174,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         TextArenaEnv("Go")
 
 
-@pytest.mark.skipif(not WITH["gem"], reason="gem-llm is not installed: its releases pin other packages")
+@pytest.mark.skipif(not WITH["gem"], reason="gem-llm is not installed (see docs/tasks.md)")
 def test_a_game_of_gems_own() -> None:
     env = GemEnv("game:GuessTheNumber-v0-easy")
     first = [env.reset(seed=3)[0], *(env.step(f"\\boxed{{{n}}}")[:4] for n in (1, 2))]

@@ -15,6 +15,8 @@ from toy_tasks import count_a, letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import TurnEnv, TurnVectorEnv
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.sample import Prompt
+from rlhf_gym.tasks import Task
 
 EOS, PAD, A, B = 0, 1, 2, 3
 N = 3
@@ -147,3 +149,26 @@ def test_one_seed_gives_every_slot_its_own_stream_and_none_goes_on() -> None:
     assert first != second
     assert envs.reset(seed=5)[0] == first
     assert envs.reset()[0] == second
+
+
+@pytest.mark.parametrize("form", ["text", "tokens"])
+def test_a_reward_finds_the_same_columns_whichever_prompts_share_its_batch(form: Form) -> None:
+    """One of two prompts has no label: alone or beside the other, it has none (and not: no such column)."""
+    seen: list[list[Any]] = []
+
+    def reward(prompts: list[str], responses: list[str], label: list[Any]) -> list[float]:
+        seen.append(label)
+        return [0.0] * len(prompts)
+
+    task = Task("uneven", [Prompt("a", {"label": "x"}), Prompt("b")], reward=reward, max_response_tokens=2)
+    many = TurnVectorEnv(2, task, LetterTokenizer(), form=form)
+    one = TurnEnv(task, LetterTokenizer(), form=form)
+    action: Any = "c" if form == "text" else np.array([A, EOS])
+    for _ in range(10):
+        one.reset(seed=len(seen))
+        one.step(action)
+        many.reset(seed=len(seen))
+        many.step((action, action))
+    assert ["x"] in seen
+    assert [None] in seen
+    assert [None, None] in seen

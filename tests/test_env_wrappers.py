@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import gymnasium as gym
@@ -294,3 +296,29 @@ def test_bad_actions_and_policies_are_refused() -> None:
         wrong.step(A)
     with pytest.raises(TaskError, match="reference 'tiny-gpt2' has 30 tokens"):
         KLReward(single(), tiny_language_model(vocab_size=30), 0.1)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_wrapped_environments_are_copied_in_the_middle_and_go_on_alike(name: str) -> None:
+    wrap, wrap_vector = PAIRS[name]
+    vector = wrap_vector(batched(3, "disabled"))
+    vector.reset(seed=1)
+    vector.step(np.array([2, 2, 2]))
+    for twin in (copy.deepcopy(vector), pickle.loads(pickle.dumps(vector))):
+        twin.step(np.array([2, 0, 2]))
+    outcomes = []
+    for twin in (vector, copy.deepcopy(vector), pickle.loads(pickle.dumps(vector))):
+        _, rewards, terminations, *_ = twin.step(np.array([2, 0, 2]))
+        options = {"reset_mask": terminations}
+        again, _ = twin.reset(options=options)
+        assert options["reset_mask"] is terminations  # the caller's own is left as it was
+        outcomes.append((rewards, again, twin.step(np.array([0, 2, 2]))[1]))
+    for rewards, again, later in outcomes[1:]:
+        assert rewards == pytest.approx(outcomes[0][0])
+        assert_same(again, outcomes[0][1])
+        assert later == pytest.approx(outcomes[0][2])
+    env = wrap(single())
+    env.reset(seed=1)
+    env.step(2)
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert twin.step(0)[1] == pytest.approx(copy.deepcopy(env).step(0)[1])

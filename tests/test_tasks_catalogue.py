@@ -127,12 +127,21 @@ def test_a_part_of_a_format_earns_a_part() -> None:
     for asked in FORMATS:
         for given, text in GOOD.items():
             assert (value(task, text, format=asked) == 1) == (asked == given)
-    cases = {"": 0.0, "why?": 0.0, "it was, was it": 0.25, '"was it. was it?': 0.25, "it was. was it?": 0.5}
-    for text, wanted in cases.items():
-        assert value(task, text, format="a question") == wanted
-    assert value(task, '"what a joy', format="a quotation") == 0.25
-    assert value(task, 'what a joy!"', format="a quotation") == 0.25
-    assert value(task, "(what a. joy).", format="an aside") == 0.5
+    cases = {
+        ("a question", "why?"): 0.0,  # too short
+        ("a question", "it was, was it"): 0.0,  # no sign
+        ("a question", "was it? a joy"): 0.25,  # the sign elsewhere
+        ("a question", "it was. was it?"): 0.25,  # in its place, one too many
+        ("a question", '"it was. was it?"'): 0.0625,  # elsewhere, three too many
+        ("a quotation", '"what a joy'): 0.25,  # one of two
+        ("a quotation", 'what a joy"'): 0.375,  # in its place at the end, not at the beginning
+        ("a quotation", 'so: "what a joy" she said'): 0.25,  # both elsewhere
+        ("an aside", "(what a. joy)."): 0.5,  # both in place, and yet not the form
+        ("two sentences", "what a joy."): 0.25,
+        ("two sentences", "what. a. joy."): 0.25,
+    }
+    for (asked, text), wanted in cases.items():
+        assert value(task, text, format=asked) == wanted, (asked, text)
     assert score(task.metrics["in_format"], ["p"], ["it was. was it?"], {"format": ["a question"]}).values[0] == 0.0
 
 
@@ -282,6 +291,11 @@ def test_the_reference_figures_are_written_between_the_markers(
     assert re.search(r"\| reward \| \d\.\d+ ± \d\.\d+ \| ", first)
     module.main()
     assert page.read_text() == first
+    monkeypatch.setattr(module, "EPISODES", 16)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--train", "30"])
+    module.main()
+    assert re.search(r"after 30 tokens of PPO .* \d+ nats a response from there", page.read_text())
+    assert "| | sampled | greedy | sampled after PPO |" in page.read_text()
     page.write_text("no markers")
     with pytest.raises(SystemExit, match="expected one line"):
         module.main()

@@ -61,8 +61,12 @@ def test_decoding_many_is_decoding_each(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
     ids = st.lists(st.integers(0, tokenizer.vocab_size - 1) | st.just(tokenizer.eos_id), max_size=12)
     rows = data.draw(st.lists(ids, min_size=1, max_size=5))
-    expected = [tokenizer.decode(row) for row in rows]
-    assert decode_all(tokenizer, [np.array(row, dtype=np.int64) for row in rows]) == expected
+    lengths = np.array([len(row) for row in rows])
+    beyond = data.draw(st.integers(0, tokenizer.vocab_size - 1))  # ids that do not count
+    padded = np.full((len(rows), lengths.max() + 1), beyond)
+    for row, ids_of_one in zip(padded, rows, strict=True):
+        row[: len(ids_of_one)] = ids_of_one
+    assert decode_all(tokenizer, padded, lengths) == [tokenizer.decode(row) for row in rows]
 
 
 def test_padding_of_its_own_is_kept() -> None:

@@ -13,6 +13,8 @@ Columns:
 - ``views``: the same with ``copy_observations=False``.
 - ``copy floor``: a bare NumPy loop that appends a token to each row, starts over at the limit and copies ids and lengths.
 - ``append floor``: the same loop without the copy.
+- ``ends floor``: the loop with the copy that also notices where an episode ends by EOS or at the limit, decodes its response,
+  calls the reward and draws a new prompt: what every such environment has to do, without checks, infos and resets around it.
 """
 
 from __future__ import annotations
@@ -88,6 +90,34 @@ def floor_stepper(num_envs: int, length: int, copy: bool) -> Callable[[int], Non
     return run
 
 
+def ends_floor_stepper(num_envs: int, length: int) -> Callable[[int], None]:
+    """The bare loop with what the end of an episode asks for: decode, call the reward, draw another prompt."""
+    rng = np.random.default_rng(0)
+    table = np.full((64, PROMPT + length), TOKENIZER.pad_id, dtype=np.int64)
+    texts = [SYMBOLS[i : i + PROMPT] for i in range(64)]
+    for row, text in zip(table, texts, strict=True):
+        row[:PROMPT] = TOKENIZER.encode_prompt(text)
+    drawn = rng.integers(64, size=num_envs)
+    ids, lengths, rows = table[drawn], np.full(num_envs, PROMPT, dtype=np.int64), np.arange(num_envs)
+    actions = rng.integers(0, VOCABULARY, (BLOCK, num_envs))
+
+    def run(steps: int) -> None:
+        for k in range(steps):
+            taken = actions[k % BLOCK]
+            ids[rows, lengths] = taken
+            lengths[:] += 1
+            ended = np.flatnonzero((taken == TOKENIZER.eos_id) | (lengths == PROMPT + length))
+            if len(ended):
+                responses = TOKENIZER.decode_batch(ids[ended, PROMPT:], lengths[ended] - PROMPT)
+                nothing([texts[i] for i in drawn[ended]], responses)
+                drawn[ended] = rng.integers(64, size=len(ended))
+                ids[ended] = table[drawn[ended]]
+                lengths[ended] = PROMPT
+            ids.copy(), lengths.copy()
+
+    return run
+
+
 def steppers(num_envs: int, length: int) -> dict[str, Callable[[], Callable[[int], None]]]:
     """What is timed, by column."""
     shared = task(length)
@@ -98,6 +128,7 @@ def steppers(num_envs: int, length: int) -> dict[str, Callable[[], Callable[[int
         "views": lambda: env_stepper(TokenVectorEnv(num_envs, shared, TOKENIZER, copy_observations=False), num_envs),
         "copy floor": lambda: floor_stepper(num_envs, length, copy=True),
         "append floor": lambda: floor_stepper(num_envs, length, copy=False),
+        "ends floor": lambda: ends_floor_stepper(num_envs, length),
     }
 
 
@@ -163,8 +194,8 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
     print("million environment steps a second; ratios of time")
-    names = ["sync", "native", "views", "copy floor", "append floor"]
-    header = ["batch", "length", *names, "sync/native", "native/copy floor", "views/append floor"]
+    names = ["sync", "native", "views", "copy floor", "append floor", "ends floor"]
+    header = ["batch", "length", *names, "sync/native", "native/copy floor", "views/append floor", "native/ends floor"]
     print(" | ".join(header))
     rows: list[dict[str, Any]] = []
     for length in arguments.length:
@@ -174,6 +205,7 @@ def main() -> None:
                 best["sync"] / best["native"],
                 best["native"] / best["copy floor"],
                 best["views"] / best["append floor"],
+                best["native"] / best["ends floor"],
             ]
             speeds = [f"{num_envs / best[name] / 1e6:.3f}" for name in names]
             print(" | ".join([str(num_envs), str(length), *speeds, *(f"{r:.1f}" for r in ratios)]), flush=True)

@@ -2,6 +2,7 @@
 
     python benchmarks/tasks/reference_figures.py            # all tasks
     python benchmarks/tasks/reference_figures.py words      # one
+    python benchmarks/tasks/reference_figures.py format --train 120000   # and what PPO makes of it in so many tokens
 
 Samples one response to each of the first held-out prompts and rewrites the table between the markers ``<!-- reference figures
 -->`` and ``<!-- end -->`` of ``docs/environments/<task>.md``. Deterministic: the same weights write the same table.
@@ -17,9 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from stable_baselines3.common.logger import KVWriter, Logger
 
+from rlhf_gym.agents import PPO
 from rlhf_gym.decoding import Generation, generate
 from rlhf_gym.embedded import EMBEDDED_LM
+from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.rewards import score
 from rlhf_gym.rewards.perplexity import Perplexity
@@ -29,6 +33,8 @@ from rlhf_gym.tasks import Task, load_task
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "environments"
 TASKS = ("sentiment", "words", "length", "format", "detox", "stars")
+EPISODES = 128  # an iteration
+SETTINGS: dict[str, Any] = {"learning_rate": 5e-4, "n_epochs": 4, "kl_coef": 0.003}
 BEGIN, END = "<!-- reference figures -->", "<!-- end -->"
 
 
@@ -40,6 +46,7 @@ def main() -> None:
         "--samples", type=int, default=200, help="held-out prompts to answer (all, where there are fewer)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--train", type=int, default=0, metavar="TOKENS", help="train by PPO too, and add a column")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages")
     options = parser.parse_args()
     unknown = set(options.tasks) - set(TASKS)
@@ -47,31 +54,59 @@ def main() -> None:
         parser.error(f"no such task: {', '.join(sorted(unknown))}; expected some of {', '.join(TASKS)}")
     model = LanguageModel.load("embedded", device="cpu")
     for name in options.tasks:
-        table = figures(model, load_task(name), options.samples, options.seed)
+        table = figures(model, load_task(name), options.samples, options.seed, options.train)
         print(f"{name}\n{table}\n")
         rewrite(options.docs / f"{name}.md", table)
 
 
-def figures(model: LanguageModel, task: Task, samples: int, seed: int) -> str:
+def figures(model: LanguageModel, task: Task, samples: int, seed: int, tokens: int = 0) -> str:
     """The table of a task: a row for the reward, for each of its terms and for each metric.
 
     Args:
         model: the untrained model.
         task: the task.
         samples: most prompts to answer.
-        seed: of the sampling.
+        seed: of the sampling, and of training.
+        tokens: to train for; 0 trains nothing.
     """
     prompts = list(task.held_out)[:samples]
-    sampled = answer(model, task, prompts, seed=seed)
-    greedy = answer(model, task, prompts, greedy=True)
+    written = {
+        "sampled": answer(model, task, prompts, seed=seed),
+        "greedy": answer(model, task, prompts, greedy=True),
+    }
     head = (
         f"{len(prompts)} held-out prompts, one response each, by the embedded model as it is shipped (weights "
         f"`{weights_id()}`): mean ± standard error. Sampled at temperature 1, seed {seed}."
     )
-    lines = [head, "", "| | sampled | greedy |", "| --- | --- | --- |"]
-    columns = [measured(model, task, prompts, some) for some in (sampled, greedy)]
-    lines += [f"| {row} | {figure(columns[0][row])} | {figure(columns[1][row])} |" for row in columns[0]]
+    if tokens:
+        tuned, kl = train(task, tokens, seed)
+        written["sampled after PPO"] = answer(tuned, task, prompts, seed=seed)
+        head += (
+            f" Last column: after {tokens:,} tokens of PPO on the training prompts ({EPISODES} episodes an iteration, "
+            f"{', '.join(f'`{key}={value}`' for key, value in SETTINGS.items())}), {kl:.0f} nats a response from there."
+        )
+    lines = [head, "", f"| | {' | '.join(written)} |", "| --- |" + " --- |" * len(written)]
+    columns = [measured(model, task, prompts, some) for some in written.values()]
+    lines += [f"| {row} | {' | '.join(figure(column[row]) for column in columns)} |" for row in columns[0]]
     return "\n".join(lines)
+
+
+def train(task: Task, tokens: int, seed: int) -> tuple[LanguageModel, float]:
+    """A model that PPO has tuned, and its KL from the untrained one: nats a response, in the last iteration."""
+    env = make_sb3_env(EPISODES, task=task, seed=seed)
+    agent = PPO("LMPolicy", env, language_model=LanguageModel.load("embedded", device="cpu"), seed=seed, **SETTINGS)
+    last = Last()
+    agent.set_logger(Logger(None, [last]))
+    agent.learn(tokens)
+    return agent.policy.language_model, float(last.values["objective/kl"])
+
+
+class Last(KVWriter):
+    """The figures of the last iteration."""
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        """Keep them."""
+        self.values = dict(key_values)
 
 
 def answer(

@@ -14,7 +14,7 @@ def check_reward(options: argparse.Namespace) -> int:
     """`rlhf-gym check-reward`: 1 with ``--strict`` where something should be looked at."""
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
-    from rlhf_gym.envs.episodes import columns_of
+    from rlhf_gym.envs.prompt_table import columns_of
     from rlhf_gym.loop.config import Config, TaskConfig
     from rlhf_gym.loop.workbench import task_of
     from rlhf_gym.rewards.probes import check_reward

@@ -25,15 +25,16 @@ FORMATS = {
     "an aside": rf"\({_TEXT}[.!?]?\)\.?",
 }
 
-# The signs that a form begins with (none: a word) and ends with.
-_BEGINS = {"a quotation": '"', "an aside": "("}
-_ENDS = {
-    "one sentence": (".",),
-    "a question": ("?",),
-    "an exclamation": ("!",),
-    "two sentences": (".", "!", "?"),
-    "a quotation": ('"', '".'),
-    "an aside": (")", ")."),
+_SIGNS = '.!?"()'
+
+# The sign that a form begins with (none: a word), those it may end with, and how many signs it has at most.
+_PLACES: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "one sentence": ("", (".",), 1),
+    "a question": ("", ("?",), 1),
+    "an exclamation": ("", ("!",), 1),
+    "two sentences": ("", (".", "!", "?"), 2),
+    "a quotation": ('"', ('"', '".'), 4),
+    "an aside": ("(", (")", ")."), 4),
 }
 
 
@@ -49,7 +50,8 @@ def format_task(
 
     Args:
         formats: which of :data:`FORMATS` are asked for.
-        partial: a response that begins or ends as the form does earns a quarter for each; False: only the whole form counts.
+        partial: a response with some of the form's signs earns up to a half (:func:`near_format`); False: only the whole form
+            counts, which the embedded model hardly ever writes by chance.
         max_response_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order and the forms.
@@ -85,10 +87,13 @@ def in_format(prompts: list[str], responses: list[str], format: list[str]) -> li
 
 
 def near_format(prompts: list[str], responses: list[str], format: list[str]) -> list[float]:  # noqa: A002 - likewise
-    """1 where :func:`in_format` is; else a quarter each for beginning and for ending as the form does, in three words or more.
+    """1 where :func:`in_format` is; else, in three words or more, half of ``p / (1 + e)``.
 
-    >>> near_format([""] * 3, ["so it was?", "it was. was it?", '"so it was'], ["a question", "a question", "a quotation"])
-    [1.0, 0.5, 0.25]
+    ``p``, 0 to 1, is the mean over the form's signs of 1 for one in its place and 1/2 for one elsewhere; ``e`` is how
+    many signs there are beyond the form's. So each step towards the form is paid: a sign, its place, one sign too many less.
+
+    >>> near_format([""] * 3, ["so it was? yes", "it was. was it?", '"so it was'], ["a question", "a question", "a quotation"])
+    [0.25, 0.25, 0.25]
     """
     return [1.0 if _fits(r, name) else _near(r.strip(), name) for r, name in zip(responses, format, strict=True)]
 
@@ -96,9 +101,14 @@ def near_format(prompts: list[str], responses: list[str], format: list[str]) -> 
 def _near(text: str, name: str) -> float:
     if len(words(text)) < FEWEST_WORDS:
         return 0.0
-    sign = _BEGINS.get(name)
-    begins = text.startswith(sign) if sign else text[0].isalnum()
-    return 0.25 * begins + 0.25 * text.endswith(_ENDS[name])
+    opening, closings, most = _PLACES[name]
+    placed = [1.0 if text.endswith(closings) else 0.5 * any(sign[0] in text[1:] for sign in closings)]
+    if opening:
+        placed.append(1.0 if text.startswith(opening) else 0.5 * (opening in text))
+    if name == "two sentences":
+        placed.append(float(sum(map(text.count, ".!?")) > 1))
+    beyond = max(0, sum(map(text.count, _SIGNS)) - most)
+    return 0.5 * sum(placed) / len(placed) / (1 + beyond)
 
 
 def _fits(response: str, name: str) -> bool:

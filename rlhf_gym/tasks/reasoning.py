@@ -133,7 +133,7 @@ def _generator(name: str, config: dict[str, Any], *, size: int, seed: int) -> An
     known = import_module("reasoning_gym.factory").DATASETS
     if name not in known:
         near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise TaskError(
             f"reasoning-gym has no generator {name!r}{hint} It has {len(known)}: {', '.join(sorted(known))}"
         )

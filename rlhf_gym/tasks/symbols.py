@@ -7,7 +7,6 @@ Python verify, an optimum of exactly 1, and minutes at most to learn on one core
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -75,11 +74,11 @@ class SymbolTokenizer:
         """The text of some ids; EOS and padding are left out."""
         return "".join(map(self._texts.__getitem__, ids))
 
-    def decode_batch(self, rows: Sequence[NDArray[np.int64]]) -> list[str]:
-        """The texts of many rows of ids, read off one long text: cheaper the longer they are."""
-        text = self._code_points[np.concatenate(rows)].tobytes().decode("utf-32-le")
-        ends = list(accumulate(map(len, rows)))
-        return [text[end - len(row) : end].replace("\0", "") for row, end in zip(rows, ends, strict=True)]
+    def decode_batch(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
+        """The texts of many rows of ids, int64 ``[n, T]``, of which ``lengths`` count, read off one long text."""
+        text = self._code_points.take(rows).tobytes().decode("utf-32-le")
+        width = rows.shape[1]
+        return [text[i * width : i * width + n].replace("\0", "") for i, n in enumerate(lengths.tolist())]
 
 
 def symbol_task(
