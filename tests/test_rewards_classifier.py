@@ -163,10 +163,8 @@ def test_long_texts_lose_their_beginning_and_it_is_said_once(tmp_path: Path) -> 
 def test_the_end_of_the_response_and_what_opens_a_text_are_kept(tmp_path: Path, read: Any, lengths: Any) -> None:
     """The last four words of the response are seen however long prompt and response are."""
     prompt, response = " ".join(WORDS[: lengths[0]]) + " ", " ".join(WORDS[-lengths[1] :])
-    if read == "chat":
-        folder = gpt2(tmp_path, template="<end> " + TEMPLATE)  # <end> opens a text, too, as in GPT-2
-    else:
-        folder = bert(tmp_path)
+    # <end> opens a text, too, as in GPT-2
+    folder = gpt2(tmp_path, template="<end> " + TEMPLATE) if read == "chat" else bert(tmp_path)
     reward = Classifier(folder, head=0, read=read, max_tokens=12, device="cpu")
     reward._tokenizer.bos_token = "<end>" if read == "chat" else None
     encoded = reward._encode(reward._tokenizer, prompt, response)

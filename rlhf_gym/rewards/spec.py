@@ -108,21 +108,37 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
         raise ConfigError(f"{spec!r} names a file but no reward in it; write {spec}:FUNCTION")
     if spec not in BUILT_IN and Path(spec).expanduser().is_dir():
         return load_reward("reward_model", path=Path(spec).expanduser(), **options)
-    head, colon, attribute = BUILT_IN.get(spec, spec).rpartition(":")
+    if spec in BUILT_IN:
+        return _build(built_in(spec), options, spec)
+    head, colon, attribute = spec.rpartition(":")
     if not colon or not head or not attribute:
-        other = OTHER_NAMES.get(spec.lower().replace("-", "_"))
-        near = [other] if other else get_close_matches(spec, BUILT_IN, n=1, cutoff=0.7)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(
-            f"there is no reward {spec!r}{hint} Expected one of {', '.join(BUILT_IN)}, or path/to/file.py:function, or "
-            "module:function"
-        )
+        raise _unknown(spec, ", or path/to/file.py:function, or module:function")
     found = _attribute(_import(head, spec), attribute, spec)
-    if spec in BUILT_IN or isinstance(found, type):
+    if isinstance(found, type):
         return _build(found, options, spec)
     if not callable(found):
         raise ConfigError(f"{spec!r} is a {type(found).__name__}, expected a function, a class or a callable object")
     return partial(found, **options) if options else found
+
+
+def built_in(name: str) -> Callable[..., AnyReward]:
+    """What makes a built-in reward: its class, or a function.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in BUILT_IN:
+        raise _unknown(name)
+    head, _, attribute = BUILT_IN[name].rpartition(":")
+    factory: Callable[..., AnyReward] = _attribute(_import(head, name), attribute, name)
+    return factory
+
+
+def _unknown(name: str, others: str = "") -> ConfigError:
+    other = OTHER_NAMES.get(name.lower().replace("-", "_"))
+    near = [other] if other else get_close_matches(name, BUILT_IN, n=1, cutoff=0.7)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return ConfigError(f"there is no reward {name!r}{hint} Expected one of {', '.join(BUILT_IN)}{others}")
 
 
 def _remote(url: str, options: dict[str, Any]) -> AnyReward:
