@@ -24,8 +24,8 @@ from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.rewards.on_error import on_error
-from rlhf_gym.rewards.time_limit import limit_parts
 from rlhf_gym.rewards.spec import load_reward
+from rlhf_gym.rewards.time_limit import limit_parts
 from rlhf_gym.sample import Prompt
 from rlhf_gym.sampling import Limits, Sampling
 from rlhf_gym.tasks import Task, load_task
