@@ -65,7 +65,13 @@ class SentimentScorer:
 
     @classmethod
     def embedded(cls, *, include_prompt: bool = False) -> SentimentScorer:
-        """The scorer that the package ships; the weights are read once a process."""
+        """Log-odds of praise, by the scorer that the package ships: 0 says nothing either way, 2 is plain praise.
+
+        The weights are read once a process.
+
+        Args:
+            include_prompt: as a reward, score prompt and response together instead of the response alone.
+        """
         shared = _embedded()
         other = object.__new__(cls)
         other._weights, other._bias, other._include_prompt = shared._weights, shared._bias, include_prompt

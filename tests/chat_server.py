@@ -28,7 +28,7 @@ class ChatServer:
 
 
 @contextmanager
-def chat_server(say: Say, **options: Any) -> Iterator[ChatServer]:
+def chat_server(say: Say, port: int = 0, **options: Any) -> Iterator[ChatServer]:
     server = ChatServer(say, **options)
     lock = threading.Lock()
 
@@ -75,7 +75,7 @@ def chat_server(say: Say, **options: Any) -> Iterator[ChatServer]:
                 },
             )
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.rewards.remote import RemoteReward
-from rlhf_gym.rewards.spec import TOKEN_VARIABLE
+from rlhf_gym.rewards.spec import BUILT_IN, TOKEN_VARIABLE, load_reward
 
 REWARD = "def shortness(prompts, responses):\n    return [-len(r) for r in responses]\n"
 
@@ -25,6 +26,28 @@ REWARD = "def shortness(prompts, responses):\n    return [-len(r) for r in respo
 def reward(tmp_path: Path) -> str:
     (tmp_path / "mine.py").write_text(REWARD)
     return f"{tmp_path}/mine.py:shortness"
+
+
+def test_the_built_in_ones_are_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rewards"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(BUILT_IN)
+    assert all(len(line.split()) > 4 for line in lines)
+    assert not any("``" in line or ":class:" in line for line in lines)
+    for name in BUILT_IN:
+        assert main(["rewards", name]) == 0
+        *_, example = capsys.readouterr().out.splitlines()
+        given = yaml.safe_load(example)
+        assert given.pop("reward") == name
+        if name in ("length", "repetition", "vader", "rouge"):
+            assert load_reward(name, **given).name == name  # the defaults as they stand there  # type: ignore[union-attr]
+    assert main(["rewards", "regex"]) == 2
+    assert "did you mean 'format'?" in capsys.readouterr().err
+
+
+def test_a_mapping_as_the_reward(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-reward", "{reward: length, unit: characters, name: letters}", "--samples", "4"]) == 0
+    assert "reward letters: 4 samples" in capsys.readouterr().out
 
 
 def test_a_reward_is_tried_out(reward: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +74,7 @@ def test_a_reward_that_hangs_ends_in_one_line(tmp_path: Path) -> None:
     assert "sample 0, prompt" in ran.stderr
     assert "reward 'hangs' did not return within 0.5 seconds for a batch of 1" in ran.stderr
     assert "Traceback" not in ran.stderr
+    assert "Warning" not in ran.stderr  # what a library will be called with some day is no user's business
 
 
 def test_strict_says_it_with_the_exit_code(reward: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import time
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rlhf_gym.judge.judge import read_score, read_side
 from rlhf_gym.judge.template import Template
 from rlhf_gym.raters import RaterError, ask
 from rlhf_gym.rewards import load_reward, score
+from rlhf_gym.rewards.on_error import on_error
 
 
 def by_length(request: dict[str, Any]) -> str:
@@ -170,6 +172,25 @@ def test_nobody_there_and_time_outs_are_told_apart() -> None:
 
     with chat_server(sleepy) as server, pytest.raises(RewardError, match="did not answer in time"):
         score(JudgeReward(server.url, timeout=0.2, retries=0), ["p"], ["x"])
+
+
+def test_a_dead_judge_costs_its_repetitions_a_few_times_only_and_is_taken_back() -> None:
+    with chat_server(by_length) as server:
+        pass
+    reward = JudgeReward(server.url, retries=1, open_after=2, cool_down=0.5)
+    skipping = on_error(reward, "skip")
+    texts = [f"text {i}" for i in range(20)]
+    begin = time.monotonic()
+    with pytest.warns(UserWarning, match="has failed"):
+        scored = score(skipping, ["p"] * 20, texts, may_skip=True)
+    assert not scored.kept.any()
+    assert time.monotonic() - begin < 6  # twenty repetitions, each after half a second or more, would take ten at least
+    assert scored.failures is not None
+    assert any(failure and "is not asked: its last" in failure.error for failure in scored.failures)
+    time.sleep(0.6)
+    with chat_server(by_length, port=int(server.url.split(":")[2].split("/")[0])):
+        assert score(skipping, ["p"] * 20, texts).kept.all()
+    assert reward.judge.client.breaker.state == "closed"
 
 
 def test_a_rater_that_breaks_off_gives_what_it_had() -> None:

@@ -195,11 +195,15 @@ def test_exceptions_are_chained_and_named(is_async):
         await asyncio.sleep(0)
         return one(prompt, response)
 
-    with pytest.raises(RewardError, match=r"'broken' raised KeyError: 'oops' \(on a batch of 3 samples") as caught:
+    with pytest.raises(
+        RewardError,
+        match=r"'broken' raised KeyError: 'oops' \[test_rewards_base.py, line \d+\] \(on a batch of 3 samples",
+    ) as caught:
         score(batched_async if is_async else batched, PROMPTS, RESPONSES, name="broken")
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(
-        RewardError, match=r"raised ValueError: not bb \(on sample 1, prompt 'p1', resp.*'bb'"
+        RewardError,
+        match=r"raised ValueError: not bb \[test_rewards_base.py, line \d+\] \(on sample 1, prompt 'p1', resp.*'bb'",
     ) as caught:
         score(one_async if is_async else one, PROMPTS, RESPONSES, name="broken")
     assert isinstance(caught.value.__cause__, ValueError)
@@ -289,3 +293,50 @@ def test_a_remembered_signature_keeps_nothing_alive():
     del reward
     gc.collect()
     assert gone() is None
+
+
+def test_a_reward_that_exits_is_a_failure_and_the_next_one_goes_on():
+    def leaves(prompts, responses):
+        raise SystemExit(3)
+
+    async def leaves_later(prompt, response):
+        raise SystemExit(3)
+
+    async def leaves_in_a_batch(prompts, responses):
+        raise SystemExit(3)
+
+    async def stays(prompts, responses):
+        return LENGTHS
+
+    with pytest.raises(RewardError, match="'leaves' raised SystemExit: 3"):
+        score(leaves, PROMPTS, RESPONSES)
+    for reward in (leaves_later, leaves_in_a_batch):
+        with pytest.raises(RewardError, match="SystemExit: 3"):
+            score(reward, PROMPTS, RESPONSES)
+        assert score(stays, PROMPTS, RESPONSES).values.tolist() == LENGTHS  # they share a loop
+
+
+def test_an_error_says_where_in_the_users_code():
+    def deep(prompts, responses):
+        return np.linalg.inv(np.zeros((2, 3)))  # raises inside NumPy
+
+    line = deep.__code__.co_firstlineno + 1
+    with pytest.raises(RewardError, match=rf"LinAlgError: .* \[test_rewards_base.py, line {line}\] \(on a batch"):
+        score(deep, PROMPTS, RESPONSES)
+
+
+def test_a_decorator_that_hides_the_signature_is_named():
+    def decorated(*args, **kwargs):
+        return batch(*args, **kwargs)
+
+    with pytest.raises(RewardError, match=r"unexpected keyword argument 'label'.*functools.wraps"):
+        score(decorated, PROMPTS, RESPONSES, COLUMNS)
+
+
+def test_a_class_instead_of_an_object():
+    class Mine:
+        def __call__(self, prompts, responses):
+            return LENGTHS
+
+    with pytest.raises(RewardError, match=r"reward 'Mine' is a class; expected an object of it, such as Mine\(...\)"):
+        score(Mine, PROMPTS, RESPONSES)

@@ -157,6 +157,24 @@ def test_long_texts_lose_their_beginning_and_it_is_said_once(tmp_path: Path) -> 
         )
 
 
+@pytest.mark.filterwarnings("ignore:reward .* exceeds")
+@pytest.mark.parametrize("lengths", [(9, 4), (2, 12), (8, 8)])
+@pytest.mark.parametrize("read", ["chat", "continuation", "pair", "response"])
+def test_the_end_of_the_response_and_what_opens_a_text_are_kept(tmp_path: Path, read: Any, lengths: Any) -> None:
+    """The last four words of the response are seen however long prompt and response are."""
+    prompt, response = " ".join(WORDS[: lengths[0]]) + " ", " ".join(WORDS[-lengths[1] :])
+    # <end> opens a text, too, as in GPT-2
+    folder = gpt2(tmp_path, template="<end> " + TEMPLATE) if read == "chat" else bert(tmp_path)
+    reward = Classifier(folder, head=0, read=read, max_tokens=12, device="cpu")
+    reward._tokenizer.bos_token = "<end>" if read == "chat" else None
+    encoded = reward._encode(reward._tokenizer, prompt, response)
+    seen = reward._tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    assert len(seen) <= 12
+    assert seen[0] == ("<end>" if read == "chat" else "[CLS]")
+    assert seen[-5:-1] == WORDS[-4:]  # behind it the template's, or the tokenizer's, own closing
+    assert {name: len(row) for name, row in encoded.items()} == dict.fromkeys(encoded, len(seen))
+
+
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     folder = bert(tmp_path / "bert")
     with pytest.raises(

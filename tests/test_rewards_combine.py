@@ -54,6 +54,21 @@ def test_operators():
     assert values(Ensemble([x, 3 - x], variance_weight=1)) == pytest.approx([1.25, 1.25, 1.5 - 6.25])
 
 
+@pytest.mark.parametrize("two", [2, np.float32(2), np.float64(2), np.int64(2)])
+def test_numpys_numbers_are_numbers(two):
+    for reward in (two * term(length), term(length) * two, term(length) / (1 / two)):
+        assert values(reward) == [2, 4, 8]
+    for reward in (two + term(length), term(length) + two, two - (-term(length)), term(length) - (-two)):
+        assert values(reward) == [3, 4, 6]
+
+
+@pytest.mark.parametrize("other", [None, "length", [1]])
+def test_what_is_no_reward_is_refused_where_it_is_written(other):
+    for formula in (lambda: term(length) + other, lambda: term(length) * other, lambda: other - term(length)):
+        with pytest.raises(TypeError, match="expected a reward or a number beside a reward, got"):
+            formula()
+
+
 def test_standardise_on_reference_samples():
     z = term(length).standardise(PROMPTS, RESPONSES)
     assert np.mean(values(z)) == pytest.approx(0)
@@ -156,6 +171,14 @@ def test_constraint_by_hand():
     assert reward.price == pytest.approx(1 + 0.1 * (2 + 1 - 1))
 
 
+def test_a_constraints_terms_raw_and_weighted():
+    scored = score(Constrained(length, label, level=20, price=3.0), PROMPTS, RESPONSES, {"label": [10, 20, 30]})
+    assert scored.terms["length"].tolist() == [1, 2, 4]
+    assert scored.terms["length_weighted"].tolist() == [0.25, 0.5, 1]
+    assert scored.terms["label_weighted"].tolist() == [-7.5, 0, 7.5]
+    np.testing.assert_allclose(scored.terms["length_weighted"] + scored.terms["label_weighted"], scored.values)
+
+
 def test_constraint_holds_its_level():
     """A policy that shifts its mean by gradient ascent: alone the objective wants 0 words, the constraint at least 5."""
     rng = np.random.default_rng(0)
@@ -190,6 +213,11 @@ def test_state_over_a_restart():
     assert values(again) == values(reward)
     with pytest.raises(ConfigError, match="resume with the reward"):
         restore_reward(term(length), saved)
+
+
+def test_a_memo_around_what_changes_is_refused():
+    with pytest.raises(ConfigError, match="'running\\(length\\)' changes while it scores"):
+        Memo(term(RunningStandardise(length)) * 2)
 
 
 def test_memo():

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny_run import save_tiny_model, tiny_settings
 
+from rlhf_gym.errors import RewardError
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report.run_data import read_run
@@ -84,6 +85,24 @@ def test_the_time_of_all_iterations_also_over_a_resume(model: Path, tmp_path: Pa
     (out / "round-1" / "agent_seconds.json").write_text(json.dumps({**spent, "reward": 1000.0}))
     run(model, out, resume=True)
     assert read_run(out).seconds["reward"] >= 1000
+
+
+def test_a_reward_that_hangs_ends_the_run_and_it_goes_on_once_mended(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    (flag := tmp_path / "hang").touch()
+    file.write_text(
+        "import pathlib, time\n\n\ndef mine(prompt, response):\n"
+        f"    time.sleep(60 * pathlib.Path({str(flag)!r}).exists())\n    return float(len(response))\n"
+    )
+    task = {"reward": f"{file}:mine", "time_limit": 0.5}
+    settings = tiny_settings(model, task=task, reward_model={"enabled": False})
+    with pytest.raises(
+        RewardError, match=r"'mine' did not return within 0\.5 seconds for sample 0, prompt .*, response"
+    ):
+        run_loop(build(settings), tmp_path / "run", resume=False, progress=Progress(quiet=True))
+    flag.unlink()
+    run_loop(build(settings), tmp_path / "run", resume=True, progress=Progress(quiet=True))
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_the_line_says_what_there_is() -> None:

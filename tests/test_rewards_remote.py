@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
+from datetime import date
 
 import numpy as np
 import pytest
@@ -51,7 +54,7 @@ def test_a_service_by_its_address(monkeypatch):
         monkeypatch.delenv(TOKEN_VARIABLE)
         with pytest.raises(RewardError, match="401"):
             score(load_reward(server.url, patience=0), ["p"], ["four"])
-    with pytest.raises(ConfigError, match="unexpected keyword argument 'batch'"):
+    with pytest.raises(ConfigError, match="has no option 'batch'; did you mean 'batch_size'"):
         load_reward(server.url, batch=3)
 
 
@@ -62,7 +65,7 @@ def test_columns_travel():
     with RewardServer(add, port=0) as server:
         columns = {"bonus": [{"x": i} for i in range(100)]}
         assert score(RemoteReward(server.url), PROMPTS, RESPONSES, columns).values.tolist() == list(range(0, 200, 2))
-        with pytest.raises(RewardError, match="columns \\['bonus'\\] cannot be sent as JSON"):
+        with pytest.raises(RewardError, match="'bonus' holds set, which cannot be sent as JSON"):
             score(RemoteReward(server.url), ["p"], ["r"], {"bonus": [{1, 2}]})
 
 
@@ -231,6 +234,108 @@ def test_after_an_error_the_rest_is_not_waited_for():
         with pytest.raises(RewardError, match="raised ValueError: no"):
             score(remote, PROMPTS[:8], RESPONSES[:8])
         assert time.monotonic() - begin < 5
+
+
+def test_a_failure_inside_a_combination_is_not_asked_again():
+    class Broken:
+        def score_terms(self, prompts, responses, columns):
+            raise KeyError("inside")
+
+        def __call__(self, prompts, responses):
+            raise AssertionError
+
+    with RewardServer(Broken(), port=0) as server, pytest.raises(RewardError, match="raised KeyError: 'inside'"):
+        score(RemoteReward(server.url), ["p"], ["r"])
+
+
+def test_texts_of_any_kind_and_length():
+    texts = ["\ud800", "\udfff x", "\0", "\U0001f600" * 3, "x" * 3_000_000, ""]
+    with RewardServer(lengths, port=0) as server:
+        assert score(RemoteReward(server.url), texts, texts).values.tolist() == [len(text) for text in texts]
+
+
+def test_a_body_that_is_too_large_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr("rlhf_gym.rewards.serve.LARGEST_BODY", 1_000_000)
+    with RewardServer(lengths, port=0) as server:
+        with pytest.raises(RewardError, match=r"status 413: .* send fewer samples at once \(batch_size\)"):
+            score(RemoteReward(server.url), ["p"] * 4, ["x" * 4_000_000] * 4)
+        remote = RemoteReward(server.url, batch_size=1)
+        assert score(remote, ["p"] * 4, ["x" * 400_000] * 4).values.tolist() == [400_000] * 4
+
+
+def test_columns_become_json():
+    seen = {}
+
+    def look(prompts, responses, **columns):
+        seen.update(columns)
+        return [0.0] * len(prompts)
+
+    columns = {
+        "number": [np.float32(0.5), np.int64(3)], "gap": [math.nan, 1.0], "when": [date(2026, 1, 2), None],
+        "many": [np.arange(2), {"a": (1, math.inf)}], "flag": [np.bool_(True), False],
+    }  # fmt: skip
+    with RewardServer(look, port=0) as server:
+        score(RemoteReward(server.url), ["p", "q"], ["r", "s"], columns)
+        assert seen == {
+            "number": [0.5, 3], "gap": [None, 1.0], "when": ["2026-01-02", None], "many": [[0, 1], {"a": [1, None]}],
+            "flag": [True, False],
+        }  # fmt: skip
+        columns["picture"] = [b"png", b"png"]
+        with pytest.raises(RewardError, match=r"the column 'picture' holds bytes.*columns=\[...\]"):
+            score(RemoteReward(server.url), ["p", "q"], ["r", "s"], columns)
+        seen.clear()
+        score(RemoteReward(server.url, columns=["number"]), ["p", "q"], ["r", "s"], columns)
+        assert list(seen) == ["number"]
+        with pytest.raises(RewardError, match="is to send the column 'nubmer'; the data have 'number', 'gap'"):
+            score(RemoteReward(server.url, columns=["nubmer"]), ["p", "q"], ["r", "s"], columns)
+
+
+def raw_service(replies):
+    """A socket that answers each connection by the next of these functions of the connection; its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        for answer in replies:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                answer(connection)
+        listener.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/score"
+
+
+def whole(connection):
+    connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"rewards": [7]}')
+
+
+def test_a_reply_that_is_cut_off_or_comes_in_drops_is_asked_for_again(caplog):
+    def cut(connection):
+        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"rew')
+
+    def drops(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                connection.sendall(b" ")
+                time.sleep(0.05)
+
+    for broken in (cut, drops):
+        begin = time.monotonic()
+        assert score(RemoteReward(raw_service([broken, whole]), timeout=0.3), ["p"], ["r"]).values.tolist() == [7]
+        assert time.monotonic() - begin < 5
+    # Nobody asked to be told, so the log says why it takes long.
+    assert "IncompleteRead" in caplog.text
+    assert "the reply came too slowly; trying again in" in caplog.text
+
+
+def test_what_no_restart_mends_is_not_waited_for():
+    def plain(connection):
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with pytest.raises(RewardError, match="does not speak TLS; write http://"):
+        score(RemoteReward(raw_service([plain]).replace("http:", "https:")), ["p"], ["r"])
 
 
 def test_patience_ends():

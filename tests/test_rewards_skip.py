@@ -28,7 +28,8 @@ from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters.simulated import SimulatedRater
 from rlhf_gym.rewards import Constrained, Gate, Memo, RunningStandardise, SkipOnError, load_reward, score, term
-from rlhf_gym.rewards.on_error import FillOnError
+from rlhf_gym.rewards.adaptive import frozen, reward_state
+from rlhf_gym.rewards.on_error import FillOnError, on_error
 from rlhf_gym.rewards.time_limit import TimeLimit
 from rlhf_gym.sampling import Limits
 
@@ -130,6 +131,18 @@ def test_all_fail() -> None:
     assert not scored.kept.any()
     assert np.isfinite(scored.values).all()
     assert running.count == 0
+
+
+@pytest.mark.parametrize("policy", ["skip", {"fill": 0}])
+def test_what_learns_inside_a_policy_learns_once_from_what_has_a_score(policy: Any) -> None:
+    running = RunningStandardise(length)
+    reward = on_error(running + term(picky), policy)
+    score(reward, ["p"] * 3, ["a", "b", "aaa"], may_skip=True)
+    assert (running.count, running.mean) == (2, 2)
+    assert [state["name"] for state in reward_state(reward)] == ["running(length)"]  # a checkpoint finds it
+    with frozen(reward):  # and so does an evaluation
+        score(reward, ["p"], ["aaaaaaa"], may_skip=True)
+    assert (running.count, running.mean) == (2, 2)
 
 
 def test_a_memo_does_not_remember_failures() -> None:

@@ -87,10 +87,10 @@ def test_an_installed_module():
         ("{folder}/mine.py:cuont", "there is no 'cuont' in it; did you mean 'count'?"),
         ("{folder}/mine.py:number", "is a int, expected a function"),
         ("{folder}/mine.py:NoReward", "give the class a __call__"),
-        ("{folder}/mine.py:Counter", "missing 1 required positional argument: 'letter'"),
+        ("{folder}/mine.py:Counter", "needs the option 'letter'. It takes letter"),
         ("no_such_module_:f", "ModuleNotFoundError"),
         ("{folder}/broken.py:f", "SyntaxError"),
-        ("{folder}/absent.yaml", "cannot read the reward"),
+        ("{folder}/absent.yaml", "there is no reward file"),
         ("{folder}/list.yaml", "must hold a mapping"),
         ({"reward": "length", "sum": []}, "exactly one of the keys"),
         ({"unit": "words"}, "exactly one of the keys"),
@@ -100,7 +100,13 @@ def test_an_installed_module():
         ({"minimum": [{"reward": "length", "weight": 2}]}, "weights belong to a sum"),
         ({"reward": "length", "clip": 3}, "clip must be"),
         ({"reward": "length", "unit": "word"}, "did you mean 'words'"),
-        ({"reward": "length", "units": "words"}, "unexpected keyword argument 'units'"),
+        ({"reward": "length", "units": "words"}, "has no option 'units'; did you mean 'unit'? It takes unit, target"),
+        ({"reward": "length", "wieght": 2}, "did you mean 'weight'?"),
+        ("{{reward: length", "the reward in braces, line 1"),
+        ("{{}}", "exactly one of the keys"),
+        ("regex", "did you mean 'format'?"),
+        ("qwertz", "there is no reward 'qwertz'. Expected one of sentiment,"),
+        ({"constrained": {"objective": "length", "constraint": "length", "level": 1}, "memo": True}, "memo: a memo is for"),
         ({"reward": "format", "pattern": "("}, "not a regular expression"),
         ({"reward": "contains_words", "words": ["!"]}, "letters or digits"),
         ({"reward": "repetition", "n": 0}, "at least 1"),
@@ -113,6 +119,27 @@ def test_specifications_that_are_wrong(folder, spec, message):
         spec = spec.format(folder=folder)
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_reward(spec)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module' [mine.py, line 1]"),
+        ("x = 1\ny = x / 0\n", "ZeroDivisionError: division by zero [mine.py, line 2]"),
+        ("raise SystemExit(5)\n", "SystemExit: 5"),
+        ("def f(:\n", "(mine.py, line 1)"),
+    ],
+)
+def test_a_file_that_breaks_is_one_line(tmp_path, code, message):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_reward(f"{tmp_path}/mine.py:f")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mapping_on_the_command_line():
+    reward = load_reward("{sum: [{reward: length, unit: characters}, {reward: length, weight: 10}]}")
+    assert score(reward, ["p"], ["ab c"]).values.tolist() == [24]
 
 
 def test_yaml(folder):

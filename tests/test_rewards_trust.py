@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import Constrained, SkipOnError, score, term
+from rlhf_gym.rewards import Constrained, Memo, SkipOnError, score, term
 from rlhf_gym.rewards.on_error import FillOnError
 from rlhf_gym.rewards.probes import check_reward
 from rlhf_gym.rewards.time_limit import TimeLimit, limit_parts
@@ -125,6 +126,33 @@ def test_a_time_limit_names_the_reward_and_lets_everything_else_through():
     assert score(filled, ["p"], ["r"]).values.tolist() == [-1]
     with pytest.raises(ConfigError, match="above 0 seconds"):
         TimeLimit(thinks, 0)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("memo", [False, True])
+def test_a_time_limit_names_the_sample_where_pairs_are_scored_one_by_one(is_async, memo):
+    release = threading.Event()
+
+    def sticks(prompt, response):
+        if response == "bad":
+            release.wait(60)
+        return 1.0
+
+    async def sticks_later(prompt, response):
+        if response == "bad":
+            await asyncio.sleep(60)
+        return 1.0
+
+    reward = sticks_later if is_async else sticks
+    reward.__name__ = "sticks"
+    if memo:
+        reward = Memo(reward)
+        score(reward, ["p"], ["known"])
+    with pytest.raises(
+        RewardError, match=r"'sticks' did not return within .* for sample 2, prompt 'q', response 'bad'"
+    ):
+        score(TimeLimit(reward, 0.2), ["p", "p", "q", "p"], ["known", "new", "bad", "more"])
+    release.set()
 
 
 # ------------------------------------------------------------------------------------ what check_reward says of trouble

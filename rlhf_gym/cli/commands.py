@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
 from pathlib import Path
 
 from rlhf_gym.cli.parser import FLAGS
+from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.cli.rate_commands import rate
-from rlhf_gym.cli.reward_commands import check_reward, serve_reward
+from rlhf_gym.cli.reward_commands import check_reward, rewards, serve_reward
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import QUICK, Settings, build, dump, load_settings, merge, parse_override, to_settings
 from rlhf_gym.loop.run_directory import RunDirectory
 
-__all__ = ["check_reward", "config", "rate", "report", "run", "sample", "serve_reward"]
+__all__ = ["check_reward", "config", "rate", "report", "rewards", "run", "sample", "serve_reward"]
 
 
 def run(options: argparse.Namespace) -> None:
     """`rlhf-gym run`."""
     config = resolve(options)
     out = out_directory(options, config)
-    _quiet_libraries()
+    quiet_libraries()
     from rlhf_gym.loop.progress import Progress
     from rlhf_gym.loop.rounds import run_loop
 
@@ -60,7 +60,7 @@ def sample(options: argparse.Namespace) -> None:
         raise ConfigError("--round goes with --run RUN_DIR")
     config = RunDirectory(options.run).config() if options.run else build({})
     name = _policy_folder(options, config) if options.run else options.model
-    _quiet_libraries()
+    quiet_libraries()
     from rlhf_gym.decoding import generate
     from rlhf_gym.language_model import LanguageModel
     from rlhf_gym.loop.summary import visible
@@ -142,10 +142,3 @@ def resume_hint(options: argparse.Namespace) -> str:
     if options.out is None:
         out_directory(options, resolve(options))
     return f" Go on with: rlhf-gym run --out {shlex.quote(options.out)} --resume"
-
-
-def _quiet_libraries() -> None:
-    """Libraries' own bars and notices would tear ours apart; whoever sets these variables still gets them."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -39,6 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_report(commands)
     _add_sample(commands)
+    _add_rewards(commands)
     _add_check_reward(commands)
     _add_serve_reward(commands)
     _add_rate(commands)
@@ -111,6 +112,21 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda, ... (default: auto)")
 
 
+def _add_rewards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    rewards = commands.add_parser(
+        "rewards", allow_abbrev=False, help="list the built-in rewards, or describe one with its options",
+        description="List the built-in rewards: what each gives, and in which range. With a NAME, its options and their "
+        "defaults, too.",
+    )  # fmt: skip
+    rewards.add_argument("name", metavar="NAME", nargs="?", help="describe this one")
+
+
+REWARD_HELP = (
+    "built-in name (see `rlhf-gym rewards`), path/file.py:function, module:function, a reward model's folder, http(s)://..., "
+    "judge:URL, YAML file, or a mapping such as '{reward: length, unit: characters}'"
+)
+
+
 def _add_check_reward(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     check = commands.add_parser(
         "check-reward", allow_abbrev=False, help="try a reward out before training: spread, speed, what fools it",
@@ -120,7 +136,7 @@ def _add_check_reward(commands: argparse._SubParsersAction[argparse.ArgumentPars
     check.add_argument(
         "reward",
         metavar="REWARD",
-        help="built-in name, path/file.py:function, module:function, http(s)://..., YAML file",
+        help=REWARD_HELP,
     )
     check.add_argument("--task", metavar="NAME", default="sentiment", help="whose prompts (default: sentiment)")
     check.add_argument("--prompts", metavar="FILE", help="file of prompts instead")
@@ -146,7 +162,7 @@ def _add_serve_reward(commands: argparse._SubParsersAction[argparse.ArgumentPars
     serve.add_argument(
         "reward",
         metavar="REWARD",
-        help="built-in name, path/file.py:function, module:function, http(s)://..., YAML file",
+        help=REWARD_HELP,
     )
     serve.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="default: this machine only")
     serve.add_argument("--port", metavar="N", type=int, default=8000, help="0 takes a free one (default: 8000)")

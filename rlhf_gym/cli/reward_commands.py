@@ -1,4 +1,4 @@
-"""The commands about rewards: try one out before training, serve one to other machines."""
+"""The commands about rewards: list them, try one out before training, serve one to other machines."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import argparse
 import os
 import sys
 
+from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.spec import TOKEN_VARIABLE
+
+
+def rewards(options: argparse.Namespace) -> None:
+    """`rlhf-gym rewards`."""
+    from rlhf_gym.rewards.catalogue import described, listing
+
+    print(listing() if options.name is None else described(options.name))
 
 
 def check_reward(options: argparse.Namespace) -> int:
     """`rlhf-gym check-reward`: 1 with ``--strict`` where something should be looked at."""
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
+    quiet_libraries()
     from rlhf_gym.envs.prompt_table import columns_of
     from rlhf_gym.loop.config import Config, TaskConfig
     from rlhf_gym.loop.workbench import task_of
@@ -50,6 +59,7 @@ def check_reward(options: argparse.Namespace) -> int:
 
 def serve_reward(options: argparse.Namespace) -> None:
     """`rlhf-gym serve-reward`."""
+    quiet_libraries()
     from rlhf_gym.rewards.base import reward_name
     from rlhf_gym.rewards.serve import RewardServer
     from rlhf_gym.rewards.spec import load_reward

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.judge.cache import ReplyCache
+from rlhf_gym.rewards.breaker import CircuitBreaker, UnreachableError
 from rlhf_gym.rewards.calling import shorten
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ Messages = list[dict[str, str]]
 
 class JudgeError(RlhfGymError):
     """The judge could not be asked."""
+
+
+class AbsentError(JudgeError):
+    """The judge did not answer."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,9 @@ class ChatClient:
     """A model behind ``URL/chat/completions``.
 
     Requests that fail in a way that may pass (no connection, time-outs, status 408, 409, 429 and 5xx) are sent again by the
-    ``openai`` package, with growing pauses and as the service's ``Retry-After`` says.
+    ``openai`` package, with growing pauses and as the service's ``Retry-After`` says. Where a failure does not end the run (an
+    ``on_error`` policy), a :class:`~rlhf_gym.rewards.breaker.CircuitBreaker` keeps a dead service from costing all these
+    repetitions for every question.
 
     Args:
         url: the service, e.g. ``https://api.openai.com/v1`` or ``http://localhost:8000/v1``.
@@ -85,6 +92,8 @@ class ChatClient:
         retries: how often a request is sent again.
         cache: file that remembers replies from run to run; None remembers them in memory.
         price: per million tokens sent and received, in any currency.
+        open_after: questions in a row without an answer that open the circuit breaker.
+        cool_down: seconds that it stays open.
         parameters: of the request besides model and messages, over ``{"temperature": 0, "max_tokens": 200}``; None leaves
             one out (models that reason want ``max_completion_tokens`` and no temperature).
 
@@ -102,6 +111,8 @@ class ChatClient:
         retries: int = 6,
         cache: str | os.PathLike[str] | None = None,
         price: tuple[float, float] = (0.0, 0.0),
+        open_after: int = 3,
+        cool_down: float = 30.0,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -120,6 +131,8 @@ class ChatClient:
             "retries": retries,
             "cache": cache,
             "price": price,
+            "open_after": open_after,
+            "cool_down": cool_down,
         }
         self._made_with = (url, model, options | {"parameters": parameters})
         self.url = url.rstrip("/")
@@ -127,6 +140,7 @@ class ChatClient:
         given = {"temperature": 0, "max_tokens": 200, **(parameters or {})}
         self.parameters = {name: value for name, value in given.items() if value is not None}
         self.usage = Usage()
+        self.breaker = CircuitBreaker(self.url, open_after=open_after, cool_down=cool_down)
         self._model = model
         self._structured = True  # until the service refuses a schema
         self._lock = threading.Lock()
@@ -147,7 +161,7 @@ class ChatClient:
             JudgeError: none was given, and the service does not list exactly one.
         """
         if self._model is None:
-            names = [model.id for model in self._said(self._client.models.list).data]
+            names = [model.id for model in self._through(lambda client: client.models.list()).data]
             if len(names) != 1:
                 shown = ", ".join(names[:8]) or "none"
                 raise JudgeError(f"{self.url} serves {len(names)} models ({shown}); say which one is to judge")
@@ -192,7 +206,7 @@ class ChatClient:
         return out
 
     def _ask(self, key: str, question: Messages, model: str, schema: Mapping[str, Any]) -> Reply:
-        reply: Reply = self._said(lambda: self._complete(question, model, schema))
+        reply: Reply = self._through(lambda client: self._complete(client, question, model, schema))
         self._cache.put(key, reply.text)
         with self._lock:
             self.usage.asked += 1
@@ -206,12 +220,12 @@ class ChatClient:
         sent, received = self.price
         return 0.0 if reply.cached else (sent * reply.prompt_tokens + received * reply.completion_tokens) / 1e6
 
-    def _complete(self, question: Messages, model: str, schema: Mapping[str, Any]) -> Reply:
+    def _complete(self, client: Any, question: Messages, model: str, schema: Mapping[str, Any]) -> Reply:
         from openai import BadRequestError, UnprocessableEntityError
 
         request: dict[str, Any] = {"model": model, "messages": question, **self.parameters}
         wanted = {"type": "json_schema", "json_schema": {"name": "opinion", "strict": True, "schema": dict(schema)}}
-        create: Any = self._client.chat.completions.create
+        create: Any = client.chat.completions.create
         if self._structured:
             try:
                 return _reply(create(**request, response_format=wanted))
@@ -221,17 +235,42 @@ class ChatClient:
                 return plain
         return _reply(create(**request))
 
-    def _said(self, call: Any) -> Any:
+    def _through(self, call: Callable[[Any], Any]) -> Any:
+        """Call the service with a client of it, if the circuit breaker lets it through.
+
+        Raises:
+            JudgeError: it does not, or the service does not answer, or refuses.
+        """
+        try:
+            trial = self.breaker.admit()
+        except UnreachableError as error:
+            raise JudgeError(str(error)) from error
+        client = self._client.with_options(max_retries=0) if trial else self._client
+        try:
+            said = self._said(lambda: call(client))
+        except AbsentError as error:
+            self.breaker.failed(str(error))
+            raise
+        except JudgeError:  # it is there, and refuses
+            self.breaker.succeeded()
+            raise
+        except BaseException:
+            self.breaker.abandoned()
+            raise
+        self.breaker.succeeded()
+        return said
+
+    def _said(self, call: Callable[[], Any]) -> Any:
         """Call the service; whatever goes wrong becomes one line without the key."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
 
         try:
             return call()
         except APITimeoutError as error:
-            raise JudgeError(f"{self.url} did not answer in time; give it more (timeout=...)") from error
+            raise AbsentError(f"{self.url} did not answer in time; give it more (timeout=...)") from error
         except APIConnectionError as error:
             why = error.__cause__ or error
-            raise JudgeError(f"{self.url} cannot be reached ({type(why).__name__}: {why})") from error
+            raise AbsentError(f"{self.url} cannot be reached ({type(why).__name__}: {why})") from error
         except APIStatusError as error:
             said = shorten(error.message.replace(self._key, "***") if self._key else error.message, 300)
             hint = f"; set {KEY_VARIABLE} in the environment" if error.status_code in (401, 403) else ""

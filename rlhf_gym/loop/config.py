@@ -74,6 +74,10 @@ class TaskConfig(Section):
         "where the gold reward fails on a sample: raise ends the run, skip leaves the sample out and counts it (a YAML reward "
         "can say more: see docs/rewards.md)",
     )
+    time_limit: float | None = setting(
+        None, "most seconds for one call of the gold reward, of each part of a combination by itself; null sets no limit",
+        above=0,
+    )  # fmt: skip
     max_response_tokens: int | None = setting(None, "longest response, in tokens; null takes the task's own", least=1)
     min_response_tokens: int | None = setting(
         None, "EOS is not allowed before this many tokens; null takes the task's own", least=0

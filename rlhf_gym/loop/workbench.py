@@ -25,6 +25,7 @@ from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.rewards.spec import load_reward
+from rlhf_gym.rewards.time_limit import limit_parts
 from rlhf_gym.sample import Prompt
 from rlhf_gym.sampling import Limits, Sampling
 from rlhf_gym.tasks import Task, load_task
@@ -66,6 +67,8 @@ class Workbench:
         gold = load_reward(config.task.reward) if config.task.reward is not None else task.reward
         if gold is None:
             raise TaskError(f"task {task.name!r} has no reward of its own; give one: --reward path/file.py:function")
+        if config.task.time_limit is not None:
+            gold = limit_parts(gold, config.task.time_limit)
         gold = on_error(gold, config.task.on_error)
         check_loggers(config.log.to)
         if config.reward_model.enabled:

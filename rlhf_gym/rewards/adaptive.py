@@ -16,7 +16,7 @@ import numpy as np
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.base import Scores, reward_name
-from rlhf_gym.rewards.combine import AnyReward, Combination
+from rlhf_gym.rewards.combine import AnyReward, Combination, contributions
 
 
 class Adaptive(Combination):
@@ -123,16 +123,18 @@ class Constrained(Adaptive):
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """Score at the present price, then learn.
 
-        Reported are ``NAME_price``, and ``NAME_slack``, by how much the constraint exceeds its level.
+        Reported are ``NAME_price``; ``NAME_slack``, by how much the constraint exceeds its level; and what objective and
+        constraint contributed, which adds up to the score, each as ``ITS_NAME_weighted``.
         """
         objective, constraint = values
         price = min(max(self.price + self.damping * (self.level - float(constraint.mean())), 0.0), self.most)
-        score = (objective + price * (constraint - self.level)) / (1 + price)
+        contributed = [objective / (1 + price), price * (constraint - self.level) / (1 + price)]
         if self.learns:
             # By the sum, not the mean: how fast it learns must not depend on how many samples come at once.
             moved = self.price + self.rate * float((self.level - constraint).sum())
             self.price = min(max(moved, 0.0), self.most)
-        return score, {f"{self.name}_price": np.full(len(score), price), f"{self.name}_slack": constraint - self.level}
+        more = {f"{self.name}_price": np.full(len(objective), price), f"{self.name}_slack": constraint - self.level}
+        return np.sum(contributed, axis=0), more | contributions(self.parts, contributed)
 
     def state(self) -> dict[str, float]:
         """The learned price."""
@@ -176,9 +178,13 @@ class Scheduled(Adaptive):
 
 
 def adaptive_parts(reward: object) -> list[Adaptive]:
-    """Every adaptive combination inside a reward (itself, and what it names in ``parts``), each once, in a fixed order."""
+    """Every adaptive combination inside a reward, each once, in a fixed order.
+
+    Looked at are the reward, what it names in ``parts``, and what an ``on_error`` policy is around.
+    """
     found: list[Adaptive] = [reward] if isinstance(reward, Adaptive) else []
-    for part in getattr(reward, "parts", ()):
+    inside = [reward.reward] if hasattr(reward, "score_terms") and hasattr(reward, "reward") else []
+    for part in (*inside, *getattr(reward, "parts", ())):
         found += [inner for inner in adaptive_parts(part) if not any(inner is known for known in found)]
     return found
 

@@ -153,6 +153,8 @@ def score(
         if scored.failures is not None and not may_skip:
             _refuse_failures(scored.failures, name, prompts, responses)
         return scored
+    if isinstance(reward, type):
+        raise RewardError(f"reward {name!r} is a class; expected an object of it, such as {name}(...)")
     if not callable(reward):
         raise RewardError(
             f"reward {name!r} is a {type(reward).__name__}; expected a function or an object that is callable"

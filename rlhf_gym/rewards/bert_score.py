@@ -10,7 +10,7 @@ from rlhf_gym.rewards.metrics import _AgainstReference, _library
 
 
 class BertScore(_AgainstReference):
-    """BERTScore F1 (Zhang et al. 2020), by the package ``torchmetrics``; of several references the best counts.
+    """BERTScore F1, at most 1 (Zhang et al. 2020), by the package ``torchmetrics``; of several references the best counts.
 
     Not rescaled: values of unrelated English texts lie near 0.8, of good matches above 0.9. Responses are cut at 512 tokens;
     an empty one scores 0.

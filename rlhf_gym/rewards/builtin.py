@@ -19,7 +19,7 @@ def words(text: str) -> list[str]:
 
 
 class Length:
-    """How long a response is, or how close to a wanted length.
+    """How long a response is, 0 and up; or how close to a wanted length, 0 at most.
 
     Args:
         unit: ``"words"`` (split at white space) or ``"characters"``.
@@ -98,7 +98,7 @@ class Format:
 
 
 class ContainsWords:
-    """Whether words occur, case ignored; whole words only, so that "art" is not in "party".
+    """Which share of some words occurs, 0 to 1; case ignored; whole words only, so that "art" is not in "party".
 
     Args:
         words: words or phrases.
@@ -171,7 +171,7 @@ class ExactMatch:
 
 
 class Readability:
-    """Flesch reading ease of English (Flesch 1948): about 100 is very easy, 0 very hard; an empty response scores 0.
+    """Flesch reading ease of English (Flesch 1948), -100 to 121: about 100 is very easy, 0 very hard, and an empty text.
 
     ``206.835 - 1.015 words / sentences - 84.6 syllables / words``, held to [-100, 121.22] (the formula has no lower end).
     Syllables are counted by groups of vowels, less a silent final e: right for nine words in ten.

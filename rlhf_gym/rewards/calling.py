@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +20,17 @@ from rlhf_gym.errors import RewardError
 
 PROMPT_NAMES = ("prompts", "prompt")
 RESPONSE_NAMES = ("responses", "completions", "response", "completion")
+
+Pairs = dict[int, tuple[str, str]]
+
+under_way: ContextVar[Pairs | None] = ContextVar("under_way", default=None)
+"""Where set, a reward that takes one pair at a time keeps the pairs here that it has not scored yet though it was called on
+them: whoever gives it up (:class:`~rlhf_gym.rewards.time_limit.TimeLimit`) can say which ones it hangs on."""
+
+# Code that a user does not write: what is below these folders, and Python's own import machinery.
+_NOT_USERS = (
+    str(Path(__file__).parents[1]), *{sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")}, "<frozen",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,24 +138,29 @@ def call(
             return wait_for(_invoke(reward, form, prompts, responses, keywords))
         except RewardError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = f"on a batch of {len(prompts)} samples, the first prompt being {shorten(prompts[0])}"
-            raise _raised(name, error, where) from error
+            raise _raised(name, error, where, form) from error
     results: list[Any] = []
+    pairs = under_way.get()
+    waiting: Pairs = {} if pairs is None else pairs
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        waiting[i] = (prompt, response)
         try:
             results.append(_invoke(reward, form, prompt, response, {c: columns[c][i] for c in accepted}))
         except RewardError:
             raise
-        except Exception as error:
-            raise _raised(name, error, _sample(i, prompt, response)) from error
+        except (Exception, SystemExit) as error:
+            raise _raised(name, error, _sample(i, prompt, response), form) from error
+        if not inspect.isawaitable(results[-1]):
+            del waiting[i]
     if not any(inspect.isawaitable(r) for r in results):
         return results
     # All pairs at once: an async reward that takes one pair would otherwise wait for each in turn.
-    outcomes = wait_for(_gather(results))
+    outcomes = wait_for(_gather(results, waiting))
     for i, outcome in enumerate(outcomes):
         if isinstance(outcome, Exception) and not isinstance(outcome, RewardError):
-            raise _raised(name, outcome, _sample(i, prompts[i], responses[i])) from outcome
+            raise _raised(name, outcome, _sample(i, prompts[i], responses[i]), form) from outcome
         if isinstance(outcome, BaseException):
             raise outcome
     return outcomes
@@ -155,22 +175,45 @@ def _invoke(reward: Callable[..., Any], form: CallForm, prompts: Any, responses:
     return reward(**texts, **keywords)
 
 
-async def _gather(results: list[Any]) -> list[Any]:
-    async def one(result: Any) -> Any:
-        return await result if inspect.isawaitable(result) else result
+async def _gather(results: list[Any], waiting: Pairs) -> list[Any]:
+    async def one(i: int, result: Any) -> Any:
+        try:
+            return await _finish(result) if inspect.isawaitable(result) else result
+        finally:
+            waiting.pop(i, None)
 
-    return list(await asyncio.gather(*map(one, results), return_exceptions=True))
+    return list(await asyncio.gather(*(one(i, result) for i, result in enumerate(results)), return_exceptions=True))
+
+
+async def _finish(awaitable: Any) -> Any:
+    """The value of an awaitable. One that exits must not take the loop with it, which all others share."""
+    try:
+        return await awaitable
+    except SystemExit as error:
+        raise RuntimeError(f"SystemExit: {error}") from error
 
 
 def _sample(index: int, prompt: str, response: str) -> str:
     return f"on sample {index}, prompt {shorten(prompt)}, response {shorten(response)}"
 
 
-def _raised(name: str, error: Exception, where: str) -> RewardError:
+def _raised(name: str, error: BaseException, where: str, form: CallForm) -> RewardError:
+    hint = ""
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) and form.takes_all:
+        hint = (
+            " It takes **columns, so it is given them all; a decorator should hand on the signature by functools.wraps."
+        )
     return RewardError(
-        f"reward {name!r} raised {type(error).__name__}: {error} ({where}). Mend the reward and go on; nothing that "
-        "was scored before is lost."
+        f"reward {name!r} raised {type(error).__name__}: {error}{place_in_code(error)} ({where}).{hint} Mend the reward and go "
+        "on; nothing that was scored before is lost."
     )
+
+
+def place_in_code(error: BaseException) -> str:
+    """Where in the user's own code an error comes from, such as `` [mine.py, line 3]``; empty where that is not known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_USERS)]
+    return f" [{Path(own[-1].filename).name}, line {own[-1].lineno}]" if own else ""
 
 
 class _Background:
@@ -202,7 +245,7 @@ def wait_for(result: Any) -> Any:
             _background = _Background()
 
     async def wait() -> Any:
-        return await result
+        return await _finish(result)
 
     coroutine: Coroutine[Any, Any, Any] = wait()
     if threading.current_thread() is _background.thread:

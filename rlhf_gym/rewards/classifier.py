@@ -117,8 +117,12 @@ class Classifier:
                     "is shown; its beginning is cut (this is said once)",
                     stacklevel=2,
                 )
-            # Of two texts the longer loses first; the tokenizer keeps what must stand at the beginning ([CLS]).
+            first = encoded["input_ids"][0]
+            # Of two texts the longer loses first; the tokenizer keeps what must stand at the beginning ([CLS]), where it has
+            # put it there itself. A template's own opening is kept here.
             encoded = dict(tokenizer(*texts, **options, truncation=True, max_length=limit))
+            if read == "chat" and first == tokenizer.bos_token_id:
+                encoded["input_ids"][0] = first
         if not encoded["input_ids"]:  # an empty text, with a tokenizer that adds nothing
             encoded = {"input_ids": [tokenizer.pad_token_id], "attention_mask": [1]}
         return encoded

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Combination(ABC):
     name: str
     parts: tuple[AnyReward, ...]
     slow: bool | None = None
+    __array_ufunc__ = None  # NumPy's numbers leave operators to the reward
 
     @abstractmethod
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
@@ -116,15 +118,15 @@ class Combination(ABC):
         return Sum([*_summands(other), *((part, -weight) for part, weight in _summands(self))])
 
     def __mul__(self, other: AnyReward | float) -> Combination:
-        if isinstance(other, int | float):
-            return Sum([(part, weight * other) for part, weight in _summands(self)])
-        return Product([self, other])
+        if isinstance(other, Real):
+            return Sum([(part, weight * float(other)) for part, weight in _summands(self)])
+        return Product([self, _reward(other)])
 
     def __rmul__(self, other: AnyReward | float) -> Combination:
         return self * other
 
     def __truediv__(self, other: float) -> Combination:
-        return self * (1 / other)
+        return self * (1 / float(other))
 
     def __neg__(self) -> Combination:
         return self * -1.0
@@ -203,10 +205,7 @@ class Sum(Combination):
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """The weighted sum, and what each part contributed."""
         weighted = [weight * value for weight, value in zip(self.weights, values, strict=True)]
-        more: dict[str, Scores] = {}
-        for part, value in zip(self.parts, weighted, strict=True):
-            _add(more, {f"{reward_name(part)}_weighted": value})
-        return np.sum(weighted, axis=0), more
+        return np.sum(weighted, axis=0), contributions(self.parts, weighted)
 
     def combine_tokens(self, values: list[Scores], tokens: list[Tokens | None]) -> Tokens | None:
         """The weighted sum of the tokens' values."""
@@ -295,11 +294,23 @@ def constant(value: float) -> Combination:
 
 def _summands(reward: AnyReward | float) -> list[tuple[AnyReward, float]]:
     """Parts and weights of a sum, so that sums of sums stay one sum and every term keeps its own name."""
-    if isinstance(reward, int | float):
+    if isinstance(reward, Real):
         return [(constant(1.0), float(reward))] if reward else []
     if isinstance(reward, Sum) and reward.name == "sum":
         return list(zip(reward.parts, reward.weights, strict=True))
-    return [(reward, 1.0)]
+    return [(_reward(reward), 1.0)]
+
+
+def _reward(given: Any) -> AnyReward:
+    """What stands in a formula, if it is a reward.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not callable(given):
+        raise TypeError(f"expected a reward or a number beside a reward, got {given!r:.80} ({type(given).__name__})")
+    checked: AnyReward = given
+    return checked
 
 
 def some(parts: Sequence[AnyReward], name: str) -> tuple[AnyReward, ...]:
@@ -314,6 +325,14 @@ def _spread(values: Scores, rows: list[int], n: int) -> Scores:
     out = np.zeros(n)
     out[rows] = values
     return out
+
+
+def contributions(parts: Sequence[AnyReward], values: Sequence[Scores]) -> dict[str, Scores]:
+    """The terms ``NAME_weighted``: what each part contributed to a score that is the sum of these values."""
+    terms: dict[str, Scores] = {}
+    for part, value in zip(parts, values, strict=True):
+        _add(terms, {f"{reward_name(part)}_weighted": value})
+    return terms
 
 
 def _add(terms: dict[str, Scores], more: Mapping[str, Scores]) -> None:

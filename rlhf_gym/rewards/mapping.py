@@ -147,7 +147,7 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
     if "time_limit" in changes:
         reward = _made(f"{place}.time_limit", TimeLimit, reward, _number(place, "time_limit", changes["time_limit"]))
     if "on_error" in changes:
-        reward = _made(f"{place}.on_error".lstrip("."), on_error, reward, policy=changes["on_error"])
+        reward = _made(f"{place}.on_error", on_error, reward, policy=changes["on_error"])
     # A name that comes last must not hide what a combination is called by itself.
     out = reward if isinstance(reward, Combination) else term(reward)
     if changes.get("per_word"):
@@ -199,7 +199,7 @@ def _made(here: str, factory: Callable[..., Any], *parts: Any, **settings: Any) 
     try:
         return factory(*parts, **settings)
     except (TypeError, ConfigError) as error:
-        raise ConfigError(f"{here}: {error}; it was given {settings or 'no settings'}") from error
+        raise ConfigError(f"{_at(here.lstrip('.'))}{error}; it was given {settings or 'no settings'}") from error
 
 
 def _settings(place: str, what: str, given: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.rewards.adaptive import adaptive_parts
 from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, reward_name, score
 
 Remembered = tuple[float, dict[str, float]]
@@ -25,6 +26,9 @@ class Memo:
         reward: the pure reward.
         size: samples to remember; the least recently used are forgotten.
 
+    Raises:
+        ConfigError: a size below 1, or a reward that changes while it scores.
+
     Attributes:
         hits: samples that were remembered.
         misses: samples that the reward was asked about.
@@ -33,6 +37,11 @@ class Memo:
     def __init__(self, reward: Reward | Callable[..., Any], *, size: int = 100_000) -> None:
         if size < 1:
             raise ConfigError(f"a memo's size must be at least 1, got {size}")
+        if changing := [part.name for part in adaptive_parts(reward)]:
+            raise ConfigError(
+                f"a memo is for rewards that always give a sample the same score, and {changing[0]!r} changes while it scores; "
+                "put the memo around its parts"
+            )
         self.reward, self.size, self.name = reward, size, reward_name(reward)
         self.hits = self.misses = 0
         self._known: OrderedDict[tuple[str, ...], Remembered] = OrderedDict()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, reward_name, score
 
 
@@ -21,7 +22,7 @@ class OnError(ABC):
     failure is told by a warning, with the error; the others are counted.
 
     Args:
-        reward: the reward that may fail. It must not learn from what it scores: the samples of a failing batch come twice.
+        reward: the reward that may fail. What learns in it while it scores learns once from each sample that has a score.
         most: after so many failures *in a row* the last error is raised after all: a dead service is no score.
         on_failure: called with the error each time, to log it.
 
@@ -56,11 +57,13 @@ class OnError(ABC):
             RewardError: the reward failed on ``most`` samples in a row.
         """
         errors: list[RewardError | None] = [None] * len(prompts)
+        before = reward_state(self.reward)
         try:
             scored = score(self.reward, prompts, responses, columns)
             values, terms = scored.values, scored.terms
             self._in_a_row = 0
         except RewardError:
+            restore_reward(self.reward, before)
             values, terms = self._one_by_one(prompts, responses, columns, errors)
         return self.batch(values, {**terms, self.name: values}, errors)
 
@@ -84,9 +87,11 @@ class OnError(ABC):
         values = np.full(len(prompts), self.placeholder)
         terms: dict[str, Scores] = {}
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            before = reward_state(self.reward)
             try:
                 one = score(self.reward, [prompt], [response], {name: [column[i]] for name, column in columns.items()})
             except RewardError as error:
+                restore_reward(self.reward, before)
                 errors[i] = error
                 self._note(error)
                 continue

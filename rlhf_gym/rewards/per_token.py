@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class PerToken:
-    """A reward model's score, paid token by token.
+    """A reward model's score (mean 0 and deviation 1 as `run` leaves it), paid token by token.
 
     The head is read after the prompt and after every token, ``v_0 ... v_T``, in one pass. Token ``t`` is paid
     ``v_t - v_{t-1}``, which is shaping by the potential ``v`` (Ng et al. 1999, with a discount of 1); the last one is also paid

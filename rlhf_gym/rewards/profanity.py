@@ -11,7 +11,9 @@ from rlhf_gym.rewards.metrics import _library
 
 
 class Profanity:
-    """Swear words in a response, also where they are disguised ("sh1t", "f.u.c.k"); negate it to punish them.
+    """Share of swear words in a response, 0 to 1 (or their number), disguised ones ("sh1t", "f.u.c.k") too.
+
+    Negate it to punish them.
 
     Lists of words know no context: "sex" counts in a text on biology, an insult without a swear word does not (see ``harm``).
 

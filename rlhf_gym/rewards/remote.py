@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
+import math
 import random
+import ssl
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +29,14 @@ from rlhf_gym.rewards.calling import shorten
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 LONGEST_PAUSE = 30.0
+LASTING = {
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; write http:// where it is on this machine or behind a tunnel",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted here",
+}
+"""Failures of TLS that no restart mends."""
+SILENCE = 10.0  # seconds between two lines in the log about repetitions, of whatever request
+
+log = logging.getLogger(__name__)
 
 
 class RemoteReward:
@@ -47,9 +59,12 @@ class RemoteReward:
         patience: seconds to keep trying.
         open_after: requests in a row without an answer that open the circuit breaker.
         cool_down: seconds that it stays open.
+        columns: names of the data set's columns to send; None sends all. NumPy's numbers and arrays become JSON's, dates
+            their ISO texts, NaN and infinity null.
         headers: further headers, e.g. ``{"Authorization": "Bearer ..."}``; they are never shown in messages.
         name: name to report under.
-        on_retry: called with a message before each repetition, to show that something is waited for.
+        on_retry: called with a message before each repetition, to show that something is waited for; None writes it to the log,
+            once in ten seconds.
 
     Raises:
         ConfigError: not an http(s) address, or a setting out of its range.
@@ -67,6 +82,7 @@ class RemoteReward:
         patience: float = 600.0,
         open_after: int = 3,
         cool_down: float = 30.0,
+        columns: Sequence[str] | None = None,
         headers: Mapping[str, str] | None = None,
         name: str = "remote",
         on_retry: Callable[[str], None] | None = None,
@@ -78,10 +94,14 @@ class RemoteReward:
                 f"a remote reward needs batch_size and concurrency of at least 1, timeout above 0 and patience of 0 or more; "
                 f"got {batch_size}, {concurrency}, {timeout} and {patience}"
             )
+        if isinstance(columns, str):
+            raise ConfigError(f"a remote reward needs a list of columns, got {columns!r}")
         self.url, self.name, self.headers = url, name, dict(headers or {})
+        self.columns = None if columns is None else tuple(columns)
         self.batch_size, self.concurrency, self.timeout, self.patience = batch_size, concurrency, timeout, patience
         self.breaker = CircuitBreaker(url, open_after=open_after, cool_down=cool_down)
-        self.on_retry = on_retry
+        self.on_retry = on_retry or self._log
+        self._logged = -math.inf  # when
         self._random = random.Random()  # never the global one: a retry must not change what a seeded run draws
 
     def __call__(self, prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
@@ -91,6 +111,11 @@ class RemoteReward:
             RewardError: the service refused the request, replied with something else than one number a sample, or did not
                 come back in time.
         """
+        if self.columns is not None:
+            if missing := [c for c in self.columns if c not in columns]:
+                there = ", ".join(map(repr, columns)) or "no columns"
+                raise RewardError(f"reward {self.name!r} is to send the column {missing[0]!r}; the data have {there}")
+            columns = {c: columns[c] for c in self.columns}
         chunks = [slice(i, i + self.batch_size) for i in range(0, len(prompts), self.batch_size)]
         bodies = [self._body(prompts[c], responses[c], {k: v[c] for k, v in columns.items()}) for c in chunks]
         sizes = [len(prompts[c]) for c in chunks]
@@ -107,15 +132,9 @@ class RemoteReward:
 
     def _body(self, prompts: list[str], responses: list[str], columns: dict[str, list[Any]]) -> bytes:
         query = [p + r for p, r in zip(prompts, responses, strict=True)]
-        try:
-            text = json.dumps(
-                {"query": query, "prompts": prompts, "responses": responses, "columns": columns}, allow_nan=False
-            )
-        except (TypeError, ValueError) as error:
-            raise RewardError(
-                f"reward {self.name!r}: the columns {sorted(columns)} cannot be sent as JSON: {error}"
-            ) from error
-        return text.encode("ascii")
+        data: dict[str, Any] = {"query": query, "prompts": prompts, "responses": responses}
+        sent = {name: [_plain(value, name, self.name) for value in values] for name, values in columns.items()}
+        return json.dumps(data | {"columns": sent}, allow_nan=False).encode("ascii")
 
     def _scores(self, body: bytes, n: int, stop: threading.Event) -> list[float]:
         reply = self._post(body, stop)
@@ -160,8 +179,7 @@ class RemoteReward:
             )
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    content: bytes = reply.read()
-                    return content
+                    return _read(reply, time.monotonic() + self.timeout)
             except urllib.error.HTTPError as error:
                 said = error.read().decode("utf-8", "replace")
                 problem = f"status {error.code}: {_message(said)}"
@@ -170,7 +188,10 @@ class RemoteReward:
                     raise RewardError(f"{self.url} refused {problem}") from error
                 wait = _seconds(error.headers.get("Retry-After"))
             except (OSError, http.client.HTTPException) as error:  # no connection, time-out, cut off in the middle
-                problem = f"{type(error).__name__}: {error}"
+                reason = getattr(error, "reason", error)
+                problem = f"{type(reason).__name__}: {reason}"
+                if isinstance(reason, ssl.SSLError) and reason.reason in LASTING:
+                    raise RewardError(f"{self.url} cannot be asked: {LASTING[reason.reason]} ({reason})") from error
             passed = time.monotonic() - begin
             wait = max(wait, pause * self._random.uniform(0.75, 1.25))
             if passed + wait > patience or stop.is_set():
@@ -178,10 +199,51 @@ class RemoteReward:
                     f"{self.url} did not answer within {patience:g} s ({problem}). Start the service and go on with "
                     "--resume; nothing that was scored before is lost."
                 )
-            if self.on_retry:
-                self.on_retry(f"{self.url}: {problem}; trying again in {wait:.1f} s")
+            self.on_retry(f"{self.url}: {problem}; trying again in {wait:.1f} s, and so on for {patience:g} s")
             stop.wait(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _log(self, message: str) -> None:
+        now = time.monotonic()
+        if now - self._logged >= SILENCE:
+            self._logged = now
+            log.warning("%s", message)
+
+
+def _read(reply: Any, deadline: float) -> bytes:
+    """The body of a reply; one that comes in drops is given up as well as one that does not come at all."""
+    content = b""
+    while piece := reply.read1(65536):
+        content += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError("the reply came too slowly")
+    if not reply.chunked and reply.length:
+        raise http.client.IncompleteRead(content, reply.length)
+    return content
+
+
+def _plain(value: Any, column: str, reward: str) -> Any:
+    """A column's value as JSON has it.
+
+    Raises:
+        RewardError: it has no such form.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, column, reward) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, column, reward) for inner in value]
+    if isinstance(value, date):
+        return value.isoformat()
+    if hasattr(value, "tolist"):  # NumPy's and Torch's
+        return _plain(value.tolist(), column, reward)
+    raise RewardError(
+        f"reward {reward!r}: the column {column!r} holds {type(value).__name__}, which cannot be sent as JSON; name the "
+        "columns that the service needs (columns=[...])"
+    )
 
 
 def _message(said: str) -> str:

@@ -18,6 +18,7 @@ from rlhf_gym.errors import RewardError
 from rlhf_gym.rewards.base import Reward, reward_name, score
 
 LARGEST_BODY = 64 * 2**20
+LONGEST_DISCARDED = 16 * LARGEST_BODY
 
 
 class RewardServer:
@@ -92,6 +93,9 @@ class RewardServer:
                 scored = score(self.reward, prompts, responses, columns)
         except RewardError as error:
             return 500, {"error": str(error), "kind": "reward_error"}
+        except Exception as error:  # from inside a combination or a judge; asking again would not help either
+            said = f"reward {reward_name(self.reward)!r} raised {type(error).__name__}: {error}"
+            return 500, {"error": said, "kind": "reward_error"}
         terms = {name: values.tolist() for name, values in scored.terms.items()}
         return 200, {"rewards": scored.values.tolist(), "terms": terms}
 
@@ -140,10 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > LARGEST_BODY:
-            self.close_connection = True  # the body was not read, so the connection cannot be used again
-            self._reply(
-                413 if length.isdecimal() else 411, {"error": f"expected a body of at most {LARGEST_BODY} bytes"}
-            )
+            self.close_connection = True  # the body was not read whole, so the connection cannot be used again
+            if length.isdecimal():
+                self._discard(min(int(length), LONGEST_DISCARDED))
+            message = f"expected a body of at most {LARGEST_BODY} bytes; send fewer samples at once (batch_size)"
+            self._reply(413 if length.isdecimal() else 411, {"error": message})
             return
         body = self.rfile.read(int(length))
         token = self.server_of.token
@@ -154,6 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._misdirected()
         else:
             self._reply(*self.server_of.answer(body))
+
+    def _discard(self, left: int) -> None:
+        """Read on and forget: a client that is cut off while it sends never sees why."""
+        while left > 0 and (piece := self.rfile.read(min(left, 65536))):
+            left -= len(piece)
 
     def _misdirected(self) -> None:
         """There is no such path, or not by this method."""

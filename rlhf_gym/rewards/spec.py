@@ -1,7 +1,8 @@
 """Rewards by name: what ``--reward`` and a YAML file may say.
 
 A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, a folder that holds a reward
-model, the address of a service (``https://...``), a judge's (``judge:https://...``), or a YAML file, which holds a mapping::
+model, the address of a service (``https://...``), a judge's (``judge:https://...``), a YAML file, which holds a mapping, or the
+mapping itself (``"{reward: length, unit: characters}"``)::
 
     sum:
       - {reward: sentiment, clip: [-3, 3]}
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +28,8 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.base import Reward
-from rlhf_gym.rewards.mapping import build
+from rlhf_gym.rewards.calling import place_in_code
+from rlhf_gym.rewards.mapping import CHANGES, build
 
 # Where each built-in reward is: a module is imported only when its reward is asked for.
 BUILT_IN = {
@@ -57,6 +60,13 @@ BUILT_IN = {
     "json_schema": "rlhf_gym.rewards.metrics:JsonSchema",
     "judge": "rlhf_gym.judge.reward:JudgeReward",
 }
+
+OTHER_NAMES = {
+    "bertscore": "bert_score", "cosine": "embedding_similarity", "flesch": "readability", "json": "json_schema",
+    "langid": "language", "language_id": "language", "ngram": "repetition", "regex": "format", "regexp": "format",
+    "regular_expression": "format", "similarity": "embedding_similarity", "swearing": "profanity",
+}  # fmt: skip
+"""What users of other packages call them: for hints in messages, not for use."""
 
 TOKEN_VARIABLE = "RLHF_GYM_REWARD_TOKEN"
 """The environment variable that holds a reward service's token, for those who ask and for those who serve."""
@@ -90,26 +100,45 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
 
         url, model = parse(spec)
         return load_reward("judge", url=url, model=model, **options)
+    if spec.lstrip().startswith("{"):
+        return build({**_mapping(spec, "the reward in braces"), **options}, load_reward)
     if spec.endswith((".yaml", ".yml")):
         return build({**_read_yaml(Path(spec)), **options}, load_reward)
     if spec.endswith(".py"):
         raise ConfigError(f"{spec!r} names a file but no reward in it; write {spec}:FUNCTION")
     if spec not in BUILT_IN and Path(spec).expanduser().is_dir():
         return load_reward("reward_model", path=Path(spec).expanduser(), **options)
-    head, colon, attribute = BUILT_IN.get(spec, spec).rpartition(":")
+    if spec in BUILT_IN:
+        return _build(built_in(spec), options, spec)
+    head, colon, attribute = spec.rpartition(":")
     if not colon or not head or not attribute:
-        near = get_close_matches(spec, BUILT_IN, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"there is no reward {spec!r}{hint} Expected one of {', '.join(BUILT_IN)}, or path/to/file.py:function, or "
-            "module:function"
-        )
+        raise _unknown(spec, ", or path/to/file.py:function, or module:function")
     found = _attribute(_import(head, spec), attribute, spec)
-    if spec in BUILT_IN or isinstance(found, type):
+    if isinstance(found, type):
         return _build(found, options, spec)
     if not callable(found):
         raise ConfigError(f"{spec!r} is a {type(found).__name__}, expected a function, a class or a callable object")
     return partial(found, **options) if options else found
+
+
+def built_in(name: str) -> Callable[..., AnyReward]:
+    """What makes a built-in reward: its class, or a function.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in BUILT_IN:
+        raise _unknown(name)
+    head, _, attribute = BUILT_IN[name].rpartition(":")
+    factory: Callable[..., AnyReward] = _attribute(_import(head, name), attribute, name)
+    return factory
+
+
+def _unknown(name: str, others: str = "") -> ConfigError:
+    other = OTHER_NAMES.get(name.lower().replace("-", "_"))
+    near = [other] if other else get_close_matches(name, BUILT_IN, n=1, cutoff=0.7)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return ConfigError(f"there is no reward {name!r}{hint} Expected one of {', '.join(BUILT_IN)}{others}")
 
 
 def _remote(url: str, options: dict[str, Any]) -> AnyReward:
@@ -123,6 +152,7 @@ def _remote(url: str, options: dict[str, Any]) -> AnyReward:
 
 
 def _build(factory: Callable[..., AnyReward], options: dict[str, Any], spec: str) -> AnyReward:
+    _check_options(factory, options, spec)
     try:
         reward = factory(**options)
     except TypeError as error:
@@ -130,6 +160,28 @@ def _build(factory: Callable[..., AnyReward], options: dict[str, Any], spec: str
     if not callable(reward):
         raise ConfigError(f"reward {spec!r}: its objects cannot be called; give the class a __call__")
     return reward
+
+
+def _check_options(factory: Callable[..., AnyReward], options: Mapping[str, Any], spec: str) -> None:
+    """Say which option there is not, and which is missing, before Python says it in its own words."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names = [p.name for p in named]
+    takes = f"It takes {', '.join(names) or 'none'}"
+    for option in options:
+        if option not in names and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            near = get_close_matches(str(option), [*names, *CHANGES, "weight"], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ConfigError(f"reward {spec!r} has no option {option!r}{hint} {takes}")
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ConfigError(
+            f"reward {spec!r} needs the option {missing[0]!r}. {takes}. On a command line: --reward '{{reward: {spec}, "
+            f"{missing[0]}: ...}}'"
+        )
 
 
 def _import(module: str, spec: str) -> Any:
@@ -162,8 +214,10 @@ def _import(module: str, spec: str) -> Any:
         return loaded
     except ConfigError:
         raise
-    except Exception as error:  # whatever the user's file raises
-        raise ConfigError(f"cannot import the reward {spec!r}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
+        raise ConfigError(
+            f"cannot import the reward {spec!r}: {type(error).__name__}: {error}{place_in_code(error)}"
+        ) from error
 
 
 def _attribute(module: Any, path: str, spec: str) -> Any:
@@ -178,12 +232,25 @@ def _attribute(module: Any, path: str, spec: str) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no reward file {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the reward in {str(path)!r}: {error}") from error
+    return _mapping(text, str(path))
+
+
+def _mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping in a YAML text; ``source`` says where it is from, for messages."""
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the reward in {str(path)!r}: {error}") from error
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping such as 'reward: sentiment', got {type(data).__name__}")
+        raise ConfigError(f"{source} must hold a mapping such as 'reward: sentiment', got {type(data).__name__}")
     return data

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
-from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.rewards.calling import Pairs, shorten, under_way
 from rlhf_gym.rewards.combine import Renamed
 
 
@@ -42,8 +42,10 @@ class TimeLimit:
             RewardError: the reward failed, or did not return in time.
         """
         outcome: list[ScoredBatch | BaseException] = []
+        pairs: Pairs = {}
 
         def run() -> None:
+            under_way.set(pairs)
             try:
                 outcome.append(score(self.parts[0], prompts, responses, columns, name=self.name, may_skip=True))
             except BaseException as error:
@@ -55,8 +57,8 @@ class TimeLimit:
         thread.join(self.seconds)
         if not outcome:
             raise RewardError(
-                f"reward {self.name!r} did not return within {self.seconds:g} seconds for a batch of {len(prompts)}, the first "
-                f"response being {shorten(responses[0])}; mend it, or give it a longer time limit"
+                f"reward {self.name!r} did not return within {self.seconds:g} seconds for "
+                f"{_where(prompts, responses, pairs)}; mend it, or give it a longer time limit"
             )
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
@@ -66,6 +68,15 @@ class TimeLimit:
         """Score a batch."""
         values: list[float] = score(self, prompts, responses, columns).values.tolist()
         return values
+
+
+def _where(prompts: list[str], responses: list[str], pairs: Pairs) -> str:
+    """What a reward hangs on: the sample, for one that takes a pair at a time, else its batch."""
+    found = next(iter(list(pairs.values())), None)
+    for i, pair in enumerate(zip(prompts, responses, strict=True)):
+        if pair == found:  # looked up by its texts: a memo in between asks about fewer samples
+            return f"sample {i}, prompt {shorten(pair[0])}, response {shorten(pair[1])}"
+    return f"a batch of {len(prompts)}, the first response being {shorten(responses[0])}"
 
 
 def limit_parts(reward: Any, seconds: float) -> Any:

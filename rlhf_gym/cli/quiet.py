@@ -1,0 +1,17 @@
+"""Keeps other libraries' notices out of what the commands print."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Libraries' own bars and notices would tear ours apart; whoever sets these variables, or ``-W``, still gets them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        # What a library will be called with some day is news for us, not for whoever runs a command.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
