@@ -17,7 +17,7 @@ import pytest
 import yaml
 from tiny_run import save_tiny_model, tiny_settings
 from web_attack import store_down
-from web_study import pairs, start_run, study
+from web_study import answer, joined, pairs, start_run, study
 
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.leases import QueueSettings
@@ -319,6 +319,31 @@ def test_differences_leave_markdown_as_it_is(browser: Any, tmp_path: Path) -> No
         assert page.locator(".response .text").all_inner_texts() == before
         press(page, "1")
         settled(page, 1)
+
+
+def test_the_administrator_s_page_looks_again_by_itself(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(3)) as found:
+        address = Address(port=0)
+        with PageServer(create_app(found, hosts=address.hosts()), address) as server:
+            page = browser.new_page()
+            said: list[str] = []
+            page.on("console", lambda message: said.append(message.text))
+            page.clock.install()
+            page.goto(f"{server.url}/join/{found.people.invite(role='admin')}")
+            page.get_by_role("button", name="Begin").click()
+            page.get_by_text("3 answers to go").wait_for()
+            page.fill("[name=label]", "for Ki")
+            answer(joined(found), "a2")
+            page.clock.run_for(16_000)
+            page.get_by_text("2 answers to go").wait_for()
+            assert page.input_value("[name=label]") == "for Ki"  # nobody's typing is disturbed
+            page.get_by_text("Forget …").last.click()
+            answer(joined(found), "a2")
+            page.clock.run_for(16_000)
+            page.get_by_text("1 answer to go").wait_for()
+            assert page.locator("details[open]").count() == 1
+            assert said == []
+            page.context.close()
 
 
 def test_the_end_and_new_questions(browser: Any, tmp_path: Path) -> None:
