@@ -6,7 +6,7 @@ Starts `rlhf-gym run --rater web`, opens the printed link in Chromium (through P
 from nothing but the text on the screen: the person likes what the sentiment scorer likes, and presses 1 or 7 where one response
 is much better, 2 or 6 where it is better, 3 or 5 where the difference is small. The reward model is fitted to these answers
 alone. At the end the run's evaluation says how often the tuned model's responses beat the reference's by the person's taste, on
-prompts never trained on.
+prompts never trained on. A picture of the page halfway lies beside the run's directory, and what the run printed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def key(better_by: float) -> str:
     return "4" if better_by == 0 else str(place if better_by > 0 else 8 - place)
 
 
-def teach(link: str, pairs: int) -> float:
-    """Answer every pair; seconds an answer."""
+def teach(link: str, pairs: int, picture: Path) -> float:
+    """Answer every pair; seconds an answer. Halfway, a picture of the page is taken."""
     from playwright.sync_api import sync_playwright
 
     from rlhf_gym.tasks import load_task
@@ -64,10 +64,12 @@ def teach(link: str, pairs: int) -> float:
         page.get_by_role("button", name="Begin").click()
         page.wait_for_selector(".prompt", timeout=600_000)
         began = time.monotonic()
-        for _ in range(pairs):
+        for number in range(pairs):
             card = page.locator(".card").get_attribute("data-id")
             prompt = page.locator(".prompt .text").inner_text()
             texts = page.locator(".response .text").all_inner_texts()
+            if number == pairs // 2:
+                page.screenshot(path=picture)
             first, second = taste([prompt, prompt], texts)
             page.wait_for_timeout(210)
             page.keyboard.press(key(float(first) - float(second)))
@@ -88,7 +90,7 @@ def main() -> int:
     options = parser.parse_args()
     process, link = start(options)
     try:
-        seconds = teach(link, options.pairs)
+        seconds = teach(link, options.pairs, options.out.with_suffix(".png"))
         process.wait()
     finally:
         process.kill()

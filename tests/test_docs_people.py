@@ -16,7 +16,7 @@ from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.files import export_feedback
 from rlhf_gym.feedback.formats import FORMATS
-from rlhf_gym.feedback.gold import expected, is_practice
+from rlhf_gym.feedback.gold import expected, is_practice, known_queries
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "people.md").read_text(encoding="utf-8")
 
@@ -54,6 +54,11 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     query = eval(gold, {"Query": Query})
     assert expected(query.columns) == {"choice": 0}
     assert is_practice(query.columns)
+    [lines] = blocks("json")
+    Path("known.jsonl").write_text(lines, encoding="utf-8")
+    known = known_queries("known.jsonl")
+    assert [one.form for one in known] == ["pair", "ranking", "rating"]
+    assert known[0] == query
 
 
 def test_its_pictures_and_links_are_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ def test_answers_are_found_by_what_they_are(tmp_path: Path) -> None:
         assert admin.get("/admin/answers?page=2").text.count("<article") == 5
         for kind, number in (("ties", 7), ("skipped", 8), ("flagged", 9)):
             page = admin.get("/admin/answers", params={"kind": kind}).text
-            assert "1 answers" in page
+            assert "1 answer," in page
             assert f"reason {number}" in page
-        assert "1 answers" in admin.get("/admin/answers", params={"text": "REASON 12"}).text
+        assert "1 answer," in admin.get("/admin/answers", params={"text": "REASON 12"}).text
         assert "0 answers" in admin.get("/admin/answers", params={"rater": "web/nobody"}).text
         for page_number in ("0", "-1", "x", "9" * 30, "\u0663"):
             assert admin.get("/admin/answers", params={"page": page_number}).status_code == 200
@@ -169,13 +170,53 @@ def test_drawings(tmp_path: Path) -> None:
     (tmp_path / "round-2" / "reward_models.jsonl").write_text("{")  # from elsewhere
     found = reward_models(tmp_path)
     assert [(row["round"], row["n_train"]) for row in found] == [(1, 160), (1, 300)]
-    assert "71.0%" in str(accuracy_chart(found))
+    drawn = str(accuracy_chart(found))
+    assert "71.0%" in drawn
+    assert drawn.count("whisker") == 2
+    for words in ("accuracy", "comparisons fitted on", "chance"):
+        assert f">{words}</text>" in drawn
+    low = str(accuracy_chart([fit | {"round": 1, "accuracy": 0.31, "standard_error": 0.08}]))
+    places = [float(y) for y in re.findall(r' y[12]="([\d.]+)"', low)]
+    assert all(0 <= y <= 190 for y in places)
+
+
+def test_the_queue_is_told_by_round(tmp_path: Path) -> None:
+    from rlhf_gym.feedback.leases import RoundProgress
+    from rlhf_gym.web.overview import to_go
+
+    queries = [replace(query, round=1 + number // 2, id="") for number, query in enumerate(pairs(4))]
+    with study(tmp_path, queries, queue=QueueSettings(overlap=2)) as found:
+        admin, one, two = joined(found, "admin"), joined(found), joined(found)
+        answer(one, "a2")
+        answer(one, "skip")  # for somebody else
+        two.get("/rate")  # holds two
+        first, second = found.queue.progress()
+        # The first of round 2 came to one while it was next; two holds both of round 1.
+        assert first == RoundProgress(round=1, given=1, held=2, left=1)
+        assert second == RoundProgress(round=2, given=0, held=1, left=3)
+        page = admin.get("/admin").text
+        assert "7 answers to go" in page
+        assert re.search(r'<th scope="row">1</th>.*?<td>1</td><td>2</td><td>1</td>', page)
+    assert to_go(0, 3.0) == "Everything that was asked has been answered."
+    assert "1 answer to go; nobody" in to_go(1, 0)
+    assert "about 20 minutes" in to_go(60, 3.0)
+    assert "about 10.0 hours" in to_go(1800, 3.0)
+
+
+def test_a_known_answer_is_told_to_the_administrator(tmp_path: Path) -> None:
+    gold = Query(prompt="g", responses=("x", "y"), round=0, columns={"gold": {"choice": 0}})
+    with study(tmp_path, [*pairs(2), gold], queue=QueueSettings(gold_share=0.99)) as found:
+        admin, rater = joined(found, "admin"), joined(found)
+        for _ in range(3):
+            answer(rater, "a2")
+        [judgement] = [j for _, j in found.store.answers() if j.details.get("kind") == "gold"]
+        page = admin.get("/admin/answers", params={"kind": "gold"}).text
+        assert f"known answer, {'met' if judgement.choice == 0 else 'not met'}" in page
+        assert "No answer is like that" in admin.get("/admin/answers", params={"kind": "ties"}).text
 
 
 def test_a_full_page(tmp_path: Path) -> None:
     """With gold, repetitions and a run's reward model, every part of the page is there."""
-    from dataclasses import replace
-
     gold = [
         Query(prompt=f"g{i}", responses=("x", "y"), round=0, index=i, columns={"gold": {"choice": 0}})
         for i in range(20)

@@ -61,6 +61,9 @@ def test_raters_who_contradict_each_other_are_drawn_below_zero() -> None:
     heights = [float(y) for y in re.findall(r'class="dot \w+" cx="[\d.]+" cy="([\d.]+)"', drawn)]
     assert all(0 < y <= 170 for y in heights)
     assert "\N{MINUS SIGN}1" in drawn
+    assert [float(y.replace("\N{MINUS SIGN}", "-")) for y in re.findall(r'end">([^<]+)</text>', drawn)] == [
+        -1, -0.5, 0, 0.5, 1
+    ]  # fmt: skip  # no tick is rounded to what it is not
 
 
 def test_the_page_shows_all_three_and_the_drawing(tmp_path: Path) -> None:

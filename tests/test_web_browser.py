@@ -17,7 +17,7 @@ import pytest
 import yaml
 from tiny_run import save_tiny_model, tiny_settings
 from web_attack import store_down
-from web_study import pairs, start_run, study
+from web_study import answer, joined, pairs, start_run, study
 
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.leases import QueueSettings
@@ -189,6 +189,7 @@ def test_practice_is_told_before_it_goes_on(browser: Any, tmp_path: Path) -> Non
         assert "Both say the same." in page.inner_text("#alert")
         page.keyboard.press("Enter")
         page.wait_for_function("() => document.querySelector('.prompt').textContent.includes('Prompt 0')")
+        assert page.locator("#session").is_hidden()  # practice does not count
         press(page, "1")
         settled(page, 1)
 
@@ -200,14 +201,14 @@ def test_rankings_by_key_tap_and_drag_and_ratings_by_digits(browser: Any, tmp_pa
     with study(tmp_path, queries) as found, opened(browser, found, viewport={"width": 1280, "height": 820}) as page:
         for key in "4", "4", "9", "1", "Backspace", "3", "1":
             page.keyboard.press(key)
-        assert page.locator(".order ol").inner_text().split() == ["D", "C", "A", "B"]
+        assert page.locator(".chip").all_inner_texts() == ["D", "C", "A", "B"]
         first, last = (page.locator(".chip").nth(i).bounding_box() for i in (0, 3))
         page.mouse.move(first["x"] + 20, first["y"] + 20)
         page.mouse.down()
         page.mouse.move(last["x"] + 40, last["y"] + 20)
         page.mouse.up()
         page.keyboard.press("ArrowLeft")  # the focus stays on what was moved
-        assert page.locator(".order ol").inner_text().split() == ["C", "A", "D", "B"]
+        assert page.locator(".chip").all_inner_texts() == ["C", "A", "D", "B"]
         page.wait_for_timeout(200)
         page.get_by_role("button", name="Done").click()
         page.wait_for_function("() => document.querySelectorAll('.chip').length === 0")
@@ -227,6 +228,68 @@ def test_rankings_by_key_tap_and_drag_and_ratings_by_digits(browser: Any, tmp_pa
         assert [three.ratings["overall"][i] for i in three.order_shown] == [5, 2]
 
 
+def test_rankings_with_equals_and_in_part(browser: Any, tmp_path: Path) -> None:
+    query = Query(prompt="p", responses=("one", "two", "three", "four"), form="ranking")
+    with study(tmp_path, [query]) as found, opened(browser, found) as page:
+        page.keyboard.press("2")
+        assert page.get_by_role("button", name="Done").is_disabled()
+        for key in "1", "=":
+            page.keyboard.press(key)
+        assert "without a place" in page.inner_text(".order .left")
+        press(page, "Enter")
+        page.wait_for_function("() => document.getElementById('status').textContent === 'B = A. Stored.'")
+        press(page, "u")
+        assert page.locator(".chip").count() == 0  # the earlier answer stands in the ribbon
+        for key in "3", "1", "4":  # and B is what is left
+            page.keyboard.press(key)
+        page.get_by_role("button", name="A is better than D").click()
+        page.locator(".chip").first.focus()  # Enter means done there, too
+        press(page, "Enter")
+        page.wait_for_function("() => document.getElementById('status').textContent.endsWith('Stored.')")
+        first, second = found.store.judgements(superseded=True)
+        a, b, c, d = first.order_shown
+        assert [set(group) for group in first.ranking or ()] == [{a, b}]
+        assert [set(group) for group in second.ranking or ()] == [{c}, {a, d}, {b}]
+        assert second.supersedes == first.id
+
+
+def test_undo_when_there_is_nothing_left_shows_the_last_answer(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(1)) as found, opened(browser, found) as page:
+        press(page, "1")
+        page.wait_for_selector("text=Nothing to rate right now")
+        seen = "window.seen = []; new MutationObserver(() => seen.push(document.querySelector('.card').dataset.id)).observe"
+        page.evaluate(f"{seen}(document.getElementById('cards'), {{ childList: true }})")
+        page.keyboard.press("u")
+        page.wait_for_selector(".ribbon")
+        assert "" not in page.evaluate("window.seen")
+        press(page, "7")
+        page.wait_for_function("() => sessionStorage.getItem('unsent') === '[]'")
+        assert found.store.judgements()[0].strength == 3
+
+
+def test_a_question_answered_in_another_tab_is_none_any_more(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(4)) as found, opened(browser, found) as page:
+        other = page.context.new_page()
+        other.goto(page.url)
+        other.wait_for_selector("body.has-script .card")
+        for tab in page, other:
+            assert "Prompt 0" in tab.inner_text(".prompt")
+        press(other, "1")
+        settled(other, 1)
+        page.bring_to_front()
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # headless tabs are never hidden
+        page.wait_for_function("() => document.querySelector('.prompt').textContent.includes('Prompt 1')")
+        assert "answered meanwhile" in page.inner_text("#status")
+        press(page, "7")
+        settled(page, 2)
+        other.fill("[name=reason]", "half a th")  # what was begun is never taken away
+        other.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        other.wait_for_function("() => document.getElementById('counts').textContent.startsWith('2 answered')")
+        assert "Prompt 1" in other.inner_text(".prompt")
+        assert found.store.count().judgements == 2
+        other.close()
+
+
 def test_differences_are_marked_on_request(browser: Any, tmp_path: Path) -> None:
     pair = Query(prompt="p", responses=("The old dog, slept well.", "The dog slept <b>badly</b>."))
     with study(tmp_path, [pair]) as found, opened(browser, found) as page:
@@ -240,6 +303,47 @@ def test_differences_are_marked_on_request(browser: Any, tmp_path: Path) -> None
         assert sorted(page.locator(".response .text").all_inner_texts()) == sorted(pair.responses)
         press(page, "1")
         settled(page, 1)
+
+
+def test_differences_leave_markdown_as_it_is(browser: Any, tmp_path: Path) -> None:
+    from rlhf_gym.web.settings import PageSettings
+
+    text = "**Bake** it:\n\n| step | minutes |\n|-|-|\n| rise | {} |\n\n```\nwait({})\n```"
+    pair = Query(prompt="p", responses=(text.format(60, 3), text.format(90, 3)))
+    with study(tmp_path, [pair], page=PageSettings(text="markdown")) as found, opened(browser, found) as page:
+        before = page.locator(".response .text").all_inner_texts()
+        page.keyboard.press("d")
+        assert sorted(page.locator("td mark").all_inner_texts()) == ["60", "90"]
+        assert page.locator("mark").count() == 2
+        assert page.locator(".response strong, .response pre").count() == 4
+        assert page.locator(".response .text").all_inner_texts() == before
+        press(page, "1")
+        settled(page, 1)
+
+
+def test_the_administrator_s_page_looks_again_by_itself(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(3)) as found:
+        address = Address(port=0)
+        with PageServer(create_app(found, hosts=address.hosts()), address) as server:
+            page = browser.new_page()
+            said: list[str] = []
+            page.on("console", lambda message: said.append(message.text))
+            page.clock.install()
+            page.goto(f"{server.url}/join/{found.people.invite(role='admin')}")
+            page.get_by_role("button", name="Begin").click()
+            page.get_by_text("3 answers to go").wait_for()
+            page.fill("[name=label]", "for Ki")
+            answer(joined(found), "a2")
+            page.clock.run_for(16_000)
+            page.get_by_text("2 answers to go").wait_for()
+            assert page.input_value("[name=label]") == "for Ki"  # nobody's typing is disturbed
+            page.get_by_text("Forget …").last.click()
+            answer(joined(found), "a2")
+            page.clock.run_for(16_000)
+            page.get_by_text("1 answer to go").wait_for()
+            assert page.locator("details[open]").count() == 1
+            assert said == []
+            page.context.close()
 
 
 def test_the_end_and_new_questions(browser: Any, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_sql_in_every_field_is_only_text(anywhere: Study) -> None:
     admin.post("/admin/invite", data={"csrf": csrf_of(found, admin), "label": SQL[1]})
     assert found.store.judgements()[0].reason == SQL[1]
     assert found.people.invitations()[0].label == SQL[1]
-    assert "1 answers" in admin.get("/admin/answers", params={"text": SQL[1]}).text
+    assert "1 answer," in admin.get("/admin/answers", params={"text": SQL[1]}).text
     assert "0 answers" in admin.get("/admin/answers", params={"text": SQL[0]}).text
 
 

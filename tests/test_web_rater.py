@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from web_study import pairs, start_run, study
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback.gold import known_queries
 from rlhf_gym.feedback.leases import Answer
+from rlhf_gym.feedback.preferences import preferences_from
+from rlhf_gym.feedback.quality import quality
 from rlhf_gym.loop import people as loop_people
 from rlhf_gym.loop.config_file import build, merge
 from rlhf_gym.loop.fit import fits
@@ -175,12 +179,16 @@ def rate_everything(line: str, stop: threading.Event, cookies: dict[str, str], l
             if action is None:
                 time.sleep(0.05)
                 continue
-            form = page[page.index('class="answer"') :]
+            form = page[page.index('class="answer"') : page.index("</article>")]
             hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form))
             texts = re.findall(r'class="text" dir="auto" tabindex="0"[^>]*>(.*?)</div>', form, re.DOTALL)[:2]
-            said = "a2" if len(texts[0]) >= len(texts[1]) else "b2"
-            reply = person.post(action[1], data={**hidden, "answer": said})
-            assert reply.status_code == 303, reply.text
+            longer = 0 if len(texts[0]) >= len(texts[1]) else 1
+            said = {"pair": "ab"[longer] + "2", "best": f"best-{longer}"}.get(hidden["form"], hidden["form"])
+            rates = {
+                name: "7" if name.startswith(f"rate-{longer}") else "2" for name in re.findall(r"rate-[^\"]+", form)
+            }
+            reply = person.post(action[1], data={**hidden, **rates, "answer": said})
+            assert reply.status_code == (200 if "Practice" in page else 303), reply.text
             given += 1
     return given
 
@@ -276,6 +284,68 @@ def test_people_and_simulated_raters_share_a_run(model: Path, tmp_path: Path, se
         assert rounds == {"web": by_people, "simulated": {1}}
         assert counts["simulated"] == 12
         assert 6 <= counts["web"] <= 12  # half is enough to go on
+
+
+@pytest.mark.parametrize("form", ["best", "rating"])
+def test_known_answers_and_repetitions_in_a_run(model: Path, tmp_path: Path, form: str) -> None:
+    """Practice first, gold and repetitions among the rest; what is fitted is the run's own queries only."""
+    gold = {"choice": 1} if form == "best" else {"ratings": {"helpful": [1, 7], "honest": [1, 7]}}
+    known = [{"prompt": f"{i}?", "responses": ["no", "yes, it is"], "form": form, "gold": gold} for i in range(4)]
+    known[0] |= {"practice": True, "explanation": "The longer one."}
+    (tmp_path / "known.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in known))
+    sections = {
+        "rater": {"name": "web", "form": form}, "sampling": {"candidates": 3},
+        "people": {
+            "port": 0, "known": str(tmp_path / "known.jsonl"), "practice": 1, "gold_share": 0.3, "repeat_share": 0.2,
+            "attributes": ["helpful", "honest"],
+        },
+    }  # fmt: skip
+    progress, stop = Link(), threading.Event()
+    person = threading.Thread(target=lambda: rate_everything(progress.link(), stop, {}))
+    person.start()
+    try:
+        run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+    finally:
+        stop.set()
+        person.join()
+    with FeedbackStore(run.store_file, read_only=True) as store:
+        answers = store.answers()
+    kinds = Counter(judgement.details.get("kind", "query") for _, judgement in answers)
+    assert kinds["query"] == 12
+    assert kinds["practice"] == 1
+    assert kinds["gold"] >= 1
+    assert kinds["repeat"] >= 1
+    [rater] = quality(answers).raters
+    assert rater.gold.part == rater.gold.whole == kinds["gold"]
+    assert rater.repeated.whole == kinds["repeat"]
+    if form == "rating":
+        assert all(set(j.ratings or ()) == {"helpful", "honest"} for _, j in answers)
+    fit = json.loads((run.path / "round-1" / "reward_model.json").read_text())
+    own = [preference for query, j in answers if query.round for preference in preferences_from(query, j)]
+    ties = sum(preference.tie for preference in own)
+    assert len(own) - ties <= fit["n_train"] + fit["n_validation"] <= len(own)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "line 1"),
+        ('{"prompt": "p", "responses": ["a", "b"]}', "gold must say"),
+        ('{"prompt": "p", "responses": ["a", "b"], "gold": {"choice": 2}}', "line 1"),
+        ('\n{"responses": ["a", "b"], "gold": {"choice": 0}}', "line 2.*prompt"),
+        ('{"prompt": "p", "responses": ["a", "b"], "gold": {"choice": 0}, "practise": true}', "practise"),
+        ('{"prompt": "p", "responses": ["a"], "gold": {"choice": 0}}', "line 1"),
+    ],
+)
+def test_known_answers_that_are_none_are_named(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "known.jsonl"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        known_queries(str(file))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        known_queries(str(tmp_path / "none.jsonl"))
+    with pytest.raises(ConfigError, match=r"people\.known"):
+        build({"people": {"practice": 1}})
 
 
 def test_training_goes_on_while_people_answer_and_takes_their_answers_in(model: Path, tmp_path: Path) -> None:

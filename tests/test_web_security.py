@@ -182,7 +182,7 @@ TAGS = {
     "progress", "nav", "form", "input", "button", "kbd", "main", "article", "section", "div", "label", "template", "footer",
     "strong", "em", "s", "code", "pre", "ul", "ol", "li", "blockquote", "br", "hr", "table", "thead", "tbody", "tr", "th", "td",
     "dialog", "dl", "dt", "dd", "script", "noscript", "fieldset", "legend", "select", "option", "textarea", "figure",
-    "figcaption", "details", "summary", "time", "svg", "line", "text", "rect", "circle", "polyline", "g",
+    "figcaption", "details", "summary", "time", "svg", "path", "line", "text", "rect", "circle", "polyline", "g",
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ def rate(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback.gold import known_queries
     from rlhf_gym.feedback.leases import QueueSettings
     from rlhf_gym.web.server import Address
     from rlhf_gym.web.serving import serving, store_of
@@ -36,7 +37,9 @@ def _serve(options: argparse.Namespace) -> None:
         overlap=options.overlap, lease_seconds=options.lease, gold_share=options.gold_share,
         repeat_share=options.repeat_share, practice=options.practice, seed=options.seed,
     )  # fmt: skip
+    known = known_queries(options.known)
     with serving(store, queue=queue, page=page, address=address, run=run) as served:
+        served.store.add_queries(known)
         print("\n".join(served.lines()), flush=True)
         print("Ctrl-C ends it; every answer is stored the moment it is given", flush=True)
         served.server.wait()

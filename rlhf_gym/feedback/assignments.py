@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, select, update
+from sqlalchemy import Connection, Integer, RowMapping, bindparam, func, select, update
 from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.errors import FeedbackError
@@ -34,6 +35,7 @@ from rlhf_gym.feedback.leases import (
     QueueSettings,
     RaterCount,
     Receipt,
+    RoundProgress,
     judgement_of,
     passed_on,
     receipt_of,
@@ -64,6 +66,14 @@ _COUNTS = (
     )
     .select_from(work.assignments.outerjoin(work.slots, (_S.query_id == _A.query_id) & _S.open))
     .where(_A.rater == bindparam("for_rater"), _A.kind != "practice")
+)
+_PLACES = select(_S.round, func.sum(_S.taken)).group_by(_S.round).order_by(_S.round)
+_SPARE = select(_S.round, func.sum(bindparam("overlap", type_=Integer) - _S.taken)).where(_S.open).group_by(_S.round)
+_IN_HANDS = (
+    select(_S.round, func.count())
+    .select_from(work.assignments.join(work.slots, _S.query_id == _A.query_id))
+    .where(_A.state == "open", _A.kind == "query", _A.judgement_id.is_(None))
+    .group_by(_S.round)
 )
 _OPEN = select(func.count()).select_from(work.slots).where(_S.open)
 
@@ -214,6 +224,18 @@ class Queue:
                 self._open = (time.monotonic(), waiting)
             own = connection.execute(_COUNTS, {"for_rater": rater}).mappings().one()
         return RaterCount(own["answered"], max(0, waiting - own["seen"]) + own["held"])
+
+    def progress(self) -> list[RoundProgress]:
+        """How far each round is that is offered, in order."""
+        self._take_in()
+        with self._database.reading() as connection:
+            places = connection.execute(_PLACES).all()
+            left: dict[int, Any] = dict(connection.execute(_SPARE, {"overlap": self.settings.overlap}).all())
+            held: dict[int, int] = dict(connection.execute(_IN_HANDS).all())
+        return [
+            RoundProgress(number, int(taken) - held.get(number, 0), held.get(number, 0), int(left.get(number, 0)))
+            for number, taken in places
+        ]
 
     def _take_in(self) -> None:
         """Offer what others have put into the store, where everything is offered."""

@@ -118,6 +118,23 @@ class RaterCount:
     waiting: int
 
 
+@dataclass(frozen=True)
+class RoundProgress:
+    """How far a round's queries are, in answers: a query that two people are to answer is worth two.
+
+    Attributes:
+        round: the round.
+        given: answers that are there (skips that were passed on are not).
+        held: questions in raters' hands now.
+        left: answers that nobody has been asked for yet.
+    """
+
+    round: int
+    given: int
+    held: int
+    left: int
+
+
 def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: datetime) -> Judgement:
     """The answer with responses named as the query names them.
 

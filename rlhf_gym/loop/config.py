@@ -119,9 +119,10 @@ class RaterConfig(Section):
         "bpref_stoc, ...), web (people in a browser: section people), terminal (you, here), judge:URL or judge:MODEL@URL (a "
         "chat model), or module:function or path/file.py:function of a factory (reward=, seed=) of your own",
     )
-    form: Literal["ranking", "pair"] = setting(
-        "ranking", "ranking: order all candidates of a prompt; pair: the better of two, candidates taken two by two"
-    )
+    form: Literal["ranking", "pair", "best", "rating"] = setting(
+        "ranking", "ranking: order all candidates of a prompt; best: name the best of them; rating: a number for each; pair: "
+        "the better of two, candidates taken two by two",
+    )  # fmt: skip
     beta: float | None = setting(
         None, "rationality: P(a before b) = sigmoid(beta (gold(a) - gold(b))); null takes the preset's own (1)", least=0
     )
@@ -166,6 +167,21 @@ class PeopleConfig(Section):
     title: str = setting("Which response is better?", "stands on every page")
     guidelines: str | None = setting(None, "Markdown file of guidelines; null takes the standard ones")
     text: Literal["plain", "markdown"] = setting("plain", "how responses are shown: as they stand, or as Markdown")
+    attributes: tuple[str, ...] = setting(
+        ("overall",), "with rater.form rating: what people rate, e.g. [helpful, harmless, honest]; the mean is fitted"
+    )
+    known: str | None = setting(None, "JSON Lines file of queries whose answer is known, for practice and gold_share")
+    practice: int = setting(0, "practice queries of the file `known` before a rater's first real one", least=0)
+    gold_share: float = setting(
+        0.0,
+        "share of a rater's questions that come from the file `known`, to see how careful they are",
+        least=0,
+        below=1,
+    )
+    repeat_share: float = setting(
+        0.0, "share of a rater's questions that repeat an earlier one, to see whether they agree with themselves",
+        least=0, below=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -322,6 +338,8 @@ class Config:
                 f"people.refit ({self.people.refit}) waits for people's answers, and nobody is asked: give --rater web, or a "
                 "people.share"
             )
+        if (self.people.practice or self.people.gold_share) and self.people.known is None:
+            raise ConfigError("people.practice and people.gold_share need people.known, a file of queries with answers")
         if self.rater.form == "pair" and self.sampling.candidates % 2:
             raise ConfigError(
                 f"rater.form 'pair' takes candidates two by two: sampling.candidates must be even, got "

@@ -9,6 +9,8 @@ from typing import Any
 from rlhf_gym.decoding import generate
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.gold import expected
+from rlhf_gym.feedback.preferences import preferences_from
 from rlhf_gym.loop.run_directory import write_json, write_text
 from rlhf_gym.loop.sample import round_prompts
 from rlhf_gym.loop.workbench import Workbench
@@ -41,7 +43,9 @@ def fit(bench: Workbench, number: int, *, iteration: int = 0) -> None:
     settings = bench.config.reward_model
     with FeedbackStore(bench.run.store_file, read_only=True) as store:
         judgements = store.count().current  # first: of what comes meanwhile nothing is missed
-        preferences = store.preferences()
+        # What people said of queries whose answer is known tells of people; the taste to be learned is not in it.
+        answers = [answer for answer in store.answers() if expected(answer[0].columns) is None]
+    preferences = [preference for answer in answers for preference in preferences_from(*answer)]
     if all(p.tie for p in preferences):
         raise FeedbackError(
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "

@@ -60,16 +60,16 @@ def _label(bench: Workbench, number: int, queries: list[Query], store: FeedbackS
 
 
 def queries_of(samples: list[Sample], candidates: int, form: str, number: int) -> list[Query]:
-    """A query a prompt for rankings; for pairs, a query for each two candidates of a prompt.
+    """A query a prompt; for pairs, a query for each two candidates of a prompt.
 
     Args:
         samples: the round's, ``candidates`` a prompt.
         candidates: responses to each prompt.
-        form: ``"ranking"`` or ``"pair"``.
+        form: ``"ranking"``, ``"best"``, ``"rating"`` or ``"pair"``.
         number: the round.
     """
     writer = "reference" if number == 1 else f"round-{number - 1}"
-    size = candidates if form == "ranking" else 2
+    size = 2 if form == "pair" else candidates
     groups = [samples[i : i + size] for i in range(0, len(samples), size)]
     return [
         Query(

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rlhf_gym.feedback.gold import known_queries
 from rlhf_gym.feedback.query import Query, content_id
 from rlhf_gym.loop.config import Config, PeopleConfig
 
 if TYPE_CHECKING:
+    from rlhf_gym.feedback.leases import QueueSettings
     from rlhf_gym.loop.progress import Bar
     from rlhf_gym.loop.workbench import Workbench
     from rlhf_gym.web.settings import PageSettings
@@ -36,6 +38,8 @@ def check_people(config: Config) -> None:
 
     require_web()
     page_settings(config.people)
+    queue_settings(config)
+    known_queries(config.people.known)
 
 
 def page_settings(config: PeopleConfig) -> PageSettings:
@@ -43,8 +47,20 @@ def page_settings(config: PeopleConfig) -> PageSettings:
     from rlhf_gym.web.settings import PageSettings, guidelines_from
 
     return PageSettings(
-        title=config.title, guidelines=guidelines_from(config.guidelines), text=config.text, url=config.url
-    )
+        title=config.title, guidelines=guidelines_from(config.guidelines), text=config.text, url=config.url,
+        attributes=config.attributes,
+    )  # fmt: skip
+
+
+def queue_settings(config: Config) -> QueueSettings:
+    """How a run's queries are handed out, out of its configuration."""
+    from rlhf_gym.feedback.leases import QueueSettings
+
+    people = config.people
+    return QueueSettings(
+        overlap=people.overlap, lease_seconds=people.lease, gold_share=people.gold_share,
+        repeat_share=people.repeat_share, practice=people.practice, seed=config.run.seed,
+    )  # fmt: skip
 
 
 def for_people(query: Query, config: Config) -> bool:
@@ -67,16 +83,20 @@ def people_page(bench: Workbench) -> Iterator[Workbench]:
     if not wanted(config):
         yield bench
         return
-    from rlhf_gym.feedback.leases import QueueSettings
     from rlhf_gym.web.rater import WebRater
     from rlhf_gym.web.server import Address
     from rlhf_gym.web.serving import serving
 
     people = config.people
     with serving(
-        bench.run.store_file, queue=QueueSettings(overlap=people.overlap, lease_seconds=people.lease, seed=config.run.seed),
-        page=page_settings(people), address=Address(people.host, people.port, people.url), run=bench.run.path, offered=(),
-    ) as page:  # fmt: skip
+        bench.run.store_file,
+        queue=queue_settings(config),
+        page=page_settings(people),
+        address=Address(people.host, people.port, people.url),
+        run=bench.run.path,
+        offered=(),
+    ) as page:
+        page.store.add_queries(known_queries(people.known))
         rater = WebRater(page.store, page.queue, overlap=people.overlap)
         rater.submit([query for query in page.store.queries() if for_people(query, config)])
         for line in page.lines():

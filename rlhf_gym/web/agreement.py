@@ -54,11 +54,10 @@ def agreement_chart(report: QualityReport) -> Markup | None:
     alphas = [period.found.alpha if period.found.units >= FEW else None for period in periods]
     lowest = min([0.0, *(alpha for alpha in alphas if alpha is not None)])
     low = -1.0 if lowest < -0.5 else -0.5 if lowest < 0 else 0.0
-    chart = Chart(560, 210, (-0.5, len(periods) - 0.5), (low, 1.04), (14, 78, 40, 48))
+    chart = Chart(560, 210, (-0.5, len(periods) - 0.5), (low, 1.04), (14, 66, 40, 60))
     ticks, names, label = _times(periods)
-    chart.axes(
-        label, x_ticks=ticks, x_names=names, y_ticks=[tick for tick in (-1, -0.5, 0, 0.25, 0.5, 0.75, 1) if tick >= low]
-    )
+    scale = [tick for tick in (-1, -0.5, 0, 0.5, 1) if tick >= low]
+    chart.axes(label, y_label="share, alpha", x_ticks=ticks, x_names=names, y_ticks=scale)
     for place, share in enumerate(shares):
         bottom, top = share.interval
         chart.segment((chart.x(place), chart.y(bottom)), (chart.x(place), chart.y(top)), "whisker")

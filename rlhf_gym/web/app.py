@@ -39,6 +39,7 @@ TROUBLE = (
     "will be stored once."
 )
 """What people are told while the database is down, full or locked. Where it is and what it says is not for them."""
+NOWHERE = "There is no such page here."
 _RETRY_AFTER = 2  # seconds
 _LOG_EVERY = 10.0  # seconds: many raters try again and again, and a log that is full of it helps nobody
 _log = logging.getLogger(__name__)
@@ -77,11 +78,12 @@ def _add_errors(app: FastAPI, study: Study) -> None:
 
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> Response:
-        return _refusal(study, request, error.status_code, str(error.detail), error.headers)
+        words = NOWHERE if error.detail == "Not Found" else str(error.detail)  # a path that no route has
+        return _refusal(study, request, error.status_code, words, error.headers)
 
     @app.exception_handler(RequestValidationError)
     def nowhere(request: Request, _error: Exception) -> Response:
-        return _refusal(study, request, 404, "Not Found")  # FastAPI's own reply would say how the program reads it
+        return _refusal(study, request, 404, NOWHERE)  # FastAPI's own reply would say how the program reads it
 
     told = [-_LOG_EVERY]
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback.gold import meets
 from rlhf_gym.web.answers import in_words
 from rlhf_gym.web.text import plain_html
 
@@ -37,6 +38,7 @@ class ShownAnswer:
     prompt: Markup
     responses: list[tuple[str, str, Markup]]
     reason: Markup
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Found:
     raters: list[str]
     rounds: list[int]
     kinds: list[str]
+
+    @property
+    def filtered(self) -> bool:
+        """Whether anything but everything is shown."""
+        return any(self.filters.values())
 
     def address(self, page: int) -> str:
         """Where another page of the same answers is."""
@@ -88,8 +95,19 @@ def _shown(query: Query, judgement: Judgement) -> ShownAnswer:
     responses = [(_mark(judgement, i), writers[i], plain_html(query.responses[i], SHORT)) for i in order]
     return ShownAnswer(
         query, judgement, in_words(judgement, order, query.form), plain_html(query.prompt, SHORT), responses,
-        plain_html(judgement.reason, SHORT),
+        plain_html(judgement.reason, SHORT), _kind(query, judgement),
     )  # fmt: skip
+
+
+def _kind(query: Query, judgement: Judgement) -> str:
+    """Why it was asked, where not only to be answered; and whether that came out as expected."""
+    kind = str(judgement.details.get("kind", ""))
+    if kind == "repeat":
+        return "asked again"
+    if kind not in ("gold", "practice"):
+        return ""
+    words = "known answer" if kind == "gold" else "practice"
+    return f"{words}, {'met' if meets(judgement, query.columns) else 'not met'}"
 
 
 def _mark(judgement: Judgement, response: int) -> str:

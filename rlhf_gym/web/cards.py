@@ -76,7 +76,11 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
         turns=[_shown(turn) for turn in turns_of(query)],
         responses=[
             ShownResponse(
-                letter(place), markdown_html(text) if markdown else plain_html(text), markdown, len(text) > LONGEST
+                # Without the space that a continuation begins with: it says nothing, and leaves the first line crooked.
+                letter(place),
+                markdown_html(text) if markdown else plain_html(text.removeprefix(" ")),
+                markdown,
+                len(text) > LONGEST,
             )
             for place, text in enumerate(texts)
         ],

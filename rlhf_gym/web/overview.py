@@ -13,9 +13,10 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_gym.feedback import Judgement, Query
+from rlhf_gym.feedback.leases import RoundProgress
 from rlhf_gym.feedback.quality import Share, quality
 from rlhf_gym.feedback.store import StoreCount
-from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded
+from rlhf_gym.loop.report.svg import Chart, nice_ticks
 from rlhf_gym.loop.report.text import number, percent
 from rlhf_gym.web.agreement import agreement_chart, agreement_line, coefficients
 from rlhf_gym.web.study import Study
@@ -33,12 +34,19 @@ def overview(study: Study) -> dict[str, Any]:
     rows = {rater.rater: rater for rater in found.raters}
     count = study.store.count()
     fits = reward_models(study.run)
+    now = datetime.now(UTC)
+    # None of when a clock was ahead.
+    recent = [judgement for _, judgement in answers if timedelta(0) <= now - judgement.created_at < RECENT]
+    pace = len(recent) / (RECENT.total_seconds() / 60)
+    rounds = study.queue.progress()
     return {
-        "tiles": _tiles(answers, count, found.agreed, found.agreement.alpha),
+        "tiles": _tiles(answers, count, recent, pace, found.agreed, found.agreement.alpha),
+        "rounds": [(progress, queue_bar(progress)) for progress in rounds],
+        "to_go": to_go(sum(progress.held + progress.left for progress in rounds), pace),
         "raters": [(name, people.get(name), rows.get(name)) for name in _names(list(people), list(rows))],
         "invitations": study.people.invitations()[:50],
         "trail": study.people.trail(20),
-        "now": datetime.now(UTC),
+        "now": now,
         "throughput": throughput_chart([judgement.created_at for _, judgement in answers]),
         "agreement": agreement_line(found.agreed, found.first),
         "coefficients": coefficients(found.agreement),
@@ -57,16 +65,14 @@ def _names(people: Sequence[str], raters: Sequence[str]) -> list[str]:
 
 
 def _tiles(
-    answers: Sequence[tuple[Query, Judgement]], count: StoreCount, agreed: Share, alpha: float | None
-) -> list[tuple[str, str, str]]:
-    now = datetime.now(UTC)
-    recent = [j for _, j in answers if timedelta(0) <= now - j.created_at < RECENT]  # none of when a clock was ahead
-    pace = len(recent) / (RECENT.total_seconds() / 60)
+    answers: Sequence[tuple[Query, Judgement]], count: StoreCount, recent: Sequence[Judgement], pace: float,
+    agreed: Share, alpha: float | None,
+) -> list[tuple[str, str, str]]:  # fmt: skip
     active = len({j.rater for j in recent})
     flagged = sum(bool(j.details.get("flagged")) for _, j in answers)
     return [
         ("Answered", f"{number(count.answered)} of {number(count.queries)}", "queries with an answer"),
-        ("Right now", f"{number(pace, 1)} a minute", f"{active} active in the last quarter of an hour"),
+        ("Pace", f"{number(pace, 1)} a minute", f"{active} active in the last 15 minutes"),
         ("Agreement", percent(agreed.value), f"alpha {number(alpha, 2)}" if alpha is not None else "nothing compared twice"),
         ("Skipped, flagged", f"{number(count.skipped - flagged)}, {number(flagged)}", f"{number(count.ties)} ties"),
     ]  # fmt: skip
@@ -75,6 +81,38 @@ def _tiles(
 def share(found: Share) -> str:
     """A share as the tables print it: per cent, and out of how many; empty of nothing."""
     return f"{percent(found.value, 0)} of {number(found.whole)}" if found.whole else ""
+
+
+def to_go(answers: int, pace: float) -> str:
+    """How much is to be done, and how long that takes at this pace, in a sentence.
+
+    Args:
+        answers: still to be given.
+        pace: answers a minute.
+    """
+    if not answers:
+        return "Everything that was asked has been answered."
+    words = f"{number(answers)} {'answer' if answers == 1 else 'answers'} to go"
+    if not pace:
+        return f"{words}; nobody has answered in the last 15 minutes."
+    minutes = answers / pace
+    lasting = f"{number(minutes, 0)} minutes" if minutes < 90 else f"{number(minutes / 60, 1)} hours"
+    return f"{words}: about {lasting} at the pace of the last 15 minutes."
+
+
+def queue_bar(progress: RoundProgress) -> Markup:
+    """A round's answers as a bar: given, in hands, left."""
+    whole = progress.given + progress.held + progress.left or 1
+    shares = [("given", progress.given / whole), ("held", progress.held / whole)]
+    parts, x = [], 0.0
+    for css, share in shares:
+        parts.append(f'<rect class="{css}" x="{300 * x:.1f}" y="0" width="{300 * share:.1f}" height="10"/>')
+        x += share
+    label = f"{percent(shares[0][1], 0)} answered"
+    return Markup(
+        f'<svg class="queue-bar" viewBox="0 0 300 10" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        f'<rect class="left" x="0" y="0" width="300" height="10"/>{"".join(parts)}</svg>'
+    )
 
 
 def throughput_chart(times: Sequence[datetime]) -> Markup | None:
@@ -88,18 +126,19 @@ def throughput_chart(times: Sequence[datetime]) -> Markup | None:
     start, end = min(counts), max(counts)
     bars = [(n - start, counts[n]) for n in range(start, end + 1)]
     top = max(counts.values())
-    chart = Chart(560, 190, (-0.5, len(bars) - 0.5), (0, top * 1.1), (14, 16, 40, 48))
+    chart = Chart(560, 210, (-0.5, len(bars) - 0.5), (0, top * 1.1), (14, 16, 40, 60))
     ticks = [tick for tick in nice_ticks(0, max(len(bars) - 1, 1), 6, whole=True) if tick <= len(bars) - 1]
     named = "%H:%M" if unit != "day" else "%d %b"
     names = [f"{datetime.fromtimestamp((start + int(tick)) * step, UTC):{named}}" for tick in ticks]
-    chart.axes(f"answers a {unit}, UTC", x_ticks=ticks, x_names=names, y_ticks=nice_ticks(0, top * 1.1, 4, whole=True))
+    heights = nice_ticks(0, top * 1.1, 4, whole=True)
+    chart.axes(f"{unit}, UTC", y_label="answers", x_ticks=ticks, x_names=names, y_ticks=heights)
     width = min((chart.right - chart.left) / len(bars) * 0.8, 40)
     for place, height in bars:
         if height:
             x, y = chart.x(place) - width / 2, chart.y(height)
             chart.add(f'<rect class="column" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{chart.bottom - y:.1f}"/>')
             chart.strip(x, x + width, f"{datetime.fromtimestamp((start + place) * step, UTC):%d %b %H:%M}: {height}")
-    return chart.render("Throughput", f"{len(times)} answers; at most {top} a {unit}.")
+    return chart.render("Throughput", f"{len(times)} answers; at most {top} in one {unit}.")
 
 
 def reward_models(run: Path | None) -> list[dict[str, Any]]:
@@ -122,10 +161,16 @@ def accuracy_chart(fits: Sequence[dict[str, Any]]) -> Markup | None:
     if not points or not all(math.isfinite(x) and math.isfinite(y) for x, y in points):
         return None
     most = max(x for x, _ in points)
-    low, high = padded([0.5, 1.0, *(y for _, y in points)])
-    chart = Chart(380, 190, (0, most * 1.08 or 1), (max(0.0, low), min(1.02, high)))
-    chart.axes("comparisons fitted on", y_ticks=[0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0][low > 0.4 :], y_names=None)
+    spans = [(float(f["accuracy"]), float(f["standard_error"] or 0)) for f in fits if f["accuracy"] is not None]
+    low = 0.1 * math.floor(10 * min(0.5, *(value - error for value, error in spans)) + 1e-9)
+    low = max(0.0, low)
+    chart = Chart(380, 190, (0, most * 1.08 or 1), (low, 1.02), (14, 52, 40, 60))
+    chart.axes("comparisons fitted on", y_label="accuracy", y_ticks=nice_ticks(low, 1.0, 5))
     chart.segment((chart.left, chart.y(0.5)), (chart.right, chart.y(0.5)), "mark-line")
+    chart.text((chart.right + 6, chart.y(0.5) + 4), "chance", "tick")
+    for (x, _), (value, error) in zip(points, spans, strict=True):
+        ends = chart.y(min(1.02, value + error)), chart.y(max(low, value - error))
+        chart.segment((chart.x(x), ends[0]), (chart.x(x), ends[1]), "whisker")
     chart.line([(x, y) for x, y in sorted(points)], "other")
     chart.dots(points, "other", 4)
     for fit in fits:

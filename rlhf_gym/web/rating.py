@@ -85,7 +85,8 @@ def rating_routes(study: Study) -> APIRouter:
         def work() -> Response:
             person, session = _rater(study, request, fields)
             assignments = [] if person.paused else study.queue.next(person.name, count=AHEAD)
-            return JSONResponse(_ahead(study, person, session, fields, assignments))
+            held = [assignment.id for assignment in assignments]
+            return JSONResponse({**_ahead(study, person, session, fields, assignments), "held": held})
 
         return await run_in_threadpool(work)
 

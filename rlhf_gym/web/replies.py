@@ -78,7 +78,12 @@ ANSWERED: Replies = {
     }
 }
 FOLLOWING: Replies = {
-    200: {"description": "The next cards", "content": {"application/json": _object([*_AHEAD], _AHEAD)}}
+    200: {
+        "description": "The next cards, and all that the rater holds",
+        "content": {
+            "application/json": _object(["held", *_AHEAD], {"held": {"type": "array", "items": _TEXT}, **_AHEAD})
+        },
+    }
 }
 UNDONE: Replies = {
     200: {

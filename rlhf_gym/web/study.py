@@ -23,7 +23,7 @@ from rlhf_gym.web.settings import PageSettings
 from rlhf_gym.web.text import coded, markdown_html
 
 _SCRIPT = "text/javascript; charset=utf-8"
-STATIC = {"page.css": "text/css; charset=utf-8", "forms.js": _SCRIPT, "rate.js": _SCRIPT}
+STATIC = {"page.css": "text/css; charset=utf-8", "forms.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}
 WAITING = (
     "Nothing to rate right now",
     "Everything there was has been answered. New questions appear here by themselves; you may also come back later.",

@@ -22,35 +22,55 @@ function ranking(card) {
   const responses = [...card.querySelectorAll(".response")], list = card.querySelector(".order ol");
   const selects = responses.map((_, i) => card.querySelector(`[name="place-${i}"]`));
   const done = card.querySelector("button[value=ranking]");
-  let order = [];
-  selects.forEach((select, i) => { if (select.value) order[select.value - 1] = i; });
-  order = order.filter((i) => i !== undefined);
+  const letter = (i) => responses[i].dataset.letter;
+  const given = selects.map((select, i) => [Number(select.value), i]).filter(([value]) => value).sort((a, b) => a[0] - b[0]);
+  let order = given.map(([, i]) => i), equal = given.map(([value], n) => n > 0 && given[n - 1][0] === value);
   card.querySelector(".places").hidden = true;
 
+  // `order` names responses, best first; `equal[n]` says that the one at n is as good as the one before it.
+  const placeOf = (n) => equal.slice(0, n + 1).filter((same, m) => m === 0 || !same).length;
   function draw(focus) {
-    // The last one needs no key: its place is what is left.
-    if (order.length === responses.length - 1) order.push(responses.findIndex((_, i) => !order.includes(i)));
-    list.replaceChildren(...order.map((i, place) => {
+    equal = order.map((_, n) => n > 0 && Boolean(equal[n]));
+    list.replaceChildren(...order.map((i, n) => {
       const item = document.createElement("li"), chip = document.createElement("button");
+      if (n) item.append(link(n));
       chip.type = "button";
       chip.className = "chip";
-      chip.textContent = responses[i].dataset.letter;
-      chip.setAttribute("aria-label", `Response ${responses[i].dataset.letter}, place ${place + 1}; arrow keys move it`);
+      chip.textContent = letter(i);
+      chip.setAttribute("aria-label", `Response ${letter(i)}, place ${placeOf(n)}; arrow keys move it`);
       chip.addEventListener("keydown", (event) => {
         const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-        if (step) { event.preventDefault(); move(place, place + step); }
+        if (step) { event.preventDefault(); move(n, n + step); }
       });
-      chip.addEventListener("pointerdown", (event) => drag(event, chip, place));
+      chip.addEventListener("pointerdown", (event) => drag(event, chip, n));
       item.append(chip);
       return item;
     }));
     responses.forEach((response, i) => {
-      selects[i].value = order.includes(i) ? order.indexOf(i) + 1 : "";
-      response.classList.toggle("placed", order.includes(i));
-      response.dataset.place = order.includes(i) ? order.indexOf(i) + 1 : "";
+      const n = order.indexOf(i);
+      selects[i].value = n < 0 ? "" : placeOf(n);
+      response.classList.toggle("placed", n >= 0);
+      response.dataset.place = n < 0 ? "" : placeOf(n);
     });
-    done.disabled = order.length < responses.length;
-    if (focus !== undefined) list.children[focus].firstChild.focus();
+    card.dataset.said = order.map((i, n) => (n ? (equal[n] ? " = " : " > ") : "") + letter(i)).join("");
+    done.disabled = order.length < 2;
+    card.querySelector(".left").textContent = order.length > 1 && order.length < responses.length
+      ? "Responses without a place are compared with nothing." : "";
+    if (focus !== undefined) list.children[focus].querySelector(".chip").focus();
+  }
+  function link(n) {
+    const between = document.createElement("button");
+    between.type = "button";
+    between.className = "link";
+    between.textContent = equal[n] ? "=" : ">";
+    between.setAttribute("aria-label", `${letter(order[n - 1])} is ${equal[n] ? "as good as" : "better than"} ${letter(order[n])}; press to change`);
+    between.addEventListener("click", () => { join(n); list.children[n].querySelector(".link").focus(); });
+    return between;
+  }
+  function join(n) {
+    if (n < 1 || n >= order.length) return;
+    equal[n] = !equal[n];
+    draw();
   }
   function move(from, to) {
     if (to < 0 || to >= order.length) return;
@@ -60,28 +80,34 @@ function ranking(card) {
   function drag(event, chip, from) {
     chip.setPointerCapture(event.pointerId);
     chip.classList.add("dragged");
-    const middle = (item) => { const box = item.getBoundingClientRect(); return box.left + box.width / 2; };
-    const middles = [...list.children].map(middle);
+    const middle = (item) => { const box = item.querySelector(".chip").getBoundingClientRect(); return box.left + box.width / 2; };
+    const middles = [...list.children].map(middle), began = event.clientX;
+    const follow = (moved) => { chip.style.translate = `${moved.clientX - began}px`; };
     const drop = (end) => {
+      chip.removeEventListener("pointermove", follow);
       chip.classList.remove("dragged");
+      chip.style.translate = "";
       if (end.type === "pointercancel") return;
       const to = middles.filter((x, i) => i !== from && x < end.clientX).length;
       if (to !== from) move(from, to);
     };
+    chip.addEventListener("pointermove", follow);
     chip.addEventListener("pointerup", drop, { once: true });
     chip.addEventListener("pointercancel", drop, { once: true });
   }
-  const place = (i) => { if (i < responses.length && !order.includes(i)) { order.push(i); draw(); } };
+  function place(i) {
+    if (i >= responses.length || order.includes(i)) return;
+    order.push(i);
+    // The last one needs no key: its place is what is left.
+    if (order.length === responses.length - 1) order.push(responses.findIndex((_, other) => !order.includes(other)));
+    draw();
+  }
   responses.forEach((response, i) => response.addEventListener("click", (event) => {
     if (!event.target.closest("a") && !String(getSelection())) place(i);
   }));
   keysOf(card, (key) => {
-    if (key === "Backspace") {
-      order.pop();
-      if (order.length === responses.length - 1) order.pop();
-      draw();
-      return true;
-    }
+    if (key === "Backspace") { order.pop(); draw(); return true; }
+    if (key === "=") { join(order.length - 1); return true; }
     if (!/^[1-9]$/.test(key)) return false;
     place(Number(key) - 1);
     return true;
@@ -115,23 +141,32 @@ function ratings(card) {
   draw();
 }
 
-// What two responses do not share, marked on request: words, by their longest common subsequence.
+// What two responses do not share, marked on request, in place: words, by their longest common subsequence.
 document.addEventListener("card", (event) => {
   const card = event.target, button = card.querySelector(".differ");
   if (!button) return;
   const texts = [...card.querySelectorAll(".response .text")], before = texts.map((text) => [...text.childNodes]);
-  const words = texts.map((text) => (text.innerText.match(/\s+|\w+|[^\s\w]/gu) || []).slice(0, 3000));
   let on = false;
   button.addEventListener("click", () => {
     on = !on;
     button.setAttribute("aria-pressed", String(on));
-    const shared = on ? common(...words) : null;
-    texts.forEach((text, side) => {
-      text.replaceChildren(...(on ? marked(words[side], shared[side]) : before[side]));
-      text.classList.toggle("differing", on);
-    });
+    if (!on) { texts.forEach((text, side) => text.replaceChildren(...before[side])); return; }
+    texts.forEach((text, side) => text.replaceChildren(...before[side].map((node) => node.cloneNode(true))));
+    const words = texts.map(wordsIn), shared = common(...words.map((found) => found.map((word) => word.text)));
+    words.forEach((found, side) => mark(found.filter((word, i) => !shared[side].has(i))));
   });
 });
+
+// The words of an element: each with its node and where it begins there.
+function wordsIn(element) {
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), words = [];
+  while (walker.nextNode() && words.length < 3000) {
+    for (const found of walker.currentNode.data.matchAll(/[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu)) {
+      words.push({ node: walker.currentNode, at: found.index, text: found[0] });
+    }
+  }
+  return words.slice(0, 3000);
+}
 
 function common(a, b) {
   const rows = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
@@ -145,14 +180,15 @@ function common(a, b) {
   return [left, right];
 }
 
-function marked(words, shared) {
-  const nodes = [];
-  words.forEach((word, i) => {
-    const same = shared.has(i) || !word.trim(), last = nodes[nodes.length - 1];
-    if (last && (last.nodeName === "MARK") === !same) { last.textContent += word; return; }
-    const node = same ? document.createTextNode("") : document.createElement("mark");
-    node.textContent = word;
-    nodes.push(node);
-  });
-  return nodes;
+// From the end, so that what comes before stays where it was; words with only space between them are marked as one.
+function mark(words) {
+  for (let last = words.length - 1; last >= 0; last--) {
+    const { node } = words[last], end = words[last].at + words[last].text.length;
+    while (last > 0 && words[last - 1].node === node
+      && !node.data.slice(words[last - 1].at + words[last - 1].text.length, words[last].at).trim()) last--;
+    const range = document.createRange();
+    range.setStart(node, words[last].at);
+    range.setEnd(node, end);
+    range.surroundContents(document.createElement("mark"));
+  }
 }

@@ -29,7 +29,7 @@ function tick(on) {
   shownAt = now;
   running = on;
 }
-document.addEventListener("visibilitychange", () => tick(!document.hidden && !$("paused").open));
+document.addEventListener("visibilitychange", () => { tick(!document.hidden && !$("paused").open); if (!document.hidden) refresh(); });
 
 function show(card, words) {
   place.replaceChildren(card || $("waiting").content.cloneNode(true));
@@ -41,6 +41,8 @@ function show(card, words) {
   running = false;
   tick(!document.hidden && !$("paused").open);
   if (current().dataset.id) enhance(current());
+  const prompt = current().querySelector(".prompt"); // of a conversation that does not fit, its end
+  if (prompt && prompt.querySelectorAll(".turn").length > 1) prompt.scrollTop = prompt.scrollHeight;
   current().querySelector("h2").focus({ preventScroll: true });
   scrollTo(0, 0);
   if (words) told.textContent = words;
@@ -102,10 +104,20 @@ function take(reply) {
     $("done").value = reply.answered;
     $("undo").querySelector("button").disabled = reply.answered === 0 && !unsent.length;
   }
+  if (reply.held && !reply.paused && !blocked) drop(new Set(reply.held));
   if (!blocked && !current().dataset.id && (ahead.length || !unsent.length)) next();
 }
+// What was answered in another tab, or went to somebody else meanwhile, is no question any more; what was typed stays.
+function drop(held) {
+  for (let i = ahead.length - 1; i >= 0; i--) if (!held.has(ahead[i].dataset.id)) ahead.splice(i, 1);
+  if (current().dataset.id && !held.has(current().dataset.id) && !begun(current())) next("That question has been answered meanwhile.");
+}
+const begun = (card) => card.querySelector(".chip, .rate input:checked")
+  || [...card.querySelectorAll("input[type=text], textarea")].some((field) => field.value !== field.defaultValue);
 function warn(words, kind) {
-  alertBox.textContent = words;
+  const said = document.createElement("span");
+  said.textContent = words;
+  alertBox.replaceChildren(said);
   alertBox.className = kind || "";
   alertBox.hidden = !words;
 }
@@ -131,17 +143,17 @@ document.addEventListener("submit", (event) => {
   finished.add(card.dataset.id);
   unsent.push({ id: card.dataset.id, action: new URL(form.action).pathname, body });
   remember();
-  const said = event.submitter ? event.submitter.getAttribute("aria-label") || event.submitter.textContent.trim() : "Answered";
-  $("session").textContent = `· ${++count} in this sitting`;
-  $("session").hidden = false;
-  $("undo").querySelector("button").disabled = false;
-  if (card.dataset.kind === "practice") {
+  const said = card.dataset.said || (event.submitter && (event.submitter.dataset.said || event.submitter.getAttribute("aria-label"))) || "Answered";
+  if (card.dataset.kind === "practice") { // told first; neither counted nor taken back
     blocked = true;
     card.querySelectorAll("button, input, select, textarea").forEach((field) => { field.disabled = true; });
   } else {
-    next(`${said.replace(/\s+/g, " ")}. Stored in a moment.`);
+    $("session").textContent = `· ${++count} in this sitting`;
+    $("session").hidden = false;
+    $("undo").querySelector("button").disabled = false;
+    next(`${said}. Stored in a moment.`);
   }
-  send().then(() => { if (!blocked) told.textContent = `${said.replace(/\s+/g, " ")}. Stored.`; });
+  send().then(() => { if (!blocked) told.textContent = `${said}. Stored.`; });
 });
 function feedback(found) {
   const words = found.correct ? "As expected." : "Something else was expected.";
@@ -151,8 +163,9 @@ function feedback(found) {
   go.dataset.key = "Enter";
   go.textContent = "Go on";
   go.addEventListener("click", () => { blocked = false; warn(""); next(); });
-  alertBox.append(" ", go);
+  alertBox.append(go);
   go.focus();
+  scrollTo(0, 0);
 }
 async function undo() {
   if (blocked) return;
@@ -166,8 +179,8 @@ async function undo() {
     for (let i = ahead.length - 1; i >= 0; i--) if (ahead[i].dataset.id === reply.reopened) ahead.splice(i, 1);
     if (back && back.dataset.id && back.dataset.id !== reply.reopened) ahead.unshift(back);
     const card = new DOMParser().parseFromString(reply.card, "text/html").querySelector(".card");
+    take(reply); // before the card is there: it is not to be shown twice
     ahead.unshift(card);
-    take(reply);
     next("Here is your last answer again.");
   } catch (error) {
     warn(error.words || "The connection is gone; try again in a moment.");
@@ -193,7 +206,7 @@ document.addEventListener("keydown", (event) => {
     if ((open.id === "paused" && key === "p") || (open.id === "guidelines" && key === "g")) { open.close(); event.preventDefault(); }
     return;
   }
-  if (!$("keys").checked || (key === "Enter" && event.target.closest("button, a, summary"))) return;
+  if (!$("keys").checked || (key === "Enter" && event.target.closest("button:not(.chip), a, summary"))) return;
   if (event.defaultPrevented) return; // a form's own key
   const wanted = [...document.querySelectorAll("[data-key]")].find((b) => b.dataset.key.split(" ").includes(key));
   const focus = document.querySelector(`[data-focus="${CSS.escape(key)}"]`);
@@ -203,7 +216,7 @@ document.addEventListener("keydown", (event) => {
 });
 $("pause").addEventListener("click", () => { tick(false); $("paused").showModal(); });
 $("paused").addEventListener("close", () => tick(!document.hidden));
-$("guidelines-link").addEventListener("click", (event) => { event.preventDefault(); $("guidelines").showModal(); });
+$("guidelines-link").addEventListener("click", (event) => { event.preventDefault(); $("guidelines").showModal(); $("guidelines-title").focus(); });
 const keys = $("keys");
 try { keys.checked = localStorage.getItem("keys") !== "off"; } catch { /* stays on */ }
 keys.addEventListener("change", () => { try { localStorage.setItem("keys", keys.checked ? "on" : "off"); } catch { /* for now */ } });
