@@ -24,6 +24,7 @@ from rlhf_gym.agents.policy import LMPolicy
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lora import Lora, fingerprint
 from rlhf_gym.sampling import Limits
 from rlhf_gym.tokenizer import Tokenizer
 from rlhf_gym.version import __version__
@@ -36,11 +37,17 @@ class Checkpointed(OnPolicyAlgorithm):
     """``save`` and ``load`` for agents whose constructor's settings are in ``settings``.
 
     A checkpoint holds everything needed to go on as if never interrupted: weights, optimizer, counters, random states (the
-    environment's too), and the reference unless it was given by name. Opening one never runs code from it.
+    environment's too), and the reference unless it was given by name. Of an agent with an adapter it holds the adapter and
+    what else is learned, but not the base: that is loaded by its name, or given. Opening one never runs code from it.
     """
 
     policy: LMPolicy
     settings: dict[str, Any]
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if (adapter := self.policy.language_model.adapter) is not None:
+            self.settings["lora"] = adapter.settings()  # the model may have come with it
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint; an older one is replaced only once all is written.
@@ -76,11 +83,11 @@ class Checkpointed(OnPolicyAlgorithm):
     def _write(self, folder: Path) -> None:
         agent: Any = self
         model = self.policy.language_model
-        model.save(folder / "model")
-        if not isinstance(self.settings["reference"], str):
+        if model.base is None:
+            model.save(folder / "model")
+        if not isinstance(self.settings["reference"], str) and agent.reference is not model.base:
             agent.reference.save(folder / "reference")
-        extra = {k: v for k, v in self.policy.state_dict().items() if not k.startswith("lm.")}
-        save_file(_separate(extra), folder / "policy.safetensors")
+        save_file(_separate(own_weights(self.policy)), folder / "policy.safetensors")
         tensors, scalars = _flatten(self.policy.optimizer.state_dict())
         save_file(tensors, folder / "optimizer.safetensors")
         last_good, kept = agent.kl_limit.last_good, None
@@ -93,6 +100,9 @@ class Checkpointed(OnPolicyAlgorithm):
             "format": FORMAT, "version": __version__, "class": type(self).__name__, "settings": self.settings,
             "dtype": str(model.model.dtype).removeprefix("torch."), "spaces": spaces, "optimizer": scalars,
             "limits": asdict(self.policy.limits), "state": agent.state(), "last_good": kept,
+            "base": None if model.base is None else {
+                "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": agent.reference is model.base,
+            },
         }  # fmt: skip
         (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
 
@@ -106,6 +116,7 @@ class Checkpointed(OnPolicyAlgorithm):
         print_system_info: bool = False,
         force_reset: bool = True,
         *,
+        language_model: LanguageModel | str | None = None,
         tokenizer: Tokenizer | None = None,
         **changes: Any,
     ) -> Self:
@@ -121,6 +132,8 @@ class Checkpointed(OnPolicyAlgorithm):
             custom_objects: like ``changes``, stable-baselines3's way.
             print_system_info: print this machine's versions.
             force_reset: not used; here for stable-baselines3's signature.
+            language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by the name that it
+                had.
             tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
             changes: constructor arguments to use instead of the saved ones.
 
@@ -143,7 +156,8 @@ class Checkpointed(OnPolicyAlgorithm):
                     )
                 if tokenizer is None and isinstance(env, TokenVecEnv):
                     tokenizer = env.env.episodes.tokenizer
-                return cls._build(folder, data, env, str(device), tokenizer, {**(custom_objects or {}), **changes})
+                changes = {**(custom_objects or {}), **changes}
+                return cls._build(folder, data, env, str(device), language_model, tokenizer, changes)
         except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
             raise ModelError(
                 f"cannot load {cls.__name__} from {path}: {error}. Expected a file written by {cls.__name__}.save"
@@ -156,6 +170,7 @@ class Checkpointed(OnPolicyAlgorithm):
         data: dict[str, Any],
         env: Any,
         device: str,
+        given: LanguageModel | str | None,
         tokenizer: Tokenizer | None,
         changes: dict[str, Any],
     ) -> Self:
@@ -165,8 +180,15 @@ class Checkpointed(OnPolicyAlgorithm):
                 f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
                 f"again, load(path, {lacking[0]}=...)"
             )
-        model = _load_model(folder / "model", data, device, tokenizer)
-        if settings["reference"] is None:
+        base = data.get("base")
+        if (given is not None and base is None) or "lora" in changes:
+            raise ConfigError(
+                "a checkpoint's language model and adapter are its own: leave language_model and lora out"
+            )
+        model = _load_base(base, data, device, given, tokenizer) if base else None
+        if model is None:
+            model = _load_model(folder / "model", data, device, tokenizer)
+        if settings["reference"] is None and not (base and base["is_reference"]):
             settings["reference"] = _load_model(folder / "reference", data, device, tokenizer)
         make: Any = cls
         agent = make(
@@ -181,8 +203,8 @@ class Checkpointed(OnPolicyAlgorithm):
         if env is None:
             agent.policy.limits = Limits(**{**data["limits"], "banned": tuple(data["limits"]["banned"])})
         extra = {k: v for k, v in load_file(folder / "policy.safetensors").items() if k != NOTHING}
-        missing, unexpected = agent.policy.load_state_dict(extra, strict=False)
-        missing = [key for key in missing if not key.startswith("lm.")]
+        _, unexpected = agent.policy.load_state_dict(extra, strict=False)
+        missing = [key for key in own_weights(agent.policy) if key not in extra]
         if unexpected or missing:
             raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
         agent.policy.optimizer.load_state_dict(
@@ -208,6 +230,44 @@ def _load_model(folder: Path, data: dict[str, Any], device: str, tokenizer: Toke
     return model
 
 
+def _load_base(
+    base: dict[str, Any],
+    data: dict[str, Any],
+    device: str,
+    given: LanguageModel | str | None,
+    tokenizer: Tokenizer | None,
+) -> LanguageModel:
+    """The model that a checkpoint's adapter belongs to.
+
+    Raises:
+        ModelError: it is not there, or another one.
+    """
+    model, name = given, given if isinstance(given, str) else base["name"]
+    if not isinstance(model, LanguageModel):
+        try:
+            model = LanguageModel.load(name, device=device, dtype=data["dtype"], tokenizer=tokenizer)
+        except ModelError as error:
+            raise ModelError(
+                f"the checkpoint holds a LoRA adapter without its base, {name!r}, which cannot be loaded: {error} Or give the "
+                "base: load(path, language_model=...)"
+            ) from error
+    if fingerprint(model) != base["fingerprint"]:
+        raise ModelError(
+            f"the checkpoint's LoRA adapter was made for a base {base['name']!r} with other weights than {model.name!r} has: "
+            "give the right one, load(path, language_model=...)"
+        )
+    return model
+
+
+def own_weights(policy: LMPolicy) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a policy besides the language model's folder; of an adapted one all but the base."""
+    model = policy.language_model
+    if model.base is None:
+        return {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("lm.")}
+    shared = {tensor.data_ptr() for tensor in model.base.model.state_dict().values()}
+    return {name: tensor for name, tensor in policy.state_dict().items() if tensor.data_ptr() not in shared}
+
+
 def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict, spaces.Discrete]:
     """The spaces that were learned in, for use without an environment."""
     capacity = shapes["ids"][0]
@@ -231,6 +291,8 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     skip = {"self", "env", "device", "_init_setup_model", "language_model", "reference"}
     options = {k: v for k, v in arguments.items() if k not in skip and not k.startswith("__")}
     out: dict[str, Any] = {k: v for k, v in options.items() if _is_json(v)}
+    if options.get("lora") is not None:
+        out["lora"] = Lora.of(options["lora"]).settings()
     model, reference = arguments["language_model"], arguments["reference"]
     out["language_model"] = model if isinstance(model, str) else model.name
     out["reference"] = reference if isinstance(reference, str) else None

@@ -20,6 +20,7 @@ from rlhf_gym.agents.scores import overlong_penalty
 from rlhf_gym.agents.settings import check_settings
 from rlhf_gym.errors import ConfigError, TrainingError
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lora import Lora
 from rlhf_gym.sampling import Sampling
 
 
@@ -34,6 +35,9 @@ class CriticFree(PolicyGradient):
         env: as PPO's; with groups, one whose slots can be given the same prompts (``make_sb3_env``).
         language_model: the model to train (in place), or its name.
         reference: the model KL is measured from, or its name; default a frozen copy of ``language_model``.
+        lora: ``{"rank": 8, "alpha": 16, "targets": [...]}``, each of which may be left out (:class:`~rlhf_gym.lora.Lora`): an
+            adapter learns in the place of the model's weights, which are frozen in place and are the reference, too. It
+            wants a learning rate some ten times as high. None: all weights learn.
         learning_rate: Adam's.
         learning_rate_decay: ``"constant"``, or ``"linear"`` to 0 at ``total_timesteps``.
         n_episodes: episodes an iteration, a multiple of the number of environments; default one for each.
@@ -88,6 +92,7 @@ class CriticFree(PolicyGradient):
         *,
         language_model: LanguageModel | str = "embedded",
         reference: LanguageModel | str | None = None,
+        lora: Lora | Mapping[str, Any] | None = None,
         learning_rate: float | Schedule = 1e-4,
         learning_rate_decay: str = "constant",
         n_episodes: int | None = None,
@@ -143,7 +148,7 @@ class CriticFree(PolicyGradient):
         self.dual_clip = dual_clip
         self.overlong_buffer = overlong_buffer
         super().__init__(
-            policy, env, language_model=language_model, reference=reference, learning_rate=learning_rate,
+            policy, env, language_model=language_model, reference=reference, lora=lora, learning_rate=learning_rate,
             learning_rate_decay=learning_rate_decay, n_episodes=n_episodes, n_epochs=n_epochs, batch_size=batch_size,
             tokens_per_batch=tokens_per_batch, sampling=Sampling(temperature, top_k, top_p),
             max_grad_norm=max_grad_norm, collect=collect, seed=seed, device=device, verbose=verbose,

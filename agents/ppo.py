@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import explained_variance
@@ -17,6 +20,7 @@ from rlhf_gym.agents.policy_gradient import PolicyGradient
 from rlhf_gym.agents.rollout import Rollout
 from rlhf_gym.agents.settings import check_settings
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lora import Lora
 from rlhf_gym.sampling import Sampling
 
 
@@ -28,6 +32,9 @@ class PPO(PolicyGradient):
         env: a :class:`~rlhf_gym.envs.TokenVecEnv` (fast), or any environment of token observations.
         language_model: the model to train (in place), or its name.
         reference: the model KL is measured from, or its name; default a frozen copy of ``language_model``.
+        lora: ``{"rank": 8, "alpha": 16, "targets": [...]}``, each of which may be left out (:class:`~rlhf_gym.lora.Lora`): an
+            adapter learns in the place of the model's weights, which are frozen in place and are the reference, too. It
+            wants a learning rate some ten times as high. None: all weights learn.
         learning_rate: Adam's (epsilon 1e-5), a number or a function of the remaining progress (1 to 0). The default suits
             models of 1 to 10 million parameters; take 1e-5 to 3e-6 from 100 million on.
         learning_rate_decay: ``"constant"``, or ``"linear"`` to 0 at ``total_timesteps``.
@@ -84,6 +91,7 @@ class PPO(PolicyGradient):
         *,
         language_model: LanguageModel | str = "embedded",
         reference: LanguageModel | str | None = None,
+        lora: Lora | Mapping[str, Any] | None = None,
         learning_rate: float | Schedule = 1e-4,
         learning_rate_decay: str = "constant",
         n_episodes: int | None = None,
@@ -136,7 +144,7 @@ class PPO(PolicyGradient):
             kl_limit=kl_limit, on_kl_limit=on_kl_limit,
         )  # fmt: skip
         super().__init__(
-            policy, env, language_model=language_model, reference=reference, learning_rate=learning_rate,
+            policy, env, language_model=language_model, reference=reference, lora=lora, learning_rate=learning_rate,
             learning_rate_decay=learning_rate_decay,
             n_episodes=n_episodes, n_epochs=n_epochs, batch_size=batch_size, tokens_per_batch=tokens_per_batch,
             sampling=Sampling(temperature, top_k, top_p), max_grad_norm=max_grad_norm, collect=collect, seed=seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import gymnasium as gym
@@ -24,6 +25,7 @@ from rlhf_gym.agents.token_envs import group_slots, limits_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lora import Lora, adapted, require_peft
 from rlhf_gym.rewards.beside import Beside, is_slow
 from rlhf_gym.sampling import Limits, Sampling
 
@@ -44,6 +46,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         *,
         language_model: LanguageModel | str,
         reference: LanguageModel | str | None,
+        lora: Lora | Mapping[str, Any] | None,
         learning_rate: float | Schedule,
         learning_rate_decay: str,
         n_episodes: int | None,
@@ -82,6 +85,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._device_name = str(device)
         self._language_model = language_model
         self._reference = reference
+        self._lora = None if lora is None else Lora.of(lora)
+        if self._lora is not None:
+            require_peft()
         self.iteration = 0
         self.stopped: str | None = None  # why training ended by itself, in words
         self.episode_count = 0
@@ -110,6 +116,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             limits = self._check(self.env, model)
         self.set_random_seed(self.seed)
         self._setup_lr_schedule()
+        if self._lora is not None:
+            model = adapted(model, self._lora, seed=self.seed)
+        if not any(p.requires_grad for p in model.model.parameters()):
+            raise ConfigError(
+                f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
+                "language_model.model.requires_grad_(True), or give lora={...}"
+            )
         self.policy = LMPolicy(
             self.observation_space, self.action_space, model, self.sampling, limits, self.value_network
         )  # fmt: skip
@@ -140,7 +153,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._stepping = SteppingCollector(wrapped, self.policy, self.seed)
 
     def _load_reference(self, model: LanguageModel) -> LanguageModel:
-        """The frozen model that KL is measured from: as given, or a copy of the policy as it is now."""
+        """The frozen model that KL is measured from: as given, or the policy as it is now.
+
+        A base never changes while adapters learn, so it is its own reference, and costs no memory.
+        """
+        base = model if self._lora is not None else model.base
+        if base is not None and (self._reference is None or self._reference is base):
+            return base
         if self._reference is None:
             return model.frozen_copy()
         if isinstance(self._reference, str):

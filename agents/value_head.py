@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lora import adapter_weights
 
 
 class ValueHead(nn.Module):
@@ -35,8 +36,15 @@ class ValueHead(nn.Module):
 
 
 def value_trunk(model: LanguageModel) -> LanguageModel:
-    """A trainable copy of a language model for a value network of its own, which starts from the policy's weights."""
+    """A trainable copy of a language model for a value network of its own, which starts from the policy's weights.
+
+    Of an adapted model it is another adapter on the same base.
+    """
     copy = model.frozen_copy()
+    if model.adapter is not None:
+        for parameter in adapter_weights(copy):
+            parameter.requires_grad_(True)
+        return copy
     copy.model.requires_grad_(True)
     # The copy's vocabulary head is never used; without gradients it is not mistaken for something that learns.
     network: Any = copy.model

@@ -17,6 +17,7 @@ from rlhf_gym.errors import ModelError
 from rlhf_gym.model_loading import (
     cache_argument,
     context_length,
+    expect_model,
     expect_padding,
     fuse_gelu,
     is_encoder_decoder,
@@ -28,6 +29,7 @@ from rlhf_gym.model_source import find
 from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, load_options, load_tokenizer
 
 if TYPE_CHECKING:
+    from rlhf_gym.lora import Lora
     from rlhf_gym.sequences import SequenceBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,6 +54,8 @@ class LanguageModel:
         hidden_size: width ``D`` of the last hidden states.
         slots_work: whether :class:`~rlhf_gym.slot_cache.SlotCache` gives this model's own numbers; None before the
             first decoder has checked.
+        adapter: the LoRA adapter that alone learns (:func:`~rlhf_gym.lora.adapted`), or None.
+        base: the model without its adapter, on the same tensors; None for a model without an adapter.
 
     Raises:
         ModelError: the model is not causal, or its logits are not a function of its last hidden states, or its
@@ -66,6 +70,8 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.slots_work: bool | None = None
+        self.adapter: Lora | None = None
+        self.base: LanguageModel | None = None
         self.context_length = context_length(model.config.get_text_config())
         fuse_gelu(model)
         expect_padding(model)
@@ -110,9 +116,10 @@ class LanguageModel:
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         place = pick_device(device)
+        source = find(name_or_path, revision=revision)
+        expect_model(source)
         if tokenizer is None:
             tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-        source = find(name_or_path, revision=revision)
         options = load_options(source, revision, trust_remote_code) | {"dtype": DTYPES[dtype]}
         if is_encoder_decoder(source, options):
             from rlhf_gym.seq2seq import Seq2SeqModel  # it stands on this module
@@ -273,9 +280,13 @@ class LanguageModel:
         return int(whole.shape[-1]), int(width)
 
     def frozen_copy(self) -> LanguageModel:
-        """A deep copy that takes no gradients: the reference that KL divergence is measured from."""
+        """A deep copy that takes no gradients: the reference that KL divergence is measured from.
+
+        Of an adapted model the adapter alone is copied; the base's tensors, which never change, are shared.
+        """
         other = copy.copy(self)
-        other.model = copy.deepcopy(self.model).requires_grad_(False)
+        shared = () if self.base is None else (*self.base.model.parameters(), *self.base.model.buffers())
+        other.model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
         return other
 
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
@@ -289,9 +300,18 @@ class LanguageModel:
             )
 
     def save(self, path: Path | str) -> None:
-        """Write weights (safetensors), configuration and tokenizer to a folder that :meth:`load` reads."""
+        """Write weights (safetensors), configuration and tokenizer to a folder that :meth:`load` reads.
+
+        An adapter is merged into the weights: what is written is an ordinary model
+        (:func:`~rlhf_gym.lora.save_adapter` writes the adapter alone).
+        """
         with no_progress_bars():
-            self.model.save_pretrained(path)
+            if self.base is None:
+                self.model.save_pretrained(path)
+            else:
+                from rlhf_gym.lora import merged_weights  # it stands on this module
+
+                self.base.model.save_pretrained(path, state_dict=merged_weights(self))
         if isinstance(self.tokenizer, HubTokenizer):
             self.tokenizer.hub.save_pretrained(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -34,6 +35,25 @@ def pick_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+
+
+def expect_model(source: ModelSource) -> None:
+    """Refuse a folder that holds a LoRA adapter without its base: transformers would look for the base elsewhere.
+
+    Raises:
+        ModelError: says which base it was made for.
+    """
+    file = Path(source.location) / "adapter_config.json"
+    if not source.is_folder or not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    raise ModelError(
+        f"{source.name!r} holds a LoRA adapter and not a whole model (its base: {base or 'not said'}): load the base, and "
+        "rlhf_gym.lora.load_adapter(base, folder); or merge the two with peft, and load the result"
+    )
 
 
 def load_weights(
@@ -71,6 +91,11 @@ def load_weights(
         except Exception as error:  # transformers raises a dozen kinds
             raise source.cannot_load(what, error) from error
     model, report = loaded
+    if getattr(model, "peft_config", None):
+        raise ModelError(
+            f"{source.name!r} is a LoRA adapter and not a whole {what}: load its base, and rlhf_gym.lora.load_adapter(base, "
+            "folder); or merge the two with peft, and load the result"
+        )
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers.
         raise ModelError(

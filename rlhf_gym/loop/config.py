@@ -95,6 +95,11 @@ class ModelConfig(Section):
     revision: str | None = setting(None, "commit, tag or branch on the hub")
     trust_remote_code: bool = setting(False, "let the model's repository run its own Python code on this machine")
     allow_pickle: bool = setting(False, "take weights from pytorch_model.bin, a pickle, where there are no safetensors")
+    lora: dict[str, Any] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {},
+        "learn an adapter in the place of all weights, e.g. {rank: 8, alpha: 16, targets: [c_attn]}; empty: all weights. It "
+        "wants a learning rate some ten times as high (extra lora)",
+    )
 
 
 @dataclass(frozen=True)

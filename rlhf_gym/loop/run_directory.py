@@ -12,6 +12,7 @@
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
 ``round-N/policy/``                     the tuned model, as transformers saves one
+``round-N/adapter/``                    with ``model.lora``: what was learned, as peft saves it
 ``round-N/evaluation.json``             tuned against reference; the last round's is also at the top
 ``round-N/stages.json``                 which stages are done, and how long they took
 ``summary.txt``, ``report.html``        the end

@@ -18,6 +18,7 @@ from rlhf_gym.loop.refit import Refits
 from rlhf_gym.loop.run_directory import read_json, whole_folder, write_json
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.loop.workbench import Workbench
+from rlhf_gym.lora import Lora, adapted, load_adapter, save_adapter
 
 # The line of figures of an iteration: metrics.csv's column, its word on the line, its format.
 FIGURES = (
@@ -26,6 +27,7 @@ FIGURES = (
     ("policy/clipfrac_avg", "clipped", ".1%"),
 )  # fmt: skip
 
+ADAPTER_FOLDER = "adapter"
 SECONDS_FILE = "agent_seconds.json"  # what a round's iterations took, by phase: for the report
 
 
@@ -75,6 +77,9 @@ def train(bench: Workbench, number: int) -> None:
         logger.close()
     with whole_folder(bench.run.round(number) / "policy") as folder:
         agent.policy.language_model.save(folder)
+    if agent.policy.language_model.adapter is not None:
+        with whole_folder(bench.run.round(number) / ADAPTER_FOLDER) as folder:
+            save_adapter(agent.policy.language_model, folder)
 
 
 def _iterate(
@@ -115,8 +120,14 @@ def _agent(
     make: Any = find_agent(settings.name)
     checkpoint = bench.run.round(number) / "agent.zip"
     if checkpoint.exists():
+        base = {"language_model": bench.reference} if bench.config.model.lora else {}
         resumed: PolicyGradient = make.load(
-            checkpoint, env=env, device=str(bench.reference.device), reference=bench.reference, learning_rate=rate
+            checkpoint,
+            env=env,
+            device=str(bench.reference.device),
+            reference=bench.reference,
+            learning_rate=rate,
+            **base,
         )
         table.keep_until(number, resumed.iteration)
         table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
@@ -132,7 +143,11 @@ def _agent(
 
 
 def _trainable(bench: Workbench, number: int) -> LanguageModel:
-    """The model that the round begins with, as a copy that may be trained."""
+    """The model that the round begins with, as a copy that may be trained; or its adapter on the run's base."""
+    if bench.config.model.lora:
+        if number == 1:
+            return adapted(bench.reference, Lora.of(bench.config.model.lora), seed=bench.seed(number, "train"))
+        return load_adapter(bench.reference, bench.run.round(number - 1) / ADAPTER_FOLDER)
     policy = bench.policy(number - 1)
     model = policy.frozen_copy() if policy is bench.reference else policy
     model.model.requires_grad_(True)

@@ -19,6 +19,7 @@ from rlhf_gym.loop.people import check_people
 from rlhf_gym.loop.plugins import check_rater
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
+from rlhf_gym.lora import Lora, require_peft, target_layers
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.base import Reward
@@ -76,6 +77,9 @@ class Workbench:
         check_people(config)
         agent_options(config.agent)
         settings = config.model
+        lora = Lora.of(settings.lora) if settings.lora else None
+        if lora is not None:
+            require_peft()
         try:
             torch.device("cpu" if settings.device == "auto" else settings.device)
         except RuntimeError:
@@ -91,6 +95,8 @@ class Workbench:
                 f"{settings.name!r} is an encoder-decoder model, on which no reward model is fitted here: train it against the "
                 "task's reward, with reward_model.enabled=false (and --reward ... for another one)"
             )
+        if lora is not None:
+            target_layers(reference, lora.targets)
         bench = cls(config, run, progress, task, gold, reference)
         bench.check_prompts([*task.prompts, *task.held_out])
         return bench
