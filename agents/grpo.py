@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class GRPO(CriticFree):
         max_refills: int = 0,
         n_epochs: int = 2,
         batch_size: int | None = 16,
-        clip_range: float | None = 0.2,
+        clip_range: float | Schedule | None = 0.2,
         aggregation: Aggregation = "sequence",
         kl_coef: float = 0.04,
         kl_in: str = "loss",
@@ -156,11 +156,13 @@ class GSPO(GRPO):
         policy: str = "LMPolicy",
         env: GymEnv | str | None = None,
         *,
-        clip_range: float = 3e-4,
+        clip_range: float | Schedule = 3e-4,
         clip_range_high: float | None = 4e-4,
         kl_coef: float = 0.0,
         **options: Any,
     ) -> None:
+        if clip_range is None:
+            raise ConfigError("GSPO clips the ratio of each response: clip_range must be a number above 0, got None")
         super().__init__(
             policy, env, clip_range=clip_range, clip_range_high=clip_range_high, kl_coef=kl_coef, **options
         )
@@ -169,10 +171,10 @@ class GSPO(GRPO):
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
         """The clipped loss of whole responses, and the divergence where it is a loss."""
-        assert self.clip_range is not None
+        clip = self.clip_now()
         loss, clipped = sequence_clipped_policy_loss(
             log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            torch.tensor([rollout.lengths[i] for i in rows], device=self.device), clip_low=self.clip_range,
-            clip_high=self.clip_range if self.clip_range_high is None else self.clip_range_high,
+            torch.tensor([rollout.lengths[i] for i in rows], device=self.device), clip_low=clip,
+            clip_high=clip if self.clip_range_high is None else self.clip_range_high,
         )  # fmt: skip
         return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.advantages import returns_to_go, whiten
@@ -104,7 +104,7 @@ class ReinforcePlusPlus(CriticFree):
         gamma: float = 1.0,
         n_epochs: int = 2,
         batch_size: int | None = 16,
-        clip_range: float | None = 0.2,
+        clip_range: float | Schedule | None = 0.2,
         **options: Any,
     ) -> None:
         self.gamma = gamma
