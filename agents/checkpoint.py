@@ -180,10 +180,12 @@ class Checkpointed(OnPolicyAlgorithm):
                 f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
                 f"again, load(path, {lacking[0]}=...)"
             )
+        settings.pop("value_start", None)  # what it gave is among the weights
         base = data.get("base")
-        if (given is not None and base is None) or "lora" in changes:
+        if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
             raise ConfigError(
-                "a checkpoint's language model and adapter are its own: leave language_model and lora out"
+                "a checkpoint's language model, adapter and value network are its own: leave language_model, lora and "
+                "value_start out"
             )
         model = _load_base(base, data, device, given, tokenizer) if base else None
         if model is None:
@@ -293,6 +295,9 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {k: v for k, v in options.items() if _is_json(v)}
     if options.get("lora") is not None:
         out["lora"] = Lora.of(options["lora"]).settings()
+    if options.get("value_start") is not None:
+        start = options["value_start"]
+        out["value_start"] = str(start) if isinstance(start, str | Path) else f"on {start.language_model.name}"
     model, reference = arguments["language_model"], arguments["reference"]
     out["language_model"] = model if isinstance(model, str) else model.name
     out["reference"] = reference if isinstance(reference, str) else None

@@ -17,7 +17,7 @@ from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss
 from rlhf_gym.agents.policy_gradient import PolicyGradient, Terms
 from rlhf_gym.agents.rollout import Rollout
 from rlhf_gym.agents.scores import overlong_penalty
-from rlhf_gym.agents.settings import check_settings
+from rlhf_gym.agents.settings import check_settings, refuse_unknown
 from rlhf_gym.errors import ConfigError, TrainingError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.lora import Lora
@@ -45,7 +45,8 @@ class CriticFree(PolicyGradient):
         n_epochs: passes over an iteration's episodes; more than one needs a ``clip_range``.
         batch_size: whole episodes a minibatch; None is all of them, one optimizer step a pass.
         tokens_per_batch: padded tokens a micro-batch; changes memory and speed only.
-        clip_range: the ratio is clipped at ``1 - clip_range``; None takes the plain policy gradient instead.
+        clip_range: the ratio is clipped at ``1 - clip_range`` (a number or a function of the remaining progress); None takes
+            the plain policy gradient instead.
         clip_range_high: and at ``1 + clip_range_high``; default ``clip_range``.
         dual_clip: bound for negative advantages, above 1; None is off.
         ent_coef: weight of the entropy bonus.
@@ -100,7 +101,7 @@ class CriticFree(PolicyGradient):
         n_epochs: int = 1,
         batch_size: int | None = None,
         tokens_per_batch: int = 4096,
-        clip_range: float | None = None,
+        clip_range: float | Schedule | None = None,
         clip_range_high: float | None = None,
         dual_clip: float | None = None,
         ent_coef: float = 0.0,
@@ -130,8 +131,10 @@ class CriticFree(PolicyGradient):
         device: torch.device | str = "auto",
         own: Mapping[str, Any] | None = None,
         _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
         arguments = dict(locals())
+        refuse_unknown(type(self), arguments.pop("unknown"), arguments)
         arguments |= arguments.pop("own") or {}
         check_settings(arguments, optional=("batch_size", "clip_range"))
         self._check_critic_free(arguments)
@@ -189,6 +192,11 @@ class CriticFree(PolicyGradient):
             scores[torch.arange(len(lengths)), lengths - 1] += penalty
         return scores
 
+    def clip_now(self) -> float:
+        """The clip range of this iteration."""
+        assert self.clip_range is not None
+        return self.clip_range(self._current_progress_remaining) if callable(self.clip_range) else self.clip_range
+
     @abstractmethod
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Advantages of every token.
@@ -209,7 +217,7 @@ class CriticFree(PolicyGradient):
         if self.clip_range is None:
             return {"policy": -advantages * log_probs, **self.kl_loss(rollout, rows, log_probs)}, {}
         loss, clipped = clipped_policy_loss(
-            log_probs, self.flat(rollout.log_probs, rows), advantages, clip_low=self.clip_range,
+            log_probs, self.flat(rollout.log_probs, rows), advantages, clip_low=self.clip_now(),
             clip_high=self.clip_range_high, dual_clip=self.dual_clip,
         )  # fmt: skip
         return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}

@@ -69,7 +69,7 @@ class GRPO(CriticFree):
         max_refills: int = 0,
         n_epochs: int = 2,
         batch_size: int | None = 16,
-        clip_range: float | None = 0.2,
+        clip_range: float | Schedule | None = 0.2,
         aggregation: Aggregation = "sequence",
         kl_coef: float = 0.04,
         kl_in: str = "loss",
@@ -158,29 +158,26 @@ class GSPO(GRPO):
         env: GymEnv | str | None = None,
         *,
         learning_rate: float | Schedule = 3e-4,
-        clip_range: float = 3e-4,
+        clip_range: float | Schedule = 3e-4,
         clip_range_high: float | None = 4e-4,
         kl_coef: float = 0.0,
         **options: Any,
     ) -> None:
+        if clip_range is None:
+            raise ConfigError("GSPO clips the ratio of each response: clip_range must be a number above 0, got None")
         super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            clip_range=clip_range,
-            clip_range_high=clip_range_high,
-            kl_coef=kl_coef,
-            **options,
-        )
+            policy, env, learning_rate=learning_rate, clip_range=clip_range, clip_range_high=clip_range_high,
+            kl_coef=kl_coef, **options,
+        )  # fmt: skip
 
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
         """The clipped loss of whole responses, and the divergence where it is a loss."""
-        assert self.clip_range is not None
+        clip = self.clip_now()
         loss, clipped = sequence_clipped_policy_loss(
             log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            torch.tensor([rollout.lengths[i] for i in rows], device=self.device), clip_low=self.clip_range,
-            clip_high=self.clip_range if self.clip_range_high is None else self.clip_range_high,
+            torch.tensor([rollout.lengths[i] for i in rows], device=self.device), clip_low=clip,
+            clip_high=clip if self.clip_range_high is None else self.clip_range_high,
         )  # fmt: skip
         return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}

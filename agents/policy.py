@@ -18,6 +18,7 @@ from rlhf_gym.agents.predictor import CachedPredictor
 from rlhf_gym.agents.value_head import ValueHead, value_trunk
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import Limits, Sampling, behaviour_log_probs, sample_tokens
 
 Rows = list[list[int]]
@@ -39,6 +40,7 @@ class LMPolicy(ActorCriticPolicy):
         value_network: ``"shared"``: a head on the policy's trunk, so one pass gives logits and value; ``"separate"``: a
             trunk of its own, copied from the policy's, which costs as much again and cannot disturb the policy; None: no
             value function.
+        value_start: a reward model, whose trunk a separate value network starts from instead.
 
     Attributes:
         language_model: the model being trained.
@@ -57,6 +59,7 @@ class LMPolicy(ActorCriticPolicy):
         sampling: Sampling,
         limits: Limits,
         value_network: ValueNetwork | None = "shared",
+        value_start: RewardModel | None = None,
     ) -> None:
         check_spaces(observation_space, action_space)
         # ActorCriticPolicy's own constructor would build a feature extractor and MLPs.
@@ -68,7 +71,7 @@ class LMPolicy(ActorCriticPolicy):
         self.value_head = None if value_network is None else ValueHead(model.hidden_size).to(model.device)
         self.value_trunk: LanguageModel | None = None
         if value_network == "separate":
-            self.value_trunk = value_trunk(model)
+            self.value_trunk = value_trunk(model, value_start)
             self.value_network = self.value_trunk.trunk  # registers its weights; its vocabulary head is not used
         self.forget()
         self.train(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss, clipped_val
 from rlhf_gym.agents.policy import ValueNetwork
 from rlhf_gym.agents.policy_gradient import PolicyGradient
 from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.settings import check_settings
+from rlhf_gym.agents.settings import check_settings, refuse_unknown
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.lora import Lora
+from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import Sampling
 
 
@@ -73,6 +75,9 @@ class PPO(PolicyGradient):
         top_k: likewise.
         top_p: likewise.
         value_network: ``"shared"`` trunk or a ``"separate"`` network.
+        value_start: a reward model, or its folder, whose trunk a separate value network starts from (its head starts near
+            zero all the same). It must be fitted on a model built as the policy, with the same tokenizer. None starts from the
+            policy.
         collect: ``"auto"`` decodes whole responses where the environment allows it, ``"step"`` always steps it.
         stats_window_size: episodes in ``rollout/ep_rew_mean``.
         tensorboard_log: folder for TensorBoard.
@@ -126,6 +131,7 @@ class PPO(PolicyGradient):
         top_k: int = 0,
         top_p: float = 1.0,
         value_network: ValueNetwork = "shared",
+        value_start: RewardModel | str | Path | None = None,
         collect: str = "auto",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -133,10 +139,14 @@ class PPO(PolicyGradient):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
-        check_settings(arguments := dict(locals()), optional=("batch_size",))
+        arguments = dict(locals())
+        refuse_unknown(type(self), arguments.pop("unknown"), arguments)
+        check_settings(arguments, optional=("batch_size",))
         self.settings = settings_of(arguments)
         self.value_network = value_network
+        self.value_start = value_start
         self.set_objective(
             kl_coef=kl_coef, kl_target=kl_target, kl_horizon=kl_horizon, kl_estimator=kl_estimator, kl_in=kl_in,
             ent_coef=ent_coef, aggregation=aggregation, target_kl=target_kl, max_ratio=max_ratio,

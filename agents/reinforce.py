@@ -106,7 +106,7 @@ class ReinforcePlusPlus(CriticFree):
         gamma: float = 1.0,
         n_epochs: int = 2,
         batch_size: int | None = 16,
-        clip_range: float | None = 0.2,
+        clip_range: float | Schedule | None = 0.2,
         **options: Any,
     ) -> None:
         self.gamma = gamma

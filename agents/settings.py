@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from rlhf_gym.agents.kl import ESTIMATORS
 from rlhf_gym.agents.kl_limit import ACTIONS
 from rlhf_gym.agents.losses import AGGREGATIONS
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.reward_model import RewardModel
 
 Rule = tuple[str, Callable[[float], bool]]
 
@@ -35,12 +39,15 @@ NUMBERS: dict[str, Rule] = {
     "mask_top_p": SHARE, "mask_refresh": COUNT, "max_kl": ABOVE_0, "cg_steps": COUNT, "cg_damping": AT_LEAST_0,
     "line_search_steps": COUNT, "max_refills": NATURAL, "sub_sampling_factor": COUNT,
 }  # fmt: skip
+VALUE_OPTIONS = ("value_network", "value_start", "vf_coef", "clip_range_vf", "gae_lambda", "whiten_advantages")
+"""Settings of a value function, and of the advantages that are made with one."""
 OPTIONAL = {
     "n_episodes", "clip_range_high", "dual_clip", "clip_range_vf", "target_kl", "kl_target", "kl_estimator",
     "kl_limit", "on_kl_limit",
     "clip_scores", "missing_eos_penalty", "missing_eos_score", "overlong_buffer", "seed",
 }  # fmt: skip
 SCHEDULES = {"learning_rate", "clip_range"}
+SWITCHES = {"whiten_advantages", "whiten_rewards", "drop_equal_groups"}
 CHOICES: dict[str, tuple[str, ...]] = {
     "aggregation": AGGREGATIONS,
     "kl_estimator": ESTIMATORS,
@@ -75,6 +82,15 @@ def check_settings(settings: Mapping[str, Any], *, optional: Collection[str] = (
                 raise ConfigError(f"{name} must be {expected}{or_none(name)}, got {value!r}")
         if name in CHOICES and value not in CHOICES[name]:
             raise ConfigError(f"{name} must be one of {', '.join(CHOICES[name])}{or_none(name)}; got {value!r}")
+        if name in SWITCHES and not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False, got {value!r}")
+    for name in ("language_model", "reference"):
+        given = settings.get(name)
+        if given is not None and not isinstance(given, LanguageModel | str):
+            raise ConfigError(
+                f"{name} must be a rlhf_gym.language_model.LanguageModel or a name, got {type(given).__name__}; a model of "
+                "transformers becomes one with LanguageModel(model, tokenizer, name)"
+            )
     get = settings.get
     if get("n_episodes") is not None and (get("batch_size") or 1) > settings["n_episodes"]:
         raise ConfigError(f"batch_size ({get('batch_size')}) must be at most n_episodes ({settings['n_episodes']})")
@@ -88,6 +104,18 @@ def check_settings(settings: Mapping[str, Any], *, optional: Collection[str] = (
     high, low = get("clip_range_high"), get("clip_range")
     if high is not None and low is not None and not callable(low) and high < low:
         raise ConfigError(f"clip_range_high ({high}) must be at least clip_range ({low})")
+    if get("value_start") is not None and get("value_network") != "separate":
+        raise ConfigError(
+            "value_start is what a value network of its own starts from: give value_network='separate', or leave it out"
+        )
+    start = get("value_start")
+    if start is not None and not isinstance(start, RewardModel | str | Path):
+        raise ConfigError(f"value_start must be a reward model or its folder, got {type(start).__name__}")
+    if start is not None and get("lora") is not None:
+        raise ConfigError(
+            "value_start with lora would take a second base into memory: leave one of them out (with lora, a separate value "
+            "network is another adapter on the policy's base)"
+        )
     if get("missing_eos_penalty") is not None and get("missing_eos_score") is not None:
         raise ConfigError("missing_eos_penalty and missing_eos_score are alternatives; give one of them")
 
@@ -107,3 +135,18 @@ def refuse_lacking(cls: type, lacks: Collection[str], given: Collection[str]) ->
         raise ConfigError(
             f"{cls.__name__} has no {', '.join(strange)}; leave {'it' if len(strange) == 1 else 'them'} out"
         )
+
+
+def refuse_unknown(cls: type, unknown: Collection[str], known: Collection[str]) -> None:
+    """Refuse settings that nobody has, with the nearest that there is; value options where there is no value function.
+
+    Raises:
+        ConfigError: names the first one.
+    """
+    for name in unknown:
+        if name in VALUE_OPTIONS:
+            raise ConfigError(
+                f"{cls.__name__} has no {name}: it learns without a value function; leave it out, or take PPO, NLPO or A2C"
+            )
+        near = get_close_matches(name, known, n=1)
+        raise ConfigError(f"{cls.__name__} has no setting {name}{f'; did you mean {near[0]}?' if near else ''}")

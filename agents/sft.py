@@ -61,6 +61,9 @@ class SFT(CriticFree):
         refuse_lacking(type(self), self.lacks, options)
         if not data:
             raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
+        for number, pair in enumerate(data):
+            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise ConfigError(f"data[{number}] must be a pair (prompt, response) of texts, got {pair!r:.80}")
         self.data = list(data)
         setup = options.pop("_init_setup_model", True)
         super().__init__(

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import gymnasium as gym
@@ -26,6 +27,7 @@ from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.lora import Lora, adapted, require_peft
+from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.beside import Beside, is_slow
 from rlhf_gym.sampling import Limits, Sampling
 
@@ -35,6 +37,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     policy: LMPolicy
     value_network: ValueNetwork | None = None
+    value_start: RewardModel | str | Path | None = None
     group_size: int = 1
     batch_size: int
     policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
@@ -114,7 +117,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         limits = Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,))
         if self.env is not None:
             limits = self._check(self.env, model)
-        self.set_random_seed(self.seed)
+        start = self.value_start
+        if isinstance(start, str | Path):
+            start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
+        self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
         self._setup_lr_schedule()
         if self._lora is not None:
             model = adapted(model, self._lora, seed=self.seed)
@@ -124,8 +130,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 "language_model.model.requires_grad_(True), or give lora={...}"
             )
         self.policy = LMPolicy(
-            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network
+            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network, start
         )  # fmt: skip
+        self.value_start = None  # it has given what it had
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
         self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
@@ -164,6 +171,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return model.frozen_copy()
         if isinstance(self._reference, str):
             self._reference = LanguageModel.load(self._reference, device=str(model.device))
+        ours, theirs = ((m.vocab_size, m.tokenizer.eos_id) for m in (model, self._reference))
+        if ours != theirs:
+            raise ConfigError(
+                f"the reference {self._reference.name!r} has {theirs[0]} logits and ends responses with id {theirs[1]}, "
+                f"{model.name!r} has {ours[0]} and {ours[1]}: a divergence needs one and the same vocabulary"
+            )
         return self._reference.frozen_copy()
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
@@ -190,6 +203,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
             )
         model.check_fits(capacity, 0)
+        self.reference.check_fits(capacity, 0)
         return limits
 
     def learn(

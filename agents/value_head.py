@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.lora import adapter_weights
+from rlhf_gym.reward_model import RewardModel
 
 
 class ValueHead(nn.Module):
@@ -35,12 +37,20 @@ class ValueHead(nn.Module):
         return values.float()
 
 
-def value_trunk(model: LanguageModel) -> LanguageModel:
-    """A trainable copy of a language model for a value network of its own, which starts from the policy's weights.
+def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> LanguageModel:
+    """A trainable trunk for a value network of its own.
 
-    Of an adapted model it is another adapter on the same base.
+    Args:
+        model: the policy, whose weights it starts from; of an adapted model it is another adapter on the same base.
+        start: a reward model, whose trunk it starts from instead. Its head is left behind: it was fitted to the ends of texts,
+            and says nothing sensible in their middle (docs/ppo-details.md has figures).
+
+    Raises:
+        ConfigError: the reward model's trunk or tokenizer is not of the policy's kind.
     """
-    copy = model.frozen_copy()
+    if start is not None:
+        check_start(model, start)
+    copy = (model if start is None else start.language_model).frozen_copy()
     if model.adapter is not None:
         for parameter in adapter_weights(copy):
             parameter.requires_grad_(True)
@@ -52,3 +62,36 @@ def value_trunk(model: LanguageModel) -> LanguageModel:
         if not any(parameter is p for p in copy.trunk.parameters()):  # tied embeddings belong to the trunk
             parameter.requires_grad_(False)
     return copy
+
+
+PROBE = "theseareusualwords"
+"""A text that every tokenizer has ids for, letters alone."""
+
+
+def check_start(model: LanguageModel, start: RewardModel) -> None:
+    """A value network may start from this reward model: its trunk is built as the policy's, and its ids mean the same.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    other = start.language_model
+    if model.adapter is not None:
+        raise ConfigError(
+            "value_start with lora would take a second base into memory: leave one of them out (with lora, a separate value "
+            "network is another adapter on the policy's base)"
+        )
+
+    def built(one: LanguageModel) -> tuple[object, ...]:
+        return type(one.model), {name: weight.shape for name, weight in one.trunk.named_parameters()}
+
+    if built(model) != built(other):
+        raise ConfigError(
+            f"value_start: the trunk of the reward model ({type(other.model).__name__}, width {other.hidden_size}) is not "
+            f"built as the policy's ({type(model.model).__name__}, width {model.hidden_size}); fit it on the "
+            "policy's base"
+        )
+    ours, theirs = model.tokenizer, other.tokenizer
+    if ours.eos_id != theirs.eos_id or list(ours.encode(PROBE)) != list(theirs.encode(PROBE)):
+        raise ConfigError(
+            f"value_start: the tokenizers of the reward model ({theirs.name!r}) and of the policy ({ours.name!r}) differ"
+        )

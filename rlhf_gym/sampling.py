@@ -34,8 +34,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k must be 0 (off) or more, got {self.top_k}")
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ConfigError(f"top_k must be a whole number, 0 (off) or more; got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must lie in (0, 1], got {self.top_p}")
 

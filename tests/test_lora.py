@@ -348,10 +348,10 @@ def test_a_checkpoint_says_which_base_it_wants(tmp_path: Path) -> None:
         PPO.load(tmp_path / "agent", tokenizer=LetterTokenizer())
     with pytest.raises(ModelError, match="was made for a base 'tiny-gpt2' with other weights than 'tiny-gpt2' has"):
         PPO.load(tmp_path / "agent", language_model=tiny_language_model(seed=1))
-    with pytest.raises(ConfigError, match="leave language_model and lora out"):
+    with pytest.raises(ConfigError, match="leave language_model, lora and value_start out"):
         PPO.load(tmp_path / "agent", language_model=tiny_language_model(), lora={"rank": 2})
     small_ppo().save(tmp_path / "plain")
-    with pytest.raises(ConfigError, match="leave language_model and lora out"):
+    with pytest.raises(ConfigError, match="leave language_model, lora and value_start out"):
         PPO.load(tmp_path / "plain", language_model=tiny_language_model(), tokenizer=LetterTokenizer())
 
 

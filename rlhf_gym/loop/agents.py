@@ -55,6 +55,8 @@ def agent_options(config: AgentConfig) -> dict[str, Any]:
         raise ConfigError(f"agent.{strange[0]} is set, but {cls.__name__} has no such setting; leave it at null")
     if options.get("clip_range_vf") == 0:
         options["clip_range_vf"] = None
+    if options.get("value_start") == "policy":
+        del options["value_start"]
     make: Any = cls  # subclasses have settings of their own
     trial = make(env=None, _init_setup_model=False, **options)
     n_envs = config.n_envs or config.n_episodes
@@ -83,6 +85,6 @@ def settings_of(cls: type) -> set[str]:
             continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         names |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
+        if not any(p.kind is p.VAR_KEYWORD and p.name != "unknown" for p in parameters):
+            break  # what nobody knows is not handed on
     return names - set(getattr(cls, "lacks", ()))

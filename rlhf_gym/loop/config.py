@@ -271,6 +271,10 @@ class AgentConfig(Section):
         None, "taken off the score of a response that did not end by itself; null takes nothing", least=0
     )
     value_network: Literal["shared", "separate"] | None = setting(None, "read values off the policy's trunk or a copy")
+    value_start: Literal["policy", "reward_model"] | None = setting(
+        None,
+        "whose trunk a separate value network starts from: the policy's (the default), or the round's reward model's",
+    )
     checkpoint_every: int = setting(5, "iterations between checkpoints: what a kill can cost", least=1)
 
 
@@ -338,6 +342,10 @@ class Config:
             raise ConfigError("agent.kl_target needs an agent.kl_coef above 0: it is multiplied, and 0 stays 0")
         if agent.on_kl_limit is not None and agent.kl_limit is None:
             raise ConfigError(f"agent.on_kl_limit ({agent.on_kl_limit}) needs an agent.kl_limit, in nats per response")
+        if agent.value_start == "reward_model" and not self.reward_model.enabled:
+            raise ConfigError(
+                "agent.value_start reward_model needs a reward model, and reward_model.enabled is false: give policy, or null"
+            )
         if self.people.refit is not None and self.rater.name != "web" and not self.people.share:
             raise ConfigError(
                 f"people.refit ({self.people.refit}) waits for people's answers, and nobody is asked: give --rater web, or a "

@@ -27,7 +27,7 @@ FIGURES = (
     ("policy/clipfrac_avg", "clipped", ".1%"),
 )  # fmt: skip
 
-ADAPTER_FOLDER = "adapter"
+ADAPTER_FOLDER, REWARD_MODEL_FOLDER = "adapter", "reward_model"
 SECONDS_FILE = "agent_seconds.json"  # what a round's iterations took, by phase: for the report
 
 
@@ -132,10 +132,13 @@ def _agent(
         table.keep_until(number, resumed.iteration)
         table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
         return resumed
+    options = agent_options(settings)
+    if "value_start" in options:
+        options["value_start"] = bench.run.round(number) / REWARD_MODEL_FOLDER
     agent: PolicyGradient = make(
         env=env, language_model=_trainable(bench, number), reference=bench.reference, learning_rate=rate,
         temperature=bench.sampling.temperature, top_k=bench.sampling.top_k, top_p=bench.sampling.top_p,
-        seed=bench.seed(number, "train"), device=str(bench.reference.device), **agent_options(settings),
+        seed=bench.seed(number, "train"), device=str(bench.reference.device), **options,
     )  # fmt: skip
     table.keep_until(number, 0)
     agent.num_timesteps = table.timesteps()  # timesteps count on from round to round

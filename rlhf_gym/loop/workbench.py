@@ -80,6 +80,8 @@ class Workbench:
         lora = Lora.of(settings.lora) if settings.lora else None
         if lora is not None:
             require_peft()
+            if config.agent.value_start == "reward_model":
+                raise ConfigError("agent.value_start reward_model does not go with model.lora: leave one of them out")
         try:
             torch.device("cpu" if settings.device == "auto" else settings.device)
         except RuntimeError:
