@@ -85,3 +85,23 @@ def test_a_function_says_that_it_is_slow() -> None:
     names: dict[str, object] = {}
     exec(compile(code, "rewards.md", "exec"), names)
     assert is_slow(names["judge"])
+
+
+def test_a_judge_for_small_models_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    (code,) = [block for block in blocks("A language model as a judge", "yaml") if "ask.txt" in block]
+    template = re.search(r"ask\.txt +# (.*)", code)
+    assert template is not None
+    (tmp_path / "ask.txt").write_text(template[1])
+    (tmp_path / "judge.yaml").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    assert is_slow(load_reward("judge.yaml"))
+
+
+def test_people_on_the_page_as_a_reward_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    (code,) = [block for block in blocks("Ratings as they are given", "python") if "WebRater" in block]
+    (tmp_path / "on_the_page.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    assert is_slow(load_reward("on_the_page.py:reward"))
+    assert (tmp_path / "ratings.sqlite").exists()  # which the page serves

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,40 @@ def test_what_is_not_rated_is_told_or_replaced() -> None:
         RaterReward(person, timeout=0)
     with pytest.raises(ConfigError, match="otherwise"):
         RaterReward(person, otherwise=float("nan"))
+
+
+def test_people_on_the_rating_page_are_a_reward(tmp_path: Path) -> None:
+    """The page serves the store, the reward waits in another thread, and whoever is asked gives stars by a plain form."""
+    pytest.importorskip("fastapi")
+    from web_study import answer, joined, study
+
+    from rlhf_gym.web.rater import WebRater
+
+    texts = ["response of two", "response of three", "response of four"]
+    with study(tmp_path, []) as found:
+        reward = RaterReward(WebRater(found.store), found.store, timeout=30)
+        with ThreadPoolExecutor(1) as pool:
+            scores = pool.submit(score, reward, ["p"] * 3, texts)
+            somebody = joined(found)
+            for _ in texts:
+                while "rate-0-overall" not in (page := somebody.get("/rate").text):
+                    assert not scores.done()
+                    time.sleep(0.05)
+                (shown,) = [
+                    text for text in texts if text in page.partition("</article>")[0]
+                ]  # the next ones stand behind it
+                assert answer(somebody, "rating", **{"rate-0-overall": str(2 + texts.index(shown))}).status_code in (
+                    200,
+                    303,
+                )
+            assert scores.result(30).values.tolist() == [2, 3, 4]
+        # Asked once ever; what nobody rates in time is an error, or a score that was stated.
+        hurried = RaterReward(WebRater(found.store), found.store, timeout=0.2)
+        assert score(hurried, ["p"] * 2, [texts[1], texts[0]]).values.tolist() == [3, 2]
+        with pytest.raises(RewardError, match=r"sample 1 was not rated within 0\.2 seconds by rater 'web'"):
+            score(hurried, ["p"] * 2, [texts[1], "new"])
+        stated = RaterReward(WebRater(found.store), found.store, timeout=0.2, otherwise=2.5)
+        assert score(stated, ["p"] * 2, [texts[1], "new"]).values.tolist() == [3, 2.5]
 
 
 def test_a_person_at_the_terminal_who_stops_loses_nothing(tmp_path: Path) -> None:
