@@ -182,7 +182,7 @@ class LanguageModel:
         if position_ids is not None:
             given["position_ids"] = position_ids
         if cache is not None:
-            given[cache_argument(type(self.trunk))] = cache
+            given[cache_argument(type(self.trunk).forward)] = cache
         hidden = self.trunk(**given).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden

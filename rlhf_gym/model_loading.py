@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from inspect import signature
@@ -131,9 +131,9 @@ def context_length(config: Any) -> int:
 
 
 @cache
-def cache_argument(network: type[nn.Module]) -> str:
-    """What a ``forward`` calls keys and values: ``cache``, or ``past_key_values`` in older releases of transformers."""
-    return "cache" if "cache" in signature(network.forward).parameters else "past_key_values"
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What a network's ``forward`` calls keys and values: ``cache``, or ``past_key_values`` in older transformers."""
+    return "cache" if "cache" in signature(forward).parameters else "past_key_values"
 
 
 def fuse_gelu(model: nn.Module) -> None:

@@ -107,7 +107,7 @@ class Seq2SeqModel(LanguageModel):
             given["attention_mask"] = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, low)
         model: Any = self.model
         decoder = model.get_decoder()
-        given[cache_argument(type(decoder))] = cache
+        given[cache_argument(type(decoder).forward)] = cache
         out = decoder(**given, use_cache=cache is not None)
         hidden = out.last_hidden_state
         assert isinstance(hidden, Tensor)
