@@ -4,7 +4,8 @@
     python benchmarks/speed/env.py --batch 256 --length 16 512 --seconds 0.5
 
 No language model takes part and the reward costs nothing, so what is timed is the environment alone: prompts of 16 tokens,
-4,096 token ids, every action drawn uniformly beforehand. One step of a batch of N counts as N environment steps.
+4,096 token ids, every action drawn uniformly beforehand. One step of a batch of N counts as N environment steps; seconds are
+the process's own (CPU time), so that what else the machine does matters less.
 
 Columns:
 
@@ -133,10 +134,10 @@ def steppers(num_envs: int, length: int) -> dict[str, Callable[[], Callable[[int
 
 
 def seconds_a_step(run: Callable[[int], None], length: int, seconds: float, most: int) -> float:
-    """Mean time of a step, for about so many seconds: over whole episodes, or pieces of ``most`` steps."""
+    """Mean CPU time of a step, for about so many seconds: over whole episodes, or pieces of ``most`` steps."""
     run(min(length + 1, WARM_UP))
-    chunk, steps, began = min(length + 1, most), 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds:
+    chunk, steps, began = min(length + 1, most), 0, time.process_time()
+    while (elapsed := time.process_time() - began) < seconds:
         run(chunk)
         steps += chunk
     return elapsed / steps
@@ -161,9 +162,9 @@ def growth(num_envs: int, length: int) -> float:
     first, last = [], []
     for _ in range(12):
         for times, steps in ((first, quarter), ([], length - 2 * quarter - 1), (last, quarter)):
-            began = time.perf_counter()
+            began = time.process_time()
             run(steps)
-            times.append((time.perf_counter() - began) / steps)
+            times.append((time.process_time() - began) / steps)
         run(2)  # the end, and the step that starts over
     return float(np.median(last) / np.median(first))
 
