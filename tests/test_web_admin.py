@@ -225,7 +225,7 @@ def test_a_full_page(tmp_path: Path) -> None:
     (tmp_path / "round-1").mkdir()
     fit = {"accuracy": 0.71, "standard_error": 0.03, "n_train": 160, "n_validation": 40, "iteration": 0}
     (tmp_path / "round-1" / "reward_models.jsonl").write_text(json.dumps(fit))
-    with study(tmp_path, [*pairs(30), *gold], queue=queue) as found:
+    with study(tmp_path, [*pairs(50), *gold], queue=queue) as found:
         found = replace(found, run=tmp_path)
         admin, rater = joined(found, "admin"), joined(found)
         for _ in range(50):

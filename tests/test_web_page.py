@@ -39,6 +39,21 @@ def test_an_invitation_leads_to_the_first_question(tmp_path: Path) -> None:
         assert "0 answered · 3 to go" in page
 
 
+def test_an_invitation_opened_again_makes_no_second_rater(tmp_path: Path) -> None:
+    with study(tmp_path, pairs(3)) as found:
+        token = found.people.invite(uses=5)
+        somebody = client(found)
+        somebody.post("/join", data={"token": token})
+        [person] = found.people.people()
+        page = somebody.get(f"/join/{token}").text
+        assert f"You take part already, as {person.name}" in page
+        assert '<a class="button" href="/">Go on</a>' in page
+        assert "Begin as somebody else" in page  # on a shared computer
+        assert "take part already" not in client(found).get(f"/join/{token}").text
+        found.people.forget(person.name)
+        assert "take part already" not in somebody.get(f"/join/{token}").text
+
+
 def test_behind_tls_the_cookie_is_secure(tmp_path: Path) -> None:
     with study(tmp_path, pairs(1)) as found:
         reply = client(found, base_url="https://testserver").post("/join", data={"token": found.people.invite()})

@@ -140,6 +140,10 @@ def test_the_line_that_shows_how_far_people_are() -> None:
         now[0] = second
         turnout(done, 20)
     assert bar.shown == (30, "10.0 a minute")
+    for second, note in ((180, "6.7 a minute"), (420, "waiting for people")):  # they have gone home
+        now[0] = second
+        turnout(20, 30)
+        assert bar.shown == (30, note)
     assert said == [
         "people have answered 0 of 20 queries (waiting for people)",
         "people have answered 10 of 20 queries (9.8 a minute)",

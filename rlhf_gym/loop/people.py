@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rlhf_gym.loop.workbench import Workbench
     from rlhf_gym.web.settings import PageSettings
 
+_PACE_OVER = 300.0  # seconds that the pace is of: whoever looks wants to know how it goes now
 _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
@@ -129,18 +131,22 @@ class Turnout:
         self._before = before
         self._plain = plain
         self._clock = clock
-        self._began: tuple[float, int] | None = None
-        self._said = -_SAY_EVERY
+        self._seen: deque[tuple[float, int]] = deque()
+        self._said = (-_SAY_EVERY, -1)
 
     def __call__(self, done: int, total: int) -> None:
-        """Answers came: ``done`` of the people's ``total`` queries."""
+        """``done`` of the people's ``total`` queries are answered: called when answers came, and while none come."""
         now = self._clock()
-        began, at_first = self._began = self._began or (now, done)
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - _PACE_OVER:
+            self._seen.popleft()
+        began, at_first = self._seen[0]
         pace = (done - at_first) / (now - began) * 60 if now > began else 0.0
         note = f"{pace:.1f} a minute" if pace else "waiting for people"
         self._bar.update(self._before + done, note)
-        if self._plain and (now - self._said >= _SAY_EVERY or done == total):
-            self._said = now
+        last, told = self._said
+        if self._plain and done != told and (now - last >= _SAY_EVERY or done == total):
+            self._said = (now, done)
             self._say(f"people have answered {done} of {total} queries ({note})")
 
 

@@ -31,7 +31,8 @@ def ask(
         queries: what is asked.
         store: where queries and judgements go.
         quota: share of the queries, in 0..1, after which to wait no longer; the rest stays with the rater.
-        on_progress: called with the number of queries answered and of all, at the start and whenever answers came.
+        on_progress: called with the number of queries answered and of all, at the start, whenever answers came, and
+            now and then while none come.
 
     Returns:
         How many judgements were new.
@@ -55,6 +56,8 @@ def ask(
             store.add_judgements(error.judgements)
             raise
         if not judgements:
+            if on_progress:
+                on_progress(total - len({ticket.query_id for ticket in tickets}), total)
             time.sleep(0.01)  # for a rater that does not wait itself
             continue
         new += store.add_judgements(judgements)

@@ -56,7 +56,8 @@ def agreement_chart(report: QualityReport) -> Markup | None:
     low = -1.0 if lowest < -0.5 else -0.5 if lowest < 0 else 0.0
     chart = Chart(560, 210, (-0.5, len(periods) - 0.5), (low, 1.04), (14, 66, 40, 60))
     ticks, names, label = _times(periods)
-    scale = [tick for tick in (-1, -0.5, 0, 0.5, 1) if tick >= low]
+    step = 0.5 if low else 0.25
+    scale = [low + i * step for i in range(round((1 - low) / step) + 1)]
     chart.axes(label, y_label="share, alpha", x_ticks=ticks, x_names=names, y_ticks=scale)
     for place, share in enumerate(shares):
         bottom, top = share.interval

@@ -130,7 +130,19 @@ def _add_doors(app: FastAPI, study: Study) -> None:
         return Response(static(name), media_type=STATIC[name], headers=headers)
 
     @app.get("/join/{token}", response_class=HTMLResponse)
-    def invited(token: str) -> str:
+    def invited(request: Request, token: str) -> str:
+        session = request.cookies.get(study.cookie, "")
+        person = study.people.person_of(session) if session else None
+        if person is not None:
+            # Whoever opens the link in their mail once more is not to become a second rater, nor to be told that it is used.
+            words = f"You take part already, as {person.name}, and are still signed in."
+            another = {
+                "action": "/join",
+                "fields": [("token", token)],
+                "button": "Begin as somebody else",
+                "css": "quiet",
+            }
+            return study.message(study.settings.title, [words], link=("/", "Go on"), form=another)
         # Not yet used up: chat programs open links to preview them.
         return study.message(
             study.settings.title,

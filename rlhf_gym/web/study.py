@@ -66,7 +66,7 @@ class Study:
         Args:
             heading: what.
             paragraphs: and more of it.
-            form: one button: its ``action``, its hidden ``fields`` and its words (``button``).
+            form: one button: its ``action``, its hidden ``fields``, its words (``button``) and class (``css``).
             guidelines: show them too.
             link: where to go from here, and its words.
             refresh: load again after so many seconds; 0: stay.
