@@ -1,8 +1,11 @@
 """All tests: where they run, and which databases."""
 
 import os
+import random
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from postgres_server import PostgresServer, start_server
@@ -12,6 +15,15 @@ from postgres_server import PostgresServer, start_server
 def _away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Work in an empty folder: a subprocess's ``import rlhf_gym`` must find the installed wheel, as the tests' own does."""
     os.chdir(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(autouse=True)
+def _the_same_raters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raters' names are drawn alike in every run: what somebody is asked, and in which order, depends on their name."""
+    drawn = random.Random(0)
+    secret = SimpleNamespace(token_hex=secrets.token_hex, token_urlsafe=secrets.token_urlsafe)
+    secret.choice, secret.randbelow = drawn.choice, drawn.randrange
+    monkeypatch.setattr("rlhf_gym.feedback.people.secrets", secret)
 
 
 @pytest.fixture(scope="session")

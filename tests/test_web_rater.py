@@ -300,7 +300,7 @@ def test_known_answers_and_repetitions_in_a_run(model: Path, tmp_path: Path, for
     sections = {
         "rater": {"name": "web", "form": form}, "sampling": {"candidates": 3},
         "people": {
-            "port": 0, "known": str(tmp_path / "known.jsonl"), "practice": 1, "gold_share": 0.3, "repeat_share": 0.2,
+            "port": 0, "known": str(tmp_path / "known.jsonl"), "practice": 1, "gold_share": 0.3, "repeat_share": 0.4,
             "attributes": ["helpful", "honest"],
         },
     }  # fmt: skip
