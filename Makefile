@@ -37,9 +37,8 @@ types: $(VENV)/.installed-test
 floors: $(VENV)/.installed-test
 	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml
 
-# A process for each core, each with a whole file of tests at a time: files share what is dear to set up.
 unit: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
