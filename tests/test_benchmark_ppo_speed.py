@@ -55,7 +55,7 @@ def test_trls_trainers_of_groups_are_held_against_ours_of_the_same_name(tmp_path
     """The contender's own reward checks that every response has its full length."""
     out = tmp_path / "speed.json"
     who = ["our GRPO", "our RLOO", "TRL GRPO", "TRL RLOO"]
-    options = ["--length", "3", "--passes", "1", "--repeats", "1", "--only", *who, "--out", str(out)]
+    options = ["--length", "3", "--passes", "2", "--repeats", "1", "--only", *who, "--out", str(out)]
     subprocess.run([sys.executable, str(SPEED / "ppo.py"), *options], capture_output=True, text=True, check=True)
     rows = {row["who"]: row for row in json.loads(out.read_text())["rows"]}
     for name in ("GRPO", "RLOO"):

@@ -170,5 +170,5 @@ CONTENDERS: dict[str, Contender] = {
     "bare loop": bare,
     "stock SB3": stock,
     "our GRPO": partial(ours, GRPO, group_size=GROUP, kl_coef=KL),
-    "our RLOO": partial(ours, RLOO, group_size=GROUP, kl_coef=KL),
+    "our RLOO": partial(ours, RLOO, group_size=GROUP, kl_coef=KL, clip_range=0.2),  # as TRL's has
 }
