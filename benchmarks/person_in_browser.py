@@ -33,7 +33,18 @@ def start(options: argparse.Namespace) -> tuple[subprocess.Popen[Any], str]:
     given = [word for setting in settings for word in ("--set", setting)]
     log = options.out.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "rlhf_gym.cli.main", "run", "--rater", "web", "--out", str(options.out), *given]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "rlhf_gym.cli.main",
+        "run",
+        "--rater",
+        "web",
+        "--out",
+        str(options.out),
+        *given,
+    ]
     process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
     while True:
         found = re.search(r"raters: +(\S+)", log.read_text())
