@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_gym.agents.kl import ESTIMATORS
 from rlhf_gym.agents.kl_limit import ACTIONS
 from rlhf_gym.agents.losses import AGGREGATIONS
+from rlhf_gym.agents.value_head import SECOND_BASE
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.language_model import LanguageModel
 from rlhf_gym.reward_model import RewardModel
@@ -112,10 +113,7 @@ def check_settings(settings: Mapping[str, Any], *, optional: Collection[str] = (
     if start is not None and not isinstance(start, RewardModel | str | Path):
         raise ConfigError(f"value_start must be a reward model or its folder, got {type(start).__name__}")
     if start is not None and get("lora") is not None:
-        raise ConfigError(
-            "value_start with lora would take a second base into memory: leave one of them out (with lora, a separate value "
-            "network is another adapter on the policy's base)"
-        )
+        raise ConfigError(SECOND_BASE)
     if get("missing_eos_penalty") is not None and get("missing_eos_score") is not None:
         raise ConfigError("missing_eos_penalty and missing_eos_score are alternatives; give one of them")
 

@@ -64,6 +64,11 @@ def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> Langu
     return copy
 
 
+SECOND_BASE = (
+    "value_start with lora would take a second base into memory: leave one of them out (with lora, a separate value network is "
+    "another adapter on the policy's base)"
+)
+
 PROBE = "theseareusualwords"
 """A text that every tokenizer has ids for, letters alone."""
 
@@ -76,10 +81,7 @@ def check_start(model: LanguageModel, start: RewardModel) -> None:
     """
     other = start.language_model
     if model.adapter is not None:
-        raise ConfigError(
-            "value_start with lora would take a second base into memory: leave one of them out (with lora, a separate value "
-            "network is another adapter on the policy's base)"
-        )
+        raise ConfigError(SECOND_BASE)
 
     def built(one: LanguageModel) -> tuple[object, ...]:
         return type(one.model), {name: weight.shape for name, weight in one.trunk.named_parameters()}

@@ -246,19 +246,8 @@ class ChatClient:
         except UnreachableError as error:
             raise JudgeError(str(error)) from error
         client = self._client.with_options(max_retries=0) if trial else self._client
-        try:
-            said = self._said(lambda: call(client))
-        except AbsentError as error:
-            self.breaker.failed(str(error))
-            raise
-        except JudgeError:  # it is there, and refuses
-            self.breaker.succeeded()
-            raise
-        except BaseException:
-            self.breaker.abandoned()
-            raise
-        self.breaker.succeeded()
-        return said
+        with self.breaker.watching(absent=AbsentError, refused=JudgeError):
+            return self._said(lambda: call(client))
 
     def _said(self, call: Callable[[], Any]) -> Any:
         """Call the service; whatever goes wrong becomes one line without the key."""

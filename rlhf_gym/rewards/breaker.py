@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rlhf_gym.errors import ConfigError, RewardError
 
@@ -62,7 +63,7 @@ class CircuitBreaker:
         return "half-open" if self._trying or self.clock() - self._opened >= self.cool_down else "open"
 
     def admit(self) -> bool:
-        """Ask to make a call; then say :meth:`succeeded`, :meth:`failed` or :meth:`abandoned`.
+        """Ask to make a call; then make it within :meth:`watching`, or say :meth:`succeeded` or what else came of it.
 
         Returns:
             True if it is the trial.
@@ -83,6 +84,33 @@ class CircuitBreaker:
                 f"{self.name} is not asked: its last {self._failures} calls failed, and it {when} (the last error: "
                 f"{self._reason})"
             )
+
+    @contextmanager
+    def watching(
+        self, absent: type[Exception], refused: type[Exception], given_up: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
+        """Around a call that was admitted: how it ends says how the service is.
+
+        Args:
+            absent: raised where the service did not answer.
+            refused: raised where it is there, and refuses; may be a base of ``absent``.
+            given_up: whether the caller has given up meanwhile: then ``absent`` says nothing of the service.
+        """
+        try:
+            yield
+        except absent as error:
+            if given_up():
+                self.abandoned()
+            else:
+                self.failed(str(error))
+            raise
+        except refused:
+            self.succeeded()
+            raise
+        except BaseException:
+            self.abandoned()
+            raise
+        self.succeeded()
 
     def succeeded(self) -> None:
         """The call was answered."""

@@ -152,22 +152,8 @@ class RemoteReward:
     def _post(self, body: bytes, stop: threading.Event) -> bytes:
         """The reply to a request, if the circuit breaker lets it through."""
         patience = 0.0 if self.breaker.admit() else self.patience
-        try:
-            reply = self._send(body, stop, patience)
-        except UnreachableError as error:
-            if stop.is_set():
-                self.breaker.abandoned()
-            else:
-                self.breaker.failed(str(error))
-            raise
-        except RewardError:  # it is there, and refuses
-            self.breaker.succeeded()
-            raise
-        except BaseException:
-            self.breaker.abandoned()
-            raise
-        self.breaker.succeeded()
-        return reply
+        with self.breaker.watching(absent=UnreachableError, refused=RewardError, given_up=stop.is_set):
+            return self._send(body, stop, patience)
 
     def _send(self, body: bytes, stop: threading.Event, patience: float) -> bytes:
         """Send until there is a reply that counts, or nobody waits for it any more."""
