@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_gym.agents.a2c import A2C
     from rlhf_gym.agents.best_of_n import BestOfN
-    from rlhf_gym.agents.completions import Completions
+    from rlhf_gym.agents.common.completions import Completions
+    from rlhf_gym.agents.common.policy import LMPolicy
     from rlhf_gym.agents.critic_free import CriticFree
     from rlhf_gym.agents.grpo import GRPO, GSPO
     from rlhf_gym.agents.nlpo import NLPO
     from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
     from rlhf_gym.agents.online_dpo import OnlineDPO
-    from rlhf_gym.agents.policy import LMPolicy
     from rlhf_gym.agents.policy_gradient import PolicyGradient
     from rlhf_gym.agents.ppo import PPO
     from rlhf_gym.agents.raft import RAFT
@@ -46,11 +46,11 @@ __all__ = [
 _PLACES = {
     "A2C": "rlhf_gym.agents.a2c",
     "BestOfN": "rlhf_gym.agents.best_of_n",
-    "Completions": "rlhf_gym.agents.completions",
+    "Completions": "rlhf_gym.agents.common.completions",
     "CriticFree": "rlhf_gym.agents.critic_free",
     "GRPO": "rlhf_gym.agents.grpo",
     "GSPO": "rlhf_gym.agents.grpo",
-    "LMPolicy": "rlhf_gym.agents.policy",
+    "LMPolicy": "rlhf_gym.agents.common.policy",
     "OnlineDPO": "rlhf_gym.agents.online_dpo",
     "NLPO": "rlhf_gym.agents.nlpo",
     "PPO": "rlhf_gym.agents.ppo",

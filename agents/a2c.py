@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
-from rlhf_gym.agents.losses import clipped_value_loss
+from rlhf_gym.agents.common.losses import clipped_value_loss
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.settings import refuse_lacking
 from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.agents.ppo import PPO
-from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.settings import refuse_lacking
 
 
 class A2C(PPO):

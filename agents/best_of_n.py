@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_gym.decoding import Generation, generate
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.decoding import Generation, generate
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.rewards.base import Reward, reward_name, score
 from rlhf_gym.rewards.calling import shorten
-from rlhf_gym.sampling import Limits, Sampling
 
 
 def best_of_n_kl(n: int) -> float:
@@ -109,7 +109,7 @@ class BestOfN:
         model: writes the responses.
         reward: chooses. The environment's own reward makes an oracle; a reward model makes the baseline that PPO is to beat.
         n: responses to each prompt.
-        limits: which tokens, how many; an environment's are ``rlhf_gym.agents.token_envs.limits_of(env, model)``.
+        limits: which tokens, how many; an environment's are ``rlhf_gym.agents.common.token_envs.limits_of(env, model)``.
         sampling: temperature, top-k, top-p.
         seed: of the noise.
     """

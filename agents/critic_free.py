@@ -10,18 +10,18 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
-from rlhf_gym.agents.checkpoint import settings_of
-from rlhf_gym.agents.kl import Estimator
-from rlhf_gym.agents.kl_limit import Action
-from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss
+from rlhf_gym.agents.common.checkpoint import settings_of
+from rlhf_gym.agents.common.kl import Estimator
+from rlhf_gym.agents.common.kl_limit import Action
+from rlhf_gym.agents.common.losses import Aggregation, clipped_policy_loss
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.scores import overlong_penalty
+from rlhf_gym.agents.common.settings import check_settings, refuse_unknown
 from rlhf_gym.agents.policy_gradient import PolicyGradient, Terms
-from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.scores import overlong_penalty
-from rlhf_gym.agents.settings import check_settings, refuse_unknown
 from rlhf_gym.errors import ConfigError, TrainingError
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.lora import Lora
-from rlhf_gym.sampling import Sampling
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora
+from rlhf_gym.lm.sampling import Sampling
 
 
 class CriticFree(PolicyGradient):
@@ -35,8 +35,8 @@ class CriticFree(PolicyGradient):
         env: as PPO's; with groups, one whose slots can be given the same prompts (``make_sb3_env``).
         language_model: the model to train (in place), or its name.
         reference: the model KL is measured from, or its name; default a frozen copy of ``language_model``.
-        lora: ``{"rank": 8, "alpha": 16, "targets": [...]}``, each of which may be left out (:class:`~rlhf_gym.lora.Lora`): an
-            adapter learns in the place of the model's weights, which are frozen in place and are the reference, too. It
+        lora: ``{"rank": 8, "alpha": 16, "targets": [...]}``, each of which may be left out (:class:`~rlhf_gym.lm.lora.Lora`):
+            an adapter learns in the place of the model's weights, which are frozen in place and are the reference, too. It
             wants a learning rate some ten times as high. None: all weights learn.
         learning_rate: Adam's.
         learning_rate_decay: ``"constant"``, or ``"linear"`` to 0 at ``total_timesteps``.
@@ -83,7 +83,7 @@ class CriticFree(PolicyGradient):
         ConfigError: settings that contradict one another, by name and before any work starts.
     """
 
-    smallest_group = 1
+    min_group_size = 1
     needs_ratio = True  # False where a loss is right for samples of any policy: imitation, pairs
 
     def __init__(
@@ -162,9 +162,9 @@ class CriticFree(PolicyGradient):
 
     def _check_critic_free(self, settings: Mapping[str, Any]) -> None:
         size, name = settings["group_size"], type(self).__name__
-        if size < self.smallest_group:
+        if size < self.min_group_size:
             raise ConfigError(
-                f"{name} compares the responses to one prompt: group_size must be at least {self.smallest_group}, got {size}"
+                f"{name} compares the responses to one prompt: group_size must be at least {self.min_group_size}, got {size}"
             )
         if settings["n_episodes"] is not None and settings["n_episodes"] % size:
             raise ConfigError(f"group_size ({size}) must divide n_episodes ({settings['n_episodes']})")
@@ -187,7 +187,7 @@ class CriticFree(PolicyGradient):
         scores = super().scores(rollout)
         if self.overlong_buffer is not None:
             lengths = torch.tensor(rollout.lengths)
-            limit = self.policy.limits.max_tokens
+            limit = self.policy.limits.max_new_tokens
             penalty = overlong_penalty(lengths, limit, min(self.overlong_buffer, limit))
             scores[torch.arange(len(lengths)), lengths - 1] += penalty
         return scores

@@ -11,12 +11,12 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from rlhf_gym.agents.advantages import group_relative
+from rlhf_gym.agents.common.advantages import group_relative
+from rlhf_gym.agents.common.kl import Estimator
+from rlhf_gym.agents.common.losses import Aggregation, sequence_clipped_policy_loss
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.kl import Estimator
-from rlhf_gym.agents.losses import Aggregation, sequence_clipped_policy_loss
 from rlhf_gym.agents.policy_gradient import Terms
-from rlhf_gym.agents.rollout import Rollout
 from rlhf_gym.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class GRPO(CriticFree):
                   (Shao et al. 2024, equations 3 and 4)
     Dr. GRPO      ``scale_rewards="none", aggregation="constant", kl_coef=0`` (Liu et al. 2025): neither the deviation nor the
                   length weighs a response
-    DAPO          ``clip_range_high=0.28, aggregation="token", drop_equal_groups=True, max_refills=..., overlong_buffer=...,
+    DAPO          ``clip_range_high=0.28, aggregation="token", dynamic_sampling=True, max_resamples=..., overlong_buffer=...,
                   kl_coef=0`` (Yu et al. 2025)
     ============  ======================================================================================================
 
@@ -38,9 +38,9 @@ class GRPO(CriticFree):
         group_size: responses to each prompt, at least 2.
         scale_rewards: what the difference to the group's mean is divided by: the deviation of the ``"group"``, of the
             ``"batch"``, or ``"none"``.
-        drop_equal_groups: do not learn from groups whose scores are all the same: their advantages are 0, but their
+        dynamic_sampling: do not learn from groups whose scores are all the same: their advantages are 0, but their
             tokens would count in the loss's mean.
-        max_refills: with ``drop_equal_groups``: where fewer than ``n_episodes`` are left to learn from, write as many again,
+        max_resamples: with ``dynamic_sampling``: where fewer than ``n_episodes`` are left to learn from, write as many again,
             and again, at most so many times ("dynamic sampling"); figures are of all that were written. 0 learns from what
             is left. ``groups/refills`` counts them.
         n_epochs: passes over an iteration's episodes.
@@ -56,7 +56,7 @@ class GRPO(CriticFree):
         ConfigError: as there; or a group of 1.
     """
 
-    smallest_group = 2
+    min_group_size = 2
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class GRPO(CriticFree):
         *,
         group_size: int = 8,
         scale_rewards: Literal["group", "batch", "none"] = "group",
-        drop_equal_groups: bool = False,
-        max_refills: int = 0,
+        dynamic_sampling: bool = False,
+        max_resamples: int = 0,
         n_epochs: int = 2,
         batch_size: int | None = 16,
         clip_range: float | Schedule | None = 0.2,
@@ -77,20 +77,22 @@ class GRPO(CriticFree):
         **options: Any,
     ) -> None:
         self.scale_rewards: Literal["group", "batch", "none"] = scale_rewards
-        self.drop_equal_groups = drop_equal_groups
-        self.max_refills = max_refills
-        if max_refills and not drop_equal_groups:
-            raise ConfigError(f"max_refills ({max_refills}) replaces the groups that drop_equal_groups=True leaves out")
-        if max_refills and kl_in == "reward" and kl_coef:
+        self.dynamic_sampling = dynamic_sampling
+        self.max_resamples = max_resamples
+        if max_resamples and not dynamic_sampling:
             raise ConfigError(
-                f"max_refills ({max_refills}) looks for groups of equal scores, and with kl_in='reward' hardly any two are "
+                f"max_resamples ({max_resamples}) replaces the groups that dynamic_sampling=True leaves out"
+            )
+        if max_resamples and kl_in == "reward" and kl_coef:
+            raise ConfigError(
+                f"max_resamples ({max_resamples}) looks for groups of equal scores, and with kl_in='reward' hardly any two are "
                 "equal: give kl_in='loss', or kl_coef=0"
             )
         super().__init__(
             policy, env, group_size=group_size, n_epochs=n_epochs, batch_size=batch_size, clip_range=clip_range,
             aggregation=aggregation, kl_coef=kl_coef, kl_in=kl_in,
             kl_estimator=kl_estimator or ("k3" if kl_in == "loss" else "k1"),
-            own={"scale_rewards": scale_rewards, "drop_equal_groups": drop_equal_groups, "max_refills": max_refills},
+            own={"scale_rewards": scale_rewards, "dynamic_sampling": dynamic_sampling, "max_resamples": max_resamples},
             **options,
         )  # fmt: skip
 
@@ -106,13 +108,13 @@ class GRPO(CriticFree):
                 parts.append(self.rollout)
                 seconds.update(self._seconds)
                 scoring += self._scoring_seconds or 0.0
-                if len(parts) > self.max_refills or self._differing(parts) >= (self.n_episodes or 0):
+                if len(parts) > self.max_resamples or self._differing(parts) >= (self.n_episodes or 0):
                     break
             else:
                 return False
         finally:
             self._in_parts = False
-        if self.max_refills:
+        if self.max_resamples:
             self.logger.record("groups/refills", len(parts) - 1)
         if len(parts) > 1:
             self.rollout, self._seconds = Rollout.joined(parts), dict(seconds)
@@ -133,7 +135,7 @@ class GRPO(CriticFree):
         scores = rewards.sum(1)
         equal = self._equal(rewards)
         self.logger.record("groups/equal_share", equal.float().mean().item())
-        if self.drop_equal_groups:
+        if self.dynamic_sampling:
             kept = torch.repeat_interleave(~equal, self.group_size)
             rollout.learn_from = torch.nonzero(kept).flatten().tolist()[: self.n_episodes]
         return group_relative(scores, self.group_size, self.scale_rewards)[:, None]

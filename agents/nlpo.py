@@ -11,16 +11,16 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from rlhf_gym.agents.collect import SteppingCollector
-from rlhf_gym.agents.log_probs import masked_logits
-from rlhf_gym.agents.policy import LMPolicy, observed_rows
+from rlhf_gym.agents.common.collect import SteppingCollector
+from rlhf_gym.agents.common.policy import LMPolicy, observed_rows
+from rlhf_gym.agents.common.predictor import CachedPredictor
+from rlhf_gym.agents.common.rollout import Episode, Rollout
+from rlhf_gym.agents.common.settings import check_settings, refuse_lacking
 from rlhf_gym.agents.ppo import PPO
-from rlhf_gym.agents.predictor import CachedPredictor
-from rlhf_gym.agents.rollout import Episode, Rollout
-from rlhf_gym.agents.settings import check_settings, refuse_lacking
-from rlhf_gym.decoding import CachedDecoder
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sampling import sample_tokens, top_p_mask
+from rlhf_gym.lm.decoding import CachedDecoder
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.response_log_probs import masked_logits
+from rlhf_gym.lm.sampling import sample_tokens, top_p_mask
 
 
 class NLPO(PPO):

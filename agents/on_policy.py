@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_gym.agents.log_probs import token_log_probs
-from rlhf_gym.agents.metrics import check_finite, rollout_metrics
-from rlhf_gym.agents.rollout import Episode, Rollout, flat, pad, unpack_masks
-from rlhf_gym.agents.token_algorithm import TokenAlgorithm
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sequences import (
+from rlhf_gym.agents.common.algorithm import TokenAlgorithm
+from rlhf_gym.agents.common.metrics import check_finite, rollout_metrics
+from rlhf_gym.agents.common.rollout import Episode, Rollout, flat, pad, unpack_masks
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.response_log_probs import token_log_probs
+from rlhf_gym.lm.sequences import (
     SequenceBatch,
     batches_by_length,
     pack_sequences,

@@ -10,15 +10,15 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.metrics import check_finite
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.settings import refuse_lacking
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.metrics import check_finite
 from rlhf_gym.agents.policy_gradient import Terms
-from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.settings import refuse_lacking
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
+from rlhf_gym.lm.sequences import batches_by_length
 from rlhf_gym.raters.base import Rater
-from rlhf_gym.sequences import batches_by_length
 
 PairLoss = Literal["dpo", "ipo"]
 
@@ -92,7 +92,7 @@ class OnlineDPO(CriticFree):
         ConfigError: a value out of its range, or a setting that it does not have.
     """
 
-    smallest_group = 2
+    min_group_size = 2
     needs_ratio = False
     lacks: ClassVar[tuple[str, ...]] = (
         "group_size", "clip_range", "clip_range_high", "dual_clip", "ent_coef", "aggregation", "target_kl", "max_ratio",

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_gym.agents.checkpoint import Checkpointed
-from rlhf_gym.agents.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
-from rlhf_gym.agents.kl_limit import Action, KLLimit
-from rlhf_gym.agents.losses import Aggregation, token_weights
-from rlhf_gym.agents.metrics import check_finite, ratio_metrics
+from rlhf_gym.agents.common.checkpoint import Checkpointed
+from rlhf_gym.agents.common.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
+from rlhf_gym.agents.common.kl_limit import Action, KLLimit
+from rlhf_gym.agents.common.losses import Aggregation, token_weights
+from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.scores import shape_scores
 from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
-from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.scores import shape_scores
 
 Terms = dict[str, Tensor]
 
@@ -48,7 +48,7 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
         self.kl_limit = KLLimit(kl_limit, on_kl_limit)
 
     def train(self) -> None:
-        """Learn from the rollout, unless the policy that wrote it has run away (see :mod:`rlhf_gym.agents.kl_limit`).
+        """Learn from the rollout, unless the policy that wrote it has run away (see :mod:`rlhf_gym.agents.common.kl_limit`).
 
         Nor is there anything to learn from a rollout all of whose rewards failed, and were to be skipped.
         """
@@ -126,7 +126,7 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
         """One optimizer step on one minibatch."""
         lengths = torch.tensor([rollout.lengths[i] for i in rows])
         # A micro-batch adds up what its tokens weigh in the whole minibatch, so how it is cut changes nothing.
-        weights = token_weights(lengths, self.aggregation, constant_length=self.policy.limits.max_tokens)
+        weights = token_weights(lengths, self.aggregation, constant_length=self.policy.limits.max_new_tokens)
         weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
         sums: Terms = {}
         for micro, log_probs, entropies, values in self.forward_minibatch(rollout, rows, entropy=self.ent_coef > 0):

@@ -11,19 +11,19 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
-from rlhf_gym.agents.advantages import gae, whiten
-from rlhf_gym.agents.checkpoint import settings_of
-from rlhf_gym.agents.kl import Estimator
-from rlhf_gym.agents.kl_limit import Action
-from rlhf_gym.agents.losses import Aggregation, clipped_policy_loss, clipped_value_loss
-from rlhf_gym.agents.policy import ValueNetwork
+from rlhf_gym.agents.common.advantages import gae, whiten
+from rlhf_gym.agents.common.checkpoint import settings_of
+from rlhf_gym.agents.common.kl import Estimator
+from rlhf_gym.agents.common.kl_limit import Action
+from rlhf_gym.agents.common.losses import Aggregation, clipped_policy_loss, clipped_value_loss
+from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.settings import check_settings, refuse_unknown
 from rlhf_gym.agents.policy_gradient import PolicyGradient
-from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.settings import check_settings, refuse_unknown
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.lora import Lora
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora
+from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.sampling import Sampling
 
 
 class PPO(PolicyGradient):
@@ -34,8 +34,8 @@ class PPO(PolicyGradient):
         env: a :class:`~rlhf_gym.envs.TokenVecEnv` (fast), or any environment of token observations.
         language_model: the model to train (in place), or its name.
         reference: the model KL is measured from, or its name; default a frozen copy of ``language_model``.
-        lora: ``{"rank": 8, "alpha": 16, "targets": [...]}``, each of which may be left out (:class:`~rlhf_gym.lora.Lora`): an
-            adapter learns in the place of the model's weights, which are frozen in place and are the reference, too. It
+        lora: ``{"rank": 8, "alpha": 16, "targets": [...]}``, each of which may be left out (:class:`~rlhf_gym.lm.lora.Lora`):
+            an adapter learns in the place of the model's weights, which are frozen in place and are the reference, too. It
             wants a learning rate some ten times as high. None: all weights learn.
         learning_rate: Adam's (epsilon 1e-5), a number or a function of the remaining progress (1 to 0). The default suits
             models of 1 to 10 million parameters; take 1e-5 to 3e-6 from 100 million on.
@@ -55,14 +55,14 @@ class PPO(PolicyGradient):
         max_grad_norm: the gradient's largest norm.
         target_kl: stop an iteration's learning once the approximate KL between new and old policy passes 1.5 times this.
         max_ratio: skip an update whose mean ratio passes this.
-        whiten_advantages: to mean 0 and deviation 1 over all tokens of the iteration.
+        normalize_advantage: to mean 0 and deviation 1 over all tokens of the iteration.
         whiten_rewards: to deviation 1, keeping the mean.
         aggregation: how token losses are averaged: ``"token"``, ``"sequence"`` or ``"constant"``.
         kl_coef: weight of the KL penalty, per token.
         kl_target: wanted KL in nats per response; the coefficient then adapts. None keeps it fixed.
         kl_horizon: episodes over which the coefficient adapts.
         kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``; None takes k1 in the reward and k2 in the loss, whose gradients are
-            the divergence's own (see :mod:`rlhf_gym.agents.kl`).
+            the divergence's own (see :mod:`rlhf_gym.agents.common.kl`).
         kl_in: ``"reward"`` (a constant for the update) or ``"loss"`` (through its gradient).
         kl_limit: nats per response beyond which the policy must not go: a rollout beyond it is not learned from, and the
             weights of the last one within it come back. None is off, and keeps no copy of the weights.
@@ -114,7 +114,7 @@ class PPO(PolicyGradient):
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         max_ratio: float = 10.0,
-        whiten_advantages: bool = True,
+        normalize_advantage: bool = True,
         whiten_rewards: bool = False,
         aggregation: Aggregation = "token",
         kl_coef: float = 0.15,
@@ -168,7 +168,7 @@ class PPO(PolicyGradient):
         self.dual_clip = dual_clip
         self.clip_range_vf = clip_range_vf
         self.vf_coef = vf_coef
-        self.whiten_advantages = whiten_advantages
+        self.normalize_advantage = normalize_advantage
         self.whiten_rewards = whiten_rewards
         if _init_setup_model:
             self._setup_model()
@@ -184,7 +184,7 @@ class PPO(PolicyGradient):
         )
         values, returns = rollout.values[mask].numpy(), rollout.returns[mask].numpy()
         self.logger.record("train/explained_variance", float(explained_variance(values, returns)))
-        if self.whiten_advantages:
+        if self.normalize_advantage:
             rollout.advantages = whiten(rollout.advantages, mask)
 
     def losses(

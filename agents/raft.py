@@ -8,10 +8,10 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.settings import refuse_lacking
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.agents.policy_gradient import Terms
-from rlhf_gym.agents.rollout import Rollout
-from rlhf_gym.agents.settings import refuse_lacking
 
 
 class RAFT(CriticFree):
@@ -29,7 +29,7 @@ class RAFT(CriticFree):
         ConfigError: as there; or a group of 1.
     """
 
-    smallest_group = 2
+    min_group_size = 2
     needs_ratio = False
     lacks: ClassVar[tuple[str, ...]] = ("clip_range", "clip_range_high", "dual_clip", "target_kl", "max_ratio")
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
-from rlhf_gym.agents.advantages import returns_to_go, whiten
+from rlhf_gym.agents.common.advantages import returns_to_go, whiten
+from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.losses import Aggregation
-from rlhf_gym.agents.rollout import Rollout
 
 
 class REINFORCE(CriticFree):

@@ -7,10 +7,10 @@ from typing import Any
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
-from rlhf_gym.agents.advantages import leave_one_out
+from rlhf_gym.agents.common.advantages import leave_one_out
+from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.losses import Aggregation
-from rlhf_gym.agents.rollout import Rollout
 
 
 class RLOO(CriticFree):
@@ -30,7 +30,7 @@ class RLOO(CriticFree):
         ConfigError: as there; or a group of 1.
     """
 
-    smallest_group = 2
+    min_group_size = 2
 
     def __init__(
         self,

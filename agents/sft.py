@@ -13,10 +13,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.rollout import Episode, Rollout
+from rlhf_gym.agents.common.settings import refuse_lacking
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.agents.policy_gradient import Terms
-from rlhf_gym.agents.rollout import Episode, Rollout
-from rlhf_gym.agents.settings import refuse_lacking
 from rlhf_gym.errors import ConfigError
 
 
@@ -111,8 +111,8 @@ class SFT(CriticFree):
     def _episode(self, prompt: str, response: str) -> Episode:
         model, limits = self.policy.language_model, self.policy.limits
         ids = [*model.tokenizer.encode(response), limits.eos_id]
-        ended = len(ids) <= limits.max_tokens
-        ids = ids[: limits.max_tokens]
+        ended = len(ids) <= limits.max_new_tokens
+        ids = ids[: limits.max_new_tokens]
         zeros = [0.0] * len(ids)
         info = {"prompt": prompt, "response": response, "ended": ended, "response_length": len(ids)}
         return Episode(model.tokenizer.encode_prompt(prompt), ids, zeros, zeros, list(zeros), ended, info)

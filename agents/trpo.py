@@ -10,15 +10,15 @@ from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rlhf_gym.agents.log_probs import masked_logits
-from rlhf_gym.agents.losses import clipped_value_loss, token_weights
-from rlhf_gym.agents.metrics import check_finite
+from rlhf_gym.agents.common.losses import clipped_value_loss, token_weights
+from rlhf_gym.agents.common.metrics import check_finite
+from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
+from rlhf_gym.agents.common.settings import check_settings, refuse_lacking
 from rlhf_gym.agents.ppo import PPO
-from rlhf_gym.agents.rollout import Rollout, unpack_masks
-from rlhf_gym.agents.settings import check_settings, refuse_lacking
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sampling import behaviour_log_probs
-from rlhf_gym.sequences import batches_by_length, response_hidden, response_positions
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.response_log_probs import masked_logits
+from rlhf_gym.lm.sampling import behaviour_log_probs
+from rlhf_gym.lm.sequences import batches_by_length, response_hidden, response_positions
 
 
 class TRPO(PPO):
@@ -152,7 +152,7 @@ class TRPO(PPO):
         """The mean of ``ratio * A``, less the divergence where it is a loss; and its gradient, flat, if asked for."""
         parameters = self.policy_parameters()
         weights = token_weights(
-            torch.tensor(rollout.lengths), self.aggregation, constant_length=self.policy.limits.max_tokens
+            torch.tensor(rollout.lengths), self.aggregation, constant_length=self.policy.limits.max_new_tokens
         )
         value, slope = 0.0, torch.zeros(sum(p.numel() for p in parameters) if gradient else 0, device=self.device)
         for rows in batches_by_length(rollout.totals, self.tokens_per_batch):

@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.people import People
+from rlhf_gym.study.people import People
 from rlhf_gym.web.security import cookie_name, csrf_token
 
 CARD = re.compile(r'data-id=\\?"([^"\\]+)\\?"')

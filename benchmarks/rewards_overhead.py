@@ -34,7 +34,7 @@ import torch
 from rlhf_gym.agents import PPO
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.rewards import score, term
-from rlhf_gym.rewards.beside import Beside
+from rlhf_gym.rewards.service.overlap import Beside
 
 EPISODES, MINIBATCH = 64, 16
 TERMS = 5

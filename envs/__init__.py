@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 from rlhf_gym.envs.registration import ENVIRONMENTS, register_all
 
 if TYPE_CHECKING:
-    from rlhf_gym.envs.action_wrappers import SmallVocabulary, VectorSmallVocabulary
     from rlhf_gym.envs.adapters import GemEnv, TextArenaEnv
     from rlhf_gym.envs.conversation_env import ConversationEnv
     from rlhf_gym.envs.masks import TokenMask
-    from rlhf_gym.envs.observation_wrappers import EmbeddedTokens, LastTokens, VectorEmbeddedTokens, VectorLastTokens
-    from rlhf_gym.envs.reward_wrappers import KLReward, PotentialShaping, VectorKLReward, VectorPotentialShaping
     from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
     from rlhf_gym.envs.turn_env import TurnEnv
     from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
     from rlhf_gym.envs.vec_env import VectorVecEnv
+    from rlhf_gym.envs.wrappers.action import SmallVocabulary, VectorSmallVocabulary
+    from rlhf_gym.envs.wrappers.observation import EmbeddedTokens, LastTokens, VectorEmbeddedTokens, VectorLastTokens
+    from rlhf_gym.envs.wrappers.reward import KLReward, PotentialShaping, VectorKLReward, VectorPotentialShaping
 
 __all__ = [
     "ENVIRONMENTS",
@@ -50,17 +50,17 @@ _PLACES = {
     "ConversationEnv": "rlhf_gym.envs.conversation_env",
     "GemEnv": "rlhf_gym.envs.adapters",
     "TextArenaEnv": "rlhf_gym.envs.adapters",
-    "EmbeddedTokens": "rlhf_gym.envs.observation_wrappers",
-    "KLReward": "rlhf_gym.envs.reward_wrappers",
-    "LastTokens": "rlhf_gym.envs.observation_wrappers",
-    "PotentialShaping": "rlhf_gym.envs.reward_wrappers",
-    "SmallVocabulary": "rlhf_gym.envs.action_wrappers",
+    "EmbeddedTokens": "rlhf_gym.envs.wrappers.observation",
+    "KLReward": "rlhf_gym.envs.wrappers.reward",
+    "LastTokens": "rlhf_gym.envs.wrappers.observation",
+    "PotentialShaping": "rlhf_gym.envs.wrappers.reward",
+    "SmallVocabulary": "rlhf_gym.envs.wrappers.action",
     "TokenMask": "rlhf_gym.envs.masks",
-    "VectorEmbeddedTokens": "rlhf_gym.envs.observation_wrappers",
-    "VectorKLReward": "rlhf_gym.envs.reward_wrappers",
-    "VectorLastTokens": "rlhf_gym.envs.observation_wrappers",
-    "VectorPotentialShaping": "rlhf_gym.envs.reward_wrappers",
-    "VectorSmallVocabulary": "rlhf_gym.envs.action_wrappers",
+    "VectorEmbeddedTokens": "rlhf_gym.envs.wrappers.observation",
+    "VectorKLReward": "rlhf_gym.envs.wrappers.reward",
+    "VectorLastTokens": "rlhf_gym.envs.wrappers.observation",
+    "VectorPotentialShaping": "rlhf_gym.envs.wrappers.reward",
+    "VectorSmallVocabulary": "rlhf_gym.envs.wrappers.action",
     "VectorVecEnv": "rlhf_gym.envs.vec_env",
     "TokenEnv": "rlhf_gym.envs.token_env",
     "TokenVectorEnv": "rlhf_gym.envs.token_vector_env",

@@ -15,13 +15,13 @@ from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, talk_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.envs.turn_env import as_text_action, built, characters, check_render_mode, needed_reward, read_ids
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.plain_text import visible
+from rlhf_gym.lm.tokenizer import Tokenizer, load_tokenizer
 from rlhf_gym.rewards.base import score
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message, render_messages
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.users import UserSpec, as_user
-from rlhf_gym.tokenizer import Tokenizer, load_tokenizer
+from rlhf_gym.text import visible
 
 LINE_TOKENS, LINE_CHARACTERS = 64, 512
 """Room for a message of the user, where the environment is not told how long conversations get."""

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rlhf_gym.envs.masks import Masks, TokenMask
 from rlhf_gym.envs.prompt_table import PromptTable
 from rlhf_gym.errors import TaskError
+from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, load_tokenizer
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task, load_task
-from rlhf_gym.tokenizer import Tokenizer, decode_all, load_tokenizer
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -82,7 +82,7 @@ class Episodes:
         self.capacity = self.max_prompt_tokens + self.task.max_response_tokens
         self.reward_seconds = 0.0
         self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
-        self.banned = self.masks.banned
+        self.suppress_tokens = self.masks.suppress_tokens
         self.ids: Ids = np.full((num_slots, self.capacity), self.tokenizer.pad_id, dtype=np.int64)
         self.prompt_length: Ids = np.zeros(num_slots, dtype=np.int64)
         self.length: Ids = np.zeros(num_slots, dtype=np.int64)

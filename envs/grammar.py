@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_bytes import drops_first_space, token_bytes
 from rlhf_gym.errors import TaskError
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.tasks import Task
-from rlhf_gym.tokenizer import Tokenizer
 
 Mask = NDArray[np.bool_]
 States = NDArray[np.int32]
@@ -89,7 +89,7 @@ class Grammar:
             raise TaskError(
                 f"no response of task {task.name!r} can match {shorten(pattern)}: expected a match of at least "
                 f"{task.min_response_tokens} and at most {task.max_response_tokens} tokens (EOS included) of "
-                f"{tokenizer.name!r}; change the pattern, the limits or the banned tokens"
+                f"{tokenizer.name!r}; change the pattern, the limits or the suppressed tokens"
             )
         self._may_end: Mask = np.zeros(task.max_response_tokens + 1, dtype=np.bool_)
         self._may_end[task.min_response_tokens :] = bool(base[self.eos_id])

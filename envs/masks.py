@@ -1,4 +1,4 @@
-"""Which tokens may be written where: banned tokens, a minimum length, a grammar, the top k of a language model.
+"""Which tokens may be written where: suppressed tokens, a minimum length, a grammar, the top k of a language model.
 
 All restrictions hold together. A grammar is read together with the other limits before the first step (see
 :mod:`rlhf_gym.envs.grammar`), so that a mask never leads into a corner where nothing is allowed.
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
-from rlhf_gym.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rlhf_gym.envs.episodes import Episodes
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.language_model import LanguageModel
 
 Mask = NDArray[np.bool_]
 Slots = NDArray[np.intp]
@@ -31,7 +31,7 @@ class TokenMask:
     """What a mask allows; an environment's ``mask=`` takes one, or a mapping of the same keys (which JSON can carry).
 
     Attributes:
-        banned: tokens that are never allowed, as ids or as texts that are one token. Padding always is.
+        suppress_tokens: tokens that are never allowed, as ids or as texts that are one token. Padding always is.
         pattern: a regular expression that the whole response must match.
         words: the response must be some of these words, separated by single spaces.
         top_k: allow the k tokens, of those that are allowed otherwise, that ``model`` finds most probable; 0 allows all.
@@ -44,7 +44,7 @@ class TokenMask:
         ConfigError: values that contradict one another.
     """
 
-    banned: Sequence[int | str] = ()
+    suppress_tokens: Sequence[int | str] = ()
     pattern: str | None = None
     words: Sequence[str] = ()
     top_k: int = 0
@@ -55,8 +55,8 @@ class TokenMask:
     def __post_init__(self) -> None:
         if self.pattern is not None and self.words:
             raise ConfigError("a mask takes a pattern or words, not both; write the words into the pattern")
-        if isinstance(self.words, str) or isinstance(self.banned, str):
-            raise ConfigError("a mask's words and banned tokens are lists, e.g. ['yes', 'no']; got one text")
+        if isinstance(self.words, str) or isinstance(self.suppress_tokens, str):
+            raise ConfigError("a mask's words and suppressed tokens are lists, e.g. ['yes', 'no']; got one text")
         if any(not isinstance(word, str) or not word for word in self.words):
             raise ConfigError(f"a mask's words must be texts of at least one character, got {list(self.words)!r}")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
@@ -99,7 +99,7 @@ class Masks:
 
     Attributes:
         options: as given.
-        banned: ids that are never allowed, padding first.
+        suppress_tokens: ids that are never allowed, padding first.
         follows: whether the mask depends on what was written; otherwise on how much was written alone.
 
     Raises:
@@ -111,21 +111,24 @@ class Masks:
         self, num_slots: int, task: Task, tokenizer: Tokenizer, options: TokenMask | Mapping[str, Any] | None = None
     ) -> None:
         self.options = TokenMask.of(options)
-        self.banned = (tokenizer.pad_id, *(_token_id(token, tokenizer) for token in self.options.banned))
-        self.min_tokens = task.min_response_tokens
+        self.suppress_tokens = (
+            tokenizer.pad_id,
+            *(_token_id(token, tokenizer) for token in self.options.suppress_tokens),
+        )
+        self.min_new_tokens = task.min_response_tokens
         self.eos_id = tokenizer.eos_id
         self.base: Mask = np.ones(tokenizer.vocab_size, dtype=np.bool_)
-        self.base[list(self.banned)] = False
+        self.base[list(self.suppress_tokens)] = False
         if not self.base.any():
             raise TaskError(
-                f"the mask of task {task.name!r} allows nothing: all {tokenizer.vocab_size} tokens are banned"
+                f"the mask of task {task.name!r} allows nothing: all {tokenizer.vocab_size} tokens are suppressed"
             )
         self._early = self.base.copy()
         self._early[self.eos_id] = False
-        if self.min_tokens and not self._early.any():
+        if self.min_new_tokens and not self._early.any():
             raise TaskError(
-                f"the mask of task {task.name!r} allows nothing at first: every token but EOS is banned, and EOS is not "
-                f"allowed before {self.min_tokens} tokens"
+                f"the mask of task {task.name!r} allows nothing at first: every token but EOS is suppressed, and EOS is not "
+                f"allowed before {self.min_new_tokens} tokens"
             )
         self.grammar = None
         if self.options.pattern is not None or self.options.words:
@@ -149,7 +152,7 @@ class Masks:
 
     @property
     def fixed(self) -> bool:
-        """Whether ``banned`` and the minimum length say all there is to the mask."""
+        """Whether ``suppress_tokens`` and the minimum length say all there is to the mask."""
         return self.grammar is None and self.top_k is None and not self.options.strict
 
     def begin(self, slots: Slots | int) -> None:
@@ -175,12 +178,12 @@ class Masks:
         """bool ``[N, V]``, True where a token may be written now; a slot without a running episode has the unrestricted row."""
         written = episodes.length - episodes.prompt_length
         masks: Mask = np.repeat(self.base[None], len(written), axis=0)
-        if self.min_tokens:
-            masks[episodes.running & (written < self.min_tokens)] = self._early
+        if self.min_new_tokens:
+            masks[episodes.running & (written < self.min_new_tokens)] = self._early
         live = np.flatnonzero(episodes.running)
         if self.grammar is not None and len(live):
             masks[live] &= self.grammar.allowed(self._states[live], written[live])
-            # No way back to a match: EOS, however short the response is; where EOS is banned, the grammar binds no longer.
+            # No way back to a match: EOS, however short the response is; where EOS is suppressed, the grammar binds no longer.
             masks[live[self.grammar.lost(self._states[live])]] = self._lost
         if self.top_k is not None and len(live):
             masks[live] = self.top_k.restrict(episodes, live, masks[live])
@@ -228,8 +231,10 @@ def _token_id(token: int | str, tokenizer: Tokenizer) -> int:
     if isinstance(token, str):
         ids = tokenizer.encode(token)
         if len(ids) != 1:
-            raise ConfigError(f"a banned text must be one token; {token!r} is {len(ids)} in {tokenizer.name!r}: {ids}")
+            raise ConfigError(
+                f"a suppressed text must be one token; {token!r} is {len(ids)} in {tokenizer.name!r}: {ids}"
+            )
         return ids[0]
     if isinstance(token, bool) or not 0 <= token < tokenizer.vocab_size:
-        raise ConfigError(f"banned token {token!r} is not an id; expected 0..{tokenizer.vocab_size - 1}")
+        raise ConfigError(f"suppressed token {token!r} is not an id; expected 0..{tokenizer.vocab_size - 1}")
     return int(token)

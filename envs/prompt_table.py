@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
-from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.tasks.samples import Prompt
 
 Ids = NDArray[np.int64]
 

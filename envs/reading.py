@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlhf_gym.decoding import CachedDecoder
 from rlhf_gym.errors import TaskError
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.lm.decoding import CachedDecoder
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rlhf_gym.envs.episodes import Episodes

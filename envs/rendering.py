@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.plain_text import visible
-from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.text import visible
 
 if TYPE_CHECKING:
     from rlhf_gym.envs.episodes import Episodes
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.language_model import LanguageModel
 
 Frame = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -83,7 +83,7 @@ class Painter:
     def _probabilities(self, ids: list[int], start: int) -> list[float | None]:
         import torch
 
-        from rlhf_gym.language_model import LanguageModel
+        from rlhf_gym.lm.language_model import LanguageModel
 
         if isinstance(self.model, str):
             self.model = LanguageModel.load(self.model)

@@ -53,9 +53,9 @@ class TokenVecEnv(VectorVecEnv):
         return self.env.episodes.task.min_response_tokens
 
     @property
-    def banned(self) -> tuple[int, ...]:
+    def suppress_tokens(self) -> tuple[int, ...]:
         """Ids that may never be written."""
-        return self.env.episodes.banned
+        return self.env.episodes.suppress_tokens
 
     @property
     def eos_id(self) -> int:
@@ -89,7 +89,7 @@ class TokenVecEnv(VectorVecEnv):
 
     @property
     def fixed_masks(self) -> bool:
-        """Whether ``banned`` and ``min_response_tokens`` say all there is to the action masks."""
+        """Whether ``suppress_tokens`` and ``min_response_tokens`` say all there is to the action masks."""
         return self.env.episodes.masks.fixed
 
     def begin_episodes(self, slots: Sequence[int]) -> list[Ids]:
@@ -121,7 +121,8 @@ class TokenVecEnv(VectorVecEnv):
         """The same in two steps: write whole responses now, and score them when what is returned is called.
 
         The slots' next episodes may begin before that, and it may be called in another thread: see
-        :mod:`rlhf_gym.rewards.beside`. Rewards that learn while they score want batches in the order they were written in.
+        :mod:`rlhf_gym.rewards.service.overlap`. Rewards that learn while they score want batches
+        in the order they were written in.
         """
         episodes = self.env.episodes
         for slot, response in zip(slots, responses, strict=True):

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -13,11 +13,11 @@ from rlhf_gym.envs import rendering
 from rlhf_gym.envs.episodes import Episodes, Ids, Mask
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.prompt_draws import slot_generator
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
-from rlhf_gym.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.language_model import LanguageModel
 
 
 class TokenEnv(gym.Env[Any, Any]):
@@ -30,8 +30,8 @@ class TokenEnv(gym.Env[Any, Any]):
 
     Args:
         task: a :class:`~rlhf_gym.tasks.Task` or the name of one.
-        tokenizer: a :class:`~rlhf_gym.tokenizer.Tokenizer` or a model's name; None takes the task's own, or else the embedded
-            model's.
+        tokenizer: a :class:`~rlhf_gym.lm.tokenizer.Tokenizer` or a model's name; None takes the task's own, or else
+            the embedded model's.
         reward: replaces the task's reward.
         task_options: options of a task given by name, e.g. ``{"max_response_tokens": 24}``.
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.

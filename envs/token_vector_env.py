@@ -18,11 +18,11 @@ from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.prompt_draws import PromptDraws
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.vector_resets import reset_mask
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
-from rlhf_gym.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.language_model import LanguageModel
 
 Floats = NDArray[np.float64]
 

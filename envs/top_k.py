@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.reading import Reader
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rlhf_gym.envs.episodes import Episodes

@@ -14,10 +14,10 @@ from rlhf_gym.envs.prompt_table import column_names, columns_of
 from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, turn_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.plain_text import visible
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks import Task, load_task
-from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.text import visible
 
 CHARACTERS_A_TOKEN = 16
 """How many characters a token may take before a text is refused as too long; words of English text take 4 to 5."""

@@ -20,9 +20,9 @@ from rlhf_gym.envs.token_vector_env import as_autoreset_mode
 from rlhf_gym.envs.turn_env import as_text_action, built, characters, needed_reward, read_ids
 from rlhf_gym.envs.vector_resets import reset_mask
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.tasks import Task
-from rlhf_gym.tokenizer import Tokenizer
 
 
 class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):

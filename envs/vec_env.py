@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from rlhf_gym.envs.wrapping import find_attribute
+from rlhf_gym.envs.wrappers.base import find_attribute
 
 
 class VectorVecEnv(VecEnv):

@@ -4,8 +4,15 @@ Importing the package registers its environments with Gymnasium (``gym.make("rlh
 heavy.
 """
 
-from rlhf_gym.envs.registration import register_all
-from rlhf_gym.version import __version__
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+if not (_HERE / "envs").exists():
+    # A checkout or an editable install: `envs/` and `agents/` stand beside this folder, and install inside it.
+    __path__.append(str(_HERE.parent))
+
+from rlhf_gym.envs.registration import register_all  # noqa: E402
+from rlhf_gym.version import __version__  # noqa: E402
 
 register_all()
 

@@ -23,7 +23,7 @@ def _the_same_raters(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = random.Random(0)
     secret = SimpleNamespace(token_hex=secrets.token_hex, token_urlsafe=secrets.token_urlsafe)
     secret.choice, secret.randbelow = drawn.choice, drawn.randrange
-    monkeypatch.setattr("rlhf_gym.feedback.people.secrets", secret)
+    monkeypatch.setattr("rlhf_gym.study.people.secrets", secret)
 
 
 @pytest.fixture(scope="session")

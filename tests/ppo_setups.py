@@ -11,7 +11,7 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import PPO
-from rlhf_gym.agents.rollout import Rollout
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.envs import TokenVecEnv, make_sb3_env
 
 NUM_ENVS = 16

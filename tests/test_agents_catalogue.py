@@ -11,12 +11,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import tiny_language_model
 
 from rlhf_gym.agents import PPO, LMPolicy
-from rlhf_gym.agents.collect import SteppingCollector, collect_by_decoding
-from rlhf_gym.agents.token_envs import limits_of
+from rlhf_gym.agents.common.collect import SteppingCollector, collect_by_decoding
+from rlhf_gym.agents.common.token_envs import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.envs.registration import ENVIRONMENTS
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sampling import Sampling
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Sampling
 
 NUM_ENVS, ROUNDS = 6, 2
 SAID = ("prompt", "response", "ended", "response_length", "reward_terms")

@@ -13,17 +13,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
-from rlhf_gym.agents.collect import SteppingCollector, collect_by_decoding
-from rlhf_gym.agents.log_probs import token_log_probs
-from rlhf_gym.agents.policy import LMPolicy, ValueNetwork
-from rlhf_gym.agents.rollout import Episode, Rollout, unpack_masks
-from rlhf_gym.agents.steps import StepCounter
-from rlhf_gym.agents.token_envs import limits_of
+from rlhf_gym.agents.common.collect import SteppingCollector, collect_by_decoding
+from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
+from rlhf_gym.agents.common.rollout import Episode, Rollout, unpack_masks
+from rlhf_gym.agents.common.steps import StepCounter
+from rlhf_gym.agents.common.token_envs import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TrainingError
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sampling import Limits, Sampling
-from rlhf_gym.sequences import pack_sequences, response_hidden, response_positions
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.response_log_probs import token_log_probs
+from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.sequences import pack_sequences, response_hidden, response_positions
 
 LIMIT = 12
 

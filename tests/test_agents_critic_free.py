@@ -25,9 +25,9 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import A2C, GRPO, GSPO, PPO, REINFORCE, RLOO, ReinforcePlusPlus
-from rlhf_gym.agents.advantages import group_relative, leave_one_out, returns_to_go
-from rlhf_gym.agents.losses import sequence_clipped_policy_loss
-from rlhf_gym.agents.scores import overlong_penalty
+from rlhf_gym.agents.common.advantages import group_relative, leave_one_out, returns_to_go
+from rlhf_gym.agents.common.losses import sequence_clipped_policy_loss
+from rlhf_gym.agents.common.scores import overlong_penalty
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError, TrainingError
 
@@ -164,9 +164,9 @@ def test_broken_groups_are_noticed() -> None:
         (REINFORCE, {"clip_range_high": 0.3}, "without a clip_range cannot have clip_range_high"),
         (REINFORCE, {"baseline": "mean"}, "baseline must be one of"),
         (REINFORCE, {"baseline_decay": 1.5}, r"baseline_decay must be a number in \[0, 1\]"),
-        (GRPO, {"max_refills": 2}, r"max_refills \(2\) replaces the groups that drop_equal_groups=True leaves out"),
-        (GRPO, {"max_refills": 2, "drop_equal_groups": True, "kl_in": "reward"}, "hardly any two are equal"),
-        (GRPO, {"max_refills": -1, "drop_equal_groups": True}, "max_refills must be a whole number of at least 0"),
+        (GRPO, {"max_resamples": 2}, r"max_resamples \(2\) replaces the groups that dynamic_sampling=True leaves out"),
+        (GRPO, {"max_resamples": 2, "dynamic_sampling": True, "kl_in": "reward"}, "hardly any two are equal"),
+        (GRPO, {"max_resamples": -1, "dynamic_sampling": True}, "max_resamples must be a whole number of at least 0"),
         (A2C, {"clip_range": 0.1}, "A2C has no clip_range; leave it out"),
         (PPO, {"clip_range": None}, "clip_range must be"),
     ],
@@ -215,7 +215,7 @@ def test_rloo_is_the_gradient_of_the_whole_responses() -> None:
 
 
 def test_grpo_compares_siblings_and_drops_groups_that_are_equal() -> None:
-    agent, rollout = prepared(GRPO, group_size=2, drop_equal_groups=True)
+    agent, rollout = prepared(GRPO, group_size=2, dynamic_sampling=True)
     scores = [e.score for e in rollout.episodes]
     equal = [scores[i // 2 * 2] == scores[i // 2 * 2 + 1] for i in range(NUM_ENVS)]
     assert any(equal)
@@ -237,8 +237,8 @@ def equal_groups(rollout: Any, size: int) -> list[bool]:
 
 
 def test_a_rollout_is_refilled_until_enough_groups_differ() -> None:
-    options: dict[str, Any] = {"group_size": 2, "drop_equal_groups": True, "kl_coef": 0.05}
-    agent, rollout = prepared(GRPO, max_refills=5, **options)
+    options: dict[str, Any] = {"group_size": 2, "dynamic_sampling": True, "kl_coef": 0.05}
+    agent, rollout = prepared(GRPO, max_resamples=5, **options)
     plain, once = prepared(GRPO, **options)
     parts = len(rollout.episodes) // NUM_ENVS
     assert 1 < parts <= 6
@@ -259,7 +259,7 @@ def test_a_rollout_is_refilled_until_enough_groups_differ() -> None:
 
 def test_refilling_gives_up() -> None:
     agent = small_agent(
-        GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, drop_equal_groups=True, max_refills=2
+        GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, dynamic_sampling=True, max_resamples=2
     )
     rows = learn(agent, 1)
     assert rows[0]["groups/refills"] == 2
@@ -276,7 +276,7 @@ def test_a_checkpoint_from_within_a_refill_goes_back_to_the_rollouts_start(tmp_p
             self.states = [*getattr(self, "states", []), self.model.state()["episode_count"]]  # type: ignore[attr-defined]
             return True
 
-    options: dict[str, Any] = {"group_size": 2, "drop_equal_groups": True, "max_refills": 3}
+    options: dict[str, Any] = {"group_size": 2, "dynamic_sampling": True, "max_resamples": 3}
     agent, callback = small_agent(GRPO, **options), Saves()
     agent.learn(1, callback=callback)
     assert set(callback.states) == {0}
@@ -287,7 +287,7 @@ def test_a_checkpoint_from_within_a_refill_goes_back_to_the_rollouts_start(tmp_p
 
 
 def test_an_iteration_without_any_difference_changes_nothing() -> None:
-    agent = small_agent(GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, drop_equal_groups=True)
+    agent = small_agent(GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, dynamic_sampling=True)
     before = weights(agent)
     rows = learn(agent, 50)
     assert_same_weights(weights(agent), before)

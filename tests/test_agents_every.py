@@ -24,7 +24,7 @@ from tiny_models import tiny_language_model
 
 from rlhf_gym import agents
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
 
 NAMES = (
     "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GRPO", "GSPO", "OnlineDPO", "RAFT",

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from rlhf_gym.agents.advantages import gae, whiten
-from rlhf_gym.agents.kl import AdaptiveKL, Estimator, FixedKL, kl_estimate
-from rlhf_gym.agents.losses import clipped_policy_loss, clipped_value_loss, token_weights
+from rlhf_gym.agents.common.advantages import gae, whiten
+from rlhf_gym.agents.common.kl import AdaptiveKL, Estimator, FixedKL, kl_estimate
+from rlhf_gym.agents.common.losses import clipped_policy_loss, clipped_value_loss, token_weights
 
 
 def test_gae_at_eos_and_at_the_length_limit_by_hand() -> None:

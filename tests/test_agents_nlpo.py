@@ -27,7 +27,7 @@ from tiny_models import LetterTokenizer
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import NLPO, TRPO
-from rlhf_gym.agents.rollout import Rollout, unpack_masks
+from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError
 

@@ -23,9 +23,9 @@ from ppo_setups import (
 from tiny_models import tiny_language_model
 
 from rlhf_gym.agents import PPO
-from rlhf_gym.agents.kl import kl_estimate
-from rlhf_gym.agents.rollout import Episode, Rollout
-from rlhf_gym.agents.scores import shape_scores
+from rlhf_gym.agents.common.kl import kl_estimate
+from rlhf_gym.agents.common.rollout import Episode, Rollout
+from rlhf_gym.agents.common.scores import shape_scores
 from rlhf_gym.errors import ConfigError, TrainingError
 
 
@@ -48,7 +48,7 @@ def test_the_first_ratio_is_1_and_the_first_divergences_are_0(kind: Any, options
 
 
 def test_the_score_comes_on_the_last_token_and_the_kl_on_every_one() -> None:
-    model = small_ppo(kl_coef=0.5, whiten_advantages=False, gae_lambda=1.0, task={"limit": 5}, scale=4.0)
+    model = small_ppo(kl_coef=0.5, normalize_advantage=False, gae_lambda=1.0, task={"limit": 5}, scale=4.0)
     move_reference(model)
     rollout = collected(model)
     kl = rollout.log_probs - rollout.reference_log_probs
@@ -69,8 +69,8 @@ def test_advantages_are_whitened_over_all_tokens_of_the_rollout() -> None:
 
 
 def test_rewards_are_whitened_without_moving_their_mean() -> None:
-    plain = collected(small_ppo(whiten_advantages=False, gae_lambda=1.0, kl_coef=0.0))
-    white = collected(small_ppo(whiten_advantages=False, gae_lambda=1.0, kl_coef=0.0, whiten_rewards=True))
+    plain = collected(small_ppo(normalize_advantage=False, gae_lambda=1.0, kl_coef=0.0))
+    white = collected(small_ppo(normalize_advantage=False, gae_lambda=1.0, kl_coef=0.0, whiten_rewards=True))
     rewards = plain.rewards[plain.mask]
     scaled = (rewards - rewards.mean()) / rewards.std() + rewards.mean()
     first = white.returns[:, 0].sum()  # with lambda 1, the first return is the sum of the row

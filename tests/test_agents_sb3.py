@@ -29,7 +29,7 @@ from toy_tasks import letter_task
 from rlhf_gym.agents import PPO, LMPolicy
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
-from rlhf_gym.sampling import Limits, Sampling
+from rlhf_gym.lm.sampling import Limits, Sampling
 
 TOKENIZER = LetterTokenizer()
 

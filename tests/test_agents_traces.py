@@ -14,11 +14,11 @@ from ppo_setups import move_reference, small_agent, small_ppo
 from rich.console import Console
 
 from rlhf_gym.agents import GRPO, PPO, REINFORCE, TRPO, Completions
-from rlhf_gym.agents.completions import as_table
-from rlhf_gym.agents.traces import END, Trace, as_columns, token_texts, traces
+from rlhf_gym.agents.common.completions import as_table
+from rlhf_gym.agents.common.traces import END, Trace, as_columns, token_texts, traces
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.loop.report.heat_maps import looks, write_heat_maps
-from rlhf_gym.tokenizer import load_tokenizer
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e[bold]x"
 

@@ -16,9 +16,9 @@ from trl.trainer import grpo_trainer, rloo_trainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from rlhf_gym.agents.advantages import group_relative, leave_one_out
-from rlhf_gym.agents.kl import kl_estimate
-from rlhf_gym.agents.losses import clipped_policy_loss, sequence_clipped_policy_loss, token_weights
+from rlhf_gym.agents.common.advantages import group_relative, leave_one_out
+from rlhf_gym.agents.common.kl import kl_estimate
+from rlhf_gym.agents.common.losses import clipped_policy_loss, sequence_clipped_policy_loss, token_weights
 from rlhf_gym.agents.online_dpo import preference_loss
 
 LENGTHS = torch.tensor([5, 3, 1, 4])

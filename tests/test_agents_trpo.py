@@ -24,7 +24,7 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import TRPO
-from rlhf_gym.agents.rollout import Rollout, unpack_masks
+from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
 from rlhf_gym.agents.trpo import assign, conjugate_gradient, divergences, flatten
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError

@@ -16,7 +16,7 @@ from tiny_run import figures, save_tiny_model, tiny_settings
 
 from rlhf_gym.agents import GRPO, PPO, TRPO
 from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from rlhf_gym.cli.main import main
-from rlhf_gym.rewards.remote import RemoteReward
+from rlhf_gym.rewards.service.remote import RemoteReward
 from rlhf_gym.rewards.spec import BUILT_IN, TOKEN_VARIABLE, load_reward
 
 REWARD = "def shortness(prompts, responses):\n    return [-len(r) for r in responses]\n"

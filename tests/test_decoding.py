@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import family, tiny_language_model
 
-from rlhf_gym.decoding import CachedDecoder, cut_at_stop, generate
 from rlhf_gym.errors import ModelError
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sampling import Limits, Sampling
-from rlhf_gym.sequences import chosen_log_probs, pack_sequences, response_hidden, token_log_probs
-from rlhf_gym.slot_cache import SPARE, SlotCache
+from rlhf_gym.lm.cache import SPARE, SlotCache
+from rlhf_gym.lm.decoding import CachedDecoder, cut_at_stop, generate
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.sequences import chosen_log_probs, pack_sequences, response_hidden, token_log_probs
 
 KINDS = ("gpt2", "llama")
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10, 11], [3, 3]]
-LIMITS = Limits(eos_id=0, banned=(1,), max_tokens=20)
+LIMITS = Limits(eos_id=0, suppress_tokens=(1,), max_new_tokens=20)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -138,8 +138,8 @@ def test_some_responses_end_in_mid_batch(model: LanguageModel) -> None:
         assert (g.ids[-1] == 0) == g.ended
         assert 0 not in g.ids[:-1]
         assert 1 not in g.ids
-        assert len(g.ids) == len(g.log_probs) <= LIMITS.max_tokens
-        assert g.ended or len(g.ids) == LIMITS.max_tokens
+        assert len(g.ids) == len(g.log_probs) <= LIMITS.max_new_tokens
+        assert g.ended or len(g.ids) == LIMITS.max_new_tokens
 
 
 def test_batch_size_and_company_do_not_change_what_is_drawn(model: LanguageModel) -> None:
@@ -194,7 +194,7 @@ def test_diverged_weights_are_named_as_the_cause() -> None:
 
 
 def test_minimum_length_holds_back_eos(model: LanguageModel) -> None:
-    limits = Limits(eos_id=0, banned=(1,), min_tokens=7, max_tokens=20)
+    limits = Limits(eos_id=0, suppress_tokens=(1,), min_new_tokens=7, max_new_tokens=20)
     generations = generate(model, PROMPTS * 4, limits, seed=1)
     assert min(len(g.ids) for g in generations) >= 8
     logs = token_log_probs(model, PROMPTS * 4, [g.ids for g in generations], Sampling(), limits)

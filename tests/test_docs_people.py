@@ -14,9 +14,9 @@ from rlhf_gym.cli.commands import resolve
 from rlhf_gym.cli.main import main
 from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.feedback.files import export_feedback
-from rlhf_gym.feedback.formats import FORMATS
-from rlhf_gym.feedback.gold import expected, is_practice, known_queries
+from rlhf_gym.feedback.exchange.files import export_feedback
+from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.study.checks import expected, is_practice, known_queries
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "people.md").read_text(encoding="utf-8")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.rewards.beside import is_slow
+from rlhf_gym.rewards.service.overlap import is_slow
 
 PAGE = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
 

@@ -19,12 +19,12 @@ import rlhf_gym  # noqa: F401
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.envs import ConversationEnv, TurnEnv
 from rlhf_gym.errors import ConfigError, ModelError, TaskError
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sample import Prompt
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.tokenizer import HubTokenizer, load_tokenizer
 from rlhf_gym.tasks import Task, chat
 from rlhf_gym.tasks.chat import render_messages
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.users import ModelUser, ScriptedUser, as_user
-from rlhf_gym.tokenizer import HubTokenizer, load_tokenizer
 
 EOS, PAD, A, B = 0, 1, 2, 3
 CONTINUE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -187,7 +187,7 @@ def test_random_lines_are_said_once_each() -> None:
 
 def test_a_language_model_as_the_user() -> None:
     model = LanguageModel.load("embedded")
-    user = ModelUser(model, max_tokens=6, template="continuation", persona="a film lover speaks.\n")
+    user = ModelUser(model, max_new_tokens=6, template="continuation", persona="a film lover speaks.\n")
     env = ConversationEnv("sentiment", user=user, max_turns=2, template="continuation")
 
     def reply(seed: int) -> str:
@@ -204,7 +204,7 @@ def test_a_language_model_as_the_user() -> None:
 def test_a_model_user_sees_the_end_of_what_it_cannot_see_whole() -> None:
     model = tiny_language_model(context=16)
     model.tokenizer.encode_prompt = lambda text: [A] * 40  # type: ignore[method-assign]
-    said = ModelUser(model, max_tokens=4)([{"role": "assistant", "content": "x"}], np.random.default_rng(0))
+    said = ModelUser(model, max_new_tokens=4)([{"role": "assistant", "content": "x"}], np.random.default_rng(0))
     assert said is None or len(said) <= 4
 
 
@@ -245,7 +245,7 @@ def test_users_by_function_list_mapping_and_name() -> None:
     assert as_user("test_env_conversation:replies")(said, rng) == "xxx"
     assert as_user(["first"])(said, rng) == "first"
     assert as_user({"lines": ["first"]})(said, rng) == "first"
-    assert isinstance(as_user({"model": "embedded", "max_tokens": 3}), ModelUser)
+    assert isinstance(as_user({"model": "embedded", "max_new_tokens": 3}), ModelUser)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_users_by_function_list_mapping_and_name() -> None:
         ({"lines": ["a"], "size": 3}, "size"),
         ({"lines": ["a"], "order": "best"}, "'given' or 'random', got 'best'"),
         ({"model": "embedded", "template": "chat"}, "template must be one of continuation, transcript"),
-        ({"model": "embedded", "max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"model": "embedded", "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ],
 )
 def test_what_is_no_user_is_refused(user: Any, message: str) -> None:
@@ -301,7 +301,7 @@ def test_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_transcripts_are_those_of_the_feedback_formats() -> None:
-    from rlhf_gym.feedback.transcripts import transcript
+    from rlhf_gym.feedback.exchange.transcripts import transcript
 
     messages = [
         {"role": "system", "content": "s"},

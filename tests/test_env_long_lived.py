@@ -26,8 +26,8 @@ from toy_tasks import letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, make_sb3_env
 from rlhf_gym.errors import ConfigError, RewardError, TaskError
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 
 EOS, PAD, A, B = range(4)
 MODES = ("next_step", "same_step", "disabled")
@@ -239,7 +239,7 @@ def test_unfit_tokenizers_are_refused(wrong: dict[str, Any], message: str) -> No
         ({"task": "no such task"}, TaskError, "there is no task 'no such task'"),
         ({"task_options": {"limit": 3}}, TaskError, "task_options .* are for a task given by name"),
         ({"task": Task("silent", [Prompt("a")])}, TaskError, "'silent' has no reward of its own"),
-        ({"mask": {"banned": [PAD], "word": ["a"]}}, ConfigError, "no option 'word'"),
+        ({"mask": {"suppress_tokens": [PAD], "word": ["a"]}}, ConfigError, "no option 'word'"),
     ],
 )
 def test_unfit_tasks_are_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:

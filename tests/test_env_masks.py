@@ -26,9 +26,9 @@ from rlhf_gym.envs.grammar import words_pattern
 from rlhf_gym.envs.masks import TokenMask, refuse_empty
 from rlhf_gym.envs.token_bytes import drops_first_space, token_bytes
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.sample import Prompt
+from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
 from rlhf_gym.tasks import Task
-from rlhf_gym.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
+from rlhf_gym.tasks.samples import Prompt
 
 EOS, PAD, A, B, C = range(5)
 
@@ -57,7 +57,7 @@ def walk(env: TokenVectorEnv, steps: int, seed: int = 0) -> list[tuple[str, int]
 
 
 def test_banned_tokens_by_id_and_by_text() -> None:
-    env = single({"banned": [B, "c"]})
+    env = single({"suppress_tokens": [B, "c"]})
     assert np.flatnonzero(~env.action_masks()).tolist() == [PAD, B, C]
 
 
@@ -89,7 +89,7 @@ def test_a_match_may_end_at_the_limit_without_eos() -> None:
 
 
 def test_banned_tokens_are_out_of_the_grammar_too() -> None:
-    env = single({"pattern": "[ab]c|bb", "banned": ["c"]})
+    env = single({"pattern": "[ab]c|bb", "suppress_tokens": ["c"]})
     assert allowed(env) == [B]
 
 
@@ -111,17 +111,17 @@ PATTERNS = ("^a*$", "(ab|c)+", "[a-c]{2,4}", "a?b?c?", "(a|bb|ccc)*", "b(a(c|b))
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(PATTERNS), st.integers(1, 5), st.integers(0, 4), st.sets(st.sampled_from([EOS, B])))
 def test_masks_allow_what_can_be_completed_and_nothing_else(
-    pattern: str, limit: int, minimum: int, banned: set[int]
+    pattern: str, limit: int, minimum: int, suppress_tokens: set[int]
 ) -> None:
     """Against all texts there are: over three letters, up to the limit."""
     minimum = min(minimum, limit)
-    letters = "ac" if B in banned else "abc"
+    letters = "ac" if B in suppress_tokens else "abc"
     texts = ["".join(t) for n in range(limit + 1) for t in itertools.product(letters, repeat=n)]
-    shortest = limit if EOS in banned else minimum
+    shortest = limit if EOS in suppress_tokens else minimum
     whole = {t for t in texts if len(t) >= shortest and re.fullmatch(pattern, t)}
     prefixes = {t[:n] for t in whole for n in range(len(t) + 1)}
     task = replace(letter_task(limit=limit, minimum=minimum), prompts=[Prompt("abc")])
-    mask = {"pattern": pattern, "banned": sorted(banned)}
+    mask = {"pattern": pattern, "suppress_tokens": sorted(suppress_tokens)}
     if not whole:
         with pytest.raises(TaskError, match=r"can match|allows nothing"):
             TokenEnv(task, LetterTokenizer(5), mask=mask)
@@ -134,7 +134,7 @@ def test_masks_allow_what_can_be_completed_and_nothing_else(
         for letter in text:
             env.step("abc".index(letter) + A)
         expected = [A + i for i, letter in enumerate("abc") if text + letter in prefixes]
-        may_end = text in whole and len(text) >= minimum and EOS not in banned
+        may_end = text in whole and len(text) >= minimum and EOS not in suppress_tokens
         assert allowed(env) == [EOS] * may_end + expected
 
 
@@ -225,7 +225,7 @@ def test_a_response_that_is_lost_may_end_before_its_minimum_length() -> None:
     env = single({"pattern": "aaa", "in_info": True}, minimum=3)
     *_, info = env.step(B)
     assert np.flatnonzero(info["action_mask"]).tolist() == allowed(env) == [EOS]
-    free = single({"pattern": "a{6}", "banned": [EOS]})
+    free = single({"pattern": "a{6}", "suppress_tokens": [EOS]})
     free.step(B)
     assert np.flatnonzero(~free.action_masks()).tolist() == [EOS, PAD]
 
@@ -326,7 +326,7 @@ def test_pickles_and_copies_keep_the_grammars_state() -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_top_k_is_the_models_own(kind: Any) -> None:
     model = tiny_language_model(kind, scale=3.0)
-    mask = TokenMask(banned=["z"], top_k=3, model=model)
+    mask = TokenMask(suppress_tokens=["z"], top_k=3, model=model)
     env = TokenVectorEnv(3, letter_task(limit=5), LetterTokenizer(), mask=mask, autoreset_mode="same_step")
     env.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -362,10 +362,10 @@ def test_top_k_of_slots_that_wait() -> None:
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        ({"banned": list(range(28))}, TaskError, "allows nothing: all 28 tokens are banned"),
-        ({"banned": [99]}, ConfigError, r"banned token 99 is not an id; expected 0\.\.27"),
-        ({"banned": ["ab"]}, ConfigError, "'ab' is 2 in 'letters'"),
-        ({"banned": "ab"}, ConfigError, "are lists"),
+        ({"suppress_tokens": list(range(28))}, TaskError, "allows nothing: all 28 tokens are suppressed"),
+        ({"suppress_tokens": [99]}, ConfigError, r"suppressed token 99 is not an id; expected 0\.\.27"),
+        ({"suppress_tokens": ["ab"]}, ConfigError, "'ab' is 2 in 'letters'"),
+        ({"suppress_tokens": "ab"}, ConfigError, "are lists"),
         ({"pattern": "a", "words": ["b"]}, ConfigError, "a pattern or words, not both"),
         ({"pattern": "(a"}, TaskError, "cannot make a token mask of the pattern '\\(a'"),
         (
@@ -376,7 +376,7 @@ def test_top_k_of_slots_that_wait() -> None:
         ({"words": [""]}, ConfigError, "at least one character"),
         ({"top_k": 3}, ConfigError, "top_k and model go together"),
         ({"top_k": -1, "model": "embedded"}, ConfigError, "0 .off. or more, got -1"),
-        ({"patern": "a"}, ConfigError, "no option 'patern'; expected some of banned, pattern"),
+        ({"patern": "a"}, ConfigError, "no option 'patern'; expected some of suppress_tokens, pattern"),
         ("a", ConfigError, "got str"),
     ],
 )
@@ -386,8 +386,8 @@ def test_bad_masks_are_refused(mask: Any, error: type[Exception], message: str) 
 
 
 def test_a_minimum_length_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(TaskError, match="every token but EOS is banned, and EOS is not allowed before 2 tokens"):
-        TokenEnv(letter_task(minimum=2), LetterTokenizer(), mask={"banned": list(range(1, 28))})
+    with pytest.raises(TaskError, match="every token but EOS is suppressed, and EOS is not allowed before 2 tokens"):
+        TokenEnv(letter_task(minimum=2), LetterTokenizer(), mask={"suppress_tokens": list(range(1, 28))})
 
 
 def test_a_pattern_of_letters_that_no_token_has_is_refused() -> None:
@@ -415,7 +415,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_specs_with_masks_survive_json() -> None:
-    env = gym.make("rlhf_gym/Copy-v0", mask={"pattern": "[a-d]{2}", "banned": ["b"]})
+    env = gym.make("rlhf_gym/Copy-v0", mask={"pattern": "[a-d]{2}", "suppress_tokens": ["b"]})
     assert env.spec is not None
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     for e in (env, again):

@@ -17,10 +17,10 @@ import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import ConversationEnv, TokenEnv, TokenVectorEnv, TurnEnv
 from rlhf_gym.envs.rendering import HEIGHT, WIDTH, Painter, Piece, _wrap, scale_colour, split_pieces
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
+from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.symbols import SymbolTokenizer
-from rlhf_gym.tokenizer import load_tokenizer
 
 EOS, PAD, A, B = range(4)
 

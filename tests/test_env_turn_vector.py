@@ -15,8 +15,8 @@ from toy_tasks import count_a, letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import TurnEnv, TurnVectorEnv
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 
 EOS, PAD, A, B = 0, 1, 2, 3
 N = 3

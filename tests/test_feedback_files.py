@@ -18,9 +18,10 @@ from test_feedback_formats import everything, pair
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError
-from rlhf_gym.feedback import FeedbackStore, Judgement, Query, json_files
-from rlhf_gym.feedback.files import add_imported, export_feedback, import_feedback
-from rlhf_gym.feedback.formats import FORMATS, Imported, from_records, to_records
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback.exchange import json_files
+from rlhf_gym.feedback.exchange.files import add_imported, export_feedback, import_feedback
+from rlhf_gym.feedback.exchange.formats import FORMATS, Imported, from_records, to_records
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 HOSTILE = st.text(max_size=40) | st.sampled_from(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query, preferences_from
-from rlhf_gym.feedback.files import export_feedback, import_feedback
-from rlhf_gym.feedback.formats import Imported, from_records, to_records
+from rlhf_gym.feedback.exchange.files import export_feedback, import_feedback
+from rlhf_gym.feedback.exchange.formats import Imported, from_records, to_records
 
 NASTY = 'quote " newline \n tab \t separator \u2028 é 💡 lone \ud800'
 Answers = list[tuple[Query, Judgement]]

@@ -16,8 +16,8 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback import database as database_module
 from rlhf_gym.feedback.migrations import upgrade
-from rlhf_gym.feedback.people import People
 from rlhf_gym.feedback.schema import SCHEMA_VERSION
+from rlhf_gym.study.people import People
 
 # What version 1 wrote, as its own files have it.
 VERSION_1 = """

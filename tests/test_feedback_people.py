@@ -12,12 +12,13 @@ import pytest
 from web_study import pairs
 
 from rlhf_gym.errors import ConfigError, FeedbackError
-from rlhf_gym.feedback import FeedbackStore, Judgement, Query, assignments
-from rlhf_gym.feedback import people as people_module
-from rlhf_gym.feedback.assignments import Queue
-from rlhf_gym.feedback.gold import meets
-from rlhf_gym.feedback.leases import Answer, QueueSettings
-from rlhf_gym.feedback.people import People
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.study import people as people_module
+from rlhf_gym.study import queue as queue_module
+from rlhf_gym.study.checks import meets
+from rlhf_gym.study.leases import Answer, QueueSettings
+from rlhf_gym.study.people import People
+from rlhf_gym.study.queue import Queue
 
 A, B = Answer(choice=0, strength=2.0), Answer(choice=1, strength=1.0)
 
@@ -41,7 +42,7 @@ class Clock(datetime):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
-    monkeypatch.setattr(assignments, "datetime", Clock)
+    monkeypatch.setattr(queue_module, "datetime", Clock)
     monkeypatch.setattr(people_module, "datetime", Clock)
     Clock.ahead = timedelta(0)
     return Clock
@@ -253,7 +254,7 @@ def test_only_what_is_offered_is_handed_out(store: FeedbackStore) -> None:
 
 
 def test_queries_that_come_later_are_handed_out_too(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignments, "_REFRESH", 0.0)
+    monkeypatch.setattr(queue_module, "_REFRESH", 0.0)
     queue = Queue(store)
     assert len(queue.next("web/a", count=20)) == 6
     store.add_queries(pairs(9))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rlhf_gym.feedback import Judgement, Query
-from rlhf_gym.feedback.quality import Share, quality
-from rlhf_gym.feedback.reliability import (
+from rlhf_gym.study.quality import Share, quality
+from rlhf_gym.study.reliability import (
     Labels,
     agreement,
     agreement_over_time,

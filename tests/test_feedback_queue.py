@@ -23,9 +23,11 @@ from postgres_server import PostgresServer
 from sqlalchemy import select
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback import FeedbackStore, Judgement, Query, assignments, work
-from rlhf_gym.feedback.assignments import Queue
-from rlhf_gym.feedback.leases import Answer, Assignment, QueueSettings
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback import study_tables as tables
+from rlhf_gym.study import queue as queue_module
+from rlhf_gym.study.leases import Answer, Assignment, QueueSettings
+from rlhf_gym.study.queue import Queue
 
 RATERS = ("web/a", "web/b", "web/c")
 ANSWERS = (
@@ -60,7 +62,7 @@ class Handing(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        assignments.datetime = Clock  # type: ignore[misc]
+        queue_module.datetime = Clock  # type: ignore[misc]
         Clock.ahead = timedelta(0)
         self.store = FeedbackStore(self.folder / "f.sqlite")
         self.queries = {query.id: query for query in pairs(4)}
@@ -78,7 +80,7 @@ class Handing(RuleBasedStateMachine):
         try:
             self.finish()
         finally:
-            assignments.datetime = datetime  # type: ignore[misc]
+            queue_module.datetime = datetime  # type: ignore[misc]
             self.store.close()
             shutil.rmtree(self.folder)
 
@@ -93,7 +95,7 @@ class Handing(RuleBasedStateMachine):
 
     def slots(self) -> dict[str, tuple[int, bool]]:
         with self.store.database.reading() as connection:
-            table = work.slots.c
+            table = tables.slots.c
             return {
                 i: (taken, is_open)
                 for i, taken, is_open in connection.execute(select(table.query_id, table.taken, table.open))
@@ -167,9 +169,9 @@ class Handing(RuleBasedStateMachine):
     def counts_are_what_they_count(self) -> None:
         stored = {j.id: j for j in self.store.judgements(superseded=True)}
         taken: Counter[str] = Counter()
-        table = work.assignments.c
+        table = tables.assignments.c
         with self.store.database.reading() as connection:
-            rows = connection.execute(select(work.assignments).where(table.kind == "query")).mappings().all()
+            rows = connection.execute(select(tables.assignments).where(table.kind == "query")).mappings().all()
         for row in rows:
             judgement = stored[row["judgement_id"]] if row["judgement_id"] else None
             passed_on = judgement is not None and judgement.skipped and not judgement.details.get("flagged")
@@ -203,7 +205,7 @@ TestHandingTwice.settings = _BUDGET
 def test_a_clock_that_goes_back_does_not_keep_a_query_from_others(
     store_place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assignments, "datetime", Clock)
+    monkeypatch.setattr(queue_module, "datetime", Clock)
     Clock.ahead = timedelta(days=7)
     with FeedbackStore(store_place) as store:
         store.add_queries(pairs(1))
@@ -231,8 +233,8 @@ def test_whatever_stands_in_an_address_is_no_question(store_place: str) -> None:
 WORKER = """
 import sys
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.assignments import Queue
-from rlhf_gym.feedback.leases import Answer, QueueSettings
+from rlhf_gym.study.queue import Queue
+from rlhf_gym.study.leases import Answer, QueueSettings
 place, rater, overlap = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with FeedbackStore(place) as store:
     queue = Queue(store, QueueSettings(overlap=overlap))

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_gym.feedback import Judgement, Query, preferences_from
-from rlhf_gym.feedback.formats import FORMATS, Imported, from_records, to_records
-from rlhf_gym.feedback.transcripts import ASSISTANT, is_transcript
+from rlhf_gym.feedback.exchange.formats import FORMATS, Imported, from_records, to_records
+from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_transcript
 
 Answer = tuple[Query, Judgement]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from test_feedback_formats import everything, pair, ranking
 
-from rlhf_gym.feedback.formats import from_records, to_records
-from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.exchange.formats import from_records, to_records
+from rlhf_gym.feedback.queries import Judgement, Query
 
 # As Label Studio exports a project: two people on one task, one of whom gave it back.
 TASK: dict[str, Any] = {

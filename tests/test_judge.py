@@ -15,15 +15,15 @@ from chat_server import asked, chat_server, material
 
 from rlhf_gym.errors import ConfigError, FeedbackError, RewardError
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.query import check_judgement
+from rlhf_gym.feedback.queries import check_judgement
 from rlhf_gym.judge import Judge, JudgeRater, JudgeReward
-from rlhf_gym.judge.address import parse
 from rlhf_gym.judge.client import KEY_VARIABLE, ChatClient, JudgeError
 from rlhf_gym.judge.judge import read_score, read_side
 from rlhf_gym.judge.template import Template
 from rlhf_gym.raters import RaterError, ask
 from rlhf_gym.rewards import load_reward, score
 from rlhf_gym.rewards.on_error import on_error
+from rlhf_gym.rewards.service.address import parse
 
 
 def by_length(request: dict[str, Any]) -> str:

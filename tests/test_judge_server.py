@@ -19,9 +19,9 @@ import pytest
 from rlhf_gym.agents import REINFORCE
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.feedback import Query
-from rlhf_gym.feedback.query import check_judgement
+from rlhf_gym.feedback.queries import check_judgement
 from rlhf_gym.judge import JudgeRater, JudgeReward
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.rewards import score
 from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.tasks import load_task

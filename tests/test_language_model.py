@@ -15,7 +15,7 @@ from tiny_models import LetterTokenizer, family, tiny_language_model
 from transformers import BertConfig, BertLMHeadModel, DynamicCache, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 28, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -40,7 +40,7 @@ def test_the_help_stands_above_each_key() -> None:
     at = lines.index("  tokens_per_batch: 4096")
     assert lines[at - 1] == "  # padded tokens a forward pass; changes memory and speed only (at least 1)"
     at = lines.index("  kl_estimator: null")
-    assert lines[at - 1] == "  # estimator of the KL per token (see rlhf_gym.agents.kl) (k1 | k2 | k3)"
+    assert lines[at - 1] == "  # estimator of the KL per token (see rlhf_gym.agents.common.kl) (k1 | k2 | k3)"
     assert all(len(line) <= 110 for line in lines)
 
 

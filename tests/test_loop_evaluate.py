@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.loop.context import split
 from rlhf_gym.loop.evaluate import distinct_2, wilson_interval
 from rlhf_gym.loop.label import queries_of
 from rlhf_gym.loop.train import LearningRate, iteration_line
 from rlhf_gym.loop.train_reward import ProxyAndGold
-from rlhf_gym.loop.workbench import split
-from rlhf_gym.sample import Prompt, Sample
+from rlhf_gym.tasks.samples import Prompt, Sample
 
 
 @pytest.mark.parametrize(("successes", "n"), [(8, 10), (0, 20), (20, 20), (150, 200), (1.5, 3)])

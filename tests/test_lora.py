@@ -18,16 +18,16 @@ from test_agents_guarantees import agent_of
 from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
 from tiny_run import figures, save_tiny_model, tiny_settings
 
-import rlhf_gym.lora
+import rlhf_gym.lm.lora
 from rlhf_gym.agents import GRPO, PPO
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora, adapted, adapter_weights, load_adapter, save_adapter
+from rlhf_gym.lm.sequences import pack_sequences
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
-from rlhf_gym.lora import Lora, adapted, adapter_weights, load_adapter, save_adapter
-from rlhf_gym.sequences import pack_sequences
 
 KINDS: dict[str, Any] = {
     "gpt2": tiny_language_model, "llama": lambda **options: tiny_language_model("llama", **options), "t5": tiny_seq2seq
@@ -254,7 +254,7 @@ def test_the_adapter_is_pefts_own_and_a_merged_model_an_ordinary_one(kind: str, 
     theirs.model = peft.PeftModel.from_pretrained(copy.deepcopy(base.model), tmp_path / "adapter").base_model.model
     torch.testing.assert_close(logits(theirs), wanted, atol=1e-5, rtol=0)
     # And theirs is read here.
-    config = peft.LoraConfig(r=2, target_modules=[rlhf_gym.lora.target_layers(base)[0][0].rpartition(".")[2]])
+    config = peft.LoraConfig(r=2, target_modules=[rlhf_gym.lm.lora.target_layers(base)[0][0].rpartition(".")[2]])
     trained: Any = peft.get_peft_model(copy.deepcopy(base.model), config)
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
@@ -337,7 +337,7 @@ def test_an_adapter_needs_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_adapter(tiny_language_model(), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="no weight of 'tiny-gpt2' learns: it is frozen"):
         small_ppo(language_model=model.base)
-    monkeypatch.setattr(rlhf_gym.lora, "find_spec", lambda name: None)
+    monkeypatch.setattr(rlhf_gym.lm.lora, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"LoRA needs the library peft: pip install 'rlhf-gym\[lora\]'"):
         small_ppo(lora=LORA)
 

@@ -11,14 +11,14 @@ import pytest
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import Judgement, Query
-from rlhf_gym.feedback.agreement import (
+from rlhf_gym.raters import SimulatedRater
+from rlhf_gym.raters import choice_models as cm
+from rlhf_gym.study.agreement import (
     accuracy_from_agreement,
     agreement_from_accuracy,
     beta_for_accuracy,
     beta_for_agreement,
 )
-from rlhf_gym.raters import SimulatedRater
-from rlhf_gym.raters import choice_models as cm
 
 N = 2500
 

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.plain_text import visible
 from rlhf_gym.raters import RaterStoppedError, Ticket, ask
 from rlhf_gym.raters.keyboard import Keyboard
 from rlhf_gym.raters.terminal import TerminalRater
+from rlhf_gym.text import visible
 
 
 class Script(Keyboard):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import load_reward, score
-from rlhf_gym.rewards.bert_score import BertScore
+from rlhf_gym.rewards.builtin.bert_score import BertScore
 
 
 @pytest.fixture(scope="module")

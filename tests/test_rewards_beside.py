@@ -18,25 +18,25 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import count_a, letter_task
 
-from rlhf_gym.agents.collect import collect_by_decoding
-from rlhf_gym.agents.policy import LMPolicy
-from rlhf_gym.agents.rollout import Episode
-from rlhf_gym.agents.token_envs import limits_of
+from rlhf_gym.agents.common.collect import collect_by_decoding
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.rollout import Episode
+from rlhf_gym.agents.common.token_envs import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import ModelError, RewardError
 from rlhf_gym.feedback.store import FeedbackStore
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.raters import SimulatedRater
+from rlhf_gym.raters.as_reward import RaterReward
 from rlhf_gym.rewards import score, term
 from rlhf_gym.rewards.adaptive import Constrained, RunningStandardise, Scheduled, reward_state
-from rlhf_gym.rewards.beside import Beside, is_slow
-from rlhf_gym.rewards.live import RaterReward
-from rlhf_gym.rewards.memo import Memo
+from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.on_error import FillOnError
-from rlhf_gym.rewards.remote import RemoteReward
-from rlhf_gym.rewards.serve import RewardServer
-from rlhf_gym.sampling import Sampling
+from rlhf_gym.rewards.service.overlap import Beside, is_slow
+from rlhf_gym.rewards.service.remote import RemoteReward
+from rlhf_gym.rewards.service.serve import RewardServer
 
 PATIENCE = 20.0  # seconds that a test waits for what must come; passing tests wait for nothing
 
@@ -366,11 +366,11 @@ def test_who_is_slow() -> None:
     for slow in (waits, Waits(), declared, Slow()):
         assert is_slow(slow)
         assert is_slow(term(count_a) + 0.5 * term(slow).clip(0, 1))
-        assert is_slow(Memo(slow))
+        assert is_slow(CachedReward(slow))
         assert is_slow(FillOnError(slow, fill=0))
         assert is_slow(partial(slow, responses=[]))
         assert is_slow(ProxyAndGold(count_a, {"gold": slow}))
-    for quick in (count_a, term(count_a), Memo(count_a), 3.0, partial(count_a)):
+    for quick in (count_a, term(count_a), CachedReward(count_a), 3.0, partial(count_a)):
         assert not is_slow(quick)
     denied = Waits()
     denied.slow = False  # type: ignore[attr-defined]

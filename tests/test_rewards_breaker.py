@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import FillOnError, Memo, SkipOnError, score
-from rlhf_gym.rewards.breaker import CircuitBreaker, UnreachableError
-from rlhf_gym.rewards.remote import RemoteReward
-from rlhf_gym.rewards.serve import RewardServer
+from rlhf_gym.rewards import CachedReward, FillOnError, SkipOnError, score
+from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.rewards.service.remote import RemoteReward
+from rlhf_gym.rewards.service.serve import RewardServer
 
 
 def lengths(prompts: list[str], responses: list[str]) -> list[float]:
@@ -127,7 +127,7 @@ def test_so_many_requests_at_once_and_no_more() -> None:
 
 def test_a_cache_asks_once() -> None:
     with running(Service()) as service:
-        known = Memo(RemoteReward(service.url, batch_size=1))
+        known = CachedReward(RemoteReward(service.url, batch_size=1))
         assert known(["p"] * 3, ["r", "r", "s"]) == [1.0] * 3
         assert known(["p"] * 2, ["s", "r"]) == [1.0] * 2
     assert len(service.requests) == 2

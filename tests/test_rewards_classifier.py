@@ -25,7 +25,7 @@ from transformers import (
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards import load_reward, score
-from rlhf_gym.rewards.classifier import Classifier, sentiment_classifier, toxicity
+from rlhf_gym.rewards.builtin.classifier import Classifier, sentiment_classifier, toxicity
 
 WORDS = [chr(97 + i) for i in range(20)]
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} q {% endfor %}"
@@ -198,7 +198,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 def test_reward_models_by_their_folder(tmp_path: Path) -> None:
     folder = gpt2(tmp_path / "theirs")
     assert values(load_reward(str(folder), device="cpu")) == values(Classifier(folder, device="cpu"))
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.language_model import LanguageModel
 
     ours = RewardModel(LanguageModel.load("embedded", device="cpu"), seed=1)
     ours.gain = 2.0

@@ -17,9 +17,9 @@ from rlhf_gym.rewards.adaptive import (
     restore_reward,
     reward_state,
 )
+from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.combine import Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
-from rlhf_gym.rewards.memo import Memo
 
 PROMPTS, RESPONSES = ["p", "q", "r"], ["a", "b b", "c c c c"]
 
@@ -138,7 +138,7 @@ def test_what_goes_wrong_names_the_part():
         lambda: Scheduled(length, []),
         lambda: Constrained(length, length, level=1, rate=0),
         lambda: RunningStandardise(length, clip=0),
-        lambda: Memo(length, size=0),
+        lambda: CachedReward(length, size=0),
     ],
 )
 def test_settings_that_make_no_sense(build):
@@ -217,7 +217,7 @@ def test_state_over_a_restart():
 
 def test_a_memo_around_what_changes_is_refused():
     with pytest.raises(ConfigError, match="'running\\(length\\)' changes while it scores"):
-        Memo(term(RunningStandardise(length)) * 2)
+        CachedReward(term(RunningStandardise(length)) * 2)
 
 
 def test_memo():
@@ -227,16 +227,16 @@ def test_memo():
         calls.append(list(responses))
         return [len(r) + x for r, x in zip(responses, label, strict=True)]
 
-    memo = Memo(pure)
+    memo = CachedReward(pure)
     columns = {"label": [1, 2, 1]}
     assert score(memo, ["p"] * 3, ["a", "a", "a"], columns).values.tolist() == [2, 3, 2]
     assert calls == [["a", "a"]]
     assert score(memo, ["p"] * 3, ["bb", "a", "a"], columns).values.tolist() == [3, 3, 2]
     assert calls[1:] == [["bb"]]
     assert (memo.hits, memo.misses) == (3, 3)
-    combined = Memo(term(length) * 2)
+    combined = CachedReward(term(length) * 2)
     assert score(combined, PROMPTS, RESPONSES).terms.keys() == score(combined, PROMPTS, RESPONSES).terms.keys()
-    small = Memo(length, size=2)
+    small = CachedReward(length, size=2)
     assert values(small) == [1, 2, 4]
     values(small)
     assert small.misses == 4  # the least recently used one was forgotten
@@ -251,7 +251,7 @@ def test_memo_does_not_remember_failures():
             raise OSError("gone")
         return [1.0] * len(responses)
 
-    memo = Memo(flaky)
+    memo = CachedReward(flaky)
     with pytest.raises(RewardError, match="'flaky' raised OSError: gone"):
         values(memo)
     assert values(memo) == [1, 1, 1]

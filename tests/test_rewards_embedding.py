@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import load_reward, score
-from rlhf_gym.rewards.embedding import EmbeddingSimilarity
-from rlhf_gym.rewards.probes import check_reward
+from rlhf_gym.rewards.builtin.embedding import EmbeddingSimilarity
+from rlhf_gym.rewards.check import check_reward
 
 SHORT, LONG = "a good film", "a long and winding story about a road, and about two people on it who do not get on"
 

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards import load_reward, score
-from rlhf_gym.rewards.probes import check_reward
+from rlhf_gym.rewards.check import check_reward
 
 TEXTS = {
     "en": "I loved it, and I would gladly watch it again with my family.",

@@ -13,18 +13,18 @@ from rich.console import Console
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
-import rlhf_gym.rewards.live
+import rlhf_gym.raters.as_reward
 from rlhf_gym.agents import REINFORCE
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.raters import SimulatedRater
+from rlhf_gym.raters.as_reward import RaterReward
 from rlhf_gym.raters.base import RaterStoppedError, Ticket
 from rlhf_gym.raters.keyboard import Keyboard
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards import score
-from rlhf_gym.rewards.live import RaterReward
 
 
 class Person:
@@ -67,7 +67,7 @@ class Script(Keyboard):
 
 
 def test_its_example() -> None:
-    assert doctest.testmod(rlhf_gym.rewards.live).failed == 0
+    assert doctest.testmod(rlhf_gym.raters.as_reward).failed == 0
 
 
 def test_waits_for_everybody_and_asks_about_each_response_once() -> None:

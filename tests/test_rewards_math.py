@@ -11,8 +11,8 @@ import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import load_reward, score
-from rlhf_gym.rewards.math_answer import MathAnswer
-from rlhf_gym.rewards.probes import check_reward
+from rlhf_gym.rewards.builtin.math_answer import MathAnswer
+from rlhf_gym.rewards.check import check_reward
 
 pytest.importorskip("math_verify")
 
@@ -76,7 +76,7 @@ def test_nothing_is_evaluated_as_python(reward: MathAnswer, tmp_path: Path, monk
     # The same in this process: sympy's way from text to Python is never taken.
     import sympy.parsing.sympy_parser as parser
 
-    from rlhf_gym.rewards.math_worker import equal
+    from rlhf_gym.rewards.builtin.math_worker import equal
 
     def evaluated(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("evaluated as Python")
@@ -113,6 +113,6 @@ def test_what_is_refused(reward: MathAnswer, monkeypatch: pytest.MonkeyPatch) ->
             reward(["p"], ["1"], reference=[wrong])
     with pytest.raises(ConfigError, match="above 0"):
         MathAnswer(seconds=0)
-    monkeypatch.setattr("rlhf_gym.rewards.math_answer.find_spec", lambda name: None)
+    monkeypatch.setattr("rlhf_gym.rewards.builtin.math_answer.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"'math' needs math-verify: pip install 'rlhf-gym\[math\]'"):
         load_reward("math")

@@ -13,13 +13,13 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import GRPO, PPO
-from rlhf_gym.agents.advantages import gae
+from rlhf_gym.agents.common.advantages import gae
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, make_sb3_env
 from rlhf_gym.errors import RewardError
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.rewards import Memo, load_reward, score, term
-from rlhf_gym.rewards.per_token import PerToken
-from rlhf_gym.rewards.time_limit import TimeLimit
+from rlhf_gym.rewards import CachedReward, load_reward, score, term
+from rlhf_gym.rewards.builtin.per_token import PerToken
+from rlhf_gym.rewards.service.time_limit import TimeLimit
 
 A, B = LetterTokenizer().encode("ab")
 
@@ -79,7 +79,7 @@ def test_sums_keep_tokens_and_other_combinations_pay_at_the_end() -> None:
     assert score(length + 1, ["p"], ["ab"]).tokens is None
     limited = score(TimeLimit(letters, 5), ["p"], ["ab"], columns)
     assert limited.tokens is not None
-    assert score(Memo(letters), ["p"], ["ab"], columns).values.tolist() == [0.5]
+    assert score(CachedReward(letters), ["p"], ["ab"], columns).values.tolist() == [0.5]
 
 
 # ----------------------------------------------------------------------------------------------------- the environment
@@ -124,7 +124,9 @@ def test_rewards_that_value_no_tokens_are_told_nothing_of_ids() -> None:
 
 @pytest.mark.parametrize("collect", ["auto", "step"])
 def test_every_token_is_paid_its_own_and_padding_nothing(collect: str) -> None:
-    agent = small_agent(PPO, letters_env(reward=letters), collect=collect, whiten_advantages=False, kl_coef=0.0, seed=2)
+    agent = small_agent(
+        PPO, letters_env(reward=letters), collect=collect, normalize_advantage=False, kl_coef=0.0, seed=2
+    )
     rollout = collected(agent)
     assert len(set(rollout.lengths)) > 1  # there is padding
     assert any(e.response_ids[-1] == 0 for e in rollout.episodes)

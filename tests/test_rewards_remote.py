@@ -17,8 +17,8 @@ import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import load_reward, score, term
-from rlhf_gym.rewards.remote import RemoteReward
-from rlhf_gym.rewards.serve import OPENAPI, RewardServer
+from rlhf_gym.rewards.service.remote import RemoteReward
+from rlhf_gym.rewards.service.serve import OPENAPI, RewardServer
 from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 PROMPTS = [f"p{i} " for i in range(100)]
@@ -49,7 +49,7 @@ def test_a_service_by_its_address(monkeypatch):
     with RewardServer(lengths, port=0, token="secret") as server:
         monkeypatch.setenv(TOKEN_VARIABLE, "secret")
         assert score(load_reward(server.url), ["p"], ["four"]).values.tolist() == [4]
-        known = load_reward({"reward": server.url, "memo": True, "name": "far"})
+        known = load_reward({"reward": server.url, "cache": True, "name": "far"})
         assert score(known, ["p", "p"], ["four", "four"]).values.tolist() == [4, 4]
         monkeypatch.delenv(TOKEN_VARIABLE)
         with pytest.raises(RewardError, match="401"):
@@ -255,7 +255,7 @@ def test_texts_of_any_kind_and_length():
 
 
 def test_a_body_that_is_too_large_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr("rlhf_gym.rewards.serve.LARGEST_BODY", 1_000_000)
+    monkeypatch.setattr("rlhf_gym.rewards.service.serve.LARGEST_BODY", 1_000_000)
     with RewardServer(lengths, port=0) as server:
         with pytest.raises(RewardError, match=r"status 413: .* send fewer samples at once \(batch_size\)"):
             score(RemoteReward(server.url), ["p"] * 4, ["x" * 4_000_000] * 4)

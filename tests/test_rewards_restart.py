@@ -15,7 +15,7 @@ from tiny_models import LetterTokenizer
 from toy_tasks import count_a, letter_task
 
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.rewards.remote import RemoteReward
+from rlhf_gym.rewards.service.remote import RemoteReward
 
 SERVED = "def count_a(prompts, responses):\n    return [float(r.count('a')) for r in responses]\n"
 

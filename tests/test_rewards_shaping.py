@@ -13,8 +13,8 @@ import pytest
 from tiny_models import LetterTokenizer
 
 from rlhf_gym.envs import PotentialShaping, TokenEnv
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 
 LIMIT = 4
 ACTIONS = (0, 2, 3)  # EOS, "a", "b"

@@ -19,19 +19,19 @@ from toy_tasks import letter_task
 
 from rlhf_gym.agents import GRPO, PPO, OnlineDPO
 from rlhf_gym.agents.best_of_n import best_of_n
-from rlhf_gym.agents.rollout import Rollout
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.feedback.query import Query
+from rlhf_gym.feedback.queries import Query
+from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters.simulated import SimulatedRater
-from rlhf_gym.rewards import Constrained, Gate, Memo, RunningStandardise, SkipOnError, load_reward, score, term
+from rlhf_gym.rewards import CachedReward, Constrained, Gate, RunningStandardise, SkipOnError, load_reward, score, term
 from rlhf_gym.rewards.adaptive import frozen, reward_state
 from rlhf_gym.rewards.on_error import FillOnError, on_error
-from rlhf_gym.rewards.time_limit import TimeLimit
-from rlhf_gym.sampling import Limits
+from rlhf_gym.rewards.service.time_limit import TimeLimit
 
 pytestmark = pytest.mark.filterwarnings("ignore:reward .* has failed")
 
@@ -154,7 +154,7 @@ def test_a_memo_does_not_remember_failures() -> None:
             raise ConnectionError("away")
         return [1.0] * len(responses)
 
-    memo = Memo(SkipOnError(once))
+    memo = CachedReward(SkipOnError(once))
     first = score(memo, ["p"] * 2, ["a", "b"], may_skip=True)
     assert first.kept.tolist() == [True, False]
     again = score(memo, ["p"] * 2, ["a", "b"])

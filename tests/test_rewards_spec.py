@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import FillOnError, Memo, reward_state, score
-from rlhf_gym.rewards.beside import is_slow
-from rlhf_gym.rewards.builtin import syllables
+from rlhf_gym.rewards import CachedReward, FillOnError, reward_state, score
+from rlhf_gym.rewards.builtin.basic import syllables
+from rlhf_gym.rewards.service.overlap import is_slow
 from rlhf_gym.rewards.spec import BUILT_IN, load_reward
 
 
@@ -73,7 +73,7 @@ def test_a_module_in_the_present_folder(folder, monkeypatch):
 
 
 def test_an_installed_module():
-    assert one("rlhf_gym.rewards.builtin:Length", "a b") == 2
+    assert one("rlhf_gym.rewards.builtin.basic:Length", "a b") == 2
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_an_installed_module():
         ("{{}}", "exactly one of the keys"),
         ("regex", "did you mean 'format'?"),
         ("qwertz", "there is no reward 'qwertz'. Expected one of sentiment,"),
-        ({"constrained": {"objective": "length", "constraint": "length", "level": 1}, "memo": True}, "memo: a memo is for"),
+        ({"constrained": {"objective": "length", "constraint": "length", "level": 1}, "cache": True}, "cache: a cache is for"),
         ({"reward": "format", "pattern": "("}, "not a regular expression"),
         ({"reward": "contains_words", "words": ["!"]}, "letters or digits"),
         ({"reward": "repetition", "n": 0}, "at least 1"),
@@ -189,8 +189,8 @@ def test_every_combinator_in_yaml(folder):
     assert one({"reward": "length", "running": True}, "a a a") == 0
     assert one({"reward": "length", "running": {"shift": False, "clip": 2}}, "a a a") == 2
     assert one({"reward": "length", "schedule": [[0, 0.5], [10, 1]]}, "a a a") == 1.5
-    assert one({"reward": "length", "memo": True}, "a a a") == 3
-    memo = load_reward({"reward": "length", "memo": 7, "clip": [0, 2]})
+    assert one({"reward": "length", "cache": True}, "a a a") == 3
+    memo = load_reward({"reward": "length", "cache": 7, "clip": [0, 2]})
     assert memo.parts[0].parts[0].size == 7
     (folder / "fails.py").write_text("def fails(prompts, responses):\n    raise RuntimeError('no')\n")
     filled = {"reward": f"{folder}/fails.py:fails", "on_error": {"fill": -1}, "name": "mine"}
@@ -199,9 +199,9 @@ def test_every_combinator_in_yaml(folder):
     assert scored.terms["fails_failed"].tolist() == [1]
     assert scored.terms["mine_weighted"].tolist() == [-1]
     # Memory first, then what replaces failures: a failure is never remembered.
-    both = load_reward({"reward": "length", "on_error": {"fill": 0}, "memo": True})
+    both = load_reward({"reward": "length", "on_error": {"fill": 0}, "cache": True})
     assert isinstance(both.parts[0], FillOnError)
-    assert isinstance(both.parts[0].reward, Memo)
+    assert isinstance(both.parts[0].reward, CachedReward)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_every_combinator_in_yaml(folder):
         ({"reward": "length", "schedule": [[5, 1], [1, 2]]}, "ascending samples"),
         ({"reward": "length", "schedule": 3}, "schedule must be a list"),
         ({"reward": "length", "on_error": "fill"}, "on_error must be raise, skip, {fill"),
-        ({"reward": "length", "memo": -1}, "size must be at least 1"),
+        ({"reward": "length", "cache": -1}, "size must be at least 1"),
         ({"reward": "length", "standardise": "absent.jsonl"}, "standardise: there is no prompt file"),
     ],
 )

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import Constrained, Memo, SkipOnError, score, term
+from rlhf_gym.rewards import CachedReward, Constrained, SkipOnError, score, term
+from rlhf_gym.rewards.check import check_reward
 from rlhf_gym.rewards.on_error import FillOnError
-from rlhf_gym.rewards.probes import check_reward
-from rlhf_gym.rewards.time_limit import TimeLimit, limit_parts
+from rlhf_gym.rewards.service.time_limit import TimeLimit, limit_parts
 
 PROMPTS = [f"prompt {i}" for i in range(20)]
 RESPONSES = [f"an honest response of {i} " + "and more " * (i % 5) for i in range(20)]
@@ -146,7 +146,7 @@ def test_a_time_limit_names_the_sample_where_pairs_are_scored_one_by_one(is_asyn
     reward = sticks_later if is_async else sticks
     reward.__name__ = "sticks"
     if memo:
-        reward = Memo(reward)
+        reward = CachedReward(reward)
         score(reward, ["p"], ["known"])
     with pytest.raises(
         RewardError, match=r"'sticks' did not return within .* for sample 2, prompt 'q', response 'bad'"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.sampling import (
+from rlhf_gym.lm.sampling import (
     Limits,
     Sampling,
     behaviour_log_probs,
@@ -41,7 +41,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_p(p: float, kept: int) -> None
 
 
 def test_limits_ban_tokens_and_hold_back_eos() -> None:
-    limits = Limits(eos_id=0, banned=(3,), min_tokens=2)
+    limits = Limits(eos_id=0, suppress_tokens=(3,), min_new_tokens=2)
     logits = limits.apply(LOGITS.expand(2, 4), torch.tensor([1, 2]))
     assert torch.isinf(logits).tolist() == [[True, False, False, True], [False, False, False, True]]
     assert not torch.isinf(LOGITS).any()
@@ -96,7 +96,7 @@ def test_noise_depends_on_seed_and_episode_alone() -> None:
     assert np.array_equal(episode_uniforms(-1, 7, 5), episode_uniforms((1 << 64) - 1, 7, 5))
 
 
-@pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"min_tokens": -1}, {"min_tokens": 33}])
+@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"min_new_tokens": -1}, {"min_new_tokens": 33}])
 def test_bad_limits_are_refused_by_name(bad: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Limits(eos_id=0, **bad)  # type: ignore[arg-type]

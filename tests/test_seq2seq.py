@@ -14,19 +14,19 @@ from tiny_run import tiny_settings
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rlhf_gym.agents import A2C, GRPO, NLPO, PPO, REINFORCE, RLOO, TRPO, OnlineDPO
-from rlhf_gym.decoding import CachedDecoder, generate
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.decoding import CachedDecoder, generate
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.seq2seq import Seq2SeqModel
+from rlhf_gym.lm.sequences import pack_sequences, response_hidden, token_log_probs
+from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.sampling import Limits, Sampling
-from rlhf_gym.seq2seq import Seq2SeqModel
-from rlhf_gym.sequences import pack_sequences, response_hidden, token_log_probs
 from rlhf_gym.tasks import load_task
-from rlhf_gym.tokenizer import load_tokenizer
 
 Kind = Literal["t5", "bart"]
 KINDS: tuple[Kind, ...] = ("t5", "bart")

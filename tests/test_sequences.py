@@ -10,21 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_language_model
 
-from rlhf_gym import sequences
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sampling import Limits, Sampling, behaviour_log_probs
-from rlhf_gym.sequences import (
+from rlhf_gym.lm import sequences
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.log_probs import chosen_and_entropy
+from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs
+from rlhf_gym.lm.sequences import (
     batches_by_length,
     chosen_log_probs,
     pack_sequences,
     response_hidden,
     token_log_probs,
 )
-from rlhf_gym.token_scores import chosen_and_entropy
 
 PROMPTS = [[2, 3, 4], [5], [6, 7]]
 RESPONSES = [[8, 9], [10, 11, 12, 0], [13]]
-LIMITS = Limits(eos_id=0, banned=(1,), max_tokens=20)
+LIMITS = Limits(eos_id=0, suppress_tokens=(1,), max_new_tokens=20)
 SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
@@ -137,11 +137,11 @@ def test_token_scores_pass_gradcheck(entropy: bool) -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 7, dtype=torch.float64)
     tokens = torch.tensor([0, 6, 2, 2, 4])
-    banned = torch.zeros(7, dtype=torch.float64)
-    banned[5] = -torch.inf
+    suppress_tokens = torch.zeros(7, dtype=torch.float64)
+    suppress_tokens[5] = -torch.inf
 
     def outputs(z: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        chosen, entropies = chosen_and_entropy(z + banned, tokens, entropy=entropy)
+        chosen, entropies = chosen_and_entropy(z + suppress_tokens, tokens, entropy=entropy)
         return (chosen,) if entropies is None else (chosen, entropies)
 
     assert torch.autograd.gradcheck(outputs, (logits.requires_grad_(),))

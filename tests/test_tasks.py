@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
-from rlhf_gym.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 from rlhf_gym.tasks import Task, load_task
-from rlhf_gym.tasks.files import prompts_from_file
+from rlhf_gym.tasks.prompt_files import prompts_from_file
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.sentiment import is_held_out, openings
 
 

@@ -20,11 +20,11 @@ from gymnasium.utils.env_checker import check_env
 import rlhf_gym  # noqa: F401
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.rewards import load_reward, score
-from rlhf_gym.rewards.harm import harm
-from rlhf_gym.rewards.perplexity import Perplexity
-from rlhf_gym.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.harm import harm
+from rlhf_gym.rewards.builtin.perplexity import Perplexity
+from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 from rlhf_gym.tasks import Task, load_task
-from rlhf_gym.tasks.formats import FORMATS
+from rlhf_gym.tasks.format_control import FORMATS
 from rlhf_gym.tasks.sentiment import openings
 from rlhf_gym.tasks.stars import Rating
 
@@ -242,7 +242,7 @@ def test_wrong_options_are_refused(name: str, options: dict[str, Any], message: 
 def test_perplexity_is_the_models_own() -> None:
     import torch
 
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.language_model import LanguageModel
 
     model = LanguageModel.load("embedded")
     metric = Perplexity(model)

@@ -12,10 +12,10 @@ import datasets
 import pytest
 
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.rewards import diversity as diversity_module
 from rlhf_gym.rewards import load_reward, score
-from rlhf_gym.rewards.diversity import distinct_n, diversity, msttr, self_bleu, unique_n
-from rlhf_gym.rewards.meteor import Meteor
+from rlhf_gym.rewards.builtin import diversity as diversity_module
+from rlhf_gym.rewards.builtin.diversity import distinct_n, diversity, msttr, self_bleu, unique_n
+from rlhf_gym.rewards.builtin.meteor import Meteor
 from rlhf_gym.tasks import hub_rows, load_task
 from rlhf_gym.tasks.hub import hub_entries, hub_task
 from rlhf_gym.tasks.table import as_reward

@@ -13,8 +13,8 @@ from toy_tasks import letter_task
 
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task, load_task
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.trl import ROW, to_trl
 
 

@@ -14,7 +14,7 @@ from test_web_browser import CHROMIUM, PHONE, browser, press
 from web_study import joined, study
 
 from rlhf_gym.feedback import Query
-from rlhf_gym.feedback.leases import QueueSettings
+from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.server import Address, PageServer
 from rlhf_gym.web.settings import PageSettings

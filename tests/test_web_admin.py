@@ -14,8 +14,8 @@ from web_study import answer, client, fields, joined, pairs, routes, study
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.leases import QueueSettings
-from rlhf_gym.feedback.people import People
+from rlhf_gym.study.leases import QueueSettings
+from rlhf_gym.study.people import People
 from rlhf_gym.web.overview import accuracy_chart, reward_models, throughput_chart
 
 
@@ -181,7 +181,7 @@ def test_drawings(tmp_path: Path) -> None:
 
 
 def test_the_queue_is_told_by_round(tmp_path: Path) -> None:
-    from rlhf_gym.feedback.leases import RoundProgress
+    from rlhf_gym.study.leases import RoundProgress
     from rlhf_gym.web.overview import to_go
 
     queries = [replace(query, round=1 + number // 2, id="") for number, query in enumerate(pairs(4))]

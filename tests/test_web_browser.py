@@ -20,7 +20,7 @@ from web_attack import store_down
 from web_study import answer, joined, pairs, start_run, study
 
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.leases import QueueSettings
+from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.answers import PAIR
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.server import Address, PageServer

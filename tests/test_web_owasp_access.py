@@ -16,9 +16,9 @@ from sqlalchemy import event
 from web_attack import JSON, contents, csrf_of, every_route, filled, patient, store_down
 from web_study import answer, client, joined, pairs, question, study
 
-from rlhf_gym.feedback import people as people_module
-from rlhf_gym.feedback.formats import FORMATS
-from rlhf_gym.feedback.people import People
+from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.study import people as people_module
+from rlhf_gym.study.people import People
 from rlhf_gym.web import security
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.security import csrf_token

@@ -11,7 +11,7 @@ from web_study import answer, client, joined, pairs, question, study
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import Query
-from rlhf_gym.feedback.leases import QueueSettings
+from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.answers import PAIR, answer_of, seconds_of
 from rlhf_gym.web.settings import PageSettings, guidelines_from
 from rlhf_gym.web.study import static

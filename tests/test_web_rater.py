@@ -21,16 +21,16 @@ from web_study import pairs, start_run, study
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.gold import known_queries
-from rlhf_gym.feedback.leases import Answer
 from rlhf_gym.feedback.preferences import preferences_from
-from rlhf_gym.feedback.quality import quality
 from rlhf_gym.loop import people as loop_people
 from rlhf_gym.loop.config_file import build, merge
 from rlhf_gym.loop.fit import fits
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters import Rater, RaterStoppedError, ask
+from rlhf_gym.study.checks import known_queries
+from rlhf_gym.study.leases import Answer
+from rlhf_gym.study.quality import quality
 from rlhf_gym.web.overview import reward_models
 from rlhf_gym.web.rater import WebRater
 from rlhf_gym.web.server import Address, PageServer

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from web_study import client, pairs, routes, study
 
 from rlhf_gym.feedback import Query
-from rlhf_gym.feedback.formats import FORMATS
-from rlhf_gym.feedback.leases import QueueSettings
+from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.security import POLICY, RateLimit, csrf_token
 from rlhf_gym.web.server import Address, PageServer

@@ -29,7 +29,7 @@ from web_attack import patient
 from web_study import answer, joined, pairs, question, study
 
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.leases import QueueSettings
+from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.security import RateLimit
 from rlhf_gym.web.server import Address, PageServer

@@ -31,7 +31,7 @@ def save_tiny_model(folder: Path, *, context: int = 64) -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from rlhf_gym.tokenizer import load_tokenizer
+    from rlhf_gym.lm.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer("embedded")
     torch.manual_seed(0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_gym.rewards.base import Reward
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 
 PROMPTS = ("abc", "d", "efghij", "bb")
 

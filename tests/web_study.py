@@ -14,9 +14,9 @@ from typing import Any
 from tiny_run import command
 
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.assignments import Queue
-from rlhf_gym.feedback.leases import QueueSettings
-from rlhf_gym.feedback.people import People
+from rlhf_gym.study.leases import QueueSettings
+from rlhf_gym.study.people import People
+from rlhf_gym.study.queue import Queue
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.settings import PageSettings
 from rlhf_gym.web.study import Study

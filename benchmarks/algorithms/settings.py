@@ -15,7 +15,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_gym import agents
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.tasks import Task, load_task
 
 Options = dict[str, Any]

@@ -10,10 +10,10 @@ import torch
 from settings import ALGORITHMS, SETTINGS, Options, Setting
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from rlhf_gym.decoding import generate
 from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.lm.decoding import generate
+from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.rewards import score
-from rlhf_gym.sampling import Limits
 
 SMOOTHED = 3  # iterations whose mean has to reach the level
 EVALUATED = 256  # responses

@@ -19,10 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_gym.agents import GRPO, PPO, RLOO, LMPolicy
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sample import Prompt
-from rlhf_gym.sampling import Limits, Sampling
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.symbols import SymbolTokenizer
 
 VOCABULARY, PROMPT, EPISODES, MINIBATCH = 2048, 16, 64, 16

@@ -33,8 +33,8 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.symbols import SymbolTokenizer
 
 VOCABULARY, PROMPT = 4096, 16

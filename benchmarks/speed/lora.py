@@ -26,8 +26,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_gym.agents import PPO
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.tokenizer import load_tokenizer
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.tokenizer import load_tokenizer
 
 VARIANTS = [(lora, network) for network in ("shared", "separate") for lora in (None, {"rank": 8})]
 

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from rlhf_gym.agents import PPO
-from rlhf_gym.decoding import Generation, generate
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.decoding import Generation, generate
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.rewards import score
-from rlhf_gym.rewards.perplexity import Perplexity
-from rlhf_gym.sample import Prompt
-from rlhf_gym.sampling import Limits
+from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.tasks import Task, load_task
+from rlhf_gym.tasks.samples import Prompt
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "environments"
 TASKS = ("sentiment", "words", "length", "format", "detox", "stars")

@@ -61,10 +61,10 @@ def sample(options: argparse.Namespace) -> None:
     config = RunDirectory(options.run).config() if options.run else build({})
     name = _policy_folder(options, config) if options.run else options.model
     quiet_libraries()
-    from rlhf_gym.decoding import generate
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.decoding import generate
+    from rlhf_gym.lm.language_model import LanguageModel
+    from rlhf_gym.lm.sampling import Limits, Sampling
     from rlhf_gym.loop.summary import visible
-    from rlhf_gym.sampling import Limits, Sampling
 
     model = LanguageModel.load(name, device=options.device, trust_remote_code=config.model.trust_remote_code)
     tokens = options.tokens if options.tokens is not None else config.task.max_response_tokens or 32

@@ -21,8 +21,8 @@ def rate(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from rlhf_gym.feedback.gold import known_queries
-    from rlhf_gym.feedback.leases import QueueSettings
+    from rlhf_gym.study.checks import known_queries
+    from rlhf_gym.study.leases import QueueSettings
     from rlhf_gym.web.server import Address
     from rlhf_gym.web.serving import serving, store_of
     from rlhf_gym.web.settings import PageSettings, guidelines_from
@@ -47,7 +47,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _invite(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.people import People
+    from rlhf_gym.study.people import People
     from rlhf_gym.web.serving import store_of
 
     url = (options.url or f"http://127.0.0.1:{options.port}").rstrip("/")
@@ -64,7 +64,7 @@ def _invite(options: argparse.Namespace) -> None:
 
 def _forget(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.people import People
+    from rlhf_gym.study.people import People
     from rlhf_gym.web.serving import store_of
 
     with FeedbackStore(store_of(options.store)[0]) as store:
@@ -74,8 +74,8 @@ def _forget(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.files import export_feedback
-    from rlhf_gym.feedback.formats import NATIVE, format_of
+    from rlhf_gym.feedback.exchange.files import export_feedback
+    from rlhf_gym.feedback.exchange.formats import NATIVE, format_of
     from rlhf_gym.web.serving import store_of
 
     format_of(options.format)
@@ -94,8 +94,8 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.files import add_imported, import_feedback
-    from rlhf_gym.feedback.formats import NATIVE
+    from rlhf_gym.feedback.exchange.files import add_imported, import_feedback
+    from rlhf_gym.feedback.exchange.formats import NATIVE
     from rlhf_gym.web.serving import store_of
 
     if options.round is not None and options.format == NATIVE:

@@ -25,19 +25,19 @@ def check_reward(options: argparse.Namespace) -> int:
     quiet_libraries()
     from rlhf_gym.envs.prompt_table import columns_of
     from rlhf_gym.loop.config import Config, TaskConfig
-    from rlhf_gym.loop.workbench import task_of
-    from rlhf_gym.rewards.probes import check_reward
+    from rlhf_gym.loop.context import task_of
+    from rlhf_gym.rewards.check import check_reward
+    from rlhf_gym.rewards.service.time_limit import limit_parts
     from rlhf_gym.rewards.spec import load_reward
-    from rlhf_gym.rewards.time_limit import limit_parts
 
     reward = limit_parts(load_reward(options.reward), options.time_limit)
     task = task_of(TaskConfig(name=options.task, prompts=options.prompts))
     prompts = [task.prompts[i % len(task.prompts)] for i in range(options.samples)]
     texts = [prompt.text for prompt in prompts]
 
-    from rlhf_gym.decoding import generate
-    from rlhf_gym.language_model import LanguageModel
-    from rlhf_gym.sampling import Limits, Sampling
+    from rlhf_gym.lm.decoding import generate
+    from rlhf_gym.lm.language_model import LanguageModel
+    from rlhf_gym.lm.sampling import Limits, Sampling
 
     model = LanguageModel.load(options.model, device=Config().model.device)
     tokenizer = model.tokenizer
@@ -61,7 +61,7 @@ def serve_reward(options: argparse.Namespace) -> None:
     """`rlhf-gym serve-reward`."""
     quiet_libraries()
     from rlhf_gym.rewards.base import reward_name
-    from rlhf_gym.rewards.serve import RewardServer
+    from rlhf_gym.rewards.service.serve import RewardServer
     from rlhf_gym.rewards.spec import load_reward
 
     reward = load_reward(options.reward)

@@ -8,7 +8,7 @@ from rlhf_gym.feedback.preferences import (
     ordering_from,
     preferences_from,
 )
-from rlhf_gym.feedback.query import Form, Judgement, Query, check_judgement
+from rlhf_gym.feedback.queries import Form, Judgement, Query, check_judgement
 from rlhf_gym.feedback.store import FeedbackStore, StoreCount
 
 __all__ = [

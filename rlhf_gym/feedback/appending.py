@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
-from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 
 
 def append_queries(connection: Connection, given: Sequence[Query]) -> int:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback.guards import GUARDED, guard
 from rlhf_gym.feedback.schema import SCHEMA_VERSION, metadata, store_info
-from rlhf_gym.feedback.work import audit  # the tables of people at work belong to the schema
+from rlhf_gym.feedback.study_tables import audit  # the tables of people at work belong to the schema
 from rlhf_gym.version import __version__
 
 assert audit.metadata is metadata

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from rlhf_gym.feedback.query import Judgement, Query, check_judgement
+from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 
 
 @dataclass(frozen=True)

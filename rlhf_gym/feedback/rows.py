@@ -11,7 +11,7 @@ from sqlalchemy.exc import StatementError
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import schema
-from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query
 
 _QUERY_FIELDS = tuple(Query.__dataclass_fields__)
 _JUDGEMENT_FIELDS = tuple(Judgement.__dataclass_fields__)

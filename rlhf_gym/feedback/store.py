@@ -21,7 +21,7 @@ from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.appending import append_judgements, append_queries
 from rlhf_gym.feedback.database import Database
 from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
-from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.sqlite_database import SqliteDatabase
 
 POSTGRES_URLS = ("postgresql+psycopg://", "postgresql://", "postgres://")

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.judge.client import ChatClient, JudgeError, Usage
 from rlhf_gym.judge.judge import Judge, Opinion, unreadable
 from rlhf_gym.raters.base import RaterError, Ticket

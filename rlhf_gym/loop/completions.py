@@ -7,11 +7,11 @@ import json
 from stable_baselines3.common.logger import Logger
 
 from rlhf_gym.agents import PolicyGradient
-from rlhf_gym.agents.completions import append, as_table, wandb_table
-from rlhf_gym.agents.traces import traces
+from rlhf_gym.agents.common.completions import append, as_table, wandb_table
+from rlhf_gym.agents.common.traces import traces
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.metrics import WandbWriter
 from rlhf_gym.loop.run_directory import write_text
-from rlhf_gym.loop.workbench import Workbench
 
 FILE = "completions.jsonl"
 
@@ -20,17 +20,17 @@ class SampleCompletions:
     """Looks at some completions after the first iteration, every few, and the last.
 
     Args:
-        bench: the run.
+        context: the run.
         number: the round.
         done: iterations done already; what was written of later ones by a process that was killed goes.
         logger: where W&B's table goes, if W&B is among its writers.
     """
 
-    def __init__(self, bench: Workbench, number: int, done: int, logger: Logger) -> None:
-        settings = bench.config.log
+    def __init__(self, context: RunContext, number: int, done: int, logger: Logger) -> None:
+        settings = context.config.log
         self._count, self._every = settings.completions, settings.completions_every
-        self._progress, self._number = bench.progress, number
-        self._file = bench.run.round(number) / FILE
+        self._progress, self._number = context.progress, number
+        self._file = context.run.round(number) / FILE
         self._wandb = [writer for writer in logger.output_formats if isinstance(writer, WandbWriter)]
         if self._file.exists():
             write_text(self._file, "".join(line + "\n" for line in self._lines_until(done)))

@@ -229,7 +229,7 @@ class AgentConfig(Section):
     kl_target: float | None = setting(None, "wanted nats per response: kl_coef adapts; null keeps it fixed", above=0)
     kl_horizon: int | None = setting(None, "responses over which kl_coef adapts", least=1)
     kl_estimator: Literal["k1", "k2", "k3"] | None = setting(
-        None, "estimator of the KL per token (see rlhf_gym.agents.kl)"
+        None, "estimator of the KL per token (see rlhf_gym.agents.common.kl)"
     )
     kl_limit: float | None = setting(
         None, "nats per response beyond which the last good weights come back; null: no limit", above=0
@@ -244,10 +244,10 @@ class AgentConfig(Section):
     scale_rewards: Literal["group", "batch", "none"] | None = setting(
         None, "the deviation that GRPO divides by (none: Dr. GRPO)"
     )
-    drop_equal_groups: bool | None = setting(None, "GRPO: do not learn from groups whose rewards are all the same")
-    max_refills: int | None = setting(
+    dynamic_sampling: bool | None = setting(None, "GRPO: do not learn from groups whose rewards are all the same")
+    max_resamples: int | None = setting(
         None,
-        "GRPO with drop_equal_groups: write as many responses again, so often at most, until enough are left",
+        "GRPO with dynamic_sampling: write as many responses again, so often at most, until enough are left",
         least=0,
     )
     overlong_buffer: int | None = setting(None, "charge for the last so many tokens before the length limit", least=1)

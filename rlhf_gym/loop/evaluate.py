@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.decoding import Generation, generate
 from rlhf_gym.errors import RewardError
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.decoding import Generation, generate
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Sampling
+from rlhf_gym.lm.sequences import token_log_probs
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.run_directory import write_json
-from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, Scores, score
-from rlhf_gym.sampling import Sampling
-from rlhf_gym.sequences import token_log_probs
 
 SCORES = ("gold_before", "gold_after", "proxy_before", "proxy_after")
 
 
-def evaluate(bench: Workbench, number: int) -> None:
+def evaluate(context: RunContext, number: int) -> None:
     """Write ``round-N/evaluation.json`` and, the same, ``evaluation.json`` at the top.
 
     Both models answer each held-out prompt once, with the same noise, sampled as in training. "Before" is the reference,
@@ -41,26 +41,26 @@ def evaluate(bench: Workbench, number: int) -> None:
     ``skipped``                         prompts that scores say nothing of: a reward failed there that is set to skip then
     ==================================  ==========================================================================
     """
-    prompts = bench.task.held_out[: bench.config.evaluation.prompts]
-    tokenizer = bench.reference.tokenizer
+    prompts = context.task.held_out[: context.config.evaluation.prompts]
+    tokenizer = context.reference.tokenizer
     ids = [tokenizer.encode_prompt(p.text) for p in prompts]
     texts = [p.text for p in prompts]
     names = {name: None for p in prompts for name in p.columns}
     columns = {name: [p.columns.get(name) for p in prompts] for name in names}
-    policy, proxy = bench.policy(number), bench.proxy(number)
-    with bench.progress.stage(f"round {number} evaluation", 2 * len(prompts)) as bar:
-        before = _respond(bench, bench.reference, ids, lambda done: bar.update(done))
-        after = _respond(bench, policy, ids, lambda done: bar.update(len(prompts) + done))
+    policy, proxy = context.policy(number), context.proxy(number)
+    with context.progress.stage(f"round {number} evaluation", 2 * len(prompts)) as bar:
+        before = _respond(context, context.reference, ids, lambda done: bar.update(done))
+        after = _respond(context, policy, ids, lambda done: bar.update(len(prompts) + done))
 
         def scores(reward: Reward, generations: Sequence[Generation]) -> Scores:
             with frozen(reward):  # "before" and "after" are measured with one and the same reward
                 scored = score(reward, texts, [g.text for g in generations], columns, may_skip=True)
             return np.where(scored.kept, scored.values, np.nan)
 
-        gold = scores(bench.gold, before), scores(bench.gold, after)
+        gold = scores(context.gold, before), scores(context.gold, after)
         proxies = scores(proxy, before), scores(proxy, after)
-        divergence = _divergences(bench, policy, ids, after)
-        perplexity = [_perplexity(bench, ids, generations) for generations in (before, after)]
+        divergence = _divergences(context, policy, ids, after)
+        perplexity = [_perplexity(context, ids, generations) for generations in (before, after)]
     every = [*gold, *proxies]
     kept = np.isfinite(every).all(axis=0)
     if not kept.any():
@@ -88,39 +88,44 @@ def evaluate(bench: Workbench, number: int) -> None:
         for i in range(len(prompts))
     ]  # fmt: skip
     plain = {k: v if isinstance(v, int) else float(v) for k, v in figures.items()}
-    for path in (bench.run.round(number) / "evaluation.json", bench.run.evaluation_file):
+    for path in (context.run.round(number) / "evaluation.json", context.run.evaluation_file):
         write_json(path, {**plain, "pairs": pairs})
 
 
 def _respond(
-    bench: Workbench, model: LanguageModel, ids: Sequence[Sequence[int]], on_progress: Any
+    context: RunContext, model: LanguageModel, ids: Sequence[Sequence[int]], on_progress: Any
 ) -> list[Generation]:
     """The same seed whoever answers and in whatever round: two equal models give equal responses."""
     return generate(
-        model, ids, bench.limits, sampling=bench.sampling, stop=bench.task.stop, seed=bench.seed(0, "evaluate"),
-        batch_size=bench.config.sampling.batch_size, on_progress=on_progress,
+        model, ids, context.limits, sampling=context.sampling, stop=context.task.stop, seed=context.seed(0, "evaluate"),
+        batch_size=context.config.sampling.batch_size, on_progress=on_progress,
     )  # fmt: skip
 
 
 def _divergences(
-    bench: Workbench, policy: LanguageModel, ids: Sequence[Sequence[int]], generations: Sequence[Generation]
+    context: RunContext, policy: LanguageModel, ids: Sequence[Sequence[int]], generations: Sequence[Generation]
 ) -> Scores:
     """``log pi - log pi_ref`` of each response, under the distributions that tokens are drawn from."""
     responses = [g.ids for g in generations]
     logs = [
         token_log_probs(
-            model, ids, responses, bench.sampling, bench.limits, tokens_per_batch=bench.config.agent.tokens_per_batch
+            model,
+            ids,
+            responses,
+            context.sampling,
+            context.limits,
+            tokens_per_batch=context.config.agent.tokens_per_batch,
         )
-        for model in (policy, bench.reference)
+        for model in (policy, context.reference)
     ]
     return np.array([float((ours - theirs).double().sum()) for ours, theirs in zip(*logs, strict=True)])
 
 
-def _perplexity(bench: Workbench, ids: Sequence[Sequence[int]], generations: Sequence[Generation]) -> float:
+def _perplexity(context: RunContext, ids: Sequence[Sequence[int]], generations: Sequence[Generation]) -> float:
     """Per token, under the reference's own distribution: no temperature, nothing cut off."""
     logs = token_log_probs(
-        bench.reference, ids, [g.ids for g in generations], Sampling(), bench.limits,
-        tokens_per_batch=bench.config.agent.tokens_per_batch,
+        context.reference, ids, [g.ids for g in generations], Sampling(), context.limits,
+        tokens_per_batch=context.config.agent.tokens_per_batch,
     )  # fmt: skip
     return math.exp(-sum(float(x.double().sum()) for x in logs) / sum(len(x) for x in logs))
 

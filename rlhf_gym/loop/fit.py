@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.decoding import generate
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.gold import expected
 from rlhf_gym.feedback.preferences import preferences_from
+from rlhf_gym.lm.decoding import generate
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.run_directory import write_json, write_text
 from rlhf_gym.loop.sample import round_prompts
-from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.reward_model import FitConfig, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
+from rlhf_gym.study.checks import expected
 
 NORMALISED_ON = 256
 """At most so many responses: the deviation of scores is then known to 5%."""
@@ -25,7 +25,7 @@ FITS_FILE = "reward_models.jsonl"
 _KEPT = ("accuracy", "standard_error", "n_train", "n_validation")
 
 
-def fit(bench: Workbench, number: int, *, iteration: int = 0) -> None:
+def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     """Write ``round-N/reward_model/`` and ``round-N/reward_model.json``, and a line of ``round-N/reward_models.jsonl``.
 
     The trunk begins as the reference in every round, and judgements of all rounds count: a reward model is never fitted on
@@ -33,15 +33,15 @@ def fit(bench: Workbench, number: int, *, iteration: int = 0) -> None:
     every round (Ziegler et al. 2019); on new ones, since the scores of those it was fitted to are spread too widely.
 
     Args:
-        bench: the run's means.
+        context: the run's means.
         number: the round.
         iteration: how many the agent has done since the round began.
 
     Raises:
         FeedbackError: no judgement says that one response is better than another.
     """
-    settings = bench.config.reward_model
-    with FeedbackStore(bench.run.store_file, read_only=True) as store:
+    settings = context.config.reward_model
+    with FeedbackStore(context.run.store_file, read_only=True) as store:
         judgements = store.count().current  # first: of what comes meanwhile nothing is missed
         # What people said of queries whose answer is known tells of people; the taste to be learned is not in it.
         answers = [answer for answer in store.answers() if expected(answer[0].columns) is None]
@@ -55,26 +55,26 @@ def fit(bench: Workbench, number: int, *, iteration: int = 0) -> None:
         learning_rate=settings.learning_rate, epochs=settings.epochs, batch_size=settings.batch_size,
         weight_decay=settings.weight_decay, label_smoothing=settings.label_smoothing,
         validation_share=settings.validation_fraction, max_grad_norm=settings.max_grad_norm,
-        seed=bench.seed(number, "fit"),
+        seed=context.seed(number, "fit"),
     )  # fmt: skip
-    model = RewardModel(bench.reference.frozen_copy(), seed=config.seed)
+    model = RewardModel(context.reference.frozen_copy(), seed=config.seed)
     title = f"round {number} reward model"
-    with bench.progress.stage(title, 0) as bar:
+    with context.progress.stage(title, 0) as bar:
         result = fit_reward_model(
             model,
             preferences,
             config,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
         )
-        model.normalise(*_reference_samples(bench, number))
-    folder = bench.run.round(number)
+        model.normalise(*_reference_samples(context, number))
+    folder = context.run.round(number)
     model.save(folder / "reward_model")
     figures = result.as_dict()
     write_json(folder / "reward_model.json", figures)
     line = {"iteration": iteration, "judgements": judgements, **{name: figures[name] for name in _KEPT}}
     earlier = [fit for fit in fits(folder) if fit["iteration"] < iteration]
     write_text(folder / FITS_FILE, "".join(f"{json.dumps(row)}\n" for row in [*earlier, line]))
-    bench.progress.say(
+    context.progress.say(
         f"{title}: accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.n_validation} held-out comparisons, "
         f"calibration error {result.ece:.3f}, fitted on {result.n_train}"
     )
@@ -86,12 +86,12 @@ def fits(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def _reference_samples(bench: Workbench, number: int) -> tuple[list[str], list[str]]:
+def _reference_samples(context: RunContext, number: int) -> tuple[list[str], list[str]]:
     """Prompts, and responses of the reference to them that no rater has seen."""
-    prompts = [p.text for p in round_prompts(bench, number) * bench.config.sampling.candidates][:NORMALISED_ON]
+    prompts = [p.text for p in round_prompts(context, number) * context.config.sampling.candidates][:NORMALISED_ON]
     responses = generate(
-        bench.reference, [bench.reference.tokenizer.encode_prompt(p) for p in prompts], bench.limits,
-        sampling=bench.sampling, stop=bench.task.stop, seed=bench.seed(number, "fit"),
-        batch_size=bench.config.sampling.batch_size,
+        context.reference, [context.reference.tokenizer.encode_prompt(p) for p in prompts], context.limits,
+        sampling=context.sampling, stop=context.task.stop, seed=context.seed(number, "fit"),
+        batch_size=context.config.sampling.batch_size,
     )  # fmt: skip
     return prompts, [response.text for response in responses]

@@ -8,55 +8,55 @@ import numpy as np
 
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.judge import JudgeRater
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.people import Turnout, split
 from rlhf_gym.loop.plugins import find_rater
 from rlhf_gym.loop.sample import read_samples
-from rlhf_gym.loop.workbench import Workbench
 from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.base import score
-from rlhf_gym.sample import Sample
+from rlhf_gym.tasks.samples import Sample
 
 
-def label(bench: Workbench, number: int) -> None:
+def label(context: RunContext, number: int) -> None:
     """Ask the rater about a round's candidates; what is answered already is not asked again.
 
     Raises:
         FeedbackError: the rater cannot go on, or the store cannot be written; what was answered is stored.
     """
-    config = bench.config
-    queries = queries_of(read_samples(bench, number), config.sampling.candidates, config.rater.form, number)
-    with FeedbackStore(bench.run.store_file) as store:
+    config = context.config
+    queries = queries_of(read_samples(context, number), config.sampling.candidates, config.rater.form, number)
+    with FeedbackStore(context.run.store_file) as store:
         if config.rater.name == "terminal":
             # A conversation with one person: no bar beside it, and the whole round, so that undo reaches back.
             ask(TerminalRater(store=store, seed=config.run.seed), queries, store)
         else:
-            _label(bench, number, queries, store)
+            _label(context, number, queries, store)
         count = store.count(number)
     if count.skipped or count.ties:
-        bench.progress.say(f"{count.skipped} of {count.queries} queries were skipped, {count.ties} called a tie")
+        context.progress.say(f"{count.skipped} of {count.queries} queries were skipped, {count.ties} called a tie")
 
 
-def _label(bench: Workbench, number: int, queries: list[Query], store: FeedbackStore) -> None:
+def _label(context: RunContext, number: int, queries: list[Query], store: FeedbackStore) -> None:
     """People get their share of the queries at once; the other rater answers the rest meanwhile, by batches."""
-    settings = bench.config.rater
-    people, others = split(queries, bench.config) if bench.people else ([], queries)
-    with bench.progress.stage(f"round {number} labels", len(queries)) as bar:
-        if bench.people:
+    settings = context.config.rater
+    people, others = split(queries, context.config) if context.people else ([], queries)
+    with context.progress.stage(f"round {number} labels", len(queries)) as bar:
+        if context.people:
             store.add_queries(people)
-            bench.people.submit(people)
+            context.people.submit(people)
         if others:
             named = replace(settings, name="simulated") if settings.name == "web" else settings  # the warm-up
-            rater = find_rater(named, bench.gold, reference_rewards(bench), bench.seed(number, "label"))
+            rater = find_rater(named, context.gold, reference_rewards(context), context.seed(number, "label"))
             # By batches, so that a simulated rater's answers too are stored and shown as they come.
             for begin in range(0, len(others), settings.batch_size):
                 batch = others[begin : begin + settings.batch_size]
                 ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
             if isinstance(rater, JudgeRater):
-                bench.progress.say(str(rater))
-        if bench.people and people:
-            turnout = Turnout(bar, bench.progress.say, len(others), plain=not bench.progress.console.is_terminal)
-            ask(bench.people, people, store, quota=bench.config.people.quota, on_progress=turnout)
+                context.progress.say(str(rater))
+        if context.people and people:
+            turnout = Turnout(bar, context.progress.say, len(others), plain=not context.progress.console.is_terminal)
+            ask(context.people, people, store, quota=context.config.people.quota, on_progress=turnout)
 
 
 def queries_of(samples: list[Sample], candidates: int, form: str, number: int) -> list[Query]:
@@ -80,15 +80,15 @@ def queries_of(samples: list[Sample], candidates: int, form: str, number: int) -
     ]  # fmt: skip
 
 
-def reference_rewards(bench: Workbench) -> np.ndarray:
+def reference_rewards(context: RunContext) -> np.ndarray:
     """Gold rewards ``[prompts, candidates]`` of the reference's own samples (round 1), which rater presets are scaled by.
 
     Prompts with a candidate on which the gold reward failed, and is set to skip then, are not among them.
     """
-    samples = read_samples(bench, 1)
+    samples = read_samples(context, 1)
     names = {name: None for s in samples for name in s.prompt.columns}
     columns = {name: [s.prompt.columns.get(name) for s in samples] for name in names}
     texts, responses = [s.prompt.text for s in samples], [s.response for s in samples]
-    scored = score(bench.gold, texts, responses, columns, may_skip=True)
-    shape = (-1, bench.config.sampling.candidates)
+    scored = score(context.gold, texts, responses, columns, may_skip=True)
+    shape = (-1, context.config.sampling.candidates)
     return scored.values.reshape(shape)[scored.kept.reshape(shape).all(axis=1)]

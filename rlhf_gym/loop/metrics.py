@@ -13,7 +13,7 @@ from typing import Any
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.feedback.query import content_id
+from rlhf_gym.feedback.queries import content_id
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import to_settings
 from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_text

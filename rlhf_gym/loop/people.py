@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rlhf_gym.feedback.gold import known_queries
-from rlhf_gym.feedback.query import Query, content_id
+from rlhf_gym.feedback.queries import Query, content_id
 from rlhf_gym.loop.config import Config, PeopleConfig
+from rlhf_gym.study.checks import known_queries
 
 if TYPE_CHECKING:
-    from rlhf_gym.feedback.leases import QueueSettings
+    from rlhf_gym.loop.context import RunContext
     from rlhf_gym.loop.progress import Bar
-    from rlhf_gym.loop.workbench import Workbench
+    from rlhf_gym.study.leases import QueueSettings
     from rlhf_gym.web.settings import PageSettings
 
 _PACE_OVER = 300.0  # seconds that the pace is of: whoever looks wants to know how it goes now
@@ -56,7 +56,7 @@ def page_settings(config: PeopleConfig) -> PageSettings:
 
 def queue_settings(config: Config) -> QueueSettings:
     """How a run's queries are handed out, out of its configuration."""
-    from rlhf_gym.feedback.leases import QueueSettings
+    from rlhf_gym.study.leases import QueueSettings
 
     people = config.people
     return QueueSettings(
@@ -73,7 +73,7 @@ def for_people(query: Query, config: Config) -> bool:
 
 
 @contextmanager
-def people_page(bench: Workbench) -> Iterator[Workbench]:
+def people_page(context: RunContext) -> Iterator[RunContext]:
     """The workbench with the page's rater while the page is served, where the configuration wants one.
 
     The page stays up from the first round to the end, so that raters may go on while the policy is trained.
@@ -81,9 +81,9 @@ def people_page(bench: Workbench) -> Iterator[Workbench]:
     Raises:
         ConfigError: nothing can listen at that address.
     """
-    config = bench.config
+    config = context.config
     if not wanted(config):
-        yield bench
+        yield context
         return
     from rlhf_gym.web.rater import WebRater
     from rlhf_gym.web.server import Address
@@ -91,19 +91,19 @@ def people_page(bench: Workbench) -> Iterator[Workbench]:
 
     people = config.people
     with serving(
-        bench.run.store_file,
+        context.run.store_file,
         queue=queue_settings(config),
         page=page_settings(people),
         address=Address(people.host, people.port, people.url),
-        run=bench.run.path,
+        run=context.run.path,
         offered=(),
     ) as page:
         page.store.add_queries(known_queries(people.known))
         rater = WebRater(page.store, page.queue, overlap=people.overlap)
         rater.submit([query for query in page.store.queries() if for_people(query, config)])
         for line in page.lines():
-            bench.progress.say(line)
-        yield replace(bench, people=rater)
+            context.progress.say(line)
+        yield replace(context, people=rater)
 
 
 class Turnout:

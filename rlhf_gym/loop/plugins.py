@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
-from rlhf_gym.judge.address import PREFIX, parse
 from rlhf_gym.loop.config import RaterConfig
 from rlhf_gym.raters import Behaviour, Rater, SimulatedRater
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
 from rlhf_gym.rewards.base import Reward
+from rlhf_gym.rewards.service.address import PREFIX, parse
 
 PEOPLE = ("web", "terminal")
 """Raters who are people: on the rating page, or at the terminal of the run."""

@@ -9,9 +9,9 @@ What they say in the morning then counts in the afternoon of the same round, and
 from __future__ import annotations
 
 from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fit import fit, fits
 from rlhf_gym.loop.train_reward import ProxyAndGold
-from rlhf_gym.loop.workbench import Workbench
 
 
 class Refits:
@@ -20,16 +20,16 @@ class Refits:
     A run that is resumed goes on with the newest reward model, also where that is newer than its agent's checkpoint.
 
     Args:
-        bench: the run's means.
+        context: the run's means.
         number: the round.
         reward: what the agent is trained against.
     """
 
-    def __init__(self, bench: Workbench, number: int, reward: ProxyAndGold) -> None:
-        self._bench = bench
+    def __init__(self, context: RunContext, number: int, reward: ProxyAndGold) -> None:
+        self._bench = context
         self._number = number
         self._reward = reward
-        self._after = bench.config.people.refit if bench.people is not None else None
+        self._after = context.config.people.refit if context.people is not None else None
 
     def look(self, iteration: int) -> bool:
         """Fit if there are answers enough since the last time.

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.evaluate import evaluate
 from rlhf_gym.loop.fit import fit
 from rlhf_gym.loop.label import label
@@ -16,7 +17,6 @@ from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_json, wri
 from rlhf_gym.loop.sample import sample
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
-from rlhf_gym.loop.workbench import Workbench
 
 WORK = {"sample": sample, "label": label, "fit": fit, "train": train, "evaluate": evaluate}
 FEEDBACK_STAGES = ("sample", "label", "fit")
@@ -45,15 +45,15 @@ def run_loop(
     run, progress = RunDirectory(out), progress or Progress()
     run.check(config, resume=resume)
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
-    bench = Workbench.of(config, run, progress)
-    with run.open(config, resume=resume), people_page(bench) as bench:
+    context = RunContext.of(config, run, progress)
+    with run.open(config, resume=resume), people_page(context) as context:
         stages = [name for name in WORK if config.reward_model.enabled or name not in FEEDBACK_STAGES]
         for number in range(1, config.run.rounds + 1):
             for stage in stages:
                 if run.done(number, stage):
                     continue
                 started = time.perf_counter()
-                WORK[stage](bench, number)
+                WORK[stage](context, number)
                 run.mark_done(number, stage, time.perf_counter() - started)
         write_json(run.versions_file, {**read_json(run.versions_file), "wall_seconds": round(run.seconds(), 1)})
         write_report(run.path)

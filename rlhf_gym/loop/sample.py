@@ -8,36 +8,36 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_gym.decoding import generate
+from rlhf_gym.lm.decoding import generate
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.run_directory import write_text
-from rlhf_gym.loop.workbench import Workbench
-from rlhf_gym.sample import Prompt, Sample
+from rlhf_gym.tasks.samples import Prompt, Sample
 
 
-def sample(bench: Workbench, number: int) -> None:
+def sample(context: RunContext, number: int) -> None:
     """Write ``round-N/samples.jsonl``: ``candidates`` responses to each of ``prompts`` prompts, prompt by prompt.
 
     Killed in the middle, it goes on after the last whole batch; the noise of a response depends on its place alone.
     """
-    settings = bench.config.sampling
-    file = bench.run.round(number) / "samples.jsonl"
+    settings = context.config.sampling
+    file = context.run.round(number) / "samples.jsonl"
     part = file.with_name("samples.jsonl.part")
     if file.exists():
         return
-    policy = bench.policy(number - 1)
-    prompts = [p for p in round_prompts(bench, number) for _ in range(settings.candidates)]
+    policy = context.policy(number - 1)
+    prompts = [p for p in round_prompts(context, number) for _ in range(settings.candidates)]
     ids = {p.text: policy.tokenizer.encode_prompt(p.text) for p in prompts}
     written = _keep_whole_batches(part, settings.batch_size)
     with (
-        bench.progress.stage(f"round {number} samples", len(prompts)) as bar,
+        context.progress.stage(f"round {number} samples", len(prompts)) as bar,
         part.open("a", encoding="ascii", newline="\n") as out,
     ):
         for begin in range(written, len(prompts), settings.batch_size):
             bar.update(begin)
             batch = prompts[begin : begin + settings.batch_size]
             responses = generate(
-                policy, [ids[p.text] for p in batch], bench.limits, sampling=bench.sampling, stop=bench.task.stop,
-                seed=bench.seed(number, "sample"), first_episode=begin, batch_size=settings.batch_size,
+                policy, [ids[p.text] for p in batch], context.limits, sampling=context.sampling, stop=context.task.stop,
+                seed=context.seed(number, "sample"), first_episode=begin, batch_size=settings.batch_size,
             )  # fmt: skip
             for prompt, response in zip(batch, responses, strict=True):
                 line = {
@@ -51,21 +51,21 @@ def sample(bench: Workbench, number: int) -> None:
     os.replace(part, file)
 
 
-def round_prompts(bench: Workbench, number: int) -> list[Prompt]:
+def round_prompts(context: RunContext, number: int) -> list[Prompt]:
     """The prompts of a round: the task's prompts in a random order, each used once before any is used again."""
-    prompts, wanted = bench.task.prompts, bench.config.sampling.prompts
+    prompts, wanted = context.task.prompts, context.config.sampling.prompts
     first, last = (number - 1) * wanted, number * wanted
     chosen: list[Prompt] = []
     for cycle in range(first // len(prompts), (last - 1) // len(prompts) + 1):
-        order = np.random.default_rng((bench.config.run.seed, cycle)).permutation(len(prompts))
+        order = np.random.default_rng((context.config.run.seed, cycle)).permutation(len(prompts))
         start = cycle * len(prompts)
         chosen += [prompts[i] for i in order[max(0, first - start) : last - start]]
     return chosen
 
 
-def read_samples(bench: Workbench, number: int) -> list[Sample]:
+def read_samples(context: RunContext, number: int) -> list[Sample]:
     """The candidates of a round, in the order they were written."""
-    lines = (bench.run.round(number) / "samples.jsonl").read_text(encoding="ascii").splitlines()
+    lines = (context.run.round(number) / "samples.jsonl").read_text(encoding="ascii").splitlines()
     rows = [json.loads(line) for line in lines]
     return [
         Sample(

@@ -9,16 +9,16 @@ from typing import Any
 from rlhf_gym.agents import PolicyGradient
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import TrainingStopped
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.agents import agent_options, find_agent, learning_rate
 from rlhf_gym.loop.completions import SampleCompletions
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.metrics import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
 from rlhf_gym.loop.refit import Refits
 from rlhf_gym.loop.run_directory import read_json, whole_folder, write_json
 from rlhf_gym.loop.train_reward import ProxyAndGold
-from rlhf_gym.loop.workbench import Workbench
-from rlhf_gym.lora import Lora, adapted, load_adapter, save_adapter
 
 # The line of figures of an iteration: metrics.csv's column, its word on the line, its format.
 FIGURES = (
@@ -51,7 +51,7 @@ class LearningRate:
         return self.start if self.schedule == "constant" else self.start * (1 - self.done / self.iterations)
 
 
-def train(bench: Workbench, number: int) -> None:
+def train(context: RunContext, number: int) -> None:
     """Write ``round-N/agent.json``, ``policy/``, rows of ``metrics.csv``, and ``agent.zip`` every few iterations.
 
     KL is measured from the model as it was given, in every round: what is reported is how far it has moved altogether.
@@ -59,35 +59,37 @@ def train(bench: Workbench, number: int) -> None:
     Raises:
         TrainingError: a loss or a gradient is not finite.
     """
-    settings = bench.config.agent
-    table = MetricsTable(bench.run.metrics_file)
+    settings = context.config.agent
+    table = MetricsTable(context.run.metrics_file)
     rate = LearningRate(learning_rate(settings), settings.iterations, settings.lr_schedule)
-    reward = ProxyAndGold(bench.proxy(number), {"gold": bench.gold, **bench.task.metrics})
-    refits = Refits(bench, number, reward)
-    agent = _agent(bench, number, table, rate, reward)
+    reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
+    refits = Refits(context, number, reward)
+    agent = _agent(context, number, table, rate, reward)
     title = type(agent).__name__
-    write_json(bench.run.round(number) / "agent.json", {"class": title, "learning_rate": rate.start, **agent.settings})
-    logger = make_logger(bench.run, bench.config, table)
+    write_json(
+        context.run.round(number) / "agent.json", {"class": title, "learning_rate": rate.start, **agent.settings}
+    )
+    logger = make_logger(context.run, context.config, table)
     agent.set_logger(logger)
     try:
-        with bench.progress.stage(f"round {number} {title}", settings.iterations) as bar:
-            shown = SampleCompletions(bench, number, agent.iteration, logger)
-            _iterate(bench, number, agent, table, rate, bar, shown, refits)
+        with context.progress.stage(f"round {number} {title}", settings.iterations) as bar:
+            shown = SampleCompletions(context, number, agent.iteration, logger)
+            _iterate(context, number, agent, table, rate, bar, shown, refits)
     finally:
         logger.close()
-    with whole_folder(bench.run.round(number) / "policy") as folder:
+    with whole_folder(context.run.round(number) / "policy") as folder:
         agent.policy.language_model.save(folder)
     if agent.policy.language_model.adapter is not None:
-        with whole_folder(bench.run.round(number) / ADAPTER_FOLDER) as folder:
+        with whole_folder(context.run.round(number) / ADAPTER_FOLDER) as folder:
             save_adapter(agent.policy.language_model, folder)
 
 
 def _iterate(
-    bench: Workbench, number: int, agent: PolicyGradient, table: MetricsTable, rate: LearningRate, bar: Bar,
+    context: RunContext, number: int, agent: PolicyGradient, table: MetricsTable, rate: LearningRate, bar: Bar,
     shown: SampleCompletions, refits: Refits,
 ) -> None:  # fmt: skip
-    settings = bench.config.agent
-    checkpoint = bench.run.round(number) / "agent.zip"
+    settings = context.config.agent
+    checkpoint = context.run.round(number) / "agent.zip"
     bar.update(agent.iteration)
     while agent.iteration < settings.iterations and agent.stopped is None:
         table.where = (number, agent.iteration + 1)
@@ -98,9 +100,9 @@ def _iterate(
             agent.learn(1, reset_num_timesteps=False)
         bar.update(agent.iteration)
         line = iteration_line(table.rows[-1], type(agent).__name__, settings.iterations, agent.reward_share)
-        bench.progress.say(line)
+        context.progress.say(line)
         if agent.stopped is not None:
-            bench.progress.say(agent.stopped)
+            context.progress.say(agent.stopped)
         shown.after(agent, last=agent.iteration == settings.iterations or agent.stopped is not None)
         if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
             agent.save(checkpoint)
@@ -110,22 +112,22 @@ def _iterate(
 
 
 def _agent(
-    bench: Workbench, number: int, table: MetricsTable, rate: LearningRate, reward: ProxyAndGold
+    context: RunContext, number: int, table: MetricsTable, rate: LearningRate, reward: ProxyAndGold
 ) -> PolicyGradient:
     """The agent at the beginning of a round, or as the round's latest checkpoint has it."""
-    settings = bench.config.agent
+    settings = context.config.agent
     env = make_sb3_env(
-        settings.n_envs or settings.n_episodes, tokenizer=bench.reference.tokenizer, task=bench.task, reward=reward
+        settings.n_envs or settings.n_episodes, tokenizer=context.reference.tokenizer, task=context.task, reward=reward
     )
     make: Any = find_agent(settings.name)
-    checkpoint = bench.run.round(number) / "agent.zip"
+    checkpoint = context.run.round(number) / "agent.zip"
     if checkpoint.exists():
-        base = {"language_model": bench.reference} if bench.config.model.lora else {}
+        base = {"language_model": context.reference} if context.config.model.lora else {}
         resumed: PolicyGradient = make.load(
             checkpoint,
             env=env,
-            device=str(bench.reference.device),
-            reference=bench.reference,
+            device=str(context.reference.device),
+            reference=context.reference,
             learning_rate=rate,
             **base,
         )
@@ -134,25 +136,25 @@ def _agent(
         return resumed
     options = agent_options(settings)
     if "value_start" in options:
-        options["value_start"] = bench.run.round(number) / REWARD_MODEL_FOLDER
+        options["value_start"] = context.run.round(number) / REWARD_MODEL_FOLDER
     agent: PolicyGradient = make(
-        env=env, language_model=_trainable(bench, number), reference=bench.reference, learning_rate=rate,
-        temperature=bench.sampling.temperature, top_k=bench.sampling.top_k, top_p=bench.sampling.top_p,
-        seed=bench.seed(number, "train"), device=str(bench.reference.device), **options,
+        env=env, language_model=_trainable(context, number), reference=context.reference, learning_rate=rate,
+        temperature=context.sampling.temperature, top_k=context.sampling.top_k, top_p=context.sampling.top_p,
+        seed=context.seed(number, "train"), device=str(context.reference.device), **options,
     )  # fmt: skip
     table.keep_until(number, 0)
     agent.num_timesteps = table.timesteps()  # timesteps count on from round to round
     return agent
 
 
-def _trainable(bench: Workbench, number: int) -> LanguageModel:
+def _trainable(context: RunContext, number: int) -> LanguageModel:
     """The model that the round begins with, as a copy that may be trained; or its adapter on the run's base."""
-    if bench.config.model.lora:
+    if context.config.model.lora:
         if number == 1:
-            return adapted(bench.reference, Lora.of(bench.config.model.lora), seed=bench.seed(number, "train"))
-        return load_adapter(bench.reference, bench.run.round(number - 1) / ADAPTER_FOLDER)
-    policy = bench.policy(number - 1)
-    model = policy.frozen_copy() if policy is bench.reference else policy
+            return adapted(context.reference, Lora.of(context.config.model.lora), seed=context.seed(number, "train"))
+        return load_adapter(context.reference, context.run.round(number - 1) / ADAPTER_FOLDER)
+    policy = context.policy(number - 1)
+    model = policy.frozen_copy() if policy is context.reference else policy
     model.model.requires_grad_(True)
     return model
 

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.raters.base import Rater, RaterError, Ticket
 

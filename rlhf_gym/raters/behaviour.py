@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ConfigError, FeedbackError
-from rlhf_gym.feedback.query import Query
+from rlhf_gym.feedback.queries import Query
 from rlhf_gym.raters.choice_models import davidson
 
 Array = NDArray[np.float64]
@@ -109,7 +109,7 @@ class Behaviour:
                 and share their seed differ only where that knob matters.
 
         Returns:
-            The answer as keyword arguments of :class:`~rlhf_gym.feedback.query.Judgement`, ``order_shown`` included.
+            The answer as keyword arguments of :class:`~rlhf_gym.feedback.queries.Judgement`, ``order_shown`` included.
 
         Raises:
             FeedbackError: a ranking, where the model of ties is Davidson's; thumbs and edits, which say how good a response is

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.feedback.query import Judgement, Query, content_id
+from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.raters.base import Rater, RaterError, Ticket
 
 

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.feedback.agreement import beta_for_accuracy, beta_for_agreement
 from rlhf_gym.raters.base import Rater
 from rlhf_gym.raters.behaviour import Behaviour
 from rlhf_gym.raters.pool import RaterPool
 from rlhf_gym.raters.simulated import SimulatedRater
 from rlhf_gym.rewards.base import Reward
+from rlhf_gym.study.agreement import beta_for_accuracy, beta_for_agreement
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ConfigError, FeedbackError, RewardError
-from rlhf_gym.feedback.query import Judgement, Query, content_id
+from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.raters.base import RaterError, Ticket
 from rlhf_gym.raters.behaviour import Behaviour
 from rlhf_gym.rewards.base import Reward, reward_name, score

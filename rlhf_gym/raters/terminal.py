@@ -14,11 +14,11 @@ from rich.rule import Rule
 from rich.text import Text
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.query import Judgement, Query, content_id
+from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.feedback.store import FeedbackStore
-from rlhf_gym.plain_text import visible
 from rlhf_gym.raters.base import RaterStoppedError, Ticket
 from rlhf_gym.raters.keyboard import Keyboard
+from rlhf_gym.text import visible
 
 _LETTERS = "abcdefghijklmnop"  # before q, s, t and u, which are commands
 _HELP = {

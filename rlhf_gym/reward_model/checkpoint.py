@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.reward_model.model import RewardModel
-from rlhf_gym.tokenizer import Tokenizer
 
 FORMAT = 1
 PROBE_LENGTH = 8

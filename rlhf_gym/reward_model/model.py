@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.language_model import LanguageModel
-from rlhf_gym.sequences import batches_by_length
-from rlhf_gym.tokenizer import Tokenizer
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sequences import batches_by_length
+from rlhf_gym.lm.tokenizer import Tokenizer
 
 
 class RewardModel:

@@ -9,19 +9,19 @@ from rlhf_gym.rewards.adaptive import (
     reward_state,
 )
 from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
+from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.combine import Combination, Gate, PerWord, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
-from rlhf_gym.rewards.memo import Memo
 from rlhf_gym.rewards.on_error import FillOnError, SkipOnError
 from rlhf_gym.rewards.spec import load_reward
 
 __all__ = [
+    "CachedReward",
     "Combination",
     "Constrained",
     "Ensemble",
     "FillOnError",
     "Gate",
-    "Memo",
     "Minimum",
     "PerWord",
     "Product",

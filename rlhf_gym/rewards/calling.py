@@ -25,7 +25,7 @@ Pairs = dict[int, tuple[str, str]]
 
 under_way: ContextVar[Pairs | None] = ContextVar("under_way", default=None)
 """Where set, a reward that takes one pair at a time keeps the pairs here that it has not scored yet though it was called on
-them: whoever gives it up (:class:`~rlhf_gym.rewards.time_limit.TimeLimit`) can say which ones it hangs on."""
+them: whoever gives it up (:class:`~rlhf_gym.rewards.service.time_limit.TimeLimit`) can say which ones it hangs on."""
 
 # Code that a user does not write: what is below these folders, and Python's own import machinery.
 _NOT_USERS = (

@@ -33,7 +33,8 @@ class Combination(ABC):
     Attributes:
         name: what it is reported under inside another combination.
         parts: the rewards it is made of.
-        slow: says, or denies, that it mostly waits (:func:`~rlhf_gym.rewards.beside.is_slow`); None leaves it to the parts.
+        slow: says, or denies, that it mostly waits (:func:`~rlhf_gym.rewards.service.overlap.is_slow`); None leaves it
+            to the parts.
     """
 
     name: str

@@ -12,7 +12,7 @@ A mapping has exactly one of these keys::
 
 and, applied in this order, any of these::
 
-    memo: true                           # or how many samples to remember
+    cache: true                           # or how many samples to remember
     time_limit: 60                       # seconds a call
     on_error: {fill: -1, most: 100}      # or skip, or {skip: true, most: 100}, or raise
     per_word: true
@@ -36,11 +36,11 @@ from typing import Any
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.rewards.adaptive import Constrained, RunningStandardise, Scheduled
 from rlhf_gym.rewards.base import Reward
+from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.combine import Combination, Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
-from rlhf_gym.rewards.memo import Memo
 from rlhf_gym.rewards.on_error import on_error
-from rlhf_gym.rewards.time_limit import TimeLimit
+from rlhf_gym.rewards.service.time_limit import TimeLimit
 
 AnyReward = Reward | Callable[..., Any]
 Load = Callable[..., AnyReward]
@@ -52,7 +52,7 @@ PAIRS: dict[str, tuple[Callable[..., Combination], tuple[str, str]]] = {
 }
 KINDS = ("reward", *LISTS, *PAIRS)
 CHANGES = (
-    "memo",
+    "cache",
     "time_limit",
     "on_error",
     "per_word",
@@ -141,9 +141,9 @@ def _pair(kind: str, inner: Any, load: Load, here: str) -> Combination:
 
 def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combination:
     """What is done to a reward, in the order of ``CHANGES``."""
-    if changes.get("memo"):
-        size = {} if changes["memo"] is True else {"size": int(_number(place, "memo", changes["memo"]))}
-        reward = _made(f"{place}.memo", Memo, reward, **size)
+    if changes.get("cache"):
+        size = {} if changes["cache"] is True else {"size": int(_number(place, "cache", changes["cache"]))}
+        reward = _made(f"{place}.cache", CachedReward, reward, **size)
     if "time_limit" in changes:
         reward = _made(f"{place}.time_limit", TimeLimit, reward, _number(place, "time_limit", changes["time_limit"]))
     if "on_error" in changes:
@@ -177,7 +177,7 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
 
 
 def _standardised(reward: Combination, file: Any, place: str) -> Combination:
-    from rlhf_gym.tasks.files import rows_from_file
+    from rlhf_gym.table_files import rows_from_file
 
     try:
         rows = list(rows_from_file(str(file)))

@@ -33,31 +33,31 @@ from rlhf_gym.rewards.mapping import CHANGES, build
 
 # Where each built-in reward is: a module is imported only when its reward is asked for.
 BUILT_IN = {
-    "sentiment": "rlhf_gym.sentiment:SentimentScorer.embedded",
-    "length": "rlhf_gym.rewards.builtin:Length",
-    "repetition": "rlhf_gym.rewards.builtin:Repetition",
-    "format": "rlhf_gym.rewards.builtin:Format",
-    "contains_words": "rlhf_gym.rewards.builtin:ContainsWords",
-    "exact_match": "rlhf_gym.rewards.builtin:ExactMatch",
-    "readability": "rlhf_gym.rewards.builtin:Readability",
-    "harm": "rlhf_gym.rewards.harm:Harm",
-    "perplexity": "rlhf_gym.rewards.perplexity:Perplexity",
-    "rouge": "rlhf_gym.rewards.metrics:Rouge",
-    "bleu": "rlhf_gym.rewards.metrics:Bleu",
-    "chrf": "rlhf_gym.rewards.metrics:ChrF",
-    "meteor": "rlhf_gym.rewards.meteor:Meteor",
-    "bert_score": "rlhf_gym.rewards.bert_score:BertScore",
-    "embedding_similarity": "rlhf_gym.rewards.embedding:EmbeddingSimilarity",
-    "vader": "rlhf_gym.rewards.metrics:Vader",
-    "profanity": "rlhf_gym.rewards.profanity:Profanity",
-    "language": "rlhf_gym.rewards.language:LanguageId",
-    "math": "rlhf_gym.rewards.math_answer:MathAnswer",
-    "classifier": "rlhf_gym.rewards.classifier:Classifier",
-    "reward_model": "rlhf_gym.rewards.classifier:reward_model",
-    "per_token": "rlhf_gym.rewards.per_token:PerToken",
-    "toxicity": "rlhf_gym.rewards.classifier:toxicity",
-    "sentiment_classifier": "rlhf_gym.rewards.classifier:sentiment_classifier",
-    "json_schema": "rlhf_gym.rewards.metrics:JsonSchema",
+    "sentiment": "rlhf_gym.rewards.builtin.sentiment:SentimentScorer.embedded",
+    "length": "rlhf_gym.rewards.builtin.basic:Length",
+    "repetition": "rlhf_gym.rewards.builtin.basic:Repetition",
+    "format": "rlhf_gym.rewards.builtin.basic:Format",
+    "contains_words": "rlhf_gym.rewards.builtin.basic:ContainsWords",
+    "exact_match": "rlhf_gym.rewards.builtin.basic:ExactMatch",
+    "readability": "rlhf_gym.rewards.builtin.basic:Readability",
+    "harm": "rlhf_gym.rewards.builtin.harm:Harm",
+    "perplexity": "rlhf_gym.rewards.builtin.perplexity:Perplexity",
+    "rouge": "rlhf_gym.rewards.builtin.metrics:Rouge",
+    "bleu": "rlhf_gym.rewards.builtin.metrics:Bleu",
+    "chrf": "rlhf_gym.rewards.builtin.metrics:ChrF",
+    "meteor": "rlhf_gym.rewards.builtin.meteor:Meteor",
+    "bert_score": "rlhf_gym.rewards.builtin.bert_score:BertScore",
+    "embedding_similarity": "rlhf_gym.rewards.builtin.embedding:EmbeddingSimilarity",
+    "vader": "rlhf_gym.rewards.builtin.metrics:Vader",
+    "profanity": "rlhf_gym.rewards.builtin.profanity:Profanity",
+    "language": "rlhf_gym.rewards.builtin.language:LanguageId",
+    "math": "rlhf_gym.rewards.builtin.math_answer:MathAnswer",
+    "classifier": "rlhf_gym.rewards.builtin.classifier:Classifier",
+    "reward_model": "rlhf_gym.rewards.builtin.classifier:reward_model",
+    "per_token": "rlhf_gym.rewards.builtin.per_token:PerToken",
+    "toxicity": "rlhf_gym.rewards.builtin.classifier:toxicity",
+    "sentiment_classifier": "rlhf_gym.rewards.builtin.classifier:sentiment_classifier",
+    "json_schema": "rlhf_gym.rewards.builtin.metrics:JsonSchema",
     "judge": "rlhf_gym.judge.reward:JudgeReward",
 }
 
@@ -96,7 +96,7 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
     if spec.startswith(("http://", "https://")):
         return _remote(spec, options)
     if spec.startswith("judge:"):
-        from rlhf_gym.judge.address import parse  # the judge stands on rewards itself
+        from rlhf_gym.rewards.service.address import parse  # the judge stands on rewards itself
 
         url, model = parse(spec)
         return load_reward("judge", url=url, model=model, **options)
@@ -143,7 +143,7 @@ def _unknown(name: str, others: str = "") -> ConfigError:
 
 def _remote(url: str, options: dict[str, Any]) -> AnyReward:
     """A service, asked with the token in the environment where there is one."""
-    from rlhf_gym.rewards.remote import RemoteReward
+    from rlhf_gym.rewards.service.remote import RemoteReward
 
     token = os.environ.get(TOKEN_VARIABLE)
     if token and "headers" not in options:

@@ -22,7 +22,7 @@ BUILT_IN = {
     # On the embedded language model.
     "words": "rlhf_gym.tasks.words:words_task",
     "length": "rlhf_gym.tasks.length:length_task",
-    "format": "rlhf_gym.tasks.formats:format_task",
+    "format": "rlhf_gym.tasks.format_control:format_task",
     "detox": "rlhf_gym.tasks.detox:detox_task",
     "stars": "rlhf_gym.tasks.stars:stars_task",
     # Prompts and rewards of one's own.

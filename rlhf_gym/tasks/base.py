@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
+from rlhf_gym.tasks.samples import Prompt
 
 if TYPE_CHECKING:
-    from rlhf_gym.tokenizer import Tokenizer
+    from rlhf_gym.lm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

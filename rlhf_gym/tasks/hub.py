@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.table_files import rows_from_file
 from rlhf_gym.tasks import hub_rows
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.files import rows_from_file
 from rlhf_gym.tasks.table import RewardSpec, Table, table_task
 
 TABLE = Path(__file__).with_name("hub.yaml")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf_gym.feedback.transcripts import split_turns
+from rlhf_gym.feedback.exchange.transcripts import split_turns
 
 Row = Mapping[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.sentiment import is_held_out, openings
 
 Draw = Callable[[np.random.Generator], tuple[str, dict[str, Any]]]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.samples import Prompt
 
 KINDS = (
     "comedy",
@@ -100,7 +100,7 @@ def sentiment_task(
     Raises:
         TaskError: more prompts asked for than there are.
     """
-    from rlhf_gym.sentiment import SentimentScorer
+    from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 
     texts = openings()
     order = np.random.default_rng(seed).permutation(len(texts))

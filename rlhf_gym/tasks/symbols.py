@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.sentiment import is_held_out
 
 FEWEST_TO_SPLIT = 24

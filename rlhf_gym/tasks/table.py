@@ -12,9 +12,10 @@ import numpy as np
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards import load_reward
-from rlhf_gym.sample import Prompt
+from rlhf_gym.table_files import rows_from_file
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.files import prompts_from_rows, rows_from_file
+from rlhf_gym.tasks.prompt_files import prompts_from_rows
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.sentiment import is_held_out
 
 Table = Path | str | Iterable[Mapping[str, Any]]
@@ -174,7 +175,7 @@ def _from_messages(messages: list[Any], column: str, where: str) -> dict[str, An
         raise TaskError(
             f"{where}: expected a text or chat messages that end with the user's in column {column!r}, got {messages!r:.80}"
         )
-    from rlhf_gym.feedback.transcripts import transcript
+    from rlhf_gym.feedback.exchange.transcripts import transcript
 
     kept = [dict(m) for m in messages]
     return {column: kept[0]["content"] if len(kept) == 1 else transcript(kept), "messages": kept}

@@ -9,8 +9,8 @@ from typing import Any
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards import score
-from rlhf_gym.sample import Prompt
 from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.samples import Prompt
 
 ROW = "rlhf_gym_row"
 """The column by which a reward function finds a prompt's own columns: those may hold what Arrow cannot."""

@@ -15,7 +15,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.tasks.chat import TEMPLATES, Message, Messages, render_messages
 
 if TYPE_CHECKING:
-    from rlhf_gym.language_model import LanguageModel
+    from rlhf_gym.lm.language_model import LanguageModel
 
 
 class User(Protocol):
@@ -66,12 +66,12 @@ class ModelUser:
     Args:
         model: the model, or its name.
         persona: who the user is; a chat model's system message, any other model's first words.
-        max_tokens: longest message.
+        max_new_tokens: longest message.
         temperature: of the sampling.
         template: how a model without a chat template is shown the conversation; see :data:`~rlhf_gym.tasks.chat.TEMPLATES`.
 
     Raises:
-        ConfigError: an unknown template, or ``max_tokens`` below 1.
+        ConfigError: an unknown template, or ``max_new_tokens`` below 1.
     """
 
     def __init__(
@@ -79,30 +79,30 @@ class ModelUser:
         model: LanguageModel | str = "embedded",
         *,
         persona: str = "",
-        max_tokens: int = 24,
+        max_new_tokens: int = 24,
         temperature: float = 1.0,
         template: str = "transcript",
     ) -> None:
         if template not in TEMPLATES:
             raise ConfigError(f"a model user's template must be one of {', '.join(TEMPLATES)}, got {template!r}")
-        if max_tokens < 1:
-            raise ConfigError(f"a model user's max_tokens must be at least 1, got {max_tokens}")
+        if max_new_tokens < 1:
+            raise ConfigError(f"a model user's max_new_tokens must be at least 1, got {max_new_tokens}")
         self.model, self.persona, self.template = model, persona, template
-        self.max_tokens, self.temperature = max_tokens, temperature
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
 
     def __call__(self, messages: Messages, rng: np.random.Generator) -> str | None:
         """What the model says in the user's place; None where it says nothing."""
-        from rlhf_gym.decoding import generate
-        from rlhf_gym.language_model import LanguageModel
-        from rlhf_gym.sampling import Limits, Sampling
+        from rlhf_gym.lm.decoding import generate
+        from rlhf_gym.lm.language_model import LanguageModel
+        from rlhf_gym.lm.sampling import Limits, Sampling
 
         if isinstance(self.model, str):
             self.model = LanguageModel.load(self.model)
         ids, stop = self._prompt(messages)
         # Of a conversation that has outgrown the model, its end.
-        ids = ids[-(self.model.context_length - self.max_tokens) :]
+        ids = ids[-(self.model.context_length - self.max_new_tokens) :]
         tokenizer = self.model.tokenizer
-        limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), max_tokens=self.max_tokens)
+        limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), max_new_tokens=self.max_new_tokens)
         seed = int(rng.integers(2**31))
         written = generate(
             self.model, [ids], limits, sampling=Sampling(temperature=self.temperature), seed=seed, stop=stop

@@ -13,9 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.feedback.files import export_feedback
-from rlhf_gym.feedback.formats import FORMATS
-from rlhf_gym.feedback.people import Person
+from rlhf_gym.feedback.exchange.files import export_feedback
+from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.study.people import Person
 from rlhf_gym.web.browse import FILTERS, browse
 from rlhf_gym.web.overview import overview
 from rlhf_gym.web.replies import ADMIN, CONFLICT, ELSEWHERE, EXPORTED, MISSING, POSTED, TEXT, choice, form, query

@@ -7,10 +7,10 @@ from datetime import datetime
 
 from markupsafe import Markup
 
-from rlhf_gym.feedback.quality import QualityReport, Share
-from rlhf_gym.feedback.reliability import MANY_DAYS, Agreement, Period
 from rlhf_gym.loop.report.svg import Chart, spread
 from rlhf_gym.loop.report.text import number, percent
+from rlhf_gym.study.quality import QualityReport, Share
+from rlhf_gym.study.reliability import MANY_DAYS, Agreement, Period
 
 FEW = 10
 """Of fewer comparisons, a period's alpha says next to nothing, and is not drawn."""

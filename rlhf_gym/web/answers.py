@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.leases import Answer
-from rlhf_gym.feedback.query import Judgement
+from rlhf_gym.feedback.queries import Judgement
+from rlhf_gym.study.leases import Answer
 
 LONGEST_REASON = 2000
 LONGEST_EDIT = 100_000

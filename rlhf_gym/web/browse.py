@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from markupsafe import Markup
 
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.feedback.gold import meets
+from rlhf_gym.study.checks import meets
 from rlhf_gym.web.answers import in_words
 from rlhf_gym.web.text import plain_html
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from rlhf_gym.feedback.leases import Assignment
-from rlhf_gym.feedback.query import Judgement
+from rlhf_gym.feedback.queries import Judgement
+from rlhf_gym.study.leases import Assignment
 from rlhf_gym.web.answers import PAIR, earlier_value, in_words, letter
 from rlhf_gym.web.settings import PageSettings
 from rlhf_gym.web.text import LONGEST, Turn, coded, markdown_html, plain_html, turns_of

@@ -13,16 +13,16 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_gym.feedback import Judgement, Query
-from rlhf_gym.feedback.leases import RoundProgress
-from rlhf_gym.feedback.quality import Share, quality
 from rlhf_gym.feedback.store import StoreCount
 from rlhf_gym.loop.report.svg import Chart, nice_ticks
 from rlhf_gym.loop.report.text import number, percent
+from rlhf_gym.study.leases import RoundProgress
+from rlhf_gym.study.quality import Share, quality
 from rlhf_gym.web.agreement import agreement_chart, agreement_line, coefficients
 from rlhf_gym.web.study import Study
 
 COLUMNS = (("Known answers", "gold"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
-"""Shares in the table of raters: heading, field of :class:`~rlhf_gym.feedback.quality.RaterQuality`."""
+"""Shares in the table of raters: heading, field of :class:`~rlhf_gym.study.quality.RaterQuality`."""
 RECENT = timedelta(minutes=15)
 
 

@@ -13,11 +13,11 @@ from sqlalchemy import func, select
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.assignments import Queue
-from rlhf_gym.feedback.query import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.schema import judgements
 from rlhf_gym.raters.asking import signed_by
 from rlhf_gym.raters.base import Ticket
+from rlhf_gym.study.queue import Queue
 
 _POLL = 0.25
 

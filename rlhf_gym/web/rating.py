@@ -10,8 +10,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Red
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from rlhf_gym.feedback.leases import Assignment
-from rlhf_gym.feedback.people import Person
+from rlhf_gym.study.leases import Assignment
+from rlhf_gym.study.people import Person
 from rlhf_gym.web.answers import answer_of, seconds_of
 from rlhf_gym.web.replies import (
     ANSWERED,

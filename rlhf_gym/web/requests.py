@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from rlhf_gym.feedback.people import Person
+from rlhf_gym.study.people import Person
 from rlhf_gym.web.security import csrf_matches
 from rlhf_gym.web.study import Study
 

@@ -46,7 +46,7 @@ def cookie_name(study: str) -> str:
     """The session cookie of a study: browsers tell hosts apart by cookie, but not ports.
 
     Args:
-        study: what tells it from others on the same host (:meth:`~rlhf_gym.feedback.people.People.study`).
+        study: what tells it from others on the same host (:meth:`~rlhf_gym.study.people.People.study`).
     """
     return f"{_COOKIE}_{study}"
 

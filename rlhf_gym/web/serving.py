@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.assignments import Queue
-from rlhf_gym.feedback.leases import QueueSettings
-from rlhf_gym.feedback.people import People
+from rlhf_gym.study.leases import QueueSettings
+from rlhf_gym.study.people import People
+from rlhf_gym.study.queue import Queue
 from rlhf_gym.web.server import LOOPBACK, Address, PageServer, require_web
 from rlhf_gym.web.settings import PageSettings
 

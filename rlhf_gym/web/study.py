@@ -14,9 +14,9 @@ import jinja2
 from markupsafe import Markup
 
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.assignments import Queue
-from rlhf_gym.feedback.leases import Assignment
-from rlhf_gym.feedback.people import People, Person
+from rlhf_gym.study.leases import Assignment
+from rlhf_gym.study.people import People, Person
+from rlhf_gym.study.queue import Queue
 from rlhf_gym.web.cards import card_of
 from rlhf_gym.web.security import cookie_name, csrf_token
 from rlhf_gym.web.settings import PageSettings

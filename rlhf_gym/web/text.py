@@ -16,8 +16,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from rlhf_gym.feedback.query import Query
-from rlhf_gym.feedback.transcripts import is_transcript
+from rlhf_gym.feedback.exchange.transcripts import is_transcript
+from rlhf_gym.feedback.queries import Query
 
 LONGEST = 20_000
 """Characters of a text that a card shows; the rest is a click away. Markdown is rendered up to here only."""

@@ -12,7 +12,7 @@ from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import finite
 
 if TYPE_CHECKING:
-    from rlhf_gym.agents.traces import Trace
+    from rlhf_gym.agents.common.traces import Trace
 
 QUANTITIES = (
     ("rewards", "reward", "what the environment paid for the token"),
@@ -111,7 +111,7 @@ def write_heat_maps(path: str | os.PathLike[str], found: Sequence[Trace], title:
 
     Args:
         path: the HTML file.
-        found: from :func:`rlhf_gym.agents.traces.traces`.
+        found: from :func:`rlhf_gym.agents.common.traces.traces`.
         title: the page's.
     """
     shown = looks({title: [asdict(trace) for trace in found]})

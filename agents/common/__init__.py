@@ -1,0 +1,1 @@
+"""What the agents share: the training loop, collection, the policy, advantages and losses, settings, checkpoints."""

@@ -1,0 +1,339 @@
+"""Saving and loading agents without pickle: a zip of safetensors, JSON, and the language model's own folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import get_system_info
+from torch import Tensor
+
+from rlhf_gym.agents.common.kl_limit import LastGood
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.errors import ConfigError, ModelError, TrainingError
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora, fingerprint
+from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.version import __version__
+
+FORMAT = 1
+NOTHING = "nothing"  # safetensors cannot hold no tensor at all: a policy without a value function
+
+
+class Checkpointed(OnPolicyAlgorithm):
+    """``save`` and ``load`` for agents whose constructor's settings are in ``settings``.
+
+    A checkpoint holds everything needed to go on as if never interrupted: weights, optimizer, counters, random states (the
+    environment's too), and the reference unless it was given by name. Of an agent with an adapter it holds the adapter and
+    what else is learned, but not the base: that is loaded by its name, or given. Opening one never runs code from it.
+    """
+
+    policy: LMPolicy
+    settings: dict[str, Any]
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if (adapter := self.policy.language_model.adapter) is not None:
+            self.settings["lora"] = adapter.settings()  # the model may have come with it
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """Write a checkpoint; an older one is replaced only once all is written.
+
+        Args:
+            path: where to (``.zip`` is added where it is missing), or a binary file.
+            exclude: not used; here for stable-baselines3's signature.
+            include: not used.
+
+        Raises:
+            TrainingError: it could not be written; an older checkpoint is still whole.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            try:
+                self._write(folder)
+                if hasattr(path, "write"):
+                    pack(folder, path)
+                    return
+                path = with_suffix(Path(path))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                packed = path.with_name(f".{path.name}.tmp")
+                try:
+                    pack(folder, packed)
+                    os.replace(packed, path)
+                finally:
+                    packed.unlink(missing_ok=True)
+            except OSError as error:
+                raise TrainingError(
+                    f"cannot write the checkpoint {path}: {error.strerror or error}; an older one is untouched"
+                ) from error
+
+    def _write(self, folder: Path) -> None:
+        agent: Any = self
+        model = self.policy.language_model
+        if model.base is None:
+            model.save(folder / "model")
+        if not isinstance(self.settings["reference"], str) and agent.reference is not model.base:
+            agent.reference.save(folder / "reference")
+        save_file(_separate(own_weights(self.policy)), folder / "policy.safetensors")
+        tensors, scalars = _flatten(self.policy.optimizer.state_dict())
+        save_file(tensors, folder / "optimizer.safetensors")
+        last_good, kept = agent.kl_limit.last_good, None
+        if last_good is not None:
+            save_file(_separate(last_good.weights), folder / "last_good.safetensors")
+            moments, kept = _flatten(last_good.optimizer)
+            save_file(moments, folder / "last_good_optimizer.safetensors")
+        spaces = {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()}
+        data = {
+            "format": FORMAT, "version": __version__, "class": type(self).__name__, "settings": self.settings,
+            "dtype": str(model.model.dtype).removeprefix("torch."), "spaces": spaces, "optimizer": scalars,
+            "limits": asdict(self.policy.limits), "state": agent.state(), "last_good": kept,
+            "base": None if model.base is None else {
+                "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": agent.reference is model.base,
+            },
+        }  # fmt: skip
+        (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(
+        cls,
+        path: Any,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        language_model: LanguageModel | str | None = None,
+        tokenizer: Tokenizer | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Read a checkpoint. Nothing in it is executed, so it need not be trusted.
+
+        ``load(path, env=env).learn(n, reset_num_timesteps=False)`` goes on as if training had never stopped. A checkpoint
+        taken inside a rollout goes on from that rollout's start.
+
+        Args:
+            path: what :meth:`save` was given.
+            env: the environment to go on in; None is enough for ``predict``.
+            device: where to put the weights.
+            custom_objects: like ``changes``, stable-baselines3's way.
+            print_system_info: print this machine's versions.
+            force_reset: not used; here for stable-baselines3's signature.
+            language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by the name that it
+                had.
+            tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
+            changes: constructor arguments to use instead of the saved ones.
+
+        Raises:
+            ModelError: no such file, or not a checkpoint of this class.
+            ConfigError: the checkpoint was made with a schedule, which must be given again.
+        """
+        if print_system_info:
+            get_system_info()
+        if not hasattr(path, "read"):
+            path = Path(path) if Path(path).is_file() else with_suffix(Path(path))
+        try:
+            with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                archive.extractall(folder)
+                data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+                if data["class"] != cls.__name__ or data["format"] != FORMAT:
+                    raise ModelError(
+                        f"{path} holds a {data['class']} of format {data['format']}; expected {cls.__name__}"
+                    )
+                if tokenizer is None and isinstance(env, TokenVecEnv):
+                    tokenizer = env.env.episodes.tokenizer
+                changes = {**(custom_objects or {}), **changes}
+                return cls._build(folder, data, env, str(device), language_model, tokenizer, changes)
+        except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+            raise ModelError(
+                f"cannot load {cls.__name__} from {path}: {error}. Expected a file written by {cls.__name__}.save"
+            ) from error
+
+    @classmethod
+    def _build(
+        cls,
+        folder: Path,
+        data: dict[str, Any],
+        env: Any,
+        device: str,
+        given: LanguageModel | str | None,
+        tokenizer: Tokenizer | None,
+        changes: dict[str, Any],
+    ) -> Self:
+        settings = {**data["settings"], "seed": data["state"]["seed"], **changes}
+        if lacking := [name for name in settings.pop("given_at_load") if name not in changes]:
+            raise ConfigError(
+                f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
+                f"again, load(path, {lacking[0]}=...)"
+            )
+        settings.pop("value_start", None)  # what it gave is among the weights
+        base = data.get("base")
+        if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
+            raise ConfigError(
+                "a checkpoint's language model, adapter and value network are its own: leave language_model, lora and "
+                "value_start out"
+            )
+        model = _load_base(base, data, device, given, tokenizer) if base else None
+        if model is None:
+            model = _load_model(folder / "model", data, device, tokenizer)
+        if settings["reference"] is None and not (base and base["is_reference"]):
+            settings["reference"] = _load_model(folder / "reference", data, device, tokenizer)
+        make: Any = cls
+        agent = make(
+            env=env, language_model=model, _init_setup_model=False,
+            **{k: v for k, v in settings.items() if k != "language_model"},
+        )  # fmt: skip
+        kept = {k: v for k, v in changes.items() if k in data["settings"] and _is_json(v)}
+        agent.settings = {**data["settings"], **kept}
+        if env is None:
+            agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
+        agent._setup_model()
+        if env is None:
+            agent.policy.limits = Limits(
+                **{**data["limits"], "suppress_tokens": tuple(data["limits"]["suppress_tokens"])}
+            )
+        extra = {k: v for k, v in load_file(folder / "policy.safetensors").items() if k != NOTHING}
+        _, unexpected = agent.policy.load_state_dict(extra, strict=False)
+        missing = [key for key in own_weights(agent.policy) if key not in extra]
+        if unexpected or missing:
+            raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
+        agent.policy.optimizer.load_state_dict(
+            _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])
+        )
+        if (groups := data.get("last_good")) is not None:
+            moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), groups)
+            agent.kl_limit.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
+        agent.restore(data["state"])
+        agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
+        loaded: Self = agent
+        return loaded
+
+
+def _load_model(folder: Path, data: dict[str, Any], device: str, tokenizer: Tokenizer | None) -> LanguageModel:
+    """A model of the checkpoint, under the name that it was first loaded by."""
+    # The user's own tokenizer is not in the checkpoint.
+    own = (folder / "tokenizer_config.json").exists()
+    if not own and tokenizer is None:
+        raise ModelError("the checkpoint's tokenizer is not a Hugging Face one; give it: load(path, tokenizer=...)")
+    model = LanguageModel.load(str(folder), device=device, dtype=data["dtype"], tokenizer=None if own else tokenizer)
+    model.name = str(data["settings"]["language_model"] or "checkpoint")
+    return model
+
+
+def _load_base(
+    base: dict[str, Any],
+    data: dict[str, Any],
+    device: str,
+    given: LanguageModel | str | None,
+    tokenizer: Tokenizer | None,
+) -> LanguageModel:
+    """The model that a checkpoint's adapter belongs to.
+
+    Raises:
+        ModelError: it is not there, or another one.
+    """
+    model, name = given, given if isinstance(given, str) else base["name"]
+    if not isinstance(model, LanguageModel):
+        try:
+            model = LanguageModel.load(name, device=device, dtype=data["dtype"], tokenizer=tokenizer)
+        except ModelError as error:
+            raise ModelError(
+                f"the checkpoint holds a LoRA adapter without its base, {name!r}, which cannot be loaded: {error} Or give the "
+                "base: load(path, language_model=...)"
+            ) from error
+    if fingerprint(model) != base["fingerprint"]:
+        raise ModelError(
+            f"the checkpoint's LoRA adapter was made for a base {base['name']!r} with other weights than {model.name!r} has: "
+            "give the right one, load(path, language_model=...)"
+        )
+    return model
+
+
+def own_weights(policy: LMPolicy) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a policy besides the language model's folder; of an adapted one all but the base."""
+    model = policy.language_model
+    if model.base is None:
+        return {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("lm.")}
+    shared = {tensor.data_ptr() for tensor in model.base.model.state_dict().values()}
+    return {name: tensor for name, tensor in policy.state_dict().items() if tensor.data_ptr() not in shared}
+
+
+def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict, spaces.Discrete]:
+    """The spaces that were learned in, for use without an environment."""
+    capacity = shapes["ids"][0]
+    lengths = spaces.Box(0, capacity, (1,), np.int64)
+    ids = spaces.Box(0, vocab_size - 1, (capacity,), np.int64)
+    return spaces.Dict(ids=ids, length=lengths, prompt_length=lengths), spaces.Discrete(vocab_size)
+
+
+def pack(folder: Path, target: Any) -> None:
+    """Put a folder's files into a zip (stored as they are: weights hardly shrink)."""
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+            archive.write(file, file.relative_to(folder).as_posix())
+
+
+def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments as JSON values, models by their name where they were given by name, else None.
+
+    Schedules cannot be written down; their names are listed under ``given_at_load``.
+    """
+    skip = {"self", "env", "device", "_init_setup_model", "language_model", "reference"}
+    options = {k: v for k, v in arguments.items() if k not in skip and not k.startswith("__")}
+    out: dict[str, Any] = {k: v for k, v in options.items() if _is_json(v)}
+    if options.get("lora") is not None:
+        out["lora"] = Lora.of(options["lora"]).settings()
+    if options.get("value_start") is not None:
+        start = options["value_start"]
+        out["value_start"] = str(start) if isinstance(start, str | Path) else f"on {start.language_model.name}"
+    model, reference = arguments["language_model"], arguments["reference"]
+    out["language_model"] = model if isinstance(model, str) else model.name
+    out["reference"] = reference if isinstance(reference, str) else None
+    out["given_at_load"] = [name for name in options if name not in out]
+    return out
+
+
+def with_suffix(path: Path) -> Path:
+    """The path with ``.zip`` at its end."""
+    return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
+
+
+def _is_json(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share no memory, as safetensors wants them (a separate value network ties its embeddings)."""
+    return {k: v.detach().clone().contiguous() for k, v in tensors.items()} or {NOTHING: torch.zeros(0)}
+
+
+def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors, and its parameter groups as JSON."""
+    tensors = {f"{i}.{k}": v.clone() for i, entry in state["state"].items() for k, v in entry.items()}
+    groups = [
+        {k: v for k, v in group.items() if _is_json(v) or isinstance(v, list | tuple)}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"param_groups": groups}
+
+
+def _unflatten(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": scalars["param_groups"]}

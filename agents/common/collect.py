@@ -1,0 +1,199 @@
+"""Two ways to collect whole episodes, with one result: the same seeds give the same episodes and log-probabilities.
+
+*Decoding* writes whole responses and hands them to environments that only append tokens. *Stepping* goes through
+``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step must
+give the reward of the episode it ends, so there scores are waited for; decoding may go on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.rollout import Episode
+from rlhf_gym.envs.sb3 import WAIT, TokenVecEnv
+from rlhf_gym.errors import TrainingError
+from rlhf_gym.lm.decoding import CachedDecoder, generate
+from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
+from rlhf_gym.rewards.service.overlap import Beside
+
+
+def collect_by_decoding(
+    env: TokenVecEnv,
+    policy: LMPolicy,
+    seed: int,
+    first_episode: int,
+    rounds: int,
+    *,
+    beside: Beside | None = None,
+    meanwhile: Callable[[list[Episode]], object] | None = None,
+) -> list[Episode]:
+    """Collect ``rounds`` episodes in every slot by decoding whole responses.
+
+    A round's episodes are scored together. With a ``beside`` that has a thread, that is done while the next round is decoded;
+    the result is the same.
+
+    Args:
+        env: an environment that only appends tokens.
+        policy: writes the responses.
+        seed: seed of the noise.
+        first_episode: number of the first episode, for the noise; the ``k``-th episode of slot ``i`` is number
+            ``first_episode + k * num_envs + i``.
+        rounds: episodes a slot.
+        beside: makes the calls of the reward; default each at once.
+        meanwhile: called with all episodes once they are written; their rewards and infos are not filled in yet.
+
+    Returns:
+        ``rounds * num_envs`` episodes; values are 0 where the policy reads none off its hidden states.
+
+    Raises:
+        RewardError: the reward went wrong; no further round is begun then.
+    """
+    beside = Beside(threaded=False) if beside is None else beside
+    episodes: list[Episode] = []
+    pending = []
+    slots = list(range(env.num_envs))
+    head = policy.values if policy.values_from_trunk else None
+    for k in range(rounds):
+        beside.check()
+        prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
+        written = generate(
+            policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed,
+            first_episode=first_episode + k * env.num_envs, stop=env.stop, value_head=head, batch_size=env.num_envs,
+            on_progress=lambda _: beside.check(),
+        )  # fmt: skip
+        pending.append(beside.submit(env.end_episodes(slots, [g.ids for g in written])))
+        episodes += [
+            Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
+            for prompt, g in zip(prompts, written, strict=True)
+        ]
+    if meanwhile is not None:
+        meanwhile(episodes)
+    waiting = iter(episodes)
+    for scoring in pending:
+        for episode, score, info in zip(islice(waiting, env.num_envs), *beside.wait(scoring), strict=True):
+            episode.rewards[-1], episode.ended, episode.info = float(score), bool(info["ended"]), info
+            episode.spread()
+    return episodes
+
+
+class SteppingCollector:
+    """Collects by ``VecEnv.step``; remembers the observation between iterations, as stepping environments need.
+
+    Args:
+        env: any VecEnv of token observations.
+        policy: writes the responses.
+        seed: seed of the noise.
+    """
+
+    def __init__(self, env: VecEnv, policy: LMPolicy, seed: int) -> None:
+        self.env = env
+        self.policy = policy
+        self.seed = seed
+        # Masks that the policy's own limits tell already need not be asked for at every token.
+        told = isinstance(env, TokenVecEnv) and env.fixed_masks
+        self.has_masks = not told and env.has_attr("action_masks")
+        self.observation: dict[str, Any] = {}
+
+    def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:
+        """Collect ``rounds`` episodes in every slot; numbered and ordered as :func:`collect_by_decoding` does.
+
+        Args:
+            first_episode: number of the first episode, for the noise.
+            rounds: episodes a slot.
+            observation: the environment's last observation, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``; every
+                slot stands at the beginning of an episode. The next one is left in ``self.observation``.
+        """
+        n = self.env.num_envs
+        decoder = CachedDecoder(self.policy.language_model)
+        done_count = np.zeros(n, dtype=np.int64)
+        open_: list[Episode | None] = [None] * n
+        noise = [np.zeros(0)] * n
+        finished: dict[int, Episode] = {}
+        hidden = torch.zeros(n, self.policy.language_model.hidden_size, device=self.policy.device)
+        while len(finished) < n * rounds:
+            live = [i for i in range(n) if done_count[i] < rounds]
+            fresh = [i for i in live if open_[i] is None]
+            for i in fresh:
+                length = int(observation["length"][i, 0])
+                open_[i] = Episode(observation["ids"][i, :length].tolist(), [], [], [], [], ended=False)
+                number = first_episode + int(done_count[i]) * n + i
+                noise[i] = episode_uniforms(self.seed, number, self.policy.limits.max_new_tokens)
+            if fresh:
+                prompts = [episode.prompt_ids for i in fresh if (episode := open_[i])]
+                hidden[fresh] = decoder.start(fresh, prompts).float()
+            actions = self._act(live, open_, hidden, noise)
+            new, rewards, dones, infos = self.env.step(actions)
+            observation = new
+            going_on = []
+            for i in live:
+                episode = open_[i]
+                assert episode is not None
+                episode.response_ids.append(int(actions[i]))
+                episode.rewards.append(float(rewards[i]))
+                if not dones[i]:
+                    going_on.append(i)
+                    continue
+                episode.info = infos[i]
+                episode.spread()
+                eos = actions[i] == self.policy.limits.eos_id
+                episode.ended = bool(infos[i].get("ended", eos))
+                if infos[i].get("TimeLimit.truncated", False) and self.policy.value_head is not None:
+                    # An unscored time limit: what would have come is worth what the value function says.
+                    whole = [*episode.prompt_ids, *episode.response_ids]
+                    episode.bootstrap = float(self.policy.state_values([whole], [len(episode.response_ids)])[0])
+                finished[int(done_count[i]) * n + i] = episode
+                done_count[i] += 1
+                open_[i] = None
+            if going_on:
+                tokens = torch.as_tensor(actions[going_on], device=self.policy.device)
+                hidden[going_on] = decoder.append(going_on, tokens).float()
+        self.observation = dict(observation)
+        return [finished[k] for k in sorted(finished)]
+
+    def _act(self, live: list[int], open_: list[Episode | None], hidden: Tensor, noise: list[Any]) -> Any:
+        """Draw a token for every live slot, and note its log-probability, value and mask; the others wait."""
+        policy = self.policy
+        steps = [len(episode.response_ids) for i in live if (episode := open_[i])]
+        states = hidden[live].to(policy.language_model.model.dtype)
+        with torch.no_grad():
+            masks = self._masks(live)
+            allowed = None if masks is None else torch.as_tensor(masks, device=policy.device)
+            log_probs = policy.distribution(states, torch.tensor(steps, device=policy.device), allowed)
+            uniforms = torch.tensor([noise[i][t] for i, t in zip(live, steps, strict=True)], device=policy.device)
+            tokens = sample_tokens(log_probs, uniforms)
+            chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+            values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
+        for row, i in enumerate(live):
+            episode = open_[i]
+            assert episode is not None
+            episode.log_probs.append(chosen[row])
+            episode.values.append(values[row])
+            if masks is not None:
+                packed = np.packbits(masks[row])[None]
+                episode.masks = packed if episode.masks is None else np.concatenate([episode.masks, packed])
+        # Slots that have their share wait where the environment can; elsewhere they end their surplus episodes at once.
+        idle = WAIT if isinstance(self.env, TokenVecEnv) else policy.limits.eos_id
+        actions = np.full(self.env.num_envs, idle, dtype=np.int64)
+        actions[live] = tokens.cpu().numpy()
+        return actions
+
+    def _masks(self, live: list[int]) -> NDArray[np.bool_] | None:
+        """What the environment allows in the live slots now, bool ``[n, V]``; None where it has no masks of its own."""
+        if not self.has_masks:
+            return None
+        masks = np.stack(self.env.env_method("action_masks", indices=live)).astype(np.bool_)
+        if not masks.any(axis=1).all():
+            slot = live[int(np.argmin(masks.any(axis=1)))]
+            raise TrainingError(
+                f"the environment's action mask in slot {slot} allows no token; it must allow at least one"
+            )
+        return masks

@@ -1,0 +1,122 @@
+"""Sample completions while an agent learns: on the console, in a file, in Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from stable_baselines3.common.callbacks import BaseCallback
+
+from rlhf_gym.agents.common.traces import Trace, as_columns, traces
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.text import visible
+
+LONGEST = 400  # characters of a prompt or response; the console shows what its width allows
+PROMPT_END = 24  # characters of a prompt on the console
+
+
+class Completions(BaseCallback):
+    """A callback that shows some completions every few iterations, and after the last one.
+
+    Args:
+        every: iterations between two looks; the first iteration is always shown.
+        count: completions a look (see :func:`~rlhf_gym.agents.common.traces.traces`).
+        console: print a table there; True is standard output.
+        file: append a line of JSON a completion, all its tokens included.
+        wandb: log a ``wandb.Table`` named ``completions`` to the run that is going on.
+
+    Raises:
+        ConfigError: a number below 1.
+    """
+
+    def __init__(
+        self,
+        every: int = 10,
+        count: int = 4,
+        *,
+        console: Console | bool = True,
+        file: str | os.PathLike[str] | None = None,
+        wandb: bool = False,
+    ) -> None:
+        super().__init__()
+        if every < 1 or count < 1:
+            raise ConfigError(f"every and count must be at least 1, got {every} and {count}")
+        self.every, self.count, self.wandb = every, count, wandb
+        self.console = (Console() if console is True else console) or None
+        self.file = None if file is None else Path(file)
+        self._shown = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    # An iteration's advantages are there once it has been learned from: when the next one begins, or at the end.
+    def _on_rollout_start(self) -> None:
+        iteration = self._iteration()
+        if iteration == 1 or (iteration and iteration % self.every == 0):
+            self._look(iteration)
+
+    def _on_training_end(self) -> None:
+        if self._iteration():
+            self._look(self._iteration())
+
+    def _iteration(self) -> int:
+        agent: Any = self.model
+        return int(agent.iteration)
+
+    def _look(self, iteration: int) -> None:
+        if iteration == self._shown:
+            return
+        self._shown = iteration
+        agent: Any = self.model
+        found = traces(agent, self.count)
+        if self.console:
+            self.console.print(as_table(found, f"iteration {iteration}"))
+        if self.file:
+            append(self.file, iteration, found)
+        if self.wandb:
+            import wandb
+
+            if wandb.run is None:
+                raise ConfigError("Completions(wandb=True) needs a W&B run: call wandb.init() first")
+            wandb.log({"completions": wandb_table(found)}, commit=False)
+
+
+def as_table(found: Sequence[Trace], title: str) -> Table:
+    """Traces for the console, a line each; nothing in them is markup, and nothing moves the cursor."""
+    table = Table(
+        title=title, title_justify="left", title_style="", box=None, expand=True, padding=(0, 1), header_style="dim"
+    )
+    for name in ("", "score", "KL", "tokens"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    table.add_column("prompt, response", overflow="ellipsis", no_wrap=True, ratio=1)
+    for trace in found:
+        length = f"{len(trace.tokens)}{'' if trace.ended else '+'}"
+        prompt, response = (visible(text, LONGEST).replace("\n", "↵") for text in (trace.prompt, trace.response))
+        end = prompt if len(prompt) <= PROMPT_END else "…" + prompt[-PROMPT_END:]  # the response goes on from there
+        words = Text.assemble((end, "dim"), " | ", response.lstrip())
+        table.add_row(trace.why, f"{trace.score:+z.2f}", f"{trace.kl:z.2f}", length, words)
+    return table
+
+
+def append(file: Path, iteration: int, found: Sequence[Trace]) -> None:
+    """Add traces to a file of JSON lines, each with its iteration."""
+    lines = [json.dumps({"iteration": iteration, **asdict(trace)}) + "\n" for trace in found]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="ascii") as out:  # one write: a kill leaves whole lines, or one that is cut
+        out.write("".join(lines))
+
+
+def wandb_table(found: Sequence[Trace]) -> Any:
+    """Traces as a ``wandb.Table``."""
+    import wandb
+
+    names, rows = as_columns(found)
+    safe = [[visible(v) if isinstance(v, str) else v for v in row] for row in rows]
+    return wandb.Table(columns=names, data=safe)

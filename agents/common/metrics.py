@@ -1,0 +1,96 @@
+"""Figures of a rollout under the names that the field's dashboards use, and the guard against numbers that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_gym.agents.common.kl import kl_estimate
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.errors import TrainingError
+
+
+def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
+    """What a rollout says: sums over each response, averaged over responses.
+
+    ``objective/kl`` is the k1 estimate in nats per response whatever estimator is learned with, ``objective/entropy`` the
+    samples' negative log-probability per response, ``objective/scores`` what the environment paid before any shaping.
+    Episodes whose reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their siblings as
+    ``reward/left_out``, and are in no other figure.
+    """
+    skipped = skipped_metrics(rollout)
+    if not rollout.episodes:
+        return skipped
+    kl = (kl_estimate(rollout.log_probs, rollout.reference_log_probs) * rollout.mask).sum(1)
+    scores = torch.tensor([e.score for e in rollout.episodes])
+    lengths = torch.tensor(rollout.lengths, dtype=torch.float32)
+    eos_tokens = sum(e.response_ids[-1] == eos_id for e in rollout.episodes)
+    out = {
+        "objective/kl": kl.mean().item(),
+        "objective/entropy": -(rollout.log_probs * rollout.mask).sum(1).mean().item(),
+        "objective/scores": scores.mean().item(),
+        "objective/scores_std": scores.std(correction=0).item(),
+        "response_length": lengths.mean().item(),
+        "response_length_std": lengths.std(correction=0).item(),
+        "val/num_eos_tokens": float(eos_tokens),
+        "eos_rate": eos_tokens / len(rollout.episodes),
+        "ended_rate": float(np.mean([e.ended for e in rollout.episodes])),
+    }
+    terms: dict[str, list[float]] = {}
+    for episode in rollout.episodes:
+        for name, value in episode.info.get("reward_terms", {}).items():
+            terms.setdefault(name, []).append(float(value))
+    return out | {f"reward/{name}": float(np.mean(values)) for name, values in terms.items()} | skipped
+
+
+def skipped_metrics(rollout: Rollout) -> dict[str, float]:
+    """How many episodes have no score, in all and by the reward that failed; empty where no reward may leave one out."""
+    every = [*rollout.episodes, *rollout.left_out]
+    if not any("reward_skipped" in episode.info for episode in every):
+        return {}
+    names = [episode.skipped for episode in every if episode.skipped]
+    by_name = {f"reward/skipped_{name}": float(names.count(name)) for name in dict.fromkeys(names)}
+    return {"reward/skipped": float(len(names)), "reward/left_out": float(len(rollout.left_out))} | by_name
+
+
+@torch.no_grad()
+def ratio_metrics(log_probs: Tensor, old_log_probs: Tensor) -> dict[str, Tensor]:
+    """How far the policy has moved from the one that wrote the tokens; sums over tokens, ``[]`` each.
+
+    Args:
+        log_probs: ``[N]``, now.
+        old_log_probs: ``[N]``, when written.
+
+    Returns:
+        ``ratio``; ``k3``, the divergence's estimate that SB3 reports and ``target_kl`` looks at; ``k2``, the one that TRL
+        reports as ``policy/approxkl_avg``.
+    """
+    log_ratio = log_probs.detach() - old_log_probs
+    # The samples are the old policy's, so these estimate KL(old || new).
+    return {
+        "ratio": log_ratio.exp().sum(),
+        "k3": kl_estimate(old_log_probs, log_probs.detach(), "k3").sum(),
+        "k2": kl_estimate(old_log_probs, log_probs.detach(), "k2").sum(),
+    }
+
+
+def check_finite(numbers: Mapping[str, Tensor], where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        numbers: tensors by the name that a message calls them.
+        where: where in training they came up.
+
+    Raises:
+        TrainingError: names the first tensor that has one, and where.
+    """
+    for name, tensor in numbers.items():
+        if not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise TrainingError(
+                f"{where}: {name} not finite ({bad} of {tensor.numel()} numbers); the last checkpoint is untouched. Lower "
+                "the learning rate, clip the scores (clip_scores), or look at the rewards' scale"
+            )

@@ -1,0 +1,219 @@
+"""A language model as a stable-baselines3 policy: its next-token distribution acts, a head on its hidden states values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor
+
+from rlhf_gym.agents.common.predictor import CachedPredictor
+from rlhf_gym.agents.common.value_head import ValueHead, value_trunk
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.response_log_probs import masked_logits, token_log_probs
+from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, sample_tokens
+from rlhf_gym.reward_model import RewardModel
+
+Rows = list[list[int]]
+ValueNetwork = Literal["shared", "separate"]
+
+
+class LMPolicy(ActorCriticPolicy):
+    """A causal language model with a value function.
+
+    Observations are ``Dict(ids int64 [L], length int64 [1], prompt_length int64 [1])``, actions token ids. Dropout is
+    off in every pass, in training too.
+
+    Args:
+        observation_space: as above.
+        action_space: ``Discrete(V)``.
+        model: the language model; trained in place.
+        sampling: how tokens are drawn.
+        limits: which tokens may be written.
+        value_network: ``"shared"``: a head on the policy's trunk, so one pass gives logits and value; ``"separate"``: a
+            trunk of its own, copied from the policy's, which costs as much again and cannot disturb the policy; None: no
+            value function.
+        value_start: a reward model, whose trunk a separate value network starts from instead.
+
+    Attributes:
+        language_model: the model being trained.
+        value_head: maps hidden states to values, or None.
+        value_trunk: the value function's own language model, or None where it reads the policy's hidden states.
+
+    Raises:
+        ConfigError: spaces that do not hold token ids.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        model: LanguageModel,
+        sampling: Sampling,
+        limits: Limits,
+        value_network: ValueNetwork | None = "shared",
+        value_start: RewardModel | None = None,
+    ) -> None:
+        check_spaces(observation_space, action_space)
+        # ActorCriticPolicy's own constructor would build a feature extractor and MLPs.
+        BasePolicy.__init__(self, observation_space, action_space)
+        self.language_model = model
+        self.lm = model.model
+        self.sampling = sampling
+        self.limits = limits
+        self.value_head = None if value_network is None else ValueHead(model.hidden_size).to(model.device)
+        self.value_trunk: LanguageModel | None = None
+        if value_network == "separate":
+            self.value_trunk = value_trunk(model, value_start)
+            self.value_network = self.value_trunk.trunk  # registers its weights; its vocabulary head is not used
+        self.forget()
+        self.train(False)
+
+    def train(self, mode: bool = True) -> LMPolicy:
+        """Never train mode: with dropout, the ratio of the first minibatch would not be 1."""
+        super().train(False)
+        return self
+
+    def forget(self) -> None:
+        """Drop what :meth:`predict` remembers of earlier observations."""
+        self._predictor = CachedPredictor(self.language_model)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """float32 ``[n]`` from hidden states ``[n, D]`` of the trunk that the value is read from."""
+        assert self.value_head is not None
+        values = self.value_head(hidden)
+        assert isinstance(values, Tensor)
+        return values
+
+    @property
+    def values_from_trunk(self) -> bool:
+        """Whether values are read from the policy's own hidden states, in the pass that writes."""
+        return self.value_head is not None and self.value_trunk is None
+
+    @torch.no_grad()
+    def state_values(self, rows: Rows, written: Sequence[int]) -> Tensor:
+        """float32 ``[len(rows)]``, the value of rows whose last so many ids were written."""
+        return self.values(self.value_model.last_states(rows, written))
+
+    @property
+    def value_model(self) -> LanguageModel:
+        """The model whose hidden states the value is read from."""
+        return self.value_trunk or self.language_model
+
+    def distribution(self, hidden: Tensor, positions: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Log-probabilities ``[n, V]`` that the next token is drawn with, from hidden states ``[n, D]``."""
+        return behaviour_log_probs(
+            masked_logits(self.language_model, hidden, positions, self.limits, allowed), self.sampling
+        )
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """The next token of one observation or of a batch of them.
+
+        Successive calls are decoded incrementally; which observations start over is seen from the observations, so ``state``
+        and ``episode_start`` are not needed. Noise comes from torch's global generator, which training does not use.
+
+        Args:
+            observation: one observation, or observations stacked along a first axis.
+            state: returned as it is.
+            episode_start: ignored.
+            deterministic: take the most probable token.
+
+        Returns:
+            int64 actions, ``[n]`` or a scalar array, and ``state``.
+        """
+        if not isinstance(observation, dict):
+            raise ConfigError(f"expected a dict with ids, length and prompt_length; got {type(observation).__name__}")
+        single = np.ndim(observation["ids"]) == 1
+        batch = {key: np.atleast_2d(value) for key, value in observation.items()}
+        rows, positions = observed_rows(batch, self.language_model.device)
+        with torch.no_grad():
+            hidden = self._predictor.last_hidden(rows, positions.tolist())
+            actions = self._act(hidden, positions, deterministic)[0].cpu().numpy()
+        return (actions[0] if single else actions), state
+
+    def _act(self, hidden: Tensor, positions: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+        """Next tokens and their log-probabilities, ``[n]`` each."""
+        log_probs = self.distribution(hidden, positions)
+        if deterministic:
+            tokens = log_probs.argmax(-1)
+        else:
+            tokens = sample_tokens(log_probs, torch.rand(len(hidden), dtype=torch.float64).to(hidden.device))
+        return tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+
+    # What follows is stable-baselines3's interface for algorithms that know nothing of sequences: every call runs whole
+    # prefixes through the model. It lets SB3's own PPO train this policy, for comparison.
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        rows, positions = observed_rows(observation, self.language_model.device)
+        return self._act(self.language_model.last_states(rows, positions.tolist()), positions, deterministic)[0]
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values and log-probabilities, ``[n]`` each."""
+        rows, positions = observed_rows(obs, self.language_model.device)
+        hidden = self.language_model.last_states(rows, positions.tolist())
+        tokens, log_probs = self._act(hidden, positions, deterministic)
+        return tokens, self._values_of(obs, hidden), log_probs
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values, log-probabilities and entropies of given actions, ``[n]`` each."""
+        rows, positions = observed_rows(obs, self.language_model.device)
+        hidden = self.language_model.last_states(rows, positions.tolist())
+        log_probs, entropies = token_log_probs(
+            self.language_model, hidden, actions.long().flatten(), positions, self.sampling, self.limits, entropy=True
+        )
+        return self._values_of(obs, hidden), log_probs, entropies
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """float32 ``[n]``; differentiable."""
+        rows, positions = observed_rows(obs, self.language_model.device)
+        return self.values(self.value_model.last_states(rows, positions.tolist()))
+
+    def _values_of(self, obs: PyTorchObs, hidden: Tensor) -> Tensor:
+        """Values, from hidden states of the policy's trunk that are at hand where it is the value's trunk too."""
+        return self.values(hidden) if self.values_from_trunk else self.predict_values(obs)
+
+    def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
+        """The next token's distribution as SB3 wraps it."""
+        rows, positions = observed_rows(obs, self.language_model.device)
+        log_probs = self.distribution(self.language_model.last_states(rows, positions.tolist()), positions)
+        return CategoricalDistribution(log_probs.shape[-1]).proba_distribution(log_probs)
+
+
+def observed_rows(observation: Any, device: torch.device) -> tuple[Rows, Tensor]:
+    """The ids of batched observations (arrays or tensors) as lists, and how many response tokens each has (int64 ``[n]``)."""
+    lengths = torch.as_tensor(observation["length"]).flatten().long()
+    starts = torch.as_tensor(observation["prompt_length"]).flatten().long()
+    ids = torch.as_tensor(observation["ids"]).long().tolist()
+    rows = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
+    return rows, (lengths - starts).to(device)
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> tuple[int, int]:
+    """The longest observation and the number of actions of a token environment.
+
+    Raises:
+        ConfigError: the spaces are not those of a token environment.
+    """
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+    fits = {"ids", "length", "prompt_length"} <= set(parts) and len(parts["ids"].shape or ()) == 1
+    if not fits or not isinstance(action_space, spaces.Discrete):
+        raise ConfigError(
+            "this algorithm learns in token environments: observations Dict(ids [L], length [1], prompt_length [1]) and "
+            f"actions Discrete(vocabulary); got {observation_space} and {action_space}"
+        )
+    shape = parts["ids"].shape
+    assert shape is not None
+    return int(shape[0]), int(action_space.n)

@@ -1,0 +1,130 @@
+"""Sample completions of a rollout, token by token: what was written, paid, expected and found better than expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_gym.agents.common.algorithm import TokenAlgorithm
+from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.tokenizer import Tokenizer
+
+END = "⟨end⟩"
+"""How a trace writes the token that ends a response."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One response as an agent saw it.
+
+    Attributes:
+        why: why this one is shown: ``"first"`` (of the rollout: chosen by nothing), ``"best"`` or ``"worst"`` by score.
+        prompt: what the model was asked.
+        response: what it wrote.
+        score: what the environment paid, before the agent's own shaping.
+        kl: the k1 estimate of its divergence from the reference, in nats.
+        ended: by EOS or a stop sequence, not at the length limit.
+        terms: the score's parts by name.
+        tokens: the response's tokens as they read, ``R`` of them.
+        rewards: what the environment paid for each token.
+        advantages: what the agent learned from.
+        kls: each token's part of ``kl``.
+        values: the value function before each token; None for agents without one.
+    """
+
+    why: str
+    prompt: str
+    response: str
+    score: float
+    kl: float
+    ended: bool
+    terms: dict[str, float]
+    tokens: list[str]
+    rewards: list[float]
+    advantages: list[float]
+    kls: list[float]
+    values: list[float] | None
+
+
+def traces(agent: TokenAlgorithm, count: int = 4) -> list[Trace]:
+    """Some responses of the rollout that an agent learned from last: the first ones, the best and the worst.
+
+    Args:
+        agent: after at least one iteration.
+        count: how many, at least 1; from 3 on the last two are the best and the worst of the others.
+
+    Raises:
+        ConfigError: nothing has been collected yet, or a count below 1.
+    """
+    if count < 1:
+        raise ConfigError(f"count must be at least 1, got {count}")
+    rollout = agent.rollout
+    if rollout is None:
+        raise ConfigError("there are no completions before the first iteration; call learn() first")
+    policy = agent.policy
+    has_values = policy.value_head is not None
+    tokenizer = policy.language_model.tokenizer
+    return [_trace(rollout, row, why, tokenizer, has_values) for row, why in _chosen(rollout, count)]
+
+
+def _chosen(rollout: Rollout, count: int) -> list[tuple[int, str]]:
+    """Rows, and why."""
+    rows = range(len(rollout.episodes))
+    if count < 3 or len(rows) <= count:
+        return [(row, "first") for row in rows[:count]]
+    others = sorted(rows[count - 2 :], key=lambda row: rollout.episodes[row].score)
+    return [(row, "first") for row in rows[: count - 2]] + [(others[-1], "best"), (others[0], "worst")]
+
+
+def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_values: bool) -> Trace:
+    episode = rollout.episodes[row]
+    n = len(episode.response_ids)
+    kls = (rollout.log_probs - rollout.reference_log_probs)[row, :n].tolist()
+    ids = episode.response_ids
+    written = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
+    return Trace(
+        why=why,
+        prompt=str(episode.info.get("prompt", tokenizer.decode(episode.prompt_ids))),
+        response=str(episode.info.get("response", tokenizer.decode(written))),
+        score=episode.score,
+        kl=sum(kls),
+        ended=episode.ended,
+        terms={name: float(value) for name, value in episode.info.get("reward_terms", {}).items()},
+        tokens=token_texts(ids, tokenizer),
+        rewards=rollout.rewards[row, :n].tolist(),
+        advantages=rollout.advantages[row, :n].tolist(),
+        kls=kls,
+        values=rollout.values[row, :n].tolist() if has_values else None,
+    )
+
+
+def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """What each token adds to the text; a character of several tokens stands at its last one."""
+    texts, done = [], ""
+    for i, token in enumerate(ids, start=1):
+        if token == tokenizer.eos_id:
+            texts.append(END)
+            continue
+        text = tokenizer.decode(list(ids[:i]))
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and i < len(ids):  # in the middle of a character
+            texts.append("")
+        elif text.startswith(done):
+            texts.append(text[len(done) :])
+            done = text
+        else:
+            texts.append(tokenizer.decode([token]))
+            done = text
+    return texts
+
+
+def as_columns(found: Sequence[Trace]) -> tuple[list[str], list[list[Any]]]:
+    """Traces as a table without tokens: names of columns, and rows."""
+    terms = list(dict.fromkeys(name for trace in found for name in trace.terms))
+    names = ["why", "prompt", "response", "score", "kl", "tokens", "ended", *terms]
+    rows = [
+        [t.why, t.prompt, t.response, t.score, t.kl, len(t.tokens), t.ended, *(t.terms.get(name) for name in terms)]
+        for t in found
+    ]
+    return names, rows

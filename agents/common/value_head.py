@@ -1,0 +1,99 @@
+"""Value functions: a linear head on the policy's hidden states, or a network of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import adapter_weights
+from rlhf_gym.reward_model import RewardModel
+
+
+class ValueHead(nn.Module):
+    """A value from a hidden state: ``[..., D] -> [...]``.
+
+    Starts near zero: weights normal with deviation ``scale / sqrt(D + 1)`` and bias 0, so that values of normalised hidden
+    states have a deviation of about ``scale`` whatever the width. A head that starts at random would make the first
+    advantages noise, and push that noise into a shared trunk.
+
+    Args:
+        hidden_size: ``D``.
+        scale: deviation of the first values, in units of the reward.
+    """
+
+    def __init__(self, hidden_size: int, scale: float = 0.01) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.normal_(self.linear.weight, std=scale / (hidden_size + 1) ** 0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values in float32, whatever the model's precision: targets and clipping need it."""
+        values = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
+        assert isinstance(values, Tensor)
+        return values.float()
+
+
+def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> LanguageModel:
+    """A trainable trunk for a value network of its own.
+
+    Args:
+        model: the policy, whose weights it starts from; of an adapted model it is another adapter on the same base.
+        start: a reward model, whose trunk it starts from instead. Its head is left behind: it was fitted to the ends of texts,
+            and says nothing sensible in their middle (docs/ppo-details.md has figures).
+
+    Raises:
+        ConfigError: the reward model's trunk or tokenizer is not of the policy's kind.
+    """
+    if start is not None:
+        check_start(model, start)
+    copy = (model if start is None else start.language_model).frozen_copy()
+    if model.adapter is not None:
+        for parameter in adapter_weights(copy):
+            parameter.requires_grad_(True)
+        return copy
+    copy.model.requires_grad_(True)
+    # The copy's vocabulary head is never used; without gradients it is not mistaken for something that learns.
+    network: Any = copy.model
+    for parameter in network.get_output_embeddings().parameters():
+        if not any(parameter is p for p in copy.trunk.parameters()):  # tied embeddings belong to the trunk
+            parameter.requires_grad_(False)
+    return copy
+
+
+SECOND_BASE = (
+    "value_start with lora would take a second base into memory: leave one of them out (with lora, a separate value network is "
+    "another adapter on the policy's base)"
+)
+
+PROBE = "theseareusualwords"
+"""A text that every tokenizer has ids for, letters alone."""
+
+
+def check_start(model: LanguageModel, start: RewardModel) -> None:
+    """A value network may start from this reward model: its trunk is built as the policy's, and its ids mean the same.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    other = start.language_model
+    if model.adapter is not None:
+        raise ConfigError(SECOND_BASE)
+
+    def built(one: LanguageModel) -> tuple[object, ...]:
+        return type(one.model), {name: weight.shape for name, weight in one.trunk.named_parameters()}
+
+    if built(model) != built(other):
+        raise ConfigError(
+            f"value_start: the trunk of the reward model ({type(other.model).__name__}, width {other.hidden_size}) is not "
+            f"built as the policy's ({type(model.model).__name__}, width {model.hidden_size}); fit it on the "
+            "policy's base"
+        )
+    ours, theirs = model.tokenizer, other.tokenizer
+    if ours.eos_id != theirs.eos_id or list(ours.encode(PROBE)) != list(theirs.encode(PROBE)):
+        raise ConfigError(
+            f"value_start: the tokenizers of the reward model ({theirs.name!r}) and of the policy ({ours.name!r}) differ"
+        )

@@ -1,0 +1,59 @@
+r"""Conversations as text and as messages.
+
+Anthropic's transcripts (Bai et al. 2022) put ``\n\nHuman:`` and ``\n\nAssistant:`` before each turn; chat models take
+lists of ``{"role", "content"}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from rlhf_gym.feedback.queries import Query
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_MARKERS = {"user": HUMAN, "assistant": ASSISTANT, "system": "\n\nSystem:"}
+
+Side = TypeVar("Side", str, list[Mapping[str, Any]])
+
+
+def is_transcript(prompt: str) -> bool:
+    """True for a prompt that ends where the assistant is to speak."""
+    return prompt.endswith(ASSISTANT)
+
+
+def split_turns(text: str) -> tuple[str, str] | None:
+    """A transcript's prompt (up to and with the last ``Assistant:``) and response; None where no assistant speaks."""
+    before, marker, response = text.rpartition(ASSISTANT)
+    return (before + marker, response) if marker else None
+
+
+def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Messages as a transcript that ends where the assistant is to speak; an unknown role is written as it is."""
+    turns = [f"{_MARKERS.get(m['role'], _other(m['role']))} {m['content']}" for m in messages]
+    return "".join(turns) + ASSISTANT
+
+
+def _other(role: str) -> str:
+    return f"\n\n{role}:"
+
+
+def messages_of(query: Query) -> list[Mapping[str, Any]]:
+    """The query's prompt as messages: its column ``messages``, or one message of the user."""
+    messages = query.columns.get("messages")
+    return list(messages) if messages else [{"role": "user", "content": query.prompt}]
+
+
+def shared_prompt(chosen: Side, rejected: Side) -> tuple[Side, Side, Side]:
+    """Prompt and responses where the prompt is only implied: the longest common beginning, as TRL has it.
+
+    A text's prompt ends before a space if the beginning ends with one, so that the space stays with the response.
+
+    >>> shared_prompt("The sky is blue.", "The sky is green.")
+    ('The sky is', ' blue.', ' green.')
+    """
+    end = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    end = min(len(chosen), len(rejected)) if end is None else end
+    if isinstance(chosen, str) and end and chosen[end - 1] == " ":
+        end -= 1
+    return chosen[:end], chosen[end:], rejected[end:]

@@ -1,0 +1,280 @@
+"""Cached decoding: one forward pass per generated token gives its hidden state, from which logits and value are read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlhf_gym.errors import ModelError
+from rlhf_gym.lm.cache import SlotCache, slots_work
+from rlhf_gym.lm.encoded_rows import RecomputedResponses, decoding_state
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.recomputed import RecomputedRows
+from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, episode_uniforms, sample_tokens
+from rlhf_gym.lm.seq2seq import Seq2SeqModel
+
+SHRINK = 0.75  # rows are taken out of the batch when at most this part of them is still read
+REFILL = 0.875  # waiting prompts are started when at most this part of the batch is still being written
+
+
+class CachedDecoder:
+    """Decodes for numbered slots that start, end and start over at different times.
+
+    Args:
+        model: the language model; called without gradients.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.cache = self._empty()
+        self._row_of: dict[int, int] = {}  # row of the cache, by slot; rows that no slot has are free
+
+    def _empty(self) -> SlotCache | RecomputedRows | RecomputedResponses:
+        if isinstance(self.model, Seq2SeqModel):
+            return decoding_state(self.model)
+        return SlotCache(self.model) if slots_work(self.model) else RecomputedRows(self.model)
+
+    @torch.no_grad()
+    def start(
+        self, slots: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+    ) -> Tensor:
+        """Start (or start over) some slots, each with a prompt; the other slots are not touched.
+
+        Args:
+            slots: any numbers, each at most once.
+            prompts: ids of each slot's prompt, at least one each.
+            written: how many of each prompt's last ids the model wrote itself; default none. Only encoder-decoder models look.
+
+        Returns:
+            ``[len(slots), D]``, the hidden state that predicts each slot's first token.
+        """
+        before = {slot: self._row_of.pop(slot) for slot in slots if slot in self._row_of}
+        if not self._row_of:
+            self.cache, before = self._empty(), {}
+        taken = {*self._row_of.values(), *before.values()}
+        total = self.cache.num_rows
+        free = deque([row for row in range(total) if row not in taken] + list(range(total, total + len(slots))))
+        rows = [before[slot] if slot in before else free.popleft() for slot in slots]
+        hidden = self.cache.write(rows, prompts, written)
+        self._row_of.update(zip(slots, rows, strict=True))
+        self.cache.drop_columns(list(self._row_of.values()))
+        return hidden
+
+    @torch.no_grad()
+    def append(self, slots: Sequence[int], tokens: Tensor) -> Tensor:
+        """Feed one token to each of these slots; slots that are not named are let go.
+
+        Args:
+            slots: which slots, each started before.
+            tokens: int64 ``[len(slots)]``.
+
+        Returns:
+            ``[len(slots), D]``, in the order of ``slots``.
+        """
+        rows = [self._row_of[slot] for slot in slots]
+        self._row_of = dict(zip(slots, rows, strict=True))
+        if len(rows) <= SHRINK * self.cache.num_rows:
+            self.cache.keep(rows)
+            rows = list(range(len(rows)))
+            self._row_of = dict(zip(slots, rows, strict=True))
+        if rows == list(range(self.cache.num_rows)):
+            return self.cache.append(tokens)
+        index = torch.tensor(rows, device=tokens.device)
+        live = tokens.new_zeros(self.cache.num_rows)
+        fed = torch.zeros_like(live)
+        live[index] = 1
+        fed[index] = tokens
+        return self.cache.append(fed, live)[index]
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Forget some slots."""
+        for slot in slots:
+            self._row_of.pop(slot, None)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generated response.
+
+    Attributes:
+        ids: response ids, EOS included where it was written.
+        log_probs: float32 ``[len(ids)]``, under the distribution each token was drawn from.
+        values: float32 ``[len(ids)]``, the value head's output before each token; empty without a value head.
+        ended: EOS or a stop sequence ended it, not the length limit.
+        text: the response as text, cut before a stop sequence, special tokens left out.
+    """
+
+    ids: list[int]
+    log_probs: list[float]
+    values: list[float]
+    ended: bool
+    text: str = ""
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    first_episode: int = 0,
+    episodes: Sequence[int] | None = None,
+    greedy: bool = False,
+    stop: Sequence[str] = (),
+    value_head: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 64,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """Write one response to each prompt.
+
+    The noise of response ``i`` depends on ``seed`` and ``first_episode + i`` (or ``episodes[i]``) alone: other prompts,
+    their order and the batch size do not change what is drawn. (Logits of differently shaped batches differ by rounding,
+    some 1e-6: a draw that lies that close to the border of two tokens may fall on the other side.)
+
+    Args:
+        model: the language model.
+        prompts: ids of each prompt, at least one each.
+        limits: forbidden tokens and the response's length.
+        sampling: temperature, top-k, top-p; default plain sampling.
+        seed: seed of the noise.
+        first_episode: number of the first response, for the noise.
+        episodes: number of each response, instead of ``first_episode`` and counting on.
+        greedy: take the most probable token instead of drawing one.
+        stop: texts that end a response where they appear.
+        value_head: maps hidden states ``[n, D]`` to values ``[n]``.
+        batch_size: responses decoded at once; as some end, waiting prompts take their places.
+        on_progress: called with the number of responses finished so far.
+
+    Raises:
+        ModelError: a prompt is empty, holds an id that the model does not have, or does not fit in the model's context
+            together with a response; or the model's logits are not finite.
+    """
+    for i, prompt in enumerate(prompts):
+        _check_prompt(model, i, prompt, limits)
+    numbers = list(episodes) if episodes is not None else list(range(first_episode, first_episode + len(prompts)))
+    if not prompts:
+        return []
+    noise = np.stack([episode_uniforms(seed, number, limits.max_new_tokens) for number in numbers])
+    writer = _Writer(model, prompts, limits, sampling or Sampling(), noise, greedy, tuple(stop), value_head)
+    while writer.num_done < len(prompts):
+        writer.refill(batch_size)
+        if writer.step() and on_progress:
+            on_progress(writer.num_done)
+    return writer.generations()
+
+
+class _Writer:
+    """The state of :func:`generate`; tensors ``[n, max_new_tokens]`` over all responses, ``[m]`` over those being written."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        limits: Limits,
+        sampling: Sampling,
+        noise: NDArray[np.float64],
+        greedy: bool,
+        stop: tuple[str, ...],
+        value_head: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        n, device = len(prompts), model.device
+        self.model, self.limits, self.sampling = model, limits, sampling
+        self.greedy, self.stop, self.value_head = greedy, stop, value_head
+        self.prompts = prompts
+        self.waiting = deque(range(n))
+        self.num_done = 0
+        self.decoder = CachedDecoder(model)
+        self.uniforms = torch.from_numpy(noise).to(device)
+        self.ids = torch.full((n, limits.max_new_tokens), model.tokenizer.pad_id, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(n, limits.max_new_tokens, device=device)
+        self.values = torch.zeros(n, limits.max_new_tokens, device=device)
+        self.lengths = torch.zeros(n, dtype=torch.long, device=device)
+        self.ended = torch.zeros(n, dtype=torch.bool, device=device)
+        self.live = torch.zeros(0, dtype=torch.long, device=device)  # responses being written, and slots of the decoder
+        self.hidden = torch.zeros(0, model.hidden_size, dtype=model.model.dtype, device=device)
+
+    def refill(self, batch_size: int) -> None:
+        """Start waiting prompts where responses have ended: several at once, for one forward pass each costs too much."""
+        if not self.waiting or len(self.live) > REFILL * batch_size:
+            return
+        fresh = [self.waiting.popleft() for _ in range(min(len(self.waiting), batch_size - len(self.live)))]
+        hidden = self.decoder.start(fresh, [self.prompts[i] for i in fresh])
+        self.hidden = torch.cat([self.hidden, hidden])
+        self.live = torch.cat([self.live, torch.tensor(fresh, device=self.live.device)])
+
+    def step(self) -> bool:
+        """Write one token to every live response; returns whether some ended."""
+        live, position = self.live, self.lengths[self.live]
+        logits = self.limits.apply(self.model.logits(self.hidden), position)
+        distribution = behaviour_log_probs(logits, self.sampling)
+        tokens = distribution.argmax(-1) if self.greedy else sample_tokens(distribution, self.uniforms[live, position])
+        self.ids[live, position] = tokens
+        self.log_probs[live, position] = distribution.gather(-1, tokens[:, None]).squeeze(-1)
+        if self.value_head is not None:
+            self.values[live, position] = self.value_head(self.hidden).float()
+        self.lengths[live] = position + 1
+        ended = tokens == self.limits.eos_id
+        if self.stop:
+            ended |= torch.tensor(self._stopped(live), device=live.device)
+        done = ended | (position + 1 >= self.limits.max_new_tokens)
+        num_done = int(done.sum())
+        if num_done:
+            self.ended[live] = ended
+            self.num_done += num_done
+            going_on = ~done
+            self.live, tokens = live[going_on], tokens[going_on]
+        if len(self.live):
+            self.hidden = self.decoder.append(self.live.tolist(), tokens)
+        else:
+            self.hidden = self.hidden[:0]
+        return num_done > 0
+
+    def _stopped(self, live: Tensor) -> list[bool]:
+        """Whether a stop sequence has just been written; only the ends of the responses can hold it."""
+        # A token is at least a character of text, but for special tokens and parts of a character: room for a few.
+        reach = max(map(len, self.stop)) + 8
+        ends = [
+            ids[max(0, length - reach) : length]
+            for ids, length in zip(self.ids[live].tolist(), self.lengths[live].tolist(), strict=True)
+        ]
+        return [any(s in text for s in self.stop) for text in map(self.model.tokenizer.decode, ends)]
+
+    def generations(self) -> list[Generation]:
+        """All responses, in the order of the prompts."""
+        tensors = (self.ids, self.log_probs, self.values, self.lengths, self.ended)
+        with_values, decode = self.value_head is not None, self.model.tokenizer.decode
+        return [
+            Generation(
+                ids=ids[:length],
+                log_probs=logs[:length],
+                values=values[:length] if with_values else [],
+                ended=ended,
+                text=cut_at_stop(decode(ids[:length]), self.stop),
+            )
+            for ids, logs, values, length, ended in zip(*(t.tolist() for t in tensors), strict=True)
+        ]
+
+
+def _check_prompt(model: LanguageModel, index: int, prompt: Sequence[int], limits: Limits) -> None:
+    if not len(prompt):
+        raise ModelError(f"prompt {index} is empty: give it one token to start from, as Tokenizer.encode_prompt does")
+    if min(prompt) < 0 or max(prompt) >= model.vocab_size:
+        raise ModelError(
+            f"prompt {index} holds id {max(prompt) if min(prompt) >= 0 else min(prompt)}, but the ids of {model.name!r} go "
+            f"from 0 to {model.vocab_size - 1}: was it encoded by another model's tokenizer?"
+        )
+    model.check_fits(len(prompt), limits.max_new_tokens)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop sequence in it."""
+    places = [place for place in (text.find(s) for s in stop) if place >= 0]
+    return text[: min(places)] if places else text

@@ -1,0 +1,261 @@
+"""Low-rank adapters (LoRA; Hu et al. 2022): a language model that learns few weights on top of a frozen base.
+
+``y = W x + (alpha / rank) B A x`` in the adapted layers: ``W`` is the base's and never moves, ``A`` is random and ``B`` 0 at
+the start, so the model begins as its base. The layers are those of the library `peft` (extra ``lora``).
+
+The base and everything adapted from it are networks of their own over the *same tensors*: policy, reference, value network
+and lagging copies cost the base's memory once, and none of them has to be switched while another one computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.language_model import LanguageModel
+
+NAME = "default"
+"""What peft calls the one adapter of a network."""
+WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # peft's own
+PREFIX = "base_model.model."  # before every weight's name in peft's files
+PROBED = 64  # numbers of each weight that a fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What to adapt, and how much.
+
+    Attributes:
+        rank: of each adapted layer's change, at least 1.
+        alpha: the change is multiplied by ``alpha / rank``; None is ``2 * rank``.
+        targets: names of linear layers, or ends of their names (``"c_attn"``, ``"mlp.c_fc"``); none are all linear layers but
+            the output layer.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ConfigError(f"lora.rank must be a whole number of at least 1, got {self.rank!r}")
+        number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
+        if self.alpha is not None and not (number and 0 < self.alpha < float("inf")):
+            raise ConfigError(
+                f"lora.alpha must be a finite number above 0, or None (twice the rank); got {self.alpha!r}"
+            )
+        if isinstance(self.targets, str) or not all(isinstance(name, str) and name for name in self.targets):
+            raise ConfigError(f"lora.targets must be a list of names of layers, got {self.targets!r}")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | Lora) -> Self | Lora:
+        """From ``{"rank": 8, "alpha": 16, "targets": ["c_attn"]}``, each of which may be left out.
+
+        Raises:
+            ConfigError: an unknown key, a value out of its range, or dropout.
+        """
+        if isinstance(given, Lora):
+            return given
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"lora must be a mapping such as {{'rank': 8, 'alpha': 16}}, got {type(given).__name__}")
+        settings = dict(given)
+        if settings.pop("dropout", 0):
+            raise ConfigError(
+                f"lora.dropout must be 0, got {given['dropout']!r}: a policy whose log-probabilities change from pass to pass "
+                "has no first ratio of 1"
+            )
+        known = ("rank", "alpha", "targets")
+        if strange := [key for key in settings if key not in known]:
+            raise ConfigError(f"there is no lora.{strange[0]}; expected some of {', '.join(known)}")
+        targets = settings.pop("targets", None) or ()
+        return cls(targets=tuple(targets) if isinstance(targets, list | tuple) else targets, **settings)
+
+    def settings(self) -> dict[str, Any]:
+        """As JSON values; :meth:`of` is the opposite."""
+        return {**asdict(self), "targets": list(self.targets)}
+
+
+def require_peft() -> None:
+    """Raise :class:`ConfigError` unless `peft` is there; it is not imported, which takes a second."""
+    if find_spec("peft") is None:
+        raise ConfigError("LoRA needs the library peft: pip install 'rlhf-gym[lora]'")
+
+
+def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
+    """A language model that begins as ``base`` and learns an adapter alone.
+
+    It shares the base's tensors, which take no gradients from now on. Adapters are float32 whatever the base's dtype.
+
+    Args:
+        base: the model to adapt, causal or encoder-decoder; it goes on working, as the model without an adapter.
+        lora: what to adapt.
+        seed: of ``A``'s random weights.
+
+    Raises:
+        ConfigError: the base has an adapter already, a target that it has no such layer for, or no `peft`.
+    """
+    require_peft()
+    if base.adapter is not None:
+        raise ConfigError(
+            f"{base.name!r} has a LoRA adapter already, and an adapter needs a base without one: leave lora out to go on with "
+            "that adapter, or save the model and load it again, which merges the adapter into the weights"
+        )
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = dict(target_layers(base, lora.targets))
+    other = copy.copy(base)
+    other.base, other.adapter = base, lora
+    other = other.frozen_copy()  # which shares the base's tensors: all there are so far
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0, bias="none",  # type: ignore[arg-type]  # it takes fractions
+        target_modules=list(layers), fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
+        task_type="SEQ_2_SEQ_LM" if base.encoder_decoder else "CAUSAL_LM", base_model_name_or_path=base.name,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # where a model mixes both kinds of layers
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, other.model, NAME)
+    for parameter in adapter_weights(other):
+        parameter.data = parameter.data.float()
+    return other
+
+
+def target_layers(base: LanguageModel, targets: tuple[str, ...] = ()) -> list[tuple[str, nn.Module]]:
+    """The linear layers that some names mean, with their full names; all but the output layer for no names.
+
+    Raises:
+        ConfigError: a name that no linear layer has.
+    """
+    linear = [
+        (name, layer)
+        for name, layer in base.model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not base.head
+    ]
+    for target in targets:
+        if not any(_means(target, name) for name, _ in linear):
+            there = dict.fromkeys(name.rpartition(".")[2] for name, _ in linear)
+            raise ConfigError(
+                f"lora.targets: {base.name!r} has no linear layer {target!r} that can be adapted; expected some of "
+                f"{', '.join(there)}"
+            )
+    return [(name, layer) for name, layer in linear if not targets or any(_means(t, name) for t in targets)]
+
+
+def _means(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def adapter_weights(model: LanguageModel) -> list[nn.Parameter]:
+    """The weights of a model's adapter; none where it has none."""
+    return [p for name, p in model.model.named_parameters() if ".lora_" in name]
+
+
+def merged_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """All weights under the base's names, each change added to its layer."""
+    from peft.tuners.lora import LoraLayer
+
+    network = model.model
+    out = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in network.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in network.named_modules():
+        if isinstance(layer, LoraLayer):
+            change: Any = layer
+            weight = out[f"{name}.weight"]
+            delta = change.get_delta_weight(NAME).detach()
+            out[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
+    return out
+
+
+def save_adapter(model: LanguageModel, folder: Path | str) -> None:
+    """Write a model's adapter as peft writes its own: ``PeftModel.from_pretrained(base, folder)`` reads it.
+
+    Raises:
+        ModelError: the model has no adapter.
+    """
+    if model.adapter is None:
+        raise ModelError(f"{model.name!r} has no adapter to save")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    network: Any = model.model
+    network.peft_config[NAME].save_pretrained(folder)
+    weights = {
+        PREFIX + name.replace(f".{NAME}.", "."): p.detach().cpu().contiguous()
+        for name, p in network.named_parameters()
+        if ".lora_" in name
+    }
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
+    """A base with an adapter that :func:`save_adapter`, or peft, has written; it can learn on.
+
+    Args:
+        base: the model that the adapter was made for.
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Raises:
+        ModelError: no adapter there, one of another kind, or one that does not fit the base.
+        ConfigError: as :func:`adapted`.
+    """
+    folder = Path(folder)
+    try:
+        data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"there is no LoRA adapter in {str(folder)!r}: {error}. Expected {CONFIG_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    special = [
+        key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if data.get(key)
+    ]
+    if data.get("peft_type") != "LORA" or data.get("bias", "none") != "none" or special:
+        what = ", ".join(special) or f"type {data.get('peft_type')!r}, bias {data.get('bias')!r}"
+        raise ModelError(f"the adapter in {folder} is no plain LoRA ({what}); merge it into its base with peft first")
+    names = dict.fromkeys(key.removeprefix(PREFIX).partition(".lora_")[0] for key in weights)
+    there = {name for name, _ in target_layers(base)}
+    if strange := [name for name in names if name not in there]:
+        raise ModelError(f"the adapter in {folder} does not fit {base.name!r}, which has no layer {strange[0]!r}")
+    model = adapted(base, Lora(int(data["r"]), float(data["lora_alpha"]), tuple(names)))
+    own = {PREFIX + n.replace(f".{NAME}.", "."): p for n, p in model.model.named_parameters() if ".lora_" in n}
+    shapes = {name: tuple(p.shape) for name, p in own.items()}
+    if (found := {name: tuple(tensor.shape) for name, tensor in weights.items()}) != shapes:
+        wrong = next(name for name in {**shapes, **found} if found.get(name) != shapes.get(name))
+        raise ModelError(
+            f"the adapter in {folder} does not fit {base.name!r}: {wrong} has the shape {found.get(wrong)}, expected "
+            f"{shapes.get(wrong)}"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    return model
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """Tells a base from another one: a digest of names, shapes and some numbers of every weight."""
+    digest = hashlib.sha256()
+    for name, tensor in model.model.state_dict().items():
+        flat = tensor.detach().reshape(-1)
+        places = torch.linspace(0, len(flat) - 1, PROBED, device=flat.device).round().long()
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(flat[places].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""What every stage of a run works with: the task, the gold reward, the reference model; loaded and checked once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from rlhf_gym.errors import ConfigError, ModelError, TaskError
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora, require_peft, target_layers
+from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.loop.agents import agent_options
+from rlhf_gym.loop.config import Config, TaskConfig
+from rlhf_gym.loop.metrics import check_loggers
+from rlhf_gym.loop.people import check_people
+from rlhf_gym.loop.plugins import check_rater
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.run_directory import STAGES, RunDirectory
+from rlhf_gym.raters import Rater
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.rewards.base import Reward
+from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.rewards.on_error import on_error
+from rlhf_gym.rewards.service.time_limit import limit_parts
+from rlhf_gym.rewards.spec import load_reward
+from rlhf_gym.tasks import Task, load_task
+from rlhf_gym.tasks.prompt_files import prompts_from_file
+from rlhf_gym.tasks.samples import Prompt
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run's means.
+
+    Attributes:
+        config: the resolved configuration.
+        run: its directory.
+        progress: what the user sees meanwhile.
+        task: prompts to train on, prompts held out, limits.
+        gold: the reward that stands for what people want.
+        reference: the language model as it was given, frozen.
+        people: the people on the run's rating page, where it serves one.
+    """
+
+    config: Config
+    run: RunDirectory
+    progress: Progress
+    task: Task
+    gold: Reward
+    reference: LanguageModel
+    people: Rater | None = None
+
+    @classmethod
+    def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
+        """Load what the configuration names, and check that it fits together before any work starts.
+
+        Raises:
+            RlhfGymError: something named does not exist, or does not fit.
+        """
+        if config.run.threads is not None:
+            torch.set_num_threads(config.run.threads)
+        task = task_of(config.task)
+        gold = load_reward(config.task.reward) if config.task.reward is not None else task.reward
+        if gold is None:
+            raise TaskError(f"task {task.name!r} has no reward of its own; give one: --reward path/file.py:function")
+        if config.task.time_limit is not None:
+            gold = limit_parts(gold, config.task.time_limit)
+        gold = on_error(gold, config.task.on_error)
+        check_loggers(config.log.to)
+        if config.reward_model.enabled:
+            check_rater(config.rater)
+        check_people(config)
+        agent_options(config.agent)
+        settings = config.model
+        lora = Lora.of(settings.lora) if settings.lora else None
+        if lora is not None:
+            require_peft()
+            if config.agent.value_start == "reward_model":
+                raise ConfigError("agent.value_start reward_model does not go with model.lora: leave one of them out")
+        try:
+            torch.device("cpu" if settings.device == "auto" else settings.device)
+        except RuntimeError:
+            raise ConfigError(
+                f"model.device must be cpu, cuda, cuda:1, mps, ... or auto; got {settings.device!r}"
+            ) from None
+        reference = LanguageModel.load(
+            settings.name, device=settings.device, dtype=settings.dtype, revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle,
+        ).frozen_copy()  # fmt: skip
+        if reference.encoder_decoder and config.reward_model.enabled:
+            raise ConfigError(
+                f"{settings.name!r} is an encoder-decoder model, on which no reward model is fitted here: train it against the "
+                "task's reward, with reward_model.enabled=false (and --reward ... for another one)"
+            )
+        if lora is not None:
+            target_layers(reference, lora.targets)
+        context = cls(config, run, progress, task, gold, reference)
+        context.check_prompts([*task.prompts, *task.held_out])
+        return context
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Every prompt leaves room for a response in the model's context.
+
+        Raises:
+            TaskError: one does not; it is named.
+        """
+        room = self.reference.context_length - self.task.max_response_tokens
+        for prompt in prompts:
+            length = len(self.reference.tokenizer.encode_prompt(prompt.text))
+            if length > room:
+                raise TaskError(
+                    f"the prompt {shorten(prompt.text)} has {length} tokens; with responses of up to "
+                    f"{self.task.max_response_tokens} tokens, {self.reference.name!r} (context of "
+                    f"{self.reference.context_length}) takes prompts of at most {max(room, 0)}. Shorten it, leave it out, or "
+                    "lower task.max_response_tokens"
+                )
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """Temperature, top-k and top-p: the same in candidates, rollouts and evaluation."""
+        settings = self.config.sampling
+        return Sampling(settings.temperature, settings.top_k, settings.top_p)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """Length and forbidden tokens, as the environment has them."""
+        tokenizer = self.reference.tokenizer
+        task = self.task
+        return Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
+
+    def seed(self, round_number: int, stage: str) -> int:
+        """The seed of one stage: streams of different stages, rounds and runs never overlap."""
+        key = (self.config.run.seed, round_number, STAGES.index(stage))
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+    def policy(self, round_number: int) -> LanguageModel:
+        """The language model as a round tuned it; round 0 is the reference.
+
+        Raises:
+            ModelError: that round's policy is not there.
+        """
+        if round_number == 0:
+            return self.reference
+        settings = self.config.model
+        folder = self.run.round(round_number) / "policy"
+        if not folder.is_dir():
+            raise ModelError(f"the policy of round {round_number} is missing: expected {folder}")
+        return LanguageModel.load(
+            str(folder), device=str(self.reference.device), dtype=settings.dtype, tokenizer=self.reference.tokenizer,
+            trust_remote_code=settings.trust_remote_code,
+        )  # fmt: skip
+
+    def proxy(self, round_number: int) -> Reward:
+        """What the agent is trained against in a round: its reward model, or the gold reward where there is none."""
+        if not self.config.reward_model.enabled:
+            return self.gold
+        folder = self.run.round(round_number) / "reward_model"
+        return RewardModel.load(folder, device=str(self.reference.device), tokenizer=self.reference.tokenizer)
+
+
+def task_of(config: TaskConfig) -> Task:
+    """The task with the configuration's prompts and limits in the place of its own.
+
+    Raises:
+        TaskError: no such task, no prompts, or none to hold out.
+    """
+    task = load_task(config.name, **config.options)
+    if config.prompts is not None:
+        prompts = prompts_from_file(config.prompts, column=config.prompt_column)
+        if config.held_out is None:
+            train, held_out = split(prompts, config.held_out_fraction, config.prompts)
+            task = replace(task, prompts=train, held_out=held_out)
+        else:
+            task = replace(task, prompts=prompts)
+    if config.held_out is not None:
+        task = replace(task, held_out=prompts_from_file(config.held_out, column=config.prompt_column))
+    if not task.held_out:
+        raise TaskError(f"task {task.name!r} holds no prompts out to evaluate on; give some: --set task.held_out=FILE")
+    if config.max_response_tokens is not None:
+        low = min(task.min_response_tokens, config.max_response_tokens)
+        task = replace(task, max_response_tokens=config.max_response_tokens, min_response_tokens=low)
+    if config.min_response_tokens is not None:
+        task = replace(task, min_response_tokens=config.min_response_tokens)
+    return task if config.stop is None else replace(task, stop=config.stop)
+
+
+def split(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to train on and prompts to hold out, by a hash of the text: the same whatever their order, no text in both.
+
+    Raises:
+        TaskError: all prompts are one and the same text.
+    """
+    texts = sorted({p.text for p in prompts}, key=lambda text: hashlib.sha256(text.encode()).digest())
+    if len(texts) < 2:
+        raise TaskError(
+            f"{source} holds one prompt only; expected at least two, one to train on and one held out to evaluate on (or "
+            "give the latter in a file of its own: --set task.held_out=FILE)"
+        )
+    held = set(texts[: min(max(1, round(fraction * len(texts))), len(texts) - 1)])
+    return [p for p in prompts if p.text not in held], [p for p in prompts if p.text in held]

@@ -1,0 +1,1 @@
+"""The built-in rewards, one idea a file; `rlhf-gym rewards` lists them."""

@@ -1,0 +1,39 @@
+"""METEOR from NLTK as a reward. ``pip install rlhf-gym[metrics]``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_gym.rewards.builtin.basic import words
+from rlhf_gym.rewards.builtin.metrics import _AgainstReference, _library
+
+
+class Meteor(_AgainstReference):
+    """METEOR in [0, 1] (Banerjee and Lavie 2005), by the package ``nltk``; of several references the best counts.
+
+    Args:
+        synonyms: match WordNet's synonyms too, as the published figures do; NLTK must have WordNet
+            (``nltk.download("wordnet")``). Without, exact words and stems are matched, and no data are needed.
+        column: the reference's column.
+
+    Raises:
+        ConfigError: NLTK is not installed.
+    """
+
+    name = "meteor"
+
+    def __init__(self, synonyms: bool = False, column: str = "reference") -> None:
+        super().__init__(column)
+        self._score = _library("nltk.translate.meteor_score", "nltk", self.name).meteor_score
+        self._wordnet: Any = _library("nltk.corpus", "nltk", self.name).wordnet if synonyms else _NoSynonyms()
+
+    def compare(self, response: str, references: list[str]) -> float:
+        """METEOR against the best reference."""
+        return float(self._score([words(r) for r in references], words(response), wordnet=self._wordnet))
+
+
+class _NoSynonyms:
+    """Stands where NLTK asks WordNet: knows no synonyms."""
+
+    def synsets(self, word: str) -> list[Any]:
+        return []

@@ -1,0 +1,61 @@
+"""How surprising a language model finds a response: the fluency that a reward must not be bought with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlhf_gym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlhf_gym.lm.language_model import LanguageModel
+
+
+class Perplexity:
+    """``exp`` of the mean negative log-probability a token, of the response given the prompt; at least 1, low is fluent.
+
+    The response is tokenised anew from its text, and counts as it stands: no EOS is scored. An empty response is scored 1.
+
+    Args:
+        model: a language model or its name; loaded with the first call.
+        limit: higher values are reported as this one, so that a single strange response does not decide a mean.
+
+    Raises:
+        ConfigError: a limit below 1.
+    """
+
+    name = "perplexity"
+
+    def __init__(self, model: LanguageModel | str = "embedded", limit: float = 1000.0) -> None:
+        if not limit >= 1:
+            raise ConfigError(f"perplexity's limit must be at least 1, got {limit}")
+        self.model, self.limit = model, limit
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
+        """Score a batch."""
+        from rlhf_gym.lm.language_model import LanguageModel
+        from rlhf_gym.lm.sampling import Limits, Sampling
+        from rlhf_gym.lm.sequences import token_log_probs
+
+        if isinstance(self.model, str):
+            self.model = LanguageModel.load(self.model)
+        tokenizer = self.model.tokenizer
+        contexts = [tokenizer.encode_prompt(p) for p in prompts]
+        room = [self.model.context_length - len(ids) for ids in contexts]
+        # The logits of a text that the model cannot see whole say nothing: what does not fit is left out.
+        written = [tokenizer.encode(r)[: max(0, n)] for r, n in zip(responses, room, strict=True)]
+        some = [i for i, ids in enumerate(written) if ids]
+        scores = np.ones(len(responses))
+        if some:
+            longest = max(len(written[i]) for i in some)
+            logs = token_log_probs(
+                self.model,
+                [contexts[i] for i in some],
+                [written[i] for i in some],
+                Sampling(),
+                Limits(tokenizer.eos_id, max_new_tokens=longest),
+            )
+            for i, values in zip(some, logs, strict=True):
+                scores[i] = min(self.limit, float(np.exp(min(-float(values.double().mean()), 700.0))))
+        return [float(x) for x in scores]

@@ -1,0 +1,100 @@
+"""Remembers what a reward gave: for rewards that are slow and pure."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.rewards.adaptive import adaptive_parts
+from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, reward_name, score
+
+Remembered = tuple[float, dict[str, float]]
+
+
+class CachedReward:
+    """A reward that asks another one about each (prompt, response, columns) once.
+
+    Only for pure rewards: the same sample must always get the same score. A failed call is not remembered. Safe to call
+    from several threads.
+
+    Args:
+        reward: the pure reward.
+        size: samples to remember; the least recently used are forgotten.
+
+    Raises:
+        ConfigError: a size below 1, or a reward that changes while it scores.
+
+    Attributes:
+        hits: samples that were remembered.
+        misses: samples that the reward was asked about.
+    """
+
+    def __init__(self, reward: Reward | Callable[..., Any], *, size: int = 100_000) -> None:
+        if size < 1:
+            raise ConfigError(f"the cache's size must be at least 1, got {size}")
+        if changing := [part.name for part in adaptive_parts(reward)]:
+            raise ConfigError(
+                f"a cache is for rewards that always give a sample the same score, and {changing[0]!r} changes as it scores; "
+                "put the cache around its parts"
+            )
+        self.reward, self.size, self.name = reward, size, reward_name(reward)
+        self.hits = self.misses = 0
+        self._known: OrderedDict[tuple[str, ...], Remembered] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def score_terms(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> ScoredBatch:
+        """Score a batch; the reward is asked about the new samples only, each once."""
+        # Columns count by their text: they may be lists or mappings, which cannot be looked up.
+        names = sorted(columns)
+        keys = [
+            (p, r, *(repr(columns[c][i]) for c in names))
+            for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
+        ]
+        with self._lock:
+            found = {key: self._known[key] for key in keys if key in self._known}
+        failed: dict[tuple[str, ...], Failure] = {}
+        new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
+        rows = sorted(new.values())
+        if rows:
+            scored = score(
+                self.reward,
+                [prompts[i] for i in rows],
+                [responses[i] for i in rows],
+                {c: [columns[c][i] for i in rows] for c in names},
+                may_skip=True,
+            )
+            failures = scored.failures
+            for place, i in enumerate(rows):
+                terms = {name: float(values[place]) for name, values in scored.terms.items()}
+                found[keys[i]] = (float(scored.values[place]), terms)
+                if failures and (failure := failures[place]):
+                    failed[keys[i]] = failure
+        with self._lock:
+            self.hits += len(keys) - len(rows)
+            self.misses += len(rows)
+            for key in keys:
+                if key not in failed:
+                    self._known[key] = found[key]
+                    self._known.move_to_end(key)
+            while len(self._known) > self.size:
+                self._known.popitem(last=False)
+        terms_of = [found[key][1] for key in keys]
+        every = dict.fromkeys(name for terms in terms_of for name in terms)
+        return ScoredBatch(
+            np.array([found[key][0] for key in keys]),
+            # What failed may lack terms that others have.
+            {name: np.array([terms.get(name, 0.0) for terms in terms_of]) for name in every},
+            tuple(failed.get(key) for key in keys) if failed else None,
+        )
+
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
+        """Score a batch."""
+        values: list[float] = score(self, prompts, responses, columns).values.tolist()
+        return values

@@ -1,0 +1,192 @@
+"""A query in somebody's hands, what they answer, and the judgement that it amounts to: values, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.feedback.queries import Judgement, Query, content_id
+from rlhf_gym.study.checks import meets
+
+Kind = Literal["query", "gold", "repeat", "practice"]
+WEB = "web"
+"""What signatures of people begin with: ``web/calm-otter-41``."""
+
+
+@dataclass(frozen=True)
+class QueueSettings:
+    """How queries are handed out.
+
+    Attributes:
+        overlap: people who answer each query.
+        lease_seconds: how long a query is kept for the rater who holds it.
+        gold_share: share of a rater's questions whose answer is known, where there are such queries.
+        repeat_share: share of a rater's questions that repeat an earlier one.
+        practice: practice questions before a rater's first real one.
+        seed: of orders and shares.
+
+    Raises:
+        ConfigError: a number out of bounds.
+    """
+
+    overlap: int = 1
+    lease_seconds: float = 900
+    gold_share: float = 0.0
+    repeat_share: float = 0.0
+    practice: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.overlap < 1 or self.practice < 0 or not self.lease_seconds > 0:
+            raise ConfigError(
+                f"overlap must be at least 1, practice at least 0, lease_seconds above 0; got {self.overlap}, "
+                f"{self.practice}, {self.lease_seconds}"
+            )
+        shares = (self.gold_share, self.repeat_share)
+        if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+            raise ConfigError(f"gold_share and repeat_share must be at least 0 and below 1 together, got {shares}")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A query in a rater's hands.
+
+    Attributes:
+        id: the lease: random, and the answer's idempotency key.
+        query: what is asked.
+        rater: who holds it.
+        order_shown: the responses in the order this rater sees them.
+        kind: ``query``; ``gold`` (the answer is known); ``repeat`` (asked before); ``practice`` (told afterwards).
+        expires_at: until when it is kept for this rater.
+        earlier: the answer that was taken back, where there is one.
+    """
+
+    id: str
+    query: Query
+    rater: str
+    order_shown: tuple[int, ...]
+    kind: Kind
+    expires_at: datetime
+    earlier: Judgement | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rater says; responses are named by their place IN THE ORDER SHOWN, from 0.
+
+    Attributes:
+        choice, ranking, ratings, tie, skipped, strength, reason, details: as in :class:`Judgement`.
+    """
+
+    choice: int | None = None
+    ranking: tuple[tuple[int, ...], ...] | None = None
+    ratings: Mapping[str, tuple[float | None, ...]] | None = None
+    tie: bool = False
+    skipped: bool = False
+    strength: float | None = None
+    reason: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of an answer.
+
+    Attributes:
+        judgement_id: the judgement that holds it.
+        repeated: it was there already; this is the receipt it had.
+        late: the lease had run out; it is kept all the same.
+        correct: of practice only: whether it is what was expected.
+        explanation: of practice only.
+    """
+
+    judgement_id: str
+    repeated: bool = False
+    late: bool = False
+    correct: bool | None = None
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class RaterCount:
+    """How far a rater is: questions answered, and queries this rater could still be handed (held ones included)."""
+
+    answered: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class RoundProgress:
+    """How far a round's queries are, in answers: a query that two people are to answer is worth two.
+
+    Attributes:
+        round: the round.
+        given: answers that are there (skips that were passed on are not).
+        held: questions in raters' hands now.
+        left: answers that nobody has been asked for yet.
+    """
+
+    round: int
+    given: int
+    held: int
+    left: int
+
+
+def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: datetime) -> Judgement:
+    """The answer with responses named as the query names them.
+
+    Raises:
+        FeedbackError: it names a response that was not shown, or rates too few or too many.
+    """
+    order = assignment.order_shown
+    places = [i for group in answer.ranking or () for i in group] + ([] if answer.choice is None else [answer.choice])
+    if not all(0 <= place < len(order) for place in places):
+        raise FeedbackError(f"the answer names a response that was not shown: {places}, of {len(order)}")
+    ratings = None
+    if answer.ratings is not None:
+        if any(len(values) != len(order) for values in answer.ratings.values()):
+            raise FeedbackError(f"a rating needs a value (or None) for each of {len(order)} responses")
+        ratings = {
+            name: tuple(values[order.index(i)] for i in range(len(order))) for name, values in answer.ratings.items()
+        }
+    details = dict(answer.details) | ({} if assignment.kind == "query" else {"kind": assignment.kind})
+    earlier = assignment.earlier
+    return Judgement(
+        # From the lease, not from query and rater: repetitions ask the same rater the same query again.
+        id=content_id("assignment", assignment.id, earlier.id if earlier else None),
+        query_id=assignment.query.id, rater=assignment.rater,
+        choice=None if answer.choice is None else order[answer.choice],
+        ranking=None if answer.ranking is None else tuple(tuple(order[i] for i in group) for group in answer.ranking),
+        ratings=ratings, tie=answer.tie, skipped=answer.skipped, strength=answer.strength, order_shown=order,
+        seconds=seconds, created_at=now, supersedes=earlier.id if earlier else None, reason=answer.reason, details=details,
+    )  # fmt: skip
+
+
+def same_answer(judgement: Judgement, earlier: Judgement) -> bool:
+    """Whether two judgements say the same, whenever and how fast they were given."""
+    said = ("choice", "ranking", "ratings", "tie", "skipped", "strength", "reason")
+    alike = all(getattr(judgement, name) == getattr(earlier, name) for name in said)
+    return alike and dict(judgement.details) == dict(earlier.details)
+
+
+def passed_on(judgement: Judgement) -> bool:
+    """A plain skip: somebody else may know. What was flagged is not handed on."""
+    return judgement.skipped and not judgement.details.get("flagged")
+
+
+def receipt_of(
+    assignment: Assignment,
+    judgement_id: str,
+    judgement: Judgement | None,
+    *,
+    repeated: bool = False,
+    late: bool = False,
+) -> Receipt:
+    """What a rater is told: of practice, whether it was what was expected, and why."""
+    if assignment.kind != "practice" or judgement is None:
+        return Receipt(judgement_id, repeated, late)
+    columns = assignment.query.columns
+    return Receipt(judgement_id, repeated, late, meets(judgement, columns), str(columns.get("explanation", "")))

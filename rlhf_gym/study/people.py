@@ -1,0 +1,317 @@
+"""People: invitations, sessions, made-up names, and the trail of what was done. No password, no address, no real name.
+
+What lets somebody in is random and stored as its hash only: whoever reads the database can neither use an invitation nor
+take over a session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, get_args
+
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+
+from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.feedback import schema
+from rlhf_gym.feedback import study_tables as tables
+from rlhf_gym.feedback.guards import unguarded
+from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.study.leases import WEB
+from rlhf_gym.text import visible
+
+Role = Literal["rater", "admin"]
+SESSION_DAYS = 30
+_REMOVED = ("flagged", "edited", "comment")
+_MOODS = "bold brave bright calm clever fair gentle happy keen kind lucky merry neat noble patient polite quiet swift warm wise"
+_ANIMALS = (
+    "badger falcon fox hare heron ibis jackal koala lemur lynx marten newt otter owl quail raven robin seal stork wren"
+)
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody who takes part.
+
+    Attributes:
+        name: made up; signs the judgements, e.g. ``web/calm-otter-41``.
+        role: ``rater`` or ``admin``.
+        label: the administrator's note on the invitation.
+        paused: is handed no questions for now.
+        forgotten: nothing ties the name to a person any more.
+        created_at: when the invitation was accepted.
+    """
+
+    name: str
+    role: Role
+    label: str
+    paused: bool
+    forgotten: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """A link that lets people in; the token itself is not known any more.
+
+    Attributes:
+        id: to revoke it by.
+        role, label: what those who accept it get.
+        uses: how many it lets in.
+        used: how many it has let in.
+        revoked: it lets nobody in any more.
+        created_at, expires_at: UTC.
+    """
+
+    id: str
+    role: Role
+    label: str
+    uses: int
+    used: int
+    revoked: bool
+    created_at: datetime
+    expires_at: datetime
+
+    @property
+    def open(self) -> bool:
+        """Whether it lets somebody in now."""
+        return not self.revoked and self.used < self.uses and self.expires_at > datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One line of the trail: who did what to whom."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    details: Mapping[str, Any]
+
+
+class People:
+    """Who may take part in a store's study. Safe to use from several threads.
+
+    Args:
+        store: open for writing.
+    """
+
+    def __init__(self, store: FeedbackStore) -> None:
+        self._database = store.database
+
+    def study(self) -> str:
+        """What tells this store from every other: 12 hexadecimal digits, drawn when first asked for, no secret."""
+        known = select(schema.store_info.c.value).where(schema.store_info.c.key == "study")
+        with self._database.reading() as connection:
+            found = connection.scalar(known)
+        if found is None:
+            with self._database.writing() as connection:
+                found = connection.scalar(known)  # another process may have drawn it meanwhile
+                if found is None:
+                    found = secrets.token_hex(6)
+                    connection.execute(insert(schema.store_info), {"key": "study", "value": found})
+        return str(found)
+
+    def invite(
+        self, role: str = "rater", label: str = "", uses: int = 1, days: float = 30, *, actor: str = "command line"
+    ) -> str:
+        """A new invitation.
+
+        Args:
+            role: ``"rater"`` or ``"admin"``.
+            label: a note for the administrator, e.g. whom it is for.
+            uses: how many people it lets in.
+            days: until it expires.
+            actor: who invites, for the trail.
+
+        Returns:
+            The token: shown once, stored as its hash.
+
+        Raises:
+            ConfigError: a role that does not exist, no uses, or no time.
+        """
+        if role not in get_args(Role) or uses < 1 or not 0 < days <= 3660:
+            raise ConfigError(
+                f"an invitation is for a rater or an admin, once or more, for up to 3660 days; got {role!r}, {uses}, {days}"
+            )
+        token, number, now = secrets.token_urlsafe(24), secrets.token_hex(8), datetime.now(UTC)
+        row = {
+            "id": number,
+            "hash": _hash(token),
+            "role": role,
+            "label": visible(label[:200]),
+            "uses": uses,
+            "used": 0,
+            "revoked": False,
+            "created_at": now,
+            "expires_at": now + timedelta(days=days),
+        }
+        with self._database.writing() as connection:
+            connection.execute(insert(tables.invitations), row)
+            _note(connection, actor, "invite", number, {"role": role, "uses": uses})
+        return token
+
+    def accept(self, token: str) -> tuple[Person, str]:
+        """Let the bearer of an invitation in, under a new name.
+
+        Returns:
+            The person, and the session's token for a cookie.
+
+        Raises:
+            FeedbackError: the invitation is unknown, used up, revoked or expired.
+        """
+        now, session = datetime.now(UTC), secrets.token_urlsafe(32)
+        table = tables.invitations.c
+        with self._database.writing() as connection:
+            row = (
+                connection.execute(select(tables.invitations).where(table.hash == _hash(token)))
+                .mappings()
+                .one_or_none()
+            )
+            if row is None or not _invitation(row).open:
+                raise FeedbackError(
+                    "this invitation is not valid (any more): it may have been used, revoked or expired; ask for a new one"
+                )
+            connection.execute(update(tables.invitations).where(table.id == row["id"]).values(used=table.used + 1))
+            name = _new_name(connection)
+            person = {
+                "name": name, "role": row["role"], "label": row["label"], "paused": False, "forgotten": False,
+                "created_at": now,
+            }  # fmt: skip
+            connection.execute(insert(tables.people), {**person, "invitation": row["id"]})
+            connection.execute(
+                insert(tables.sessions),
+                {"hash": _hash(session), "person": name, "expires_at": now + timedelta(days=SESSION_DAYS)},
+            )
+            _note(connection, name, "join", row["id"], {"role": row["role"]})
+        return Person(**person), session
+
+    def person_of(self, session: str) -> Person | None:
+        """Whose session this is; None where nobody's, or not any more."""
+        joined = tables.people.join(tables.sessions, tables.sessions.c.person == tables.people.c.name)
+        valid = (tables.sessions.c.hash == _hash(session)) & (tables.sessions.c.expires_at > datetime.now(UTC))
+        with self._database.reading() as connection:
+            row = connection.execute(select(tables.people).select_from(joined).where(valid)).mappings().one_or_none()
+        return None if row is None or row["forgotten"] else _person(row)
+
+    def sign_out(self, session: str) -> None:
+        """End a session."""
+        with self._database.writing() as connection:
+            connection.execute(delete(tables.sessions).where(tables.sessions.c.hash == _hash(session)))
+
+    def revoke(self, invitation_id: str, *, actor: str = "command line") -> None:
+        """Let nobody in by an invitation any more; those who are in stay.
+
+        Raises:
+            FeedbackError: there is no such invitation.
+        """
+        with self._database.writing() as connection:
+            statement = update(tables.invitations).where(tables.invitations.c.id == invitation_id).values(revoked=True)
+            if not connection.execute(statement).rowcount:
+                raise FeedbackError(f"there is no invitation {invitation_id[:40]!r}")
+            _note(connection, actor, "revoke", invitation_id, {})
+
+    def pause(self, rater: str, *, actor: str = "command line") -> None:
+        """Hand a rater no questions until :meth:`resume`. What the rater holds may still be answered."""
+        self._change(rater, actor, "pause", paused=True)
+
+    def resume(self, rater: str, *, actor: str = "command line") -> None:
+        """Hand a rater questions again."""
+        self._change(rater, actor, "resume", paused=False)
+
+    def forget(self, rater: str, *, actor: str = "command line") -> None:
+        """Remove what ties a rater's answers to a person.
+
+        Sessions, the note on an invitation that was theirs alone, and all free text they wrote.
+
+        The answers themselves stay under the made-up name, since models were trained on them. This is the only change
+        ever made to stored judgements, and it leaves who preferred what as it was.
+
+        Raises:
+            FeedbackError: there is no such rater.
+        """
+        with self._database.writing() as connection:
+            _find(connection, rater)
+            came_by = select(tables.people.c.invitation).where(tables.people.c.name == rater).scalar_subquery()
+            alone = (tables.invitations.c.id == came_by) & (tables.invitations.c.uses == 1)
+            connection.execute(update(tables.invitations).where(alone).values(label=""))
+            gone = {"label": "", "forgotten": True, "paused": True}
+            connection.execute(update(tables.people).where(tables.people.c.name == rater).values(**gone))
+            connection.execute(delete(tables.sessions).where(tables.sessions.c.person == rater))
+            _remove_texts(connection, rater)
+            _note(connection, actor, "forget", rater, {})
+        self._database.purge()
+
+    def people(self) -> list[Person]:
+        """Everybody who accepted an invitation, in that order."""
+        with self._database.reading() as connection:
+            statement = select(tables.people).order_by(tables.people.c.created_at, tables.people.c.name)
+            return [_person(row) for row in connection.execute(statement).mappings()]
+
+    def invitations(self) -> list[Invitation]:
+        """All invitations, newest first."""
+        with self._database.reading() as connection:
+            statement = select(tables.invitations).order_by(tables.invitations.c.created_at.desc())
+            return [_invitation(row) for row in connection.execute(statement).mappings()]
+
+    def audit(self, actor: str, action: str, subject: str, details: Mapping[str, Any] | None = None) -> None:
+        """Add a line to the trail."""
+        with self._database.writing() as connection:
+            _note(connection, actor, action, subject, details or {})
+
+    def trail(self, limit: int = 100) -> list[AuditEntry]:
+        """The trail's last lines, newest first."""
+        table = tables.audit.c
+        with self._database.reading() as connection:
+            found = select(table.at, table.actor, table.action, table.subject, table.details)
+            return [AuditEntry(*row) for row in connection.execute(found.order_by(table.sequence.desc()).limit(limit))]
+
+    def _change(self, rater: str, actor: str, action: str, *, paused: bool) -> None:
+        with self._database.writing() as connection:
+            _find(connection, rater)
+            connection.execute(update(tables.people).where(tables.people.c.name == rater).values(paused=paused))
+            _note(connection, actor, action, rater, {})
+
+
+def _hash(token: str) -> str:
+    """Tokens are random and long: a plain hash cannot be searched through, and needs no salt."""
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+
+
+def _person(row: RowMapping) -> Person:
+    return Person(**{name: row[name] for name in Person.__dataclass_fields__})
+
+
+def _invitation(row: RowMapping) -> Invitation:
+    return Invitation(**{name: row[name] for name in Invitation.__dataclass_fields__})
+
+
+def _find(connection: Connection, rater: str) -> None:
+    if connection.scalar(select(func.count()).select_from(tables.people).where(tables.people.c.name == rater)) != 1:
+        raise FeedbackError(f"there is no rater {rater[:80]!r}; names look like {WEB}/calm-otter-41")
+
+
+def _new_name(connection: Connection) -> str:
+    while True:
+        name = f"{WEB}/{secrets.choice(_MOODS.split())}-{secrets.choice(_ANIMALS.split())}-{secrets.randbelow(90) + 10}"
+        taken = select(func.count()).select_from(tables.people).where(tables.people.c.name == name)
+        if not connection.scalar(taken):
+            return name
+
+
+def _note(connection: Connection, actor: str, action: str, subject: str, details: Mapping[str, Any]) -> None:
+    row = {"at": datetime.now(UTC), "actor": actor, "action": action, "subject": subject, "details": dict(details)}
+    connection.execute(insert(tables.audit), row)
+
+
+def _remove_texts(connection: Connection, rater: str) -> None:
+    """Blank a rater's reasons and what they typed; the guard against changes stands aside within this transaction."""
+    table = schema.judgements
+    own = connection.execute(select(table.c.id, table.c.details).where(table.c.rater == rater)).all()
+    with unguarded(connection, table.name):
+        for number, details in own:
+            kept = {name: (True if name in _REMOVED else value) for name, value in dict(details).items()}
+            connection.execute(update(table).where(table.c.id == number).values(reason="", details=kept))

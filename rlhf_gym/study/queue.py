@@ -1,0 +1,268 @@
+"""Who is asked what: every query goes to as many people as asked for, to each once, and no answer is lost or doubled.
+
+A rater holds a query by a lease. Its random id is what an answer is sent with, so an answer that is sent twice (a double
+click, a retry after a lost reply) is one answer. One transaction writes the judgement, settles the lease and keeps the
+count; the reply comes after the commit. A lease that ran out goes to somebody else, and an answer that comes late all the
+same is kept as one more. An answer taken back is corrected by a further judgement, never overwritten.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Integer, RowMapping, bindparam, func, select, update
+from sqlalchemy.sql.functions import coalesce
+
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback import rows, schema
+from rlhf_gym.feedback import study_tables as tables
+from rlhf_gym.feedback.appending import append_judgements
+from rlhf_gym.feedback.queries import Judgement
+from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.study.checks import expected
+from rlhf_gym.study.handing_out import (
+    add_slots,
+    assigned,
+    assignment_of,
+    change_slot,
+    end_leases,
+    hand_out,
+)
+from rlhf_gym.study.leases import (
+    Answer,
+    Assignment,
+    QueueSettings,
+    RaterCount,
+    Receipt,
+    RoundProgress,
+    judgement_of,
+    passed_on,
+    receipt_of,
+    same_answer,
+)
+
+_A, _S, _Q = tables.assignments.c, tables.slots.c, schema.queries.c
+_REFRESH = 1.0  # seconds for which counts, and the knowledge of which queries there are, may be old
+_EXACT = 1000  # open queries up to which a count follows every answer; it takes a walk through them all
+
+_ONE = assigned.where(_A.id == bindparam("named"))
+# What was taken back comes first, the oldest first: undo twice goes back two.
+_HELD = (
+    assigned.where(_A.rater == bindparam("for_rater"), _A.state == "open")
+    .order_by(_A.judgement_id.is_(None), _A.answered, _A.sequence)
+    .limit(bindparam("most"))
+)
+_LAST = coalesce(select(func.max(_A.answered)).where(_A.rater == bindparam("for_rater")).scalar_subquery(), 0)
+_SETTLE = update(tables.assignments).where(_A.id == bindparam("named"))
+_SETTLE = _SETTLE.values(state="done", judgement_id=bindparam("judgement"), answered=_LAST + 1)
+_COUNTS = (
+    select(
+        func.count().filter(_A.judgement_id.is_not(None)).label("answered"),
+        func.count().filter(_A.state == "open").label("held"),
+        func.count(_S.query_id.distinct()).label("seen"),
+    )
+    .select_from(tables.assignments.outerjoin(tables.slots, (_S.query_id == _A.query_id) & _S.open))
+    .where(_A.rater == bindparam("for_rater"), _A.kind != "practice")
+)
+_PLACES = select(_S.round, func.sum(_S.taken)).group_by(_S.round).order_by(_S.round)
+_SPARE = select(_S.round, func.sum(bindparam("overlap", type_=Integer) - _S.taken)).where(_S.open).group_by(_S.round)
+_IN_HANDS = (
+    select(_S.round, func.count())
+    .select_from(tables.assignments.join(tables.slots, _S.query_id == _A.query_id))
+    .where(_A.state == "open", _A.kind == "query", _A.judgement_id.is_(None))
+    .group_by(_S.round)
+)
+_OPEN = select(func.count()).select_from(tables.slots).where(_S.open)
+
+
+class Queue:
+    """Hands the store's queries out to people. Safe to use from several threads, and from several processes at once.
+
+    Args:
+        store: open for writing.
+        settings: overlap, leases, shares.
+        offered: only these queries, and what :meth:`offer` adds, are handed out; None: all in the store, as they come.
+    """
+
+    def __init__(
+        self, store: FeedbackStore, settings: QueueSettings | None = None, *, offered: Collection[str] | None = None
+    ) -> None:
+        self.store = store
+        self.settings = settings or QueueSettings()
+        self._database = store.database
+        self._everything = offered is None
+        self._lock = threading.Lock()
+        self._looked = -_REFRESH
+        self._open: tuple[float, int] = (-_REFRESH, 0)
+        with self._database.writing() as connection:
+            connection.execute(update(tables.slots).values(open=_S.taken < self.settings.overlap))
+        self.offer(offered or ())
+
+    def offer(self, query_ids: Collection[str]) -> None:
+        """Hand these stored queries out too. Offering twice is harmless. From here on the rest of the store is not."""
+        if not query_ids and self._everything:
+            return
+        self._everything = False
+        with self._database.writing() as connection:
+            found = rows.queries_by_id(connection, set(query_ids))
+            add_slots(connection, [(q.id, q.round, q.index) for q in found.values()], self.settings.overlap)
+        self._open = (-_REFRESH, 0)
+
+    def next(self, rater: str, *, count: int = 1) -> list[Assignment]:
+        """What a rater is to answer now: first what was taken back, then what is held (leases renewed), then new queries.
+
+        Args:
+            rater: who asks.
+            count: at most so many.
+
+        Returns:
+            Fewer, or none, where there is nothing to do now.
+        """
+        self._take_in()
+        with self._database.writing() as connection:
+            return self._next(connection, rater, count)
+
+    def submit(self, assignment_id: str, rater: str, answer: Answer, *, seconds: float) -> Receipt:
+        """Store an answer, once, however often it is sent. When it returns, the disk has it.
+
+        Raises:
+            FeedbackError: no such assignment of this rater, an answer that does not fit the query, or a database that
+                cannot be written (then its ``__cause__`` is set, and the same call may be tried again).
+        """
+        return self.exchange(assignment_id, rater, answer, seconds=seconds, count=0)[0]
+
+    def exchange(
+        self, assignment_id: str, rater: str, answer: Answer, *, seconds: float, count: int
+    ) -> tuple[Receipt, list[Assignment]]:
+        """:meth:`submit`, then :meth:`next` (unless ``count`` is 0), at the price of one: the disk is waited for once.
+
+        Raises:
+            FeedbackError: as :meth:`submit`; then nothing is handed out either.
+        """
+        if count:
+            self._take_in()
+        with self._database.writing() as connection:
+            receipt = self._submit(connection, assignment_id, rater, answer, seconds)
+            following = self._next(connection, rater, count) if count else []
+        if self._open[1] <= _EXACT:
+            self._open = (-_REFRESH, 0)
+        return receipt, following
+
+    def _submit(
+        self, connection: Connection, assignment_id: str, rater: str, answer: Answer, seconds: float
+    ) -> Receipt:
+        now = datetime.now(UTC)
+        # Whatever an address may hold: PostgreSQL takes no NUL, not even to say that there is no such thing.
+        named = assignment_id if assignment_id.isprintable() else ""
+        row = connection.execute(_ONE, {"named": named}).mappings().one_or_none()
+        if row is None or row["rater"] != rater:
+            raise FeedbackError(f"there is no question {assignment_id[:40]!r} for {rater!r}; load the page again")
+        assignment = assignment_of(connection, row)
+        if row["state"] == "done":
+            return receipt_of(assignment, row["judgement_id"], assignment.earlier, repeated=True)
+        judgement = judgement_of(assignment, answer, seconds, now)
+        earlier = assignment.earlier
+        if earlier is None or not same_answer(judgement, earlier):
+            append_judgements(connection, [judgement], queries={assignment.query.id: assignment.query})
+        else:
+            judgement = earlier  # taken back, and said again
+        late = row["state"] == "lapsed" or row["expires_at"] < now
+        connection.execute(_SETTLE, {"named": named, "judgement": judgement.id, "for_rater": rater})
+        self._count(connection, row, judgement, earlier)
+        return receipt_of(assignment, judgement.id, judgement, late=late)
+
+    def _next(self, connection: Connection, rater: str, count: int) -> list[Assignment]:
+        now = datetime.now(UTC)
+        expires = now + timedelta(seconds=self.settings.lease_seconds)
+        end_leases(connection, now, self.settings)
+        held = connection.execute(_HELD, {"for_rater": rater, "most": count}).mappings().all()
+        renewed = [row["id"] for row in held if row["expires_at"] < expires - timedelta(seconds=30)]
+        if renewed:
+            connection.execute(update(tables.assignments).where(_A.id.in_(renewed)).values(expires_at=expires))
+        found = [
+            assignment_of(connection, {**row, "expires_at": expires} if row["id"] in renewed else row) for row in held
+        ]
+        while len(found) < count:
+            new = hand_out(connection, rater, expires, self.settings)
+            if new is None:
+                break
+            found.append(new)
+        return found
+
+    def undo(self, rater: str) -> Assignment | None:
+        """Take the rater's last answer back: its question is open again, and the next answer to it is a correction.
+
+        Until then the earlier answer stands. Called again, it goes one further back. None: there is none.
+        """
+        expires = datetime.now(UTC) + timedelta(seconds=self.settings.lease_seconds)
+        done = (_A.rater == rater) & (_A.state != "open") & _A.judgement_id.is_not(None) & (_A.kind != "practice")
+        with self._database.writing() as connection:
+            last = assigned.where(done).order_by(_A.answered.desc()).limit(1)
+            row = connection.execute(last).mappings().one_or_none()
+            if row is None:
+                return None
+            changed = {"state": "open", "expires_at": expires}
+            connection.execute(update(tables.assignments).where(_A.id == row["id"]).values(**changed))
+            return assignment_of(connection, {**row, **changed})
+
+    def release(self, rater: str) -> None:
+        """Give back what a rater holds, for others to answer: they are leaving."""
+        with self._database.writing() as connection:
+            held = (_A.rater == rater) & (_A.state == "open")
+            connection.execute(update(tables.assignments).where(held).values(expires_at=datetime.fromtimestamp(0, UTC)))
+            end_leases(connection, datetime.now(UTC), self.settings)
+
+    def counts(self, rater: str) -> RaterCount:
+        """How far a rater is. Of many open queries, how many there are may be a second old."""
+        with self._database.reading() as connection:
+            when, waiting = self._open
+            if time.monotonic() - when >= _REFRESH:
+                waiting = connection.scalar(_OPEN) or 0
+                self._open = (time.monotonic(), waiting)
+            own = connection.execute(_COUNTS, {"for_rater": rater}).mappings().one()
+        return RaterCount(own["answered"], max(0, waiting - own["seen"]) + own["held"])
+
+    def progress(self) -> list[RoundProgress]:
+        """How far each round is that is offered, in order."""
+        self._take_in()
+        with self._database.reading() as connection:
+            places = connection.execute(_PLACES).all()
+            left: dict[int, Any] = dict(connection.execute(_SPARE, {"overlap": self.settings.overlap}).all())
+            held: dict[int, int] = dict(connection.execute(_IN_HANDS).all())
+        return [
+            RoundProgress(number, int(taken) - held.get(number, 0), held.get(number, 0), int(left.get(number, 0)))
+            for number, taken in places
+        ]
+
+    def _take_in(self) -> None:
+        """Offer what others have put into the store, where everything is offered."""
+        if not self._everything:
+            return
+        with self._lock:
+            if time.monotonic() - self._looked < _REFRESH:
+                return
+            self._looked = time.monotonic()
+        missing = select(_Q.id, _Q.round, _Q["index"], _Q["columns"]).where(
+            ~select(_S.query_id).where(_S.query_id == _Q.id).exists()
+        )
+        with self._database.reading() as connection:
+            new = [(i, n, k) for i, n, k, columns in connection.execute(missing) if expected(columns) is None]
+        if new:
+            with self._database.writing() as connection:
+                add_slots(connection, new, self.settings.overlap)
+            self._open = (-_REFRESH, 0)
+
+    def _count(self, connection: Connection, row: RowMapping, judgement: Judgement, earlier: Judgement | None) -> None:
+        """A late answer counts again, unless its query was handed on; a skipped query is for somebody else."""
+        if row["kind"] != "query":
+            return
+        before = 0 if row["state"] == "lapsed" else 1
+        if earlier is not None:
+            before = 0 if passed_on(earlier) else 1
+        after = 0 if passed_on(judgement) else 1
+        if after != before:
+            change_slot(connection, row["query_id"], after - before, self.settings.overlap)
