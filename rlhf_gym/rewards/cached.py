@@ -39,7 +39,8 @@ class CachedReward:
             raise ConfigError(f"the cache's size must be at least 1, got {size}")
         if changing := [part.name for part in adaptive_parts(reward)]:
             raise ConfigError(
-                f"a cache is for rewards that always give a sample the same score, and {changing[0]!r} changes as it scores; "
+                f"a cache is for rewards that always give a sample the same score, and {changing[0]!r} changes "
+                "while it scores; "
                 "put the cache around its parts"
             )
         self.reward, self.size, self.name = reward, size, reward_name(reward)
