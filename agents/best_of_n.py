@@ -14,7 +14,7 @@ from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.rewards.base import Reward, reward_name, score
-from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.text import shorten
 
 
 def best_of_n_kl(n: int) -> float:

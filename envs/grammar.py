@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rlhf_gym.envs.token_bytes import drops_first_space, token_bytes
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer
-from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.tasks import Task
+from rlhf_gym.text import shorten
 
 Mask = NDArray[np.bool_]
 States = NDArray[np.int32]

@@ -1,25 +1,80 @@
-"""Text of unknown origin, made safe to print: what would move the cursor, hide or reorder text shows as an escape."""
+"""Text for messages and screens: hidden characters made visible, long texts shortened, the nearest known name."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # Control, format (bidirectional, zero width), surrogate, private use, unassigned; line and paragraph separators.
-_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-# Joins letters and emoji in honest text.
-_ALLOWED = "\n\t\u200c\u200d"
+_HIDDEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
+# Joiners shape letters and emoji in honest text; every other format character can hide or reorder it.
+_HARMLESS = frozenset("\n\t\u200c\u200d")
+
+
+def is_hidden(character: str) -> bool:
+    """True for a character that would move the cursor, hide text or reorder it: shown by its code, never as it is."""
+    return character not in _HARMLESS and unicodedata.category(character) in _HIDDEN
 
 
 def visible(text: str, limit: int = 10_000) -> str:
-    r"""The text with every hidden character spelled out, and cut, saying so, after ``limit`` characters.
+    r"""Spell out every hidden character, and cut, saying so, after ``limit`` characters.
+
+    Args:
+        text: text of unknown origin.
+        limit: characters that are kept.
 
     >>> print(visible("a\x1b[31mb"))
     a\x1b[31mb
     """
-    shown = "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _HIDDEN and character not in _ALLOWED
-        else character
-        for character in text[:limit]
-    )
+    shown = "".join(c.encode("unicode_escape").decode("ascii") if is_hidden(c) else c for c in text[:limit])
     return shown if len(text) <= limit else f"{shown} […{len(text) - limit:,} more characters]"
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """Quote a text for a message: one line, control characters escaped, at most ``limit`` characters.
+
+    Args:
+        text: any text.
+        limit: characters, quotation marks included.
+
+    >>> shorten("a long text", limit=8)
+    "'a lon…'"
+    """
+    shown = repr(text)
+    return shown if len(shown) <= limit else shown[: limit - 2] + "…" + shown[-1]
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Find the known name that a wrong one was probably meant to be; case, ``-`` and ``_`` make no difference.
+
+    Args:
+        name: what was given.
+        known: what could have been meant.
+        cutoff: how alike they must be, from 0 (any will do) to 1 (the same but for case and dashes).
+
+    >>> closest("PPOO", ["ppo", "a2c"])
+    'ppo'
+    """
+    spelled = {_plain(one): one for one in reversed(list(known))}  # of two that read alike, the first
+    found = get_close_matches(_plain(name), reversed(spelled), n=1, cutoff=cutoff)
+    return spelled[found[0]] if found else None
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """End the sentence that refuses a name: ``; did you mean 'ppo'?``, or a full stop where nothing known is alike.
+
+    Args:
+        name: what was given.
+        known: what could have been meant.
+        cutoff: see :func:`closest`.
+
+    >>> "there is no agent 'ppoo'" + nearest("ppoo", ["ppo", "a2c"])
+    "there is no agent 'ppoo'; did you mean 'ppo'?"
+    """
+    found = closest(name, known, cutoff)
+    return "." if found is None else f"; did you mean {found!r}?"
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "_")

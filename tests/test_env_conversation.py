@@ -253,7 +253,7 @@ def test_users_by_function_list_mapping_and_name() -> None:
     [
         ([], "needs a list of lines"),
         ([3], "needs a list of lines"),
-        ("nowhere:user", "cannot find the user 'nowhere:user'"),
+        ("nowhere:user", "user 'nowhere:user': there is no module 'nowhere'"),
         ({"words": []}, "needs 'lines' or 'model', got 'words'"),
         ({"lines": ["a"], "size": 3}, "size"),
         ({"lines": ["a"], "order": "best"}, "'given' or 'random', got 'best'"),

@@ -53,7 +53,7 @@ def test_too_many_prompts_are_refused_with_their_number() -> None:
 def test_a_task_of_ones_own_by_place() -> None:
     task = load_task("toy_tasks:letter_task", limit=3)
     assert (task.name, task.max_response_tokens) == ("letters", 3)
-    with pytest.raises(TaskError, match="cannot find the task"):
+    with pytest.raises(TaskError, match="there is no 'nothing' in toy_tasks"):
         load_task("toy_tasks:nothing")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rlhf_gym.agents.common.value_head import SECOND_BASE
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.text import nearest
 
 Rule = tuple[str, Callable[[float], bool]]
 
@@ -146,5 +146,4 @@ def refuse_unknown(cls: type, unknown: Collection[str], known: Collection[str]) 
             raise ConfigError(
                 f"{cls.__name__} has no {name}: it learns without a value function; leave it out, or take PPO, NLPO or A2C"
             )
-        near = get_close_matches(name, known, n=1)
-        raise ConfigError(f"{cls.__name__} has no setting {name}{f'; did you mean {near[0]}?' if near else ''}")
+        raise ConfigError(f"{cls.__name__} has no setting {name!r}{nearest(name, known)}")

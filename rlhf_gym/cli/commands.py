@@ -64,7 +64,7 @@ def sample(options: argparse.Namespace) -> None:
     from rlhf_gym.lm.decoding import generate
     from rlhf_gym.lm.language_model import LanguageModel
     from rlhf_gym.lm.sampling import Limits, Sampling
-    from rlhf_gym.loop.summary import visible
+    from rlhf_gym.text import visible
 
     model = LanguageModel.load(name, device=options.device, trust_remote_code=config.model.trust_remote_code)
     tokens = options.tokens if options.tokens is not None else config.task.max_response_tokens or 32
@@ -83,7 +83,7 @@ def sample(options: argparse.Namespace) -> None:
     # A chat model answers; any other goes on where the prompt ends.
     lead = "" if getattr(tokenizer, "is_chat", False) else options.prompt
     for written in generate(model, [prompt] * options.number, limits, sampling=sampling, seed=options.seed, stop=stop):
-        print(lead + visible(written.text, keep="\n\t"))
+        print(lead + visible(written.text))
 
 
 def _policy_folder(options: argparse.Namespace, config: Config) -> str:

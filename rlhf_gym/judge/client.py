@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.judge.cache import ReplyCache
-from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.text import shorten
 
 if TYPE_CHECKING:
     from openai import OpenAI

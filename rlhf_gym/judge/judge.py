@@ -13,7 +13,7 @@ from typing import Any
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.judge.client import ChatClient, Messages, Reply
 from rlhf_gym.judge.template import Template, text_from
-from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.text import shorten
 
 Columns = Mapping[str, Any]
 SIDES = {"A": -1, "B": 1, "TIE": 0}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
 import rlhf_gym.agents
 from rlhf_gym.agents import PolicyGradient
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import AgentConfig
-from rlhf_gym.loop.plugins import find_object
+from rlhf_gym.objects import is_place, load_object
+from rlhf_gym.text import nearest
 
 AGENTS = {
     "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
@@ -28,13 +28,12 @@ def find_agent(name: str) -> type[PolicyGradient]:
     """
     if name in AGENTS:
         found: Any = getattr(rlhf_gym.agents, AGENTS[name])
-    elif ":" in name:
-        found = find_object(name, "agent")
+    elif is_place(name):
+        found = load_object(name, kind="agent")
     else:
-        near = get_close_matches(name, AGENTS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"there is no agent {name!r}; {hint}expected one of {', '.join(AGENTS)}, module:Class or path/file.py:Class"
+            f"there is no agent {name!r}{nearest(name, AGENTS)} Expected one of {', '.join(AGENTS)}, module:Class or "
+            "path/file.py:Class"
         )
     if not (isinstance(found, type) and issubclass(found, PolicyGradient)):
         raise ConfigError(f"agent {name!r} is no subclass of rlhf_gym.agents.PolicyGradient; see docs/new-algorithm.md")

@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +14,7 @@ import yaml
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import SECTIONS, Config, Section, bounds
+from rlhf_gym.text import closest, nearest
 
 Settings = dict[str, dict[str, Any]]
 """A configuration as plain values: section, key, value. May hold only some of them."""
@@ -94,7 +94,7 @@ def parse_override(text: str) -> Settings:
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if equals and not dot and (near := _key_elsewhere(section)):
-        raise ConfigError(f"--set takes section.key=value; did you mean {near[0]!r}?")
+        raise ConfigError(f"--set takes section.key=value; did you mean {near!r}?")
     if not equals or not dot:
         raise ConfigError(f"--set takes section.key=value, e.g. agent.kl_coef=0.05; got {text!r}")
     check_keys({section: {key: value}})
@@ -127,18 +127,19 @@ def _nearest(name: str) -> str:
     """Which valid key a wrong one was meant to be: the same key elsewhere first, then the likeliest spelling."""
     section, _, key = name.partition(".")
     if section not in SECTIONS:
-        close = get_close_matches(section, SECTIONS, n=1) or _key_elsewhere(section)
-        return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(SECTIONS)}"
+        close = closest(section, SECTIONS) or _key_elsewhere(section)
+        return f"did you mean {close!r}?" if close else f"expected one of {', '.join(SECTIONS)}"
     own = [f.name for f in fields(SECTIONS[section])]  # type: ignore[arg-type]
-    close = [f"{section}.{match}" for match in get_close_matches(key, own, n=1)]
-    close = _key_elsewhere(key, cutoff=1.0) or close or _key_elsewhere(key)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(own)}"
+    match = closest(key, own)
+    close = _key_elsewhere(key, cutoff=1.0) or (match and f"{section}.{match}") or _key_elsewhere(key)
+    return f"did you mean {close!r}?" if close else f"expected one of {', '.join(own)}"
 
 
-def _key_elsewhere(key: str, cutoff: float = 0.7) -> list[str]:
-    """The full name of the key that is likest, whatever its section; empty where none is."""
+def _key_elsewhere(key: str, cutoff: float = 0.7) -> str | None:
+    """The full name of the key that is likest, whatever its section; None where none is like it."""
     names = {f.name: f"{section}.{f.name}" for section, f in all_fields()}
-    return [names[match] for match in get_close_matches(key, names, n=1, cutoff=cutoff)]
+    match = closest(key, names, cutoff)
+    return match and names[match]
 
 
 def convert(value: Any, expected: Any, name: str) -> Any:
@@ -155,8 +156,7 @@ def convert(value: Any, expected: Any, name: str) -> Any:
     if origin is Literal:
         if value in args and not isinstance(value, bool):
             return value
-        near = get_close_matches(str(value), args, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(str(value), args)
         raise ConfigError(f"{name} must be one of {', '.join(args)}; got {describe(value)}{hint}")
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):

@@ -2,57 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from rlhf_gym.errors import ConfigError, RlhfGymError
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import RaterConfig
+from rlhf_gym.objects import is_place, load_object
 from rlhf_gym.raters import Behaviour, Rater, SimulatedRater
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.service.address import PREFIX, parse
+from rlhf_gym.text import nearest
 
 PEOPLE = ("web", "terminal")
 """Raters who are people: on the rating page, or at the terminal of the run."""
 KNOBS = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "position_bias")
-
-
-def find_object(place: str, what: str) -> Any:
-    """The object at ``module:name`` or ``path/file.py:name``.
-
-    Args:
-        place: where.
-        what: what it is wanted for, for messages.
-
-    Raises:
-        ConfigError: nothing there, or what is there fails when it is imported.
-    """
-    source, _, name = place.rpartition(":")
-    try:
-        if source.endswith(".py"):
-            path = Path(source).resolve()
-            spec = importlib.util.spec_from_file_location(f"_rlhf_gym_user_{path.stem}", path)
-            if spec is None or spec.loader is None or not path.is_file():
-                raise ConfigError(f"{what} {place!r}: there is no file {source!r}")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses and pickles of the user's look their module up
-            spec.loader.exec_module(module)
-        else:
-            if os.getcwd() not in sys.path:  # a console script's path does not hold the folder it is called in
-                sys.path.append(os.getcwd())
-            module = importlib.import_module(source)
-        return getattr(module, name)
-    except RlhfGymError:
-        raise
-    except AttributeError as error:
-        raise ConfigError(f"{what} {place!r}: {source} has no {name!r} ({error})") from error
-    except Exception as error:  # importing runs whatever the user wrote
-        raise ConfigError(f"{what} {place!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def check_rater(config: RaterConfig) -> None:
@@ -72,17 +35,16 @@ def check_rater(config: RaterConfig) -> None:
         Behaviour(**knobs)
     elif config.name in PEOPLE:
         pass  # a warm-up takes the knobs
-    elif ":" not in config.name:
-        near = get_close_matches(config.name, ["simulated", *PRESETS, *PEOPLE], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+    elif not is_place(config.name):
+        hint = nearest(config.name, ["simulated", *PRESETS, *PEOPLE])
         raise ConfigError(
-            f"there is no rater {config.name!r}; {hint}expected simulated, {', '.join((*PRESETS, *PEOPLE))}, judge:URL, "
+            f"there is no rater {config.name!r}{hint} Expected one of simulated, {', '.join((*PRESETS, *PEOPLE))}, judge:URL, "
             "module:function or path/file.py:function"
         )
     elif knobs:
         raise ConfigError(f"rater.{next(iter(knobs))} is for simulated raters; {config.name!r} has its own settings")
     else:
-        find_object(config.name, "rater")
+        load_object(config.name, kind="rater")
 
 
 def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: int) -> Rater:
@@ -103,7 +65,7 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **_knobs(config))
     if config.name.startswith(PREFIX):
         return _judge(config)
-    rater = find_object(config.name, "rater")(reward=gold, seed=seed)
+    rater = load_object(config.name, kind="rater")(reward=gold, seed=seed)
     if not isinstance(rater, Rater):
         raise ConfigError(f"rater {config.name!r} gave a {type(rater).__name__}; expected name, submit() and collect()")
     return rater

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.loop.run_directory import RunDirectory, read_json
+from rlhf_gym.text import visible
 
 WIDTH = 100
 
@@ -70,16 +71,6 @@ def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int) -> list[str]:
             lead = f"  {word:<10}{_number(pair[f'gold_{when}'], '+.2f')}  "
             lines += textwrap.wrap(text or "(nothing)", WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
     return lines
-
-
-def visible(text: str, keep: str = "") -> str:
-    """A model's text without control characters: nothing that a model writes may move the cursor.
-
-    Args:
-        text: any text.
-        keep: characters that stay as they are; all others that do not print become spaces.
-    """
-    return "".join(c if c.isprintable() or c in keep else " " for c in text)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -6,7 +6,6 @@ the reward gives to several responses to each of some prompts. Without them, rew
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,7 @@ from rlhf_gym.raters.pool import RaterPool
 from rlhf_gym.raters.simulated import SimulatedRater
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.study.agreement import beta_for_accuracy, beta_for_agreement
+from rlhf_gym.text import nearest
 
 Array = NDArray[np.float64]
 
@@ -71,9 +71,9 @@ def simulated_rater(
         ConfigError: a preset or a knob that does not exist, or rewards that do not fit.
     """
     if preset not in PRESETS:
-        nearest = difflib.get_close_matches(preset, PRESETS, n=1, cutoff=0)[0]
-        known = ", ".join(PRESETS)
-        raise ConfigError(f"there is no simulated rater {preset!r}; did you mean {nearest!r}? All: {known}")
+        raise ConfigError(
+            f"there is no simulated rater {preset!r}{nearest(preset, PRESETS, cutoff=0)} All: {', '.join(PRESETS)}"
+        )
     rewards = _reference(reference_rewards)
     name = name or preset
     if preset == "alpacafarm":

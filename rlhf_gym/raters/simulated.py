@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.raters.base import RaterError, Ticket
 from rlhf_gym.raters.behaviour import Behaviour
 from rlhf_gym.rewards.base import Reward, reward_name, score
+from rlhf_gym.text import nearest
 
 
 class SimulatedRater:
@@ -54,8 +54,7 @@ class SimulatedRater:
     ) -> None:
         for knob in knobs:
             if knob not in Behaviour.knobs():
-                nearest = difflib.get_close_matches(knob, Behaviour.knobs(), n=1, cutoff=0)
-                raise ConfigError(f"a simulated rater has no {knob!r}; did you mean {nearest[0]!r}?")
+                raise ConfigError(f"a simulated rater has no {knob!r}{nearest(knob, Behaviour.knobs(), cutoff=0)}")
         if seed < 0 or batch_size < 1 or not name:
             raise ConfigError(
                 "a simulated rater needs a name, a seed of 0 or more and a batch_size of 1 or more; "

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import RewardError
-from rlhf_gym.rewards.calling import call, shorten
+from rlhf_gym.rewards.calling import call
 from rlhf_gym.rewards.token_values import IDS, Tokens, checked_tokens
+from rlhf_gym.text import shorten
 
 Scores = NDArray[np.float64]
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import sysconfig
 import threading
-import traceback
 from collections.abc import Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from rlhf_gym.errors import RewardError
+from rlhf_gym.objects import place_in_code
+from rlhf_gym.text import shorten
 
 PROMPT_NAMES = ("prompts", "prompt")
 RESPONSE_NAMES = ("responses", "completions", "response", "completion")
@@ -26,11 +25,6 @@ Pairs = dict[int, tuple[str, str]]
 under_way: ContextVar[Pairs | None] = ContextVar("under_way", default=None)
 """Where set, a reward that takes one pair at a time keeps the pairs here that it has not scored yet though it was called on
 them: whoever gives it up (:class:`~rlhf_gym.rewards.service.time_limit.TimeLimit`) can say which ones it hangs on."""
-
-# Code that a user does not write: what is below these folders, and Python's own import machinery.
-_NOT_USERS = (
-    str(Path(__file__).parents[1]), *{sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")}, "<frozen",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -209,13 +203,6 @@ def _raised(name: str, error: BaseException, where: str, form: CallForm) -> Rewa
     )
 
 
-def place_in_code(error: BaseException) -> str:
-    """Where in the user's own code an error comes from, such as `` [mine.py, line 3]``; empty where that is not known."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_USERS)]
-    return f" [{Path(own[-1].filename).name}, line {own[-1].lineno}]" if own else ""
-
-
 class _Background:
     """One event loop in a daemon thread, for all ``async`` rewards of the process.
 
@@ -273,9 +260,3 @@ def _outcome(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any
         return error
     finally:
         loop.close()
-
-
-def shorten(text: str, limit: int = 80) -> str:
-    """A text as it may stand in a message: one line, control characters escaped, at most ``limit`` characters."""
-    shown = repr(text)
-    return shown if len(shown) <= limit else shown[: limit - 2] + "…" + shown[-1]

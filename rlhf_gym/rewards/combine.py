@@ -20,8 +20,8 @@ import numpy as np
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, first_failures, reward_name, score
-from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.rewards.token_values import Tokens, weighted_sum
+from rlhf_gym.text import shorten
 
 AnyReward = Reward | Callable[..., Any]
 Columns = Mapping[str, Sequence[Any]]

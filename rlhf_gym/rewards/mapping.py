@@ -30,7 +30,6 @@ Where a REWARD stands, a text is short for ``{reward: text}``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, TaskError
@@ -41,6 +40,7 @@ from rlhf_gym.rewards.combine import Combination, Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
 from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.rewards.service.time_limit import TimeLimit
+from rlhf_gym.text import nearest
 
 AnyReward = Reward | Callable[..., Any]
 Load = Callable[..., AnyReward]
@@ -211,8 +211,7 @@ def _settings(place: str, what: str, given: Any) -> dict[str, Any]:
 def _no_more(data: Mapping[str, Any], place: str, kind: str) -> None:
     if not data:
         return
-    near = get_close_matches(next(iter(data)), CHANGES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = nearest(next(iter(data)), CHANGES)
     raise ConfigError(f"{_at(place)}{kind!r} has the unknown keys {', '.join(map(repr, data))}{hint}")
 
 

@@ -14,22 +14,18 @@ mapping itself (``"{reward: length, unit: characters}"``)::
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.objects import is_place, load_object
 from rlhf_gym.rewards.base import Reward
-from rlhf_gym.rewards.calling import place_in_code
 from rlhf_gym.rewards.mapping import CHANGES, build
+from rlhf_gym.text import nearest
 
 # Where each built-in reward is: a module is imported only when its reward is asked for.
 BUILT_IN = {
@@ -104,20 +100,15 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
         return build({**_mapping(spec, "the reward in braces"), **options}, load_reward)
     if spec.endswith((".yaml", ".yml")):
         return build({**_read_yaml(Path(spec)), **options}, load_reward)
-    if spec.endswith(".py"):
-        raise ConfigError(f"{spec!r} names a file but no reward in it; write {spec}:FUNCTION")
     if spec not in BUILT_IN and Path(spec).expanduser().is_dir():
         return load_reward("reward_model", path=Path(spec).expanduser(), **options)
     if spec in BUILT_IN:
         return _build(built_in(spec), options, spec)
-    head, colon, attribute = spec.rpartition(":")
-    if not colon or not head or not attribute:
+    if not is_place(spec):
         raise _unknown(spec, ", or path/to/file.py:function, or module:function")
-    found = _attribute(_import(head, spec), attribute, spec)
+    found = load_object(spec, kind="reward")
     if isinstance(found, type):
         return _build(found, options, spec)
-    if not callable(found):
-        raise ConfigError(f"{spec!r} is a {type(found).__name__}, expected a function, a class or a callable object")
     return partial(found, **options) if options else found
 
 
@@ -129,15 +120,13 @@ def built_in(name: str) -> Callable[..., AnyReward]:
     """
     if name not in BUILT_IN:
         raise _unknown(name)
-    head, _, attribute = BUILT_IN[name].rpartition(":")
-    factory: Callable[..., AnyReward] = _attribute(_import(head, name), attribute, name)
+    factory: Callable[..., AnyReward] = load_object(BUILT_IN[name], kind="reward")
     return factory
 
 
 def _unknown(name: str, others: str = "") -> ConfigError:
     other = OTHER_NAMES.get(name.lower().replace("-", "_"))
-    near = [other] if other else get_close_matches(name, BUILT_IN, n=1, cutoff=0.7)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = nearest(other or name, BUILT_IN, cutoff=0.7)
     return ConfigError(f"there is no reward {name!r}{hint} Expected one of {', '.join(BUILT_IN)}{others}")
 
 
@@ -173,8 +162,7 @@ def _check_options(factory: Callable[..., AnyReward], options: Mapping[str, Any]
     takes = f"It takes {', '.join(names) or 'none'}"
     for option in options:
         if option not in names and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            near = get_close_matches(str(option), [*names, *CHANGES, "weight"], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            hint = nearest(str(option), [*names, *CHANGES, "weight"])
             raise ConfigError(f"reward {spec!r} has no option {option!r}{hint} {takes}")
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:
@@ -182,53 +170,6 @@ def _check_options(factory: Callable[..., AnyReward], options: Mapping[str, Any]
             f"reward {spec!r} needs the option {missing[0]!r}. {takes}. On a command line: --reward '{{reward: {spec}, "
             f"{missing[0]}: ...}}'"
         )
-
-
-def _import(module: str, spec: str) -> Any:
-    """Import a module by name, or a file by its path."""
-    try:
-        if not module.endswith(".py"):
-            if os.getcwd() not in sys.path:  # a console script's path does not hold the folder it is called in
-                sys.path.append(os.getcwd())
-            return importlib.import_module(module)
-        path = Path(module).expanduser().resolve()
-        if not path.is_file():
-            raise ConfigError(f"cannot find the reward {spec!r}: there is no file {module!r}")
-        # A name of its own per file: two files called reward.py must not be taken for one another.
-        name = f"rlhf_gym_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-        if name in sys.modules:
-            return sys.modules[name]
-        found = importlib.util.spec_from_file_location(name, path)
-        assert found is not None
-        assert found.loader is not None
-        loaded = importlib.util.module_from_spec(found)
-        sys.modules[name] = loaded  # before it runs: dataclasses and pickle look their module up there
-        sys.path.insert(0, str(path.parent))  # the file may import its neighbours, as a script may
-        try:
-            found.loader.exec_module(loaded)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        finally:
-            sys.path.remove(str(path.parent))
-        return loaded
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
-        raise ConfigError(
-            f"cannot import the reward {spec!r}: {type(error).__name__}: {error}{place_in_code(error)}"
-        ) from error
-
-
-def _attribute(module: Any, path: str, spec: str) -> Any:
-    found = module
-    for name in path.split("."):
-        if not hasattr(found, name):
-            near = get_close_matches(name, [n for n in vars(found) if not n.startswith("_")], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"cannot find the reward {spec!r}: there is no {name!r} in it{hint}")
-        found = getattr(found, name)
-    return found
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import RewardError
-from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.text import shorten
 
 IDS = "response_ids"
 """The column that token environments add for such rewards."""

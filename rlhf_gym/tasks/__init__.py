@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
-from rlhf_gym.errors import TaskError
+from rlhf_gym.errors import RlhfGymError, TaskError
+from rlhf_gym.objects import is_place, load_object, place_in_code
 from rlhf_gym.tasks.base import Task
+from rlhf_gym.text import nearest
 
 # Where each task's factory is: a module is imported only when its task is asked for.
 BUILT_IN = {
@@ -40,23 +40,27 @@ def load_task(name: str, /, **options: Any) -> Task:
     """Build a task by name.
 
     Args:
-        name: one of :data:`BUILT_IN`, or ``module:function`` of a factory of your own that returns a :class:`Task`.
+        name: one of :data:`BUILT_IN`, or ``module:function`` or ``path/to/file.py:function`` of a factory of your own that
+            returns a :class:`Task`.
         options: the factory's keyword arguments.
 
     Raises:
-        TaskError: no such task, or options that the task does not take.
+        TaskError: no such task, options that the task does not take, or a factory that fails or gives no task.
     """
-    place = BUILT_IN.get(name, name)
-    module_name, _, function = place.partition(":")
-    if not function:
-        near = get_close_matches(name, BUILT_IN, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TaskError(f"there is no task {name!r}; {hint}expected one of {', '.join(BUILT_IN)}, or 'module:function'")
+    if name not in BUILT_IN and not is_place(name):
+        raise TaskError(
+            f"there is no task {name!r}{nearest(name, BUILT_IN)} Expected one of {', '.join(BUILT_IN)}, module:function or "
+            "path/to/file.py:function"
+        )
+    factory: Callable[..., Task] = load_object(BUILT_IN.get(name, name), kind="task", error=TaskError)
     try:
-        factory: Callable[..., Task] = getattr(import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise TaskError(f"cannot find the task {name!r}: {error}") from error
-    try:
-        return factory(**options)
-    except TypeError as error:
-        raise TaskError(f"task {name!r}: {error}") from error
+        task = factory(**options)
+    except RlhfGymError:
+        raise
+    except Exception as error:  # a factory runs whatever the user wrote
+        if name in BUILT_IN and not isinstance(error, TypeError):
+            raise
+        raise TaskError(f"task {name!r}: {type(error).__name__}: {error}{place_in_code(error)}") from error
+    if not isinstance(task, Task):
+        raise TaskError(f"task {name!r} gave an object of type {type(task).__name__}, expected a rlhf_gym.tasks.Task")
+    return task

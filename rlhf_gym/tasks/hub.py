@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
 from itertools import islice
@@ -18,6 +17,7 @@ from rlhf_gym.table_files import rows_from_file
 from rlhf_gym.tasks import hub_rows
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.table import RewardSpec, Table, table_task
+from rlhf_gym.text import nearest
 
 TABLE = Path(__file__).with_name("hub.yaml")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -94,9 +94,9 @@ def hub_task(
     """
     entries = hub_entries()
     if dataset not in entries:
-        near = get_close_matches(dataset, entries, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TaskError(f"there is no data set {dataset!r}; {hint}expected one of {', '.join(entries)}")
+        raise TaskError(
+            f"there is no data set {dataset!r}{nearest(dataset, entries)} Expected one of {', '.join(entries)}"
+        )
     entry = entries[dataset]
     kept: Table | bool = held_out
     if data is None:

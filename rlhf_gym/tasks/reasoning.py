@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +14,7 @@ from rlhf_gym.errors import TaskError
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.symbols import whole_number
+from rlhf_gym.text import nearest
 
 
 def reasoning_task(
@@ -132,10 +132,8 @@ def _generator(name: str, config: dict[str, Any], *, size: int, seed: int) -> An
         ) from error
     known = import_module("reasoning_gym.factory").DATASETS
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise TaskError(
-            f"reasoning-gym has no generator {name!r}{hint} It has {len(known)}: {', '.join(sorted(known))}"
+            f"reasoning-gym has no generator {name!r}{nearest(name, known)} It has {len(known)}: {', '.join(sorted(known))}"
         )
     if name == "composite":  # a mixture of generators, which JSON gives as mappings
         spec = import_module("reasoning_gym.composite").DatasetSpec

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.objects import load_object
 from rlhf_gym.tasks.chat import TEMPLATES, Message, Messages, render_messages
 
 if TYPE_CHECKING:
@@ -132,13 +133,7 @@ def as_user(spec: UserSpec) -> User:
         ConfigError: nothing that could be one.
     """
     if isinstance(spec, str):
-        from importlib import import_module
-
-        module, _, attribute = spec.partition(":")
-        try:
-            found: User = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"cannot find the user {spec!r}; expected module:function ({error})") from error
+        found: User = load_object(spec, kind="user")
         return found
     if isinstance(spec, Mapping):
         kinds: dict[str, Callable[..., User]] = {"lines": ScriptedUser, "model": ModelUser}

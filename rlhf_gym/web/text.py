@@ -18,13 +18,11 @@ from markupsafe import Markup, escape
 
 from rlhf_gym.feedback.exchange.transcripts import is_transcript
 from rlhf_gym.feedback.queries import Query
+from rlhf_gym.text import is_hidden
 
 LONGEST = 20_000
 """Characters of a text that a card shows; the rest is a click away. Markdown is rendered up to here only."""
 
-# Joiners shape letters and emoji; every other format character can hide or reorder text.
-_HARMLESS = frozenset("\n\t\u200c\u200d")
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 _SUSPECT = re.compile(r"[^\n\t -~]")
 _CODE = re.compile(r"⟦U\+([0-9A-F]{4,6})⟧")
 _TAGS = frozenset(
@@ -120,9 +118,7 @@ def _content(content: Any) -> str:
 
 @lru_cache(maxsize=4096)
 def _spelled(char: str) -> str:
-    if char in _HARMLESS or unicodedata.category(char) not in _HIDDEN_CATEGORIES:
-        return char
-    return f"⟦U+{ord(char):04X}⟧"
+    return f"⟦U+{ord(char):04X}⟧" if is_hidden(char) else char
 
 
 def _marked(html: str) -> Markup:

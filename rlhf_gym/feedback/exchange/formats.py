@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback.exchange import annotation_tools, records
 from rlhf_gym.feedback.exchange.records import Dropped, Origin, Reader, Record, Writer
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.text import nearest
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,5 @@ def format_of(name: str) -> Format:
         FeedbackError: there is none.
     """
     if name not in FORMATS:
-        nearest = difflib.get_close_matches(name, FORMATS, n=1, cutoff=0)[0]
-        raise FeedbackError(f"there is no format {name!r}; did you mean {nearest!r}? All: {', '.join(FORMATS)}")
+        raise FeedbackError(f"there is no format {name!r}{nearest(name, FORMATS, cutoff=0)} All: {', '.join(FORMATS)}")
     return FORMATS[name]

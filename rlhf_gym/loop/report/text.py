@@ -12,23 +12,18 @@ import unicodedata
 
 from markupsafe import Markup, escape
 
+from rlhf_gym.text import is_hidden
+
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
 
-# Joiners shape letters and emoji; every other format character (Cf) can hide or reorder text.
-_HARMLESS = frozenset("\n\t\u200c\u200d")
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 _SECRET = re.compile(r"(^|_)(api_?key|secret|password|(api|access|auth|bearer|hf)_token)$|^token$", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
-def _hidden(char: str) -> bool:
-    return char not in _HARMLESS and unicodedata.category(char) in _HIDDEN_CATEGORIES
-
-
 def plain(text: object) -> str:
     """The text with each hidden character written as its code point, for attributes and titles."""
-    return "".join(f"[U+{ord(char):04X}]" if _hidden(char) else char for char in str(text))
+    return "".join(f"[U+{ord(char):04X}]" if is_hidden(char) else char for char in str(text))
 
 
 def visible(text: object, limit: int = 4000) -> Markup:
@@ -38,7 +33,7 @@ def visible(text: object, limit: int = 4000) -> Markup:
     for char in whole[:limit]:
         if char == "\n":
             parts.append('<span class="mark" aria-hidden="true">↵</span>\n')
-        elif _hidden(char):
+        elif is_hidden(char):
             code = f"U+{ord(char):04X}"
             name = unicodedata.name(char, "control character")
             parts.append(f'<span class="mark" title="{code} {escape(name)}">{code}</span>')

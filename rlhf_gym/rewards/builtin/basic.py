@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.text import nearest
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
@@ -205,6 +205,4 @@ def syllables(word: str) -> int:
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{what} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+        raise ConfigError(f"{what} must be one of {', '.join(allowed)}, got {value!r}{nearest(str(value), allowed)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards.calling import shorten
+from rlhf_gym.text import shorten
 
 STARTING = 60.0  # seconds that a new process gets for its first answer: it imports sympy
 

@@ -24,8 +24,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.text import shorten
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 LONGEST_PAUSE = 30.0

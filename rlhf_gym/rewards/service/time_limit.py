@@ -10,8 +10,9 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
-from rlhf_gym.rewards.calling import Pairs, shorten, under_way
+from rlhf_gym.rewards.calling import Pairs, under_way
 from rlhf_gym.rewards.combine import Renamed
+from rlhf_gym.text import shorten
 
 
 class TimeLimit:
