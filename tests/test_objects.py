@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ CODE = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for name, code in CODE.items():
         (scratch / f"{name}.py").write_text(textwrap.dedent(code))
-    return scratch
+    yield scratch
+    for name in CODE:  # another test's files of these names are other modules
+        sys.modules.pop(name, None)
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

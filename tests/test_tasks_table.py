@@ -131,7 +131,7 @@ def test_the_cookie_cutter_of_the_docs_is_a_task(tmp_path: Path, monkeypatch: py
     (code,) = [block.split("```")[0] for block in text.split("```python\n")[1:] if block.startswith('"""my_task.py')]
     (tmp_path / "my_task.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    task = load_task("my_task:my_task", num_prompts=4)
+    task = load_task("./my_task.py:my_task", num_prompts=4)
     assert [p.text for p in task.prompts] == ["count to 1:", "count to 3:"]
     assert task.reward is not None
     assert score(task.reward, ["p"] * 2, ["1 2 3", "1 3"], {"wanted": [3, 2]}).values.tolist() == [1.0, 0.5]
