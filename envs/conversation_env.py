@@ -242,9 +242,9 @@ class _IdsView:
         given = tokenizer or task.tokenizer or "embedded"
         self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
         check_special_ids(self.tokenizer)
-        self.template, self.limit = template, task.max_response_tokens
+        self.template, self.limit = template, task.max_new_tokens
         longest = max(len(self._encode(opening_messages(p))) for p in task.prompts)
-        self.room = max_context or longest + max_turns * (task.max_response_tokens + LINE_TOKENS)
+        self.room = max_context or longest + max_turns * (task.max_new_tokens + LINE_TOKENS)
         _check_room(longest, self.room, "tokens", task)
         size = self.tokenizer.vocab_size
         self.observation_space = gym.spaces.Dict(

@@ -79,7 +79,7 @@ class Episodes:
         check_special_ids(self.tokenizer)
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
         self.max_prompt_tokens = self.prompts.longest
-        self.capacity = self.max_prompt_tokens + self.task.max_response_tokens
+        self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
         self.reward_seconds = 0.0
         self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
         self.suppress_tokens = self.masks.suppress_tokens
@@ -139,7 +139,7 @@ class Episodes:
         self.ids[slot, : len(prompt)] = prompt
         self.prompt_index[slot] = index
         self.prompt_length[slot] = self.length[slot] = len(prompt)
-        self._limit[slot] = len(prompt) + self.task.max_response_tokens
+        self._limit[slot] = len(prompt) + self.task.max_new_tokens
         self.running[slot] = True
         self.masks.begin(slot)
         return prompt
@@ -152,7 +152,7 @@ class Episodes:
         self.ids[slots, : self.max_prompt_tokens] = self.prompts.rows(index, self.tokenizer.pad_id)
         self.prompt_index[slots] = index
         self.prompt_length[slots] = self.length[slots] = sizes = self.prompts.sizes[index]
-        self._limit[slots] = sizes + self.task.max_response_tokens
+        self._limit[slots] = sizes + self.task.max_new_tokens
         self.running[slots] = True
         self.masks.begin(slots)
 
@@ -322,7 +322,7 @@ class Episodes:
 
     def refresh(self) -> None:
         """Follow rows that were written from outside (a checkpoint): what else is known of them is worked out again."""
-        self._limit[...] = self.prompt_length + self.task.max_response_tokens
+        self._limit[...] = self.prompt_length + self.task.max_new_tokens
         self.masks.replay(self)
 
 

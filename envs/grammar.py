@@ -51,7 +51,7 @@ class Grammar:
     Args:
         pattern: a regular expression that the whole response must match (with or without ``^`` and ``$`` around it); no
             look-around, no back-references.
-        task: its length limits count: responses have ``min_response_tokens`` before EOS, and ``max_response_tokens`` with it.
+        task: its length limits count: responses have ``min_new_tokens`` before EOS, and ``max_new_tokens`` with it.
         tokenizer: what each token says.
         base: bool ``[V]``, tokens that may be used at all.
 
@@ -88,25 +88,25 @@ class Grammar:
         if not self._hopeful[0, self.start]:
             raise TaskError(
                 f"no response of task {task.name!r} can match {shorten(pattern)}: expected a match of at least "
-                f"{task.min_response_tokens} and at most {task.max_response_tokens} tokens (EOS included) of "
+                f"{task.min_new_tokens} and at most {task.max_new_tokens} tokens (EOS included) of "
                 f"{tokenizer.name!r}; change the pattern, the limits or the suppressed tokens"
             )
-        self._may_end: Mask = np.zeros(task.max_response_tokens + 1, dtype=np.bool_)
-        self._may_end[task.min_response_tokens :] = bool(base[self.eos_id])
+        self._may_end: Mask = np.zeros(task.max_new_tokens + 1, dtype=np.bool_)
+        self._may_end[task.min_new_tokens :] = bool(base[self.eos_id])
 
     def _completable(self, task: Task, may_end: bool) -> Mask:
         """bool ``[T + 2, S + 1]``: with ``t`` tokens written, whether a state can still end in a complete match.
 
         Backwards from the length limit, where the text must match as it is. The last column is :data:`DEAD`.
         """
-        longest, states = task.max_response_tokens, len(self.accepting)
+        longest, states = task.max_new_tokens, len(self.accepting)
         sources, tokens = np.nonzero(self.table >= 0)
         edges = np.unique(np.stack([sources, self.table[sources, tokens]]), axis=1)
         hopeful: Mask = np.zeros((longest + 2, states + 1), dtype=np.bool_)
         hopeful[longest, :states] = self.accepting
         for t in range(longest - 1, -1, -1):
             np.logical_or.at(hopeful[t], edges[0], hopeful[t + 1, edges[1]])
-            if may_end and t >= task.min_response_tokens:
+            if may_end and t >= task.min_new_tokens:
                 hopeful[t, :states] |= self.accepting
         return hopeful
 

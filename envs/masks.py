@@ -115,7 +115,7 @@ class Masks:
             tokenizer.pad_id,
             *(_token_id(token, tokenizer) for token in self.options.suppress_tokens),
         )
-        self.min_new_tokens = task.min_response_tokens
+        self.min_new_tokens = task.min_new_tokens
         self.eos_id = tokenizer.eos_id
         self.base: Mask = np.ones(tokenizer.vocab_size, dtype=np.bool_)
         self.base[list(self.suppress_tokens)] = False

@@ -43,14 +43,14 @@ class TokenVecEnv(VectorVecEnv):
         self._last_seed: int | None = None
 
     @property
-    def max_response_tokens(self) -> int:
+    def max_new_tokens(self) -> int:
         """The task's length limit."""
-        return self.env.episodes.task.max_response_tokens
+        return self.env.episodes.task.max_new_tokens
 
     @property
-    def min_response_tokens(self) -> int:
+    def min_new_tokens(self) -> int:
         """EOS is not allowed before this many tokens."""
-        return self.env.episodes.task.min_response_tokens
+        return self.env.episodes.task.min_new_tokens
 
     @property
     def suppress_tokens(self) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ class TokenVecEnv(VectorVecEnv):
 
     @property
     def fixed_masks(self) -> bool:
-        """Whether ``suppress_tokens`` and ``min_response_tokens`` say all there is to the action masks."""
+        """Whether ``suppress_tokens`` and ``min_new_tokens`` say all there is to the action masks."""
         return self.env.episodes.masks.fixed
 
     def begin_episodes(self, slots: Sequence[int]) -> list[Ids]:

@@ -33,7 +33,7 @@ class TokenEnv(gym.Env[Any, Any]):
         tokenizer: a :class:`~rlhf_gym.lm.tokenizer.Tokenizer` or a model's name; None takes the task's own, or else
             the embedded model's.
         reward: replaces the task's reward.
-        task_options: options of a task given by name, e.g. ``{"max_response_tokens": 24}``.
+        task_options: options of a task given by name, e.g. ``{"max_new_tokens": 24}``.
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: which tokens :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
             e.g. ``{"pattern": "[0-9]+"}``.

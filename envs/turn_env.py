@@ -65,9 +65,7 @@ class TurnEnv(gym.Env[Any, Any]):
         self.form: _Form
         if form == "tokens":
             if max_characters is not None:
-                raise ConfigError(
-                    "max_characters belongs to the form 'text'; the task's max_response_tokens limits tokens"
-                )
+                raise ConfigError("max_characters belongs to the form 'text'; the task's max_new_tokens limits tokens")
             self.form = _TokensForm(Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens))
         elif form == "text":
             self.form = _TextForm(built(task, task_options), reward, max_characters)
@@ -175,7 +173,7 @@ class _TokensForm:
 
     def spaces(self) -> tuple[gym.spaces.Dict, gym.spaces.MultiDiscrete]:
         size = self.episodes.tokenizer.vocab_size
-        actions = gym.spaces.MultiDiscrete(np.full(self.task.max_response_tokens, size, dtype=np.int64))
+        actions = gym.spaces.MultiDiscrete(np.full(self.task.max_new_tokens, size, dtype=np.int64))
         return self.episodes.observation_space(), actions
 
     def begin(self, rng: np.random.Generator) -> tuple[dict[str, Ids], str]:
@@ -183,7 +181,7 @@ class _TokensForm:
         return self.episodes.observe_one(0), self.task.prompts[int(self.episodes.prompt_index[0])].text
 
     def answer(self, action: Any) -> tuple[dict[str, Ids], float, dict[str, Any]]:
-        for token in read_ids(action, self.task.max_response_tokens, self.episodes.tokenizer):
+        for token in read_ids(action, self.task.max_new_tokens, self.episodes.tokenizer):
             taken = np.array([token], dtype=np.int64)
             self.episodes.check_actions(taken)
             if len(self.episodes.write(taken)):
@@ -245,7 +243,7 @@ def characters(task: Task, max_characters: int | None) -> int:
     """
     if max_characters is not None and max_characters < 1:
         raise ConfigError(f"max_characters must be at least 1, got {max_characters}")
-    return max_characters or CHARACTERS_A_TOKEN * task.max_response_tokens
+    return max_characters or CHARACTERS_A_TOKEN * task.max_new_tokens
 
 
 def as_text_action(action: Any, max_characters: int) -> str:

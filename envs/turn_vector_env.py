@@ -66,9 +66,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         self._slots: _Slots
         if form == "tokens":
             if max_characters is not None:
-                raise ConfigError(
-                    "max_characters belongs to the form 'text'; the task's max_response_tokens limits tokens"
-                )
+                raise ConfigError("max_characters belongs to the form 'text'; the task's max_new_tokens limits tokens")
             self._slots = _TokenSlots(Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens))
         elif form == "text":
             self._slots = _TextSlots(num_envs, built(task, task_options), reward, max_characters)
@@ -219,7 +217,7 @@ class _TokenSlots:
 
     def spaces(self) -> tuple[gym.spaces.Dict, gym.spaces.MultiDiscrete]:
         size = self.episodes.tokenizer.vocab_size
-        actions = gym.spaces.MultiDiscrete(np.full(self.task.max_response_tokens, size, dtype=np.int64))
+        actions = gym.spaces.MultiDiscrete(np.full(self.task.max_new_tokens, size, dtype=np.int64))
         return self.episodes.observation_space(), actions
 
     def begin(self, slots: Slots, index: Ids) -> list[str]:
@@ -228,7 +226,7 @@ class _TokenSlots:
 
     def read(self, actions: Any, slots: Slots) -> Ids:
         """int64 ``[n, T]``: the responses, each with EOS after its end."""
-        count, limit, tokenizer = len(self.episodes.length), self.task.max_response_tokens, self.episodes.tokenizer
+        count, limit, tokenizer = len(self.episodes.length), self.task.max_new_tokens, self.episodes.tokenizer
         if len(actions) != count:
             raise gym.error.InvalidAction(f"expected {count} rows of token ids, got {len(actions)}")
         out: Ids = np.full((len(slots), limit), tokenizer.eos_id, dtype=np.int64)

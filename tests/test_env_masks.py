@@ -95,9 +95,7 @@ def test_banned_tokens_are_out_of_the_grammar_too() -> None:
 
 def test_words() -> None:
     assert words_pattern(["a.b", "a b", "c-d"]) == r" ?(a\.b|a b|c\-d)( (a\.b|a b|c\-d))*"
-    task = Task(
-        "words", [Prompt("say ")], reward=lambda prompts, responses: [0.0] * len(prompts), max_response_tokens=6
-    )
+    task = Task("words", [Prompt("say ")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=6)
     words = ["good", "very", "film", "it's"]
     env = TokenVectorEnv(16, task, load_tokenizer("embedded"), mask={"words": words}, autoreset_mode="same_step")
     responses = walk(env, 40)
@@ -148,7 +146,7 @@ def test_whoever_keeps_to_the_mask_matches() -> None:
 
 @pytest.mark.parametrize("pattern", [r" ?(very )*(good|bad)( film)?[.!]", "[0-9]{3}-[0-9]{4}", "é+|ü", ".{1,9}"])
 def test_real_tokens_that_span_the_pattern(pattern: str) -> None:
-    task = Task("t", [Prompt("x")], reward=lambda prompts, responses: [0.0] * len(prompts), max_response_tokens=9)
+    task = Task("t", [Prompt("x")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=9)
     env = TokenVectorEnv(
         16, task, load_tokenizer("embedded"), mask={"pattern": pattern, "strict": True}, autoreset_mode="same_step"
     )
@@ -195,7 +193,7 @@ def test_sentencepiece_tokens_and_bytes() -> None:
     assert texts[vocabulary["<0xC3>"]] == b"\xc3"
     assert texts[vocabulary["</s>"]] == b""
     assert drops_first_space(tokenizer, texts)
-    task = Task("t", [Prompt("a")], reward=lambda prompts, responses: [0.0] * len(prompts), max_response_tokens=6)
+    task = Task("t", [Prompt("a")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=6)
     env = TokenVectorEnv(
         16, task, tokenizer, mask={"pattern": "good( good|é)?", "strict": True}, autoreset_mode="same_step"
     )

@@ -199,7 +199,7 @@ def test_registered_environments_make_by_name_and_survive_json() -> None:
         assert env.spec is not None
         again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
         assert np.array_equal(again.reset(seed=1)[0]["ids"], env.reset(seed=1)[0]["ids"])
-    vector = gym.make_vec("rlhf_gym/Sentiment-v0", num_envs=3, task_options={"max_response_tokens": 5})
+    vector = gym.make_vec("rlhf_gym/Sentiment-v0", num_envs=3, task_options={"max_new_tokens": 5})
     assert isinstance(vector, TokenVectorEnv)
     assert vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert vector.reset(seed=0)[0]["ids"].shape[0] == 3

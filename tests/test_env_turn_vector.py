@@ -160,7 +160,7 @@ def test_a_reward_finds_the_same_columns_whichever_prompts_share_its_batch(form:
         seen.append(label)
         return [0.0] * len(prompts)
 
-    task = Task("uneven", [Prompt("a", {"label": "x"}), Prompt("b")], reward=reward, max_response_tokens=2)
+    task = Task("uneven", [Prompt("a", {"label": "x"}), Prompt("b")], reward=reward, max_new_tokens=2)
     many = TurnVectorEnv(2, task, LetterTokenizer(), form=form)
     one = TurnEnv(task, LetterTokenizer(), form=form)
     action: Any = "c" if form == "text" else np.array([A, EOS])

@@ -41,7 +41,7 @@ def check_reward(options: argparse.Namespace) -> int:
 
     model = LanguageModel.load(options.model, device=Config().model.device)
     tokenizer = model.tokenizer
-    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
+    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
     written = generate(
         model, [tokenizer.encode_prompt(text) for text in texts], limits, sampling=Sampling(), stop=task.stop,
         seed=options.seed,
