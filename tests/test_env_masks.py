@@ -24,6 +24,7 @@ from toy_tasks import letter_task
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, make_sb3_env
 from rlhf_gym.envs.grammar import drops_first_space, token_bytes, words_pattern
 from rlhf_gym.envs.masks import TokenMask, refuse_empty
+from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
