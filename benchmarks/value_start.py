@@ -37,7 +37,7 @@ class Rows(KVWriter):
 def train(start: str, folder: str, seed: int, iterations: int, episodes: int) -> list[dict[str, Any]]:
     """The figures of each iteration."""
     reward_model = RewardModel.load(folder, device="cpu")
-    options = {"max_response_tokens": 12}
+    options = {"max_new_tokens": 12}
     env = make_sb3_env(episodes, seed=seed, task="sentiment", task_options=options, reward=reward_model)
     agent = PPO(
         env=env, language_model="embedded", value_network="separate", seed=seed, device="cpu",

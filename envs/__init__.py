@@ -10,12 +10,11 @@ if TYPE_CHECKING:
     from rlhf_gym.envs.adapters import GemEnv, TextArenaEnv
     from rlhf_gym.envs.conversation_env import ConversationEnv
     from rlhf_gym.envs.masks import TokenMask
-    from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
+    from rlhf_gym.envs.sb3 import TokenVecEnv, VectorVecEnv, make_sb3_env
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
     from rlhf_gym.envs.turn_env import TurnEnv
     from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
-    from rlhf_gym.envs.vec_env import VectorVecEnv
     from rlhf_gym.envs.wrappers.action import SmallVocabulary, VectorSmallVocabulary
     from rlhf_gym.envs.wrappers.observation import EmbeddedTokens, LastTokens, VectorEmbeddedTokens, VectorLastTokens
     from rlhf_gym.envs.wrappers.reward import KLReward, PotentialShaping, VectorKLReward, VectorPotentialShaping
@@ -61,7 +60,7 @@ _PLACES = {
     "VectorLastTokens": "rlhf_gym.envs.wrappers.observation",
     "VectorPotentialShaping": "rlhf_gym.envs.wrappers.reward",
     "VectorSmallVocabulary": "rlhf_gym.envs.wrappers.action",
-    "VectorVecEnv": "rlhf_gym.envs.vec_env",
+    "VectorVecEnv": "rlhf_gym.envs.sb3",
     "TokenEnv": "rlhf_gym.envs.token_env",
     "TokenVectorEnv": "rlhf_gym.envs.token_vector_env",
     "TokenVecEnv": "rlhf_gym.envs.sb3",

@@ -15,8 +15,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlhf_gym.envs.text_space import AnyText
-from rlhf_gym.envs.turn_env import as_text_action, check_render_mode
+from rlhf_gym.envs.rendering import check_render_mode
+from rlhf_gym.envs.turn_formats import AnyText, as_text_action
 from rlhf_gym.errors import ConfigError
 
 MOST_TURNS = 1000

@@ -8,18 +8,16 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from rlhf_gym.envs.episodes import check_special_ids
-from rlhf_gym.envs.prompt_draws import slot_generator
-from rlhf_gym.envs.prompt_table import column_names, columns_of
-from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, talk_frame
-from rlhf_gym.envs.text_space import AnyText
-from rlhf_gym.envs.turn_env import as_text_action, built, characters, check_render_mode, needed_reward, read_ids
+from rlhf_gym.envs.episodes import as_task, check_special_ids, needed_reward
+from rlhf_gym.envs.prompts import slot_generator
+from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, check_render_mode, talk_frame
+from rlhf_gym.envs.turn_formats import AnyText, as_ids_action, as_text_action, check_format, longest_text
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, load_tokenizer
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message, render_messages
-from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.tasks.samples import Prompt, column_names, columns_of
 from rlhf_gym.tasks.users import UserSpec, as_user
 from rlhf_gym.text import visible
 
@@ -32,13 +30,13 @@ class ConversationEnv(gym.Env[Any, Any]):
 
     Args:
         task: a :class:`~rlhf_gym.tasks.Task` or the name of one; its limits are those of each answer.
-        tokenizer: as for the token level; only the form ``"tokens"`` uses it.
+        tokenizer: as for the token level; only the format ``"tokens"`` uses it.
         user: who replies; see :data:`~rlhf_gym.tasks.users.UserSpec`. None: each prompt's column ``user_lines``, a list.
         max_turns: most answers in an episode.
         pays: ``"turn"``: every answer is scored, with the user's last message as its prompt; ``"end"``: all answers together,
             line by line, with the first message as their prompt, and 0 before. Rewards may ask for the columns ``messages``
             (the conversation, the answer included) and ``turn`` (from 1) besides the prompt's own.
-        form: ``"text"`` or ``"tokens"``; see :class:`~rlhf_gym.envs.turn_env.TurnEnv`.
+        format: ``"text"`` or ``"tokens"``; see :class:`~rlhf_gym.envs.turn_env.TurnEnv`.
         template: how the policy is shown the conversation: ``"continuation"``, ``"transcript"`` or Jinja. None: the
             tokenizer's chat template, or a transcript where there is none.
         reward: replaces the task's reward.
@@ -62,7 +60,7 @@ class ConversationEnv(gym.Env[Any, Any]):
         user: UserSpec | None = None,
         max_turns: int = 3,
         pays: Literal["turn", "end"] = "turn",
-        form: Literal["text", "tokens"] = "text",
+        format: Literal["text", "tokens"] = "text",  # noqa: A002 - what Gymnasium's users write
         template: str | None = None,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
@@ -71,19 +69,19 @@ class ConversationEnv(gym.Env[Any, Any]):
         render_mode: str | None = None,
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
-        for what, value, allowed in (("form", form, ("text", "tokens")), ("pays", pays, ("turn", "end"))):
-            if value not in allowed:
-                raise ConfigError(f"{what} must be {allowed[0]!r} or {allowed[1]!r}, got {value!r}")
+        check_format(format)
+        if pays not in ("turn", "end"):
+            raise ConfigError(f"pays must be 'turn' or 'end', got {pays!r}")
         if max_turns < 1:
             raise ConfigError(f"max_turns must be at least 1, got {max_turns}")
-        self.task = built(task, task_options)
+        self.task = as_task(task, task_options)
         self.reward = needed_reward(self.task, reward)
         self.max_turns, self.pays, self.render_mode = max_turns, pays, render_mode
         self.user = None if user is None else as_user(user)
         if user is None:
             _check_lines(self.task)
         self._view: _TextView | _IdsView
-        if form == "text":
+        if format == "text":
             self._view = _TextView(self.task, max_turns, template, max_characters, max_context)
         else:
             self._view = _IdsView(self.task, max_turns, template, tokenizer, max_context)
@@ -207,7 +205,7 @@ class _TextView:
         self, task: Task, max_turns: int, template: str | None, max_characters: int | None, max_context: int | None
     ) -> None:
         self.template = template or "transcript"
-        self.max_characters = characters(task, max_characters)
+        self.max_characters = longest_text(task, max_characters)
         longest = max(len(self._show(opening_messages(p))) for p in task.prompts)
         self.room = max_context or longest + max_turns * (self.max_characters + LINE_CHARACTERS)
         _check_room(longest, self.room, "characters", task)
@@ -242,9 +240,9 @@ class _IdsView:
         given = tokenizer or task.tokenizer or "embedded"
         self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
         check_special_ids(self.tokenizer)
-        self.template, self.limit = template, task.max_response_tokens
+        self.template, self.limit = template, task.max_new_tokens
         longest = max(len(self._encode(opening_messages(p))) for p in task.prompts)
-        self.room = max_context or longest + max_turns * (task.max_response_tokens + LINE_TOKENS)
+        self.room = max_context or longest + max_turns * (task.max_new_tokens + LINE_TOKENS)
         _check_room(longest, self.room, "tokens", task)
         size = self.tokenizer.vocab_size
         self.observation_space = gym.spaces.Dict(
@@ -274,7 +272,7 @@ class _IdsView:
         return {"ids": ids, "length": np.array([len(shown)], dtype=np.int64)}
 
     def read(self, action: Any) -> str:
-        ids = read_ids(action, self.limit, self.tokenizer)
+        ids = as_ids_action(action, self.limit, self.tokenizer)
         if self.tokenizer.eos_id in ids:
             ids = ids[: ids.index(self.tokenizer.eos_id)]
         return self.tokenizer.decode(ids)

@@ -15,23 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.masks import Masks, TokenMask
-from rlhf_gym.envs.prompt_table import PromptTable
+from rlhf_gym.envs.prompts import PromptTable
+from rlhf_gym.envs.rows import Ids, Mask, Slots, TokenRows
+from rlhf_gym.envs.vector_api import as_plain
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, load_tokenizer
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task, load_task
 
-Ids = NDArray[np.int64]
-Mask = NDArray[np.bool_]
-Slots = NDArray[np.intp]
-
-_REACH = (
-    8  # tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does
-)
+# Tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does.
+_REACH = 8
 
 
-class Episodes:
+class Episodes(TokenRows):
     """``N`` slots of one task.
 
     Args:
@@ -64,30 +61,20 @@ class Episodes:
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
     ) -> None:
-        if isinstance(task, Task) and task_options:
-            raise TaskError(
-                f"task_options {task_options!r} are for a task given by name; task {task.name!r} is already built"
-            )
-        self.task = load_task(task, **(task_options or {})) if isinstance(task, str) else task
+        self.task = as_task(task, task_options)
         given = tokenizer or self.task.tokenizer or "embedded"
         self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
-        chosen = reward or self.task.reward
-        if chosen is None:
-            raise TaskError(f"task {self.task.name!r} has no reward of its own; give the environment one: reward=...")
-        self.reward: Callable[..., Any] = chosen
-        self._wants_ids = wants_token_ids(chosen)
+        self.reward = needed_reward(self.task, reward)
+        self._wants_ids = wants_token_ids(self.reward)
         check_special_ids(self.tokenizer)
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
         self.max_prompt_tokens = self.prompts.longest
-        self.capacity = self.max_prompt_tokens + self.task.max_response_tokens
+        self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
         self.reward_seconds = 0.0
         self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
         self.suppress_tokens = self.masks.suppress_tokens
-        self.ids: Ids = np.full((num_slots, self.capacity), self.tokenizer.pad_id, dtype=np.int64)
-        self.prompt_length: Ids = np.zeros(num_slots, dtype=np.int64)
-        self.length: Ids = np.zeros(num_slots, dtype=np.int64)
+        super().__init__(num_slots, self.capacity, self.tokenizer.pad_id)
         self.prompt_index: Ids = np.zeros(num_slots, dtype=np.int64)
-        self.running: Mask = np.zeros(num_slots, dtype=np.bool_)
         self._limit: Ids = np.zeros(num_slots, dtype=np.int64)  # the length that ends a slot's episode
         self._rows: Slots = np.arange(num_slots)
         self._starts: Slots = self._rows * self.capacity
@@ -103,35 +90,6 @@ class Episodes:
             }
         )
 
-    def observe(self, slots: Slots | None = None) -> dict[str, Ids]:
-        """A copy of all slots' observations, or of some slots', batched."""
-        if slots is None:
-            return {
-                "ids": self.ids.copy(),
-                "length": self.length[:, None].copy(),
-                "prompt_length": self.prompt_length[:, None].copy(),
-            }
-        return {
-            "ids": self.ids[slots],
-            "length": self.length[slots, None],
-            "prompt_length": self.prompt_length[slots, None],
-        }
-
-    def look(self) -> dict[str, Ids]:
-        """All slots' observations as read-only views, which change with the next step."""
-        views = {"ids": self.ids[:], "length": self.length[:, None], "prompt_length": self.prompt_length[:, None]}
-        for view in views.values():
-            view.flags.writeable = False
-        return views
-
-    def observe_one(self, slot: int) -> dict[str, Ids]:
-        """A copy of one slot's observation."""
-        return {
-            "ids": self.ids[slot].copy(),
-            "length": self.length[slot : slot + 1].copy(),
-            "prompt_length": self.prompt_length[slot : slot + 1].copy(),
-        }
-
     def begin(self, slot: int, index: int) -> Ids:
         """Start an episode with the prompt of this number; returns the prompt's ids."""
         prompt = self.prompts.one(index)
@@ -139,7 +97,7 @@ class Episodes:
         self.ids[slot, : len(prompt)] = prompt
         self.prompt_index[slot] = index
         self.prompt_length[slot] = self.length[slot] = len(prompt)
-        self._limit[slot] = len(prompt) + self.task.max_response_tokens
+        self._limit[slot] = len(prompt) + self.task.max_new_tokens
         self.running[slot] = True
         self.masks.begin(slot)
         return prompt
@@ -152,7 +110,7 @@ class Episodes:
         self.ids[slots, : self.max_prompt_tokens] = self.prompts.rows(index, self.tokenizer.pad_id)
         self.prompt_index[slots] = index
         self.prompt_length[slots] = self.length[slots] = sizes = self.prompts.sizes[index]
-        self._limit[slots] = sizes + self.task.max_response_tokens
+        self._limit[slots] = sizes + self.task.max_new_tokens
         self.running[slots] = True
         self.masks.begin(slots)
 
@@ -257,10 +215,6 @@ class Episodes:
     def _stopped(self, text: str) -> bool:
         return any(s in text for s in self.task.stop)
 
-    def _cut(self, text: str) -> str:
-        places = [place for place in (text.find(s) for s in self.task.stop) if place >= 0]
-        return text[: min(places)] if places else text
-
     def score(self, slots: Sequence[int]) -> tuple[ScoredBatch, list[dict[str, Any]]]:
         """Score the episodes in these slots with one call of the reward.
 
@@ -284,7 +238,7 @@ class Episodes:
         # take() is several times faster than indexing by so few numbers.
         starts, lengths = self.prompt_length.take(slots), self.length.take(slots)
         raw = self._responses(slots, starts, lengths)
-        responses = [self._cut(text) for text in raw] if self.task.stop else raw
+        responses = [self.task.cut(text) for text in raw] if self.task.stop else raw
         index = self.prompt_index.take(slots)
         texts, extra = self.prompts.texts(index), self.prompts.columns(index)
         if self._wants_ids:
@@ -322,7 +276,7 @@ class Episodes:
 
     def refresh(self) -> None:
         """Follow rows that were written from outside (a checkpoint): what else is known of them is worked out again."""
-        self._limit[...] = self.prompt_length + self.task.max_response_tokens
+        self._limit[...] = self.prompt_length + self.task.max_new_tokens
         self.masks.replay(self)
 
 
@@ -349,12 +303,9 @@ def tokens_column(scored: ScoredBatch) -> dict[str, NDArray[np.object_]]:
 def row_of(columns: Mapping[str, Any], row: int) -> dict[str, Any]:
     """One row of what is kept by column, as Python's own numbers where arrays hold NumPy's."""
     return {
-        key: row_of(values, row) if isinstance(values, dict) else _plain(values[row]) for key, values in columns.items()
+        key: row_of(values, row) if isinstance(values, dict) else as_plain(values[row])
+        for key, values in columns.items()
     }
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_special_ids(tokenizer: Tokenizer) -> None:
@@ -375,3 +326,36 @@ def check_special_ids(tokenizer: Tokenizer) -> None:
             f"the tokenizer {tokenizer.name!r} uses id {tokenizer.eos_id} both for EOS and for padding; the "
             "end of a response could not be told from padding. Give it a pad token of its own."
         )
+
+
+def as_task(task: Task | str, options: dict[str, Any] | None) -> Task:
+    """A task as it is, or the task of that name.
+
+    Args:
+        task: a task or the name of one.
+        options: the options of a task given by name.
+
+    Raises:
+        TaskError: no such task, or options for a task that is already built.
+    """
+    if isinstance(task, str):
+        return load_task(task, **(options or {}))
+    if options:
+        raise TaskError(f"task_options {options!r} are for a task given by name; task {task.name!r} is already built")
+    return task
+
+
+def needed_reward(task: Task, reward: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The reward given, or else the task's own.
+
+    Args:
+        task: the task.
+        reward: replaces the task's reward.
+
+    Raises:
+        TaskError: there is neither.
+    """
+    chosen = reward or task.reward
+    if chosen is None:
+        raise TaskError(f"task {task.name!r} has no reward of its own; give the environment one: reward=...")
+    return chosen

@@ -7,6 +7,7 @@ the limits. With it, a mask only allows tokens that can lead to a complete match
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.token_bytes import drops_first_space, token_bytes
+from rlhf_gym.envs.rows import Mask
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 from rlhf_gym.text import shorten
 
-Mask = NDArray[np.bool_]
 States = NDArray[np.int32]
 
 DEAD = -1
@@ -51,7 +51,7 @@ class Grammar:
     Args:
         pattern: a regular expression that the whole response must match (with or without ``^`` and ``$`` around it); no
             look-around, no back-references.
-        task: its length limits count: responses have ``min_response_tokens`` before EOS, and ``max_response_tokens`` with it.
+        task: its length limits count: responses have ``min_new_tokens`` before EOS, and ``max_new_tokens`` with it.
         tokenizer: what each token says.
         base: bool ``[V]``, tokens that may be used at all.
 
@@ -88,25 +88,25 @@ class Grammar:
         if not self._hopeful[0, self.start]:
             raise TaskError(
                 f"no response of task {task.name!r} can match {shorten(pattern)}: expected a match of at least "
-                f"{task.min_response_tokens} and at most {task.max_response_tokens} tokens (EOS included) of "
+                f"{task.min_new_tokens} and at most {task.max_new_tokens} tokens (EOS included) of "
                 f"{tokenizer.name!r}; change the pattern, the limits or the suppressed tokens"
             )
-        self._may_end: Mask = np.zeros(task.max_response_tokens + 1, dtype=np.bool_)
-        self._may_end[task.min_response_tokens :] = bool(base[self.eos_id])
+        self._may_end: Mask = np.zeros(task.max_new_tokens + 1, dtype=np.bool_)
+        self._may_end[task.min_new_tokens :] = bool(base[self.eos_id])
 
     def _completable(self, task: Task, may_end: bool) -> Mask:
         """bool ``[T + 2, S + 1]``: with ``t`` tokens written, whether a state can still end in a complete match.
 
         Backwards from the length limit, where the text must match as it is. The last column is :data:`DEAD`.
         """
-        longest, states = task.max_response_tokens, len(self.accepting)
+        longest, states = task.max_new_tokens, len(self.accepting)
         sources, tokens = np.nonzero(self.table >= 0)
         edges = np.unique(np.stack([sources, self.table[sources, tokens]]), axis=1)
         hopeful: Mask = np.zeros((longest + 2, states + 1), dtype=np.bool_)
         hopeful[longest, :states] = self.accepting
         for t in range(longest - 1, -1, -1):
             np.logical_or.at(hopeful[t], edges[0], hopeful[t + 1, edges[1]])
-            if may_end and t >= task.min_response_tokens:
+            if may_end and t >= task.min_new_tokens:
                 hopeful[t, :states] |= self.accepting
         return hopeful
 
@@ -166,3 +166,66 @@ def _compile(pattern: str, tokenizer: Tokenizer) -> Any:
         return Index(f"{space}({body})\\x00", Vocabulary(tokenizer.eos_id, ids))
     except (ValueError, TypeError) as error:
         raise TaskError(f"cannot make a token mask of the pattern {shorten(pattern)}: {error}") from error
+
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
+    """UTF-8 bytes of every token, in the order of ids; empty for special tokens and ids that no token has.
+
+    Hugging Face's two families are read from their own tables: byte-level vocabularies (GPT-2's), and those with a mark for
+    the space and bytes like ``<0x0A>`` (SentencePiece's). Of any other tokenizer, each id is decoded by itself.
+    """
+    hub = getattr(tokenizer, "hub", None)
+    backend = getattr(hub, "backend_tokenizer", None)
+    if hub is None or backend is None:
+        return [tokenizer.decode([i]).encode() for i in range(tokenizer.vocab_size)]
+    decoder = backend.decoder
+    kinds = _kinds(json.loads(decoder.__getstate__())) if decoder is not None else set()
+    special = set(hub.all_special_ids)
+    out = [b""] * tokenizer.vocab_size
+    for text, index in hub.get_vocab().items():
+        if index >= tokenizer.vocab_size or index in special or index in (tokenizer.eos_id, tokenizer.pad_id):
+            continue
+        added = index in hub.added_tokens_decoder
+        if added:
+            out[index] = text.encode()
+        elif "ByteLevel" in kinds:
+            out[index] = bytes(_GPT2_BYTES[c] for c in text if c in _GPT2_BYTES)
+        elif "ByteFallback" in kinds and (byte := _BYTE.fullmatch(text)):
+            out[index] = bytes([int(byte[1], 16)])
+        elif kinds & {"Metaspace", "Replace"}:
+            out[index] = text.replace("\u2581", " ").encode()
+        else:
+            out[index] = tokenizer.decode([index]).encode()
+    return out
+
+
+def drops_first_space(tokenizer: Tokenizer, texts: list[bytes]) -> bool:
+    """Whether a text's first space is lost in decoding, as SentencePiece's families have it.
+
+    Args:
+        tokenizer: the tokenizer.
+        texts: its :func:`token_bytes`.
+    """
+    for token, text in enumerate(texts):
+        if text.startswith(b" ") and text[1:].isalpha():
+            return not tokenizer.decode([token]).startswith(" ")
+    return False
+
+
+def _kinds(decoder: dict[str, Any]) -> set[str]:
+    """The types of a decoder and of its parts."""
+    return {decoder["type"]} | {kind for part in decoder.get("decoders", ()) for kind in _kinds(part)}
+
+
+def _gpt2_bytes() -> dict[str, int]:
+    """The character that stands for each byte in byte-level vocabularies: itself where it prints, else one from U+0100 on."""
+    printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {chr(byte): byte for byte in printing}
+    others = [byte for byte in range(256) if byte not in printing]
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_GPT2_BYTES = _gpt2_bytes()

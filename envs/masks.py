@@ -14,16 +14,13 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_gym.envs.rows import Mask, Slots, TokenRows
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
-    from rlhf_gym.envs.episodes import Episodes
     from rlhf_gym.lm.language_model import LanguageModel
-
-Mask = NDArray[np.bool_]
-Slots = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class Masks:
             tokenizer.pad_id,
             *(_token_id(token, tokenizer) for token in self.options.suppress_tokens),
         )
-        self.min_new_tokens = task.min_response_tokens
+        self.min_new_tokens = task.min_new_tokens
         self.eos_id = tokenizer.eos_id
         self.base: Mask = np.ones(tokenizer.vocab_size, dtype=np.bool_)
         self.base[list(self.suppress_tokens)] = False
@@ -138,12 +135,12 @@ class Masks:
             self.grammar = Grammar(pattern, task, tokenizer, self.base)
             self._states: NDArray[np.int32] = np.zeros(num_slots, dtype=np.int32)
             self._lost: Mask = np.arange(tokenizer.vocab_size) == self.eos_id if self.base[self.eos_id] else self.base
-        self.top_k = None
+        self._reader = None
         if self.options.top_k:
-            from rlhf_gym.envs.top_k import ModelTopK
+            from rlhf_gym.envs.reading import Reader
 
             assert self.options.model is not None
-            self.top_k = ModelTopK(self.options.model, self.options.top_k, tokenizer)
+            self._reader = Reader(self.options.model, tokenizer, "mask's model")
 
     @property
     def follows(self) -> bool:
@@ -153,55 +150,73 @@ class Masks:
     @property
     def fixed(self) -> bool:
         """Whether ``suppress_tokens`` and the minimum length say all there is to the mask."""
-        return self.grammar is None and self.top_k is None and not self.options.strict
+        return self.grammar is None and self._reader is None and not self.options.strict
 
     def begin(self, slots: Slots | int) -> None:
         """Episodes start in these slots."""
         if self.grammar is not None:
             self._states[slots] = self.grammar.start
-        if self.top_k is not None:
-            self.top_k.forget(slots)
+        if self._reader is not None:
+            self._reader.forget(slots)
 
     def advance(self, slots: Slots, tokens: NDArray[np.int64]) -> None:
         """These tokens were written in these slots."""
         if self.grammar is not None:
             self._states[slots] = self.grammar.next(self._states[slots], tokens)
 
-    def replay(self, episodes: Episodes) -> None:
+    def replay(self, rows: TokenRows) -> None:
         """Work out again what is known of each slot, from its ids."""
-        self.begin(np.arange(len(episodes.length)))
-        for slot in range(len(episodes.length)):
-            for token in episodes.ids[slot, episodes.prompt_length[slot] : episodes.length[slot]]:
+        self.begin(np.arange(len(rows.length)))
+        for slot in range(len(rows.length)):
+            for token in rows.ids[slot, rows.prompt_length[slot] : rows.length[slot]]:
                 self.advance(np.array([slot]), token[None])
 
-    def rows(self, episodes: Episodes) -> Mask:
+    def rows(self, rows: TokenRows) -> Mask:
         """bool ``[N, V]``, True where a token may be written now; a slot without a running episode has the unrestricted row."""
-        written = episodes.length - episodes.prompt_length
+        written = rows.length - rows.prompt_length
         masks: Mask = np.repeat(self.base[None], len(written), axis=0)
         if self.min_new_tokens:
-            masks[episodes.running & (written < self.min_new_tokens)] = self._early
-        live = np.flatnonzero(episodes.running)
+            masks[rows.running & (written < self.min_new_tokens)] = self._early
+        live = np.flatnonzero(rows.running)
         if self.grammar is not None and len(live):
             masks[live] &= self.grammar.allowed(self._states[live], written[live])
             # No way back to a match: EOS, however short the response is; where EOS is suppressed, the grammar binds no longer.
             masks[live[self.grammar.lost(self._states[live])]] = self._lost
-        if self.top_k is not None and len(live):
-            masks[live] = self.top_k.restrict(episodes, live, masks[live])
+        if self._reader is not None and len(live):
+            masks[live] = keep_top_k(masks[live], self._reader.logits(rows, live), self.options.top_k)
         return refuse_empty(masks)
 
-    def check(self, episodes: Episodes, actions: NDArray[np.int64], slots: Slots) -> None:
+    def check(self, rows: TokenRows, actions: NDArray[np.int64], slots: Slots) -> None:
         """Refuse tokens outside the mask.
 
         Raises:
             InvalidAction: one is.
         """
-        ok = self.rows(episodes)[slots, actions[slots]]
+        ok = self.rows(rows)[slots, actions[slots]]
         if not ok.all():
             wrong = int(slots[int(np.argmin(ok))])
             raise gym.error.InvalidAction(
                 f"action {int(actions[wrong])} in slot {wrong} is not allowed by the mask; choose one that "
                 "action_masks() allows"
             )
+
+
+def keep_top_k(masks: Mask, logits: NDArray[np.float32], k: int) -> Mask:
+    """Keep the ``k`` most probable tokens of each mask; ties with the k-th are kept.
+
+    Args:
+        masks: bool ``[n, V]``, the tokens that are allowed otherwise.
+        logits: float32 ``[n, V]``, of the next token.
+        k: how many tokens to allow.
+
+    Returns:
+        bool ``[n, V]``.
+    """
+    allowed = np.where(masks, logits, -np.inf)
+    k = min(k, allowed.shape[1])
+    kth = np.partition(allowed, -k, axis=1)[:, -k, None]
+    kept: Mask = masks & (allowed >= kth)
+    return kept
 
 
 def refuse_empty(masks: Mask) -> Mask:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlhf_gym.envs.rows import Slots, TokenRows
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.decoding import CachedDecoder
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from rlhf_gym.envs.episodes import Episodes
-
-Slots = NDArray[np.intp]
 
 
 class Reader:
@@ -48,28 +42,28 @@ class Reader:
         for slot in np.atleast_1d(slots).tolist():
             self._read.pop(slot, None)
 
-    def logits(self, episodes: Episodes, slots: Slots) -> NDArray[np.float32]:
+    def logits(self, rows: TokenRows, slots: Slots) -> NDArray[np.float32]:
         """float32 ``[n, V]``: of the next token in each of these slots, which must be running."""
-        self._follow(episodes, slots.tolist())
+        self._follow(rows, slots.tolist())
         with torch.no_grad():
             hidden = torch.stack([self._hidden[slot] for slot in slots.tolist()])
             logits: NDArray[np.float32] = self.model.logits(hidden).float().cpu().numpy()
         return logits
 
-    def _follow(self, episodes: Episodes, slots: list[int]) -> None:
+    def _follow(self, rows: TokenRows, slots: list[int]) -> None:
         """Let the model read what was written since it last looked."""
-        length = episodes.length
+        length = rows.length
         one = [slot for slot in slots if self._read.get(slot) == length[slot] - 1]
         if one:
-            tokens = torch.tensor([int(episodes.ids[slot, length[slot] - 1]) for slot in one])
+            tokens = torch.tensor([int(rows.ids[slot, length[slot] - 1]) for slot in one])
             hidden = self._decoder.append(one, tokens.to(self.model.device))
             # The decoder lets go of slots that were not named: they are read again when they go on.
             self._read = {slot: int(length[slot]) for slot in one}
             self._hidden.update(zip(one, hidden, strict=True))
         others = [slot for slot in slots if self._read.get(slot) != length[slot]]
         if others:
-            rows = [episodes.ids[slot, : length[slot]].tolist() for slot in others]
-            written = (length[others] - episodes.prompt_length[others]).tolist()
-            hidden = self._decoder.start(others, rows, written)
+            prefixes = [rows.ids[slot, : length[slot]].tolist() for slot in others]
+            written = (length[others] - rows.prompt_length[others]).tolist()
+            hidden = self._decoder.start(others, prefixes, written)
             self._read.update({slot: int(length[slot]) for slot in others})
             self._hidden.update(zip(others, hidden, strict=True))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +31,20 @@ Span = tuple[str, Colour]
 RENDER_MODES = ("ansi", "human", "rgb_array")
 WIDTH, HEIGHT, MARGIN, FONT_SIZE = 640, 240, 12, 16
 _BACKGROUND, _PROMPT, _RESPONSE = (24, 24, 28), (140, 140, 150), (235, 235, 235)
+
+
+def check_render_mode(mode: str | None, modes: Sequence[str] = RENDER_MODES) -> None:
+    """Refuse an unknown render mode.
+
+    Args:
+        mode: as the environment got it; None is always allowed.
+        modes: those that the environment has.
+
+    Raises:
+        UnsupportedMode: ``mode`` is none of them.
+    """
+    if mode is not None and mode not in modes:
+        raise gym.error.UnsupportedMode(f"render_mode {mode!r} is not known; expected one of {', '.join(modes)}")
 
 
 @dataclass

@@ -1,28 +1,139 @@
-"""The vector environment as a stable-baselines3 `VecEnv`, with the fast path that agents may take.
+"""The environments as stable-baselines3's `VecEnv`: no subprocesses, one NumPy step for all slots.
 
-The fast path, for environments that only append tokens (``append_only`` is True): :meth:`TokenVecEnv.begin_episodes` gives
-the prompts that a reset would give, the agent decodes whole responses by itself, and :meth:`TokenVecEnv.finish_episodes`
-scores them all with one call (:meth:`TokenVecEnv.end_episodes` leaves the scoring for later). Stepping token by token gives the
-same episodes, only slower.
+:class:`TokenVecEnv` adds a fast path that agents may take, for environments that only append tokens (``append_only`` is
+True): :meth:`TokenVecEnv.begin_episodes` gives the prompts that a reset would give, the agent decodes whole responses by
+itself, and :meth:`TokenVecEnv.end_episodes` scores them all with one call. Stepping token by token gives the same episodes,
+only slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from rlhf_gym.envs.episodes import Ids, row_of
+from rlhf_gym.envs.episodes import row_of
+from rlhf_gym.envs.rows import Ids
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
-from rlhf_gym.envs.vec_env import VectorVecEnv
+from rlhf_gym.envs.vector_api import slot_info
+from rlhf_gym.envs.wrappers.base import find_attribute
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 
 WAIT = -1
 """The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
+
+
+class VectorVecEnv(VecEnv):
+    """A Gymnasium vector environment as stable-baselines3 wants it, wrappers around it included.
+
+    Episode statistics are reported as SB3's ``Monitor`` does (``info["episode"]``), so no monitor is needed.
+
+    Args:
+        env: a vector environment in same-step autoreset mode.
+
+    Raises:
+        ValueError: another autoreset mode.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        mode = env.metadata["autoreset_mode"]
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"a VecEnv starts the next episode in the step that ends one; the environment's autoreset mode is "
+                f"{mode.name.lower()!r}, expected 'same_step'"
+            )
+        self.env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._actions: NDArray[Any] = np.zeros(env.num_envs, dtype=np.int64)
+        self._returns: NDArray[np.float64] = np.zeros(env.num_envs)
+        self._lengths: NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
+
+    def reset(self) -> VecEnvObs:
+        """Start an episode in every slot."""
+        seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
+        observations, _ = self.env.reset(seed=seeds)
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        self._returns[:], self._lengths[:] = 0.0, 0
+        return _batch(observations)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the slots at the next reset, slot ``i`` with the ``i``-th number of the seed's own stream."""
+        if seed is None:
+            self._seeds = [None] * self.num_envs
+        else:
+            self._seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
+        return self._seeds
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take note of the actions."""
+        self._actions = np.asarray(actions)
+
+    def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Step all environments with the actions that were noted."""
+        return self.env.step(self._actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One step in every slot."""
+        observations, rewards, terminations, truncations, infos = self._step()
+        dones = terminations | truncations
+        self._returns += rewards
+        self._lengths += 1
+        out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for slot in np.flatnonzero(dones):
+            info = slot_info(infos["final_info"], int(slot))
+            info["terminal_observation"] = infos["final_obs"][slot]
+            info["TimeLimit.truncated"] = bool(truncations[slot] and not terminations[slot])
+            info["episode"] = self._episode(int(slot), float(rewards[slot]), info)
+            out[slot] = info
+        self._returns[dones], self._lengths[dones] = 0.0, 0
+        return _batch(observations), rewards.astype(np.float32), dones, out
+
+    def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
+        """What ``Monitor`` would say of the episode that ended in this slot."""
+        return {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0}
+
+    def close(self) -> None:
+        """Nothing is held open."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the environment or of one inside it, once for each slot asked for."""
+        value = find_attribute(self.env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the environment; the slots share it."""
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method; ``action_masks`` gives each slot its own row."""
+        result = find_attribute(self.env, method_name)(*method_args, **method_kwargs)
+        if method_name == "action_masks":
+            return [result[i] for i in self._get_indices(indices)]
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """No slot is wrapped by itself."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
+        if indices is None:
+            return range(self.num_envs)
+        return [indices] if isinstance(indices, int) else indices
+
+
+def _batch(observations: VecEnvObs) -> VecEnvObs:
+    return dict(observations) if isinstance(observations, dict) else observations
 
 
 class TokenVecEnv(VectorVecEnv):
@@ -43,14 +154,14 @@ class TokenVecEnv(VectorVecEnv):
         self._last_seed: int | None = None
 
     @property
-    def max_response_tokens(self) -> int:
+    def max_new_tokens(self) -> int:
         """The task's length limit."""
-        return self.env.episodes.task.max_response_tokens
+        return self.env.episodes.task.max_new_tokens
 
     @property
-    def min_response_tokens(self) -> int:
+    def min_new_tokens(self) -> int:
         """EOS is not allowed before this many tokens."""
-        return self.env.episodes.task.min_response_tokens
+        return self.env.episodes.task.min_new_tokens
 
     @property
     def suppress_tokens(self) -> tuple[int, ...]:
@@ -89,7 +200,7 @@ class TokenVecEnv(VectorVecEnv):
 
     @property
     def fixed_masks(self) -> bool:
-        """Whether ``suppress_tokens`` and ``min_response_tokens`` say all there is to the action masks."""
+        """Whether ``suppress_tokens`` and ``min_new_tokens`` say all there is to the action masks."""
         return self.env.episodes.masks.fixed
 
     def begin_episodes(self, slots: Sequence[int]) -> list[Ids]:
@@ -101,28 +212,20 @@ class TokenVecEnv(VectorVecEnv):
             self.reset()
         return [self.env.next_episode(slot).copy() for slot in slots]
 
-    def finish_episodes(
-        self, slots: Sequence[int], responses: Sequence[Sequence[int]]
-    ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-        """Write whole responses and score them with one call of the reward.
-
-        Args:
-            slots: where :meth:`begin_episodes` started the episodes.
-            responses: ids of each response, EOS included where it was written.
-
-        Returns:
-            float32 rewards, and the infos of the ending steps.
-        """
-        return self.end_episodes(slots, responses)()
-
     def end_episodes(
         self, slots: Sequence[int], responses: Sequence[Sequence[int]]
     ) -> Callable[[], tuple[NDArray[np.float32], list[dict[str, Any]]]]:
-        """The same in two steps: write whole responses now, and score them when what is returned is called.
+        """Store whole responses now, and score them with one call of the reward when the returned function is called.
 
-        The slots' next episodes may begin before that, and it may be called in another thread: see
-        :mod:`rlhf_gym.rewards.service.overlap`. Rewards that learn while they score want batches
-        in the order they were written in.
+        The slots' next episodes may begin before that, and the function may be called in another thread: see
+        :mod:`rlhf_gym.rewards.service.overlap`. Rewards that learn while they score want batches in the order of these calls.
+
+        Args:
+            slots: where :meth:`begin_episodes` started the episodes.
+            responses: ids of each response, EOS included where it was generated.
+
+        Returns:
+            A function that returns float32 rewards ``[n]``, and the infos of the ending steps.
         """
         episodes = self.env.episodes
         for slot, response in zip(slots, responses, strict=True):

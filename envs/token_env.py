@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes, Ids, Mask
+from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.masks import TokenMask
-from rlhf_gym.envs.prompt_draws import slot_generator
+from rlhf_gym.envs.prompts import slot_generator
+from rlhf_gym.envs.rows import Ids, Mask
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 
@@ -33,7 +34,7 @@ class TokenEnv(gym.Env[Any, Any]):
         tokenizer: a :class:`~rlhf_gym.lm.tokenizer.Tokenizer` or a model's name; None takes the task's own, or else
             the embedded model's.
         reward: replaces the task's reward.
-        task_options: options of a task given by name, e.g. ``{"max_response_tokens": 24}``.
+        task_options: options of a task given by name, e.g. ``{"max_new_tokens": 24}``.
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: which tokens :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
             e.g. ``{"pattern": "[0-9]+"}``.
@@ -64,10 +65,7 @@ class TokenEnv(gym.Env[Any, Any]):
         self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
         self.observation_space = self.episodes.observation_space()
         self.action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise gym.error.UnsupportedMode(
-                f"render_mode {render_mode!r} is not known; expected one of {', '.join(self.metadata['render_modes'])}"
-            )
+        rendering.check_render_mode(render_mode)
         self.render_mode = render_mode
         self._painter = rendering.Painter(render_model)
 

@@ -12,12 +12,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes, Ids, Mask, Slots
-from rlhf_gym.envs.infos import stack_infos, stack_observations
+from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.masks import TokenMask
-from rlhf_gym.envs.prompt_draws import PromptDraws
+from rlhf_gym.envs.prompts import PromptDraws
+from rlhf_gym.envs.rows import Ids, Mask, Slots
 from rlhf_gym.envs.token_env import as_token_ids
-from rlhf_gym.envs.vector_resets import reset_mask
+from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos, stack_observations
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 
@@ -67,8 +67,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         render_mode: str | None = None,
         render_model: LanguageModel | str | None = None,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
+        check_num_envs(num_envs)
         self.num_envs = num_envs
         self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
         self.single_observation_space = self.episodes.observation_space()
@@ -83,10 +82,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         }
         self.max_episode_steps = max_episode_steps
         self.copy_observations = copy_observations
-        if render_mode is not None and render_mode not in rendering.RENDER_MODES:
-            raise gym.error.UnsupportedMode(
-                f"render_mode {render_mode!r} is not known; expected one of {', '.join(rendering.RENDER_MODES)}"
-            )
+        rendering.check_render_mode(render_mode)
         self.render_mode = render_mode
         self._painter = rendering.Painter(render_model)
         self.draws = PromptDraws(num_envs, len(self.episodes.prompts))
@@ -214,13 +210,3 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         for i in slots:
             rendering.print_rich(self.episodes, i, self._painter)
         return None
-
-
-def as_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    """The mode by its name (``"same_step"``, which JSON can carry) or as it is."""
-    if isinstance(mode, AutoresetMode):
-        return mode
-    known = {m.name.lower(): m for m in AutoresetMode}
-    if mode not in known:
-        raise ValueError(f"autoreset_mode {mode!r} is not known; expected one of {', '.join(known)}")
-    return known[mode]

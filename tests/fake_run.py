@@ -68,7 +68,7 @@ def _write_set_up(run_dir: Path) -> None:
     config = {
         "seed": 7,
         "model": {"name": "embedded", "dtype": "float32", "device": "auto"},
-        "task": {"name": "sentiment", "max_response_tokens": 32, "temperature": 1.0},
+        "task": {"name": "sentiment", "max_new_tokens": 32, "temperature": 1.0},
         "rater": {"kind": "simulated", "beta": 3.0, "error_rate": 0.05, "judge_api_key": "sk-not-for-eyes"},
         "reward_model": {"epochs": 6, "learning_rate": 0.0003, "url": "https://me:hunter2@scores.example/v1"},
         "agent": {"kl_coef": 0.05, "kl_target": 6.0, "n_episodes": 128, "clip_range": 0.2, "target_kl": None},

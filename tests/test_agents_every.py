@@ -123,7 +123,7 @@ def praise(name: str, seed: int) -> float:
     """Mean score of the last two of eight iterations of 32 responses, on the embedded model."""
     kind: Any = getattr(agents, name)
     torch.set_num_threads(1)
-    env = make_sb3_env(32, seed=seed, task="sentiment", task_options={"max_response_tokens": 12})
+    env = make_sb3_env(32, seed=seed, task="sentiment", task_options={"max_new_tokens": 12})
     given = {"learning_rate": 1e-3, "kl_coef": 0.02} | OWN_PACE.get(name, {})
     agent = kind(
         "LMPolicy", env, language_model=LanguageModel.load("embedded", device="cpu"), seed=seed, device="cpu",

@@ -75,7 +75,7 @@ def test_an_iteration_learns_and_tells_its_phases(contenders: ModuleType, name: 
 
 def test_every_response_has_the_full_length(contenders: ModuleType) -> None:
     env = contenders.environment(2, 5)
-    assert (env.min_response_tokens, env.max_response_tokens) == (5, 5)
+    assert (env.min_new_tokens, env.max_new_tokens) == (5, 5)
     assert len(contenders.prompts()) == len(set(contenders.prompts())) == 64
 
 

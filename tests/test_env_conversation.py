@@ -45,12 +45,12 @@ def test_examples_in_the_docstrings() -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("form", ["text", "tokens"])
+@pytest.mark.parametrize("kind", ["text", "tokens"])
 @pytest.mark.parametrize("pays", ["turn", "end"])
-def test_passes_the_checker_without_a_warning(form: str, pays: str) -> None:
+def test_passes_the_checker_without_a_warning(kind: str, pays: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gym.make("rlhf_gym/SentimentConversation-v0", form=form, pays=pays).unwrapped)
+        check_env(gym.make("rlhf_gym/SentimentConversation-v0", format=kind, pays=pays).unwrapped)
     spec = gym.spec("rlhf_gym/SentimentConversation-v0")
     assert EnvSpec.from_json(spec.to_json()) == spec
 
@@ -119,7 +119,7 @@ def test_one_turn_is_the_turn_level() -> None:
 
 
 def test_tokens_are_the_shown_text_and_answers_end_at_eos() -> None:
-    env = talk(form="tokens", template=CONTINUE)
+    env = talk(format="tokens", template=CONTINUE)
     observation, _ = env.reset(seed=3)
     tokenizer = LetterTokenizer()
     shown = tokenizer.encode(env.prompt.text)
@@ -219,7 +219,7 @@ def chat_tokenizer() -> HubTokenizer:
 
 def test_a_chat_model_is_shown_its_own_template() -> None:
     tokenizer = chat_tokenizer()
-    env = ConversationEnv("sentiment", tokenizer, user=["why?"], form="tokens")
+    env = ConversationEnv("sentiment", tokenizer, user=["why?"], format="tokens")
     observation, _ = env.reset(seed=0)
     text = f"[user]{env.prompt.text}[assistant]"
     assert observation["ids"][: observation["length"][0]].tolist() == tokenizer.encode_prompt(env.prompt.text)
@@ -271,8 +271,8 @@ def test_wrong_arguments_are_refused() -> None:
         talk(user=None)
     with pytest.raises(ConfigError, match="pays must be 'turn' or 'end'"):
         talk(pays="never")
-    with pytest.raises(ConfigError, match="form must be"):
-        talk(form="words")
+    with pytest.raises(ConfigError, match="format must be"):
+        talk(format="words")
     with pytest.raises(ConfigError, match="max_turns must be at least 1"):
         talk(max_turns=0)
     with pytest.raises(ConfigError, match="there is no template 'chatty'"):

@@ -22,9 +22,8 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, make_sb3_env
-from rlhf_gym.envs.grammar import words_pattern
+from rlhf_gym.envs.grammar import drops_first_space, token_bytes, words_pattern
 from rlhf_gym.envs.masks import TokenMask, refuse_empty
-from rlhf_gym.envs.token_bytes import drops_first_space, token_bytes
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
 from rlhf_gym.tasks import Task
@@ -95,9 +94,7 @@ def test_banned_tokens_are_out_of_the_grammar_too() -> None:
 
 def test_words() -> None:
     assert words_pattern(["a.b", "a b", "c-d"]) == r" ?(a\.b|a b|c\-d)( (a\.b|a b|c\-d))*"
-    task = Task(
-        "words", [Prompt("say ")], reward=lambda prompts, responses: [0.0] * len(prompts), max_response_tokens=6
-    )
+    task = Task("words", [Prompt("say ")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=6)
     words = ["good", "very", "film", "it's"]
     env = TokenVectorEnv(16, task, load_tokenizer("embedded"), mask={"words": words}, autoreset_mode="same_step")
     responses = walk(env, 40)
@@ -148,7 +145,7 @@ def test_whoever_keeps_to_the_mask_matches() -> None:
 
 @pytest.mark.parametrize("pattern", [r" ?(very )*(good|bad)( film)?[.!]", "[0-9]{3}-[0-9]{4}", "é+|ü", ".{1,9}"])
 def test_real_tokens_that_span_the_pattern(pattern: str) -> None:
-    task = Task("t", [Prompt("x")], reward=lambda prompts, responses: [0.0] * len(prompts), max_response_tokens=9)
+    task = Task("t", [Prompt("x")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=9)
     env = TokenVectorEnv(
         16, task, load_tokenizer("embedded"), mask={"pattern": pattern, "strict": True}, autoreset_mode="same_step"
     )
@@ -195,7 +192,7 @@ def test_sentencepiece_tokens_and_bytes() -> None:
     assert texts[vocabulary["<0xC3>"]] == b"\xc3"
     assert texts[vocabulary["</s>"]] == b""
     assert drops_first_space(tokenizer, texts)
-    task = Task("t", [Prompt("a")], reward=lambda prompts, responses: [0.0] * len(prompts), max_response_tokens=6)
+    task = Task("t", [Prompt("a")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=6)
     env = TokenVectorEnv(
         16, task, tokenizer, mask={"pattern": "good( good|é)?", "strict": True}, autoreset_mode="same_step"
     )

@@ -33,11 +33,11 @@ IDS = [
 MODES = [mode.name.lower() for mode in AutoresetMode]
 
 
-def forms(name: str) -> Iterator[dict[str, Any]]:
-    """The forms that actions take: stable-baselines3 has no texts, so it gets token ids."""
+def formats(name: str) -> Iterator[dict[str, Any]]:
+    """The formats that actions take: stable-baselines3 has no texts, so it gets token ids."""
     if "Turn" in name or "Conversation" in name:
-        yield {"form": "text"}
-        yield {"form": "tokens"}
+        yield {"format": "text"}
+        yield {"format": "tokens"}
     else:
         yield {}
 
@@ -56,12 +56,12 @@ def test_that_there_are_as_many_as_the_catalogue_says() -> None:
 
 @pytest.mark.parametrize("name", IDS)
 def test_checkers_specs_and_copies(name: str) -> None:
-    for form in forms(name):
+    for kind in formats(name):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            env = gym.make(name, **form)
+            env = gym.make(name, **kind)
             check_env(env.unwrapped)
-            if form.get("form") != "text":
+            if kind.get("format") != "text":
                 sb3_check_env(env)
             assert env.spec is not None
             again = gym.make(EnvSpec.from_json(env.spec.to_json()))

@@ -170,7 +170,7 @@ def test_a_terminal_is_not_told_what_to_do(capsys: pytest.CaptureFixture[str]) -
     talk = ConversationEnv(task, user={"lines": [hostile]}, render_mode="human")
     talk.reset(seed=0)
     talk.step(hostile)
-    letters = Task("hostile", [Prompt("ab")], reward=task.reward, max_response_tokens=3)
+    letters = Task("hostile", [Prompt("ab")], reward=task.reward, max_new_tokens=3)
     for mode in ("human", "ansi"):
         token = TokenEnv(letters, SymbolTokenizer("\x1bab"), render_mode=mode)
         token.reset(seed=0)

@@ -199,7 +199,7 @@ def test_registered_environments_make_by_name_and_survive_json() -> None:
         assert env.spec is not None
         again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
         assert np.array_equal(again.reset(seed=1)[0]["ids"], env.reset(seed=1)[0]["ids"])
-    vector = gym.make_vec("rlhf_gym/Sentiment-v0", num_envs=3, task_options={"max_response_tokens": 5})
+    vector = gym.make_vec("rlhf_gym/Sentiment-v0", num_envs=3, task_options={"max_new_tokens": 5})
     assert isinstance(vector, TokenVectorEnv)
     assert vector.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert vector.reset(seed=0)[0]["ids"].shape[0] == 3
@@ -223,7 +223,7 @@ def test_the_fast_path_gives_the_episodes_that_stepping_gives() -> None:
         for i, prompt in enumerate(prompts):
             assert np.array_equal(prompt, first["ids"][i, : first["length"][i, 0]])  # type: ignore[call-overload,index]
         expected = rollout_by_steps(stepped, np.array(responses).T)
-        rewards, infos = fast.finish_episodes([0, 1], responses)
+        rewards, infos = fast.end_episodes([0, 1], responses)()
         assert [(float(r), i["response"]) for r, i in zip(rewards, infos, strict=True)] == expected
         first = dict(stepped.env.episodes.observe())
 

@@ -1,4 +1,4 @@
-"""The turn level: Gymnasium's contract in both forms, and the token level's prompts, rewards and infos."""
+"""The turn level: Gymnasium's contract in both formats, and the token level's prompts, rewards and infos."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from toy_tasks import letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import TokenEnv, TurnEnv
 from rlhf_gym.envs.registration import ENVIRONMENTS, turn_level
-from rlhf_gym.envs.text_space import AnyText
+from rlhf_gym.envs.turn_formats import AnyText
 from rlhf_gym.errors import ConfigError, TaskError
 
 EOS, PAD, A, B = 0, 1, 2, 3
 
-Form = Literal["text", "tokens"]
-FORMS: tuple[Form, ...] = ("text", "tokens")
+Format = Literal["text", "tokens"]
+FORMATS: tuple[Format, ...] = ("text", "tokens")
 
 
-def turn(form: Form, render_mode: str | None = None, **options: Any) -> TurnEnv:
-    return TurnEnv(letter_task(**options), LetterTokenizer(), form=form, render_mode=render_mode)
+def turn(kind: Format, render_mode: str | None = None, **options: Any) -> TurnEnv:
+    return TurnEnv(letter_task(**options), LetterTokenizer(), format=kind, render_mode=render_mode)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_passes_the_checker_without_a_warning(form: Form) -> None:
+@pytest.mark.parametrize("kind", FORMATS)
+def test_passes_the_checker_without_a_warning(kind: Format) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gym.register(
-            f"test/{form}-v0",
+            f"test/{kind}-v0",
             entry_point="rlhf_gym.envs.turn_env:TurnEnv",
-            kwargs={"task": "copy", "form": form},
+            kwargs={"task": "copy", "format": kind},
         )
-        check_env(gym.make(f"test/{form}-v0").unwrapped)
+        check_env(gym.make(f"test/{kind}-v0").unwrapped)
         # The passive checker and the time limit's wrapper take its spaces too.
-        env = gym.make(f"test/{form}-v0", max_episode_steps=3)
+        env = gym.make(f"test/{kind}-v0", max_episode_steps=3)
         env.reset(seed=0)
         assert env.step(env.action_space.sample())[2]
 
@@ -102,9 +102,9 @@ def test_the_token_level_gives_the_same_for_the_same_seed_and_ids(seed: int, ids
     assert (text_reward, text_info["response"]) == (reward, info["response"])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_steps_out_of_turn_are_refused(form: Form) -> None:
-    env = turn(form)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_steps_out_of_turn_are_refused(kind: Format) -> None:
+    env = turn(kind)
     action = env.action_space.sample()
     with pytest.raises(gym.error.ResetNeeded, match="no episode was started"):
         env.step(action)
@@ -115,7 +115,7 @@ def test_steps_out_of_turn_are_refused(form: Form) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "action", "message"),
+    ("kind", "action", "message"),
     [
         ("text", 3, "expected the response as a text, got int"),
         ("text", "a" * 97, "97 characters, more than the 96"),
@@ -126,22 +126,22 @@ def test_steps_out_of_turn_are_refused(form: Form) -> None:
         ("tokens", [-1], "-1 is not a token id"),
     ],
 )
-def test_wrong_actions_are_refused_and_leave_the_episode_as_it_was(form: Form, action: Any, message: str) -> None:
-    env = turn(form)
+def test_wrong_actions_are_refused_and_leave_the_episode_as_it_was(kind: Format, action: Any, message: str) -> None:
+    env = turn(kind)
     env.reset(seed=0)
     with pytest.raises(gym.error.InvalidAction, match=message):
         env.step(action)
-    good: Any = "a" if form == "text" else [A]
+    good: Any = "a" if kind == "text" else [A]
     assert env.step(good)[1] == 1.0
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ConfigError, match="form must be 'text' or 'tokens'"):
+    with pytest.raises(ConfigError, match="format must be 'text' or 'tokens'"):
         turn("words")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_characters must be at least 1"):
         TurnEnv("copy", max_characters=0)
-    with pytest.raises(ConfigError, match="belongs to the form 'text'"):
-        TurnEnv("copy", form="tokens", max_characters=3)
+    with pytest.raises(ConfigError, match="belongs to the format 'text'"):
+        TurnEnv("copy", format="tokens", max_characters=3)
     with pytest.raises(TaskError, match="already built"):
         TurnEnv(letter_task(), task_options={"limit": 3})
     with pytest.raises(TaskError, match="has no reward"):
@@ -150,11 +150,11 @@ def test_wrong_arguments_are_refused() -> None:
         TurnEnv("copy", render_mode="video")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_copies_go_their_own_way(form: Form) -> None:
-    env = turn(form)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_copies_go_their_own_way(kind: Format) -> None:
+    env = turn(kind)
     env.reset(seed=5)
-    good: Any = "aa" if form == "text" else [A, A]
+    good: Any = "aa" if kind == "text" else [A, A]
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
         assert other.step(good)[1] == 2.0
     assert env.step(good)[1] == 2.0
@@ -188,7 +188,7 @@ def test_many_at_once() -> None:
     assert rewards.tolist() == [1.0, 1.0, 1.0]
     assert terminated.all()
     assert infos["response"].tolist() == [p[:-1] for p in prompts]
-    tokens = gym.make_vec("rlhf_gym/CopyTurn-v0", num_envs=3, form="tokens")
+    tokens = gym.make_vec("rlhf_gym/CopyTurn-v0", num_envs=3, format="tokens")
     tokens.reset(seed=0)
     assert tokens.step(tokens.action_space.sample())[2].all()
 

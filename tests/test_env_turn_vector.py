@@ -20,11 +20,11 @@ from rlhf_gym.tasks.samples import Prompt
 
 EOS, PAD, A, B = 0, 1, 2, 3
 N = 3
-Form = Literal["text", "tokens"]
+Format = Literal["text", "tokens"]
 
 
-def batched(form: Form = "text", mode: str = "next_step", **options: Any) -> TurnVectorEnv:
-    return TurnVectorEnv(N, letter_task(**options), LetterTokenizer(), form=form, autoreset_mode=mode)
+def batched(kind: Format = "text", mode: str = "next_step", **options: Any) -> TurnVectorEnv:
+    return TurnVectorEnv(N, letter_task(**options), LetterTokenizer(), format=kind, autoreset_mode=mode)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -39,12 +39,12 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step", "disabled"])
-@pytest.mark.parametrize("form", ["text", "tokens"])
-def test_trajectories_are_those_of_single_environments(form: Form, mode: str) -> None:
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_trajectories_are_those_of_single_environments(kind: Format, mode: str) -> None:
     options: dict[str, Any] = {"stop": ("ab",)}
-    many = batched(form, mode, **options)
+    many = batched(kind, mode, **options)
     one = SyncVectorEnv(
-        [lambda: TurnEnv(letter_task(**options), LetterTokenizer(), form=form)] * N,
+        [lambda: TurnEnv(letter_task(**options), LetterTokenizer(), format=kind)] * N,
         autoreset_mode=AutoresetMode[mode.upper()],
     )
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_trajectories_are_those_of_single_environments(form: Form, mode: str) ->
         ids = rng.integers(28, size=(N, 6))
         ids[:, 3] = np.where(rng.random(N) < 0.5, EOS, ids[:, 3])
         texts = tuple("".join(chr(95 + max(2, i)) for i in row) for row in ids.tolist())
-        action = ids if form == "tokens" else texts
+        action = ids if kind == "tokens" else texts
         got, wanted = many.step(action), one.step(action)
         assert all(same(x, y) for x, y in zip(got, wanted, strict=True)), (step, got, wanted)
         if mode == "disabled":
@@ -72,10 +72,10 @@ def test_all_responses_share_one_call_of_the_reward() -> None:
         calls.append(len(responses))
         return count_a(prompts, responses)
 
-    for form in ("text", "tokens"):
-        envs = TurnVectorEnv(N, letter_task(), LetterTokenizer(), form=form, reward=reward)  # type: ignore[arg-type]
+    for kind in ("text", "tokens"):
+        envs = TurnVectorEnv(N, letter_task(), LetterTokenizer(), format=kind, reward=reward)  # type: ignore[arg-type]
         envs.reset(seed=0)
-        actions = ("a", "aa", "") if form == "text" else [[A], [A, A], [EOS]]
+        actions = ("a", "aa", "") if kind == "text" else [[A], [A, A], [EOS]]
         assert envs.step(actions)[1].tolist() == [1.0, 2.0, 0.0]
         envs.step(actions)  # the next prompts: nothing is scored
     assert calls == [N, N]
@@ -131,10 +131,10 @@ def test_steps_out_of_turn_and_wrong_actions_are_refused() -> None:
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="num_envs must be a whole number"):
         TurnVectorEnv(0, "copy")
-    with pytest.raises(ConfigError, match="form must be"):
+    with pytest.raises(ConfigError, match="format must be"):
         batched("words")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="belongs to the form 'text'"):
-        TurnVectorEnv(1, "copy", form="tokens", max_characters=3)
+    with pytest.raises(ConfigError, match="belongs to the format 'text'"):
+        TurnVectorEnv(1, "copy", format="tokens", max_characters=3)
     with pytest.raises(ValueError, match="got 2 seeds for 3 environments"):
         batched().reset(seed=[1, 2])
     with pytest.raises(ValueError, match="must be a bool array of shape"):
@@ -151,8 +151,8 @@ def test_one_seed_gives_every_slot_its_own_stream_and_none_goes_on() -> None:
     assert envs.reset()[0] == second
 
 
-@pytest.mark.parametrize("form", ["text", "tokens"])
-def test_a_reward_finds_the_same_columns_whichever_prompts_share_its_batch(form: Form) -> None:
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_a_reward_finds_the_same_columns_whichever_prompts_share_its_batch(kind: Format) -> None:
     """One of two prompts has no label: alone or beside the other, it has none (and not: no such column)."""
     seen: list[list[Any]] = []
 
@@ -160,10 +160,10 @@ def test_a_reward_finds_the_same_columns_whichever_prompts_share_its_batch(form:
         seen.append(label)
         return [0.0] * len(prompts)
 
-    task = Task("uneven", [Prompt("a", {"label": "x"}), Prompt("b")], reward=reward, max_response_tokens=2)
-    many = TurnVectorEnv(2, task, LetterTokenizer(), form=form)
-    one = TurnEnv(task, LetterTokenizer(), form=form)
-    action: Any = "c" if form == "text" else np.array([A, EOS])
+    task = Task("uneven", [Prompt("a", {"label": "x"}), Prompt("b")], reward=reward, max_new_tokens=2)
+    many = TurnVectorEnv(2, task, LetterTokenizer(), format=kind)
+    one = TurnEnv(task, LetterTokenizer(), format=kind)
+    action: Any = "c" if kind == "text" else np.array([A, EOS])
     for _ in range(10):
         one.reset(seed=len(seen))
         one.step(action)

@@ -108,7 +108,7 @@ def test_a_rater(service: tuple[str, str]) -> None:
 def test_training_against_it(service: tuple[str, str]) -> None:
     template = SCORE.replace("Question: {{ prompt }}\nAnswer: {{ response }}", "{{ prompt }} {{ response }}")
     judge = JudgeReward(*service, template=template, parameters={"max_tokens": 8})
-    task = load_task("sentiment", max_response_tokens=6)
+    task = load_task("sentiment", max_new_tokens=6)
     # So small a judge may answer something else; that must not end a training.
     env = make_sb3_env(4, task=task, reward=on_error(judge, policy={"fill": 0.0}), seed=0)
     agent = REINFORCE(env=env, language_model="embedded", seed=0, device="cpu")

@@ -115,7 +115,7 @@ def test_model_text_is_shown_and_cannot_act(report: str) -> None:
 def test_secrets_are_left_out(report: str) -> None:
     assert "sk-not-for-eyes" not in report
     assert "hunter2" not in report
-    assert "max_response_tokens" in report
+    assert "max_new_tokens" in report
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "versions.json", "config.yaml", "round-1/reward_model.json"])
@@ -193,7 +193,7 @@ def test_secret_keys(key: str) -> None:
     assert text.is_secret(key)
 
 
-@pytest.mark.parametrize("key", ["pad_token", "max_response_tokens", "eos_token", "keys"])
+@pytest.mark.parametrize("key", ["pad_token", "max_new_tokens", "eos_token", "keys"])
 def test_keys_that_are_no_secret(key: str) -> None:
     assert not text.is_secret(key)
 

@@ -34,7 +34,7 @@ def table(seed: int, scale: float = 1.0) -> Callable[..., list[float]]:
 
 
 def base(seed: int) -> TokenEnv:
-    task = Task("tree", [Prompt("a")], max_response_tokens=LIMIT, reward=table(seed))
+    task = Task("tree", [Prompt("a")], max_new_tokens=LIMIT, reward=table(seed))
     return TokenEnv(task, LetterTokenizer(4))
 
 

@@ -196,7 +196,7 @@ def test_an_environment_says_so() -> None:
     assert "reward_skipped" not in _ending_info(letter_task(limit=1))
     vector = make_sb3_env(2, **options)
     vector.begin_episodes([0, 1])
-    rewards, infos = vector.finish_episodes([0, 1], [LetterTokenizer().encode("aa"), LetterTokenizer().encode("ba")])
+    rewards, infos = vector.end_episodes([0, 1], [LetterTokenizer().encode("aa"), LetterTokenizer().encode("ba")])()
     assert rewards[0] == 2
     assert [info["reward_skipped"] for info in infos] == ["", "picky"]
 

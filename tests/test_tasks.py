@@ -52,7 +52,7 @@ def test_too_many_prompts_are_refused_with_their_number() -> None:
 
 def test_a_task_of_ones_own_by_place() -> None:
     task = load_task("toy_tasks:letter_task", limit=3)
-    assert (task.name, task.max_response_tokens) == ("letters", 3)
+    assert (task.name, task.max_new_tokens) == ("letters", 3)
     with pytest.raises(TaskError, match="there is no 'nothing' in toy_tasks"):
         load_task("toy_tasks:nothing")
 
@@ -61,8 +61,8 @@ def test_a_task_of_ones_own_by_place() -> None:
     ("options", "message"),
     [
         ({"prompts": []}, "has no prompts"),
-        ({"max_response_tokens": 0}, "at least 1, got 0"),
-        ({"min_response_tokens": 33}, "0..max_response_tokens"),
+        ({"max_new_tokens": 0}, "at least 1, got 0"),
+        ({"min_new_tokens": 33}, "0..max_new_tokens"),
     ],
 )
 def test_impossible_tasks_are_refused(options: dict[str, object], message: str) -> None:

@@ -270,7 +270,7 @@ def test_every_reward_and_metric_of_the_table_can_be_built() -> None:
     for entry in hub_entries().values():
         for reward in (entry.reward, *entry.metrics.values()):
             assert reward is None or callable(as_reward(reward))
-        assert entry.max_response_tokens > 0
+        assert entry.max_new_tokens > 0
         assert entry.rows is None or callable(getattr(hub_rows, entry.rows))
 
 

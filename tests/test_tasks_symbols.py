@@ -48,7 +48,7 @@ def test_the_answer_earns_exactly_one_and_fits_the_limit(name: str, difficulty: 
         columns = {"answer": [answer]}
         assert value(task, prompt.text, answer, answer=answer) == 1.0
         assert score(metric, [prompt.text], [answer], columns).values.tolist() == [1.0]
-        assert len(task.tokenizer.encode(answer)) + 1 <= task.max_response_tokens
+        assert len(task.tokenizer.encode(answer)) + 1 <= task.max_new_tokens
         assert task.tokenizer.decode(task.tokenizer.encode_prompt(prompt.text)) == prompt.text
         wrong = answer + answer[-1]
         assert value(task, prompt.text, wrong, answer=answer) < 1.0
@@ -106,7 +106,7 @@ def test_difficulty_and_sizes(name: str, options: dict[str, Any], sizes: tuple[i
     task = load_task(name, **options)
     assert task.tokenizer is not None
     longest = max(len(p.text) for p in task.prompts)
-    assert (longest, task.tokenizer.vocab_size, task.max_response_tokens) == sizes
+    assert (longest, task.tokenizer.vocab_size, task.max_new_tokens) == sizes
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -104,7 +104,7 @@ def test_a_reward_may_be_named_and_the_task_registered_and_written_as_json(tmp_p
         "mine/Letters-v0",
         entry_point="rlhf_gym.envs.token_env:TokenEnv",
         vector_entry_point="rlhf_gym.envs.token_vector_env:TokenVectorEnv",
-        kwargs={"task": "table", "task_options": {**options, "max_response_tokens": 3}},
+        kwargs={"task": "table", "task_options": {**options, "max_new_tokens": 3}},
     )
     spec = EnvSpec.from_json(gym.spec("mine/Letters-v0").to_json())
     env = gym.make(spec, tokenizer=LetterTokenizer())

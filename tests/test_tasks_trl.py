@@ -96,14 +96,14 @@ def test_reward_functions_pickle() -> None:
 def test_trls_own_trainer_takes_a_step(tmp_path: Path) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
-    task = load_task("length", max_response_tokens=6, num_prompts=8)
+    task = load_task("length", max_new_tokens=6, num_prompts=8)
     export = to_trl(task)
     trainer = GRPOTrainer(
         model=str(EMBEDDED_LM),
         args=GRPOConfig(
             output_dir=str(tmp_path),
             reward_weights=export.reward_weights,
-            max_completion_length=task.max_response_tokens,
+            max_completion_length=task.max_new_tokens,
             per_device_train_batch_size=4,
             num_generations=2,
             max_steps=1,

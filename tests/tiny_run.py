@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_gym.loop.config_file import Settings, merge
 
 TINY: Settings = {
-    "task": {"max_response_tokens": 6},
+    "task": {"max_new_tokens": 6},
     "sampling": {"prompts": 12, "candidates": 2, "batch_size": 8},
     "reward_model": {"epochs": 1, "batch_size": 8},
     "agent": {

@@ -23,7 +23,7 @@ def letter_task(reward: Reward = count_a, *, limit: int = 6, stop: tuple[str, ..
         prompts=[Prompt(p, {"number": i}) for i, p in enumerate(PROMPTS)],
         held_out=[Prompt("zz")],
         reward=reward,
-        max_response_tokens=limit,
-        min_response_tokens=minimum,
+        max_new_tokens=limit,
+        min_new_tokens=minimum,
         stop=stop,
     )

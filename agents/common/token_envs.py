@@ -14,7 +14,7 @@ from rlhf_gym.lm.sampling import Limits
 def limits_of(env: VecEnv, model: LanguageModel) -> Limits:
     """Fixed limits on tokens: the environment's own where it tells them, else those of its spaces."""
     if isinstance(env, TokenVecEnv):
-        return Limits(env.eos_id, env.suppress_tokens, env.min_response_tokens, env.max_response_tokens)
+        return Limits(env.eos_id, env.suppress_tokens, env.min_new_tokens, env.max_new_tokens)
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
     return Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,), 0, int(space["ids"].shape[0]))  # type: ignore[index]

@@ -84,9 +84,7 @@ def judged(agent: Any, setting: Setting, seed: int) -> float:
     task, model = setting.load_task(), agent.policy.language_model
     kept = task.held_out or task.prompts
     prompts = [kept[i % len(kept)] for i in range(EVALUATED)]
-    limits = Limits(
-        model.tokenizer.eos_id, (model.tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens
-    )
+    limits = Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
     written = generate(
         model, [model.tokenizer.encode_prompt(p.text) for p in prompts], limits, seed=1_000_000 + seed, stop=task.stop
     )

@@ -70,9 +70,7 @@ def nothing(prompts: list[str], responses: list[str]) -> list[float]:
 
 def environment(num_envs: int, length: int) -> Any:
     """Token environments whose responses are exactly ``length`` long."""
-    task = Task(
-        "speed", [Prompt(p) for p in prompts()], reward=nothing, max_response_tokens=length, min_response_tokens=length
-    )
+    task = Task("speed", [Prompt(p) for p in prompts()], reward=nothing, max_new_tokens=length, min_new_tokens=length)
     return make_sb3_env(num_envs, task=task, tokenizer=SymbolTokenizer(SYMBOLS), seed=0)
 
 

@@ -52,7 +52,7 @@ def nothing(prompts: list[str], responses: list[str]) -> list[float]:
 def task(length: int) -> Task:
     """64 prompts of 16 tokens, responses of at most ``length``."""
     prompts = [Prompt(SYMBOLS[i : i + PROMPT]) for i in range(64)]
-    return Task("speed", prompts, reward=nothing, max_response_tokens=length)
+    return Task("speed", prompts, reward=nothing, max_new_tokens=length)
 
 
 def env_stepper(env: Any, num_envs: int) -> Callable[[int], None]:

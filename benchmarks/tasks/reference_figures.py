@@ -114,7 +114,7 @@ def answer(
 ) -> list[Generation]:
     """One response to each prompt."""
     tokenizer = model.tokenizer
-    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
+    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
     ids = [tokenizer.encode_prompt(prompt.text) for prompt in prompts]
     return generate(model, ids, limits, seed=seed, greedy=greedy, stop=task.stop)
 

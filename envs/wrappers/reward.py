@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
+from rlhf_gym.envs.rows import Slots
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.wrappers.base import VectorTokenWrapper, episodes_of
 from rlhf_gym.errors import ConfigError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rlhf_gym.lm.language_model import LanguageModel
 
 Floats = NDArray[np.float64]
-Slots = NDArray[np.intp]
 LogProbs = Callable[[Any], Any]
 
 

@@ -67,7 +67,7 @@ def sample(options: argparse.Namespace) -> None:
     from rlhf_gym.text import visible
 
     model = LanguageModel.load(name, device=options.device, trust_remote_code=config.model.trust_remote_code)
-    tokens = options.tokens if options.tokens is not None else config.task.max_response_tokens or 32
+    tokens = options.tokens if options.tokens is not None else config.task.max_new_tokens or 32
     if tokens < 1:
         raise ConfigError(f"--tokens must be at least 1, got {tokens}")
     settings = config.sampling
@@ -77,7 +77,7 @@ def sample(options: argparse.Namespace) -> None:
         settings.top_p if options.top_p is None else options.top_p,
     )
     tokenizer = model.tokenizer
-    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), config.task.min_response_tokens or 0, tokens)
+    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), config.task.min_new_tokens or 0, tokens)
     prompt = tokenizer.encode_prompt(options.prompt)
     stop = config.task.stop or ()
     # A chat model answers; any other goes on where the prompt ends.

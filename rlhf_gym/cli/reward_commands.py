@@ -23,12 +23,12 @@ def check_reward(options: argparse.Namespace) -> int:
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
     quiet_libraries()
-    from rlhf_gym.envs.prompt_table import columns_of
     from rlhf_gym.loop.config import Config, TaskConfig
     from rlhf_gym.loop.context import task_of
     from rlhf_gym.rewards.check import check_reward
     from rlhf_gym.rewards.service.time_limit import limit_parts
     from rlhf_gym.rewards.spec import load_reward
+    from rlhf_gym.tasks.samples import columns_of
 
     reward = limit_parts(load_reward(options.reward), options.time_limit)
     task = task_of(TaskConfig(name=options.task, prompts=options.prompts))
@@ -41,7 +41,7 @@ def check_reward(options: argparse.Namespace) -> int:
 
     model = LanguageModel.load(options.model, device=Config().model.device)
     tokenizer = model.tokenizer
-    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
+    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
     written = generate(
         model, [tokenizer.encode_prompt(text) for text in texts], limits, sampling=Sampling(), stop=task.stop,
         seed=options.seed,

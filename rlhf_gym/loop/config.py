@@ -78,8 +78,8 @@ class TaskConfig(Section):
         None, "most seconds for one call of the gold reward, of each part of a combination by itself; null sets no limit",
         above=0,
     )  # fmt: skip
-    max_response_tokens: int | None = setting(None, "longest response, in tokens; null takes the task's own", least=1)
-    min_response_tokens: int | None = setting(
+    max_new_tokens: int | None = setting(None, "longest response, in tokens; null takes the task's own", least=1)
+    min_new_tokens: int | None = setting(
         None, "EOS is not allowed before this many tokens; null takes the task's own", least=0
     )
     stop: tuple[str, ...] | None = setting(None, "texts that end a response; null takes the task's own")
@@ -358,11 +358,9 @@ class Config:
                 f"rater.form 'pair' takes candidates two by two: sampling.candidates must be even, got "
                 f"{self.sampling.candidates}"
             )
-        longest, least = self.task.max_response_tokens, self.task.min_response_tokens
+        longest, least = self.task.max_new_tokens, self.task.min_new_tokens
         if longest is not None and least is not None and least > longest:
-            raise ConfigError(
-                f"task.min_response_tokens ({least}) must be at most task.max_response_tokens ({longest})"
-            )
+            raise ConfigError(f"task.min_new_tokens ({least}) must be at most task.max_new_tokens ({longest})")
 
 
 SECTIONS: dict[str, type[Section]] = {

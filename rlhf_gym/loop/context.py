@@ -109,15 +109,15 @@ class RunContext:
         Raises:
             TaskError: one does not; it is named.
         """
-        room = self.reference.context_length - self.task.max_response_tokens
+        room = self.reference.context_length - self.task.max_new_tokens
         for prompt in prompts:
             length = len(self.reference.tokenizer.encode_prompt(prompt.text))
             if length > room:
                 raise TaskError(
                     f"the prompt {shorten(prompt.text)} has {length} tokens; with responses of up to "
-                    f"{self.task.max_response_tokens} tokens, {self.reference.name!r} (context of "
+                    f"{self.task.max_new_tokens} tokens, {self.reference.name!r} (context of "
                     f"{self.reference.context_length}) takes prompts of at most {max(room, 0)}. Shorten it, leave it out, or "
-                    "lower task.max_response_tokens"
+                    "lower task.max_new_tokens"
                 )
 
     @cached_property
@@ -131,7 +131,7 @@ class RunContext:
         """Length and forbidden tokens, as the environment has them."""
         tokenizer = self.reference.tokenizer
         task = self.task
-        return Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
+        return Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
 
     def seed(self, round_number: int, stage: str) -> int:
         """The seed of one stage: streams of different stages, rounds and runs never overlap."""
@@ -181,11 +181,11 @@ def task_of(config: TaskConfig) -> Task:
         task = replace(task, held_out=prompts_from_file(config.held_out, column=config.prompt_column))
     if not task.held_out:
         raise TaskError(f"task {task.name!r} holds no prompts out to evaluate on; give some: --set task.held_out=FILE")
-    if config.max_response_tokens is not None:
-        low = min(task.min_response_tokens, config.max_response_tokens)
-        task = replace(task, max_response_tokens=config.max_response_tokens, min_response_tokens=low)
-    if config.min_response_tokens is not None:
-        task = replace(task, min_response_tokens=config.min_response_tokens)
+    if config.max_new_tokens is not None:
+        low = min(task.min_new_tokens, config.max_new_tokens)
+        task = replace(task, max_new_tokens=config.max_new_tokens, min_new_tokens=low)
+    if config.min_new_tokens is not None:
+        task = replace(task, min_new_tokens=config.min_new_tokens)
     return task if config.stop is None else replace(task, stop=config.stop)
 
 

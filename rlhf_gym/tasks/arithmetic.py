@@ -56,7 +56,7 @@ def arithmetic_task(
         "arithmetic",
         string.digits + "".join(chosen) + "=",
         draw,
-        max_response_tokens=longest + 1,
+        max_new_tokens=longest + 1,
         reward=matching if partial else exact,
         metrics={"exact": exact},
         num_prompts=num_prompts,

@@ -22,8 +22,8 @@ class Task:
         prompts: prompts to train on.
         held_out: prompts never trained on, for evaluation.
         reward: scores samples (see :class:`~rlhf_gym.rewards.base.Reward`); None when the loop brings its own (a reward model).
-        max_response_tokens: the length limit of a response, in tokens; reaching it ends the episode.
-        min_response_tokens: EOS is not allowed before this many tokens.
+        max_new_tokens: the length limit of a response, in tokens; reaching it ends the episode.
+        min_new_tokens: EOS is not allowed before this many tokens.
         stop: texts that end a response where they appear; the response is cut before them.
         metrics: further rewards that are reported, never optimised, by name.
         tokenizer: the tokenizer of a task that has a vocabulary of its own; an environment may be given another.
@@ -36,8 +36,8 @@ class Task:
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt] = ()
     reward: Callable[..., Any] | None = None
-    max_response_tokens: int = 32
-    min_response_tokens: int = 0
+    max_new_tokens: int = 32
+    min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
@@ -45,12 +45,11 @@ class Task:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise TaskError(f"task {self.name!r} has no prompts; give it at least one")
-        if self.max_response_tokens < 1:
-            raise TaskError(f"max_response_tokens must be at least 1, got {self.max_response_tokens}")
-        if not 0 <= self.min_response_tokens <= self.max_response_tokens:
+        if self.max_new_tokens < 1:
+            raise TaskError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise TaskError(
-                f"min_response_tokens must lie in 0..max_response_tokens ({self.max_response_tokens}), "
-                f"got {self.min_response_tokens}"
+                f"min_new_tokens must lie in 0..max_new_tokens ({self.max_new_tokens}), got {self.min_new_tokens}"
             )
 
     def cut(self, text: str) -> str:

@@ -110,7 +110,7 @@ def brackets_task(
         "brackets",
         "".join(PAIRS[:kinds]),
         draw,
-        max_response_tokens=depth + 1,
+        max_new_tokens=depth + 1,
         reward=closed if partial else balanced,
         metrics={"balanced": balanced},
         num_prompts=num_prompts,

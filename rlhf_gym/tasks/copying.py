@@ -76,7 +76,7 @@ def _copying(
         name,
         letters + ">",
         draw,
-        max_response_tokens=length + 1,
+        max_new_tokens=length + 1,
         reward=matching if partial else exact,
         metrics={"exact": exact},
         num_prompts=num_prompts,

@@ -42,7 +42,7 @@ PARTS = {
 def detox_task(
     *,
     harmless_weight: float = 2.0,
-    max_response_tokens: int = 32,
+    max_new_tokens: int = 32,
     num_prompts: int | None = None,
     seed: int = 0,
 ) -> Task:
@@ -52,7 +52,7 @@ def detox_task(
 
     Args:
         harmless_weight: what abuse costs, at least 0; 0 asks for helpfulness alone.
-        max_response_tokens: the length limit.
+        max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order.
 
@@ -71,7 +71,7 @@ def detox_task(
         draw,
         reward=Sum([(term(helpful), 1.0), (term(harmless), harmless_weight)], name="detox"),
         metrics={"abusive": harmless.abusive, "repetition": Repetition(n=2), "perplexity": Perplexity()},
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,
         texts=invitations(),

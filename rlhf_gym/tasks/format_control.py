@@ -42,7 +42,7 @@ def format_task(
     *,
     formats: tuple[str, ...] | list[str] = tuple(FORMATS),
     partial: bool = True,
-    max_response_tokens: int = 40,
+    max_new_tokens: int = 40,
     num_prompts: int | None = None,
     seed: int = 0,
 ) -> Task:
@@ -52,7 +52,7 @@ def format_task(
         formats: which of :data:`FORMATS` are asked for.
         partial: a response with some of the form's signs earns up to a half (:func:`near_format`); False: only the whole form
             counts, which the embedded model hardly ever writes by chance.
-        max_response_tokens: the length limit.
+        max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order and the forms.
 
@@ -71,7 +71,7 @@ def format_task(
         draw,
         reward=near_format if partial else in_format,
         metrics={"in_format": in_format, "repetition": Repetition(n=2), "perplexity": Perplexity()},
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,
     )

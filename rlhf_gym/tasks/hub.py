@@ -39,7 +39,7 @@ class HubEntry:
     template: str | None = None
     reward: str | Mapping[str, Any] | None = None
     metrics: Mapping[str, str | Mapping[str, Any]] = field(default_factory=dict)
-    max_response_tokens: int = 32
+    max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
 
     @property
@@ -66,7 +66,7 @@ def hub_task(
     held_out: Table | bool = True,
     reward: RewardSpec | None = None,
     metrics: Mapping[str, RewardSpec] | None = None,
-    max_response_tokens: int | None = None,
+    max_new_tokens: int | None = None,
     num_prompts: int | None = None,
     num_held_out: int | None = 1000,
     seed: int = 0,
@@ -84,7 +84,7 @@ def hub_task(
         reward: replaces the table's; needed for data sets that have none of their own, unless the environment or the loop
             brings one.
         metrics: replace the table's.
-        max_response_tokens: replaces the table's.
+        max_new_tokens: replaces the table's.
         num_prompts: take as many rows to train on, from the top; None takes all.
         num_held_out: likewise, of the split held out.
         seed: of the prompts' order.
@@ -116,7 +116,7 @@ def hub_task(
         reward=entry.reward if reward is None else reward,
         metrics=entry.metrics if metrics is None else metrics,
         name=dataset,
-        max_response_tokens=max_response_tokens or entry.max_response_tokens,
+        max_new_tokens=max_new_tokens or entry.max_new_tokens,
         stop=entry.stop,
         seed=seed,
     )

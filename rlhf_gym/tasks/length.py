@@ -14,7 +14,7 @@ from rlhf_gym.tasks.requests import request_task
 def length_task(
     *,
     targets: tuple[int, ...] | list[int] = (4, 8, 12, 16, 20),
-    max_response_tokens: int = 48,
+    max_new_tokens: int = 48,
     num_prompts: int | None = None,
     seed: int = 0,
 ) -> Task:
@@ -22,7 +22,7 @@ def length_task(
 
     Args:
         targets: the numbers of words that are asked for, each at least 1.
-        max_response_tokens: the length limit.
+        max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order and the numbers.
 
@@ -41,7 +41,7 @@ def length_task(
         draw,
         reward=closeness,
         metrics={"exact": exact_length, "words": word_count, "repetition": Repetition(n=2), "perplexity": Perplexity()},
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,
     )

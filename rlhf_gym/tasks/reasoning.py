@@ -23,7 +23,7 @@ def reasoning_task(
     config: Mapping[str, Any] | None = None,
     template: str = "{question}",
     tag: str | None = None,
-    max_response_tokens: int = 128,
+    max_new_tokens: int = 128,
     num_prompts: int = 500,
     num_held_out: int = 100,
     seed: int = 0,
@@ -36,7 +36,7 @@ def reasoning_task(
             ``{"datasets": [{"name": "chain_sum", "weight": 1, "config": {}}, ...]}``.
         template: the prompt, made of the ``question``.
         tag: the answer is what the response has between ``<tag>`` and ``</tag>``, the last time; None takes the whole response.
-        max_response_tokens: the length limit.
+        max_new_tokens: the length limit.
         num_prompts: questions to train on; a generator that has fewer gives all it has.
         num_held_out: questions for evaluation; they depend on neither ``seed`` nor ``num_prompts``.
         seed: of the questions that are trained on.
@@ -61,7 +61,7 @@ def reasoning_task(
         prompts=train,
         held_out=held_out,
         reward=reward,
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         metrics={"solved": reward.solved},
     )
 

@@ -22,7 +22,7 @@ def request_task(
     *,
     reward: Callable[..., Any],
     metrics: Mapping[str, Callable[..., Any]],
-    max_response_tokens: int,
+    max_new_tokens: int,
     num_prompts: int | None,
     seed: int,
     texts: Sequence[str] | None = None,
@@ -37,7 +37,7 @@ def request_task(
         draw: draws a request, for one text after another.
         reward: the task's reward.
         metrics: what is reported beside it.
-        max_response_tokens: the length limit.
+        max_new_tokens: the length limit.
         num_prompts: how many texts to train on; None takes all.
         seed: of the order and of the requests that are trained on.
         texts: openings to write on from; None takes the sentiment task's.
@@ -59,7 +59,7 @@ def request_task(
         prompts=[_ask(text, draw, rng) for text in chosen],
         held_out=[_ask(text, draw, fixed) for text in kept],
         reward=reward,
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         metrics=metrics,
     )
 

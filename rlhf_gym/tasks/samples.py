@@ -5,7 +5,7 @@ A *prompt* is what the language model is asked; a *sample* is one prompt with on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,3 +40,21 @@ class Sample:
     prompt_ids: tuple[int, ...] = ()
     response_ids: tuple[int, ...] = ()
     ended: bool = True
+
+
+def column_names(prompts: Iterable[Prompt]) -> list[str]:
+    """The names of all columns that some of these prompts have."""
+    return list(dict.fromkeys(name for p in prompts for name in p.columns))
+
+
+def columns_of(prompts: Sequence[Prompt], names: Sequence[str] | None = None) -> dict[str, list[Any]]:
+    """The prompts' columns by name; None where a prompt has none of that name.
+
+    Args:
+        prompts: some of a task's prompts.
+        names: the names of all of the task's columns, so that a reward finds the same ones whichever prompts share its
+            batch; None: those that these prompts have.
+    """
+    return {
+        name: [p.columns.get(name) for p in prompts] for name in (column_names(prompts) if names is None else names)
+    }

@@ -82,8 +82,8 @@ def is_held_out(text: str) -> bool:
 
 def sentiment_task(
     *,
-    max_response_tokens: int = 32,
-    min_response_tokens: int = 0,
+    max_new_tokens: int = 32,
+    min_new_tokens: int = 0,
     num_prompts: int | None = None,
     reward: Callable[..., Any] | None = None,
     seed: int = 0,
@@ -91,8 +91,8 @@ def sentiment_task(
     """Go on with an opening of a film review so that it praises.
 
     Args:
-        max_response_tokens: the length limit.
-        min_response_tokens: EOS is not allowed before this many tokens.
+        max_new_tokens: the length limit.
+        min_new_tokens: EOS is not allowed before this many tokens.
         num_prompts: how many openings to train on; None takes all (some 1,100).
         reward: replaces the embedded sentiment scorer's log-odds.
         seed: seed of the order.
@@ -115,6 +115,6 @@ def sentiment_task(
         prompts=train,
         held_out=held_out,
         reward=SentimentScorer.embedded() if reward is None else reward,
-        max_response_tokens=max_response_tokens,
-        min_response_tokens=min_response_tokens,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
     )

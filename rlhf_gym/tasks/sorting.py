@@ -47,7 +47,7 @@ def sort_task(
         "sort",
         digits + ">",
         draw,
-        max_response_tokens=length + 1,
+        max_new_tokens=length + 1,
         reward=matching if partial else exact,
         metrics={"exact": exact},
         num_prompts=num_prompts,

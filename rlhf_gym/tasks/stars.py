@@ -15,7 +15,7 @@ from rlhf_gym.tasks.requests import request_task
 def stars_task(
     *,
     stars: tuple[int, ...] | list[int] = (1, 2, 3, 4, 5),
-    max_response_tokens: int = 32,
+    max_new_tokens: int = 32,
     num_prompts: int | None = None,
     seed: int = 0,
 ) -> Task:
@@ -23,7 +23,7 @@ def stars_task(
 
     Args:
         stars: the ratings that are asked for, each 1..5.
-        max_response_tokens: the length limit.
+        max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order and the ratings.
 
@@ -43,7 +43,7 @@ def stars_task(
         draw,
         reward=rating,
         metrics={"same_rating": rating.same, "repetition": Repetition(n=2), "perplexity": Perplexity()},
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,
     )

@@ -86,7 +86,7 @@ def symbol_task(
     symbols: str,
     draw: Draw,
     *,
-    max_response_tokens: int,
+    max_new_tokens: int,
     reward: Callable[..., Any],
     metrics: Mapping[str, Callable[..., Any]],
     num_prompts: int,
@@ -98,7 +98,7 @@ def symbol_task(
         name: the task's name.
         symbols: the vocabulary beside EOS and padding.
         draw: gives a prompt and its columns.
-        max_response_tokens: the length limit, EOS included.
+        max_new_tokens: the length limit, EOS included.
         reward: the task's reward.
         metrics: what is reported beside it.
         num_prompts: distinct prompts to draw; a task that has fewer gives all it has.
@@ -123,7 +123,7 @@ def symbol_task(
         prompts=train or prompts,
         held_out=held_out,
         reward=reward,
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         metrics=metrics,
         tokenizer=SymbolTokenizer(symbols),
     )

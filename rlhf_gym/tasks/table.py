@@ -35,8 +35,8 @@ def table_task(
     columns: Mapping[str, str] | None = None,
     metrics: Mapping[str, RewardSpec] | None = None,
     name: str = "table",
-    max_response_tokens: int = 32,
-    min_response_tokens: int = 0,
+    max_new_tokens: int = 32,
+    min_new_tokens: int = 0,
     stop: Sequence[str] = (),
     num_prompts: int | None = None,
     seed: int = 0,
@@ -56,8 +56,8 @@ def table_task(
         columns: renames columns, new name to old: ``{"reference": "highlights"}`` for rewards that ask for ``reference``.
         metrics: further rewards that are reported, never optimised, by name.
         name: the task's name.
-        max_response_tokens: the length limit of a response.
-        min_response_tokens: EOS is not allowed before this many tokens.
+        max_new_tokens: the length limit of a response.
+        min_new_tokens: EOS is not allowed before this many tokens.
         stop: texts that end a response where they appear.
         num_prompts: take as many rows, from the top; None takes all.
         seed: of the order in which the prompts stand in the task.
@@ -94,8 +94,8 @@ def table_task(
         prompts=train,
         held_out=kept,
         reward=as_reward(reward),
-        max_response_tokens=max_response_tokens,
-        min_response_tokens=min_response_tokens,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
         stop=tuple(stop),
         metrics={key: _known(as_reward(metric)) for key, metric in (metrics or {}).items()},
     )

@@ -37,7 +37,7 @@ class TrlExport:
 def to_trl(task: Task, *, conversational: bool = False, reward: Callable[..., Any] | None = None) -> TrlExport:
     """Export a task.
 
-    ``GRPOTrainer(model, args=GRPOConfig(reward_weights=export.reward_weights, max_completion_length=task.max_response_tokens),
+    ``GRPOTrainer(model, args=GRPOConfig(reward_weights=export.reward_weights, max_completion_length=task.max_new_tokens),
     train_dataset=export.train_dataset, reward_funcs=export.reward_funcs)`` trains on it.
 
     Args:

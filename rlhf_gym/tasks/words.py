@@ -21,7 +21,7 @@ WORDS = (
 def words_task(
     *,
     num_words: int = 2,
-    max_response_tokens: int = 32,
+    max_new_tokens: int = 32,
     num_prompts: int | None = None,
     seed: int = 0,
 ) -> Task:
@@ -29,7 +29,7 @@ def words_task(
 
     Args:
         num_words: words to use, 1..6.
-        max_response_tokens: the length limit.
+        max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order and the words.
 
@@ -47,7 +47,7 @@ def words_task(
         draw,
         reward=coverage,
         metrics={"all_words": all_words, "repetition": Repetition(n=2), "perplexity": Perplexity()},
-        max_response_tokens=max_response_tokens,
+        max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_gym.envs.prompt_draws import AHEAD, PromptDraws, slot_generator
+from rlhf_gym.envs.prompts import AHEAD, PromptDraws, slot_generator
 
 EVERY = np.ones(3, dtype=np.bool_)
 
