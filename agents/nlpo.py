@@ -19,7 +19,7 @@ from rlhf_gym.agents.common.settings import check_settings, refuse_lacking
 from rlhf_gym.agents.ppo import PPO
 from rlhf_gym.lm.decoding import CachedDecoder
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.response_log_probs import masked_logits
+from rlhf_gym.lm.log_probs import masked_logits
 from rlhf_gym.lm.sampling import sample_tokens, top_p_mask
 
 

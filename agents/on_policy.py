@@ -18,12 +18,11 @@ from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.metrics import check_finite, rollout_metrics
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat, pad, unpack_masks
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.response_log_probs import token_log_probs
+from rlhf_gym.lm.log_probs import token_log_probs
 from rlhf_gym.lm.sequences import (
     SequenceBatch,
     batches_by_length,
     pack_sequences,
-    response_hidden,
     response_positions,
 )
 
@@ -107,7 +106,7 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
         with torch.no_grad():
             for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
                 episodes = [rollout.episodes[i] for i in rows]
-                flat_values = self.policy.values(response_hidden(self.policy.value_trunk, self._pack(episodes)))
+                flat_values = self.policy.values(self.policy.value_trunk.response_states(self._pack(episodes)))
                 for i, row in zip(rows, torch.split(flat_values, [rollout.lengths[i] for i in rows]), strict=True):
                     values[i] = row.cpu()
         rollout.values = pad(rollout.mask, values)
@@ -122,7 +121,7 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
         batch: SequenceBatch | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         batch = self._pack(episodes) if batch is None else batch
-        hidden = response_hidden(model, batch) if hidden is None else hidden
+        hidden = model.response_states(batch) if hidden is None else hidden
         allowed = unpack_masks(episodes, model.vocab_size)
         return token_log_probs(
             model, hidden, batch.responses[batch.response_mask], response_positions(batch), self.sampling,
@@ -148,13 +147,13 @@ class TokenOnPolicyAlgorithm(TokenAlgorithm):
             micro = [rows[g] for g in group]
             episodes = [rollout.episodes[i] for i in micro]
             batch = self._pack(episodes)
-            hidden = response_hidden(self.policy.language_model, batch)
+            hidden = self.policy.language_model.response_states(batch)
             logs, entropies = self._chosen(
                 self.policy.language_model, episodes, entropy=entropy, hidden=hidden, batch=batch
             )
             values = None
             if self.policy.value_trunk is not None:
-                values = self.policy.values(response_hidden(self.policy.value_trunk, batch))
+                values = self.policy.values(self.policy.value_trunk.response_states(batch))
             elif self.policy.value_head is not None:
                 values = self.policy.values(hidden)
             yield micro, logs, -logs.detach() if entropies is None else entropies, values

@@ -16,9 +16,9 @@ from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
 from rlhf_gym.agents.common.settings import check_settings, refuse_lacking
 from rlhf_gym.agents.ppo import PPO
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.response_log_probs import masked_logits
+from rlhf_gym.lm.log_probs import masked_logits
 from rlhf_gym.lm.sampling import behaviour_log_probs
-from rlhf_gym.lm.sequences import batches_by_length, response_hidden, response_positions
+from rlhf_gym.lm.sequences import batches_by_length, response_positions
 
 
 class TRPO(PPO):
@@ -95,7 +95,7 @@ class TRPO(PPO):
         for group in batches_by_length([rollout.totals[i] for i in rows], self.tokens_per_batch):
             micro = [rows[g] for g in group]
             batch = self._pack([rollout.episodes[i] for i in micro])
-            values = self.policy.values(response_hidden(self.policy.value_trunk, batch))
+            values = self.policy.values(self.policy.value_trunk.response_states(batch))
             loss = clipped_value_loss(
                 values, self.flat(rollout.values, micro), self.flat(rollout.returns, micro), self.clip_range_vf
             ).loss
@@ -196,12 +196,15 @@ class TRPO(PPO):
     def _distribution(
         self, rollout: Rollout, model: LanguageModel, rows: list[int], kept: Tensor | None = None
     ) -> Tensor:
-        """Next-token log-probabilities ``[N, V]`` at the response tokens of some episodes, within ``kept`` if given."""
+        """Next-token log-probabilities ``[N, V]`` at the response tokens of some episodes, within ``kept`` if given.
+
+        Dense, not in chunks: the exact KL needs the whole distribution, and the Fisher matrix differentiates it twice.
+        """
         episodes = [rollout.episodes[i] for i in rows]
         batch, allowed = self._pack(episodes), unpack_masks(episodes, model.vocab_size)
         allowed = None if allowed is None else allowed.to(self.device)
         logits = masked_logits(
-            model, response_hidden(model, batch), response_positions(batch), self.policy.limits, allowed
+            model, model.response_states(batch), response_positions(batch), self.policy.limits, allowed
         )
         if kept is None:
             return behaviour_log_probs(logits, self.sampling)

@@ -21,9 +21,9 @@ from rlhf_gym.agents.common.token_envs import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.response_log_probs import token_log_probs
+from rlhf_gym.lm.log_probs import token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.lm.sequences import pack_sequences, response_hidden, response_positions
+from rlhf_gym.lm.sequences import pack_sequences, response_positions
 
 LIMIT = 12
 
@@ -121,7 +121,7 @@ def test_learning_agrees_with_generation_on_either_side_of_padding(
     env.reset()
     episodes = collect_by_decoding(env, policy, seed=5, first_episode=0, rounds=2)
     batch = pack_sequences([e.prompt_ids for e in episodes], [e.response_ids for e in episodes], 1, side=side)
-    hidden = response_hidden(model, batch)
+    hidden = model.response_states(batch)
     chosen, _ = token_log_probs(
         model, hidden, batch.responses[batch.response_mask], response_positions(batch), sampling, policy.limits
     )
@@ -174,7 +174,7 @@ def test_masks_hold_in_sampling_and_in_learning_and_rewards_per_token_are_kept()
     assert allowed is not None
     batch = pack_sequences([e.prompt_ids for e in episodes], [e.response_ids for e in episodes], 1)
     chosen, entropy = token_log_probs(
-        model, response_hidden(model, batch), batch.responses[batch.response_mask], response_positions(batch),
+        model, model.response_states(batch), batch.responses[batch.response_mask], response_positions(batch),
         Sampling(), policy.limits, allowed=allowed, entropy=True,
     )  # fmt: skip
     torch.testing.assert_close(chosen, torch.tensor([x for e in episodes for x in e.log_probs]), atol=1e-5, rtol=0)
@@ -228,7 +228,7 @@ def test_a_token_that_has_left_the_nucleus_has_a_finite_log_probability() -> Non
     model = tiny_language_model(scale=4.0)
     batch = pack_sequences([[2, 3]], [list(range(2, 28))], 1)
     sampling, limits = Sampling(0.7, top_k=3), Limits(0, (1,))
-    hidden = response_hidden(model, batch).detach().requires_grad_(True)
+    hidden = model.response_states(batch).detach().requires_grad_(True)
     chosen, _ = token_log_probs(model, hidden, batch.responses[0], response_positions(batch), sampling, limits)
     assert bool(torch.isfinite(chosen).all())
     assert bool((chosen <= 0).all())

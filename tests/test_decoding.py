@@ -14,8 +14,9 @@ from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.cache import SPARE, SlotCache
 from rlhf_gym.lm.decoding import CachedDecoder, cut_at_stop, generate
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.log_probs import response_log_probs, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.lm.sequences import chosen_log_probs, pack_sequences, response_hidden, token_log_probs
+from rlhf_gym.lm.sequences import pack_sequences, response_positions
 
 KINDS = ("gpt2", "llama")
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10, 11], [3, 3]]
@@ -113,7 +114,7 @@ def test_other_families_too_with_or_without_a_cache(name: str, options: dict[str
     other = family(name, **sizes | ({"num_key_value_heads": 2} if name == "Gemma2" else {}) | options)
     generations = generate(other, PROMPTS * 2, LIMITS, seed=3, batch_size=5)
     assert other.slots_work is slots
-    logs = token_log_probs(other, PROMPTS * 2, [g.ids for g in generations], Sampling(), LIMITS)
+    logs = response_log_probs(other, PROMPTS * 2, [g.ids for g in generations], Sampling(), LIMITS)
     for g, row in zip(generations, logs, strict=True):
         torch.testing.assert_close(row, torch.tensor(g.log_probs), atol=1e-5, rtol=1e-5)
 
@@ -125,7 +126,10 @@ def test_generation_log_probs_equal_teacher_forcing(model: LanguageModel, sampli
     assert {g.ended for g in generations} <= {True, False}
     batch = pack_sequences(PROMPTS, [g.ids for g in generations], 1, side=side)  # type: ignore[arg-type]
     with torch.no_grad():
-        chosen, _ = chosen_log_probs(model, batch, response_hidden(model, batch), sampling, LIMITS)
+        chosen, _ = token_log_probs(
+            model, model.response_states(batch), batch.responses[batch.response_mask], response_positions(batch),
+            sampling, LIMITS,
+        )  # fmt: skip
     expected = torch.tensor([x for g in generations for x in g.log_probs])
     torch.testing.assert_close(chosen, expected, atol=1e-5, rtol=1e-5)
 
@@ -197,7 +201,7 @@ def test_minimum_length_holds_back_eos(model: LanguageModel) -> None:
     limits = Limits(eos_id=0, suppress_tokens=(1,), min_new_tokens=7, max_new_tokens=20)
     generations = generate(model, PROMPTS * 4, limits, seed=1)
     assert min(len(g.ids) for g in generations) >= 8
-    logs = token_log_probs(model, PROMPTS * 4, [g.ids for g in generations], Sampling(), limits)
+    logs = response_log_probs(model, PROMPTS * 4, [g.ids for g in generations], Sampling(), limits)
     for g, row in zip(generations, logs, strict=True):
         torch.testing.assert_close(row, torch.tensor(g.log_probs), atol=1e-5, rtol=1e-5)
 

@@ -13,7 +13,6 @@ from rlhf_gym.lm.sampling import (
     Limits,
     Sampling,
     behaviour_log_probs,
-    behaviour_logits,
     episode_uniforms,
     sample_tokens,
     top_p_mask,
@@ -79,14 +78,6 @@ def test_a_row_without_a_distribution_is_refused(size: int, value: float) -> Non
     log_probs[1] = value
     with pytest.raises(ModelError, match="no next token can be drawn"):
         sample_tokens(log_probs, torch.tensor([0.5, 0.5], dtype=torch.float64))
-
-
-def test_a_chosen_token_is_kept_and_the_rest_is_as_it_was() -> None:
-    chosen = torch.tensor([3])
-    got = behaviour_logits(LOGITS, Sampling(top_k=1), chosen=chosen).softmax(-1)
-    torch.testing.assert_close(got, torch.tensor([[0.5, 0, 0, 0.05]]) / 0.55)
-    kept = behaviour_logits(LOGITS, Sampling(top_k=1), chosen=torch.tensor([0]))
-    assert torch.equal(kept, behaviour_logits(LOGITS, Sampling(top_k=1)))
 
 
 def test_noise_depends_on_seed_and_episode_alone() -> None:

@@ -18,9 +18,10 @@ from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.decoding import CachedDecoder, generate
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.seq2seq import Seq2SeqModel
-from rlhf_gym.lm.sequences import pack_sequences, response_hidden, token_log_probs
+from rlhf_gym.lm.sequences import pack_sequences
 from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
@@ -40,7 +41,7 @@ def test_decoding_teacher_forcing_and_transformers_own_forward_agree(kind: Kind,
     model = tiny_seq2seq(kind, scale=2.0)
     written = generate(model, PROMPTS, LIMITS, seed=3, batch_size=batch_size)
     assert len({len(g.ids) for g in written}) >= 3  # slots start over at different times
-    logs = token_log_probs(model, PROMPTS, [g.ids for g in written], Sampling(), LIMITS)
+    logs = response_log_probs(model, PROMPTS, [g.ids for g in written], Sampling(), LIMITS)
     for prompt, one, log_probs in zip(PROMPTS, written, logs, strict=True):
         torch.testing.assert_close(torch.tensor(one.log_probs), log_probs, atol=1e-5, rtol=0)
         with torch.no_grad():
@@ -89,9 +90,9 @@ def test_padding_its_side_and_company_change_nothing(kind: Kind) -> None:
     model = tiny_seq2seq(kind, scale=2.0)
     prompts, responses = [[2, 3, 4, 5], [6]], [[7, 0], [8, 9, 10, 11, 0]]
     with torch.no_grad():
-        right = response_hidden(model, pack_sequences(prompts, responses, 1))
-        left = response_hidden(model, pack_sequences(prompts, responses, 1, side="left"))
-        alone = [response_hidden(model, pack_sequences([p], [r], 1)) for p, r in zip(prompts, responses, strict=True)]
+        right = model.response_states(pack_sequences(prompts, responses, 1))
+        left = model.response_states(pack_sequences(prompts, responses, 1, side="left"))
+        alone = [model.response_states(pack_sequences([p], [r], 1)) for p, r in zip(prompts, responses, strict=True)]
     torch.testing.assert_close(left, right)
     torch.testing.assert_close(torch.cat(alone), right, atol=1e-5, rtol=1e-5)
 
@@ -114,10 +115,10 @@ def test_gradients_reach_the_encoder_and_nothing_after_the_end() -> None:
     model = tiny_seq2seq(scale=2.0)
     network: Any = model.model
     batch = pack_sequences([[2, 3], [4, 5, 6]], [[7, 0], [8, 9, 10, 0]], 1)
-    model.logits(response_hidden(model, batch)).log_softmax(-1).sum().backward()
+    model.logits(model.response_states(batch)).log_softmax(-1).sum().backward()
     gradient = network.get_encoder().block[0].layer[0].SelfAttention.q.weight.grad
     assert float(gradient.abs().sum()) > 0
-    states = response_hidden(model, batch)
+    states = model.response_states(batch)
     assert states.shape[0] == 6  # two tokens of the first response, four of the second
     model.model.zero_grad()
     states[:2].sum().backward()

@@ -10,17 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_language_model
 
-from rlhf_gym.lm import sequences
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.log_probs import chosen_and_entropy
+from rlhf_gym.lm.log_probs import response_log_probs, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs
-from rlhf_gym.lm.sequences import (
-    batches_by_length,
-    chosen_log_probs,
-    pack_sequences,
-    response_hidden,
-    token_log_probs,
-)
+from rlhf_gym.lm.sequences import SequenceBatch, batches_by_length, pack_sequences, response_positions
 
 PROMPTS = [[2, 3, 4], [5], [6, 7]]
 RESPONSES = [[8, 9], [10, 11, 12, 0], [13]]
@@ -31,6 +24,13 @@ SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def model(request: pytest.FixtureRequest) -> LanguageModel:
     return tiny_language_model(request.param, scale=4.0)
+
+
+def batch_log_probs(
+    model: LanguageModel, batch: SequenceBatch, sampling: Sampling, limits: Limits, *, entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    hidden, tokens = model.response_states(batch), batch.responses[batch.response_mask]
+    return token_log_probs(model, hidden, tokens, response_positions(batch), sampling, limits, entropy=entropy)
 
 
 def test_right_padding_worked_by_hand() -> None:
@@ -62,9 +62,9 @@ def test_sequences_that_cannot_be_packed_are_refused(prompts: list[list[int]], r
 
 
 def test_an_empty_response_has_no_log_probs(model: LanguageModel) -> None:
-    logs = token_log_probs(model, [[2, 3], [4]], [[], [5, 6]], Sampling(), LIMITS)
+    logs = response_log_probs(model, [[2, 3], [4]], [[], [5, 6]], Sampling(), LIMITS)
     assert [len(row) for row in logs] == [0, 2]
-    assert [len(row) for row in token_log_probs(model, [[2, 3]], [[]], Sampling(), LIMITS)] == [0]
+    assert [len(row) for row in response_log_probs(model, [[2, 3]], [[]], Sampling(), LIMITS)] == [0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -77,7 +77,7 @@ def test_log_probs_are_those_of_each_sequence_alone(model: LanguageModel, data: 
     sampling = data.draw(st.sampled_from([Sampling(), Sampling(0.7), Sampling(1.5)]))
     batch = pack_sequences(prompts, responses, 1, side=data.draw(st.sampled_from(SIDES)))
     with torch.no_grad():
-        ours, entropies = chosen_log_probs(model, batch, response_hidden(model, batch), sampling, LIMITS, entropy=True)
+        ours, entropies = batch_log_probs(model, batch, sampling, LIMITS, entropy=True)
         assert entropies is not None
         expected, expected_entropies = [], []
         for prompt, response in zip(prompts, responses, strict=True):
@@ -89,22 +89,14 @@ def test_log_probs_are_those_of_each_sequence_alone(model: LanguageModel, data: 
             expected_entropies.append(-(kept.exp() * kept).sum(-1))
     torch.testing.assert_close(ours, torch.cat(expected), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropies, torch.cat(expected_entropies), atol=2e-5, rtol=1e-5)
-    listed = token_log_probs(model, prompts, responses, sampling, LIMITS, tokens_per_batch=16)
+    listed = response_log_probs(model, prompts, responses, sampling, LIMITS, tokens_per_batch=16)
     torch.testing.assert_close(torch.cat(listed), ours, atol=1e-5, rtol=1e-5)
-
-
-def test_little_memory_at_a_time_changes_nothing(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = token_log_probs(model, PROMPTS, RESPONSES, Sampling(), LIMITS)
-    monkeypatch.setattr(sequences, "_LOGITS_AT_ONCE", 3 * model.vocab_size)
-    parts = token_log_probs(model, PROMPTS, RESPONSES, Sampling(), LIMITS)
-    for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=2), Sampling(top_p=0.2)])
 def test_a_drawn_token_counts_as_kept(model: LanguageModel, sampling: Sampling) -> None:
     # After an update, or under the reference, it may be out of the nucleus: -inf would make KL and loss infinite.
-    logs = torch.cat(token_log_probs(model, PROMPTS, RESPONSES, sampling, LIMITS))
+    logs = torch.cat(response_log_probs(model, PROMPTS, RESPONSES, sampling, LIMITS))
     assert torch.isfinite(logs).all()
     assert (logs <= 0).all()
 
@@ -114,15 +106,14 @@ def test_gradients_are_those_of_the_plain_formula(model: LanguageModel) -> None:
     weights = torch.tensor([0.3, -1.0, 2.0, 0.0, 0.7, -0.2, 1.0])
 
     def gradient(plainly: bool) -> list[torch.Tensor]:
-        hidden = response_hidden(model, batch)
         if plainly:
-            logits = model.logits(hidden).clone()
+            logits = model.logits(model.response_states(batch)).clone()
             logits[:, 1] = -1e9
             logs = behaviour_log_probs(logits, Sampling(0.7))
             chosen = logs.gather(-1, batch.responses[batch.response_mask][:, None]).squeeze(-1)
             entropy = -(logs.exp() * logs).sum(-1)
         else:
-            chosen, maybe = chosen_log_probs(model, batch, hidden, Sampling(0.7), LIMITS, entropy=True)
+            chosen, maybe = batch_log_probs(model, batch, Sampling(0.7), LIMITS, entropy=True)
             assert maybe is not None
             entropy = maybe
         loss = (weights * chosen).sum() + 0.5 * (weights.flip(0) * entropy).sum()
@@ -130,21 +121,6 @@ def test_gradients_are_those_of_the_plain_formula(model: LanguageModel) -> None:
 
     for ours, plain in zip(gradient(False), gradient(True), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("entropy", [False, True])
-def test_token_scores_pass_gradcheck(entropy: bool) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(5, 7, dtype=torch.float64)
-    tokens = torch.tensor([0, 6, 2, 2, 4])
-    suppress_tokens = torch.zeros(7, dtype=torch.float64)
-    suppress_tokens[5] = -torch.inf
-
-    def outputs(z: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        chosen, entropies = chosen_and_entropy(z + suppress_tokens, tokens, entropy=entropy)
-        return (chosen,) if entropies is None else (chosen, entropies)
-
-    assert torch.autograd.gradcheck(outputs, (logits.requires_grad_(),))
 
 
 def test_batches_hold_like_lengths_within_their_limit() -> None:

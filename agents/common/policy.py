@@ -17,7 +17,7 @@ from rlhf_gym.agents.common.predictor import CachedPredictor
 from rlhf_gym.agents.common.value_head import ValueHead, value_trunk
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.response_log_probs import masked_logits, token_log_probs
+from rlhf_gym.lm.log_probs import masked_logits, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, sample_tokens
 from rlhf_gym.reward_model import RewardModel
 

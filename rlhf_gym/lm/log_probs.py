@@ -1,83 +1,150 @@
-"""Log-probability of a chosen token, and entropy, of many categorical distributions at once: as fast as memory allows.
+"""Log-probabilities of response tokens under the distribution they are drawn from: one path for everybody.
 
-What ``log_softmax``, ``gather`` and a sum would give, without their intermediates of the size of the logits: the rows go
-through in blocks that stay in the processor's cache, and the backward pass rebuilds probabilities from the logits and one
-number a row.
+Policy, reference, evaluation and perplexity all come here. Logits are computed from hidden states for one chunk of tokens at
+a time, so memory does not grow with the number of tokens times the vocabulary. With gradients, a chunk's logits are computed
+once more in the backward pass (Chen et al. 2016) in place of being stored. Where all tokens fit in one chunk, nothing is
+computed twice.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-_BLOCK = 1 << 18  # logits in a block: 1 MiB
-_LOWEST = -1e30  # stands for -inf where it meets a probability of 0: their product must be 0, not NaN
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs
+from rlhf_gym.lm.sequences import batches_by_length, pack_sequences, response_positions
+
+CHUNK = 1 << 24
+"""Logits in a chunk (64 MiB in float32): 4096 tokens of a vocabulary of 4096, which is a micro-batch of the embedded model."""
 
 
-def chosen_and_entropy(logits: Tensor, tokens: Tensor, *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of one token a row, and the row's entropy.
+def masked_logits(
+    model: LanguageModel, hidden: Tensor, positions: Tensor, limits: Limits, allowed: Tensor | None = None
+) -> Tensor:
+    """Logits with forbidden tokens at -inf, over the whole vocabulary at once.
+
+    For whoever needs the distribution itself: acting, and TRPO's Fisher-vector products, which differentiate it twice.
 
     Args:
-        logits: float32 ``[N, V]``, not normalised; -inf where a token cannot be drawn.
-        tokens: int64 ``[N]``.
-        entropy: whether to compute entropies.
+        model: whose head is used.
+        hidden: ``[N, D]``.
+        positions: int64 ``[N]``, number of response tokens before each.
+        limits: tokens that are forbidden by rule.
+        allowed: bool ``[N, V]``, further masks (an environment's action masks), or None.
 
     Returns:
-        float32 ``[N]`` log-probabilities, and float32 ``[N]`` entropies in nats or None. Differentiable once.
+        float32 ``[N, V]``. Differentiable, any number of times.
     """
-    function: Any = _ChosenAndEntropy  # `apply` has no types
-    chosen: Tensor
-    entropies: Tensor
-    chosen, entropies = function.apply(logits, tokens, entropy)
-    return chosen, entropies if entropy else None
+    logits = limits.apply(model.logits(hidden), positions)
+    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
 
 
-class _ChosenAndEntropy(torch.autograd.Function):
-    """With ``p = softmax(z)`` and ``H`` its entropy: ``d log p_a / dz = 1_a - p`` and ``dH / dz = -p (log p + H)``."""
+def token_log_probs(
+    model: LanguageModel,
+    hidden: Tensor,
+    tokens: Tensor,
+    positions: Tensor,
+    sampling: Sampling,
+    limits: Limits,
+    *,
+    allowed: Tensor | None = None,
+    entropy: bool = False,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of tokens under :func:`~rlhf_gym.lm.sampling.behaviour_log_probs`, and entropies if wanted.
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-        n = len(logits)
-        chosen, norms, entropies = (logits.new_zeros(n) for _ in range(3))
-        for rows in _blocks(logits):
-            z = logits[rows]
-            log_probs = torch.log_softmax(z, dim=-1)
-            chosen[rows] = log_probs.gather(-1, tokens[rows, None]).squeeze(-1)
-            top, where = z.max(dim=-1)
-            norms[rows] = top - log_probs.gather(-1, where[:, None]).squeeze(-1)
-            if entropy:
-                entropies[rows] = -(torch.softmax(z, dim=-1).mul_(log_probs.clamp_(min=_LOWEST))).sum(-1)
-        ctx.save_for_backward(logits, tokens, norms, entropies)
-        ctx.entropy = entropy
-        return chosen, entropies
+    With top-k or top-p, a token that was drawn may later fall out of the kept set, of the changed policy or of the reference.
+    Its probability there would be 0, and the KL infinite; it is therefore counted as one more token kept. When the token was
+    drawn it was in the set, so the first ratio is 1.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, chosen_grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, tokens, norms, entropies = ctx.saved_tensors
-        grad = torch.empty_like(logits)
-        with_entropy = ctx.entropy and bool(entropy_grad.any())
-        for rows in _blocks(logits):
-            block = grad[rows]
-            by_chosen = chosen_grad[rows, None]
-            if with_entropy:
-                log_probs = logits[rows] - norms[rows, None]
-                torch.exp(log_probs, out=block)
-                by_entropy = entropy_grad[rows, None]
-                log_probs.clamp_(min=_LOWEST).add_(entropies[rows, None]).mul_(-by_entropy).sub_(by_chosen)
-                block.mul_(log_probs)
-            else:
-                torch.softmax(logits[rows], dim=-1, out=block)
-                block.mul_(-by_chosen)
-            block.scatter_add_(-1, tokens[rows, None], by_chosen)
-        return grad, None, None
+    Args:
+        model: policy or reference.
+        hidden: ``[N, D]``, the states before each token.
+        tokens: int64 ``[N]``.
+        positions: int64 ``[N]``, place of each token in its response.
+        sampling: temperature, top-k, top-p.
+        limits: tokens that are forbidden by rule.
+        allowed: bool ``[N, V]``, further masks, or None.
+        entropy: also return the entropy of each distribution, truncated and renormalised as it is sampled from.
+        chunk: most logits at a time (one token's at least); changes memory and speed, not the numbers beyond rounding.
+
+    Returns:
+        float32 ``[N]``, and float32 ``[N]`` in nats or None. Differentiable.
+    """
+
+    def of(hidden: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        logits = masked_logits(model, hidden, positions[rows], limits, None if allowed is None else allowed[rows])
+        return _chosen_and_entropy(logits, tokens[rows], sampling, entropy)
+
+    step = max(1, chunk // model.vocab_size)
+    if len(tokens) <= step:
+        parts = [of(hidden, slice(None))]
+    else:
+        places = [slice(begin, begin + step) for begin in range(0, len(tokens), step)]
+        states = torch.split(hidden, step)  # one operation, so that its gradient is put together once
+        if torch.is_grad_enabled():
+            parts = [
+                checkpoint(of, part, rows, use_reentrant=False, preserve_rng_state=False)
+                for part, rows in zip(states, places, strict=True)
+            ]
+        else:
+            parts = [of(part, rows) for part, rows in zip(states, places, strict=True)]
+    chosen, *entropies = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    return chosen, entropies[0] if entropies else None
 
 
-def _blocks(logits: Tensor) -> list[slice]:
-    """Rows in blocks that fit in a processor's cache; on other devices, all at once."""
-    n, size = logits.shape
-    step = max(1, _BLOCK // size) if logits.device.type == "cpu" else max(1, n)
-    return [slice(begin, begin + step) for begin in range(0, n, step)]
+def _chosen_and_entropy(logits: Tensor, tokens: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, ...]:
+    """Log-probabilities ``[N]`` of tokens, and entropies ``[N]`` if wanted, from masked logits ``[N, V]``."""
+    log_probs = behaviour_log_probs(logits, sampling)
+    chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+    if sampling.top_k or sampling.top_p < 1:
+        lost = (chosen == -torch.inf).nonzero().squeeze(-1)
+        if len(lost):
+            kept = (log_probs[lost] > -torch.inf).scatter(-1, tokens[lost, None], True)
+            widened = (logits[lost] / sampling.temperature).masked_fill(~kept, -torch.inf).log_softmax(-1)
+            chosen = chosen.index_copy(0, lost, widened.gather(-1, tokens[lost, None]).squeeze(-1))
+    if not entropy:
+        return (chosen,)
+    finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)  # 0 * -inf is NaN
+    return chosen, -(log_probs.exp() * finite).sum(-1)
+
+
+@torch.no_grad()
+def response_log_probs(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    sampling: Sampling,
+    limits: Limits,
+    *,
+    tokens_per_batch: int = 4096,
+) -> list[Tensor]:
+    """Log-probabilities of every response's tokens, without gradients, in batches of like length.
+
+    Args:
+        model: the language model.
+        prompts: ids of each prompt, at least one each.
+        responses: ids of each response, EOS included where it was generated.
+        sampling: temperature, top-k and top-p, as in generation.
+        limits: forbidden tokens, as in generation.
+        tokens_per_batch: most tokens, padding included, in one forward pass.
+
+    Returns:
+        For each response a float32 tensor ``[len(response)]``, in the order given.
+    """
+    out: list[Tensor] = [torch.zeros(0)] * len(prompts)
+    for rows in batches_by_length([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens_per_batch):
+        batch = pack_sequences(
+            [prompts[i] for i in rows], [responses[i] for i in rows], model.tokenizer.pad_id, device=model.device
+        )
+        chosen, _ = token_log_probs(
+            model, model.response_states(batch), batch.responses[batch.response_mask], response_positions(batch),
+            sampling, limits,
+        )  # fmt: skip
+        for i, values in zip(rows, torch.split(chosen.cpu(), [len(responses[i]) for i in rows]), strict=True):
+            out[i] = values
+    return out

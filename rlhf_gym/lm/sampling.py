@@ -93,33 +93,17 @@ def behaviour_log_probs(logits: Tensor, sampling: Sampling) -> Tensor:
         sampling: temperature, top-k, top-p.
 
     Returns:
-        ``[N, V]``, normalised over what is kept, -inf elsewhere. Differentiable.
-    """
-    return torch.log_softmax(behaviour_logits(logits, sampling), dim=-1)
-
-
-def behaviour_logits(logits: Tensor, sampling: Sampling, chosen: Tensor | None = None) -> Tensor:
-    """What :func:`behaviour_log_probs` normalises: ``[N, V]``, tempered, -inf at tokens that are not kept.
-
-    Args:
-        logits: ``[N, V]``, forbidden tokens at -inf.
-        sampling: temperature, top-k, top-p.
-        chosen: int64 ``[N]``, the tokens that were drawn, in learning: they are kept in any case. Rounding, an update or
-            another model (the reference) can move a drawn token just out of the top k or the nucleus, and a
-            log-probability of -inf would make the ratio 0, and KL divergence and loss infinite.
+        float32 ``[N, V]``, normalised over what is kept, -inf elsewhere. Differentiable.
     """
     logits = logits.float()
     if sampling.temperature != 1.0:
         logits = logits / sampling.temperature
-    tempered = logits
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
         threshold = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if sampling.top_p < 1:
         logits = logits.masked_fill(~top_p_mask(logits, sampling.top_p), -torch.inf)
-    if chosen is not None and logits is not tempered:
-        logits = logits.scatter(-1, chosen[:, None], tempered.gather(-1, chosen[:, None]))
-    return logits
+    return torch.log_softmax(logits, dim=-1)
 
 
 def top_p_mask(logits: Tensor, p: float) -> Tensor:

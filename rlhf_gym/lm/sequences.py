@@ -1,4 +1,4 @@
-"""Prompts with responses as padded tensors, and the log-probabilities of their response tokens in one pass."""
+"""Prompts with responses as padded tensors, and batches of sequences of like length."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-
-from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.log_probs import chosen_and_entropy
-from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_logits
-
-_LOGITS_AT_ONCE = 1 << 23  # 32 MiB
 
 
 @dataclass(frozen=True)
@@ -104,91 +98,9 @@ def causal_mask(real: Tensor) -> Tensor:
     return ((causal & real[:, None, :]) | own)[:, None]
 
 
-def response_hidden(model: LanguageModel, batch: SequenceBatch) -> Tensor:
-    """Hidden states that predict the response tokens, flattened to ``[N, D]`` in the order of ``response_mask``."""
-    return model.response_states(batch)
-
-
 def response_positions(batch: SequenceBatch) -> Tensor:
     """int64 ``[N]``: each response token's place in its response, in the order of ``response_mask``."""
     return batch.response_mask.nonzero(as_tuple=True)[1]
-
-
-def chosen_log_probs(
-    model: LanguageModel,
-    batch: SequenceBatch,
-    hidden: Tensor,
-    sampling: Sampling,
-    limits: Limits,
-    *,
-    entropy: bool = False,
-    allowed: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of each response token under the behaviour distribution, and its entropy if asked for.
-
-    Without gradients, logits are made for some tokens at a time: a large vocabulary needs no more memory than a small one.
-
-    Args:
-        model: whose head turns hidden states into logits.
-        batch: the sequences.
-        hidden: ``[N, D]`` from :func:`response_hidden`.
-        sampling: temperature, top-k and top-p, as in generation.
-        limits: forbidden tokens, as in generation.
-        entropy: also return the distribution's entropy.
-        allowed: bool ``[N, V]``, further masks that held in generation.
-
-    Returns:
-        float32 ``[N]`` log-probabilities, and float32 ``[N]`` entropies in nats or None.
-    """
-    tokens, positions = batch.responses[batch.response_mask], response_positions(batch)
-
-    def scored(rows: slice) -> tuple[Tensor, Tensor | None]:
-        logits = limits.apply(model.logits(hidden[rows]), positions[rows])
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed[rows], -torch.inf)
-        logits = behaviour_logits(logits, sampling, chosen=tokens[rows])
-        return chosen_and_entropy(logits, tokens[rows], entropy=entropy)
-
-    if torch.is_grad_enabled():
-        return scored(slice(None))
-    step = max(1, _LOGITS_AT_ONCE // model.vocab_size)
-    parts = [scored(slice(begin, begin + step)) for begin in range(0, max(1, len(tokens)), step)]
-    entropies = [e for _, e in parts if e is not None]
-    return torch.cat([c for c, _ in parts]), torch.cat(entropies) if entropy else None
-
-
-@torch.no_grad()
-def token_log_probs(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    sampling: Sampling,
-    limits: Limits,
-    *,
-    tokens_per_batch: int = 4096,
-) -> list[Tensor]:
-    """Log-probabilities of every response's tokens, without gradients, in batches of like length.
-
-    Args:
-        model: the language model.
-        prompts: ids of each prompt, at least one each.
-        responses: ids of each response, EOS included where it was written.
-        sampling: temperature, top-k and top-p, as in generation.
-        limits: forbidden tokens, as in generation.
-        tokens_per_batch: most tokens, padding included, in one forward pass.
-
-    Returns:
-        For each response a float32 tensor ``[len(response)]``, in the order given.
-    """
-    out: list[Tensor] = [torch.zeros(0)] * len(prompts)
-    for rows in batches_by_length([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens_per_batch):
-        batch = pack_sequences(
-            [prompts[i] for i in rows], [responses[i] for i in rows], model.tokenizer.pad_id, device=model.device
-        )
-        chosen, _ = chosen_log_probs(model, batch, response_hidden(model, batch), sampling, limits)
-        for i, values in zip(rows, torch.split(chosen.cpu(), [len(responses[i]) for i in rows]), strict=True):
-            out[i] = values
-    return out
 
 
 def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

@@ -12,8 +12,8 @@ import numpy as np
 from rlhf_gym.errors import RewardError
 from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Sampling
-from rlhf_gym.lm.sequences import token_log_probs
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.run_directory import write_json
 from rlhf_gym.rewards.adaptive import frozen
@@ -108,7 +108,7 @@ def _divergences(
     """``log pi - log pi_ref`` of each response, under the distributions that tokens are drawn from."""
     responses = [g.ids for g in generations]
     logs = [
-        token_log_probs(
+        response_log_probs(
             model,
             ids,
             responses,
@@ -123,7 +123,7 @@ def _divergences(
 
 def _perplexity(context: RunContext, ids: Sequence[Sequence[int]], generations: Sequence[Generation]) -> float:
     """Per token, under the reference's own distribution: no temperature, nothing cut off."""
-    logs = token_log_probs(
+    logs = response_log_probs(
         context.reference, ids, [g.ids for g in generations], Sampling(), context.limits,
         tokens_per_batch=context.config.agent.tokens_per_batch,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Preferences as minibatches: which prompts are held out, and which comparisons go through the network together."""
+"""Preferences as minibatches: the split by prompt, and comparisons that go through the network together."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def split_by_prompt(
 
     Args:
         preferences: all of them.
-        share: share of the *prompts*, in (0, 1), that is held out; at least one is, and at least one is not.
-        seed: which prompts; the preferences' order does not matter.
+        share: share of the *prompts*, in (0, 1), that is held out; at least one prompt is, and at least one is not.
+        seed: seed of the draw of prompts; the preferences' order does not matter.
 
     Raises:
         FeedbackError: fewer than two prompts.
@@ -46,8 +46,8 @@ class Comparisons:
         sequences: ``S`` encoded sequences.
         chosen: ``[N]``, for each comparison the place of its chosen sequence in ``sequences``.
         rejected: ``[N]``, likewise.
-        tie: ``[N]``, True where the two were held equal.
-        margin: ``[N]``, how far apart the rater put them; 0 where nothing was said, and for ties.
+        tie: ``[N]``, True for ties.
+        margin: ``[N]``, the rater's margin; 0 where none was given, and for ties.
     """
 
     sequences: list[list[int]]
@@ -68,7 +68,7 @@ class ComparisonSet:
 
     Args:
         preferences: at least one.
-        encode: maps a prompt and a response to ids.
+        encode: maps a prompt and a response to ids; called once for each distinct pair.
     """
 
     def __init__(self, preferences: Sequence[Preference], encode: Callable[[str, str], list[int]]) -> None:

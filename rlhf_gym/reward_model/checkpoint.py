@@ -1,8 +1,8 @@
-"""A reward model on disk: safetensors and JSON, never a pickle; complete or not there; and checked when it is read.
+"""A reward model's folder: safetensors and JSON, never a pickle; complete or not there; and checked when it is read.
 
-The folder holds the language model's own files, ``head.safetensors`` and ``reward_model.json``. The latter records what
-the model scored on a fixed row of ids, and :func:`load` scores them again: a trunk, head or configuration from
-another checkpoint cannot go unnoticed.
+The folder holds the language model's own files, ``head.safetensors`` and ``reward_model.json``. The latter records the score of
+a fixed row of ids (:func:`probe_ids`), which is computed again after reading: a trunk, head or configuration from another
+checkpoint cannot go unnoticed.
 """
 
 from __future__ import annotations
@@ -11,48 +11,72 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import Tokenizer
-from rlhf_gym.reward_model.model import RewardModel
 
 FORMAT = 1
 PROBE_LENGTH = 8
 TOLERANCE = {"float32": 1e-2, "bfloat16": 2e-1, "float16": 1e-1}
 
 
-def save(model: RewardModel, path: Path | str) -> None:
+@dataclass(frozen=True)
+class SavedRewardModel:
+    """The parts of a reward model that a folder holds.
+
+    Attributes:
+        language_model: the trunk, with its tokenizer.
+        head: the head's tensors by name.
+        gain: multiplies raw scores.
+        bias: added after that.
+        probe: the raw score of :func:`probe_ids`.
+    """
+
+    language_model: LanguageModel
+    head: dict[str, Tensor]
+    gain: float
+    bias: float
+    probe: float
+
+
+def probe_ids(vocab_size: int) -> list[int]:
+    """The fixed row of ids whose score tells checkpoints apart."""
+    return [(2 + 7 * i) % vocab_size for i in range(PROBE_LENGTH)]
+
+
+def write_folder(saved: SavedRewardModel, path: Path | str) -> None:
     """Write a reward model to a folder.
 
-    It is written beside its place and moved there when complete: an interrupted save leaves the older one whole.
+    It is written to a folder next to its place and moved there when complete: an interrupted save leaves the older one whole.
 
     Args:
-        model: the reward model, with its gain and bias.
+        saved: the reward model.
         path: the folder; replaced if it is there.
 
     Raises:
         ModelError: it cannot be written (a full disk, no permission); an older one is untouched.
     """
     path = Path(path)
-    lm = model.language_model
+    lm = saved.language_model
     data = {
         "format": FORMAT,
         "trunk": lm.name,
         "hidden_size": lm.hidden_size,
         "vocab_size": lm.vocab_size,
         "eos_id": lm.tokenizer.eos_id,
-        "gain": model.gain,
-        "bias": model.bias,
-        "probe": _probe(model),
+        "gain": saved.gain,
+        "bias": saved.bias,
+        "probe": saved.probe,
     }
-    head = {name: tensor.detach().cpu().contiguous() for name, tensor in model.head.state_dict().items()}
+    head = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.head.items()}
     folder: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,14 +93,14 @@ def save(model: RewardModel, path: Path | str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(
+def read_folder(
     path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: Tokenizer | None = None
-) -> RewardModel:
-    """Read a folder written by :func:`save`.
+) -> SavedRewardModel:
+    """Read a folder written by :func:`write_folder`.
 
     Args:
         path: the folder.
-        device: where to put the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
+        device: where to put the trunk's weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
         dtype: the trunk's dtype.
         tokenizer: for models whose tokenizer is not Hugging Face's.
 
@@ -88,7 +112,7 @@ def load(
         raise ModelError(f"there is no reward model in {str(path)!r}; expected a folder written by RewardModel.save")
     try:
         data: Any = json.loads((path / "reward_model.json").read_text(encoding="utf-8"))
-        weights = load_file(path / "head.safetensors")
+        head = load_file(path / "head.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"{path} is not a whole reward model: {error}. Fit it again, or give another folder"
@@ -104,31 +128,50 @@ def load(
                 f"the files in {path} do not belong together: its language model has {what} {found}, reward_model.json "
                 f"says {data.get(what)}"
             )
-    model = RewardModel(lm)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.head.state_dict().items()}
-    if (found_shapes := {name: tuple(tensor.shape) for name, tensor in weights.items()}) != shapes:
-        raise ModelError(f"the head in {path} has the shapes {found_shapes}; its language model needs {shapes}")
-    model.head.load_state_dict(weights)
-    model.gain, model.bias = float(data["gain"]), float(data["bias"])
-    probe, recorded = _probe(model), float(data["probe"])
+    return SavedRewardModel(lm, head, float(data["gain"]), float(data["bias"]), float(data["probe"]))
+
+
+def check_head(path: Path | str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Refuse a head of other shapes than the language model needs.
+
+    Args:
+        path: the folder, for the message.
+        found: the tensors that were read, by name.
+        expected: the tensors of a new head, by name.
+
+    Raises:
+        ModelError: a name or a shape differs.
+    """
+    shapes = [{name: tuple(tensor.shape) for name, tensor in head.items()} for head in (found, expected)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(f"the head in {path} has the shapes {shapes[0]}; its language model needs {shapes[1]}")
+
+
+def check_probe(path: Path | str, score: float, recorded: float, dtype: str) -> None:
+    """Refuse a model whose score of :func:`probe_ids` is another one than was recorded.
+
+    Args:
+        path: the folder, for the message.
+        score: the raw score of the model that was read.
+        recorded: the raw score when it was saved.
+        dtype: the trunk's dtype, which says how far rounding may move the score.
+
+    Raises:
+        ModelError: the scores differ by more than rounding.
+    """
     # Other machines and dtypes round differently; another checkpoint's weights are off by far more.
-    if not abs(probe - recorded) <= TOLERANCE[dtype] * max(1.0, abs(recorded)):
+    if not abs(score - recorded) <= TOLERANCE[dtype] * max(1.0, abs(recorded)):
         raise ModelError(
-            f"the files in {path} do not belong together: the model scores {probe:.6g} where reward_model.json recorded "
+            f"the files in {path} do not belong together: the model scores {score:.6g} where reward_model.json recorded "
             f"{recorded:.6g}. Some file was replaced; fit it again, or copy the whole folder once more"
         )
-    return model
-
-
-@torch.no_grad()
-def _probe(model: RewardModel) -> float:
-    """The raw score of a fixed row of ids."""
-    ids = [(2 + 7 * i) % model.language_model.vocab_size for i in range(PROBE_LENGTH)]
-    return float(model.scores([ids])[0])
 
 
 def _replace(folder: Path, path: Path) -> None:
-    """Move a folder to its place; POSIX cannot swap two folders, so the old one is set aside first and put back on failure."""
+    """Move a folder to its place.
+
+    POSIX cannot swap two folders, so the old one is set aside first and put back on failure.
+    """
     if not path.exists():
         os.replace(folder, path)
         return

@@ -1,4 +1,4 @@
-"""How good a reward model is on preferences that it was not fitted to: accuracy with its error, loss, calibration."""
+"""Accuracy (with its standard error), loss and calibration of a reward model on preferences that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model.calibration import CalibrationBin, calibration
 from rlhf_gym.reward_model.model import RewardModel
 
 
 @dataclass(frozen=True)
+class CalibrationBin:
+    """Comparisons to which the model gave about the same confidence.
+
+    Attributes:
+        confidence: mean probability, in [1/2, 1], that the model gave to its own verdict.
+        accuracy: how often the rater agreed.
+        count: number of comparisons.
+    """
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True)
 class FitResult:
-    """How good a reward model is on prompts it was not fitted on; ties count in the loss only.
+    """Quality of a reward model on prompts it was not fitted on; ties count in the loss only.
 
     Attributes:
         accuracy: share of held-out comparisons that it ranks as the rater did; equal scores count half. NaN without any.
@@ -27,8 +41,8 @@ class FitResult:
         ece: expected calibration error, in [0, 1/2].
         bins: the reliability diagram.
         epochs: ``train_loss``, ``validation_loss`` (nats) and ``validation_accuracy`` of each epoch.
-        curve: the training loss on the way: ``loss`` (nats), the mean over a twentieth of an epoch that ends at ``epoch``.
-        loss: mean loss on the held-out comparisons, ties included, in nats; ln 2 is a coin's.
+        curve: the training loss during the fit: ``loss`` (nats), the mean over a twentieth of an epoch that ends at ``epoch``.
+        loss: mean loss on the held-out comparisons, ties included, in nats; ln 2 is that of a coin.
         best_epoch: the epoch, from 1, whose weights were kept; 0 if nothing was fitted.
     """
 
@@ -75,7 +89,15 @@ def evaluate(model: RewardModel, preferences: Sequence[Preference]) -> FitResult
 
 
 def score_differences(model: RewardModel, preferences: Sequence[Preference]) -> NDArray[np.float64]:
-    """Raw score of the chosen response minus that of the rejected, float64 ``[N]``; every response is scored once."""
+    """Raw scores of the chosen responses minus those of the rejected; every distinct response is scored once.
+
+    Args:
+        model: the reward model.
+        preferences: ``N`` of them, ties too.
+
+    Returns:
+        float64 ``[N]``.
+    """
     texts = list(dict.fromkeys((p.prompt, r) for p in preferences for r in (p.chosen, p.rejected)))
     raw = model.raw([prompt for prompt, _ in texts], [response for _, response in texts])
     scores = dict(zip(texts, raw.tolist(), strict=True))
@@ -83,12 +105,40 @@ def score_differences(model: RewardModel, preferences: Sequence[Preference]) -> 
 
 
 def clustered_standard_error(values: NDArray[np.float64], clusters: Sequence[str]) -> float:
-    """Standard error of a mean whose terms are alike within clusters (Liang and Zeger 1986).
+    """Standard error of a mean whose terms are correlated within clusters (Liang and Zeger 1986).
 
     ``sqrt(sum over clusters of (sum of deviations in it)^2) / n``; with one value a cluster and values of 0 and 1 that is
     the binomial ``sqrt(p (1 - p) / n)``.
+
+    Args:
+        values: float64 ``[n]``.
+        clusters: the cluster of each value, ``n`` of them.
     """
     sums: dict[str, float] = {}
     for deviation, cluster in zip((values - values.mean()).tolist(), clusters, strict=True):
         sums[cluster] = sums.get(cluster, 0.0) + deviation
     return math.sqrt(sum(total**2 for total in sums.values())) / len(values)
+
+
+def calibration(differences: NDArray[np.float64], num_bins: int = 10) -> tuple[list[CalibrationBin], float]:
+    """Reliability of ``sigmoid(chosen - rejected)`` (Guo et al. 2017).
+
+    Args:
+        differences: ``[N]``, scores of the chosen responses minus those of the rejected.
+        num_bins: bins of equal width between 1/2 and 1.
+
+    Returns:
+        The bins that are not empty, and the expected calibration error: the mean distance of accuracy and confidence.
+    """
+    confidence = 1 / (1 + np.exp(-np.abs(differences)))
+    right = (differences > 0) + 0.5 * (differences == 0)
+    place = np.minimum(((confidence - 0.5) * 2 * num_bins).astype(int), num_bins - 1)
+    bins = []
+    for b in range(num_bins):
+        chosen = place == b
+        if chosen.any():
+            bins.append(
+                CalibrationBin(float(confidence[chosen].mean()), float(right[chosen].mean()), int(chosen.sum()))
+            )
+    error = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / max(1, len(differences))
+    return bins, float(error)

@@ -96,13 +96,13 @@ def fit(
 ) -> FitResult:
     """Fit trunk and head to preferences, in place; the same seed gives the same weights on the same machine.
 
-    The figures returned are of the epoch that was kept, on the split that it was chosen by: a choice among a few epochs,
-    so they flatter it a little. Give :func:`evaluate` prompts that played no part for figures without that.
+    The metrics returned are of the epoch that was kept, on the split that it was chosen by: a choice among a few epochs,
+    so they are a little optimistic. Give :func:`evaluate` prompts that played no part for unbiased metrics.
 
     Args:
         model: the reward model; its gain and bias go back to 1 and 0, since a fit changes the scale of scores.
         preferences: comparisons; ties count with a target of 1/2.
-        config: settings.
+        config: settings; default ``FitConfig()``.
         validation: held-out comparisons of your own, on other prompts; default a share of the prompts.
         on_progress: called after each step with the comparisons done, their total, and the step's loss in nats.
 
@@ -160,6 +160,10 @@ def fit(
 def learning_rate_factor(done: float, total: int) -> float:
     """Share of the peak learning rate: up over the first tenth of the comparisons, then down to 0, linearly.
 
+    Args:
+        done: comparisons done.
+        total: comparisons of the whole fit.
+
     >>> [learning_rate_factor(done, 100) for done in (0, 5, 10, 55, 100)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
@@ -210,7 +214,7 @@ def _step(
     if not math.isfinite(total):
         raise TrainingError(
             f"the reward model's loss is {total} after {done} comparisons; lower its learning_rate "
-            f"({config.learning_rate:g}), or look for margins that are not numbers"
+            f"({config.learning_rate:g}), or look for margins that are NaN or infinite"
         )
     nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
@@ -264,6 +268,6 @@ def _check_split(train: list[Preference], validation: list[Preference]) -> None:
         )
     if both := {p.prompt for p in train} & {p.prompt for p in validation}:
         raise FeedbackError(
-            f"{len(both)} prompts are in the training and in the validation preferences, so accuracy would be flattered; "
+            f"{len(both)} prompts are in the training and in the validation preferences, so accuracy would be overestimated; "
             f"the first is {min(both)!r:.100}. Split by prompt."
         )

@@ -21,8 +21,8 @@ def bradley_terry_loss(
         rejected: float ``[N]``, scores of the others.
         target: float ``[N]``, probability that ``chosen`` is preferred: 1 for a plain judgement (the default), 1/2 for a
             tie, which pulls the two scores together.
-        margin: float ``[N]``, how far apart the scores should at least be (Touvron et al. 2023, eq. 2); default 0.
-        label_smoothing: chance, in [0, 1/2), that a judgement is the wrong way round: the target ``t`` becomes
+        margin: float ``[N]``, the distance that the scores should at least have (Touvron et al. 2023, eq. 2); default 0.
+        label_smoothing: probability, in [0, 1/2), that a judgement is flipped: the target ``t`` becomes
             ``t (1 - label_smoothing) + (1 - t) label_smoothing``.
 
     Returns:

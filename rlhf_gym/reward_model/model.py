@@ -17,18 +17,26 @@ from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sequences import batches_by_length
 from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.reward_model.checkpoint import (
+    SavedRewardModel,
+    check_head,
+    check_probe,
+    probe_ids,
+    read_folder,
+    write_folder,
+)
 
 
 class RewardModel:
     """Scores a prompt with a response by one number: a linear head on the hidden state of the last real token.
 
-    Every text is closed by EOS, whether or not the policy wrote one, and the score is read there. As a reward it is
-    normalised: gain and bias map the scores of the reference's samples to mean 0 and deviation 1, so that the KL
+    Every text is closed by EOS, whether or not the policy generated one, and the score is read there. As a reward it is
+    normalised: gain and bias map the scores of the reference's samples to mean 0 and standard deviation 1, so that the KL
     coefficient keeps its meaning from one reward model to the next (Ziegler et al. 2019, section 2.2).
 
     Args:
         language_model: its trunk is trained in place, so give it one of its own; its language-model head is not used.
-        seed: seed of the head's initial weights: normal with deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
+        seed: seed of the head's initial weights: normal with standard deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
 
     Attributes:
         head: ``D -> 1``, float32 whatever the trunk's dtype.
@@ -59,7 +67,7 @@ class RewardModel:
         return [*self.language_model.trunk.parameters(), *self.head.parameters()]
 
     def last_layers(self, number: int) -> list[nn.Module]:
-        """The trunk's last ``number`` layers and what follows them (the final norm); empty for 0.
+        """The trunk's last ``number`` layers and the modules after them (the final norm); empty for 0.
 
         Raises:
             ModelError: the trunk has fewer layers, or keeps them in a way that is not known.
@@ -72,14 +80,14 @@ class RewardModel:
         if number > len(layers):
             raise ModelError(
                 f"cannot train the last {number} layers of {self.language_model.name!r}, which has {len(layers) or 'none'} "
-                "that can be told apart; use trunk_layers=None to train it all, or 0 to train the head alone"
+                "that can be trained apart; use trunk_layers=None to train it all, or 0 to train the head alone"
             )
         after = [m for m in children[stacks[-1] + 1 :] if not isinstance(m, nn.Embedding)]
         return [*layers[len(layers) - number :], *after]
 
     @contextmanager
     def dropout(self, rate: float) -> Iterator[None]:
-        """Inside this block, drop hidden units in the trunk's dropout layers and before the head; 0 changes nothing."""
+        """Drop hidden units in the trunk's dropout layers and before the head, inside this block; 0 changes nothing."""
         if rate == 0:
             yield
             return
@@ -102,6 +110,10 @@ class RewardModel:
         """Prompt, response and EOS as ids.
 
         Where they exceed the context the beginning is cut, the end of the response never; a warning says so once.
+
+        Args:
+            prompt: the prompt.
+            response: the response, without EOS.
         """
         tokenizer = self.language_model.tokenizer
         ids = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(response), tokenizer.eos_id]
@@ -134,7 +146,7 @@ class RewardModel:
         return scores
 
     def _hidden(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """``[N, T, D]``: padded on the right, for under causal attention no real token sees padding; positions count from 0."""
+        """Hidden states ``[N, T, D]``, padded on the right: under causal attention no real token sees padding."""
         model = self.language_model
         ids = torch.full((len(sequences), max(map(len, sequences))), model.tokenizer.pad_id, dtype=torch.long)
         for row, sequence in enumerate(sequences):
@@ -143,11 +155,14 @@ class RewardModel:
 
     @torch.no_grad()
     def prefix_scores(self, sequences: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192) -> list[list[float]]:
-        """Normalised scores as if each sequence ended after each of its ids: one pass, the head read everywhere.
+        """Normalised scores of every prefix of each sequence, in one pass: the head is read at every id.
 
         Args:
             sequences: ``N`` lists of ids, at least one id each, none longer than the context.
             tokens_per_batch: most padded tokens of one forward pass.
+
+        Returns:
+            For each sequence a list as long as it is.
         """
         out: list[list[float]] = [[] for _ in sequences]
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
@@ -179,38 +194,76 @@ class RewardModel:
         return out
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
-        """Normalised scores: the form of a reward."""
+        """Score samples as a reward does, normalised.
+
+        Args:
+            prompts: ``N`` prompts.
+            responses: ``N`` responses.
+            columns: the samples' other columns, which a reward model does not read.
+
+        Returns:
+            ``N`` scores.
+        """
         normalised: list[float] = (self.raw(prompts, responses) * self.gain + self.bias).tolist()
         return normalised
 
     def normalise(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
-        """Set gain and bias so that these samples (the reference's) score mean 0 and deviation 1.
+        """Set gain and bias so that these samples (the reference's) score mean 0 and standard deviation 1.
+
+        Args:
+            prompts: ``N`` prompts, at least 2.
+            responses: a response of the reference to each.
 
         Raises:
             ModelError: fewer than two samples, or all score the same.
         """
         raw = self.raw(prompts, responses)
-        mean, deviation = (float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)
-        # Relative to the scores' size: float32 noise around one and the same score is no deviation.
-        if not deviation > 1e-6 * max(1.0, abs(mean)):
+        mean, spread = (float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)
+        # Relative to the scores' size: float32 noise around one and the same score is no spread.
+        if not spread > 1e-6 * max(1.0, abs(mean)):
             raise ModelError(
-                f"cannot normalise a reward model on {len(raw)} samples whose scores deviate by {deviation:g}: it needs "
-                "two or more samples of the reference that differ in score"
+                f"cannot normalise a reward model on {len(raw)} samples whose scores have a standard deviation of "
+                f"{spread:g}: it needs two or more samples of the reference that differ in score"
             )
-        self.gain = 1 / deviation
-        self.bias = -mean / deviation
+        self.gain = 1 / spread
+        self.bias = -mean / spread
 
     def save(self, path: Path | str) -> None:
-        """Write a folder; see :func:`rlhf_gym.reward_model.checkpoint.save`."""
-        from rlhf_gym.reward_model import checkpoint
+        """Write a folder that :meth:`load` reads: safetensors and JSON; an interrupted save leaves an older one whole.
 
-        checkpoint.save(self, path)
+        Args:
+            path: the folder; replaced if it is there.
+
+        Raises:
+            ModelError: it cannot be written; an older one is untouched.
+        """
+        saved = SavedRewardModel(self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe())
+        write_folder(saved, path)
 
     @classmethod
     def load(
         cls, path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: Tokenizer | None = None
     ) -> RewardModel:
-        """Read a folder written by :meth:`save`; see :func:`rlhf_gym.reward_model.checkpoint.load`."""
-        from rlhf_gym.reward_model import checkpoint
+        """Read a folder written by :meth:`save`.
 
-        return checkpoint.load(path, device=device, dtype=dtype, tokenizer=tokenizer)
+        Args:
+            path: the folder.
+            device: where to put the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
+            dtype: the trunk's dtype.
+            tokenizer: for models whose tokenizer is not Hugging Face's.
+
+        Raises:
+            ModelError: the folder is not a reward model, is of another format, or its files do not belong together.
+        """
+        saved = read_folder(path, device=device, dtype=dtype, tokenizer=tokenizer)
+        model = cls(saved.language_model)
+        check_head(path, saved.head, model.head.state_dict())
+        model.head.load_state_dict(saved.head)
+        model.gain, model.bias = saved.gain, saved.bias
+        check_probe(path, model._probe(), saved.probe, dtype)
+        return model
+
+    @torch.no_grad()
+    def _probe(self) -> float:
+        """The raw score of a fixed row of ids."""
+        return float(self.scores([probe_ids(self.language_model.vocab_size)])[0])

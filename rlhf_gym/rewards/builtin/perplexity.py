@@ -35,8 +35,8 @@ class Perplexity:
     def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
         """Score a batch."""
         from rlhf_gym.lm.language_model import LanguageModel
+        from rlhf_gym.lm.log_probs import response_log_probs
         from rlhf_gym.lm.sampling import Limits, Sampling
-        from rlhf_gym.lm.sequences import token_log_probs
 
         if isinstance(self.model, str):
             self.model = LanguageModel.load(self.model)
@@ -49,7 +49,7 @@ class Perplexity:
         scores = np.ones(len(responses))
         if some:
             longest = max(len(written[i]) for i in some)
-            logs = token_log_probs(
+            logs = response_log_probs(
                 self.model,
                 [contexts[i] for i in some],
                 [written[i] for i in some],
