@@ -364,6 +364,11 @@ class Config:
                 f"task.min_response_tokens ({least}) must be at most task.max_response_tokens ({longest})"
             )
 
+    @property
+    def asks_people(self) -> bool:
+        """True if people answer queries on a rating page."""
+        return self.reward_model.enabled and (self.rater.name == "web" or self.people.share > 0)
+
 
 SECTIONS: dict[str, type[Section]] = {
     f.name: f.default_factory  # type: ignore[misc]
