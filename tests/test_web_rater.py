@@ -23,9 +23,9 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.preferences import preferences_from
 from rlhf_gym.loop.config_file import build, merge
-from rlhf_gym.loop.fit import fits
 from rlhf_gym.loop.label import Turnout, split
 from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.reward_models import fits
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters import Rater, RaterStoppedError, ask
 from rlhf_gym.study.checks import known_queries

@@ -18,7 +18,7 @@ from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.loop.agents import agent_options
 from rlhf_gym.loop.config import Config, TaskConfig
-from rlhf_gym.loop.metrics import check_loggers
+from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.plugins import check_rater
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory

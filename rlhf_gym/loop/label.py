@@ -12,11 +12,11 @@ import numpy as np
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.queries import content_id
 from rlhf_gym.judge import JudgeRater
+from rlhf_gym.loop.candidates import read_samples
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.plugins import find_rater
 from rlhf_gym.loop.progress import Bar
-from rlhf_gym.loop.sample import read_samples
 from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.base import score

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.context import PeoplePage, RunContext
 from rlhf_gym.loop.evaluate import evaluate
-from rlhf_gym.loop.fit import fit
 from rlhf_gym.loop.label import label
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
+from rlhf_gym.loop.reward_models import fit
 from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_json, write_text
-from rlhf_gym.loop.sample import sample
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
 
