@@ -59,7 +59,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     config = FitConfig(
         learning_rate=settings.learning_rate, epochs=settings.epochs, batch_size=settings.batch_size,
         weight_decay=settings.weight_decay, label_smoothing=settings.label_smoothing,
-        validation_share=settings.validation_fraction, max_grad_norm=settings.max_grad_norm,
+        validation_fraction=settings.validation_fraction, max_grad_norm=settings.max_grad_norm,
         seed=context.seed(number, "fit"),
     )  # fmt: skip
     model = RewardModel(context.reference.frozen_copy(), seed=config.seed)
