@@ -15,7 +15,7 @@ import pytest
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import build
-from rlhf_gym.loop.metrics import MetricsTable, format_figure
+from rlhf_gym.loop.metrics_table import MetricsTable, format_figure
 from rlhf_gym.loop.run_directory import RunDirectory, read_json, whole_folder, write_json, write_text
 
 

@@ -9,7 +9,7 @@ from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config_file import build
-from rlhf_gym.loop.metrics import MetricsTable
+from rlhf_gym.loop.metrics_table import MetricsTable
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 

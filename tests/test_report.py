@@ -17,7 +17,7 @@ from fake_run import HOSTILE, build_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_gym.loop.report import text, write_report
+from rlhf_gym.loop.report import formatting, write_report
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.run_data import read_run
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread, tick_labels
@@ -179,23 +179,23 @@ def test_without_reference_scores_the_frontier_says_so(tmp_path: Path) -> None:
     [(0.12345, "0.123"), (-1.5, "−1.50"), (1234567, "1,234,567"), (38.21, "38.2"), (0, "0"), (2.5e-5, "2.5e−05")],  # noqa: RUF001
 )
 def test_numbers(value: float, printed: str) -> None:
-    assert text.number(value) == printed
+    assert formatting.number(value) == printed
 
 
 def test_numbers_without_a_value() -> None:
-    assert text.number(None) == text.number(math.nan) == text.percent(math.inf) == text.MISSING
-    assert text.number(-0.0001, 2) == "0.00"
-    assert [text.duration(seconds) for seconds in (9.4, 287.4, 7325)] == ["9 s", "4 min 47 s", "2 h 02 min"]
+    assert formatting.number(None) == formatting.number(math.nan) == formatting.percent(math.inf) == formatting.MISSING
+    assert formatting.number(-0.0001, 2) == "0.00"
+    assert [formatting.duration(seconds) for seconds in (9.4, 287.4, 7325)] == ["9 s", "4 min 47 s", "2 h 02 min"]
 
 
 @pytest.mark.parametrize("key", ["api_key", "judge_api_key", "hf_token", "token", "password", "client_secret"])
 def test_secret_keys(key: str) -> None:
-    assert text.is_secret(key)
+    assert formatting.is_secret(key)
 
 
 @pytest.mark.parametrize("key", ["pad_token", "max_new_tokens", "eos_token", "keys"])
 def test_keys_that_are_no_secret(key: str) -> None:
-    assert not text.is_secret(key)
+    assert not formatting.is_secret(key)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))

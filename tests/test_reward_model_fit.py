@@ -168,7 +168,7 @@ def test_keeps_the_best_epoch_and_stops_early():
     assert len(losses) == result.best_epoch + 1
     from rlhf_gym.reward_model import split_by_prompt
 
-    _, validation = split_by_prompt(preferences, config.validation_share, config.seed)
+    _, validation = split_by_prompt(preferences, config.validation_fraction, config.seed)
     assert evaluate(model, validation).loss == pytest.approx(min(losses), abs=1e-6)
 
 

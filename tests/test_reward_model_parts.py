@@ -154,7 +154,7 @@ def test_parts_stay_below_the_token_limit():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("learning_rate", 0.0), ("epochs", 0), ("label_smoothing", 0.5), ("validation_share", 1.0), ("dropout", 1.0),
+        ("learning_rate", 0.0), ("epochs", 0), ("label_smoothing", 0.5), ("validation_fraction", 1.0), ("dropout", 1.0),
         ("batch_size", 0), ("patience", 0), ("trunk_layers", -1), ("learning_rate", math.nan), ("seed", -1),
     ],
 )  # fmt: skip

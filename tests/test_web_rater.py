@@ -22,10 +22,10 @@ from web_study import pairs, start_run, study
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.preferences import preferences_from
-from rlhf_gym.loop import people as loop_people
 from rlhf_gym.loop.config_file import build, merge
-from rlhf_gym.loop.fit import fits
+from rlhf_gym.loop.label import Turnout, split
 from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.reward_models import fits
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters import Rater, RaterStoppedError, ask
 from rlhf_gym.study.checks import known_queries
@@ -33,6 +33,7 @@ from rlhf_gym.study.leases import Answer
 from rlhf_gym.study.quality import quality
 from rlhf_gym.web.overview import reward_models
 from rlhf_gym.web.rater import WebRater
+from rlhf_gym.web.run_page import RunPage
 from rlhf_gym.web.server import Address, PageServer
 from rlhf_gym.web.serving import store_of
 
@@ -114,12 +115,12 @@ def test_a_quota_is_enough(tmp_path: Path) -> None:
 
 def test_who_gets_what_in_a_mixture() -> None:
     queries = [Query(prompt=f"{i}", responses=("x", "y"), round=1 + i % 2, index=i) for i in range(2000)]
-    mixed, others = loop_people.split(queries, build({"people": {"share": 0.1}}))
+    mixed, others = split(queries, build({"people": {"share": 0.1}}))
     assert 150 < len(mixed) < 250
     assert sorted(q.index for q in [*mixed, *others]) == list(range(2000))
-    everything, nothing = loop_people.split(queries, build({"rater": {"name": "web"}}))
+    everything, nothing = split(queries, build({"rater": {"name": "web"}}))
     assert (len(everything), nothing) == (2000, [])
-    later, warm = loop_people.split(queries, build({"rater": {"name": "web"}, "people": {"warm_up": 1}}))
+    later, warm = split(queries, build({"rater": {"name": "web"}, "people": {"warm_up": 1}}))
     assert {q.round for q in later} == {2}
     assert {q.round for q in warm} == {1}
 
@@ -135,7 +136,7 @@ def test_the_line_that_shows_how_far_people_are() -> None:
             self.shown = (done, note)
 
     bar: Any = Bar()
-    turnout = loop_people.Turnout(bar, said.append, 10, plain=True, clock=lambda: now[0])
+    turnout = Turnout(bar, said.append, 10, plain=True, clock=lambda: now[0])
     for second, done in ((0, 0), (30, 5), (59, 9), (61, 10), (120, 20)):
         now[0] = second
         turnout(done, 20)
@@ -153,9 +154,9 @@ def test_the_line_that_shows_how_far_people_are() -> None:
 
 def test_what_cannot_be_is_said_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="guidelines"):
-        loop_people.check_people(build({"rater": {"name": "web"}, "people": {"guidelines": str(tmp_path / "none.md")}}))
+        RunPage().check(build({"rater": {"name": "web"}, "people": {"guidelines": str(tmp_path / "none.md")}}))
     with pytest.raises(ConfigError, match="public address"):
-        loop_people.check_people(build({"people": {"share": 0.5, "url": "rate.example.org"}}))
+        RunPage().check(build({"people": {"share": 0.5, "url": "rate.example.org"}}))
     with pytest.raises(ConfigError, match="no run and no feedback store"):
         store_of(str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="without a run"):
@@ -270,7 +271,9 @@ def test_people_and_simulated_raters_share_a_run(model: Path, tmp_path: Path, se
     person = threading.Thread(target=rate)
     person.start()
     try:
-        run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+        run = run_loop(
+            build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress, page=RunPage()
+        )
     finally:
         stop.set()
         person.join()
@@ -308,7 +311,9 @@ def test_known_answers_and_repetitions_in_a_run(model: Path, tmp_path: Path, for
     person = threading.Thread(target=lambda: rate_everything(progress.link(), stop, {}))
     person.start()
     try:
-        run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+        run = run_loop(
+            build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress, page=RunPage()
+        )
     finally:
         stop.set()
         person.join()
@@ -380,7 +385,7 @@ def test_training_goes_on_while_people_answer_and_takes_their_answers_in(model: 
     }  # fmt: skip
     person = threading.Thread(target=rate)
     person.start()
-    run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+    run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress, page=RunPage())
     person.join()
     found = fits(run.path / "round-1")
     assert [(fit["iteration"], fit["judgements"]) for fit in found] == [(0, 6), (2, 12)]

@@ -32,7 +32,7 @@ from stable_baselines3.common.logger import Logger
 
 from rlhf_gym.agents import PPO, on_policy, policy_gradient
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.loop.metrics import MetricsTable
+from rlhf_gym.loop.metrics_table import MetricsTable
 
 EPISODES, MINIBATCH = 64, 16
 STATISTICS = ("minibatch", "rollout", "row")

@@ -30,7 +30,12 @@ def run(options: argparse.Namespace) -> None:
 
     if options.resume and not RunDirectory(out).config_file.exists():
         print(f"rlhf-gym: there is no run in {out} to go on with; a new one begins", file=sys.stderr)
-    directory = run_loop(config, out, resume=options.resume, progress=Progress(quiet=options.quiet))
+    page = None
+    if config.asks_people:
+        from rlhf_gym.web.run_page import RunPage
+
+        page = RunPage()
+    directory = run_loop(config, out, resume=options.resume, progress=Progress(quiet=options.quiet), page=page)
     print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
 
 

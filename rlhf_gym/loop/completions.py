@@ -10,7 +10,7 @@ from rlhf_gym.agents import PolicyGradient
 from rlhf_gym.agents.common.completions import append, as_table, wandb_table
 from rlhf_gym.agents.common.traces import traces
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.metrics import WandbWriter
+from rlhf_gym.loop.metrics_table import WandbWriter
 from rlhf_gym.loop.run_directory import write_text
 
 FILE = "completions.jsonl"

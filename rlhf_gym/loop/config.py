@@ -362,6 +362,11 @@ class Config:
         if longest is not None and least is not None and least > longest:
             raise ConfigError(f"task.min_new_tokens ({least}) must be at most task.max_new_tokens ({longest})")
 
+    @property
+    def asks_people(self) -> bool:
+        """True if people answer queries on a rating page."""
+        return self.reward_model.enabled and (self.rater.name == "web" or self.people.share > 0)
+
 
 SECTIONS: dict[str, type[Section]] = {
     f.name: f.default_factory  # type: ignore[misc]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,8 +18,7 @@ from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.loop.agents import agent_options
 from rlhf_gym.loop.config import Config, TaskConfig
-from rlhf_gym.loop.metrics import check_loggers
-from rlhf_gym.loop.people import check_people
+from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.plugins import check_rater
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
@@ -33,6 +34,16 @@ from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.text import shorten
 
 
+class PeoplePage(Protocol):
+    """A page on which people answer a run's queries; :class:`rlhf_gym.web.run_page.RunPage` is one."""
+
+    def check(self, config: Config) -> None:
+        """Refuse, before any work starts, a configuration with which the page cannot be served."""
+
+    def serve(self, config: Config, run: RunDirectory, say: Callable[[str], None]) -> AbstractContextManager[Rater]:
+        """Serve the page while the context is open; it gives the rater who stands for the people."""
+
+
 @dataclass(frozen=True)
 class RunContext:
     """A run's means.
@@ -44,7 +55,7 @@ class RunContext:
         task: prompts to train on, prompts held out, limits.
         gold: the reward that stands for what people want.
         reference: the language model as it was given, frozen.
-        people: the people on the run's rating page, where it serves one.
+        people: the rater who stands for the people on the run's rating page; None where it serves none.
     """
 
     config: Config
@@ -74,7 +85,6 @@ class RunContext:
         check_loggers(config.log.to)
         if config.reward_model.enabled:
             check_rater(config.rater)
-        check_people(config)
         agent_options(config.agent)
         settings = config.model
         lora = Lora.of(settings.lora) if settings.lora else None

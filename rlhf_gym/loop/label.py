@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback.queries import content_id
 from rlhf_gym.judge import JudgeRater
+from rlhf_gym.loop.candidates import read_samples
+from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.people import Turnout, split
 from rlhf_gym.loop.plugins import find_rater
-from rlhf_gym.loop.sample import read_samples
+from rlhf_gym.loop.progress import Bar
 from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks.samples import Sample
+
+_PACE_OVER = 300.0  # seconds over which the shown pace is averaged
+_SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
 def label(context: RunContext, number: int) -> None:
@@ -92,3 +100,76 @@ def reference_rewards(context: RunContext) -> np.ndarray:
     scored = score(context.gold, texts, responses, columns, may_skip=True)
     shape = (-1, context.config.sampling.candidates)
     return scored.values.reshape(shape)[scored.kept.reshape(shape).all(axis=1)]
+
+
+def for_people(query: Query, config: Config) -> bool:
+    """True for a query that people answer. Only the query and the settings decide, so that a resumed run agrees.
+
+    Args:
+        query: any query of the run.
+        config: the run's configuration.
+    """
+    if config.rater.name == "web":
+        return query.round > config.people.warm_up
+    return int(content_id("people", query.id), 16) < config.people.share * 2.0**128
+
+
+def split(queries: Sequence[Query], config: Config) -> tuple[list[Query], list[Query]]:
+    """Split queries into those for people and those for the other rater.
+
+    Args:
+        queries: of any rounds.
+        config: the run's configuration.
+    """
+    people = [query for query in queries if for_people(query, config)]
+    chosen = {query.id for query in people}
+    return people, [query for query in queries if query.id not in chosen]
+
+
+class Turnout:
+    """Shows how many queries people have answered: on the bar and, without a terminal, as a line now and then.
+
+    Args:
+        bar: the stage's.
+        say: prints a line.
+        before: queries of the stage that others have answered.
+        plain: no terminal: print lines.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        bar: Bar,
+        say: Callable[[str], None],
+        before: int,
+        *,
+        plain: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bar = bar
+        self._say = say
+        self._before = before
+        self._plain = plain
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+        self._said = (-_SAY_EVERY, -1)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Update what is shown; called when answers came, and while none come.
+
+        Args:
+            done: queries that people have answered.
+            total: queries that people are asked.
+        """
+        now = self._clock()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - _PACE_OVER:
+            self._seen.popleft()
+        began, at_first = self._seen[0]
+        pace = (done - at_first) / (now - began) * 60 if now > began else 0.0
+        note = f"{pace:.1f} a minute" if pace else "waiting for people"
+        self._bar.update(self._before + done, note)
+        last, told = self._said
+        if self._plain and done != told and (now - last >= _SAY_EVERY or done == total):
+            self._said = (now, done)
+            self._say(f"people have answered {done} of {total} queries ({note})")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.config import Config
-from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.context import PeoplePage, RunContext
 from rlhf_gym.loop.evaluate import evaluate
-from rlhf_gym.loop.fit import fit
 from rlhf_gym.loop.label import label
-from rlhf_gym.loop.people import people_page
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
+from rlhf_gym.loop.reward_models import fit
 from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_json, write_text
-from rlhf_gym.loop.sample import sample
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
 
@@ -23,30 +25,46 @@ FEEDBACK_STAGES = ("sample", "label", "fit")
 
 
 def run_loop(
-    config: Config, out: Path | str, *, resume: bool = False, progress: Progress | None = None
+    config: Config,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    page: PeoplePage | None = None,
 ) -> RunDirectory:
     """Run the whole loop in a directory.
 
     Killed at any moment and called again with ``resume=True``, it goes on: no judgement is lost, no finished stage is done
-    again, PPO goes on from its latest checkpoint, and the figures are those of a run that was never interrupted (on CPU).
+    again, the agent goes on from its latest checkpoint, and the metrics are those of a run that was never interrupted (on
+    CPU).
 
     Args:
         config: everything that can be set.
         out: the run's directory.
         resume: go on with the run that is there.
         progress: what the user sees; default bars on a terminal, lines elsewhere.
+        page: serves the rating page, where the configuration asks people: :class:`rlhf_gym.web.run_page.RunPage`.
 
     Returns:
         The run's directory, with ``report.html`` and ``summary.txt`` in it.
 
     Raises:
-        RlhfGymError: something that the user can mend; what was done before is kept.
+        RlhfGymError: something that the user can correct; what was done before is kept.
     """
     run, progress = RunDirectory(out), progress or Progress()
     run.check(config, resume=resume)
+    if config.asks_people:
+        if page is None:
+            raise ConfigError(
+                "people are to answer (rater.name web, or a people.share), and this run has no page for them: start it with "
+                "`rlhf-gym run`, or give run_loop(..., page=rlhf_gym.web.run_page.RunPage())"
+            )
+        page.check(config)
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
     context = RunContext.of(config, run, progress)
-    with run.open(config, resume=resume), people_page(context) as context:
+    with run.open(config, resume=resume), ExitStack() as stack:
+        if config.asks_people and page is not None:
+            context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
         stages = [name for name in WORK if config.reward_model.enabled or name not in FEEDBACK_STAGES]
         for number in range(1, config.run.rounds + 1):
             for stage in stages:

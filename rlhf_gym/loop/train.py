@@ -14,9 +14,9 @@ from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.agents import agent_options, find_agent, learning_rate
 from rlhf_gym.loop.completions import SampleCompletions
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.metrics import MetricsTable, make_logger
+from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
-from rlhf_gym.loop.refit import Refits
+from rlhf_gym.loop.reward_models import Refits
 from rlhf_gym.loop.run_directory import read_json, whole_folder, write_json
 from rlhf_gym.loop.train_reward import ProxyAndGold
 

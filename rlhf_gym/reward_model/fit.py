@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,69 +23,75 @@ from rlhf_gym.reward_model.model import RewardModel
 OnProgress = Callable[[int, int, float], None]
 
 
+def setting(default: Any, help: str, **limits: float) -> Any:  # noqa: A002 - the word of argparse and of the documentation
+    """Make a field with its help and its limits, which a run's configuration and the documentation are made from.
+
+    Args:
+        default: the default.
+        help: one sentence.
+        limits: ``at_least`` and ``at_most`` (inclusive), ``above`` and ``below`` (exclusive).
+    """
+    return field(default=default, metadata={"help": help, **limits})
+
+
 @dataclass(frozen=True)
 class FitConfig:
-    """Settings of a fit.
+    """Settings of a fit; each field's metadata holds its help and its range, and so does ``rlhf-gym config``.
 
     The defaults suit trunks of a few million parameters. Larger ones want a lower learning rate (1e-5 from 100 million
     on). One epoch, as in Ouyang et al. 2022: on the embedded model a second one fitted the raters' noise.
-
-    Attributes:
-        learning_rate: AdamW's peak for the trunk; warm-up over a tenth of the comparisons, then linear to 0.
-        head_learning_rate: AdamW's peak for the head; None takes ``learning_rate``.
-        epochs: most passes over the preferences; the epoch with the lowest validation loss is kept.
-        patience: stop after so many epochs without a lower validation loss; None never stops early.
-        batch_size: comparisons a step.
-        tokens_per_batch: most padded tokens of one forward pass; changes memory and speed, not the result.
-        weight_decay: AdamW's; not on biases and norms.
-        margin_scale: multiplies the raters' margins in the loss; 0 leaves them out (their scale is each rater's own).
-        label_smoothing: chance, in [0, 1/2), that a judgement is the wrong way round.
-        dropout: in the trunk's dropout layers (where it has some) and before the head, while fitting only.
-        trunk_layers: how many of the trunk's last layers are trained, with its final norm; 0 trains the head alone,
-            None everything.
-        validation_share: share of the *prompts* held out, in (0, 1).
-        max_grad_norm: the gradient's largest norm.
-        seed: seed of the split, of the order and of dropout; 0 or more.
 
     Raises:
         ConfigError: a value out of its range.
     """
 
-    learning_rate: float = 1e-3
-    head_learning_rate: float | None = None
-    epochs: int = 1
-    patience: int | None = 1
-    batch_size: int = 32
-    tokens_per_batch: int = 8192
-    weight_decay: float = 0.01
-    margin_scale: float = 0.0
-    label_smoothing: float = 0.0
-    dropout: float = 0.0
-    trunk_layers: int | None = None
-    validation_share: float = 0.2
-    max_grad_norm: float = 1.0
-    seed: int = 0
+    learning_rate: float = setting(
+        1e-3,
+        "AdamW's peak for the trunk, after a warm-up over a tenth of the comparisons, then linear to 0; models of 100M "
+        "parameters and more want less: 1e-5",
+        above=0,
+    )
+    head_learning_rate: float | None = setting(None, "AdamW's peak for the head; null takes learning_rate", above=0)
+    epochs: int = setting(
+        1, "most passes over the preferences; the one with the lowest validation loss is kept", at_least=1
+    )
+    patience: int | None = setting(
+        1, "stop after so many epochs without a lower validation loss; null never stops early", at_least=1
+    )
+    batch_size: int = setting(32, "comparisons a step", at_least=1)
+    tokens_per_batch: int = setting(
+        8192, "most padded tokens of one forward pass; changes memory and speed, not the result", at_least=1
+    )
+    weight_decay: float = setting(0.01, "AdamW's weight decay; not on biases and norms", at_least=0)
+    margin_scale: float = setting(
+        0.0,
+        "multiplies the raters' margins in the loss; 0 leaves them out (each rater has a scale of their own)",
+        at_least=0,
+    )
+    label_smoothing: float = setting(0.0, "chance that a judgement is the wrong way round", at_least=0, below=0.5)
+    dropout: float = setting(
+        0.0, "in the trunk's dropout layers (where it has some) and before the head, while fitting", at_least=0, below=1
+    )
+    trunk_layers: int | None = setting(
+        None, "train this many of the trunk's last layers, with its final norm; 0 trains the head alone, null everything",
+        at_least=0,
+    )  # fmt: skip
+    validation_fraction: float = setting(0.2, "share of the prompts held out to judge the fit", above=0, below=1)
+    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
+    seed: int = setting(0, "seed of the split, of the order and of dropout", at_least=0)
 
     def __post_init__(self) -> None:
-        ranges = {
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "head_learning_rate": (self.head_learning_rate is None or self.head_learning_rate > 0, "above 0, or None"),
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "patience": (self.patience is None or self.patience >= 1, "at least 1, or None"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "tokens_per_batch": (self.tokens_per_batch >= 1, "at least 1"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "margin_scale": (self.margin_scale >= 0, "at least 0"),
-            "label_smoothing": (0 <= self.label_smoothing < 0.5, "in [0, 0.5)"),
-            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
-            "trunk_layers": (self.trunk_layers is None or self.trunk_layers >= 0, "at least 0, or None"),
-            "validation_share": (0 < self.validation_share < 1, "in (0, 1)"),
-            "max_grad_norm": (self.max_grad_norm > 0, "above 0"),
-            "seed": (self.seed >= 0, "at least 0"),
-        }
-        for name, (fits, expected) in ranges.items():
-            if not fits:
-                raise ConfigError(f"a reward model's {name} must be {expected}, got {getattr(self, name)}")
+        within = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+        for f in fields(self):
+            value, limits = getattr(self, f.name), {k: f.metadata[k] for k in within if k in f.metadata}
+            optional = "None" in str(f.type)
+            if optional and value is None:
+                continue
+            if not all(within[name](value, limit) for name, limit in limits.items()):
+                expected = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
+                raise ConfigError(
+                    f"a reward model's {f.name} must be {expected}{', or None' if optional else ''}, got {value}"
+                )
 
 
 def fit(
@@ -112,7 +120,7 @@ def fit(
     """
     config = config or FitConfig()
     if validation is None:
-        train, validation = split_by_prompt(preferences, config.validation_share, config.seed)
+        train, validation = split_by_prompt(preferences, config.validation_fraction, config.seed)
     else:
         train, validation = list(preferences), list(validation)
         _check_split(train, validation)

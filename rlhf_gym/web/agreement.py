@@ -7,8 +7,8 @@ from datetime import datetime
 
 from markupsafe import Markup
 
+from rlhf_gym.loop.report.formatting import number, percent
 from rlhf_gym.loop.report.svg import Chart, spread
-from rlhf_gym.loop.report.text import number, percent
 from rlhf_gym.study.quality import QualityReport, Share
 from rlhf_gym.study.reliability import MANY_DAYS, Agreement, Period
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from rlhf_gym.feedback import Judgement, Query
 from rlhf_gym.feedback.store import StoreCount
+from rlhf_gym.loop.report.formatting import number, percent
 from rlhf_gym.loop.report.svg import Chart, nice_ticks
-from rlhf_gym.loop.report.text import number, percent
 from rlhf_gym.study.leases import RoundProgress
 from rlhf_gym.study.quality import Share, quality
 from rlhf_gym.web.agreement import agreement_chart, agreement_line, coefficients

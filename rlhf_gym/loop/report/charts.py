@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
+from rlhf_gym.loop.report.formatting import MINUS, number, percent, signed
 from rlhf_gym.loop.report.frontier import Frontier, FrontierPoint
 from rlhf_gym.loop.report.run_data import TERM, Iteration, Metric, RewardModelRound, RunData, finite
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread
-from rlhf_gym.loop.report.text import MINUS, number, percent, signed
 
 T = TypeVar("T")
 

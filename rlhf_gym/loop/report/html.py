@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rlhf_gym.loop.report import text
+from rlhf_gym.loop.report.formatting import number, percent, plain, signed, visible
 
 
 def page(template: str, **values: Any) -> str:
@@ -24,11 +24,11 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "visible": text.visible,
-        "plain": text.plain,
-        "number": text.number,
-        "percent": text.percent,
-        "signed": text.signed,
+        "visible": visible,
+        "plain": plain,
+        "number": number,
+        "percent": percent,
+        "signed": signed,
     }
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "

@@ -9,7 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.loop.report import charts, text
+from rlhf_gym.loop.report.charts import (
+    calibration_chart,
+    frontier_chart,
+    gap_chart,
+    learning_curve,
+    loss_chart,
+    win_rate_chart,
+)
+from rlhf_gym.loop.report.formatting import MISSING, is_secret, without_credentials
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.heat_maps import looks
 from rlhf_gym.loop.report.html import page
@@ -58,23 +66,23 @@ def render(run: RunData) -> str:
         tiles=headline(run),
         verdict=verdict(run, found),
         curves=[
-            (metric, charts.learning_curve(run, metric))
+            (metric, learning_curve(run, metric))
             for metric in METRICS
             if metric.drawn and any(value is not None for value in run.series(metric.key))
         ],
-        terms=[(metric, charts.learning_curve(run, metric)) for metric in run.terms],
+        terms=[(metric, learning_curve(run, metric)) for metric in run.terms],
         times=time_shares(run),
         curve_table=curve_table(run),
         frontier=found,
-        frontier_chart=charts.frontier_chart(found) if found else None,
-        gap_chart=charts.gap_chart(found) if found and found.standardised else None,
+        frontier_chart=frontier_chart(found) if found else None,
+        gap_chart=gap_chart(found) if found and found.standardised else None,
         reward_models=[
-            (reward_model, charts.calibration_chart(reward_model), charts.loss_chart(reward_model))
+            (reward_model, calibration_chart(reward_model), loss_chart(reward_model))
             for reward_model in run.reward_models
         ],
         win_rate_chart=None
         if rate is None
-        else charts.win_rate_chart(rate, run.figure("win_rate_low"), run.figure("win_rate_high")),
+        else win_rate_chart(rate, run.figure("win_rate_low"), run.figure("win_rate_high")),
         health=text_health(run),
         pairs=pair_rows(run),
         looks=looks(run.completions),
@@ -94,7 +102,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("rater", run.setting("rater.name", "rater.kind", "rater.type", "rater.rater", "rater")),
         ("seed", run.setting("seed", "run.seed")),
     ]
-    return [(name, text.without_credentials(str(value))) for name, value in found if value not in (None, "")]
+    return [(name, without_credentials(str(value))) for name, value in found if value not in (None, "")]
 
 
 def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -103,10 +111,10 @@ def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, s
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{name}.")
-        elif text.is_secret(str(key)) and value:
+        elif is_secret(str(key)) and value:
             yield name, "(not shown)"
         else:
-            yield name, text.MISSING if value is None else text.without_credentials(str(value))
+            yield name, MISSING if value is None else without_credentials(str(value))
 
 
 def _commands(run: RunData) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
 
-from rlhf_gym.loop.report.text import number, plain
+from rlhf_gym.loop.report.formatting import number, plain
 
 Point = tuple[float, float]
 

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rlhf_gym.loop.report.formatting import MISSING, duration, number, percent, signed
 from rlhf_gym.loop.report.frontier import Frontier
 from rlhf_gym.loop.report.run_data import METRICS, RunData, finite
-from rlhf_gym.loop.report.text import MISSING, duration, number, percent, signed
 
 _MOST_ROWS = 200
 _FIRST_ROWS = 12
