@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_gym.feedback.queries import Query, content_id
 from rlhf_gym.loop.config import Config, PeopleConfig
-from rlhf_gym.study.checks import known_queries
+from rlhf_gym.study.checks import check_questions
 
 if TYPE_CHECKING:
     from rlhf_gym.loop.context import RunContext
@@ -41,7 +41,7 @@ def check_people(config: Config) -> None:
     require_web()
     page_settings(config.people)
     queue_settings(config)
-    known_queries(config.people.known)
+    check_questions(config.people.check_questions)
 
 
 def page_settings(config: PeopleConfig) -> PageSettings:
@@ -60,7 +60,7 @@ def queue_settings(config: Config) -> QueueSettings:
 
     people = config.people
     return QueueSettings(
-        overlap=people.overlap, lease_seconds=people.lease, gold_share=people.gold_share,
+        overlap=people.overlap, lease_seconds=people.lease, check_share=people.check_share,
         repeat_share=people.repeat_share, practice=people.practice, seed=config.run.seed,
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def people_page(context: RunContext) -> Iterator[RunContext]:
         run=context.run.path,
         offered=(),
     ) as page:
-        page.store.add_queries(known_queries(people.known))
+        page.store.add_queries(check_questions(people.check_questions))
         rater = WebRater(page.store, page.queue, overlap=people.overlap)
         rater.submit([query for query in page.store.queries() if for_people(query, config)])
         for line in page.lines():
