@@ -103,7 +103,7 @@ async def rate(name: str, browser: Browser, think: float, until: float, tally: T
         number += 1
         token = f"{name} {number}"
         fields = {
-            "form": "pair",
+            "query_type": "pair",
             "answer": chance.choice(["a1", "a2", "b2", "b3", "tie"]),
             "reason": token,
             "have": " ".join(held),

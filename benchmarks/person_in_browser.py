@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS = (
-    "rater.form=pair", "sampling.candidates=2", "people.port=0", "task.max_new_tokens=32", "task.min_new_tokens=16",
+    "rater.query_type=pair", "sampling.candidates=2", "people.port=0", "task.max_new_tokens=32", "task.min_new_tokens=16",
     "sampling.temperature=0.8", "agent.kl_coef=0.05", "model.name=embedded",
 )  # fmt: skip
 

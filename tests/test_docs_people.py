@@ -16,7 +16,7 @@ from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.exchange.formats import FORMATS
-from rlhf_gym.study.checks import expected, is_practice, known_queries
+from rlhf_gym.study.checks import check_questions, expected, is_practice
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "people.md").read_text(encoding="utf-8")
 
@@ -47,17 +47,17 @@ def test_every_setting_named_in_the_text_exists() -> None:
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    store, gold, _ = blocks("python")
+    store, check, _ = blocks("python")
     exec(store, {})
     with FeedbackStore("study.sqlite", read_only=True) as found:
-        assert [query.form for query in found.queries()] == ["pair", "ranking"]
-    query = eval(gold, {"Query": Query})
+        assert [query.query_type for query in found.queries()] == ["pair", "ranking"]
+    query = eval(check, {"Query": Query})
     assert expected(query.columns) == {"choice": 0}
     assert is_practice(query.columns)
     [lines] = blocks("json")
-    Path("known.jsonl").write_text(lines, encoding="utf-8")
-    known = known_queries("known.jsonl")
-    assert [one.form for one in known] == ["pair", "ranking", "rating"]
+    Path("checks.jsonl").write_text(lines, encoding="utf-8")
+    known = check_questions("checks.jsonl")
+    assert [one.query_type for one in known] == ["pair", "ranking", "rating"]
     assert known[0] == query
 
 

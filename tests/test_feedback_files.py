@@ -46,7 +46,7 @@ def answer_of(
 ) -> tuple[Query, Judgement]:
     ranked = kind == "ranking"
     query = Query(
-        prompt=prompt, responses=responses if ranked else responses[:2], form="ranking" if ranked else "pair",
+        prompt=prompt, responses=responses if ranked else responses[:2], query_type="ranking" if ranked else "pair",
         columns={"x": extra}, index=3,
     )  # fmt: skip
     said: dict[str, Any] = {
@@ -225,7 +225,7 @@ def test_datasets_reads_what_comes_late_in_long_files(
     late = Query(prompt="Late?", responses=("a", "b"), columns={"z": {"k": 1.5}}, index=300, model_versions=("m", "n"))
     said: dict[str, Any] = {"strength": 2.0, "seconds": 2.5, "reason": "why", "details": {"preference": 1.7}}
     answers.append((late, Judgement(query_id=late.id, rater="ann", choice=1, **said)))
-    late = Query(prompt="Late?", responses=("a", "b", "c"), form="ranking", index=301)
+    late = Query(prompt="Late?", responses=("a", "b", "c"), query_type="ranking", index=301)
     answers.append((late, Judgement(query_id=late.id, rater="ann", ranking=((1,), (0,), (2,)))))
     path = tmp_path / "long.jsonl"
     written = export_feedback(answers, path, name).written

@@ -23,7 +23,7 @@ def pair(i: int, prompt: str = "Why?", responses: tuple[str, str] = ("Because.",
 
 
 def ranking(groups: tuple[tuple[int, ...], ...]) -> Answers:
-    query = Query(prompt="Rank.", responses=("a", "b", "c"), form="ranking", index=50)
+    query = Query(prompt="Rank.", responses=("a", "b", "c"), query_type="ranking", index=50)
     return [(query, Judgement(query_id=query.id, rater="bob", ranking=groups))]
 
 
@@ -45,7 +45,7 @@ def edges(found: Imported) -> list[tuple[str, str, str, bool]]:
 
 def test_native_loses_nothing(tmp_path: Path) -> None:
     answers = everything()
-    rated = Query(prompt="p", responses=("a", "b"), form="rating", columns={"x": [1, {"y": None}]}, round=4)
+    rated = Query(prompt="p", responses=("a", "b"), query_type="rating", columns={"x": [1, {"y": None}]}, round=4)
     answers.append((rated, Judgement(query_id=rated.id, rater="z", ratings={"h": (1.0, None)}, details={"k": 1})))
     first = answers[0]
     answers.append((first[0], Judgement(query_id=first[0].id, rater="ann", tie=True, supersedes=first[1].id)))
@@ -121,7 +121,7 @@ def test_trl_unpaired_is_a_thumb() -> None:
     assert [j.ratings for j in found.judgements] == [{"overall": (1.0,)}, {"overall": (0.0,)}]
     answers = list(zip(found.queries, found.judgements, strict=True))
     assert to_records(answers, "trl-unpaired") == (thumbs, {})
-    query = Query(prompt="p", responses=("a",), form="rating")
+    query = Query(prompt="p", responses=("a",), query_type="rating")
     graded = [(query, Judgement(query_id=query.id, rater="ann", ratings={"overall": (4.0,)}))]
     assert to_records(graded, "trl-unpaired") == ([], {"ratings other than 0 (thumb down) and 1 (thumb up)": 1})
 

@@ -94,7 +94,7 @@ def test_an_old_store_becomes_what_a_new_one_is_and_keeps_everything(tmp_path: P
         assert store.answers() == kept
         assert kept[2][0].prompt == "nul \0 2"
         # What is new works, and what was guarded is guarded.
-        best = Query(prompt="p", responses=("a", "b", "c"), form="best")
+        best = Query(prompt="p", responses=("a", "b", "c"), query_type="best")
         store.add_queries([best])
         store.add_judgements([Judgement(query_id=best.id, rater="ann", choice=2)])
         People(store).invite()

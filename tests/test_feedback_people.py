@@ -208,11 +208,11 @@ def test_no_two_raters_ever_hold_the_same_query(store_place: str) -> None:
         assert sorted(Counter(j.query_id for j in one.judgements()).values()) == [1] * 60
 
 
-def test_practice_first_then_gold_and_repetitions(store_place: str) -> None:
-    columns = {"gold": {"choice": 0}, "explanation": "because"}
+def test_practice_first_then_checks_and_repetitions(store_place: str) -> None:
+    columns = {"expected": {"choice": 0}, "explanation": "because"}
     special = [Query(prompt=f"g{i}", responses=("x", "y"), round=0, index=i, columns=columns) for i in range(3)]
     practice = Query(prompt="try", responses=("x", "y"), round=0, index=9, columns={**columns, "practice": True})
-    settings = QueueSettings(practice=2, gold_share=0.3, repeat_share=0.3)
+    settings = QueueSettings(practice=2, check_share=0.3, repeat_share=0.3)
     with FeedbackStore(store_place) as store:
         store.add_queries([*pairs(30), *special, practice])
         queue = Queue(store, settings)
@@ -226,7 +226,7 @@ def test_practice_first_then_gold_and_repetitions(store_place: str) -> None:
             kinds.append(held.kind)
             assert queue.submit(held.id, "web/a", A, seconds=1).correct is None
         assert kinds.count("query") == 30
-        assert kinds.count("gold") == 3
+        assert kinds.count("check") == 3
         assert kinds.count("repeat") >= 5
         assert kinds[:5].count("repeat") == 0
         repeated = [j for j in store.judgements() if j.details.get("kind") == "repeat"]
@@ -238,12 +238,12 @@ def test_what_a_known_answer_is() -> None:
     def said(**answer: Any) -> Judgement:
         return Judgement(query_id="q", rater="web/a", **answer)
 
-    assert meets(said(tie=True), {"gold": {"tie": True}})
-    assert meets(said(ranking=((1,), (0, 2))), {"gold": {"ranking": [[1], [2, 0]]}})
-    assert not meets(said(ranking=((0,), (1, 2))), {"gold": {"ranking": [[1], [2, 0]]}})
-    assert meets(said(ratings={"overall": (7, 2)}), {"gold": {"ratings": {"overall": [5, 1]}}})
-    assert not meets(said(ratings={"overall": (2, 2)}), {"gold": {"ratings": {"overall": [5, 1]}}})
-    assert not meets(said(skipped=True), {"gold": {"choice": 0}})
+    assert meets(said(tie=True), {"expected": {"tie": True}})
+    assert meets(said(ranking=((1,), (0, 2))), {"expected": {"ranking": [[1], [2, 0]]}})
+    assert not meets(said(ranking=((0,), (1, 2))), {"expected": {"ranking": [[1], [2, 0]]}})
+    assert meets(said(ratings={"overall": (7, 2)}), {"expected": {"ratings": {"overall": [5, 1]}}})
+    assert not meets(said(ratings={"overall": (2, 2)}), {"expected": {"ratings": {"overall": [5, 1]}}})
+    assert not meets(said(skipped=True), {"expected": {"choice": 0}})
 
 
 def test_only_what_is_offered_is_handed_out(store: FeedbackStore) -> None:
@@ -268,7 +268,7 @@ def test_answers_from_before_the_page_count(store: FeedbackStore) -> None:
     assert [a.query.index for a in Queue(store).next("web/a", count=9)] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("wrong", [{"overlap": 0}, {"gold_share": 1.0}, {"lease_seconds": 0}, {"repeat_share": -0.1}])
+@pytest.mark.parametrize("wrong", [{"overlap": 0}, {"check_share": 1.0}, {"lease_seconds": 0}, {"repeat_share": -0.1}])
 def test_settings_out_of_bounds(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         QueueSettings(**wrong)

@@ -14,8 +14,8 @@ from rlhf_gym.feedback import Judgement, Ordering, Preference, Query, check_judg
 from rlhf_gym.feedback.preferences import Demonstration, demonstration_from
 
 
-def ask(form: Any, *responses: str) -> Query:
-    return Query(prompt="p", responses=responses, form=form)
+def ask(query_type: Any, *responses: str) -> Query:
+    return Query(prompt="p", responses=responses, query_type=query_type)
 
 
 def said(query: Query, **answer: Any) -> Judgement:
@@ -32,9 +32,9 @@ def test_query_ids_are_pinned() -> None:
 
 
 def test_query_ids_depend_on_what_is_asked_and_nothing_else() -> None:
-    base: dict[str, Any] = {"prompt": "p", "responses": ("a", "b"), "form": "pair", "round": 1, "index": 0}
+    base: dict[str, Any] = {"prompt": "p", "responses": ("a", "b"), "query_type": "pair", "round": 1, "index": 0}
     query = Query(**base)
-    other: dict[str, Any] = {"prompt": "q", "responses": ("b", "a"), "form": "ranking", "round": 2, "index": 1}
+    other: dict[str, Any] = {"prompt": "q", "responses": ("b", "a"), "query_type": "ranking", "round": 2, "index": 1}
     ids = {query.id} | {Query(**{**base, name: value}).id for name, value in other.items()}
     assert len(ids) == 6
     assert Query(**base, columns={"x": 1}, model_versions=("m", "n")).id == query.id
@@ -48,9 +48,9 @@ def test_queries_that_cannot_be_asked() -> None:
         ("pair", ("a",)), ("pair", ("a", "b", "c")), ("ranking", ("a",)), ("rating", ()), ("best", ("a",)),
         ("thumbs", ("a", "b")), ("edit", ()), ("edit", ("a", "b")),
     ]  # fmt: skip
-    for form, responses in wrong:
-        with pytest.raises(FeedbackError, match=f"a {form} query needs"):
-            ask(form, *responses)
+    for query_type, responses in wrong:
+        with pytest.raises(FeedbackError, match=f"a {query_type} query needs"):
+            ask(query_type, *responses)
     with pytest.raises(FeedbackError, match="must be one of pair, ranking, rating, best, thumbs, edit; got 'duel'"):
         ask("duel", "a", "b")
     with pytest.raises(FeedbackError, match="model_versions must name 2"):
@@ -136,7 +136,7 @@ def test_a_judgement_is_exactly_one_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "answer", "problem"),
+    ("query_type", "answer", "problem"),
     [
         ("pair", {"choice": 2}, r"choice must lie in 0\.\.1, got 2"),
         ("pair", {"choice": -1}, r"choice must lie in 0\.\.1, got -1"),
@@ -151,8 +151,8 @@ def test_a_judgement_is_exactly_one_answer() -> None:
         ("pair", {"choice": 0, "order_shown": (0, 0)}, "order_shown must hold each of"),
     ],
 )
-def test_judgements_that_do_not_fit_their_query(form: Any, answer: dict[str, Any], problem: str) -> None:
-    query = ask(form, "a", "b")
+def test_judgements_that_do_not_fit_their_query(query_type: Any, answer: dict[str, Any], problem: str) -> None:
+    query = ask(query_type, "a", "b")
     with pytest.raises(FeedbackError, match=problem):
         check_judgement(query, said(query, **answer))
     with pytest.raises(FeedbackError, match="it answers query"):

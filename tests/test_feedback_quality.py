@@ -178,11 +178,11 @@ def said(query: Query, rater: str, minute: int = 0, **answer: Any) -> tuple[Quer
 def test_answers_become_comparisons() -> None:
     """Every form, by hand: which comparisons two raters share, and on which they agree."""
     pair = Query(prompt="p", responses=("x", "y"))
-    ranking = Query(prompt="r", responses=("x", "y", "z"), form="ranking")
-    rating = Query(prompt="g", responses=("x", "y"), form="rating")
-    best = Query(prompt="b", responses=("x", "y", "z"), form="best")
-    thumbs = Query(prompt="t", responses=("x",), form="thumbs")
-    edit = Query(prompt="e", responses=("x",), form="edit")
+    ranking = Query(prompt="r", responses=("x", "y", "z"), query_type="ranking")
+    rating = Query(prompt="g", responses=("x", "y"), query_type="rating")
+    best = Query(prompt="b", responses=("x", "y", "z"), query_type="best")
+    thumbs = Query(prompt="t", responses=("x",), query_type="thumbs")
+    edit = Query(prompt="e", responses=("x",), query_type="edit")
     answers = [
         said(pair, "a", choice=0), said(pair, "b", choice=0, strength=3), said(pair, "c", tie=True),  # 1 of 3 pairs
         said(ranking, "a", ranking=((0,), (1,), (2,))), said(ranking, "b", ranking=((0,), (1, 2))),  # 2 of 3
@@ -201,7 +201,7 @@ def test_answers_become_comparisons() -> None:
 
 
 def test_an_answer_alone_agrees_with_its_repetition_only_if_it_is_the_same() -> None:
-    thumbs = [Query(prompt=f"{i}", responses=("x",), form="thumbs", index=i) for i in range(2)]
+    thumbs = [Query(prompt=f"{i}", responses=("x",), query_type="thumbs", index=i) for i in range(2)]
     up, down, again = {"overall": (1.0,)}, {"overall": (0.0,)}, {"kind": "repeat"}
     answers = [said(query, "a", ratings=up) for query in thumbs]
     answers += [said(thumbs[0], "a", 5, ratings=up, details=again, id="r0")]

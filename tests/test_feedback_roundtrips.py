@@ -31,7 +31,7 @@ def answers(draw: st.DrawFn) -> Answer:
     form = draw(st.sampled_from(["pair", "ranking", "rating", "best", "thumbs", "edit"]))
     k = {"pair": 2, "thumbs": 1, "edit": 1}.get(form) or draw(st.integers(1 if form == "rating" else 2, 4))
     query = Query(
-        prompt=draw(TEXTS), responses=tuple(draw(st.lists(TEXTS, min_size=k, max_size=k))), form=form,
+        prompt=draw(TEXTS), responses=tuple(draw(st.lists(TEXTS, min_size=k, max_size=k))), query_type=form,
         index=draw(st.integers(0, 9)),
         model_versions=draw(st.sampled_from([(), ("m",) * k])), columns=draw(st.sampled_from([{}, {"source": "\ud800"}])),
     )  # fmt: skip
@@ -113,7 +113,7 @@ def test_comparisons_come_back(name: str, given: list[Answer]) -> None:
             theirs[(str(tie), *same)] += 1
     assert theirs == ours
     assert dropped.get("ties", 0) == ties
-    skipped = [query.form for query, judgement in given if judgement.skipped]
+    skipped = [query.query_type for query, judgement in given if judgement.skipped]
     kept = sum(j.skipped for j in found.judgements)
     assert kept + dropped.get("skips", 0) == len(skipped)
     assert kept == {
@@ -147,7 +147,7 @@ def test_thumbs_come_back(given: list[Answer]) -> None:
             ours.update((query.prompt, r, v) for r, v in zip(query.responses, values, strict=False) if v in (0, 1))
             continue
         edited = judgement.details.get("edited", query.responses[0])
-        if query.form == "edit" and not judgement.skipped and edited == query.responses[0]:
+        if query.query_type == "edit" and not judgement.skipped and edited == query.responses[0]:
             ours[(query.prompt, query.responses[0], 1)] += 1
         for p in preferences_from(query, judgement):
             if not p.tie:
@@ -166,7 +166,7 @@ def test_no_answer_goes_without_a_word(name: str, answer: Answer) -> None:
 
 
 def test_a_correction_is_better_than_the_original() -> None:
-    query = Query(prompt="P", responses=("bad",), form="edit", model_versions=("m1",))
+    query = Query(prompt="P", responses=("bad",), query_type="edit", model_versions=("m1",))
     for correction, place in (("good", 1), ("a", 0)):  # in the order of the texts, not of their quality
         said = Judgement(query_id=query.id, rater="ann", choice=0, details={"edited": correction, "note": "x"})
         [record] = to_records([(query, said)], "openai-summarize")[0]

@@ -37,7 +37,7 @@ def test_everything_comes_back_as_it_went_in(store: FeedbackStore) -> None:
     query = Query(
         prompt=HOSTILE,
         responses=(HOSTILE, "", "x" * 100_000),
-        form="ranking",
+        query_type="ranking",
         columns={"label": 1, "nested": {"list": [1.5, None, True, HOSTILE]}},
         model_versions=("a", "b", "c"),
         round=3,
@@ -58,7 +58,7 @@ def test_everything_comes_back_as_it_went_in(store: FeedbackStore) -> None:
     store.add_judgements([judgement])
     assert store.answers() == [(query, judgement)]
     assert store.judgements()[0].created_at == datetime(2026, 1, 1, 22, 4, 5, 678901, tzinfo=UTC)
-    rated = Query(prompt="p", responses=("a", "b"), form="rating")
+    rated = Query(prompt="p", responses=("a", "b"), query_type="rating")
     ratings = Judgement(query_id=rated.id, rater="ann", ratings={"helpful": (1.0, None), "honest": (3.5, 2.0)})
     store.add_queries([rated])
     store.add_judgements([ratings])

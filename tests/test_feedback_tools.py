@@ -113,7 +113,7 @@ def test_argilla_exports_are_read() -> None:
 
 
 def test_argilla_records_have_the_form_it_reads() -> None:
-    query = Query(prompt="Rank.", responses=("a", "b", "c"), form="ranking")
+    query = Query(prompt="Rank.", responses=("a", "b", "c"), query_type="ranking")
     ranked = (query, Judgement(query_id=query.id, rater="bob", ranking=((2,), (0,), (1,))))
     records, dropped = to_records([ranked, *pair(0, choice=1), *pair(1, tie=True), *pair(2, skipped=True)], "argilla")
     assert dropped == {"ties": 1}
@@ -136,19 +136,19 @@ def test_argilla_records_have_the_form_it_reads() -> None:
 
 
 def test_argilla_keeps_ratings() -> None:
-    query = Query(prompt="?", responses=("a", "b"), form="rating")
+    query = Query(prompt="?", responses=("a", "b"), query_type="rating")
     said = {"helpful": (4.0, None), "not_rude": (0, 10)}
     rated = (query, Judgement(query_id=query.id, rater="ann", ratings=said))
-    single = Query(prompt="?", responses=("a",), form="rating", index=1)
+    single = Query(prompt="?", responses=("a",), query_type="rating", index=1)
     alone = (single, Judgement(query_id=single.id, rater="ann", skipped=True))
-    thumb = Query(prompt="?", responses=("a",), form="thumbs", index=2)
+    thumb = Query(prompt="?", responses=("a",), query_type="thumbs", index=2)
     down = (thumb, Judgement(query_id=thumb.id, rater="ann", ratings={"overall": (0,)}))
     records, dropped = to_records([rated, alone, down], "argilla")
     assert dropped == {}
     values = {name: [one["value"] for one in responses] for name, responses in records[0]["responses"].items()}
     assert values == {"helpful_1": [4], "not_rude_1": [0], "not_rude_2": [10]}
     found = from_records(records, "argilla")
-    assert [(q.form, len(q.responses)) for q in found.queries] == [("rating", 2), ("rating", 1), ("rating", 1)]
+    assert [(q.query_type, len(q.responses)) for q in found.queries] == [("rating", 2), ("rating", 1), ("rating", 1)]
     assert [(j.rater, j.ratings, j.skipped) for j in found.judgements] == [
         ("ann", said, False),
         ("ann", None, True),

@@ -81,12 +81,12 @@ def test_the_rater_answers_every_form_but_edits() -> None:
     texts = ("bb", "a", "dddd", "bb")
     queries = [
         Query(prompt="p", responses=texts[:2]),
-        Query(prompt="p", responses=texts, form="ranking"),
-        Query(prompt="p", responses=texts, form="best"),
-        Query(prompt="p", responses=texts, form="rating"),
-        Query(prompt="p", responses=("x" * 8,), form="thumbs"),
-        Query(prompt="p", responses=("x",), form="thumbs", index=1),
-        Query(prompt="p", responses=("x",), form="edit"),
+        Query(prompt="p", responses=texts, query_type="ranking"),
+        Query(prompt="p", responses=texts, query_type="best"),
+        Query(prompt="p", responses=texts, query_type="rating"),
+        Query(prompt="p", responses=("x" * 8,), query_type="thumbs"),
+        Query(prompt="p", responses=("x",), query_type="thumbs", index=1),
+        Query(prompt="p", responses=("x",), query_type="edit"),
     ]
     with chat_server(by_length) as server:
         rater = JudgeRater(server.url, batch_size=3)

@@ -96,7 +96,7 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
         ({"agent": {"n_episodes": 8, "batch_size": 9}}, "agent.batch_size (9) must be at most"),
         ({"agent": {"on_kl_limit": "back_off"}}, "agent.on_kl_limit (back_off) needs an agent.kl_limit"),
         ({"agent": {"kl_target": 6.0, "kl_coef": 0}}, "agent.kl_target needs an agent.kl_coef above 0"),
-        ({"rater": {"form": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
+        ({"rater": {"query_type": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
         ({"task": {"max_new_tokens": 4, "min_new_tokens": 5}}, "must be at most task.max_new_tokens"),
         ({"agent": 3}, "section 'agent' must hold keys and values, got the number 3"),
         ([1], "expected sections"),

@@ -247,7 +247,7 @@ def test_without_a_reward_model_ppo_trains_on_the_reward_itself(model: Path, tmp
 
 
 def test_pairs_ties_and_skips(model: Path, tmp_path: Path) -> None:
-    rater = {"form": "pair", "tie_threshold": 0.3, "skip_rate": 0.2}
+    rater = {"query_type": "pair", "tie_threshold": 0.3, "skip_rate": 0.2}
     settings = tiny_settings(model, rater=rater, sampling={"candidates": 4, "prompts": 12})
     run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
     with FeedbackStore(run.store_file) as store:

@@ -29,7 +29,7 @@ CODE = {
 
         def my_task(*, num_prompts=40):
             prompts = [Prompt(f"this film {n}") for n in range(num_prompts)]
-            return Task(name="mine", prompts=prompts[::2], held_out=prompts[1::2], reward=length, max_response_tokens=6)
+            return Task(name="mine", prompts=prompts[::2], held_out=prompts[1::2], reward=length, max_new_tokens=6)
 
         def length(prompts, responses):
             return [float(len(r)) for r in responses]

@@ -27,8 +27,8 @@ def as_number(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(response) for response in responses]
 
 
-def judge(responses: tuple[str, ...], form: Any = "pair", n: Any = N, **knobs: Any) -> list[Judgement]:
-    queries = [Query(prompt="p", responses=responses, form=form, index=i) for i in range(n)]
+def judge(responses: tuple[str, ...], query_type: Any = "pair", n: Any = N, **knobs: Any) -> list[Judgement]:
+    queries = [Query(prompt="p", responses=responses, query_type=query_type, index=i) for i in range(n)]
     rater = SimulatedRater(as_number, seed=7, **knobs)
     return rater.collect(rater.submit(queries))
 

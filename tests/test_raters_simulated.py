@@ -28,8 +28,8 @@ def words(prompts: list[str], responses: list[str]) -> list[float]:
     return [0.0 for _ in responses]
 
 
-def pairs(count: int, responses: tuple[str, ...] = ("1", "0"), form: Any = "pair") -> list[Query]:
-    return [Query(prompt="p", responses=responses, form=form, index=i) for i in range(count)]
+def pairs(count: int, responses: tuple[str, ...] = ("1", "0"), query_type: Any = "pair") -> list[Query]:
+    return [Query(prompt="p", responses=responses, query_type=query_type, index=i) for i in range(count)]
 
 
 def answers(rater: Rater, queries: Sequence[Query]) -> list[Judgement]:
@@ -104,7 +104,7 @@ def test_length_bias_counts_words() -> None:
 def test_lapses_answer_without_looking() -> None:
     spammer = SimulatedRater(as_number, beta=INF, lapse_rate=1.0, skip_rate=0.5, tie_threshold=9.0)
     assert all(j.choice == j.order_shown[0] for j in answers(spammer, pairs(20)))
-    assert {j.ratings["overall"] for j in answers(spammer, pairs(5, form="rating")) if j.ratings} == {(3.0, 3.0)}
+    assert {j.ratings["overall"] for j in answers(spammer, pairs(5, query_type="rating")) if j.ratings} == {(3.0, 3.0)}
 
 
 def test_fatigue_grows_with_the_place_in_the_round() -> None:
@@ -158,7 +158,7 @@ def test_settings_that_mean_nothing(knobs: dict[str, Any], problem: str) -> None
 
 def test_davidson_does_not_rank() -> None:
     with pytest.raises(FeedbackError, match="Davidson's ties are for pairs"):
-        answers(SimulatedRater(as_number, davidson_nu=1.0), pairs(1, form="ranking"))
+        answers(SimulatedRater(as_number, davidson_nu=1.0), pairs(1, query_type="ranking"))
 
 
 def test_tickets_must_be_open() -> None:
@@ -342,6 +342,6 @@ def test_the_best_of_several_and_forms_for_people_only() -> None:
     assert set(noisy) == {0, 1, 2}
     lapsed = answers(SimulatedRater(as_number, lapse_rate=1.0), queries)
     assert all(j.choice == j.order_shown[0] for j in lapsed)
-    for form in ("thumbs", "edit"):
-        with pytest.raises(FeedbackError, match=f"got {form}"):
-            answers(SimulatedRater(as_number), pairs(1, ("0",), form))
+    for query_type in ("thumbs", "edit"):
+        with pytest.raises(FeedbackError, match=f"got {query_type}"):
+            answers(SimulatedRater(as_number), pairs(1, ("0",), query_type))

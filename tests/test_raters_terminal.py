@@ -108,8 +108,8 @@ def test_answers_are_stored_the_moment_they_are_given(tmp_path: Path) -> None:
 
 
 def test_rankings_and_ratings() -> None:
-    ranked = Query(prompt="p", responses=("w", "x", "y", "z"), form="ranking")
-    rated = Query(prompt="p", responses=("w", "x", "y"), form="rating")
+    ranked = Query(prompt="p", responses=("w", "x", "y", "z"), query_type="ranking")
+    rated = Query(prompt="p", responses=("w", "x", "y"), query_type="rating")
     # "b", then "a" taken back for "d"; "b" again is refused; "a"; the last follows of itself. Then three digits.
     rater, _ = sit_down("baudba" + "9x15" + "f")
     first, second = rater.collect(rater.submit([ranked, rated]))
@@ -118,7 +118,7 @@ def test_rankings_and_ratings() -> None:
     assert second.ratings is not None
     assert [second.ratings["overall"][i] for i in second.order_shown] == [9.0, 1.0, 5.0]
     with pytest.raises(FeedbackError, match="at most 16 responses, got 17"):
-        rater.submit([Query(prompt="p", responses=("x",) * 17, form="ranking")])
+        rater.submit([Query(prompt="p", responses=("x",) * 17, query_type="ranking")])
     with pytest.raises(FeedbackError, match="was not submitted"):
         rater.collect([Ticket("unknown", "ann")])
 
@@ -163,9 +163,9 @@ def test_keys_of_a_real_terminal(terminal: tuple[int, Keyboard]) -> None:
 
 
 def test_the_best_of_several_and_forms_that_want_a_page() -> None:
-    query = Query(prompt="p", responses=("x", "y", "z"), form="best")
+    query = Query(prompt="p", responses=("x", "y", "z"), query_type="best")
     rater, _ = sit_down("tc\n")  # t, a tie, means nothing here
     [judgement] = rater.collect(rater.submit([query]))
     assert judgement.choice == judgement.order_shown[2]
     with pytest.raises(FeedbackError, match="use the rating page"):
-        rater.submit([Query(prompt="p", responses=("x",), form="edit")])
+        rater.submit([Query(prompt="p", responses=("x",), query_type="edit")])

@@ -75,7 +75,7 @@ def test_waits_for_everybody_and_asks_about_each_response_once() -> None:
     reward = RaterReward(person)
     assert score(reward, ["p", "p", "p"], ["a", "b", "a"], {"topic": ["x", "y", "x"]}).values.tolist() == [3, 7, 3]
     assert score(reward, ["p"], ["b"]).values.tolist() == [7]
-    assert [(q.form, q.responses) for q in person.asked] == [("rating", ("a",)), ("rating", ("b",))]
+    assert [(q.query_type, q.responses) for q in person.asked] == [("rating", ("a",)), ("rating", ("b",))]
     assert person.asked[1].columns == {"topic": "y"}
     assert score(RaterReward(person, attribute="kind"), ["p"], ["a"]).values.tolist() == [1]
 
@@ -90,7 +90,7 @@ def test_a_resumed_run_asks_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_several_judgements_are_averaged_and_a_correction_replaces(tmp_path: Path) -> None:
-    query = Query(prompt="p", responses=("a",), form="rating", round=0)
+    query = Query(prompt="p", responses=("a",), query_type="rating", round=0)
     with FeedbackStore(tmp_path / "f.sqlite") as store:
         store.add_queries([query])
         first = Judgement(query_id=query.id, rater="x/1", ratings={"overall": (9.0,)})

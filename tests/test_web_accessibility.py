@@ -25,16 +25,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 __all__ = ["browser"]  # the fixture
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 MARKDOWN = "1. **Bake** `it`\n\n| step | minutes |\n|-|-|\n| rise | {} |\n\n```\nwait({})\n```\n\n> and rest"
-PRACTICE = {"gold": {"tie": True}, "explanation": "Both say the same.", "practice": True}
+PRACTICE = {"expected": {"tie": True}, "explanation": "Both say the same.", "practice": True}
 TALK = [{"role": role, "content": role * 9} for role in ("system", "user", "assistant", "user")]
 QUERIES = [
     Query(prompt="try", responses=("x", "y"), round=0, columns=PRACTICE),
     Query(prompt="p", columns={"messages": TALK}, responses=(MARKDOWN.format(1, 2), MARKDOWN.format(1, 3)), index=0),
-    Query(prompt="p", responses=("one", "two", "three"), form="ranking", index=1),
-    Query(prompt="p", responses=("one", "two"), form="rating", index=2),
-    Query(prompt="p", responses=("one", "two", "three"), form="best", index=3),
-    Query(prompt="p", responses=("one",), form="thumbs", index=4),
-    Query(prompt="p", responses=("one",), form="edit", index=5),
+    Query(prompt="p", responses=("one", "two", "three"), query_type="ranking", index=1),
+    Query(prompt="p", responses=("one", "two"), query_type="rating", index=2),
+    Query(prompt="p", responses=("one", "two", "three"), query_type="best", index=3),
+    Query(prompt="p", responses=("one",), query_type="thumbs", index=4),
+    Query(prompt="p", responses=("one",), query_type="edit", index=5),
 ]
 ANSWERS = {"pair": ["d", "2"], "ranking": ["2", "1", "=", "Enter"], "rating": ["3", "4", "5", "6", "Enter"]} | {
     "best": ["1"], "thumbs": ["1"], "edit": ["a"]

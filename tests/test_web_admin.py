@@ -204,28 +204,28 @@ def test_the_queue_is_told_by_round(tmp_path: Path) -> None:
 
 
 def test_a_known_answer_is_told_to_the_administrator(tmp_path: Path) -> None:
-    gold = Query(prompt="g", responses=("x", "y"), round=0, columns={"gold": {"choice": 0}})
-    with study(tmp_path, [*pairs(2), gold], queue=QueueSettings(gold_share=0.99)) as found:
+    check = Query(prompt="g", responses=("x", "y"), round=0, columns={"expected": {"choice": 0}})
+    with study(tmp_path, [*pairs(2), check], queue=QueueSettings(check_share=0.99)) as found:
         admin, rater = joined(found, "admin"), joined(found)
         for _ in range(3):
             answer(rater, "a2")
-        [judgement] = [j for _, j in found.store.answers() if j.details.get("kind") == "gold"]
-        page = admin.get("/admin/answers", params={"kind": "gold"}).text
+        [judgement] = [j for _, j in found.store.answers() if j.details.get("kind") == "check"]
+        page = admin.get("/admin/answers", params={"kind": "check"}).text
         assert f"known answer, {'met' if judgement.choice == 0 else 'not met'}" in page
         assert "No answer is like that" in admin.get("/admin/answers", params={"kind": "ties"}).text
 
 
 def test_a_full_page(tmp_path: Path) -> None:
-    """With gold, repetitions and a run's reward model, every part of the page is there."""
-    gold = [
-        Query(prompt=f"g{i}", responses=("x", "y"), round=0, index=i, columns={"gold": {"choice": 0}})
+    """With check questions, repetitions and a run's reward model, every part of the page is there."""
+    checks = [
+        Query(prompt=f"g{i}", responses=("x", "y"), round=0, index=i, columns={"expected": {"choice": 0}})
         for i in range(20)
     ]
-    queue = QueueSettings(gold_share=0.4, repeat_share=0.2)
+    queue = QueueSettings(check_share=0.4, repeat_share=0.2)
     (tmp_path / "round-1").mkdir()
     fit = {"accuracy": 0.71, "standard_error": 0.03, "n_train": 160, "n_validation": 40, "iteration": 0}
     (tmp_path / "round-1" / "reward_models.jsonl").write_text(json.dumps(fit))
-    with study(tmp_path, [*pairs(50), *gold], queue=queue) as found:
+    with study(tmp_path, [*pairs(50), *checks], queue=queue) as found:
         found = replace(found, run=tmp_path)
         admin, rater = joined(found, "admin"), joined(found)
         for _ in range(50):

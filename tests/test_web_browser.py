@@ -178,7 +178,7 @@ def test_no_answer_is_lost_while_the_database_is_full(browser: Any, tmp_path: Pa
 
 
 def test_practice_is_told_before_it_goes_on(browser: Any, tmp_path: Path) -> None:
-    columns = {"gold": {"tie": True}, "explanation": "Both say the same.", "practice": True}
+    columns = {"expected": {"tie": True}, "explanation": "Both say the same.", "practice": True}
     practice = Query(prompt="try", responses=("x", "y"), round=0, columns=columns)
     queue = QueueSettings(practice=1)
     with study(tmp_path, [*pairs(2), practice], queue=queue) as found, opened(browser, found) as page:
@@ -196,8 +196,8 @@ def test_practice_is_told_before_it_goes_on(browser: Any, tmp_path: Path) -> Non
 
 def test_rankings_by_key_tap_and_drag_and_ratings_by_digits(browser: Any, tmp_path: Path) -> None:
     texts = ("one", "two", "three", "four")
-    queries = [Query(prompt="p", responses=texts, form="ranking", index=i) for i in range(2)]
-    queries.append(Query(prompt="p", responses=texts[:2], form="rating", index=2))
+    queries = [Query(prompt="p", responses=texts, query_type="ranking", index=i) for i in range(2)]
+    queries.append(Query(prompt="p", responses=texts[:2], query_type="rating", index=2))
     with study(tmp_path, queries) as found, opened(browser, found, viewport={"width": 1280, "height": 820}) as page:
         for key in "4", "4", "9", "1", "Backspace", "3", "1":
             page.keyboard.press(key)
@@ -229,7 +229,7 @@ def test_rankings_by_key_tap_and_drag_and_ratings_by_digits(browser: Any, tmp_pa
 
 
 def test_rankings_with_equals_and_in_part(browser: Any, tmp_path: Path) -> None:
-    query = Query(prompt="p", responses=("one", "two", "three", "four"), form="ranking")
+    query = Query(prompt="p", responses=("one", "two", "three", "four"), query_type="ranking")
     with study(tmp_path, [query]) as found, opened(browser, found) as page:
         page.keyboard.press("2")
         assert page.get_by_role("button", name="Done").is_disabled()
@@ -398,7 +398,7 @@ def test_without_script_and_by_touch(browser: Any, tmp_path: Path) -> None:
 def test_a_person_s_keys_train_a_model(browser: Any, tmp_path: Path) -> None:
     """The whole loop on a tiny model: the run serves the page, a person answers in the browser, the run completes."""
     model = save_tiny_model(tmp_path / "model")
-    settings = tiny_settings(model, rater={"name": "web", "form": "pair"}, people={"port": 0})
+    settings = tiny_settings(model, rater={"name": "web", "query_type": "pair"}, people={"port": 0})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     process, link = start_run(tmp_path, "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run"))
     try:

@@ -188,7 +188,7 @@ def test_no_log_holds_a_token(
         session = cookie.partition("=")[2]
         csrf = csrf_token(session)
         assert ask("GET", "/rate", cookie=cookie).status == 200
-        assert ask("POST", "/rate/x", f"csrf={csrf}&answer=a2&form=pair", cookie=cookie).status == 409
+        assert ask("POST", "/rate/x", f"csrf={csrf}&answer=a2&query_type=pair", cookie=cookie).status == 409
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(type(found.queue), "next", lambda *_a, **_k: 1 / 0)
             assert ask("POST", "/next", f"csrf={csrf}", cookie=cookie).status == 500

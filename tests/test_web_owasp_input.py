@@ -25,7 +25,7 @@ SQL = (
     "' OR '1'='1", "'; DROP TABLE judgements; --", '" OR 1=1 --', "1); DELETE FROM people; --", "\\'; --", "%' OR 'a'='a",
 )  # fmt: skip
 FIELDS = (
-    "csrf", "token", "subject", "role", "label", "uses", "days", "form", "answer", "reason", "edited", "seconds", "shown",
+    "csrf", "token", "subject", "role", "label", "uses", "days", "query_type", "answer", "reason", "edited", "seconds", "shown",
     "have", "place-0", "place-1", "rate-0-overall", "k",
 )  # fmt: skip
 
@@ -140,7 +140,7 @@ def test_what_an_address_or_a_form_says_is_never_html_in_the_reply(found: Study)
         admin.get("/admin/answers", params=dict.fromkeys(FILTERS, evil)),
     ]  # fmt: skip
     for said in (evil, "skip"):
-        form = {"csrf": csrf_of(found, rater), "answer": said, "form": said}
+        form = {"csrf": csrf_of(found, rater), "answer": said, "query_type": said}
         replies.append(rater.post(f"/rate/{coded.replace('%2F', '')}", data=form))
     for action in ("pause", "revoke", "invite"):
         form = {"csrf": csrf_of(found, admin), "subject": evil, "role": evil, "uses": evil}
@@ -277,7 +277,7 @@ def test_hidden_fields_are_all_that_a_form_carries(found: Study) -> None:
     """No session, no name, no model in a page's forms: what is copied out of a page signs nobody in."""
     rater = patient(joined(found))
     _, hidden, page = question(rater)
-    assert set(hidden) == set(fields(page)) == {"csrf", "form", "shown"} | (set(hidden) & {"k"})
+    assert set(hidden) == set(fields(page)) == {"csrf", "query_type", "shown"} | (set(hidden) & {"k"})
     assert rater.cookies[found.cookie] not in page
     assert client(found).post("/next", data=hidden).status_code == 401
 

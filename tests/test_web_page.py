@@ -97,17 +97,17 @@ def test_what_is_shown_is_the_order_that_is_stored(tmp_path: Path) -> None:
 
 
 def test_nothing_tells_who_wrote_what_or_why_it_is_asked(tmp_path: Path) -> None:
-    gold = Query(prompt="g", responses=("x", "y"), round=0, columns={"gold": {"choice": 0}, "explanation": "hush"})
-    with study(tmp_path, [*pairs(9), gold], queue=QueueSettings(gold_share=0.5)) as found:
+    check = Query(prompt="g", responses=("x", "y"), round=0, columns={"expected": {"choice": 0}, "explanation": "hush"})
+    with study(tmp_path, [*pairs(9), check], queue=QueueSettings(check_share=0.5)) as found:
         somebody = joined(found)
         seen = ""
         for _ in range(10):
             seen += question(somebody)[2]
             seen += somebody.post("/next", data=question(somebody)[1], headers=JSON).text
             answer(somebody, "a2")
-        for word in ("secret-model", "gold", "hush", "repeat", "round"):
+        for word in ("secret-model", "expected", "hush", "repeat", "round"):
             assert word not in seen
-        assert any(j.details.get("kind") == "gold" for j in found.store.judgements())
+        assert any(j.details.get("kind") == "check" for j in found.store.judgements())
 
 
 def test_the_script_s_requests(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_script_s_requests(tmp_path: Path) -> None:
 
 
 def test_practice_is_told(tmp_path: Path) -> None:
-    columns = {"gold": {"choice": 0}, "explanation": "the <b>first</b> is true", "practice": True}
+    columns = {"expected": {"choice": 0}, "explanation": "the <b>first</b> is true", "practice": True}
     practice = Query(prompt="try", responses=("x", "y"), round=0, columns=columns)
     with study(tmp_path, [*pairs(1), practice], queue=QueueSettings(practice=1)) as found:
         somebody = joined(found)
@@ -201,15 +201,15 @@ def test_markdown_is_rendered_and_cannot_load_or_lead_anywhere() -> None:
 
 
 def test_answers_out_of_forms() -> None:
-    assert answer_of({"form": "pair", "answer": "b1"}).choice == 1
-    assert answer_of({"form": "pair", "answer": "flag"}).details == {"flagged": "no reason given"}
-    assert len(answer_of({"form": "pair", "answer": "tie", "reason": "x" * 9999}).reason) == 2000
+    assert answer_of({"query_type": "pair", "answer": "b1"}).choice == 1
+    assert answer_of({"query_type": "pair", "answer": "flag"}).details == {"flagged": "no reason given"}
+    assert len(answer_of({"query_type": "pair", "answer": "tie", "reason": "x" * 9999}).reason) == 2000
     for wrong in (
         {},
-        {"form": "pair"},
-        {"form": "pair", "answer": "c1"},
-        {"form": "pair", "answer": "a4"},
-        {"form": "?", "answer": "a2"},
+        {"query_type": "pair"},
+        {"query_type": "pair", "answer": "c1"},
+        {"query_type": "pair", "answer": "a4"},
+        {"query_type": "?", "answer": "a2"},
     ):
         with pytest.raises(FeedbackError, match="no answer"):
             answer_of(wrong)
@@ -286,9 +286,9 @@ def test_every_control_has_a_name_and_a_key(tmp_path: Path) -> None:
 def test_rankings_and_ratings_by_plain_forms(tmp_path: Path) -> None:
     texts = ("one", "two", "three", "four")
     queries = [
-        Query(prompt="p", responses=texts, form="ranking", index=0),
-        Query(prompt="p", responses=texts, form="ranking", index=1),
-        Query(prompt="p", responses=texts, form="rating", index=2),
+        Query(prompt="p", responses=texts, query_type="ranking", index=0),
+        Query(prompt="p", responses=texts, query_type="ranking", index=1),
+        Query(prompt="p", responses=texts, query_type="rating", index=2),
     ]
     page = PageSettings(attributes=("helpful", "harmless"), scale=5)
     with study(tmp_path, queries, page=page) as found:
@@ -315,14 +315,14 @@ def test_rankings_and_ratings_by_plain_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"form": "ranking", "place-0": "1", "place-1": "x"},
-        {"form": "ranking", "place-0": "1", "place-1": "-1"},
-        {"form": "ranking", "place-0": "1", "place-99999": "2"},
-        {"form": "ranking"},
-        {"form": "rating", "rate-0-overall": "8"},
-        {"form": "rating", "rate-0-other": "1"},
-        {"form": "rating", "rate-9999999-overall": "1"},
-        {"form": "rating", "rate-0-overall": "\u0663"},
+        {"query_type": "ranking", "place-0": "1", "place-1": "x"},
+        {"query_type": "ranking", "place-0": "1", "place-1": "-1"},
+        {"query_type": "ranking", "place-0": "1", "place-99999": "2"},
+        {"query_type": "ranking"},
+        {"query_type": "rating", "rate-0-overall": "8"},
+        {"query_type": "rating", "rate-0-other": "1"},
+        {"query_type": "rating", "rate-9999999-overall": "1"},
+        {"query_type": "rating", "rate-0-overall": "\u0663"},
     ],
 )
 def test_rankings_and_ratings_that_are_none(wrong: dict[str, str]) -> None:
@@ -333,11 +333,11 @@ def test_rankings_and_ratings_that_are_none(wrong: dict[str, str]) -> None:
 def test_best_thumbs_and_edit_by_plain_forms(tmp_path: Path) -> None:
     text = "\n  a line <b>\nanother"
     queries = [
-        Query(prompt="p", responses=("one", "two", "three"), form="best", index=0),
-        Query(prompt="p", responses=("one",), form="thumbs", index=1),
-        Query(prompt="p", responses=("one",), form="thumbs", index=2),
-        Query(prompt="p", responses=(text,), form="edit", index=3),
-        Query(prompt="p", responses=(text,), form="edit", index=4),
+        Query(prompt="p", responses=("one", "two", "three"), query_type="best", index=0),
+        Query(prompt="p", responses=("one",), query_type="thumbs", index=1),
+        Query(prompt="p", responses=("one",), query_type="thumbs", index=2),
+        Query(prompt="p", responses=(text,), query_type="edit", index=3),
+        Query(prompt="p", responses=(text,), query_type="edit", index=4),
     ]
     with study(tmp_path, queries) as found:
         somebody = joined(found)

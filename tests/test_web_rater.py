@@ -28,7 +28,7 @@ from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_models import fits
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters import Rater, RaterStoppedError, ask
-from rlhf_gym.study.checks import known_queries
+from rlhf_gym.study.checks import check_questions
 from rlhf_gym.study.leases import Answer
 from rlhf_gym.study.quality import quality
 from rlhf_gym.web.overview import reward_models
@@ -188,7 +188,9 @@ def rate_everything(line: str, stop: threading.Event, cookies: dict[str, str], l
             hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form))
             texts = re.findall(r'class="text" dir="auto" tabindex="0"[^>]*>(.*?)</div>', form, re.DOTALL)[:2]
             longer = 0 if len(texts[0]) >= len(texts[1]) else 1
-            said = {"pair": "ab"[longer] + "2", "best": f"best-{longer}"}.get(hidden["form"], hidden["form"])
+            said = {"pair": "ab"[longer] + "2", "best": f"best-{longer}"}.get(
+                hidden["query_type"], hidden["query_type"]
+            )
             rates = {
                 name: "7" if name.startswith(f"rate-{longer}") else "2" for name in re.findall(r"rate-[^\"]+", form)
             }
@@ -199,7 +201,7 @@ def rate_everything(line: str, stop: threading.Event, cookies: dict[str, str], l
 
 
 def test_a_run_waits_for_people_stops_for_the_night_and_goes_on(model: Path, tmp_path: Path) -> None:
-    settings = tiny_settings(model, rater={"name": "web", "form": "pair"}, people={"port": 0})
+    settings = tiny_settings(model, rater={"name": "web", "query_type": "pair"}, people={"port": 0})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     out = tmp_path / "run"
     process, link = start_run(tmp_path, "--config", str(tmp_path / "c.yaml"), "--out", str(out))
@@ -251,11 +253,11 @@ class Link(Progress):
 @pytest.mark.parametrize(
     ("sections", "by_people"),
     [
-        ({"people": {"port": 0, "share": 0.4}, "rater": {"form": "pair"}}, None),
+        ({"people": {"port": 0, "share": 0.4}, "rater": {"query_type": "pair"}}, None),
         (
             {
                 "people": {"port": 0, "warm_up": 1, "quota": 0.5},
-                "rater": {"name": "web", "form": "pair"},
+                "rater": {"name": "web", "query_type": "pair"},
                 "run": {"rounds": 2},
             },
             {2},
@@ -293,18 +295,21 @@ def test_people_and_simulated_raters_share_a_run(model: Path, tmp_path: Path, se
         assert 6 <= counts["web"] <= 12  # half is enough to go on
 
 
-@pytest.mark.parametrize("form", ["best", "rating"])
-def test_known_answers_and_repetitions_in_a_run(model: Path, tmp_path: Path, form: str) -> None:
-    """Practice first, gold and repetitions among the rest; what is fitted is the run's own queries only."""
-    gold = {"choice": 1} if form == "best" else {"ratings": {"helpful": [1, 7], "honest": [1, 7]}}
-    known = [{"prompt": f"{i}?", "responses": ["no", "yes, it is"], "form": form, "gold": gold} for i in range(4)]
-    known[0] |= {"practice": True, "explanation": "The longer one."}
-    (tmp_path / "known.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in known))
+@pytest.mark.parametrize("query_type", ["best", "rating"])
+def test_check_questions_and_repetitions_in_a_run(model: Path, tmp_path: Path, query_type: str) -> None:
+    """Practice first, check questions and repetitions among the rest; what is fitted is the run's own queries only."""
+    expected = {"choice": 1} if query_type == "best" else {"ratings": {"helpful": [1, 7], "honest": [1, 7]}}
+    checks = [
+        {"prompt": f"{i}?", "responses": ["no", "yes, it is"], "query_type": query_type, "expected": expected}
+        for i in range(4)
+    ]
+    checks[0] |= {"practice": True, "explanation": "The longer one."}
+    (tmp_path / "checks.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in checks))
     sections = {
-        "rater": {"name": "web", "form": form}, "sampling": {"candidates": 3},
+        "rater": {"name": "web", "query_type": query_type}, "sampling": {"candidates": 3},
         "people": {
-            "port": 0, "known": str(tmp_path / "known.jsonl"), "practice": 1, "gold_share": 0.3, "repeat_share": 0.4,
-            "attributes": ["helpful", "honest"],
+            "port": 0, "check_questions": str(tmp_path / "checks.jsonl"), "practice": 1, "check_share": 0.3,
+            "repeat_share": 0.4, "attributes": ["helpful", "honest"],
         },
     }  # fmt: skip
     progress, stop = Link(), threading.Event()
@@ -322,12 +327,12 @@ def test_known_answers_and_repetitions_in_a_run(model: Path, tmp_path: Path, for
     kinds = Counter(judgement.details.get("kind", "query") for _, judgement in answers)
     assert kinds["query"] == 12
     assert kinds["practice"] == 1
-    assert kinds["gold"] >= 1
+    assert kinds["check"] >= 1
     assert kinds["repeat"] >= 1
     [rater] = quality(answers).raters
-    assert rater.gold.part == rater.gold.whole == kinds["gold"]
+    assert rater.checks.part == rater.checks.whole == kinds["check"]
     assert rater.repeated.whole == kinds["repeat"]
-    if form == "rating":
+    if query_type == "rating":
         assert all(set(j.ratings or ()) == {"helpful", "honest"} for _, j in answers)
     fit = json.loads((run.path / "round-1" / "reward_model.json").read_text())
     own = [preference for query, j in answers if query.round for preference in preferences_from(query, j)]
@@ -339,21 +344,21 @@ def test_known_answers_and_repetitions_in_a_run(model: Path, tmp_path: Path, for
     ("text", "problem"),
     [
         ("{", "line 1"),
-        ('{"prompt": "p", "responses": ["a", "b"]}', "gold must say"),
-        ('{"prompt": "p", "responses": ["a", "b"], "gold": {"choice": 2}}', "line 1"),
-        ('\n{"responses": ["a", "b"], "gold": {"choice": 0}}', "line 2.*prompt"),
-        ('{"prompt": "p", "responses": ["a", "b"], "gold": {"choice": 0}, "practise": true}', "practise"),
-        ('{"prompt": "p", "responses": ["a"], "gold": {"choice": 0}}', "line 1"),
+        ('{"prompt": "p", "responses": ["a", "b"]}', "expected must say"),
+        ('{"prompt": "p", "responses": ["a", "b"], "expected": {"choice": 2}}', "line 1"),
+        ('\n{"responses": ["a", "b"], "expected": {"choice": 0}}', "line 2.*prompt"),
+        ('{"prompt": "p", "responses": ["a", "b"], "expected": {"choice": 0}, "practise": true}', "practise"),
+        ('{"prompt": "p", "responses": ["a"], "expected": {"choice": 0}}', "line 1"),
     ],
 )
 def test_known_answers_that_are_none_are_named(tmp_path: Path, text: str, problem: str) -> None:
-    file = tmp_path / "known.jsonl"
+    file = tmp_path / "checks.jsonl"
     file.write_text(text)
     with pytest.raises(ConfigError, match=problem):
-        known_queries(str(file))
+        check_questions(str(file))
     with pytest.raises(ConfigError, match="cannot be read"):
-        known_queries(str(tmp_path / "none.jsonl"))
-    with pytest.raises(ConfigError, match=r"people\.known"):
+        check_questions(str(tmp_path / "none.jsonl"))
+    with pytest.raises(ConfigError, match=r"people\.check_questions"):
         build({"people": {"practice": 1}})
 
 
@@ -380,7 +385,7 @@ def test_training_goes_on_while_people_answer_and_takes_their_answers_in(model: 
         rate_everything(progress.link(), threading.Event(), cookies, limit=6)
 
     sections = {
-        "people": {"port": 0, "quota": 0.5, "refit": 4}, "rater": {"name": "web", "form": "pair"},
+        "people": {"port": 0, "quota": 0.5, "refit": 4}, "rater": {"name": "web", "query_type": "pair"},
         "agent": {"iterations": 6},
     }  # fmt: skip
     person = threading.Thread(target=rate)
@@ -405,7 +410,7 @@ def test_waiting_for_answers_without_people_is_refused(model: Path) -> None:
 def test_a_run_asks_whoever_sits_at_the_terminal(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = merge(tiny_settings(model), {"rater": {"name": "terminal", "form": "pair"}})
+    settings = merge(tiny_settings(model), {"rater": {"name": "terminal", "query_type": "pair"}})
     monkeypatch.setattr(sys, "stdin", io.StringIO("aab"))  # and the input ends: a stop
     with pytest.raises(RaterStoppedError, match="--resume"):
         run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))

@@ -63,13 +63,13 @@ class Caller:
 def served(folder: Path) -> Iterator[tuple[Study, str, Any]]:
     """A study with every form of query, its address, and its schema."""
     texts = ("one", "two", "three")
-    columns = {"gold": {"choice": 0}, "explanation": "so", "practice": True}
+    columns = {"expected": {"choice": 0}, "explanation": "so", "practice": True}
     queries = [
         *pairs(200),
-        Query(prompt="r", responses=texts, form="ranking", index=0, round=2),
-        Query(prompt="b", responses=texts, form="best", index=1, round=2),
-        Query(prompt="t", responses=texts[:1], form="thumbs", index=2, round=2),
-        Query(prompt="e", responses=texts[:1], form="edit", index=3, round=2),
+        Query(prompt="r", responses=texts, query_type="ranking", index=0, round=2),
+        Query(prompt="b", responses=texts, query_type="best", index=1, round=2),
+        Query(prompt="t", responses=texts[:1], query_type="thumbs", index=2, round=2),
+        Query(prompt="e", responses=texts[:1], query_type="edit", index=3, round=2),
         Query(prompt="practice", responses=texts[:2], round=0, columns=columns),
     ]
     with study(folder, queries, queue=QueueSettings(practice=1, overlap=50)) as found:
@@ -97,7 +97,10 @@ def meaningful(case: Any, who: Caller, found: Study, token: str, data: Any) -> N
     if isinstance(case.body, dict) and data.draw(st.integers(0, 3)):
         case.body["csrf"] = who.csrf
         if "answer" in case.body or case.path.startswith("/rate/"):
-            case.body |= {"form": data.draw(st.sampled_from(["pair", "best", "thumbs"])), "answer": data.draw(ANSWERS)}
+            case.body |= {
+                "query_type": data.draw(st.sampled_from(["pair", "best", "thumbs"])),
+                "answer": data.draw(ANSWERS),
+            }
         if case.path == "/join":
             case.body["token"] = token
         if case.path == "/admin/invite" and data.draw(st.booleans()):
@@ -191,7 +194,7 @@ def test_what_each_route_is_there_for(tmp_path: Path, accept: str) -> None:
         ask(rater, "get", "/join/{token}", 200, token="x")
         ask(rater, "get", "/rate/{assignment}/text/{slot}", 200, assignment=held(), slot=1)
         ask(rater, "post", "/join", 303, form={"token": found.people.invite()})
-        answer = {"form": "pair", "answer": "a2", "seconds": "1.5", "reason": "because"}
+        answer = {"query_type": "pair", "answer": "a2", "seconds": "1.5", "reason": "because"}
         ask(rater, "post", "/rate/{assignment}", 200, form=answer, assignment=held())  # practice: told at once
         ask(rater, "post", "/rate/{assignment}", 200 if script else 303, form=answer, assignment=held())
         ask(rater, "post", "/undo", 200 if script else 303, form={})

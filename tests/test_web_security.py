@@ -226,7 +226,7 @@ def test_no_page_holds_anything_that_a_model_wrote(tmp_path: Path, shown: Any) -
             responses = (first,) if form in ("thumbs", "edit") else (first, second)
             columns = {"messages": [{"role": role, "content": prompt}], "x": column}
             query = Query(
-                prompt=prompt, responses=responses, form=form, round=next(rounds), columns=columns,
+                prompt=prompt, responses=responses, query_type=form, round=next(rounds), columns=columns,
                 model_versions=(role, column)[: len(responses)],
             )  # fmt: skip
             typed = reason.encode("utf-8", "replace").decode()
@@ -251,7 +251,7 @@ def test_no_page_holds_anything_that_a_model_wrote(tmp_path: Path, shown: Any) -
 def test_what_a_researcher_types_is_escaped_too(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     page = PageSettings(title=evil, guidelines=f"# {evil}\n\n[x](javascript:alert(1))", attributes=(f'a" onx="{evil}',))
-    query = Query(prompt="p", responses=("x", "y"), form="rating")
+    query = Query(prompt="p", responses=("x", "y"), query_type="rating")
     with study(tmp_path, [query], page=page) as found:
         rater, admin = joined(found), joined(found, "admin")
         found.people.invite(label=evil)

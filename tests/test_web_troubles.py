@@ -87,7 +87,7 @@ class Script:
         lease = self.held()
         if lease is None:
             return False
-        self.insist(f"/rate/{lease}", form="pair", answer="a2", reason=reason)
+        self.insist(f"/rate/{lease}", query_type="pair", answer="a2", reason=reason)
         self.acknowledged.append(reason)
         return True
 

@@ -191,10 +191,12 @@ def _add_rate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--lease", metavar="SECONDS", type=float, default=900, help="a question is kept for one rater so long"
     )
     rate.add_argument(
-        "--known", metavar="FILE", help="JSON Lines of queries whose answer is known, for --practice and --gold-share"
+        "--check-questions",
+        metavar="FILE",
+        help="JSON Lines of queries whose answer is known, for --practice and --check-share",
     )
     rate.add_argument(
-        "--gold-share", metavar="P", type=float, default=0.0, help="share of questions with a known answer"
+        "--check-share", metavar="P", type=float, default=0.0, help="share of questions with a known answer"
     )
     rate.add_argument(
         "--repeat-share", metavar="P", type=float, default=0.0, help="share of questions asked a second time"

@@ -21,7 +21,7 @@ def rate(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from rlhf_gym.study.checks import known_queries
+    from rlhf_gym.study.checks import check_questions
     from rlhf_gym.study.leases import QueueSettings
     from rlhf_gym.web.server import Address
     from rlhf_gym.web.serving import serving, store_of
@@ -34,12 +34,12 @@ def _serve(options: argparse.Namespace) -> None:
         attributes=tuple(options.attributes.split(",")),
     )  # fmt: skip
     queue = QueueSettings(
-        overlap=options.overlap, lease_seconds=options.lease, gold_share=options.gold_share,
+        overlap=options.overlap, lease_seconds=options.lease, check_share=options.check_share,
         repeat_share=options.repeat_share, practice=options.practice, seed=options.seed,
     )  # fmt: skip
-    known = known_queries(options.known)
+    checks = check_questions(options.check_questions)
     with serving(store, queue=queue, page=page, address=address, run=run) as served:
-        served.store.add_queries(known)
+        served.store.add_queries(checks)
         print("\n".join(served.lines()), flush=True)
         print("Ctrl-C ends it; every answer is stored the moment it is given", flush=True)
         served.server.wait()

@@ -8,17 +8,17 @@ from rlhf_gym.feedback.preferences import (
     ordering_from,
     preferences_from,
 )
-from rlhf_gym.feedback.queries import Form, Judgement, Query, check_judgement
+from rlhf_gym.feedback.queries import Judgement, Query, QueryType, check_judgement
 from rlhf_gym.feedback.store import FeedbackStore, StoreCount
 
 __all__ = [
     "Demonstration",
     "FeedbackStore",
-    "Form",
     "Judgement",
     "Ordering",
     "Preference",
     "Query",
+    "QueryType",
     "StoreCount",
     "check_judgement",
     "demonstration_from",

@@ -1,4 +1,4 @@
-"""Preferences: what judgements say of two samples, in the form that reward models are fitted to."""
+"""Preferences: what judgements say of two samples, as reward models are fitted to them."""
 
 from __future__ import annotations
 
@@ -102,19 +102,19 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
 
 
 def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | None:
-    """The response that an ``edit`` judgement gives as an example; None for other forms, skips, and what was forgotten.
+    """The response that an ``edit`` judgement gives as an example; None for other query types, skips, and what was forgotten.
 
     Raises:
         FeedbackError: the judgement does not fit the query.
 
-    >>> query = Query(prompt="2 + 2?", responses=("5",), form="edit")
+    >>> query = Query(prompt="2 + 2?", responses=("5",), query_type="edit")
     >>> said = Judgement(query_id=query.id, rater="ann", choice=0, details={"edited": "4"})
     >>> demonstration_from(query, said).response
     '4'
     """
     check_judgement(query, judgement)
     edited = judgement.details.get("edited")
-    if query.form != "edit" or judgement.skipped or edited is True:
+    if query.query_type != "edit" or judgement.skipped or edited is True:
         return None
     response = edited if isinstance(edited, str) else query.responses[0]
     return Demonstration(query.prompt, response, response != query.responses[0], query.id, judgement.rater)
@@ -144,7 +144,7 @@ def ordering_from(query: Query, judgement: Judgement, *, attribute: str | None =
     Of the best of ``k``, the others form one group: nothing was said of how they compare.
 
     Args:
-        query: the query that was answered, of any form.
+        query: the query that was answered, of any type.
         judgement: the answer.
         attribute: which attribute's ratings to order by; default their mean.
 

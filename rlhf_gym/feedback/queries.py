@@ -16,18 +16,18 @@ from typing import Any, Literal, get_args
 
 from rlhf_gym.errors import FeedbackError
 
-Form = Literal["pair", "ranking", "rating", "best", "thumbs", "edit"]
-FORMS: tuple[Form, ...] = get_args(Form)
-_FEWEST_RESPONSES: dict[Form, int] = {"pair": 2, "ranking": 2, "rating": 1, "best": 2, "thumbs": 1, "edit": 1}
-_EXACTLY: tuple[Form, ...] = ("pair", "thumbs", "edit")
+QueryType = Literal["pair", "ranking", "rating", "best", "thumbs", "edit"]
+QUERY_TYPES: tuple[QueryType, ...] = get_args(QueryType)
+_FEWEST_RESPONSES: dict[QueryType, int] = {"pair": 2, "ranking": 2, "rating": 1, "best": 2, "thumbs": 1, "edit": 1}
+_EXACTLY: tuple[QueryType, ...] = ("pair", "thumbs", "edit")
 
-# Which forms each kind of answer fits; the first names it.
-_ANSWERS: dict[str, tuple[Form, ...]] = {
+# Which query types each kind of answer fits; the first names it.
+_ANSWERS: dict[str, tuple[QueryType, ...]] = {
     "choice": ("pair", "best", "edit"),
     "tie": ("pair",),
     "ranking": ("ranking",),
     "ratings": ("rating", "thumbs"),
-    "skipped": FORMS,
+    "skipped": QUERY_TYPES,
 }
 _THUMBS = ({"overall": (1,)}, {"overall": (0,)})
 
@@ -42,22 +42,22 @@ def content_id(*parts: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One prompt with ``k`` candidate responses, put to a rater in one form.
+    """One prompt with ``k`` candidate responses, put to a rater as one query type.
 
     Attributes:
         prompt: what the language model was asked.
         responses: the ``k`` candidates. Judgements name them by their index here, whatever order they were shown in.
-        form: ``"pair"`` (which of two is better), ``"ranking"`` (``k >= 2``, best first) or ``"rating"`` (``k >= 1``, a
+        query_type: ``"pair"`` (which of two is better), ``"ranking"`` (``k >= 2``, best first) or ``"rating"`` (``k >= 1``, a
             value for each response), ``"best"`` (which of ``k >= 2``), ``"thumbs"`` (one response: up or down) or ``"edit"``
             (one response: accepted, or corrected).
         columns: the data set's other columns of this prompt; JSON values.
         model_versions: which model wrote each response (``k`` names), or empty where nobody knows.
         round: the round of the RLHF loop that asks, from 1; 0 for data from elsewhere.
         index: the query's place in its round, from 0.
-        id: derived from round, index, form, prompt and responses where it is not given.
+        id: derived from round, index, query_type, prompt and responses where it is not given.
 
     Raises:
-        FeedbackError: a form that does not exist, or the wrong number of responses or model versions.
+        FeedbackError: a query type that does not exist, or the wrong number of responses or model versions.
 
     >>> Query(prompt="2 + 2?", responses=("4", "5")).id == Query(prompt="2 + 2?", responses=("4", "5")).id
     True
@@ -65,7 +65,7 @@ class Query:
 
     prompt: str
     responses: tuple[str, ...]
-    form: Form = "pair"
+    query_type: QueryType = "pair"
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
     model_versions: tuple[str, ...] = ()
     round: int = 1
@@ -75,16 +75,16 @@ class Query:
     def __post_init__(self) -> None:
         object.__setattr__(self, "responses", tuple(self.responses))
         object.__setattr__(self, "model_versions", tuple(self.model_versions))
-        if self.form not in FORMS:
-            raise FeedbackError(f"a query's form must be one of {', '.join(FORMS)}; got {self.form!r}")
-        k, fewest = len(self.responses), _FEWEST_RESPONSES[self.form]
-        if k < fewest or (self.form in _EXACTLY and k != fewest):
-            expected = f"{'exactly' if self.form in _EXACTLY else 'at least'} {fewest}"
-            raise FeedbackError(f"a {self.form} query needs {expected} responses, got {k}")
+        if self.query_type not in QUERY_TYPES:
+            raise FeedbackError(f"query_type must be one of {', '.join(QUERY_TYPES)}; got {self.query_type!r}")
+        k, fewest = len(self.responses), _FEWEST_RESPONSES[self.query_type]
+        if k < fewest or (self.query_type in _EXACTLY and k != fewest):
+            expected = f"{'exactly' if self.query_type in _EXACTLY else 'at least'} {fewest}"
+            raise FeedbackError(f"a {self.query_type} query needs {expected} responses, got {k}")
         if self.model_versions and len(self.model_versions) != k:
             raise FeedbackError(f"model_versions must name {k} models, one a response; got {len(self.model_versions)}")
         if not self.id:
-            parts = ("query", self.round, self.index, self.form, self.prompt, self.responses)
+            parts = ("query", self.round, self.index, self.query_type, self.prompt, self.responses)
             object.__setattr__(self, "id", content_id(*parts))
 
 
@@ -176,7 +176,7 @@ def check_judgement(query: Query, judgement: Judgement) -> None:
     """Hold a judgement against its query.
 
     Raises:
-        FeedbackError: the judgement answers another query or another form, or names a response that is not there.
+        FeedbackError: the judgement answers another query or is of another query type, or names a response that is not there.
     """
     k = len(query.responses)
 
@@ -189,9 +189,9 @@ def check_judgement(query: Query, judgement: Judgement) -> None:
         raise refuse(f"order_shown must hold each of 0..{k - 1} once, got {judgement.order_shown}")
     given = {name: getattr(judgement, name) for name in _ANSWERS}
     [answer] = [name for name, value in given.items() if value is not None and value is not False]
-    if query.form not in _ANSWERS[answer]:
-        article = "an" if query.form == "edit" else "a"
-        raise refuse(f"expected {article} {query.form} answer, got a {answer.rstrip('s')} answer")
+    if query.query_type not in _ANSWERS[answer]:
+        article = "an" if query.query_type == "edit" else "a"
+        raise refuse(f"expected {article} {query.query_type} answer, got a {answer.rstrip('s')} answer")
     if judgement.choice is not None and judgement.choice not in range(k):
         raise refuse(f"choice must lie in 0..{k - 1}, got {judgement.choice}")
     if judgement.ranking is not None:
@@ -203,8 +203,8 @@ def check_judgement(query: Query, judgement: Judgement) -> None:
     for attribute, values in (judgement.ratings or {}).items():
         if len(values) != k or not all(value is None or math.isfinite(value) for value in values):
             raise refuse(f"ratings of {attribute!r} must be {k} finite numbers (or None), got {values}")
-    if query.form == "thumbs" and judgement.ratings is not None and judgement.ratings not in _THUMBS:
+    if query.query_type == "thumbs" and judgement.ratings is not None and judgement.ratings not in _THUMBS:
         raise refuse(f"thumbs are {{'overall': (1,)}} (up) or {{'overall': (0,)}} (down), got {judgement.ratings}")
     edited = judgement.details.get("edited")
-    if edited is not None and (query.form != "edit" or judgement.skipped or not isinstance(edited, str | bool)):
+    if edited is not None and (query.query_type != "edit" or judgement.skipped or not isinstance(edited, str | bool)):
         raise refuse("details['edited'] is the corrected text of an edit query's one response")

@@ -1,9 +1,12 @@
-"""Between rows of the feedback store's tables and the values they hold."""
+"""Reads queries and judgements from the feedback store's tables, and appends them: one transaction's worth of work.
+
+Appending decides what is refused, what is a retry, and what corrects what.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, RowMapping, Select, Table, bindparam, insert, select
@@ -11,33 +14,32 @@ from sqlalchemy.exc import StatementError
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import schema
-from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 
 _QUERY_FIELDS = tuple(Query.__dataclass_fields__)
 _JUDGEMENT_FIELDS = tuple(Judgement.__dataclass_fields__)
-_JUDGEMENT_COLUMNS = {name: schema.judgements.c[name].label(f"judgement_{name}") for name in _JUDGEMENT_FIELDS}
-# For joined tables, which all have an id.
-judgement_columns = tuple(_JUDGEMENT_COLUMNS.values())
+# Labelled, for joined tables, which all have an id.
+judgement_columns = tuple(schema.judgements.c[name].label(f"judgement_{name}") for name in _JUDGEMENT_FIELDS)
 query_columns = tuple(schema.queries.c[name].label(f"asked_{name}") for name in _QUERY_FIELDS)
 # Statements are made once: making one takes SQLAlchemy longer than it takes the database to answer it.
 _VALUES: BindParameter[Any] = bindparam("values", expanding=True)
-_QUERIES = select(schema.queries).where(schema.queries.c.id.in_(_VALUES))
+_QUERIES = select(*query_columns).where(schema.queries.c.id.in_(_VALUES))
 _JUDGEMENTS: dict[str, Select[Any]] = {
-    name: select(schema.judgements).where(schema.judgements.c[name].in_(_VALUES)) for name in ("id", "supersedes")
+    name: select(*judgement_columns).where(schema.judgements.c[name].in_(_VALUES)) for name in ("id", "supersedes")
 }
 _INSERTS = {table: insert(table) for table in (schema.queries, schema.judgements)}
 # Below the number of variables that any database takes in one statement.
 _CHUNK = 500
 
 
-def query_of(row: Mapping[str, Any] | RowMapping, prefix: str = "") -> Query:
-    """The query in the columns of a row whose names start with ``prefix``: ``asked_`` for :data:`query_columns`."""
-    return Query(**{name: row[prefix + name] for name in _QUERY_FIELDS})
+def query_of(row: Mapping[str, Any] | RowMapping) -> Query:
+    """The query in a row that holds :data:`query_columns`."""
+    return Query(**{name: row[f"asked_{name}"] for name in _QUERY_FIELDS})
 
 
-def judgement_of(row: RowMapping, prefix: str = "judgement_") -> Judgement:
-    """The judgement in the columns of a row whose names start with ``prefix``."""
-    return Judgement(**{name: row[prefix + name] for name in _JUDGEMENT_FIELDS})
+def judgement_of(row: RowMapping) -> Judgement:
+    """The judgement in a row that holds :data:`judgement_columns`."""
+    return Judgement(**{name: row[f"judgement_{name}"] for name in _JUDGEMENT_FIELDS})
 
 
 def query_row(query: Query, now: datetime) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Que
     found: dict[str, Query] = {}
     for chunk in chunks(ids):
         for row in connection.execute(_QUERIES, {"values": chunk}).mappings():
-            found[row["id"]] = query_of(row)
+            found[row["asked_id"]] = query_of(row)
     return found
 
 
@@ -64,7 +66,7 @@ def judgements_by(connection: Connection, column: str, values: Collection[str]) 
     found: dict[str, Judgement] = {}
     for chunk in chunks(values):
         for row in connection.execute(_JUDGEMENTS[column], {"values": chunk}).mappings():
-            found[row[column]] = judgement_of(row, prefix="")
+            found[row[f"judgement_{column}"]] = judgement_of(row)
     return found
 
 
@@ -109,3 +111,88 @@ def chunks(values: Collection[str]) -> Iterator[list[str]]:
     ordered = list(values)
     for start in range(0, len(ordered), _CHUNK):
         yield ordered[start : start + _CHUNK]
+
+
+def append_queries(connection: Connection, given: Sequence[Query]) -> int:
+    """Append queries within a transaction; see :meth:`rlhf_gym.feedback.FeedbackStore.add_queries`.
+
+    Args:
+        connection: writing.
+        given: the queries.
+
+    Returns:
+        How many were new.
+
+    Raises:
+        FeedbackError: as there.
+    """
+    known = queries_by_id(connection, {query.id for query in given})
+    new: dict[str, Query] = {}
+    for query in given:
+        earlier = known.get(query.id) or new.setdefault(query.id, query)
+        if _content(earlier) != _content(query):
+            raise FeedbackError(f"query id {query.id} is taken by a query with another content; give it its own id")
+    now = datetime.now(UTC)
+    insert_rows(connection, schema.queries, [query_row(query, now) for query in new.values()])
+    return len(new)
+
+
+def append_judgements(
+    connection: Connection, given: Sequence[Judgement], *, queries: Mapping[str, Query] | None = None
+) -> int:
+    """Append judgements within a transaction; see :meth:`rlhf_gym.feedback.FeedbackStore.add_judgements`.
+
+    Args:
+        connection: writing.
+        given: the judgements.
+        queries: what they answer, by id, where that has been read already.
+
+    Returns:
+        How many were new.
+
+    Raises:
+        FeedbackError: as there.
+    """
+    corrected = {judgement.supersedes for judgement in given if judgement.supersedes is not None}
+    if queries is None:
+        queries = queries_by_id(connection, {judgement.query_id for judgement in given})
+    known = judgements_by(connection, "id", corrected | {judgement.id for judgement in given})
+    successor = judgements_by(connection, "supersedes", corrected)
+    new: list[Judgement] = []
+    for judgement in given:
+        if judgement.query_id not in queries:
+            raise FeedbackError(f"judgement {judgement.id} answers query {judgement.query_id}, which is not stored")
+        check_judgement(queries[judgement.query_id], judgement)
+        if judgement.id in known:
+            if not judgement.same_answer(known[judgement.id]):
+                raise FeedbackError(
+                    f"judgement {judgement.id} by {judgement.rater!r} on query {judgement.query_id} is stored "
+                    "with another answer; judgements are never changed: submit one that supersedes it"
+                )
+            continue
+        if judgement.supersedes is not None:
+            _check_correction(judgement, known.get(judgement.supersedes), successor.get(judgement.supersedes))
+            successor[judgement.supersedes] = judgement
+        known[judgement.id] = judgement
+        new.append(judgement)
+    insert_rows(connection, schema.judgements, [judgement_row(judgement) for judgement in new])
+    return len(new)
+
+
+def _check_correction(judgement: Judgement, earlier: Judgement | None, successor: Judgement | None) -> None:
+    """A correction replaces its own rater's latest answer to the same query."""
+    problem = None
+    if earlier is None:
+        problem = "is not stored"
+    elif (earlier.query_id, earlier.rater) != (judgement.query_id, judgement.rater):
+        problem = (
+            f"is by {earlier.rater!r} on query {earlier.query_id}, not by {judgement.rater!r} on {judgement.query_id}"
+        )
+    elif successor is not None:
+        problem = f"was superseded already, by {successor.id}; supersede that one"
+    if problem:
+        raise FeedbackError(f"judgement {judgement.id} supersedes {judgement.supersedes}, which {problem}")
+
+
+def _content(query: Query) -> tuple[object, ...]:
+    return query.round, query.index, query.query_type, query.prompt, query.responses

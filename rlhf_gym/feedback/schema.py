@@ -101,7 +101,8 @@ queries = Table(
     Column("id", String, primary_key=True),
     Column("round", Integer, nullable=False),
     Column("index", Integer, nullable=False),
-    Column("form", String, nullable=False),
+    # The column keeps the name it had in the first stores, so that those open without a rebuilt table.
+    Column("form", String, key="query_type", nullable=False),
     Column("prompt", json_column(), nullable=False),
     Column("responses", json_column(), nullable=False),
     Column("columns", json_column(), nullable=False),

@@ -18,7 +18,6 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
-from rlhf_gym.feedback.appending import append_judgements, append_queries
 from rlhf_gym.feedback.database import Database
 from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
 from rlhf_gym.feedback.queries import Judgement, Query
@@ -111,7 +110,7 @@ class FeedbackStore:
         """
         given = list(queries)
         with self._database.writing() as connection:
-            return append_queries(connection, given)
+            return rows.append_queries(connection, given)
 
     def add_judgements(self, judgements: Iterable[Judgement]) -> int:
         """Append judgements, all or none; a judgement whose id is there with the same answer is a retry, and ignored.
@@ -125,12 +124,12 @@ class FeedbackStore:
                 be written. Then nothing of this call is stored, and all that was stored before still is.
         """
         with self._database.writing() as connection:
-            return append_judgements(connection, list(judgements))
+            return rows.append_judgements(connection, list(judgements))
 
     def queries(self, round: int | None = None) -> list[Query]:
         """The queries of one round, or of all."""
         with self._database.reading() as connection:
-            statement = select(schema.queries).where(*_in_round(round)).order_by(*_QUERY_ORDER)
+            statement = select(*rows.query_columns).where(*_in_round(round)).order_by(*_QUERY_ORDER)
             return [rows.query_of(row) for row in connection.execute(statement).mappings()]
 
     def unanswered(self, round: int | None = None, *, rater: str | None = None, overlap: int = 1) -> list[Query]:
@@ -143,7 +142,7 @@ class FeedbackStore:
             answers, overlap = answers.where(_J.rater == rater), 1
         missing = answers.scalar_subquery() < overlap
         with self._database.reading() as connection:
-            statement = select(schema.queries).where(missing, *_in_round(round)).order_by(*_QUERY_ORDER)
+            statement = select(*rows.query_columns).where(missing, *_in_round(round)).order_by(*_QUERY_ORDER)
             return [rows.query_of(row) for row in connection.execute(statement).mappings()]
 
     def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
@@ -241,7 +240,7 @@ def _in_round(round: int | None) -> list[ColumnElement[bool]]:
 def _answers(
     connection: Connection, round: int | None, rater: str | None, superseded: bool
 ) -> Iterator[tuple[Query, Judgement]]:
-    statement = select(schema.queries, *rows.judgement_columns).join_from(
+    statement = select(*rows.query_columns, *rows.judgement_columns).join_from(
         schema.queries, schema.judgements, _J.query_id == _Q.id
     )
     statement = statement.where(*_in_round(round)).order_by(*_QUERY_ORDER, _J.sequence)

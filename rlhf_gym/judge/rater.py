@@ -105,8 +105,8 @@ class JudgeRater:
 
     def _judge(self, queries: Sequence[Query]) -> list[Judgement]:
         """All of a batch's questions at once, then an answer a query."""
-        compared = [query for query in queries if query.form in ("pair", "ranking", "best")]
-        scored = [query for query in queries if query.form in ("rating", "thumbs")]
+        compared = [query for query in queries if query.query_type in ("pair", "ranking", "best")]
+        scored = [query for query in queries if query.query_type in ("rating", "thumbs")]
         pairs = [(query, i, j) for query in compared for i, j in combinations(range(len(query.responses)), 2)]
         opinions = self._pairs.compare(
             [(query.prompt, query.responses[i], query.responses[j]) for query, i, j in pairs],
@@ -135,27 +135,27 @@ class JudgeRater:
     def _answer(self, query: Query, opinions: Sequence[Opinion]) -> Judgement:
         broken = next((opinion for opinion in opinions if opinion.value is None), None)
         if broken is not None or not opinions:
-            why = unreadable(broken) if broken is not None else f"a judge does not answer {query.form} queries"
+            why = unreadable(broken) if broken is not None else f"a judge does not answer {query.query_type} queries"
             return Judgement(query_id=query.id, rater=self.name, skipped=True, details={"unreadable": why})
         values = [float(opinion.value or 0) for opinion in opinions]
-        details = {"disagreed": sum(opinion.disagreed for opinion in opinions)} if query.form != "rating" else {}
+        details = {"disagreed": sum(opinion.disagreed for opinion in opinions)} if query.query_type != "rating" else {}
         return Judgement(
             query_id=query.id, rater=self.name, reason=opinions[0].reason, details=details, **self._said(query, values)
         )
 
     def _said(self, query: Query, values: list[float]) -> dict[str, Any]:
-        """The answer in the query's own form."""
-        if query.form == "pair":
+        """The answer as the query type asks for it."""
+        if query.query_type == "pair":
             return {"choice": int(values[0] > 0)} if values[0] else {"tie": True}
-        if query.form == "rating":
+        if query.query_type == "rating":
             return {"ratings": {"overall": tuple(values)}}
-        if query.form == "thumbs":
+        if query.query_type == "thumbs":
             return {"ratings": {"overall": (int(values[0] > (self._scores.low + self._scores.high) / 2),)}}
         wins = [0.0] * len(query.responses)
         for (i, j), value in zip(combinations(range(len(query.responses)), 2), values, strict=True):
             wins[i] -= value
             wins[j] += value
-        if query.form == "best":
+        if query.query_type == "best":
             return {"choice": wins.index(max(wins))}
         groups = [tuple(i for i, won in enumerate(wins) if won == level) for level in sorted(set(wins), reverse=True)]
         return {"ranking": tuple(groups)}

@@ -124,7 +124,7 @@ class RaterConfig(Section):
         "bpref_stoc, ...), web (people in a browser: section people), terminal (you, here), judge:URL or judge:MODEL@URL (a "
         "chat model), or module:function or path/file.py:function of a factory (reward=, seed=) of your own",
     )
-    form: Literal["ranking", "pair", "best", "rating"] = setting(
+    query_type: Literal["ranking", "pair", "best", "rating"] = setting(
         "ranking", "ranking: order all candidates of a prompt; best: name the best of them; rating: a number for each; pair: "
         "the better of two, candidates taken two by two",
     )  # fmt: skip
@@ -173,13 +173,18 @@ class PeopleConfig(Section):
     guidelines: str | None = setting(None, "Markdown file of guidelines; null takes the standard ones")
     text: Literal["plain", "markdown"] = setting("plain", "how responses are shown: as they stand, or as Markdown")
     attributes: tuple[str, ...] = setting(
-        ("overall",), "with rater.form rating: what people rate, e.g. [helpful, harmless, honest]; the mean is fitted"
+        ("overall",),
+        "with rater.query_type rating: what people rate, e.g. [helpful, harmless, honest]; the mean is fitted",
     )
-    known: str | None = setting(None, "JSON Lines file of queries whose answer is known, for practice and gold_share")
-    practice: int = setting(0, "practice queries of the file `known` before a rater's first real one", least=0)
-    gold_share: float = setting(
+    check_questions: str | None = setting(
+        None, "JSON Lines file of queries whose answer is known, for practice and check_share"
+    )
+    practice: int = setting(
+        0, "practice questions of the file `check_questions` before a rater's first real one", least=0
+    )
+    check_share: float = setting(
         0.0,
-        "share of a rater's questions that come from the file `known`, to see how careful they are",
+        "share of a rater's questions that come from the file `check_questions`, to see how careful they are",
         least=0,
         below=1,
     )
@@ -351,11 +356,13 @@ class Config:
                 f"people.refit ({self.people.refit}) waits for people's answers, and nobody is asked: give --rater web, or a "
                 "people.share"
             )
-        if (self.people.practice or self.people.gold_share) and self.people.known is None:
-            raise ConfigError("people.practice and people.gold_share need people.known, a file of queries with answers")
-        if self.rater.form == "pair" and self.sampling.candidates % 2:
+        if (self.people.practice or self.people.check_share) and self.people.check_questions is None:
             raise ConfigError(
-                f"rater.form 'pair' takes candidates two by two: sampling.candidates must be even, got "
+                "people.practice and people.check_share need people.check_questions, a file of queries with answers"
+            )
+        if self.rater.query_type == "pair" and self.sampling.candidates % 2:
+            raise ConfigError(
+                f"rater.query_type 'pair' takes candidates two by two: sampling.candidates must be even, got "
                 f"{self.sampling.candidates}"
             )
         longest, least = self.task.max_new_tokens, self.task.min_new_tokens

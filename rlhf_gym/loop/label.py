@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback import FeedbackStore, Query, QueryType
 from rlhf_gym.feedback.queries import content_id
 from rlhf_gym.judge import JudgeRater
 from rlhf_gym.loop.candidates import read_samples
@@ -33,7 +33,7 @@ def label(context: RunContext, number: int) -> None:
         FeedbackError: the rater cannot go on, or the store cannot be written; what was answered is stored.
     """
     config = context.config
-    queries = queries_of(read_samples(context, number), config.sampling.candidates, config.rater.form, number)
+    queries = queries_of(read_samples(context, number), config.sampling.candidates, config.rater.query_type, number)
     with FeedbackStore(context.run.store_file) as store:
         if config.rater.name == "terminal":
             # A conversation with one person: no bar beside it, and the whole round, so that undo reaches back.
@@ -67,21 +67,21 @@ def _label(context: RunContext, number: int, queries: list[Query], store: Feedba
             ask(context.people, people, store, quota=context.config.people.quota, on_progress=turnout)
 
 
-def queries_of(samples: list[Sample], candidates: int, form: str, number: int) -> list[Query]:
+def queries_of(samples: list[Sample], candidates: int, query_type: QueryType, number: int) -> list[Query]:
     """A query a prompt; for pairs, a query for each two candidates of a prompt.
 
     Args:
         samples: the round's, ``candidates`` a prompt.
         candidates: responses to each prompt.
-        form: ``"ranking"``, ``"best"``, ``"rating"`` or ``"pair"``.
+        query_type: ``"ranking"``, ``"best"``, ``"rating"`` or ``"pair"``.
         number: the round.
     """
     writer = "reference" if number == 1 else f"round-{number - 1}"
-    size = 2 if form == "pair" else candidates
+    size = 2 if query_type == "pair" else candidates
     groups = [samples[i : i + size] for i in range(0, len(samples), size)]
     return [
         Query(
-            prompt=group[0].prompt.text, responses=tuple(s.response for s in group), form=form,  # type: ignore[arg-type]
+            prompt=group[0].prompt.text, responses=tuple(s.response for s in group), query_type=query_type,
             columns=group[0].prompt.columns, model_versions=(writer,) * size, round=number, index=index,
         )
         for index, group in enumerate(groups)

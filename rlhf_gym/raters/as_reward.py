@@ -76,7 +76,7 @@ class RaterReward:
         """
         queries = [
             Query(
-                prompt=prompt, responses=(response,), form="rating", round=0,
+                prompt=prompt, responses=(response,), query_type="rating", round=0,
                 columns={name: values[i] for name, values in columns.items()},
             )
             for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))

@@ -1,4 +1,4 @@
-"""How a simulated rater turns the rewards of a query's responses into an answer: one latent model behind every form.
+"""How a simulated rater turns the rewards of a query's responses into an answer: one latent model behind every query type.
 
 Each response is felt with some noise: ``v = beta (reward + biases) + noise``, with standard Gumbel noise (or normal). A
 pair chooses the larger ``v``, a ranking sorts by ``v``, a rating cuts ``v`` into levels. With Gumbel noise that is
@@ -142,19 +142,19 @@ class _Answer:
 
     def give(self) -> dict[str, Any]:
         """The whole answer."""
-        if self.query.form in ("thumbs", "edit"):
-            raise FeedbackError(f"simulated raters answer pair, best, ranking and rating; got {self.query.form}")
+        if self.query.query_type in ("thumbs", "edit"):
+            raise FeedbackError(f"simulated raters answer pair, best, ranking and rating; got {self.query.query_type}")
         lapse, skip, error = self.chance[:3]
         error_rate = self.behaviour.error_rate + self.behaviour.fatigue * self.query.index / 100
         if lapse < self.behaviour.lapse_rate:
             answer = self.lapse()
         elif skip < self.behaviour.skip_rate or self.rewards.max() < self.behaviour.skip_below:
             answer = {"skipped": True}
-        elif self.query.form == "pair":
+        elif self.query.query_type == "pair":
             answer = self.pair(blind=error < error_rate)
-        elif self.query.form == "best":
+        elif self.query.query_type == "best":
             answer = {"choice": int((self.blind_order if error < error_rate else self.sorted())[0])}
-        elif self.query.form == "ranking":
+        elif self.query.query_type == "ranking":
             answer = self.ranking(blind=error < error_rate)
         else:
             answer = self.rating(blind=error < error_rate)
@@ -162,9 +162,9 @@ class _Answer:
 
     def lapse(self) -> dict[str, Any]:
         """What one clicks who does not read."""
-        if self.query.form in ("pair", "best"):
+        if self.query.query_type in ("pair", "best"):
             return {"choice": int(self.order[0])}
-        if self.query.form == "ranking":
+        if self.query.query_type == "ranking":
             return {"ranking": tuple((int(i),) for i in self.order)}
         middle = 1.0 + len(self.behaviour.rating_cuts) // 2
         return {"ratings": {"overall": (middle,) * len(self.rewards)}}

@@ -72,9 +72,9 @@ class TerminalRater:
             FeedbackError: more responses than there are letters for, or thumbs and edits, which want the rating page.
         """
         for query in queries:
-            if query.form not in _HELP:
+            if query.query_type not in _HELP:
                 raise FeedbackError(
-                    f"the terminal asks {', '.join(_HELP)} queries; got {query.form}: use the rating page"
+                    f"the terminal asks {', '.join(_HELP)} queries; got {query.query_type}: use the rating page"
                 )
             if len(query.responses) > len(_LETTERS):
                 raise FeedbackError(f"the terminal shows at most {len(_LETTERS)} responses, got {len(query.responses)}")
@@ -170,11 +170,11 @@ class TerminalRater:
         """Take one more key into account; the answer once it is whole."""
         k = len(order)
         shown = _LETTERS[:k]
-        if query.form in ("pair", "best"):
-            if pressed == "t" and query.form == "pair":
+        if query.query_type in ("pair", "best"):
+            if pressed == "t" and query.query_type == "pair":
                 return {"tie": True}
             return {"choice": order[shown.index(pressed)]} if pressed and pressed in shown else None
-        if query.form == "ranking":
+        if query.query_type == "ranking":
             if not pressed or pressed not in shown or pressed in typed:
                 return None
             typed.append(pressed)
@@ -198,4 +198,4 @@ class TerminalRater:
         self._console.print(Panel(Text(visible(query.prompt)), title="prompt", title_align="left", style="bold"))
         for letter, i in zip(_LETTERS, order, strict=False):
             self._console.print(Panel(Text(visible(query.responses[i])), title=letter.upper(), title_align="left"))
-        self._console.print(Text(_HELP[query.form], style="dim"))
+        self._console.print(Text(_HELP[query.query_type], style="dim"))

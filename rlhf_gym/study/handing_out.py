@@ -54,7 +54,7 @@ _LEASE = insert(tables.assignments)
 
 def assignment_of(connection: Connection, row: Mapping[str, Any] | RowMapping) -> Assignment:
     """The assignment in a row of :data:`assigned`, with the answer that stands for it now, if there is one."""
-    return _assignment(row, rows.query_of(row, prefix="asked_"), _answer(connection, row))
+    return _assignment(row, rows.query_of(row), _answer(connection, row))
 
 
 def _answer(connection: Connection, row: Mapping[str, Any] | RowMapping) -> Judgement | None:
@@ -105,7 +105,7 @@ def end_leases(connection: Connection, now: datetime, settings: QueueSettings) -
 
 
 def hand_out(connection: Connection, rater: str, expires: datetime, settings: QueueSettings) -> Assignment | None:
-    """One more question: practice first, then gold or a repetition when it is their turn, then the next query.
+    """One more question: practice first, then a check question or a repetition when it is their turn, then the next query.
 
     Args:
         connection: writing.
@@ -123,7 +123,7 @@ def hand_out(connection: Connection, rater: str, expires: datetime, settings: Qu
     row = connection.execute(_FRESH, {"for_rater": rater}).mappings().one_or_none()
     if row is None:
         return None
-    query = rows.query_of(row, prefix="asked_")
+    query = rows.query_of(row)
     change_slot(connection, query.id, 1, settings.overlap)
     if row["id"] is None:  # never in this rater's hands
         return _lease(connection, query, rater, "query", expires, settings)
@@ -134,7 +134,7 @@ def hand_out(connection: Connection, rater: str, expires: datetime, settings: Qu
 
 def _special(connection: Connection, rater: str, settings: QueueSettings) -> tuple[str, Kind] | None:
     """A question that is asked for another reason than to be answered, where it is its turn and there is one."""
-    if not (settings.practice or settings.gold_share or settings.repeat_share):
+    if not (settings.practice or settings.check_share or settings.repeat_share):
         return None
     counted = connection.execute(select(_A.kind, func.count()).where(_A.rater == rater).group_by(_A.kind))
     kinds: dict[str, int] = {row[0]: row[1] for row in counted}
@@ -144,15 +144,15 @@ def _special(connection: Connection, rater: str, settings: QueueSettings) -> tup
     kind: Kind = "practice"
     if kinds.get("practice", 0) < settings.practice:
         query_id = _known(connection, rater, settings.seed, practice=True)
-    if query_id is None and draw < settings.gold_share:
-        query_id, kind = _known(connection, rater, settings.seed, practice=False), "gold"
-    elif query_id is None and draw < settings.gold_share + settings.repeat_share:
+    if query_id is None and draw < settings.check_share:
+        query_id, kind = _known(connection, rater, settings.seed, practice=False), "check"
+    elif query_id is None and draw < settings.check_share + settings.repeat_share:
         query_id, kind = _to_repeat(connection, rater), "repeat"
     return None if query_id is None else (query_id, kind)
 
 
 def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> str | None:
-    """A gold or practice query that this rater has not seen, in an order of the rater's own."""
+    """A check or practice question that this rater has not seen, in an order of the rater's own."""
     seen = select(_A.id).where(_A.rater == rater, _A.query_id == _Q.id).exists()
     found = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0, ~seen).order_by(_Q["index"], _Q.id))
     fitting: list[str] = [
@@ -160,6 +160,7 @@ def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> 
     ]
     if practice or not fitting:
         return fitting[0] if fitting else None
+    # "gold" is the name of a stream of random numbers: another one would draw other questions for the same seed.
     return min(fitting, key=lambda query_id: content_id("gold", seed, rater, query_id))
 
 

@@ -11,7 +11,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.study.checks import meets
 
-Kind = Literal["query", "gold", "repeat", "practice"]
+Kind = Literal["query", "check", "repeat", "practice"]
 WEB = "web"
 """What signatures of people begin with: ``web/calm-otter-41``."""
 
@@ -23,7 +23,7 @@ class QueueSettings:
     Attributes:
         overlap: people who answer each query.
         lease_seconds: how long a query is kept for the rater who holds it.
-        gold_share: share of a rater's questions whose answer is known, where there are such queries.
+        check_share: share of a rater's questions that are check questions, where there are any.
         repeat_share: share of a rater's questions that repeat an earlier one.
         practice: practice questions before a rater's first real one.
         seed: of orders and shares.
@@ -34,7 +34,7 @@ class QueueSettings:
 
     overlap: int = 1
     lease_seconds: float = 900
-    gold_share: float = 0.0
+    check_share: float = 0.0
     repeat_share: float = 0.0
     practice: int = 0
     seed: int = 0
@@ -45,9 +45,9 @@ class QueueSettings:
                 f"overlap must be at least 1, practice at least 0, lease_seconds above 0; got {self.overlap}, "
                 f"{self.practice}, {self.lease_seconds}"
             )
-        shares = (self.gold_share, self.repeat_share)
+        shares = (self.check_share, self.repeat_share)
         if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
-            raise ConfigError(f"gold_share and repeat_share must be at least 0 and below 1 together, got {shares}")
+            raise ConfigError(f"check_share and repeat_share must be at least 0 and below 1 together, got {shares}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Assignment:
         query: what is asked.
         rater: who holds it.
         order_shown: the responses in the order this rater sees them.
-        kind: ``query``; ``gold`` (the answer is known); ``repeat`` (asked before); ``practice`` (told afterwards).
+        kind: ``query``; ``check`` (a check question); ``repeat`` (asked before); ``practice`` (the answer is shown afterwards).
         expires_at: until when it is kept for this rater.
         earlier: the answer that was taken back, where there is one.
     """

@@ -63,7 +63,7 @@ class RaterQuality:
         answered: current answers, skips included, practice and repetitions not.
         skipped, flagged: out of those.
         seconds: median time for one; None where none was measured.
-        gold: known answers met.
+        checks: check questions answered as expected.
         repeated: repetitions answered as the first time.
         first: out of pairs with a choice, those whose response shown first was chosen; without a habit, about half.
         agreed: out of comparisons that others made too, those in which another rater said the same.
@@ -75,7 +75,7 @@ class RaterQuality:
     skipped: int
     flagged: int
     seconds: float | None
-    gold: Share
+    checks: Share
     repeated: Share
     first: Share
     agreed: Share
@@ -172,26 +172,26 @@ def _rater(name: str, own: Answers, units: Mapping[Unit, Mapping[str, int]]) -> 
     kind = {judgement.id: judgement.details.get("kind", "query") for _, judgement in own}
     real = [(q, j) for q, j in own if kind[j.id] not in ("repeat", "practice")]
     known = [(q, j) for q, j in real if expected(q.columns) is not None and not is_practice(q.columns)]
-    gold = Share(sum(meets(j, q.columns) for q, j in known), len(known))
+    checks = Share(sum(meets(j, q.columns) for q, j in known), len(known))
     earlier = {q.id: j for q, j in real}
     again = [(q, earlier[q.id], j) for q, j in own if kind[j.id] == "repeat" and q.id in earlier]
     repeated = Share(sum(_says(q, one) == _says(q, other) for q, one, other in again), len(again))
-    chosen = [j for q, j in real if q.form == "pair" and j.choice is not None and j.order_shown]
+    chosen = [j for q, j in real if q.query_type == "pair" and j.choice is not None and j.order_shown]
     first = Share(sum(j.choice == j.order_shown[0] for j in chosen), len(chosen))
     others = [(said[name], other) for said in units.values() if name in said for r, other in said.items() if r != name]
     agreed = Share(sum(mine == theirs for mine, theirs in others), len(others))
     times = [j.seconds for _, j in real if j.seconds is not None]
     seconds = median(times) if times else None
-    warnings = tuple(_warnings(gold, repeated, first, seconds, len(times)))
+    warnings = tuple(_warnings(checks, repeated, first, seconds, len(times)))
     skipped = sum(j.skipped for _, j in real)
     flagged = sum(bool(j.details.get("flagged")) for _, j in real)
-    return RaterQuality(name, len(real), skipped, flagged, seconds, gold, repeated, first, agreed, warnings)
+    return RaterQuality(name, len(real), skipped, flagged, seconds, checks, repeated, first, agreed, warnings)
 
 
-def _warnings(gold: Share, repeated: Share, first: Share, seconds: float | None, timed: int) -> Iterable[str]:
+def _warnings(checks: Share, repeated: Share, first: Share, seconds: float | None, timed: int) -> Iterable[str]:
     """Where even the kind end of the interval is below what care would give."""
-    if gold.whole >= 5 and gold.interval[1] < 0.8:
-        yield f"meets {gold.part} of {gold.whole} known answers"
+    if checks.whole >= 5 and checks.interval[1] < 0.8:
+        yield f"answers {checks.part} of {checks.whole} check questions"
     if repeated.whole >= 5 and repeated.interval[1] < 0.75:
         yield f"repeats {repeated.part} of {repeated.whole} answers when asked again"
     low, high = first.interval

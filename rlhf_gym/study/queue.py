@@ -20,7 +20,6 @@ from sqlalchemy.sql.functions import coalesce
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback import study_tables as tables
-from rlhf_gym.feedback.appending import append_judgements
 from rlhf_gym.feedback.queries import Judgement
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.study.checks import expected
@@ -167,7 +166,7 @@ class Queue:
         judgement = judgement_of(assignment, answer, seconds, now)
         earlier = assignment.earlier
         if earlier is None or not same_answer(judgement, earlier):
-            append_judgements(connection, [judgement], queries={assignment.query.id: assignment.query})
+            rows.append_judgements(connection, [judgement], queries={assignment.query.id: assignment.query})
         else:
             judgement = earlier  # taken back, and said again
         late = row["state"] == "lapsed" or row["expires_at"] < now

@@ -43,32 +43,32 @@ def answer_of(fields: Fields, attributes: Sequence[str] = ("overall",), scale: i
         attributes: what ratings are about.
         scale: ratings go from 1 to this.
 
-    Whether the query is of that form, and has those responses, is for the queue to check.
+    Whether the query is of that type, and has those responses, is for the queue to check.
 
     Raises:
-        FeedbackError: the fields hold no answer of the form they name.
+        FeedbackError: the fields hold no answer to the query type they name.
     """
     said, reason = fields.get("answer", ""), fields.get("reason", "").strip()[:LONGEST_REASON]
     if said == "skip":
         return Answer(skipped=True, reason=reason)
     if said == "flag":
         return Answer(skipped=True, reason=reason, details={"flagged": reason or "no reason given"})
-    form = fields.get("form", "")
+    query_type = fields.get("query_type", "")
     found = None
-    if form == "pair":
+    if query_type == "pair":
         found = _pair(said)
-    elif form == "best":
+    elif query_type == "best":
         found = _best(said)
-    elif form == "thumbs":
+    elif query_type == "thumbs":
         found = {"ratings": {"overall": (THUMBS[said],)}} if said in THUMBS else None
-    elif form == "edit":
+    elif query_type == "edit":
         found = _edit(said, fields.get("edited", ""))
-    elif form == "ranking":
+    elif query_type == "ranking":
         found = _ranking(fields)
-    elif form == "rating":
+    elif query_type == "rating":
         found = _rating(fields, attributes, scale)
     if found is None:
-        raise FeedbackError(f"this is no answer: {said[:40]!r} to {form[:40]!r}; go back and choose one")
+        raise FeedbackError(f"this is no answer: {said[:40]!r} to {query_type[:40]!r}; go back and choose one")
     return Answer(reason=reason, **found)
 
 
@@ -84,27 +84,27 @@ def seconds_of(fields: Fields, now: datetime | None = None) -> float:
     return min(max(seconds, 0.0), 86_400.0) if math.isfinite(seconds) else 0.0
 
 
-def earlier_value(judgement: Judgement, order_shown: Sequence[int], form: str = "pair") -> str:
-    """The value of the button that an earlier answer pressed; empty for forms that are more than a button."""
+def earlier_value(judgement: Judgement, order_shown: Sequence[int], query_type: str = "pair") -> str:
+    """The value of the button that an earlier answer pressed; empty for query types that take more than a button."""
     if judgement.skipped:
         return "flag" if judgement.details.get("flagged") else "skip"
     if judgement.tie:
         return "bad" if judgement.details.get("both_bad") else "tie"
-    if form == "thumbs" and judgement.ratings:
+    if query_type == "thumbs" and judgement.ratings:
         return "up" if judgement.ratings["overall"][0] else "down"
     if judgement.choice is None:
         return ""
-    if form == "best":
+    if query_type == "best":
         return f"best-{list(order_shown).index(judgement.choice)}"
-    if form == "edit":
+    if query_type == "edit":
         return "correct" if "edited" in judgement.details else "accept"
     side = "ab"[list(order_shown).index(judgement.choice)] if len(order_shown) == 2 else ""
     return f"{side}{int(judgement.strength or 2)}" if side else ""
 
 
-def in_words(judgement: Judgement, order_shown: Sequence[int], form: str = "pair") -> str:
+def in_words(judgement: Judgement, order_shown: Sequence[int], query_type: str = "pair") -> str:
     """An earlier answer as the rater would say it."""
-    value = earlier_value(judgement, order_shown, form)
+    value = earlier_value(judgement, order_shown, query_type)
     if value.startswith("best-"):
         return f"{letter(int(value.removeprefix('best-')))} is best"
     words = {name: text for name, text, _, _ in PAIR} | _OTHER_WORDS

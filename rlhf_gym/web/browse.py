@@ -23,7 +23,7 @@ KINDS: dict[str, Callable[[Query, Judgement], bool]] = {
     "flagged": lambda _q, j: bool(j.details.get("flagged")),
     "ties": lambda _q, j: j.tie,
     "with a reason": lambda _q, j: bool(j.reason),
-    "gold": lambda _q, j: j.details.get("kind") == "gold",
+    "check": lambda _q, j: j.details.get("kind") == "check",
     "corrected": lambda _q, j: j.supersedes is not None,
 }
 
@@ -94,7 +94,7 @@ def _shown(query: Query, judgement: Judgement) -> ShownAnswer:
     writers = query.model_versions or ("",) * len(query.responses)
     responses = [(_mark(judgement, i), writers[i], plain_html(query.responses[i], SHORT)) for i in order]
     return ShownAnswer(
-        query, judgement, in_words(judgement, order, query.form), plain_html(query.prompt, SHORT), responses,
+        query, judgement, in_words(judgement, order, query.query_type), plain_html(query.prompt, SHORT), responses,
         plain_html(judgement.reason, SHORT), _kind(query, judgement),
     )  # fmt: skip
 
@@ -104,9 +104,9 @@ def _kind(query: Query, judgement: Judgement) -> str:
     kind = str(judgement.details.get("kind", ""))
     if kind == "repeat":
         return "asked again"
-    if kind not in ("gold", "practice"):
+    if kind not in ("check", "practice"):
         return ""
-    words = "known answer" if kind == "gold" else "practice"
+    words = "check question" if kind == "check" else "practice"
     return f"{words}, {'met' if meets(judgement, query.columns) else 'not met'}"
 
 

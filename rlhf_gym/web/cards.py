@@ -48,7 +48,7 @@ class Card:
     """What the template of a card is given. Nothing in it tells which model wrote what, or why the query is asked."""
 
     id: str
-    form: str
+    query_type: str
     kind: str
     heading: str
     turns: list[ShownTurn]
@@ -63,16 +63,16 @@ class Card:
 
 
 def card_of(assignment: Assignment, settings: PageSettings) -> Card:
-    """The card of an assignment. Gold and repeated queries look like any other: only practice is named."""
+    """The card of an assignment. Check questions and repeated queries look like any other: only practice is named."""
     query, order = assignment.query, assignment.order_shown
     markdown = settings.text == "markdown"
     texts = [query.responses[i] for i in order]
     earlier = assignment.earlier
     return Card(
         id=assignment.id,
-        form=query.form,
+        query_type=query.query_type,
         kind="practice" if assignment.kind == "practice" else "query",
-        heading=_HEADINGS[query.form],
+        heading=_HEADINGS[query.query_type],
         turns=[_shown(turn) for turn in turns_of(query)],
         responses=[
             ShownResponse(
@@ -85,11 +85,11 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
             for place, text in enumerate(texts)
         ],
         shown=f"{datetime.now(UTC).timestamp():.3f}",
-        earlier=in_words(earlier, order, query.form) if earlier else "",
-        earlier_value=earlier_value(earlier, order, query.form) if earlier else "",
+        earlier=in_words(earlier, order, query.query_type) if earlier else "",
+        earlier_value=earlier_value(earlier, order, query.query_type) if earlier else "",
         attributes=settings.attributes,
         scale_top=settings.scale,
-        raw=_raw(texts[0], earlier) if query.form == "edit" else Markup(""),
+        raw=_raw(texts[0], earlier) if query.query_type == "edit" else Markup(""),
     )
 
 

@@ -21,7 +21,7 @@ from rlhf_gym.study.quality import Share, quality
 from rlhf_gym.web.agreement import agreement_chart, agreement_line, coefficients
 from rlhf_gym.web.study import Study
 
-COLUMNS = (("Known answers", "gold"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
+COLUMNS = (("Checks", "checks"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
 """Shares in the table of raters: heading, field of :class:`~rlhf_gym.study.quality.RaterQuality`."""
 RECENT = timedelta(minutes=15)
 

@@ -9,7 +9,7 @@ from rlhf_gym.loop.config import Config, PeopleConfig
 from rlhf_gym.loop.label import for_people
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.raters import Rater
-from rlhf_gym.study.checks import known_queries
+from rlhf_gym.study.checks import check_questions
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.rater import WebRater
 from rlhf_gym.web.server import Address, require_web
@@ -29,7 +29,7 @@ class RunPage:
         require_web()
         page_settings(config.people)
         queue_settings(config)
-        known_queries(config.people.known)
+        check_questions(config.people.check_questions)
 
     @contextmanager
     def serve(self, config: Config, run: RunDirectory, say: Callable[[str], None]) -> Iterator[Rater]:
@@ -48,7 +48,7 @@ class RunPage:
             run.store_file, queue=queue_settings(config), page=page_settings(people),
             address=Address(people.host, people.port, people.url), run=run.path, offered=(),
         ) as page:  # fmt: skip
-            page.store.add_queries(known_queries(people.known))
+            page.store.add_queries(check_questions(people.check_questions))
             rater = WebRater(page.store, page.queue, overlap=people.overlap)
             rater.submit([query for query in page.store.queries() if for_people(query, config)])
             for line in page.lines():
@@ -68,6 +68,6 @@ def queue_settings(config: Config) -> QueueSettings:
     """Make the queue's settings, by which queries are handed out, from a run's configuration."""
     people = config.people
     return QueueSettings(
-        overlap=people.overlap, lease_seconds=people.lease, gold_share=people.gold_share,
+        overlap=people.overlap, lease_seconds=people.lease, check_share=people.check_share,
         repeat_share=people.repeat_share, practice=people.practice, seed=config.run.seed,
     )  # fmt: skip

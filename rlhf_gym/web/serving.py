@@ -76,7 +76,7 @@ def serving(
 
     Args:
         store: file or URL.
-        queue: overlap, leases, gold.
+        queue: overlap, leases, check questions.
         page: how queries are shown.
         address: where.
         run: the run directory that the store belongs to, if one does: its reward models stand on the administration page.

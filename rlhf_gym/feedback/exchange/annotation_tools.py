@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record
 from rlhf_gym.feedback.preferences import judged_pairs
-from rlhf_gym.feedback.queries import Form, Judgement, Query, content_id
+from rlhf_gym.feedback.queries import Judgement, Query, QueryType, content_id
 
 _TIES = "ties"
 _RESPONSE = re.compile(r"response[_-]?[0-9]*")
@@ -37,7 +37,7 @@ def write_label_studio(query: Query, judgement: Judgement) -> Iterator[Record | 
             "annotations": [annotation],
         }
 
-    if judgement.skipped and query.form == "pair":
+    if judgement.skipped and query.query_type == "pair":
         yield task(0, 1, [])
         return
     for chosen, rejected, _, tie in judged_pairs(query, judgement):
@@ -139,9 +139,10 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
         raise KeyError("instruction" if prompt is None else "response1")
     columns = {k: v for k, v in metadata.items() if k != "rater"}
 
-    def query(form: Form) -> Query:
+    def query(query_type: QueryType) -> Query:
         return Query(
-            prompt=prompt, responses=tuple(fields[name] for name in names), form=form, columns=columns, round=origin.round,
+            prompt=prompt, responses=tuple(fields[name] for name in names), query_type=query_type, columns=columns,
+            round=origin.round,
             index=origin.index,
         )  # fmt: skip
 

@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows
-from rlhf_gym.feedback.appending import append_judgements, append_queries
 from rlhf_gym.feedback.exchange import json_files, parquet
 from rlhf_gym.feedback.exchange.formats import NATIVE, Imported, format_of, from_records, to_records
 from rlhf_gym.feedback.queries import Judgement, Query
@@ -127,8 +126,8 @@ def add_imported(store: FeedbackStore, found: Imported) -> Added:
         FeedbackError: the store holds another answer or query under an id, or cannot be written.
     """
     with store.database.writing() as connection:
-        queries = append_queries(connection, found.queries)
-        judgements = append_judgements(connection, _originals_first(connection, found.judgements))
+        queries = rows.append_queries(connection, found.queries)
+        judgements = rows.append_judgements(connection, _originals_first(connection, found.judgements))
     return Added(queries, judgements, len(found.judgements) - judgements)
 
 

@@ -127,7 +127,7 @@ def write_trl_unpaired(query: Query, judgement: Judgement) -> Iterator[Record | 
 
     A response that was accepted as it stands is a thumb up.
     """
-    if query.form == "edit" and demonstration_from(query, judgement) is not None:
+    if query.query_type == "edit" and demonstration_from(query, judgement) is not None:
         yield {"prompt": query.prompt, "completion": query.responses[0], "label": True}
     if judgement.ratings is not None:
         for response, value in zip(query.responses, judgement.ratings.get("overall", ()), strict=False):
@@ -150,7 +150,7 @@ def read_trl_unpaired(record: Mapping[str, Any], origin: Origin) -> Answer | Dro
     query = Query(
         prompt=record["prompt"],
         responses=(record["completion"],),
-        form="rating",
+        query_type="rating",
         columns=columns,
         round=origin.round,
         index=origin.index,
@@ -201,7 +201,7 @@ def write_alpacafarm(query: Query, judgement: Judgement) -> Iterator[Record | Dr
             "annotator": judgement.rater,
         }
 
-    if judgement.skipped and query.form == "pair":
+    if judgement.skipped and query.query_type == "pair":
         yield record(0, 1, None)
         return
     for chosen, rejected, _, tie in judged_pairs(query, judgement):
@@ -280,7 +280,7 @@ def as_pair(query: Query, judgement: Judgement) -> Answer:
     versions = tuple(
         "" if response == correction else version for version in query.model_versions for response in responses
     )
-    pair = replace(query, id="", form="pair", responses=responses, model_versions=versions)
+    pair = replace(query, id="", query_type="pair", responses=responses, model_versions=versions)
     details = {name: value for name, value in judgement.details.items() if name != "edited"}
     return pair, replace(
         judgement, query_id=pair.id, choice=responses.index(correction), order_shown=(), details=details
