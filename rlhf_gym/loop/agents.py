@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import fields
 from typing import Any
 
 import rlhf_gym.agents
 from rlhf_gym.agents import PolicyGradient
+from rlhf_gym.agents.common.settings import settings_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.objects import is_place, load_object
@@ -49,19 +49,18 @@ def agent_options(config: AgentConfig) -> dict[str, Any]:
     cls = find_agent(config.name)
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in OF_THE_LOOP}
     options = {name: value for name, value in values.items() if value is not None}
-    known = settings_of(cls)
+    known = cls.Settings.names()
     if strange := [name for name in options if name not in known]:
         raise ConfigError(f"agent.{strange[0]} is set, but {cls.__name__} has no such setting; leave it at null")
     if options.get("clip_range_vf") == 0:
         options["clip_range_vf"] = None
     if options.get("value_start") == "policy":
         del options["value_start"]
-    make: Any = cls  # subclasses have settings of their own
-    trial = make(env=None, _init_setup_model=False, **options)
+    group_size = getattr(cls.Settings.of(options, cls.__name__), "group_size", cls.group_size)
     n_envs = config.n_envs or config.n_episodes
-    if n_envs % trial.group_size:
+    if n_envs % group_size:
         raise ConfigError(
-            f"{cls.__name__} puts {trial.group_size} neighbouring environments in a group (agent.group_size), which must "
+            f"{cls.__name__} puts {group_size} neighbouring environments in a group (agent.group_size), which must "
             f"divide their number ({n_envs}; agent.n_envs or agent.n_episodes)"
         )
     return options
@@ -71,19 +70,5 @@ def learning_rate(config: AgentConfig) -> float:
     """The rate at the start of a round: the configuration's, or the agent's own."""
     if config.learning_rate is not None:
         return config.learning_rate
-    make: Any = find_agent(config.name)
-    own = make(env=None, _init_setup_model=False).learning_rate
+    own = settings_of(find_agent(config.name).Settings)["learning_rate"].default
     return float(own(1.0) if callable(own) else own)
-
-
-def settings_of(cls: type) -> set[str]:
-    """The keywords that a constructor takes, those that it hands on to its bases' included."""
-    names: set[str] = set()
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names |= {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        if not any(p.kind is p.VAR_KEYWORD and p.name != "unknown" for p in parameters):
-            break  # what nobody knows is not handed on
-    return names - set(getattr(cls, "lacks", ()))

@@ -67,7 +67,8 @@ def train(context: RunContext, number: int) -> None:
     agent = _agent(context, number, table, rate, reward)
     title = type(agent).__name__
     write_json(
-        context.run.round(number) / "agent.json", {"class": title, "learning_rate": rate.start, **agent.settings}
+        context.run.round(number) / "agent.json",
+        {"class": title, "learning_rate": rate.start, **agent.settings.as_json()},
     )
     logger = make_logger(context.run, context.config, table)
     agent.set_logger(logger)
