@@ -7,7 +7,7 @@ Python verify, an optimum of exactly 1, and minutes at most to learn on one core
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial as bind
 from typing import Any
