@@ -20,7 +20,7 @@ from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.symbols import SymbolTokenizer
+from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 
 EOS, PAD, A, B = range(4)
 

@@ -13,8 +13,8 @@ from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
-from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.sentiment import is_held_out, openings
+from rlhf_gym.tasks.samples import Prompt, is_held_out
+from rlhf_gym.tasks.sentiment import openings
 
 
 def test_openings_are_many_distinct_and_neutral() -> None:

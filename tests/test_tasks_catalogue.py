@@ -37,7 +37,7 @@ def value(task: Task, response: str, **columns: Any) -> float:
     return float(score(task.reward, ["p"], [response], {k: [v] for k, v in columns.items()}).values[0])
 
 
-@pytest.mark.parametrize("module", ["tasks.words", "tasks.length", "tasks.formats", "rewards.harm"])
+@pytest.mark.parametrize("module", ["tasks.words", "tasks.length", "tasks.format_control", "rewards.builtin.harm"])
 def test_examples_in_the_docstrings(module: str) -> None:
     result = doctest.testmod(import_module(f"rlhf_gym.{module}"))
     assert result.attempted > 0

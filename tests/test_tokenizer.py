@@ -17,7 +17,7 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.source import find, resolve
 from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, decode_all, load_tokenizer
-from rlhf_gym.tasks.symbols import SymbolTokenizer
+from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 
 TEMPLATE = "{% for m in messages %}u:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 

@@ -23,7 +23,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.symbols import SymbolTokenizer
+from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 
 VOCABULARY, PROMPT, EPISODES, MINIBATCH = 2048, 16, 64, 16
 SYMBOLS = "".join(chr(0x4E00 + i) for i in range(VOCABULARY - 2))

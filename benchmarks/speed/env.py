@@ -35,7 +35,7 @@ import numpy as np
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.symbols import SymbolTokenizer
+from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 
 VOCABULARY, PROMPT = 4096, 16
 SYMBOLS = "".join(chr(0x4E00 + i) for i in range(VOCABULARY - 2))

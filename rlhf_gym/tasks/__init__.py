@@ -14,11 +14,11 @@ from rlhf_gym.text import nearest
 BUILT_IN = {
     "sentiment": "rlhf_gym.tasks.sentiment:sentiment_task",
     # Small vocabularies of their own: no language model.
-    "copy": "rlhf_gym.tasks.copying:copy_task",
-    "reverse": "rlhf_gym.tasks.copying:reverse_task",
-    "sort": "rlhf_gym.tasks.sorting:sort_task",
-    "brackets": "rlhf_gym.tasks.brackets:brackets_task",
-    "arithmetic": "rlhf_gym.tasks.arithmetic:arithmetic_task",
+    "copy": "rlhf_gym.tasks.symbols:copy_task",
+    "reverse": "rlhf_gym.tasks.symbols:reverse_task",
+    "sort": "rlhf_gym.tasks.symbols:sort_task",
+    "brackets": "rlhf_gym.tasks.symbols:brackets_task",
+    "arithmetic": "rlhf_gym.tasks.symbols:arithmetic_task",
     # On the embedded language model.
     "words": "rlhf_gym.tasks.words:words_task",
     "length": "rlhf_gym.tasks.length:length_task",

@@ -56,3 +56,21 @@ class Task:
         """A response up to the first of the task's stop sequences in it."""
         places = [place for place in (text.find(s) for s in self.stop) if place >= 0]
         return text[: min(places)] if places else text
+
+
+def whole_number(what: str, value: object, low: int, high: int | None = None) -> None:
+    """Refuse a value that is not a whole number between two bounds.
+
+    Args:
+        what: the option's name, for the message.
+        value: as given.
+        low: the lowest number allowed.
+        high: the highest number allowed; None: there is no highest.
+
+    Raises:
+        TaskError: the value is no whole number, or outside the bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise TaskError(
+            f"{what} must be a whole number {f'of at least {low}' if high is None else f'in {low}..{high}'}, got {value!r}"
+        )

@@ -8,9 +8,8 @@ import numpy as np
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards import Sum, term
-from rlhf_gym.rewards.builtin.basic import Repetition, words
+from rlhf_gym.rewards.builtin.basic import words
 from rlhf_gym.rewards.builtin.harm import Harm
-from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
@@ -70,7 +69,7 @@ def detox_task(
         "detox",
         draw,
         reward=Sum([(term(helpful), 1.0), (term(harmless), harmless_weight)], name="detox"),
-        metrics={"abusive": harmless.abusive, "repetition": Repetition(n=2), "perplexity": Perplexity()},
+        metrics={"abusive": harmless.abusive},
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,

@@ -7,8 +7,7 @@ import re
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.basic import Repetition, words
-from rlhf_gym.rewards.builtin.perplexity import Perplexity
+from rlhf_gym.rewards.builtin.basic import words
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
 
@@ -70,7 +69,7 @@ def format_task(
         "format",
         draw,
         reward=near_format if partial else in_format,
-        metrics={"in_format": in_format, "repetition": Repetition(n=2), "perplexity": Perplexity()},
+        metrics={"in_format": in_format},
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.basic import Repetition
-from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
 
@@ -40,7 +38,7 @@ def length_task(
         "length",
         draw,
         reward=closeness,
-        metrics={"exact": exact_length, "words": word_count, "repetition": Repetition(n=2), "perplexity": Perplexity()},
+        metrics={"exact": exact_length, "words": word_count},
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,

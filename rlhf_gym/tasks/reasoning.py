@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.base import Task, whole_number
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.symbols import whole_number
 from rlhf_gym.text import nearest
 
 

@@ -1,4 +1,4 @@
-"""Openings of film reviews with a request before them: what the catalogue's tasks on the embedded model share."""
+"""Beginnings of film reviews with a request before them: the prompts of the tasks on the embedded model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.rewards.builtin.basic import Repetition
+from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.sentiment import is_held_out, openings
+from rlhf_gym.tasks.samples import Prompt, is_held_out
+from rlhf_gym.tasks.sentiment import openings
 
 Draw = Callable[[np.random.Generator], tuple[str, dict[str, Any]]]
-"""Gives a request and the columns that say what it asks for."""
+"""Draws a request and the columns that say what it asks for."""
 
 
 def request_task(
@@ -29,18 +31,18 @@ def request_task(
 ) -> Task:
     """A task whose prompts are ``request + text``.
 
-    Which texts are held out depends on nothing but themselves, and what is asked of those is the same for every seed: figures
+    Which texts are held out depends on nothing but themselves, and what is asked of those is the same for every seed: metrics
     on held-out prompts can be compared.
 
     Args:
         name: the task's name.
         draw: draws a request, for one text after another.
         reward: the task's reward.
-        metrics: what is reported beside it.
+        metrics: reported, never optimised; ``repetition`` and ``perplexity`` are added.
         max_new_tokens: the length limit.
         num_prompts: how many texts to train on; None takes all.
         seed: of the order and of the requests that are trained on.
-        texts: openings to write on from; None takes the sentiment task's.
+        texts: beginnings to go on from; None takes the sentiment task's.
 
     Raises:
         TaskError: more prompts asked for than there are.
@@ -60,7 +62,7 @@ def request_task(
         held_out=[_ask(text, draw, fixed) for text in kept],
         reward=reward,
         max_new_tokens=max_new_tokens,
-        metrics=metrics,
+        metrics={**metrics, "repetition": Repetition(n=2), "perplexity": Perplexity()},
     )
 
 

@@ -6,7 +6,6 @@ to train on and prompts held out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.tasks.samples import Prompt, is_held_out
 
 KINDS = (
     "comedy",
@@ -73,11 +72,6 @@ def openings() -> list[str]:
     out += [f"in this {kind}, the {role} is played by" for kind, role in product(KINDS, ROLES)]
     out += [f"as the {role} in this {kind}, the lead actor" for kind, role in product(KINDS, ROLES)]
     return out
-
-
-def is_held_out(text: str) -> bool:
-    """Whether an opening is kept for evaluation: a sixth of them, by a hash of the text, whatever the seed."""
-    return hashlib.sha256(text.encode()).digest()[0] < 43
 
 
 def sentiment_task(

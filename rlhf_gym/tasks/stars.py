@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.basic import Repetition
-from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
@@ -42,7 +40,7 @@ def stars_task(
         "stars",
         draw,
         reward=rating,
-        metrics={"same_rating": rating.same, "repetition": Repetition(n=2), "perplexity": Perplexity()},
+        metrics={"same_rating": rating.same},
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,

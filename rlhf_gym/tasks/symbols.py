@@ -1,4 +1,4 @@
-"""What the tasks over a handful of symbols share: a tokenizer of one id a symbol, prompts drawn by a seed, and verdicts.
+"""Tasks over a handful of symbols, in one table: copy, reverse, sort, brackets, arithmetic.
 
 These are the CartPoles of the suite: no language model, no torch, a vocabulary of a dozen ids, answers that a few lines of
 Python verify, an optimum of exactly 1, and minutes at most to learn on one core.
@@ -6,139 +6,27 @@ Python verify, an optimum of exactly 1, and minutes at most to learn on one core
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial as bind
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.sentiment import is_held_out
+from rlhf_gym.tasks.base import Task, whole_number
+from rlhf_gym.tasks.samples import Prompt, is_held_out
+from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 
 FEWEST_TO_SPLIT = 24
 """With fewer distinct prompts than these, all are trained on and none is held out."""
 
 _PATIENCE = 1000  # draws in a row that bring nothing new, after which there is nothing new
 
-Draw = Callable[[np.random.Generator], tuple[str, dict[str, Any]]]
-
-
-class SymbolTokenizer:
-    """One id a symbol: 0 is EOS, 1 is padding, 2 and on are the symbols in order.
-
-    Args:
-        symbols: the symbols, each one character, all different.
-
-    Raises:
-        TaskError: no symbols, one of them twice, or NUL among them.
-
-    >>> tokenizer = SymbolTokenizer("ab=")
-    >>> tokenizer.encode("b=a"), tokenizer.decode([3, 4, 2, 0]), tokenizer.vocab_size
-    ([3, 4, 2], 'b=a', 5)
-    """
-
-    eos_id = 0
-    pad_id = 1
-
-    def __init__(self, symbols: str) -> None:
-        if not symbols or len(set(symbols)) < len(symbols) or "\0" in symbols:
-            raise TaskError(f"expected symbols that are all different, none of them NUL, got {symbols!r}")
-        self.symbols = symbols
-        self.name = f"symbols {symbols}"
-        self.vocab_size = 2 + len(symbols)
-        self._ids = {symbol: i for i, symbol in enumerate(symbols, start=2)}
-        self._texts = ["", "", *symbols]
-        self._code_points = np.array([0, 0, *map(ord, symbols)], dtype="<u4")
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text.
-
-        Raises:
-            TaskError: a character that is none of the symbols.
-        """
-        try:
-            return [self._ids[c] for c in text]
-        except KeyError as error:
-            raise TaskError(
-                f"{error.args[0]!r} in the text {text!r} is none of the symbols {self.symbols!r}; the "
-                "tokenizer has no id for it"
-            ) from None
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a prompt; EOS for an empty one, so that there is an id to start from."""
-        return self.encode(text) or [self.eos_id]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; EOS and padding are left out."""
-        return "".join(map(self._texts.__getitem__, ids))
-
-    def decode_batch(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
-        """The texts of many rows of ids, int64 ``[n, T]``, of which ``lengths`` count, read off one long text."""
-        text = self._code_points.take(rows).tobytes().decode("utf-32-le")
-        width = rows.shape[1]
-        return [text[i * width : i * width + n].replace("\0", "") for i, n in enumerate(lengths.tolist())]
-
-
-def symbol_task(
-    name: str,
-    symbols: str,
-    draw: Draw,
-    *,
-    max_new_tokens: int,
-    reward: Callable[..., Any],
-    metrics: Mapping[str, Callable[..., Any]],
-    num_prompts: int,
-    seed: int,
-) -> Task:
-    """A task over some symbols, with prompts drawn at random.
-
-    Args:
-        name: the task's name.
-        symbols: the vocabulary beside EOS and padding.
-        draw: gives a prompt and its columns.
-        max_new_tokens: the length limit, EOS included.
-        reward: the task's reward.
-        metrics: what is reported beside it.
-        num_prompts: distinct prompts to draw; a task that has fewer gives all it has.
-        seed: of the draws. Which prompts are held out (a sixth) does not depend on it.
-
-    Raises:
-        TaskError: ``num_prompts`` below 1.
-    """
-    whole_number("num_prompts", num_prompts, 1)
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, Prompt] = {}
-    misses = 0
-    while len(drawn) < num_prompts and misses < _PATIENCE:
-        text, columns = draw(rng)
-        misses = misses + 1 if text in drawn else 0
-        drawn.setdefault(text, Prompt(text, columns))
-    prompts = list(drawn.values())
-    held_out = [p for p in prompts if is_held_out(p.text)] if len(prompts) >= FEWEST_TO_SPLIT else []
-    train = [p for p in prompts if not is_held_out(p.text)] if held_out else prompts
-    return Task(
-        name=name,
-        prompts=train or prompts,
-        held_out=held_out,
-        reward=reward,
-        max_new_tokens=max_new_tokens,
-        metrics=metrics,
-        tokenizer=SymbolTokenizer(symbols),
-    )
-
-
-def whole_number(what: str, value: object, low: int, high: int | None = None) -> None:
-    """Refuse what is not a whole number between two bounds.
-
-    Raises:
-        TaskError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise TaskError(
-            f"{what} must be a whole number {f'of at least {low}' if high is None else f'in {low}..{high}'}, got {value!r}"
-        )
+PAIRS = ("()", "[]", "{}", "<>")
+_CLOSES = {pair[1]: pair[0] for pair in PAIRS}
+OPERATORS = "+-*"
 
 
 def matching(prompts: list[str], responses: list[str], answer: list[str]) -> list[float]:
@@ -158,3 +46,257 @@ def exact(prompts: list[str], responses: list[str], answer: list[str]) -> list[f
     [1.0, 0.0]
     """
     return [float(r == a) for r, a in zip(responses, answer, strict=True)]
+
+
+def open_brackets(text: str) -> list[str] | None:
+    """The brackets that are still open at the end of a text, outermost first; None if one closes that is not open.
+
+    >>> open_brackets("([]{"), open_brackets("(]")
+    (['(', '{'], None)
+    """
+    stack: list[str] = []
+    for symbol in text:
+        if symbol not in _CLOSES:
+            stack.append(symbol)
+        elif not stack or stack.pop() != _CLOSES[symbol]:
+            return None
+    return stack
+
+
+def balanced(prompts: list[str], responses: list[str]) -> list[float]:
+    """1 where prompt and response together are balanced, else 0.
+
+    >>> balanced(["([", "(["], ["])", "]"])
+    [1.0, 0.0]
+    """
+    return [float(open_brackets(p + r) == []) for p, r in zip(prompts, responses, strict=True)]
+
+
+def closed(prompts: list[str], responses: list[str]) -> list[float]:
+    """How much of what the prompt opened the response closes: 0 to 1, and 1 only where all is balanced.
+
+    ``c / (n + f)``: the prompt leaves ``n`` brackets open, ``c`` of them are closed before the first mistake (a bracket that
+    closes what is not open there), and ``f`` counts faults: that mistake, and brackets that the response opened and left open.
+
+    >>> closed(["(["] * 4, ["])", "]", "])(", "])]"])
+    [1.0, 0.5, 0.6666666666666666, 0.6666666666666666]
+    """
+    return [_closed(p, r) for p, r in zip(prompts, responses, strict=True)]
+
+
+def _closed(prompt: str, response: str) -> float:
+    before = open_brackets(prompt) or []
+    stack, lowest, mistakes = list(before), len(before), 0
+    for symbol in response:
+        if symbol not in _CLOSES:
+            stack.append(symbol)
+        elif stack and stack[-1] == _CLOSES[symbol]:
+            stack.pop()
+            lowest = min(lowest, len(stack))
+        else:
+            mistakes = 1
+            break
+    left_open = len(stack) - lowest
+    return (len(before) - lowest) / max(len(before) + mistakes + left_open, 1)
+
+
+def _letters(length: int, num_symbols: int) -> str:
+    return string.ascii_lowercase[:num_symbols] + ">"
+
+
+def _draw_copy(rng: np.random.Generator, length: int, num_symbols: int) -> tuple[str, str]:
+    text = "".join(string.ascii_lowercase[i] for i in rng.integers(num_symbols, size=length))
+    return text + ">", text
+
+
+def _draw_reverse(rng: np.random.Generator, length: int, num_symbols: int) -> tuple[str, str]:
+    prompt, text = _draw_copy(rng, length, num_symbols)
+    return prompt, text[::-1]
+
+
+def _draw_sort(rng: np.random.Generator, length: int, num_digits: int) -> tuple[str, str]:
+    text = "".join(string.digits[i] for i in rng.integers(num_digits, size=length))
+    return text + ">", "".join(sorted(text))
+
+
+def _draw_brackets(rng: np.random.Generator, depth: int, kinds: int) -> tuple[str, str]:
+    """A walk up to the depth that now and then closes what it has just opened, `depth` times at most."""
+    stack: list[str] = []
+    text, closings = "", 0
+    closing = dict(PAIRS[:kinds])
+    while len(stack) < depth:
+        if stack and closings < depth and rng.random() < 1 / 3:
+            text += closing[stack.pop()]
+            closings += 1
+        else:
+            stack.append(PAIRS[rng.integers(kinds)][0])
+            text += stack[-1]
+    return text, "".join(closing[s] for s in reversed(stack))
+
+
+def _draw_arithmetic(rng: np.random.Generator, digits: int, operators: str) -> tuple[str, str]:
+    a, b = (int(n) for n in rng.integers(10**digits, size=2))
+    chosen = sorted(set(operators))
+    operator = chosen[rng.integers(len(chosen))]
+    if operator == "-":
+        a, b = max(a, b), min(a, b)
+    return f"{a}{operator}{b}=", str({"+": a + b, "-": a - b, "*": a * b}[operator])
+
+
+def _longest_result(digits: int, operators: str) -> int:
+    return max({"+": digits + 1, "-": digits, "*": 2 * digits}[operator] for operator in operators)
+
+
+def _some_operators(what: str, value: object) -> None:
+    if not isinstance(value, str) or not value or set(value) - set(OPERATORS):
+        raise TaskError(f"{what} must be some of {OPERATORS!r}, got {value!r}")
+
+
+def _whole(low: int, high: int | None = None) -> Callable[[str, object], None]:
+    return bind(_check_whole, low, high)
+
+
+def _check_whole(low: int, high: int | None, what: str, value: object) -> None:
+    whole_number(what, value, low, high)
+
+
+@dataclass(frozen=True)
+class Size:
+    """An option that makes a task's prompts longer or more varied.
+
+    Attributes:
+        default: its value at a difficulty.
+        check: refuses a value out of its range, called with the option's name and the value.
+    """
+
+    default: Callable[[int], Any]
+    check: Callable[[str, object], None]
+
+
+@dataclass(frozen=True)
+class SymbolKind:
+    """A row of the table. The functions get the sizes by name.
+
+    Attributes:
+        sizes: the task's own options.
+        symbols: the vocabulary, besides EOS and padding.
+        draw: draws a prompt and its answer, ``draw(rng, **sizes)``.
+        longest_answer: symbols of the longest answer; the length limit is one more, for EOS.
+        graded: the reward that gives a part of the answer a part of 1.
+        whole: the reward that is 1 for a whole answer, else 0; also a metric, under its own name.
+    """
+
+    sizes: Mapping[str, Size]
+    symbols: Callable[..., str]
+    draw: Callable[..., tuple[str, str]]
+    longest_answer: Callable[..., int]
+    graded: Callable[..., list[float]] = matching
+    whole: Callable[..., list[float]] = exact
+
+
+_COPYING = {
+    "length": Size(lambda difficulty: 1 + difficulty, _whole(1)),
+    "num_symbols": Size(lambda difficulty: min(26, 2 + 2 * difficulty), _whole(2, 26)),
+}
+
+SYMBOL_TASKS: Mapping[str, SymbolKind] = {
+    # Write the prompt's letters in their order: `abca>` asks for `abca`.
+    "copy": SymbolKind(_COPYING, _letters, _draw_copy, lambda length, **_: length),
+    # From the last letter to the first: `abcc>` asks for `ccba`.
+    "reverse": SymbolKind(_COPYING, _letters, _draw_reverse, lambda length, **_: length),
+    # Write the prompt's digits in ascending order: `3141>` asks for `1134`.
+    "sort": SymbolKind(
+        {
+            "length": Size(lambda difficulty: 1 + difficulty, _whole(1)),
+            "num_digits": Size(lambda difficulty: min(10, 3 + difficulty), _whole(2, 10)),
+        },
+        lambda num_digits, **_: string.digits[:num_digits] + ">",
+        _draw_sort,
+        lambda length, **_: length,
+    ),
+    # Close the prompt's open brackets: `([]{` asks for `})`.
+    "brackets": SymbolKind(
+        {
+            "depth": Size(lambda difficulty: 1 + difficulty, _whole(1)),
+            "kinds": Size(lambda difficulty: min(len(PAIRS), 1 + difficulty), _whole(1, len(PAIRS))),
+        },
+        lambda kinds, **_: "".join(PAIRS[:kinds]),
+        _draw_brackets,
+        lambda depth, **_: depth,
+        graded=closed,
+        whole=balanced,
+    ),
+    # Compute the prompt's result: `7+5=` asks for `12`. A difference's first number is never the smaller one.
+    "arithmetic": SymbolKind(
+        {
+            "digits": Size(lambda difficulty: min(9, (difficulty + 1) // 2), _whole(1, 9)),
+            "operators": Size(lambda difficulty: "+" if difficulty % 2 else OPERATORS, _some_operators),
+        },
+        lambda operators, **_: string.digits + "".join(sorted(set(operators))) + "=",
+        _draw_arithmetic,
+        _longest_result,
+    ),
+}
+
+
+def symbol_task(
+    name: str, *, difficulty: int = 1, partial: bool = True, num_prompts: int = 512, seed: int = 0, **sizes: Any
+) -> Task:
+    """A task of the table, with prompts drawn at random.
+
+    Args:
+        name: one of :data:`SYMBOL_TASKS`.
+        difficulty: 1 or more; gives the sizes that are not given.
+        partial: a part of the answer earns a part of the reward; False: 1 for the whole answer, else 0.
+        num_prompts: distinct prompts to draw; a task that has fewer gives all it has.
+        seed: of the draws. Which prompts are held out (a sixth) does not depend on it.
+        sizes: the task's own options; None takes the difficulty's.
+            ``copy``, ``reverse``: ``length``, letters in a prompt; ``num_symbols``, different letters, 2..26.
+            ``sort``: ``length``, digits in a prompt; ``num_digits``, different digits, 2..10.
+            ``brackets``: ``depth``, brackets that a prompt leaves open; ``kinds`` of brackets, 1..4.
+            ``arithmetic``: ``digits``, most digits of a number, 1..9; ``operators``, some of ``+-*``.
+
+    Raises:
+        TaskError: an unknown option, or a value out of its range.
+    """
+    kind = SYMBOL_TASKS[name]
+    if unknown := [key for key in sizes if key not in kind.sizes]:
+        known = ("difficulty", *kind.sizes, "partial", "num_prompts", "seed")
+        raise TaskError(f"task {name!r} has no option {unknown[0]!r}; expected some of {', '.join(known)}")
+    whole_number("difficulty", difficulty, 1)
+    whole_number("num_prompts", num_prompts, 1)
+    for key, size in kind.sizes.items():
+        if sizes.get(key) is None:
+            sizes[key] = size.default(difficulty)
+        size.check(key, sizes[key])
+    prompts = _draw_prompts(lambda rng: kind.draw(rng, **sizes), num_prompts, seed)
+    held_out = [p for p in prompts if is_held_out(p.text)] if len(prompts) >= FEWEST_TO_SPLIT else []
+    train = [p for p in prompts if not is_held_out(p.text)] if held_out else prompts
+    return Task(
+        name=name,
+        prompts=train or prompts,
+        held_out=held_out,
+        reward=kind.graded if partial else kind.whole,
+        max_new_tokens=kind.longest_answer(**sizes) + 1,
+        metrics={kind.whole.__name__: kind.whole},
+        tokenizer=SymbolTokenizer(kind.symbols(**sizes)),
+    )
+
+
+def _draw_prompts(draw: Callable[[np.random.Generator], tuple[str, str]], number: int, seed: int) -> list[Prompt]:
+    """As many distinct prompts, or all there are, each with its answer as a column."""
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, Prompt] = {}
+    misses = 0
+    while len(drawn) < number and misses < _PATIENCE:
+        text, answer = draw(rng)
+        misses = misses + 1 if text in drawn else 0
+        drawn.setdefault(text, Prompt(text, {"answer": answer}))
+    return list(drawn.values())
+
+
+copy_task = bind(symbol_task, "copy")
+reverse_task = bind(symbol_task, "reverse")
+sort_task = bind(symbol_task, "sort")
+brackets_task = bind(symbol_task, "brackets")
+arithmetic_task = bind(symbol_task, "arithmetic")

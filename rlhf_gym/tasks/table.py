@@ -15,8 +15,7 @@ from rlhf_gym.rewards import load_reward
 from rlhf_gym.table_files import rows_from_file
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.prompt_files import prompts_from_rows
-from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.sentiment import is_held_out
+from rlhf_gym.tasks.samples import Prompt, is_held_out
 
 Table = Path | str | Iterable[Mapping[str, Any]]
 """A file's path, or anything that gives rows: a list of mappings, a `datasets.Dataset` (or a streamed one)."""

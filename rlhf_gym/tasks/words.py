@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_gym.rewards.builtin.basic import Repetition, words
-from rlhf_gym.rewards.builtin.perplexity import Perplexity
-from rlhf_gym.tasks.base import Task
+from rlhf_gym.rewards.builtin.basic import words
+from rlhf_gym.tasks.base import Task, whole_number
 from rlhf_gym.tasks.requests import request_task
-from rlhf_gym.tasks.symbols import whole_number
 
 # Words that the untrained model writes now and then: what is never written is never rewarded. None of them is in an opening.
 WORDS = (
@@ -46,7 +44,7 @@ def words_task(
         "words",
         draw,
         reward=coverage,
-        metrics={"all_words": all_words, "repetition": Repetition(n=2), "perplexity": Perplexity()},
+        metrics={"all_words": all_words},
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,
         seed=seed,

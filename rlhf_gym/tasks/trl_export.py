@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards import score
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.tasks.samples import Prompt, columns_of
 
 ROW = "rlhf_gym_row"
 """The column by which a reward function finds a prompt's own columns: those may hold what Arrow cannot."""
@@ -96,9 +96,7 @@ class TrlReward:
             )
         rows = [self.prompts[int(i)] for i in columns[ROW]]
         texts = [self.task.cut(_text(completion)) for completion in completions]
-        names = list(dict.fromkeys(name for row in rows for name in row.columns))
-        own = {name: [row.columns.get(name) for row in rows] for name in names}
-        scored = score(self.reward, [row.text for row in rows], texts, own, name=self.__name__)
+        scored = score(self.reward, [row.text for row in rows], texts, columns_of(rows), name=self.__name__)
         values: list[float] = scored.values.tolist()
         return values
 

@@ -15,7 +15,7 @@ from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.errors import TaskError
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.trl import ROW, to_trl
+from rlhf_gym.tasks.trl_export import ROW, to_trl
 
 
 def test_prompts_columns_and_rewards() -> None:
