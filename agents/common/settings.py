@@ -146,4 +146,4 @@ def refuse_unknown(cls: type, unknown: Collection[str], known: Collection[str]) 
             raise ConfigError(
                 f"{cls.__name__} has no {name}: it learns without a value function; leave it out, or take PPO, NLPO or A2C"
             )
-        raise ConfigError(f"{cls.__name__} has no setting {name!r}{nearest(name, known)}")
+        raise ConfigError(f"{cls.__name__} has no setting {name}{nearest(name, known)}")
