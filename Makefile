@@ -10,11 +10,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Whether a package without wheels can be installed.
 CAN_BUILD = command -v cc >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 
-.PHONY: demo test check lint types floors unit format clean help
+# What `make check` runs of the tests: of each room the core, without anything marked slow.
+QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings objects loop_config loop_agents rewards_spec rewards_base \
+  rewards_combine tasks tasks_symbols tasks_table agents_formulas reward_model_parts raters_choice_models env_token decoding \
+  sequences sampling))
+
+.PHONY: demo test check lint types floors unit quick format clean help
 
 help:
 	@echo "make demo    set up, then run the whole RLHF loop on the embedded language model (a few minutes)"
 	@echo "make test    set up, then run every check: format, lint, types, floors, tests (on the installed wheel)"
+	@echo "make check   the same with the quick tests only (minutes less): before every commit"
 	@echo "make format  format the sources"
 	@echo "make clean   remove the environment, build products and the demo's run"
 
@@ -24,7 +30,8 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(MAKE) --no-print-directory lint types floors unit
 
-check: test
+check: $(VENV)/.installed-test
+	$(MAKE) --no-print-directory lint types floors quick
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
@@ -35,10 +42,13 @@ types: $(VENV)/.installed-test
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p rlhf_gym
 
 floors: $(VENV)/.installed-test
-	cd tests && ../$(BIN)/lint-imports --config ../pyproject.toml
+	cd tests && ../$(BIN)/lint-imports ../pyproject.toml
 
 unit: $(VENV)/.installed-test
 	$(BIN)/pytest $(ARGS)
+
+quick: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not slow" $(QUICK) $(ARGS)
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .

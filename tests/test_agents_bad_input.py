@@ -25,7 +25,7 @@ PAIRS = [("ab", "ba")]
         ("RLOO", {"value_network": "separate"}, "RLOO has no value_network: it learns without a value function"),
         ("REINFORCE", {"gae_lambda": 0.9}, "REINFORCE has no gae_lambda: it learns without a value function"),
         ("OnlineDPO", {"clip_range_vf": 0.2}, "OnlineDPO has no clip_range_vf: it learns without a value function"),
-        ("PPO", {"ent_coeff": 0.1}, "PPO has no setting 'ent_coeff'; did you mean 'ent_coef'?"),
+        ("PPO", {"ent_coeff": 0.1}, "PPO has no setting ent_coeff; did you mean 'ent_coef'"),
         ("TRPO", {"cgsteps": 3}, "TRPO has no setting cgsteps"),
         ("PPO", {"group_size": 4}, "PPO has no setting group_size"),
         ("GRPO", {"group_size": 1}, "group_size must be a whole number of at least 2, got 1"),

@@ -181,7 +181,7 @@ def nested() -> Exception:
 @pytest.mark.parametrize(
     ("place", "make"),
     [
-        ("loop.sample.generate", full_disk),
+        ("loop.candidates.generate", full_disk),
         ("feedback.FeedbackStore.add_judgements", nested),
         ("agents.PPO.save", lambda: RuntimeError("I/O error: No space left on device (os error 28)")),
         ("loop.rounds.write_report", full_disk),

@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import rlhf_gym
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,14 +50,20 @@ def test_no_stray_top_level_packages() -> None:
     assert done.stdout.strip() == "[None, None]"
 
 
-def test_import_is_light() -> None:
-    """`import rlhf_gym` registers environments by name only: no torch, no transformers, no stable-baselines3."""
-    code = (
-        "import sys, rlhf_gym; "
-        "print([m for m in ('torch', 'transformers', 'stable_baselines3', 'pandas', 'sqlalchemy') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import rlhf_gym",
+        "import sys; from rlhf_gym.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_the_package_and_its_help_import_gymnasium_and_nothing_else(code: str) -> None:
+    """Environments are registered by name only: no torch, no transformers, no stable-baselines3, no SQLAlchemy."""
+    code += "\nimport sys; print(*{m.partition('.')[0] for m in sys.modules} - set(sys.stdlib_module_names))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "tests")
-    assert done.stdout.strip() == "[]"
+    loaded = {name for name in done.stdout.splitlines()[-1].split() if not name.startswith("_")}
+    light = {"rlhf_gym", "gymnasium", "farama_notifications", "numpy", "cloudpickle", "typing_extensions"}
+    assert loaded - {"cython_runtime"} <= light
 
 
 def test_console_script_prints_the_version() -> None:
