@@ -88,8 +88,25 @@ class Lora:
         return cls(targets=tuple(targets) if isinstance(targets, list | tuple) else targets, **settings)
 
     def settings(self) -> dict[str, Any]:
-        """As JSON values; :meth:`of` is the opposite."""
+        """The settings as JSON values; :meth:`of` is the opposite."""
         return {**asdict(self), "targets": list(self.targets)}
+
+    def merged_weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """All weights of an adapted network under the base's names, each change added to its layer."""
+        from peft.tuners.lora import LoraLayer
+
+        out = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in network.state_dict().items()
+            if ".lora_" not in name
+        }
+        for name, layer in network.named_modules():
+            if isinstance(layer, LoraLayer):
+                change: Any = layer
+                weight = out[f"{name}.weight"]
+                delta = change.get_delta_weight(NAME).detach()
+                out[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
+        return out
 
 
 def require_peft() -> None:
@@ -167,25 +184,6 @@ def adapter_weights(model: LanguageModel) -> list[nn.Parameter]:
     return [p for name, p in model.model.named_parameters() if ".lora_" in name]
 
 
-def merged_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """All weights under the base's names, each change added to its layer."""
-    from peft.tuners.lora import LoraLayer
-
-    network = model.model
-    out = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in network.state_dict().items()
-        if ".lora_" not in name
-    }
-    for name, layer in network.named_modules():
-        if isinstance(layer, LoraLayer):
-            change: Any = layer
-            weight = out[f"{name}.weight"]
-            delta = change.get_delta_weight(NAME).detach()
-            out[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
-    return out
-
-
 def save_adapter(model: LanguageModel, folder: Path | str) -> None:
     """Write a model's adapter as peft writes its own: ``PeftModel.from_pretrained(base, folder)`` reads it.
 
@@ -207,7 +205,7 @@ def save_adapter(model: LanguageModel, folder: Path | str) -> None:
 
 
 def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
-    """A base with an adapter that :func:`save_adapter`, or peft, has written; it can learn on.
+    """A base with an adapter from a folder of :func:`save_adapter` or of peft; it can learn on.
 
     Args:
         base: the model that the adapter was made for.

@@ -69,7 +69,7 @@ class Limits:
 
         Args:
             logits: ``[N, V]``; not changed.
-            position: int64 ``[N]``, number of response tokens written before this one.
+            position: int64 ``[N]``, number of response tokens before this one.
         """
         early = position < self.min_new_tokens
         some_early = self.min_new_tokens > 0 and bool(early.any())

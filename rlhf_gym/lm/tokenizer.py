@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.source import ModelSource, find
+from rlhf_gym.lm.loading import ModelSource, find, load_options
 
 
 @runtime_checkable
@@ -201,14 +201,6 @@ def load_tokenizer(
     except Exception as error:  # transformers raises a dozen kinds
         raise source.cannot_load("tokenizer", error) from error
     return HubTokenizer(tokenizer, name_or_path, vocab_size)
-
-
-def load_options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """What every ``from_pretrained`` is told."""
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if source.gguf_file:
-        options["gguf_file"] = source.gguf_file
-    return options
 
 
 def _number_of_logits(source: ModelSource, options: dict[str, Any]) -> int | None:
