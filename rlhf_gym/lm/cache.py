@@ -270,7 +270,16 @@ class RecomputedRows:
     def write(
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
     ) -> Tensor:
-        """Put prompts in these rows and run them; as :meth:`SlotCache.write`."""
+        """Put prompts in these rows and run them; as :meth:`SlotCache.write`.
+
+        Args:
+            rows: a row for each prompt.
+            prompts: ids of each prompt, at least one each.
+            num_generated: not used.
+
+        Returns:
+            ``[len(prompts), D]``, the hidden state of each prompt's last token.
+        """
         self._rows += [[] for _ in range(max(rows) + 1 - len(self._rows))]
         for row, prompt in zip(rows, prompts, strict=True):
             self._rows[row] = list(prompt)
@@ -284,7 +293,15 @@ class RecomputedRows:
         """Do nothing: no columns are stored."""
 
     def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
-        """Feed one token to every row that is not free; as :meth:`SlotCache.append`."""
+        """Feed one token to every row that is not free; as :meth:`SlotCache.append`.
+
+        Args:
+            tokens: int64 ``[rows]``.
+            live: int64 ``[rows]``, 0 at free rows; None where there are none.
+
+        Returns:
+            ``[rows, D]``, the hidden state of each row's last token.
+        """
         extend(self._rows, tokens, live)
         return self._run(self._rows)
 

@@ -239,7 +239,7 @@ class LanguageModel:
         return vocab_size, width
 
     def frozen_copy(self) -> LanguageModel:
-        """A deep copy that takes no gradients: the reference that KL divergence is measured from.
+        """A deep copy that takes no gradients: the reference that the KL is measured from.
 
         Of an adapted model the adapter alone is copied; the base's tensors, which never change, are shared.
         """
@@ -343,7 +343,18 @@ class Seq2SeqModel(LanguageModel):
     def decode(
         self, ids: Tensor, states: Tensor, seen: Tensor, *, mask: Tensor | None = None, cache: Any = None
     ) -> Tensor:
-        """Last hidden states ``[B, T, D]`` of the decoder; arguments as for :func:`rlhf_gym.lm.networks.run_decoder`."""
+        """Last hidden states of the decoder; see :func:`rlhf_gym.lm.networks.run_decoder`.
+
+        Args:
+            ids: int64 ``[B, T]``, the start token, then the response.
+            states: the encoder's, ``[B, S, D]``.
+            seen: bool ``[B, S]``, True at the prompt's tokens.
+            mask: None for plain causal attention, or bool ``[B, 1, T, K]``.
+            cache: a transformers ``EncoderDecoderCache``.
+
+        Returns:
+            ``[B, T, D]``.
+        """
         return run_decoder(self.model, ids, states, seen, mask, cache)
 
     def response_states(self, batch: SequenceBatch) -> Tensor:

@@ -173,7 +173,16 @@ class RecomputedResponses:
     def write(
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
     ) -> Tensor:
-        """As :meth:`EncodedRows.write`."""
+        """Encode prompts, put their responses in these rows and run them; as :meth:`EncodedRows.write`.
+
+        Args:
+            rows: a row for each prompt.
+            prompts: ids of each prompt with its response so far.
+            num_generated: how many of each row's last ids are its response; None: none.
+
+        Returns:
+            ``[len(prompts), D]``, the hidden state of each row's last token.
+        """
         sources, responses = apart(prompts, num_generated)
         states, seen = self.model.encode(sources)
         fresh, index = Encoded(seen, states), torch.tensor(rows, device=self.model.device)
@@ -193,7 +202,15 @@ class RecomputedResponses:
         """Do nothing: no columns are stored."""
 
     def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
-        """As :meth:`EncodedRows.append`."""
+        """Feed one token to every row that is not free; as :meth:`EncodedRows.append`.
+
+        Args:
+            tokens: int64 ``[rows]``.
+            live: int64 ``[rows]``, 0 at free rows; None where there are none.
+
+        Returns:
+            ``[rows, D]``, the hidden state of each row's last token.
+        """
         extend(self._read, tokens, live)
         return self._run()
 
