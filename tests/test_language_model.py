@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from test_tokenizer import byte_tokenizer
 from tiny_models import LetterTokenizer, family, tiny_language_model
 from transformers import BertConfig, BertLMHeadModel, DynamicCache, GPT2Config, GPT2LMHeadModel, GPT2Model
 
+import rlhf_gym.lm
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 
@@ -204,3 +207,17 @@ def test_keys_and_values_are_called_as_this_transformers_calls_them() -> None:
         cache = DynamicCache(config=model.model.config)
         parts = [model.hidden(ids[:, :2], cache=cache), model.hidden(ids[:, 2:], cache=cache)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=0)
+
+
+def test_the_room_exports_its_names_and_stays_light() -> None:
+    """Every public name is there, and importing the room (or a tokenizer, as environments do) loads no torch."""
+    code = (
+        "import sys, rlhf_gym.lm, rlhf_gym.lm.tokenizer; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
+    assert all(getattr(rlhf_gym.lm, name).__name__ == name for name in rlhf_gym.lm.__all__)
+    assert rlhf_gym.lm.LanguageModel is LanguageModel
+    assert {*rlhf_gym.lm.__all__} <= {*dir(rlhf_gym.lm)}
+    with pytest.raises(AttributeError, match="no attribute 'Transformer'"):
+        rlhf_gym.lm.Transformer  # noqa: B018

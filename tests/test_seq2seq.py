@@ -17,10 +17,9 @@ from rlhf_gym.agents import A2C, GRPO, NLPO, PPO, REINFORCE, RLOO, TRPO, OnlineD
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.decoding import CachedDecoder, generate
-from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.lm.seq2seq import Seq2SeqModel
 from rlhf_gym.lm.sequences import pack_sequences
 from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.loop.config_file import build

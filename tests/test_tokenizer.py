@@ -15,7 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.source import find, resolve
+from rlhf_gym.lm.loading import find, resolve
 from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, decode_all, load_tokenizer
 from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 

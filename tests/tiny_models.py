@@ -19,8 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.seq2seq import Seq2SeqModel
+from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 
 # Threads cost more than they bring in matrices this small, and a test run may share its cores.
 torch.set_num_threads(1)

@@ -71,6 +71,9 @@ def load_reviews(path: Path | None = None) -> list[Review]:
 
     Args:
         path: ``movie_reviews.zip``; None downloads it with NLTK into NLTK's own data folder.
+
+    Raises:
+        SystemExit: the file holds no reviews.
     """
     if path is None:
         import nltk
@@ -92,7 +95,12 @@ def load_reviews(path: Path | None = None) -> list[Review]:
 
 
 def split_reviews(reviews: list[Review], seed: int = 0) -> tuple[list[Review], list[Review], list[Review]]:
-    """Train, validation and test by document, stratified by label: 5% each for the latter two of the full corpus."""
+    """Train, validation and test by document, stratified by label: 5% each for the latter two of the full corpus.
+
+    Args:
+        reviews: all of them.
+        seed: seed of the split.
+    """
     rng = np.random.default_rng(seed)
     train: list[Review] = []
     valid: list[Review] = []
@@ -112,6 +120,11 @@ def drop_copies(reviews: list[Review], train: list[Review], share: float = 0.25)
 
     The corpus holds some reviews twice, slightly edited. One that shares more than ``share`` of its sentences of eight
     words or more with the training reviews would reward a model for memory: a 3-gram's above all.
+
+    Args:
+        reviews: held-out reviews.
+        train: training reviews.
+        share: share of a review's long sentences, in [0, 1], that training reviews may hold too.
     """
     seen = {s for r in train for s in r.sentences if len(s.split()) >= 8}
     kept = []

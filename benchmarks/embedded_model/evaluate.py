@@ -1,12 +1,12 @@
-"""The model card's figures: held-out perplexity beside the 3-gram's, samples, and the scorer's accuracy and calibration.
+"""The model card's metrics: held-out perplexity next to the 3-gram's, samples, and the scorer's accuracy and calibration.
 
     python benchmarks/embedded_model/evaluate.py [--model rlhf_gym/embedded/lm] [--data movie_reviews.zip]
 
 Prints JSON. Held-out reviews that repeat a training review are left out (see ``data.drop_copies``). A word is a whitespace
-token of the corpus or the end of one of its sentences, for both models. What the language model pays for the ends of passages
-is in its sum; it pays nothing for sentence ends within a passage, which its text does not mark except by a full stop. So a
-second comparison leaves all ends out, and all words that the 3-gram does not know: there both models predict exactly the same
-words, and the language model still has to spell them.
+token of the corpus or the end of one of its sentences, for both models. The language model's sum includes the ends of passages,
+but not sentence ends within a passage, which its text does not mark except by a full stop. So a second comparison leaves all
+ends out, and all words that the 3-gram does not know: there both models predict exactly the same words, and the language model
+still has to spell them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, P
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 
-OPENINGS = (
+PROMPT_PREFIXES = (
     "the film opens with",
     "the story follows a young woman who",
     "i saw this one with a friend, and",
@@ -41,7 +41,17 @@ OPENINGS = (
 def word_nlls(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, review: Review, ids: list[int]
 ) -> list[float]:
-    """Nats of each word of a review, ends of passages left out; a sub-word that spans two words counts with the first."""
+    """Nats of each word of a review, ends of passages left out; a sub-word that spans two words counts with the first.
+
+    Args:
+        model: the language model.
+        tokenizer: its tokenizer.
+        review: the review.
+        ids: the review's ids, BOS and passage ends included.
+
+    Raises:
+        ValueError: the ids' letters are not those of the review.
+    """
     spans = [len(word) for sentence in review.sentences for word in sentence.split()]
     ends = np.cumsum(spans)
     out = [0.0] * len(spans)
@@ -58,14 +68,21 @@ def word_nlls(
 def compare(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, baselines: dict[str, WordModel], reviews: list[Review]
 ) -> dict[str, float]:
-    """Perplexities per word of the language model and of each 3-gram on the same reviews."""
+    """Perplexities per word of the language model and of each 3-gram on the same reviews.
+
+    Args:
+        model: the language model.
+        tokenizer: its tokenizer.
+        baselines: 3-grams by name.
+        reviews: held-out reviews.
+    """
     passages = Passages(reviews, tokenizer)
     documents = passages.documents(0)
     nll, tokens = total_nll(model, documents)
     words = sum(r.num_words for r in reviews)
     # Every sentence by itself: no more context than a sentence-by-sentence 3-gram has.
     alone, _ = total_nll(model, [[passages.eos, *sentence, passages.eos] for sentence in passages.opening])
-    figures = {
+    metrics = {
         "reviews": len(reviews),
         "words": words,
         "tokens": tokens,
@@ -76,9 +93,9 @@ def compare(
     ours = [word_nlls(model, tokenizer, review, ids) for review, ids in zip(reviews, documents, strict=True)]
     for name, baseline in baselines.items():
         result = baseline.evaluate(reviews)
-        figures[f"{name}_perplexity"] = result.perplexity
-        figures[f"{name}_perplexity_spelled"] = result.spelled
-        figures[f"{name}_unknown_share"] = result.unknown / words
+        metrics[f"{name}_perplexity"] = result.perplexity
+        metrics[f"{name}_perplexity_spelled"] = result.spelled
+        metrics[f"{name}_unknown_share"] = result.unknown / words
         mine = theirs = 0.0
         known = 0
         for review, nlls in zip(reviews, ours, strict=True):
@@ -86,30 +103,42 @@ def compare(
             theirs += sum(baseline.known_nll(sentence.split()) for sentence in review.sentences)
             mine += sum(n for word, n in zip(original, nlls, strict=True) if word in baseline.vocabulary)
             known += sum(word in baseline.vocabulary for word in original)
-        figures[f"{name}_perplexity_known_words"] = math.exp(theirs / known)
-        figures[f"lm_perplexity_{name}_known_words"] = math.exp(mine / known)
-    return figures
+        metrics[f"{name}_perplexity_known_words"] = math.exp(theirs / known)
+        metrics[f"lm_perplexity_{name}_known_words"] = math.exp(mine / known)
+    return metrics
 
 
 def samples(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> list[str]:
-    """One response to each opening, at temperature 0.8 and top-p 0.95, unselected."""
+    """Continue each prompt prefix once, at temperature 0.8 and top-p 0.95, unselected.
+
+    Args:
+        model: the language model.
+        tokenizer: its tokenizer.
+        seed: seed of the noise.
+    """
     torch.manual_seed(seed)
     texts = []
-    for opening in OPENINGS:
-        prompt = tokenizer(opening, return_tensors="pt")
+    for prefix in PROMPT_PREFIXES:
+        prompt = tokenizer(prefix, return_tensors="pt")
         ids = model.generate(**prompt, do_sample=True, temperature=0.8, top_p=0.95, top_k=0, max_new_tokens=60)  # type: ignore[operator]
         texts.append(tokenizer.decode(ids[0], skip_special_tokens=True))
     return texts
 
 
 def expected_calibration_error(scores: NDArray[np.float64], labels: NDArray[np.bool_], bins: int = 10) -> float:
-    """Mean distance between stated and observed share of praise, over equally filled bins of the stated one; in [0, 1]."""
+    """Mean distance between stated and observed share of praise, over equally filled bins of the stated one; in [0, 1].
+
+    Args:
+        scores: ``[n]``, log-odds of praise.
+        labels: ``[n]``, True for praise.
+        bins: number of bins.
+    """
     stated = 1 / (1 + np.exp(-scores))
     groups = np.array_split(np.argsort(stated, kind="stable"), bins)
     return float(sum(len(g) * abs(stated[g].mean() - labels[g].mean()) for g in groups if len(g)) / len(scores))
 
 
-def scorer_figures(reviews: list[Review]) -> dict[str, float | list[float]]:
+def scorer_metrics(reviews: list[Review]) -> dict[str, float | list[float]]:
     """Accuracy on whole reviews and on snippets of one to three sentences, and calibration on snippets."""
     scorer = SentimentScorer.embedded()
     whole = scorer.score([" ".join(r.text()) for r in reviews])
@@ -143,7 +172,7 @@ def main() -> None:
     report = {
         "valid": compare(model, tokenizer, baselines, valid),
         "test": compare(model, tokenizer, baselines, test),
-        "scorer": scorer_figures(test),
+        "scorer": scorer_metrics(test),
         "samples": samples(model, tokenizer),
     }
     print(json.dumps(report, indent=2))

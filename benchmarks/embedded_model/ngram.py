@@ -7,8 +7,8 @@ order (for counts of one, two, and three or more), lower orders estimated from c
 the uniform distribution. A sentence is one line of the corpus, between two ``<s>`` and one ``</s>``.
 
 A word outside the vocabulary counts as ``<unk>``. To predict "some unknown word" is easier than to predict which:
-``perplexity`` leaves it at that, which flatters the 3-gram; ``spelled`` also charges it for the word's letters, by a 3-gram
-over the characters of words seen once in training, as the language model pays for its sub-words. The vocabulary is every
+``perplexity`` counts no more than that, which favours the 3-gram; ``spelled`` adds the word's letters, by a 3-gram over the
+characters of words seen once in training, as the language model's sum includes its sub-words. The vocabulary is every
 word seen ``min_count`` times in training: with 1 nothing in training is ``<unk>``; with 2 the model learns where rare words
 stand, and calls more words so.
 """
@@ -52,7 +52,13 @@ class Order:
         self.backoff = {history: mass / self.total[history] for history, mass in freed.items()}
 
     def probability(self, history: Gram, word: Hashable, lower: float) -> float:
-        """Interpolated with ``lower``, the probability that the order below gives."""
+        """P(word | history), interpolated with the order below.
+
+        Args:
+            history: the symbols before the word.
+            word: the word.
+            lower: its probability by the order below.
+        """
         total = self.total.get(history, 0)
         if not total:
             return lower
@@ -88,7 +94,12 @@ class KneserNey:
         return sum(math.log(self.probability(padded[i - 2 : i], padded[i])) for i in range(2, len(padded)))
 
     def probability(self, history: Gram, word: Hashable) -> float:
-        """P(word | history of two symbols)."""
+        """P(word | history of two symbols).
+
+        Args:
+            history: the two symbols before the word.
+            word: the word.
+        """
         p = self.uniform
         for n, order in enumerate(self.orders):
             p = order.probability(history[len(history) - n :], word, p)

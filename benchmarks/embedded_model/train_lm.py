@@ -29,7 +29,12 @@ END_PASSAGE = 0.5  # chance that a passage ends after a sentence: two sentences 
 
 
 def train_tokenizer(train: list[Review], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the training reviews; ``<|endoftext|>`` is id 0, ``<|pad|>`` id 1."""
+    """A byte-level BPE over the training reviews; ``<|endoftext|>`` is id 0, ``<|pad|>`` id 1.
+
+    Args:
+        train: training reviews.
+        vocab_size: number of tokens.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -55,7 +60,12 @@ class Passages:
                 self.continuing.append(tokenizer.encode(" " + sentence, add_special_tokens=False))
 
     def window(self, rng: np.random.Generator, length: int) -> list[int]:
-        """``length`` ids from a random sentence on, passage ends drawn anew."""
+        """Ids from a random sentence on, passage ends drawn anew.
+
+        Args:
+            rng: source of the draws.
+            length: number of ids.
+        """
         i = int(rng.integers(len(self.opening)))
         ids = [self.eos] if rng.random() < 0.5 else []
         opens = True
@@ -90,6 +100,10 @@ def token_nlls(model: GPT2LMHeadModel, ids: list[int]) -> torch.Tensor:
 
     Windows of the model's context advance by half of it, so that every token but a review's first is predicted from at
     least half a context of its own review.
+
+    Args:
+        model: the language model.
+        ids: a review's ids, at least 2.
     """
     model.eval()
     context = model.config.n_positions
@@ -107,19 +121,36 @@ def token_nlls(model: GPT2LMHeadModel, ids: list[int]) -> torch.Tensor:
 
 
 def total_nll(model: GPT2LMHeadModel, documents: list[list[int]]) -> tuple[float, int]:
-    """Sum of -log p over all tokens but each document's BOS, in nats, and their number."""
+    """Sum of -log p over all tokens but each document's BOS, in nats, and their number.
+
+    Args:
+        model: the language model.
+        documents: ids of each document.
+    """
     nlls = [token_nlls(model, ids) for ids in documents]
     return sum(float(n.sum()) for n in nlls), sum(map(len, nlls))
 
 
 def perplexity_per_word(model: GPT2LMHeadModel, reviews: list[Review], passages: Passages, seed: int = 0) -> float:
-    """``exp(NLL / words)``: words and ends of sentences of the corpus's own tokenisation, whatever the BPE made of them."""
+    """``exp(NLL / words)``: words and ends of sentences of the corpus's own tokenisation, whatever the BPE made of them.
+
+    Args:
+        model: the language model.
+        reviews: the reviews.
+        passages: the same reviews as ids.
+        seed: seed of the passage ends.
+    """
     nll, _ = total_nll(model, passages.documents(seed))
     return math.exp(nll / sum(r.num_words for r in reviews))
 
 
 def make_optimisers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for embeddings, norms and biases."""
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for embeddings, norms and biases.
+
+    Args:
+        model: the language model.
+        lr: peak learning rate of both.
+    """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n]
     ids = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in ids]
@@ -129,15 +160,26 @@ def make_optimisers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optim
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over 100 steps, then cosine to 2% of the peak."""
+    """Warm-up over 100 steps, then cosine to 2% of the peak.
+
+    Args:
+        step: steps done.
+        steps: steps in all.
+        peak: the peak.
+    """
     warm = min(1.0, (step + 1) / min(100, max(1, steps // 10)))
     return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def export(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write weights in float16 with dropout zero, so that nobody can forget to turn it off.
+    """Write weights in float16 with dropout zero, so that it need not be turned off.
 
     The configuration says float32, so that a plain ``from_pretrained`` computes in float32, whatever the file stores.
+
+    Args:
+        model: the trained model.
+        tokenizer: its tokenizer.
+        out: the folder.
     """
     shipped = GPT2LMHeadModel(GPT2Config(**{**model.config.to_dict(), **dropout(0.0), "use_cache": True}))
     shipped.load_state_dict(model.state_dict())

@@ -3,7 +3,7 @@
     python benchmarks/embedded_model/train_scorer.py --out rlhf_gym/embedded/sentiment [--data movie_reviews.zip]
 
 It learns from whole reviews and from snippets of one to three sentences that carry their review's label, since it is to score
-continuations of some 30 words. Prints the figures of the model card as JSON.
+continuations of some 30 words. Prints the metrics of the model card as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ DOCUMENT_WEIGHT = 5.0  # a whole review says more about its label than a snippet
 
 
 def snippets(reviews: list[Review], rng: np.random.Generator) -> tuple[list[str], list[bool]]:
-    """Consecutive snippets of one to three sentences, and their reviews' labels."""
+    """Consecutive snippets of one to three sentences, and their reviews' labels.
+
+    Args:
+        reviews: reviews to cut.
+        rng: source of the lengths.
+    """
     texts, labels = [], []
     for review in reviews:
         sentences = review.text()
@@ -40,7 +45,12 @@ def snippets(reviews: list[Review], rng: np.random.Generator) -> tuple[list[str]
 
 
 def matrix(texts: list[str], index: dict[str, int]) -> csr_matrix:
-    """Presence of each known feature, every row of length 1."""
+    """Presence of each known feature, every row of length 1.
+
+    Args:
+        texts: ``n`` texts.
+        index: column of each feature.
+    """
     rows, columns, values = [], [], []
     for row, text in enumerate(texts):
         known = sorted(index[f] for f in features(text) if f in index)
@@ -51,12 +61,18 @@ def matrix(texts: list[str], index: dict[str, int]) -> csr_matrix:
 
 
 def accuracy(scorer: SentimentScorer, texts: list[str], labels: list[bool]) -> float:
-    """Share of texts whose score has the label's sign."""
+    """Share of texts whose score has the label's sign.
+
+    Args:
+        scorer: the scorer.
+        texts: ``n`` texts.
+        labels: ``n`` labels, True for praise.
+    """
     return float(np.mean((scorer.score(texts) > 0) == np.array(labels)))
 
 
 def main() -> None:
-    """Train, choose, save, and print the figures."""
+    """Train, choose, save, and print the metrics."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="movie_reviews.zip (default: NLTK downloads it)")
     parser.add_argument("--out", type=Path, required=True)
@@ -92,7 +108,7 @@ def main() -> None:
     save_file({"weights": weights}, args.out / "weights.safetensors")
     (args.out / "vocabulary.json").write_text(json.dumps({"bias": bias, "features": chosen}), encoding="utf-8")
     scores = scorer.score(held["test"][0])
-    figures = {
+    metrics = {
         "C": strength,
         "document_accuracy": accuracy(scorer, *documents["test"]),
         "documents": len(documents["test"][0]),
@@ -100,7 +116,7 @@ def main() -> None:
         "snippets": len(held["test"][0]),
         "snippet_score_deciles": np.quantile(scores, [0.1, 0.5, 0.9]).round(2).tolist(),
     }
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(metrics, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Keys and values of many sequences that start and end at different times, behind transformers' `Cache` interface.
 
 Storage is one rectangle ``[rows, heads, capacity, head size]`` a layer. All rows end at a common cursor, so a decoding step
-writes one column in place instead of concatenating. What a row holds lies in the columns ``start[row] .. cursor``; to the
-left of it is what earlier sequences left there, masked. Positions count from a row's start, wherever it is stored: so a row
-starts over while the others go on, and columns that no row needs any more are dropped on the left.
+writes one column in place instead of concatenating. A row's own keys and values are in the columns ``start[row] .. cursor``;
+the columns to the left of them hold earlier sequences and are masked. Positions count from a row's start, wherever it is
+stored: so a row starts over while the others go on, and columns that no row needs any more are dropped on the left.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.networks import tolerance
 from rlhf_gym.lm.sequences import causal_mask
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,28 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.cursor = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate room for the first columns and some to come."""
+        """Allocate room for the first columns and some more.
+
+        Args:
+            key_states: ``[rows, heads, columns, head size]``.
+            value_states: likewise.
+        """
         self.keys = torch.nn.functional.pad(torch.empty_like(key_states), (0, 0, 0, SPARE))
         self.values = torch.nn.functional.pad(torch.empty_like(value_states), (0, 0, 0, SPARE))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new columns in place and return all columns up to them."""
+        """Write the new columns in place.
+
+        Args:
+            key_states: ``[rows, heads, new columns, head size]``.
+            value_states: likewise.
+            args: not used; here for transformers' signature.
+            kwargs: not used.
+
+        Returns:
+            Keys and values of all columns that attention sees, the new ones included.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.cursor + key_states.shape[2]
@@ -81,18 +97,18 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.cursor - self.first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys that a query of this length meets."""
+        """Length and offset of the keys that a query of this length attends to."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """No limit of its own: the rectangle grows."""
+        """No limit: the rectangle grows."""
         return -1
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.18
 
 
 class Layers(Cache):
-    """The layers as transformers wants them."""
+    """The layers as a transformers ``Cache``."""
 
     def __init__(self, num_layers: int) -> None:
         self.rectangles = [_Layer() for _ in range(num_layers)]
@@ -102,8 +118,8 @@ class Layers(Cache):
 class SlotCache:
     """Decoding state of some rows.
 
-    Rows may be free: nobody reads them, and what they hold does not matter. They are computed all the same, until
-    :meth:`keep` takes them out.
+    Rows may be free: nothing reads them, and their content does not matter. They are computed all the same, until :meth:`keep`
+    takes them out.
 
     Args:
         model: the language model.
@@ -130,14 +146,14 @@ class SlotCache:
         return self.layers.rectangles[0].get_seq_length() if self.num_rows else 0
 
     def write(
-        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
     ) -> Tensor:
-        """Run prompts through the model and put them in these rows, whatever those held before.
+        """Run prompts through the model and put them in these rows, whose former content is lost.
 
         Args:
             rows: a row for each prompt; numbers from ``num_rows`` on, without gaps, add rows.
             prompts: ids of each prompt, at least one each.
-            written: how many of each prompt's last ids the model wrote itself; the same to a causal model.
+            num_generated: how many of each prompt's last ids the model generated itself; a causal model does not need it.
 
         Returns:
             ``[len(prompts), D]``, the hidden state of each prompt's last token.
@@ -226,14 +242,105 @@ class SlotCache:
         return hidden[:, -1]
 
 
-def slots_work(model: LanguageModel) -> bool:
-    """Whether cached rows that are padded and start over give the model's own hidden states; looked at once a model.
+class RecomputedRows:
+    """Rows of tokens with the methods of :class:`SlotCache`, for families that it does not fit.
+
+    Positions of some families are bound to where a token is stored (ALiBi), others keep a state instead of keys and values
+    (Mamba). Here every step runs the whole sequences again, padded on the right, which all causal models agree on: the cost of
+    a response grows with the square of its length.
+
+    Args:
+        model: the language model.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self._rows: list[list[int]] = []
+
+    @property
+    def num_rows(self) -> int:
+        """Rows held, free ones among them."""
+        return len(self._rows)
+
+    @property
+    def num_columns(self) -> int:
+        """The longest row's tokens."""
+        return max(map(len, self._rows), default=0)
+
+    def write(
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
+    ) -> Tensor:
+        """Put prompts in these rows and run them; as :meth:`SlotCache.write`.
+
+        Args:
+            rows: a row for each prompt.
+            prompts: ids of each prompt, at least one each.
+            num_generated: not used.
+
+        Returns:
+            ``[len(prompts), D]``, the hidden state of each prompt's last token.
+        """
+        self._rows += [[] for _ in range(max(rows) + 1 - len(self._rows))]
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._rows[row] = list(prompt)
+        return self._run([self._rows[row] for row in rows])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these; as :meth:`SlotCache.keep`."""
+        self._rows = [self._rows[row] for row in rows]
+
+    def drop_columns(self, rows: Sequence[int]) -> None:
+        """Do nothing: no columns are stored."""
+
+    def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
+        """Feed one token to every row that is not free; as :meth:`SlotCache.append`.
+
+        Args:
+            tokens: int64 ``[rows]``.
+            live: int64 ``[rows]``, 0 at free rows; None where there are none.
+
+        Returns:
+            ``[rows, D]``, the hidden state of each row's last token.
+        """
+        extend(self._rows, tokens, live)
+        return self._run(self._rows)
+
+    def _run(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states ``[len(rows), D]`` of each row's last token."""
+        return self.model.last_states(rows, [0] * len(rows))
+
+
+def extend(rows: list[list[int]], tokens: Tensor, live: Tensor | None) -> None:
+    """Append a token to every row that is not free.
+
+    Args:
+        rows: ids of each row.
+        tokens: int64 ``[rows]``.
+        live: int64 ``[rows]``, 0 at free rows; None where there are none.
+    """
+    grows = [1] * len(rows) if live is None else live.tolist()
+    for row, token, on in zip(rows, tokens.tolist(), grows, strict=True):
+        if on:
+            row.append(token)
+
+
+def decoding_state(model: LanguageModel) -> SlotCache | RecomputedRows:
+    """An empty state that fits a causal model: with a cache where cached rows give the model's own hidden states."""
+    return SlotCache(model) if slots_work(model, lambda: _slots_agree(model)) else RecomputedRows(model)
+
+
+def slots_work(model: LanguageModel, agree: Callable[[], bool]) -> bool:
+    """True where cached rows that are padded and start over give the model's own hidden states; checked once a model.
 
     They do not for families that bind positions to where a token is stored, or keep no keys and values.
+
+    Args:
+        model: the model, which keeps the answer.
+        agree: compares cached rows with plain passes.
     """
     if model.slots_work is None:
         try:
-            model.slots_work = _slots_agree(model)
+            model.slots_work = agree()
             reason = "its hidden states differ"
         except Exception as error:  # whatever a family raises when it is given masks, positions or a cache
             model.slots_work, reason = False, f"{type(error).__name__}: {error}"
@@ -241,6 +348,18 @@ def slots_work(model: LanguageModel) -> bool:
             family = type(model.model).__name__
             log.warning("%s (%s) decodes without a cache, which is slow: %s", model.name, family, reason)
     return model.slots_work
+
+
+def agrees(ours: Tensor, plain: Tensor, model: LanguageModel) -> bool:
+    """True where hidden states from cached rows differ from those of plain passes by rounding alone.
+
+    Args:
+        ours: ``[rows, D]``.
+        plain: ``[rows, D]``.
+        model: whose dtype says how large rounding is.
+    """
+    near = tolerance(model.model) * max(1.0, float(plain.abs().max()))
+    return torch.allclose(ours.float(), plain.float(), rtol=0, atol=near)
 
 
 @torch.no_grad()
@@ -255,7 +374,6 @@ def _slots_agree(model: LanguageModel) -> bool:
     cache.write([0, 1], [[a, b, c], [d]])
     cache.append(tokens(d, e))
     cache.write([1], [[b, a]])
-    ours = cache.append(tokens(e, c)).float()
-    plain = torch.stack([model.hidden(tokens(*row)[None])[0, -1] for row in ([a, b, c, d, e], [b, a, c])]).float()
-    tolerance = 1e-4 if model.model.dtype == torch.float32 else 5e-2
-    return torch.allclose(ours, plain, rtol=0, atol=tolerance * max(1.0, float(plain.abs().max())))
+    ours = cache.append(tokens(e, c))
+    plain = torch.stack([model.hidden(tokens(*row)[None])[0, -1] for row in ([a, b, c, d, e], [b, a, c])])
+    return agrees(ours, plain, model)

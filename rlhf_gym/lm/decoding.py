@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.cache import SlotCache, slots_work
-from rlhf_gym.lm.encoded_rows import RecomputedResponses, decoding_state
-from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.recomputed import RecomputedRows
+from rlhf_gym.lm.cache import RecomputedRows, SlotCache, decoding_state
+from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, episode_uniforms, sample_tokens
-from rlhf_gym.lm.seq2seq import Seq2SeqModel
+from rlhf_gym.lm.seq2seq_cache import RecomputedResponses, seq2seq_decoding_state
 
 SHRINK = 0.75  # rows are taken out of the batch when at most this part of them is still read
-REFILL = 0.875  # waiting prompts are started when at most this part of the batch is still being written
+REFILL = 0.875  # waiting prompts are started when at most this part of the batch is still being generated
 
 
 class CachedDecoder:
@@ -37,19 +35,20 @@ class CachedDecoder:
 
     def _empty(self) -> SlotCache | RecomputedRows | RecomputedResponses:
         if isinstance(self.model, Seq2SeqModel):
-            return decoding_state(self.model)
-        return SlotCache(self.model) if slots_work(self.model) else RecomputedRows(self.model)
+            return seq2seq_decoding_state(self.model)
+        return decoding_state(self.model)
 
     @torch.no_grad()
     def start(
-        self, slots: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+        self, slots: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
     ) -> Tensor:
         """Start (or start over) some slots, each with a prompt; the other slots are not touched.
 
         Args:
             slots: any numbers, each at most once.
             prompts: ids of each slot's prompt, at least one each.
-            written: how many of each prompt's last ids the model wrote itself; default none. Only encoder-decoder models look.
+            num_generated: how many of each prompt's last ids the model generated itself; default none. Only encoder-decoder
+                models need it.
 
         Returns:
             ``[len(slots), D]``, the hidden state that predicts each slot's first token.
@@ -61,17 +60,17 @@ class CachedDecoder:
         total = self.cache.num_rows
         free = deque([row for row in range(total) if row not in taken] + list(range(total, total + len(slots))))
         rows = [before[slot] if slot in before else free.popleft() for slot in slots]
-        hidden = self.cache.write(rows, prompts, written)
+        hidden = self.cache.write(rows, prompts, num_generated)
         self._row_of.update(zip(slots, rows, strict=True))
         self.cache.drop_columns(list(self._row_of.values()))
         return hidden
 
     @torch.no_grad()
     def append(self, slots: Sequence[int], tokens: Tensor) -> Tensor:
-        """Feed one token to each of these slots; slots that are not named are let go.
+        """Feed one token to each of these slots; other slots are released.
 
         Args:
-            slots: which slots, each started before.
+            slots: slots that were started before.
             tokens: int64 ``[len(slots)]``.
 
         Returns:
@@ -103,10 +102,10 @@ class Generation:
     """One generated response.
 
     Attributes:
-        ids: response ids, EOS included where it was written.
+        ids: response ids, EOS included where it was generated.
         log_probs: float32 ``[len(ids)]``, under the distribution each token was drawn from.
         values: float32 ``[len(ids)]``, the value head's output before each token; empty without a value head.
-        ended: EOS or a stop sequence ended it, not the length limit.
+        ended: True where EOS or a stop sequence ended it, False at the length limit.
         text: the response as text, cut before a stop sequence, special tokens left out.
     """
 
@@ -133,7 +132,7 @@ def generate(
     batch_size: int = 64,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
-    """Write one response to each prompt.
+    """Generate one response to each prompt.
 
     The noise of response ``i`` depends on ``seed`` and ``first_episode + i`` (or ``episodes[i]``) alone: other prompts,
     their order and the batch size do not change what is drawn. (Logits of differently shaped batches differ by rounding,
@@ -163,16 +162,16 @@ def generate(
     if not prompts:
         return []
     noise = np.stack([episode_uniforms(seed, number, limits.max_new_tokens) for number in numbers])
-    writer = _Writer(model, prompts, limits, sampling or Sampling(), noise, greedy, tuple(stop), value_head)
-    while writer.num_done < len(prompts):
-        writer.refill(batch_size)
-        if writer.step() and on_progress:
-            on_progress(writer.num_done)
-    return writer.generations()
+    generator = _Generator(model, prompts, limits, sampling or Sampling(), noise, greedy, tuple(stop), value_head)
+    while generator.num_done < len(prompts):
+        generator.refill(batch_size)
+        if generator.step() and on_progress:
+            on_progress(generator.num_done)
+    return generator.generations()
 
 
-class _Writer:
-    """The state of :func:`generate`; tensors ``[n, max_new_tokens]`` over all responses, ``[m]`` over those being written."""
+class _Generator:
+    """The state of :func:`generate`; tensors ``[n, max_new_tokens]`` over all responses, ``[m]`` over those being generated."""
 
     def __init__(
         self,
@@ -198,7 +197,9 @@ class _Writer:
         self.values = torch.zeros(n, limits.max_new_tokens, device=device)
         self.lengths = torch.zeros(n, dtype=torch.long, device=device)
         self.ended = torch.zeros(n, dtype=torch.bool, device=device)
-        self.live = torch.zeros(0, dtype=torch.long, device=device)  # responses being written, and slots of the decoder
+        self.live = torch.zeros(
+            0, dtype=torch.long, device=device
+        )  # responses being generated, and slots of the decoder
         self.hidden = torch.zeros(0, model.hidden_size, dtype=model.model.dtype, device=device)
 
     def refill(self, batch_size: int) -> None:
@@ -211,7 +212,7 @@ class _Writer:
         self.live = torch.cat([self.live, torch.tensor(fresh, device=self.live.device)])
 
     def step(self) -> bool:
-        """Write one token to every live response; returns whether some ended."""
+        """Generate one token of every live response; returns True where some ended."""
         live, position = self.live, self.lengths[self.live]
         logits = self.limits.apply(self.model.logits(self.hidden), position)
         distribution = behaviour_log_probs(logits, self.sampling)
@@ -238,7 +239,7 @@ class _Writer:
         return num_done > 0
 
     def _stopped(self, live: Tensor) -> list[bool]:
-        """Whether a stop sequence has just been written; only the ends of the responses can hold it."""
+        """True for each response that a stop sequence has just ended; only the ends of the responses can hold it."""
         # A token is at least a character of text, but for special tokens and parts of a character: room for a few.
         reach = max(map(len, self.stop)) + 8
         ends = [
@@ -275,6 +276,11 @@ def _check_prompt(model: LanguageModel, index: int, prompt: Sequence[int], limit
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop sequence in it."""
+    """The text before the first stop sequence in it.
+
+    Args:
+        text: any text.
+        stop: stop sequences.
+    """
     places = [place for place in (text.find(s) for s in stop) if place >= 0]
     return text[: min(places)] if places else text

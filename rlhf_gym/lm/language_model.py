@@ -1,44 +1,60 @@
-"""A language model from Hugging Face, as the house uses it: hidden states first, logits only where needed."""
+"""Language models: tokens to hidden states, and hidden states to logits only where they are needed."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.loading import (
-    cache_argument,
     context_length,
     expect_model,
-    expect_padding,
-    fuse_gelu,
+    find,
     is_encoder_decoder,
+    load_options,
     load_weights,
     no_progress_bars,
     pick_device,
 )
-from rlhf_gym.lm.source import find
-from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_options, load_tokenizer
-
-if TYPE_CHECKING:
-    from rlhf_gym.lm.lora import Lora
-    from rlhf_gym.lm.sequences import SequenceBatch
+from rlhf_gym.lm.networks import (
+    added_mask,
+    cache_argument,
+    check_causal,
+    check_encoder_decoder,
+    expect_padding,
+    fuse_gelu,
+    logits_by_forward,
+    run_decoder,
+    run_encoder,
+)
+from rlhf_gym.lm.sequences import SequenceBatch, pad_right
+from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Adapter(Protocol):
+    """Settings of the weights that alone learn on top of a frozen base: a :class:`~rlhf_gym.lm.lora.Lora`."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        ...
+
+    def merged_weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """All weights of an adapted network under the base's names, each change added to its layer."""
+        ...
 
 
 class LanguageModel:
     """Any Hugging Face causal language model, with its tokenizer.
 
-    Encoder-decoder models are :class:`~rlhf_gym.lm.seq2seq.Seq2SeqModel`, which :meth:`load` gives for those.
+    Encoder-decoder models are :class:`Seq2SeqModel`, which :meth:`load` returns for those.
 
     Dropout is off and stays off: a policy whose log-probabilities change from call to call has no ratio of 1.
 
@@ -52,7 +68,7 @@ class LanguageModel:
             window, the window: within it they see everything, and cached decoding equals the plain forward pass.
         vocab_size: number of logits ``V``.
         hidden_size: width ``D`` of the last hidden states.
-        slots_work: whether :class:`~rlhf_gym.lm.cache.SlotCache` gives this model's own numbers; None before the
+        slots_work: True where a :class:`~rlhf_gym.lm.cache.SlotCache` gives this model's own numbers; None before the
             first decoder has checked.
         adapter: the LoRA adapter that alone learns (:func:`~rlhf_gym.lm.lora.adapted`), or None.
         base: the model without its adapter, on the same tensors; None for a model without an adapter.
@@ -70,12 +86,11 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.slots_work: bool | None = None
-        self.adapter: Lora | None = None
+        self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
         self.context_length = context_length(model.config.get_text_config())
         fuse_gelu(model)
         expect_padding(model)
-        self._head_is_plain = True
         self.vocab_size, self.hidden_size = self._check_model()
         for what, token in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
             if token >= self.vocab_size:
@@ -122,8 +137,6 @@ class LanguageModel:
             tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         options = load_options(source, revision, trust_remote_code) | {"dtype": DTYPES[dtype]}
         if is_encoder_decoder(source, options):
-            from rlhf_gym.lm.seq2seq import Seq2SeqModel  # it stands on this module
-
             model = load_weights(source, options, allow_pickle, auto=AutoModelForSeq2SeqLM)
             torch.nn.Module.to(model, place)
             return Seq2SeqModel(model, tokenizer, name_or_path)
@@ -164,7 +177,7 @@ class LanguageModel:
         Args:
             ids: int64 ``[B, T]``.
             attention_mask: None for plain causal attention (right padding needs no more), or bool ``[B, 1, T, K]``,
-                True where a query may look at a key.
+                True where a query may attend to a key.
             position_ids: int64 ``[B, T]``; None counts from 0.
             cache: a transformers ``Cache`` to read from and append to.
 
@@ -175,9 +188,7 @@ class LanguageModel:
         # Only what is given: some families have no position ids, others no cache of keys and values.
         if attention_mask is not None:
             if self.model.config._attn_implementation == "eager":
-                low = torch.finfo(self.model.dtype).min
-                added = torch.zeros_like(attention_mask, dtype=self.model.dtype)
-                attention_mask = added.masked_fill(~attention_mask, low)
+                attention_mask = added_mask(attention_mask, self.model.dtype)
             given["attention_mask"] = attention_mask
         if position_ids is not None:
             given["position_ids"] = position_ids
@@ -193,21 +204,17 @@ class LanguageModel:
         rows, columns = batch.response_mask.nonzero(as_tuple=True)
         return hidden[rows, batch.predicted_from[rows, columns]]
 
-    def last_states(self, rows: Sequence[Sequence[int]], written: Sequence[int]) -> Tensor:
+    def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int]) -> Tensor:
         """Hidden state of each row's last token, uncached: what the next token follows from.
 
         Args:
             rows: ids of each row, at least one each.
-            written: how many of a row's last ids are its response; the same to a causal model.
+            num_generated: how many of each row's last ids are its response; a causal model does not need it.
 
         Returns:
             ``[len(rows), D]``.
         """
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.tokenizer.pad_id, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        hidden = self.hidden(ids.to(self.device))
+        hidden = self.hidden(pad_right(rows, self.tokenizer.pad_id).to(self.device))
         last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
         return hidden[torch.arange(len(rows), device=hidden.device), last]
 
@@ -215,72 +222,24 @@ class LanguageModel:
         """Logits ``[..., V]`` in float32 from last hidden states ``[..., D]``.
 
         The output layer alone for most families. Families that do more (scale, soft cap, a further layer) go through
-        the model's own forward, with a trunk that answers with ``hidden``: exact, at a little more overhead a call.
+        the model's own forward, with a trunk that returns ``hidden``: exact, at a little more overhead a call.
         """
-        head = self.head if self._head_is_plain else self._logits_by_forward
-        assert head is not None
-        logits = head(hidden)
-        assert isinstance(logits, Tensor)
+        logits: Tensor | None
+        if self._head_is_plain:
+            assert self.head is not None
+            logits = self.head(hidden)
+        else:
+            logits = logits_by_forward(self.model, hidden)
+        assert logits is not None
         return logits.float()
 
-    def _logits_by_forward(self, hidden: Tensor) -> Tensor | None:
-        """What the whole model makes of these hidden states; None where its forward does not ask its trunk for them."""
-        flat = hidden.reshape(1, -1, hidden.shape[-1])
-        ids = torch.zeros(1, flat.shape[1], dtype=torch.long, device=hidden.device)
-        with _answering(self.trunk, BaseModelOutputWithPast(last_hidden_state=flat)) as asked:
-            logits = self.model(input_ids=ids, use_cache=False).logits
-        return logits.reshape(*hidden.shape[:-1], -1) if asked else None
-
-    @torch.no_grad()
     def _check_model(self) -> tuple[int, int]:
-        """Look at a few tokens' logits: is the model causal, and how do its logits follow from its hidden states?
-
-        Returns:
-            Number of logits, width of the hidden states.
-        """
-        family = type(self.model).__name__
-        generator = torch.Generator().manual_seed(0)
-        embeddings: Any = self.model.get_input_embeddings()
-        words = int(embeddings.weight.shape[0])
-        ids = torch.randint(words, (1, min(8, self.context_length)), generator=generator).to(self.device)
-        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
-
-        def same(a: Tensor | None, b: Tensor) -> bool:
-            near = tolerance * max(1.0, float(b.abs().max()))
-            return a is not None and a.shape == b.shape and torch.allclose(a.float(), b, rtol=0, atol=near)
-
-        def by_forward(hidden: Tensor) -> Tensor | None:
-            try:
-                return self._logits_by_forward(hidden)
-            except Exception:  # a family whose forward wants more from its trunk
-                return None
-
-        whole = self.model(ids).logits.float()
-        if not torch.isfinite(whole).all():
-            raise ModelError(
-                f"the logits of {self.name!r} ({family}) are not finite: its weights are broken, or too large for "
-                f"{self.model.dtype}"
-            )
-        if not same(self.model(ids[:, :4]).logits, whole[:, :4]):
-            raise ModelError(f"{self.name!r} ({family}) is not causal: its logits depend on later tokens")
-        hidden = self.hidden(ids)
-        width = hidden.shape[-1]
-        # Small logits would not show a soft cap: hidden states an order of magnitude larger do.
-        large = 30 * torch.randn(1, 8, width, generator=generator).to(hidden)
-        exact = by_forward(large)
-        head = self.head
-        self._head_is_plain = (
-            head is not None and same(head(hidden), whole) and (exact is None or same(head(large), exact.float()))
-        )
-        if not self._head_is_plain and not same(by_forward(hidden), whole):
-            raise ModelError(
-                f"the logits of {self.name!r} ({family}) do not follow from its last hidden states in a way that "
-                f"rlhf-gym knows; use another model family, or report this one"
-            )
-        return int(whole.shape[-1]), int(width)
+        """Number of logits and width of the hidden states, once the model is known to be causal."""
+        vocab_size, width, self._head_is_plain = check_causal(self.model, self.name, self.hidden, self.context_length)
+        return vocab_size, width
 
     def frozen_copy(self) -> LanguageModel:
-        """A deep copy that takes no gradients: the reference that KL divergence is measured from.
+        """A deep copy that takes no gradients: the reference that the KL is measured from.
 
         Of an adapted model the adapter alone is copied; the base's tensors, which never change, are shared.
         """
@@ -290,7 +249,15 @@ class LanguageModel:
         return other
 
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
-        """Raise :class:`ModelError` unless a prompt and a response of these lengths fit in the context."""
+        """Refuse a prompt and a response that do not fit in the context together.
+
+        Args:
+            prompt_length: tokens of the prompt.
+            max_new_tokens: most tokens of the response.
+
+        Raises:
+            ModelError: they do not fit.
+        """
         if prompt_length + max_new_tokens > self.context_length:
             room = self.context_length - max_new_tokens
             advice = f"shorten the prompt to at most {room} tokens, or allow" if room > 0 else "allow"
@@ -302,35 +269,138 @@ class LanguageModel:
     def save(self, path: Path | str) -> None:
         """Write weights (safetensors), configuration and tokenizer to a folder that :meth:`load` reads.
 
-        An adapter is merged into the weights: what is written is an ordinary model
+        An adapter is merged into the weights: the folder holds an ordinary model
         (:func:`~rlhf_gym.lm.lora.save_adapter` writes the adapter alone).
         """
         with no_progress_bars():
-            if self.base is None:
+            if self.base is None or self.adapter is None:
                 self.model.save_pretrained(path)
             else:
-                from rlhf_gym.lm.lora import merged_weights  # it stands on this module
-
-                self.base.model.save_pretrained(path, state_dict=merged_weights(self))
+                self.base.model.save_pretrained(path, state_dict=self.adapter.merged_weights(self.model))
         if isinstance(self.tokenizer, HubTokenizer):
             self.tokenizer.hub.save_pretrained(path)
 
 
-@contextmanager
-def _answering(module: nn.Module, answer: Any) -> Iterator[list[bool]]:
-    """For a while, a module's forward gives this answer; yields a list that is not empty once it was asked."""
-    asked: list[bool] = []
+class Seq2SeqModel(LanguageModel):
+    """An encoder-decoder model (T5, BART) with the methods of a language model.
 
-    def forward(*_args: Any, **_kwargs: Any) -> Any:
-        asked.append(True)
-        return answer
+    The prompt goes to the encoder, once; the decoder generates the response. To agents and environments it is a language model
+    like others: a row of ids is a prompt and its response. The encoder reads a prompt as such models were trained to: closed by
+    EOS where the tokenizer closes texts so. That EOS is no part of a prompt's ids here.
 
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward  # before the class's method; nn.Module.__call__ finds it
-    try:
-        yield asked
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
+    Raises:
+        ModelError: as for other language models; or the model does not say what its decoder starts with.
+    """
+
+    encoder_decoder: ClassVar[bool] = True
+
+    @property
+    def trunk(self) -> nn.Module:
+        """Encoder and decoder, without the output layer."""
+        network: Any = self.model
+        return nn.ModuleList([network.get_encoder(), network.get_decoder()])
+
+    @property
+    def start_id(self) -> int:
+        """The decoder's input before the first token of a response."""
+        return int(self.model.config.decoder_start_token_id)
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """Layers of the decoder."""
+        config: Any = self.model.config
+        return int(
+            getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None) or config.num_layers
+        )
+
+    def hidden(self, ids: Tensor, **_: Any) -> Tensor:
+        """Refuse: there is no one sequence of prompt and response.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(f"{self.name!r} is an encoder-decoder model; this needs a causal language model")
+
+    def encode(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Run prompts through the encoder; equal ones, as the members of a group have, once.
+
+        Args:
+            prompts: ids of each, ``n`` of them.
+
+        Returns:
+            States ``[n, S, D]``, and bool ``[n, S]``, True at tokens.
+        """
+        rows: dict[tuple[int, ...], int] = {}
+        where = [rows.setdefault(tuple(prompt), len(rows)) for prompt in prompts]
+        texts = [[*row, *self._closing] for row in rows]
+        ids = pad_right(texts, self.tokenizer.pad_id).to(self.device)
+        lengths = torch.tensor([len(text) for text in texts], device=self.device)
+        seen = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        states = run_encoder(self.model, ids, seen)
+        index = torch.tensor(where, device=self.device)
+        return states[index], seen[index]
+
+    def decode(
+        self, ids: Tensor, states: Tensor, seen: Tensor, *, mask: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
+        """Last hidden states of the decoder; see :func:`rlhf_gym.lm.networks.run_decoder`.
+
+        Args:
+            ids: int64 ``[B, T]``, the start token, then the response.
+            states: the encoder's, ``[B, S, D]``.
+            seen: bool ``[B, S]``, True at the prompt's tokens.
+            mask: None for plain causal attention, or bool ``[B, 1, T, K]``.
+            cache: a transformers ``EncoderDecoderCache``.
+
+        Returns:
+            ``[B, T, D]``.
+        """
+        return run_decoder(self.model, ids, states, seen, mask, cache)
+
+    def response_states(self, batch: SequenceBatch) -> Tensor:
+        """See :meth:`LanguageModel.response_states`."""
+        prompts = batch.prompts()
+        start = batch.responses.new_full((len(prompts), 1), self.start_id)
+        read = torch.cat([start, batch.responses[:, :-1]], dim=1)
+        return self.decode(read, *self.encode(prompts))[batch.response_mask]
+
+    def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int]) -> Tensor:
+        """See :meth:`LanguageModel.last_states`."""
+        split = [(row[: len(row) - n], row[len(row) - n :]) for row, n in zip(rows, num_generated, strict=True)]
+        read = pad_right([[self.start_id, *response] for _, response in split], self.tokenizer.pad_id)
+        hidden = self.decode(read.to(self.device), *self.encode([prompt for prompt, _ in split]))
+        return hidden[torch.arange(len(rows), device=hidden.device), torch.tensor(num_generated, device=hidden.device)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` in float32 from the decoder's last hidden states ``[..., D]``."""
+        return self._scaled_logits(hidden, self._scale)
+
+    def _scaled_logits(self, hidden: Tensor, scale: float) -> Tensor:
+        head = self.head
+        assert head is not None
+        logits: Tensor = head(hidden * scale)
+        bias = getattr(self.model, "final_logits_bias", None)
+        return (logits if bias is None else logits + bias).float()
+
+    def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
+        """Refuse a prompt that the encoder has no room for, or a response that the decoder has none for.
+
+        Args:
+            prompt_length: tokens of the prompt.
+            max_new_tokens: most tokens of the response.
+
+        Raises:
+            ModelError: one of them does not fit.
+        """
+        for what, length in (("prompt", prompt_length), ("response", max_new_tokens)):
+            if length > self.context_length:
+                raise ModelError(
+                    f"a {what} of {length} tokens does not fit in the {self.context_length} of {self.name!r}"
+                )
+
+    def _check_model(self) -> tuple[int, int]:
+        hub = self.tokenizer.hub if isinstance(self.tokenizer, HubTokenizer) else None
+        closes = hub is not None and list(hub.encode("a"))[-1:] == [self.tokenizer.eos_id]
+        self._closing = [self.tokenizer.eos_id] if closes else []
+        vocab_size, width, self._scale = check_encoder_decoder(self.model, self.name, self._scaled_logits)
+        return vocab_size, width

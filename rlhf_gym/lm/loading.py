@@ -1,26 +1,161 @@
-"""Weights from files: safetensors or GGUF (a pickle only if asked), complete or refused, and ready for fast passes."""
+"""A model's files: find them, say what is wrong with them, and read the weights, complete or not at all.
+
+A model is embedded, in a folder, in a GGUF file or on the Hugging Face hub. transformers reports a missing one in a dozen ways,
+some after a minute of retries. Here the place is checked first, so that a wrong name is refused at once, by a message that says
+what was expected and what to do. Weights come from safetensors or GGUF, from a pickle only if allowed.
+
+torch and transformers are imported when weights are read: environments need a tokenizer and no network.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from inspect import signature
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.activations import GELUTanh, NewGELUActivation
-from transformers.utils import logging
-
+from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.source import ModelSource
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_ADVICE = (
+    "Give 'embedded', a folder written by save_pretrained, 'folder:file.gguf', or a name on the Hugging Face hub such "
+    "as 'openai-community/gpt2'."
+)
+_HUB_TIMEOUT = 10.0  # seconds
 UNLIMITED = 1 << 30
 """The context length of a model whose configuration states none."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's place.
+
+    Attributes:
+        name: what the user gave.
+        location: a folder, or a name on the hub.
+        gguf_file: name of a GGUF file in there, where one was given.
+    """
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """True where the files are in a folder of this machine."""
+        return Path(self.location).is_dir()
+
+    def cannot_load(self, what: str, error: Exception) -> ModelError:
+        """The error for a place that is there, with files that do not load.
+
+        Args:
+            what: ``"tokenizer"`` or ``"language model"``.
+            error: what transformers raised.
+        """
+        lines = str(error).strip().splitlines()
+        reason = (lines[0] if lines else type(error).__name__)[:300]
+        if "safetensors" in reason and "no file" in reason:
+            reason += " (a GGUF file has to be named: 'folder:file.gguf')"
+        return ModelError(f"cannot load the {what} of {self.name!r} from {self.location}: {reason}. {_ADVICE}")
+
+
+def resolve(name_or_path: str) -> ModelSource:
+    """The place that a name means; it is not checked.
+
+    Args:
+        name_or_path: ``"embedded"``, a folder, ``folder:file.gguf``, a path to a GGUF file, or a name on the hub.
+    """
+    if name_or_path == "embedded":
+        return ModelSource(name_or_path, str(EMBEDDED_LM))
+    head, _, tail = name_or_path.rpartition(":")
+    if head and tail.endswith(".gguf"):
+        return ModelSource(name_or_path, head, tail)
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelSource(name_or_path, str(path.parent), path.name)
+    return ModelSource(name_or_path, str(path) if path.is_dir() else name_or_path)
+
+
+def find(name_or_path: str, *, revision: str | None = None) -> ModelSource:
+    """The place that a name means, checked: there is something there.
+
+    Args:
+        name_or_path: as for :func:`resolve`.
+        revision: commit, tag or branch on the hub.
+
+    Raises:
+        ModelError: there is no such folder and no such file; and the hub does not have it or cannot be reached, and its
+            cache on this machine does not have it either.
+    """
+    source = resolve(name_or_path)
+    folder = Path(source.location)
+    if folder.is_dir():
+        if source.gguf_file and not (folder / source.gguf_file).is_file():
+            raise ModelError(f"there is no file {source.gguf_file!r} in the folder {folder} (given: {name_or_path!r})")
+        if not any(folder.iterdir()):
+            raise ModelError(f"the folder {folder} (given: {name_or_path!r}) is empty; expected a model's files")
+        return source
+    if folder.exists():
+        raise ModelError(f"{name_or_path!r} is a file, and neither a model's folder nor a GGUF file. {_ADVICE}")
+    if reason := _missing_on_hub(source, revision):
+        raise ModelError(f"unknown model {name_or_path!r}: there is no such folder here, and {reason}. {_ADVICE}")
+    return source
+
+
+def _missing_on_hub(source: ModelSource, revision: str | None) -> str:
+    """The reason why the hub cannot give a model; empty where it can, or where it is cached on this machine.
+
+    Args:
+        source: a name on the hub.
+        revision: commit, tag or branch.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = source.location
+    try:
+        if isinstance(try_to_load_from_cache(name, source.gguf_file or "config.json", revision=revision), str):
+            return ""
+        HfApi().repo_info(name, revision=revision, timeout=_HUB_TIMEOUT)
+    except HFValidationError:
+        return f"{name!r} cannot be a name on the Hugging Face hub (expected 'owner/model')"
+    except GatedRepoError:
+        return "on the Hugging Face hub it is gated: ask for access there, then log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        return "the Hugging Face hub has no such model (a private one needs `hf auth login`)"
+    except RevisionNotFoundError:
+        return f"the Hugging Face hub has the model, but not its revision {revision!r}"
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE forbids requests to the Hugging Face hub"
+    except Exception as error:
+        return f"the Hugging Face hub could not be reached ({type(error).__name__}: {error})"
+    return ""
+
+
+def load_options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """Options of every ``from_pretrained``.
+
+    Args:
+        source: the model's place.
+        revision: commit, tag or branch on the hub.
+        trust_remote_code: let the hub's repository run its own Python code here.
+    """
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if source.gguf_file:
+        options["gguf_file"] = source.gguf_file
+    return options
 
 
 def pick_device(device: str) -> torch.device:
@@ -29,6 +164,8 @@ def pick_device(device: str) -> torch.device:
     Raises:
         ModelError: no such device.
     """
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -57,7 +194,7 @@ def expect_model(source: ModelSource) -> None:
 
 
 def load_weights(
-    source: ModelSource, options: dict[str, Any], allow_pickle: bool, *, auto: Any = AutoModelForCausalLM,
+    source: ModelSource, options: dict[str, Any], allow_pickle: bool, *, auto: Any = None,
     what: str = "language model",
 ) -> PreTrainedModel:  # fmt: skip
     """The model, all of its weights read from the files.
@@ -66,12 +203,14 @@ def load_weights(
         source: its place.
         options: for ``from_pretrained``.
         allow_pickle: take weights from a pickle where there are no safetensors.
-        auto: the transformers class that knows what kind of model it is.
+        auto: the transformers class that knows what kind of model it is; default ``AutoModelForCausalLM``.
         what: what that kind is called in messages.
 
     Raises:
         ModelError: it cannot be loaded, is no such model, or lacks weights.
     """
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
     if source.gguf_file:
         from transformers import GgufConfig
 
@@ -87,7 +226,9 @@ def load_weights(
             )
     with no_progress_bars():
         try:
-            loaded: Any = auto.from_pretrained(source.location, output_loading_info=True, **options)
+            loaded: Any = (auto or AutoModelForCausalLM).from_pretrained(
+                source.location, output_loading_info=True, **options
+            )
         except Exception as error:  # transformers raises a dozen kinds
             raise source.cannot_load(what, error) from error
     model, report = loaded
@@ -107,7 +248,12 @@ def load_weights(
 
 
 def is_encoder_decoder(source: ModelSource, options: dict[str, Any]) -> bool:
-    """Whether the files are of a model that reads prompts with an encoder of their own; False where they do not say."""
+    """True where the configuration is that of an encoder-decoder model; False where there is none to read.
+
+    Args:
+        source: the model's place.
+        options: for ``from_pretrained``.
+    """
     from transformers import AutoConfig
 
     if source.gguf_file:
@@ -121,7 +267,7 @@ def is_encoder_decoder(source: ModelSource, options: dict[str, Any]) -> bool:
 
 
 def context_length(config: Any) -> int:
-    """Most tokens that every layer sees all of."""
+    """The most tokens that every layer attends to, from a model's configuration."""
     # Names that transformers' configurations give it; GPT-2's n_positions answers to the first.
     names = ["max_position_embeddings", "max_seq_len", "max_sequence_length", "attention_chunk_size"]
     slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
@@ -130,34 +276,11 @@ def context_length(config: Any) -> int:
     return min(int(getattr(config, name, None) or UNLIMITED) for name in names)
 
 
-@cache
-def cache_argument(forward: Callable[..., Any]) -> str:
-    """What a network's ``forward`` calls keys and values: ``cache``, or ``past_key_values`` in older transformers."""
-    return "cache" if "cache" in signature(forward).parameters else "past_key_values"
-
-
-def fuse_gelu(model: nn.Module) -> None:
-    """GPT-2's GELU takes eight operations in transformers; torch's own takes one: a fifth of a decoding step less."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is NewGELUActivation:
-                setattr(module, name, GELUTanh())
-
-
-def expect_padding(model: nn.Module) -> None:
-    """Keep transformers from warning of padding without an attention mask: it stands after every position that is read."""
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            module.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[method-assign]
-
-
-def _say_nothing(*_: object) -> None:
-    pass
-
-
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without transformers' own progress bars, which would break ours."""
+    """Switch transformers' own progress bars off, which would break ours."""
+    from transformers.utils import logging
+
     hub_logging: Any = logging  # it has no types
     shown = hub_logging.is_progress_bar_enabled()
     hub_logging.disable_progress_bar()

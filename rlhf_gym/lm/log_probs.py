@@ -27,7 +27,7 @@ def masked_logits(
 ) -> Tensor:
     """Logits with forbidden tokens at -inf, over the whole vocabulary at once.
 
-    For whoever needs the distribution itself: acting, and TRPO's Fisher-vector products, which differentiate it twice.
+    For callers that need the distribution itself: acting, and TRPO's Fisher-vector products, which differentiate it twice.
 
     Args:
         model: whose head is used.

@@ -29,18 +29,18 @@ from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 
 NAME = "default"
-"""What peft calls the one adapter of a network."""
+"""The name of a network's one adapter in peft."""
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # peft's own
 PREFIX = "base_model.model."  # before every weight's name in peft's files
-PROBED = 64  # numbers of each weight that a fingerprint looks at
+PROBED = 64  # numbers of each weight in a fingerprint
 
 
 @dataclass(frozen=True)
 class Lora:
-    """What to adapt, and how much.
+    """Settings of a low-rank adapter: the layers it changes, and its size.
 
     Attributes:
-        rank: of each adapted layer's change, at least 1.
+        rank: rank of each adapted layer's change, at least 1.
         alpha: the change is multiplied by ``alpha / rank``; None is ``2 * rank``.
         targets: names of linear layers, or ends of their names (``"c_attn"``, ``"mlp.c_fc"``); none are all linear layers but
             the output layer.
@@ -66,7 +66,7 @@ class Lora:
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | Lora) -> Self | Lora:
-        """From ``{"rank": 8, "alpha": 16, "targets": ["c_attn"]}``, each of which may be left out.
+        """Settings from ``{"rank": 8, "alpha": 16, "targets": ["c_attn"]}``, each of which may be left out.
 
         Raises:
             ConfigError: an unknown key, a value out of its range, or dropout.
@@ -88,12 +88,33 @@ class Lora:
         return cls(targets=tuple(targets) if isinstance(targets, list | tuple) else targets, **settings)
 
     def settings(self) -> dict[str, Any]:
-        """As JSON values; :meth:`of` is the opposite."""
+        """The settings as JSON values; :meth:`of` is the opposite."""
         return {**asdict(self), "targets": list(self.targets)}
+
+    def merged_weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """All weights of an adapted network under the base's names, each change added to its layer."""
+        from peft.tuners.lora import LoraLayer
+
+        out = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in network.state_dict().items()
+            if ".lora_" not in name
+        }
+        for name, layer in network.named_modules():
+            if isinstance(layer, LoraLayer):
+                change: Any = layer
+                weight = out[f"{name}.weight"]
+                delta = change.get_delta_weight(NAME).detach()
+                out[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
+        return out
 
 
 def require_peft() -> None:
-    """Raise :class:`ConfigError` unless `peft` is there; it is not imported, which takes a second."""
+    """Refuse to go on without `peft`; it is not imported, which takes a second.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     if find_spec("peft") is None:
         raise ConfigError("LoRA needs the library peft: pip install 'rlhf-gym[lora]'")
 
@@ -105,8 +126,8 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
 
     Args:
         base: the model to adapt, causal or encoder-decoder; it goes on working, as the model without an adapter.
-        lora: what to adapt.
-        seed: of ``A``'s random weights.
+        lora: the adapter's settings.
+        seed: seed of ``A``'s random weights.
 
     Raises:
         ConfigError: the base has an adapter already, a target that it has no such layer for, or no `peft`.
@@ -140,6 +161,10 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
 def target_layers(base: LanguageModel, targets: tuple[str, ...] = ()) -> list[tuple[str, nn.Module]]:
     """The linear layers that some names mean, with their full names; all but the output layer for no names.
 
+    Args:
+        base: the model.
+        targets: names of linear layers, or ends of their names.
+
     Raises:
         ConfigError: a name that no linear layer has.
     """
@@ -167,27 +192,12 @@ def adapter_weights(model: LanguageModel) -> list[nn.Parameter]:
     return [p for name, p in model.model.named_parameters() if ".lora_" in name]
 
 
-def merged_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """All weights under the base's names, each change added to its layer."""
-    from peft.tuners.lora import LoraLayer
-
-    network = model.model
-    out = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in network.state_dict().items()
-        if ".lora_" not in name
-    }
-    for name, layer in network.named_modules():
-        if isinstance(layer, LoraLayer):
-            change: Any = layer
-            weight = out[f"{name}.weight"]
-            delta = change.get_delta_weight(NAME).detach()
-            out[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
-    return out
-
-
 def save_adapter(model: LanguageModel, folder: Path | str) -> None:
     """Write a model's adapter as peft writes its own: ``PeftModel.from_pretrained(base, folder)`` reads it.
+
+    Args:
+        model: an adapted model.
+        folder: made where it is missing.
 
     Raises:
         ModelError: the model has no adapter.
@@ -207,7 +217,7 @@ def save_adapter(model: LanguageModel, folder: Path | str) -> None:
 
 
 def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
-    """A base with an adapter that :func:`save_adapter`, or peft, has written; it can learn on.
+    """A base with an adapter from a folder of :func:`save_adapter` or of peft; it can learn on.
 
     Args:
         base: the model that the adapter was made for.
@@ -251,7 +261,7 @@ def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
 
 
 def fingerprint(model: LanguageModel) -> str:
-    """Tells a base from another one: a digest of names, shapes and some numbers of every weight."""
+    """A digest of names, shapes and some numbers of every weight, which tells a base from another one."""
     digest = hashlib.sha256()
     for name, tensor in model.model.state_dict().items():
         flat = tensor.detach().reshape(-1)

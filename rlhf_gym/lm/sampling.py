@@ -1,7 +1,7 @@
 """From logits to the next token: one definition of the behaviour distribution, for sampling and for learning alike.
 
-Temperature, top-k, top-p and forbidden tokens change the distribution that tokens are drawn from. Whoever learns from those
-tokens must use the same distribution, or the ratio of the first update is not 1; so both call
+Temperature, top-k, top-p and forbidden tokens change the distribution that tokens are drawn from. Learning from those tokens
+must use the same distribution, or the ratio of the first update is not 1; so both call
 :func:`behaviour_log_probs`.
 """
 
@@ -19,7 +19,7 @@ from rlhf_gym.errors import ConfigError, ModelError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """Settings of the distribution that the next token is drawn from.
 
     Attributes:
         temperature: divides the logits; above 0.
@@ -42,12 +42,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Limits:
-    """Which tokens a response may hold, and where.
+    """Tokens that a response may not hold, and its length.
 
     Attributes:
         eos_id: the id that ends a response.
         suppress_tokens: ids that are never drawn (padding, at least).
-        min_new_tokens: EOS is not drawn before this many tokens; as many as ``max_new_tokens`` gives responses of one length.
+        min_new_tokens: EOS is not drawn before this many tokens; ``max_new_tokens`` gives responses of one length.
         max_new_tokens: most tokens in a response, EOS included.
     """
 
@@ -69,7 +69,7 @@ class Limits:
 
         Args:
             logits: ``[N, V]``; not changed.
-            position: int64 ``[N]``, number of response tokens written before this one.
+            position: int64 ``[N]``, number of response tokens before this one.
         """
         early = position < self.min_new_tokens
         some_early = self.min_new_tokens > 0 and bool(early.any())
@@ -146,7 +146,7 @@ def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     tokens = block * _BLOCK + torch.arange(_BLOCK, device=block.device)
     inside = probs.gather(-1, tokens.clamp(max=size - 1)).masked_fill(tokens >= size, 0.0)
     token, total, _ = _invert(inside, target)
-    # One look for both levels: NaN anywhere, or no mass at all, reaches the total of the chosen block.
+    # One check for both levels: NaN anywhere, or no mass at all, reaches the total of the chosen block.
     if not bool((total > 0).all()):
         raise ModelError(
             "no next token can be drawn: the logits are not finite (the weights have diverged), or every token is forbidden"
@@ -158,11 +158,11 @@ _BLOCK = 64
 
 
 def _invert(masses: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the place in a running sum.
+    """Find the place where a running sum exceeds a part of the whole mass.
 
     Args:
         masses: ``[N, K]``, not negative.
-        where: float64 ``[N, 1]`` in [0, 1), the part of the whole mass that lies to the left of the place.
+        where: float64 ``[N, 1]`` in [0, 1), the part of the whole mass to the left of the place.
 
     Returns:
         The place, int64 ``[N, 1]``, whose mass is positive; the whole mass ``[N, 1]``; and which part of the place's own
@@ -187,7 +187,7 @@ def episode_uniforms(seed: int, episode: int, length: int) -> NDArray[np.float64
     Args:
         seed: any integer; counted modulo 2^64.
         episode: number of the episode, 0 or more.
-        length: how many numbers.
+        length: number of uniforms.
 
     Returns:
         float64 ``[length]`` in [0, 1).

@@ -16,7 +16,7 @@ class SequenceBatch:
 
     Attributes:
         ids: int64 ``[B, T]``.
-        attention_mask: bool ``[B, 1, T, T]`` for left padding, or None: with right padding no real token can look at
+        attention_mask: bool ``[B, 1, T, T]`` for left padding, or None: with right padding no real token can attend to
             padding, and plain causal attention is fastest.
         position_ids: int64 ``[B, T]`` for left padding, else None.
         responses: int64 ``[B, R]``, padded on the right.
@@ -31,6 +31,30 @@ class SequenceBatch:
     response_mask: Tensor
     predicted_from: Tensor
 
+    def prompts(self) -> list[list[int]]:
+        """The ids of each prompt, whichever side the batch is padded on."""
+        ends = self.predicted_from[:, 0] + 1
+        starts = torch.zeros_like(ends)
+        if self.position_ids is not None:  # padded on the left: a prompt begins where positions do
+            starts = ends - 1 - self.position_ids.gather(1, self.predicted_from[:, :1]).squeeze(1)
+        return [ids[a:b] for ids, a, b in zip(self.ids.tolist(), starts.tolist(), ends.tolist(), strict=True)]
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """Rows of ids as one rectangle, padded on the right.
+
+    Args:
+        rows: ``n`` rows of ids.
+        pad_id: fills the rest.
+
+    Returns:
+        int64 ``[n, longest row]``.
+    """
+    ids = torch.full((len(rows), max(map(len, rows))), pad_id, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids
+
 
 def pack_sequences(
     prompts: Sequence[Sequence[int]],
@@ -44,7 +68,7 @@ def pack_sequences(
 
     Args:
         prompts: ids of each prompt, at least one each (a first response token needs something to be predicted from).
-        responses: ids of each response, EOS included where it was written.
+        responses: ids of each response, EOS included where it was generated.
         pad_id: fills the rest; never attended to, never learned from.
         side: where whole sequences are padded.
         device: where the tensors go.
@@ -84,13 +108,14 @@ def _flat(rows: Iterable[Sequence[int]]) -> Tensor:
 
 
 def causal_mask(real: Tensor) -> Tensor:
-    """Which key each query may look at, for left-padded rows.
+    """Causal attention mask of left-padded rows.
 
     Args:
         real: bool ``[B, T]``, False at padding.
 
     Returns:
-        bool ``[B, 1, T, T]``. Padding looks at itself only: a row without any key would be NaN, and NaN would spread.
+        bool ``[B, 1, T, T]``, True where a query may attend to a key. Padding attends to itself only: a row without
+        any key would be NaN, and NaN would spread.
     """
     width = real.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
@@ -107,6 +132,10 @@ def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[lis
     """Group indices so that a batch holds sequences of like length and at most ``tokens_per_batch`` padded tokens.
 
     Every batch holds at least one sequence. Longest first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: tokens of each sequence.
+        tokens_per_batch: most tokens of a batch, padding included.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the few words of a tokenizer that the rest of the house needs.
+"""Text to token ids and back: the few methods of a tokenizer that the rest of the package needs.
 
 Environments need token ids but no network, so nothing here loads a model.
 """
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.source import ModelSource, find
+from rlhf_gym.lm.loading import ModelSource, find, load_options
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What an environment asks of a tokenizer.
+    """The methods and attributes of a tokenizer that an environment needs.
 
     Attributes:
         name: the name or path it was loaded from.
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids that a model is given before it answers; at least one."""
+        """The ids that a model starts a response from; at least one."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -57,7 +57,7 @@ class HubTokenizer:
 
     Attributes:
         hub: the transformers tokenizer.
-        is_chat: whether prompts go through a chat template.
+        is_chat: True where prompts go through a chat template.
 
     Raises:
         ModelError: there is no EOS token, EOS is no logit of the model, or no id is left for padding.
@@ -83,7 +83,7 @@ class HubTokenizer:
         self.is_chat = bool(getattr(tokenizer, "chat_template", None))
 
     def _find_pad(self) -> int:
-        """The first fitting id for padding: it is never drawn in a response, so it must be one that nobody misses."""
+        """The first fitting id for padding: it is never drawn in a response, so it must be one without another use."""
         for token in self._pad_candidates():
             if token is not None and token != self.eos_id and 0 <= token < self.vocab_size:
                 return int(token)
@@ -93,7 +93,7 @@ class HubTokenizer:
         )
 
     def _pad_candidates(self) -> Iterator[int | None]:
-        """Its own pad token; else tokens without a use, least harm first."""
+        """Ids for padding, best first: the pad token, then tokens without a use, then those that matter least."""
         yield self.hub.pad_token_id
         yield self.hub.unk_token_id
         vocabulary: dict[str, int] = self.hub.get_vocab()
@@ -115,7 +115,7 @@ class HubTokenizer:
         return list(self.hub.encode(text, add_special_tokens=False))
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids that the model is given: through the chat template for chat models, else the text's own ids.
+        """The ids that a model starts a response from: through the chat template for chat models, else the text's own.
 
         An empty prompt gives BOS (EOS where there is none), so that the model has a token to start from.
         """
@@ -131,7 +131,7 @@ class HubTokenizer:
         return ids
 
     def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The ids of a conversation through the chat template, up to where the assistant is to speak.
+        """The ids of a conversation through the chat template, up to the beginning of the assistant's turn.
 
         Raises:
             ModelError: the tokenizer has no chat template, or it refuses these messages.
@@ -151,7 +151,12 @@ class HubTokenizer:
         return str(self.hub.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def decode_batch(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
-        """The texts of many rows of ids, as :meth:`decode` gives them one by one; see :func:`decode_all`."""
+        """The texts of many rows of ids, as :meth:`decode` gives them one by one; see :func:`decode_all`.
+
+        Args:
+            rows: int64 ``[n, T]``.
+            lengths: int64 ``[n]``, number of ids that count at the beginning of each row.
+        """
         lists = _cut(rows, lengths)
         if (fast := getattr(self.hub, "backend_tokenizer", None)) is not None:  # in one call, 2.5 times as fast
             return list(fast.decode_batch(lists, skip_special_tokens=True))
@@ -164,7 +169,7 @@ def decode_all(tokenizer: Tokenizer, rows: NDArray[np.int64], lengths: NDArray[n
     Args:
         tokenizer: the tokenizer; ``decode_batch`` takes the same two arrays.
         rows: int64 ``[n, T]``.
-        lengths: int64 ``[n]``, how many ids count at the beginning of each row.
+        lengths: int64 ``[n]``, number of ids that count at the beginning of each row.
     """
     batched = getattr(tokenizer, "decode_batch", None)
     if batched is not None:
@@ -203,16 +208,8 @@ def load_tokenizer(
     return HubTokenizer(tokenizer, name_or_path, vocab_size)
 
 
-def load_options(source: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """What every ``from_pretrained`` is told."""
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if source.gguf_file:
-        options["gguf_file"] = source.gguf_file
-    return options
-
-
 def _number_of_logits(source: ModelSource, options: dict[str, Any]) -> int | None:
-    """What the model's configuration says; None for a folder that holds only a tokenizer."""
+    """The number of logits in the model's configuration; None for a folder that holds only a tokenizer."""
     from transformers import AutoConfig
 
     if source.gguf_file:

@@ -107,8 +107,8 @@ def score_differences(model: RewardModel, preferences: Sequence[Preference]) -> 
 def clustered_standard_error(values: NDArray[np.float64], clusters: Sequence[str]) -> float:
     """Standard error of a mean whose terms are correlated within clusters (Liang and Zeger 1986).
 
-    ``sqrt(sum over clusters of (sum of deviations in it)^2) / n``; with one value a cluster and values of 0 and 1 that is
-    the binomial ``sqrt(p (1 - p) / n)``.
+    ``sqrt(sum over clusters of (sum of its values less the mean)^2) / n``; with one value a cluster and values of 0 and 1 that
+    is the binomial ``sqrt(p (1 - p) / n)``.
 
     Args:
         values: float64 ``[n]``.

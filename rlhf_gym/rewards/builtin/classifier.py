@@ -130,8 +130,7 @@ class Classifier:
     def _load(self) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from rlhf_gym.lm.loading import context_length, load_weights, pick_device
-        from rlhf_gym.lm.source import find
+        from rlhf_gym.lm.loading import context_length, find, load_weights, pick_device
 
         source = find(self.model, revision=self.revision)
         options = {"revision": self.revision, "trust_remote_code": False}

@@ -28,8 +28,7 @@ def load_encoder(model: str, *, revision: str | None = None, device: str = "cpu"
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    from rlhf_gym.lm.loading import load_weights, pick_device
-    from rlhf_gym.lm.source import find
+    from rlhf_gym.lm.loading import find, load_weights, pick_device
 
     options = {"revision": revision, "trust_remote_code": False}
     try:

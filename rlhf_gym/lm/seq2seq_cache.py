@@ -1,8 +1,7 @@
-"""Decoding state of encoder-decoder models: what the encoder made of each prompt, beside the cache of what was written."""
+"""Decoding state of encoder-decoder models: the encoder's states of each prompt, and the cache of the responses."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from rlhf_gym.lm.cache import Layers, SlotCache
-from rlhf_gym.lm.seq2seq import Seq2SeqModel
-from rlhf_gym.lm.sequences import causal_mask
-
-log = logging.getLogger(__name__)
+from rlhf_gym.lm.cache import Layers, SlotCache, agrees, extend, slots_work
+from rlhf_gym.lm.language_model import Seq2SeqModel
+from rlhf_gym.lm.sequences import causal_mask, pad_right
 
 
 class Encoded:
@@ -30,13 +27,18 @@ class Encoded:
         self.seen, self.states, self.crossed = seen, states, list(crossed)
 
     def keep(self, rows: Tensor) -> Encoded:
-        """These rows, without columns that are padding in all of them."""
+        """Take these rows, without columns that are padding in all of them."""
         width = int(self.seen[rows].sum(1).max())
         crossed = [table[rows, :, :width] for table in self.crossed]
         return Encoded(self.seen[rows, :width], self.states[rows, :width], crossed)
 
     def put(self, rows: Tensor, other: Encoded) -> Encoded:
-        """Another's rows in these places, which may lie beyond the last one."""
+        """Put another's rows in these places, which may lie beyond the last one.
+
+        Args:
+            rows: int64 ``[n]``, the places.
+            other: ``n`` rows.
+        """
         count = max(len(self.seen), int(rows.max()) + 1)
 
         def placed(old: Tensor, new: Tensor, dim: int) -> Tensor:
@@ -52,16 +54,23 @@ class Encoded:
         return Encoded(placed(self.seen, other.seen, 1), placed(self.states, other.states, 1), crossed)
 
     def cache(self) -> DynamicCache:
-        """The keys and values as transformers wants them."""
+        """The keys and values as a transformers cache."""
         cache = DynamicCache()
         for layer in range(len(self.crossed) // 2):
             cache.update(self.crossed[2 * layer], self.crossed[2 * layer + 1], layer)
         return cache
 
 
-def apart(rows: Sequence[Sequence[int]], written: Sequence[int] | None) -> tuple[list[list[int]], list[list[int]]]:
-    """Rows of ids as prompts and what was written to them."""
-    counts = [0] * len(rows) if written is None else list(written)
+def apart(
+    rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Split rows of ids into prompts and responses.
+
+    Args:
+        rows: ids of each row.
+        num_generated: how many of each row's last ids are its response; None: none.
+    """
+    counts = [0] * len(rows) if num_generated is None else list(num_generated)
     splits = [len(row) - n for row, n in zip(rows, counts, strict=True)]
     return [list(r[:s]) for r, s in zip(rows, splits, strict=True)], [
         list(r[s:]) for r, s in zip(rows, splits, strict=True)
@@ -69,7 +78,7 @@ def apart(rows: Sequence[Sequence[int]], written: Sequence[int] | None) -> tuple
 
 
 class EncodedRows(SlotCache):
-    """As :class:`~rlhf_gym.lm.cache.SlotCache`, for decoders whose positions are relative (T5): a row is stored anywhere.
+    """A :class:`~rlhf_gym.lm.cache.SlotCache` for decoders whose positions are relative (T5): a row is stored anywhere.
 
     Args:
         model: the model.
@@ -85,11 +94,11 @@ class EncodedRows(SlotCache):
         self._crossed = DynamicCache()
 
     def write(
-        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
     ) -> Tensor:
-        """See :meth:`SlotCache.write`; ``written`` says how many of a row's last ids are its response."""
+        """See :meth:`SlotCache.write`; ``num_generated`` says how many of a row's last ids are its response."""
         device = self.model.device
-        sources, responses = apart(prompts, written)
+        sources, responses = apart(prompts, num_generated)
         states, seen = self.model.encode(sources)
         lengths = torch.tensor([len(response) + 1 for response in responses])
         width = int(lengths.max())
@@ -138,9 +147,9 @@ class EncodedRows(SlotCache):
 
 
 class RecomputedResponses:
-    """As :class:`EncodedRows`, for decoders whose positions count from where a token is stored (BART).
+    """Rows with the methods of :class:`EncodedRows`, for decoders whose positions count from where a token is stored (BART).
 
-    What was written is read again at every step. The prompt is still encoded once.
+    The response is read again at every step. The prompt is still encoded once.
 
     Args:
         model: the model.
@@ -162,10 +171,19 @@ class RecomputedResponses:
         return max(map(len, self._read), default=0)
 
     def write(
-        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], written: Sequence[int] | None = None
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
     ) -> Tensor:
-        """As :meth:`EncodedRows.write`."""
-        sources, responses = apart(prompts, written)
+        """Encode prompts, put their responses in these rows and run them; as :meth:`EncodedRows.write`.
+
+        Args:
+            rows: a row for each prompt.
+            prompts: ids of each prompt with its response so far.
+            num_generated: how many of each row's last ids are its response; None: none.
+
+        Returns:
+            ``[len(prompts), D]``, the hidden state of each row's last token.
+        """
+        sources, responses = apart(prompts, num_generated)
         states, seen = self.model.encode(sources)
         fresh, index = Encoded(seen, states), torch.tensor(rows, device=self.model.device)
         self._encoded = fresh if self._encoded is None else self._encoded.put(index, fresh)
@@ -181,45 +199,38 @@ class RecomputedResponses:
             self._encoded = self._encoded.keep(torch.tensor(rows, device=self.model.device))
 
     def drop_columns(self, rows: Sequence[int]) -> None:
-        """Nothing is stored that could be dropped."""
+        """Do nothing: no columns are stored."""
 
     def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
-        """As :meth:`EncodedRows.append`."""
-        grows = [1] * self.num_rows if live is None else live.tolist()
-        for row, token, on in zip(self._read, tokens.tolist(), grows, strict=True):
-            if on:
-                row.append(token)
+        """Feed one token to every row that is not free; as :meth:`EncodedRows.append`.
+
+        Args:
+            tokens: int64 ``[rows]``.
+            live: int64 ``[rows]``, 0 at free rows; None where there are none.
+
+        Returns:
+            ``[rows, D]``, the hidden state of each row's last token.
+        """
+        extend(self._read, tokens, live)
         return self._run()
 
     def _run(self) -> Tensor:
         """Hidden states ``[rows, D]`` of each row's last token."""
         assert self._encoded is not None
-        ids = torch.full((self.num_rows, self.num_columns), self.model.tokenizer.pad_id, dtype=torch.long)
-        for i, row in enumerate(self._read):
-            ids[i, : len(row)] = torch.tensor(row)
+        ids = pad_right(self._read, self.model.tokenizer.pad_id)
         last = torch.tensor([len(row) - 1 for row in self._read], device=self.model.device)
         hidden = self.model.decode(ids.to(self.model.device), self._encoded.states, self._encoded.seen)
         return hidden[torch.arange(len(last), device=hidden.device), last]
 
 
-def decoding_state(model: Seq2SeqModel) -> EncodedRows | RecomputedResponses:
-    """The state that fits a model; whether cached rows give the model's own hidden states is looked at once."""
-    if model.slots_work is None:
-        try:
-            model.slots_work = _agree(model)
-            reason = "its hidden states differ"
-        except Exception as error:  # whatever a family raises when it is given masks or a cache
-            model.slots_work, reason = False, f"{type(error).__name__}: {error}"
-        if not model.slots_work:
-            log.warning(
-                "%s (%s) decodes without a cache, which is slow: %s", model.name, type(model.model).__name__, reason
-            )
-    return EncodedRows(model) if model.slots_work else RecomputedResponses(model)
+def seq2seq_decoding_state(model: Seq2SeqModel) -> EncodedRows | RecomputedResponses:
+    """An empty state that fits a model: with a cache where cached rows give the model's own hidden states."""
+    return EncodedRows(model) if slots_work(model, lambda: _rows_agree(model)) else RecomputedResponses(model)
 
 
 @torch.no_grad()
-def _agree(model: Seq2SeqModel) -> bool:
-    """Decode two rows, of which the second starts over with a longer prompt and less written, and compare with plain passes."""
+def _rows_agree(model: Seq2SeqModel) -> bool:
+    """Decode two rows and compare with plain passes; the second starts over with a longer prompt and a shorter response."""
     a, b, c, d, e = torch.randint(model.vocab_size, (5,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def tokens(*ids: int) -> Tensor:
@@ -229,7 +240,5 @@ def _agree(model: Seq2SeqModel) -> bool:
     rows.write([0, 1], [[a, b], [c]])
     rows.append(tokens(d, e))
     rows.write([1], [[b, a, d]])
-    ours = rows.append(tokens(e, c)).float()
-    plain = model.last_states([[a, b, d, e], [b, a, d, c]], [2, 1]).float()
-    tolerance = 1e-4 if model.model.dtype == torch.float32 else 5e-2
-    return torch.allclose(ours, plain, rtol=0, atol=tolerance * max(1.0, float(plain.abs().max())))
+    ours = rows.append(tokens(e, c))
+    return agrees(ours, model.last_states([[a, b, d, e], [b, a, d, c]], [2, 1]), model)
