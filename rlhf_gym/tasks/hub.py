@@ -44,7 +44,7 @@ class HubEntry:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit."""
+        """True if the revision is a commit."""
         return _COMMIT.fullmatch(self.revision) is not None
 
 
@@ -179,7 +179,7 @@ def _renamed(entry: HubEntry, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at(value: Any, place: list[str]) -> Any:
-    """What is at a place: ``document.summary.text``, ``answers.*.text``."""
+    """The value at a place: ``document.summary.text``, ``answers.*.text``."""
     if not place:
         return value
     if place[0] == "*":
