@@ -42,11 +42,6 @@ class HubEntry:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
 
-    @property
-    def is_pinned(self) -> bool:
-        """True if the revision is a commit."""
-        return _COMMIT.fullmatch(self.revision) is not None
-
 
 @lru_cache(maxsize=1)
 def hub_entries() -> dict[str, HubEntry]:
