@@ -27,7 +27,7 @@ Opponent = Callable[[str, np.random.Generator], str]
 
 
 class _Borrowed(gym.Env[str, str]):
-    """What both adapters share: spaces, random numbers, rendering, and the order of calls."""
+    """The base of both adapters: spaces, random numbers, rendering, and the order of calls."""
 
     metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
 
@@ -115,7 +115,12 @@ class GemEnv(_Borrowed):
         self.borrowed = _made("gem", "pip install gem-llm", env, options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Start an episode."""
+        """Start an episode.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: none are known.
+        """
         given = self._start(seed)
         with self._own_randomness():
             observation, info = self.borrowed.reset(seed=given)
@@ -175,7 +180,15 @@ class TextArenaEnv(_Borrowed):
         self.borrowed = _made("textarena", "pip install 'rlhf-gym[textarena]'", env, options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Start a game; the others move until it is this player's turn."""
+        """Start a game; the others move until it is this player's turn.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: none are known.
+
+        Raises:
+            gymnasium.error.Error: the game ended before this player's first turn.
+        """
         given = self._start(seed)
         with self._own_randomness():
             self.borrowed.reset(num_players=self.num_players, seed=given)
@@ -200,7 +213,7 @@ class TextArenaEnv(_Borrowed):
         return self._show(observation), reward, bool(done), False, info
 
     def _until_our_turn(self, done: bool, info: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
-        """What this player sees when it is to move, or in the end whoever's turn it would be."""
+        """Let the others move until this player is to move or the game ends; returns the observation, ``done`` and the info."""
         for _ in range(MOST_TURNS):
             player, observation = self.borrowed.get_observation()
             if done or player == self.player:

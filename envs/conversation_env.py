@@ -8,8 +8,8 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from rlhf_gym.envs.episodes import as_task, check_special_ids, needed_reward
-from rlhf_gym.envs.prompts import slot_generator
+from rlhf_gym.envs.episodes import as_task, needed_reward
+from rlhf_gym.envs.prompts import check_special_ids, slot_generator
 from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, check_render_mode, talk_frame
 from rlhf_gym.envs.turn_formats import AnyText, as_ids_action, as_text_action, check_format, longest_text
 from rlhf_gym.errors import ConfigError, TaskError
@@ -22,7 +22,7 @@ from rlhf_gym.tasks.users import UserSpec, as_user
 from rlhf_gym.text import visible
 
 LINE_TOKENS, LINE_CHARACTERS = 64, 512
-"""Room for a message of the user, where the environment is not told how long conversations get."""
+"""Room for a message of the user, where ``max_context`` is not given."""
 
 
 class ConversationEnv(gym.Env[Any, Any]):
@@ -33,9 +33,9 @@ class ConversationEnv(gym.Env[Any, Any]):
         tokenizer: as for the token level; only the format ``"tokens"`` uses it.
         user: who replies; see :data:`~rlhf_gym.tasks.users.UserSpec`. None: each prompt's column ``user_lines``, a list.
         max_turns: most answers in an episode.
-        pays: ``"turn"``: every answer is scored, with the user's last message as its prompt; ``"end"``: all answers together,
-            line by line, with the first message as their prompt, and 0 before. Rewards may ask for the columns ``messages``
-            (the conversation, the answer included) and ``turn`` (from 1) besides the prompt's own.
+        reward_at: ``"turn"``: every answer is scored, with the user's last message as its prompt; ``"end"``: all answers
+            together, line by line, with the first message as their prompt, and 0 before. Rewards may take the columns
+            ``messages`` (the conversation, the answer included) and ``turn`` (from 1) besides the prompt's own.
         format: ``"text"`` or ``"tokens"``; see :class:`~rlhf_gym.envs.turn_env.TurnEnv`.
         template: how the policy is shown the conversation: ``"continuation"``, ``"transcript"`` or Jinja. None: the
             tokenizer's chat template, or a transcript where there is none.
@@ -59,7 +59,7 @@ class ConversationEnv(gym.Env[Any, Any]):
         *,
         user: UserSpec | None = None,
         max_turns: int = 3,
-        pays: Literal["turn", "end"] = "turn",
+        reward_at: Literal["turn", "end"] = "turn",
         format: Literal["text", "tokens"] = "text",  # noqa: A002 - what Gymnasium's users write
         template: str | None = None,
         reward: Callable[..., Any] | None = None,
@@ -70,13 +70,13 @@ class ConversationEnv(gym.Env[Any, Any]):
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
         check_format(format)
-        if pays not in ("turn", "end"):
-            raise ConfigError(f"pays must be 'turn' or 'end', got {pays!r}")
+        if reward_at not in ("turn", "end"):
+            raise ConfigError(f"reward_at must be 'turn' or 'end', got {reward_at!r}")
         if max_turns < 1:
             raise ConfigError(f"max_turns must be at least 1, got {max_turns}")
         self.task = as_task(task, task_options)
         self.reward = needed_reward(self.task, reward)
-        self.max_turns, self.pays, self.render_mode = max_turns, pays, render_mode
+        self.max_turns, self.reward_at, self.render_mode = max_turns, reward_at, render_mode
         self.user = None if user is None else as_user(user)
         if user is None:
             _check_lines(self.task)
@@ -91,22 +91,32 @@ class ConversationEnv(gym.Env[Any, Any]):
         self.messages: list[Message] = []
         self.turn = 0
         self._running = False
-        self._paid: float | None = None  # by the last turn, for pictures
+        self._last_reward: float | None = None  # of the last turn, for pictures
         self._painter = Painter()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a prompt; ``info["messages"]`` is the conversation so far."""
+        """Draw a prompt; ``info["messages"]`` is the conversation so far.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: none are known.
+        """
         super().reset(seed=seed)
         if seed is not None:
             self.np_random = slot_generator(seed, 0)
         self.prompt = self.task.prompts[int(self.np_random.integers(len(self.task.prompts)))]
-        self.messages = opening_messages(self.prompt)
-        self.turn, self._running, self._paid = 0, True, None
+        self.messages = first_messages(self.prompt)
+        self.turn, self._running, self._last_reward = 0, True, None
         self._print(self.messages)
         return self._view.observe(self.messages), {"messages": self._copy()}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Answer; the user replies, unless the conversation has ended."""
+        """Answer; the user replies, unless the conversation has ended.
+
+        Raises:
+            ResetNeeded: no episode was started, or it has ended.
+            InvalidAction: the action is outside the action space.
+        """
         if not self._running:
             raise gym.error.ResetNeeded(
                 f"step() where {'the episode has ended' if self.messages else 'no episode was started'}: call reset()"
@@ -125,8 +135,8 @@ class ConversationEnv(gym.Env[Any, Any]):
                 ended_by = "room"
                 self.messages.pop()
         self._running = not ended_by
-        reward, terms = self._pay(spoken, ended=bool(ended_by))
-        self._paid = reward
+        reward, terms = self._score(spoken, ended=bool(ended_by))
+        self._last_reward = reward
         self._painter.note(0, reward)
         info: dict[str, Any] = {
             "response": response,
@@ -145,7 +155,7 @@ class ConversationEnv(gym.Env[Any, Any]):
             return None
         if self.render_mode == "ansi":
             return _lines(self.messages)
-        return talk_frame(self.messages, self._paid, self._painter)
+        return talk_frame(self.messages, self._last_reward, self._painter)
 
     def _reply(self) -> str | None:
         if self.user is not None:
@@ -157,12 +167,12 @@ class ConversationEnv(gym.Env[Any, Any]):
             raise TaskError(f"the user said {line!r:.80} ({type(line).__name__}); expected a text, or None to end")
         return line
 
-    def _pay(self, spoken: list[Message], *, ended: bool) -> tuple[float, dict[str, float]]:
+    def _score(self, spoken: list[Message], *, ended: bool) -> tuple[float, dict[str, float]]:
         """The reward of the answer that ``spoken`` ends with, and its terms."""
-        if self.pays == "end" and not ended:
+        if self.reward_at == "end" and not ended:
             return 0.0, {}
         answers = [m["content"] for m in spoken[-2 * self.turn + 1 :] if m["role"] == "assistant"]
-        if self.pays == "end":
+        if self.reward_at == "end":
             prompt, response = self.prompt.text, "\n".join(answers)
         else:
             prompt, response = (self.prompt.text if self.turn == 1 else spoken[-2]["content"]), answers[-1]
@@ -178,7 +188,7 @@ class ConversationEnv(gym.Env[Any, Any]):
             print(_lines(messages))
 
 
-def opening_messages(prompt: Prompt) -> list[Message]:
+def first_messages(prompt: Prompt) -> list[Message]:
     """The messages that a prompt begins with: its column ``messages``, or its text as the user's."""
     given = prompt.columns.get("messages")
     return [dict(m) for m in given] if given else [{"role": "user", "content": prompt.text}]
@@ -206,7 +216,7 @@ class _TextView:
     ) -> None:
         self.template = template or "transcript"
         self.max_characters = longest_text(task, max_characters)
-        longest = max(len(self._show(opening_messages(p))) for p in task.prompts)
+        longest = max(len(self._show(first_messages(p))) for p in task.prompts)
         self.room = max_context or longest + max_turns * (self.max_characters + LINE_CHARACTERS)
         _check_room(longest, self.room, "characters", task)
         self.observation_space = AnyText(self.room)
@@ -241,7 +251,7 @@ class _IdsView:
         self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
         check_special_ids(self.tokenizer)
         self.template, self.limit = template, task.max_new_tokens
-        longest = max(len(self._encode(opening_messages(p))) for p in task.prompts)
+        longest = max(len(self._encode(first_messages(p))) for p in task.prompts)
         self.room = max_context or longest + max_turns * (task.max_new_tokens + LINE_TOKENS)
         _check_room(longest, self.room, "tokens", task)
         size = self.tokenizer.vocab_size

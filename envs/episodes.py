@@ -1,7 +1,7 @@
-"""The token-level MDP itself, for any number of slots at once: what both the single and the vector environment step.
+"""The token-level MDP itself, for any number of slots at once; the single and the vector environment both step it.
 
-A slot holds one episode: the prompt's ids and the ids written so far in one padded row. A step writes one id in place, so its
-cost depends neither on the length already written nor on the number of steps taken.
+A slot holds one episode: the prompt's ids and the ids generated so far in one padded row. A step stores one id in place, so its
+cost depends neither on the length so far nor on the number of steps taken.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.masks import Masks, TokenMask
-from rlhf_gym.envs.prompts import PromptTable
+from rlhf_gym.envs.prompts import PromptTable, check_special_ids
 from rlhf_gym.envs.rows import Ids, Mask, Slots, TokenRows
-from rlhf_gym.envs.vector_api import as_plain
+from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, load_tokenizer
 from rlhf_gym.rewards.base import ScoredBatch, score
@@ -38,7 +38,7 @@ class Episodes(TokenRows):
         reward: replaces the task's reward.
         task_options: options of a task given by name.
         max_prompt_tokens: longest prompt allowed; None takes the task's longest.
-        mask: which tokens may be written where.
+        mask: the tokens that are allowed.
 
     Attributes:
         ids: int64 ``[N, L]``, prompt and response, padded on the right; ``L`` is the longest prompt plus the longest response.
@@ -80,7 +80,7 @@ class Episodes(TokenRows):
         self._starts: Slots = self._rows * self.capacity
 
     def observation_space(self) -> gym.spaces.Dict:
-        """One slot's observation: its row of ids, how many of them are written, and how many of those are the prompt."""
+        """One slot's observation: its row of ids, the length of prompt and response, and the length of the prompt."""
         high = self.tokenizer.vocab_size - 1
         return gym.spaces.Dict(
             {
@@ -91,7 +91,12 @@ class Episodes(TokenRows):
         )
 
     def begin(self, slot: int, index: int) -> Ids:
-        """Start an episode with the prompt of this number; returns the prompt's ids."""
+        """Start an episode with the prompt of this number; returns the prompt's ids.
+
+        Args:
+            slot: the slot's number.
+            index: the prompt's number.
+        """
         prompt = self.prompts.one(index)
         self.ids[slot] = self.tokenizer.pad_id
         self.ids[slot, : len(prompt)] = prompt
@@ -103,7 +108,12 @@ class Episodes(TokenRows):
         return prompt
 
     def begin_all(self, slots: Slots, index: Ids) -> None:
-        """Start an episode in each of these slots, with the prompts of these numbers, int64 ``[n]``."""
+        """Start an episode in each of these slots, with the prompts of these numbers, int64 ``[n]``.
+
+        Args:
+            slots: int ``[n]``.
+            index: int64 ``[n]``, the prompts' numbers.
+        """
         if not len(slots):
             return
         self.ids[slots] = self.tokenizer.pad_id
@@ -119,7 +129,7 @@ class Episodes(TokenRows):
 
         Args:
             actions: int64 ``[N]``.
-            slots: where they are to be written; None: in all slots.
+            slots: where they are appended; None: in all slots.
             idle: with ``slots`` None, slots whose action does not count, none of them running.
 
         Raises:
@@ -158,14 +168,14 @@ class Episodes(TokenRows):
                 f"action {int(actions[wrong])} in slot {wrong} is not a token id; expected 0..{self.tokenizer.vocab_size - 1}"
             )
 
-    def write(self, actions: Ids, slots: Slots | None = None, idle: Slots | None = None) -> Slots:
+    def append(self, actions: Ids, slots: Slots | None = None, idle: Slots | None = None) -> Slots:
         """Append one id in some slots.
 
         Args:
             actions: int64 ``[N]``.
             slots: where; None: in all slots.
-            idle: with ``slots`` None, slots whose action does not count. Few as they are, it is far cheaper to write there too
-                and to take it back than to write to all others by their numbers.
+            idle: with ``slots`` None, slots whose action does not count. Few as they are, it is far cheaper to store there too
+                and to take it back than to index all others.
 
         Returns:
             The slots whose episode that ended.
@@ -194,7 +204,7 @@ class Episodes(TokenRows):
         return ended
 
     def _follow(self, actions: Ids, ends: Mask, slots: Slots) -> None:
-        """What depends on the text: the grammar's state, and stop sequences, which are noted in ``ends``."""
+        """Advance the grammar's state, and note in ``ends`` where a stop sequence has appeared."""
         if self.masks.follows:
             self.masks.advance(slots, actions[slots])
         if self.task.stop:
@@ -203,7 +213,7 @@ class Episodes(TokenRows):
                 ends[row] = ends[row] or self._stopped(self._tail(slot))
 
     def response(self, slot: int) -> str:
-        """The response so far, as the model wrote it."""
+        """The response so far, as it was generated."""
         return self.tokenizer.decode(self.ids[slot, self.prompt_length[slot] : self.length[slot]].tolist())
 
     def _tail(self, slot: int) -> str:
@@ -227,13 +237,13 @@ class Episodes(TokenRows):
         return scored, [row_of(columns, i) for i in range(len(slots))]
 
     def score_columns(self, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
-        """The same as :meth:`score`, with the infos by key: lists or arrays of one value for each slot."""
+        """Score as :meth:`score` does; the infos come by key, as lists or arrays of one value for each slot."""
         return self.scorer(slots)()
 
     def scorer(self, slots: Slots) -> Callable[[], tuple[ScoredBatch, dict[str, Any]]]:
-        """The same in two steps: the episodes are read now, and scored when what is returned is called.
+        """Read the episodes in these slots now, and score them when the returned function is called.
 
-        That touches nothing here but the reward, so it may be done in another thread, while the slots go on.
+        That function uses nothing of these episodes but the reward, so another thread may call it while the slots go on.
         """
         # take() is several times faster than indexing by so few numbers.
         starts, lengths = self.prompt_length.take(slots), self.length.take(slots)
@@ -271,26 +281,27 @@ class Episodes(TokenRows):
         return decode_all(self.tokenizer, self.ids.take(places), sizes)
 
     def action_masks(self) -> Mask:
-        """bool ``[N, V]``, True where a token may be written now; every row allows at least one."""
+        """bool ``[N, V]``, True where a token is allowed now; every row allows at least one."""
         return self.masks.rows(self)
 
     def refresh(self) -> None:
-        """Follow rows that were written from outside (a checkpoint): what else is known of them is worked out again."""
+        """Compute again what follows from the rows, after a checkpoint has replaced them."""
         self._limit[...] = self.prompt_length + self.task.max_new_tokens
         self.masks.replay(self)
 
 
 def skipped_column(scored: ScoredBatch) -> dict[str, list[str]]:
-    """What ``info`` says of rewards that may leave samples out: ``reward_skipped``, the name of what failed, else ``""``."""
+    """The ``info`` of rewards that may leave samples out: ``reward_skipped``, the name of what failed, else ``""``."""
     if scored.failures is None:
         return {}
     return {"reward_skipped": [failure.name if failure else "" for failure in scored.failures]}
 
 
 def tokens_column(scored: ScoredBatch) -> dict[str, NDArray[np.object_]]:
-    """What ``info`` says of rewards for single tokens: ``token_rewards``, float64 ``[response_length]``.
+    """The ``info`` of rewards for single tokens: ``token_rewards``, float64 ``[response_length]``.
 
-    A step cannot pay for tokens before it, so the ending step pays their sum; agents of this package pay each token its own.
+    A step's reward cannot belong to earlier tokens, so the ending step's is their sum; agents of this package use each
+    token's own.
     """
     if scored.tokens is None:
         return {}
@@ -298,34 +309,6 @@ def tokens_column(scored: ScoredBatch) -> dict[str, NDArray[np.object_]]:
     for i, values in enumerate(scored.tokens):
         rows[i] = values
     return {"token_rewards": rows}
-
-
-def row_of(columns: Mapping[str, Any], row: int) -> dict[str, Any]:
-    """One row of what is kept by column, as Python's own numbers where arrays hold NumPy's."""
-    return {
-        key: row_of(values, row) if isinstance(values, dict) else as_plain(values[row])
-        for key, values in columns.items()
-    }
-
-
-def check_special_ids(tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer whose EOS or padding is missing, outside its vocabulary, or one and the same.
-
-    Raises:
-        TaskError: it is so.
-    """
-    for what, value in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
-        given: object = value  # tokenizers of one's own are not checked by types
-        if not isinstance(given, int | np.integer) or not 0 <= given < tokenizer.vocab_size:
-            raise TaskError(
-                f"the tokenizer {tokenizer.name!r} has no id for {what} (got {given!r}); expected one of "
-                f"0..{tokenizer.vocab_size - 1}. Give it one: without, no response could end or be padded."
-            )
-    if tokenizer.eos_id == tokenizer.pad_id:
-        raise TaskError(
-            f"the tokenizer {tokenizer.name!r} uses id {tokenizer.eos_id} both for EOS and for padding; the "
-            "end of a response could not be told from padding. Give it a pad token of its own."
-        )
 
 
 def as_task(task: Task | str, options: dict[str, Any] | None) -> Task:

@@ -52,13 +52,13 @@ class Grammar:
         pattern: a regular expression that the whole response must match (with or without ``^`` and ``$`` around it); no
             look-around, no back-references.
         task: its length limits count: responses have ``min_new_tokens`` before EOS, and ``max_new_tokens`` with it.
-        tokenizer: what each token says.
+        tokenizer: gives each token's text.
         base: bool ``[V]``, tokens that may be used at all.
 
     Attributes:
         start: the first state.
         table: int32 ``[S, V]``, the next state, :data:`DEAD` where a token is not allowed.
-        accepting: bool ``[S]``, whether the text so far matches.
+        accepting: bool ``[S]``, True where the text so far matches.
 
     Raises:
         TaskError: `outlines-core` is missing; this is no regular expression; no response within the limits matches; or the
@@ -95,7 +95,7 @@ class Grammar:
         self._may_end[task.min_new_tokens :] = bool(base[self.eos_id])
 
     def _completable(self, task: Task, may_end: bool) -> Mask:
-        """bool ``[T + 2, S + 1]``: with ``t`` tokens written, whether a state can still end in a complete match.
+        """bool ``[T + 2, S + 1]``: True where a state can still end in a complete match after ``t`` tokens.
 
         Backwards from the length limit, where the text must match as it is. The last column is :data:`DEAD`.
         """
@@ -111,24 +111,32 @@ class Grammar:
         return hopeful
 
     def next(self, states: States, tokens: NDArray[np.int64]) -> States:
-        """The states after these tokens; EOS and what is not allowed lead to :data:`DEAD`."""
+        """The states after these tokens; EOS and tokens that are not allowed lead to :data:`DEAD`.
+
+        Args:
+            states: int32 ``[n]``.
+            tokens: int64 ``[n]``.
+
+        Returns:
+            int32 ``[n]``.
+        """
         after: States = np.where(states == DEAD, DEAD, self.table[states, tokens])
         return after
 
     def lost(self, states: States) -> Mask:
-        """bool ``[n]``, where a token has been written that the grammar does not allow."""
+        """bool ``[n]``, True where a token was generated that the grammar does not allow."""
         dead: Mask = states == DEAD
         return dead
 
-    def allowed(self, states: States, written: NDArray[np.int64]) -> Mask:
+    def allowed(self, states: States, generated: NDArray[np.int64]) -> Mask:
         """bool ``[n, V]``: tokens from which a match can be completed; none in a dead state.
 
         Args:
             states: ``[n]``.
-            written: ``[n]``, response tokens so far.
+            generated: ``[n]``, response tokens so far.
         """
         # Slots at the same place of the grammar share a row: there are few places, and rows are as wide as the vocabulary.
-        places, row_of = np.unique(np.stack([written, states]), axis=1, return_inverse=True)
+        places, row_of = np.unique(np.stack([generated, states]), axis=1, return_inverse=True)
         counts, where = places
         rows: Mask = np.take_along_axis(self._hopeful[counts + 1], self.table[where].astype(np.intp), axis=1)
         rows[:, self.eos_id] = self.accepting[where] & self._may_end[counts]
@@ -203,7 +211,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def drops_first_space(tokenizer: Tokenizer, texts: list[bytes]) -> bool:
-    """Whether a text's first space is lost in decoding, as SentencePiece's families have it.
+    """True if a text's first space is lost in decoding, as SentencePiece's families have it.
 
     Args:
         tokenizer: the tokenizer.

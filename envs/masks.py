@@ -1,4 +1,4 @@
-"""Which tokens may be written where: suppressed tokens, a minimum length, a grammar, the top k of a language model.
+"""The tokens that are allowed: suppressed tokens, a minimum length, a grammar, the top k of a language model.
 
 All restrictions hold together. A grammar is read together with the other limits before the first step (see
 :mod:`rlhf_gym.envs.grammar`), so that a mask never leads into a corner where nothing is allowed.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenMask:
-    """What a mask allows; an environment's ``mask=`` takes one, or a mapping of the same keys (which JSON can carry).
+    """The tokens that are allowed; an environment's ``mask=`` takes one, or a mapping of the same keys (which JSON can carry).
 
     Attributes:
         suppress_tokens: tokens that are never allowed, as ids or as texts that are one token. Padding always is.
@@ -33,7 +33,7 @@ class TokenMask:
         words: the response must be some of these words, separated by single spaces.
         top_k: allow the k tokens, of those that are allowed otherwise, that ``model`` finds most probable; 0 allows all.
         model: the language model of ``top_k``, or its name.
-        strict: refuse a token outside the mask with an error. Otherwise it is written like any other; after a token that
+        strict: refuse a token outside the mask with an error. Otherwise it is appended like any other; after a token that
             a grammar does not allow, only EOS is allowed.
         in_info: put the mask into every ``info`` too, as ``action_mask`` (int8, what ``Discrete.sample(mask=)`` takes).
 
@@ -91,13 +91,13 @@ class Masks:
     Args:
         num_slots: ``N``.
         task: its length limits count.
-        tokenizer: tells what tokens say.
+        tokenizer: gives each token's text.
         options: see :class:`TokenMask`.
 
     Attributes:
         options: as given.
         suppress_tokens: ids that are never allowed, padding first.
-        follows: whether the mask depends on what was written; otherwise on how much was written alone.
+        follows: True if the mask depends on the response so far, and not on its length alone.
 
     Raises:
         ConfigError: options that contradict one another.
@@ -144,12 +144,12 @@ class Masks:
 
     @property
     def follows(self) -> bool:
-        """Whether a grammar follows what is written."""
+        """True if a grammar follows the response."""
         return self.grammar is not None
 
     @property
     def fixed(self) -> bool:
-        """Whether ``suppress_tokens`` and the minimum length say all there is to the mask."""
+        """True if ``suppress_tokens`` and the minimum length are all of the mask."""
         return self.grammar is None and self._reader is None and not self.options.strict
 
     def begin(self, slots: Slots | int) -> None:
@@ -160,26 +160,31 @@ class Masks:
             self._reader.forget(slots)
 
     def advance(self, slots: Slots, tokens: NDArray[np.int64]) -> None:
-        """These tokens were written in these slots."""
+        """Follow tokens that were appended.
+
+        Args:
+            slots: int ``[n]``.
+            tokens: int64 ``[n]``.
+        """
         if self.grammar is not None:
             self._states[slots] = self.grammar.next(self._states[slots], tokens)
 
     def replay(self, rows: TokenRows) -> None:
-        """Work out again what is known of each slot, from its ids."""
+        """Compute each slot's grammar state again, from its ids."""
         self.begin(np.arange(len(rows.length)))
         for slot in range(len(rows.length)):
             for token in rows.ids[slot, rows.prompt_length[slot] : rows.length[slot]]:
                 self.advance(np.array([slot]), token[None])
 
     def rows(self, rows: TokenRows) -> Mask:
-        """bool ``[N, V]``, True where a token may be written now; a slot without a running episode has the unrestricted row."""
-        written = rows.length - rows.prompt_length
-        masks: Mask = np.repeat(self.base[None], len(written), axis=0)
+        """bool ``[N, V]``, True where a token is allowed now; a slot without a running episode has the unrestricted row."""
+        generated = rows.length - rows.prompt_length
+        masks: Mask = np.repeat(self.base[None], len(generated), axis=0)
         if self.min_new_tokens:
-            masks[rows.running & (written < self.min_new_tokens)] = self._early
+            masks[rows.running & (generated < self.min_new_tokens)] = self._early
         live = np.flatnonzero(rows.running)
         if self.grammar is not None and len(live):
-            masks[live] &= self.grammar.allowed(self._states[live], written[live])
+            masks[live] &= self.grammar.allowed(self._states[live], generated[live])
             # No way back to a match: EOS, however short the response is; where EOS is suppressed, the grammar binds no longer.
             masks[live[self.grammar.lost(self._states[live])]] = self._lost
         if self._reader is not None and len(live):
@@ -188,6 +193,11 @@ class Masks:
 
     def check(self, rows: TokenRows, actions: NDArray[np.int64], slots: Slots) -> None:
         """Refuse tokens outside the mask.
+
+        Args:
+            rows: the ids so far.
+            actions: int64 ``[N]``.
+            slots: int ``[n]``, the slots whose actions count.
 
         Raises:
             InvalidAction: one is.

@@ -77,7 +77,12 @@ class PromptTable:
         return self._flat[start : start + self.sizes[index]]
 
     def rows(self, indices: Ids, pad_id: int) -> Ids:
-        """int64 ``[n, longest]``, prompts padded on the right."""
+        """int64 ``[n, longest]``, prompts padded on the right.
+
+        Args:
+            indices: int64 ``[n]``, the prompts' numbers.
+            pad_id: fills the rest of each row.
+        """
         rows = self._flat.take(self._starts.take(indices)[:, None] + self._places)
         rows[self._places >= self.sizes.take(indices)[:, None]] = pad_id
         return rows
@@ -188,5 +193,30 @@ class PromptDraws:
 
 
 def slot_generator(seed: int | None, slot: int) -> np.random.Generator:
-    """The random numbers of one slot: streams of neighbouring seeds and slots never overlap."""
+    """The random numbers of one slot: streams of different seeds and slots never overlap.
+
+    Args:
+        seed: as ``reset`` got it; None draws one.
+        slot: the slot's number; 0 for a single environment.
+    """
     return np.random.default_rng(None if seed is None else np.random.SeedSequence((seed, slot)))
+
+
+def check_special_ids(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose EOS or padding is missing, outside its vocabulary, or one and the same.
+
+    Raises:
+        TaskError: the tokenizer is such a one.
+    """
+    for what, value in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
+        given: object = value  # tokenizers of one's own are not checked by types
+        if not isinstance(given, int | np.integer) or not 0 <= given < tokenizer.vocab_size:
+            raise TaskError(
+                f"the tokenizer {tokenizer.name!r} has no id for {what} (got {given!r}); expected one of "
+                f"0..{tokenizer.vocab_size - 1}. Give it one: without, no response could end or be padded."
+            )
+    if tokenizer.eos_id == tokenizer.pad_id:
+        raise TaskError(
+            f"the tokenizer {tokenizer.name!r} uses id {tokenizer.eos_id} both for EOS and for padding; the "
+            "end of a response could not be distinguished from padding. Give it a pad token of its own."
+        )

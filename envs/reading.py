@@ -14,12 +14,12 @@ from rlhf_gym.lm.tokenizer import Tokenizer
 
 
 class Reader:
-    """Gives the model's logits for the next token of each episode; reads when asked, and only what it has not read.
+    """Gives the model's logits for the next token of each episode; reads on demand, every token once.
 
     Args:
         model: the language model, or its name.
         tokenizer: the environment's.
-        purpose: what the model is for, for the message.
+        purpose: the model's role, for the message.
 
     Raises:
         TaskError: the model has another vocabulary than the environment.
@@ -43,7 +43,12 @@ class Reader:
             self._read.pop(slot, None)
 
     def logits(self, rows: TokenRows, slots: Slots) -> NDArray[np.float32]:
-        """float32 ``[n, V]``: of the next token in each of these slots, which must be running."""
+        """float32 ``[n, V]``: of the next token in each of these slots.
+
+        Args:
+            rows: the ids so far.
+            slots: int ``[n]``, running.
+        """
         self._follow(rows, slots.tolist())
         with torch.no_grad():
             hidden = torch.stack([self._hidden[slot] for slot in slots.tolist()])
@@ -51,7 +56,7 @@ class Reader:
         return logits
 
     def _follow(self, rows: TokenRows, slots: list[int]) -> None:
-        """Let the model read what was written since it last looked."""
+        """Let the model read the tokens that it has not read."""
         length = rows.length
         one = [slot for slot in slots if self._read.get(slot) == length[slot] - 1]
         if one:
@@ -63,7 +68,7 @@ class Reader:
         others = [slot for slot in slots if self._read.get(slot) != length[slot]]
         if others:
             prefixes = [rows.ids[slot, : length[slot]].tolist() for slot in others]
-            written = (length[others] - rows.prompt_length[others]).tolist()
-            hidden = self._decoder.start(others, prefixes, written)
+            generated = (length[others] - rows.prompt_length[others]).tolist()
+            hidden = self._decoder.start(others, prefixes, generated)
             self._read.update({slot: int(length[slot]) for slot in others})
             self._hidden.update(zip(others, hidden, strict=True))

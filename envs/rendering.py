@@ -1,7 +1,7 @@
-"""How an episode looks: as plain text, as coloured text on a terminal, and as a picture that video recorders take.
+"""Rendering of an episode: as plain text, as coloured text on a terminal, and as a picture that video recorders take.
 
 A token's colour says how probable a language model of one's choice finds it (``render_model``); without one, the response
-takes the colour of its reward once it has ended. Red is low, green is high. Whatever models write is shown with its control
+takes the colour of its reward once it has ended. Red is low, green is high. Generated text is shown with its control
 characters spelled out: a terminal must not obey them.
 """
 
@@ -49,11 +49,11 @@ def check_render_mode(mode: str | None, modes: Sequence[str] = RENDER_MODES) -> 
 
 @dataclass
 class Piece:
-    """A part of the response that one or more tokens wrote.
+    """A part of the response, of one or more tokens.
 
     Attributes:
-        text: what they wrote together: a character may take more than one token.
-        probability: of the last of them, 0 to 1, or None where nobody was asked.
+        text: their text together: a character may take more than one token.
+        probability: of the last of them, 0 to 1, or None without a model.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Piece:
 
 @dataclass
 class Painter:
-    """Remembers what colours need: the model that is asked, and the rewards seen so far.
+    """Remembers what colours need: the model that gives probabilities, and the rewards so far.
 
     Attributes:
         model: gives tokens' probabilities; a name is loaded when the first episode is rendered.
@@ -77,7 +77,12 @@ class Painter:
     rewards: dict[int, float] = field(default_factory=dict)
 
     def note(self, slot: int, reward: float) -> None:
-        """An episode was scored."""
+        """An episode was scored.
+
+        Args:
+            slot: the slot's number.
+            reward: its reward.
+        """
         self.low, self.high = min(self.low, reward), max(self.high, reward)
         self.rewards[slot] = reward
 
@@ -87,7 +92,12 @@ class Painter:
         return scale_colour((reward - low) / (high - low))
 
     def pieces(self, episodes: Episodes, slot: int) -> list[Piece]:
-        """The response so far in pieces, with probabilities if there is a model to ask."""
+        """The response so far in pieces, with probabilities if there is a model.
+
+        Args:
+            episodes: the episodes of the environment.
+            slot: the slot's number.
+        """
         start, end = int(episodes.prompt_length[slot]), int(episodes.length[slot])
         ids = episodes.ids[slot, :end].tolist()
         probabilities: Sequence[float | None] = [None] * (end - start)
@@ -110,7 +120,12 @@ class Painter:
         return [float(p) for p in probs]
 
     def colour_of(self, piece: Piece, ended_with: float | None) -> Colour:
-        """A piece's colour: by probability if there is one, else by the reward once the episode has ended."""
+        """A piece's colour: by probability if there is one, else by the reward once the episode has ended.
+
+        Args:
+            piece: a part of the response.
+            ended_with: the reward; None while the episode runs.
+        """
         if piece.probability is not None:
             # The square root spreads the low half, where most tokens of a large vocabulary lie.
             return scale_colour(piece.probability**0.5)
@@ -118,7 +133,13 @@ class Painter:
 
 
 def split_pieces(ids: list[int], probabilities: Sequence[float | None], tokenizer: Tokenizer) -> list[Piece]:
-    """Cut a text where its tokens do; tokens that end inside a character wait for the rest of it."""
+    """Cut a text where its tokens do; tokens that end inside a character wait for the rest of it.
+
+    Args:
+        ids: token ids of the response.
+        probabilities: one for each id, or None.
+        tokenizer: decodes the ids.
+    """
     pieces: list[Piece] = []
     done = ""
     for i, probability in enumerate(probabilities, start=1):
@@ -138,17 +159,33 @@ def scale_colour(value: float) -> Colour:
 
 
 def prompt_text(episodes: Episodes, slot: int) -> str:
-    """The prompt as the model sees it."""
+    """The prompt as the model sees it.
+
+    Args:
+        episodes: the episodes of the environment.
+        slot: the slot's number.
+    """
     return episodes.tokenizer.decode(episodes.ids[slot, : episodes.prompt_length[slot]].tolist())
 
 
 def as_text(episodes: Episodes, slot: int) -> str:
-    """Prompt and response so far in one line (``ansi``)."""
+    """Prompt and response so far in one line (``ansi``).
+
+    Args:
+        episodes: the episodes of the environment.
+        slot: the slot's number.
+    """
     return visible(f"{prompt_text(episodes, slot)} │{episodes.response(slot)}")
 
 
 def print_rich(episodes: Episodes, slot: int, painter: Painter) -> None:
-    """Print prompt, response so far and, at the end, the reward, coloured (``human``)."""
+    """Print prompt, response so far and, at the end, the reward, coloured (``human``).
+
+    Args:
+        episodes: the episodes of the environment.
+        slot: the slot's number.
+        painter: gives the colours.
+    """
     from rich.console import Console
     from rich.style import Style
     from rich.text import Text
@@ -166,7 +203,13 @@ def print_rich(episodes: Episodes, slot: int, painter: Painter) -> None:
 
 
 def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: prompt, response and reward as a picture; of a long text, its end."""
+    """uint8 ``[240, 640, 3]``: prompt, response and reward as a picture; of a long text, its end.
+
+    Args:
+        episodes: the episodes of the environment.
+        slot: the slot's number.
+        painter: gives the colours.
+    """
     reward = None if episodes.running[slot] else painter.rewards.get(slot)
     spans: list[Span] = []
     if episodes.length[slot]:
@@ -176,13 +219,26 @@ def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
 
 
 def turn_frame(prompt: str, response: str, reward: float | None, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: a prompt and a whole response, coloured by its reward once there is one."""
+    """uint8 ``[240, 640, 3]``: a prompt and a whole response, coloured by its reward once there is one.
+
+    Args:
+        prompt: the prompt's text.
+        response: the response's text.
+        reward: the reward; None while the episode runs.
+        painter: gives the colours.
+    """
     colour = _RESPONSE if reward is None else painter.reward_colour(reward)
     return picture([(prompt + " |", _PROMPT), (response, colour)], reward, painter)
 
 
 def talk_frame(messages: Sequence[Mapping[str, str]], reward: float | None, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: the end of a conversation; ``reward`` is what the last turn was paid."""
+    """uint8 ``[240, 640, 3]``: the end of a conversation; ``reward`` is the last turn's.
+
+    Args:
+        messages: the conversation.
+        reward: the reward; None while the episode runs.
+        painter: gives the colours.
+    """
     spans = [
         (f"{'' if i == 0 else chr(10)}{m['role']}: {m['content']}", _RESPONSE if m["role"] == "assistant" else _PROMPT)
         for i, m in enumerate(messages)
@@ -191,7 +247,13 @@ def talk_frame(messages: Sequence[Mapping[str, str]], reward: float | None, pain
 
 
 def picture(spans: Sequence[Span], reward: float | None, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: coloured texts one after the other, of too many lines the last, and the reward below."""
+    """uint8 ``[240, 640, 3]``: coloured texts one after the other, of too many lines the last, and the reward below.
+
+    Args:
+        spans: texts with their colours.
+        reward: the reward; None while the episode runs.
+        painter: gives the colours.
+    """
     image_module, draw_module = _pillow()
     image = image_module.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
     draw = draw_module.Draw(image)

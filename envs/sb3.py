@@ -17,10 +17,9 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from rlhf_gym.envs.episodes import row_of
 from rlhf_gym.envs.rows import Ids
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
-from rlhf_gym.envs.vector_api import slot_info
+from rlhf_gym.envs.vector_api import row_of, slot_info
 from rlhf_gym.envs.wrappers.base import find_attribute
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
@@ -97,7 +96,7 @@ class VectorVecEnv(VecEnv):
         return _batch(observations), rewards.astype(np.float32), dones, out
 
     def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
-        """What ``Monitor`` would say of the episode that ended in this slot."""
+        """The entry of ``Monitor`` for the episode that ended in this slot."""
         return {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0}
 
     def close(self) -> None:
@@ -105,25 +104,48 @@ class VectorVecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the environment or of one inside it, once for each slot asked for."""
+        """An attribute of the environment or of one inside it, once for each chosen slot.
+
+        Args:
+            attr_name: the attribute's name.
+            indices: slots; None: all.
+        """
         value = find_attribute(self.env, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the environment; the slots share it."""
+        """Set an attribute of the environment; the slots share it.
+
+        Args:
+            attr_name: the attribute's name.
+            value: the new value.
+            indices: slots; None: all.
+        """
         setattr(self.env, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method; ``action_masks`` gives each slot its own row."""
+        """Call a method; ``action_masks`` gives each slot its own row.
+
+        Args:
+            method_name: the method's name.
+            method_args: arguments of the method.
+            indices: slots; None: all.
+            method_kwargs: keyword arguments of the method.
+        """
         result = find_attribute(self.env, method_name)(*method_args, **method_kwargs)
         if method_name == "action_masks":
             return [result[i] for i in self._get_indices(indices)]
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """No slot is wrapped by itself."""
+        """No slot is wrapped by itself.
+
+        Args:
+            wrapper_class: a wrapper.
+            indices: slots; None: all.
+        """
         return [False for _ in self._get_indices(indices)]
 
     def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
@@ -143,7 +165,7 @@ class TokenVecEnv(VectorVecEnv):
         env: a vector environment in same-step autoreset mode.
 
     Attributes:
-        group_size: so many neighbouring slots get the same prompts; see :meth:`set_group_size`.
+        group_size: slots in a row that get the same prompts; see :meth:`set_group_size`.
     """
 
     env: TokenVectorEnv
@@ -165,7 +187,7 @@ class TokenVecEnv(VectorVecEnv):
 
     @property
     def suppress_tokens(self) -> tuple[int, ...]:
-        """Ids that may never be written."""
+        """Ids that are never allowed."""
         return self.env.episodes.suppress_tokens
 
     @property
@@ -185,28 +207,28 @@ class TokenVecEnv(VectorVecEnv):
 
     @property
     def reward(self) -> Callable[..., Any]:
-        """What scores episodes."""
+        """The reward that scores episodes."""
         return self.env.episodes.reward
 
     @property
     def reward_seconds(self) -> float:
-        """What calls of the reward have taken so far."""
+        """Seconds that calls of the reward have taken so far."""
         return self.env.episodes.reward_seconds
 
     @property
     def append_only(self) -> bool:
-        """Whether agents may take the fast path: nothing happens in a step but that a token is appended."""
+        """True if agents may take the fast path: a step only appends a token."""
         return self.env.max_episode_steps is None and self.fixed_masks
 
     @property
     def fixed_masks(self) -> bool:
-        """Whether ``suppress_tokens`` and ``min_new_tokens`` say all there is to the action masks."""
+        """True if ``suppress_tokens`` and ``min_new_tokens`` are all of the action masks."""
         return self.env.episodes.masks.fixed
 
     def begin_episodes(self, slots: Sequence[int]) -> list[Ids]:
         """The prompts' ids of each slot's next episode, drawing exactly what stepping would draw.
 
-        An episode that a reset has started and nobody has written to yet is that next episode.
+        An episode that a reset has started and that has no response yet is that next episode.
         """
         if not self.env.draws.seeded:
             self.reset()
@@ -279,7 +301,7 @@ class TokenVecEnv(VectorVecEnv):
         return self._seeds
 
     def set_group_size(self, size: int) -> None:
-        """Give ``size`` neighbouring slots the same prompts, from the next reset on, for agents that compare responses.
+        """Give every ``size`` slots in a row the same prompts, from the next reset on, for agents that compare responses.
 
         The slots of a group share one stream of random numbers; each draws one prompt an episode from it, so the ``k``-th
         episodes of a group have the same prompt, in whatever order they end.
@@ -289,8 +311,8 @@ class TokenVecEnv(VectorVecEnv):
         """
         if size < 1 or self.num_envs % size:
             raise ConfigError(
-                f"group_size ({size}) must divide the number of environments ({self.num_envs}): a group is so many "
-                "neighbouring slots with the same prompt"
+                f"group_size ({size}) must divide the number of environments ({self.num_envs}): a group is "
+                "that many slots in a row with the same prompt"
             )
         if size != self.group_size:
             self.group_size = size
@@ -300,13 +322,22 @@ class TokenVecEnv(VectorVecEnv):
         return self.env.step(self._actions, waiting=self._actions == WAIT)
 
     def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
-        """From the last observation, which a checkpoint restores: a token environment pays at the end only."""
+        """From the last observation, which a checkpoint restores: a token environment gives its reward at the end only."""
         final_obs = info["terminal_observation"]
         return {"r": reward, "l": int(final_obs["length"][0] - final_obs["prompt_length"][0]), "t": 0.0}
 
 
 def make_sb3_env(num_envs: int = 1, *, seed: int | None = None, **options: Any) -> TokenVecEnv:
-    """A :class:`TokenVecEnv` in one call; ``options`` are :class:`TokenVectorEnv`'s."""
+    """A :class:`TokenVecEnv` in one call.
+
+    Args:
+        num_envs: the number of slots.
+        seed: of the slots, at the first reset; None: the slots are not seeded.
+        options: as of :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
+
+    Raises:
+        TaskError, ConfigError: the task, the tokenizer or the mask cannot be used, with the reason.
+    """
     env = TokenVecEnv(TokenVectorEnv(num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **options))
     if seed is not None:
         env.seed(seed)

@@ -36,7 +36,7 @@ class TokenEnv(gym.Env[Any, Any]):
         reward: replaces the task's reward.
         task_options: options of a task given by name, e.g. ``{"max_new_tokens": 24}``.
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
-        mask: which tokens :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
+        mask: the tokens that :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
             e.g. ``{"pattern": "[0-9]+"}``.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
         render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
@@ -72,7 +72,12 @@ class TokenEnv(gym.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Ids], dict[str, Any]]:
-        """Draw a prompt and start an episode."""
+        """Draw a prompt and start an episode.
+
+        Args:
+            seed: of the prompts from here on; None goes on with the random numbers there are.
+            options: none are known.
+        """
         super().reset(seed=seed)
         if seed is not None:
             self.np_random = slot_generator(seed, 0)
@@ -82,11 +87,16 @@ class TokenEnv(gym.Env[Any, Any]):
         return self.episodes.observe_one(0), self._with_mask({})
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Ids], float, bool, bool, dict[str, Any]]:
-        """Write one token."""
+        """Append one token.
+
+        Raises:
+            ResetNeeded: no episode was started, or it has ended.
+            InvalidAction: the action is not an id of the vocabulary, or outside a strict mask.
+        """
         actions = as_token_ids(action, ()).reshape(1)
         self.episodes.check_actions(actions)
         reward, info = 0.0, {}
-        terminated = len(self.episodes.write(actions)) > 0
+        terminated = len(self.episodes.append(actions)) > 0
         if terminated:
             scored, infos = self.episodes.score([0])
             reward, info = float(scored.values[0]), infos[0]
@@ -96,7 +106,7 @@ class TokenEnv(gym.Env[Any, Any]):
         return self.episodes.observe_one(0), reward, terminated, False, self._with_mask(info)
 
     def action_masks(self) -> Mask:
-        """bool ``[V]``, True where a token may be written now (the form that sb3-contrib's MaskablePPO asks for)."""
+        """bool ``[V]``, True where a token is allowed now (as sb3-contrib's MaskablePPO reads it)."""
         masks: NDArray[np.bool_] = self.episodes.action_masks()[0]
         return masks
 
@@ -124,6 +134,10 @@ class TokenEnv(gym.Env[Any, Any]):
 
 def as_token_ids(actions: Any, shape: tuple[int, ...]) -> Ids:
     """Actions as int64 of a shape.
+
+    Args:
+        actions: as the environment got them.
+        shape: ``(N,)``, or ``()`` for one action.
 
     Raises:
         InvalidAction: another shape, or something else than whole numbers.

@@ -40,7 +40,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         reward: replaces the task's reward.
         task_options: options of a task given by name.
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
-        mask: which tokens :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
+        mask: the tokens that :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
         autoreset_mode: ``next_step`` (the step after the end ignores the action and returns the new episode's first
             observation), ``same_step`` (the ending step returns it, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
@@ -49,6 +49,10 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             for loops that use up each observation before they step again. Saves ``N * L * 8`` bytes of copying a step.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``, of every slot.
         render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
+
+    Raises:
+        TaskError, ConfigError: the task, the tokenizer or the mask cannot be used, with the reason.
+        ValueError: ``num_envs`` below 1, or an unknown autoreset mode.
     """
 
     def __init__(
@@ -95,7 +99,16 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[dict[str, Ids], dict[str, Any]]:
-        """Start episodes in all slots, or in those where ``options["reset_mask"]`` is True."""
+        """Start episodes in all slots, or in those where ``options["reset_mask"]`` is True.
+
+        Args:
+            seed: ``s`` gives slot ``i`` the stream ``SeedSequence((s, i))``; a list gives each slot what a single environment
+                would have with that seed; None goes on with the random numbers there are.
+            options: ``reset_mask``, bool ``[N]``.
+
+        Raises:
+            ValueError: a list that has not one seed a slot, or a mask of another shape.
+        """
         mask = reset_mask(options, self.num_envs)
         self.draws.seed(seed, mask)
         self._begin(np.flatnonzero(mask))
@@ -106,11 +119,16 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
     def step(
         self, actions: Ids, *, waiting: Mask | None = None
     ) -> tuple[dict[str, Ids], Floats, Mask, Mask, dict[str, Any]]:
-        """Write one token in every slot.
+        """Append one token in every slot.
 
         Args:
             actions: int64 ``[N]``.
             waiting: bool ``[N]``, slots to leave as they are in this step; not in next-step mode.
+
+        Raises:
+            ResetNeeded: a slot has no running episode.
+            InvalidAction: an action is not an id of the vocabulary, or outside a strict mask.
+            ValueError: ``waiting`` in next-step mode.
         """
         actions = as_token_ids(actions, (self.num_envs,))
         if waiting is not None and self.autoreset_mode == AutoresetMode.NEXT_STEP:
@@ -124,7 +142,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         self.episodes.check_actions(actions, slots, restarted)
         if restarted is not None:
             self._begin(restarted)
-        ended = self.episodes.write(actions, slots, restarted)
+        ended = self.episodes.append(actions, slots, restarted)
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {}
@@ -149,12 +167,12 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         return self._observe(), rewards, terminations, truncations, self._with_masks(infos, None)
 
     def _truncate(self, slots: Slots | None, restarted: Slots | None) -> Mask:
-        """Time limit: slots that have written ``max_episode_steps`` tokens, terminated or not, as TimeLimit has it."""
+        """Time limit: slots with ``max_episode_steps`` response tokens, terminated or not, as TimeLimit has it."""
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
         if self.max_episode_steps is not None:
             stepped = slice(None) if slots is None else slots
-            written = self.episodes.length[stepped] - self.episodes.prompt_length[stepped]
-            truncations[stepped] = written >= self.max_episode_steps
+            generated = self.episodes.length[stepped] - self.episodes.prompt_length[stepped]
+            truncations[stepped] = generated >= self.max_episode_steps
             if restarted is not None:
                 truncations[restarted] = False
             self.episodes.running[truncations] = False
@@ -180,7 +198,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         return self.episodes.observe() if self.copy_observations else self.episodes.look()
 
     def _with_masks(self, infos: dict[str, Any], slots: Mask | None) -> dict[str, Any]:
-        """Infos with the masks of these slots (None: of all), if the environment was asked to put them there."""
+        """Infos with the masks of these slots (None: of all), if ``mask`` has ``in_info``."""
         if self.episodes.masks.options.in_info:
             present = np.ones(self.num_envs, dtype=np.bool_) if slots is None else slots.copy()
             infos["action_mask"] = self.action_masks().astype(np.int8) * present[:, None].astype(np.int8)
@@ -195,7 +213,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         return episodes.begin(slot, int(self.draws.take(np.array([slot]))[0]))
 
     def action_masks(self) -> Mask:
-        """bool ``[N, V]``, True where a token may be written now."""
+        """bool ``[N, V]``, True where a token is allowed now."""
         return self.episodes.action_masks()
 
     def render(self) -> tuple[Any, ...] | None:

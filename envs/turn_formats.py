@@ -36,15 +36,30 @@ class TurnFormat(Protocol):
         ...
 
     def begin(self, slots: Slots, index: Ids) -> list[str]:
-        """Start an episode in each of these slots with the prompts of these numbers; returns the prompts' texts."""
+        """Start an episode in each of these slots with the prompts of these numbers; returns the prompts' texts.
+
+        Args:
+            slots: int ``[n]``.
+            index: int64 ``[n]``, the prompts' numbers.
+        """
         ...
 
     def read(self, actions: Any, slots: Slots) -> Any:
-        """The responses in the actions of these slots; refuses what is none, before anything changes."""
+        """The responses in the actions of these slots; refuses what is none, before anything changes.
+
+        Args:
+            actions: as the environment got them.
+            slots: int ``[n]``.
+        """
         ...
 
     def answer(self, responses: Any, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
-        """Score the responses of these slots with one call of the reward; also their infos, by key."""
+        """Score the responses of these slots with one call of the reward; also their infos, by key.
+
+        Args:
+            responses: as :meth:`read` gives them.
+            slots: int ``[n]``.
+        """
         ...
 
     def observe(self) -> Any:
@@ -86,7 +101,12 @@ class TextFormat:
         return AnyText(longest + self.max_characters), AnyText(self.max_characters)
 
     def begin(self, slots: Slots, index: Ids) -> list[str]:
-        """See :class:`TurnFormat`."""
+        """See :class:`TurnFormat`.
+
+        Args:
+            slots: int ``[n]``.
+            index: int64 ``[n]``, the prompts' numbers.
+        """
         for slot, i in zip(slots.tolist(), index.tolist(), strict=True):
             self.prompts[slot] = self.task.prompts[i]
             self.shown[slot] = self.prompts[slot].text
@@ -94,6 +114,10 @@ class TextFormat:
 
     def read(self, actions: Any, slots: Slots) -> list[str]:
         """The responses, cut at the task's stop sequences.
+
+        Args:
+            actions: as the environment got them.
+            slots: int ``[n]``.
 
         Raises:
             InvalidAction: not one text for each slot, or one too long.
@@ -104,7 +128,12 @@ class TextFormat:
         return [self.task.cut(as_text_action(actions[slot], self.max_characters)) for slot in slots.tolist()]
 
     def answer(self, responses: list[str], slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
-        """See :class:`TurnFormat`."""
+        """See :class:`TurnFormat`.
+
+        Args:
+            responses: as :meth:`read` gives them.
+            slots: int ``[n]``.
+        """
         prompts = [self.prompts[slot] for slot in slots.tolist()]
         texts = [prompt.text for prompt in prompts]
         scored = score(self.reward, texts, responses, columns_of(prompts, self.columns), may_skip=True)
@@ -142,12 +171,21 @@ class TokensFormat:
         return self.episodes.observation_space(), actions
 
     def begin(self, slots: Slots, index: Ids) -> list[str]:
-        """See :class:`TurnFormat`."""
+        """See :class:`TurnFormat`.
+
+        Args:
+            slots: int ``[n]``.
+            index: int64 ``[n]``, the prompts' numbers.
+        """
         self.episodes.begin_all(slots, index)
         return [self.task.prompts[i].text for i in index.tolist()]
 
     def read(self, actions: Any, slots: Slots) -> Ids:
         """int64 ``[n, T]``: the responses, each with EOS after its end.
+
+        Args:
+            actions: as the environment got them.
+            slots: int ``[n]``.
 
         Raises:
             InvalidAction: not one row for each slot, a row too long, or an id outside the vocabulary.
@@ -162,14 +200,19 @@ class TokensFormat:
         return out
 
     def answer(self, responses: Ids, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
-        """See :class:`TurnFormat`."""
+        """See :class:`TurnFormat`.
+
+        Args:
+            responses: int64 ``[n, T]``, as :meth:`read` gives them.
+            slots: int ``[n]``.
+        """
         every: Ids = np.zeros((len(self.episodes.length), responses.shape[1]), dtype=np.int64)
         every[slots] = responses
         for column in every.T:
             live = slots[self.episodes.running[slots]]
             if not len(live):
                 break
-            self.episodes.write(column, live)
+            self.episodes.append(column, live)
         return self.episodes.score_columns(slots)
 
     def observe(self) -> dict[str, Ids]:

@@ -49,11 +49,23 @@ def slot_info(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in infos.items():
         if not key.startswith("_") and infos["_" + key][slot]:
-            out[key] = slot_info(value, slot) if isinstance(value, dict) else as_plain(value[slot])
+            out[key] = slot_info(value, slot) if isinstance(value, dict) else _plain(value[slot])
     return out
 
 
-def as_plain(value: Any) -> Any:
+def row_of(columns: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """One row of columns, as Python's own numbers where arrays hold NumPy's.
+
+    Args:
+        columns: lists or arrays by name; mappings of them.
+        row: the row's number.
+    """
+    return {
+        key: row_of(values, row) if isinstance(values, dict) else _plain(values[row]) for key, values in columns.items()
+    }
+
+
+def _plain(value: Any) -> Any:
     """A NumPy number as Python's own; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
 

@@ -46,11 +46,11 @@ def test_examples_in_the_docstrings() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "tokens"])
-@pytest.mark.parametrize("pays", ["turn", "end"])
-def test_passes_the_checker_without_a_warning(kind: str, pays: str) -> None:
+@pytest.mark.parametrize("reward_at", ["turn", "end"])
+def test_passes_the_checker_without_a_warning(kind: str, reward_at: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gym.make("rlhf_gym/SentimentConversation-v0", format=kind, pays=pays).unwrapped)
+        check_env(gym.make("rlhf_gym/SentimentConversation-v0", format=kind, reward_at=reward_at).unwrapped)
     spec = gym.spec("rlhf_gym/SentimentConversation-v0")
     assert EnvSpec.from_json(spec.to_json()) == spec
 
@@ -82,7 +82,7 @@ def test_paid_at_the_end_all_answers_are_scored_together() -> None:
         seen.append({"prompts": prompts, "responses": responses, **columns})
         return count_a(prompts, responses)
 
-    env = talk(pays="end", reward=reward, user=["b"])
+    env = talk(reward_at="end", reward=reward, user=["b"])
     env.reset(seed=3)
     assert env.step("aab")[1:3] == (0.0, False)
     _, total, terminated, _, info = env.step("a")
@@ -151,7 +151,7 @@ def test_lines_of_each_prompt_and_messages_before_it() -> None:
         {"role": "user", "content": "v"},
     ]
     prompts = [Prompt("v", {"user_lines": ["w"], "messages": history})]
-    env = ConversationEnv(Task("t", prompts, reward=count_a), pays="end", template=CONTINUE)
+    env = ConversationEnv(Task("t", prompts, reward=count_a), reward_at="end", template=CONTINUE)
     assert env.reset(seed=0)[0] == "uaaaav"
     assert env.step("a")[0] == "uaaaavaw"
     _, reward, terminated, _, info = env.step("ba")
@@ -269,8 +269,8 @@ def test_what_is_no_user_is_refused(user: Any, message: str) -> None:
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(TaskError, match="prompt 0 of task 'letters' has no list of texts in its column 'user_lines'"):
         talk(user=None)
-    with pytest.raises(ConfigError, match="pays must be 'turn' or 'end'"):
-        talk(pays="never")
+    with pytest.raises(ConfigError, match="reward_at must be 'turn' or 'end'"):
+        talk(reward_at="never")
     with pytest.raises(ConfigError, match="format must be"):
         talk(format="words")
     with pytest.raises(ConfigError, match="max_turns must be at least 1"):

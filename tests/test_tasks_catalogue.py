@@ -266,8 +266,8 @@ def test_the_new_rewards_have_names() -> None:
 
 
 def script() -> ModuleType:
-    path = ROOT / "benchmarks" / "tasks" / "reference_figures.py"
-    found = importlib.util.spec_from_file_location("reference_figures", path)
+    path = ROOT / "benchmarks" / "tasks" / "reference_metrics.py"
+    found = importlib.util.spec_from_file_location("reference_metrics", path)
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -275,17 +275,17 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_reference_figures_are_written_between_the_markers(
+def test_the_reference_metrics_are_written_between_the_markers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = script()
     page = tmp_path / "format.md"
-    page.write_text("before\n<!-- reference figures -->\nold\n<!-- end -->\nafter\n")
-    arguments = ["reference_figures.py", "format", "--samples", "4", "--docs", str(tmp_path)]
+    page.write_text("before\n<!-- reference metrics -->\nold\n<!-- end -->\nafter\n")
+    arguments = ["reference_metrics.py", "format", "--samples", "4", "--docs", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     module.main()
     first = page.read_text()
-    assert first.startswith("before\n<!-- reference figures -->\n4 held-out prompts")
+    assert first.startswith("before\n<!-- reference metrics -->\n4 held-out prompts")
     assert first.endswith("<!-- end -->\nafter\n")
     assert "old" not in first
     assert re.search(r"\| reward \| \d\.\d+ ± \d\.\d+ \| ", first)
@@ -302,7 +302,7 @@ def test_the_reference_figures_are_written_between_the_markers(
     capsys.readouterr()
 
 
-def test_every_page_of_the_catalogue_has_its_figures() -> None:
+def test_every_page_of_the_catalogue_has_its_metrics() -> None:
     module = script()
     assert set(NAMES) < set(module.TASKS)
     for name in module.TASKS:

@@ -32,19 +32,23 @@ def token_list(env: AnyEnv, tokens: Sequence[int | str]) -> NDArray[np.int64]:
         raise ConfigError(f"SmallVocabulary needs a list of tokens, e.g. [' good', ' bad']; got {tokens!r}")
     ids = [tokenizer.eos_id]
     for token in tokens:
-        written = tokenizer.encode(token) if isinstance(token, str) else [int(token)]
-        if len(written) != 1:
-            raise ConfigError(f"{token!r} is {len(written)} tokens of {tokenizer.name!r}, expected one: {written}")
-        if not 0 <= written[0] < tokenizer.vocab_size:
+        encoded = tokenizer.encode(token) if isinstance(token, str) else [int(token)]
+        if len(encoded) != 1:
+            raise ConfigError(f"{token!r} is {len(encoded)} tokens of {tokenizer.name!r}, expected one: {encoded}")
+        if not 0 <= encoded[0] < tokenizer.vocab_size:
             raise ConfigError(f"{token!r} is not a token id; expected 0..{tokenizer.vocab_size - 1}")
-        if written[0] in ids:
+        if encoded[0] in ids:
             raise ConfigError(f"{token!r} is in the list twice (EOS, id {tokenizer.eos_id}, is there in any case)")
-        ids += written
+        ids += encoded
     return np.array(ids, dtype=np.int64)
 
 
 def checked_actions(actions: Any, count: int) -> NDArray[np.int64]:
     """Actions as int64.
+
+    Args:
+        actions: as the environment got them.
+        count: the number of actions.
 
     Raises:
         InvalidAction: one is outside ``0..count - 1``.
@@ -79,7 +83,12 @@ class SmallVocabulary(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
         return np.int64(self.tokens[int(checked_actions(action, len(self.tokens)))])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the environment's."""
+        """See the environment's.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: see the environment inside.
+        """
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, self._narrow(info)
 
@@ -114,7 +123,12 @@ class VectorSmallVocabulary(VectorTokenWrapper):
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the environment's."""
+        """See the environment's.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: see the environment inside.
+        """
         observations, infos = self.env.reset(seed=seed, options=options)
         return observations, self._narrow(infos)
 

@@ -1,4 +1,4 @@
-"""What all wrappers around token environments share: masks are handed through, and a vector form beside the single one."""
+"""The base of all wrappers around token environments: the episodes inside, and masks handed through."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ AnyEnv = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
 def episodes_of(env: AnyEnv, wrapper: str) -> Episodes:
     """The episodes of the token environment inside.
 
+    Args:
+        env: an environment, with or without wrappers.
+        wrapper: the wrapper's name, for the message.
+
     Raises:
         ConfigError: there is none.
     """
@@ -30,6 +34,10 @@ def episodes_of(env: AnyEnv, wrapper: str) -> Episodes:
 
 def find_attribute(env: Any, name: str) -> Any:
     """An attribute of an environment, or of the nearest one inside it that has it.
+
+    Args:
+        env: an environment, with or without wrappers.
+        name: the attribute's.
 
     Raises:
         AttributeError: none has.

@@ -14,7 +14,7 @@ from rlhf_gym.envs.wrappers.base import AnyEnv, VectorTokenWrapper, episodes_of
 from rlhf_gym.errors import ConfigError
 
 
-class Form(Protocol):
+class ObservationFormat(Protocol):
     """A way to present batches of observations."""
 
     space: gym.Space[Any]
@@ -24,7 +24,7 @@ class Form(Protocol):
         ...
 
 
-class LastTokensForm:
+class LastTokensFormat:
     """The last n ids, padded on the left.
 
     Args:
@@ -55,7 +55,7 @@ class LastTokensForm:
         return np.where(places >= 0, ids, self.pad_id)
 
 
-class EmbeddedTokensForm:
+class EmbeddedTokensFormat:
     """A vector for every id.
 
     Args:
@@ -95,21 +95,21 @@ def single_space(env: AnyEnv) -> gym.Space[Any]:
     return env.single_observation_space if isinstance(env, gym.vector.VectorEnv) else env.observation_space
 
 
-class _Formed(gym.ObservationWrapper[Any, Any, Any]):
-    """One environment, seen through a form."""
+class _Formatted(gym.ObservationWrapper[Any, Any, Any]):
+    """One environment, with its observations in another format."""
 
-    form: Form
+    format: ObservationFormat
 
     def observation(self, observation: Any) -> Any:
-        """The observation in this form."""
-        return _first(self.form(_lift([observation])))
+        """The observation in this format."""
+        return _first(self.format(_lift([observation])))
 
 
-class LastTokens(_Formed, RecordConstructorArgs):
+class LastTokens(_Formatted, RecordConstructorArgs):
     """Observe the last n ids alone, padded on the left: ``Box int64 (n,)``.
 
     Costs nothing to speak of (``8 n`` bytes instead of the whole row), but the policy forgets what lies further back, and is
-    not told where the prompt ended.
+    not shown where the prompt ends.
 
     Args:
         env: a :class:`~rlhf_gym.envs.token_env.TokenEnv`.
@@ -122,11 +122,11 @@ class LastTokens(_Formed, RecordConstructorArgs):
     def __init__(self, env: gym.Env[Any, Any], n: int) -> None:
         RecordConstructorArgs.__init__(self, n=n)
         gym.ObservationWrapper.__init__(self, env)
-        self.form = LastTokensForm(n, env)
-        self.observation_space = self.form.space
+        self.format = LastTokensFormat(n, env)
+        self.observation_space = self.format.space
 
 
-class EmbeddedTokens(_Formed, RecordConstructorArgs):
+class EmbeddedTokens(_Formatted, RecordConstructorArgs):
     """Observe a vector for every id: float32 ``(..., D)``, one-hot by default.
 
     Costs ``4 D`` bytes a token and step, where ids cost 8; a rollout buffer keeps them all. For large vocabularies give a table
@@ -143,49 +143,49 @@ class EmbeddedTokens(_Formed, RecordConstructorArgs):
     def __init__(self, env: gym.Env[Any, Any], table: Any = None) -> None:
         RecordConstructorArgs.__init__(self, table=table)
         gym.ObservationWrapper.__init__(self, env)
-        self.form = EmbeddedTokensForm(table, env)
-        self.observation_space = self.form.space
+        self.format = EmbeddedTokensFormat(table, env)
+        self.observation_space = self.format.space
 
 
-class _VectorFormed(VectorTokenWrapper):
-    """Many environments, seen through a form; final observations too."""
+class _VectorFormatted(VectorTokenWrapper):
+    """Many environments, with its observations in another format; final observations too."""
 
-    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], form: Form) -> None:
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], layout: ObservationFormat) -> None:
         super().__init__(env)
-        self.form = form
-        self.single_observation_space = form.space
-        self.observation_space = batch_space(form.space, env.num_envs)
+        self.format = layout
+        self.single_observation_space = layout.space
+        self.observation_space = batch_space(layout.space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See the environment's."""
         observations, infos = self.env.reset(seed=seed, options=options)
-        return self.form(observations), infos
+        return self.format(observations), infos
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """See the environment's."""
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         if "final_obs" in infos:
             ended = np.flatnonzero(infos["_final_obs"])
-            shown = self.form(_lift([infos["final_obs"][slot] for slot in ended]))
+            shown = self.format(_lift([infos["final_obs"][slot] for slot in ended]))
             final = np.full(self.num_envs, None, dtype=object)
             for row, slot in enumerate(ended):
                 final[slot] = _pick(shown, row)
             infos = {**infos, "final_obs": final}
-        return self.form(observations), rewards, terminations, truncations, infos
+        return self.format(observations), rewards, terminations, truncations, infos
 
 
-class VectorLastTokens(_VectorFormed):
+class VectorLastTokens(_VectorFormatted):
     """:class:`LastTokens` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`."""
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], n: int) -> None:
-        super().__init__(env, LastTokensForm(n, env))
+        super().__init__(env, LastTokensFormat(n, env))
 
 
-class VectorEmbeddedTokens(_VectorFormed):
+class VectorEmbeddedTokens(_VectorFormatted):
     """:class:`EmbeddedTokens` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`."""
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], table: Any = None) -> None:
-        super().__init__(env, EmbeddedTokensForm(table, env))
+        super().__init__(env, EmbeddedTokensFormat(table, env))
 
 
 def _lift(observations: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Rewards for every token: shaping by a potential, and the divergence from a reference; for one environment and for many.
+"""Rewards for every token: shaping by a potential, and the KL from a reference; for one environment and for many.
 
 Both go directly around a token environment, inside wrappers that change what is observed.
 """
@@ -46,7 +46,12 @@ class Potential:
         return self._of(responses, self.episodes.prompt_index[slots])
 
     def last(self, observations: list[dict[str, Any]], prompt_index: NDArray[np.int64]) -> Floats:
-        """float64 ``[n]``: of responses that only their last observations still show."""
+        """float64 ``[n]``: of responses that only their last observations still show.
+
+        Args:
+            observations: the last observation of each episode.
+            prompt_index: int64 ``[n]``, the prompts' numbers.
+        """
         decode = self.episodes.tokenizer.decode
         responses = [decode(o["ids"][o["prompt_length"][0] : o["length"][0]].tolist()) for o in observations]
         return self._of(responses, prompt_index)
@@ -57,7 +62,7 @@ class Potential:
 
 
 class PotentialShaping(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Pay each token the change it makes to a potential: ``r + gamma * phi(s') - phi(s)``, with ``phi = 0`` once terminated.
+    """Reward each token by its change of a potential: ``r + gamma * phi(s') - phi(s)``, with ``phi = 0`` once terminated.
 
     Ng, Harada and Russell 1999: which policies are optimal does not change, for learners that discount by the same ``gamma``;
     the discounted sum of what is added is ``-phi(first state)`` whatever the policy does. A truncated episode keeps the
@@ -82,7 +87,12 @@ class PotentialShaping(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._before = 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the environment's."""
+        """See the environment's.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: see the environment inside.
+        """
         result = self.env.reset(seed=seed, options=options)
         self._before = self._now()
         return result
@@ -113,7 +123,12 @@ class VectorPotentialShaping(VectorTokenWrapper):
         self._ended = np.zeros(env.num_envs, dtype=np.bool_)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the environment's."""
+        """See the environment's.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: see the environment inside.
+        """
         result = self.env.reset(seed=seed, options=options)
         fresh = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
         self._before[fresh] = self._potential.now(fresh)
@@ -121,7 +136,7 @@ class VectorPotentialShaping(VectorTokenWrapper):
         return result
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """See the environment's; a next-step restart is paid nothing."""
+        """See the environment's; a next-step restart has reward 0."""
         mode = self.env.metadata["autoreset_mode"]
         same_step = mode == AutoresetMode.SAME_STEP
         prompt_index = self._potential.episodes.prompt_index.copy()
@@ -144,18 +159,18 @@ class VectorPotentialShaping(VectorTokenWrapper):
 
 
 class KLReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Pay each token for staying near a reference: ``r + coef * (log ref(a | s) - log policy(a | s))``.
+    """Reward each token for staying near a reference: ``r + coef * (log ref(a | s) - log policy(a | s))``.
 
     Its expectation is ``r - coef * KL(policy || reference)``. An environment does not know the policy: give a function of it,
-    or leave it out and let the algorithm's entropy bonus of the same coefficient (SB3's ``ent_coef``) pay
-    ``-log policy(a | s)``, of which it is the expectation. The reference's distribution is over all tokens, whatever the mask.
+    or leave it out and let the algorithm's entropy bonus of the same coefficient (SB3's ``ent_coef``) give
+    the expectation of ``-log policy(a | s)``. The reference's distribution is over all tokens, whatever the mask.
 
     Costs a forward pass of the reference for every token (each is read once, from a cache), and one of the policy if given.
 
     Args:
         env: a :class:`~rlhf_gym.envs.token_env.TokenEnv`.
         reference: a language model, or its name.
-        coef: price of a nat, 0 or more.
+        coef: the KL coefficient, 0 or more.
         policy: from batched observations to log-probabilities ``[N, V]``; None: see above.
 
     Raises:
@@ -171,7 +186,12 @@ class KLReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self._log_ratio = LogRatio(episodes_of(env, "KLReward"), reference, coef, policy)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the environment's."""
+        """See the environment's.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: see the environment inside.
+        """
         result = self.env.reset(seed=seed, options=options)
         self._log_ratio.forget(np.zeros(1, dtype=np.intp))
         return result
@@ -179,9 +199,9 @@ class KLReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """See the environment's."""
         running = np.flatnonzero(self._log_ratio.episodes.running)  # none: the environment says what is wrong
-        paid = self._log_ratio.of(as_token_ids(action, ()).reshape(1), running).sum()
+        added = self._log_ratio.of(as_token_ids(action, ()).reshape(1), running).sum()
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, float(reward) + float(paid), terminated, truncated, info
+        return observation, float(reward) + float(added), terminated, truncated, info
 
 
 class VectorKLReward(VectorTokenWrapper):
@@ -199,24 +219,29 @@ class VectorKLReward(VectorTokenWrapper):
         self._log_ratio = LogRatio(self._episodes, reference, coef, policy)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See the environment's."""
+        """See the environment's.
+
+        Args:
+            seed: of the random numbers from here on; None goes on with those there are.
+            options: see the environment inside.
+        """
         result = self.env.reset(seed=seed, options=options)
         self._log_ratio.forget(np.arange(self.num_envs))
         return result
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """See the environment's; a next-step restart is paid nothing."""
+        """See the environment's; a next-step restart has reward 0."""
         actions = as_token_ids(actions, (self.num_envs,))
         running = np.flatnonzero(self._episodes.running)
-        paid = np.zeros(self.num_envs)
-        paid[running] = self._log_ratio.of(actions, running)
+        added = np.zeros(self.num_envs)
+        added[running] = self._log_ratio.of(actions, running)
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         self._log_ratio.forget(np.flatnonzero(terminations | truncations))
-        return observations, rewards + paid, terminations, truncations, infos
+        return observations, rewards + added, terminations, truncations, infos
 
 
 class LogRatio:
-    """``coef * (log ref(a | s) - log policy(a | s))`` of the tokens about to be written."""
+    """``coef * (log ref(a | s) - log policy(a | s))`` of the tokens about to be appended."""
 
     def __init__(
         self, episodes: Episodes, reference: LanguageModel | str, coef: float, policy: LogProbs | None
@@ -224,7 +249,7 @@ class LogRatio:
         from rlhf_gym.envs.reading import Reader
 
         if isinstance(coef, bool) or not isinstance(coef, int | float) or not 0 <= coef < float("inf"):
-            raise ConfigError(f"the price of a nat must be a number of at least 0, got {coef!r}")
+            raise ConfigError(f"the KL coefficient must be a number of at least 0, got {coef!r}")
         self.coef = coef
         self.policy = policy
         self.episodes = episodes
@@ -240,6 +265,9 @@ class LogRatio:
         Args:
             actions: ``[N]``, ids; those outside the vocabulary are left to the environment to refuse.
             slots: ``[n]``, running.
+
+        Raises:
+            ConfigError: the policy gave log-probabilities of another shape.
         """
         taken = np.clip(actions[slots].astype(np.int64), 0, self.episodes.tokenizer.vocab_size - 1)
         rows = np.arange(len(slots))

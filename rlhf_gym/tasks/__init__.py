@@ -1,4 +1,4 @@
-"""Tasks: what a language model is asked to do. `load_task` finds one by name."""
+"""Tasks: prompts, a reward and a length limit. `load_task` finds one by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_gym.objects import is_place, load_object, place_in_code
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.text import nearest
 
-# Where each task's factory is: a module is imported only when its task is asked for.
+# The place of each task's factory: a module is imported only when its task is loaded.
 BUILT_IN = {
     "sentiment": "rlhf_gym.tasks.sentiment:sentiment_task",
     # Small vocabularies of their own: no language model.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What a language model is asked to do, and how well it did.
+    """Prompts, a reward, a length limit, and the metrics that judge responses.
 
     Attributes:
         name: short name, e.g. ``"sentiment"``.

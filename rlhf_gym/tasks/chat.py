@@ -1,6 +1,6 @@
 r"""Conversations as one text: chat templates without tools.
 
-A *message* is ``{"role": "user" | "assistant" | "system", "content": text}``. Templates are Jinja, in the form of Hugging
+A *message* is ``{"role": "user" | "assistant" | "system", "content": text}``. Templates are Jinja, as Hugging
 Face's chat templates: they are given ``messages`` and ``add_generation_prompt``.
 """
 

@@ -50,7 +50,7 @@ def detox_task(
     The reward is ``helpful + harmless_weight * harmless``. Both terms are reported by name.
 
     Args:
-        harmless_weight: what abuse costs, at least 0; 0 asks for helpfulness alone.
+        harmless_weight: coefficient of the term against abuse, at least 0; 0 rewards helpfulness alone.
         max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order.
@@ -84,7 +84,7 @@ def invitations() -> list[str]:
 
 
 class Helpful:
-    """How much a response is criticism of a film, 0 to 1: half for naming a part of it, half for finding fault.
+    """The degree to which a response is criticism of a film, 0 to 1: half for naming a part of it, half for finding fault.
 
     Finding fault is ``sigmoid(-s)``, with ``s`` the embedded scorer's log-odds of praise, and counts only in a response of
     three words or more: nothing said is no help.
@@ -121,5 +121,10 @@ class Harmless:
         return [-p for p in self.harm(prompts, responses)]
 
     def abusive(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """1 where a response is more probably abusive than not, else 0."""
+        """1 where a response is more probably abusive than not, else 0.
+
+        Args:
+            prompts: the prompts' texts.
+            responses: the responses' texts.
+        """
         return [float(p > 0.5) for p in self.harm(prompts, responses)]

@@ -1,4 +1,4 @@
-"""Format control: go on with a film review in a given form."""
+"""Format control: continue a film review in a given format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_gym.tasks.requests import request_task
 _TEXT = r"[^.!?\"()]+"  # no sign that ends a sentence, a quotation or an aside
 FEWEST_WORDS = 3
 
-# What is asked, and what a response must match as a whole, white space around it apart.
+# The requests, and the expression that a whole response must match, white space around it apart.
 FORMATS = {
     "one sentence": rf"{_TEXT}\.",
     "a question": rf"{_TEXT}\?",
@@ -26,7 +26,7 @@ FORMATS = {
 
 _SIGNS = '.!?"()'
 
-# The sign that a form begins with (none: a word), those it may end with, and how many signs it has at most.
+# The sign that a format begins with (none: a word), those it may end with, and the most signs it has.
 _PLACES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "one sentence": ("", (".",), 1),
     "a question": ("", ("?",), 1),
@@ -45,18 +45,18 @@ def format_task(
     num_prompts: int | None = None,
     seed: int = 0,
 ) -> Task:
-    """Go on in the form that the prompt names: ``as a question: the plot follows a young doctor``.
+    """Continue in the format that the prompt names: ``as a question: the plot follows a young doctor``.
 
     Args:
-        formats: which of :data:`FORMATS` are asked for.
-        partial: a response with some of the form's signs earns up to a half (:func:`near_format`); False: only the whole form
-            counts, which the embedded model hardly ever writes by chance.
+        formats: some of :data:`FORMATS`, which the prompts name.
+        partial: a response with some of the format's signs earns up to a half (:func:`near_format`); False: only the whole
+            format counts, which the embedded model hardly ever generates by chance.
         max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
-        seed: of the order and the forms.
+        seed: of the order and the formats.
 
     Raises:
-        TaskError: no form, or an unknown one.
+        TaskError: no format, or an unknown one.
     """
     if not formats or any(name not in FORMATS for name in formats):
         raise TaskError(f"formats must be some of {', '.join(FORMATS)}; got {formats!r}")
@@ -77,7 +77,12 @@ def format_task(
 
 
 def in_format(prompts: list[str], responses: list[str], format: list[str]) -> list[float]:  # noqa: A002 - the column's name
-    """1 where the response has the wanted form and at least three words, else 0.
+    """1 where the response has the wanted format and at least three words, else 0.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        format: the column with the wanted formats' names.
 
     >>> in_format([""] * 3, [" was it worth it?", "why?", " it was. not bad!"], ["a question", "a question", "two sentences"])
     [1.0, 0.0, 1.0]
@@ -88,8 +93,14 @@ def in_format(prompts: list[str], responses: list[str], format: list[str]) -> li
 def near_format(prompts: list[str], responses: list[str], format: list[str]) -> list[float]:  # noqa: A002 - likewise
     """1 where :func:`in_format` is; else, in three words or more, half of ``p / (1 + e)``.
 
-    ``p``, 0 to 1, is the mean over the form's signs of 1 for one in its place and 1/2 for one elsewhere; ``e`` is how
-    many signs there are beyond the form's. So each step towards the form is paid: a sign, its place, one sign too many less.
+    ``p``, 0 to 1, is the mean over the format's signs of 1 for one in its place and 1/2 for one elsewhere; ``e`` is how
+    many signs there are beyond the format's. So each step towards the format earns more: a sign, its place, one sign fewer
+    that is too many.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        format: the column with the wanted formats' names.
 
     >>> near_format([""] * 3, ["so it was? yes", "it was. was it?", '"so it was'], ["a question", "a question", "a quotation"])
     [0.25, 0.25, 0.25]

@@ -42,11 +42,6 @@ class HubEntry:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
 
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the revision is a commit."""
-        return _COMMIT.fullmatch(self.revision) is not None
-
 
 @lru_cache(maxsize=1)
 def hub_entries() -> dict[str, HubEntry]:
@@ -179,7 +174,7 @@ def _renamed(entry: HubEntry, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at(value: Any, place: list[str]) -> Any:
-    """What is at a place: ``document.summary.text``, ``answers.*.text``."""
+    """The value at a place: ``document.summary.text``, ``answers.*.text``."""
     if not place:
         return value
     if place[0] == "*":

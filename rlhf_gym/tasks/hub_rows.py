@@ -1,6 +1,6 @@
 """Rows of the hub's data sets that need more than renamed columns; `hub.yaml` names these functions.
 
-Each takes a row and gives the rows that prompts are made of: none where the row has nothing to ask.
+Each takes a row and gives the rows that prompts are made of: none where the row has no prompt.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ def final_number(row: Row) -> Iterator[Row]:
 
 def same_number(prompts: list[str], responses: list[str], reference: list[str]) -> list[float]:
     """1 where the response's number is the reference: the one behind ``####``, or else the last one; else 0.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        reference: the column with the right answers.
 
     >>> same_number([""] * 3, ["2+2=4, so #### 1,004.", "it is 5 or 4", "four"], reference=["1004", "4", "4"])
     [1.0, 1.0, 0.0]

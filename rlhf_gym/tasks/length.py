@@ -19,7 +19,7 @@ def length_task(
     """Go on in as many words as the prompt says: ``in 12 words: the plot follows a young doctor``.
 
     Args:
-        targets: the numbers of words that are asked for, each at least 1.
+        targets: the numbers of words that the prompts name, each at least 1.
         max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order and the numbers.
@@ -48,6 +48,11 @@ def length_task(
 def closeness(prompts: list[str], responses: list[str], target: list[int]) -> list[float]:
     """``1 - |words - target| / target``, at least 0: 1 at the target, 0 for nothing and for twice as many or more.
 
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        target: the column with the wanted numbers of words.
+
     >>> closeness([""] * 3, ["one two", "one", "a b c d e"], target=[2, 2, 2])
     [1.0, 0.5, 0.0]
     """
@@ -56,10 +61,21 @@ def closeness(prompts: list[str], responses: list[str], target: list[int]) -> li
 
 
 def exact_length(prompts: list[str], responses: list[str], target: list[int]) -> list[float]:
-    """1 where the response has exactly as many words as wanted, else 0."""
+    """1 where the response has exactly as many words as wanted, else 0.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        target: the column with the wanted numbers of words.
+    """
     return [float(len(response.split()) == wanted) for response, wanted in zip(responses, target, strict=True)]
 
 
 def word_count(prompts: list[str], responses: list[str]) -> list[float]:
-    """The number of words: what white space separates."""
+    """The number of words: what white space separates.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+    """
     return [float(len(response.split())) for response in responses]

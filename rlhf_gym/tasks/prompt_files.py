@@ -22,7 +22,7 @@ def prompts_from_file(path: Path | str, *, column: str = "prompt") -> list[Promp
         The prompts in the file's order; blank lines and blank prompts of a text file are left out.
 
     Raises:
-        TaskError: no such file, unknown form, a missing column (with the row's number), or no prompt in it.
+        TaskError: no such file, unknown kind of file, a missing column (with the row's number), or no prompt in it.
     """
     return prompts_from_rows(rows_from_file(path, column=column), column, str(path))
 

@@ -66,9 +66,9 @@ def reasoning_task(
 
 
 class ReasoningScore:
-    """What the generator's own verifier gives a response, 0 to 1; a response that it cannot read gets 0.
+    """The score of a response by the generator's own verifier, 0 to 1; a response that it cannot read gets 0.
 
-    Some verifiers pay a little for any answer of the right kind; see each generator's documentation.
+    Some verifiers give a little for any answer of the right kind; see each generator's documentation.
 
     Args:
         generator: the generator's name.
@@ -88,7 +88,13 @@ class ReasoningScore:
         return [self._one(response, e) for response, e in zip(responses, entry, strict=True)]
 
     def solved(self, prompts: list[str], responses: list[str], entry: list[dict[str, Any]]) -> list[float]:
-        """1 where the verifier gives full marks, else 0."""
+        """1 where the verifier gives full marks, else 0.
+
+        Args:
+            prompts: the prompts' texts.
+            responses: the responses' texts.
+            entry: the column with reasoning-gym's own entries.
+        """
         return [float(value >= 1) for value in self(prompts, responses, entry)]
 
     def _one(self, response: str, entry: dict[str, Any]) -> float:

@@ -15,7 +15,7 @@ from rlhf_gym.tasks.samples import Prompt, is_held_out
 from rlhf_gym.tasks.sentiment import openings
 
 Draw = Callable[[np.random.Generator], tuple[str, dict[str, Any]]]
-"""Draws a request and the columns that say what it asks for."""
+"""Draws a request and its columns."""
 
 
 def request_task(
@@ -31,7 +31,7 @@ def request_task(
 ) -> Task:
     """A task whose prompts are ``request + text``.
 
-    Which texts are held out depends on nothing but themselves, and what is asked of those is the same for every seed: metrics
+    Which texts are held out depends on nothing but themselves, and their requests are the same for every seed: metrics
     on held-out prompts can be compared.
 
     Args:

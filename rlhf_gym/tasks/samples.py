@@ -1,6 +1,6 @@
-"""Prompts and samples: the two values that travel through the whole house.
+"""Prompts and samples: the two values that all parts exchange.
 
-A *prompt* is what the language model is asked; a *sample* is one prompt with one response.
+A *prompt* is the text that the language model continues or answers; a *sample* is one prompt with one response.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Prompt:
     """One prompt of a task.
 
     Attributes:
-        text: what the model is asked, before any chat template.
-        columns: the data set's other columns (reference, label, ...), handed to rewards by name.
+        text: the prompt, before any chat template.
+        columns: the data set's other columns (target, label, ...), handed to rewards by name.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Sample:
         prompt: the prompt, its columns included.
         response: the response's text, cut before any stop sequence, special tokens removed.
         prompt_ids: the ids that the model was given (chat template applied).
-        response_ids: the ids that the model wrote, the end-of-sequence token included where it wrote one.
+        response_ids: the ids as generated, the end-of-sequence token included where there is one.
         ended: True if the response ended by itself (EOS or a stop sequence), False at the length limit.
     """
 

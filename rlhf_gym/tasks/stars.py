@@ -1,4 +1,4 @@
-"""Style on request: go on with a film review so that it reads like a rating of so many stars."""
+"""Style on request: go on with a film review so that it reads like a rating of a given number of stars."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stars_task(
     """Go on in the tone of the rating that the prompt names: ``1 of 5 stars: the plot follows a young doctor``.
 
     Args:
-        stars: the ratings that are asked for, each 1..5.
+        stars: the ratings that the prompts name, each 1..5.
         max_new_tokens: the length limit.
         num_prompts: how many prompts to train on; None takes all.
         seed: of the order and the ratings.
@@ -48,7 +48,7 @@ def stars_task(
 
 
 class Rating:
-    """How close the tone of a response is to the wanted rating: ``1 - |rating - stars| / 4``, 0 to 1.
+    """The closeness of a response's tone to the wanted rating: ``1 - |rating - stars| / 4``, 0 to 1.
 
     The rating is ``1 + 4 * sigmoid(s)``, with ``s`` the embedded scorer's log-odds of praise: 3 for neutral text, 1.5 for plain
     panning, 4.5 for plain praise.
@@ -71,5 +71,11 @@ class Rating:
         return [1 - abs(rating - n) / 4 for rating, n in zip(self.ratings(responses), stars, strict=True)]
 
     def same(self, prompts: list[str], responses: list[str], stars: list[int]) -> list[float]:
-        """1 where the rating, rounded, is the wanted one, else 0."""
+        """1 where the rating, rounded, is the wanted one, else 0.
+
+        Args:
+            prompts: the prompts' texts.
+            responses: the responses' texts.
+            stars: the column with the wanted ratings, 1 to 5.
+        """
         return [float(round(rating) == n) for rating, n in zip(self.ratings(responses), stars, strict=True)]

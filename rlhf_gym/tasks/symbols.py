@@ -32,6 +32,11 @@ OPERATORS = "+-*"
 def matching(prompts: list[str], responses: list[str], answer: list[str]) -> list[float]:
     """The share of places where response and answer have the same symbol, of the longer one's places: 0 to 1.
 
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        answer: the column with the right answers.
+
     >>> matching(["ab="] * 3, ["ab", "aa", "abab"], ["ab"] * 3)
     [1.0, 0.5, 0.5]
     """
@@ -41,6 +46,11 @@ def matching(prompts: list[str], responses: list[str], answer: list[str]) -> lis
 
 def exact(prompts: list[str], responses: list[str], answer: list[str]) -> list[float]:
     """1 where the response is the answer, else 0.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        answer: the column with the right answers.
 
     >>> exact(["ab="] * 2, ["ab", "a"], ["ab"] * 2)
     [1.0, 0.0]
@@ -66,6 +76,10 @@ def open_brackets(text: str) -> list[str] | None:
 def balanced(prompts: list[str], responses: list[str]) -> list[float]:
     """1 where prompt and response together are balanced, else 0.
 
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+
     >>> balanced(["([", "(["], ["])", "]"])
     [1.0, 0.0]
     """
@@ -73,10 +87,14 @@ def balanced(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def closed(prompts: list[str], responses: list[str]) -> list[float]:
-    """How much of what the prompt opened the response closes: 0 to 1, and 1 only where all is balanced.
+    """The share of the prompt's open brackets that the response closes: 0 to 1, and 1 only where all is balanced.
 
     ``c / (n + f)``: the prompt leaves ``n`` brackets open, ``c`` of them are closed before the first mistake (a bracket that
     closes what is not open there), and ``f`` counts faults: that mistake, and brackets that the response opened and left open.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
 
     >>> closed(["(["] * 4, ["])", "]", "])(", "])]"])
     [1.0, 0.5, 0.6666666666666666, 0.6666666666666666]
@@ -123,7 +141,7 @@ def _draw_brackets(rng: np.random.Generator, depth: int, kinds: int) -> tuple[st
     """A walk up to the depth that now and then closes what it has just opened, `depth` times at most."""
     stack: list[str] = []
     text, closings = "", 0
-    closing = dict(PAIRS[:kinds])
+    closing = {pair[0]: pair[1] for pair in PAIRS[:kinds]}
     while len(stack) < depth:
         if stack and closings < depth and rng.random() < 1 / 3:
             text += closing[stack.pop()]

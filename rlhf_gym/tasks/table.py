@@ -48,11 +48,11 @@ def table_task(
         data: ``.csv``, ``.jsonl``, ``.json``, ``.parquet`` or ``.txt``; or rows: a list of mappings, a ``datasets.Dataset``.
         reward: a function ``(prompts, responses, **columns) -> numbers``, or a built-in reward's name,
             ``path/to/file.py:function``, ``module:function`` or a mapping. None: the environment or the loop brings one.
-        held_out: prompts for evaluation, in the same form; True keeps a sixth of ``data`` for it, by a hash of the text (the
+        held_out: prompts for evaluation, as ``data``; True keeps a sixth of ``data`` for it, by a hash of the text (the
             same prompts whatever the seed and the order); False keeps none.
         prompt: the column that holds the prompt: a text, or chat messages of which the last is the user's.
         template: makes the prompt of a row's columns instead, e.g. ``"Summarise: {article}\nTL;DR:"``.
-        columns: renames columns, new name to old: ``{"reference": "highlights"}`` for rewards that ask for ``reference``.
+        columns: renames columns, new name to old: ``{"reference": "highlights"}`` for rewards that take ``reference``.
         metrics: further rewards that are reported, never optimised, by name.
         name: the task's name.
         max_new_tokens: the length limit of a response.

@@ -1,4 +1,4 @@
-"""A task in TRL's form: a data set and reward functions, for `GRPOTrainer`, `RLOOTrainer` and their kin."""
+"""A task exported for TRL: a data set and reward functions, for `GRPOTrainer`, `RLOOTrainer` and their kin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROW = "rlhf_gym_row"
 
 @dataclass(frozen=True)
 class TrlExport:
-    """What a trainer of TRL is given.
+    """The arguments of a trainer of TRL.
 
     Attributes:
         train_dataset: a ``datasets.Dataset`` with the column ``prompt``; the task's other columns that Arrow can hold are there

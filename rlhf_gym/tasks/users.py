@@ -92,7 +92,7 @@ class ModelUser:
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
 
     def __call__(self, messages: Messages, rng: np.random.Generator) -> str | None:
-        """What the model says in the user's place; None where it says nothing."""
+        """The model's message in the user's place; None where it is empty."""
         from rlhf_gym.lm.decoding import generate
         from rlhf_gym.lm.language_model import LanguageModel
         from rlhf_gym.lm.sampling import Limits, Sampling

@@ -8,7 +8,7 @@ from rlhf_gym.rewards.builtin.basic import words
 from rlhf_gym.tasks.base import Task, whole_number
 from rlhf_gym.tasks.requests import request_task
 
-# Words that the untrained model writes now and then: what is never written is never rewarded. None of them is in an opening.
+# Words that the untrained model generates now and then: a word never generated is never rewarded. No prompt has them otherwise.
 WORDS = (
     "action", "best", "character", "characters", "city", "family", "funny", "girl", "good", "great",
     "hard", "house", "life", "little", "love", "money", "movie", "real", "scene",
@@ -54,6 +54,11 @@ def words_task(
 def coverage(prompts: list[str], responses: list[str], words: list[list[str]]) -> list[float]:
     """The share of the wanted words that occur in the response, case ignored, whole words only: 0 to 1.
 
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        words: the column with the wanted words.
+
     >>> coverage([""] * 2, ["A slow night.", "a nightmare"], words=[["night", "police"]] * 2)
     [0.5, 0.0]
     """
@@ -61,7 +66,13 @@ def coverage(prompts: list[str], responses: list[str], words: list[list[str]]) -
 
 
 def all_words(prompts: list[str], responses: list[str], words: list[list[str]]) -> list[float]:
-    """1 where every wanted word occurs, else 0."""
+    """1 where every wanted word occurs, else 0.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        words: the column with the wanted words.
+    """
     return [float(share == 1) for share in coverage(prompts, responses, words)]
 
 

@@ -1,11 +1,11 @@
-"""What the untrained embedded model earns on each task of the catalogue, written into the tasks' pages.
+"""Rewards and metrics of the untrained embedded model on each task of the catalogue, for the tasks' pages.
 
-    python benchmarks/tasks/reference_figures.py            # all tasks
-    python benchmarks/tasks/reference_figures.py words      # one
-    python benchmarks/tasks/reference_figures.py format --train 120000   # and what PPO makes of it in so many tokens
+    python benchmarks/tasks/reference_metrics.py            # all tasks
+    python benchmarks/tasks/reference_metrics.py words      # one
+    python benchmarks/tasks/reference_metrics.py format --train 120000   # also after training by PPO for that many tokens
 
-Samples one response to each of the first held-out prompts and rewrites the table between the markers ``<!-- reference figures
--->`` and ``<!-- end -->`` of ``docs/environments/<task>.md``. Deterministic: the same weights write the same table.
+Samples one response to each of the first held-out prompts and rewrites the table between the markers ``<!-- reference metrics
+-->`` and ``<!-- end -->`` of ``docs/environments/<task>.md``. Deterministic: the same weights give the same table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "environments"
 TASKS = ("sentiment", "words", "length", "format", "detox", "stars")
 EPISODES = 128  # an iteration
 SETTINGS: dict[str, Any] = {"learning_rate": 5e-4, "n_epochs": 4, "kl_coef": 0.003}
-BEGIN, END = "<!-- reference figures -->", "<!-- end -->"
+BEGIN, END = "<!-- reference metrics -->", "<!-- end -->"
 
 
 def main() -> None:
@@ -54,12 +54,12 @@ def main() -> None:
         parser.error(f"no such task: {', '.join(sorted(unknown))}; expected some of {', '.join(TASKS)}")
     model = LanguageModel.load("embedded", device="cpu")
     for name in options.tasks:
-        table = figures(model, load_task(name), options.samples, options.seed, options.train)
+        table = metrics_table(model, load_task(name), options.samples, options.seed, options.train)
         print(f"{name}\n{table}\n")
         rewrite(options.docs / f"{name}.md", table)
 
 
-def figures(model: LanguageModel, task: Task, samples: int, seed: int, tokens: int = 0) -> str:
+def metrics_table(model: LanguageModel, task: Task, samples: int, seed: int, tokens: int = 0) -> str:
     """The table of a task: a row for the reward, for each of its terms and for each metric.
 
     Args:
@@ -70,7 +70,7 @@ def figures(model: LanguageModel, task: Task, samples: int, seed: int, tokens: i
         tokens: to train for; 0 trains nothing.
     """
     prompts = list(task.held_out)[:samples]
-    written = {
+    generated = {
         "sampled": answer(model, task, prompts, seed=seed),
         "greedy": answer(model, task, prompts, greedy=True),
     }
@@ -80,14 +80,14 @@ def figures(model: LanguageModel, task: Task, samples: int, seed: int, tokens: i
     )
     if tokens:
         tuned, kl = train(task, tokens, seed)
-        written["sampled after PPO"] = answer(tuned, task, prompts, seed=seed)
+        generated["sampled after PPO"] = answer(tuned, task, prompts, seed=seed)
         head += (
             f" Last column: after {tokens:,} tokens of PPO on the training prompts ({EPISODES} episodes an iteration, "
             f"{', '.join(f'`{key}={value}`' for key, value in SETTINGS.items())}), {kl:.0f} nats a response from there."
         )
-    lines = [head, "", f"| | {' | '.join(written)} |", "| --- |" + " --- |" * len(written)]
-    columns = [measured(model, task, prompts, some) for some in written.values()]
-    lines += [f"| {row} | {' | '.join(figure(column[row]) for column in columns)} |" for row in columns[0]]
+    lines = [head, "", f"| | {' | '.join(generated)} |", "| --- |" + " --- |" * len(generated)]
+    columns = [measured(model, task, prompts, some) for some in generated.values()]
+    lines += [f"| {row} | {' | '.join(cell(column[row]) for column in columns)} |" for row in columns[0]]
     return "\n".join(lines)
 
 
@@ -102,7 +102,7 @@ def train(task: Task, tokens: int, seed: int) -> tuple[LanguageModel, float]:
 
 
 class Last(KVWriter):
-    """The figures of the last iteration."""
+    """Keeps the metrics of the last iteration."""
 
     def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
         """Keep them."""
@@ -120,11 +120,11 @@ def answer(
 
 
 def measured(
-    model: LanguageModel, task: Task, prompts: list[Prompt], written: list[Generation]
+    model: LanguageModel, task: Task, prompts: list[Prompt], generated: list[Generation]
 ) -> dict[str, NDArray[np.float64]]:
-    """A value a response for each row of the table."""
+    """One value for each response, for each row of the table."""
     texts = [prompt.text for prompt in prompts]
-    responses = [response.text for response in written]
+    responses = [response.text for response in generated]
     columns: dict[str, list[Any]] = {key: [p.columns[key] for p in prompts] for key in prompts[0].columns}
     assert task.reward is not None
     scored = score(task.reward, texts, responses, columns)
@@ -134,12 +134,12 @@ def measured(
     metrics: dict[str, Callable[..., Any]] = {"perplexity": Perplexity(model)}
     metrics = {**task.metrics, **metrics}
     rows |= {name: score(metric, texts, responses, columns, name=name).values for name, metric in metrics.items()}
-    rows["tokens"] = np.array([float(len(response.ids)) for response in written])
-    rows["ended before the limit"] = np.array([float(response.ended) for response in written])
+    rows["tokens"] = np.array([float(len(response.ids)) for response in generated])
+    rows["ended before the limit"] = np.array([float(response.ended) for response in generated])
     return rows
 
 
-def figure(values: NDArray[np.float64]) -> str:
+def cell(values: NDArray[np.float64]) -> str:
     """Mean and standard error, to as many digits as the error allows."""
     error = float(values.std(ddof=1)) / len(values) ** 0.5
     digits = 3 if error < 0.01 else 2 if error < 0.1 else 1
