@@ -2,24 +2,25 @@
 
 The fast path, for environments that only append tokens (``append_only`` is True): :meth:`TokenVecEnv.begin_episodes` gives
 the prompts that a reset would give, the agent decodes whole responses by itself, and :meth:`TokenVecEnv.finish_episodes`
-scores them all with one call (:meth:`TokenVecEnv.end_episodes` leaves the scoring for later). Stepping token by token gives the
-same episodes, only slower.
+scores them all with one call (in two steps: :meth:`TokenVecEnv.end_episodes`, then :meth:`TokenVecEnv.score_ended`).
+Stepping token by token gives the same episodes, only slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Ids, row_of
+from rlhf_gym.envs.episodes import EndedEpisodes, Ids, row_of
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vec_env import VectorVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
+from rlhf_gym.rewards.base import TermReward
 
 WAIT = -1
 """The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
@@ -73,7 +74,7 @@ class TokenVecEnv(VectorVecEnv):
         return self.env.episodes.task.stop
 
     @property
-    def reward(self) -> Callable[..., Any]:
+    def reward(self) -> TermReward:
         """What scores episodes."""
         return self.env.episodes.reward
 
@@ -113,16 +114,14 @@ class TokenVecEnv(VectorVecEnv):
         Returns:
             float32 rewards, and the infos of the ending steps.
         """
-        return self.end_episodes(slots, responses)()
+        return self.score_ended(self.end_episodes(slots, responses))
 
-    def end_episodes(
-        self, slots: Sequence[int], responses: Sequence[Sequence[int]]
-    ) -> Callable[[], tuple[NDArray[np.float32], list[dict[str, Any]]]]:
-        """The same in two steps: write whole responses now, and score them when what is returned is called.
+    def end_episodes(self, slots: Sequence[int], responses: Sequence[Sequence[int]]) -> EndedEpisodes:
+        """Write whole responses and leave the scoring to :meth:`score_ended`.
 
-        The slots' next episodes may begin before that, and it may be called in another thread: see
-        :mod:`rlhf_gym.rewards.service.overlap`. Rewards that learn while they score want batches
-        in the order they were written in.
+        Args:
+            slots: where :meth:`begin_episodes` started the episodes.
+            responses: ids of each response, EOS included where it was written.
         """
         episodes = self.env.episodes
         for slot, response in zip(slots, responses, strict=True):
@@ -130,16 +129,22 @@ class TokenVecEnv(VectorVecEnv):
             episodes.ids[slot, start : start + len(response)] = response
             episodes.length[slot] = start + len(response)
             episodes.running[slot] = False
-        score = episodes.scorer(np.asarray(slots, dtype=np.intp))
+        return episodes.read_ended(np.asarray(slots, dtype=np.intp))
 
-        def scores() -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-            scored, columns = score()
-            infos = [row_of(columns, i) for i in range(len(slots))]
-            for i, info in enumerate(infos):
-                info["episode"] = {"r": float(scored.values[i]), "l": info["response_length"], "t": 0.0}
-            return scored.values.astype(np.float32), infos
+    def score_ended(self, ended: EndedEpisodes) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
+        """Score what :meth:`end_episodes` returned, with one call of the reward.
 
-        return scores
+        The slots' next episodes may begin before that, and it may run in another thread
+        (:mod:`rlhf_gym.rewards.service.overlap`). Adaptive rewards need batches in the order in which they were written.
+
+        Returns:
+            float32 rewards, and the infos of the ending steps.
+        """
+        scored, columns = self.env.episodes.score_ended(ended)
+        infos = [row_of(columns, i) for i in range(len(scored.values))]
+        for i, info in enumerate(infos):
+            info["episode"] = {"r": float(scored.values[i]), "l": info["response_length"], "t": 0.0}
+        return scored.values.astype(np.float32), infos
 
     def state(self) -> dict[str, Any]:
         """Random state, running episodes and what the reward has learnt, as JSON values: what a checkpoint needs."""

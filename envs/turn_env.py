@@ -15,7 +15,8 @@ from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, turn_frame
 from rlhf_gym.envs.text_space import AnyText
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer
-from rlhf_gym.rewards.base import score
+from rlhf_gym.rewards.base import TermReward, score
+from rlhf_gym.rewards.combine import as_term
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.text import visible
 
@@ -225,16 +226,21 @@ def built(task: Task | str, options: dict[str, Any] | None) -> Task:
     return task
 
 
-def needed_reward(task: Task, reward: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The reward given, or the task's own.
+def needed_reward(task: Task, reward: Callable[..., Any] | None) -> TermReward:
+    """The reward given, or the task's own; its signature is read here, once.
+
+    Args:
+        task: the environment's task.
+        reward: replaces the task's reward; None keeps it.
 
     Raises:
         TaskError: neither is there.
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
     """
     chosen = reward or task.reward
     if chosen is None:
         raise TaskError(f"task {task.name!r} has no reward of its own; give the environment one: reward=...")
-    return chosen
+    return as_term(chosen)
 
 
 def characters(task: Task, max_characters: int | None) -> int:

@@ -19,7 +19,7 @@ from rlhf_gym.errors import RewardError
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards import CachedReward, load_reward, score, term
 from rlhf_gym.rewards.builtin.per_token import PerToken
-from rlhf_gym.rewards.service.time_limit import TimeLimit
+from rlhf_gym.rewards.service.limits import TimeLimit
 
 A, B = LetterTokenizer().encode("ab")
 

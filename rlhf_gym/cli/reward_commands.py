@@ -27,7 +27,7 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.loop.config import Config, TaskConfig
     from rlhf_gym.loop.context import task_of
     from rlhf_gym.rewards.check import check_reward
-    from rlhf_gym.rewards.service.time_limit import limit_parts
+    from rlhf_gym.rewards.service.limits import limit_parts
     from rlhf_gym.rewards.spec import load_reward
 
     reward = limit_parts(load_reward(options.reward), options.time_limit)

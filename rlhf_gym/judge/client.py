@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.judge.cache import ReplyCache
 from rlhf_gym.rewards.calling import shorten
-from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.rewards.service.limits import CircuitBreaker, UnreachableError
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -81,7 +81,7 @@ class ChatClient:
 
     Requests that fail in a way that may pass (no connection, time-outs, status 408, 409, 429 and 5xx) are sent again by the
     ``openai`` package, with growing pauses and as the service's ``Retry-After`` says. Where a failure does not end the run (an
-    ``on_error`` policy), a :class:`~rlhf_gym.rewards.service.breaker.CircuitBreaker` keeps a dead service from costing
+    ``on_error`` policy), a :class:`~rlhf_gym.rewards.service.limits.CircuitBreaker` keeps a dead service from costing
     all these repetitions for every question.
 
     Args:

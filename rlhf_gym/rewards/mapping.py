@@ -40,7 +40,7 @@ from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.combine import Combination, Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
 from rlhf_gym.rewards.on_error import on_error
-from rlhf_gym.rewards.service.time_limit import TimeLimit
+from rlhf_gym.rewards.service.limits import TimeLimit
 
 AnyReward = Reward | Callable[..., Any]
 Load = Callable[..., AnyReward]

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.calling import shorten
-from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.rewards.service.limits import CircuitBreaker, UnreachableError
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 LONGEST_PAUSE = 30.0
@@ -48,7 +48,7 @@ class RemoteReward:
     in the middle of a run. Requests must therefore be harmless to repeat.
 
     Where a failed reward does not end the run (an ``on_error`` policy), a
-    :class:`~rlhf_gym.rewards.service.breaker.CircuitBreaker` keeps the run from waiting out ``patience`` for every
+    :class:`~rlhf_gym.rewards.service.limits.CircuitBreaker` keeps the run from waiting out ``patience`` for every
     sample: after ``open_after`` requests in a row that were not answered at all, requests fail at once; after
     ``cool_down`` seconds one is sent, once, to see whether the service is back.
 

@@ -1,16 +1,120 @@
-"""A circuit breaker: a service that does not answer is left alone for a while, instead of making every call wait for it."""
+"""Limits on rewards that do not answer: a time limit for one call, and a circuit breaker for a service that is down."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
 
 from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
+from rlhf_gym.rewards.calling import Pairs, shorten, under_way
+from rlhf_gym.rewards.combine import Term, as_term
 
 log = logging.getLogger(__name__)
+
+
+class TimeLimit:
+    """A reward whose calls fail after some seconds.
+
+    Python cannot end a thread from outside: a call that takes too long goes on by itself until it returns or the process ends,
+    and its result is dropped.
+
+    Args:
+        reward: the reward.
+        seconds: most seconds a call, above 0.
+
+    Raises:
+        ConfigError: a limit that is not above 0.
+    """
+
+    def __init__(self, reward: Reward | Callable[..., Any], seconds: float) -> None:
+        if not seconds > 0:
+            raise ConfigError(f"a time limit must be above 0 seconds, got {seconds}")
+        self.reward, self.seconds, self.name = as_term(reward), seconds, reward_name(reward)
+
+    def score_terms(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> ScoredBatch:
+        """Score a batch in a thread of its own, and wait for it.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
+
+        Raises:
+            RewardError: the reward failed, or did not return in time.
+        """
+        pairs: Pairs = {}
+        context = copy_context()
+        context.run(under_way.set, pairs)
+        future: Future[ScoredBatch] = Future()
+        # A daemon: the process must be able to end while the reward hangs.
+        thread = threading.Thread(
+            target=context.run,
+            args=(self._score_into, future, prompts, responses, columns),
+            name="rlhf-gym-time-limit",
+            daemon=True,
+        )
+        thread.start()
+        thread.join(self.seconds)
+        if not future.done():
+            raise RewardError(
+                f"reward {self.name!r} did not return within {self.seconds:g} seconds for "
+                f"{_where(prompts, responses, pairs)}; mend it, or give it a longer time limit"
+            )
+        return future.result()
+
+    def _score_into(self, future: Future[ScoredBatch], *batch: Any) -> None:
+        try:
+            future.set_result(self.reward.score_terms(*batch))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
+        """Score a batch."""
+        values: list[float] = score(self, prompts, responses, columns).values.tolist()
+        return values
+
+
+def _where(prompts: list[str], responses: list[str], pairs: Pairs) -> str:
+    """The sample that a reward of single pairs hangs on; for other rewards, their batch."""
+    found = next(iter(list(pairs.values())), None)
+    for i, pair in enumerate(zip(prompts, responses, strict=True)):
+        if pair == found:  # found by its texts: a cache in between scores fewer samples
+            return f"sample {i}, prompt {shorten(pair[0])}, response {shorten(pair[1])}"
+    return f"a batch of {len(prompts)}, the first response being {shorten(responses[0])}"
+
+
+def limit_parts(reward: Any, seconds: float) -> Any:
+    """Give every plain reward inside a reward a time limit of its own, so that the message names the one that hangs.
+
+    Args:
+        reward: a reward as :func:`~rlhf_gym.rewards.load_reward` makes it; a combination is changed in place.
+        seconds: most seconds a call, above 0.
+
+    Returns:
+        The reward; for a plain one, a :class:`TimeLimit` around it.
+
+    Raises:
+        ConfigError: a limit that is not above 0.
+    """
+    parts, inner = getattr(reward, "parts", None), getattr(reward, "reward", None)
+    if not hasattr(reward, "score_terms") or (isinstance(reward, Term) and reward.form is not None):
+        return TimeLimit(reward, seconds)
+    if isinstance(parts, tuple) and parts:
+        reward.parts = tuple(limit_parts(part, seconds) for part in parts)
+    elif callable(inner):
+        reward.reward = limit_parts(inner, seconds)
+    else:
+        return TimeLimit(reward, seconds)
+    return reward
 
 
 class UnreachableError(RewardError):
