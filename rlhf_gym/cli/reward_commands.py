@@ -13,7 +13,7 @@ from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 def rewards(options: argparse.Namespace) -> None:
     """`rlhf-gym rewards`."""
-    from rlhf_gym.rewards.catalogue import described, listing
+    from rlhf_gym.rewards.spec import described, listing
 
     print(listing() if options.name is None else described(options.name))
 

@@ -118,21 +118,22 @@ def limit_parts(reward: Any, seconds: float) -> Any:
 
 
 class UnreachableError(RewardError):
-    """A service that did not answer, or that is not asked since it has not answered before."""
+    """A service did not answer, or is not called because it did not answer before."""
 
 
 class CircuitBreaker:
-    """Closed, open, half-open (Nygard 2007, "Release It!", chapter 5); safe to use from several threads.
+    """A circuit breaker (Nygard 2007, "Release It!", chapter 5): a dead service fails at once instead of after a wait.
 
     Closed, it lets every call through and counts those that fail in a row. After ``open_after`` of them it opens: calls fail at
-    once. When ``cool_down`` has passed one call is let through, the trial; the others still fail at once. If the trial succeeds
-    the breaker closes, if it fails a new ``cool_down`` begins. Each change is one line in the log, under this module's name.
+    once. When ``cool_down`` has passed it lets one call through, the trial; the others still fail at once. A trial that succeeds
+    closes the breaker, one that fails begins a new ``cool_down``. Each change is one line in the log, under this module's name.
+    Safe to use from several threads.
 
     Args:
         name: the service, for messages.
         open_after: failures in a row, at least 1.
         cool_down: seconds, 0 or more.
-        clock: seconds that only grow.
+        clock: returns seconds that never decrease.
 
     Raises:
         ConfigError: a value out of its range.
@@ -155,19 +156,19 @@ class CircuitBreaker:
         self.name, self.open_after, self.cool_down, self.clock = name, open_after, cool_down, clock
         self._failures = 0
         self._reason = ""
-        self._opened: float | None = None  # when; None while it is closed
+        self._opened: float | None = None  # the clock's time; None while it is closed
         self._trying = False
         self._lock = threading.Lock()
 
     @property
     def state(self) -> str:
-        """``"closed"``, ``"open"`` or ``"half-open"``: open, and the next call (or the one that runs) is the trial."""
+        """``"closed"``, ``"open"``, or ``"half-open"``: the next call, or the running one, is the trial."""
         if self._opened is None:
             return "closed"
         return "half-open" if self._trying or self.clock() - self._opened >= self.cool_down else "open"
 
     def admit(self) -> bool:
-        """Ask to make a call; then make it within :meth:`watching`, or say :meth:`succeeded` or what else came of it.
+        """Ask to make a call. Make it within :meth:`watching`, or report its end by :meth:`succeeded` and the like.
 
         Returns:
             True if it is the trial.
@@ -193,12 +194,12 @@ class CircuitBreaker:
     def watching(
         self, absent: type[Exception], refused: type[Exception], given_up: Callable[[], bool] = lambda: False
     ) -> Iterator[None]:
-        """Around a call that was admitted: how it ends says how the service is.
+        """A context for an admitted call, which reports its end to the breaker.
 
         Args:
-            absent: raised where the service did not answer.
-            refused: raised where it is there, and refuses; may be a base of ``absent``.
-            given_up: whether the caller has given up meanwhile: then ``absent`` says nothing of the service.
+            absent: the exception of a service that did not answer.
+            refused: the exception of a service that answered with a refusal; may be a base of ``absent``.
+            given_up: returns True if the caller has given up: then ``absent`` says nothing about the service.
         """
         try:
             yield
@@ -217,14 +218,14 @@ class CircuitBreaker:
         self.succeeded()
 
     def succeeded(self) -> None:
-        """The call was answered."""
+        """Report that the service answered."""
         with self._lock:
             if self._opened is not None:
                 log.warning("%s answers again", self.name)
             self._failures, self._opened, self._trying = 0, None, False
 
     def failed(self, reason: str) -> None:
-        """The call was not answered, and why."""
+        """Report that the service did not answer, with the reason."""
         with self._lock:
             self._failures += 1
             self._reason, self._trying = reason, False
@@ -234,6 +235,6 @@ class CircuitBreaker:
                             self.cool_down, reason)  # fmt: skip
 
     def abandoned(self) -> None:
-        """The call was given up by its caller, and says nothing of the service."""
+        """Report that the caller gave up, which says nothing about the service."""
         with self._lock:
             self._trying = False
