@@ -16,7 +16,7 @@ POLITE = ("please", "thank", "sorry", "kind")
 
 
 def politeness(prompts: list[str], responses: list[str]) -> list[float]:
-    """How many polite words each response holds: all that a reward has to be."""
+    """Count the polite words of each response."""
     return [float(sum(response.lower().count(word) for word in POLITE)) for response in responses]
 
 

@@ -125,8 +125,8 @@ class CircuitBreaker:
     """A circuit breaker (Nygard 2007, "Release It!", chapter 5): a dead service fails at once instead of after a wait.
 
     Closed, it lets every call through and counts those that fail in a row. After ``open_after`` of them it opens: calls fail at
-    once. When ``cool_down`` has passed it lets one call through, the trial; the others still fail at once. A trial that succeeds
-    closes the breaker, one that fails begins a new ``cool_down``. Each change is one line in the log, under this module's name.
+    once. When ``cool_down`` has passed it lets one call through, the trial; the others still fail at once. Its success
+    closes the breaker, its failure begins a new ``cool_down``. Each change is one line in the log, under this module's name.
     Safe to use from several threads.
 
     Args:
