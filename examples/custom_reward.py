@@ -10,7 +10,7 @@ import gymnasium as gym
 
 import rlhf_gym  # noqa: F401  (registers the environments)
 from rlhf_gym.rewards import score, term
-from rlhf_gym.rewards.builtin.basic import Length, Repetition
+from rlhf_gym.rewards.builtin.text_statistics import Length, Repetition
 
 POLITE = ("please", "thank", "sorry", "kind")
 

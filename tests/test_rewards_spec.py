@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import CachedReward, FillOnError, reward_state, score
-from rlhf_gym.rewards.builtin.basic import syllables
+from rlhf_gym.rewards.builtin.text_statistics import syllables
 from rlhf_gym.rewards.service.overlap import is_slow
 from rlhf_gym.rewards.spec import BUILT_IN, load_reward
 
@@ -73,7 +73,7 @@ def test_a_module_in_the_present_folder(folder, monkeypatch):
 
 
 def test_an_installed_module():
-    assert one("rlhf_gym.rewards.builtin.basic:Length", "a b") == 2
+    assert one("rlhf_gym.rewards.builtin.text_statistics:Length", "a b") == 2
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 from rlhf_gym.errors import RewardError
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, reward_name, score
-from rlhf_gym.rewards.builtin.basic import words
+from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.rewards.calling import shorten
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 

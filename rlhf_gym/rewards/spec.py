@@ -36,12 +36,12 @@ from rlhf_gym.rewards.mapping import CHANGES, build
 # The place of each built-in reward; its module is imported when the reward is built.
 BUILT_IN = {
     "sentiment": "rlhf_gym.rewards.builtin.sentiment:SentimentScorer.embedded",
-    "length": "rlhf_gym.rewards.builtin.basic:Length",
-    "repetition": "rlhf_gym.rewards.builtin.basic:Repetition",
-    "format": "rlhf_gym.rewards.builtin.basic:Format",
-    "contains_words": "rlhf_gym.rewards.builtin.basic:ContainsWords",
-    "exact_match": "rlhf_gym.rewards.builtin.basic:ExactMatch",
-    "readability": "rlhf_gym.rewards.builtin.basic:Readability",
+    "length": "rlhf_gym.rewards.builtin.text_statistics:Length",
+    "repetition": "rlhf_gym.rewards.builtin.text_statistics:Repetition",
+    "format": "rlhf_gym.rewards.builtin.text_match:Format",
+    "contains_words": "rlhf_gym.rewards.builtin.text_match:ContainsWords",
+    "exact_match": "rlhf_gym.rewards.builtin.text_match:ExactMatch",
+    "readability": "rlhf_gym.rewards.builtin.text_statistics:Readability",
     "harm": "rlhf_gym.rewards.builtin.harm:Harm",
     "perplexity": "rlhf_gym.rewards.builtin.perplexity:Perplexity",
     "rouge": "rlhf_gym.rewards.builtin.metrics:Rouge",

@@ -7,8 +7,8 @@ import re
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.basic import Repetition, words
 from rlhf_gym.rewards.builtin.perplexity import Perplexity
+from rlhf_gym.rewards.builtin.text_statistics import Repetition, words
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.basic import Repetition
 from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.text_statistics import Repetition
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
 

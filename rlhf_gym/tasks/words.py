@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_gym.rewards.builtin.basic import Repetition, words
 from rlhf_gym.rewards.builtin.perplexity import Perplexity
+from rlhf_gym.rewards.builtin.text_statistics import Repetition, words
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
 from rlhf_gym.tasks.symbols import whole_number
