@@ -1,4 +1,4 @@
-"""What the reward layer costs, and what a slow reward costs in place and beside decoding.
+"""Measures the cost of the reward layer, and of a slow reward in place and overlapped with decoding.
 
     python benchmarks/rewards_overhead.py                       # some ten minutes on one core
     python benchmarks/rewards_overhead.py --delay 0.2 --turns 9 --out rewards.json
@@ -9,9 +9,9 @@ Three tables, all on the embedded model and the sentiment task, one PPO iteratio
   sum of five terms, and through `score` in another thread, waited for; medians over many calls that take turns.
 - *An iteration*: seconds of the iteration, and the share of it that went into the layer: everything from a written response
   to its score and infos, less what the reward itself took. Medians over turns.
-- *A slow reward*: one that sleeps for ``--delay`` seconds a call, called in place and beside other work. Both train in the same
-  turns from the same seed, so they do the same work; the ratio is the median of those within a turn. ``floor`` is the same
-  run with a reward that does nothing; ``hidden`` the share of what the calls took that nobody waited for.
+- *A slow reward*: one that sleeps for ``--delay`` seconds a call, called in place and overlapped with other work. Both train
+  in the same turns from the same seed, so they do the same work; the ratio is the median of those within a turn. ``floor`` is
+  the same run with a reward that does nothing; ``hidden`` is the share of the calls' time that nobody waited for.
 
 Seconds are wall time, or with ``--clock cpu``, for machines that have other work to do, the process's CPU time and what it
 waited for rewards.
@@ -33,8 +33,9 @@ import torch
 
 from rlhf_gym.agents import PPO
 from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.envs.episodes import EndedEpisodes
 from rlhf_gym.rewards import score, term
-from rlhf_gym.rewards.service.overlap import Beside
+from rlhf_gym.rewards.service.overlap import OverlappedScoring
 
 EPISODES, MINIBATCH = 64, 16
 TERMS = 5
@@ -45,7 +46,7 @@ class Reward:
 
     Args:
         delay: seconds to sleep.
-        slow: whether it says it is slow, so that agents go on meanwhile.
+        slow: True says that it is slow, so that agents overlap its calls.
 
     Attributes:
         seconds: what all calls have taken.
@@ -93,21 +94,15 @@ class Trainer:
             device="cpu",
         )  # fmt: skip
         self.layer = 0.0
-        end = env.end_episodes
-
-        def end_episodes(*given: Any) -> Callable[[], Any]:
-            scores = end(*given)
-
-            def timed() -> Any:
-                before, began = sum(p.seconds for p in self.parts), time.perf_counter()
-                found = scores()
-                self.layer += time.perf_counter() - began - (sum(p.seconds for p in self.parts) - before)
-                return found
-
-            return timed
-
-        env.end_episodes = end_episodes  # type: ignore[method-assign]
+        self._score_ended = env.score_ended
+        env.score_ended = self._timed  # type: ignore[method-assign]
         self.turn()  # warms up
+
+    def _timed(self, ended: EndedEpisodes) -> Any:
+        before, began = sum(p.seconds for p in self.parts), time.perf_counter()
+        found = self._score_ended(ended)
+        self.layer += time.perf_counter() - began - (sum(p.seconds for p in self.parts) - before)
+        return found
 
     def turn(self) -> dict[str, float]:
         """Run an iteration: its seconds, those of the layer, of calls of the reward, and of waiting for them."""
@@ -132,8 +127,8 @@ def calls(size: int, repeats: int) -> dict[str, float]:
         f"sum of {TERMS}": partial(score, summed(reward), prompts, responses, columns),
     }
     times: dict[str, list[float]] = {name: [] for name in [*ways, "in a thread"]}
-    with Beside(threaded=True) as beside:
-        ways["in a thread"] = lambda: beside.wait(beside.submit(ways["score"]))
+    with OverlappedScoring(threaded=True) as scoring:
+        ways["in a thread"] = lambda: scoring.wait(scoring.submit(ways["score"]))
         for _ in range(repeats):
             for name, way in ways.items():
                 began = time.perf_counter()
@@ -170,17 +165,17 @@ def layer_rows(turns: int, episodes: int, clock: str) -> list[dict[str, Any]]:
 
 
 def slow_row(rounds: int, delay: float, turns: int, episodes: int, clock: str) -> dict[str, Any]:
-    """A slow reward in place and beside other work."""
-    rewards = {"floor": Reward(), "in place": Reward(delay), "beside": Reward(delay, slow=True)}
+    """A slow reward, in place and overlapped with other work."""
+    rewards = {"floor": Reward(), "in place": Reward(delay), "overlapped": Reward(delay, slow=True)}
     found = take_turns({name: Trainer(r, [r], rounds, episodes, clock) for name, r in rewards.items()}, turns)
-    pairs = list(zip(found["beside"], found["in place"], strict=True))
+    pairs = list(zip(found["overlapped"], found["in place"], strict=True))
     return {
         "delay": delay,
         "rounds": rounds,
         "scoring": median(place["scoring"] for _, place in pairs),
         **{name: median(t["seconds"] for t in found[name]) for name in rewards},
-        "ratio": median(beside["seconds"] / place["seconds"] for beside, place in pairs),
-        "hidden": median(1 - t["waited"] / t["scoring"] for t in found["beside"]),
+        "ratio": median(overlapped["seconds"] / place["seconds"] for overlapped, place in pairs),
+        "hidden": median(1 - t["waited"] / t["scoring"] for t in found["overlapped"]),
         "waited": {name: median(t["waited"] / t["seconds"] for t in found[name]) for name in rewards},
         "turns": found,
     }
@@ -216,13 +211,13 @@ def main() -> None:
         _line(row["reward"], f"{row['seconds']:.2f} s", f"{1e3 * row['layer']:.2f} ms", f"{row['share']:.3%}")
 
     slow = []
-    columns = ["delay", "rounds", "calls take", "floor", "in place", "beside", "beside / in place", "hidden"]
-    _head(*columns, "waited in place", "waited beside")
+    columns = ["delay", "rounds", "calls take", "floor", "in place", "overlapped", "overlapped / in place", "hidden"]
+    _head(*columns, "waited in place", "waited overlapped")
     for delay in arguments.delay:
         for rounds in arguments.rounds:
             slow.append(row := slow_row(rounds, delay, arguments.turns, arguments.episodes, arguments.clock))
-            seconds = [f"{row[name]:.2f} s" for name in ("scoring", "floor", "in place", "beside")]
-            shares = [f"{row['waited'][name]:.1%}" for name in ("in place", "beside")]
+            seconds = [f"{row[name]:.2f} s" for name in ("scoring", "floor", "in place", "overlapped")]
+            shares = [f"{row['waited'][name]:.1%}" for name in ("in place", "overlapped")]
             _line(f"{1e3 * delay:.0f} ms", rounds, *seconds, f"{row['ratio']:.2f}", f"{row['hidden']:.0%}", *shares)
     if arguments.out:
         said = {"calls": by_size, "layer": rows, "slow": slow}

@@ -7,6 +7,7 @@ cost depends neither on the length so far nor on the number of steps taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -20,12 +21,32 @@ from rlhf_gym.envs.rows import Ids, Mask, Slots, TokenRows
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, load_tokenizer
-from rlhf_gym.rewards.base import ScoredBatch, score
+from rlhf_gym.rewards.base import ScoredBatch, TermReward, score
+from rlhf_gym.rewards.combine import as_term
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task, load_task
 
 # Tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does.
 _REACH = 8
+
+
+@dataclass(frozen=True)
+class EndedEpisodes:
+    """``n`` episodes that have ended, read from their slots and not scored yet.
+
+    Attributes:
+        prompts: their prompts' texts.
+        responses: their responses' texts, up to a stop sequence.
+        columns: the prompts' further columns, ``n`` values each.
+        ended: bool ``[n]``, True by EOS or a stop sequence, False at the length limit.
+        lengths: int64 ``[n]``, the responses' lengths in tokens.
+    """
+
+    prompts: list[str]
+    responses: list[str]
+    columns: dict[str, list[Any]]
+    ended: Mask
+    lengths: Ids
 
 
 class Episodes(TokenRows):
@@ -237,14 +258,11 @@ class Episodes(TokenRows):
         return scored, [row_of(columns, i) for i in range(len(slots))]
 
     def score_columns(self, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
-        """Score as :meth:`score` does; the infos come by key, as lists or arrays of one value for each slot."""
-        return self.scorer(slots)()
+        """The same as :meth:`score`, with the infos by key: lists or arrays of one value for each slot."""
+        return self.score_ended(self.read_ended(slots))
 
-    def scorer(self, slots: Slots) -> Callable[[], tuple[ScoredBatch, dict[str, Any]]]:
-        """Read the episodes in these slots now, and score them when the returned function is called.
-
-        That function uses nothing of these episodes but the reward, so another thread may call it while the slots go on.
-        """
+    def read_ended(self, slots: Slots) -> EndedEpisodes:
+        """Read the episodes in these slots; the slots' next episodes may begin before they are scored."""
         # take() is several times faster than indexing by so few numbers.
         starts, lengths = self.prompt_length.take(slots), self.length.take(slots)
         raw = self._responses(slots, starts, lengths)
@@ -256,22 +274,28 @@ class Episodes(TokenRows):
         ended = self.ids.take(self._starts.take(slots) + lengths - 1) == self.tokenizer.eos_id
         if self.task.stop:
             ended |= np.fromiter(map(self._stopped, raw), dtype=np.bool_, count=len(raw))
+        return EndedEpisodes(texts, responses, extra, ended, lengths - starts)
 
-        def scores() -> tuple[ScoredBatch, dict[str, Any]]:
-            began = perf_counter()
-            scored = score(self.reward, texts, responses, extra, may_skip=True)
-            self.reward_seconds += perf_counter() - began
-            return scored, {
-                "prompt": texts,
-                "response": responses,
-                "ended": ended,
-                "response_length": lengths - starts,
-                "reward_terms": scored.terms,
-                **skipped_column(scored),
-                **tokens_column(scored),
-            }
+    def score_ended(self, episodes: EndedEpisodes) -> tuple[ScoredBatch, dict[str, Any]]:
+        """Score episodes with one call of the reward.
 
-        return scores
+        It touches nothing here but the reward, so it may run in another thread while the slots go on.
+
+        Returns:
+            See :meth:`score_columns`.
+        """
+        began = perf_counter()
+        scored = score(self.reward, episodes.prompts, episodes.responses, episodes.columns, may_skip=True)
+        self.reward_seconds += perf_counter() - began
+        return scored, {
+            "prompt": episodes.prompts,
+            "response": episodes.responses,
+            "ended": episodes.ended,
+            "response_length": episodes.lengths,
+            "reward_terms": scored.terms,
+            **skipped_column(scored),
+            **tokens_column(scored),
+        }
 
     def _responses(self, slots: Slots, starts: Ids, lengths: Ids) -> list[str]:
         """The responses of some slots, decoded at once."""
@@ -328,8 +352,8 @@ def as_task(task: Task | str, options: dict[str, Any] | None) -> Task:
     return task
 
 
-def needed_reward(task: Task, reward: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The reward given, or else the task's own.
+def needed_reward(task: Task, reward: Callable[..., Any] | None) -> TermReward:
+    """The reward given, or else the task's own; its signature is read here, once.
 
     Args:
         task: the task.
@@ -337,8 +361,9 @@ def needed_reward(task: Task, reward: Callable[..., Any] | None) -> Callable[...
 
     Raises:
         TaskError: there is neither.
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
     """
     chosen = reward or task.reward
     if chosen is None:
         raise TaskError(f"task {task.name!r} has no reward of its own; give the environment one: reward=...")
-    return chosen
+    return as_term(chosen)

@@ -2,13 +2,13 @@
 
 :class:`TokenVecEnv` adds a fast path that agents may take, for environments that only append tokens (``append_only`` is
 True): :meth:`TokenVecEnv.begin_episodes` gives the prompts that a reset would give, the agent decodes whole responses by
-itself, and :meth:`TokenVecEnv.end_episodes` scores them all with one call. Stepping token by token gives the same episodes,
-only slower.
+itself, :meth:`TokenVecEnv.end_episodes` stores them, and :meth:`TokenVecEnv.score_ended` scores them all with one call.
+Stepping token by token gives the same episodes, only slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -17,12 +17,14 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from rlhf_gym.envs.episodes import EndedEpisodes
 from rlhf_gym.envs.rows import Ids
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vector_api import row_of, slot_info
 from rlhf_gym.envs.wrappers.base import find_attribute
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
+from rlhf_gym.rewards.base import TermReward
 
 WAIT = -1
 """The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
@@ -206,8 +208,8 @@ class TokenVecEnv(VectorVecEnv):
         return self.env.episodes.task.stop
 
     @property
-    def reward(self) -> Callable[..., Any]:
-        """The reward that scores episodes."""
+    def reward(self) -> TermReward:
+        """What scores episodes."""
         return self.env.episodes.reward
 
     @property
@@ -234,20 +236,12 @@ class TokenVecEnv(VectorVecEnv):
             self.reset()
         return [self.env.next_episode(slot).copy() for slot in slots]
 
-    def end_episodes(
-        self, slots: Sequence[int], responses: Sequence[Sequence[int]]
-    ) -> Callable[[], tuple[NDArray[np.float32], list[dict[str, Any]]]]:
-        """Store whole responses now, and score them with one call of the reward when the returned function is called.
-
-        The slots' next episodes may begin before that, and the function may be called in another thread: see
-        :mod:`rlhf_gym.rewards.service.overlap`. Rewards that learn while they score want batches in the order of these calls.
+    def end_episodes(self, slots: Sequence[int], responses: Sequence[Sequence[int]]) -> EndedEpisodes:
+        """Store whole responses and leave the scoring to :meth:`score_ended`.
 
         Args:
             slots: where :meth:`begin_episodes` started the episodes.
             responses: ids of each response, EOS included where it was generated.
-
-        Returns:
-            A function that returns float32 rewards ``[n]``, and the infos of the ending steps.
         """
         episodes = self.env.episodes
         for slot, response in zip(slots, responses, strict=True):
@@ -255,16 +249,22 @@ class TokenVecEnv(VectorVecEnv):
             episodes.ids[slot, start : start + len(response)] = response
             episodes.length[slot] = start + len(response)
             episodes.running[slot] = False
-        score = episodes.scorer(np.asarray(slots, dtype=np.intp))
+        return episodes.read_ended(np.asarray(slots, dtype=np.intp))
 
-        def scores() -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-            scored, columns = score()
-            infos = [row_of(columns, i) for i in range(len(slots))]
-            for i, info in enumerate(infos):
-                info["episode"] = {"r": float(scored.values[i]), "l": info["response_length"], "t": 0.0}
-            return scored.values.astype(np.float32), infos
+    def score_ended(self, ended: EndedEpisodes) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
+        """Score what :meth:`end_episodes` returned, with one call of the reward.
 
-        return scores
+        The slots' next episodes may begin before that, and it may run in another thread
+        (:mod:`rlhf_gym.rewards.service.overlap`). Adaptive rewards need batches in the order in which they were generated.
+
+        Returns:
+            float32 rewards, and the infos of the ending steps.
+        """
+        scored, columns = self.env.episodes.score_ended(ended)
+        infos = [row_of(columns, i) for i in range(len(scored.values))]
+        for i, info in enumerate(infos):
+            info["episode"] = {"r": float(scored.values[i]), "l": info["response_length"], "t": 0.0}
+        return scored.values.astype(np.float32), infos
 
     def state(self) -> dict[str, Any]:
         """Random state, running episodes and what the reward has learnt, as JSON values: what a checkpoint needs."""

@@ -10,13 +10,13 @@ import gymnasium as gym
 
 import rlhf_gym  # noqa: F401  (registers the environments)
 from rlhf_gym.rewards import score, term
-from rlhf_gym.rewards.builtin.basic import Length, Repetition
+from rlhf_gym.rewards.builtin.text_statistics import Length, Repetition
 
 POLITE = ("please", "thank", "sorry", "kind")
 
 
 def politeness(prompts: list[str], responses: list[str]) -> list[float]:
-    """How many polite words each response holds: all that a reward has to be."""
+    """Count the polite words of each response."""
     return [float(sum(response.lower().count(word) for word in POLITE)) for response in responses]
 
 

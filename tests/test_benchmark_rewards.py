@@ -39,7 +39,7 @@ def test_small_tables(tmp_path: Path) -> None:
     assert slow["rounds"] == 2
     assert slow["scoring"] >= 0.1  # two calls of 0.05 s
     assert slow["in place"] > slow["scoring"]
-    for name in ("floor", "in place", "beside"):
+    for name in ("floor", "in place", "overlapped"):
         assert len(slow["turns"][name]) == 1
     assert "| 50 ms | 2 |" in done.stdout
 

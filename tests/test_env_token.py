@@ -223,7 +223,7 @@ def test_the_fast_path_gives_the_episodes_that_stepping_gives() -> None:
         for i, prompt in enumerate(prompts):
             assert np.array_equal(prompt, first["ids"][i, : first["length"][i, 0]])  # type: ignore[call-overload,index]
         expected = rollout_by_steps(stepped, np.array(responses).T)
-        rewards, infos = fast.end_episodes([0, 1], responses)()
+        rewards, infos = fast.score_ended(fast.end_episodes([0, 1], responses))
         assert [(float(r), i["response"]) for r, i in zip(rewards, infos, strict=True)] == expected
         first = dict(stepped.env.episodes.observe())
 

@@ -15,7 +15,7 @@ import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import CachedReward, FillOnError, SkipOnError, score
-from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.rewards.service.limits import CircuitBreaker, UnreachableError
 from rlhf_gym.rewards.service.remote import RemoteReward
 from rlhf_gym.rewards.service.serve import RewardServer
 

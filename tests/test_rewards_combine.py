@@ -164,15 +164,15 @@ def test_running_standardise_has_the_moments_of_all_samples():
 
 
 def test_constraint_by_hand():
-    reward = Constrained(label, length, level=3, rate=0.1, price=1)
+    reward = Constrained(label, length, level=3, rate=0.1, multiplier=1)
     scored = score(reward, PROMPTS, RESPONSES, {"label": [10.0, 20.0, 30.0]})
     assert scored.values.tolist() == [(10 + 1 - 3) / 2, (20 + 2 - 3) / 2, (30 + 4 - 3) / 2]
-    assert scored.terms["constrained_price"].tolist() == [1, 1, 1]
-    assert reward.price == pytest.approx(1 + 0.1 * (2 + 1 - 1))
+    assert scored.terms["constrained_multiplier"].tolist() == [1, 1, 1]
+    assert reward.multiplier == pytest.approx(1 + 0.1 * (2 + 1 - 1))
 
 
 def test_a_constraints_terms_raw_and_weighted():
-    scored = score(Constrained(length, label, level=20, price=3.0), PROMPTS, RESPONSES, {"label": [10, 20, 30]})
+    scored = score(Constrained(length, label, level=20, multiplier=3.0), PROMPTS, RESPONSES, {"label": [10, 20, 30]})
     assert scored.terms["length"].tolist() == [1, 2, 4]
     assert scored.terms["length_weighted"].tolist() == [0.25, 0.5, 1]
     assert scored.terms["label_weighted"].tolist() == [-7.5, 0, 7.5]
@@ -191,7 +191,7 @@ def test_constraint_holds_its_level():
         mean = max(0.5, mean + 0.2 * gradient)
         means.append(mean)
     assert np.mean(means[300:]) == pytest.approx(5, abs=0.3)
-    assert reward.price == pytest.approx(1, abs=0.3)  # where the two pull equally
+    assert reward.multiplier == pytest.approx(1, abs=0.3)  # where the two pull equally
 
 
 def test_schedule():

@@ -44,22 +44,22 @@ def held() -> list[dict[str, Any]]:
 
 def test_the_level_is_held_and_the_objective_fills_it(held: list[dict[str, Any]]) -> None:
     free = trained(Constrained(praise, shortness, level=-100), 10_000)
-    assert last(free, "reward/constrained_price") == 0
+    assert last(free, "reward/constrained_multiplier") == 0
     assert last(free, "reward/shortness") < -7  # of its own it writes as long as it may
     assert last(held, "reward/shortness") == pytest.approx(-MOST, abs=0.4)
     assert last(held, "reward/constrained_slack") == pytest.approx(0, abs=0.4)
     assert last(held, "reward/praise") > 0.8 * MOST  # nearly every letter that it may write is praise
 
 
-def test_the_price_is_where_the_two_pull_equally(held: list[dict[str, Any]]) -> None:
-    """A letter more gains 1 of praise and costs the price, so neither pays where the price is 1."""
-    assert last(held, "reward/constrained_price") == pytest.approx(1, abs=0.25)
+def test_the_multiplier_is_where_the_two_pull_equally(held: list[dict[str, Any]]) -> None:
+    """A letter more gains 1 of praise and costs the multiplier, so neither pays where it is 1."""
+    assert last(held, "reward/constrained_multiplier") == pytest.approx(1, abs=0.25)
 
 
 def test_the_example_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     rows = runpy.run_path(str(EXAMPLE))["main"](2)
     assert [row["constrained_slack"] for row in rows] == pytest.approx([row["sentiment"] - 3 for row in rows])
-    assert rows[1]["constrained_price"] > 0
+    assert rows[1]["constrained_multiplier"] > 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["iteration", "words", "sentiment", "slack", "price"]
+    assert lines[0].split() == ["iteration", "words", "sentiment", "slack", "multiplier"]
     assert len(lines) == 3

@@ -1,4 +1,4 @@
-"""What a run shows of its reward: terms, a constraint's price and slack, and what it takes of the time."""
+"""What a run shows of its reward: terms, a constraint's multiplier and slack, and what it takes of the time."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ def test_terms_reach_table_line_and_report(model: Path, tmp_path: Path) -> None:
         assert value["sentiment_weighted"] == pytest.approx(0.5 * value["sentiment"])
         assert float(row["reward/constrained_slack"]) == pytest.approx(value["characters"] - 12, abs=1e-6)
     # Dual ascent without damping, by hand: eight responses an iteration.
-    price = 0.0
+    multiplier = 0.0
     for row in rows:
-        assert float(row["reward/constrained_price"]) == pytest.approx(price, abs=1e-6)
-        price = max(0.0, price - 0.01 * 8 * float(row["reward/constrained_slack"]))
+        assert float(row["reward/constrained_multiplier"]) == pytest.approx(multiplier, abs=1e-6)
+        multiplier = max(0.0, multiplier - 0.01 * 8 * float(row["reward/constrained_slack"]))
     figures = [line for line in lines if "REINFORCE" in line or "PPO" in line]
     assert all(
-        re.search(r"price \d\.\d\d  slack [+-]\d", line) for line in figures if " 1/4 " in line or " 4/4 " in line
+        re.search(r"multiplier \d\.\d\d  slack [+-]\d", line) for line in figures if " 1/4 " in line or " 4/4 " in line
     )
     assert sum("of the time" in line for line in figures) == 4
     page = (out / "report.html").read_text()
-    for name in ("constrained_price", "constrained_slack", "sentiment_weighted", "characters"):
+    for name in ("constrained_multiplier", "constrained_slack", "sentiment_weighted", "characters"):
         assert re.search(rf"<figcaption><h3>{name}</h3>", page), name
     assert "standing still for rewards" in page
     assert ">skipped<" not in page
@@ -106,10 +106,10 @@ def test_a_reward_that_hangs_ends_the_run_and_it_goes_on_once_mended(model: Path
 
 
 def test_the_line_says_what_there_is() -> None:
-    row = {"round": "1", "iteration": "3", "reward/constrained_price": "0.5", "reward/constrained_slack": "-1.25"}
-    assert "price 0.50  slack -1.25" in iteration_line(row, "PPO", 4)
+    row = {"round": "1", "iteration": "3", "reward/constrained_multiplier": "0.5", "reward/constrained_slack": "-1.25"}
+    assert "multiplier 0.50  slack -1.25" in iteration_line(row, "PPO", 4)
     assert "left out" not in iteration_line({**row, "reward/left_out": "0"}, "PPO", 4)
     assert "left out 3, whose reward failed  rewards 7.1% of the time" in iteration_line(
         {**row, "reward/left_out": "3"}, "PPO", 4, 0.071
     )
-    assert "mine_price 2.00" in iteration_line({**row, "reward/mine_price": "2"}, "PPO", 4)
+    assert "mine_multiplier 2.00" in iteration_line({**row, "reward/mine_multiplier": "2"}, "PPO", 4)

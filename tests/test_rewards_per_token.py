@@ -19,7 +19,7 @@ from rlhf_gym.errors import RewardError
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards import CachedReward, load_reward, score, term
 from rlhf_gym.rewards.builtin.per_token import PerToken
-from rlhf_gym.rewards.service.time_limit import TimeLimit
+from rlhf_gym.rewards.service.limits import TimeLimit
 
 A, B = LetterTokenizer().encode("ab")
 
@@ -115,7 +115,7 @@ def test_rewards_that_value_no_tokens_are_told_nothing_of_ids() -> None:
     for reward in (curious, term(curious) + term(letters)):
         env = make_sb3_env(1, task=letter_task(reward, limit=2), tokenizer=LetterTokenizer())
         env.begin_episodes([0])
-        env.end_episodes([0], [[A, 0]])()
+        env.score_ended(env.end_episodes([0], [[A, 0]]))
     assert seen == [["number"], ["number", "response_ids"]]
 
 

@@ -31,7 +31,7 @@ from rlhf_gym.raters.simulated import SimulatedRater
 from rlhf_gym.rewards import CachedReward, Constrained, Gate, RunningStandardise, SkipOnError, load_reward, score, term
 from rlhf_gym.rewards.adaptive import frozen, reward_state
 from rlhf_gym.rewards.on_error import FillOnError, on_error
-from rlhf_gym.rewards.service.time_limit import TimeLimit
+from rlhf_gym.rewards.service.limits import TimeLimit
 
 pytestmark = pytest.mark.filterwarnings("ignore:reward .* has failed")
 
@@ -117,7 +117,7 @@ def test_combinations_leave_the_whole_sample_out_and_learn_nothing_from_it() -> 
     held, alone = (Constrained(r, length, level=3, rate=0.1) for r in (skipping(), picky))
     score(held, prompts, responses, may_skip=True)
     score(alone, prompts[:3], ["aa", "a", ""])
-    assert held.price == alone.price == pytest.approx(0.1 * (1 + 2 + 3))
+    assert held.multiplier == alone.multiplier == pytest.approx(0.1 * (1 + 2 + 3))
 
     gate = score(Gate(skipping(), length, level=1), prompts, responses, may_skip=True)
     assert gate.values[gate.kept].tolist() == [2, 1, 0]
@@ -170,7 +170,7 @@ def test_yaml() -> None:
     assert scored.kept.tolist() == [True, False]
     assert scored.values[0] == 3
     made = load_reward({"reward": "length", "on_error": {"skip": True, "most": 7}})
-    assert made.parts[0].most == 7  # type: ignore[union-attr]
+    assert made.reward.most == 7  # type: ignore[union-attr]
     assert score(load_reward({"reward": "length", "on_error": "raise"}), ["p"], ["a b"]).values.tolist() == [2]
     for wrong in ("ignore", {"skip": False}, {"skip": True, "fill": 0}, {}, {"skip": True, "many": 3}, 3):
         with pytest.raises(ConfigError, match="on_error must be raise, skip"):
@@ -196,7 +196,9 @@ def test_an_environment_says_so() -> None:
     assert "reward_skipped" not in _ending_info(letter_task(limit=1))
     vector = make_sb3_env(2, **options)
     vector.begin_episodes([0, 1])
-    rewards, infos = vector.end_episodes([0, 1], [LetterTokenizer().encode("aa"), LetterTokenizer().encode("ba")])()
+    rewards, infos = vector.score_ended(
+        vector.end_episodes([0, 1], [LetterTokenizer().encode("aa"), LetterTokenizer().encode("ba")])
+    )
     assert rewards[0] == 2
     assert [info["reward_skipped"] for info in infos] == ["", "picky"]
 

@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import CachedReward, FillOnError, reward_state, score
-from rlhf_gym.rewards.builtin.basic import syllables
+from rlhf_gym.rewards.builtin.text_statistics import syllables
 from rlhf_gym.rewards.service.overlap import is_slow
 from rlhf_gym.rewards.spec import BUILT_IN, load_reward
 
@@ -73,7 +73,7 @@ def test_a_module_in_the_present_folder(folder, monkeypatch):
 
 
 def test_an_installed_module():
-    assert one("rlhf_gym.rewards.builtin.basic:Length", "a b") == 2
+    assert one("rlhf_gym.rewards.builtin.text_statistics:Length", "a b") == 2
 
 
 @pytest.mark.parametrize(
@@ -180,18 +180,20 @@ def test_every_combinator_in_yaml(folder):
     gate = {"gate": {"when": {"reward": "length"}, "reward": "repetition", "level": 3, "otherwise": -5}}
     assert one(gate, "a b") == -5
     assert one(gate, "a b a") == 0
-    held = {"constrained": {"objective": "repetition", "constraint": "length", "level": 4, "price": 1, "rate": 0.5}}
+    held = {
+        "constrained": {"objective": "repetition", "constraint": "length", "level": 4, "multiplier": 1, "rate": 0.5}
+    }
     assert one(held, "a b") == (0 + 1 * (2 - 4)) / 2
     learned = load_reward(held)
     score(learned, ["p"], ["a b"])
-    assert reward_state(learned) == [{"name": "constrained", "price": 2.0}]
+    assert reward_state(learned) == [{"name": "constrained", "multiplier": 2.0}]
     assert one({"reward": "length", "standardise": str(folder / "samples.jsonl")}, "a a a") == 1
     assert one({"reward": "length", "running": True}, "a a a") == 0
     assert one({"reward": "length", "running": {"shift": False, "clip": 2}}, "a a a") == 2
     assert one({"reward": "length", "schedule": [[0, 0.5], [10, 1]]}, "a a a") == 1.5
     assert one({"reward": "length", "cache": True}, "a a a") == 3
     memo = load_reward({"reward": "length", "cache": 7, "clip": [0, 2]})
-    assert memo.parts[0].parts[0].size == 7
+    assert memo.parts[0].reward.size == 7
     (folder / "fails.py").write_text("def fails(prompts, responses):\n    raise RuntimeError('no')\n")
     filled = {"reward": f"{folder}/fails.py:fails", "on_error": {"fill": -1}, "name": "mine"}
     scored = score(load_reward({"sum": [filled]}), ["p"], ["r"])
@@ -200,8 +202,8 @@ def test_every_combinator_in_yaml(folder):
     assert scored.terms["mine_weighted"].tolist() == [-1]
     # Memory first, then what replaces failures: a failure is never remembered.
     both = load_reward({"reward": "length", "on_error": {"fill": 0}, "cache": True})
-    assert isinstance(both.parts[0], FillOnError)
-    assert isinstance(both.parts[0].reward, CachedReward)
+    assert isinstance(both.reward, FillOnError)
+    assert isinstance(both.reward.reward, CachedReward)
 
 
 @pytest.mark.parametrize(

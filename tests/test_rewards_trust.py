@@ -13,7 +13,7 @@ from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import CachedReward, Constrained, SkipOnError, score, term
 from rlhf_gym.rewards.check import check_reward
 from rlhf_gym.rewards.on_error import FillOnError
-from rlhf_gym.rewards.service.time_limit import TimeLimit, limit_parts
+from rlhf_gym.rewards.service.limits import TimeLimit, limit_parts
 
 PROMPTS = [f"prompt {i}" for i in range(20)]
 RESPONSES = [f"an honest response of {i} " + "and more " * (i % 5) for i in range(20)]
@@ -263,7 +263,7 @@ def test_a_judge_that_believes_what_it_reads():
 def test_trying_it_out_teaches_it_nothing():
     reward = Constrained(lambda p, r: [1.0] * len(r), lambda p, r: [float(len(x)) for x in r], level=1000, rate=1)
     report = run_check(reward)
-    assert reward.price == 0
+    assert reward.multiplier == 0
     assert report.deterministic
 
 

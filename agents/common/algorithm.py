@@ -29,7 +29,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, require_peft
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.rewards.service.overlap import Beside, is_slow
+from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -140,7 +140,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         )  # fmt: skip
         self.value_start = None  # it has given what it had
         if model.adapter is not None:  # the model may have come with it
-            self.settings = replace(self.settings, lora=model.adapter)
+            self.settings = replace(self.settings, lora=Lora.of(model.adapter.settings()))
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
         self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
@@ -274,13 +274,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         inside = token_env_inside(env)
         scored_before = inside.reward_seconds if inside else 0.0
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            with Beside(threaded=is_slow(env.reward)) as beside:
+            with OverlappedScoring(threaded=is_slow(env.reward)) as scoring:
                 episodes = collect_by_decoding(
-                    env, self.policy, self.seed, self.episode_count, rounds, beside=beside, meanwhile=self._take
+                    env, self.policy, self.seed, self.episode_count, rounds, scoring=scoring, while_scoring=self._take
                 )
             assert self.rollout is not None
             self.rollout.rewards = pad(self.rollout.mask, [e.rewards for e in episodes])
-            waited = beside.waited
+            waited = scoring.waited
         else:
             episodes = self._stepping.collect(self.episode_count, rounds, self._last_obs)
             self._last_obs = self._stepping.observation
@@ -312,7 +312,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return rollout
 
     def complete(self, rollout: Rollout) -> None:
-        """Look up what does not depend on scores, while slow rewards work on them; nothing by default."""
+        """Compute what does not depend on scores, while slow rewards score; nothing by default."""
 
     @property
     def reward_share(self) -> float | None:

@@ -2,7 +2,7 @@
 
 *Decoding* writes whole responses and hands them to environments that only append tokens. *Stepping* goes through
 ``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step must
-give the reward of the episode it ends, so there scores are waited for; decoding may go on meanwhile.
+give the reward of the episode it ends, so it waits for scores; decoding may overlap with scoring.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rlhf_gym.envs.sb3 import WAIT, TokenVecEnv
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.decoding import CachedDecoder, generate
 from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
-from rlhf_gym.rewards.service.overlap import Beside
+from rlhf_gym.rewards.service.overlap import OverlappedScoring
 
 
 def collect_by_decoding(
@@ -33,13 +33,13 @@ def collect_by_decoding(
     first_episode: int,
     rounds: int,
     *,
-    beside: Beside | None = None,
-    meanwhile: Callable[[list[Episode]], object] | None = None,
+    scoring: OverlappedScoring | None = None,
+    while_scoring: Callable[[list[Episode]], object] | None = None,
 ) -> list[Episode]:
     """Collect ``rounds`` episodes in every slot by decoding whole responses.
 
-    A round's episodes are scored together. With a ``beside`` that has a thread, that is done while the next round is decoded;
-    the result is the same.
+    A round's episodes are scored together. With a ``scoring`` that has a thread, that happens while the next round is
+    decoded; the result is the same.
 
     Args:
         env: an environment that only appends tokens.
@@ -48,8 +48,8 @@ def collect_by_decoding(
         first_episode: number of the first episode, for the noise; the ``k``-th episode of slot ``i`` is number
             ``first_episode + k * num_envs + i``.
         rounds: episodes a slot.
-        beside: makes the calls of the reward; default each at once.
-        meanwhile: called with all episodes once they are written; their rewards and infos are not filled in yet.
+        scoring: makes the calls of the reward; by default each at once.
+        while_scoring: called with all episodes once they are written; their rewards and infos are not filled in yet.
 
     Returns:
         ``rounds * num_envs`` episodes; values are 0 where the policy reads none off its hidden states.
@@ -57,29 +57,29 @@ def collect_by_decoding(
     Raises:
         RewardError: the reward went wrong; no further round is begun then.
     """
-    beside = Beside(threaded=False) if beside is None else beside
+    scoring = OverlappedScoring(threaded=False) if scoring is None else scoring
     episodes: list[Episode] = []
     pending = []
     slots = list(range(env.num_envs))
     head = policy.values if policy.values_from_trunk else None
     for k in range(rounds):
-        beside.check()
+        scoring.check()
         prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
         written = generate(
             policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed,
             first_episode=first_episode + k * env.num_envs, stop=env.stop, value_head=head, batch_size=env.num_envs,
-            on_progress=lambda _: beside.check(),
+            on_progress=lambda _: scoring.check(),
         )  # fmt: skip
-        pending.append(beside.submit(env.end_episodes(slots, [g.ids for g in written])))
+        pending.append(scoring.submit(env.score_ended, env.end_episodes(slots, [g.ids for g in written])))
         episodes += [
             Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
             for prompt, g in zip(prompts, written, strict=True)
         ]
-    if meanwhile is not None:
-        meanwhile(episodes)
+    if while_scoring is not None:
+        while_scoring(episodes)
     waiting = iter(episodes)
-    for scoring in pending:
-        for episode, score, info in zip(islice(waiting, env.num_envs), *beside.wait(scoring), strict=True):
+    for batch in pending:
+        for episode, score, info in zip(islice(waiting, env.num_envs), *scoring.wait(batch), strict=True):
             episode.rewards[-1], episode.ended, episode.info = float(score), bool(info["ended"]), info
             episode.spread()
     return episodes

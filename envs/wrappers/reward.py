@@ -20,6 +20,7 @@ from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.wrappers.base import VectorTokenWrapper, episodes_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.base import score
+from rlhf_gym.rewards.combine import as_term
 
 if TYPE_CHECKING:
     from rlhf_gym.lm.language_model import LanguageModel
@@ -37,7 +38,7 @@ class Potential:
     """
 
     def __init__(self, function: Callable[..., Any], episodes: Episodes) -> None:
-        self.function = function
+        self.function = as_term(function)
         self.episodes = episodes
 
     def now(self, slots: Slots) -> Floats:

@@ -13,7 +13,7 @@ from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 def rewards(options: argparse.Namespace) -> None:
     """`rlhf-gym rewards`."""
-    from rlhf_gym.rewards.catalogue import described, listing
+    from rlhf_gym.rewards.spec import described, listing
 
     print(listing() if options.name is None else described(options.name))
 
@@ -26,7 +26,7 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.loop.config import Config, TaskConfig
     from rlhf_gym.loop.context import task_of
     from rlhf_gym.rewards.check import check_reward
-    from rlhf_gym.rewards.service.time_limit import limit_parts
+    from rlhf_gym.rewards.service.limits import limit_parts
     from rlhf_gym.rewards.spec import load_reward
     from rlhf_gym.tasks.samples import columns_of
 

@@ -1,4 +1,4 @@
-"""Asking a chat model over the network: many questions at once, each paid for once."""
+"""A client for chat models over the network: many questions at once, each cached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.judge.cache import ReplyCache
-from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.rewards.service.limits import CircuitBreaker, UnreachableError
 from rlhf_gym.text import shorten
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Messages = list[dict[str, str]]
 
 
 class JudgeError(RlhfGymError):
-    """The judge could not be asked."""
+    """A request to the judge failed."""
 
 
 class AbsentError(JudgeError):
@@ -36,13 +36,13 @@ class AbsentError(JudgeError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a chat model wrote.
+    """A chat model's reply.
 
     Attributes:
         text: the reply.
         prompt_tokens: tokens of the question, as the service counts them; 0 where it does not.
         completion_tokens: of the reply, likewise.
-        cached: it was there already, and cost nothing.
+        cached: True if it came from the cache, at no cost.
     """
 
     text: str
@@ -53,13 +53,13 @@ class Reply:
 
 @dataclass
 class Usage:
-    """What was asked so far.
+    """Counts of a client's questions so far.
 
     Attributes:
-        asked: questions that went to the service.
-        cached: questions whose reply was there already.
-        prompt_tokens: tokens of what went out.
-        completion_tokens: tokens of what came back.
+        asked: questions sent to the service.
+        cached: questions answered from the cache.
+        prompt_tokens: tokens sent.
+        completion_tokens: tokens received.
         cost: of both, at the client's prices.
     """
 
@@ -81,7 +81,7 @@ class ChatClient:
 
     Requests that fail in a way that may pass (no connection, time-outs, status 408, 409, 429 and 5xx) are sent again by the
     ``openai`` package, with growing pauses and as the service's ``Retry-After`` says. Where a failure does not end the run (an
-    ``on_error`` policy), a :class:`~rlhf_gym.rewards.service.breaker.CircuitBreaker` keeps a dead service from costing
+    ``on_error`` policy), a :class:`~rlhf_gym.rewards.service.limits.CircuitBreaker` keeps a dead service from costing
     all these repetitions for every question.
 
     Args:
@@ -89,8 +89,8 @@ class ChatClient:
         model: the model's name there; None takes the one that the service lists, where it lists one.
         concurrency: questions at once.
         timeout: seconds to wait for one reply.
-        retries: how often a request is sent again.
-        cache: file that remembers replies from run to run; None remembers them in memory.
+        retries: times that a failed request is sent again, 0 or more.
+        cache: file that keeps replies from run to run; None keeps them in memory.
         price: per million tokens sent and received, in any currency.
         open_after: questions in a row without an answer that open the circuit breaker.
         cool_down: seconds that it stays open.

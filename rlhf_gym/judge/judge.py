@@ -1,4 +1,4 @@
-"""A judge's opinion of one response, or of two: asked, read, and asked again the other way round."""
+"""A judge's opinion of one response, or of two in both orders."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _SIDE = re.compile(r"^\W*([AB])\W*$|\[\[([AB])\]\]|\b[Rr]esponse\W{1,3}([AB])\b|
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the judge thinks of one response, or of two.
+    """A judge's opinion of one response, or of two.
 
     Attributes:
         value: a score; or, of two responses, -1 (the first is better), 0 or 1 (the second). None where the reply could not
             be read.
         reason: the judge's words.
-        replies: what it wrote, one text a question.
-        disagreed: of two responses, whether the judge said something else when they were shown the other way round.
-        first_shown: of two responses, how often the one shown first was chosen, out of two.
-        tokens: sent and received.
-        cost: of those.
+        replies: its replies, one text a question.
+        disagreed: of two responses, True if the two orders gave different answers.
+        first_shown: of two responses, the number of times, 0 to 2, that the one shown first was chosen.
+        tokens: tokens sent and received.
+        cost: their cost.
         cached: questions that were answered from the cache.
     """
 
@@ -52,15 +52,15 @@ class Judge:
 
     Args:
         client: the model.
-        rubric: what to judge by, or the ``.md`` or ``.txt`` file that says it; default helpful, honest, harmless, well
+        rubric: the criteria, or a ``.md`` or ``.txt`` file with them; default helpful, honest, harmless, well
             written.
         template: a Jinja template, or its ``.j2`` file; default the package's own (``rlhf_gym/judge/templates``).
-        pairs: whether pairs are judged (the template then shows ``first`` and ``second``) or responses (``response``).
+        pairs: True judges pairs (the template shows ``first`` and ``second``), False single responses (``response``).
         low: the worst score.
         high: the best one.
 
     Raises:
-        ConfigError: a template that does not show what is judged, or scores that are none.
+        ConfigError: a template that does not show the responses, or ``low`` not below ``high``.
     """
 
     def __init__(

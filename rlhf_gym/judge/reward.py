@@ -17,7 +17,7 @@ from rlhf_gym.rewards.base import ScoredBatch
 class JudgeReward:
     """A chat model's opinion, from 0 (worst) to 1 (best).
 
-    Besides the score, its terms are ``judge_tokens``, ``judge_cost`` and ``judge_cached`` (questions answered from the cache),
+    Its further terms are ``judge_tokens``, ``judge_cost`` and ``judge_cached`` (questions answered from the cache),
     and for comparisons ``judge_disagreed``: the share in which the two orders contradicted one another.
 
     Args:
@@ -36,7 +36,7 @@ class JudgeReward:
         ConfigError: a setting out of its range, or the ``openai`` package is missing.
     """
 
-    slow = True  # it waits for another machine
+    slow = True  # it waits for another machine: overlapped scoring
 
     def __init__(
         self,
@@ -57,13 +57,18 @@ class JudgeReward:
 
     @property
     def usage(self) -> Usage:
-        """What was asked so far."""
+        """Counts of the questions so far."""
         return self.judge.client.usage
 
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """Ask about a batch.
+        """Ask for an opinion of each sample.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
 
         Raises:
             RewardError: the service cannot be asked, a reply cannot be read, or the column is missing.
@@ -97,5 +102,5 @@ class JudgeReward:
         return ScoredBatch(values, terms)
 
     def __call__(self, prompts: list[str], responses: list[str], **columns: Any) -> Any:
-        """The scores alone."""
+        """Score a batch; returns float64 ``[n]``."""
         return self.score_terms(prompts, responses, columns).values

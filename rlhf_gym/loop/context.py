@@ -26,7 +26,7 @@ from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.on_error import on_error
-from rlhf_gym.rewards.service.time_limit import limit_parts
+from rlhf_gym.rewards.service.limits import limit_parts
 from rlhf_gym.rewards.spec import load_reward
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.prompt_files import prompts_from_file

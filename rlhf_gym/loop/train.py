@@ -170,11 +170,11 @@ def iteration_line(row: Mapping[str, str], title: str, iterations: int, reward_s
         reward_share: share of the iteration's time spent waiting for rewards, which the table does not hold: it has no clock.
     """
     figures = [f"{word} {float(row[key]):{form}}" for key, word, form in FIGURES if row.get(key)]
-    for key in row:  # a constraint's price, and whether it is held
-        for ending in ("price", "slack"):
+    for key in row:  # a constraint's Lagrange multiplier, and its slack
+        for ending in ("multiplier", "slack"):
             if key.startswith("reward/") and key.endswith(f"_{ending}") and row[key]:
                 name = key.removeprefix("reward/").removeprefix("constrained_")
-                figures.append(f"{name} {float(row[key]):{'.2f' if ending == 'price' else '+z.2f'}}")
+                figures.append(f"{name} {float(row[key]):{'.2f' if ending == 'multiplier' else '+z.2f'}}")
     if left_out := float(row.get("reward/left_out") or 0):
         figures.append(f"left out {left_out:.0f}, whose reward failed")
     if reward_share is not None:

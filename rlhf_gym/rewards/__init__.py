@@ -1,4 +1,4 @@
-"""Rewards: anything that scores samples, and how rewards are made of rewards."""
+"""Rewards: anything that scores samples, and combinations of rewards."""
 
 from rlhf_gym.rewards.adaptive import (
     Constrained,

@@ -1,9 +1,12 @@
-"""What a reward is, and the one way anybody calls one.
+"""The protocol of rewards, and :func:`score`, which calls one.
 
 A reward is any callable ``reward(prompts, responses, **columns) -> sequence of float``: a plain function (``async``
-too), a metric, a reward model, a remote service. :func:`score` calls it in the form it was written in, checks every
-number, and turns whatever goes wrong into a :class:`~rlhf_gym.errors.RewardError` that names the reward, the index and
-the text.
+too), a metric, a reward model, a remote service. What goes wrong becomes a :class:`~rlhf_gym.errors.RewardError` that
+names the reward, the sample's index and its text.
+
+The path of a call: :func:`score` calls the ``score_terms`` of a combination, which calls that of each part; a part that
+is a user's function (:class:`~rlhf_gym.rewards.combine.Term`) is called by :func:`score_function`, which is
+:func:`~rlhf_gym.rewards.calling.call`, then :func:`checked`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import RewardError
-from rlhf_gym.rewards.calling import call
+from rlhf_gym.rewards.calling import CallForm, call, call_form
 from rlhf_gym.rewards.token_values import IDS, Tokens, checked_tokens
 from rlhf_gym.text import shorten
 
@@ -44,11 +47,11 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a sample has no score.
+    """The reason why a sample has no score.
 
     Attributes:
         name: the reward, or the term of it, that failed.
-        error: what it said.
+        error: its error message.
     """
 
     name: str
@@ -61,13 +64,13 @@ class ScoredBatch:
 
     Attributes:
         values: float64 ``[n]``, all finite.
-        terms: what the reward is made of, by name, each float64 ``[n]`` and finite. A plain reward is its own only
-            term. In a sum, ``x`` is what reward ``x`` gave and ``x_weighted`` what it contributed.
-        failures: for a reward that may leave samples out (:class:`~rlhf_gym.rewards.on_error.SkipOnError`), why it has no
-            score for a sample, or None where it has one: ``n`` of them. What stands for such a sample in ``values`` and
-            ``terms`` means nothing. None for other rewards.
-        tokens: for a reward that values single tokens (:mod:`~rlhf_gym.rewards.token_values`), float64 ``[length]`` a sample,
-            which add up to its value. None for other rewards.
+        terms: the scores of the terms that the reward is made of, by name, each float64 ``[n]`` and finite. A plain reward
+            is its own only term. In a sum, ``x`` is the score of reward ``x`` and ``x_weighted`` its contribution.
+        failures: for a reward that may leave samples out (:class:`~rlhf_gym.rewards.on_error.SkipOnError`), ``n``
+            failures: None where the sample has a score. The numbers of a failed sample in ``values`` and ``terms`` mean
+            nothing. None for other rewards.
+        tokens: for a reward of single tokens (:mod:`~rlhf_gym.rewards.token_values`), for each sample float64
+            ``[length]``; their sum is its value. None for other rewards.
     """
 
     values: Scores
@@ -86,20 +89,31 @@ class ScoredBatch:
 def first_failures(
     one: tuple[Failure | None, ...] | None, other: tuple[Failure | None, ...] | None
 ) -> tuple[Failure | None, ...] | None:
-    """The failures of two rewards of the same samples; the first one's count where both failed."""
+    """The failures of two rewards of the same samples; where both failed, that of the first.
+
+    Args:
+        one: the first reward's ``n`` failures, or None.
+        other: the second reward's.
+    """
     if one is None or other is None:
         return other if one is None else one
     return tuple(a or b for a, b in zip(one, other, strict=True))
 
 
 @runtime_checkable
-class TermReward(Protocol):
+class TermReward(Reward, Protocol):
     """A reward that reports the terms it is made of (the combinators)."""
 
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """Score a batch and say what each term gave."""
+        """Score a batch, with the scores of each term.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
+        """
         ...
 
 
@@ -128,7 +142,7 @@ def score(
         responses: ``n`` responses.
         columns: further columns of the data set, ``n`` values each.
         name: name to report under; default :func:`reward_name`.
-        may_skip: whether the caller looks at ``failures`` and goes on without the samples that have no score.
+        may_skip: True if the caller goes on without the samples that have no score (``failures``).
 
     Returns:
         Scores and terms. No call is made for ``n = 0``.
@@ -149,19 +163,42 @@ def score(
             raise RewardError(f"cannot call reward {name!r} with {n} prompts and {count} {what}; expected {n} of each")
     if n == 0:
         return ScoredBatch(np.zeros(0), {name: np.zeros(0)})
-    if hasattr(reward, "score_terms"):  # a TermReward; asking the protocol takes longer than small rewards do
-        scored: ScoredBatch = reward.score_terms(list(prompts), list(responses), columns)
-        if scored.failures is not None and not may_skip:
-            _refuse_failures(scored.failures, name, prompts, responses)
-        return scored
-    if isinstance(reward, type):
-        raise RewardError(f"reward {name!r} is a class; expected an object of it, such as {name}(...)")
-    if not callable(reward):
-        raise RewardError(
-            f"reward {name!r} is a {type(reward).__name__}; expected a function or an object that is callable"
-        )
-    result = call(reward, list(prompts), list(responses), columns, name)
-    if getattr(reward, "per_token", False):
+    if not hasattr(
+        reward, "score_terms"
+    ):  # no TermReward; isinstance with a protocol takes longer than small rewards do
+        return score_function(reward, call_form(reward, name), prompts, responses, columns, name)
+    scored: ScoredBatch = reward.score_terms(list(prompts), list(responses), columns)
+    if scored.failures is not None and not may_skip:
+        _refuse_failures(scored.failures, name, prompts, responses)
+    return scored
+
+
+def score_function(
+    function: Callable[..., Any],
+    form: CallForm,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    name: str,
+) -> ScoredBatch:
+    """Call a user's function on ``n`` samples and check what it returns.
+
+    Args:
+        function: the user's function or object.
+        form: its :func:`~rlhf_gym.rewards.calling.call_form`.
+        prompts: ``n`` prompts, at least one.
+        responses: ``n`` responses.
+        columns: further columns of the data set, ``n`` values each.
+        name: name to report under.
+
+    Returns:
+        Its scores, which are its only term.
+
+    Raises:
+        RewardError: it raised, it needs a column that is missing, or it returned something else than ``n`` finite numbers.
+    """
+    result = call(function, form, prompts, responses, columns, name)
+    if getattr(function, "per_token", False):
         tokens = checked_tokens(result, name, prompts, responses, columns.get(IDS))
         values = np.array([row.sum() for row in tokens])
         return ScoredBatch(values, {name: values}, tokens=tokens)
@@ -181,7 +218,7 @@ def _refuse_failures(
 
 
 def checked(result: Any, name: str, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
-    """What a reward returned, as float64 ``[n]``.
+    """Turn what a reward returned into float64 ``[n]``.
 
     Args:
         result: a list, tuple, array, tensor or series of ``n`` numbers.
@@ -229,7 +266,7 @@ def checked(result: Any, name: str, prompts: Sequence[str], responses: Sequence[
 
 
 def _number(value: Any) -> float | None:
-    """A score as a float, or None where it is none; a text is none, even one that reads as a number."""
+    """A value as a float; None where it is not a number. A text is not a number, even ``"1.0"``."""
     if value is None or isinstance(value, str | bytes | list | tuple) or getattr(value, "ndim", 0) > 0:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Remembers what a reward gave: for rewards that are slow and pure."""
+"""A cache of scores, for rewards that are slow and pure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ import numpy as np
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import adaptive_parts
 from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, reward_name, score
+from rlhf_gym.rewards.combine import as_term
 
 Remembered = tuple[float, dict[str, float]]
 
 
 class CachedReward:
-    """A reward that asks another one about each (prompt, response, columns) once.
+    """A reward whose scores are cached by (prompt, response, columns).
 
-    Only for pure rewards: the same sample must always get the same score. A failed call is not remembered. Safe to call
-    from several threads.
+    Only for pure rewards: the same sample must always get the same score. Failures are not cached. Safe to call from
+    several threads.
 
     Args:
         reward: the pure reward.
-        size: samples to remember; the least recently used are forgotten.
+        size: most samples in the cache, at least 1; the least recently used are dropped.
 
     Raises:
         ConfigError: a size below 1, or a reward that changes while it scores.
 
     Attributes:
-        hits: samples that were remembered.
-        misses: samples that the reward was asked about.
+        hits: number of samples found in the cache.
+        misses: number of samples that the reward scored.
     """
 
     def __init__(self, reward: Reward | Callable[..., Any], *, size: int = 100_000) -> None:
@@ -43,7 +44,7 @@ class CachedReward:
                 "while it scores; "
                 "put the cache around its parts"
             )
-        self.reward, self.size, self.name = reward, size, reward_name(reward)
+        self.reward, self.size, self.name = as_term(reward), size, reward_name(reward)
         self.hits = self.misses = 0
         self._known: OrderedDict[tuple[str, ...], Remembered] = OrderedDict()
         self._lock = threading.Lock()
@@ -51,8 +52,17 @@ class CachedReward:
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """Score a batch; the reward is asked about the new samples only, each once."""
-        # Columns count by their text: they may be lists or mappings, which cannot be looked up.
+        """Score a batch: the reward scores the samples that are not in the cache, each once.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
+
+        Raises:
+            RewardError: the reward failed.
+        """
+        # Columns enter the key by their repr: they may be lists or mappings, which have no hash.
         names = sorted(columns)
         keys = [
             (p, r, *(repr(columns[c][i]) for c in names))
@@ -64,12 +74,10 @@ class CachedReward:
         new = {key: i for i, key in reversed(list(enumerate(keys))) if key not in found}
         rows = sorted(new.values())
         if rows:
-            scored = score(
-                self.reward,
+            scored = self.reward.score_terms(
                 [prompts[i] for i in rows],
                 [responses[i] for i in rows],
                 {c: [columns[c][i] for i in rows] for c in names},
-                may_skip=True,
             )
             failures = scored.failures
             for place, i in enumerate(rows):
@@ -90,7 +98,7 @@ class CachedReward:
         every = dict.fromkeys(name for terms in terms_of for name in terms)
         return ScoredBatch(
             np.array([found[key][0] for key in keys]),
-            # What failed may lack terms that others have.
+            # A failed sample may lack terms that others have.
             {name: np.array([terms.get(name, 0.0) for terms in terms_of]) for name in every},
             tuple(failed.get(key) for key in keys) if failed else None,
         )

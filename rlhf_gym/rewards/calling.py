@@ -1,4 +1,7 @@
-"""Calls a reward in the form it was written in: batch or single pair, plain or ``async``, with the columns it names."""
+"""Calls a user's reward function: on a batch or on single pairs, plain or ``async``, with the columns it names.
+
+:func:`call_form` reads a signature once; :func:`call` is the one place where a user's function is called.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ import asyncio
 import inspect
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from rlhf_gym.errors import RewardError
 from rlhf_gym.objects import place_in_code
@@ -23,13 +25,13 @@ RESPONSE_NAMES = ("responses", "completions", "response", "completion")
 Pairs = dict[int, tuple[str, str]]
 
 under_way: ContextVar[Pairs | None] = ContextVar("under_way", default=None)
-"""Where set, a reward that takes one pair at a time keeps the pairs here that it has not scored yet though it was called on
-them: whoever gives it up (:class:`~rlhf_gym.rewards.service.time_limit.TimeLimit`) can say which ones it hangs on."""
+"""Where set, :func:`call` keeps the pairs here that a reward of single pairs was called on and has not scored yet, by their
+index: a time limit (:class:`~rlhf_gym.rewards.service.limits.TimeLimit`) names the pair that the reward hangs on."""
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a reward wants to be called, read from its signature.
+    """The way a reward is called, read from its signature.
 
     Attributes:
         single: True if it takes one prompt and one response instead of a batch.
@@ -48,28 +50,22 @@ class CallForm:
     takes_all: bool
 
 
-# Weak: remembering a signature must not keep a network in memory.
-_forms: MutableMapping[Any, CallForm] = WeakKeyDictionary()
-
-
 def call_form(reward: Callable[..., Any], name: str) -> CallForm:
-    """The form of a reward; its signature is read once.
+    """Read the form of a reward from its signature.
+
+    Args:
+        reward: a function, or an object that can be called.
+        name: the reward's name, for messages.
 
     Raises:
-        RewardError: its parameters fit no form.
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
     """
-    try:
-        if (known := _forms.get(reward)) is not None:
-            return known
-    except TypeError:  # cannot be hashed
-        return _read_form(reward, name)
-    form = _read_form(reward, name)
-    with suppress(TypeError):  # cannot be referred to weakly
-        _forms[reward] = form
-    return form
-
-
-def _read_form(reward: Callable[..., Any], name: str) -> CallForm:
+    if isinstance(reward, type):
+        raise RewardError(f"reward {name!r} is a class; expected an object of it, such as {name}(...)")
+    if not callable(reward):
+        raise RewardError(
+            f"reward {name!r} is a {type(reward).__name__}; expected a function or an object that is callable"
+        )
     try:
         # A torch module's own __call__ takes anything; its forward says what it wants.
         target = getattr(reward, "forward", reward) if not inspect.isroutine(reward) else reward
@@ -105,20 +101,28 @@ def _read_form(reward: Callable[..., Any], name: str) -> CallForm:
 
 def call(
     reward: Callable[..., Any],
-    prompts: list[str],
-    responses: list[str],
+    form: CallForm,
+    prompts: Sequence[str],
+    responses: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     name: str,
 ) -> Any:
-    """Call a reward on ``n`` samples and wait for it if it is ``async``.
+    """Call a reward on ``n`` samples, and wait for it if it is ``async``.
+
+    Args:
+        reward: the user's function or object.
+        form: its :func:`call_form`.
+        prompts: ``n`` prompts.
+        responses: ``n`` responses.
+        columns: further columns of the data set, ``n`` values each; the reward is given those it has parameters for.
+        name: the reward's name, for messages.
 
     Returns:
-        What it returned; for a reward that takes one pair at a time, a list of ``n`` such values.
+        What the reward returned; for a reward of single pairs, a list of ``n`` such values.
 
     Raises:
-        RewardError: it raised, or needs a column that is not there.
+        RewardError: it raised, or it needs a column that the data do not have.
     """
-    form = call_form(reward, name)
     if missing := [c for c in form.required if c not in columns]:
         raise RewardError(
             f"reward {name!r} needs the column {missing[0]!r}, which the data do not have; they have "
@@ -126,22 +130,35 @@ def call(
         )
     reserved = {form.prompt_key, form.response_key}
     accepted = [c for c in columns if c not in reserved and (form.takes_all or c in form.columns)]
-    if not form.single:
-        keywords = {c: list(columns[c]) for c in accepted}
-        try:
-            return wait_for(_invoke(reward, form, prompts, responses, keywords))
-        except RewardError:
-            raise
-        except (Exception, SystemExit) as error:
-            where = f"on a batch of {len(prompts)} samples, the first prompt being {shorten(prompts[0])}"
-            raise _raised(name, error, where, form) from error
+    if form.single:
+        return _call_pairs(reward, form, prompts, responses, {c: columns[c] for c in accepted}, name)
+    texts, keywords = _arguments(form, list(prompts), list(responses))
+    try:
+        return wait_for(reward(*texts, **keywords, **{c: list(columns[c]) for c in accepted}))
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:
+        where = f"on a batch of {len(prompts)} samples, the first prompt being {shorten(prompts[0])}"
+        raise _raised(name, error, where, form) from error
+
+
+def _call_pairs(
+    reward: Callable[..., Any],
+    form: CallForm,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    name: str,
+) -> list[Any]:
+    """Call a reward of single pairs ``n`` times; awaitables are awaited all at once."""
     results: list[Any] = []
     pairs = under_way.get()
     waiting: Pairs = {} if pairs is None else pairs
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         waiting[i] = (prompt, response)
+        texts, keywords = _arguments(form, prompt, response)
         try:
-            results.append(_invoke(reward, form, prompt, response, {c: columns[c][i] for c in accepted}))
+            results.append(reward(*texts, **keywords, **{c: values[i] for c, values in columns.items()}))
         except RewardError:
             raise
         except (Exception, SystemExit) as error:
@@ -150,8 +167,8 @@ def call(
             del waiting[i]
     if not any(inspect.isawaitable(r) for r in results):
         return results
-    # All pairs at once: an async reward that takes one pair would otherwise wait for each in turn.
-    outcomes = wait_for(_gather(results, waiting))
+    # All pairs at once: an async reward of single pairs would otherwise wait for each in turn.
+    outcomes: list[Any] = wait_for(_gather(results, waiting))
     for i, outcome in enumerate(outcomes):
         if isinstance(outcome, Exception) and not isinstance(outcome, RewardError):
             raise _raised(name, outcome, _sample(i, prompts[i], responses[i]), form) from outcome
@@ -160,27 +177,30 @@ def call(
     return outcomes
 
 
-def _invoke(reward: Callable[..., Any], form: CallForm, prompts: Any, responses: Any, keywords: dict[str, Any]) -> Any:
+def _arguments(form: CallForm, prompts: Any, responses: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Prompts and responses, a batch or one pair, as positional or as keyword arguments."""
     if form.response_key is None:
-        return reward(prompts, responses, **keywords)
-    texts = {form.response_key: responses}
-    if form.prompt_key is not None:
-        texts[form.prompt_key] = prompts
-    return reward(**texts, **keywords)
+        return (prompts, responses), {}
+    if form.prompt_key is None:
+        return (), {form.response_key: responses}
+    return (), {form.response_key: responses, form.prompt_key: prompts}
 
 
 async def _gather(results: list[Any], waiting: Pairs) -> list[Any]:
-    async def one(i: int, result: Any) -> Any:
-        try:
-            return await _finish(result) if inspect.isawaitable(result) else result
-        finally:
-            waiting.pop(i, None)
-
-    return list(await asyncio.gather(*(one(i, result) for i, result in enumerate(results)), return_exceptions=True))
+    """All results, awaited at once; an exception stands in its place."""
+    pairs = (_finish_pair(i, result, waiting) for i, result in enumerate(results))
+    return list(await asyncio.gather(*pairs, return_exceptions=True))
 
 
-async def _finish(awaitable: Any) -> Any:
-    """The value of an awaitable. One that exits must not take the loop with it, which all others share."""
+async def _finish_pair(index: int, result: Any, waiting: Pairs) -> Any:
+    try:
+        return await _finish(result) if inspect.isawaitable(result) else result
+    finally:
+        waiting.pop(index, None)
+
+
+async def _finish(awaitable: Awaitable[Any]) -> Any:
+    """The value of an awaitable. ``SystemExit`` becomes another error: it would end the event loop, which all rewards share."""
     try:
         return await awaitable
     except SystemExit as error:
@@ -230,33 +250,13 @@ def wait_for(result: Any) -> Any:
         # A forked process inherits the object, but not the thread that runs the loop.
         if _background is None or _background.process != os.getpid():
             _background = _Background()
-
-    async def wait() -> Any:
-        return await _finish(result)
-
-    coroutine: Coroutine[Any, Any, Any] = wait()
     if threading.current_thread() is _background.thread:
         # An async reward that itself calls score() on another async reward: the loop cannot wait for itself.
-        loop = asyncio.new_event_loop()
-        out: list[Any] = []
-        worker = threading.Thread(target=lambda: out.append(_outcome(loop, coroutine)))
-        worker.start()
-        worker.join()
-        if isinstance(out[0], BaseException):
-            raise out[0]
-        return out[0]
-    future = asyncio.run_coroutine_threadsafe(coroutine, _background.loop)
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, _finish(result)).result()
+    future = asyncio.run_coroutine_threadsafe(_finish(result), _background.loop)
     try:
         return future.result()
     except KeyboardInterrupt:
         future.cancel()
         raise
-
-
-def _outcome(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return loop.run_until_complete(coroutine)
-    except BaseException as error:
-        return error
-    finally:
-        loop.close()

@@ -1,7 +1,7 @@
-"""Tries a reward out before anything is trained against it: is it fast, steady, hard to fool?
+"""Checks a reward before training: its speed, its determinism, and responses that fool it.
 
-Reward hacking can often be found in a minute: score some honest samples, then the same prompts with responses that no one
-would call good, and see which of those win.
+Reward hacking can often be found in a minute: score some honest samples, then the same prompts with bad responses, and see
+which of these win.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from rlhf_gym.errors import RewardError
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, reward_name, score
-from rlhf_gym.rewards.builtin.basic import words
+from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.text import shorten
 
@@ -28,14 +28,14 @@ LONG_WORDS = 2_000
 
 @dataclass(frozen=True)
 class Probe:
-    """What one kind of dishonest response earned.
+    """The score of one kind of dishonest response.
 
     Attributes:
         name: the kind.
         mean: mean score; NaN where the reward failed.
         beats: share of honest samples, in [0, 1], that score lower than this kind's mean; equal ones count half.
         example: one such response, shortened.
-        error: what the reward said, where it failed.
+        error: the reward's error message, where it failed.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class RewardReport:
-    """How a reward behaves.
+    """The result of checking a reward.
 
     Attributes:
         name: the reward's name.
         values: float64 ``[n]``, scores of the honest samples that have one.
         seconds: wall time of one call on all of them.
-        deterministic: whether a second call gave the same numbers.
-        order_free: whether the samples in reverse order, in halves, gave the same numbers (to 1e-4 deviations).
-        length_correlation: Pearson's correlation with the response's number of words; NaN where one of them is constant.
-        probes: what dishonest responses earned, the best first.
+        deterministic: True if a second call gave the same numbers.
+        order_free: True if the samples in reverse order, in halves, gave the same numbers (to 1e-4 standard deviations).
+        length_correlation: Pearson's correlation with the response's number of words; NaN if one of them is constant.
+        probes: the scores of dishonest responses, the best first.
         skipped: honest samples without a score, by the reward that failed on them (``on_error: skip``).
         filled: honest samples whose score was filled in, by the reward that failed (``on_error: {fill: ...}``).
     """
@@ -138,7 +138,7 @@ def check_reward(
 
 
 class _Asked:
-    """A reward as it is asked here.
+    """A reward with the columns and ids that its calls need.
 
     Args:
         reward: the reward.
@@ -161,7 +161,7 @@ class _Asked:
         Args:
             prompts: all prompts.
             responses: a response to each of them.
-            rows: which of them to score; None is all.
+            rows: indices of those to score; None scores all.
         """
         rows = range(len(prompts)) if rows is None else rows
         texts = [responses[i] for i in rows]

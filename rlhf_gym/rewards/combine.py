@@ -4,8 +4,8 @@ Wrap any reward with :func:`term`, then write a formula::
 
     reward = term(praise) - 0.1 * term(word_count).clip(0, 50)
 
-Every combination is itself a reward. Its terms reach ``info`` and the logger: ``praise`` is what the reward called praise
-gave, ``praise_weighted`` what it contributed to a sum.
+Every combination is itself a reward. Its terms reach ``info`` and the logger: ``praise`` is the score of the reward called
+praise, ``praise_weighted`` its contribution to a sum.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, first_failures, reward_name, score
+from rlhf_gym.rewards.base import (
+    Failure,
+    Reward,
+    ScoredBatch,
+    Scores,
+    TermReward,
+    first_failures,
+    reward_name,
+    score,
+    score_function,
+)
+from rlhf_gym.rewards.calling import call_form
 from rlhf_gym.rewards.token_values import Tokens, weighted_sum
 from rlhf_gym.text import shorten
 
@@ -31,44 +43,52 @@ class Combination(ABC):
     """A reward made of rewards; ``+``, ``-``, ``*`` and the methods below make further ones.
 
     Attributes:
-        name: what it is reported under inside another combination.
-        parts: the rewards it is made of.
-        slow: says, or denies, that it mostly waits (:func:`~rlhf_gym.rewards.service.overlap.is_slow`); None leaves it
+        name: name that it is reported under inside another combination.
+        parts: the rewards that it is made of, each with ``score_terms`` (:func:`as_term`).
+        slow: True or False says that it is slow or not (:func:`~rlhf_gym.rewards.service.overlap.is_slow`); None leaves it
             to the parts.
     """
 
     name: str
-    parts: tuple[AnyReward, ...]
+    parts: tuple[TermReward, ...] = ()
     slow: bool | None = None
     __array_ufunc__ = None  # NumPy's numbers leave operators to the reward
 
     @abstractmethod
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The combination's scores, and further terms to report.
+        """Compute the combination's scores from those of its parts.
 
         Args:
             values: for each part its scores, float64 ``[n]``.
             responses: the ``n`` responses.
+
+        Returns:
+            float64 ``[n]``, and further terms to report.
         """
 
     def score_terms(self, prompts: list[str], responses: list[str], columns: Columns) -> ScoredBatch:
-        """Score a batch and say what each term gave.
+        """Score a batch: score each part, then combine.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
 
         Raises:
-            RewardError: a part went wrong (it is named), or the combination's result is not finite.
+            RewardError: a part failed (it is named), or the combination's result is NaN or infinite.
         """
         terms: dict[str, Scores] = {}
         values: list[Scores] = []
         tokens: list[Tokens | None] = []
         failures: tuple[Failure | None, ...] | None = None
         for part in self.parts:
-            scored = score(part, prompts, responses, columns, may_skip=True)
+            scored = part.score_terms(prompts, responses, columns)
             own = {reward_name(part): scored.values} if isinstance(part, Combination) else {}
             _add(terms, scored.terms | own)
             values.append(scored.values)
             tokens.append(scored.tokens)
             failures = first_failures(failures, scored.failures)
-        with np.errstate(all="ignore"):  # what is not finite is reported below, with the sample
+        with np.errstate(all="ignore"):  # NaN and infinity are reported below, with the sample
             total, more = self._combine_scored(values, responses, failures)
         _add(terms, more)
         if not np.isfinite(total).all():
@@ -81,7 +101,7 @@ class Combination(ABC):
         return ScoredBatch(total, terms, failures, self.combine_tokens(values, tokens))
 
     def combine_tokens(self, values: list[Scores], tokens: list[Tokens | None]) -> Tokens | None:
-        """What each token is worth, where that can be said; None pays the score with the last token.
+        """Compute the value of each token; None pays the whole score with the last token.
 
         Args:
             values: for each part its scores, float64 ``[n]``.
@@ -92,7 +112,7 @@ class Combination(ABC):
     def _combine_scored(
         self, values: list[Scores], responses: list[str], failures: tuple[Failure | None, ...] | None
     ) -> tuple[Scores, dict[str, Scores]]:
-        """Combine where every part has a score: nothing may be learned from the others, which are left at 0."""
+        """Combine the samples that every part has a score for. The others get 0, and adaptive rewards do not see them."""
         if failures is None or not any(failures):
             return self.combine(values, responses)
         n, rows = len(responses), [i for i, failure in enumerate(failures) if failure is None]
@@ -133,7 +153,11 @@ class Combination(ABC):
         return self * -1.0
 
     def clip(self, low: float = -math.inf, high: float = math.inf) -> Combination:
-        """Scores held between ``low`` and ``high``.
+        """Clip the scores to ``[low, high]``.
+
+        Args:
+            low: the least score.
+            high: the highest score.
 
         Raises:
             ConfigError: ``low`` is above ``high``.
@@ -143,30 +167,41 @@ class Combination(ABC):
         return Mapped(self, lambda x: np.clip(x, low, high), f"clip({self.name})")
 
     def above(self, level: float, *, then: float = 1.0, otherwise: float = 0.0) -> Combination:
-        """``then`` where the score is at least ``level``, else ``otherwise``."""
+        """Score ``then`` where the score is at least ``level``, else ``otherwise``.
+
+        Args:
+            level: the threshold.
+            then: the score at and above it.
+            otherwise: the score below it.
+        """
         return Mapped(self, lambda x: np.where(x >= level, then, otherwise), f"above({self.name})")
 
     def standardise(
         self, prompts: Sequence[str], responses: Sequence[str], columns: Columns | None = None
     ) -> Combination:
-        """Scores shifted and scaled so that these samples (the reference's) have mean 0 and deviation 1.
+        """Shift and scale the scores so that these samples have mean 0 and standard deviation 1.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses, such as the reference's.
+            columns: further columns of the data set, ``n`` values each.
 
         Raises:
             ConfigError: the samples do not differ in score.
         """
         values = score(self, prompts, responses, columns).values
-        deviation = float(values.std()) if len(values) else 0.0
-        if not deviation > 0:
+        std = float(values.std()) if len(values) else 0.0
+        if not std > 0:
             raise ConfigError(f"cannot standardise {self.name!r} on {len(values)} samples that do not differ in score")
         mean = float(values.mean())
-        return Mapped(self, lambda x: (x - mean) / deviation, f"standardise({self.name})")
+        return Mapped(self, lambda x: (x - mean) / std, f"standardise({self.name})")
 
     def per_word(self) -> Combination:
-        """Scores divided by the response's number of words (at least 1)."""
+        """Divide the scores by the response's number of words (at least 1)."""
         return PerWord(self)
 
     def named(self, name: str) -> Combination:
-        """The same reward, reported under another name."""
+        """Report the same reward under another name."""
         return Mapped(self, lambda x: x, name)
 
 
@@ -180,15 +215,15 @@ class Mapped(Combination):
     """
 
     def __init__(self, part: AnyReward, function: Callable[[Scores], Any], name: str) -> None:
-        self.parts, self.name, self.function = (part,), name, function
+        self.parts, self.name, self.function = (as_term(part),), name, function
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The function of the scores."""
+        """Apply the function to the scores."""
         return np.asarray(self.function(values[0]), dtype=np.float64), {}
 
 
 class Sum(Combination):
-    """A weighted sum; the terms ``NAME_weighted`` are what each part contributed, and add up to the score.
+    """A weighted sum; the terms ``NAME_weighted`` are the contributions of the parts, and add up to the score.
 
     Args:
         weighted: parts with their weights.
@@ -201,26 +236,35 @@ class Sum(Combination):
     def __init__(self, weighted: Sequence[tuple[AnyReward, float]], *, name: str = "sum") -> None:
         if not weighted or not all(math.isfinite(weight) for _, weight in weighted):
             raise ConfigError(f"a sum needs parts with finite weights, got weights {[w for _, w in weighted]}")
-        self.parts, self.weights, self.name = tuple(p for p, _ in weighted), [float(w) for _, w in weighted], name
+        self.parts, self.weights = tuple(as_term(p) for p, _ in weighted), [float(w) for _, w in weighted]
+        self.name = name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The weighted sum, and what each part contributed."""
+        """Compute the weighted sum and each part's contribution."""
         weighted = [weight * value for weight, value in zip(self.weights, values, strict=True)]
         return np.sum(weighted, axis=0), contributions(self.parts, weighted)
 
     def combine_tokens(self, values: list[Scores], tokens: list[Tokens | None]) -> Tokens | None:
-        """The weighted sum of the tokens' values."""
+        """Compute the weighted sum of the tokens' values."""
         return weighted_sum(list(zip(self.weights, values, tokens, strict=True)))
 
 
 class Product(Combination):
-    """The product of rewards."""
+    """The product of rewards.
+
+    Args:
+        parts: the rewards, at least one.
+        name: name to report under.
+
+    Raises:
+        ConfigError: no part.
+    """
 
     def __init__(self, parts: Sequence[AnyReward], *, name: str = "product") -> None:
         self.parts, self.name = some(parts, name), name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The product."""
+        """Multiply the scores."""
         return np.prod(values, axis=0), {}
 
 
@@ -228,20 +272,21 @@ class Gate(Combination):
     """One reward where another is high enough, else a constant: safety before helpfulness.
 
     Args:
-        gate: the reward that must be at least ``level``.
-        reward: what counts then.
-        level: see there.
-        otherwise: the score elsewhere; put it below what ``reward`` gives, or failing the gate may pay.
+        gate: the reward that opens the gate where its score is at least ``level``.
+        reward: the reward that counts there.
+        level: the threshold.
+        otherwise: the score elsewhere; choose it below the scores of ``reward``, or failing the gate may pay.
         name: name to report under.
     """
 
     def __init__(
         self, gate: AnyReward, reward: AnyReward, *, level: float = 0.0, otherwise: float = 0.0, name: str = "gate"
     ) -> None:
-        self.parts, self.level, self.otherwise, self.name = (gate, reward), level, otherwise, name
+        self.parts, self.name = (as_term(gate), as_term(reward)), name
+        self.level, self.otherwise = level, otherwise
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The reward behind the gate, and whether it was open (1) or not (0)."""
+        """Compute the score; the term ``NAME_open`` is 1 where the gate is open, else 0."""
         is_open = values[0] >= self.level
         return np.where(is_open, values[1], self.otherwise), {f"{self.name}_open": is_open.astype(np.float64)}
 
@@ -250,47 +295,86 @@ class PerWord(Combination):
     """A reward divided by the response's number of words (at least 1)."""
 
     def __init__(self, part: AnyReward) -> None:
-        self.parts, self.name = (part,), f"per_word({reward_name(part)})"
+        self.parts, self.name = (as_term(part),), f"per_word({reward_name(part)})"
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The score a word."""
+        """Divide the scores by the numbers of words."""
         return values[0] / np.array([max(1, len(r.split())) for r in responses]), {}
 
 
+class Term(Combination):
+    """One reward under a name, with operators; :func:`term` makes it.
+
+    The signature of a user's function is read here, once.
+
+    Args:
+        reward: a function or an object that can be called, or a reward with terms of its own.
+        name: name to report it under.
+
+    Attributes:
+        reward: the reward.
+        form: the way a user's function is called; None for a reward with terms of its own.
+
+    Raises:
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
+    """
+
+    def __init__(self, reward: AnyReward, name: str) -> None:
+        self.reward, self.name = reward, name
+        self.form = None if hasattr(reward, "score_terms") else call_form(reward, name)
+
+    def score_terms(self, prompts: list[str], responses: list[str], columns: Columns) -> ScoredBatch:
+        """Score a batch: call the user's function, or score the reward and report its own score under the name.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
+
+        Raises:
+            RewardError: the reward failed.
+        """
+        if self.form is not None:
+            return score_function(self.reward, self.form, prompts, responses, columns, self.name)
+        scored: ScoredBatch = self.reward.score_terms(prompts, responses, columns)  # type: ignore[union-attr]
+        return replace(scored, terms=scored.terms | {self.name: scored.values})
+
+    def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
+        """Return the score as it is."""
+        return values[0], {}
+
+
 def term(reward: AnyReward, name: str | None = None) -> Combination:
-    """Any reward as one that operators can be used on.
+    """Make any reward one that operators can be used on.
 
     Args:
         reward: a function, a metric, a reward model, ...
-        name: name to report it under.
+        name: name to report it under; None takes its own (:func:`~rlhf_gym.rewards.base.reward_name`).
+
+    Raises:
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
 
     >>> reward = 2 * term(lambda prompts, responses: [len(r) for r in responses], "length") - 1
     >>> scored = score(reward, ["p"], ["abc"])
     >>> scored.values, scored.terms["length"], scored.terms["length_weighted"]
     (array([5.]), array([3.]), array([6.]))
     """
-    return Renamed(reward, name or reward_name(reward))
+    return Term(reward, name or reward_name(reward))
 
 
-class Renamed(Combination):
-    """A reward under a name of one's choice; what :func:`term` makes."""
+def as_term(reward: AnyReward) -> TermReward:
+    """The reward itself where it has ``score_terms``, else a :class:`Term` of it.
 
-    def __init__(self, reward: AnyReward, name: str) -> None:
-        self.parts, self.name = (reward,), name
-
-    def score_terms(self, prompts: list[str], responses: list[str], columns: Columns) -> ScoredBatch:
-        """The reward's own scores and terms, its own value under the new name."""
-        scored = score(self.parts[0], prompts, responses, columns, name=self.name, may_skip=True)
-        return ScoredBatch(scored.values, scored.terms | {self.name: scored.values}, scored.failures, scored.tokens)
-
-    def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The score as it is."""
-        return values[0], {}
+    Raises:
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
+    """
+    has_terms: Any = reward
+    return has_terms if hasattr(reward, "score_terms") else Term(reward, reward_name(reward))
 
 
 def constant(value: float) -> Combination:
-    """The same score for every sample."""
-    return Renamed(lambda prompts, responses: [value] * len(responses), "constant")
+    """A reward that gives every sample the same score."""
+    return Term(lambda prompts, responses: [value] * len(responses), "constant")
 
 
 def _summands(reward: AnyReward | float) -> list[tuple[AnyReward, float]]:
@@ -314,11 +398,19 @@ def _reward(given: Any) -> AnyReward:
     return checked
 
 
-def some(parts: Sequence[AnyReward], name: str) -> tuple[AnyReward, ...]:
-    """The parts of a combination: at least one, or :class:`ConfigError`."""
+def some(parts: Sequence[AnyReward], name: str) -> tuple[TermReward, ...]:
+    """The parts of a combination as terms.
+
+    Args:
+        parts: the rewards, at least one.
+        name: the combination's name, for the message.
+
+    Raises:
+        ConfigError: no part.
+    """
     if not parts:
         raise ConfigError(f"a {name} needs at least one reward, got none")
-    return tuple(parts)
+    return tuple(as_term(part) for part in parts)
 
 
 def _spread(values: Scores, rows: list[int], n: int) -> Scores:
@@ -329,7 +421,12 @@ def _spread(values: Scores, rows: list[int], n: int) -> Scores:
 
 
 def contributions(parts: Sequence[AnyReward], values: Sequence[Scores]) -> dict[str, Scores]:
-    """The terms ``NAME_weighted``: what each part contributed to a score that is the sum of these values."""
+    """The terms ``NAME_weighted``.
+
+    Args:
+        parts: the rewards.
+        values: for each its contribution, float64 ``[n]``; their sum is the score.
+    """
     terms: dict[str, Scores] = {}
     for part, value in zip(parts, values, strict=True):
         _add(terms, {f"{reward_name(part)}_weighted": value})

@@ -1,4 +1,4 @@
-"""Several rewards of the same thing as one that is harder to over-optimise than each of them."""
+"""Ensembles: several rewards of the same thing, together harder to over-optimise than each of them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,38 @@ from rlhf_gym.rewards.combine import AnyReward, Combination, some
 
 
 class Minimum(Combination):
-    """The smallest of several rewards: the worst case of an ensemble (Coste et al. 2023)."""
+    """The smallest of several rewards: the worst case of an ensemble (Coste et al. 2023, section 3).
+
+    Args:
+        parts: the rewards, at least one.
+        name: name to report under.
+
+    Raises:
+        ConfigError: no part.
+    """
 
     def __init__(self, parts: Sequence[AnyReward], *, name: str = "minimum") -> None:
         self.parts, self.name = some(parts, name), name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The minimum."""
+        """Take the minimum of the scores."""
         return np.min(values, axis=0), {}
 
 
 class Ensemble(Combination):
-    """Several rewards' mean, less what doubt costs: their disagreement, sample by sample.
+    """The mean of several rewards, less a penalty on their disagreement, sample by sample.
 
-    Normalise the rewards first: how far they lie apart means nothing on different scales.
+    ``score = mean - variance_weight * variance - deviation_weight * standard deviation``, over the parts (Coste et al. 2023,
+    section 3, for the variance). Normalise the rewards first: their disagreement means nothing on different scales.
 
     Args:
-        parts: the rewards.
-        variance_weight: price of their variance (Coste et al. 2023).
-        deviation_weight: price of their standard deviation.
+        parts: the rewards, at least one.
+        variance_weight: weight of their variance.
+        deviation_weight: weight of their standard deviation.
         name: name to report under.
+
+    Raises:
+        ConfigError: no part.
     """
 
     def __init__(
@@ -45,7 +57,7 @@ class Ensemble(Combination):
         self.variance_weight, self.deviation_weight = variance_weight, deviation_weight
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """The mean, less what doubt costs; the variance is reported."""
+        """Compute the penalised mean; the term ``NAME_variance`` is the variance."""
         variance = np.var(values, axis=0)
-        doubt = self.variance_weight * variance + self.deviation_weight * np.sqrt(variance)
-        return np.mean(values, axis=0) - doubt, {f"{self.name}_variance": variance}
+        penalty = self.variance_weight * variance + self.deviation_weight * np.sqrt(variance)
+        return np.mean(values, axis=0) - penalty, {f"{self.name}_variance": variance}

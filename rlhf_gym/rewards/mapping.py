@@ -1,28 +1,28 @@
-"""Rewards as mappings: all that Python's combinators can say, in YAML.
+"""Rewards as mappings: Python's combinators in YAML.
 
 A mapping has exactly one of these keys::
 
-    reward: sentiment            # a name, path/to/file.py:function, module:function; its options stand beside it
+    reward: sentiment            # a name, path/to/file.py:function, module:function; its options are further keys
     sum: [REWARD, ...]           # weighted by each one's `weight`
     product: [REWARD, ...]
     minimum: [REWARD, ...]
-    ensemble: [REWARD, ...]      # beside it: variance_weight, deviation_weight
+    ensemble: [REWARD, ...]      # further keys: variance_weight, deviation_weight
     gate: {when: REWARD, reward: REWARD, level: 0.5, otherwise: -5}
-    constrained: {objective: REWARD, constraint: REWARD, level: 20, rate: 0.001, damping: 0, price: 0, most: 100}
+    constrained: {objective: REWARD, constraint: REWARD, level: 20, rate: 0.001, damping: 0, multiplier: 0, most: 100}
 
 and, applied in this order, any of these::
 
-    cache: true                           # or how many samples to remember
+    cache: true                          # or the number of samples to remember
     time_limit: 60                       # seconds a call
     on_error: {fill: -1, most: 100}      # or skip, or {skip: true, most: 100}, or raise
     per_word: true
     clip: [low, high]
     above: level
-    standardise: samples.jsonl           # columns prompt and response: mean 0 and deviation 1 on these
+    standardise: samples.jsonl           # columns prompt and response: mean 0, standard deviation 1 on these
     running: true                        # or {shift: false, clip: 5}: standardised over everything scored so far
     schedule: [[0, 0.0], [10000, 1.0]]   # samples scored, weight
     name: text
-    slow: true                           # it waits for another machine or device: agents go on meanwhile
+    slow: true                           # it waits for another machine or device: overlapped scoring
 
 Where a REWARD stands, a text is short for ``{reward: text}``.
 """
@@ -39,7 +39,7 @@ from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.combine import Combination, Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
 from rlhf_gym.rewards.on_error import on_error
-from rlhf_gym.rewards.service.time_limit import TimeLimit
+from rlhf_gym.rewards.service.limits import TimeLimit
 from rlhf_gym.text import nearest
 
 AnyReward = Reward | Callable[..., Any]
@@ -67,15 +67,15 @@ CHANGES = (
 
 
 def build(given: Mapping[str, Any], load: Load, place: str = "") -> AnyReward:
-    """The reward that a mapping describes.
+    """Build the reward that a mapping describes.
 
     Args:
-        given: see the top of this file.
-        load: makes a reward of its name and options.
-        place: where the mapping stands in a larger one, for messages.
+        given: the mapping; see the top of this file.
+        load: builds a reward from its name and options.
+        place: the mapping's place in a larger one, for messages.
 
     Raises:
-        ConfigError: it describes none; the message says where.
+        ConfigError: the mapping is wrong; the message names the place in it.
     """
     data = dict(given)
     kinds = [key for key in KINDS if key in data]
@@ -105,10 +105,10 @@ def _list(kind: str, inner: Any, data: dict[str, Any], load: Load, place: str, h
     """A sum, product, minimum or ensemble."""
     if not isinstance(inner, list) or not inner:
         raise ConfigError(f"{_at(place)}{kind!r} needs a list of rewards, got {inner!r}")
-    prices: dict[str, Any] = {}
+    penalties: dict[str, Any] = {}
     if kind == "ensemble":
         found = [key for key in ("variance_weight", "deviation_weight") if key in data]
-        prices = {key: _number(here, key, data.pop(key)) for key in found}
+        penalties = {key: _number(here, key, data.pop(key)) for key in found}
     _no_more(data, place, kind)
     weights, parts = [], []
     for i, item in enumerate(inner):
@@ -121,7 +121,7 @@ def _list(kind: str, inner: Any, data: dict[str, Any], load: Load, place: str, h
     if kind == "sum":
         return Sum(list(zip(parts, weights, strict=True)))
     if kind == "ensemble":
-        return Ensemble(parts, **prices)
+        return Ensemble(parts, **penalties)
     return (Product if kind == "product" else Minimum)(parts)
 
 
@@ -140,7 +140,7 @@ def _pair(kind: str, inner: Any, load: Load, here: str) -> Combination:
 
 
 def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combination:
-    """What is done to a reward, in the order of ``CHANGES``."""
+    """Apply the changes to a reward, in the order of ``CHANGES``."""
     if changes.get("cache"):
         size = {} if changes["cache"] is True else {"size": int(_number(place, "cache", changes["cache"]))}
         reward = _made(f"{place}.cache", CachedReward, reward, **size)
@@ -148,7 +148,7 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
         reward = _made(f"{place}.time_limit", TimeLimit, reward, _number(place, "time_limit", changes["time_limit"]))
     if "on_error" in changes:
         reward = _made(f"{place}.on_error", on_error, reward, policy=changes["on_error"])
-    # A name that comes last must not hide what a combination is called by itself.
+    # A combination keeps its own name as a term, although ``name`` comes last.
     out = reward if isinstance(reward, Combination) else term(reward)
     if changes.get("per_word"):
         out = out.per_word()
@@ -195,7 +195,7 @@ def _standardised(reward: Combination, file: Any, place: str) -> Combination:
 
 
 def _made(here: str, factory: Callable[..., Any], *parts: Any, **settings: Any) -> Any:
-    """Call a combinator; what is wrong with its settings is said with the place."""
+    """Call a combinator; an error about its settings names the place."""
     try:
         return factory(*parts, **settings)
     except (TypeError, ConfigError) as error:

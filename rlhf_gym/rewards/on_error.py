@@ -1,4 +1,4 @@
-"""What to do when a reward fails: by default the run stops; here, for rewards that may, a stated score or none at all."""
+"""Policies for a reward that fails. By default the run stops; these go on, with a fixed score or without the sample."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ import numpy as np
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, reward_name, score
+from rlhf_gym.rewards.combine import as_term
 
 
 class OnError(ABC):
-    """A reward that goes on where another one fails, and counts how often; a subclass says what stands there.
+    """A reward that goes on where another one fails, and counts the failures; subclasses say what a failed sample gets.
 
-    A failing batch is asked again sample by sample, so that one bad sample does not cost the others their scores. The first
-    failure is told by a warning, with the error; the others are counted.
+    A failing batch is scored again sample by sample, so that one bad sample does not cost the others their scores. The first
+    failure gives a warning with the error; the others are counted.
 
     Args:
-        reward: the reward that may fail. What learns in it while it scores learns once from each sample that has a score.
-        most: after so many failures *in a row* the last error is raised after all: a dead service is no score.
-        on_failure: called with the error each time, to log it.
+        reward: the reward that may fail. Adaptive rewards in it learn once from each sample that has a score.
+        most: failures *in a row*, at least 1, after which the last error is raised after all: the service is dead then.
+        on_failure: called with each error, to log it.
 
     Attributes:
-        failures: samples that the reward failed on so far.
+        failures: number of samples that the reward failed on so far.
+
+    Raises:
+        ConfigError: ``most`` below 1.
     """
 
     placeholder: float = 0.0
@@ -42,16 +46,21 @@ class OnError(ABC):
     ) -> None:
         if most < 1:
             raise ConfigError(f"most must be at least 1, got {most}")
-        self.reward, self.most, self.on_failure = reward, most, on_failure
+        self.reward, self.most, self.on_failure = as_term(reward), most, on_failure
         self.name = reward_name(reward)
         self.failures = 0
         self._in_a_row = 0
-        self._told = False
+        self._warned = False
 
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """Score a batch.
+        """Score a batch; where that fails, sample by sample.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
 
         Raises:
             RewardError: the reward failed on ``most`` samples in a row.
@@ -69,12 +78,12 @@ class OnError(ABC):
 
     @abstractmethod
     def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
-        """What is handed on.
+        """Make the result of a batch.
 
         Args:
             values: float64 ``[n]``, the placeholder where the reward failed.
-            terms: by name, likewise.
-            errors: ``n``, None where it did not fail.
+            terms: each term's scores by name, float64 ``[n]``, likewise.
+            errors: ``n`` errors, None where it did not fail.
         """
 
     def _one_by_one(
@@ -102,7 +111,7 @@ class OnError(ABC):
         return values, terms
 
     def _note(self, error: RewardError) -> None:
-        """Count a failure, and tell of it; raise where there are too many."""
+        """Count a failure and warn of the first; raise after too many in a row."""
         self.failures += 1
         self._in_a_row += 1
         if self.on_failure:
@@ -112,10 +121,10 @@ class OnError(ABC):
                 f"reward {self.name!r} failed on {self._in_a_row} samples in a row, so {self.policy} stops here; the last "
                 f"error: {error}"
             ) from error
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             warnings.warn(
-                f"reward {self.name!r} has failed: {self.policy} from now on (said once; failures are counted): {error}",
+                f"reward {self.name!r} has failed: {self.policy} from now on (one warning; all failures are counted): {error}",
                 stacklevel=6,
             )
 
@@ -130,7 +139,7 @@ class FillOnError(OnError):
 
     Args:
         reward: see :class:`OnError`.
-        fill: the score of a sample that it fails on; put it no higher than an honest bad score, or failing pays.
+        fill: the score of a sample that it fails on; choose it no higher than that of an honest bad response, or failing pays.
         most: see :class:`OnError`.
         on_failure: see :class:`OnError`.
 
@@ -153,17 +162,17 @@ class FillOnError(OnError):
         self.policy = f"filling in {self.fill:g}"
 
     def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
-        """Scores, with the term ``NAME_failed``."""
+        """Add the term ``NAME_failed``."""
         failed = np.array([error is not None for error in errors], dtype=np.float64)
         return ScoredBatch(values, {**terms, f"{self.name}_failed": failed})
 
 
 class SkipOnError(OnError):
-    """No score for the samples that a reward fails on: their episodes are left out of learning and of all figures.
+    """No score for the samples that a reward fails on: their episodes are left out of learning and of all metrics.
 
-    In a combination the whole sample is left out. Adaptive combinations around it learn nothing from it. Environments say so by
-    ``info["reward_skipped"]``, the name of what failed (or ``""``), and agents count it as ``reward/skipped``; where samples
-    cannot be left out, the error is raised.
+    In a combination the whole sample is left out. Adaptive combinations around it learn nothing from it. Environments report it
+    in ``info["reward_skipped"]``, the name of the reward that failed (or ``""``), and agents count it as ``reward/skipped``;
+    where samples cannot be left out, the error is raised.
 
     Args:
         reward: see :class:`OnError`.
@@ -177,21 +186,21 @@ class SkipOnError(OnError):
     policy = "leaving such samples out"
 
     def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
-        """Scores, with the failures."""
+        """Add the failures."""
         failures = tuple(None if error is None else Failure(self.name, str(error)) for error in errors)
         return ScoredBatch(values, terms, failures)
 
 
 def on_error(reward: Reward | Callable[..., Any], policy: str | Mapping[str, Any]) -> Reward | Callable[..., Any]:
-    """A reward under a policy, as YAML writes it.
+    """Put a reward under a policy, given as in YAML.
 
     Args:
         reward: the reward that may fail.
-        policy: ``"raise"`` (as it is), ``"skip"``, or a mapping: ``{"fill": number}`` or ``{"skip": True}``, each with
-            ``most`` if wanted.
+        policy: ``"raise"`` (returns the reward as it is), ``"skip"``, or a mapping: ``{"fill": number}`` or
+            ``{"skip": True}``, each with ``most`` if wanted.
 
     Raises:
-        ConfigError: none of these.
+        ConfigError: the policy is none of these.
     """
     if policy == "raise":
         return reward

@@ -1,7 +1,7 @@
-"""Rewards by name: what ``--reward`` and a YAML file may say.
+"""Rewards by name, as ``--reward`` and YAML files give them; and the list of the built-in ones.
 
 A text is a built-in name (``sentiment``), ``path/to/file.py:function``, ``module:function``, a folder that holds a reward
-model, the address of a service (``https://...``), a judge's (``judge:https://...``), a YAML file, which holds a mapping, or the
+model, the address of a service (``https://...``), a judge's (``judge:https://...``), a YAML file that holds a mapping, or the
 mapping itself (``"{reward: length, unit: characters}"``)::
 
     sum:
@@ -9,13 +9,15 @@ mapping itself (``"{reward: length, unit: characters}"``)::
       - {reward: length, unit: words, weight: -0.02}
       - {reward: my_rewards.py:politeness, name: polite}
 
-:mod:`rlhf_gym.rewards.mapping` lists all that a mapping can say.
+:mod:`rlhf_gym.rewards.mapping` lists the keys of a mapping.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,15 +29,15 @@ from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.mapping import CHANGES, build
 from rlhf_gym.text import nearest
 
-# Where each built-in reward is: a module is imported only when its reward is asked for.
+# The place of each built-in reward; its module is imported when the reward is built.
 BUILT_IN = {
     "sentiment": "rlhf_gym.rewards.builtin.sentiment:SentimentScorer.embedded",
-    "length": "rlhf_gym.rewards.builtin.basic:Length",
-    "repetition": "rlhf_gym.rewards.builtin.basic:Repetition",
-    "format": "rlhf_gym.rewards.builtin.basic:Format",
-    "contains_words": "rlhf_gym.rewards.builtin.basic:ContainsWords",
-    "exact_match": "rlhf_gym.rewards.builtin.basic:ExactMatch",
-    "readability": "rlhf_gym.rewards.builtin.basic:Readability",
+    "length": "rlhf_gym.rewards.builtin.text_statistics:Length",
+    "repetition": "rlhf_gym.rewards.builtin.text_statistics:Repetition",
+    "format": "rlhf_gym.rewards.builtin.text_match:Format",
+    "contains_words": "rlhf_gym.rewards.builtin.text_match:ContainsWords",
+    "exact_match": "rlhf_gym.rewards.builtin.text_match:ExactMatch",
+    "readability": "rlhf_gym.rewards.builtin.text_statistics:Readability",
     "harm": "rlhf_gym.rewards.builtin.harm:Harm",
     "perplexity": "rlhf_gym.rewards.builtin.perplexity:Perplexity",
     "rouge": "rlhf_gym.rewards.builtin.metrics:Rouge",
@@ -62,21 +64,22 @@ OTHER_NAMES = {
     "langid": "language", "language_id": "language", "ngram": "repetition", "regex": "format", "regexp": "format",
     "regular_expression": "format", "similarity": "embedding_similarity", "swearing": "profanity",
 }  # fmt: skip
-"""What users of other packages call them: for hints in messages, not for use."""
+"""Names from other packages, for hints in messages only."""
 
 TOKEN_VARIABLE = "RLHF_GYM_REWARD_TOKEN"
-"""The environment variable that holds a reward service's token, for those who ask and for those who serve."""
+"""The environment variable with a reward service's token, for its clients and for ``serve-reward``."""
 
 AnyReward = Reward | Callable[..., Any]
+_MARKUP = re.compile(r":\w+:`~?([^`]*)`|``([^`]*)``")
 
 
 def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
-    """Build a reward from what a user wrote.
+    """Build a reward from its specification.
 
     Args:
         spec: a built-in name, ``path/to/file.py:function``, ``module:function``, a reward model's folder, a service's
-            address, a judge's, a YAML file, or a mapping (see :mod:`rlhf_gym.rewards.mapping`). Code that it names is run: take
-            specifications from people you trust.
+            address, a judge's, a YAML file, or a mapping (see :mod:`rlhf_gym.rewards.mapping`). Code that it names is run:
+            take specifications from people you trust.
         options: options of the reward: arguments of its class, or further arguments of its function.
 
     Raises:
@@ -113,7 +116,7 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
 
 
 def built_in(name: str) -> Callable[..., AnyReward]:
-    """What makes a built-in reward: its class, or a function.
+    """The class of a built-in reward, or the function that builds it.
 
     Raises:
         ConfigError: there is none of this name.
@@ -124,6 +127,34 @@ def built_in(name: str) -> Callable[..., AnyReward]:
     return factory
 
 
+def listing() -> str:
+    """The list of built-in rewards: a line for each, with the first line of its docstring."""
+    width = max(map(len, BUILT_IN))
+    return "\n".join(f"{name:{width}}  {_words(built_in(name)).splitlines()[0]}" for name in BUILT_IN)
+
+
+def described(name: str) -> str:
+    """One built-in reward's docstring, and its options with their defaults.
+
+    Raises:
+        ConfigError: there is no such built-in reward.
+    """
+    factory = built_in(name)
+    options = [
+        f"{p.name}: {'...' if p.default is p.empty else json.dumps(p.default)}"
+        for p in inspect.signature(factory).parameters.values()
+        if p.kind is not p.VAR_KEYWORD
+    ]
+    line = f"{{reward: {name}{''.join(', ' + option for option in options)}}}"
+    return f"{_words(factory)}\n\nIn YAML, and on a command line in quotes:\n    {line}"
+
+
+def _words(factory: Any) -> str:
+    """A docstring without its markup, its ``Raises:`` and its examples."""
+    text = (inspect.getdoc(factory) or "").partition("\n\nRaises:")[0].partition("\n\n>>>")[0]
+    return _MARKUP.sub(lambda found: (found[1] or found[2]).rpartition(".")[2] if found[1] else found[2], text)
+
+
 def _unknown(name: str, others: str = "") -> ConfigError:
     other = OTHER_NAMES.get(name.lower().replace("-", "_"))
     hint = nearest(other or name, BUILT_IN, cutoff=0.7)
@@ -131,7 +162,7 @@ def _unknown(name: str, others: str = "") -> ConfigError:
 
 
 def _remote(url: str, options: dict[str, Any]) -> AnyReward:
-    """A service, asked with the token in the environment where there is one."""
+    """A reward service, with the token from the environment where there is one."""
     from rlhf_gym.rewards.service.remote import RemoteReward
 
     token = os.environ.get(TOKEN_VARIABLE)
@@ -152,7 +183,7 @@ def _build(factory: Callable[..., AnyReward], options: dict[str, Any], spec: str
 
 
 def _check_options(factory: Callable[..., AnyReward], options: Mapping[str, Any], spec: str) -> None:
-    """Say which option there is not, and which is missing, before Python says it in its own words."""
+    """Refuse unknown and missing options, with a clearer message than Python's."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # some builtins have none

@@ -1,8 +1,8 @@
 """Dense rewards: one value for each token of a response, from the reward to the environment.
 
-A reward says so by an attribute, ``per_token = True``. It is called like any other, with the column ``response_ids`` from token
-environments (what was written, EOS included), and returns for each sample one number for each of those ids. Their sum is the
-sample's score.
+Such a reward has the attribute ``per_token = True``. It is called like any other, with the column ``response_ids`` from token
+environments (the generated ids, EOS included), and returns for each sample one number for each of these ids. Their sum is
+the sample's score.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from rlhf_gym.errors import RewardError
 from rlhf_gym.text import shorten
 
 IDS = "response_ids"
-"""The column that token environments add for such rewards."""
+"""The column that token environments add for per-token rewards."""
 
 Tokens = tuple[NDArray[np.float64], ...]
 
 
 def wants_token_ids(reward: object) -> bool:
-    """Whether a reward, or one that it is made of, values single tokens."""
+    """True for a per-token reward, and for a reward made of one."""
     if getattr(reward, "per_token", False):
         return True
     inner = [reward.func] if isinstance(reward, partial) else [getattr(reward, "reward", None)]
@@ -34,14 +34,14 @@ def wants_token_ids(reward: object) -> bool:
 def checked_tokens(
     result: Any, name: str, prompts: Sequence[str], responses: Sequence[str], ids: Sequence[Sequence[int]] | None
 ) -> Tokens:
-    """What a per-token reward returned, as ``n`` arrays float64 ``[length]``.
+    """Turn what a per-token reward returned into ``n`` arrays, float64 ``[length]``.
 
     Args:
         result: ``n`` sequences of numbers.
         name: the reward's name, for the message.
         prompts: the ``n`` prompts.
         responses: the ``n`` responses.
-        ids: their ids; None where there are none: then only the sums count, and lengths are not checked.
+        ids: the responses' token ids; None if unknown: lengths are not checked then.
 
     Raises:
         RewardError: it is not one finite number a token; the message names the first sample and token that is wrong.
@@ -75,13 +75,13 @@ def checked_tokens(
 
 
 def weighted_sum(parts: Sequence[tuple[float, NDArray[np.float64], Tokens | None]]) -> Tokens | None:
-    """The values of a weighted sum's tokens; a part without any is paid with the last token.
+    """The token values of a weighted sum; a part without token values is paid with the last token.
 
     Args:
-        parts: for each its weight, its scores ``[n]`` and its tokens' values.
+        parts: for each its weight, its scores, float64 ``[n]``, and its token values, ``n`` of float64 ``[length]``, or None.
 
     Returns:
-        None where no part has any.
+        ``n`` of float64 ``[length]``; None if no part has token values.
     """
     lengths = next(([len(row) for row in tokens] for _, _, tokens in parts if tokens is not None), None)
     if lengths is None:

@@ -8,9 +8,9 @@ import numpy as np
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards import Sum, term
-from rlhf_gym.rewards.builtin.basic import words
 from rlhf_gym.rewards.builtin.harm import Harm
 from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
 from rlhf_gym.tasks.sentiment import KINDS

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.basic import words
+from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.requests import request_task
 

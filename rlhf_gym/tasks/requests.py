@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.basic import Repetition
 from rlhf_gym.rewards.builtin.perplexity import Perplexity
+from rlhf_gym.rewards.builtin.text_statistics import Repetition
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.samples import Prompt, is_held_out
 from rlhf_gym.tasks.sentiment import openings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_gym.rewards.builtin.basic import words
+from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.tasks.base import Task, whole_number
 from rlhf_gym.tasks.requests import request_task
 

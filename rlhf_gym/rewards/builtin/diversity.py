@@ -1,6 +1,6 @@
 """How varied a set of responses is: figures of many responses together, which no single response has.
 
-Words are those of :func:`~rlhf_gym.rewards.builtin.basic.words`: lower case, without punctuation.
+Words are those of :func:`~rlhf_gym.rewards.builtin.text_statistics.words`: lower case, without punctuation.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.builtin.basic import words
+from rlhf_gym.rewards.builtin.text_statistics import words
 
 
 def distinct_n(responses: Sequence[str], n: int) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_gym.rewards.builtin.basic import words
 from rlhf_gym.rewards.builtin.metrics import _AgainstReference, _library
+from rlhf_gym.rewards.builtin.text_statistics import words
 
 
 class Meteor(_AgainstReference):

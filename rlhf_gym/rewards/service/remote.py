@@ -1,8 +1,8 @@
-"""A reward on another machine: HTTP with JSON, in batches, with time-outs, and patience for a service that restarts.
+"""A client for rewards on another machine: HTTP with JSON, in batches, with time-outs and repeated requests.
 
 The request is ``{"query": [prompt + response, ...], "prompts": [...], "responses": [...], "columns": {name: [...]}}``, the
 reply ``{"rewards": [number, ...]}``: services that follow the widely used ``{"query", "prompts"} -> {"rewards"}``
-convention work as they are. :mod:`rlhf_gym.rewards.service.serve` is the other side.
+convention work as they are. :mod:`rlhf_gym.rewards.service.serve` is the server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards.service.breaker import CircuitBreaker, UnreachableError
+from rlhf_gym.rewards.service.limits import CircuitBreaker, UnreachableError
 from rlhf_gym.text import shorten
 
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -33,22 +33,22 @@ LASTING = {
     "WRONG_VERSION_NUMBER": "it does not speak TLS; write http:// where it is on this machine or behind a tunnel",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted here",
 }
-"""Failures of TLS that no restart mends."""
-SILENCE = 10.0  # seconds between two lines in the log about repetitions, of whatever request
+"""Failures of TLS that last, so that the request is not repeated."""
+SILENCE = 10.0  # least seconds between two lines in the log about repetitions
 
 log = logging.getLogger(__name__)
 
 
 class RemoteReward:
-    """Scores come from a web service.
+    """A reward whose scores come from a web service.
 
     A request that fails in a way that may pass (no connection, time-out, status 429 or 5xx other than a reward's own
-    error) is sent again after 0.5, 1, 2, ... seconds, each pause up to a quarter longer or shorter so that many clients do
-    not come back at once, until ``patience`` has passed since it was first sent. So a service may be killed and restarted
+    error) is sent again after 0.5, 1, 2, ... seconds, each pause varied by up to a quarter so that many clients do not
+    come back at once, until ``patience`` has passed since it was first sent. So a service may be killed and restarted
     in the middle of a run. Requests must therefore be harmless to repeat.
 
     Where a failed reward does not end the run (an ``on_error`` policy), a
-    :class:`~rlhf_gym.rewards.service.breaker.CircuitBreaker` keeps the run from waiting out ``patience`` for every
+    :class:`~rlhf_gym.rewards.service.limits.CircuitBreaker` keeps the run from waiting out ``patience`` for every
     sample: after ``open_after`` requests in a row that were not answered at all, requests fail at once; after
     ``cool_down`` seconds one is sent, once, to see whether the service is back.
 
@@ -64,14 +64,13 @@ class RemoteReward:
             their ISO texts, NaN and infinity null.
         headers: further headers, e.g. ``{"Authorization": "Bearer ..."}``; they are never shown in messages.
         name: name to report under.
-        on_retry: called with a message before each repetition, to show that something is waited for; None writes it to the log,
-            once in ten seconds.
+        on_retry: called with a message before each repetition; None writes it to the log, at most once in ten seconds.
 
     Raises:
         ConfigError: not an http(s) address, or a setting out of its range.
     """
 
-    slow = True  # it waits: agents may go on meanwhile (rlhf_gym.rewards.service.overlap)
+    slow = True  # overlapped scoring (rlhf_gym.rewards.service.overlap)
 
     def __init__(
         self,
@@ -102,7 +101,7 @@ class RemoteReward:
         self.batch_size, self.concurrency, self.timeout, self.patience = batch_size, concurrency, timeout, patience
         self.breaker = CircuitBreaker(url, open_after=open_after, cool_down=cool_down)
         self.on_retry = on_retry or self._log
-        self._logged = -math.inf  # when
+        self._logged = -math.inf  # time of the last line in the log
         self._random = random.Random()  # never the global one: a retry must not change what a seeded run draws
 
     def __call__(self, prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
@@ -129,7 +128,7 @@ class RemoteReward:
             return [score for scores in pool.map(self._scores, bodies, sizes, stops) for score in scores]
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error or Ctrl-C the rest is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error or Ctrl-C, do not wait for the rest
 
     def _body(self, prompts: list[str], responses: list[str], columns: dict[str, list[Any]]) -> bytes:
         query = [p + r for p, r in zip(prompts, responses, strict=True)]
@@ -151,13 +150,13 @@ class RemoteReward:
         return rewards
 
     def _post(self, body: bytes, stop: threading.Event) -> bytes:
-        """The reply to a request, if the circuit breaker lets it through."""
+        """Send a request, if the circuit breaker lets it through; returns the reply."""
         patience = 0.0 if self.breaker.admit() else self.patience
         with self.breaker.watching(absent=UnreachableError, refused=RewardError, given_up=stop.is_set):
             return self._send(body, stop, patience)
 
     def _send(self, body: bytes, stop: threading.Event, patience: float) -> bytes:
-        """Send until there is a reply that counts, or nobody waits for it any more."""
+        """Send until there is a reply, patience ends, or ``stop`` is set."""
         begin, pause = time.monotonic(), 0.5
         while True:
             wait = 0.0
@@ -170,7 +169,7 @@ class RemoteReward:
             except urllib.error.HTTPError as error:
                 said = error.read().decode("utf-8", "replace")
                 problem = f"status {error.code}: {_message(said)}"
-                # A reward that failed on these samples would fail on them again.
+                # A reward that failed on these samples would fail again.
                 if error.code not in RETRIED_STATUS or "reward_error" in said:
                     raise RewardError(f"{self.url} refused {problem}") from error
                 wait = _seconds(error.headers.get("Retry-After"))
@@ -198,7 +197,7 @@ class RemoteReward:
 
 
 def _read(reply: Any, deadline: float) -> bytes:
-    """The body of a reply; one that comes in drops is given up as well as one that does not come at all."""
+    """The body of a reply; one that trickles in past the deadline is a time-out, too."""
     content = b""
     while piece := reply.read1(65536):
         content += piece
@@ -210,10 +209,15 @@ def _read(reply: Any, deadline: float) -> bytes:
 
 
 def _plain(value: Any, column: str, reward: str) -> Any:
-    """A column's value as JSON has it.
+    """Turn a column's value into a JSON value.
+
+    Args:
+        value: the value.
+        column: the column's name, for the message.
+        reward: the reward's name, for the message.
 
     Raises:
-        RewardError: it has no such form.
+        RewardError: it cannot be sent as JSON.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -234,7 +238,7 @@ def _plain(value: Any, column: str, reward: str) -> Any:
 
 
 def _message(said: str) -> str:
-    """The service's own words, if it speaks JSON as ours does."""
+    """The service's error message, from JSON as :mod:`~rlhf_gym.rewards.service.serve` writes it, or the text."""
     try:
         return str(json.loads(said)["error"])
     except (ValueError, TypeError, KeyError):

@@ -1,8 +1,8 @@
-"""Serves a reward over HTTP, so that it can live on another machine; :mod:`rlhf_gym.rewards.service.remote` calls it.
+"""A server for rewards over HTTP; :mod:`rlhf_gym.rewards.service.remote` is the client.
 
 ``POST /score`` takes ``{"prompts": [...], "responses": [...], "columns": {name: [...]}}``, or only ``query`` (prompt and
 response in one text) with or without ``prompts``; it replies ``{"rewards": [...], "terms": {name: [...]}}``.
-``GET /health`` replies ``{"reward": name}`` and ``GET /openapi.json`` the description of all this.
+``GET /health`` replies ``{"reward": name}``, and ``GET /openapi.json`` describes the interface.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class RewardServer:
 
     @property
     def url(self) -> str:
-        """Where to send samples."""
+        """The address to send samples to."""
         host, port = self._http.server_address[:2]
         return f"http://{host!s}:{port}/score"
 
     def serve_forever(self) -> None:
-        """Answer until interrupted."""
+        """Serve requests until interrupted."""
         try:
             self._http.serve_forever()
         finally:
@@ -81,7 +81,7 @@ class RewardServer:
             self._thread.join()
 
     def answer(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Status and reply to the body of a request."""
+        """Score the samples in the body of a request; returns status and reply."""
         try:
             prompts, responses, columns = read_request(json.loads(body))
         except ValueError as error:
@@ -93,7 +93,7 @@ class RewardServer:
                 scored = score(self.reward, prompts, responses, columns)
         except RewardError as error:
             return 500, {"error": str(error), "kind": "reward_error"}
-        except Exception as error:  # from inside a combination or a judge; asking again would not help either
+        except Exception as error:  # from inside a combination or a judge; a repetition would not help either
             said = f"reward {reward_name(self.reward)!r} raised {type(error).__name__}: {error}"
             return 500, {"error": said, "kind": "reward_error"}
         terms = {name: values.tolist() for name, values in scored.terms.items()}
@@ -101,10 +101,10 @@ class RewardServer:
 
 
 def read_request(data: Any) -> tuple[list[str], list[str], dict[str, list[Any]]]:
-    """Prompts, responses and columns of a request.
+    """Read prompts, responses and columns of a request.
 
     Raises:
-        ValueError: it is not in the form described at the top of this file.
+        ValueError: the request does not have the format at the top of this file.
     """
     if not isinstance(data, dict):
         raise ValueError(f"expected a JSON object, got {type(data).__name__}")
@@ -161,12 +161,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(*self.server_of.answer(body))
 
     def _discard(self, left: int) -> None:
-        """Read on and forget: a client that is cut off while it sends never sees why."""
+        """Read and drop the body: a client whose connection closes while it sends never reads the reply."""
         while left > 0 and (piece := self.rfile.read(min(left, 65536))):
             left -= len(piece)
 
     def _misdirected(self) -> None:
-        """There is no such path, or not by this method."""
+        """Refuse a wrong path or method."""
         allowed = {"/": "POST", "/score": "POST", "/health": "GET", "/openapi.json": "GET"}.get(self.path)
         message = {"error": "expected POST /score, GET /health or GET /openapi.json"}
         if allowed is None:
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(405, message, Allow=allowed)
 
     def _other_method(self) -> None:
-        self.close_connection = True  # a body there may be is not read
+        self.close_connection = True  # its body, if any, is not read
         self._misdirected()
 
     do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_HEAD = do_TRACE = _other_method  # noqa: N815
@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing: a line a request would bury everything else."""
+        """Log nothing: a line a request would hide everything else."""
 
 
 def _list_of(kind: str) -> dict[str, Any]:

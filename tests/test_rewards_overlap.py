@@ -1,4 +1,4 @@
-"""Slow rewards beside decoding: what overlaps, what comes out, and what happens when something fails."""
+"""Overlapped scoring: what overlaps, what comes out, and what happens when something fails."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from rlhf_gym.rewards import score, term
 from rlhf_gym.rewards.adaptive import Constrained, RunningStandardise, Scheduled, reward_state
 from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.on_error import FillOnError
-from rlhf_gym.rewards.service.overlap import Beside, is_slow
+from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
 from rlhf_gym.rewards.service.remote import RemoteReward
 from rlhf_gym.rewards.service.serve import RewardServer
 
@@ -44,7 +44,7 @@ PATIENCE = 20.0  # seconds that a test waits for what must come; passing tests w
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    assert not [t for t in threading.enumerate() if t.name == "rlhf-gym-beside"]
+    assert not [t for t in threading.enumerate() if t.name == "rlhf-gym-scoring"]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def env_for(reward: Any, num_envs: int = 4) -> TokenVecEnv:
 def episodes_of(env: TokenVecEnv, model: LanguageModel, rounds: int = 4, **options: Any) -> list[Episode]:
     torch.manual_seed(0)
     policy = LMPolicy(env.observation_space, env.action_space, model, Sampling(), limits_of(env, model))
-    with Beside(is_slow(env.reward)) as beside:
-        return collect_by_decoding(env, policy, 5, 0, rounds, beside=beside, **options)
+    with OverlappedScoring(is_slow(env.reward)) as scoring:
+        return collect_by_decoding(env, policy, 5, 0, rounds, scoring=scoring, **options)
 
 
 class Rounds:
@@ -121,13 +121,13 @@ def test_writing_does_not_wait_for_scores(model: LanguageModel) -> None:
     reward = Slow(lambda call: written.wait(PATIENCE) or pytest.fail("nobody went on"))
     seen: list[Episode] = []
 
-    def meanwhile(episodes: list[Episode]) -> None:
+    def while_scoring(episodes: list[Episode]) -> None:
         seen.extend(episodes)
         assert not reward.batches
         assert all(not any(e.rewards) and not e.info for e in episodes)
         written.set()
 
-    episodes = episodes_of(env_for(reward), model, meanwhile=meanwhile)
+    episodes = episodes_of(env_for(reward), model, while_scoring=while_scoring)
     assert seen == episodes
     assert sum(e.score for e in episodes) > 0
 
@@ -168,8 +168,8 @@ def test_the_same_comes_out_with_and_without_a_thread(model: LanguageModel) -> N
         found.append((episodes_of(env, model), reward_state(reward), part.batches, env.state()))
     threaded, plain = found
     assert threaded == plain
-    prices = [e.info["reward_terms"]["constrained_price"] for e in threaded[0]]
-    assert len(set(prices)) == 4  # a price a batch: the batches are the rounds
+    multipliers = [e.info["reward_terms"]["constrained_multiplier"] for e in threaded[0]]
+    assert len(set(multipliers)) == 4  # one a batch: the batches are the rounds
 
 
 def test_training_is_the_same_to_the_bit() -> None:
@@ -252,7 +252,7 @@ def test_a_failure_has_the_same_message_and_what_comes_after_it_is_not_scored(mo
     with pytest.raises(RewardError) as caught:
         episodes_of(env_for(reward), model)
     message = str(caught.value)
-    assert message.startswith("reward 'slow' raised ValueError: no such rubric [test_rewards_beside.py, line ")
+    assert message.startswith("reward 'slow' raised ValueError: no such rubric [test_rewards_overlap.py, line ")
     assert isinstance(caught.value.__cause__, ValueError)
     first = episodes_of(env_for(count_a), model, rounds=1)
     assert reward.batches == [[e.info["response"] for e in first]]  # neither the batch that failed, nor one after it
@@ -300,21 +300,21 @@ def test_a_failure_in_decoding_waits_for_the_call_that_runs_and_drops_the_rest(m
 
 def test_calls_are_made_in_order_and_results_may_be_asked_for_in_any() -> None:
     made: list[int] = []
-    with Beside(threaded=True) as beside:
-        futures = [beside.submit(partial(lambda i: made.append(i) or i, i)) for i in range(20)]
-        assert [beside.wait(future) for future in reversed(futures)] == list(range(19, -1, -1))
+    with OverlappedScoring(threaded=True) as scoring:
+        futures = [scoring.submit(partial(lambda i: made.append(i) or i, i)) for i in range(20)]
+        assert [scoring.wait(future) for future in reversed(futures)] == list(range(19, -1, -1))
     assert made == list(range(20))
-    assert beside.waited > 0
+    assert scoring.waited > 0
 
 
 def test_an_earlier_failure_is_what_a_dropped_call_reports() -> None:
-    def one_after_a_failure(beside: Beside) -> None:
-        beside.submit(lambda: 1 // 0)
-        beside.wait(beside.submit(lambda: 1))
+    def one_after_a_failure(scoring: OverlappedScoring) -> None:
+        scoring.submit(lambda: 1 // 0)
+        scoring.wait(scoring.submit(lambda: 1))
 
     for threaded in (True, False):
-        with pytest.raises(ZeroDivisionError), Beside(threaded) as beside:
-            one_after_a_failure(beside)
+        with pytest.raises(ZeroDivisionError), OverlappedScoring(threaded) as scoring:
+            one_after_a_failure(scoring)
 
 
 def test_an_interrupt_does_not_wait() -> None:
@@ -325,17 +325,17 @@ def test_an_interrupt_does_not_wait() -> None:
         release.wait(PATIENCE)
         done.set()
 
-    def interrupted(beside: Beside) -> None:
-        beside.submit(call)
-        beside.submit(lambda: made.append("one that was dropped"))
+    def interrupted(scoring: OverlappedScoring) -> None:
+        scoring.submit(call)
+        scoring.submit(lambda: made.append("one that was dropped"))
         assert begun.wait(PATIENCE)
         raise KeyboardInterrupt
 
     made: list[str] = []
-    with pytest.raises(KeyboardInterrupt), Beside(threaded=True) as beside:
-        interrupted(beside)
+    with pytest.raises(KeyboardInterrupt), OverlappedScoring(threaded=True) as scoring:
+        interrupted(scoring)
     assert not done.is_set()
-    thread = beside._thread
+    thread = scoring._thread
     assert thread is not None
     assert thread.daemon
     release.set()
@@ -347,8 +347,8 @@ def test_an_interrupt_does_not_wait() -> None:
 def test_calls_see_the_callers_context() -> None:
     variable: ContextVar[str] = ContextVar("variable", default="unset")
     variable.set("set")
-    with Beside(threaded=True) as beside:
-        assert beside.wait(beside.submit(variable.get)) == "set"
+    with OverlappedScoring(threaded=True) as scoring:
+        assert scoring.wait(scoring.submit(variable.get)) == "set"
 
 
 def test_who_is_slow() -> None:
@@ -397,7 +397,7 @@ def test_an_iteration_tells_what_it_waited_for_rewards(collect: str) -> None:
     assert agent.reward_share == row["time/reward_share"]
 
 
-def test_what_is_scored_beside_other_work_is_not_waited_for() -> None:
+def test_overlapped_scoring_is_not_waited_for() -> None:
     scored = threading.Event()
 
     class Sleepy(Slow):
