@@ -19,6 +19,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 from rlhf_gym.lm.sequences import batches_by_length
 from rlhf_gym.raters.base import Rater
+from rlhf_gym.raters.function import RaterFunction, as_rater
 
 PairLoss = Literal["dpo", "ipo"]
 
@@ -81,8 +82,9 @@ class OnlineDPO(CriticFree):
         beta: strength of the pull to the reference, above 0; larger stays nearer.
         loss: ``"dpo"`` or ``"ipo"``.
         label_smoothing: chance, in [0, 1/2), that the reward has a pair the wrong way round.
-        rater: judges the pairs in the place of the environment's reward, which is then only reported. It sees prompts and
-            responses as text. Not part of a checkpoint: give it to ``load``, too.
+        rater: judges the pairs in the place of the environment's reward, which is then only reported: a rater, or a
+            function ``(prompt, a, b) -> 0 | 1 | None``. It sees prompts and responses as text. Not part of a
+            checkpoint: give it to ``load``, too.
         n_epochs: passes over an iteration's pairs.
         batch_size: whole episodes a minibatch, an even number; None is all of them.
         options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`, but those of clips and of the KL penalty: the
@@ -107,7 +109,7 @@ class OnlineDPO(CriticFree):
         beta: float = 0.1,
         loss: PairLoss = "dpo",
         label_smoothing: float = 0.0,
-        rater: Rater | None = None,
+        rater: Rater | RaterFunction | None = None,
         n_epochs: int = 1,
         batch_size: int | None = 16,
         **options: Any,
@@ -118,11 +120,7 @@ class OnlineDPO(CriticFree):
         self.beta = beta
         self.loss: PairLoss = loss
         self.label_smoothing = label_smoothing
-        if rater is not None and not isinstance(rater, Rater):
-            raise ConfigError(
-                f"rater must have a name, submit and collect (rlhf_gym.raters); got {type(rater).__name__}"
-            )
-        self.rater = rater
+        self.rater = None if rater is None else as_rater(rater)
         setup = options.pop("_init_setup_model", True)
         super().__init__(
             policy, env, group_size=2, kl_coef=0.0, n_epochs=n_epochs, batch_size=batch_size,

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.database import Database
-from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
+from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.sqlite_database import SqliteDatabase
 
@@ -132,19 +132,6 @@ class FeedbackStore:
             statement = select(*rows.query_columns).where(*_in_round(round)).order_by(*_QUERY_ORDER)
             return [rows.query_of(row) for row in connection.execute(statement).mappings()]
 
-    def unanswered(self, round: int | None = None, *, rater: str | None = None, overlap: int = 1) -> list[Query]:
-        """Queries that fewer than ``overlap`` raters have judged; with ``rater``, those that this rater has not judged.
-
-        A skip is an answer here: whoever skipped a query is not asked again.
-        """
-        answers = select(func.count(_J.rater.distinct())).where(_J.query_id == _Q.id)
-        if rater is not None:
-            answers, overlap = answers.where(_J.rater == rater), 1
-        missing = answers.scalar_subquery() < overlap
-        with self._database.reading() as connection:
-            statement = select(*rows.query_columns).where(missing, *_in_round(round)).order_by(*_QUERY_ORDER)
-            return [rows.query_of(row) for row in connection.execute(statement).mappings()]
-
     def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
         """Who has judged each of some queries; queries that nobody has judged are left out."""
         with self._database.reading() as connection:
@@ -167,7 +154,7 @@ class FeedbackStore:
     def preferences(
         self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None, ties: bool = True
     ) -> list[Preference]:
-        """What the current judgements amount to, pair by pair; see :func:`preferences_from`. Skips give none.
+        """What the current judgements amount to, pair by pair; see :func:`preferences_of`. Skips give none.
 
         Args:
             round: one round; default all.
@@ -175,15 +162,8 @@ class FeedbackStore:
             attribute: which attribute's ratings to compare; default their mean.
             ties: False leaves out the pairs that were held equal.
         """
-        found = (preferences_from(*answer, attribute=attribute) for answer in self.answers(round, rater=rater))
-        return [preference for group in found for preference in group if ties or not preference.tie]
-
-    def orderings(
-        self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None
-    ) -> list[Ordering]:
-        """What the current judgements amount to, order by order, for listwise losses; see :func:`ordering_from`."""
-        found = (ordering_from(*answer, attribute=attribute) for answer in self.answers(round, rater=rater))
-        return [ordering for ordering in found if ordering is not None]
+        found = preferences_of(self.answers(round, rater=rater), attribute=attribute)
+        return [preference for preference in found if ties or not preference.tie]
 
     def count(self, round: int | None = None) -> StoreCount:
         """How much there is, of one round or of all."""

@@ -10,10 +10,13 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query, QueryType
 from rlhf_gym.judge.client import ChatClient, JudgeError, Usage
 from rlhf_gym.judge.judge import Judge, Opinion, unreadable
 from rlhf_gym.raters.base import RaterError, Ticket
+
+ANSWERED: tuple[QueryType, ...] = ("pair", "ranking", "best", "rating", "thumbs")
+"""The query types that a judge answers: a corrected response (edit) is none of its replies."""
 
 
 class JudgeRater:

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ConfigError, FeedbackError
-from rlhf_gym.feedback.queries import Query
+from rlhf_gym.feedback.queries import Query, QueryType
 from rlhf_gym.raters.choice_models import davidson
 
 Array = NDArray[np.float64]
+
+ANSWERED: tuple[QueryType, ...] = ("pair", "ranking", "best", "rating")
+"""The query types that simulated raters answer: thumbs and edits take more than an order of responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +145,8 @@ class _Answer:
 
     def give(self) -> dict[str, Any]:
         """The whole answer."""
-        if self.query.query_type in ("thumbs", "edit"):
-            raise FeedbackError(f"simulated raters answer pair, best, ranking and rating; got {self.query.query_type}")
+        if self.query.query_type not in ANSWERED:
+            raise FeedbackError(f"simulated raters answer {', '.join(ANSWERED)} queries; got {self.query.query_type}")
         lapse, skip, error = self.chance[:3]
         error_rate = self.behaviour.error_rate + self.behaviour.fatigue * self.query.index / 100
         if lapse < self.behaviour.lapse_rate:
