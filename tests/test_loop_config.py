@@ -97,6 +97,10 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
         ({"agent": {"on_kl_limit": "back_off"}}, "agent.on_kl_limit (back_off) needs an agent.kl_limit"),
         ({"agent": {"kl_target": 6.0, "kl_coef": 0}}, "agent.kl_target needs an agent.kl_coef above 0"),
         ({"rater": {"query_type": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
+        (
+            {"rater": {"name": "web", "query_type": "thumbs"}, "people": {"warm_up": 1}},
+            "the simulated rater, who answers no thumbs queries",
+        ),
         ({"task": {"max_response_tokens": 4, "min_response_tokens": 5}}, "must be at most task.max_response_tokens"),
         ({"agent": 3}, "section 'agent' must hold keys and values, got the number 3"),
         ([1], "expected sections"),

@@ -1,4 +1,4 @@
-"""Plain functions as raters: each shape of them, by itself, in pools, in runs and in online DPO; and what they must not return."""
+"""Plain functions as raters: each shape of them, by itself, in pools and in runs; and what they must not return."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tiny_run import rlhf_gym, save_tiny_model, tiny_settings
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.loop.config import RaterConfig
+from rlhf_gym.loop.plugins import check_rater
 from rlhf_gym.raters import FunctionRater, Rater, RaterError, SimulatedRater, as_rater, ask
 from rlhf_gym.raters.as_reward import RaterReward
 from rlhf_gym.raters.function import is_factory
@@ -209,10 +211,10 @@ def test_other_query_types_are_refused() -> None:
         FeedbackError, match="'longer' is a function and answers pair, ranking, best queries; got rating"
     ):
         as_rater(longer).submit([Query(prompt="p", responses=("a", "b"), query_type="rating")])
+    rater = as_rater(longer)
+    tickets = rater.submit([Query(prompt="p", responses=("a", "b"))])
+    rater.collect(tickets)
     with pytest.raises(FeedbackError, match="is not open at rater 'longer'"):
-        rater = as_rater(longer)
-        tickets = rater.submit([Query(prompt="p", responses=("a", "b"))])
-        rater.collect(tickets)
         rater.collect(tickets)
     with pytest.raises(ConfigError, match="the function 'longer' compares responses; a function that scores"):
         RaterReward(longer)
@@ -267,3 +269,24 @@ def test_functions_in_a_run(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "the function 'mine.py:longer' does not answer thumbs queries" in done.stderr
     assert not (tmp_path / "thumbs" / "round-1").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "query_type", "message"),
+    [
+        ("simulated", "thumbs", "a simulated rater does not answer thumbs queries"),
+        ("oracle", "edit", r"expected pair, ranking, best, rating, or people on the rating page \(--rater web\)"),
+        ("terminal", "thumbs", "the terminal does not answer thumbs queries"),
+        ("judge:http://localhost:1/v1", "edit", "a judge does not answer edit queries"),
+    ],
+)
+def test_query_types_that_a_runs_rater_does_not_answer_are_refused_before_any_work(
+    name: str, query_type: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_rater(RaterConfig(name=name, query_type=query_type))
+
+
+@pytest.mark.parametrize("query_type", ["thumbs", "edit", "rating"])
+def test_people_answer_every_query_type(query_type: Any) -> None:
+    check_rater(RaterConfig(name="web", query_type=query_type))

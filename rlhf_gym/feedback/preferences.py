@@ -131,6 +131,10 @@ def preferences_of(answers: Iterable[tuple[Query, Judgement]], *, attribute: str
 def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | None:
     """The response that an ``edit`` judgement gives as an example; None for other query types, skips, and what was forgotten.
 
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+
     Raises:
         FeedbackError: the judgement does not fit the query.
 
@@ -150,7 +154,13 @@ def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | No
 def judged_pairs(
     query: Query, judgement: Judgement, *, attribute: str | None = None
 ) -> list[tuple[int, int, float | None, bool]]:
-    """The same as :func:`preferences_from`, as indices: chosen, rejected, margin and whether it is a tie."""
+    """The same as :func:`preferences_from`, as indices: chosen, rejected, margin and whether it is a tie.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+        attribute: the attribute whose ratings are compared; default their mean.
+    """
     check_judgement(query, judgement)
     if judgement.choice is not None:
         others = [i for i in range(len(query.responses)) if i != judgement.choice]

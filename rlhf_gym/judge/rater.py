@@ -59,14 +59,14 @@ class JudgeRater:
 
     @property
     def name(self) -> str:
-        """Who signs the judgements."""
+        """Signs the judgements."""
         if self._given_name is None:
             self._given_name = "judge:" + "".join(c if c.isprintable() else "?" for c in self._client.model)
         return self._given_name
 
     @property
     def usage(self) -> Usage:
-        """What was asked so far."""
+        """Requests and tokens so far."""
         return self._client.usage
 
     def __str__(self) -> str:

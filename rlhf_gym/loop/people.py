@@ -24,7 +24,7 @@ _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
 def wanted(config: Config) -> bool:
-    """Whether people answer on a page at all."""
+    """True if people answer on a page at all."""
     return config.reward_model.enabled and (config.rater.name == "web" or config.people.share > 0)
 
 
@@ -55,7 +55,7 @@ def page_settings(config: PeopleConfig) -> PageSettings:
 
 
 def queue_settings(config: Config) -> QueueSettings:
-    """How a run's queries are handed out, out of its configuration."""
+    """The queue's settings out of a run's configuration."""
     from rlhf_gym.study.leases import QueueSettings
 
     people = config.people
@@ -66,7 +66,7 @@ def queue_settings(config: Config) -> QueueSettings:
 
 
 def for_people(query: Query, config: Config) -> bool:
-    """Whether people answer a query; it depends on the query and the settings only, so that a resumed run agrees."""
+    """True if people answer a query; it depends on the query and the settings only, so that a resumed run agrees."""
     if config.rater.name == "web":
         return query.round > config.people.warm_up
     return int(content_id("people", query.id), 16) < config.people.share * 2.0**128
@@ -107,7 +107,7 @@ def people_page(context: RunContext) -> Iterator[RunContext]:
 
 
 class Turnout:
-    """How far people are, on the bar and, where there is no terminal, as a line now and then.
+    """Shows people's progress: on the bar and, where there is no terminal, as a line now and then.
 
     Args:
         bar: the stage's.

@@ -71,7 +71,12 @@ def ask(
 
 
 def signed_by(signature: str, name: str) -> bool:
-    """True if a rater of this name, or a member of it (``name/member``), signs so."""
+    """True if a rater of this name, or a member of it (``name/member``), signs so.
+
+    Args:
+        signature: the name under a judgement.
+        name: a rater's name.
+    """
     return signature == name or signature.startswith(f"{name}/")
 
 

@@ -1,4 +1,4 @@
-"""How a simulated rater turns the rewards of a query's responses into an answer: one latent model behind every query type.
+"""Turns the rewards of a query's responses into an answer: one latent model behind every query type.
 
 Each response is felt with some noise: ``v = beta (reward + biases) + noise``, with standard Gumbel noise (or normal). A
 pair chooses the larger ``v``, a ranking sorts by ``v``, a rating cuts ``v`` into levels. With Gumbel noise that is
@@ -30,7 +30,7 @@ ANSWERED: tuple[QueryType, ...] = ("pair", "ranking", "best", "rating")
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """What a simulated rater is like. The default is a Boltzmann-rational rater without faults.
+    """The faults and habits of a simulated rater. The default is a Boltzmann-rational rater without faults.
 
     An answer is made in this order: lapse, skip, tie below the threshold, error, choice with its own ties.
 
@@ -164,7 +164,7 @@ class _Answer:
         return {**answer, "order_shown": tuple(map(int, self.order))}
 
     def lapse(self) -> dict[str, Any]:
-        """What one clicks who does not read."""
+        """The answer of somebody who does not read."""
         if self.query.query_type in ("pair", "best"):
             return {"choice": int(self.order[0])}
         if self.query.query_type == "ranking":

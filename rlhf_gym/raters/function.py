@@ -25,7 +25,7 @@ ANSWERED: tuple[QueryType, ...] = ("pair", "ranking", "best")
 SHAPES = "(prompt, a, b), (prompt, responses), (prompts, a, b) or (prompts, responses)"
 
 Question = tuple[Query, tuple[int, ...]]
-"""What one call is about: a query and the responses that the function sees."""
+"""One call: a query and the indices of the responses that the function sees."""
 
 
 class FunctionRater:
@@ -292,7 +292,7 @@ async def _gather(answers: Sequence[Any]) -> list[Any]:
 
 def _is_index(value: Any, k: int) -> bool:
     """True for a whole number in 0..k-1. True and False are none: they may mean either response."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < k
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < k
 
 
 def _shown(value: Any) -> str:

@@ -83,6 +83,10 @@ class RaterPool:
     def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
         """Collect from each member in turn. See :meth:`Rater.collect`.
 
+        Args:
+            tickets: from :meth:`submit`.
+            timeout: seconds to wait.
+
         Raises:
             RaterError: a member could not go on; ``judgements`` holds also what other members had answered.
         """

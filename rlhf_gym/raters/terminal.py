@@ -64,7 +64,7 @@ class TerminalRater:
 
     @property
     def name(self) -> str:
-        """Who signs the judgements."""
+        """Signs the judgements."""
         return self._name
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:
@@ -87,6 +87,10 @@ class TerminalRater:
         """Ask, in the order of the tickets; undo asks the one before again. See :meth:`Rater.collect`.
 
         With a timeout, returns after the answer during which it ran out.
+
+        Args:
+            tickets: from :meth:`submit`.
+            timeout: seconds to wait.
 
         Raises:
             RaterStoppedError: the person pressed q; ``judgements`` holds the answers before.
