@@ -135,7 +135,7 @@ judgements = Table(
     Column("order_shown", json_column(), nullable=False),
     Column("seconds", Float),
     Column("created_at", UtcTime, nullable=False),
-    # Unique: corrections form one line, so that of two at once only one is taken and the other is told.
+    # Unique: corrections form one line, so that of two at once only one is taken and the other is refused.
     Column("supersedes", String, ForeignKey("judgements.id"), unique=True),
     Column("reason", json_column(), nullable=False),
     Column("details", json_column(), nullable=False),

@@ -189,7 +189,7 @@ class _Answer:
         return {"choice": int(self.sorted()[0]), "strength": self.level(gap, cuts) if cuts else None}
 
     def ranking(self, blind: bool) -> dict[str, Any]:
-        """All responses, best first; neighbours that cannot be told apart share a place."""
+        """All responses, best first; responses that cannot be told apart share a place."""
         if self.behaviour.davidson_nu:
             raise FeedbackError("Davidson's ties are for pairs; for rankings use rao_kupper_theta or tie_threshold")
         if blind:

@@ -27,7 +27,7 @@ Labels = Mapping[Any, Mapping[str, int]]
 """Of each unit, what each rater who labelled it said."""
 
 MANY_DAYS = 4
-"""Labels that came over so many days or more are told day by day."""
+"""From this many days on, agreement over time is by day."""
 
 
 def agreement_from_accuracy(accuracy: float) -> float:
@@ -126,9 +126,9 @@ class Agreement:
         units: units that two raters or more have labelled.
         agreed: out of pairs of labels of one unit by different raters, those that are the same...
         pairs: ...and how many pairs there are.
-        alpha: Krippendorff's; None where it cannot be told.
+        alpha: Krippendorff's; None where it is not defined.
         fleiss: Fleiss' kappa; likewise.
-        fleiss_raters: how many raters have labelled each unit that it is told of; 0 where it cannot be told.
+        fleiss_raters: the number of raters of each unit it is computed on; 0 where it is not defined.
         cohen: Cohen's kappa, the mean over pairs of raters; likewise.
     """
 

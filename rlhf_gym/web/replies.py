@@ -70,7 +70,7 @@ def _object(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
 
 ANSWERED: Replies = {
     200: {
-        "description": "It is stored: the next cards, and what a practice answer is told",
+        "description": "It is stored: the next cards, and the reply to a practice answer",
         "content": {
             "application/json": _object(["feedback", *_AHEAD], {"feedback": _FEEDBACK, **_AHEAD}),
             "text/html": _WORDS,
