@@ -21,6 +21,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 from rlhf_gym.lm.sequences import batches_by_length
 from rlhf_gym.raters.base import Rater
+from rlhf_gym.raters.function import RaterFunction, as_rater
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -88,9 +89,9 @@ class OnlineDPOSettings(RolloutSettings, CollectSettings, EpochSettings, Overlon
     label_smoothing: float = setting(
         0.0, "chance that the reward has a pair the wrong way round", at_least=0, below=0.5
     )
-    rater: Rater | None = argument(
+    rater: Rater | RaterFunction | None = argument(
         None,
-        "judges the pairs instead of the environment's reward, which is then only reported; sees prompts and responses as "
+        "a rater, or a function `(prompt, a, b) -> 0 | 1 | None`, that judges the pairs instead of the environment's reward, which is then only reported; sees prompts and responses as "
         "text. Not part of a checkpoint: give it to `load`, too",
     )
     n_epochs: int = setting(1, "passes over an iteration's pairs")
@@ -102,10 +103,8 @@ class OnlineDPOSettings(RolloutSettings, CollectSettings, EpochSettings, Overlon
             raise ConfigError(f"OnlineDPO learns from pairs: batch_size must be even, got {self.batch_size}")
         if self.n_episodes is not None and self.n_episodes % 2:
             raise ConfigError(f"OnlineDPO learns from pairs: n_episodes must be even, got {self.n_episodes}")
-        if self.rater is not None and not isinstance(self.rater, Rater):
-            raise ConfigError(
-                f"rater must have a name, submit and collect (rlhf_gym.raters); got {type(self.rater).__name__}"
-            )
+        if self.rater is not None:
+            object.__setattr__(self, "rater", as_rater(self.rater))
 
 
 class OnlineDPO(CriticFree):

@@ -266,6 +266,15 @@ def test_ipo_stops_at_its_margin() -> None:
     assert held[-1]["objective/kl"] < 0.5 * free[-1]["objective/kl"]
 
 
+def test_a_function_may_judge_in_the_place_of_the_reward() -> None:
+    def shorter(prompt: str, a: str, b: str) -> int | None:
+        return None if len(a) == len(b) else int(len(b) < len(a))
+
+    by_function, by_rater = collected(dpo(scale=2.0, rater=shorter)), collected(dpo(scale=2.0, rater=Shorter()))
+    assert torch.equal(by_function.advantages, by_rater.advantages)
+    assert by_function.learn_from == by_rater.learn_from != []
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -273,9 +282,10 @@ def test_ipo_stops_at_its_margin() -> None:
         (lambda: dpo(loss="hinge"), "loss must be one of dpo, ipo"),
         (lambda: dpo(label_smoothing=0.5), r"label_smoothing must be a number in \[0, 0.5\)"),
         (lambda: dpo(batch_size=5), "batch_size must be even, got 5"),
-        (lambda: dpo(rater=len), "rater must have a name, submit and collect"),
         (lambda: dpo(group_size=4), "OnlineDPO has no setting group_size; leave it out"),
         (lambda: small_agent(RAFT, clip_range=0.2), "RAFT has no setting clip_range"),
+        (lambda: dpo(rater=len), r"rater 'len' is a function whose parameters are \(obj\)"),
+        (lambda: dpo(rater=3), "a rater is an object with name, submit and collect, or a function"),
         (lambda: sft(data=[]), "SFT needs data"),
         (lambda: sft(temperature=0.5), "SFT has no setting temperature"),
     ],

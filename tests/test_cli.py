@@ -214,7 +214,8 @@ def test_a_rater_of_ones_own(tmp_path: Path, model: Path, capsys: pytest.Capture
     arguments = ["run", "--config", str(config_file(tmp_path, model)), "--rater"]
     assert main([*arguments, f"{tmp_path}/mine.py:rater", "--out", str(tmp_path / "run")]) == 0
     errors = fails(capsys, *arguments, f"{tmp_path}/mine.py:broken", "--out", tmp_path / "other")
-    assert "gave a int; expected name, submit() and collect()" in errors
+    assert "a rater is an object with name, submit and collect, or a function" in errors
+    assert "got int" in errors
     errors = fails(capsys, *arguments, f"{tmp_path}/mine.py:rater", "--set", "rater.beta=2")
     assert "rater.beta is for simulated raters" in errors
 

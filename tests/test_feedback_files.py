@@ -19,7 +19,7 @@ from test_feedback_formats import everything, pair
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.feedback.exchange import json_files
+from rlhf_gym.feedback.exchange import record_files
 from rlhf_gym.feedback.exchange.files import add_imported, export_feedback, import_feedback
 from rlhf_gym.feedback.exchange.formats import FORMATS, Imported, from_records, to_records
 
@@ -217,7 +217,7 @@ def test_datasets_reads_what_comes_late_in_long_files(
 ) -> None:
     """It takes the types from the first bytes: fields that only late records have stand there as well."""
     few = 16 << 10
-    monkeypatch.setattr(json_files, "_INFERRED", few)
+    monkeypatch.setattr(record_files, "_INFERRED", few)
     answers: list[tuple[Query, Judgement]] = []
     for i in range(300):
         query = Query(prompt=f"Why {i}?", responses=("Because. " * 20, "No."), index=i)

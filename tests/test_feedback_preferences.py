@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback import Judgement, Ordering, Preference, Query, check_judgement, ordering_from, preferences_from
+from rlhf_gym.feedback import Judgement, Preference, Query, check_judgement, preferences_from, preferences_of
 from rlhf_gym.feedback.preferences import Demonstration, demonstration_from
 
 
@@ -77,11 +77,7 @@ def test_rankings() -> None:
         ("d", "b", None, False),
         ("a", "b", None, False),
     ]
-    assert ordering_from(query, said(query, ranking=((3, 0), (1,)))) == Ordering(
-        "p", (("d", "a"), ("b",)), query.id, "ann"
-    )
-    assert ordering_from(query, said(query, ranking=((1,),))) is None
-    assert ordering_from(query, said(query, skipped=True)) is None
+    assert edges(query, ranking=((1,),)) == edges(query, skipped=True) == []
 
 
 def test_ratings() -> None:
@@ -97,9 +93,6 @@ def test_ratings() -> None:
     # The mean needs every attribute: (1 + 3) / 2 against (5 + 1) / 2; "c" was not rated for honesty.
     assert [(p.chosen, p.rejected, p.margin) for p in preferences_from(query, judgement)] == [("b", "a", 1.0)]
     assert preferences_from(query, judgement, attribute="unheard of") == []
-    ordering = ordering_from(query, judgement, attribute="helpful")
-    assert ordering is not None
-    assert ordering.groups == (("b",), ("a", "c"))
     assert edges(ask("rating", "a"), ratings={"overall": (1.0,)}) == []
 
 
@@ -162,9 +155,6 @@ def test_judgements_that_do_not_fit_their_query(query_type: Any, answer: dict[st
 def test_the_best_of_several() -> None:
     query = ask("best", "a", "b", "c")
     assert edges(query, choice=1) == [("b", "a", None, False), ("b", "c", None, False)]
-    ordering = ordering_from(query, said(query, choice=1))
-    assert ordering is not None
-    assert ordering.groups == (("b",), ("a", "c"))
     assert edges(query, skipped=True) == []
 
 
@@ -173,7 +163,28 @@ def test_thumbs() -> None:
     for value in (1, 0):
         check_judgement(query, said(query, ratings={"overall": (value,)}))
     assert edges(query, ratings={"overall": (1,)}) == []
-    assert ordering_from(query, said(query, ratings={"overall": (1,)})) is None
+
+
+def test_thumbs_of_one_prompt_and_round_amount_to_preferences() -> None:
+    def thumb(
+        response: str, up: int, *, rater: str = "ann", prompt: str = "p", number: int = 1
+    ) -> tuple[Query, Judgement]:
+        query = Query(prompt=prompt, responses=(response,), query_type="thumbs", round=number)
+        return query, Judgement(query_id=query.id, rater=rater, ratings={"overall": (up,)})
+
+    pair = ask("pair", "x", "y")
+    skipped = Query(prompt="p", responses=("d",), query_type="thumbs")
+    answers = [
+        thumb("a", 1), thumb("b", 0), (pair, said(pair, choice=1)), thumb("c", 1), thumb("c", 0, rater="bob"),
+        (skipped, said(skipped, skipped=True)), thumb("e", 0, prompt="another"), thumb("f", 1, number=2),
+    ]  # fmt: skip
+    first = answers[0][0].id
+    assert preferences_of(answers) == [
+        Preference("p", "y", "x", None, False, pair.id, "ann"),
+        Preference("p", "a", "b", None, False, first, "ann"),
+        Preference("p", "a", "c", None, False, first, "ann, bob"),  # all of its thumbs are up, and half of those of c
+        Preference("p", "c", "b", None, False, first, "ann, bob"),
+    ]
 
 
 def test_edits_are_demonstrations_and_preferred_to_what_they_correct() -> None:
@@ -188,7 +199,6 @@ def test_edits_are_demonstrations_and_preferred_to_what_they_correct() -> None:
     assert demonstration_from(query, said(query, skipped=True)) is None
     forgotten = said(query, choice=0, details={"edited": True})  # the text was removed with its writer
     assert (demonstration_from(query, forgotten), preferences_from(query, forgotten)) == (None, [])
-    assert ordering_from(query, accepted) is None
     pair = ask("pair", "a", "b")
     assert demonstration_from(pair, said(pair, choice=0)) is None
 

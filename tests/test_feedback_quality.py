@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf_gym.feedback import Judgement, Query
-from rlhf_gym.study.quality import Share, quality
-from rlhf_gym.study.reliability import (
+from rlhf_gym.study.agreement import (
     Labels,
     agreement,
     agreement_over_time,
@@ -19,6 +18,7 @@ from rlhf_gym.study.reliability import (
     fleiss_kappa,
     krippendorff_alpha,
 )
+from rlhf_gym.study.quality import Share, quality
 
 START = datetime(2026, 11, 2, 9, tzinfo=UTC)
 

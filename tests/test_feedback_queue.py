@@ -23,8 +23,7 @@ from postgres_server import PostgresServer
 from sqlalchemy import select
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.feedback import study_tables as tables
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query, schema
 from rlhf_gym.study import queue as queue_module
 from rlhf_gym.study.leases import Answer, Assignment, QueueSettings
 from rlhf_gym.study.queue import Queue
@@ -95,7 +94,7 @@ class Handing(RuleBasedStateMachine):
 
     def slots(self) -> dict[str, tuple[int, bool]]:
         with self.store.database.reading() as connection:
-            table = tables.slots.c
+            table = schema.slots.c
             return {
                 i: (taken, is_open)
                 for i, taken, is_open in connection.execute(select(table.query_id, table.taken, table.open))
@@ -169,9 +168,9 @@ class Handing(RuleBasedStateMachine):
     def counts_are_what_they_count(self) -> None:
         stored = {j.id: j for j in self.store.judgements(superseded=True)}
         taken: Counter[str] = Counter()
-        table = tables.assignments.c
+        table = schema.assignments.c
         with self.store.database.reading() as connection:
-            rows = connection.execute(select(tables.assignments).where(table.kind == "query")).mappings().all()
+            rows = connection.execute(select(schema.assignments).where(table.kind == "query")).mappings().all()
         for row in rows:
             judgement = stored[row["judgement_id"]] if row["judgement_id"] else None
             passed_on = judgement is not None and judgement.skipped and not judgement.details.get("flagged")

@@ -161,7 +161,7 @@ def test_order_is_fixed_whatever_the_order_of_arrival(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_selection_counts_and_unanswered(store: FeedbackStore) -> None:
+def test_selection_and_counts(store: FeedbackStore) -> None:
     first, second = pairs(3, round=1), pairs(2, round=2)
     store.add_queries([*first, *second])
     store.add_judgements([choose(first[0]), choose(first[0], 1, rater="bob"), choose(second[1], rater="bob")])
@@ -173,14 +173,10 @@ def test_selection_counts_and_unanswered(store: FeedbackStore) -> None:
     assert store.preferences(round=2) == [Preference("prompt 1", "left", "right", None, False, second[1].id, "bob")]
     assert [p.tie for p in store.preferences(round=1)] == [False, False, True]
     assert [p.tie for p in store.preferences(round=1, ties=False)] == [False, False]
-    assert len(store.orderings(rater="ann")) == 2
     assert store.raters([first[0].id, second[0].id, second[1].id]) == {
         first[0].id: {"ann", "bob"},
         second[1].id: {"bob"},
     }
-    assert store.unanswered() == [second[0]]
-    assert store.unanswered(rater="bob") == [first[1], first[2], second[0]]
-    assert store.unanswered(round=1, overlap=2) == [first[1], first[2]]
     assert store.count() == StoreCount(queries=5, answered=4, judgements=5, current=5, skipped=1, ties=1, raters=2)
     assert store.count(round=2) == StoreCount(
         queries=2, answered=1, judgements=1, current=1, skipped=0, ties=0, raters=1

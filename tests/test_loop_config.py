@@ -98,6 +98,10 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
         ({"agent": {"kl_target": 6.0, "kl_coef": 0}}, "agent.kl_target needs an agent.kl_coef above 0"),
         ({"rater": {"query_type": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
         ({"task": {"max_new_tokens": 4, "min_new_tokens": 5}}, "must be at most task.max_new_tokens"),
+        (
+            {"rater": {"name": "web", "query_type": "thumbs"}, "people": {"warm_up": 1}},
+            "the simulated rater, who answers no thumbs queries",
+        ),
         ({"agent": 3}, "section 'agent' must hold keys and values, got the number 3"),
         ([1], "expected sections"),
     ],

@@ -203,7 +203,7 @@ def test_the_queue_is_told_by_round(tmp_path: Path) -> None:
     assert "about 10.0 hours" in to_go(1800, 3.0)
 
 
-def test_a_known_answer_is_told_to_the_administrator(tmp_path: Path) -> None:
+def test_a_check_question_is_named_to_the_administrator(tmp_path: Path) -> None:
     check = Query(prompt="g", responses=("x", "y"), round=0, columns={"expected": {"choice": 0}})
     with study(tmp_path, [*pairs(2), check], queue=QueueSettings(check_share=0.99)) as found:
         admin, rater = joined(found, "admin"), joined(found)
@@ -211,7 +211,7 @@ def test_a_known_answer_is_told_to_the_administrator(tmp_path: Path) -> None:
             answer(rater, "a2")
         [judgement] = [j for _, j in found.store.answers() if j.details.get("kind") == "check"]
         page = admin.get("/admin/answers", params={"kind": "check"}).text
-        assert f"known answer, {'met' if judgement.choice == 0 else 'not met'}" in page
+        assert f"check question, {'met' if judgement.choice == 0 else 'not met'}" in page
         assert "No answer is like that" in admin.get("/admin/answers", params={"kind": "ties"}).text
 
 
@@ -231,7 +231,7 @@ def test_a_full_page(tmp_path: Path) -> None:
         for _ in range(50):
             answer(rater, "a2")
         page = admin.get("/admin").text
-        for words in ("Known answers", "Repeats", "First shown", "chose the response shown first", "71.0%"):
+        for words in ("Checks", "Repeats", "First shown", "chose the response shown first", "71.0%"):
             assert words in page, words
 
 

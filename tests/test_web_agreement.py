@@ -10,9 +10,9 @@ from typing import Any
 from web_study import joined, pairs, study
 
 from rlhf_gym.feedback import Judgement, Query
+from rlhf_gym.study.agreement import Agreement
 from rlhf_gym.study.quality import quality
-from rlhf_gym.study.reliability import Agreement
-from rlhf_gym.web.agreement import agreement_chart, coefficients
+from rlhf_gym.web.agreement_view import agreement_chart, coefficients
 
 START = datetime(2026, 11, 2, 9, tzinfo=UTC)
 

@@ -187,14 +187,15 @@ def rate_everything(line: str, stop: threading.Event, cookies: dict[str, str], l
             form = page[page.index('class="answer"') : page.index("</article>")]
             hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form))
             texts = re.findall(r'class="text" dir="auto" tabindex="0"[^>]*>(.*?)</div>', form, re.DOTALL)[:2]
-            longer = 0 if len(texts[0]) >= len(texts[1]) else 1
-            said = {"pair": "ab"[longer] + "2", "best": f"best-{longer}"}.get(
-                hidden["query_type"], hidden["query_type"]
-            )
+            longer = 0 if len(texts) < 2 or len(texts[0]) >= len(texts[1]) else 1
+            answers = {
+                "pair": "ab"[longer] + "2", "best": f"best-{longer}", "thumbs": ("up", "down")[given % 2], "edit": "correct",
+            }  # fmt: skip
+            said = answers.get(hidden["query_type"], hidden["query_type"])
             rates = {
                 name: "7" if name.startswith(f"rate-{longer}") else "2" for name in re.findall(r"rate-[^\"]+", form)
             }
-            reply = person.post(action[1], data={**hidden, **rates, "answer": said})
+            reply = person.post(action[1], data={**hidden, **rates, "answer": said, "edited": "better"})
             assert reply.status_code == (200 if "Practice" in page else 303), reply.text
             given += 1
     return given
@@ -293,6 +294,27 @@ def test_people_and_simulated_raters_share_a_run(model: Path, tmp_path: Path, se
         assert rounds == {"web": by_people, "simulated": {1}}
         assert counts["simulated"] == 12
         assert 6 <= counts["web"] <= 12  # half is enough to go on
+
+
+@pytest.mark.parametrize("query_type", ["thumbs", "edit"])
+def test_people_say_of_each_response_alone_how_good_it_is(model: Path, tmp_path: Path, query_type: str) -> None:
+    """Thumbs up are preferred to thumbs down of the same prompt, corrections to what they correct."""
+    sections = {"rater": {"name": "web", "query_type": query_type}, "people": {"port": 0}, "sampling": {"prompts": 6}}
+    progress, stop = Link(), threading.Event()
+    person = threading.Thread(target=lambda: rate_everything(progress.link(), stop, {}))
+    person.start()
+    try:
+        run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+    finally:
+        stop.set()
+        person.join()
+    with FeedbackStore(run.store_file, read_only=True) as store:
+        assert {query.query_type for query in store.queries()} == {query_type}
+        assert store.count().answered == store.count().queries == 12  # 6 prompts of 2 candidates
+        preferences = store.preferences()
+    fitted = json.loads((run.round(1) / "reward_model.json").read_text())
+    assert len(preferences) == fitted["n_train"] + fitted["n_validation"] > 0
+    assert query_type == "thumbs" or {p.chosen for p in preferences} == {"better"}
 
 
 @pytest.mark.parametrize("query_type", ["best", "rating"])

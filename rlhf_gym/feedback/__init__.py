@@ -2,11 +2,10 @@
 
 from rlhf_gym.feedback.preferences import (
     Demonstration,
-    Ordering,
     Preference,
     demonstration_from,
-    ordering_from,
     preferences_from,
+    preferences_of,
 )
 from rlhf_gym.feedback.queries import Judgement, Query, QueryType, check_judgement
 from rlhf_gym.feedback.store import FeedbackStore, StoreCount
@@ -15,13 +14,12 @@ __all__ = [
     "Demonstration",
     "FeedbackStore",
     "Judgement",
-    "Ordering",
     "Preference",
     "Query",
     "QueryType",
     "StoreCount",
     "check_judgement",
     "demonstration_from",
-    "ordering_from",
     "preferences_from",
+    "preferences_of",
 ]

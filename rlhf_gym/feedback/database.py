@@ -14,12 +14,8 @@ from sqlalchemy import Connection, Engine, insert, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.guards import GUARDED, guard
-from rlhf_gym.feedback.schema import SCHEMA_VERSION, metadata, store_info
-from rlhf_gym.feedback.study_tables import audit  # the tables of people at work belong to the schema
+from rlhf_gym.feedback.schema import GUARDED, SCHEMA_VERSION, guard, metadata, store_info
 from rlhf_gym.version import __version__
-
-assert audit.metadata is metadata
 
 
 class Database(ABC):
@@ -82,7 +78,7 @@ class Database(ABC):
 
     @abstractmethod
     def _advice(self, error: BaseException) -> str | None:
-        """What to do about an error of the driver, None where nobody knows."""
+        """Advice on an error of the driver; None where there is none."""
 
     def _prepare(self) -> None:
         """Create the tables in an empty database, bring an older store up to date, refuse what is neither.

@@ -87,7 +87,7 @@ class PostgresDatabase(Database):
         return self._begin_writing()
 
     def _set(self, connection: Any, _record: object) -> None:
-        """What holds for every transaction of a new connection."""
+        """Set up a new connection: these settings hold for all of its transactions."""
         connection.execute("SET synchronous_commit TO on")
         connection.execute(f"SET lock_timeout TO {max(1, round(self._timeout * 1000))}")
         if self.read_only:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 
@@ -30,23 +32,6 @@ class Preference:
     rejected: str
     margin: float | None = None
     tie: bool = False
-    query_id: str = ""
-    rater: str = ""
-
-
-@dataclass(frozen=True)
-class Ordering:
-    """A whole order of responses, for listwise losses (Plackett-Luce).
-
-    Attributes:
-        prompt: what the responses answer.
-        groups: the responses that were judged, best group first; responses of one group are equally good.
-        query_id: the query it comes from.
-        rater: who said so.
-    """
-
-    prompt: str
-    groups: tuple[tuple[str, ...], ...]
     query_id: str = ""
     rater: str = ""
 
@@ -81,7 +66,8 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
     Returns:
         A pair: one preference. The best of ``k``: it against each of the others. A ranking of ``k`` responses: all
         ``k (k - 1) / 2`` pairs, best first, tied ones marked. A rating: all pairs of rated responses, with the difference as
-        margin. A corrected response: it against the original. A skip, a thumb, a response accepted as it stands: none.
+        margin. A corrected response: it against the original. A skip, a thumb (see :func:`preferences_of`), a response
+        accepted as it stands: none.
 
     Raises:
         FeedbackError: the judgement does not fit the query.
@@ -101,8 +87,53 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
     return found
 
 
+def preferences_of(answers: Iterable[tuple[Query, Judgement]], *, attribute: str | None = None) -> list[Preference]:
+    """Every pair that many judgements order or hold equal.
+
+    Thumbs say nothing of two responses until several responses to one prompt have some: of those that were asked about in one
+    round, each is preferred to those with a smaller share of thumbs up. Equal shares say nothing.
+
+    Args:
+        answers: judgements with their queries.
+        attribute: which attribute's ratings to compare; default their mean.
+
+    Returns:
+        What :func:`preferences_from` gives for each answer, in order; then the pairs out of thumbs.
+
+    Raises:
+        FeedbackError: a judgement does not fit its query.
+
+    >>> good, bad = (Query(prompt="2 + 2?", responses=(r,), query_type="thumbs") for r in ("4", "5"))
+    >>> said = {q: Judgement(query_id=q.id, rater="ann", ratings={"overall": (int(q is good),)}) for q in (good, bad)}
+    >>> [(p.chosen, p.rejected) for p in preferences_of(said.items())]
+    [('4', '5')]
+    """
+    found: list[Preference] = []
+    thumbs: dict[tuple[int, str], dict[Query, list[Judgement]]] = defaultdict(lambda: defaultdict(list))
+    for query, judgement in answers:
+        found += preferences_from(query, judgement, attribute=attribute)
+        if query.query_type == "thumbs" and not judgement.skipped:
+            thumbs[query.round, query.prompt][query].append(judgement)
+    for (_, prompt), of_query in thumbs.items():
+        share = {query: fmean(_overall(j, None)[0] for j in given) for query, given in of_query.items()}
+        group = next(iter(of_query)).id  # all pairs of one prompt belong together, as those of one ranking do
+        for one, other in combinations(of_query, 2):
+            if share[one] == share[other]:
+                continue
+            better, worse = (one, other) if share[one] > share[other] else (other, one)
+            raters = dict.fromkeys(j.rater for query in (better, worse) for j in of_query[query])
+            found.append(
+                Preference(prompt, better.responses[0], worse.responses[0], None, False, group, ", ".join(raters))
+            )
+    return found
+
+
 def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | None:
     """The response that an ``edit`` judgement gives as an example; None for other query types, skips, and what was forgotten.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
 
     Raises:
         FeedbackError: the judgement does not fit the query.
@@ -123,7 +154,13 @@ def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | No
 def judged_pairs(
     query: Query, judgement: Judgement, *, attribute: str | None = None
 ) -> list[tuple[int, int, float | None, bool]]:
-    """The same as :func:`preferences_from`, as indices: chosen, rejected, margin and whether it is a tie."""
+    """The same as :func:`preferences_from`, as indices: chosen, rejected, margin and whether it is a tie.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+        attribute: the attribute whose ratings are compared; default their mean.
+    """
     check_judgement(query, judgement)
     if judgement.choice is not None:
         others = [i for i in range(len(query.responses)) if i != judgement.choice]
@@ -136,36 +173,6 @@ def judged_pairs(
     if judgement.ratings is not None:
         return _rated_pairs(_overall(judgement, attribute))
     return []
-
-
-def ordering_from(query: Query, judgement: Judgement, *, attribute: str | None = None) -> Ordering | None:
-    """The order that a judgement puts the responses in; None for a skip, or where fewer than two were judged.
-
-    Of the best of ``k``, the others form one group: nothing was said of how they compare.
-
-    Args:
-        query: the query that was answered, of any type.
-        judgement: the answer.
-        attribute: which attribute's ratings to order by; default their mean.
-
-    Raises:
-        FeedbackError: the judgement does not fit the query.
-    """
-    check_judgement(query, judgement)
-    groups: Sequence[Sequence[int]] = ()
-    if judgement.choice is not None:
-        groups = ((judgement.choice,), tuple(i for i in range(len(query.responses)) if i != judgement.choice))
-    elif judgement.tie:
-        groups = ((0, 1),)
-    elif judgement.ranking is not None:
-        groups = judgement.ranking
-    elif judgement.ratings is not None:
-        rated = _overall(judgement, attribute)
-        groups = [[i for i in rated if rated[i] == value] for value in sorted(set(rated.values()), reverse=True)]
-    if sum(map(len, groups)) < 2:
-        return None
-    named = tuple(tuple(query.responses[i] for i in group) for group in groups if group)
-    return Ordering(query.prompt, named, query.id, judgement.rater)
 
 
 def _overall(judgement: Judgement, attribute: str | None) -> dict[int, float]:

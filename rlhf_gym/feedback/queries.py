@@ -175,6 +175,10 @@ class Judgement:
 def check_judgement(query: Query, judgement: Judgement) -> None:
     """Hold a judgement against its query.
 
+    Args:
+        query: the query.
+        judgement: the answer to it.
+
     Raises:
         FeedbackError: the judgement answers another query or is of another query type, or names a response that is not there.
     """

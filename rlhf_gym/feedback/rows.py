@@ -43,7 +43,12 @@ def judgement_of(row: RowMapping) -> Judgement:
 
 
 def query_row(query: Query, now: datetime) -> dict[str, Any]:
-    """A row for ``queries``."""
+    """A row for ``queries``.
+
+    Args:
+        query: the query.
+        now: the current time.
+    """
     return {**{name: getattr(query, name) for name in _QUERY_FIELDS}, "columns": dict(query.columns), "created_at": now}
 
 
@@ -53,7 +58,12 @@ def judgement_row(judgement: Judgement) -> dict[str, Any]:
 
 
 def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Query]:
-    """The stored queries out of some ids."""
+    """The stored queries out of some ids.
+
+    Args:
+        connection: a transaction.
+        ids: ids of queries.
+    """
     found: dict[str, Query] = {}
     for chunk in chunks(ids):
         for row in connection.execute(_QUERIES, {"values": chunk}).mappings():
@@ -62,7 +72,13 @@ def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Que
 
 
 def judgements_by(connection: Connection, column: str, values: Collection[str]) -> dict[str, Judgement]:
-    """The stored judgements in which a column (``id`` or ``supersedes``) has one of some values, by that value."""
+    """The stored judgements in which a column (``id`` or ``supersedes``) has one of some values, by that value.
+
+    Args:
+        connection: a transaction.
+        column: ``id`` or ``supersedes``.
+        values: the values to look for.
+    """
     found: dict[str, Judgement] = {}
     for chunk in chunks(values):
         for row in connection.execute(_JUDGEMENTS[column], {"values": chunk}).mappings():
@@ -71,7 +87,12 @@ def judgements_by(connection: Connection, column: str, values: Collection[str]) 
 
 
 def raters_by_query(connection: Connection, ids: Collection[str]) -> dict[str, set[str]]:
-    """Who has judged each of some queries; queries that nobody has judged are left out."""
+    """The raters who have judged each of some queries; queries without a judgement are left out.
+
+    Args:
+        connection: a transaction.
+        ids: ids of queries.
+    """
     table, found = schema.judgements.c, dict[str, set[str]]()
     for chunk in chunks(ids):
         for query_id, rater in connection.execute(select(table.query_id, table.rater).where(table.query_id.in_(chunk))):
@@ -81,6 +102,11 @@ def raters_by_query(connection: Connection, ids: Collection[str]) -> dict[str, s
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
     """Insert rows, in order.
+
+    Args:
+        connection: a transaction.
+        table: the table.
+        rows: values by column, one mapping a row.
 
     Raises:
         FeedbackError: a value that JSON cannot hold; the message names the row and the column.

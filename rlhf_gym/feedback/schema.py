@@ -1,4 +1,6 @@
-"""The feedback store's tables, one schema for every database that SQLAlchemy speaks.
+"""The feedback store's tables, one schema for every database that SQLAlchemy speaks, and the triggers that guard them.
+
+The database itself refuses what this package never does: to change or remove a query, a judgement or a line of the audit trail.
 
 Texts that people or models wrote are kept as JSON strings: JSON in ASCII spells what a text column of some database
 refuses (NUL, lone surrogates), so that nothing a model writes can fail to be stored.
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +20,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Connection,
     DateTime,
     Dialect,
     Float,
@@ -25,11 +30,12 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    UniqueConstraint,
 )
 from sqlalchemy.types import TypeDecorator
 
 SCHEMA_VERSION = 2
-"""What changes it: a step in ``migrations/versions``, written together with the change of a table here or in ``work``."""
+"""The version of the tables below; a change of a table adds 1, and a step in ``migrations/versions``."""
 
 metadata = MetaData(
     naming_convention={
@@ -129,7 +135,7 @@ judgements = Table(
     Column("order_shown", json_column(), nullable=False),
     Column("seconds", Float),
     Column("created_at", UtcTime, nullable=False),
-    # Unique: corrections form one line, so that of two at once only one is taken and the other is told.
+    # Unique: corrections form one line, so that of two at once only one is taken and the other is refused.
     Column("supersedes", String, ForeignKey("judgements.id"), unique=True),
     Column("reason", json_column(), nullable=False),
     Column("details", json_column(), nullable=False),
@@ -143,3 +149,138 @@ judgements = Table(
     ).ddl_if(dialect="postgresql"),
     sqlite_autoincrement=True,  # a number is never given twice
 )
+
+# The tables of people at work: who may take part, who holds which query, what was done by whom. They stand in the same
+# database, so that an answer, the lease it settles and the count it adds to are one transaction. In a store that no person
+# has worked on they are empty.
+
+slots = Table(
+    "slots",
+    metadata,
+    # One row a query that is offered to people: how many have answered it or hold it now.
+    Column("query_id", String, ForeignKey("queries.id"), primary_key=True),
+    Column("round", Integer, nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("taken", Integer, nullable=False),
+    Column("open", Boolean, nullable=False),
+    Index(None, "open", "round", "index"),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    # Random: whoever can name it holds the lease; also what makes an answer that is sent twice one answer.
+    Column("id", String, nullable=False, unique=True),
+    Column("query_id", String, ForeignKey("queries.id"), nullable=False),
+    Column("rater", String, nullable=False),
+    Column("kind", String, nullable=False),
+    # open: to be answered; done: answered; lapsed: the lease ran out (an answer is taken all the same).
+    Column("state", String, nullable=False),
+    Column("order_shown", json_column(), nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    # The judgement that stands for it now, if any: what a reopened assignment's next answer supersedes.
+    Column("judgement_id", String, ForeignKey("judgements.id")),
+    Column("answered", Integer, nullable=False, default=0),
+    # Nobody is ever handed the same query twice for the same reason, whatever the program does.
+    UniqueConstraint("query_id", "rater", "kind"),
+    Index(None, "rater", "state", "sequence"),
+    Index(None, "state", "expires_at"),
+    sqlite_autoincrement=True,
+)
+
+people = Table(
+    "people",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("label", String, nullable=False),
+    Column("invitation", String, ForeignKey("invitations.id"), nullable=False),
+    Column("paused", Boolean, nullable=False),
+    Column("forgotten", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("hash", String, nullable=False, unique=True),
+    Column("role", String, nullable=False),
+    Column("label", String, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("used", Integer, nullable=False),
+    Column("revoked", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", String, primary_key=True),
+    Column("person", String, ForeignKey("people.name"), nullable=False, index=True),
+    Column("expires_at", UtcTime, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("details", json_column(), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+GUARDED = ("queries", "judgements", "audit")
+"""Tables that are only ever added to."""
+
+_FUNCTION = """
+CREATE OR REPLACE FUNCTION append_only() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION '% are append-only', TG_TABLE_NAME; END $$
+"""
+
+
+def guard(connection: Connection, table: str) -> None:
+    """Have the database refuse changes to a table's rows from now on.
+
+    Args:
+        connection: of SQLite or PostgreSQL, in a transaction.
+        table: its name, one of :data:`GUARDED`.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_FUNCTION.replace("%", "%%"))
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION append_only()"
+        )
+        return
+    for change in ("UPDATE", "DELETE"):
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER {table}_no_{change.lower()} BEFORE {change} ON {table} BEGIN "
+            f"SELECT RAISE(ABORT, '{table} are append-only'); END"
+        )
+
+
+@contextmanager
+def unguarded(connection: Connection, table: str) -> Iterator[None]:
+    """Let this transaction, and no other, change a table's rows: to forget a person, and for nothing else.
+
+    Taking a guard away is part of the transaction: whatever happens, nobody else ever sees the table without it.
+
+    Args:
+        connection: a transaction.
+        table: the table.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"ALTER TABLE {table} DISABLE TRIGGER {table}_append_only")
+        yield
+        connection.exec_driver_sql(f"ALTER TABLE {table} ENABLE TRIGGER {table}_append_only")
+        return
+    for change in ("update", "delete"):
+        connection.exec_driver_sql(f"DROP TRIGGER {table}_no_{change}")
+    yield
+    guard(connection, table)

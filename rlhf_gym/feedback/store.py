@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.database import Database
-from rlhf_gym.feedback.preferences import Ordering, Preference, ordering_from, preferences_from
+from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.sqlite_database import SqliteDatabase
 
@@ -34,7 +34,7 @@ _QUERY_ORDER = (_Q.round, _Q["index"], _Q.id)
 
 @dataclass(frozen=True)
 class StoreCount:
-    """How much a store holds.
+    """The number of queries, judgements and raters in a store.
 
     Attributes:
         queries: queries asked.
@@ -95,7 +95,7 @@ class FeedbackStore:
 
     @property
     def place(self) -> str:
-        """Where the store is, for messages: its file, or its URL without the password."""
+        """The store's place, for messages: its file, or its URL without the password."""
         return self._database.place
 
     def add_queries(self, queries: Iterable[Query]) -> int:
@@ -132,42 +132,41 @@ class FeedbackStore:
             statement = select(*rows.query_columns).where(*_in_round(round)).order_by(*_QUERY_ORDER)
             return [rows.query_of(row) for row in connection.execute(statement).mappings()]
 
-    def unanswered(self, round: int | None = None, *, rater: str | None = None, overlap: int = 1) -> list[Query]:
-        """Queries that fewer than ``overlap`` raters have judged; with ``rater``, those that this rater has not judged.
-
-        A skip is an answer here: whoever skipped a query is not asked again.
-        """
-        answers = select(func.count(_J.rater.distinct())).where(_J.query_id == _Q.id)
-        if rater is not None:
-            answers, overlap = answers.where(_J.rater == rater), 1
-        missing = answers.scalar_subquery() < overlap
-        with self._database.reading() as connection:
-            statement = select(*rows.query_columns).where(missing, *_in_round(round)).order_by(*_QUERY_ORDER)
-            return [rows.query_of(row) for row in connection.execute(statement).mappings()]
-
     def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
-        """Who has judged each of some queries; queries that nobody has judged are left out."""
+        """The raters who have judged each of some queries; queries without a judgement are left out."""
         with self._database.reading() as connection:
             return rows.raters_by_query(connection, set(query_ids))
 
     def judgements(
         self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
     ) -> list[Judgement]:
-        """The judgements of one round or all, by one rater or all; with ``superseded``, the superseded ones too."""
+        """The judgements of one round or all, by one rater or all; with ``superseded``, the superseded ones too.
+
+        Args:
+            round: one round; default all.
+            rater: one rater; default all.
+            superseded: True includes superseded judgements.
+        """
         with self._database.reading() as connection:
             return [judgement for _, judgement in _answers(connection, round, rater, superseded)]
 
     def answers(
         self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
     ) -> list[tuple[Query, Judgement]]:
-        """The same as :meth:`judgements`, each with its query."""
+        """The same as :meth:`judgements`, each with its query.
+
+        Args:
+            round: one round; default all.
+            rater: one rater; default all.
+            superseded: True includes superseded judgements.
+        """
         with self._database.reading() as connection:
             return list(_answers(connection, round, rater, superseded))
 
     def preferences(
         self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None, ties: bool = True
     ) -> list[Preference]:
-        """What the current judgements amount to, pair by pair; see :func:`preferences_from`. Skips give none.
+        """The preferences that the current judgements amount to; see :func:`preferences_of`. Skips give none.
 
         Args:
             round: one round; default all.
@@ -175,18 +174,11 @@ class FeedbackStore:
             attribute: which attribute's ratings to compare; default their mean.
             ties: False leaves out the pairs that were held equal.
         """
-        found = (preferences_from(*answer, attribute=attribute) for answer in self.answers(round, rater=rater))
-        return [preference for group in found for preference in group if ties or not preference.tie]
-
-    def orderings(
-        self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None
-    ) -> list[Ordering]:
-        """What the current judgements amount to, order by order, for listwise losses; see :func:`ordering_from`."""
-        found = (ordering_from(*answer, attribute=attribute) for answer in self.answers(round, rater=rater))
-        return [ordering for ordering in found if ordering is not None]
+        found = preferences_of(self.answers(round, rater=rater), attribute=attribute)
+        return [preference for preference in found if ties or not preference.tie]
 
     def count(self, round: int | None = None) -> StoreCount:
-        """How much there is, of one round or of all."""
+        """Count queries, judgements and raters, of one round or of all."""
         with self._database.reading() as connection:
             asked = connection.scalar(select(func.count()).select_from(schema.queries).where(*_in_round(round)))
             answered = schema.judgements.join(schema.queries, _J.query_id == _Q.id)
@@ -218,7 +210,13 @@ class FeedbackStore:
 
 
 def open_database(path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> Database:
-    """The database that a path or a URL names, opened. See :class:`FeedbackStore`."""
+    """The database that a path or a URL names, opened. See :class:`FeedbackStore`.
+
+    Args:
+        path: the file, or the URL of a database.
+        read_only: never write.
+        timeout: seconds to wait.
+    """
     text = os.fspath(path)
     if text.startswith(POSTGRES_URLS):
         from rlhf_gym.feedback.postgres_database import PostgresDatabase

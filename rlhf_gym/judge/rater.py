@@ -10,10 +10,13 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query, QueryType
 from rlhf_gym.judge.client import ChatClient, JudgeError, Usage
 from rlhf_gym.judge.judge import Judge, Opinion, unreadable
 from rlhf_gym.raters.base import RaterError, Ticket
+
+ANSWERED: tuple[QueryType, ...] = ("pair", "ranking", "best", "rating", "thumbs")
+"""The query types that a judge answers: a corrected response (edit) is none of its replies."""
 
 
 class JudgeRater:
@@ -56,14 +59,14 @@ class JudgeRater:
 
     @property
     def name(self) -> str:
-        """Who signs the judgements."""
+        """Signs the judgements."""
         if self._given_name is None:
             self._given_name = "judge:" + "".join(c if c.isprintable() else "?" for c in self._client.model)
         return self._given_name
 
     @property
     def usage(self) -> Usage:
-        """What was asked so far."""
+        """Requests and tokens so far."""
         return self._client.usage
 
     def __str__(self) -> str:

@@ -122,11 +122,13 @@ class RaterConfig(Section):
         "simulated",
         "simulated (a Boltzmann-rational rater by the gold reward), a preset of it (oracle, hh_like, alpacafarm, "
         "bpref_stoc, ...), web (people in a browser: section people), terminal (you, here), judge:URL or judge:MODEL@URL (a "
-        "chat model), or module:function or path/file.py:function of a factory (reward=, seed=) of your own",
+        "chat model), or module:name or path/file.py:name of your own: a function (prompt, a, b) that returns 0, 1 or None "
+        "(docs/raters.md), or a factory (reward=, seed=) of a rater",
     )
-    query_type: Literal["ranking", "pair", "best", "rating"] = setting(
+    query_type: Literal["ranking", "pair", "best", "rating", "thumbs", "edit"] = setting(
         "ranking", "ranking: order all candidates of a prompt; best: name the best of them; rating: a number for each; pair: "
-        "the better of two, candidates taken two by two",
+        "the better of two, candidates taken two by two; thumbs: each candidate alone, good or not; edit: each candidate "
+        "alone, accepted or corrected",
     )  # fmt: skip
     beta: float | None = setting(
         None, "rationality: P(a before b) = sigmoid(beta (gold(a) - gold(b))); null takes the preset's own (1)", least=0
@@ -359,6 +361,11 @@ class Config:
         if (self.people.practice or self.people.check_share) and self.people.check_questions is None:
             raise ConfigError(
                 "people.practice and people.check_share need people.check_questions, a file of queries with answers"
+            )
+        if self.rater.query_type in ("thumbs", "edit") and self.rater.name == "web" and self.people.warm_up:
+            raise ConfigError(
+                f"people.warm_up ({self.people.warm_up}) is answered by the simulated rater, who answers no "
+                f"{self.rater.query_type} queries (rater.query_type); set people.warm_up=0, or another query type"
             )
         if self.rater.query_type == "pair" and self.sampling.candidates % 2:
             raise ConfigError(

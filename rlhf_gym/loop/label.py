@@ -68,16 +68,16 @@ def _label(context: RunContext, number: int, queries: list[Query], store: Feedba
 
 
 def queries_of(samples: list[Sample], candidates: int, query_type: QueryType, number: int) -> list[Query]:
-    """A query a prompt; for pairs, a query for each two candidates of a prompt.
+    """A query a prompt; for pairs, one for each two candidates of a prompt; for thumbs and edits, one for each candidate.
 
     Args:
         samples: the round's, ``candidates`` a prompt.
         candidates: responses to each prompt.
-        query_type: ``"ranking"``, ``"best"``, ``"rating"`` or ``"pair"``.
+        query_type: what is asked about them.
         number: the round.
     """
     writer = "reference" if number == 1 else f"round-{number - 1}"
-    size = 2 if query_type == "pair" else candidates
+    size = {"pair": 2, "thumbs": 1, "edit": 1}.get(query_type, candidates)
     groups = [samples[i : i + size] for i in range(0, len(samples), size)]
     return [
         Query(

@@ -1,13 +1,18 @@
-"""Raters by name: built-in ones, and factories in files and modules of the user's own."""
+"""Raters by name: built-in ones, and functions and factories in files and modules of the user's own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.queries import QueryType
 from rlhf_gym.loop.config import RaterConfig
 from rlhf_gym.objects import is_place, load_object
-from rlhf_gym.raters import Behaviour, Rater, SimulatedRater
+from rlhf_gym.raters import Behaviour, FunctionRater, Rater, SimulatedRater, as_rater
+from rlhf_gym.raters.behaviour import ANSWERED as SIMULATED
+from rlhf_gym.raters.function import ANSWERED as BY_FUNCTIONS
+from rlhf_gym.raters.function import is_factory
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.service.address import PREFIX, parse
@@ -22,7 +27,7 @@ def check_rater(config: RaterConfig) -> None:
     """Find out before any work starts whether :func:`find_rater` will find the rater.
 
     Raises:
-        ConfigError: no such rater, or knobs that it does not have.
+        ConfigError: no such rater, knobs that it does not have, or a query type that it does not answer.
     """
     knobs = _knobs(config)
     if _judge_options(config) and not config.name.startswith(PREFIX):
@@ -30,11 +35,18 @@ def check_rater(config: RaterConfig) -> None:
             f"rater.{next(iter(_judge_options(config)))} is for judges (judge:URL), not for {config.name!r}"
         )
     if config.name.startswith(PREFIX) and not knobs:
+        from rlhf_gym.judge.rater import ANSWERED as BY_JUDGES
+
+        _check_answers(config, "a judge", BY_JUDGES)
         _judge(config)
     elif config.name in ("simulated", *PRESETS):
+        _check_answers(config, "a simulated rater", SIMULATED)
         Behaviour(**knobs)
-    elif config.name in PEOPLE:
-        pass  # a warm-up takes the knobs
+    elif config.name in PEOPLE:  # a warm-up takes the knobs
+        if config.name == "terminal":
+            from rlhf_gym.raters.terminal import ANSWERED as AT_THE_TERMINAL
+
+            _check_answers(config, "the terminal", AT_THE_TERMINAL)
     elif not is_place(config.name):
         hint = nearest(config.name, ["simulated", *PRESETS, *PEOPLE])
         raise ConfigError(
@@ -44,7 +56,11 @@ def check_rater(config: RaterConfig) -> None:
     elif knobs:
         raise ConfigError(f"rater.{next(iter(knobs))} is for simulated raters; {config.name!r} has its own settings")
     else:
-        load_object(config.name, kind="rater")
+        found = load_object(config.name, kind="rater")
+        if not is_factory(found):  # what a factory makes is checked when it is made
+            rater = as_rater(found)
+            if isinstance(rater, FunctionRater):
+                _check_answers(config, f"the function {config.name!r}", BY_FUNCTIONS)
 
 
 def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: int) -> Rater:
@@ -65,10 +81,22 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **_knobs(config))
     if config.name.startswith(PREFIX):
         return _judge(config)
-    rater = load_object(config.name, kind="rater")(reward=gold, seed=seed)
-    if not isinstance(rater, Rater):
-        raise ConfigError(f"rater {config.name!r} gave a {type(rater).__name__}; expected name, submit() and collect()")
-    return rater
+    found = load_object(config.name, kind="rater")
+    if is_factory(found):
+        found = found(reward=gold, seed=seed)
+    try:
+        return as_rater(found, batch_size=config.batch_size)
+    except ConfigError as error:
+        raise ConfigError(f"rater {config.name!r}: {error}") from error
+
+
+def _check_answers(config: RaterConfig, who: str, answered: Sequence[QueryType]) -> None:
+    """Refuse a query type that a rater does not answer."""
+    if config.query_type not in answered:
+        raise ConfigError(
+            f"{who} does not answer {config.query_type} queries (rater.query_type); expected {', '.join(answered)}, or people "
+            "on the rating page (--rater web), who answer all"
+        )
 
 
 def _judge(config: RaterConfig) -> Rater:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.preferences import preferences_from
+from rlhf_gym.feedback.preferences import preferences_of
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
@@ -50,7 +50,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
         judgements = store.count().current  # first: of what comes meanwhile nothing is missed
         # What people said of queries whose answer is known tells of people; the taste to be learned is not in it.
         answers = [answer for answer in store.answers() if expected(answer[0].columns) is None]
-    preferences = [preference for answer in answers for preference in preferences_from(*answer)]
+    preferences = preferences_of(answers)
     if all(p.tie for p in preferences):
         raise FeedbackError(
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "

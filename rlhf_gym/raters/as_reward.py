@@ -16,6 +16,7 @@ from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.raters.base import Rater, RaterError, Ticket
+from rlhf_gym.raters.function import FunctionRater, as_rater
 
 _POLL = 0.5  # seconds between two looks at raters who answer when they answer
 
@@ -36,7 +37,8 @@ class RaterReward:
         name: name to report under.
 
     Raises:
-        ConfigError: a time-out that is not above 0, or a score that is not finite.
+        ConfigError: a time-out that is not above 0, a score that is not finite, or a rater that is a function: functions
+            compare responses and rate none.
 
     >>> from rlhf_gym.raters import SimulatedRater
     >>> rater = SimulatedRater(lambda prompts, responses: [len(r) - 4 for r in responses], beta=float("inf"))
@@ -60,7 +62,12 @@ class RaterReward:
             raise ConfigError(f"timeout must be above 0 seconds, or None to wait for ever; got {timeout}")
         if otherwise is not None and not math.isfinite(otherwise):
             raise ConfigError(f"otherwise must be a finite score, or None for an error; got {otherwise}")
-        self.rater, self.store, self.attribute, self.name = rater, store, attribute, name
+        self.rater, self.store, self.attribute, self.name = as_rater(rater), store, attribute, name
+        if isinstance(self.rater, FunctionRater):
+            raise ConfigError(
+                f"RaterReward asks for ratings, and the function {self.rater.name!r} compares responses; a function that "
+                "scores (prompts, responses) is a reward by itself"
+            )
         self.timeout, self.otherwise = timeout, otherwise
         self._given: dict[str, list[Judgement]] = {}
         if store is not None:

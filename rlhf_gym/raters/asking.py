@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.raters.base import Rater, RaterError, Ticket
+from rlhf_gym.raters.function import RaterFunction, as_rater
 
 # Seconds between two looks at raters who answer when they answer; also how often progress is reported.
 _POLL = 0.5
 
 
 def ask(
-    rater: Rater,
+    rater: Rater | RaterFunction,
     queries: Sequence[Query],
     store: FeedbackStore,
     *,
@@ -27,7 +28,7 @@ def ask(
     To resume, call it again with the same queries: what is stored is neither asked nor stored twice.
 
     Args:
-        rater: who is asked.
+        rater: who is asked: a rater, or a function as :class:`~rlhf_gym.raters.function.FunctionRater` takes it.
         queries: what is asked.
         store: where queries and judgements go.
         quota: share of the queries, in 0..1, after which to wait no longer; the rest stays with the rater.
@@ -41,6 +42,7 @@ def ask(
         RaterError: the rater could not go on; what it had judged is stored.
         FeedbackError: the store cannot be written, or an answer does not fit its query.
     """
+    rater = as_rater(rater)
     store.add_queries(queries)
     asked = {query.id: query for query in queries}
     answered = _answered(rater, asked, store)
@@ -69,7 +71,12 @@ def ask(
 
 
 def signed_by(signature: str, name: str) -> bool:
-    """True if a rater of this name, or a member of it (``name/member``), signs so."""
+    """True if a rater of this name, or a member of it (``name/member``), signs so.
+
+    Args:
+        signature: the name under a judgement.
+        name: a rater's name.
+    """
     return signature == name or signature.startswith(f"{name}/")
 
 

@@ -1,4 +1,4 @@
-"""What a rater is: two calls that a function, a language model and a person can all answer."""
+"""The rater's interface: two calls that a function, a language model and a person can all answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Rater(Protocol):
 
     @property
     def name(self) -> str:
-        """Who signs the judgements."""
+        """Signs the judgements."""
         ...
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:

@@ -1,4 +1,4 @@
-"""How a simulated rater turns the rewards of a query's responses into an answer: one latent model behind every query type.
+"""Turns the rewards of a query's responses into an answer: one latent model behind every query type.
 
 Each response is felt with some noise: ``v = beta (reward + biases) + noise``, with standard Gumbel noise (or normal). A
 pair chooses the larger ``v``, a ranking sorts by ``v``, a rating cuts ``v`` into levels. With Gumbel noise that is
@@ -19,15 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ConfigError, FeedbackError
-from rlhf_gym.feedback.queries import Query
+from rlhf_gym.feedback.queries import Query, QueryType
 from rlhf_gym.raters.choice_models import davidson
 
 Array = NDArray[np.float64]
 
+ANSWERED: tuple[QueryType, ...] = ("pair", "ranking", "best", "rating")
+"""The query types that simulated raters answer: thumbs and edits take more than an order of responses."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """What a simulated rater is like. The default is a Boltzmann-rational rater without faults.
+    """The faults and habits of a simulated rater. The default is a Boltzmann-rational rater without faults.
 
     An answer is made in this order: lapse, skip, tie below the threshold, error, choice with its own ties.
 
@@ -142,8 +145,8 @@ class _Answer:
 
     def give(self) -> dict[str, Any]:
         """The whole answer."""
-        if self.query.query_type in ("thumbs", "edit"):
-            raise FeedbackError(f"simulated raters answer pair, best, ranking and rating; got {self.query.query_type}")
+        if self.query.query_type not in ANSWERED:
+            raise FeedbackError(f"simulated raters answer {', '.join(ANSWERED)} queries; got {self.query.query_type}")
         lapse, skip, error = self.chance[:3]
         error_rate = self.behaviour.error_rate + self.behaviour.fatigue * self.query.index / 100
         if lapse < self.behaviour.lapse_rate:
@@ -161,7 +164,7 @@ class _Answer:
         return {**answer, "order_shown": tuple(map(int, self.order))}
 
     def lapse(self) -> dict[str, Any]:
-        """What one clicks who does not read."""
+        """The answer of somebody who does not read."""
         if self.query.query_type in ("pair", "best"):
             return {"choice": int(self.order[0])}
         if self.query.query_type == "ranking":
@@ -186,7 +189,7 @@ class _Answer:
         return {"choice": int(self.sorted()[0]), "strength": self.level(gap, cuts) if cuts else None}
 
     def ranking(self, blind: bool) -> dict[str, Any]:
-        """All responses, best first; neighbours that cannot be told apart share a place."""
+        """All responses, best first; responses that cannot be told apart share a place."""
         if self.behaviour.davidson_nu:
             raise FeedbackError("Davidson's ties are for pairs; for rankings use rao_kupper_theta or tie_threshold")
         if blind:

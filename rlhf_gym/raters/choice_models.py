@@ -1,4 +1,4 @@
-"""How likely a rater of given rewards is to choose what: the field's choice models, as pure functions.
+"""The field's choice models, as pure functions: the probability of each choice, given the rewards.
 
 Rewards are in any unit; ``beta`` is in 1 / that unit: with ``beta = 2``, a response that is better by 1 is chosen with
 probability ``sigmoid(2)``. ``beta = inf`` is a rational rater (always the better one; a fair coin between equals),
@@ -20,6 +20,11 @@ LOGISTIC_OVER_PROBIT = 1.702
 
 def boltzmann(reward_a: ArrayLike, reward_b: ArrayLike, beta: float) -> Array:
     """P(a is chosen over b) = sigmoid(beta (r_a - r_b)): Bradley and Terry 1952.
+
+    Args:
+        reward_a: reward of the first response.
+        reward_b: reward of the second.
+        beta: rationality, in 1 / unit of reward.
 
     >>> float(boltzmann(1.0, 0.0, beta=2.0).round(4))
     0.8808
@@ -48,6 +53,11 @@ def with_errors(probabilities: ArrayLike, error_rate: float, choices: int = 2) -
 
     Half of the blind answers to a pair are right by luck: to flip a tenth of the labels, ``error_rate`` is 0.2.
 
+    Args:
+        probabilities: of the choices.
+        error_rate: share of blind answers, in 0..1.
+        choices: number of choices.
+
     >>> float(with_errors(0.9, 0.5))
     0.7
     """
@@ -55,7 +65,12 @@ def with_errors(probabilities: ArrayLike, error_rate: float, choices: int = 2) -
 
 
 def plackett_luce_choice(rewards: ArrayLike, beta: float) -> Array:
-    """P(response i is the best of k) = softmax(beta r)_i: Luce 1959; Plackett 1975. ``[..., k]`` to ``[..., k]``."""
+    """P(response i is the best of k) = softmax(beta r)_i: Luce 1959; Plackett 1975. ``[..., k]`` to ``[..., k]``.
+
+    Args:
+        rewards: ``[k]``.
+        beta: rationality, in 1 / unit of reward.
+    """
     rewards = np.asarray(rewards, dtype=np.float64)
     weights = np.exp(scaled(rewards - rewards.max(axis=-1, keepdims=True), beta))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))

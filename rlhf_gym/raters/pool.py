@@ -11,6 +11,7 @@ import numpy as np
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.raters.base import Rater, RaterError, Ticket
+from rlhf_gym.raters.function import RaterFunction, as_rater, function_name
 
 
 class RaterPool:
@@ -20,7 +21,7 @@ class RaterPool:
 
     Args:
         name: the pool's; members sign ``name/...``.
-        members: at least ``overlap`` of them, with different names.
+        members: at least ``overlap`` of them, with different names; functions, too, which sign ``name/function``.
         overlap: how many members answer each query.
         weights: how often each member is chosen, relative to the others; above 0; default evenly.
         seed: 0 or more.
@@ -32,20 +33,21 @@ class RaterPool:
     def __init__(
         self,
         name: str,
-        members: Sequence[Rater],
+        members: Sequence[Rater | RaterFunction],
         *,
         overlap: int = 1,
         weights: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
         weights = [1.0] * len(members) if weights is None else list(weights)
-        self.members = {member.name: member for member in members}
+        raters = [as_rater(member, name=f"{name}/{function_name(member)}") for member in members]
+        self.members = {rater.name: rater for rater in raters}
         if not 1 <= overlap <= len(members):
             raise ConfigError(f"overlap must lie in 1..{len(members)}, the number of raters in the pool; got {overlap}")
         if len(self.members) < len(members) or any(not member.startswith(f"{name}/") for member in self.members):
             raise ConfigError(
                 f"the raters of pool {name!r} need different names that start with '{name}/'; "
-                f"got {', '.join(member.name for member in members)}"
+                f"got {', '.join(rater.name for rater in raters)}"
             )
         if len(weights) != len(members) or not all(weight > 0 for weight in weights):
             raise ConfigError(f"weights must be {len(members)} numbers above 0, one a rater; got {weights}")
@@ -80,6 +82,10 @@ class RaterPool:
 
     def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
         """Collect from each member in turn. See :meth:`Rater.collect`.
+
+        Args:
+            tickets: from :meth:`submit`.
+            timeout: seconds to wait.
 
         Raises:
             RaterError: a member could not go on; ``judgements`` holds also what other members had answered.

@@ -69,7 +69,7 @@ class SimulatedRater:
 
     @property
     def name(self) -> str:
-        """Who signs the judgements."""
+        """Signs the judgements."""
         return self._name
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:
@@ -79,6 +79,10 @@ class SimulatedRater:
 
     def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
         """Answer, in the order of the tickets. See :meth:`Rater.collect`.
+
+        Args:
+            tickets: from :meth:`submit`.
+            timeout: seconds to wait.
 
         Raises:
             RaterError: the reward failed, and on which query; ``judgements`` holds the answers made before that one.

@@ -14,19 +14,21 @@ from rich.rule import Rule
 from rich.text import Text
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.queries import Judgement, Query, content_id
+from rlhf_gym.feedback.queries import Judgement, Query, QueryType, content_id
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.raters.base import RaterStoppedError, Ticket
 from rlhf_gym.raters.keyboard import Keyboard
 from rlhf_gym.text import visible
 
 _LETTERS = "abcdefghijklmnop"  # before q, s, t and u, which are commands
-_HELP = {
+_HELP: dict[QueryType, str] = {
     "pair": "a/b which is better · t tie · s skip · u undo · q stop",
     "best": "a letter: which is best · s skip · u undo · q stop",
     "ranking": "letters, best first · s skip · u undo · q stop",
     "rating": "a digit 1-9 for each response (9 best) · s skip · u undo · q stop",
 }
+ANSWERED: tuple[QueryType, ...] = tuple(_HELP)
+"""The query types that can be answered at the terminal."""
 
 
 class TerminalRater:
@@ -62,7 +64,7 @@ class TerminalRater:
 
     @property
     def name(self) -> str:
-        """Who signs the judgements."""
+        """Signs the judgements."""
         return self._name
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:
@@ -85,6 +87,10 @@ class TerminalRater:
         """Ask, in the order of the tickets; undo asks the one before again. See :meth:`Rater.collect`.
 
         With a timeout, returns after the answer during which it ran out.
+
+        Args:
+            tickets: from :meth:`submit`.
+            timeout: seconds to wait.
 
         Raises:
             RaterStoppedError: the person pressed q; ``judgements`` holds the answers before.

@@ -1,4 +1,4 @@
-"""Which question a rater gets next, and the bookkeeping of leases and slots: what a transaction of the queue is made of.
+"""The steps of a queue's transaction: the next question of a rater, leases, slots.
 
 Every answer waits for these statements, so what belongs together is read together: a lease comes with its query.
 """
@@ -15,21 +15,20 @@ from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, func, i
 from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.feedback import rows, schema
-from rlhf_gym.feedback import study_tables as tables
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.study.checks import expected, is_practice
 from rlhf_gym.study.leases import WEB, Assignment, Kind, QueueSettings
 
-_A, _S, _Q, _J = tables.assignments.c, tables.slots.c, schema.queries.c, schema.judgements.c
+_A, _S, _Q, _J = schema.assignments.c, schema.slots.c, schema.queries.c, schema.judgements.c
 _REPEAT_AFTER = 5  # answers between a query and its repetition, at least
 
 # Statements are made once: making one takes SQLAlchemy longer than it takes the database to answer it.
-assigned = select(tables.assignments, *rows.query_columns).join_from(
-    tables.assignments, schema.queries, _A.query_id == _Q.id
+assigned = select(schema.assignments, *rows.query_columns).join_from(
+    schema.assignments, schema.queries, _A.query_id == _Q.id
 )
 """Assignments, each with its query."""
 
-_CHANGE = update(tables.slots).where(_S.query_id == bindparam("slot"))
+_CHANGE = update(schema.slots).where(_S.query_id == bindparam("slot"))
 _CHANGE = _CHANGE.values(taken=_S.taken + bindparam("by"), open=_S.taken + bindparam("by") < bindparam("overlap"))
 
 _WRONG = select(_A.id, _A.query_id, _A.kind, _A.expires_at, _A.judgement_id).where(
@@ -37,23 +36,28 @@ _WRONG = select(_A.id, _A.query_id, _A.kind, _A.expires_at, _A.judgement_id).whe
 )
 
 _RATER: BindParameter[str] = bindparam("for_rater")
-_OWN = tables.assignments.alias("own")
+_OWN = schema.assignments.alias("own")
 _LAPSED = (_OWN.c.rater == _RATER) & (_OWN.c.query_id == _S.query_id) & (_OWN.c.kind == "query")
 _SEEN = select(_A.id).where(_A.rater == _RATER, _A.query_id == _S.query_id, _A.state != "lapsed").exists()
 _JUDGED = select(_J.id).where(_J.rater == _RATER, _J.query_id == _S.query_id).exists()
 # What lapsed in a rater's own hands may come back to them: they may be the only one.
 _FRESH = (
     select(*rows.query_columns, *_OWN.c)
-    .select_from(tables.slots.join(schema.queries, _Q.id == _S.query_id).outerjoin(_OWN, _LAPSED))
+    .select_from(schema.slots.join(schema.queries, _Q.id == _S.query_id).outerjoin(_OWN, _LAPSED))
     .where(_S.open, ~_SEEN, ~_JUDGED)
     .order_by(_S.round, _S["index"])
     .limit(1)
 )
-_LEASE = insert(tables.assignments)
+_LEASE = insert(schema.assignments)
 
 
 def assignment_of(connection: Connection, row: Mapping[str, Any] | RowMapping) -> Assignment:
-    """The assignment in a row of :data:`assigned`, with the answer that stands for it now, if there is one."""
+    """The assignment in a row of :data:`assigned`, with the answer that stands for it now, if there is one.
+
+    Args:
+        connection: a transaction.
+        row: a row of the statement's.
+    """
     return _assignment(row, rows.query_of(row), _answer(connection, row))
 
 
@@ -83,23 +87,36 @@ def add_slots(connection: Connection, given: Collection[tuple[str, int, int]], o
             taken = sum(name.startswith(f"{WEB}/") for name in raters.get(query_id, ()))
             new.append({"query_id": query_id, "round": number, "index": index, "taken": taken, "open": taken < overlap})
     if new:
-        connection.execute(insert(tables.slots), new)
+        connection.execute(insert(schema.slots), new)
 
 
 def change_slot(connection: Connection, query_id: str, by: int, overlap: int) -> None:
-    """One more, or one fewer, who has answered a query or holds it."""
+    """One more, or one fewer, who has answered a query or holds it.
+
+    Args:
+        connection: a transaction.
+        query_id: the query.
+        by: 1 or -1.
+        overlap: people who answer each query.
+    """
     connection.execute(_CHANGE, {"slot": query_id, "by": by, "overlap": overlap})
 
 
 def end_leases(connection: Connection, now: datetime, settings: QueueSettings) -> None:
-    """Leases that ran out: a query goes back to all, one that was taken back keeps the answer it had."""
+    """Leases that ran out: a query goes back to all, one that was taken back keeps the answer it had.
+
+    Args:
+        connection: a transaction.
+        now: the current time.
+        settings: the settings.
+    """
     lease = timedelta(seconds=settings.lease_seconds)
     # Written while a clock was far ahead: a lease must not outlive its rater by as much as the clock has gone back.
     wrong = {"now": now, "latest": now + 2 * lease}
     for row in connection.execute(_WRONG, wrong).mappings().all():
         ran_out = row["expires_at"] < now
         changed = {"state": "lapsed"} if ran_out else {"expires_at": now + lease}
-        connection.execute(update(tables.assignments).where(_A.id == row["id"]).values(**changed))
+        connection.execute(update(schema.assignments).where(_A.id == row["id"]).values(**changed))
         if ran_out and row["kind"] == "query" and row["judgement_id"] is None:
             change_slot(connection, row["query_id"], -1, settings.overlap)
 
@@ -128,7 +145,7 @@ def hand_out(connection: Connection, rater: str, expires: datetime, settings: Qu
     if row["id"] is None:  # never in this rater's hands
         return _lease(connection, query, rater, "query", expires, settings)
     # The same lease again, so that two answers to it are one.
-    connection.execute(update(tables.assignments).where(_A.id == row["id"]).values(state="open", expires_at=expires))
+    connection.execute(update(schema.assignments).where(_A.id == row["id"]).values(state="open", expires_at=expires))
     return _assignment({**row, "expires_at": expires}, query, _answer(connection, row))
 
 

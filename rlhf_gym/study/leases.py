@@ -13,12 +13,12 @@ from rlhf_gym.study.checks import meets
 
 Kind = Literal["query", "check", "repeat", "practice"]
 WEB = "web"
-"""What signatures of people begin with: ``web/calm-otter-41``."""
+"""The beginning of people's signatures: ``web/calm-otter-41``."""
 
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """How queries are handed out.
+    """Settings of the queue.
 
     Attributes:
         overlap: people who answer each query.
@@ -75,7 +75,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rater says; responses are named by their place IN THE ORDER SHOWN, from 0.
+    """A rater's answer; responses are named by their place IN THE ORDER SHOWN, from 0.
 
     Attributes:
         choice, ranking, ratings, tie, skipped, strength, reason, details: as in :class:`Judgement`.
@@ -93,7 +93,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of an answer.
+    """The reply to an answer.
 
     Attributes:
         judgement_id: the judgement that holds it.
@@ -112,7 +112,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class RaterCount:
-    """How far a rater is: questions answered, and queries this rater could still be handed (held ones included)."""
+    """A rater's progress: questions answered, and queries this rater could still be handed (held ones included)."""
 
     answered: int
     waiting: int
@@ -120,7 +120,7 @@ class RaterCount:
 
 @dataclass(frozen=True)
 class RoundProgress:
-    """How far a round's queries are, in answers: a query that two people are to answer is worth two.
+    """A round's progress, in answers: a query that two people are to answer counts as two.
 
     Attributes:
         round: the round.
@@ -137,6 +137,12 @@ class RoundProgress:
 
 def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: datetime) -> Judgement:
     """The answer with responses named as the query names them.
+
+    Args:
+        assignment: the question in the rater's hands.
+        answer: what the rater said.
+        seconds: how long the answer took, in seconds.
+        now: the current time.
 
     Raises:
         FeedbackError: it names a response that was not shown, or rates too few or too many.
@@ -166,7 +172,12 @@ def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: da
 
 
 def same_answer(judgement: Judgement, earlier: Judgement) -> bool:
-    """Whether two judgements say the same, whenever and how fast they were given."""
+    """True if two judgements say the same, whenever and how fast they were given.
+
+    Args:
+        judgement: the answer to it.
+        earlier: the judgement before.
+    """
     said = ("choice", "ranking", "ratings", "tie", "skipped", "strength", "reason")
     alike = all(getattr(judgement, name) == getattr(earlier, name) for name in said)
     return alike and dict(judgement.details) == dict(earlier.details)
@@ -185,7 +196,15 @@ def receipt_of(
     repeated: bool = False,
     late: bool = False,
 ) -> Receipt:
-    """What a rater is told: of practice, whether it was what was expected, and why."""
+    """The receipt of an answer; of a practice question it says whether the answer was the expected one, and why.
+
+    Args:
+        assignment: the question in the rater's hands.
+        judgement_id: the id of the judgement that holds the answer.
+        judgement: the answer to it.
+        repeated: the answer was there already.
+        late: the lease had run out.
+    """
     if assignment.kind != "practice" or judgement is None:
         return Receipt(judgement_id, repeated, late)
     columns = assignment.query.columns

@@ -17,8 +17,6 @@ from sqlalchemy import Connection, RowMapping, delete, func, insert, select, upd
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import schema
-from rlhf_gym.feedback import study_tables as tables
-from rlhf_gym.feedback.guards import unguarded
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.study.leases import WEB
 from rlhf_gym.text import visible
@@ -77,7 +75,7 @@ class Invitation:
 
     @property
     def open(self) -> bool:
-        """Whether it lets somebody in now."""
+        """True while it lets somebody in."""
         return not self.revoked and self.used < self.uses and self.expires_at > datetime.now(UTC)
 
 
@@ -93,7 +91,7 @@ class AuditEntry:
 
 
 class People:
-    """Who may take part in a store's study. Safe to use from several threads.
+    """The people and invitations of a store's study. Safe to use from several threads.
 
     Args:
         store: open for writing.
@@ -103,7 +101,7 @@ class People:
         self._database = store.database
 
     def study(self) -> str:
-        """What tells this store from every other: 12 hexadecimal digits, drawn when first asked for, no secret."""
+        """The store's own id: 12 hexadecimal digits, drawn when first asked for, no secret."""
         known = select(schema.store_info.c.value).where(schema.store_info.c.key == "study")
         with self._database.reading() as connection:
             found = connection.scalar(known)
@@ -150,7 +148,7 @@ class People:
             "expires_at": now + timedelta(days=days),
         }
         with self._database.writing() as connection:
-            connection.execute(insert(tables.invitations), row)
+            connection.execute(insert(schema.invitations), row)
             _note(connection, actor, "invite", number, {"role": role, "uses": uses})
         return token
 
@@ -164,10 +162,10 @@ class People:
             FeedbackError: the invitation is unknown, used up, revoked or expired.
         """
         now, session = datetime.now(UTC), secrets.token_urlsafe(32)
-        table = tables.invitations.c
+        table = schema.invitations.c
         with self._database.writing() as connection:
             row = (
-                connection.execute(select(tables.invitations).where(table.hash == _hash(token)))
+                connection.execute(select(schema.invitations).where(table.hash == _hash(token)))
                 .mappings()
                 .one_or_none()
             )
@@ -175,15 +173,15 @@ class People:
                 raise FeedbackError(
                     "this invitation is not valid (any more): it may have been used, revoked or expired; ask for a new one"
                 )
-            connection.execute(update(tables.invitations).where(table.id == row["id"]).values(used=table.used + 1))
+            connection.execute(update(schema.invitations).where(table.id == row["id"]).values(used=table.used + 1))
             name = _new_name(connection)
             person = {
                 "name": name, "role": row["role"], "label": row["label"], "paused": False, "forgotten": False,
                 "created_at": now,
             }  # fmt: skip
-            connection.execute(insert(tables.people), {**person, "invitation": row["id"]})
+            connection.execute(insert(schema.people), {**person, "invitation": row["id"]})
             connection.execute(
-                insert(tables.sessions),
+                insert(schema.sessions),
                 {"hash": _hash(session), "person": name, "expires_at": now + timedelta(days=SESSION_DAYS)},
             )
             _note(connection, name, "join", row["id"], {"role": row["role"]})
@@ -191,35 +189,49 @@ class People:
 
     def person_of(self, session: str) -> Person | None:
         """Whose session this is; None where nobody's, or not any more."""
-        joined = tables.people.join(tables.sessions, tables.sessions.c.person == tables.people.c.name)
-        valid = (tables.sessions.c.hash == _hash(session)) & (tables.sessions.c.expires_at > datetime.now(UTC))
+        joined = schema.people.join(schema.sessions, schema.sessions.c.person == schema.people.c.name)
+        valid = (schema.sessions.c.hash == _hash(session)) & (schema.sessions.c.expires_at > datetime.now(UTC))
         with self._database.reading() as connection:
-            row = connection.execute(select(tables.people).select_from(joined).where(valid)).mappings().one_or_none()
+            row = connection.execute(select(schema.people).select_from(joined).where(valid)).mappings().one_or_none()
         return None if row is None or row["forgotten"] else _person(row)
 
     def sign_out(self, session: str) -> None:
         """End a session."""
         with self._database.writing() as connection:
-            connection.execute(delete(tables.sessions).where(tables.sessions.c.hash == _hash(session)))
+            connection.execute(delete(schema.sessions).where(schema.sessions.c.hash == _hash(session)))
 
     def revoke(self, invitation_id: str, *, actor: str = "command line") -> None:
         """Let nobody in by an invitation any more; those who are in stay.
+
+        Args:
+            invitation_id: the invitation's id.
+            actor: who does it, for the audit trail.
 
         Raises:
             FeedbackError: there is no such invitation.
         """
         with self._database.writing() as connection:
-            statement = update(tables.invitations).where(tables.invitations.c.id == invitation_id).values(revoked=True)
+            statement = update(schema.invitations).where(schema.invitations.c.id == invitation_id).values(revoked=True)
             if not connection.execute(statement).rowcount:
                 raise FeedbackError(f"there is no invitation {invitation_id[:40]!r}")
             _note(connection, actor, "revoke", invitation_id, {})
 
     def pause(self, rater: str, *, actor: str = "command line") -> None:
-        """Hand a rater no questions until :meth:`resume`. What the rater holds may still be answered."""
+        """Hand a rater no questions until :meth:`resume`. What the rater holds may still be answered.
+
+        Args:
+            rater: the person's name.
+            actor: who does it, for the audit trail.
+        """
         self._change(rater, actor, "pause", paused=True)
 
     def resume(self, rater: str, *, actor: str = "command line") -> None:
-        """Hand a rater questions again."""
+        """Hand a rater questions again.
+
+        Args:
+            rater: the person's name.
+            actor: who does it, for the audit trail.
+        """
         self._change(rater, actor, "resume", paused=False)
 
     def forget(self, rater: str, *, actor: str = "command line") -> None:
@@ -230,17 +242,21 @@ class People:
         The answers themselves stay under the made-up name, since models were trained on them. This is the only change
         ever made to stored judgements, and it leaves who preferred what as it was.
 
+        Args:
+            rater: the person's name.
+            actor: who does it, for the audit trail.
+
         Raises:
             FeedbackError: there is no such rater.
         """
         with self._database.writing() as connection:
             _find(connection, rater)
-            came_by = select(tables.people.c.invitation).where(tables.people.c.name == rater).scalar_subquery()
-            alone = (tables.invitations.c.id == came_by) & (tables.invitations.c.uses == 1)
-            connection.execute(update(tables.invitations).where(alone).values(label=""))
+            came_by = select(schema.people.c.invitation).where(schema.people.c.name == rater).scalar_subquery()
+            alone = (schema.invitations.c.id == came_by) & (schema.invitations.c.uses == 1)
+            connection.execute(update(schema.invitations).where(alone).values(label=""))
             gone = {"label": "", "forgotten": True, "paused": True}
-            connection.execute(update(tables.people).where(tables.people.c.name == rater).values(**gone))
-            connection.execute(delete(tables.sessions).where(tables.sessions.c.person == rater))
+            connection.execute(update(schema.people).where(schema.people.c.name == rater).values(**gone))
+            connection.execute(delete(schema.sessions).where(schema.sessions.c.person == rater))
             _remove_texts(connection, rater)
             _note(connection, actor, "forget", rater, {})
         self._database.purge()
@@ -248,23 +264,30 @@ class People:
     def people(self) -> list[Person]:
         """Everybody who accepted an invitation, in that order."""
         with self._database.reading() as connection:
-            statement = select(tables.people).order_by(tables.people.c.created_at, tables.people.c.name)
+            statement = select(schema.people).order_by(schema.people.c.created_at, schema.people.c.name)
             return [_person(row) for row in connection.execute(statement).mappings()]
 
     def invitations(self) -> list[Invitation]:
         """All invitations, newest first."""
         with self._database.reading() as connection:
-            statement = select(tables.invitations).order_by(tables.invitations.c.created_at.desc())
+            statement = select(schema.invitations).order_by(schema.invitations.c.created_at.desc())
             return [_invitation(row) for row in connection.execute(statement).mappings()]
 
     def audit(self, actor: str, action: str, subject: str, details: Mapping[str, Any] | None = None) -> None:
-        """Add a line to the trail."""
+        """Add a line to the trail.
+
+        Args:
+            actor: who does it, for the audit trail.
+            action: what was done.
+            subject: what or whom it was done to.
+            details: JSON values to record with it.
+        """
         with self._database.writing() as connection:
             _note(connection, actor, action, subject, details or {})
 
     def trail(self, limit: int = 100) -> list[AuditEntry]:
         """The trail's last lines, newest first."""
-        table = tables.audit.c
+        table = schema.audit.c
         with self._database.reading() as connection:
             found = select(table.at, table.actor, table.action, table.subject, table.details)
             return [AuditEntry(*row) for row in connection.execute(found.order_by(table.sequence.desc()).limit(limit))]
@@ -272,7 +295,7 @@ class People:
     def _change(self, rater: str, actor: str, action: str, *, paused: bool) -> None:
         with self._database.writing() as connection:
             _find(connection, rater)
-            connection.execute(update(tables.people).where(tables.people.c.name == rater).values(paused=paused))
+            connection.execute(update(schema.people).where(schema.people.c.name == rater).values(paused=paused))
             _note(connection, actor, action, rater, {})
 
 
@@ -290,28 +313,28 @@ def _invitation(row: RowMapping) -> Invitation:
 
 
 def _find(connection: Connection, rater: str) -> None:
-    if connection.scalar(select(func.count()).select_from(tables.people).where(tables.people.c.name == rater)) != 1:
+    if connection.scalar(select(func.count()).select_from(schema.people).where(schema.people.c.name == rater)) != 1:
         raise FeedbackError(f"there is no rater {rater[:80]!r}; names look like {WEB}/calm-otter-41")
 
 
 def _new_name(connection: Connection) -> str:
     while True:
         name = f"{WEB}/{secrets.choice(_MOODS.split())}-{secrets.choice(_ANIMALS.split())}-{secrets.randbelow(90) + 10}"
-        taken = select(func.count()).select_from(tables.people).where(tables.people.c.name == name)
+        taken = select(func.count()).select_from(schema.people).where(schema.people.c.name == name)
         if not connection.scalar(taken):
             return name
 
 
 def _note(connection: Connection, actor: str, action: str, subject: str, details: Mapping[str, Any]) -> None:
     row = {"at": datetime.now(UTC), "actor": actor, "action": action, "subject": subject, "details": dict(details)}
-    connection.execute(insert(tables.audit), row)
+    connection.execute(insert(schema.audit), row)
 
 
 def _remove_texts(connection: Connection, rater: str) -> None:
     """Blank a rater's reasons and what they typed; the guard against changes stands aside within this transaction."""
     table = schema.judgements
     own = connection.execute(select(table.c.id, table.c.details).where(table.c.rater == rater)).all()
-    with unguarded(connection, table.name):
+    with schema.unguarded(connection, table.name):
         for number, details in own:
             kept = {name: (True if name in _REMOVED else value) for name, value in dict(details).items()}
             connection.execute(update(table).where(table.c.id == number).values(reason="", details=kept))

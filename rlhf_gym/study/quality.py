@@ -1,4 +1,4 @@
-"""How good the answers are: agreement between raters, with themselves and with known answers; haste; habits.
+"""The quality of answers: agreement between raters, with themselves and on check questions; haste; habits.
 
 Everything is counted from the judgements in the store. Nobody is excluded for anything: what looks wrong is said, and a
 person decides.
@@ -15,8 +15,8 @@ from datetime import datetime
 from statistics import median
 
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.study.agreement import Agreement, Period, agreement, agreement_over_time
 from rlhf_gym.study.checks import expected, is_practice, meets
-from rlhf_gym.study.reliability import Agreement, Period, agreement, agreement_over_time
 
 Answers = Sequence[tuple[Query, Judgement]]
 _Z = 1.959964  # of a 95% interval
@@ -103,7 +103,7 @@ class QualityReport:
 
 
 def quality(answers: Answers) -> QualityReport:
-    """Count it all.
+    """Measure the quality of answers.
 
     Args:
         answers: current judgements with their queries (``store.answers()``).
@@ -124,7 +124,7 @@ Unit = tuple[str, int, int]
 
 
 def _units(answers: Answers) -> tuple[dict[Unit, dict[str, int]], dict[Unit, datetime]]:
-    """What each rater says of each two responses to a query, and when the last one said it."""
+    """Each rater's label of each two responses to a query, and the time of the last label."""
     units: dict[Unit, dict[str, int]] = defaultdict(dict)
     complete_at: dict[Unit, datetime] = {}
     for query, judgement in answers:
@@ -138,7 +138,7 @@ def _units(answers: Answers) -> tuple[dict[Unit, dict[str, int]], dict[Unit, dat
 
 
 def _says(query: Query, judgement: Judgement) -> dict[tuple[int, int], int]:
-    """What an answer says of each two responses: 0 the first is better, 1 the second, 2 neither; strength is left out.
+    """The label that an answer gives each two responses: 0 the first is better, 1 the second, 2 neither; strength is left out.
 
     The best of many is only compared to the others. Of one response alone: 0 good or accepted as it stands, 1 not.
     """
@@ -189,7 +189,7 @@ def _rater(name: str, own: Answers, units: Mapping[Unit, Mapping[str, int]]) -> 
 
 
 def _warnings(checks: Share, repeated: Share, first: Share, seconds: float | None, timed: int) -> Iterable[str]:
-    """Where even the kind end of the interval is below what care would give."""
+    """Warnings, where even the kind end of the interval is below what care would give."""
     if checks.whole >= 5 and checks.interval[1] < 0.8:
         yield f"answers {checks.part} of {checks.whole} check questions"
     if repeated.whole >= 5 and repeated.interval[1] < 0.75:

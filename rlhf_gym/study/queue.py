@@ -1,4 +1,4 @@
-"""Who is asked what: every query goes to as many people as asked for, to each once, and no answer is lost or doubled.
+"""The queue: every query goes to as many people as asked for, to each once; no answer is lost or doubled.
 
 A rater holds a query by a lease. Its random id is what an answer is sent with, so an answer that is sent twice (a double
 click, a retry after a lost reply) is one answer. One transaction writes the judgement, settles the lease and keeps the
@@ -19,7 +19,6 @@ from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
-from rlhf_gym.feedback import study_tables as tables
 from rlhf_gym.feedback.queries import Judgement
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.study.checks import expected
@@ -44,7 +43,7 @@ from rlhf_gym.study.leases import (
     same_answer,
 )
 
-_A, _S, _Q = tables.assignments.c, tables.slots.c, schema.queries.c
+_A, _S, _Q = schema.assignments.c, schema.slots.c, schema.queries.c
 _REFRESH = 1.0  # seconds for which counts, and the knowledge of which queries there are, may be old
 _EXACT = 1000  # open queries up to which a count follows every answer; it takes a walk through them all
 
@@ -56,7 +55,7 @@ _HELD = (
     .limit(bindparam("most"))
 )
 _LAST = coalesce(select(func.max(_A.answered)).where(_A.rater == bindparam("for_rater")).scalar_subquery(), 0)
-_SETTLE = update(tables.assignments).where(_A.id == bindparam("named"))
+_SETTLE = update(schema.assignments).where(_A.id == bindparam("named"))
 _SETTLE = _SETTLE.values(state="done", judgement_id=bindparam("judgement"), answered=_LAST + 1)
 _COUNTS = (
     select(
@@ -64,18 +63,18 @@ _COUNTS = (
         func.count().filter(_A.state == "open").label("held"),
         func.count(_S.query_id.distinct()).label("seen"),
     )
-    .select_from(tables.assignments.outerjoin(tables.slots, (_S.query_id == _A.query_id) & _S.open))
+    .select_from(schema.assignments.outerjoin(schema.slots, (_S.query_id == _A.query_id) & _S.open))
     .where(_A.rater == bindparam("for_rater"), _A.kind != "practice")
 )
 _PLACES = select(_S.round, func.sum(_S.taken)).group_by(_S.round).order_by(_S.round)
 _SPARE = select(_S.round, func.sum(bindparam("overlap", type_=Integer) - _S.taken)).where(_S.open).group_by(_S.round)
 _IN_HANDS = (
     select(_S.round, func.count())
-    .select_from(tables.assignments.join(tables.slots, _S.query_id == _A.query_id))
+    .select_from(schema.assignments.join(schema.slots, _S.query_id == _A.query_id))
     .where(_A.state == "open", _A.kind == "query", _A.judgement_id.is_(None))
     .group_by(_S.round)
 )
-_OPEN = select(func.count()).select_from(tables.slots).where(_S.open)
+_OPEN = select(func.count()).select_from(schema.slots).where(_S.open)
 
 
 class Queue:
@@ -98,7 +97,7 @@ class Queue:
         self._looked = -_REFRESH
         self._open: tuple[float, int] = (-_REFRESH, 0)
         with self._database.writing() as connection:
-            connection.execute(update(tables.slots).values(open=_S.taken < self.settings.overlap))
+            connection.execute(update(schema.slots).values(open=_S.taken < self.settings.overlap))
         self.offer(offered or ())
 
     def offer(self, query_ids: Collection[str]) -> None:
@@ -112,7 +111,7 @@ class Queue:
         self._open = (-_REFRESH, 0)
 
     def next(self, rater: str, *, count: int = 1) -> list[Assignment]:
-        """What a rater is to answer now: first what was taken back, then what is held (leases renewed), then new queries.
+        """The questions a rater is to answer now: first those taken back, then those held (leases renewed), then new ones.
 
         Args:
             rater: who asks.
@@ -128,6 +127,12 @@ class Queue:
     def submit(self, assignment_id: str, rater: str, answer: Answer, *, seconds: float) -> Receipt:
         """Store an answer, once, however often it is sent. When it returns, the disk has it.
 
+        Args:
+            assignment_id: the lease's id.
+            rater: who answers.
+            answer: what the rater said.
+            seconds: how long the answer took, in seconds.
+
         Raises:
             FeedbackError: no such assignment of this rater, an answer that does not fit the query, or a database that
                 cannot be written (then its ``__cause__`` is set, and the same call may be tried again).
@@ -138,6 +143,13 @@ class Queue:
         self, assignment_id: str, rater: str, answer: Answer, *, seconds: float, count: int
     ) -> tuple[Receipt, list[Assignment]]:
         """:meth:`submit`, then :meth:`next` (unless ``count`` is 0), at the price of one: the disk is waited for once.
+
+        Args:
+            assignment_id: the lease's id.
+            rater: who answers.
+            answer: what the rater said.
+            seconds: how long the answer took, in seconds.
+            count: most questions to hand out afterwards.
 
         Raises:
             FeedbackError: as :meth:`submit`; then nothing is handed out either.
@@ -181,7 +193,7 @@ class Queue:
         held = connection.execute(_HELD, {"for_rater": rater, "most": count}).mappings().all()
         renewed = [row["id"] for row in held if row["expires_at"] < expires - timedelta(seconds=30)]
         if renewed:
-            connection.execute(update(tables.assignments).where(_A.id.in_(renewed)).values(expires_at=expires))
+            connection.execute(update(schema.assignments).where(_A.id.in_(renewed)).values(expires_at=expires))
         found = [
             assignment_of(connection, {**row, "expires_at": expires} if row["id"] in renewed else row) for row in held
         ]
@@ -205,18 +217,18 @@ class Queue:
             if row is None:
                 return None
             changed = {"state": "open", "expires_at": expires}
-            connection.execute(update(tables.assignments).where(_A.id == row["id"]).values(**changed))
+            connection.execute(update(schema.assignments).where(_A.id == row["id"]).values(**changed))
             return assignment_of(connection, {**row, **changed})
 
     def release(self, rater: str) -> None:
         """Give back what a rater holds, for others to answer: they are leaving."""
         with self._database.writing() as connection:
             held = (_A.rater == rater) & (_A.state == "open")
-            connection.execute(update(tables.assignments).where(held).values(expires_at=datetime.fromtimestamp(0, UTC)))
+            connection.execute(update(schema.assignments).where(held).values(expires_at=datetime.fromtimestamp(0, UTC)))
             end_leases(connection, datetime.now(UTC), self.settings)
 
     def counts(self, rater: str) -> RaterCount:
-        """How far a rater is. Of many open queries, how many there are may be a second old."""
+        """A rater's progress. Of many open queries, how many there are may be a second old."""
         with self._database.reading() as connection:
             when, waiting = self._open
             if time.monotonic() - when >= _REFRESH:
@@ -226,7 +238,7 @@ class Queue:
         return RaterCount(own["answered"], max(0, waiting - own["seen"]) + own["held"])
 
     def progress(self) -> list[RoundProgress]:
-        """How far each round is that is offered, in order."""
+        """The progress of each round that is offered, in order."""
         self._take_in()
         with self._database.reading() as connection:
             places = connection.execute(_PLACES).all()

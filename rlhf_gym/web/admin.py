@@ -24,7 +24,7 @@ from rlhf_gym.web.security import csrf_token
 from rlhf_gym.web.study import Study
 
 Action = Callable[[Person, str, dict[str, str], Request], str | None]
-"""What a button does, given who pressed it, the session, the form and the request; a page to show instead of the usual one."""
+"""The action of a button, given the person, the session, the form and the request; a page to show instead of the usual one."""
 
 
 def admin_routes(study: Study) -> APIRouter:

@@ -73,7 +73,12 @@ def answer_of(fields: Fields, attributes: Sequence[str] = ("overall",), scale: i
 
 
 def seconds_of(fields: Fields, now: datetime | None = None) -> float:
-    """How long the rater took: by the page's clock, or since the form was sent where no script ran; 0 to a day."""
+    """Seconds that the rater took: by the page's clock, or since the form was sent where no script ran; 0 to a day.
+
+    Args:
+        fields: the form's fields.
+        now: the current time.
+    """
     try:
         if "seconds" in fields:
             seconds = float(fields["seconds"])
@@ -85,7 +90,13 @@ def seconds_of(fields: Fields, now: datetime | None = None) -> float:
 
 
 def earlier_value(judgement: Judgement, order_shown: Sequence[int], query_type: str = "pair") -> str:
-    """The value of the button that an earlier answer pressed; empty for query types that take more than a button."""
+    """The value of the button that an earlier answer pressed; empty for query types that take more than a button.
+
+    Args:
+        judgement: the answer to it.
+        order_shown: the responses in the order shown.
+        query_type: the query's.
+    """
     if judgement.skipped:
         return "flag" if judgement.details.get("flagged") else "skip"
     if judgement.tie:
@@ -103,7 +114,13 @@ def earlier_value(judgement: Judgement, order_shown: Sequence[int], query_type: 
 
 
 def in_words(judgement: Judgement, order_shown: Sequence[int], query_type: str = "pair") -> str:
-    """An earlier answer as the rater would say it."""
+    """An earlier answer as the rater would say it.
+
+    Args:
+        judgement: the answer to it.
+        order_shown: the responses in the order shown.
+        query_type: the query's.
+    """
     value = earlier_value(judgement, order_shown, query_type)
     if value.startswith("best-"):
         return f"{letter(int(value.removeprefix('best-')))} is best"
@@ -120,7 +137,7 @@ def in_words(judgement: Judgement, order_shown: Sequence[int], query_type: str =
 
 
 def letter(place: int) -> str:
-    """What the response at a place is called: A, B, ... Z, then numbers.
+    """The name of the response at a place: A, B, ... Z, then numbers.
 
     >>> letter(0), letter(25), letter(26)
     ('A', 'Z', '27')

@@ -38,7 +38,7 @@ TROUBLE = (
     "was stored before is still there; what you just sent is not yet. Wait a little, then go back and send it again: it "
     "will be stored once."
 )
-"""What people are told while the database is down, full or locked. Where it is and what it says is not for them."""
+"""The message while the database is down, full or locked. Its place and its own words are not for visitors."""
 NOWHERE = "There is no such page here."
 _RETRY_AFTER = 2  # seconds
 _LOG_EVERY = 10.0  # seconds: many raters try again and again, and a log that is full of it helps nobody

@@ -16,7 +16,7 @@ from rlhf_gym.web.text import plain_html
 ON_A_PAGE = 25
 SHORT = 600
 FILTERS = ("rater", "round", "kind", "text", "page")
-"""What a query string may say."""
+"""The fields of a query string."""
 KINDS: dict[str, Callable[[Query, Judgement], bool]] = {
     "": lambda _q, _j: True,
     "skipped": lambda _q, j: j.skipped and not j.details.get("flagged"),
@@ -56,16 +56,21 @@ class Found:
 
     @property
     def filtered(self) -> bool:
-        """Whether anything but everything is shown."""
+        """True if a filter is set."""
         return any(self.filters.values())
 
     def address(self, page: int) -> str:
-        """Where another page of the same answers is."""
+        """The address of another page of the same answers."""
         return "/admin/answers?" + urlencode({**self.filters, "page": page})
 
 
 def browse(store: FeedbackStore, asked: Mapping[str, str]) -> Found:
-    """The answers that a query string's filters leave, newest last stored first."""
+    """The answers that a query string's filters leave, newest last stored first.
+
+    Args:
+        store: the store.
+        asked: the fields of the query string.
+    """
     filters = {name: asked.get(name, "")[:200] for name in FILTERS if name != "page"}
     everything = store.answers()
     words = filters["text"].casefold()
@@ -111,7 +116,7 @@ def _kind(query: Query, judgement: Judgement) -> str:
 
 
 def _mark(judgement: Judgement, response: int) -> str:
-    """What was said of one response."""
+    """The judgement of one response, in words."""
     if judgement.choice is not None:
         return "chosen" if judgement.choice == response else ""
     if judgement.ranking is not None:

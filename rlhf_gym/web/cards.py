@@ -45,7 +45,7 @@ class ShownResponse:
 
 @dataclass(frozen=True)
 class Card:
-    """What the template of a card is given. Nothing in it tells which model wrote what, or why the query is asked."""
+    """The values of a card's template. Nothing in it tells which model wrote what, or why the query is asked."""
 
     id: str
     query_type: str
@@ -63,7 +63,12 @@ class Card:
 
 
 def card_of(assignment: Assignment, settings: PageSettings) -> Card:
-    """The card of an assignment. Check questions and repeated queries look like any other: only practice is named."""
+    """The card of an assignment. Check questions and repeated queries look like any other: only practice is named.
+
+    Args:
+        assignment: the question in the rater's hands.
+        settings: the settings.
+    """
     query, order = assignment.query, assignment.order_shown
     markdown = settings.text == "markdown"
     texts = [query.responses[i] for i in order]
@@ -94,7 +99,7 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
 
 
 def _raw(text: str, earlier: Judgement | None) -> Markup:
-    """What a text field begins with: the response, or the correction taken back; what no page can hold is replaced."""
+    """The first content of a text field: the response, or the correction taken back; what no page can hold is replaced."""
     edited = earlier.details.get("edited") if earlier else None
     text = edited if isinstance(edited, str) else text
     return escape(text.encode("utf-8", "replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}"))

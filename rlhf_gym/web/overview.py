@@ -1,4 +1,4 @@
-"""What the administration page shows: figures and drawings of a study as it stands."""
+"""Numbers and drawings of a study as it stands, for the administration page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf_gym.loop.report.formatting import number, percent
 from rlhf_gym.loop.report.svg import Chart, nice_ticks
 from rlhf_gym.study.leases import RoundProgress
 from rlhf_gym.study.quality import Share, quality
-from rlhf_gym.web.agreement import agreement_chart, agreement_line, coefficients
+from rlhf_gym.web.agreement_view import agreement_chart, agreement_line, coefficients
 from rlhf_gym.web.study import Study
 
 COLUMNS = (("Checks", "checks"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
@@ -84,7 +84,7 @@ def share(found: Share) -> str:
 
 
 def to_go(answers: int, pace: float) -> str:
-    """How much is to be done, and how long that takes at this pace, in a sentence.
+    """The work left, and how long it takes at this pace, in a sentence.
 
     Args:
         answers: still to be given.

@@ -52,7 +52,7 @@ class WebRater:
 
     @property
     def name(self) -> str:
-        """What the signatures of people begin with."""
+        """The beginning of people's signatures."""
         return self._name
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:
@@ -64,9 +64,13 @@ class WebRater:
         return [Ticket(query.id, self._name, number) for query in queries for number in range(self.overlap)]
 
     def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
-        """What people have answered since the last call. See :meth:`Rater.collect`.
+        """The answers that people gave since the last call. See :meth:`Rater.collect`.
 
         With a timeout, waits as long for the first answer and returns whatever is there then.
+
+        Args:
+            tickets: from :meth:`submit`.
+            timeout: seconds to wait.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         wanted = {ticket.query_id for ticket in tickets}

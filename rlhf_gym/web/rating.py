@@ -114,7 +114,7 @@ def rating_routes(study: Study) -> APIRouter:
 
 
 def _rater(study: Study, request: Request, fields: dict[str, str]) -> tuple[Person, str]:
-    """Who posted a form, if they may: signed in, with the session's token.
+    """The person who posted a form, if they may: signed in, with the session's token.
 
     A pause stops the next question (see `_ahead`), never the answer that is being given.
     """
@@ -133,7 +133,7 @@ def _ahead(
 
 
 def _told(study: Study, feedback: dict[str, Any]) -> str:
-    """What a practice answer is told where no script runs."""
+    """The page after a practice answer, where no script runs."""
     words = "As expected." if feedback["correct"] else "Something else was expected."
     return study.message(words, [feedback["explanation"]], link=("/rate", "Go on"))
 

@@ -1,4 +1,4 @@
-"""What the application's schema says: the fields of every form, and every status that a route may answer with.
+"""The application's schema: the fields of every form, and every status that a route may answer with.
 
 The schema is served nowhere: it would only tell strangers where to try. Tests hold the routes against it, for which
 ``create_app(...).app.openapi()`` gives it.
@@ -22,7 +22,7 @@ EVERYWHERE: Replies = {
     429: {"description": "Too many requests; Retry-After says when", "content": {"text/plain": _WORDS}},
     503: {"description": "The store cannot be reached now; nothing is lost", "content": _PAGE_OR_WORDS},
 }
-"""What any route may answer."""
+"""The replies that any route may give."""
 
 SIGNED_IN: Replies = {
     401: {
@@ -70,7 +70,7 @@ def _object(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
 
 ANSWERED: Replies = {
     200: {
-        "description": "It is stored: the next cards, and what a practice answer is told",
+        "description": "It is stored: the next cards, and the reply to a practice answer",
         "content": {
             "application/json": _object(["feedback", *_AHEAD], {"feedback": _FEEDBACK, **_AHEAD}),
             "text/html": _WORDS,

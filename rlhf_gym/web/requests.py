@@ -1,4 +1,4 @@
-"""What every route asks of a request: who sent it, and what its form says."""
+"""Reads requests: the person, the session and the form, for every route."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ class SignInError(Exception):
 
 
 def signed_in(study: Study, request: Request) -> tuple[Person, str]:
-    """Who asks, and the session.
+    """The person who asks, and the session.
+
+    Args:
+        study: the study.
+        request: the request.
 
     Raises:
         SignInError: nobody that the study knows.
@@ -48,6 +52,10 @@ async def form_of(request: Request) -> dict[str, str]:
 def checked(session: str, fields: dict[str, str]) -> None:
     """Refuse a form that does not carry its session's token.
 
+    Args:
+        session: the session's token.
+        fields: the form's fields.
+
     Raises:
         HTTPException: it does not.
     """
@@ -56,5 +64,5 @@ def checked(session: str, fields: dict[str, str]) -> None:
 
 
 def wants_json(request: Request) -> bool:
-    """Whether the page's script asks, or a browser."""
+    """True if the page's script asks, and not a browser."""
     return "application/json" in request.headers.get("accept", "")

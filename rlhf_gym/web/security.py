@@ -1,4 +1,4 @@
-"""What stands between the network and the page: one middleware that every request and every reply goes through.
+"""Guards the page: one middleware that every request and every reply goes through.
 
 Pure ASGI, since a rating page is judged by its slowest click. It refuses hosts it does not serve (DNS rebinding), bodies
 that are too large, posts that another site sent, and clients in too much of a hurry; it sets the security headers of
@@ -57,7 +57,12 @@ def csrf_token(session: str) -> str:
 
 
 def csrf_matches(session: str, given: str) -> bool:
-    """Whether a form's token belongs to the session, compared in constant time."""
+    """True if a form's token belongs to the session; compared in constant time.
+
+    Args:
+        session: the session's token.
+        given: the token in the form.
+    """
     return hmac.compare_digest(csrf_token(session).encode(), given.encode("utf-8", "replace"))
 
 
@@ -200,7 +205,7 @@ async def _reply(send: Send, status: int, text: str, wait: float = 0) -> None:
 
 
 def _same_origin(headers: dict[bytes, str], host: str) -> bool:
-    """Whether a browser says that our own page sent this; clients that are no browsers say nothing."""
+    """True if a browser says that our own page sent this; clients that are no browsers say nothing."""
     site = headers.get(b"sec-fetch-site")
     if site is not None and site not in ("same-origin", "none"):
         return False

@@ -16,7 +16,7 @@ _START_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Address:
-    """Where the page is.
+    """The address of the page.
 
     Attributes:
         host: address it listens on.
@@ -83,7 +83,7 @@ class PageServer:
 
     @property
     def url(self) -> str:
-        """What to type into a browser, without a slash at the end."""
+        """The URL to type into a browser, without a slash at the end."""
         if self.address.url:
             return self.address.url.rstrip("/")
         host = self.address.host if self.address.host not in ("0.0.0.0", "::") else "127.0.0.1"

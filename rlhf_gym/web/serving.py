@@ -17,7 +17,7 @@ from rlhf_gym.web.server import LOOPBACK, Address, PageServer, require_web
 from rlhf_gym.web.settings import PageSettings
 
 RATERS_A_LINK = 1000
-"""How many people one printed link lets in; links for single people are made on the administration page."""
+"""The number of people that one printed link lets in; links for single people are made on the administration page."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Page:
         return f"{self.url}/join/{self.people.invite(role=role, label='printed at the start', uses=uses)}"
 
     def lines(self) -> list[str]:
-        """What to tell whoever started the page."""
+        """The lines to print for whoever started the page."""
         told = [
             f"rating page at {self.url}",
             f"  raters:         {self.link('rater')}",

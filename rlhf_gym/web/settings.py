@@ -1,4 +1,4 @@
-"""What the researcher chooses about a rating page."""
+"""Settings of a rating page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Text = Literal["markdown", "plain"]
 
 @dataclass(frozen=True, kw_only=True)
 class PageSettings:
-    """How queries are shown.
+    """The look of the page.
 
     Attributes:
         title: of the study, on every page.

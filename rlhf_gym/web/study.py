@@ -1,4 +1,4 @@
-"""What every page works with: the store, the people, the queue, the settings, and the templates."""
+"""The store, people, queue, settings and templates that every page works with."""
 
 from __future__ import annotations
 
@@ -77,17 +77,27 @@ class Study:
         )  # fmt: skip
 
     def card(self, assignment: Assignment, session: str) -> Markup:
-        """An assignment's card as HTML."""
+        """An assignment's card as HTML.
+
+        Args:
+            assignment: the question in the rater's hands.
+            session: the session's token.
+        """
         return Markup(self.page("card.html.j2", card=card_of(assignment, self.settings), csrf=csrf_token(session)))
 
     def progress(self, person: Person) -> dict[str, Any]:
-        """How far the rater is, in numbers and in words."""
+        """The rater's progress, in numbers and in words."""
         count = self.queue.counts(person.name)
         words = f"{count.answered} answered · {count.waiting} to go"
         return {"counts": words, "answered": count.answered, "total": count.answered + count.waiting}
 
     def rating_page(self, person: Person, session: str) -> str:
-        """The whole rating page."""
+        """The whole rating page.
+
+        Args:
+            person: who looks.
+            session: the session's token.
+        """
         heading, words = WAITING
         cards = [self.card(assignment, session) for assignment in self.queue.next(person.name, count=2)]
         return self.page(

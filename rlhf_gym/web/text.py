@@ -75,7 +75,12 @@ def coded(text: str) -> str:
 
 
 def plain_html(text: str, limit: int = LONGEST) -> Markup:
-    """The text as it stands, escaped, hidden characters marked, cut at ``limit`` characters."""
+    """The text as it stands, escaped, hidden characters marked, cut at ``limit`` characters.
+
+    Args:
+        text: the text.
+        limit: most characters to show.
+    """
     return _marked(str(escape(coded(text[:limit])))) + _rest(text, limit)
 
 

@@ -52,7 +52,12 @@ def write_label_studio(query: Query, judgement: Judgement) -> Iterator[Record | 
 
 
 def read_label_studio(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dropped]:
-    """An answer for each annotation of a task, as Label Studio exports them (JSON)."""
+    """An answer for each annotation of a task, as Label Studio exports them (JSON).
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+    """
     data = record["data"]
     columns = {k: v for k, v in data.items() if k not in ("prompt", "answer1", "answer2", "rater")}
     found: list[Answer | Dropped] = []
@@ -89,6 +94,10 @@ def write_argilla(query: Query, judgement: Judgement) -> Iterator[Record | Dropp
     A ranking without ties is one record, with a response to the ``RankingQuestion`` named ``ranking``. Ratings (whole numbers
     from 0 to 10) are one record, with a response to a ``RatingQuestion`` for each attribute and response: ``helpful_1``,
     ``helpful_2``, ... Anything else is a record a pair. Argilla's users are UUIDs, so who answered is ``metadata.rater``.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
     """
 
     def record(shown: list[int], said: Mapping[str, Any], status: str = "submitted") -> Record:
@@ -131,6 +140,10 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
     The prompt is the field ``instruction``, ``prompt`` or ``input``; ``response_1`` is as good as ``response1``. Ratings are
     responses to questions that end in a response's number (``helpful_1``); where there is one response, to any question
     that is answered with a number.
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
     """
     fields, metadata = record["fields"], record.get("metadata") or {}
     names = sorted((name for name in fields if _RESPONSE.fullmatch(name)), key=_number)
@@ -195,7 +208,7 @@ def _stars(judgement: Judgement) -> dict[str, int]:
 
 
 def _rated(question: str, number: int) -> tuple[str | None, int]:
-    """Which attribute, of which response, a rating question asks about."""
+    """The attribute and the response that a rating question asks about."""
     attribute, _, place = question.rpartition("_")
     if attribute and place.isascii() and place.isdigit() and 1 <= int(place) <= number:
         return attribute, int(place) - 1

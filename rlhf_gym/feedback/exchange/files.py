@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows
-from rlhf_gym.feedback.exchange import json_files, parquet
 from rlhf_gym.feedback.exchange.formats import NATIVE, Imported, format_of, from_records, to_records
+from rlhf_gym.feedback.exchange.record_files import json_bytes, read_json, read_parquet, write_parquet
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
 
@@ -23,7 +23,7 @@ _LONE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote and what it left out.
+    """The result of an export: what was written, and what was left out.
 
     Attributes:
         written: records in the file.
@@ -40,7 +40,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Added:
-    """What an import added to a store.
+    """The result of an import into a store.
 
     Attributes:
         queries: new ones.
@@ -64,6 +64,11 @@ def export_feedback(
     surrogates, which ``native`` keeps: of such texts it reads ``native`` in Parquet.) The file is replaced whole or not
     at all.
 
+    Args:
+        answers: judgements with their queries.
+        path: the file to write.
+        format: the name of an exchange format.
+
     Raises:
         FeedbackError: a format that does not exist, or a file that cannot be written.
         ConfigError: Parquet without its library.
@@ -79,9 +84,9 @@ def export_feedback(
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         if path.suffix == ".parquet":
-            parquet.write(written, draft)
+            write_parquet(written, draft)
         else:
-            draft.write_bytes(json_files.encode(written, path))
+            draft.write_bytes(json_bytes(written, path))
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
         draft.replace(target)
@@ -101,13 +106,19 @@ def import_feedback(
 ) -> Imported:
     """Read a file of JSON Lines, one JSON array (either with gzip, ``.gz``), or Parquet. See :func:`from_records`.
 
+    Args:
+        path: the file.
+        format: the name of an exchange format.
+        rater: signs judgements of records that name no rater.
+        round: the round that imported queries belong to.
+
     Raises:
         FeedbackError: a file that cannot be read, or a record that is not of the format.
         ConfigError: Parquet without its library.
     """
     path = Path(path)
     format_of(format)  # before the file is read
-    records = parquet.read(path) if path.suffix == ".parquet" else json_files.read(path)
+    records = read_parquet(path) if path.suffix == ".parquet" else read_json(path)
     try:
         return from_records(records, format, rater=rater, round=round)
     except FeedbackError as error:
@@ -121,6 +132,10 @@ def add_imported(store: FeedbackStore, found: Imported) -> Added:
 
     A correction whose original is neither in the file nor in the store (a file of current answers only) is added as an
     answer of its own.
+
+    Args:
+        store: the store.
+        found: what was read.
 
     Raises:
         FeedbackError: the store holds another answer or query under an id, or cannot be written.

@@ -67,7 +67,7 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True)
 class Imported:
-    """What a file held.
+    """The contents of a file.
 
     Attributes:
         queries: one for each judgement.
@@ -85,6 +85,10 @@ def to_records(answers: Iterable[tuple[Query, Judgement]], format: str) -> tuple
 
     Rankings and ratings become their pairs where the format knows only pairs, and a correction becomes a pair of it and
     the original. Every answer is in a record or is counted.
+
+    Args:
+        answers: judgements with their queries.
+        format: the name of an exchange format.
 
     Raises:
         FeedbackError: a format that does not exist, or a judgement that does not fit its query.

@@ -35,7 +35,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a record itself does not say.
+    """The place, rater and round of a record, where the record does not name them.
 
     Attributes:
         index: the record's place in its file, from 0.
@@ -48,7 +48,14 @@ class Origin:
     round: int
 
     def answer(self, record: Mapping[str, Any], responses: tuple[str, str], prompt: str, **fields: Any) -> Answer:
-        """A pair query with its judgement."""
+        """A pair query with its judgement.
+
+        Args:
+            record: one record of the format.
+            responses: the two responses.
+            prompt: what they answer.
+            **fields: of the judgement; ``columns`` and ``model_versions`` are the query's.
+        """
         columns, versions = fields.pop("columns", {}), fields.pop("model_versions", ())
         query = Query(
             prompt=prompt,
@@ -66,7 +73,12 @@ Reader = Callable[[Mapping[str, Any], Origin], Answer | Dropped | list[Answer | 
 
 
 def write_native(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """Everything there is."""
+    """Everything there is.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+    """
     asked = {f.name: getattr(query, f.name) for f in fields(query)}
     said = {f.name: getattr(judgement, f.name) for f in fields(judgement)}
     said |= {"created_at": judgement.created_at.isoformat(), "details": dict(judgement.details)}
@@ -74,28 +86,48 @@ def write_native(query: Query, judgement: Judgement) -> Iterator[Record | Droppe
 
 
 def read_native(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """The same query and judgement that were written."""
+    """The same query and judgement that were written.
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+    """
     query, judgement = record["query"], record["judgement"]
     created_at = datetime.fromisoformat(judgement["created_at"])
     return Query(**query), Judgement(**{**judgement, "created_at": created_at})
 
 
 def write_trl_explicit(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """``{prompt, chosen, rejected}``, and ``margin`` where the rater gave one."""
+    """``{prompt, chosen, rejected}``, and ``margin`` where the rater gave one.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+    """
     for chosen, rejected, margin in _ordered(query, judgement):
         yield {"prompt": query.prompt, "chosen": chosen, "rejected": rejected, **margin}
     yield from _unordered(query, judgement)
 
 
 def write_trl_implicit(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """``{chosen, rejected}``, each with the prompt in front."""
+    """``{chosen, rejected}``, each with the prompt in front.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+    """
     for chosen, rejected, margin in _ordered(query, judgement):
         yield {"chosen": query.prompt + chosen, "rejected": query.prompt + rejected, **margin}
     yield from _unordered(query, judgement)
 
 
 def write_trl_conversational(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """``{prompt, chosen, rejected}``, each a list of messages."""
+    """``{prompt, chosen, rejected}``, each a list of messages.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+    """
     prompt = messages_of(query)
     for chosen, rejected, margin in _ordered(query, judgement):
         replies = [[{"role": "assistant", "content": reply}] for reply in (chosen, rejected)]
@@ -104,7 +136,12 @@ def write_trl_conversational(query: Query, judgement: Judgement) -> Iterator[Rec
 
 
 def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Any paired form of TRL: prompt explicit or implicit, texts or messages."""
+    """Any paired form of TRL: prompt explicit or implicit, texts or messages.
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+    """
     chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
     margin = record.get("margin")
     columns = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected", "margin")}
@@ -126,6 +163,10 @@ def write_trl_unpaired(query: Query, judgement: Judgement) -> Iterator[Record | 
     """``{prompt, completion, label}``: a thumb for one response, or one row for each side of a preference.
 
     A response that was accepted as it stands is a thumb up.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
     """
     if query.query_type == "edit" and demonstration_from(query, judgement) is not None:
         yield {"prompt": query.prompt, "completion": query.responses[0], "label": True}
@@ -145,7 +186,12 @@ def write_trl_unpaired(query: Query, judgement: Judgement) -> Iterator[Record | 
 
 
 def read_trl_unpaired(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """A rating of one response, 1 for a thumb up and 0 for a thumb down."""
+    """A rating of one response, 1 for a thumb up and 0 for a thumb down.
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+    """
     columns = {k: v for k, v in record.items() if k not in ("prompt", "completion", "label")}
     query = Query(
         prompt=record["prompt"],
@@ -160,7 +206,12 @@ def read_trl_unpaired(record: Mapping[str, Any], origin: Origin) -> Answer | Dro
 
 
 def write_hh(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    r"""``{chosen, rejected}``, whole transcripts with ``\n\nHuman:`` and ``\n\nAssistant:`` before the turns."""
+    r"""``{chosen, rejected}``, whole transcripts with ``\n\nHuman:`` and ``\n\nAssistant:`` before the turns.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+    """
     verbatim = is_transcript(query.prompt)
     prompt = query.prompt if verbatim else transcript(messages_of(query))
     for chosen, rejected, _ in _ordered(query, judgement):
@@ -173,7 +224,12 @@ def write_hh(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
 
 
 def read_hh(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Transcripts, split after the last turn marker; the response is all that follows, its leading space included."""
+    """Transcripts, split after the last turn marker; the response is all that follows, its leading space included.
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+    """
     sides = [split_turns(record[side]) for side in ("chosen", "rejected")]
     if sides[0] is None or sides[1] is None:
         return Dropped("transcripts without an assistant's turn")
@@ -186,7 +242,12 @@ def read_hh(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
 
 
 def write_alpacafarm(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """``{instruction, input, output_1, output_2, preference}``: 1, 2, 1.5 for a tie, null for a skip."""
+    """``{instruction, input, output_1, output_2, preference}``: 1, 2, 1.5 for a tie, null for a skip.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+    """
     instruction, extra = query.columns.get("instruction"), query.columns.get("input", "")
     if instruction is None or _alpaca_prompt(instruction, extra) != query.prompt:
         instruction, extra = query.prompt, ""
@@ -213,7 +274,12 @@ def write_alpacafarm(query: Query, judgement: Judgement) -> Iterator[Record | Dr
 
 
 def read_alpacafarm(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Also AlpacaEval's weighted preferences between 1 and 2: the number is kept in ``details``."""
+    """Also AlpacaEval's weighted preferences between 1 and 2: the number is kept in ``details``.
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+    """
     instruction, extra = record["instruction"], record.get("input") or ""
     preference = record.get("preference")
     known = ("output_1", "output_2", "preference", "annotator")
@@ -231,7 +297,12 @@ def read_alpacafarm(record: Mapping[str, Any], origin: Origin) -> Answer | Dropp
 
 
 def write_openai_summarize(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """``{info, summaries: [{text, policy}] * 2, choice, worker, batch, split, extra}``."""
+    """``{info, summaries: [{text, policy}] * 2, choice, worker, batch, split, extra}``.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
+    """
     info = query.columns.get("info", {"post": query.prompt})
     versions = query.model_versions or (None,) * len(query.responses)
     rest = {k: v for k, v in query.columns.items() if k in ("batch", "split")}
@@ -250,7 +321,12 @@ def write_openai_summarize(query: Query, judgement: Judgement) -> Iterator[Recor
 
 
 def read_openai_summarize(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Comparisons of *Learning to summarize from human feedback* (Stiennon et al. 2020)."""
+    """Comparisons of *Learning to summarize from human feedback* (Stiennon et al. 2020).
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+    """
     info, summaries, choice = record["info"], record["summaries"], record["choice"]
     if len(summaries) != 2 or choice not in (0, 1):
         return Dropped("records that do not compare two summaries")
@@ -271,6 +347,10 @@ def as_pair(query: Query, judgement: Judgement) -> Answer:
     """A corrected response as what most formats can say, the correction better than the original; other answers as they are.
 
     The two are put in the order of their texts: if the better one were always second, its place would give the answer away.
+
+    Args:
+        query: the query that was answered.
+        judgement: the answer to it.
     """
     demonstration = demonstration_from(query, judgement)
     if demonstration is None or not demonstration.corrects:
@@ -295,7 +375,7 @@ def _ordered(query: Query, judgement: Judgement) -> Iterator[tuple[str, str, Rec
 
 
 def _unordered(query: Query, judgement: Judgement) -> Iterator[Dropped]:
-    """What formats of chosen and rejected cannot say."""
+    """The parts of an answer that formats of chosen and rejected cannot hold."""
     if judgement.skipped:
         yield Dropped("skips")
     for *_, tie in judged_pairs(query, judgement):

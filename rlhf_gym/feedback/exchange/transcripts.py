@@ -49,6 +49,10 @@ def shared_prompt(chosen: Side, rejected: Side) -> tuple[Side, Side, Side]:
 
     A text's prompt ends before a space if the beginning ends with one, so that the space stays with the response.
 
+    Args:
+        chosen: the better side, prompt included.
+        rejected: the other side, prompt included.
+
     >>> shared_prompt("The sky is blue.", "The sky is green.")
     ('The sky is', ' blue.', ' green.')
     """

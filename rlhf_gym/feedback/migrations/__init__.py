@@ -1,4 +1,4 @@
-"""How a feedback store of an older version becomes one of this version: one file a step, in ``versions``.
+"""Brings a feedback store of an older version up to this one: one file a step, in ``versions``.
 
 A new file or database gets the newest tables at once and never comes by here. The version stands in the store itself
 (``store_info``); Alembic supplies the order of the steps and the operations, within the transaction of whoever opens it.

@@ -9,15 +9,20 @@ from markupsafe import Markup
 
 from rlhf_gym.loop.report.formatting import number, percent
 from rlhf_gym.loop.report.svg import Chart, spread
+from rlhf_gym.study.agreement import MANY_DAYS, Agreement, Period
 from rlhf_gym.study.quality import QualityReport, Share
-from rlhf_gym.study.reliability import MANY_DAYS, Agreement, Period
 
 FEW = 10
 """Of fewer comparisons, a period's alpha says next to nothing, and is not drawn."""
 
 
 def agreement_line(agreed: Share, first: Share) -> str:
-    """Agreement and position bias in a sentence each."""
+    """Agreement and position bias in a sentence each.
+
+    Args:
+        agreed: pairs of answers that agree.
+        first: pairs whose response shown first was chosen.
+    """
     said = []
     if agreed.whole:
         low, high = agreed.interval
@@ -46,7 +51,7 @@ def coefficients(found: Agreement) -> list[tuple[str, str, str]]:
 
 
 def agreement_chart(report: QualityReport) -> Markup | None:
-    """How often two raters agreed, with its interval, and alpha, as answers came; None where it is one period or none."""
+    """A drawing of agreement, with its interval, and alpha, as answers came; None where it is one period or none."""
     periods = report.over_time
     if len(periods) < 2:
         return None
@@ -80,7 +85,7 @@ def agreement_chart(report: QualityReport) -> Markup | None:
 
 
 def _times(periods: Sequence[Period]) -> tuple[list[float], list[str], str]:
-    """Where the axis is marked, how, and what it is called."""
+    """The time axis: its ticks, their names, its label."""
     days = [period.end.date() for period in periods]
     step = -(-len(periods) // 7)
     ticks = [float(place) for place in range(0, len(periods), step)]
