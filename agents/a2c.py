@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
-from rlhf_gym.agents.common.algorithm import Terms
 from rlhf_gym.agents.common.losses import clipped_value_loss
+from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import (

@@ -10,9 +10,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import group_relative
-from rlhf_gym.agents.common.algorithm import Terms
 from rlhf_gym.agents.common.kl import Estimator
 from rlhf_gym.agents.common.losses import Aggregation, sequence_clipped_policy_loss
+from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings

@@ -11,9 +11,9 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
-from rlhf_gym.agents.common.algorithm import Terms
 from rlhf_gym.agents.common.forward import episode_log_probs
 from rlhf_gym.agents.common.metrics import check_finite
+from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import CollectSettings, EpochSettings, OverlongSettings, RolloutSettings

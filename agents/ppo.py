@@ -10,8 +10,9 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import gae, whiten
-from rlhf_gym.agents.common.algorithm import Terms, TokenAlgorithm
+from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.losses import clipped_policy_loss, clipped_value_loss
+from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import (

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,21 +23,21 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.callbacks import end_iteration
-from rlhf_gym.agents.common.checkpoint import load_agent, save_agent
+from rlhf_gym.agents.common.checkpoint import load_agent, restore_training, save_agent, training_state
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes
-from rlhf_gym.agents.common.forward import micro_batches, rollout_log_probs, rollout_values
+from rlhf_gym.agents.common.forward import rollout_log_probs, rollout_values
 from rlhf_gym.agents.common.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
 from rlhf_gym.agents.common.kl_limit import Action, KLLimit
-from rlhf_gym.agents.common.losses import Aggregation, token_weights
+from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
     check_finite,
     check_rollout,
     means,
-    ratio_metrics,
     response_kl,
     rollout_metrics,
 )
+from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.scores import shape_scores
@@ -51,8 +51,6 @@ from rlhf_gym.lm.lora import Lora, adapted, require_peft
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.reward_model import RewardModel
-
-Terms = dict[str, Tensor]
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -443,29 +441,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Returns:
             False ends learning from this rollout.
         """
-        lengths = torch.tensor([rollout.lengths[i] for i in rows])
-        # A micro-batch adds up what its tokens weigh in the whole minibatch, so how it is cut changes nothing.
-        weights = token_weights(lengths, self.aggregation, constant_length=self.policy.limits.max_new_tokens)
-        weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
-        sums: Terms = {}
-        entropy = self.ent_coef > 0
-        for micro, log_probs, entropies, values in micro_batches(
-            self.policy, rollout, rows, self.tokens_per_batch, entropy=entropy
-        ):
-            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(self.device)
-            terms, metrics = self.losses(rollout, micro, log_probs, values)
-            losses = {name: (loss * weight).sum() for name, loss in terms.items()}
-            losses["entropy"] = -(entropies * weight).sum()
-            check_finite({f"the {name} loss is": loss.detach() for name, loss in losses.items()}, self.where)
-            total = torch.stack([losses[name] * self.coefficient(name) for name in losses]).sum()
-            total.backward()  # type: ignore[no-untyped-call]
-            metrics |= ratio_metrics(log_probs, self.flat(rollout.log_probs, micro))
-            metrics["entropy"] = entropies.detach().sum()
-            amounts = {name: amount * share for name, amount in metrics.items()}
-            amounts |= {f"{name} loss": loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
-            sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
-        # One transfer for all: each .item() would wait for the device.
-        table = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        table = accumulate_gradient(
+            self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
+            tokens_per_batch=self.tokens_per_batch, entropy=self.ent_coef > 0, where=self.where,
+        )  # fmt: skip
         self.record(**{name: sign * table[key] for name, (sign, key) in MINIBATCH_METRICS.items() if key in table})
         stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
         skip = table["ratio"] > self.max_ratio
@@ -579,37 +558,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """What a checkpoint must hold beyond weights and optimizer to go on exactly, as JSON values."""
         if self._rollout_start is not None:
             return self._rollout_start
-        return {
-            "num_timesteps": self.num_timesteps,
-            "iteration": self.iteration,
-            "n_updates": self._n_updates,
-            "episode_count": self.episode_count,
-            "tokens_waiting": self._counter.waiting,
-            "seed": self.seed,
-            "update_rng": self._update_rng.bit_generator.state,
-            "env": self.env.state() if isinstance(self.env, TokenVecEnv) else None,
-            "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in self.ep_info_buffer or ()],
-            # These move only after learning, so they fit the state at a rollout's start, too.
-            "kl_coef": self.kl_controller.coef,
-            "kl_back_offs": self.kl_guard.back_offs,
-        }
+        return training_state(self)
 
     def restore(self, state: dict[str, Any]) -> None:
         """The opposite of :meth:`state`."""
-        self.num_timesteps = state["num_timesteps"]
-        self.iteration = state["iteration"]
-        self._n_updates = state["n_updates"]
-        self.episode_count = state["episode_count"]
-        self._counter.waiting = state["tokens_waiting"]
-        self._update_rng.bit_generator.state = state["update_rng"]
-        self.kl_controller.coef = float(state["kl_coef"])
-        self.kl_guard.back_offs = int(state["kl_back_offs"])
-        self.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        if isinstance(self.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == self.env.num_envs:
-            self.env.restore(state["env"])
-            # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
-            self._last_obs = dict(self.env.env.episodes.observe())
+        restore_training(self, state)
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.save_agent`.
