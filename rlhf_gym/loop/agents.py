@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import rlhf_gym.agents
-from rlhf_gym.agents import PolicyGradient
+from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.agents.common.settings import settings_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import AgentConfig
@@ -20,7 +20,7 @@ AGENTS = {
 OF_THE_LOOP = {"name", "iterations", "n_envs", "learning_rate", "lr_schedule", "checkpoint_every"}
 
 
-def find_agent(name: str) -> type[PolicyGradient]:
+def find_agent(name: str) -> type[TokenAlgorithm]:
     """The class of that name.
 
     Raises:
@@ -35,8 +35,8 @@ def find_agent(name: str) -> type[PolicyGradient]:
             f"there is no agent {name!r}{nearest(name, AGENTS)} Expected one of {', '.join(AGENTS)}, module:Class or "
             "path/file.py:Class"
         )
-    if not (isinstance(found, type) and issubclass(found, PolicyGradient)):
-        raise ConfigError(f"agent {name!r} is no subclass of rlhf_gym.agents.PolicyGradient; see docs/new-algorithm.md")
+    if not (isinstance(found, type) and issubclass(found, TokenAlgorithm)):
+        raise ConfigError(f"agent {name!r} is no subclass of rlhf_gym.agents.TokenAlgorithm; see docs/new-algorithm.md")
     return found
 
 

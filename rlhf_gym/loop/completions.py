@@ -6,7 +6,7 @@ import json
 
 from stable_baselines3.common.logger import Logger
 
-from rlhf_gym.agents import PolicyGradient
+from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.agents.common.completions import append, as_table, wandb_table
 from rlhf_gym.agents.common.traces import traces
 from rlhf_gym.loop.context import RunContext
@@ -45,7 +45,7 @@ class SampleCompletions:
                 continue
         return kept
 
-    def after(self, agent: PolicyGradient, *, last: bool) -> None:
+    def after(self, agent: TokenAlgorithm, *, last: bool) -> None:
         """An iteration is done."""
         iteration = agent.iteration
         if not self._count or not (iteration == 1 or iteration % self._every == 0 or last):

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_gym.agents import PolicyGradient
+from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
@@ -86,7 +86,7 @@ def train(context: RunContext, number: int) -> None:
 
 
 def _iterate(
-    context: RunContext, number: int, agent: PolicyGradient, table: MetricsTable, rate: LearningRate, bar: Bar,
+    context: RunContext, number: int, agent: TokenAlgorithm, table: MetricsTable, rate: LearningRate, bar: Bar,
     shown: SampleCompletions, refits: Refits,
 ) -> None:  # fmt: skip
     settings = context.config.agent
@@ -114,7 +114,7 @@ def _iterate(
 
 def _agent(
     context: RunContext, number: int, table: MetricsTable, rate: LearningRate, reward: ProxyAndGold
-) -> PolicyGradient:
+) -> TokenAlgorithm:
     """The agent at the beginning of a round, or as the round's latest checkpoint has it."""
     settings = context.config.agent
     env = make_sb3_env(
@@ -124,7 +124,7 @@ def _agent(
     checkpoint = context.run.round(number) / "agent.zip"
     if checkpoint.exists():
         base = {"language_model": context.reference} if context.config.model.lora else {}
-        resumed: PolicyGradient = make.load(
+        resumed: TokenAlgorithm = make.load(
             checkpoint,
             env=env,
             device=str(context.reference.device),
@@ -138,7 +138,7 @@ def _agent(
     options = agent_options(settings)
     if "value_start" in options:
         options["value_start"] = context.run.round(number) / REWARD_MODEL_FOLDER
-    agent: PolicyGradient = make(
+    agent: TokenAlgorithm = make(
         env=env, language_model=_trainable(context, number), reference=context.reference, learning_rate=rate,
         temperature=context.sampling.temperature, top_k=context.sampling.top_k, top_p=context.sampling.top_p,
         seed=context.seed(number, "train"), device=str(context.reference.device), **options,

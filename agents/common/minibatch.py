@@ -1,0 +1,72 @@
+"""The gradient of a minibatch, added up over micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.agents.common.forward import micro_batches
+from rlhf_gym.agents.common.losses import Aggregation, token_weights
+from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.rollout import Rollout, flat
+
+Terms = dict[str, Tensor]
+Losses = Callable[[Rollout, list[int], Tensor, Tensor | None], tuple[Terms, Terms]]
+"""``(rollout, rows, log_probs [N], values [N] or None)`` to losses by name, ``[N]``, and metrics summed over tokens."""
+
+
+def accumulate_gradient(
+    policy: LMPolicy,
+    rollout: Rollout,
+    rows: list[int],
+    losses: Losses,
+    coefficient: Callable[[str], float],
+    *,
+    aggregation: Aggregation,
+    tokens_per_batch: int,
+    entropy: bool,
+    where: str,
+) -> dict[str, float]:
+    """Add the gradient of a minibatch's loss to the policy's weights.
+
+    Args:
+        policy: the policy.
+        rollout: the episodes, advantages filled in.
+        rows: the minibatch's.
+        losses: the losses of a micro-batch's tokens.
+        coefficient: the weight of a loss in the total, by its name; an entropy bonus is the loss ``"entropy"``.
+        aggregation: how token losses are averaged.
+        tokens_per_batch: padded tokens a micro-batch.
+        entropy: compute entropies exactly.
+        where: where in training, for messages.
+
+    Returns:
+        The minibatch's metrics, means over tokens, and its losses, each as ``"NAME loss"`` and together as ``"loss"``.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite.
+    """
+    lengths = torch.tensor([rollout.lengths[i] for i in rows])
+    # A micro-batch adds up what its tokens weigh in the whole minibatch, so how it is cut changes nothing.
+    weights = token_weights(lengths, aggregation, constant_length=policy.limits.max_new_tokens)
+    weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
+    device = policy.language_model.device
+    sums: Terms = {}
+    for micro, log_probs, entropies, values in micro_batches(policy, rollout, rows, tokens_per_batch, entropy=entropy):
+        weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(device)
+        terms, metrics = losses(rollout, micro, log_probs, values)
+        means = {name: (loss * weight).sum() for name, loss in terms.items()}
+        means["entropy"] = -(entropies * weight).sum()
+        check_finite({f"the {name} loss is": loss.detach() for name, loss in means.items()}, where)
+        total = torch.stack([means[name] * coefficient(name) for name in means]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        metrics |= ratio_metrics(log_probs, flat(rollout.log_probs, micro, rollout.mask).to(device))
+        metrics["entropy"] = entropies.detach().sum()
+        amounts = {name: amount * share for name, amount in metrics.items()}
+        amounts |= {f"{name} loss": loss.detach() for name, loss in means.items()} | {"loss": total.detach()}
+        sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
+    # One transfer for all: each .item() would wait for the device.
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
