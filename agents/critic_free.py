@@ -9,11 +9,11 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
+from rlhf_gym.agents.common.advantages import overlong_penalty
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.losses import clipped_policy_loss
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
-from rlhf_gym.agents.common.scores import overlong_penalty
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
 from rlhf_gym.errors import TrainingError

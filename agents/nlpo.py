@@ -13,8 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.collect import SteppingCollector
-from rlhf_gym.agents.common.policy import LMPolicy, observed_rows
-from rlhf_gym.agents.common.predictor import CachedPredictor
+from rlhf_gym.agents.common.policy import CachedPredictor, LMPolicy, observed_rows
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import (
