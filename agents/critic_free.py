@@ -1,4 +1,4 @@
-"""What on-policy agents without a value function share: groups of responses, and a loss that a baseline alone steadies."""
+"""What on-policy agents without a value function share: groups of responses, and a loss with a baseline alone."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class CriticFree(TokenAlgorithm):
         """Advantages of every token.
 
         Args:
-            rollout: the episodes; groups are neighbours.
+            rollout: the episodes, group after group.
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
@@ -98,10 +98,14 @@ class CriticFree(TokenAlgorithm):
 
 
 def check_groups(rollout: Rollout, size: int) -> None:
-    """Each group of neighbours answers one prompt.
+    """Refuse a rollout in which a group does not answer one prompt.
+
+    Args:
+        rollout: the episodes.
+        size: of a group.
 
     Raises:
-        TrainingError: one does not, since somebody has seeded the environment's slots one by one.
+        TrainingError: a group answers several, since somebody has seeded the environment's slots one by one.
     """
     prompts = [e.prompt_ids for e in rollout.episodes]
     for first in range(0, len(prompts), size):

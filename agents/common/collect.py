@@ -1,8 +1,8 @@
 """Two ways to collect whole episodes, with one result: the same seeds give the same episodes and log-probabilities.
 
-*Decoding* writes whole responses and hands them to environments that only append tokens. *Stepping* goes through
+*Decoding* generates whole responses and hands them to environments that only append tokens. *Stepping* goes through
 ``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step must
-give the reward of the episode it ends, so there scores are waited for; decoding may go on meanwhile.
+give the reward of the episode it ends, so there scores are waited for; decoding goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class SteppingCollector:
 
     Args:
         env: any VecEnv of token observations.
-        policy: writes the responses.
+        policy: generates the responses.
         seed: seed of the noise.
     """
 
@@ -146,9 +146,9 @@ class SteppingCollector:
         self.env = env
         self.policy = policy
         self.seed = seed
-        # Masks that the policy's own limits tell already need not be asked for at every token.
-        told = isinstance(env, TokenVecEnv) and env.fixed_masks
-        self.has_masks = not told and env.has_attr("action_masks")
+        # Masks that the policy's own limits contain already need not be queried at every token.
+        known = isinstance(env, TokenVecEnv) and env.fixed_masks
+        self.has_masks = not known and env.has_attr("action_masks")
         self.observation: dict[str, Any] = {}
 
     def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:

@@ -1,4 +1,4 @@
-"""The divergence of the policy from its reference: estimators from samples, and the coefficient that prices it.
+"""KL of the policy from its reference: estimators from samples, the coefficient of the penalty, and a limit.
 
 With ``x ~ pi`` and ``r = pi_ref(x) / pi(x)``, the estimators of ``KL(pi || pi_ref)`` are (Schulman 2020, "Approximating KL
 divergence"):
@@ -20,7 +20,7 @@ order near the reference: its value is right and its gradient is not. ``k2`` is 
 *In the loss* the estimate is differentiated. ``grad k1 = s`` has mean 0: it holds nothing back, and is refused.
 ``grad k2 = -log r s`` has the mean ``grad KL(pi || pi_ref)``: right. ``grad k3 = (1 - r) s`` has the mean
 ``grad KL(pi_ref || pi)``, the other direction (GRPO uses it; near the reference the two agree). These hold for
-samples of the current policy; from the second minibatch of a rollout on, samples are those of the policy that wrote them.
+samples of the current policy; from the second minibatch of a rollout on, samples are those of the policy that generated them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FixedKL:
     """A coefficient that stays what it is.
 
     Attributes:
-        coef: price of a nat, in units of the reward.
+        coef: the coefficient, in units of the reward per nat.
     """
 
     coef: float
@@ -81,7 +81,7 @@ class AdaptiveKL:
 
     Attributes:
         coef: the coefficient now.
-        target: wanted divergence, in nats per response (theirs: 6 and more).
+        target: wanted KL, in nats per response (theirs: 6 and more).
         horizon: episodes over which an error at the clip changes the coefficient by a fifth (theirs: 10,000).
     """
 
@@ -90,10 +90,10 @@ class AdaptiveKL:
     horizon: float = 10_000
 
     def update(self, kl: float, n_episodes: int) -> None:
-        """Take note of a rollout.
+        """Adapt to a rollout.
 
         Args:
-            kl: measured divergence, in nats per response.
+            kl: measured KL, in nats per response.
             n_episodes: how many responses it was measured on.
         """
         error = min(max(kl / self.target - 1, -0.2), 0.2)

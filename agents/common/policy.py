@@ -1,4 +1,4 @@
-"""A language model as a stable-baselines3 policy: its next-token distribution acts, a head on its hidden states values."""
+"""A language model as a stable-baselines3 policy: its next-token distribution acts, a head on its hidden states estimates values."""
 
 from __future__ import annotations
 
@@ -43,8 +43,13 @@ class CachedPredictor:
         self._version: tuple[object, ...] = ()
 
     @torch.no_grad()
-    def last_hidden(self, rows: Sequence[list[int]], written: Sequence[int]) -> Tensor:
-        """Hidden state of each row's last token: ``[len(rows), D]``; ``written`` counts the response's tokens in each row."""
+    def last_hidden(self, rows: Sequence[list[int]], generated: Sequence[int]) -> Tensor:
+        """Hidden state of each row's last token: ``[len(rows), D]``.
+
+        Args:
+            rows: ids of each row.
+            generated: response tokens in each row.
+        """
         version = self._weights_version()
         if len(rows) != len(self._rows) or version != self._version:
             self._decoder, self._rows, self._version = CachedDecoder(self.model), [[] for _ in rows], version
@@ -55,7 +60,7 @@ class CachedPredictor:
             tokens = torch.tensor([rows[i][-1] for i in going], device=self.model.device)
             parts.append(self._decoder.append(going, tokens))  # lets the other rows go
         if fresh:
-            parts.append(self._decoder.start(fresh, [rows[i] for i in fresh], [written[i] for i in fresh]))
+            parts.append(self._decoder.start(fresh, [rows[i] for i in fresh], [generated[i] for i in fresh]))
         self._rows = [list(row) for row in rows]
         order = torch.tensor(going + fresh, device=self.model.device).argsort()
         return torch.cat(parts)[order]
@@ -77,7 +82,7 @@ class LMPolicy(ActorCriticPolicy):
         action_space: ``Discrete(V)``.
         model: the language model; trained in place.
         sampling: how tokens are drawn.
-        limits: which tokens may be written.
+        limits: which tokens are allowed.
         value_network: ``"shared"``: a head on the policy's trunk, so one pass gives logits and value; ``"separate"``: a
             trunk of its own, copied from the policy's, which costs as much again and cannot disturb the policy; None: no
             value function.
@@ -135,13 +140,21 @@ class LMPolicy(ActorCriticPolicy):
 
     @property
     def values_from_trunk(self) -> bool:
-        """Whether values are read from the policy's own hidden states, in the pass that writes."""
+        """True where values are read from the policy's own hidden states, in the pass that generates."""
         return self.value_head is not None and self.value_trunk is None
 
     @torch.no_grad()
-    def state_values(self, rows: Rows, written: Sequence[int]) -> Tensor:
-        """float32 ``[len(rows)]``, the value of rows whose last so many ids were written."""
-        return self.values(self.value_model.last_states(rows, written))
+    def state_values(self, rows: Rows, generated: Sequence[int]) -> Tensor:
+        """The values of states.
+
+        Args:
+            rows: ids of each state, prompt and response.
+            generated: response tokens in each row.
+
+        Returns:
+            float32 ``[len(rows)]``.
+        """
+        return self.values(self.value_model.last_states(rows, generated))
 
     @property
     def value_model(self) -> LanguageModel:
