@@ -45,12 +45,12 @@ def best_of_n(
     first_episode: int = 0,
     batch_size: int = 64,
 ) -> list[tuple[Generation, float]]:
-    """Write ``n`` responses to each prompt and keep the one that the reward likes best; of equal ones the first.
+    """Generate ``n`` responses to each prompt and keep the one with the highest score; of equal ones the first.
 
     Args:
-        model: writes the responses.
+        model: generates the responses.
         prompts: texts.
-        reward: chooses; one call scores all.
+        reward: scores them, all in one call.
         n: responses to each prompt, at least 1.
         limits: which tokens, how many.
         columns: the prompts' columns, one value a prompt each.
@@ -101,12 +101,12 @@ def scores_to_choose_by(
 class BestOfN:
     """Best-of-n as something that predicts: `evaluate_policy` and callbacks take it in the place of an agent.
 
-    When it sees an observation that holds a prompt and nothing more, it writes all ``n`` responses, keeps the best, and then
+    When it sees an observation that holds a prompt and nothing more, it generates all ``n`` responses, keeps the best, and then
     gives its tokens one by one. The reward sees the decoded prompt and no columns, which observations do not hold: for a
     reward that needs them there is :func:`best_of_n`.
 
     Args:
-        model: writes the responses.
+        model: generates the responses.
         reward: chooses. The environment's own reward makes an oracle; a reward model makes the baseline that PPO is to beat.
         n: responses to each prompt.
         limits: which tokens, how many; an environment's are ``rlhf_gym.agents.common.setup.limits_of(env, model)``.
@@ -175,7 +175,7 @@ class BestOfN:
         return (chosen[0] if single else chosen), state
 
     def _plan(self, slots: list[int], prompts: list[list[int]]) -> None:
-        """Write and choose responses for slots that begin."""
+        """Generate and choose responses for slots that begin."""
         if not slots:
             return
         ids = [prompt for prompt in prompts for _ in range(self.n)]

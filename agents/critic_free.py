@@ -1,4 +1,4 @@
-"""What on-policy agents without a value function share: groups of responses, and a loss that a baseline alone steadies."""
+"""What on-policy agents without a value function share: groups of responses, and a loss with a baseline alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
+from rlhf_gym.agents.common.advantages import overlong_penalty
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.losses import clipped_policy_loss
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
-from rlhf_gym.agents.common.scores import overlong_penalty
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
 from rlhf_gym.errors import TrainingError
@@ -76,7 +76,7 @@ class CriticFree(TokenAlgorithm):
         """Advantages of every token.
 
         Args:
-            rollout: the episodes; groups are neighbours.
+            rollout: the episodes, group after group.
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
@@ -98,10 +98,14 @@ class CriticFree(TokenAlgorithm):
 
 
 def check_groups(rollout: Rollout, size: int) -> None:
-    """Each group of neighbours answers one prompt.
+    """Refuse a rollout in which a group does not answer one prompt.
+
+    Args:
+        rollout: the episodes.
+        size: of a group.
 
     Raises:
-        TrainingError: one does not, since somebody has seeded the environment's slots one by one.
+        TrainingError: a group answers several, since somebody has seeded the environment's slots one by one.
     """
     prompts = [e.prompt_ids for e in rollout.episodes]
     for first in range(0, len(prompts), size):

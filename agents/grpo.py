@@ -1,4 +1,4 @@
-"""Group relative policy optimisation and its descendants: a response is judged by its siblings (Shao et al. 2024)."""
+"""Group relative policy optimisation and its descendants: a response is compared with its group (Shao et al. 2024)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class GRPO(CriticFree):
     ============  ======================================================================================================
     GRPO          the defaults: ``A = (r - group mean) / (group std)``, each response counts the same, k3 in the loss
                   (Shao et al. 2024, equations 3 and 4)
-    Dr. GRPO      ``scale_rewards="none", aggregation="constant", kl_coef=0`` (Liu et al. 2025): neither the deviation nor the
+    Dr. GRPO      ``scale_rewards="none", aggregation="constant", kl_coef=0`` (Liu et al. 2025): neither the standard
+                  deviation nor the
                   length weighs a response
     DAPO          ``clip_range_high=0.28, aggregation="token", dynamic_sampling=True, max_resamples=..., overlong_buffer=...,
                   kl_coef=0`` (Yu et al. 2025)

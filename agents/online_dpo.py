@@ -1,4 +1,4 @@
-"""Direct preference optimisation on pairs that the policy writes as it learns (Rafailov et al. 2023; Guo et al. 2024)."""
+"""Direct preference optimisation on pairs that the policy generates as it learns (Rafailov et al. 2023; Guo et al. 2024)."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class REINFORCESettings(DiscountSettings, CriticFreeSettings):
 class REINFORCE(CriticFree):
     """The plain policy gradient: ``-(G_t - b) log pi(y_t)``, ``G_t`` being what is paid from token ``t`` on.
 
-    One optimizer step an iteration, unless told otherwise: from the second on, samples are an older policy's.
+    One optimizer step an iteration, by default: from the second on, samples would be an older policy's.
 
     Args:
         policy: ``"LMPolicy"``.

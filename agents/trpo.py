@@ -1,4 +1,4 @@
-"""Trust-region policy optimisation over tokens (Schulman et al. 2015): natural gradient steps of bounded divergence."""
+"""Trust-region policy optimisation over tokens (Schulman et al. 2015): natural gradient steps of bounded KL."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class TRPOSettings(ActorCriticSettings, EpochSettings, CollectSettings, ValueCli
 class TRPO(PPO):
     """One step an iteration along ``F^-1 g``, scaled so that the policy moves by at most ``max_kl``.
 
-    ``g`` is the gradient of the surrogate ``mean(ratio * A)`` and ``F`` the Fisher matrix, the Hessian of the exact divergence
+    ``g`` is the gradient of the surrogate ``mean(ratio * A)`` and ``F`` the Fisher matrix, the Hessian of the exact KL
     ``KL(old || new)`` over the whole vocabulary, mean over tokens (Schulman et al. 2015, equations 14 and 17, appendix C).
     Conjugate gradient solves ``(F + damping) x = g``; the step is ``sqrt(2 max_kl / x^T F x) x``, halved until the surrogate
-    is better and the divergence within its limit. If that never happens the policy stays as it is.
+    is better and the KL within its limit. If that never happens the policy stays as it is.
 
     The value function is a network of its own, learned by Adam: the natural step is the policy's alone.
 
@@ -139,7 +139,7 @@ class TRPO(PPO):
         for halvings in range(self.line_search_steps):
             assign(parameters, start + 0.5**halvings * step)
             after, _ = self.surrogate(rollout)
-            moved = self.divergence(rollout, old)
+            moved = self.mean_kl(rollout, old)
             if after > before and moved <= radius:  # False for NaN
                 metrics |= {"policy/accepted": 1.0, "policy/kl_step": moved, "policy/improvement": after - before}
                 self.record(**metrics, **{"policy/halvings": float(halvings), "train/approx_kl": moved})
@@ -153,7 +153,7 @@ class TRPO(PPO):
         return [p for p in self.policy.language_model.model.parameters() if p.requires_grad]
 
     def surrogate(self, rollout: Rollout, *, gradient: bool = False) -> tuple[float, Tensor]:
-        """The mean of ``ratio * A``, less the divergence where it is a loss; and its gradient, flat, if asked for."""
+        """The mean of ``ratio * A``, less the KL where it is a loss; and its gradient, flat, if asked for."""
         parameters = self.policy_parameters()
         weights = token_weights(
             torch.tensor(rollout.lengths), self.aggregation, constant_length=self.policy.limits.max_new_tokens
@@ -183,20 +183,20 @@ class TRPO(PPO):
             for group in batches_by_length([rollout.totals[i] for i in seen], self.tokens_per_batch):
                 rows = [seen[g] for g in group]
                 log_probs = self._distribution(rollout, self.policy.language_model, rows)
-                kl = divergences(log_probs.detach(), log_probs).sum() / tokens
+                kl = kl_divergences(log_probs.detach(), log_probs).sum() / tokens
                 slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
                 out += flatten(torch.autograd.grad(slope @ vector, parameters, materialize_grads=True))
         return out
 
     @torch.no_grad()
-    def divergence(self, rollout: Rollout, old: LanguageModel) -> float:
+    def mean_kl(self, rollout: Rollout, old: LanguageModel) -> float:
         """``KL(old || policy)`` in nats a token, exact over the vocabulary, mean over the rollout's tokens."""
         total = 0.0
         for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
             before = self._distribution(rollout, old, rows)
-            # What a top-p set loses or gains on the way would make the divergence infinite: it is that within the old set.
+            # What a top-p set loses or gains on the way would make the KL infinite: it is that within the old set.
             now = self._distribution(rollout, self.policy.language_model, rows, before > -torch.inf)
-            total += float(divergences(before, now).sum())
+            total += float(kl_divergences(before, now).sum())
         return total / sum(rollout.lengths)
 
     def _distribution(
@@ -225,7 +225,7 @@ def conjugate_gradient(
     Args:
         product: ``x -> A x``.
         target: ``b``, ``[P]``.
-        steps: at most so many; ``P`` are exact but for rounding.
+        steps: the most; ``P`` are exact but for rounding.
         tolerance: stop once the residual's squared norm is this small relative to ``b``'s.
 
     Returns:
@@ -246,7 +246,7 @@ def conjugate_gradient(
     return x
 
 
-def divergences(old: Tensor, new: Tensor) -> Tensor:
+def kl_divergences(old: Tensor, new: Tensor) -> Tensor:
     """``KL(old || new)`` of each row: ``[N]`` from log-probabilities ``[N, V]``, -inf in both where a token is forbidden."""
     forbidden = old == -torch.inf
     return (old.exp() * (old - new).masked_fill(forbidden, 0.0)).sum(-1)

@@ -14,11 +14,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
-from rlhf_gym.agents.common.collect import SteppingCollector
+from rlhf_gym.agents.common.collect import StepCounter, SteppingCollector
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.rollout import Episode, Rollout, unpack_masks
 from rlhf_gym.agents.common.setup import limits_of
-from rlhf_gym.agents.common.steps import StepCounter
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.language_model import LanguageModel

@@ -25,10 +25,9 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import A2C, GRPO, GSPO, PPO, REINFORCE, RLOO, ReinforcePlusPlus
-from rlhf_gym.agents.common.advantages import group_relative, leave_one_out, returns_to_go
+from rlhf_gym.agents.common.advantages import group_relative, leave_one_out, overlong_penalty, returns_to_go
 from rlhf_gym.agents.common.forward import rollout_log_probs
 from rlhf_gym.agents.common.losses import sequence_clipped_policy_loss
-from rlhf_gym.agents.common.scores import overlong_penalty
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError, TrainingError
 

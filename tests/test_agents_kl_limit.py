@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tiny_models import tiny_language_model
 
 from rlhf_gym.agents import A2C, GRPO, PPO, RAFT, RLOO, TRPO, OnlineDPO
-from rlhf_gym.agents.common.kl_limit import MOST_BACK_OFFS, KLLimit
+from rlhf_gym.agents.common.kl import MOST_BACK_OFFS, KLLimit
 from rlhf_gym.errors import ConfigError, TrainingStopped
 
 FAST: dict[str, Any] = {"learning_rate": 0.05, "kl_coef": 0.0}  # leaves the reference within an iteration or two

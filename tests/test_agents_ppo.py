@@ -24,9 +24,9 @@ from ppo_setups import (
 from tiny_models import tiny_language_model
 
 from rlhf_gym.agents import PPO
+from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.kl import kl_estimate
 from rlhf_gym.agents.common.rollout import Episode, Rollout
-from rlhf_gym.agents.common.scores import shape_scores
 from rlhf_gym.errors import ConfigError, TrainingError
 
 

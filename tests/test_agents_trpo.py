@@ -25,7 +25,7 @@ from toy_tasks import letter_task
 
 from rlhf_gym.agents import TRPO
 from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
-from rlhf_gym.agents.trpo import assign, conjugate_gradient, divergences, flatten
+from rlhf_gym.agents.trpo import assign, conjugate_gradient, flatten, kl_divergences
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError
 
@@ -66,7 +66,7 @@ def test_conjugate_gradient_solves_in_as_many_steps_as_there_are_unknowns() -> N
 def test_divergences_by_hand_and_without_forbidden_tokens() -> None:
     old = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]).log()
     new = torch.tensor([[0.25, 0.75, 0.0], [0.25, 0.25, 0.5]]).log().requires_grad_(True)
-    found = divergences(old, new)
+    found = kl_divergences(old, new)
     torch.testing.assert_close(found, torch.tensor([0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0.0], dtype=torch.float32))
     (slope,) = torch.autograd.grad(found.sum(), new)
     torch.testing.assert_close(slope, -old.exp())
@@ -140,19 +140,19 @@ def test_the_divergence_is_half_the_quadratic_form_for_small_steps() -> None:
     agent = trpo(scale=2.0)
     rollout = collected(agent)
     old = agent.policy.language_model.frozen_copy()
-    assert agent.divergence(rollout, old) == pytest.approx(0, abs=1e-7)
+    assert agent.mean_kl(rollout, old) == pytest.approx(0, abs=1e-7)
     start = policy_weights(agent)
     torch.manual_seed(0)
     step = torch.randn_like(start) * 2e-3
     quadratic = 0.5 * float(step @ agent.fisher_product(rollout, step))
     assign(agent.policy_parameters(), start + step)
-    exact = agent.divergence(rollout, old)
+    exact = agent.mean_kl(rollout, old)
     assert exact == pytest.approx(quadratic, rel=0.1)
     by_hand = 0.0
     with torch.no_grad():
         for episode in rollout.episodes:
             before, now = (distribution_by_hand(agent, m, episode) for m in (old.model, agent.policy.lm))
-            by_hand += float(divergences(before, now).sum())
+            by_hand += float(kl_divergences(before, now).sum())
     assert exact == pytest.approx(by_hand / sum(rollout.lengths), rel=1e-3)
 
 
@@ -164,7 +164,7 @@ def test_a_step_gains_and_stays_in_the_trust_region(max_kl: float) -> None:
     before, _ = agent.surrogate(rollout)
     assert agent.policy_step(rollout)
     after, _ = agent.surrogate(rollout)
-    moved = agent.divergence(rollout, old)
+    moved = agent.mean_kl(rollout, old)
     assert after > before
     assert 0.05 * max_kl < moved <= max_kl
     assert agent.minibatch_metrics["policy/kl_step"] == [pytest.approx(moved, rel=1e-4)]
@@ -177,7 +177,7 @@ def test_a_step_that_cannot_be_taken_leaves_the_policy_as_it_was() -> None:
     agent = trpo(scale=2.0, line_search_steps=3)
     rollout = collected(agent)
     before = policy_weights(agent)
-    agent.divergence = lambda *_: 1.0
+    agent.mean_kl = lambda *_: 1.0
     assert not agent.policy_step(rollout)
     torch.testing.assert_close(policy_weights(agent), before, atol=0, rtol=0)
     assert agent.minibatch_metrics["policy/accepted"] == [0.0]
@@ -243,10 +243,10 @@ def test_with_top_p_the_divergence_is_that_within_the_old_set() -> None:
                 kept = order[: int((ordered.cumsum(0) - ordered < 0.6).sum())]
                 p_kept, q_kept = p[kept] / p[kept].sum(), q[kept] / q[kept].sum()
                 expected += float((p_kept * (p_kept / q_kept).log()).sum())
-    assert agent.divergence(rollout, old) == pytest.approx(expected / sum(rollout.lengths), rel=1e-3)
+    assert agent.mean_kl(rollout, old) == pytest.approx(expected / sum(rollout.lengths), rel=1e-3)
     assign(agent.policy_parameters(), start)
     assert agent.policy_step(rollout)
-    assert agent.divergence(rollout, old) <= agent.max_kl
+    assert agent.mean_kl(rollout, old) <= agent.max_kl
 
 
 # ------------------------------------------------------------------------------------------------- as an SB3 algorithm

@@ -1,11 +1,13 @@
-"""Advantages from rewards and values: pure functions on right-padded ``[B, R]`` tensors and their masks."""
+"""Shaped rewards, and advantages from rewards and values: pure functions on right-padded ``[B, R]`` tensors and their masks."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, zeros_like
+
+from rlhf_gym.agents.common.rollout import Rollout
 
 
 def gae(
@@ -23,7 +25,7 @@ def gae(
     EOS, a stop sequence and a length limit that the reward scores all *end* the episode.
 
     Args:
-        rewards: float ``[B, R]``, the reward of writing each token.
+        rewards: float ``[B, R]``, the reward of each token.
         values: float ``[B, R]``, the value before each token.
         mask: bool ``[B, R]``, True at the response's tokens, which stand at the front of their row.
         gamma: discount in [0, 1]; 1 for responses, whose end alone is scored.
@@ -50,7 +52,7 @@ def gae(
 
 
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """Scale to deviation 1 over the valid tokens, and shift to mean 0 unless told to keep the mean.
+    """Scale to standard deviation 1 over the valid tokens, and shift to mean 0 or keep the mean.
 
     The moments are taken over all valid tokens of the rollout, not of a minibatch: a token's weight does not depend on the
     company it is shuffled into. Rewards are whitened with ``shift_mean=False`` (Ziegler et al. 2019): shifting them would
@@ -63,14 +65,14 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: fl
         epsilon: added to the variance (with Bessel's correction).
 
     Returns:
-        float ``[B, R]``, 0 where the mask is False. A single valid token has no deviation: it is only shifted.
+        float ``[B, R]``, 0 where the mask is False. A single valid token has no standard deviation: it is only shifted.
     """
     valid = values[mask].double()  # constant values must come out as 0, not as amplified rounding
     if valid.numel() == 0:
         return torch.zeros_like(values)
     mean = valid.mean()
-    deviation = (valid.var() + epsilon).sqrt() if valid.numel() > 1 else torch.ones_like(mean)
-    whitened = (valid - mean) / deviation + (0.0 if shift_mean else mean)
+    std = (valid.var() + epsilon).sqrt() if valid.numel() > 1 else torch.ones_like(mean)
+    whitened = (valid - mean) / std + (0.0 if shift_mean else mean)
     return torch.zeros_like(values).masked_scatter(mask, whitened.to(values.dtype))
 
 
@@ -96,19 +98,19 @@ def group_relative(
     """Scores relative to their group: ``(r_i - mean) / (std + epsilon)`` (Shao et al. 2024, GRPO, section 4.1.2).
 
     Args:
-        scores: float ``[B]``, groups of ``group_size`` neighbours that answer the same prompt.
+        scores: float ``[B]``, groups of ``group_size`` responses to the same prompt.
         group_size: at least 2, divides ``B``.
-        scale: the deviation divided by, with Bessel's correction: the group's own; that of all scores of the batch; or
+        scale: the standard deviation divided by, with Bessel's correction: the group's own; that of all scores of the batch; or
             none (Dr. GRPO, Liu et al. 2025: dividing by the group's own makes prompts count more that are nearly
             always, or nearly never, answered well).
-        epsilon: added to the deviation.
+        epsilon: added to the standard deviation.
 
     Returns:
         float ``[B]``; exactly 0 in a group whose scores are all the same.
     """
     groups = scores.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
-    # Rounding of the mean must not become an advantage when divided by a deviation of rounding.
+    # Rounding of the mean must not become an advantage when divided by a standard deviation of rounding.
     centred = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centred)
     if scale == "group":
         centred = centred / (groups.std(1, keepdim=True) + epsilon)
@@ -123,7 +125,7 @@ def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
     The baseline does not depend on ``y_i``, so the gradient is unbiased.
 
     Args:
-        scores: float ``[B]``, groups of ``group_size`` neighbours that answer the same prompt.
+        scores: float ``[B]``, groups of ``group_size`` responses to the same prompt.
         group_size: at least 2, divides ``B``.
 
     Returns:
@@ -132,3 +134,47 @@ def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
     groups = scores.view(-1, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).flatten()
+
+
+def shape_scores(
+    rollout: Rollout, *, clip: float | None = None, missing_eos_penalty: float | None = None,
+    missing_eos_score: float | None = None,
+) -> Tensor:  # fmt: skip
+    """The environment's rewards, token by token, with what the settings add on each response's last token.
+
+    Args:
+        rollout: the episodes; rewards paid on the way (not only at the end) stay where they are.
+        clip: the sum over a response is clipped to plus or minus this.
+        missing_eos_penalty: taken off a response that neither EOS nor a stop sequence ended, after clipping.
+        missing_eos_score: what such a response gets instead of everything that the environment paid.
+
+    Returns:
+        float32 ``[B, R]``, 0 at padding.
+    """
+    rewards = rollout.rewards.clone()
+    for row, episode in enumerate(rollout.episodes):
+        last = len(episode.response_ids) - 1
+        if clip is not None:
+            rewards[row, last] += min(max(episode.score, -clip), clip) - episode.score
+        if not episode.ended and missing_eos_penalty is not None:
+            rewards[row, last] -= missing_eos_penalty
+        if not episode.ended and missing_eos_score is not None:
+            rewards[row] = zeros_like(rewards[row])
+            rewards[row, last] = missing_eos_score
+    return rewards
+
+
+def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
+    """DAPO's soft penalty for long responses (Yu et al. 2025, equation 13), to be added to the scores.
+
+    0 up to ``limit - buffer`` tokens, then falling linearly to -1 at ``limit``.
+
+    Args:
+        lengths: int ``[B]``, response tokens.
+        limit: the length limit, in tokens.
+        buffer: tokens before the limit in which length costs; 1 to ``limit``.
+
+    Returns:
+        float32 ``[B]``, in [-1, 0].
+    """
+    return ((limit - buffer - lengths).float() / buffer).clamp(-1.0, 0.0)

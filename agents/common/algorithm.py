@@ -22,12 +22,12 @@ from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import end_iteration
 from rlhf_gym.agents.common.checkpoint import load_agent, restore_training, save_agent, training_state
-from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes
+from rlhf_gym.agents.common.collect import Scoring, StepCounter, SteppingCollector, decode_episodes
 from rlhf_gym.agents.common.forward import rollout_log_probs, rollout_values
-from rlhf_gym.agents.common.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
-from rlhf_gym.agents.common.kl_limit import Action, KLLimit
+from rlhf_gym.agents.common.kl import Action, AdaptiveKL, Estimator, FixedKL, KLController, KLLimit, kl_estimate
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
@@ -40,10 +40,8 @@ from rlhf_gym.agents.common.metrics import (
 from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
-from rlhf_gym.agents.common.scores import shape_scores
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import check_env, group_slots, reference_of, sizes
-from rlhf_gym.agents.common.steps import StepCounter
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
@@ -54,7 +52,7 @@ from rlhf_gym.reward_model import RewardModel
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
-    """Base of the agents: write :meth:`prepare` (advantages) and :meth:`losses`; :meth:`iterate` shows what is shared.
+    """Base of the agents. A subclass defines :meth:`prepare` (advantages) and :meth:`losses`; :meth:`iterate` shows what is shared.
 
     Args:
         policy: ``"LMPolicy"``.

@@ -18,11 +18,10 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from rlhf_gym.agents.common.kl import KLController
-from rlhf_gym.agents.common.kl_limit import KLLimit, LastGood
+from rlhf_gym.agents.common.collect import StepCounter
+from rlhf_gym.agents.common.kl import KLController, KLLimit, LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.settings import AgentSettings, is_json
-from rlhf_gym.agents.common.steps import StepCounter
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel

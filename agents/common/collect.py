@@ -1,13 +1,15 @@
 """Two ways to collect whole episodes, with one result: the same seeds give the same episodes and log-probabilities.
 
-*Decoding* writes whole responses and hands them to environments that only append tokens. *Stepping* goes through
+*Decoding* generates whole responses and hands them to environments that only append tokens. *Stepping* goes through
 ``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step must
 give the reward of the episode it ends, so it waits for scores; decoding may overlap with scoring.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -136,7 +138,7 @@ class SteppingCollector:
 
     Args:
         env: any VecEnv of token observations.
-        policy: writes the responses.
+        policy: generates the responses.
         seed: seed of the noise.
     """
 
@@ -144,9 +146,9 @@ class SteppingCollector:
         self.env = env
         self.policy = policy
         self.seed = seed
-        # Masks that the policy's own limits tell already need not be asked for at every token.
-        told = isinstance(env, TokenVecEnv) and env.fixed_masks
-        self.has_masks = not told and env.has_attr("action_masks")
+        # Masks that the policy's own limits contain already need not be queried at every token.
+        known = isinstance(env, TokenVecEnv) and env.fixed_masks
+        self.has_masks = not known and env.has_attr("action_masks")
         self.observation: dict[str, Any] = {}
 
     def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:
@@ -243,3 +245,61 @@ class SteppingCollector:
                 f"the environment's action mask in slot {slot} allows no token; it must allow at least one"
             )
         return masks
+
+
+@dataclass
+class Step:
+    """``num_envs`` tokens.
+
+    Attributes:
+        actions: int64 ``[num_envs]``.
+        rewards: float32 ``[num_envs]``.
+        dones: bool ``[num_envs]``, True where the token is its episode's last.
+        infos: the episode's info where it ended, else empty.
+    """
+
+    actions: NDArray[np.int64]
+    rewards: NDArray[np.float32]
+    dones: NDArray[np.bool_]
+    infos: list[dict[str, Any]]
+
+
+class StepCounter:
+    """Deals episodes out in steps; what does not fill a step waits for the next rollout.
+
+    Args:
+        num_envs: tokens a step.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self._waiting: list[tuple[int, float, dict[str, Any] | None]] = []  # token, reward, info if it is the last
+
+    @property
+    def waiting(self) -> int:
+        """Tokens that wait."""
+        return len(self._waiting)
+
+    @waiting.setter
+    def waiting(self, tokens: int) -> None:
+        self._waiting = [(0, 0.0, None)] * tokens
+
+    def steps(self, episodes: Sequence[Episode]) -> Iterator[Step]:
+        """Every full step of what waited and of these episodes' tokens, in order."""
+        for episode in episodes:
+            last = len(episode.response_ids) - 1
+            self._waiting += [
+                (token, reward, episode.info if t == last else None)
+                for t, (token, reward) in enumerate(zip(episode.response_ids, episode.rewards, strict=True))
+            ]
+        n = self.num_envs
+        full = len(self._waiting) // n * n
+        ready, self._waiting = self._waiting[:full], self._waiting[full:]
+        for begin in range(0, full, n):
+            tokens, rewards, infos = zip(*ready[begin : begin + n], strict=True)
+            yield Step(
+                np.array(tokens, dtype=np.int64),
+                np.array(rewards, dtype=np.float32),
+                np.array([info is not None for info in infos]),
+                [info or {} for info in infos],
+            )

@@ -26,7 +26,7 @@ class MicroBatch(NamedTuple):
     Attributes:
         rows: its episodes in the rollout.
         log_probs: ``[N]``, of the tokens under the policy now.
-        entropies: ``[N]``, of the distributions; where they were not asked for the samples' estimate, without a gradient.
+        entropies: ``[N]``, of the distributions; by default the samples' estimate, without a gradient.
         values: ``[N]``; None without a value head.
     """
 

@@ -12,8 +12,7 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
-from rlhf_gym.agents.common.kl import Estimator
-from rlhf_gym.agents.common.kl_limit import Action
+from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.policy import ValueNetwork
 from rlhf_gym.agents.online_dpo import PairLoss

@@ -1,4 +1,4 @@
-"""The divergence of the policy from its reference: estimators from samples, and the coefficient that prices it.
+"""KL of the policy from its reference: estimators from samples, the coefficient of the penalty, and a limit.
 
 With ``x ~ pi`` and ``r = pi_ref(x) / pi(x)``, the estimators of ``KL(pi || pi_ref)`` are (Schulman 2020, "Approximating KL
 divergence"):
@@ -20,16 +20,19 @@ order near the reference: its value is right and its gradient is not. ``k2`` is 
 *In the loss* the estimate is differentiated. ``grad k1 = s`` has mean 0: it holds nothing back, and is refused.
 ``grad k2 = -log r s`` has the mean ``grad KL(pi || pi_ref)``: right. ``grad k3 = (1 - r) s`` has the mean
 ``grad KL(pi_ref || pi)``, the other direction (GRPO uses it; near the reference the two agree). These hold for
-samples of the current policy; from the second minibatch of a rollout on, samples are those of the policy that wrote them.
+samples of the current policy; from the second minibatch of a rollout on, samples are those of the policy that generated them.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from rlhf_gym.agents.common.policy import LMPolicy
 
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS: tuple[Estimator, ...] = ("k1", "k2", "k3")
@@ -61,7 +64,7 @@ class FixedKL:
     """A coefficient that stays what it is.
 
     Attributes:
-        coef: price of a nat, in units of the reward.
+        coef: the coefficient, in units of the reward per nat.
     """
 
     coef: float
@@ -78,7 +81,7 @@ class AdaptiveKL:
 
     Attributes:
         coef: the coefficient now.
-        target: wanted divergence, in nats per response (theirs: 6 and more).
+        target: wanted KL, in nats per response (theirs: 6 and more).
         horizon: episodes over which an error at the clip changes the coefficient by a fifth (theirs: 10,000).
     """
 
@@ -87,10 +90,10 @@ class AdaptiveKL:
     horizon: float = 10_000
 
     def update(self, kl: float, n_episodes: int) -> None:
-        """Take note of a rollout.
+        """Adapt to a rollout.
 
         Args:
-            kl: measured divergence, in nats per response.
+            kl: measured KL, in nats per response.
             n_episodes: how many responses it was measured on.
         """
         error = min(max(kl / self.target - 1, -0.2), 0.2)
@@ -99,3 +102,95 @@ class AdaptiveKL:
 
 
 KLController = FixedKL | AdaptiveKL
+
+
+Action = Literal["stop", "back_off"]
+ACTIONS: tuple[str, ...] = get_args(Action)
+MOST_BACK_OFFS = 8  # halvings of the learning rate: 1/256 of it, where nothing moves any more
+
+
+@dataclass
+class LastGood:
+    """Weights that kept within the limit, and their optimizer.
+
+    Attributes:
+        weights: every weight that learns, by its name in the policy.
+        optimizer: the optimizer's ``state_dict``.
+    """
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+    @classmethod
+    def of(cls, policy: LMPolicy) -> LastGood:
+        """A copy of what a policy is now."""
+        learning = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+        return cls(learning, copy.deepcopy(policy.optimizer.state_dict()))
+
+    def put_back(self, policy: LMPolicy) -> None:
+        """Make the policy what it was."""
+        policy.load_state_dict(self.weights, strict=False)
+        policy.optimizer.load_state_dict(copy.deepcopy(self.optimizer))
+
+
+class KLLimit:
+    """A bound on KL, the weights that were within it last, and how often it was passed.
+
+    KL is a rollout's mean k1 estimate in nats a response, ``objective/kl``. Beyond the limit nothing is learned from a
+    rollout; the weights of the last one within it come back. ``"stop"`` then ends training, ``"back_off"`` goes on at half the
+    learning rate, until it has been halved ``MOST_BACK_OFFS`` times.
+
+    Args:
+        nats: the limit; None is none, and nothing is copied then.
+        action: what to do beyond it.
+
+    Attributes:
+        back_offs: times the learning rate was halved.
+        last_good: the weights that were within the limit last.
+    """
+
+    def __init__(self, nats: float | None, action: Action | None) -> None:
+        self.nats = nats
+        self.action: Action = action or "stop"
+        self.back_offs = 0
+        self.last_good: LastGood | None = None
+
+    def exceeded(self, kl: float) -> bool:
+        """True for a KL beyond the limit; False for NaN, whose origin the guards name."""
+        return self.nats is not None and kl > self.nats
+
+    def remember(self, policy: LMPolicy) -> None:
+        """Keep the weights of a policy that is within the limit, if there is one."""
+        if self.nats is not None:
+            self.last_good = LastGood.of(policy)
+
+    def restore(self, policy: LMPolicy, kl: float, where: str) -> str | None:
+        """Give a policy beyond the limit its last good weights back.
+
+        Args:
+            policy: gets them.
+            kl: the rollout's, nats a response.
+            where: where in training, for the message.
+
+        Returns:
+            Why training must end; None if it goes on.
+        """
+        message = f"{where}: KL {kl:.2f} nats per response is above kl_limit ({self.nats:g})"
+        if self.last_good is None:
+            return (
+                f"{message} before anything was learned: the policy begins too far from the reference; raise kl_limit"
+            )
+        self.last_good.put_back(policy)
+        if self.action == "back_off" and self.back_offs < MOST_BACK_OFFS:
+            self.back_offs += 1
+            return None
+        halved = f", after {self.back_offs} halvings of the learning rate" if self.back_offs else ""
+        return (
+            f"{message}{halved}: training has stopped with the weights of the last rollout within it; raise kl_coef or "
+            "kl_limit, or lower the learning rate"
+        )
+
+    @property
+    def rate(self) -> float:
+        """What the learning rate is multiplied by."""
+        return float(0.5**self.back_offs)

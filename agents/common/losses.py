@@ -1,4 +1,4 @@
-"""Losses per token, and how tokens are weighed: pure functions on flat ``[N]`` tensors of response tokens."""
+"""Losses per token, and how tokens are weighted: pure functions on flat ``[N]`` tensors of response tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clipped_policy_loss(
 
     Args:
         log_probs: ``[N]``, of the tokens under the policy now.
-        old_log_probs: ``[N]``, under the policy that wrote them.
+        old_log_probs: ``[N]``, under the policy that generated them.
         advantages: ``[N]``.
         clip_low: the ratio is clipped at ``1 - clip_low``.
         clip_high: and at ``1 + clip_high``; None takes ``clip_low``. Larger than ``clip_low`` is "clip-higher"
@@ -67,7 +67,7 @@ def sequence_clipped_policy_loss(
 
     Args:
         log_probs: ``[N]``, of the tokens under the policy now, response after response.
-        old_log_probs: ``[N]``, under the policy that wrote them.
+        old_log_probs: ``[N]``, under the policy that generated them.
         advantages: ``[N]``, the same for all tokens of a response.
         lengths: int ``[B]``, tokens of each response; their sum is ``N``.
         clip_low: the ratio is clipped at ``1 - clip_low``; theirs is 3e-4, since ``s`` moves far less than a token's ratio.
@@ -88,7 +88,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 
     Args:
         values: ``[N]``, now.
-        old_values: ``[N]``, when the rollout was written.
+        old_values: ``[N]``, when the rollout was generated.
         returns: ``[N]``, the targets.
         clip_range: in units of the reward; None is off.
     """

@@ -14,12 +14,12 @@ from rlhf_gym.errors import TrainingError
 
 
 def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
-    """What a rollout says: sums over each response, averaged over responses.
+    """Metrics of a rollout: sums over each response, averaged over responses.
 
     ``objective/kl`` is the k1 estimate in nats per response whatever estimator is learned with, ``objective/entropy`` the
     samples' negative log-probability per response, ``objective/scores`` what the environment paid before any shaping.
-    Episodes whose reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their siblings as
-    ``reward/left_out``, and are in no other figure.
+    Episodes whose reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their groups as
+    ``reward/left_out``, and are in no other metric.
     """
     skipped = skipped_metrics(rollout)
     if not rollout.episodes:
@@ -81,14 +81,14 @@ def skipped_metrics(rollout: Rollout) -> dict[str, float]:
 
 @torch.no_grad()
 def ratio_metrics(log_probs: Tensor, old_log_probs: Tensor) -> dict[str, Tensor]:
-    """How far the policy has moved from the one that wrote the tokens; sums over tokens, ``[]`` each.
+    """How far the policy has moved from the one that generated the tokens; sums over tokens, ``[]`` each.
 
     Args:
         log_probs: ``[N]``, now.
-        old_log_probs: ``[N]``, when written.
+        old_log_probs: ``[N]``, when generated.
 
     Returns:
-        ``ratio``; ``k3``, the divergence's estimate that SB3 reports and ``target_kl`` looks at; ``k2``, the one that TRL
+        ``ratio``; ``k3``, the estimate of KL that SB3 reports and ``target_kl`` looks at; ``k2``, the one that TRL
         reports as ``policy/approxkl_avg``.
     """
     log_ratio = log_probs.detach() - old_log_probs

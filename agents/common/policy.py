@@ -1,4 +1,4 @@
-"""A language model as a stable-baselines3 policy: its next-token distribution acts, a head on its hidden states values."""
+"""A language model as a stable-baselines3 policy: its next-token distribution acts, a head on its hidden states estimates values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
-from rlhf_gym.agents.common.predictor import CachedPredictor
 from rlhf_gym.agents.common.value_head import ValueHead, value_trunk
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.decoding import CachedDecoder
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import masked_logits, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, sample_tokens
@@ -23,6 +23,52 @@ from rlhf_gym.reward_model import RewardModel
 
 Rows = list[list[int]]
 ValueNetwork = Literal["shared", "separate"]
+
+
+class CachedPredictor:
+    """Decodes incrementally for callers that pass whole observations.
+
+    A row that is the row seen last in its place plus one token is fed that token; any other row starts over. So it does not
+    matter who resets what, and `evaluate_policy`, which does not tell of every restart, gets what it should. When a weight
+    has changed (training went on, parameters were loaded) everything starts over.
+
+    Args:
+        model: the language model.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self._decoder = CachedDecoder(model)
+        self._rows: list[list[int]] = []
+        self._version: tuple[object, ...] = ()
+
+    @torch.no_grad()
+    def last_hidden(self, rows: Sequence[list[int]], generated: Sequence[int]) -> Tensor:
+        """Hidden state of each row's last token: ``[len(rows), D]``.
+
+        Args:
+            rows: ids of each row.
+            generated: response tokens in each row.
+        """
+        version = self._weights_version()
+        if len(rows) != len(self._rows) or version != self._version:
+            self._decoder, self._rows, self._version = CachedDecoder(self.model), [[] for _ in rows], version
+        going = [i for i, row in enumerate(rows) if len(row) > 1 and row[:-1] == self._rows[i]]
+        fresh = [i for i in range(len(rows)) if i not in set(going)]
+        parts = []
+        if going:
+            tokens = torch.tensor([rows[i][-1] for i in going], device=self.model.device)
+            parts.append(self._decoder.append(going, tokens))  # lets the other rows go
+        if fresh:
+            parts.append(self._decoder.start(fresh, [rows[i] for i in fresh], [generated[i] for i in fresh]))
+        self._rows = [list(row) for row in rows]
+        order = torch.tensor(going + fresh, device=self.model.device).argsort()
+        return torch.cat(parts)[order]
+
+    def _weights_version(self) -> tuple[object, ...]:
+        """Changes whenever a weight is written to in place or moved (torch counts writes to each tensor)."""
+        parameters = list(self.model.model.parameters())
+        return (self.model.device, parameters[0].dtype, sum(p._version for p in parameters))
 
 
 class LMPolicy(ActorCriticPolicy):
@@ -36,7 +82,7 @@ class LMPolicy(ActorCriticPolicy):
         action_space: ``Discrete(V)``.
         model: the language model; trained in place.
         sampling: how tokens are drawn.
-        limits: which tokens may be written.
+        limits: which tokens are allowed.
         value_network: ``"shared"``: a head on the policy's trunk, so one pass gives logits and value; ``"separate"``: a
             trunk of its own, copied from the policy's, which costs as much again and cannot disturb the policy; None: no
             value function.
@@ -94,13 +140,21 @@ class LMPolicy(ActorCriticPolicy):
 
     @property
     def values_from_trunk(self) -> bool:
-        """Whether values are read from the policy's own hidden states, in the pass that writes."""
+        """True where values are read from the policy's own hidden states, in the pass that generates."""
         return self.value_head is not None and self.value_trunk is None
 
     @torch.no_grad()
-    def state_values(self, rows: Rows, written: Sequence[int]) -> Tensor:
-        """float32 ``[len(rows)]``, the value of rows whose last so many ids were written."""
-        return self.values(self.value_model.last_states(rows, written))
+    def state_values(self, rows: Rows, generated: Sequence[int]) -> Tensor:
+        """The values of states.
+
+        Args:
+            rows: ids of each state, prompt and response.
+            generated: response tokens in each row.
+
+        Returns:
+            float32 ``[len(rows)]``.
+        """
+        return self.values(self.value_model.last_states(rows, generated))
 
     @property
     def value_model(self) -> LanguageModel:

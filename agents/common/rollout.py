@@ -18,8 +18,8 @@ class Episode:
 
     Attributes:
         prompt_ids: ids that the model was given.
-        response_ids: ids that it wrote, EOS included where it wrote one.
-        log_probs: of each written token, under the distribution it was drawn from.
+        response_ids: ids that it generated, EOS included.
+        log_probs: of each response token, under the distribution it was drawn from.
         values: the value head's output before each token.
         rewards: the environment's reward of each token: 0 but for the last one, unless the environment shapes.
         ended: by EOS or a stop sequence, not at the length limit.
@@ -40,11 +40,11 @@ class Episode:
 
     @property
     def score(self) -> float:
-        """What the environment paid for the whole response."""
+        """The environment's reward of the whole response."""
         return float(sum(self.rewards))
 
     def spread(self) -> None:
-        """Pay each token what the reward says it is worth (``info["token_rewards"]``), instead of everything at the end."""
+        """Give each token its own reward (``info["token_rewards"]``), instead of everything at the end."""
         given = self.info.get("token_rewards")
         if given is not None:
             self.rewards = [paid + float(own) for paid, own in zip(self.rewards, given, strict=True)]
@@ -70,7 +70,7 @@ class Rollout:
         advantages: filled in by the agent.
         returns: filled in by the agent.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
-        together: so many neighbours of these always share a minibatch (the two of a pair).
+        together: this many of these in a row always share a minibatch (the two of a pair).
         left_out: episodes without a score, and those that are nothing without them; in none of the tables.
     """
 
@@ -90,7 +90,7 @@ class Rollout:
         """The same without the episodes whose reward failed.
 
         Args:
-            group_size: a group of so many neighbours is left out whole: its responses are compared with one another.
+            group_size: episodes of a group, which is left out whole: its responses are compared with one another.
         """
         groups = [range(first, first + group_size) for first in range(0, len(self.episodes), group_size)]
         whole = [not any(self.episodes[i].skipped for i in group) for group in groups]

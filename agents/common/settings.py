@@ -87,7 +87,7 @@ class Setting:
 
     Attributes:
         name: the constructor's keyword.
-        annotation: its type as it is written.
+        annotation: its type as it stands in the source.
         default: ``dataclasses.MISSING`` where it must be given.
         help: one sentence.
         source: the paper it comes from; empty where there is none.
@@ -273,7 +273,7 @@ class AgentSettings:
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values.
 
-        What cannot be written (schedules, raters, data) is listed by name under ``given_at_load``.
+        What JSON cannot hold (schedules, raters, data) is listed by name under ``given_at_load``.
         """
         values = {f.name: getattr(self.named(), f.name) for f in fields(self) if f.name != "device"}
         if isinstance(values["lora"], Lora):

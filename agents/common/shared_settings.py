@@ -8,8 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from stable_baselines3.common.type_aliases import Schedule
 
-from rlhf_gym.agents.common.kl import Estimator
-from rlhf_gym.agents.common.kl_limit import Action
+from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.policy import ValueNetwork
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting

@@ -1,4 +1,4 @@
-"""Sample completions of a rollout, token by token: what was written, paid, expected and found better than expected."""
+"""Sample completions of a rollout, token by token: text, rewards, values and advantages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer
 
 END = "⟨end⟩"
-"""How a trace writes the token that ends a response."""
+"""The token that ends a response, in a trace."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Trace:
 
     Attributes:
         why: why this one is shown: ``"first"`` (of the rollout: chosen by nothing), ``"best"`` or ``"worst"`` by score.
-        prompt: what the model was asked.
-        response: what it wrote.
-        score: what the environment paid, before the agent's own shaping.
-        kl: the k1 estimate of its divergence from the reference, in nats.
+        prompt: the text that the model was given.
+        response: the text that it generated.
+        score: the environment's reward, before the agent's own shaping.
+        kl: the k1 estimate of its KL from the reference, in nats.
         ended: by EOS or a stop sequence, not at the length limit.
         terms: the score's parts by name.
         tokens: the response's tokens as they read, ``R`` of them.
-        rewards: what the environment paid for each token.
+        rewards: the environment's reward of each token.
         advantages: what the agent learned from.
         kls: each token's part of ``kl``.
         values: the value function before each token; None for agents without one.

@@ -15,13 +15,13 @@ from rlhf_gym.reward_model import RewardModel
 class ValueHead(nn.Module):
     """A value from a hidden state: ``[..., D] -> [...]``.
 
-    Starts near zero: weights normal with deviation ``scale / sqrt(D + 1)`` and bias 0, so that values of normalised hidden
-    states have a deviation of about ``scale`` whatever the width. A head that starts at random would make the first
+    Starts near zero: weights normal with standard deviation ``scale / sqrt(D + 1)`` and bias 0, so that values of normalised
+    hidden states have a standard deviation of about ``scale`` whatever the width. A head that starts at random would make the first
     advantages noise, and push that noise into a shared trunk.
 
     Args:
         hidden_size: ``D``.
-        scale: deviation of the first values, in units of the reward.
+        scale: standard deviation of the first values, in units of the reward.
     """
 
     def __init__(self, hidden_size: int, scale: float = 0.01) -> None:
@@ -43,7 +43,7 @@ def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> Langu
     Args:
         model: the policy, whose weights it starts from; of an adapted model it is another adapter on the same base.
         start: a reward model, whose trunk it starts from instead. Its head is left behind: it was fitted to the ends of texts,
-            and says nothing sensible in their middle (docs/ppo-details.md has figures).
+            and says nothing sensible in their middle (docs/ppo-details.md has numbers).
 
     Raises:
         ConfigError: the reward model's trunk or tokenizer is not of the policy's kind.
