@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.forward import episode_log_probs
+from rlhf_gym.agents.common.losses import PairLoss
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import OnlineDPOKeywords
-
-PairLoss = Literal["dpo", "ipo"]
 
 
 def preference_loss(margins: Tensor, beta: float, loss: PairLoss = "dpo", *, label_smoothing: float = 0.0) -> Tensor:

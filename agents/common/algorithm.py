@@ -52,7 +52,9 @@ from rlhf_gym.reward_model import RewardModel
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
-    """Base of the agents. A subclass defines :meth:`prepare` (advantages) and :meth:`losses`; :meth:`iterate` shows what is shared.
+    """Base of the agents: a subclass defines :meth:`prepare` (advantages) and :meth:`losses`.
+
+    :meth:`iterate` is one iteration, from top to bottom.
 
     Args:
         policy: ``"LMPolicy"``.

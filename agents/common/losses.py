@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+PairLoss = Literal["dpo", "ipo"]
 Aggregation = Literal["token", "sequence", "constant"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "constant")
 

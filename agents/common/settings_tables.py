@@ -26,7 +26,7 @@ BEGIN, END = "<!-- settings: generated -->", "<!-- end of settings -->"
 
 HEADER = '''"""The keywords of every agent's constructor, for editors and type checkers.
 
-Generated from the settings classes by ``python -m rlhf_gym.agents.common.settings_tables``; not to be edited.
+Generated from the settings classes by ``rlhf_gym.agents.common.settings_tables``; not to be edited.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ import torch
 from stable_baselines3.common.type_aliases import Schedule
 
 from rlhf_gym.agents.common.kl import Action, Estimator
-from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.policy import ValueNetwork
-from rlhf_gym.agents.online_dpo import PairLoss
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.raters.base import Rater
+from rlhf_gym.raters.function import RaterFunction
 from rlhf_gym.reward_model import RewardModel
 '''
 
