@@ -1,4 +1,4 @@
-"""A language model as a stable-baselines3 policy: its next-token distribution acts, a head on its hidden states estimates values."""
+"""A language model as a stable-baselines3 policy: its next-token distribution acts, a head estimates values."""
 
 from __future__ import annotations
 

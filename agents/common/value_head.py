@@ -16,8 +16,8 @@ class ValueHead(nn.Module):
     """A value from a hidden state: ``[..., D] -> [...]``.
 
     Starts near zero: weights normal with standard deviation ``scale / sqrt(D + 1)`` and bias 0, so that values of normalised
-    hidden states have a standard deviation of about ``scale`` whatever the width. A head that starts at random would make the first
-    advantages noise, and push that noise into a shared trunk.
+    hidden states have a standard deviation of about ``scale`` whatever the width. A head that starts at random would make the
+    first advantages noise, and push that noise into a shared trunk.
 
     Args:
         hidden_size: ``D``.
