@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.forward import episode_log_probs
+from rlhf_gym.agents.common.losses import PairLoss
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import OnlineDPOKeywords
-
-PairLoss = Literal["dpo", "ipo"]
 
 
 def preference_loss(margins: Tensor, beta: float, loss: PairLoss = "dpo", *, label_smoothing: float = 0.0) -> Tensor:
@@ -59,6 +58,10 @@ def preferred(queries: Sequence[Query], rater: Rater) -> Tensor:
     """Have a rater judge pairs, and wait for it: float32 ``[P]``, 1 where the first is better, -1 the second, 0 neither.
 
     Where a rater is many, the majority counts; a correction takes the place of what it corrects; skips count nothing.
+
+    Args:
+        queries: ``P`` pairs.
+        rater: judges them.
 
     Raises:
         RaterError: the rater could not go on.

@@ -181,6 +181,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """
         if self.env is None:
             raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
+        if iterations is not None and (
+            isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1
+        ):
+            raise ConfigError(f"iterations must be a whole number of at least 1, or None; got {iterations!r}")
         if total_timesteps is None and iterations is not None:  # an upper bound, for progress bars
             left = max(iterations - self.iteration, 0)
             total_timesteps = max(1, left * self.n_episodes * self.policy.limits.max_new_tokens)

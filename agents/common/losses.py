@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["token", "sequence", "constant"]
+PairLoss = Literal["dpo", "ipo"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "constant")
 
 
@@ -116,6 +117,9 @@ def token_weights(lengths: Tensor, aggregation: Aggregation = "token", *, consta
 
     Returns:
         float32 ``[B]``.
+
+    Raises:
+        ValueError: no such aggregation, or "constant" without a ``constant_length``.
     """
     n = lengths.shape[0]
     if aggregation == "token":

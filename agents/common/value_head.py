@@ -76,6 +76,10 @@ PROBE = "theseareusualwords"
 def check_start(model: LanguageModel, start: RewardModel) -> None:
     """A value network may start from this reward model: its trunk is built as the policy's, and its ids mean the same.
 
+    Args:
+        model: the policy.
+        start: the reward model.
+
     Raises:
         ConfigError: it may not.
     """
