@@ -209,10 +209,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             done += 1
             if log_interval is not None and done % log_interval == 0:
                 self.dump_logs(self.iteration)
-            if not end_iteration(hook, self):
-                break
+            goes_on = end_iteration(hook, self)
             if self.stopped is not None:
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
+            if self.stopped is not None or not goes_on:
                 break
         hook.on_training_end()
         return self
