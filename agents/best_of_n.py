@@ -85,6 +85,13 @@ def scores_to_choose_by(
 ) -> NDArray[np.float64]:
     """Float64 ``[prompts, n]``; minus infinity for responses that the reward leaves out (`SkipOnError`).
 
+    Args:
+        reward: scores.
+        prompts: one for each text.
+        texts: responses, ``n`` to a prompt, one prompt after the other.
+        columns: the prompts' columns, repeated alike.
+        n: responses to each prompt.
+
     Raises:
         RewardError: the reward failed, or left out all responses to a prompt.
     """

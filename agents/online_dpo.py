@@ -60,6 +60,10 @@ def preferred(queries: Sequence[Query], rater: Rater) -> Tensor:
 
     Where a rater is many, the majority counts; a correction takes the place of what it corrects; skips count nothing.
 
+    Args:
+        queries: ``P`` pairs.
+        rater: judges them.
+
     Raises:
         RaterError: the rater could not go on.
         FeedbackError: a judgement that does not fit its query.

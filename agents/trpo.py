@@ -153,7 +153,12 @@ class TRPO(PPO):
         return [p for p in self.policy.language_model.model.parameters() if p.requires_grad]
 
     def surrogate(self, rollout: Rollout, *, gradient: bool = False) -> tuple[float, Tensor]:
-        """The mean of ``ratio * A``, less the KL where it is a loss; and its gradient, flat, if asked for."""
+        """The mean of ``ratio * A``, less the KL where it is a loss; and its gradient, flat, if asked for.
+
+        Args:
+            rollout: the episodes.
+            gradient: also return the gradient.
+        """
         parameters = self.policy_parameters()
         weights = token_weights(
             torch.tensor(rollout.lengths), self.aggregation, constant_length=self.policy.limits.max_new_tokens
@@ -175,7 +180,12 @@ class TRPO(PPO):
         return value, slope
 
     def fisher_product(self, rollout: Rollout, vector: Tensor) -> Tensor:
-        """``F v``: the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice)."""
+        """``F v``: the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice).
+
+        Args:
+            rollout: the episodes.
+            vector: ``v``, ``[P]`` over the weights that learn.
+        """
         seen = range(0, len(rollout.episodes), self.sub_sampling_factor)
         tokens = sum(rollout.lengths[i] for i in seen)
         parameters, out = self.policy_parameters(), torch.zeros_like(vector)
@@ -190,7 +200,12 @@ class TRPO(PPO):
 
     @torch.no_grad()
     def mean_kl(self, rollout: Rollout, old: LanguageModel) -> float:
-        """``KL(old || policy)`` in nats a token, exact over the vocabulary, mean over the rollout's tokens."""
+        """``KL(old || policy)`` in nats a token, exact over the vocabulary, mean over the rollout's tokens.
+
+        Args:
+            rollout: the episodes.
+            old: the policy before the step.
+        """
         total = 0.0
         for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
             before = self._distribution(rollout, old, rows)
@@ -247,7 +262,12 @@ def conjugate_gradient(
 
 
 def kl_divergences(old: Tensor, new: Tensor) -> Tensor:
-    """``KL(old || new)`` of each row: ``[N]`` from log-probabilities ``[N, V]``, -inf in both where a token is forbidden."""
+    """``KL(old || new)`` of each row: ``[N]`` from log-probabilities ``[N, V]``, -inf in both where a token is forbidden.
+
+    Args:
+        old: ``[N, V]``.
+        new: ``[N, V]``.
+    """
     forbidden = old == -torch.inf
     return (old.exp() * (old - new).masked_fill(forbidden, 0.0)).sum(-1)
 
@@ -259,7 +279,12 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def assign(parameters: Sequence[Tensor], vector: Tensor) -> None:
-    """Write a vector back into the parameters, in place."""
+    """Write a vector back into the parameters, in place.
+
+    Args:
+        parameters: weights.
+        vector: ``[P]``, as :func:`flatten` makes it.
+    """
     parts = torch.split(vector, [p.numel() for p in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.copy_(part.view_as(parameter))

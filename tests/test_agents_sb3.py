@@ -17,6 +17,7 @@ import torch
 from ppo_setups import LIMIT, NUM_ENVS, assert_same_weights, letters_env, small_ppo, weights
 from stable_baselines3.common.callbacks import (
     BaseCallback,
+    CallbackList,
     CheckpointCallback,
     EvalCallback,
     StopTrainingOnRewardThreshold,
@@ -26,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
-from rlhf_gym.agents import PPO, LMPolicy
+from rlhf_gym.agents import PPO, IterationCallback, LMPolicy
 from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.sampling import Limits, Sampling
@@ -82,6 +83,42 @@ def test_a_callback_may_stop_training() -> None:
     for bad in (0, True, "many"):
         with pytest.raises(ConfigError, match="total_timesteps must be"):
             model.learn(bad)  # type: ignore[arg-type]
+
+
+class Ends(IterationCallback):
+    """What a callback sees at an iteration's end."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.stop_after = stop_after
+        self.seen: list[tuple[int, int, float]] = []
+
+    def on_iteration_end(self, agent: Any) -> bool:
+        self.seen.append((agent.iteration, agent.num_timesteps, agent.policy.optimizer.param_groups[0]["lr"]))
+        return agent.iteration != self.stop_after
+
+
+def test_learning_goes_on_to_a_number_of_iterations() -> None:
+    """The rate falls with iterations, whatever their tokens, and a callback sees the end of each."""
+    model, ends = small_ppo(learning_rate=3e-3, learning_rate_decay="linear"), Ends()
+    model.learn(callback=[Watcher(), ends], iterations=2)
+    model.learn(callback=ends, iterations=3, reset_num_timesteps=False)
+    assert [iteration for iteration, _, _ in ends.seen] == [1, 2, 3]
+    assert [rate for _, _, rate in ends.seen] == [3e-3, 3e-3 * (1 - 1 / 2), 3e-3 * (1 - 2 / 3)]
+    model.learn(callback=ends, iterations=3, reset_num_timesteps=False)
+    assert len(ends.seen) == 3
+    assert model.num_timesteps == ends.seen[-1][1]
+    stopping = Ends(stop_after=4)
+    model.learn(10_000, callback=CallbackList([stopping]), reset_num_timesteps=False)
+    assert model.iteration == 4
+
+
+def test_learning_in_one_call_is_learning_one_iteration_at_a_time() -> None:
+    whole, parts = small_ppo(), small_ppo()
+    whole.learn(iterations=3)
+    for _ in range(3):
+        parts.learn(1, reset_num_timesteps=False)
+    assert_same_weights(weights(whole), weights(parts))
 
 
 def test_learn_with_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,20 +41,18 @@ from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
-from rlhf_gym.agents.common.setup import check_env, group_slots, reference_of, sizes
+from rlhf_gym.agents.common.setup import check_env, group_slots, learning_model, reference_of, sizes
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, adapted, require_peft
+from rlhf_gym.lm.lora import require_peft
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.reward_model import RewardModel
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
-    """Base of the agents: a subclass defines :meth:`prepare` (advantages) and :meth:`losses`.
-
-    :meth:`iterate` is one iteration, from top to bottom.
+    """Base of the agents: a subclass defines :meth:`prepare` (advantages) and :meth:`losses`, :meth:`iterate` has the rest.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -81,6 +79,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     batch_size: int
     tokens_per_batch: int
     learning_rate_decay: str
+    _stepping: SteppingCollector | None  # made when it is first needed
     # What holds for agents that do not have the setting.
     n_epochs: int = 1
     group_size: int = 1
@@ -147,88 +146,6 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Show the settings in the constructor's signature, for ``help`` and notebooks."""
-        super().__init_subclass__(**options)
-        cls.__signature__ = signature_of(cls.Settings)  # type: ignore[attr-defined]
-
-    def _setup_lr_schedule(self) -> None:
-        """A number, a schedule, or a number that falls to 0 with the progress that remains."""
-        super()._setup_lr_schedule()
-        rate = self.learning_rate
-        if self.learning_rate_decay == "linear" and not callable(rate):
-            self.lr_schedule = lambda progress_remaining: rate * progress_remaining
-
-    def _setup_model(self) -> None:
-        """Load what was given by name, check everything that can be checked, build policy and optimizer."""
-        if self.env is not None:
-            check_spaces(self.observation_space, self.action_space)
-        elif not hasattr(self, "observation_space"):
-            raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
-        given, start = self._given, self.value_start
-        model = given.language_model
-        if isinstance(model, str):
-            model = LanguageModel.load(model, device=str(given.device))
-        self.device = model.device
-        self.reference = reference_of(model, given.reference, adapted=given.lora is not None)
-        if self.seed is None:
-            self.seed = int(np.random.SeedSequence().generate_state(1)[0])
-        limits = Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,))
-        if self.env is not None:
-            limits = self._check(self.env, model)
-        if isinstance(start, str | Path):
-            start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
-        self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
-        self._setup_lr_schedule()
-        if given.lora is not None:
-            model = adapted(model, Lora.of(given.lora), seed=self.seed)
-        if not any(p.requires_grad for p in model.model.parameters()):
-            raise ConfigError(
-                f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
-                "language_model.model.requires_grad_(True), or give lora={...}"
-            )
-        self.policy = LMPolicy(
-            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network, start
-        )  # fmt: skip
-        if model.adapter is not None:  # the model may have come with it
-            self.settings = replace(self.settings, lora=Lora.of(model.adapter.settings()))
-        self._given, self.value_start = self.settings, None  # models that were given are kept no longer
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
-        self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
-        self._counter = StepCounter(self.n_envs if self.env is not None else 1)
-        self._stepping: SteppingCollector | None = None
-        self.rollout_buffer = None  # type: ignore[assignment]  # SB3's, for steps; sequences have their own
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on in another environment: other prompts, another reward, another number of slots.
-
-        Args:
-            env: the environment.
-            force_reset: as in stable-baselines3.
-
-        Raises:
-            ConfigError: not a token environment, or one that does not fit the model or ``n_episodes``.
-        """
-        wrapped = self._wrap_env(env, self.verbose)
-        self.policy.limits = self._check(wrapped, self.policy.language_model)
-        # SB3 insists on the same spaces and number of slots; neither is part of what is learned.
-        self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
-        self.n_envs = wrapped.num_envs
-        super().set_env(wrapped, force_reset)
-        self._counter = StepCounter(self.n_envs)
-        self._stepping = None
-
-    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        self.n_episodes, self.batch_size = sizes(self.n_episodes, self.settings.batch_size, env.num_envs)
-        group_slots(env, self.group_size)
-        return check_env(env, model, self.reference)
-
-    def stepping_collector(self, env: VecEnv) -> SteppingCollector:
-        """What steps an environment that cannot be decoded into."""
-        assert self.seed is not None
-        return SteppingCollector(env, self.policy, self.seed)
-
     # ------------------------------------------------------------------------------------------------ learning
 
     def learn(
@@ -264,6 +181,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """
         if self.env is None:
             raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
+        if iterations is not None and (
+            isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1
+        ):
+            raise ConfigError(f"iterations must be a whole number of at least 1, or None; got {iterations!r}")
         if total_timesteps is None and iterations is not None:  # an upper bound, for progress bars
             left = max(iterations - self.iteration, 0)
             total_timesteps = max(1, left * self.n_episodes * self.policy.limits.max_new_tokens)
@@ -288,10 +209,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             done += 1
             if log_interval is not None and done % log_interval == 0:
                 self.dump_logs(self.iteration)
-            if not end_iteration(hook, self):
-                break
+            goes_on = end_iteration(hook, self)
             if self.stopped is not None:
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
+            if self.stopped is not None or not goes_on:
                 break
         hook.on_training_end()
         return self
@@ -519,7 +440,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert self.rollout is not None
         return flat(table, rows, self.rollout.mask).to(self.device)
 
-    # ------------------------------------------------------------------------------------------------ metrics and state
+    # ------------------------------------------------------------------------------------------------ metrics
 
     def record(self, **metrics: Tensor | float) -> None:
         """Keep metrics of a minibatch; the iteration's mean is logged under each name."""
@@ -553,6 +474,86 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         None before the first iteration, and in environments that do not say: all but :class:`TokenVecEnv`, wrapped or not.
         """
         return self.seconds["reward"] / self._total_seconds if "reward" in self.seconds else None
+
+    # ------------------------------------------------------------------------------------------------ what it is made of
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Show the settings in the constructor's signature, for ``help`` and notebooks."""
+        super().__init_subclass__(**options)
+        cls.__signature__ = signature_of(cls.Settings)  # type: ignore[attr-defined]
+
+    def _setup_lr_schedule(self) -> None:
+        """A number, a schedule, or a number that falls to 0 with the progress that remains."""
+        super()._setup_lr_schedule()
+        rate = self.learning_rate
+        if self.learning_rate_decay == "linear" and not callable(rate):
+            self.lr_schedule = lambda progress_remaining: rate * progress_remaining
+
+    def _setup_model(self) -> None:
+        """Load what was given by name, check everything that can be checked, build policy and optimizer."""
+        if self.env is not None:
+            check_spaces(self.observation_space, self.action_space)
+        elif not hasattr(self, "observation_space"):
+            raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
+        given, start = self._given, self.value_start
+        model = given.language_model
+        if isinstance(model, str):
+            model = LanguageModel.load(model, device=str(given.device))
+        self.device = model.device
+        self.reference = reference_of(model, given.reference, adapted=given.lora is not None)
+        if self.seed is None:
+            self.seed = int(np.random.SeedSequence().generate_state(1)[0])
+        limits = Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,))
+        if self.env is not None:
+            limits = self._check(self.env, model)
+        if isinstance(start, str | Path):
+            start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
+        self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
+        self._setup_lr_schedule()
+        model = learning_model(model, given.lora, self.seed)
+        self.policy = LMPolicy(
+            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network, start
+        )  # fmt: skip
+        if model.adapter is not None:  # the model may have come with it
+            self.settings = replace(self.settings, lora=Lora.of(model.adapter.settings()))
+        self._given, self.value_start = self.settings, None  # models that were given are kept no longer
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
+        self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
+        self._counter = StepCounter(self.n_envs if self.env is not None else 1)
+        self._stepping = None
+        self.rollout_buffer = None  # type: ignore[assignment]  # SB3's, for steps; sequences have their own
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on in another environment: other prompts, another reward, another number of slots.
+
+        Args:
+            env: the environment.
+            force_reset: as in stable-baselines3.
+
+        Raises:
+            ConfigError: not a token environment, or one that does not fit the model or ``n_episodes``.
+        """
+        wrapped = self._wrap_env(env, self.verbose)
+        self.policy.limits = self._check(wrapped, self.policy.language_model)
+        # SB3 insists on the same spaces and number of slots; neither is part of what is learned.
+        self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
+        self.n_envs = wrapped.num_envs
+        super().set_env(wrapped, force_reset)
+        self._counter = StepCounter(self.n_envs)
+        self._stepping = None
+
+    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
+        self.n_episodes, self.batch_size = sizes(self.n_episodes, self.settings.batch_size, env.num_envs)
+        group_slots(env, self.group_size)
+        return check_env(env, model, self.reference)
+
+    def stepping_collector(self, env: VecEnv) -> SteppingCollector:
+        """What steps an environment that cannot be decoded into."""
+        assert self.seed is not None
+        return SteppingCollector(env, self.policy, self.seed)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights and optimizer to go on exactly, as JSON values."""

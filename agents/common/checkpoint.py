@@ -321,7 +321,12 @@ def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict,
 
 
 def pack(folder: Path, target: Any) -> None:
-    """Put a folder's files into a zip (stored as they are: weights hardly shrink)."""
+    """Put a folder's files into a zip (stored as they are: weights hardly shrink).
+
+    Args:
+        folder: what to put in.
+        target: path of the zip, or a binary file.
+    """
     with zipfile.ZipFile(target, "w") as archive:
         for file in sorted(f for f in folder.rglob("*") if f.is_file()):
             archive.write(file, file.relative_to(folder).as_posix())

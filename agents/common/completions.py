@@ -83,7 +83,12 @@ class Completions(IterationCallback):
 
 
 def as_table(found: Sequence[Trace], title: str) -> Table:
-    """Traces for the console, a line each; nothing in them is markup, and nothing moves the cursor."""
+    """Traces for the console, a line each; nothing in them is markup, and nothing moves the cursor.
+
+    Args:
+        found: the traces.
+        title: the table's.
+    """
     table = Table(
         title=title, title_justify="left", title_style="", box=None, expand=True, padding=(0, 1), header_style="dim"
     )
@@ -100,7 +105,13 @@ def as_table(found: Sequence[Trace], title: str) -> Table:
 
 
 def append(file: Path, iteration: int, found: Sequence[Trace]) -> None:
-    """Add traces to a file of JSON lines, each with its iteration."""
+    """Add traces to a file of JSON lines, each with its iteration.
+
+    Args:
+        file: where to; made if it is missing.
+        iteration: that the traces are of.
+        found: the traces.
+    """
     lines = [json.dumps({"iteration": iteration, **asdict(trace)}) + "\n" for trace in found]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="ascii") as out:  # one write: a kill leaves whole lines, or one that is cut

@@ -137,7 +137,12 @@ def episode_log_probs(
 
 
 def pack_episodes(policy: LMPolicy, episodes: list[Episode]) -> SequenceBatch:
-    """Episodes as padded tensors on the policy's device."""
+    """Episodes as padded tensors on the policy's device.
+
+    Args:
+        policy: says what pads, and on which device.
+        episodes: ``B`` of them.
+    """
     model = policy.language_model
     prompts, responses = [e.prompt_ids for e in episodes], [e.response_ids for e in episodes]
     return pack_sequences(prompts, responses, model.tokenizer.pad_id, device=model.device)

@@ -48,6 +48,9 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: Estimator =
 
     Returns:
         Same shape, differentiable in both arguments.
+
+    Raises:
+        ValueError: no such estimator.
     """
     log_r = ref_log_probs - log_probs
     if estimator == "k1":
@@ -70,7 +73,12 @@ class FixedKL:
     coef: float
 
     def update(self, kl: float, n_episodes: int) -> None:
-        """Nothing to adapt."""
+        """Nothing to adapt.
+
+        Args:
+            kl: measured KL.
+            n_episodes: how many responses it was measured on.
+        """
 
 
 @dataclass

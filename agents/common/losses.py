@@ -9,6 +9,7 @@ from torch import Tensor
 
 PairLoss = Literal["dpo", "ipo"]
 Aggregation = Literal["token", "sequence", "constant"]
+PairLoss = Literal["dpo", "ipo"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "constant")
 
 
@@ -117,6 +118,9 @@ def token_weights(lengths: Tensor, aggregation: Aggregation = "token", *, consta
 
     Returns:
         float32 ``[B]``.
+
+    Raises:
+        ValueError: no such aggregation, or "constant" without a ``constant_length``.
     """
     n = lengths.shape[0]
     if aggregation == "token":

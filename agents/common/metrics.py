@@ -20,6 +20,10 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
     samples' negative log-probability per response, ``objective/scores`` what the environment paid before any shaping.
     Episodes whose reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their groups as
     ``reward/left_out``, and are in no other metric.
+
+    Args:
+        rollout: the episodes.
+        eos_id: the token that ends a response.
     """
     skipped = skipped_metrics(rollout)
     if not rollout.episodes:

@@ -162,7 +162,13 @@ class LMPolicy(ActorCriticPolicy):
         return self.value_trunk or self.language_model
 
     def distribution(self, hidden: Tensor, positions: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Log-probabilities ``[n, V]`` that the next token is drawn with, from hidden states ``[n, D]``."""
+        """Log-probabilities ``[n, V]`` that the next token is drawn with, from hidden states ``[n, D]``.
+
+        Args:
+            hidden: ``[n, D]``.
+            positions: int64 ``[n]``, response tokens before.
+            allowed: bool ``[n, V]``, further masks, or None.
+        """
         return behaviour_log_probs(
             masked_logits(self.language_model, hidden, positions, self.limits, allowed), self.sampling
         )
@@ -187,6 +193,9 @@ class LMPolicy(ActorCriticPolicy):
 
         Returns:
             int64 actions, ``[n]`` or a scalar array, and ``state``.
+
+        Raises:
+            ConfigError: no observation of a token environment.
         """
         if not isinstance(observation, dict):
             raise ConfigError(f"expected a dict with ids, length and prompt_length; got {type(observation).__name__}")
@@ -215,14 +224,24 @@ class LMPolicy(ActorCriticPolicy):
         return self._act(self.language_model.last_states(rows, positions.tolist()), positions, deterministic)[0]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log-probabilities, ``[n]`` each."""
+        """Actions, values and log-probabilities, ``[n]`` each.
+
+        Args:
+            obs: ``n`` observations.
+            deterministic: take the most probable tokens.
+        """
         rows, positions = observed_rows(obs, self.language_model.device)
         hidden = self.language_model.last_states(rows, positions.tolist())
         tokens, log_probs = self._act(hidden, positions, deterministic)
         return tokens, self._values_of(obs, hidden), log_probs
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, log-probabilities and entropies of given actions, ``[n]`` each."""
+        """Values, log-probabilities and entropies of given actions, ``[n]`` each.
+
+        Args:
+            obs: ``n`` observations.
+            actions: int64 ``[n]``, token ids.
+        """
         rows, positions = observed_rows(obs, self.language_model.device)
         hidden = self.language_model.last_states(rows, positions.tolist())
         log_probs, entropies = token_log_probs(
@@ -247,7 +266,12 @@ class LMPolicy(ActorCriticPolicy):
 
 
 def observed_rows(observation: Any, device: torch.device) -> tuple[Rows, Tensor]:
-    """The ids of batched observations (arrays or tensors) as lists, and how many response tokens each has (int64 ``[n]``)."""
+    """The ids of batched observations (arrays or tensors) as lists, and how many response tokens each has (int64 ``[n]``).
+
+    Args:
+        observation: arrays or tensors by name, batched.
+        device: of the counts.
+    """
     lengths = torch.as_tensor(observation["length"]).flatten().long()
     starts = torch.as_tensor(observation["prompt_length"]).flatten().long()
     ids = torch.as_tensor(observation["ids"]).long().tolist()
@@ -257,6 +281,10 @@ def observed_rows(observation: Any, device: torch.device) -> tuple[Rows, Tensor]
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> tuple[int, int]:
     """The longest observation and the number of actions of a token environment.
+
+    Args:
+        observation_space: of the environment.
+        action_space: of the environment.
 
     Raises:
         ConfigError: the spaces are not those of a token environment.

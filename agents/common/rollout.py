@@ -154,14 +154,24 @@ class Rollout:
         return torch.tensor([e.bootstrap for e in self.episodes])
 
     def minibatches(self, size: int, rng: np.random.Generator) -> list[list[int]]:
-        """Indices of episodes in random order, in minibatches of ``size`` whole episodes (the last may be smaller)."""
+        """Indices of episodes in random order, in minibatches of ``size`` whole episodes (the last may be smaller).
+
+        Args:
+            size: episodes of a minibatch.
+            rng: draws the order.
+        """
         rows = np.arange(len(self.episodes)) if self.learn_from is None else np.array(self.learn_from, dtype=np.int64)
         order = rng.permutation(rows.reshape(-1, self.together)).flatten().tolist()
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def pad(mask: Tensor, rows: Sequence[Sequence[float] | Tensor]) -> Tensor:
-    """float32 ``[B, R]`` with each row's values where its mask is True."""
+    """float32 ``[B, R]`` with each row's values where its mask is True.
+
+    Args:
+        mask: bool ``[B, R]``.
+        rows: ``B`` rows, each as long as its row of the mask has True.
+    """
     out = torch.zeros(mask.shape)
     for row, values in enumerate(rows):
         out[row, : len(values)] = torch.as_tensor(values, dtype=torch.float32)
@@ -169,13 +179,24 @@ def pad(mask: Tensor, rows: Sequence[Sequence[float] | Tensor]) -> Tensor:
 
 
 def flat(table: Tensor, rows: Sequence[int], mask: Tensor) -> Tensor:
-    """The masked entries of some rows, row after row: ``[N]``."""
+    """The masked entries of some rows, row after row: ``[N]``.
+
+    Args:
+        table: ``[B, R]``.
+        rows: which of its rows.
+        mask: bool ``[B, R]``.
+    """
     index = torch.as_tensor(rows)
     return table[index][mask[index]]
 
 
 def unpack_masks(episodes: Sequence[Episode], vocab_size: int) -> Tensor | None:
-    """Allowed tokens, bool ``[N, V]``, at every response token of these episodes; None where no episode has masks."""
+    """Allowed tokens, bool ``[N, V]``, at every response token of these episodes; None where no episode has masks.
+
+    Args:
+        episodes: ``N`` response tokens together.
+        vocab_size: ``V``.
+    """
     if episodes[0].masks is None:
         return None
     packed = np.concatenate([e.masks for e in episodes if e.masks is not None])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -9,6 +12,7 @@ from rlhf_gym.agents.common.policy import check_spaces
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora, adapted
 from rlhf_gym.lm.sampling import Limits
 
 
@@ -38,6 +42,27 @@ def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, ada
             f"{model.name!r} has {ours[0]} and {ours[1]}: KL needs one and the same vocabulary"
         )
     return reference.frozen_copy()
+
+
+def learning_model(model: LanguageModel, lora: Lora | Mapping[str, Any] | None, seed: int) -> LanguageModel:
+    """The model whose weights learn: the one given, or an adapter on it.
+
+    Args:
+        model: as given.
+        lora: the adapter; None is none.
+        seed: of the adapter's random start.
+
+    Raises:
+        ConfigError: nothing learns.
+    """
+    if lora is not None:
+        model = adapted(model, Lora.of(lora), seed=seed)
+    if not any(p.requires_grad for p in model.model.parameters()):
+        raise ConfigError(
+            f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
+            "language_model.model.requires_grad_(True), or give lora={...}"
+        )
+    return model
 
 
 def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Limits:

@@ -101,7 +101,12 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
 
 
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """What each token adds to the text; a character of several tokens stands at its last one."""
+    """What each token adds to the text; a character of several tokens stands at its last one.
+
+    Args:
+        ids: of a response.
+        tokenizer: decodes them.
+    """
     texts, done = [], ""
     for i, token in enumerate(ids, start=1):
         if token == tokenizer.eos_id:

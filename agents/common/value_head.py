@@ -16,8 +16,8 @@ class ValueHead(nn.Module):
     """A value from a hidden state: ``[..., D] -> [...]``.
 
     Starts near zero: weights normal with standard deviation ``scale / sqrt(D + 1)`` and bias 0, so that values of normalised
-    hidden states have a standard deviation of about ``scale`` whatever the width. A head that starts at random
-    would make the first advantages noise, and push that noise into a shared trunk.
+    hidden states have a standard deviation of about ``scale`` whatever the width. A head that starts at random would make the
+    first advantages noise, and push that noise into a shared trunk.
 
     Args:
         hidden_size: ``D``.
@@ -75,6 +75,10 @@ PROBE = "theseareusualwords"
 
 def check_start(model: LanguageModel, start: RewardModel) -> None:
     """A value network may start from this reward model: its trunk is built as the policy's, and its ids mean the same.
+
+    Args:
+        model: the policy.
+        start: the reward model.
 
     Raises:
         ConfigError: it may not.
