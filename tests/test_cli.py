@@ -17,7 +17,6 @@ from tiny_run import command, save_tiny_model, tiny_settings
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.version import __version__
 
@@ -69,7 +68,7 @@ def test_version_and_help_answer_at_once_and_import_nothing_heavy() -> None:
 
 def test_config_prints_what_run_would_use(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["config"]) == 0
-    assert build(yaml.safe_load(capsys.readouterr().out)) == Config()
+    assert build(yaml.safe_load(capsys.readouterr().out)) == build({})
     (tmp_path / "c.yaml").write_text("agent: {kl_coef: 0.5, gamma: 0.9}\nrun: {seed: 3}\n")
     arguments = ["--config", str(tmp_path / "c.yaml"), "--kl-coef", "0.1", "--set", "agent.gae_lambda=1", "--seed=7",
                  "--model", "a: b", "--log", "tensorboard", "--quick"]  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.config import AgentConfig, Config
+from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import (
     QUICK,
     all_fields,
@@ -25,18 +25,18 @@ from rlhf_gym.loop.config_file import (
 
 def test_every_setting_has_help_and_survives_yaml() -> None:
     assert all(f.metadata["help"] for _, f in all_fields())
-    for text in (dump(Config()), dump(Config(), with_help=True)):
-        assert build(yaml.safe_load(text)) == Config()
-    assert build(to_settings(Config())) == Config()
+    for text in (dump(build({})), dump(build({}), with_help=True)):
+        assert build(yaml.safe_load(text)) == build({})
+    assert build(to_settings(build({}))) == build({})
 
 
 def test_the_documentation_shows_every_setting_as_it_is() -> None:
     page = Path(__file__).parents[1] / "docs" / "configuration.md"
-    assert dump(Config(), with_help=True) in page.read_text(encoding="utf-8"), "renew it with: rlhf-gym config"
+    assert dump(build({}), with_help=True) in page.read_text(encoding="utf-8"), "renew it with: rlhf-gym config"
 
 
 def test_the_help_stands_above_each_key() -> None:
-    lines = dump(Config(), with_help=True).splitlines()
+    lines = dump(build({}), with_help=True).splitlines()
     at = lines.index("  tokens_per_batch: 4096")
     assert lines[at - 1] == "  # padded tokens a forward pass; changes memory and speed only (at least 1)"
     at = lines.index("  kl_estimator: null")
@@ -144,11 +144,11 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
     file.write_text("")
     assert load_settings(file) == {}
     file.write_text("agent:\n")
-    assert build(load_settings(file)) == Config()
+    assert build(load_settings(file)) == build({})
 
 
 def test_differences_are_named_in_full() -> None:
-    assert differences(Config(), build({"agent": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
+    assert differences(build({}), build({"agent": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
         "agent.kl_coef": (None, 1.0),
         "run.rounds": (1, 2),
     }
@@ -160,7 +160,7 @@ def test_the_demos_configuration_is_valid() -> None:
 
 
 def test_quick_is_a_valid_configuration() -> None:
-    assert build(QUICK).agent.iterations < Config().agent.iterations
+    assert build(QUICK).agent.iterations < build({}).agent.iterations
 
 
 def test_a_tasks_options_are_a_mapping() -> None:

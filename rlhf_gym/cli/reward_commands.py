@@ -24,7 +24,7 @@ def check_reward(options: argparse.Namespace) -> int:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
     quiet_libraries()
     from rlhf_gym.envs.prompt_table import columns_of
-    from rlhf_gym.loop.config import Config, TaskConfig
+    from rlhf_gym.loop.config import ModelConfig, TaskConfig
     from rlhf_gym.loop.context import task_of
     from rlhf_gym.rewards.check import check_reward
     from rlhf_gym.rewards.service.time_limit import limit_parts
@@ -39,7 +39,7 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.lm.language_model import LanguageModel
     from rlhf_gym.lm.sampling import Limits, Sampling
 
-    model = LanguageModel.load(options.model, device=Config().model.device)
+    model = LanguageModel.load(options.model, device=ModelConfig().device)
     tokenizer = model.tokenizer
     limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_response_tokens, task.max_response_tokens)
     written = generate(

@@ -114,7 +114,7 @@ def _divergences(
             responses,
             context.sampling,
             context.limits,
-            tokens_per_batch=context.config.agent.tokens_per_batch,
+            tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
         )
         for model in (policy, context.reference)
     ]
@@ -125,7 +125,7 @@ def _perplexity(context: RunContext, ids: Sequence[Sequence[int]], generations: 
     """Per token, under the reference's own distribution: no temperature, nothing cut off."""
     logs = token_log_probs(
         context.reference, ids, [g.ids for g in generations], Sampling(), context.limits,
-        tokens_per_batch=context.config.agent.tokens_per_batch,
+        tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
     )  # fmt: skip
     return math.exp(-sum(float(x.double().sum()) for x in logs) / sum(len(x) for x in logs))
 

@@ -45,7 +45,6 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     Raises:
         FeedbackError: no judgement says that one response is better than another.
     """
-    settings = context.config.reward_model
     with FeedbackStore(context.run.store_file, read_only=True) as store:
         judgements = store.count().current  # first: of what comes meanwhile nothing is missed
         # What people said of queries whose answer is known tells of people; the taste to be learned is not in it.
@@ -56,12 +55,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
             "to. Ask about more prompts (sampling.prompts), or ask a rater who skips and ties less"
         )
-    config = FitConfig(
-        learning_rate=settings.learning_rate, epochs=settings.epochs, batch_size=settings.batch_size,
-        weight_decay=settings.weight_decay, label_smoothing=settings.label_smoothing,
-        validation_fraction=settings.validation_fraction, max_grad_norm=settings.max_grad_norm,
-        seed=context.seed(number, "fit"),
-    )  # fmt: skip
+    config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
     model = RewardModel(context.reference.frozen_copy(), seed=config.seed)
     title = f"round {number} reward model"
     with context.progress.stage(title, 0) as bar:

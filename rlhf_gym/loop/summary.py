@@ -21,10 +21,11 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
         pairs: prompts shown with both responses, drawn at random by the run's seed.
     """
     run = RunDirectory(run_dir)
-    config = run.config()
+    config = run.settings()
+    seed = config["run"]["seed"]
     lines = [
-        f"{run.path}: task {config.task.name}, model {config.model.name}, seed {config.run.seed}",
-        f"{len(run.finished_rounds())} of {config.run.rounds} rounds trained, {_duration(run.seconds())} of work",
+        f"{run.path}: task {config['task']['name']}, model {config['model']['name']}, seed {seed}",
+        f"{len(run.finished_rounds())} of {config['run']['rounds']} rounds trained, {_duration(run.seconds())} of work",
     ]
     for number in run.finished_rounds():
         fitted = read_json(run.path / f"round-{number}" / "reward_model.json")
@@ -36,7 +37,7 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     figures = read_json(run.evaluation_file)
     if figures is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
-    lines += ["", *_table(figures), "", *_pairs(figures["pairs"], pairs, config.run.seed)]
+    lines += ["", *_table(figures), "", *_pairs(figures["pairs"], pairs, seed)]
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")
     return "\n".join(lines).rstrip() + "\n"

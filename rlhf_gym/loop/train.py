@@ -11,9 +11,9 @@ from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
-from rlhf_gym.loop.agents import agent_options, find_agent, learning_rate
+from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.completions import SampleCompletions
-from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.context import RunContext, needs_targets, target_pairs
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
 from rlhf_gym.loop.progress import Bar
 from rlhf_gym.loop.reward_models import Refits
@@ -61,13 +61,16 @@ def train(context: RunContext, number: int) -> None:
     """
     settings = context.config.agent
     table = MetricsTable(context.run.metrics_file)
-    rate = LearningRate(learning_rate(settings), settings.iterations, settings.lr_schedule)
+    rate = LearningRate(
+        settings.settings["learning_rate"], settings.iterations, settings.settings["learning_rate_decay"]
+    )
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
     refits = Refits(context, number, reward)
     agent = _agent(context, number, table, rate, reward)
     title = type(agent).__name__
     write_json(
-        context.run.round(number) / "agent.json", {"class": title, "learning_rate": rate.start, **agent.settings}
+        context.run.round(number) / "agent.json",
+        {"class": title, "learning_rate": rate.start, **agent.settings.as_json()},
     )
     logger = make_logger(context.run, context.config, table)
     agent.set_logger(logger)
@@ -116,30 +119,26 @@ def _agent(
 ) -> PolicyGradient:
     """The agent at the beginning of a round, or as the round's latest checkpoint has it."""
     settings = context.config.agent
-    env = make_sb3_env(
-        settings.n_envs or settings.n_episodes, tokenizer=context.reference.tokenizer, task=context.task, reward=reward
-    )
+    env = make_sb3_env(settings.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward)
     make: Any = find_agent(settings.name)
+    given = {"data": target_pairs(context.task, settings.target_column)} if needs_targets(settings) else {}
     checkpoint = context.run.round(number) / "agent.zip"
     if checkpoint.exists():
         base = {"language_model": context.reference} if context.config.model.lora else {}
         resumed: PolicyGradient = make.load(
-            checkpoint,
-            env=env,
-            device=str(context.reference.device),
-            reference=context.reference,
-            learning_rate=rate,
-            **base,
-        )
+            checkpoint, env=env, device=str(context.reference.device), reference=context.reference, learning_rate=rate,
+            **base, **given,
+        )  # fmt: skip
         table.keep_until(number, resumed.iteration)
         table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
         return resumed
-    options = agent_options(settings)
-    if "value_start" in options:
+    sampling = {name: getattr(context.sampling, name) for name in ("temperature", "top_k", "top_p")}
+    options = {**settings.settings, **given, "learning_rate": rate, "learning_rate_decay": "constant"}
+    options |= {name: value for name, value in sampling.items() if name in make.Settings.names()}
+    if settings.value_start == "reward_model":
         options["value_start"] = context.run.round(number) / REWARD_MODEL_FOLDER
     agent: PolicyGradient = make(
-        env=env, language_model=_trainable(context, number), reference=context.reference, learning_rate=rate,
-        temperature=context.sampling.temperature, top_k=context.sampling.top_k, top_p=context.sampling.top_p,
+        env=env, language_model=_trainable(context, number), reference=context.reference,
         seed=context.seed(number, "train"), device=str(context.reference.device), **options,
     )  # fmt: skip
     table.keep_until(number, 0)
