@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.common.losses import clipped_value_loss
 from rlhf_gym.agents.common.rollout import Rollout
-from rlhf_gym.agents.common.settings import refuse_lacking
+from rlhf_gym.agents.common.settings import AgentSettings, setting
+from rlhf_gym.agents.common.shared_settings import (
+    ActorCriticSettings,
+    CollectSettings,
+    EntropySettings,
+    RatioSettings,
+    ValueLossSettings,
+)
 from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.agents.ppo import PPO
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import A2CKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CSettings(ActorCriticSettings, RatioSettings, EntropySettings, CollectSettings, ValueLossSettings):
+    """The settings of A2C: PPO's without those of a clip and of several passes."""
+
+    learning_rate: float | Schedule = setting(3e-4)
+    batch_size: int | None = setting(None)
 
 
 class A2C(PPO):
@@ -21,47 +42,25 @@ class A2C(PPO):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.ppo.PPO`.
-        learning_rate: Adam's; a single step an iteration may be larger than PPO's.
-        batch_size: whole episodes a minibatch; None, the default, is all of them: one step an iteration.
-        options: PPO's settings, but those of a clip and of several passes.
+        env: as PPO's.
+        settings: see :class:`A2CSettings`.
 
     Raises:
-        ConfigError: as PPO; or a setting that A2C does not have.
+        ConfigError: as PPO.
     """
 
-    lacks: ClassVar[tuple[str, ...]] = (
-        "n_epochs", "clip_range", "clip_range_high", "clip_range_vf", "dual_clip", "target_kl"
-    )  # fmt: skip
+    Settings: ClassVar[type[AgentSettings]] = A2CSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        learning_rate: float | Schedule = 3e-4,
-        batch_size: int | None = None,
-        **options: Any,
-    ) -> None:
-        refuse_lacking(type(self), self.lacks, options)
-        setup = options.pop("_init_setup_model", True)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            n_epochs=1,
-            _init_setup_model=False,
-            **options,
-        )
-        self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}
-        if setup:
-            self._setup_model()
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[A2CKeywords]
+        ) -> None: ...
 
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """Plain policy gradient and squared error of the value, and the divergence where it is a loss."""
+        """Plain policy gradient and squared error of the value, and the KL where it is a loss."""
         assert values is not None
         value_loss, _ = clipped_value_loss(
             values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,9 +16,59 @@ from rlhf_gym.agents.common.advantages import group_relative
 from rlhf_gym.agents.common.kl import Estimator
 from rlhf_gym.agents.common.losses import Aggregation, sequence_clipped_policy_loss
 from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.settings import AgentSettings, setting
+from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import GRPOKeywords, GSPOKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOSettings(CriticFreeSettings):
+    """The settings of GRPO and of its descendants."""
+
+    group_size: int = setting(8, "responses to each prompt; divides the number of environments", at_least=2)
+    scale_rewards: Literal["group", "batch", "none"] = setting(
+        "group",
+        "what the difference to the group's mean is divided by: the standard deviation of the group, of the batch, or nothing",
+        source="Shao et al. 2024; none: Liu et al. 2025",
+    )
+    dynamic_sampling: bool = setting(
+        False,
+        "do not learn from groups whose scores are all the same: their advantages are 0, but their tokens would count in the "
+        "loss's mean",
+        source="Yu et al. 2025",
+    )
+    max_resamples: int = setting(
+        0,
+        "with dynamic_sampling: where fewer than n_episodes are left to learn from, generate as many again, at most this many "
+        "times; 0 learns from what is left (`groups/refills` counts)",
+        at_least=0, source="Yu et al. 2025",
+    )  # fmt: skip
+    n_epochs: int = setting(2)
+    batch_size: int | None = setting(16)
+    clip_range: float | Schedule | None = setting(0.2)
+    aggregation: Aggregation = setting("sequence")
+    kl_coef: float = setting(0.04, source="Shao et al. 2024")
+    kl_in: Literal["reward", "loss"] = setting("loss")
+    kl_estimator: Estimator | None = setting(None, "k1, k2 or k3; None takes k3 in the loss, and k1 in the reward")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_resamples and not self.dynamic_sampling:
+            raise ConfigError(
+                f"max_resamples ({self.max_resamples}) replaces the groups that dynamic_sampling=True leaves out"
+            )
+        if self.max_resamples and self.kl_in == "reward" and self.kl_coef:
+            raise ConfigError(
+                f"max_resamples ({self.max_resamples}) looks for groups of equal scores, and with kl_in='reward' hardly any "
+                "two are equal: give kl_in='loss', or kl_coef=0"
+            )
 
 
 class GRPO(CriticFree):
@@ -34,67 +85,25 @@ class GRPO(CriticFree):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
-        group_size: responses to each prompt, at least 2.
-        scale_rewards: what the difference to the group's mean is divided by: the deviation of the ``"group"``, of the
-            ``"batch"``, or ``"none"``.
-        dynamic_sampling: do not learn from groups whose scores are all the same: their advantages are 0, but their
-            tokens would count in the loss's mean.
-        max_resamples: with ``dynamic_sampling``: where fewer than ``n_episodes`` are left to learn from, write as many again,
-            and again, at most so many times ("dynamic sampling"); figures are of all that were written. 0 learns from what
-            is left. ``groups/refills`` counts them.
-        n_epochs: passes over an iteration's episodes.
-        batch_size: whole episodes a minibatch; None is all of them.
-        clip_range: as PPO's.
-        aggregation: as PPO's.
-        kl_coef: weight of the KL penalty (theirs 0.04).
-        kl_in: ``"loss"`` or ``"reward"``; in the reward, it is part of what siblings are compared by.
-        kl_estimator: None takes k3 in the loss, as they do, and k1 in the reward.
-        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        env: as PPO's, whose slots can be given the same prompts (``make_sb3_env``).
+        settings: see :class:`GRPOSettings`.
 
     Raises:
-        ConfigError: as there; or a group of 1.
+        ConfigError: as PPO.
     """
 
-    min_group_size = 2
+    Settings: ClassVar[type[AgentSettings]] = GRPOSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        group_size: int = 8,
-        scale_rewards: Literal["group", "batch", "none"] = "group",
-        dynamic_sampling: bool = False,
-        max_resamples: int = 0,
-        n_epochs: int = 2,
-        batch_size: int | None = 16,
-        clip_range: float | Schedule | None = 0.2,
-        aggregation: Aggregation = "sequence",
-        kl_coef: float = 0.04,
-        kl_in: str = "loss",
-        kl_estimator: Estimator | None = None,
-        **options: Any,
-    ) -> None:
-        self.scale_rewards: Literal["group", "batch", "none"] = scale_rewards
-        self.dynamic_sampling = dynamic_sampling
-        self.max_resamples = max_resamples
-        if max_resamples and not dynamic_sampling:
-            raise ConfigError(
-                f"max_resamples ({max_resamples}) replaces the groups that dynamic_sampling=True leaves out"
-            )
-        if max_resamples and kl_in == "reward" and kl_coef:
-            raise ConfigError(
-                f"max_resamples ({max_resamples}) looks for groups of equal scores, and with kl_in='reward' hardly any two are "
-                "equal: give kl_in='loss', or kl_coef=0"
-            )
-        super().__init__(
-            policy, env, group_size=group_size, n_epochs=n_epochs, batch_size=batch_size, clip_range=clip_range,
-            aggregation=aggregation, kl_coef=kl_coef, kl_in=kl_in,
-            kl_estimator=kl_estimator or ("k3" if kl_in == "loss" else "k1"),
-            own={"scale_rewards": scale_rewards, "dynamic_sampling": dynamic_sampling, "max_resamples": max_resamples},
-            **options,
-        )  # fmt: skip
+    scale_rewards: Literal["group", "batch", "none"]
+    dynamic_sampling: bool
+    max_resamples: int
+    loss_kl_estimator: ClassVar[Estimator] = "k3"
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[GRPOKeywords]
+        ) -> None: ...
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Collect episodes, and more of them while too few groups differ in their scores."""
@@ -141,41 +150,42 @@ class GRPO(CriticFree):
         return group_relative(scores, self.group_size, self.scale_rewards)[:, None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GSPOSettings(GRPOSettings):
+    """The settings of GSPO."""
+
+    learning_rate: float | Schedule = setting(3e-4, "Adam's; the narrow clip keeps its steps small")
+    clip_range: float | Schedule = setting(
+        3e-4, "the response's ratio is clipped at `1 - clip_range`", source="Zheng et al. 2025"
+    )
+    clip_range_high: float | None = setting(4e-4, source="Zheng et al. 2025")
+    kl_coef: float = setting(0.0, source="Zheng et al. 2025")
+
+
 class GSPO(GRPO):
     """Group sequence policy optimisation (Zheng et al. 2025): GRPO with one ratio a response, and a clip for that.
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`GRPO`.
-        learning_rate: Adam's; the narrow clip keeps its steps small.
-        clip_range: of the response's ratio, downwards (theirs 3e-4).
-        clip_range_high: upwards (theirs 4e-4).
-        kl_coef: weight of the KL penalty (theirs 0).
-        options: the settings of :class:`GRPO`.
+        env: as GRPO's.
+        settings: see :class:`GSPOSettings`.
+
+    Raises:
+        ConfigError: as PPO.
     """
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        learning_rate: float | Schedule = 3e-4,
-        clip_range: float | Schedule = 3e-4,
-        clip_range_high: float | None = 4e-4,
-        kl_coef: float = 0.0,
-        **options: Any,
-    ) -> None:
-        if clip_range is None:
-            raise ConfigError("GSPO clips the ratio of each response: clip_range must be a number above 0, got None")
-        super().__init__(
-            policy, env, learning_rate=learning_rate, clip_range=clip_range, clip_range_high=clip_range_high,
-            kl_coef=kl_coef, **options,
-        )  # fmt: skip
+    Settings: ClassVar[type[AgentSettings]] = GSPOSettings
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[GSPOKeywords]
+        ) -> None: ...
 
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """The clipped loss of whole responses, and the divergence where it is a loss."""
+        """The clipped loss of whole responses, and the KL where it is a loss."""
         clip = self.clip_now()
         loss, clipped = sequence_clipped_policy_loss(
             log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -15,12 +16,39 @@ from rlhf_gym.agents.common.collect import SteppingCollector
 from rlhf_gym.agents.common.policy import LMPolicy, observed_rows
 from rlhf_gym.agents.common.predictor import CachedPredictor
 from rlhf_gym.agents.common.rollout import Episode, Rollout
-from rlhf_gym.agents.common.settings import check_settings, refuse_lacking
+from rlhf_gym.agents.common.settings import AgentSettings, setting
+from rlhf_gym.agents.common.shared_settings import (
+    ActorCriticSettings,
+    ClipSettings,
+    EntropySettings,
+    ValueClipSettings,
+    ValueLossSettings,
+)
 from rlhf_gym.agents.ppo import PPO
 from rlhf_gym.lm.decoding import CachedDecoder
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.response_log_probs import masked_logits
 from rlhf_gym.lm.sampling import sample_tokens, top_p_mask
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import NLPOKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class NLPOSettings(ActorCriticSettings, ClipSettings, EntropySettings, ValueClipSettings, ValueLossSettings):
+    """The settings of NLPO: PPO's without ``collect``, and those of the mask."""
+
+    n_epochs: int = setting(2)
+    clip_range: float | Schedule = setting(0.2, "the ratio is clipped at `1 - clip_range`")
+    mask_top_p: float = setting(
+        0.98, "mass of the lagging policy that its set holds at least; 1 is PPO", above=0, at_most=1,
+        source="Ramamurthy et al. 2023",
+    )  # fmt: skip
+    mask_refresh: int = setting(
+        10, "iterations after which the lagging policy becomes the policy as it then is (mu in the paper)", at_least=1
+    )
 
 
 class NLPO(PPO):
@@ -33,39 +61,27 @@ class NLPO(PPO):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.ppo.PPO`.
-        mask_top_p: mass of the lagging policy that its set holds at least, in (0, 1]; 1 is PPO.
-        mask_refresh: iterations (``mu`` in the paper) after which the lagging policy becomes the policy as it then is.
-        options: PPO's settings, but ``collect``.
+        env: as PPO's.
+        settings: see :class:`NLPOSettings`.
 
     Attributes:
         lagging: the policy that masks.
 
     Raises:
-        ConfigError: as PPO; or ``collect``.
+        ConfigError: as PPO.
     """
 
-    lacks: ClassVar[tuple[str, ...]] = ("collect",)
+    Settings: ClassVar[type[AgentSettings]] = NLPOSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        mask_top_p: float = 0.98,
-        mask_refresh: int = 10,
-        **options: Any,
-    ) -> None:
-        refuse_lacking(type(self), self.lacks, options)
-        own = {"mask_top_p": mask_top_p, "mask_refresh": mask_refresh}
-        check_settings(own)
-        self.mask_top_p = mask_top_p
-        self.mask_refresh = mask_refresh
-        setup = options.pop("_init_setup_model", True)
-        super().__init__(policy, env, collect="step", _init_setup_model=False, **options)
-        self.settings = {k: v for k, v in self.settings.items() if k not in self.lacks} | own
-        if setup:
-            self._setup_model()
+    mask_top_p: float
+    mask_refresh: int
+    collect = "step"
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[NLPOKeywords]
+        ) -> None: ...
 
     def _setup_model(self) -> None:
         super()._setup_model()

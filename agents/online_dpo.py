@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv
@@ -12,13 +13,19 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.rollout import Rollout
-from rlhf_gym.agents.common.settings import refuse_lacking
+from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
+from rlhf_gym.agents.common.shared_settings import CollectSettings, EpochSettings, OverlongSettings, RolloutSettings
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 from rlhf_gym.lm.sequences import batches_by_length
 from rlhf_gym.raters.base import Rater
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import OnlineDPOKeywords
 
 PairLoss = Literal["dpo", "ipo"]
 
@@ -70,6 +77,37 @@ def preferred(queries: Sequence[Query], rater: Rater) -> Tensor:
     return torch.sign(torch.tensor([float(votes[query.id]) for query in queries]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnlineDPOSettings(RolloutSettings, CollectSettings, EpochSettings, OverlongSettings):
+    """The settings of online DPO. The reference is part of the loss: there is no KL penalty."""
+
+    beta: float = setting(
+        0.1, "strength of the pull to the reference; larger stays nearer", above=0, source="Rafailov et al. 2023"
+    )
+    loss: PairLoss = setting("dpo", "of a pair", source="ipo: Azar et al. 2023")
+    label_smoothing: float = setting(
+        0.0, "chance that the reward has a pair the wrong way round", at_least=0, below=0.5
+    )
+    rater: Rater | None = argument(
+        None,
+        "judges the pairs instead of the environment's reward, which is then only reported; sees prompts and responses as "
+        "text. Not part of a checkpoint: give it to `load`, too",
+    )
+    n_epochs: int = setting(1, "passes over an iteration's pairs")
+    batch_size: int | None = setting(16, "whole episodes a minibatch, an even number; None is all of them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size is not None and self.batch_size % 2:
+            raise ConfigError(f"OnlineDPO learns from pairs: batch_size must be even, got {self.batch_size}")
+        if self.n_episodes is not None and self.n_episodes % 2:
+            raise ConfigError(f"OnlineDPO learns from pairs: n_episodes must be even, got {self.n_episodes}")
+        if self.rater is not None and not isinstance(self.rater, Rater):
+            raise ConfigError(
+                f"rater must have a name, submit and collect (rlhf_gym.raters); got {type(self.rater).__name__}"
+            )
+
+
 class OnlineDPO(CriticFree):
     """Two responses to each prompt, a reward or a rater says which is better, and DPO's loss learns from that.
 
@@ -77,61 +115,26 @@ class OnlineDPO(CriticFree):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`; an even number of environments.
-        beta: strength of the pull to the reference, above 0; larger stays nearer.
-        loss: ``"dpo"`` or ``"ipo"``.
-        label_smoothing: chance, in [0, 1/2), that the reward has a pair the wrong way round.
-        rater: judges the pairs in the place of the environment's reward, which is then only reported. It sees prompts and
-            responses as text. Not part of a checkpoint: give it to ``load``, too.
-        n_epochs: passes over an iteration's pairs.
-        batch_size: whole episodes a minibatch, an even number; None is all of them.
-        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`, but those of clips and of the KL penalty: the
-            reference is part of the loss.
+        env: as GRPO's; an even number of environments.
+        settings: see :class:`OnlineDPOSettings`.
 
     Raises:
-        ConfigError: a value out of its range, or a setting that it does not have.
+        ConfigError: as PPO.
     """
 
-    min_group_size = 2
-    needs_ratio = False
-    lacks: ClassVar[tuple[str, ...]] = (
-        "group_size", "clip_range", "clip_range_high", "dual_clip", "ent_coef", "aggregation", "target_kl", "max_ratio",
-        "kl_coef", "kl_target", "kl_horizon", "kl_estimator", "kl_in",
-    )  # fmt: skip
+    Settings: ClassVar[type[AgentSettings]] = OnlineDPOSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        beta: float = 0.1,
-        loss: PairLoss = "dpo",
-        label_smoothing: float = 0.0,
-        rater: Rater | None = None,
-        n_epochs: int = 1,
-        batch_size: int | None = 16,
-        **options: Any,
-    ) -> None:
-        refuse_lacking(type(self), self.lacks, options)
-        if batch_size is not None and batch_size % 2:
-            raise ConfigError(f"OnlineDPO learns from pairs: batch_size must be even, got {batch_size}")
-        self.beta = beta
-        self.loss: PairLoss = loss
-        self.label_smoothing = label_smoothing
-        if rater is not None and not isinstance(rater, Rater):
-            raise ConfigError(
-                f"rater must have a name, submit and collect (rlhf_gym.raters); got {type(rater).__name__}"
-            )
-        self.rater = rater
-        setup = options.pop("_init_setup_model", True)
-        super().__init__(
-            policy, env, group_size=2, kl_coef=0.0, n_epochs=n_epochs, batch_size=batch_size,
-            own={"beta": beta, "loss": loss, "label_smoothing": label_smoothing, "rater": rater},
-            _init_setup_model=False, **options,
-        )  # fmt: skip
-        self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}
-        if setup:
-            self._setup_model()
+    group_size = 2
+    beta: float
+    loss: PairLoss
+    label_smoothing: float
+    rater: Rater | None
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[OnlineDPOKeywords]
+        ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """+1 for the better response of each pair, -1 for the other; equal ones are left out."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,31 +22,31 @@ Terms = dict[str, Tensor]
 
 
 class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
-    """Base of the agents that follow the gradient of a reward: write ``prepare`` (advantages) and ``losses``.
+    """Base of the agents that follow the gradient of a reward: write ``prepare`` (advantages) and ``losses``."""
 
-    A constructor calls :meth:`set_objective` before anything is learned.
-    """
+    # For agents that do not have the setting.
+    aggregation: Aggregation = "token"
+    target_kl: float | None = None
+    max_ratio: float = math.inf
+    clip_scores: float | None = None
+    missing_eos_penalty: float | None = None
+    missing_eos_score: float | None = None
+    kl_coef: float = 0.0
+    kl_target: float | None = None
+    kl_horizon: float = math.inf
+    kl_estimator: Estimator = "k1"  # None until set up, where the setting is
+    kl_in: str = "reward"
+    kl_limit: float | None = None
+    on_kl_limit: Action | None = None
+    loss_kl_estimator: ClassVar[Estimator] = "k2"
 
-    def set_objective(
-        self, *, kl_coef: float, kl_target: float | None, kl_horizon: float, kl_estimator: Estimator | None, kl_in: str,
-        ent_coef: float, aggregation: Aggregation, target_kl: float | None, max_ratio: float,
-        clip_scores: float | None, missing_eos_penalty: float | None, missing_eos_score: float | None,
-        kl_limit: float | None, on_kl_limit: Action | None,
-    ) -> None:  # fmt: skip
-        """Keep the settings that all of these agents have; :class:`~rlhf_gym.agents.ppo.PPO` says what they mean."""
-        self.kl_controller: KLController = FixedKL(kl_coef)
-        if kl_target is not None:
-            self.kl_controller = AdaptiveKL(kl_coef, kl_target, kl_horizon)
-        self.kl_estimator: Estimator = kl_estimator or ("k1" if kl_in == "reward" else "k2")
-        self.kl_in = kl_in
-        self.ent_coef = ent_coef
-        self.aggregation: Aggregation = aggregation
-        self.target_kl = target_kl
-        self.max_ratio = max_ratio
-        self.clip_scores = clip_scores
-        self.missing_eos_penalty = missing_eos_penalty
-        self.missing_eos_score = missing_eos_score
-        self.kl_limit = KLLimit(kl_limit, on_kl_limit)
+    def _setup_model(self) -> None:
+        self.kl_controller: KLController = FixedKL(self.kl_coef)
+        if self.kl_target is not None:
+            self.kl_controller = AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
+        self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
+        self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)
+        super()._setup_model()
 
     def train(self) -> None:
         """Learn from the rollout, unless the policy that wrote it has run away (see :mod:`rlhf_gym.agents.common.kl_limit`).
@@ -55,11 +56,11 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
         rollout = self.rollout
         assert rollout is not None
         any_scored = len(rollout.episodes) > 0
-        within = any_scored and self.kl_limit.holds(
+        within = any_scored and self.kl_guard.holds(
             response_kl(rollout), self.policy, f"iteration {self.iteration + 1}"
         )
-        if self.kl_limit.nats is not None:
-            self.logger.record("train/kl_back_offs", self.kl_limit.back_offs)
+        if self.kl_guard.nats is not None:
+            self.logger.record("train/kl_back_offs", self.kl_guard.back_offs)
         if within:
             super().train()
             return
@@ -67,13 +68,13 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
         self.policy.forget()
         self._statistics = {}
         self.finish(rollout)
-        self.stopped = self.kl_limit.stopped
+        self.stopped = self.kl_guard.stopped
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         super()._update_learning_rate(optimizers)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] *= self.kl_limit.rate
+                group["lr"] *= self.kl_guard.rate
                 self.logger.record("train/learning_rate", group["lr"])
 
     def scores(self, rollout: Rollout) -> Tensor:
@@ -161,13 +162,13 @@ class PolicyGradient(Checkpointed, TokenOnPolicyAlgorithm):
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights to go on exactly."""
         # The controller moves only after learning, so this fits the state at a rollout's start, too.
-        return {**super().state(), "kl_coef": self.kl_controller.coef, "kl_back_offs": self.kl_limit.back_offs}
+        return {**super().state(), "kl_coef": self.kl_controller.coef, "kl_back_offs": self.kl_guard.back_offs}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The opposite of :meth:`state`."""
         super().restore(state)
         self.kl_controller.coef = float(state["kl_coef"])
-        self.kl_limit.back_offs = int(state.get("kl_back_offs", 0))
+        self.kl_guard.back_offs = int(state.get("kl_back_offs", 0))
 
 
 def response_kl(rollout: Rollout) -> float:

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.rollout import Rollout
-from rlhf_gym.agents.common.settings import refuse_lacking
+from rlhf_gym.agents.common.settings import AgentSettings, setting
+from rlhf_gym.agents.common.shared_settings import (
+    CollectSettings,
+    EntropySettings,
+    EpochSettings,
+    GroupSettings,
+    KLSettings,
+    LossSettings,
+    OverlongSettings,
+    RolloutSettings,
+)
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.agents.policy_gradient import Terms
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import RAFTKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAFTSettings(
+    RolloutSettings,
+    CollectSettings,
+    KLSettings,
+    LossSettings,
+    EntropySettings,
+    EpochSettings,
+    OverlongSettings,
+    GroupSettings,
+):
+    """The settings of RAFT."""
+
+    group_size: int = setting(
+        8, "responses to each prompt, of which the first of the best is learned; divides the number of environments",
+        at_least=2,
+    )  # fmt: skip
+    n_epochs: int = setting(2, "passes over an iteration's best responses")
+    batch_size: int | None = setting(16)
 
 
 class RAFT(CriticFree):
@@ -19,39 +56,20 @@ class RAFT(CriticFree):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
-        group_size: responses to each prompt, at least 2; of equally good ones the first is taken.
-        n_epochs: passes over an iteration's best responses.
-        batch_size: whole episodes a minibatch; None is all of them.
-        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`, but those of clips.
+        env: as GRPO's.
+        settings: see :class:`RAFTSettings`.
 
     Raises:
-        ConfigError: as there; or a group of 1.
+        ConfigError: as PPO.
     """
 
-    min_group_size = 2
-    needs_ratio = False
-    lacks: ClassVar[tuple[str, ...]] = ("clip_range", "clip_range_high", "dual_clip", "target_kl", "max_ratio")
+    Settings: ClassVar[type[AgentSettings]] = RAFTSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        group_size: int = 8,
-        n_epochs: int = 2,
-        batch_size: int | None = 16,
-        **options: Any,
-    ) -> None:
-        refuse_lacking(type(self), self.lacks, options)
-        setup = options.pop("_init_setup_model", True)
-        super().__init__(
-            policy, env, group_size=group_size, n_epochs=n_epochs, batch_size=batch_size, max_ratio=1e30,
-            _init_setup_model=False, **options,
-        )  # fmt: skip
-        self.settings = {name: value for name, value in self.settings.items() if name not in self.lacks}
-        if setup:
-            self._setup_model()
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[RAFTKeywords]
+        ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """1 for the best of each group, which alone is learned from."""
@@ -64,5 +82,5 @@ class RAFT(CriticFree):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """Cross-entropy, and the divergence where it is a loss."""
+        """Cross-entropy, and the KL where it is a loss."""
         return {"policy": -log_probs, **self.kl_loss(rollout, rows, log_probs)}, {}

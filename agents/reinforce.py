@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
@@ -10,7 +11,30 @@ from torch import Tensor
 from rlhf_gym.agents.common.advantages import returns_to_go, whiten
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.settings import AgentSettings, setting
+from rlhf_gym.agents.common.shared_settings import CriticFreeSettings, DiscountSettings
 from rlhf_gym.agents.critic_free import CriticFree
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import REINFORCEKeywords, ReinforcePlusPlusKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class REINFORCESettings(DiscountSettings, CriticFreeSettings):
+    """The settings of REINFORCE."""
+
+    learning_rate: float | Schedule = setting(3e-4, "Adam's; a single step an iteration may be larger than PPO's")
+    baseline: Literal["none", "running", "batch"] = setting(
+        "batch",
+        "none; running, a moving average of the responses' rewards; batch, the mean of the iteration's other responses",
+    )
+    baseline_decay: float = setting(0.9, "of the moving average, an iteration", at_least=0, at_most=1)
+    aggregation: Aggregation = setting(
+        "constant",
+        "how token losses are averaged; constant is REINFORCE's own sum over a response, but for a constant factor",
+    )
 
 
 class REINFORCE(CriticFree):
@@ -20,36 +44,24 @@ class REINFORCE(CriticFree):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
-        learning_rate: Adam's; a single step an iteration may be larger than PPO's.
-        baseline: ``"none"``; ``"running"``, a moving average of the responses' rewards; ``"batch"``, the mean of the
-            iteration's *other* responses.
-        baseline_decay: of the moving average, an iteration; in [0, 1].
-        gamma: discount per token.
-        aggregation: ``"constant"`` is REINFORCE's own sum over a response, but for a constant factor.
-        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        env: as PPO's.
+        settings: see :class:`REINFORCESettings`.
+
+    Raises:
+        ConfigError: as PPO.
     """
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        learning_rate: float | Schedule = 3e-4,
-        baseline: Literal["none", "running", "batch"] = "batch",
-        baseline_decay: float = 0.9,
-        gamma: float = 1.0,
-        aggregation: Aggregation = "constant",
-        **options: Any,
-    ) -> None:
-        self.baseline = baseline
-        self.baseline_decay = baseline_decay
-        self.gamma = gamma
-        self.running_mean: float | None = None
-        super().__init__(
-            policy, env, learning_rate=learning_rate, aggregation=aggregation,
-            own={"baseline": baseline, "baseline_decay": baseline_decay, "gamma": gamma}, **options,
-        )  # fmt: skip
+    Settings: ClassVar[type[AgentSettings]] = REINFORCESettings
+
+    baseline: Literal["none", "running", "batch"]
+    baseline_decay: float
+    running_mean: float | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[REINFORCEKeywords]
+        ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """What is paid from each token on, less the baseline."""
@@ -83,6 +95,15 @@ class REINFORCE(CriticFree):
         self.running_mean = state["running_mean"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReinforcePlusPlusSettings(DiscountSettings, CriticFreeSettings):
+    """The settings of REINFORCE++."""
+
+    n_epochs: int = setting(2)
+    batch_size: int | None = setting(16)
+    clip_range: float | Schedule | None = setting(0.2)
+
+
 class ReinforcePlusPlus(CriticFree):
     """REINFORCE++ (Hu 2025): token-level KL in the reward, returns whitened over the whole batch, PPO's clip.
 
@@ -90,35 +111,23 @@ class ReinforcePlusPlus(CriticFree):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
-        gamma: discount per token.
-        n_epochs: passes over an iteration's episodes.
-        batch_size: whole episodes a minibatch; None is all of them.
-        clip_range: as PPO's.
-        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        env: as PPO's; with groups as GRPO's.
+        settings: see :class:`ReinforcePlusPlusSettings`.
+
+    Raises:
+        ConfigError: as PPO.
     """
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        gamma: float = 1.0,
-        n_epochs: int = 2,
-        batch_size: int | None = 16,
-        clip_range: float | Schedule | None = 0.2,
-        **options: Any,
-    ) -> None:
-        self.gamma = gamma
-        super().__init__(
-            policy,
-            env,
-            n_epochs=n_epochs,
-            batch_size=batch_size,
-            clip_range=clip_range,
-            own={"gamma": gamma},
-            **options,
-        )
+    Settings: ClassVar[type[AgentSettings]] = ReinforcePlusPlusSettings
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            policy: str = "LMPolicy",
+            env: GymEnv | str | None = None,
+            **settings: Unpack[ReinforcePlusPlusKeywords],
+        ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """What is paid from each token on, whitened over all tokens."""

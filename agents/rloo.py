@@ -1,8 +1,9 @@
-"""REINFORCE leave-one-out: the baseline is the mean of a response's siblings (Ahmadian et al. 2024)."""
+"""REINFORCE leave-one-out: the baseline is the mean of the other responses to the same prompt (Ahmadian et al. 2024)."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
@@ -10,42 +11,50 @@ from torch import Tensor
 from rlhf_gym.agents.common.advantages import leave_one_out
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.settings import AgentSettings, setting
+from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
 from rlhf_gym.agents.critic_free import CriticFree
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import RLOOKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLOOSettings(CriticFreeSettings):
+    """The settings of RLOO."""
+
+    learning_rate: float | Schedule = setting(3e-4, "Adam's; a single step an iteration may be larger than PPO's")
+    group_size: int = setting(4, "responses to each prompt; divides the number of environments", at_least=2)
+    aggregation: Aggregation = setting(
+        "constant",
+        "how token losses are averaged; constant is the response's log-probability but for a constant factor, as in the paper",
+    )
 
 
 class RLOO(CriticFree):
     """RLOO (Kool et al. 2019; Ahmadian et al. 2024, equation 8): the whole response is one action.
 
-    ``-(R_i - mean of the siblings' R) log pi(y_i)``, with the KL penalty of the whole response in ``R``.
+    ``-(R_i - mean of the group's other R) log pi(y_i)``, with the KL penalty of the whole response in ``R``.
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.critic_free.CriticFree`.
-        learning_rate: Adam's; a single step an iteration may be larger than PPO's.
-        group_size: responses to each prompt, at least 2.
-        aggregation: ``"constant"`` is the sum over a response, but for a constant factor: the response's log-probability.
-        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`.
+        env: as GRPO's.
+        settings: see :class:`RLOOSettings`.
 
     Raises:
-        ConfigError: as there; or a group of 1.
+        ConfigError: as PPO.
     """
 
-    min_group_size = 2
+    Settings: ClassVar[type[AgentSettings]] = RLOOSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        learning_rate: float | Schedule = 3e-4,
-        group_size: int = 4,
-        aggregation: Aggregation = "constant",
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            policy, env, learning_rate=learning_rate, group_size=group_size, aggregation=aggregation, **options
-        )
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[RLOOKeywords]
+        ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Relative to the siblings, the same for all tokens of a response."""
+        """Relative to the others of the group, the same for all tokens of a response."""
         return leave_one_out(rewards.sum(1), self.group_size)[:, None]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,10 +15,36 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.rollout import Episode, Rollout
-from rlhf_gym.agents.common.settings import refuse_lacking
+from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
+from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import SFTKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(EpochSettings, LossSettings, EntropySettings):
+    """The settings of SFT."""
+
+    data: Sequence[tuple[str, str]] = argument(
+        help="`(prompt, response)` texts; a response ends with EOS after the tokens of its text, and is cut at the "
+        "environment's length limit, without EOS then. Not part of a checkpoint: give it to `load`, too"
+    )
+    n_epochs: int = setting(1, "passes over an iteration's pairs")
+    batch_size: int | None = setting(16, "whole responses a minibatch; None is all of them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data:
+            raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
+        for number, pair in enumerate(self.data):
+            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+                raise ConfigError(f"data[{number}] must be a pair (prompt, response) of texts, got {pair!r:.80}")
 
 
 class SFT(CriticFree):
@@ -30,50 +57,21 @@ class SFT(CriticFree):
     Args:
         policy: ``"LMPolicy"``.
         env: for its spaces and limits (and for ``EvalCallback``); it is not stepped.
-        data: ``(prompt, response)`` texts. A response ends with EOS after the tokens of its text, and is cut at the
-            environment's length limit, without EOS then.
-        n_epochs: passes over an iteration's pairs.
-        batch_size: whole responses a minibatch; None is all of them.
-        options: the settings of :class:`~rlhf_gym.agents.critic_free.CriticFree`, but those of rewards, groups, clips and
-            sampling.
+        settings: see :class:`SFTSettings`.
 
     Raises:
-        ConfigError: no data, or a setting that it does not have.
+        ConfigError: as PPO.
     """
 
-    needs_ratio = False
-    lacks: ClassVar[tuple[str, ...]] = (
-        "group_size", "clip_range", "clip_range_high", "dual_clip", "target_kl", "max_ratio", "clip_scores", "collect",
-        "missing_eos_penalty", "missing_eos_score", "overlong_buffer", "temperature", "top_k", "top_p", "kl_target",
-        "kl_horizon", "kl_coef", "kl_estimator", "kl_in", "kl_limit", "on_kl_limit",
-    )  # fmt: skip
+    Settings: ClassVar[type[AgentSettings]] = SFTSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        data: Sequence[tuple[str, str]],
-        n_epochs: int = 1,
-        batch_size: int | None = 16,
-        **options: Any,
-    ) -> None:
-        refuse_lacking(type(self), self.lacks, options)
-        if not data:
-            raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
-        for number, pair in enumerate(data):
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise ConfigError(f"data[{number}] must be a pair (prompt, response) of texts, got {pair!r:.80}")
-        self.data = list(data)
-        setup = options.pop("_init_setup_model", True)
-        super().__init__(
-            policy, env, n_epochs=n_epochs, batch_size=batch_size, kl_coef=0.0, max_ratio=1e30, own={"data": None},
-            _init_setup_model=False, **options,
-        )  # fmt: skip
-        self.settings = {name: value for name, value in self.settings.items() if name not in (*self.lacks, "data")}
-        self.settings["given_at_load"] = [*self.settings["given_at_load"], "data"]
-        if setup:
-            self._setup_model()
+    data: Sequence[tuple[str, str]]
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[SFTKeywords]
+        ) -> None: ...
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """Take the next pairs from the data in the place of episodes."""

@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhf_gym.agents.common.losses import clipped_value_loss, token_weights
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
-from rlhf_gym.agents.common.settings import check_settings, refuse_lacking
+from rlhf_gym.agents.common.settings import AgentSettings, setting
+from rlhf_gym.agents.common.shared_settings import (
+    ActorCriticSettings,
+    CollectSettings,
+    EpochSettings,
+    ValueClipSettings,
+)
 from rlhf_gym.agents.ppo import PPO
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.response_log_probs import masked_logits
 from rlhf_gym.lm.sampling import behaviour_log_probs
 from rlhf_gym.lm.sequences import batches_by_length, response_hidden, response_positions
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from rlhf_gym.agents.common.keywords import TRPOKeywords
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOSettings(ActorCriticSettings, EpochSettings, CollectSettings, ValueClipSettings):
+    """The settings of TRPO: those of an actor and a critic, and of the natural step."""
+
+    max_kl: float = setting(
+        0.03,
+        "how far an iteration may move the policy, in nats a token; halved by `on_kl_limit: back_off`",
+        above=0, source="Schulman et al. 2015",
+    )  # fmt: skip
+    cg_steps: int = setting(
+        10, "steps of conjugate gradient, each about three passes over the iteration's episodes", at_least=1
+    )
+    cg_damping: float = setting(0.1, "added to the Fisher matrix's diagonal", at_least=0)
+    sub_sampling_factor: int = setting(
+        1,
+        "the Fisher matrix is estimated from one in this many episodes; the gradient and the KL limit always use all",
+        at_least=1, source="Schulman et al. 2015, appendix C.1",
+    )  # fmt: skip
+    line_search_steps: int = setting(10, "halvings of the step before it is given up", at_least=1)
+    n_epochs: int = setting(4, "passes of the value function over an iteration's episodes")
+    batch_size: int | None = setting(16, "whole episodes a minibatch of the value function; None is all of them")
+    learning_rate: float | Schedule = setting(3e-4, "the value function's")
 
 
 class TRPO(PPO):
@@ -33,60 +69,27 @@ class TRPO(PPO):
 
     Args:
         policy: ``"LMPolicy"``.
-        env: see :class:`~rlhf_gym.agents.ppo.PPO`.
-        max_kl: how far an iteration may move the policy, in nats a token; what ``on_kl_limit="back_off"`` halves here.
-        cg_steps: steps of conjugate gradient, each about three passes over the iteration's episodes.
-        cg_damping: added to the Fisher matrix's diagonal.
-        sub_sampling_factor: the Fisher matrix is that of every so-manieth episode (Schulman et al. 2015, appendix C.1); the
-            gradient and the divergence that is held are always all episodes'.
-        line_search_steps: halvings before it gives up.
-        n_epochs: passes of the value function over an iteration's episodes.
-        batch_size: whole episodes a minibatch of the value function; None is all of them.
-        learning_rate: the value function's.
-        options: PPO's settings, but those of the clip, of entropy and of the value network. With ``top_k`` or ``top_p`` the
-            divergence is that within the old policy's set.
+        env: as PPO's.
+        settings: see :class:`TRPOSettings`. With ``top_k`` or ``top_p`` the KL is that within the old policy's set.
 
     Raises:
-        ConfigError: as PPO; or a setting that TRPO does not have.
+        ConfigError: as PPO.
     """
 
-    lacks: ClassVar[tuple[str, ...]] = (
-        "clip_range", "clip_range_high", "dual_clip", "target_kl", "max_ratio", "ent_coef", "vf_coef", "value_network",
-    )  # fmt: skip
+    Settings: ClassVar[type[AgentSettings]] = TRPOSettings
 
-    def __init__(
-        self,
-        policy: str = "LMPolicy",
-        env: GymEnv | str | None = None,
-        *,
-        max_kl: float = 0.03,
-        cg_steps: int = 10,
-        cg_damping: float = 0.1,
-        sub_sampling_factor: int = 1,
-        line_search_steps: int = 10,
-        n_epochs: int = 4,
-        learning_rate: Any = 3e-4,
-        **options: Any,
-    ) -> None:
-        refuse_lacking(type(self), self.lacks, options)
-        own = {
-            "max_kl": max_kl, "cg_steps": cg_steps, "cg_damping": cg_damping, "line_search_steps": line_search_steps,
-            "sub_sampling_factor": sub_sampling_factor,
-        }  # fmt: skip
-        check_settings(own)
-        self.max_kl = max_kl
-        self.cg_steps = cg_steps
-        self.cg_damping = cg_damping
-        self.line_search_steps = line_search_steps
-        self.sub_sampling_factor = sub_sampling_factor
-        setup = options.pop("_init_setup_model", True)
-        super().__init__(
-            policy, env, n_epochs=n_epochs, learning_rate=learning_rate, value_network="separate",
-            _init_setup_model=False, **options,
-        )  # fmt: skip
-        self.settings = {k: v for k, v in self.settings.items() if k not in self.lacks} | own
-        if setup:
-            self._setup_model()
+    max_kl: float
+    cg_steps: int
+    cg_damping: float
+    sub_sampling_factor: int
+    line_search_steps: int
+    value_network = "separate"
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[TRPOKeywords]
+        ) -> None: ...
 
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
         """One step of the value function on a minibatch; the policy waits for :meth:`after_learning`."""
@@ -128,7 +131,7 @@ class TRPO(PPO):
         if curvature <= 0 or not bool(direction.any()):  # no gradient: nothing to gain anywhere
             self.note(**figures)
             return False
-        radius = self.max_kl * self.kl_limit.rate
+        radius = self.max_kl * self.kl_guard.rate
         step = (2 * radius / curvature) ** 0.5 * direction
         old = self.policy.language_model.frozen_copy()
         start = flatten([p.detach() for p in parameters])

@@ -37,7 +37,7 @@ def small(name: str, **options: Any) -> Any:
     given = {"learning_rate": 1e-2, "kl_coef": 0.0, "batch_size": 8} | options
     return kind(
         "LMPolicy", letters_env(), language_model=tiny_language_model(), seed=0, device="cpu",
-        **{key: value for key, value in given.items() if key not in getattr(kind, "lacks", ())},
+        **{key: value for key, value in given.items() if key in kind.Settings.names()},
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def praise(name: str, seed: int) -> float:
     given = {"learning_rate": 1e-3, "kl_coef": 0.02} | OWN_PACE.get(name, {})
     agent = kind(
         "LMPolicy", env, language_model=LanguageModel.load("embedded", device="cpu"), seed=seed, device="cpu",
-        **{key: value for key, value in given.items() if key not in getattr(kind, "lacks", ())},
+        **{key: value for key, value in given.items() if key in kind.Settings.names()},
     )  # fmt: skip
     scores = [row["objective/scores"] for row in learn(agent, 7 * 32 * 12 + 1) if "objective/scores" in row]
     return float(np.mean(scores[-2:]))

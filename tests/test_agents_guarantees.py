@@ -53,9 +53,9 @@ def agent_of(name: str, **options: Any) -> Any:
     if name == "SFT":
         options = {"data": VARIANTS["SFT"][1]["data"], "n_episodes": NUM_ENVS} | options
     given = {"kl_coef": 0.05, "batch_size": 8, **options}
-    lacks = (*getattr(kind, "lacks", ()), *(("batch_size",) if name == "TRPO" else ()))
+    has = kind.Settings.names() - ({"batch_size"} if name == "TRPO" else set())
     env, model = options.pop("env", None), options.pop("language_model", None)
-    given = {k: v for k, v in given.items() if k not in (*lacks, "env", "language_model")}
+    given = {k: v for k, v in given.items() if k in has - {"language_model"}}
     return kind(
         "LMPolicy", env or letters_env(), language_model=model or tiny_language_model(scale=4.0), seed=0, device="cpu",
         **given,

@@ -271,13 +271,13 @@ def test_ipo_stops_at_its_margin() -> None:
     [
         (lambda: dpo(beta=0), "beta must be a finite number above 0"),
         (lambda: dpo(loss="hinge"), "loss must be one of dpo, ipo"),
-        (lambda: dpo(label_smoothing=0.5), r"label_smoothing must be a number in \[0, 1/2\)"),
+        (lambda: dpo(label_smoothing=0.5), r"label_smoothing must be a number in \[0, 0.5\)"),
         (lambda: dpo(batch_size=5), "batch_size must be even, got 5"),
         (lambda: dpo(rater=len), "rater must have a name, submit and collect"),
-        (lambda: dpo(group_size=4), "OnlineDPO has no group_size; leave it out"),
-        (lambda: small_agent(RAFT, clip_range=0.2), "RAFT has no clip_range"),
+        (lambda: dpo(group_size=4), "OnlineDPO has no setting group_size; leave it out"),
+        (lambda: small_agent(RAFT, clip_range=0.2), "RAFT has no setting clip_range"),
         (lambda: sft(data=[]), "SFT needs data"),
-        (lambda: sft(temperature=0.5), "SFT has no temperature"),
+        (lambda: sft(temperature=0.5), "SFT has no setting temperature"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: Any, message: str) -> None:

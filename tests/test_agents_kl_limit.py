@@ -61,10 +61,10 @@ def test_backing_off_halves_the_rate_and_goes_on_from_the_last_good_weights() ->
         if i + 1 < len(rows.kl):
             within = max(j for j in range(i) if j not in passed)
             assert_same_weights(rows.written_by[i + 1], rows.written_by[within])
-    assert model.kl_limit.back_offs == min(len(passed), MOST_BACK_OFFS)
-    assert model.logger.name_to_value.get("train/kl_back_offs", model.kl_limit.back_offs) == model.kl_limit.back_offs
+    assert model.kl_guard.back_offs == min(len(passed), MOST_BACK_OFFS)
+    assert model.logger.name_to_value.get("train/kl_back_offs", model.kl_guard.back_offs) == model.kl_guard.back_offs
     rate = model.policy.optimizer.param_groups[0]["lr"]
-    assert rate == pytest.approx(0.05 * 0.5**model.kl_limit.back_offs)
+    assert rate == pytest.approx(0.05 * 0.5**model.kl_guard.back_offs)
 
 
 def test_it_gives_up_after_so_many_halvings() -> None:
@@ -89,7 +89,7 @@ def test_every_agent_has_it(kind: Any) -> None:
     model = kind("LMPolicy", letters_env(), language_model=tiny_language_model("gpt2"), kl_limit=0.05, **options)
     with pytest.warns(TrainingStopped, match="above kl_limit"):
         model.learn(20_000)
-    within = model.kl_limit.last_good
+    within = model.kl_guard.last_good
     assert within is not None
     now = dict(model.policy.named_parameters())
     assert all(torch.equal(now[name].detach(), value) for name, value in within.weights.items())
@@ -100,7 +100,7 @@ def test_within_the_limit_nothing_changes() -> None:
     for model in (free, bound):
         model.learn(400)
     assert_same_weights(weights(free), weights(bound))
-    assert free.kl_limit.last_good is None  # no copy is kept without a limit
+    assert free.kl_guard.last_good is None  # no copy is kept without a limit
 
 
 def test_a_policy_that_begins_beyond_the_limit_is_told_so() -> None:
@@ -123,16 +123,16 @@ def test_a_checkpoint_holds_the_way_back(tmp_path: Path) -> None:
         return model
 
     whole = small_ppo(**options)
-    while whole.kl_limit.back_offs < 1 or whole.kl_limit.last_good is None:
+    while whole.kl_guard.back_offs < 1 or whole.kl_guard.last_good is None:
         learned(whole, 1)
     learned(whole, 1)
     whole.save(tmp_path / "agent")
     halved = PPO.load(tmp_path / "agent", env=copy.deepcopy(letters_env()))
-    assert halved.kl_limit.back_offs == whole.kl_limit.back_offs
+    assert halved.kl_guard.back_offs == whole.kl_guard.back_offs
     for _ in range(4):
         learned(whole, 1)
         learned(halved, 1)
-    assert halved.kl_limit.back_offs == whole.kl_limit.back_offs
+    assert halved.kl_guard.back_offs == whole.kl_guard.back_offs
     assert_same_weights(weights(halved), weights(whole))
 
 

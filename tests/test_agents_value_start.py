@@ -73,7 +73,7 @@ def test_a_checkpoint_does_not_need_the_reward_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="value_start out"):
         PPO.load(tmp_path / "half", env=letters_env(), value_start=path)
     by_path = small_ppo(value_network="separate", value_start=path)
-    assert by_path.settings["value_start"] == str(path)
+    assert by_path.settings.value_start == str(path)
     again = small_ppo(value_network="separate", value_start=reward_model())
     assert_same_weights(weights(by_path), weights(again))
 

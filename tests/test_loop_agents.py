@@ -11,7 +11,7 @@ from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.agents import GRPO, PPO
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.agents import AGENTS, agent_options, find_agent, learning_rate, settings_of
+from rlhf_gym.loop.agents import AGENTS, agent_options, find_agent, learning_rate
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
@@ -58,7 +58,7 @@ def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
         ({"name": "a2c", "clip_range": 0.1}, "agent.clip_range is set, but A2C has no such setting"),
         ({"name": "ppo", "group_size": 4}, "agent.group_size is set, but PPO has no such setting"),
         ({"name": "grpo", "n_episodes": 48, "n_envs": 12}, "GRPO puts 8 neighbouring environments in a group"),
-        ({"name": "reinforce", "n_epochs": 3}, "without a clip_range cannot have n_epochs above 1"),
+        ({"name": "reinforce", "n_epochs": 3}, "without a clip_range there cannot be n_epochs above 1"),
         ({"name": "ppo", "n_episodes": 8}, r"batch_size \(16\) must be at most n_episodes \(8\)"),
     ],
 )
@@ -83,5 +83,5 @@ def test_the_learning_rate_is_the_agents_own_where_none_is_configured() -> None:
 
 
 def test_settings_that_are_handed_on_count() -> None:
-    assert {"scale_rewards", "group_size", "clip_scores"} <= settings_of(GRPO)
-    assert "group_size" not in settings_of(PPO)
+    assert {"scale_rewards", "group_size", "clip_scores"} <= GRPO.Settings.names()
+    assert "group_size" not in PPO.Settings.names()

@@ -158,7 +158,7 @@ def test_every_agent_moves_the_adapter_alone(name: str) -> None:
     assert agent.reference is base
     now = adapter_weights(agent.policy.language_model)
     assert any(not torch.equal(a, b) for a, b in zip(start, now, strict=True))
-    assert agent.settings["lora"] == {"rank": 4, "alpha": None, "targets": []}
+    assert agent.settings.as_json()["lora"] == {"rank": 4, "alpha": None, "targets": []}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.collect import SteppingCollector, collect_by_decoding
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
+from rlhf_gym.agents.common.settings import AgentSettings, signature_of
 from rlhf_gym.agents.common.steps import StepCounter
 from rlhf_gym.agents.common.token_envs import group_slots, limits_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
@@ -35,60 +35,54 @@ from rlhf_gym.rewards.service.overlap import Beside, is_slow
 class TokenAlgorithm(OnPolicyAlgorithm):
     """Everything of an agent but how it learns. See :class:`~rlhf_gym.agents.ppo.PPO` for the arguments."""
 
+    Settings: ClassVar[type[AgentSettings]] = AgentSettings
+
     policy: LMPolicy
+    policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
+
+    # Every setting is an attribute of its name. These are the values for agents that do not have the setting.
+    n_episodes: int | None
+    batch_size: int
+    tokens_per_batch: int
+    learning_rate_decay: str
+    n_epochs: int = 1
+    group_size: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    collect: str = "auto"
     value_network: ValueNetwork | None = None
     value_start: RewardModel | str | Path | None = None
-    group_size: int = 1
-    batch_size: int
-    policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
 
     def __init__(
         self,
-        policy: str,
-        env: GymEnv | str | None,
+        policy: str = "LMPolicy",
+        env: GymEnv | str | None = None,
         *,
-        language_model: LanguageModel | str,
-        reference: LanguageModel | str | None,
-        lora: Lora | Mapping[str, Any] | None,
-        learning_rate: float | Schedule,
-        learning_rate_decay: str,
-        n_episodes: int | None,
-        n_epochs: int,
-        batch_size: int | None,
-        tokens_per_batch: int,
-        sampling: Sampling,
-        max_grad_norm: float,
-        collect: str,
-        seed: int | None,
-        device: torch.device | str,
-        verbose: int,
-        tensorboard_log: str | None,
-        stats_window_size: int,
-        _init_setup_model: bool,
+        _init_setup_model: bool = True,
+        **settings: Any,
     ) -> None:
+        given = self.Settings.of(settings, type(self).__name__)
         if isinstance(env, str):
             env = gym.make(env)  # SB3 would ask for a render mode that token environments do not have
         elif env is not None and not isinstance(env, VecEnv | gym.Env):
             raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(env).__name__}")
-        if learning_rate_decay == "linear":
-            if callable(learning_rate):
-                raise ConfigError("learning_rate is a schedule already; leave learning_rate_decay at 'constant'")
-            learning_rate = LinearSchedule(learning_rate, 0.0, 1.0)
+        neutral = {"gamma": 1.0, "gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0}
+        of_sb3 = {name: getattr(given, name, default) for name, default in neutral.items()}
         super().__init__(
-            policy, env, learning_rate, n_steps=1, gamma=1.0, gae_lambda=0.95, ent_coef=0.0, vf_coef=0.0,  # type: ignore[arg-type]  # SB3 takes None
-            max_grad_norm=max_grad_norm, use_sde=False, sde_sample_freq=-1, stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log, verbose=verbose, seed=seed, device="cpu", _init_setup_model=False,
+            policy, env, given.learning_rate, n_steps=1, max_grad_norm=given.max_grad_norm, **of_sb3,  # type: ignore[arg-type]  # SB3 takes None
+            use_sde=False, sde_sample_freq=-1, stats_window_size=given.stats_window_size,
+            tensorboard_log=given.tensorboard_log, verbose=given.verbose, seed=given.seed, device="cpu",
+            _init_setup_model=False,
         )  # fmt: skip
-        self.n_episodes = n_episodes
-        self.n_epochs = n_epochs
-        self._batch_size = batch_size
-        self.tokens_per_batch = tokens_per_batch
-        self.sampling = sampling
-        self.collect = collect
-        self._device_name = str(device)
-        self._language_model = language_model
-        self._reference = reference
-        self._lora = None if lora is None else Lora.of(lora)
+        self.settings = given.named()
+        for name in given.names() - AgentSettings.argument_names():
+            setattr(self, name, getattr(given, name))
+        self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
+        self._device_name = str(given.device)
+        self._language_model = given.language_model
+        self._reference = given.reference
+        self._lora = None if given.lora is None else Lora.of(given.lora)
         if self._lora is not None:
             require_peft()
         self.iteration = 0
@@ -100,6 +94,18 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._scoring_seconds: float | None = None
         if _init_setup_model:
             self._setup_model()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Show the settings in the constructor's signature, for ``help`` and notebooks."""
+        super().__init_subclass__(**options)
+        cls.__signature__ = signature_of(cls.Settings)  # type: ignore[attr-defined]
+
+    def _setup_lr_schedule(self) -> None:
+        """A number, a schedule, or a number that falls to 0 with the progress that remains."""
+        super()._setup_lr_schedule()
+        rate = self.learning_rate
+        if self.learning_rate_decay == "linear" and not callable(rate):
+            self.lr_schedule = lambda progress_remaining: rate * progress_remaining
 
     def _setup_model(self) -> None:
         """Load what was given by name, check everything that can be checked, build policy and optimizer."""
@@ -133,6 +139,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.observation_space, self.action_space, model, self.sampling, limits, self.value_network, start
         )  # fmt: skip
         self.value_start = None  # it has given what it had
+        if model.adapter is not None:  # the model may have come with it
+            self.settings = replace(self.settings, lora=model.adapter)
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
         self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
@@ -192,7 +200,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             raise ConfigError(
                 f"n_episodes ({self.n_episodes}) must be a multiple of the number of environments ({env.num_envs})"
             )
-        self.batch_size = self._batch_size or self.n_episodes
+        self.batch_size = self.settings.batch_size or self.n_episodes
         if not 1 <= self.batch_size <= self.n_episodes:
             raise ConfigError(f"batch_size must lie in 1..n_episodes ({self.n_episodes}), got {self.batch_size}")
         group_slots(env, self.group_size)

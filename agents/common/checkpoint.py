@@ -6,8 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,10 +20,11 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.kl_limit import LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.settings import AgentSettings, is_json
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, fingerprint
+from rlhf_gym.lm.lora import fingerprint
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.version import __version__
@@ -42,12 +42,7 @@ class Checkpointed(OnPolicyAlgorithm):
     """
 
     policy: LMPolicy
-    settings: dict[str, Any]
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        if (adapter := self.policy.language_model.adapter) is not None:
-            self.settings["lora"] = adapter.settings()  # the model may have come with it
+    settings: AgentSettings
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint; an older one is replaced only once all is written.
@@ -85,19 +80,19 @@ class Checkpointed(OnPolicyAlgorithm):
         model = self.policy.language_model
         if model.base is None:
             model.save(folder / "model")
-        if not isinstance(self.settings["reference"], str) and agent.reference is not model.base:
+        if not isinstance(self.settings.reference, str) and agent.reference is not model.base:
             agent.reference.save(folder / "reference")
         save_file(_separate(own_weights(self.policy)), folder / "policy.safetensors")
         tensors, scalars = _flatten(self.policy.optimizer.state_dict())
         save_file(tensors, folder / "optimizer.safetensors")
-        last_good, kept = agent.kl_limit.last_good, None
+        last_good, kept = agent.kl_guard.last_good, None
         if last_good is not None:
             save_file(_separate(last_good.weights), folder / "last_good.safetensors")
             moments, kept = _flatten(last_good.optimizer)
             save_file(moments, folder / "last_good_optimizer.safetensors")
         spaces = {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()}
         data = {
-            "format": FORMAT, "version": __version__, "class": type(self).__name__, "settings": self.settings,
+            "format": FORMAT, "version": __version__, "class": type(self).__name__, "settings": self.settings.as_json(),
             "dtype": str(model.model.dtype).removeprefix("torch."), "spaces": spaces, "optimizer": scalars,
             "limits": asdict(self.policy.limits), "state": agent.state(), "last_good": kept,
             "base": None if model.base is None else {
@@ -174,13 +169,15 @@ class Checkpointed(OnPolicyAlgorithm):
         tokenizer: Tokenizer | None,
         changes: dict[str, Any],
     ) -> Self:
-        settings = {**data["settings"], "seed": data["state"]["seed"], **changes}
-        if lacking := [name for name in settings.pop("given_at_load") if name not in changes]:
+        saved = data["settings"]
+        if lacking := [name for name in saved["given_at_load"] if name not in changes]:
             raise ConfigError(
                 f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
                 f"again, load(path, {lacking[0]}=...)"
             )
-        settings.pop("value_start", None)  # what it gave is among the weights
+        elsewhere = ("given_at_load", "language_model", "value_start")  # what value_start gave is among the weights
+        settings = {name: value for name, value in saved.items() if name not in elsewhere}
+        settings |= {"seed": data["state"]["seed"], **changes}
         base = data.get("base")
         if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
             raise ConfigError(
@@ -193,12 +190,9 @@ class Checkpointed(OnPolicyAlgorithm):
         if settings["reference"] is None and not (base and base["is_reference"]):
             settings["reference"] = _load_model(folder / "reference", data, device, tokenizer)
         make: Any = cls
-        agent = make(
-            env=env, language_model=model, _init_setup_model=False,
-            **{k: v for k, v in settings.items() if k != "language_model"},
-        )  # fmt: skip
-        kept = {k: v for k, v in changes.items() if k in data["settings"] and _is_json(v)}
-        agent.settings = {**data["settings"], **kept}
+        agent = make(env=env, language_model=model, device=device, _init_setup_model=False, **settings)
+        names = {name: saved[name] for name in ("language_model", "value_start") if name in saved}
+        agent.settings = replace(agent.settings, **names)
         if env is None:
             agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
         agent._setup_model()
@@ -216,7 +210,7 @@ class Checkpointed(OnPolicyAlgorithm):
         )
         if (groups := data.get("last_good")) is not None:
             moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), groups)
-            agent.kl_limit.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
+            agent.kl_guard.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
         agent.restore(data["state"])
         agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
         loaded: Self = agent
@@ -287,33 +281,9 @@ def pack(folder: Path, target: Any) -> None:
             archive.write(file, file.relative_to(folder).as_posix())
 
 
-def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments as JSON values, models by their name where they were given by name, else None.
-
-    Schedules cannot be written down; their names are listed under ``given_at_load``.
-    """
-    skip = {"self", "env", "device", "_init_setup_model", "language_model", "reference"}
-    options = {k: v for k, v in arguments.items() if k not in skip and not k.startswith("__")}
-    out: dict[str, Any] = {k: v for k, v in options.items() if _is_json(v)}
-    if options.get("lora") is not None:
-        out["lora"] = Lora.of(options["lora"]).settings()
-    if options.get("value_start") is not None:
-        start = options["value_start"]
-        out["value_start"] = str(start) if isinstance(start, str | Path) else f"on {start.language_model.name}"
-    model, reference = arguments["language_model"], arguments["reference"]
-    out["language_model"] = model if isinstance(model, str) else model.name
-    out["reference"] = reference if isinstance(reference, str) else None
-    out["given_at_load"] = [name for name in options if name not in out]
-    return out
-
-
 def with_suffix(path: Path) -> Path:
     """The path with ``.zip`` at its end."""
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
-
-
-def _is_json(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -325,8 +295,7 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as named tensors, and its parameter groups as JSON."""
     tensors = {f"{i}.{k}": v.clone() for i, entry in state["state"].items() for k, v in entry.items()}
     groups = [
-        {k: v for k, v in group.items() if _is_json(v) or isinstance(v, list | tuple)}
-        for group in state["param_groups"]
+        {k: v for k, v in group.items() if is_json(v) or isinstance(v, list | tuple)} for group in state["param_groups"]
     ]
     return tensors, {"param_groups": groups}
 

@@ -1,150 +1,344 @@
-"""Settings checked by name before any work starts."""
+"""The settings of an agent as one frozen dataclass, from which constructor, checks, checkpoints, configuration and docs come.
+
+A setting is a field with its type, default, help, range and source::
+
+    @dataclass(frozen=True, kw_only=True)
+    class MySettings(CriticFreeSettings):
+        beta: float = setting(0.1, "strength of the pull to the reference", above=0, source="Rafailov et al. 2023")
+        kl_coef: float = setting(0.0)  # another default; help and range stay those of the base
+
+An *argument* is a field, too, but none that a run's configuration sets: a model, a device, a seed.
+"""
+
+# ruff: noqa: RUF009 - setting and argument return fields
 
 from __future__ import annotations
 
+import collections.abc
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
+from inspect import Parameter, Signature, get_annotations
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from rlhf_gym.agents.common.kl import ESTIMATORS
-from rlhf_gym.agents.common.kl_limit import ACTIONS
-from rlhf_gym.agents.common.losses import AGGREGATIONS
-from rlhf_gym.agents.common.value_head import SECOND_BASE
+import torch
+from stable_baselines3.common.type_aliases import Schedule
+
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.lm.lora import Lora
 
-Rule = tuple[str, Callable[[float], bool]]
-
-ABOVE_0: Rule = ("a finite number above 0", lambda x: x > 0)
-AT_LEAST_0: Rule = ("a finite number of at least 0", lambda x: x >= 0)
-ABOVE_1: Rule = ("a finite number above 1", lambda x: x > 1)
-FRACTION: Rule = ("a number in [0, 1]", lambda x: 0 <= x <= 1)
-SHARE: Rule = ("a number in (0, 1]", lambda x: 0 < x <= 1)
-BELOW_HALF: Rule = ("a number in [0, 1/2)", lambda x: 0 <= x < 0.5)
-FINITE: Rule = ("a finite number", lambda x: True)
-COUNT: Rule = ("a whole number of at least 1", lambda x: x >= 1 and isinstance(x, int))
-NATURAL: Rule = ("a whole number of at least 0", lambda x: x >= 0 and isinstance(x, int))
-
-# What each setting may be, wherever an algorithm has one of that name.
-NUMBERS: dict[str, Rule] = {
-    "learning_rate": ABOVE_0, "n_episodes": COUNT, "n_epochs": COUNT, "batch_size": COUNT, "tokens_per_batch": COUNT,
-    "gamma": FRACTION, "gae_lambda": FRACTION, "clip_range": ABOVE_0, "clip_range_high": ABOVE_0, "dual_clip": ABOVE_1,
-    "clip_range_vf": ABOVE_0, "vf_coef": AT_LEAST_0, "ent_coef": AT_LEAST_0, "max_grad_norm": ABOVE_0,
-    "target_kl": ABOVE_0, "max_ratio": ABOVE_0, "kl_coef": AT_LEAST_0, "kl_target": ABOVE_0, "kl_horizon": ABOVE_0,
-    "kl_limit": ABOVE_0,
-    "group_size": COUNT, "beta": ABOVE_0, "label_smoothing": BELOW_HALF, "overlong_buffer": COUNT, "baseline_decay": FRACTION,
-    "clip_scores": ABOVE_0, "missing_eos_penalty": AT_LEAST_0, "missing_eos_score": FINITE, "seed": NATURAL,
-    "mask_top_p": SHARE, "mask_refresh": COUNT, "max_kl": ABOVE_0, "cg_steps": COUNT, "cg_damping": AT_LEAST_0,
-    "line_search_steps": COUNT, "max_resamples": NATURAL, "sub_sampling_factor": COUNT,
-}  # fmt: skip
-VALUE_OPTIONS = ("value_network", "value_start", "vf_coef", "clip_range_vf", "gae_lambda", "normalize_advantage")
-"""Settings of a value function, and of the advantages that are made with one."""
-OPTIONAL = {
-    "n_episodes", "clip_range_high", "dual_clip", "clip_range_vf", "target_kl", "kl_target", "kl_estimator",
-    "kl_limit", "on_kl_limit",
-    "clip_scores", "missing_eos_penalty", "missing_eos_score", "overlong_buffer", "seed",
-}  # fmt: skip
-SCHEDULES = {"learning_rate", "clip_range"}
-SWITCHES = {"normalize_advantage", "whiten_rewards", "dynamic_sampling"}
-CHOICES: dict[str, tuple[str, ...]] = {
-    "aggregation": AGGREGATIONS,
-    "kl_estimator": ESTIMATORS,
-    "kl_in": ("reward", "loss"),
-    "on_kl_limit": ACTIONS,
-    "value_network": ("shared", "separate"),
-    "collect": ("auto", "step"),
-    "learning_rate_decay": ("constant", "linear"),
-    "scale_rewards": ("group", "batch", "none"),
-    "loss": ("dpo", "ipo"),
-    "baseline": ("none", "running", "batch"),
-}
+SCHEDULE = "a function of the remaining progress (1 to 0)"
 
 
-def check_settings(settings: Mapping[str, Any], *, optional: Collection[str] = ()) -> None:
-    """Refuse settings out of range, and settings that contradict one another.
+def setting(
+    default: Any = MISSING,
+    help: str | None = None,  # noqa: A002 - the word of argparse and of the documentation
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    source: str | None = None,
+) -> Any:
+    """Make a dataclass field of a setting; its type and choices come from the annotation.
+
+    A subclass that changes a default leaves out the rest: help, range and source are inherited.
 
     Args:
-        settings: a constructor's arguments by name; names without a rule are not looked at.
-        optional: settings that may be None here, besides those that always may.
-
-    Raises:
-        ConfigError: names the setting, what it is and what it may be.
+        default: the default; left out, the setting must be given.
+        help: one sentence.
+        at_least: smallest value.
+        above: the value must be larger.
+        at_most: largest value.
+        below: the value must be smaller.
+        source: the paper that the setting, or its default, comes from.
     """
-    for name, value in settings.items():
-        if (value is None and (name in OPTIONAL or name in optional)) or (callable(value) and name in SCHEDULES):
-            continue
-        if name in NUMBERS:
-            expected, good = NUMBERS[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not good(value):
-                raise ConfigError(f"{name} must be {expected}{or_none(name)}, got {value!r}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise ConfigError(f"{name} must be one of {', '.join(CHOICES[name])}{or_none(name)}; got {value!r}")
-        if name in SWITCHES and not isinstance(value, bool):
-            raise ConfigError(f"{name} must be True or False, got {value!r}")
-    for name in ("language_model", "reference"):
-        given = settings.get(name)
-        if given is not None and not isinstance(given, LanguageModel | str):
-            raise ConfigError(
-                f"{name} must be a rlhf_gym.lm.language_model.LanguageModel or a name, got {type(given).__name__}; a model of "
-                "transformers becomes one with LanguageModel(model, tokenizer, name)"
-            )
-    get = settings.get
-    if get("n_episodes") is not None and (get("batch_size") or 1) > settings["n_episodes"]:
-        raise ConfigError(f"batch_size ({get('batch_size')}) must be at most n_episodes ({settings['n_episodes']})")
-    if get("kl_target") is not None and get("kl_coef") == 0:
-        raise ConfigError("kl_target needs a kl_coef above 0: the coefficient is multiplied, and 0 stays 0")
-    if get("kl_in") == "loss" and get("kl_estimator") == "k1":
-        raise ConfigError(
-            "kl_in='loss' with kl_estimator='k1' holds nothing back, since the gradient of k1 has mean 0; take 'k2', whose "
-            "gradient is the divergence's, or 'k3'"
-        )
-    high, low = get("clip_range_high"), get("clip_range")
-    if high is not None and low is not None and not callable(low) and high < low:
-        raise ConfigError(f"clip_range_high ({high}) must be at least clip_range ({low})")
-    if get("value_start") is not None and get("value_network") != "separate":
-        raise ConfigError(
-            "value_start is what a value network of its own starts from: give value_network='separate', or leave it out"
-        )
-    start = get("value_start")
-    if start is not None and not isinstance(start, RewardModel | str | Path):
-        raise ConfigError(f"value_start must be a reward model or its folder, got {type(start).__name__}")
-    if start is not None and get("lora") is not None:
-        raise ConfigError(SECOND_BASE)
-    if get("missing_eos_penalty") is not None and get("missing_eos_score") is not None:
-        raise ConfigError("missing_eos_penalty and missing_eos_score are alternatives; give one of them")
+    metadata = {
+        "help": help, "at_least": at_least, "above": above, "at_most": at_most, "below": below, "source": source,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
 
 
-def or_none(name: str) -> str:
-    """For messages: whether a setting may be None."""
-    return ", or None" if name in OPTIONAL else ""
+def argument(
+    default: Any = MISSING,
+    help: str | None = None,  # noqa: A002
+    *,
+    at_least: float | None = None,
+    compare: bool = True,
+) -> Any:
+    """Make a field that the constructor takes and a run's configuration does not set.
 
-
-def refuse_lacking(cls: type, lacks: Collection[str], given: Collection[str]) -> None:
-    """Refuse settings that an algorithm's base has and the algorithm itself has no use for.
-
-    Raises:
-        ConfigError: names them.
+    Args:
+        default: the default; left out, the argument must be given.
+        help: one sentence.
+        at_least: smallest value.
+        compare: settings that differ in it differ.
     """
-    if strange := [name for name in given if name in lacks]:
-        raise ConfigError(
-            f"{cls.__name__} has no {', '.join(strange)}; leave {'it' if len(strange) == 1 else 'them'} out"
+    return field(default=default, compare=compare, metadata={"help": help, "at_least": at_least, "argument": True})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a settings class, for checks and documentation.
+
+    Attributes:
+        name: the constructor's keyword.
+        annotation: its type as it is written.
+        default: ``dataclasses.MISSING`` where it must be given.
+        help: one sentence.
+        source: the paper it comes from; empty where there is none.
+        is_argument: True for what a run's configuration does not set.
+        kind: ``int``, ``float``, ``bool``, ``str``, or None for anything else.
+        choices: the allowed values, where there are only some.
+        optional: None is allowed.
+        schedule: a function of the remaining progress is allowed.
+        at_least: smallest value.
+        above: the value must be larger.
+        at_most: largest value.
+        below: the value must be smaller.
+    """
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+    source: str
+    is_argument: bool
+    kind: type | None
+    choices: tuple[Any, ...]
+    optional: bool
+    schedule: bool
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    @property
+    def type_in_words(self) -> str:
+        """The type for readers, e.g. ``float, schedule or None``."""
+        if not self.choices and self.kind is None:
+            return self.annotation.replace(" | ", " or ")
+        word = "choice" if self.choices or self.kind is None else self.kind.__name__
+        words = [word] + ["schedule"] * self.schedule + ["None"] * self.optional
+        return word if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+    @property
+    def range_in_words(self) -> str:
+        """What the value may be, e.g. ``a finite number above 0``; empty where anything of the type is allowed."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        if self.kind is bool:
+            return "True or False"
+        if self.kind is str:
+            return "a text"
+        if self.kind is None:
+            return ""
+        low = self.at_least if self.at_least is not None else self.above
+        high = self.at_most if self.at_most is not None else self.below
+        noun = "whole number" if self.kind is int else "number"
+        if low is not None and high is not None:
+            left, right = "[" if self.at_least is not None else "(", "]" if self.at_most is not None else ")"
+            return f"a {noun} in {left}{low:g}, {high:g}{right}"
+        noun = noun if self.kind is int else f"finite {noun}"
+        if low is not None:
+            return f"a {noun} {'of at least' if self.at_least is not None else 'above'} {low:g}"
+        if high is not None:
+            return f"a {noun} {'of at most' if self.at_most is not None else 'below'} {high:g}"
+        return f"a {noun}"
+
+    def check(self, value: Any) -> None:
+        """Refuse a value of the wrong type or out of range.
+
+        Raises:
+            ConfigError: names the setting, the value and what it may be.
+        """
+        if (value is None and self.optional) or (self.schedule and callable(value)):
+            return
+        others = f", or {SCHEDULE}" * self.schedule + ", or None" * self.optional
+        if self.choices:
+            if value not in self.choices:
+                raise ConfigError(f"{self.name} must be {self.range_in_words}{others}; got {value!r}")
+        elif (self.kind is not None and not self._fits(value)) or (value is None and not self.is_argument):
+            raise ConfigError(f"{self.name} must be {self.range_in_words or self.annotation}{others}, got {value!r}")
+
+    def _fits(self, value: Any) -> bool:
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if self.kind is str:
+            return isinstance(value, str | Path)
+        if isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
+            return False
+        return math.isfinite(value) and not (
+            (self.at_least is not None and value < self.at_least)
+            or (self.above is not None and value <= self.above)
+            or (self.at_most is not None and value > self.at_most)
+            or (self.below is not None and value >= self.below)
         )
 
 
-def refuse_unknown(cls: type, unknown: Collection[str], known: Collection[str]) -> None:
-    """Refuse settings that nobody has, with the nearest that there is; value options where there is no value function.
+@dataclass(frozen=True, kw_only=True)
+class AgentSettings:
+    """What every agent takes. Subclasses add what theirs uses, and say in ``__post_init__`` what contradicts itself."""
 
-    Raises:
-        ConfigError: names the first one.
-    """
-    for name in unknown:
-        if name in VALUE_OPTIONS:
-            raise ConfigError(
-                f"{cls.__name__} has no {name}: it learns without a value function; leave it out, or take PPO, NLPO or A2C"
-            )
-        near = get_close_matches(name, known, n=1)
-        raise ConfigError(f"{cls.__name__} has no setting {name}{f'; did you mean {near[0]}?' if near else ''}")
+    absence: ClassVar[str] = ""  # for messages: why an agent may have none of a class's settings
+
+    language_model: LanguageModel | str = argument("embedded", "the model to train (in place), or its name")
+    reference: LanguageModel | str | None = argument(
+        None, "the model that KL is measured from, or its name; None is a frozen copy of `language_model`"
+    )
+    lora: Lora | Mapping[str, Any] | None = argument(
+        None,
+        '`{"rank": 8, "alpha": 16, "targets": [...]}`, each of which may be left out: an adapter learns instead of the '
+        "model's weights, which are frozen and are the reference, too; it wants a learning rate some ten times as high",
+    )
+    learning_rate: float | Schedule = setting(
+        1e-4, "Adam's (epsilon 1e-5); the default suits 1 to 10 million parameters, from 100 million on take 3e-6 to 1e-5",
+        above=0,
+    )  # fmt: skip
+    learning_rate_decay: Literal["constant", "linear"] = setting("constant", "linear falls to 0 at the end of training")
+    n_episodes: int | None = setting(
+        None, "episodes an iteration, a multiple of the number of environments; None is one for each", at_least=1
+    )
+    batch_size: int | None = setting(None, "whole episodes a minibatch; None is all of them", at_least=1)
+    tokens_per_batch: int = setting(
+        4096, "padded tokens a micro-batch; gradients are accumulated, so it changes memory and speed only", at_least=1
+    )
+    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
+    stats_window_size: int = argument(100, "episodes in `rollout/ep_rew_mean`", at_least=1)
+    tensorboard_log: str | None = argument(None, "folder for TensorBoard")
+    verbose: int = argument(0, "1 prints the logger's tables", at_least=0)
+    seed: int | None = argument(None, "of everything random; None draws one", at_least=0)
+    device: torch.device | str = argument("auto", "where models given by name are loaded", compare=False)
+
+    def __post_init__(self) -> None:
+        for known in settings_of(type(self)).values():
+            known.check(getattr(self, known.name))
+        for name in ("language_model", "reference"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, LanguageModel | str):
+                raise ConfigError(
+                    f"{name} must be a rlhf_gym.lm.language_model.LanguageModel or a name, got {type(given).__name__}; a model "
+                    "of transformers becomes one with LanguageModel(model, tokenizer, name)"
+                )
+        if callable(self.learning_rate) and self.learning_rate_decay == "linear":
+            raise ConfigError("learning_rate is a schedule already; leave learning_rate_decay at 'constant'")
+        if self.n_episodes is not None and (self.batch_size or 1) > self.n_episodes:
+            raise ConfigError(f"batch_size ({self.batch_size}) must be at most n_episodes ({self.n_episodes})")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], owner: str | None = None) -> Self:
+        """Settings from keywords.
+
+        Args:
+            given: values by name; the others take their defaults.
+            owner: the agent's name, for messages.
+
+        Raises:
+            ConfigError: an unknown name (with the nearest known one), a missing or bad value, or a contradiction.
+        """
+        owner = owner or owner_of(cls)
+        known = settings_of(cls)
+        for name in given:
+            if name not in known:
+                raise ConfigError(_unknown(cls, name, owner))
+        for spec in known.values():
+            if spec.default is MISSING and spec.name not in given:
+                raise ConfigError(f"{owner} needs {spec.name}: {spec.help}")
+        return cls(**given)
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The names of all settings and arguments."""
+        return {f.name for f in fields(cls)}
+
+    @classmethod
+    def argument_names(cls) -> set[str]:
+        """The names of what a run's configuration does not set."""
+        return {spec.name for spec in settings_of(cls).values() if spec.is_argument}
+
+    def named(self) -> Self:
+        """The same with models by their names: a reference that was given as a model is None."""
+        model, reference = self.language_model, self.reference
+        changes: dict[str, Any] = {
+            "language_model": model if isinstance(model, str) else model.name,
+            "reference": reference if isinstance(reference, str) else None,
+            "lora": None if self.lora is None else Lora.of(self.lora),
+        }
+        return replace(self, **changes)
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values.
+
+        What cannot be written (schedules, raters, data) is listed by name under ``given_at_load``.
+        """
+        values = {f.name: getattr(self.named(), f.name) for f in fields(self) if f.name != "device"}
+        if isinstance(values["lora"], Lora):
+            values["lora"] = values["lora"].settings()
+        out = {name: value for name, value in values.items() if name == "lora" or is_json(value)}
+        return {**out, "given_at_load": [name for name in values if name not in out]}
+
+
+def settings_of(cls: type[AgentSettings]) -> dict[str, Setting]:
+    """The fields of a settings class by name, in their order; bounds and help are inherited where a subclass gives none."""
+    hints, out = get_type_hints(cls), {}
+    for f in fields(cls):
+        merged: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            if f.name in get_annotations(base):
+                metadata = base.__dict__["__dataclass_fields__"][f.name].metadata
+                merged |= {key: value for key, value in metadata.items() if value is not None}
+        hint = hints[f.name]
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [part for part in parts if part in (bool, int, float, str)]
+        others = [part for part in parts if part not in (*kinds, NoneType) and get_origin(part) is not Literal]
+        schedule = bool(others) and all(get_origin(part) is collections.abc.Callable for part in others)
+        out[f.name] = Setting(
+            name=f.name, annotation=f.type if isinstance(f.type, str) else str(f.type), default=f.default,
+            help=merged.get("help", ""), source=merged.get("source", ""), is_argument=merged.get("argument", False),
+            kind=kinds[0] if kinds and (schedule or not others) else None,
+            choices=tuple(choice for part in parts if get_origin(part) is Literal for choice in get_args(part)),
+            optional=NoneType in parts, schedule=schedule,
+            **{key: merged.get(key) for key in ("at_least", "above", "at_most", "below")},
+        )  # fmt: skip
+    return out
+
+
+def signature_of(cls: type[AgentSettings]) -> Signature:
+    """The signature of the constructor of an agent with these settings."""
+    parameters = [
+        Parameter("policy", Parameter.POSITIONAL_OR_KEYWORD, default="LMPolicy", annotation="str"),
+        Parameter("env", Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation="GymEnv | str | None"),
+    ]
+    for spec in settings_of(cls).values():
+        default = Parameter.empty if spec.default is MISSING else spec.default
+        parameters.append(Parameter(spec.name, Parameter.KEYWORD_ONLY, default=default, annotation=spec.annotation))
+    return Signature(parameters)
+
+
+def owner_of(cls: type) -> str:
+    """The agent's name by its settings': ``PPO`` of ``PPOSettings``, ``Mine`` of ``Mine.Settings``."""
+    return cls.__qualname__.removesuffix("Settings").rstrip(".").rpartition(".")[2] or cls.__name__
+
+
+def is_json(value: object) -> bool:
+    """JSON can hold the value, and a reader gets the same one back."""
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _unknown(cls: type[AgentSettings], name: str, owner: str) -> str:
+    """The message for a setting that a class does not have."""
+    declaring = [other for other in _descendants(AgentSettings) if name in get_annotations(other)]
+    if declaring and declaring[0].absence not in ("", cls.absence):
+        return f"{owner} has no {name}: {declaring[0].absence}"
+    near = get_close_matches(name, cls.names(), n=1)
+    if declaring or not near:  # another agent's setting is no slip of the pen
+        return f"{owner} has no setting {name}; leave it out"
+    return f"{owner} has no setting {name}; did you mean {near[0]}?"
+
+
+def _descendants(cls: type[AgentSettings]) -> list[type[AgentSettings]]:
+    return [cls, *(found for child in cls.__subclasses__() for found in _descendants(child))]

@@ -54,10 +54,9 @@ def train(name: str, setting: str, seed: int, options: Options) -> dict[str, Any
     model = chosen.load_model(task, seed)
     env = make_sb3_env(chosen.episodes, task=task, tokenizer=model.tokenizer, seed=seed)
     given: Options = {"kl_coef": chosen.kl_coef} | options
-    lacking = getattr(algorithm.kind, "lacks", ())
     agent = algorithm.kind(
         "LMPolicy", env, language_model=model, seed=seed, device="cpu",
-        **{key: value for key, value in (algorithm.options | given).items() if key not in lacking},
+        **{key: value for key, value in (algorithm.options | given).items() if key in algorithm.kind.Settings.names()},
     )  # fmt: skip
     curve = Curve()
     agent.set_logger(Logger(None, [curve]))

@@ -1,0 +1,411 @@
+"""The keywords of every agent's constructor, for editors and type checkers.
+
+Generated from the settings classes by ``python -m rlhf_gym.agents.common.settings_tables``; not to be edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Required, TypedDict
+
+import torch
+from stable_baselines3.common.type_aliases import Schedule
+
+from rlhf_gym.agents.common.kl import Estimator
+from rlhf_gym.agents.common.kl_limit import Action
+from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.online_dpo import PairLoss
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import Lora
+from rlhf_gym.raters.base import Rater
+from rlhf_gym.reward_model import RewardModel
+
+
+class AgentKeywords(TypedDict, total=False):
+    """What every agent takes."""
+
+    language_model: LanguageModel | str
+    reference: LanguageModel | str | None
+    lora: Lora | Mapping[str, Any] | None
+    learning_rate: float | Schedule
+    learning_rate_decay: Literal["constant", "linear"]
+    n_episodes: int | None
+    batch_size: int | None
+    tokens_per_batch: int
+    max_grad_norm: float
+    stats_window_size: int
+    tensorboard_log: str | None
+    verbose: int
+    seed: int | None
+    device: torch.device | str
+
+
+class PPOKeywords(AgentKeywords, total=False):
+    """What PPO takes."""
+
+    gamma: float
+    gae_lambda: float
+    normalize_advantage: bool
+    whiten_rewards: bool
+    value_start: RewardModel | str | Path | None
+    vf_coef: float
+    value_network: ValueNetwork
+    clip_range_vf: float | None
+    collect: Literal["auto", "step"]
+    ent_coef: float
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+
+
+class NLPOKeywords(AgentKeywords, total=False):
+    """What NLPO takes."""
+
+    gamma: float
+    gae_lambda: float
+    normalize_advantage: bool
+    whiten_rewards: bool
+    value_start: RewardModel | str | Path | None
+    vf_coef: float
+    value_network: ValueNetwork
+    clip_range_vf: float | None
+    ent_coef: float
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    mask_top_p: float
+    mask_refresh: int
+
+
+class TRPOKeywords(AgentKeywords, total=False):
+    """What TRPO takes."""
+
+    gamma: float
+    gae_lambda: float
+    normalize_advantage: bool
+    whiten_rewards: bool
+    value_start: RewardModel | str | Path | None
+    clip_range_vf: float | None
+    collect: Literal["auto", "step"]
+    n_epochs: int
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    max_kl: float
+    cg_steps: int
+    cg_damping: float
+    sub_sampling_factor: int
+    line_search_steps: int
+
+
+class A2CKeywords(AgentKeywords, total=False):
+    """What A2C takes."""
+
+    gamma: float
+    gae_lambda: float
+    normalize_advantage: bool
+    whiten_rewards: bool
+    value_start: RewardModel | str | Path | None
+    vf_coef: float
+    value_network: ValueNetwork
+    collect: Literal["auto", "step"]
+    ent_coef: float
+    max_ratio: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+
+
+class CriticFreeKeywords(AgentKeywords, total=False):
+    """What CriticFree takes."""
+
+    group_size: int
+    overlong_buffer: int | None
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule | None
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    ent_coef: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+
+
+class GRPOKeywords(AgentKeywords, total=False):
+    """What GRPO takes."""
+
+    group_size: int
+    overlong_buffer: int | None
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule | None
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    ent_coef: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    scale_rewards: Literal["group", "batch", "none"]
+    dynamic_sampling: bool
+    max_resamples: int
+
+
+class GSPOKeywords(AgentKeywords, total=False):
+    """What GSPO takes."""
+
+    group_size: int
+    overlong_buffer: int | None
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    ent_coef: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    scale_rewards: Literal["group", "batch", "none"]
+    dynamic_sampling: bool
+    max_resamples: int
+
+
+class RLOOKeywords(AgentKeywords, total=False):
+    """What RLOO takes."""
+
+    group_size: int
+    overlong_buffer: int | None
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule | None
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    ent_coef: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+
+
+class REINFORCEKeywords(AgentKeywords, total=False):
+    """What REINFORCE takes."""
+
+    group_size: int
+    overlong_buffer: int | None
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule | None
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    ent_coef: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    gamma: float
+    baseline: Literal["none", "running", "batch"]
+    baseline_decay: float
+
+
+class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
+    """What ReinforcePlusPlus takes."""
+
+    group_size: int
+    overlong_buffer: int | None
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule | None
+    clip_range_high: float | None
+    dual_clip: float | None
+    target_kl: float | None
+    ent_coef: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    gamma: float
+
+
+class OnlineDPOKeywords(AgentKeywords, total=False):
+    """What OnlineDPO takes."""
+
+    overlong_buffer: int | None
+    n_epochs: int
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    beta: float
+    loss: PairLoss
+    label_smoothing: float
+    rater: Rater | None
+
+
+class RAFTKeywords(AgentKeywords, total=False):
+    """What RAFT takes."""
+
+    group_size: int
+    overlong_buffer: int | None
+    n_epochs: int
+    ent_coef: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    collect: Literal["auto", "step"]
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+
+
+class SFTKeywords(AgentKeywords, total=False):
+    """What SFT takes."""
+
+    ent_coef: float
+    aggregation: Aggregation
+    n_epochs: int
+    data: Required[Sequence[tuple[str, str]]]

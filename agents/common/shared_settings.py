@@ -1,0 +1,268 @@
+"""Settings that several agents share, by idea; an agent's own settings class is made of those that it uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from stable_baselines3.common.type_aliases import Schedule
+
+from rlhf_gym.agents.common.kl import Estimator
+from rlhf_gym.agents.common.kl_limit import Action
+from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
+from rlhf_gym.agents.common.value_head import SECOND_BASE
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.reward_model import RewardModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSettings(AgentSettings):
+    """Several passes over a rollout."""
+
+    n_epochs: int = setting(1, "passes over an iteration's episodes", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings(AgentSettings):
+    """Responses of the agent's own: how they are sampled, how their scores are shaped, how far they may lead away."""
+
+    temperature: float = setting(1.0, "of sampling, learning and the reference alike", above=0)
+    top_k: int = setting(0, "keep the k most probable tokens; 0 keeps all", at_least=0)
+    top_p: float = setting(1.0, "keep the most probable tokens of this total mass; 1 keeps all", above=0, at_most=1)
+    clip_scores: float | None = setting(
+        None, "the score of a response is clipped to plus or minus this before learning; None is off", above=0
+    )
+    missing_eos_penalty: float | None = setting(
+        None, "subtracted from the score of a response that did not end by itself; None subtracts nothing", at_least=0
+    )
+    missing_eos_score: float | None = setting(
+        None, "what such a response gets instead of its score; None leaves the score"
+    )
+    kl_limit: float | None = setting(
+        None,
+        "largest KL to the reference, in nats a response: a rollout beyond it is not learned from, and the weights of the last "
+        "one within it come back; None is off, and keeps no copy of the weights",
+        above=0,
+    )
+    on_kl_limit: Action | None = setting(
+        None,
+        "what happens then: stop (the default) ends training; back_off halves the learning rate and goes on, at most eight "
+        "times (`train/kl_back_offs` counts)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.missing_eos_penalty is not None and self.missing_eos_score is not None:
+            raise ConfigError("missing_eos_penalty and missing_eos_score are alternatives; give one of them")
+        if self.kl_limit is None and self.on_kl_limit is not None:
+            raise ConfigError(f"on_kl_limit={self.on_kl_limit!r} needs a kl_limit, in nats per response")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings(AgentSettings):
+    """The way in which a rollout is collected."""
+
+    collect: Literal["auto", "step"] = setting(
+        "auto", "auto decodes whole responses where the environment allows it, step always steps it token by token"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings(AgentSettings):
+    """A loss of every token."""
+
+    aggregation: Aggregation = setting(
+        "token",
+        "how token losses are averaged: token counts every token alike, sequence every response, constant divides by the "
+        "length limit",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropySettings(AgentSettings):
+    """An entropy bonus."""
+
+    ent_coef: float = setting(
+        0.0, "weight of the entropy bonus; above 0, entropies are computed exactly, which costs some time", at_least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLSettings(AgentSettings):
+    """A KL penalty."""
+
+    kl_coef: float = setting(0.15, "weight of the KL penalty, per token", at_least=0)
+    kl_target: float | None = setting(
+        None, "wanted KL in nats a response; the coefficient then adapts. None keeps it fixed", above=0,
+        source="Ziegler et al. 2019",
+    )  # fmt: skip
+    kl_horizon: float = setting(10_000, "episodes over which the coefficient adapts", above=0)
+    kl_estimator: Estimator | None = setting(
+        None, "k1, k2 or k3; None takes k1 in the reward and k2 in the loss, whose gradients are that of the KL",
+        source="Schulman 2020",
+    )  # fmt: skip
+    kl_in: Literal["reward", "loss"] = setting(
+        "reward", "reward: subtracted from it, a constant for the update; loss: differentiated"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ConfigError("kl_target needs a kl_coef above 0: the coefficient is multiplied, and 0 stays 0")
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ConfigError(
+                "kl_in='loss' with kl_estimator='k1' holds nothing back, since the gradient of k1 has mean 0; take 'k2', "
+                "whose gradient is that of the KL, or 'k3'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioSettings(AgentSettings):
+    """A guard against ratios that ran away."""
+
+    max_ratio: float = setting(10.0, "skip an update whose mean ratio passes this", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings(EpochSettings, RatioSettings):
+    """A clipped ratio, which several passes need."""
+
+    clip_range: float | Schedule | None = setting(
+        None, "the ratio is clipped at `1 - clip_range`; None takes the plain policy gradient", above=0,
+        source="Schulman et al. 2017",
+    )  # fmt: skip
+    clip_range_high: float | None = setting(
+        None, "and at `1 + clip_range_high`; None takes `clip_range`", above=0, source="Yu et al. 2025"
+    )
+    dual_clip: float | None = setting(
+        None, "bound for negative advantages; None is off", above=1, source="Ye et al. 2020"
+    )
+    target_kl: float | None = setting(
+        None,
+        "stop an iteration's learning once the approximate KL between new and old policy passes 1.5 times this",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.clip_range, self.clip_range_high
+        if high is not None and low is not None and not callable(low) and high < low:
+            raise ConfigError(f"clip_range_high ({high}) must be at least clip_range ({low})")
+        if low is None:
+            unclipped = [name for name in ("clip_range_high", "dual_clip") if getattr(self, name) is not None]
+            unclipped += ["n_epochs above 1"] if self.n_epochs > 1 else []
+            if unclipped:
+                raise ConfigError(f"without a clip_range there cannot be {', '.join(unclipped)}; give a clip_range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscountSettings(AgentSettings):
+    """A discount."""
+
+    gamma: float = setting(1.0, "discount per token", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSettings(DiscountSettings):
+    """A value function, and the advantages that are made with one."""
+
+    absence: ClassVar[str] = "it learns without a value function; leave it out, or take PPO, NLPO or A2C"
+
+    gae_lambda: float = setting(
+        0.95, "lambda of generalised advantage estimation", at_least=0, at_most=1, source="Schulman et al. 2016"
+    )
+    normalize_advantage: bool = setting(True, "to mean 0 and standard deviation 1 over all tokens of the iteration")
+    whiten_rewards: bool = setting(False, "to standard deviation 1, keeping the mean", source="Ziegler et al. 2019")
+    value_start: RewardModel | str | Path | None = argument(
+        None,
+        "a reward model, or its folder, whose trunk a separate value network starts from (its head starts near zero all the "
+        "same); fitted on a model built as the policy, with the same tokenizer. None starts from the policy",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start = self.value_start
+        if start is not None and not isinstance(start, RewardModel | str | Path):
+            raise ConfigError(f"value_start must be a reward model or its folder, got {type(start).__name__}")
+        if start is not None and self.lora is not None:
+            raise ConfigError(SECOND_BASE)
+
+    def named(self) -> Self:
+        """The same with models by their names, the reward model's included."""
+        start = self.value_start
+        name = f"on {start.language_model.name}" if isinstance(start, RewardModel) else start and str(start)
+        return replace(super().named(), value_start=name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueClipSettings(ValueSettings):
+    """A clipped value loss."""
+
+    clip_range_vf: float | None = setting(
+        0.2, "the value is clipped this far around the rollout's, in units of the reward; None is off", above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueLossSettings(ValueSettings):
+    """A value function that is learned with the policy, in one loss."""
+
+    vf_coef: float = setting(0.1, "weight of the value loss", at_least=0)
+    value_network: ValueNetwork = setting("shared", "a head on the policy's trunk, or a separate network")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value_start is not None and self.value_network != "separate":
+            raise ConfigError(
+                "value_start is what a value network of its own starts from: give value_network='separate', or leave it out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticSettings(RolloutSettings, KLSettings, LossSettings, ValueSettings):
+    """An agent with a value function: PPO, A2C, TRPO, NLPO."""
+
+    batch_size: int | None = setting(16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlongSettings(AgentSettings):
+    """A charge for length."""
+
+    overlong_buffer: int | None = setting(
+        None,
+        "charge for this many last tokens before the length limit; None is off",
+        at_least=1,
+        source="Yu et al. 2025",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSettings(AgentSettings):
+    """Groups of responses to one prompt."""
+
+    group_size: int = setting(
+        1, "slots that answer the same prompt, a group; divides the number of environments", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_episodes is not None and self.n_episodes % self.group_size:
+            raise ConfigError(f"group_size ({self.group_size}) must divide n_episodes ({self.n_episodes})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticFreeSettings(
+    RolloutSettings,
+    CollectSettings,
+    KLSettings,
+    LossSettings,
+    EntropySettings,
+    ClipSettings,
+    OverlongSettings,
+    GroupSettings,
+):
+    """An agent without a value function."""
