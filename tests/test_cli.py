@@ -74,7 +74,7 @@ def test_config_prints_what_run_would_use(capsys: pytest.CaptureFixture[str], tm
                  "--model", "a: b", "--log", "tensorboard", "--quick"]  # fmt: skip
     assert main(["config", *arguments]) == 0
     config = build(yaml.safe_load(capsys.readouterr().out))
-    assert (config.agent.kl_coef, config.agent.gamma, config.agent.gae_lambda) == (0.1, 0.9, 1.0)
+    assert [config.agent.settings[name] for name in ("kl_coef", "gamma", "gae_lambda")] == [0.1, 0.9, 1.0]
     assert (config.run.seed, config.model.name, config.log.to) == (7, "a: b", ("tensorboard",))
     assert config.agent.iterations == 3
 
@@ -180,7 +180,7 @@ def nested() -> Exception:
 @pytest.mark.parametrize(
     ("place", "make"),
     [
-        ("loop.sample.generate", full_disk),
+        ("loop.candidates.generate", full_disk),
         ("feedback.FeedbackStore.add_judgements", nested),
         ("agents.PPO.save", lambda: RuntimeError("I/O error: No space left on device (os error 28)")),
         ("loop.rounds.write_report", full_disk),

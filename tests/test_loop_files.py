@@ -35,7 +35,7 @@ def test_resume_refuses_settings_that_would_change_figures(tmp_path: Path) -> No
         pass
     changed = build({"agent": {"kl_coef": 0.2, "gamma": 0.9}})
     with (
-        pytest.raises(ConfigError, match=r"begun with agent\.kl_coef = null, not 0\.2 \(and 1 more\)"),
+        pytest.raises(ConfigError, match=r"begun with agent\.gamma = 1\.0, not 0\.9 \(and 1 more\)"),
         run.open(changed, resume=True),
     ):
         pass
@@ -67,7 +67,7 @@ def test_a_run_killed_before_its_configuration_was_written_begins_anew(tmp_path:
 
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     code = (
-        "import sys; from rlhf_gym.loop.run_directory import RunDirectory; from rlhf_gym.loop.config import Config\n"
+        "import sys; from rlhf_gym.loop.run_directory import RunDirectory; from rlhf_gym.loop.config_file import build\n"
         "with RunDirectory(sys.argv[1]).open(build({}), resume=False): print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

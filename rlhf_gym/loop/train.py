@@ -66,7 +66,7 @@ def train(context: RunContext, number: int) -> None:
     )
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
     refits = Refits(context, number, reward)
-    agent = _agent(context, number, table, rate, reward)
+    agent = make_agent(context, number, table, reward, rate)
     title = type(agent).__name__
     write_json(
         context.run.round(number) / "agent.json",
@@ -114,8 +114,8 @@ def _iterate(
             refits.look(agent.iteration)
 
 
-def _agent(
-    context: RunContext, number: int, table: MetricsTable, rate: LearningRate, reward: ProxyAndGold
+def make_agent(
+    context: RunContext, number: int, table: MetricsTable, reward: ProxyAndGold, rate: LearningRate | None = None
 ) -> PolicyGradient:
     """The agent at the beginning of a round, or as the round's latest checkpoint has it."""
     settings = context.config.agent
@@ -133,7 +133,9 @@ def _agent(
         table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
         return resumed
     sampling = {name: getattr(context.sampling, name) for name in ("temperature", "top_k", "top_p")}
-    options = {**settings.settings, **given, "learning_rate": rate, "learning_rate_decay": "constant"}
+    options = {**settings.settings, **given}
+    if rate is not None:
+        options |= {"learning_rate": rate, "learning_rate_decay": "constant"}
     options |= {name: value for name, value in sampling.items() if name in make.Settings.names()}
     if settings.value_start == "reward_model":
         options["value_start"] = context.run.round(number) / REWARD_MODEL_FOLDER
