@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_gym.agents.a2c import A2C
     from rlhf_gym.agents.best_of_n import BestOfN
+    from rlhf_gym.agents.common.algorithm import TokenAlgorithm
+    from rlhf_gym.agents.common.callbacks import IterationCallback
     from rlhf_gym.agents.common.completions import Completions
     from rlhf_gym.agents.common.policy import LMPolicy
     from rlhf_gym.agents.critic_free import CriticFree
     from rlhf_gym.agents.grpo import GRPO, GSPO
     from rlhf_gym.agents.nlpo import NLPO
-    from rlhf_gym.agents.on_policy import TokenOnPolicyAlgorithm
     from rlhf_gym.agents.online_dpo import OnlineDPO
-    from rlhf_gym.agents.policy_gradient import PolicyGradient
     from rlhf_gym.agents.ppo import PPO
     from rlhf_gym.agents.raft import RAFT
     from rlhf_gym.agents.reinforce import REINFORCE, ReinforcePlusPlus
@@ -36,11 +36,11 @@ __all__ = [
     "BestOfN",
     "Completions",
     "CriticFree",
+    "IterationCallback",
     "LMPolicy",
     "OnlineDPO",
-    "PolicyGradient",
     "ReinforcePlusPlus",
-    "TokenOnPolicyAlgorithm",
+    "TokenAlgorithm",
 ]
 
 _PLACES = {
@@ -50,18 +50,18 @@ _PLACES = {
     "CriticFree": "rlhf_gym.agents.critic_free",
     "GRPO": "rlhf_gym.agents.grpo",
     "GSPO": "rlhf_gym.agents.grpo",
+    "IterationCallback": "rlhf_gym.agents.common.callbacks",
     "LMPolicy": "rlhf_gym.agents.common.policy",
     "OnlineDPO": "rlhf_gym.agents.online_dpo",
     "NLPO": "rlhf_gym.agents.nlpo",
     "PPO": "rlhf_gym.agents.ppo",
-    "PolicyGradient": "rlhf_gym.agents.policy_gradient",
     "RAFT": "rlhf_gym.agents.raft",
     "REINFORCE": "rlhf_gym.agents.reinforce",
     "RLOO": "rlhf_gym.agents.rloo",
     "SFT": "rlhf_gym.agents.sft",
     "TRPO": "rlhf_gym.agents.trpo",
     "ReinforcePlusPlus": "rlhf_gym.agents.reinforce",
-    "TokenOnPolicyAlgorithm": "rlhf_gym.agents.on_policy",
+    "TokenAlgorithm": "rlhf_gym.agents.common.algorithm",
 }
 
 

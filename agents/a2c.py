@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
+from rlhf_gym.agents.common.algorithm import Terms
 from rlhf_gym.agents.common.losses import clipped_value_loss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
@@ -18,7 +19,6 @@ from rlhf_gym.agents.common.shared_settings import (
     RatioSettings,
     ValueLossSettings,
 )
-from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.agents.ppo import PPO
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ class BestOfN:
         model: writes the responses.
         reward: chooses. The environment's own reward makes an oracle; a reward model makes the baseline that PPO is to beat.
         n: responses to each prompt.
-        limits: which tokens, how many; an environment's are ``rlhf_gym.agents.common.token_envs.limits_of(env, model)``.
+        limits: which tokens, how many; an environment's are ``rlhf_gym.agents.common.setup.limits_of(env, model)``.
         sampling: temperature, top-k, top-p.
         seed: of the noise.
     """

@@ -9,12 +9,12 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
+from rlhf_gym.agents.common.algorithm import Terms, TokenAlgorithm
 from rlhf_gym.agents.common.losses import clipped_policy_loss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.scores import overlong_penalty
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
-from rlhf_gym.agents.policy_gradient import PolicyGradient, Terms
 from rlhf_gym.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.keywords import CriticFreeKeywords
 
 
-class CriticFree(PolicyGradient):
+class CriticFree(TokenAlgorithm):
     """Base of the agents without a value function: a subclass says how rewards become advantages.
 
     Args:

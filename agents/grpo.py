@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import group_relative
+from rlhf_gym.agents.common.algorithm import Terms
 from rlhf_gym.agents.common.kl import Estimator
 from rlhf_gym.agents.common.losses import Aggregation, sequence_clipped_policy_loss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,37 +102,19 @@ class GRPO(CriticFree):
             self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[GRPOKeywords]
         ) -> None: ...
 
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
-        """Collect episodes, and more of them while too few groups differ in their scores."""
-        parts: list[Rollout] = []
-        seconds: Counter[str] = Counter()
-        scoring = 0.0
-        try:
-            while super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps):
-                self._in_parts = True  # a checkpoint from within goes back to the first part's start
-                assert self.rollout is not None
-                parts.append(self.rollout)
-                seconds.update(self._seconds)
-                scoring += self._scoring_seconds or 0.0
-                if len(parts) > self.max_resamples or self._differing(parts) >= (self.n_episodes or 0):
-                    break
-            else:
-                return False
-        finally:
-            self._in_parts = False
-        if self.max_resamples:
-            self.logger.record("groups/refills", len(parts) - 1)
-        if len(parts) > 1:
-            self.rollout, self._seconds = Rollout.joined(parts), dict(seconds)
-            self._scoring_seconds = None if self._scoring_seconds is None else scoring
-        return True
-
-    def _differing(self, parts: list[Rollout]) -> int:
-        """How many episodes there are to learn from."""
-        return sum(int((~self._equal(self.scores(part))).sum()) for part in parts) * self.group_size
+    def needs_more(self, rollout: Rollout) -> bool:
+        """Dynamic sampling: True while too few groups differ in their scores, at most ``max_resamples`` times."""
+        if not self.max_resamples:
+            return False
+        resamples = (len(rollout.episodes) + len(rollout.left_out)) // self.n_episodes - 1
+        differing = int((~self._equal(self.scores(rollout))).sum()) * self.group_size
+        if resamples < self.max_resamples and differing < self.n_episodes:
+            return True
+        self.logger.record("groups/refills", resamples)
+        return False
 
     def _equal(self, rewards: Tensor) -> Tensor:
-        """Whether a group's scores are all the same, bool ``[groups]``."""
+        """True for groups whose scores are all the same, bool ``[groups]``."""
         groups = rewards.sum(1).view(-1, self.group_size)
         return (groups == groups[:, :1]).all(1)
 

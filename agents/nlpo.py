@@ -88,16 +88,9 @@ class NLPO(PPO):
         self.lagging = self.policy.language_model.frozen_copy()
         self.policy.mask_network = self.lagging.model  # a checkpoint holds it with the policy's other weights
         self._lagging_predictor = CachedPredictor(self.lagging)
-        if self.env is not None:
-            self._stepping = self._collector(self.env)
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on in another environment; see PPO's."""
-        super().set_env(env, force_reset)
-        assert self.env is not None
-        self._stepping = self._collector(self.env)
-
-    def _collector(self, env: VecEnv) -> NucleusCollector:
+    def stepping_collector(self, env: VecEnv) -> NucleusCollector:
+        """Steps within the lagging policy's set."""
         assert self.seed is not None
         return NucleusCollector(env, self.policy, self.seed, self.lagging, self.mask_top_p)
 

@@ -11,12 +11,13 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.algorithm import Terms
+from rlhf_gym.agents.common.forward import episode_log_probs
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import CollectSettings, EpochSettings, OverlongSettings, RolloutSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 from rlhf_gym.lm.sequences import batches_by_length
@@ -165,11 +166,11 @@ class OnlineDPO(CriticFree):
         """One optimizer step on a minibatch of pairs."""
         firsts = rows[::2]
         longest = [2 * max(rollout.totals[i], rollout.totals[i + 1]) for i in firsts]
-        figures: Terms = {}
+        metrics: Terms = {}
         for group in batches_by_length(longest, self.tokens_per_batch):
             pairs = [firsts[g] for g in group]
             micro = [row for first in pairs for row in (first, first + 1)]
-            logs, _ = self._chosen(self.policy.language_model, [rollout.episodes[i] for i in micro])
+            logs, _ = episode_log_probs(self.policy, self.policy.language_model, [rollout.episodes[i] for i in micro])
             ratios = logs - self.flat(rollout.reference_log_probs, micro)
             sums = torch.stack([part.sum() for part in torch.split(ratios, [rollout.lengths[i] for i in micro])])
             sign = rollout.advantages[pairs, 0].to(self.device)
@@ -186,7 +187,7 @@ class OnlineDPO(CriticFree):
                 "rewards/margins": self.beta * margins.detach().sum() / len(firsts),
                 "rewards/accuracies": (margins.detach() > 0).float().sum() / len(firsts),
             }  # fmt: skip
-            figures = {name: figures.get(name, 0) + amount for name, amount in amounts.items()}
-        self.note(**figures)
+            metrics = {name: metrics.get(name, 0) + amount for name, amount in amounts.items()}
+        self.record(**metrics)
         self.step_optimizer()
         return True

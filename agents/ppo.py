@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import gae, whiten
+from rlhf_gym.agents.common.algorithm import Terms, TokenAlgorithm
 from rlhf_gym.agents.common.losses import clipped_policy_loss, clipped_value_loss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
@@ -21,7 +22,6 @@ from rlhf_gym.agents.common.shared_settings import (
     ValueClipSettings,
     ValueLossSettings,
 )
-from rlhf_gym.agents.policy_gradient import PolicyGradient, Terms
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -39,7 +39,7 @@ class PPOSettings(
     clip_range: float | Schedule = setting(0.2, "the ratio is clipped at `1 - clip_range`")
 
 
-class PPO(PolicyGradient):
+class PPO(TokenAlgorithm):
     """PPO with a per-token KL penalty to a frozen reference, as a stable-baselines3 algorithm. A timestep is a token.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.algorithm import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import (
@@ -22,7 +23,6 @@ from rlhf_gym.agents.common.shared_settings import (
     RolloutSettings,
 )
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.policy_gradient import Terms
 
 if TYPE_CHECKING:
     from typing import Unpack

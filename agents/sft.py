@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.algorithm import Terms
+from rlhf_gym.agents.common.collect import Scoring
+from rlhf_gym.agents.common.forward import rollout_log_probs
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.agents.policy_gradient import Terms
 from rlhf_gym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,32 +72,15 @@ class SFT(CriticFree):
             self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[SFTKeywords]
         ) -> None: ...
 
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
-        """Take the next pairs from the data in the place of episodes."""
-        assert self.n_episodes is not None
-        assert self.seed is not None
-        self._rollout_start = None
-        self._rollout_start = self.state()
-        callback.on_rollout_start()
-        started = time.perf_counter()
+    def generate(self, scoring: Scoring) -> list[Episode]:
+        """Take the next pairs from the data as episodes."""
         places = range(self.episode_count, self.episode_count + self.n_episodes)
-        episodes = [self._episode(*self.data[self._place(place)]) for place in places]
-        rollout = self._take(episodes)
-        # Before it learns: what objective/kl and objective/entropy are made of.
-        rollout.log_probs = self.teacher_forced(rollout, self.policy.language_model)
-        self.episode_count += len(episodes)
-        self._seconds = {
-            "generation": time.perf_counter() - started - self._reference_seconds,
-            "reference": self._reference_seconds,
-        }
-        for step in self._counter.steps(episodes):
-            self.num_timesteps += env.num_envs
-            callback.update_locals({"self": self, "env": env, **vars(step)})
-            if not callback.on_step():
-                return False
-        callback.update_locals({"rollout": rollout})
-        callback.on_rollout_end()
-        return True
+        return [self._episode(*self.data[self._place(place)]) for place in places]
+
+    def complete(self, rollout: Rollout) -> None:
+        """Compute the policy's own log-probabilities, too, of which objective/kl and objective/entropy are made."""
+        super().complete(rollout)
+        rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
 
     def _place(self, number: int) -> int:
         """Which pair is the ``number``-th to be learned: each once a pass, in an order of the pass's own."""

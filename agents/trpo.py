@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlhf_gym.agents.common.forward import episode_log_probs, pack_episodes
 from rlhf_gym.agents.common.losses import clipped_value_loss, token_weights
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
@@ -97,7 +98,7 @@ class TRPO(PPO):
         total, share = 0.0, 1 / sum(rollout.lengths[i] for i in rows)
         for group in batches_by_length([rollout.totals[i] for i in rows], self.tokens_per_batch):
             micro = [rows[g] for g in group]
-            batch = self._pack([rollout.episodes[i] for i in micro])
+            batch = pack_episodes(self.policy, [rollout.episodes[i] for i in micro])
             values = self.policy.values(response_hidden(self.policy.value_trunk, batch))
             loss = clipped_value_loss(
                 values, self.flat(rollout.values, micro), self.flat(rollout.returns, micro), self.clip_range_vf
@@ -106,7 +107,7 @@ class TRPO(PPO):
             check_finite({"the value loss is": mean.detach()}, self.where)
             mean.backward()  # type: ignore[no-untyped-call]
             total += float(mean.detach())
-        self.note(**{"loss/value_avg": total, "train/value_loss": total})
+        self.record(**{"loss/value_avg": total, "train/value_loss": total})
         self.step_optimizer()
         return True
 
@@ -127,9 +128,9 @@ class TRPO(PPO):
 
         direction = conjugate_gradient(damped, gradient, self.cg_steps)
         curvature = float(direction @ self.fisher_product(rollout, direction))
-        figures = {"loss/policy_avg": -before, "policy/accepted": 0.0, "policy/kl_step": 0.0, "policy/improvement": 0.0}
+        metrics = {"loss/policy_avg": -before, "policy/accepted": 0.0, "policy/kl_step": 0.0, "policy/improvement": 0.0}
         if curvature <= 0 or not bool(direction.any()):  # no gradient: nothing to gain anywhere
-            self.note(**figures)
+            self.record(**metrics)
             return False
         radius = self.max_kl * self.kl_guard.rate
         step = (2 * radius / curvature) ** 0.5 * direction
@@ -140,11 +141,11 @@ class TRPO(PPO):
             after, _ = self.surrogate(rollout)
             moved = self.divergence(rollout, old)
             if after > before and moved <= radius:  # False for NaN
-                figures |= {"policy/accepted": 1.0, "policy/kl_step": moved, "policy/improvement": after - before}
-                self.note(**figures, **{"policy/halvings": float(halvings), "train/approx_kl": moved})
+                metrics |= {"policy/accepted": 1.0, "policy/kl_step": moved, "policy/improvement": after - before}
+                self.record(**metrics, **{"policy/halvings": float(halvings), "train/approx_kl": moved})
                 return True
         assign(parameters, start)
-        self.note(**figures)
+        self.record(**metrics)
         return False
 
     def policy_parameters(self) -> list[Tensor]:
@@ -160,7 +161,9 @@ class TRPO(PPO):
         value, slope = 0.0, torch.zeros(sum(p.numel() for p in parameters) if gradient else 0, device=self.device)
         for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
             with torch.set_grad_enabled(gradient):
-                logs, _ = self._chosen(self.policy.language_model, [rollout.episodes[i] for i in rows])
+                logs, _ = episode_log_probs(
+                    self.policy, self.policy.language_model, [rollout.episodes[i] for i in rows]
+                )
                 gain = torch.exp(logs - self.flat(rollout.log_probs, rows)) * self.flat(rollout.advantages, rows)
                 for name, loss in self.kl_loss(rollout, rows, logs).items():
                     gain = gain - self.coefficient(name) * loss
@@ -201,7 +204,7 @@ class TRPO(PPO):
     ) -> Tensor:
         """Next-token log-probabilities ``[N, V]`` at the response tokens of some episodes, within ``kept`` if given."""
         episodes = [rollout.episodes[i] for i in rows]
-        batch, allowed = self._pack(episodes), unpack_masks(episodes, model.vocab_size)
+        batch, allowed = pack_episodes(self.policy, episodes), unpack_masks(episodes, model.vocab_size)
         allowed = None if allowed is None else allowed.to(self.device)
         logits = masked_logits(
             model, response_hidden(model, batch), response_positions(batch), self.policy.limits, allowed

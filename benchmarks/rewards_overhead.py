@@ -115,7 +115,7 @@ class Trainer:
         began, cpu = time.perf_counter(), time.process_time()
         self.agent.learn(1, reset_num_timesteps=False)
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-        scoring, waited = self.agent._scoring_seconds, self.agent._seconds["reward"]
+        scoring, waited = self.agent.seconds["scoring"], self.agent.seconds["reward"]
         assert scoring is not None
         seconds = cpu + waited if self.clock == "cpu" else wall
         return {"seconds": seconds, "layer": self.layer, "scoring": scoring, "waited": waited}

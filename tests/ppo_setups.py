@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
@@ -11,7 +12,9 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import PPO
-from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.collect import Scoring, decode_episodes
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.envs import TokenVecEnv, make_sb3_env
 
 NUM_ENVS = 16
@@ -72,6 +75,14 @@ def learn(model: Any, tokens: int, **options: Any) -> list[dict[str, Any]]:
     return rows.rows
 
 
+def decoded(env: TokenVecEnv, policy: LMPolicy, *, seed: int, first_episode: int = 0, rounds: int) -> list[Episode]:
+    """Episodes by decoding whole responses, scored."""
+    with Scoring(env) as scoring:
+        rollout = Rollout.of(decode_episodes(env, policy, seed, first_episode, rounds, scoring))
+        scoring.finish(rollout)
+    return rollout.episodes
+
+
 class NoCallback(BaseCallback):
     def _on_step(self) -> bool:
         return True
@@ -80,16 +91,30 @@ class NoCallback(BaseCallback):
 def collected(model: Any) -> Rollout:
     """One rollout with its advantages, not yet learned from."""
     model.set_logger(Logger(None, []))
-    _, callback = model._setup_learn(1, NoCallback())
-    model.collect_rollouts(model.env, callback, None, 1)  # type: ignore[arg-type]
-    rollout = model.rollout
-    assert rollout is not None
-    model._fill_reference(rollout)
-    if model.policy.value_trunk is not None:
-        model._fill_separate_values(rollout)
-    model.prepare(rollout)
-    model.where, model._statistics = "test", {}
+    instead: dict[str, Any] = {
+        "update": lambda rollout, rows: False, "after_learning": lambda rollout: None, "log": lambda rollout: None,
+    }  # fmt: skip
+    vars(model).update(instead)
+    generator = model._update_rng.bit_generator.state
+    try:
+        _, callback = model._setup_learn(1, NoCallback())
+        model.iterate(callback)
+    finally:
+        for name in instead:
+            del vars(model)[name]
+    model.iteration -= 1
+    model._update_rng.bit_generator.state = generator
+    model.where, model.minibatch_metrics = "test", {}
+    rollout: Rollout = model.rollout
     return rollout
+
+
+def learn_from(model: Any, rollout: Rollout) -> None:
+    """An iteration with this rollout in the place of one that it would collect."""
+    vars(model).update(generate=lambda scoring: rollout.episodes, complete=lambda rollout: None)
+    _, callback = model._setup_learn(1, NoCallback(), reset_num_timesteps=False)
+    with patch.object(Rollout, "scored", lambda fresh, size: rollout):
+        model.iterate(callback)
 
 
 def gradient(model: Any, rollout: Rollout, rows: list[int]) -> torch.Tensor:

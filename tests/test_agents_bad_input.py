@@ -36,7 +36,7 @@ PAIRS = [("ab", "ba")]
         ("GSPO", {"clip_range": None, "clip_range_high": None, "n_epochs": 1}, "clip_range must be a finite number above 0"),
         ("PPO", {"batch_size": NUM_ENVS + 1}, r"batch_size must lie in 1..n_episodes \(16\), got 17"),
         ("PPO", {"reference": {"vocab_size": 40}}, "has 40 logits and ends responses with id 0, 'tiny-gpt2' has 28 and 0"),
-        ("GRPO", {"reference": {"vocab_size": 20}}, "a divergence needs one and the same vocabulary"),
+        ("GRPO", {"reference": {"vocab_size": 20}}, "KL needs one and the same vocabulary"),
         ("PPO", {"reference": {"context": 8}}, "do not fit in the 8 tokens"),
         ("PPO", {"reference": 3}, "reference must be a rlhf_gym.lm.language_model.LanguageModel or a name, got int"),
         ("GRPO", {"language_model": "network"}, "language_model must be .*, got GPT2LMHeadModel; a model of transformers"),

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from ppo_setups import decoded
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import tiny_language_model
 
 from rlhf_gym.agents import PPO, LMPolicy
-from rlhf_gym.agents.common.collect import SteppingCollector, collect_by_decoding
-from rlhf_gym.agents.common.token_envs import limits_of
+from rlhf_gym.agents.common.collect import SteppingCollector
+from rlhf_gym.agents.common.setup import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.envs.registration import ENVIRONMENTS
 from rlhf_gym.lm.language_model import LanguageModel
@@ -60,7 +61,7 @@ def test_decoding_and_stepping_agree(name: str, kind: Any) -> None:
     model = model_for(env, kind)
     policy = policy_for(env, model)
     env.reset()
-    fast = collect_by_decoding(env, policy, seed=5, first_episode=0, rounds=ROUNDS)
+    fast = decoded(env, policy, seed=5, first_episode=0, rounds=ROUNDS)
     slow = SteppingCollector(stepped, policy, seed=5).collect(0, ROUNDS, stepped.reset())
     assert len({len(e.response_ids) for e in fast}) > 1
     assert len({tuple(e.prompt_ids) for e in fast}) > 1

@@ -9,15 +9,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ppo_setups import decoded
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
-from rlhf_gym.agents.common.collect import SteppingCollector, collect_by_decoding
+from rlhf_gym.agents.common.collect import SteppingCollector
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.rollout import Episode, Rollout, unpack_masks
+from rlhf_gym.agents.common.setup import limits_of
 from rlhf_gym.agents.common.steps import StepCounter
-from rlhf_gym.agents.common.token_envs import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
@@ -68,7 +69,7 @@ def test_stepping_and_decoding_give_the_same_episodes(model: LanguageModel, samp
     env = letters_env()
     policy = policy_for(env, model, sampling)
     env.reset()
-    fast = collect_by_decoding(env, policy, seed=5, first_episode=0, rounds=3)
+    fast = decoded(env, policy, seed=5, first_episode=0, rounds=3)
     slow = by_stepping(letters_env(), policy)
     assert_same(fast, slow)
     lengths = {len(e.response_ids) for e in fast}
@@ -82,7 +83,7 @@ def test_they_agree_on_minimum_length_and_stop_sequences(model: LanguageModel, o
     env = letters_env(**options)
     policy = policy_for(env, model)
     env.reset()
-    fast = collect_by_decoding(env, policy, seed=5, first_episode=0, rounds=2)
+    fast = decoded(env, policy, seed=5, first_episode=0, rounds=2)
     assert_same(fast, by_stepping(letters_env(**options), policy, rounds=2))
 
 
@@ -92,7 +93,7 @@ def test_they_agree_over_successive_rollouts(model: LanguageModel) -> None:
     env.reset()
     collector, observation = SteppingCollector(stepped, policy, seed=5), stepped.reset()
     for first in (0, 12):
-        fast = collect_by_decoding(env, policy, seed=5, first_episode=first, rounds=2)
+        fast = decoded(env, policy, seed=5, first_episode=first, rounds=2)
         slow = collector.collect(first, 2, observation)
         observation = collector.observation
         assert_same(fast, slow)
@@ -105,8 +106,8 @@ def test_the_order_and_number_of_slots_change_no_noise() -> None:
     policy = policy_for(wide, model)
     wide.reset()
     narrow.reset()
-    one = collect_by_decoding(wide, policy, seed=1, first_episode=0, rounds=1)
-    two = collect_by_decoding(narrow, policy, seed=2, first_episode=0, rounds=1)
+    one = decoded(wide, policy, seed=1, first_episode=0, rounds=1)
+    two = decoded(narrow, policy, seed=2, first_episode=0, rounds=1)
     assert [e.prompt_ids for e in one] == [e.prompt_ids for e in two]
     assert [e.response_ids for e in one] != [e.response_ids for e in two]
 
@@ -119,7 +120,7 @@ def test_learning_agrees_with_generation_on_either_side_of_padding(
     env = letters_env()
     policy = policy_for(env, model, sampling)
     env.reset()
-    episodes = collect_by_decoding(env, policy, seed=5, first_episode=0, rounds=2)
+    episodes = decoded(env, policy, seed=5, first_episode=0, rounds=2)
     batch = pack_sequences([e.prompt_ids for e in episodes], [e.response_ids for e in episodes], 1, side=side)
     hidden = response_hidden(model, batch)
     chosen, _ = token_log_probs(
@@ -212,7 +213,7 @@ def test_no_statistic_sees_prompts_or_what_follows_eos() -> None:
     env = letters_env()
     policy = policy_for(env, tiny_language_model(scale=4.0))
     env.reset()
-    rollout = Rollout.of(collect_by_decoding(env, policy, seed=5, first_episode=0, rounds=2))
+    rollout = Rollout.of(decoded(env, policy, seed=5, first_episode=0, rounds=2))
     assert rollout.mask.sum(1).tolist() == rollout.lengths
     for table in (rollout.log_probs, rollout.values, rollout.rewards):
         assert not table[~rollout.mask].any()

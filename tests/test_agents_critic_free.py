@@ -26,6 +26,7 @@ from toy_tasks import letter_task
 
 from rlhf_gym.agents import A2C, GRPO, GSPO, PPO, REINFORCE, RLOO, ReinforcePlusPlus
 from rlhf_gym.agents.common.advantages import group_relative, leave_one_out, returns_to_go
+from rlhf_gym.agents.common.forward import rollout_log_probs
 from rlhf_gym.agents.common.losses import sequence_clipped_policy_loss
 from rlhf_gym.agents.common.scores import overlong_penalty
 from rlhf_gym.envs import TokenEnv
@@ -245,8 +246,12 @@ def test_a_rollout_is_refilled_until_enough_groups_differ() -> None:
     assert len(rollout.episodes) == parts * NUM_ENVS
     # What comes first is what would have come without.
     assert [e.response_ids for e in rollout.episodes[:NUM_ENVS]] == [e.response_ids for e in once.episodes]
-    torch.testing.assert_close(rollout.reference_log_probs, agent.teacher_forced(rollout, agent.reference))
-    torch.testing.assert_close(rollout.log_probs, agent.teacher_forced(rollout, agent.policy.language_model))
+    torch.testing.assert_close(
+        rollout.reference_log_probs, rollout_log_probs(agent.policy, agent.reference, rollout, 4096)
+    )
+    torch.testing.assert_close(
+        rollout.log_probs, rollout_log_probs(agent.policy, agent.policy.language_model, rollout, 4096)
+    )
     differing = [i for i, equal in enumerate(equal_groups(rollout, 2)) if not equal]
     assert rollout.learn_from == [i for g in differing for i in (2 * g, 2 * g + 1)][:NUM_ENVS]
     # No part more than were needed.

@@ -69,17 +69,17 @@ def test_backing_off_halves_the_rate_and_goes_on_from_the_last_good_weights() ->
 
 def test_it_gives_up_after_so_many_halvings() -> None:
     limit, policy = KLLimit(1.0, "back_off"), small_ppo().policy
-    assert limit.holds(0.5, policy, "iteration 1")
+    assert not limit.exceeded(0.5)
+    limit.remember(policy)
     good = weights(small_ppo())
     for i in range(MOST_BACK_OFFS):
         with torch.no_grad():
             next(iter(policy.parameters())).add_(1.0)
-        assert not limit.holds(2.0, policy, "iteration 2")
-        assert limit.stopped is None
+        assert limit.exceeded(2.0)
+        assert limit.restore(policy, 2.0, "iteration 2") is None
         assert limit.rate == 0.5 ** (i + 1)
         assert_same_weights({name: value.clone() for name, value in policy.state_dict().items()}, good)
-    assert not limit.holds(2.0, policy, "iteration 9")
-    assert f"after {MOST_BACK_OFFS} halvings" in str(limit.stopped)
+    assert f"after {MOST_BACK_OFFS} halvings" in str(limit.restore(policy, 2.0, "iteration 9"))
 
 
 @pytest.mark.parametrize("kind", [PPO, A2C, TRPO, RLOO, GRPO, OnlineDPO, RAFT])

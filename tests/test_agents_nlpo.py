@@ -99,8 +99,8 @@ def test_both_renormalise_over_the_same_set() -> None:
             found = getattr(rollout, table)[i, : len(episode.response_ids)]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     gradient(agent, rollout, list(range(8)))
-    assert agent._statistics["val/ratio"][0] == pytest.approx(1, abs=1e-5)
-    assert agent._statistics["train/approx_kl"][0] == pytest.approx(0, abs=1e-9)
+    assert agent.minibatch_metrics["val/ratio"][0] == pytest.approx(1, abs=1e-5)
+    assert agent.minibatch_metrics["train/approx_kl"][0] == pytest.approx(0, abs=1e-9)
 
 
 def test_tokens_outside_the_set_have_no_gradient() -> None:

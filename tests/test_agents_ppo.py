@@ -15,6 +15,7 @@ from ppo_setups import (
     collected,
     gradient,
     learn,
+    learn_from,
     letters_env,
     move_reference,
     small_ppo,
@@ -39,7 +40,7 @@ def test_the_first_ratio_is_1_and_the_first_divergences_are_0(kind: Any, options
     model = small_ppo(kind=kind, scale=4.0, collect=collect, task={"minimum": 2}, **options)
     rollout = collected(model)
     gradient(model, rollout, list(range(8)))
-    figures = {name: values[0] for name, values in model._statistics.items()}
+    figures = {name: values[0] for name, values in model.minibatch_metrics.items()}
     assert figures["val/ratio"] == pytest.approx(1, abs=1e-5)
     assert figures["train/approx_kl"] == pytest.approx(0, abs=1e-9)
     assert figures["policy/clipfrac_avg"] == 0
@@ -86,10 +87,10 @@ def test_micro_batches_and_order_do_not_change_the_gradient(aggregation: Any, kl
     rows = list(range(12))
     model.tokens_per_batch = 10_000
     whole = gradient(model, rollout, rows)
-    figures = {name: values[-1] for name, values in model._statistics.items()}
+    figures = {name: values[-1] for name, values in model.minibatch_metrics.items()}
     model.tokens_per_batch = 1  # every sequence alone
     torch.testing.assert_close(gradient(model, rollout, rows), whole, atol=1e-6, rtol=1e-4)
-    for name, values in model._statistics.items():
+    for name, values in model.minibatch_metrics.items():
         assert values[-1] == pytest.approx(figures[name], abs=1e-5), name
     model.tokens_per_batch = 40
     torch.testing.assert_close(gradient(model, rollout, rows[::-1]), whole, atol=1e-6, rtol=1e-4)
@@ -127,7 +128,7 @@ def test_the_kl_reward_is_a_constant_and_the_kl_loss_is_not() -> None:
         rollout = collected(model)
         rollout.advantages.zero_()  # what is left of the gradient is the divergence's
         assert bool(gradient(model, rollout, list(range(8))).abs().max() > 1e-6) == expected
-        assert ("loss/kl_avg" in model._statistics) == expected
+        assert ("loss/kl_avg" in model.minibatch_metrics) == expected
 
 
 def test_the_kl_loss_is_the_estimator_that_was_asked_for() -> None:
@@ -137,7 +138,7 @@ def test_the_kl_loss_is_the_estimator_that_was_asked_for() -> None:
         rollout = collected(model)
         gradient(model, rollout, list(range(NUM_ENVS)))
         estimate = kl_estimate(rollout.log_probs, rollout.reference_log_probs, used)[rollout.mask]  # type: ignore[arg-type]
-        assert model._statistics["loss/kl_avg"][0] == pytest.approx(float(estimate.mean()), rel=1e-3)
+        assert model.minibatch_metrics["loss/kl_avg"][0] == pytest.approx(float(estimate.mean()), rel=1e-3)
 
 
 def test_dropout_is_off_in_training_too() -> None:
@@ -225,7 +226,7 @@ def test_a_ratio_that_ran_away_skips_the_update() -> None:
     before = weights(model)
     rollout.log_probs -= math.log(6) * rollout.mask  # as if the policy had grown six times as sure of every token
     assert model.update(rollout, list(range(8)))
-    assert model._statistics["policy/skipped_updates"] == [1.0]
+    assert model.minibatch_metrics["policy/skipped_updates"] == [1.0]
     assert_same_weights(weights(model), before)
 
 
@@ -234,7 +235,7 @@ def test_a_reward_that_is_no_number_stops_training_and_says_where() -> None:
     rollout = collected(model)
     rollout.rewards[0, 0] = math.nan
     with pytest.raises(TrainingError, match=r"iteration 1, rollout: the environment's rewards are not finite \(1 of"):
-        model.train()
+        learn_from(model, model.rollout)
 
 
 def test_a_broken_weight_stops_training_and_says_where() -> None:
@@ -243,7 +244,7 @@ def test_a_broken_weight_stops_training_and_says_where() -> None:
     with torch.no_grad():
         next(model.policy.value_head.parameters()).fill_(math.inf)  # type: ignore[union-attr]
     with pytest.raises(TrainingError, match=r"iteration 1, epoch 1, minibatch 1: the value loss is not finite"):
-        model.train()
+        learn_from(model, model.rollout)
 
 
 @pytest.mark.parametrize(

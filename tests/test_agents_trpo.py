@@ -167,8 +167,8 @@ def test_a_step_gains_and_stays_in_the_trust_region(max_kl: float) -> None:
     moved = agent.divergence(rollout, old)
     assert after > before
     assert 0.05 * max_kl < moved <= max_kl
-    assert agent._statistics["policy/kl_step"] == [pytest.approx(moved, rel=1e-4)]
-    assert agent._statistics["policy/improvement"] == [pytest.approx(after - before, rel=1e-3)]
+    assert agent.minibatch_metrics["policy/kl_step"] == [pytest.approx(moved, rel=1e-4)]
+    assert agent.minibatch_metrics["policy/improvement"] == [pytest.approx(after - before, rel=1e-3)]
     values = {name: value for name, value in weights(agent).items() if not name.startswith("lm.")}
     assert_same_weights(values, {name: value for name, value in reference.items() if not name.startswith("lm.")})
 
@@ -180,7 +180,7 @@ def test_a_step_that_cannot_be_taken_leaves_the_policy_as_it_was() -> None:
     agent.divergence = lambda *_: 1.0
     assert not agent.policy_step(rollout)
     torch.testing.assert_close(policy_weights(agent), before, atol=0, rtol=0)
-    assert agent._statistics["policy/accepted"] == [0.0]
+    assert agent.minibatch_metrics["policy/accepted"] == [0.0]
 
 
 def test_equal_advantages_of_nothing_move_nothing() -> None:

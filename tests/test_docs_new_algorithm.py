@@ -10,6 +10,7 @@ import pytest
 import torch
 from ppo_setups import collected, gradient, learn, small_agent
 
+from rlhf_gym.agents.common.forward import micro_batches
 from rlhf_gym.loop.config_file import build
 
 PAGE = Path(__file__).parents[1] / "docs" / "new-algorithm.md"
@@ -38,12 +39,12 @@ def test_its_loss_is_the_papers(kind: Any) -> None:
     found = gradient(agent, rollout, rows)
     agent.policy.optimizer.zero_grad()
     total = torch.zeros(())
-    for micro, logs, _, _ in agent.forward_minibatch(rollout, rows):
+    for micro, logs, _, _ in micro_batches(agent.policy, rollout, rows, 4096):
         total = total - (1.1 * agent.flat(rollout.advantages, micro) * logs).sum() / sum(rollout.lengths)
     total.backward()  # type: ignore[no-untyped-call]
     expected = torch.cat([p.grad.flatten() for p in agent.policy.parameters() if p.grad is not None])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-    assert agent._statistics["policy/clipfrac_avg"] == [pytest.approx(1.0)]
+    assert agent.minibatch_metrics["policy/clipfrac_avg"] == [pytest.approx(1.0)]
 
 
 def test_it_learns(kind: Any) -> None:

@@ -179,8 +179,9 @@ def test_supervised_fine_tuning_learns_the_tasks_targets(tmp_path: Path, model: 
         "target_column": "answer",
     }  # fmt: skip
     run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
-    losses = [float(row["loss/policy_avg"]) for row in MetricsTable(run.metrics_file).rows]
-    assert losses[-1] < losses[0]
+    rows_written = MetricsTable(run.metrics_file).rows
+    assert float(rows_written[-1]["loss/policy_avg"]) < float(rows_written[0]["loss/policy_avg"])
+    assert [float(row["lr"]) for row in rows_written] == [0.01, 0.0075, 0.005, 0.0025]  # by iterations, not timesteps
     del settings["agent"]["target_column"]
     with pytest.raises(TaskError, match=r"has no text in column 'target' to learn from .*its columns: answer"):
         run_loop(build(settings), tmp_path / "other", progress=Progress(quiet=True))

@@ -18,10 +18,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import count_a, letter_task
 
-from rlhf_gym.agents.common.collect import collect_by_decoding
+from rlhf_gym.agents.common.collect import Scoring, decode_episodes
 from rlhf_gym.agents.common.policy import LMPolicy
-from rlhf_gym.agents.common.rollout import Episode
-from rlhf_gym.agents.common.token_envs import limits_of
+from rlhf_gym.agents.common.rollout import Episode, Rollout
+from rlhf_gym.agents.common.setup import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import ModelError, RewardError
 from rlhf_gym.feedback.store import FeedbackStore
@@ -77,11 +77,17 @@ def env_for(reward: Any, num_envs: int = 4) -> TokenVecEnv:
     return make_sb3_env(num_envs, seed=3, task=letter_task(reward, limit=LIMIT), tokenizer=LetterTokenizer())
 
 
-def episodes_of(env: TokenVecEnv, model: LanguageModel, rounds: int = 4, **options: Any) -> list[Episode]:
+def episodes_of(
+    env: TokenVecEnv, model: LanguageModel, rounds: int = 4, meanwhile: Callable[[list[Episode]], object] | None = None
+) -> list[Episode]:
     torch.manual_seed(0)
     policy = LMPolicy(env.observation_space, env.action_space, model, Sampling(), limits_of(env, model))
-    with Beside(is_slow(env.reward)) as beside:
-        return collect_by_decoding(env, policy, 5, 0, rounds, beside=beside, **options)
+    with Scoring(env) as scoring:
+        rollout = Rollout.of(decode_episodes(env, policy, 5, 0, rounds, scoring))
+        if meanwhile is not None:
+            meanwhile(rollout.episodes)
+        scoring.finish(rollout)
+    return rollout.episodes
 
 
 class Rounds:
@@ -137,7 +143,7 @@ def test_the_last_round_is_scored_while_the_reference_reads_it() -> None:
     reading, scored = threading.Event(), threading.Event()
     reward = Slow(lambda call: reading.wait(PATIENCE) or pytest.fail("the reference was not asked"))
     agent = small_ppo(task={"reward": reward})
-    look_up = agent._fill_reference
+    look_up = agent.complete
 
     def fill(rollout: Any) -> None:
         assert len(reward.batches) == agent.iteration
@@ -145,7 +151,7 @@ def test_the_last_round_is_scored_while_the_reference_reads_it() -> None:
         look_up(rollout)
         scored.set()
 
-    agent._fill_reference = fill  # type: ignore[method-assign]
+    agent.complete = fill  # type: ignore[method-assign]
     learn(agent, 1)
     assert scored.is_set()
     assert agent.iteration == 1

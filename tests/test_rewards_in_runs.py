@@ -12,11 +12,11 @@ import pytest
 from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.errors import RewardError
+from rlhf_gym.loop.after_iteration import iteration_line
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report.run_data import read_run
 from rlhf_gym.loop.rounds import run_loop
-from rlhf_gym.loop.train import iteration_line
 
 REWARD = """
 constrained:
@@ -106,10 +106,10 @@ def test_a_reward_that_hangs_ends_the_run_and_it_goes_on_once_mended(model: Path
 
 
 def test_the_line_says_what_there_is() -> None:
-    row = {"round": "1", "iteration": "3", "reward/constrained_price": "0.5", "reward/constrained_slack": "-1.25"}
-    assert "price 0.50  slack -1.25" in iteration_line(row, "PPO", 4)
+    row = {"round": "1", "iteration": "3", "reward/constrained_multiplier": "0.5", "reward/constrained_slack": "-1.25"}
+    assert "multiplier 0.50  slack -1.25" in iteration_line(row, "PPO", 4)
     assert "left out" not in iteration_line({**row, "reward/left_out": "0"}, "PPO", 4)
     assert "left out 3, whose reward failed  rewards 7.1% of the time" in iteration_line(
         {**row, "reward/left_out": "3"}, "PPO", 4, 0.071
     )
-    assert "mine_price 2.00" in iteration_line({**row, "reward/mine_price": "2"}, "PPO", 4)
+    assert "mine_multiplier 2.00" in iteration_line({**row, "reward/mine_multiplier": "2"}, "PPO", 4)

@@ -7,6 +7,7 @@ import json
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -222,17 +223,14 @@ def test_no_gradient_and_no_figure(collect: str) -> None:
     easy = term(lambda prompts, responses: [r.count("a") for r in responses], "picky")
     every = small_agent(PPO, env_of(easy), collect=collect, seed=3)
     every.set_logger(Logger(None, []))
-    original = every.collect_rollouts
 
-    def collect_and_drop(*arguments: Any, **options: Any) -> bool:
-        going_on: bool = original(*arguments, **options)
-        kept = [e for e in every.rollout.episodes if "b" not in e.info["response"]]
-        every.rollout = Rollout.of(kept)
-        every.complete(every.rollout)
-        return going_on
+    def kept(whole: Rollout, group_size: int = 1) -> Rollout:
+        rollout = Rollout.of([e for e in whole.episodes if "b" not in e.info["response"]])
+        every.complete(rollout)
+        return rollout
 
-    every.collect_rollouts = collect_and_drop
-    other = learn(every, 1)[0]
+    with patch.object(Rollout, "scored", kept):
+        other = learn(every, 1)[0]
     assert 0 < len(every.rollout.episodes) < 16
     assert_same_weights(weights(agent), weights(every))
     ours = {

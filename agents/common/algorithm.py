@@ -1,10 +1,13 @@
-"""A stable-baselines3 algorithm that acts in token environments: models, checks, the training loop, collection, state."""
+"""The one class between stable-baselines3's ``OnPolicyAlgorithm`` and the agents: an iteration, from rollout to metrics."""
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections import deque
+from abc import abstractmethod
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,36 +18,72 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
-from rlhf_gym.agents.common.collect import SteppingCollector, collect_by_decoding
+from rlhf_gym.agents.common.callbacks import end_iteration
+from rlhf_gym.agents.common.checkpoint import load_agent, save_agent
+from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes
+from rlhf_gym.agents.common.forward import micro_batches, rollout_log_probs, rollout_values
+from rlhf_gym.agents.common.kl import AdaptiveKL, Estimator, FixedKL, KLController, kl_estimate
+from rlhf_gym.agents.common.kl_limit import Action, KLLimit
+from rlhf_gym.agents.common.losses import Aggregation, token_weights
+from rlhf_gym.agents.common.metrics import (
+    MINIBATCH_METRICS,
+    check_finite,
+    check_rollout,
+    means,
+    ratio_metrics,
+    response_kl,
+    rollout_metrics,
+)
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
-from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
+from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
+from rlhf_gym.agents.common.scores import shape_scores
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
+from rlhf_gym.agents.common.setup import check_env, group_slots, reference_of, sizes
 from rlhf_gym.agents.common.steps import StepCounter
-from rlhf_gym.agents.common.token_envs import group_slots, limits_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, require_peft
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.rewards.service.overlap import Beside, is_slow
+
+Terms = dict[str, Tensor]
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
-    """Everything of an agent but how it learns. See :class:`~rlhf_gym.agents.ppo.PPO` for the arguments."""
+    """Base of the agents: write :meth:`prepare` (advantages) and :meth:`losses`; :meth:`iterate` shows what is shared.
+
+    Args:
+        policy: ``"LMPolicy"``.
+        env: a :class:`~rlhf_gym.envs.TokenVecEnv` (fast), or any environment of token observations.
+        settings: the fields of the class's ``Settings``. Each becomes an attribute of its name.
+
+    Attributes:
+        settings: as given, with models by name.
+        rollout: the last iteration's.
+        iteration: iterations done.
+        stopped: why training ended by itself, in words; else None.
+
+    Raises:
+        ConfigError: an unknown setting, one out of range, or settings that contradict one another; before any work starts.
+    """
 
     Settings: ClassVar[type[AgentSettings]] = AgentSettings
 
     policy: LMPolicy
     policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
+    loss_kl_estimator: ClassVar[Estimator] = "k2"  # where none is set
 
-    # Every setting is an attribute of its name. These are the values for agents that do not have the setting.
-    n_episodes: int | None
+    n_episodes: int
     batch_size: int
     tokens_per_batch: int
     learning_rate_decay: str
+    # What holds for agents that do not have the setting.
     n_epochs: int = 1
     group_size: int = 1
     temperature: float = 1.0
@@ -53,6 +92,19 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     collect: str = "auto"
     value_network: ValueNetwork | None = None
     value_start: RewardModel | str | Path | None = None
+    aggregation: Aggregation = "token"
+    target_kl: float | None = None
+    max_ratio: float = math.inf
+    clip_scores: float | None = None
+    missing_eos_penalty: float | None = None
+    missing_eos_score: float | None = None
+    kl_coef: float = 0.0
+    kl_target: float | None = None
+    kl_horizon: float = math.inf
+    kl_estimator: Estimator = "k1"
+    kl_in: str = "reward"
+    kl_limit: float | None = None
+    on_kl_limit: Action | None = None
 
     def __init__(
         self,
@@ -75,23 +127,25 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             tensorboard_log=given.tensorboard_log, verbose=given.verbose, seed=given.seed, device="cpu",
             _init_setup_model=False,
         )  # fmt: skip
-        self.settings = given.named()
         for name in given.names() - AgentSettings.argument_names():
             setattr(self, name, getattr(given, name))
+        self._given = given
+        self.settings = given.named()
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
-        self._device_name = str(given.device)
-        self._language_model = given.language_model
-        self._reference = given.reference
-        self._lora = None if given.lora is None else Lora.of(given.lora)
-        if self._lora is not None:
+        self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
+        self.kl_controller: KLController = FixedKL(self.kl_coef)
+        if self.kl_target is not None:
+            self.kl_controller = AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
+        self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)
+        if given.lora is not None:
             require_peft()
+        self.rollout: Rollout | None = None
         self.iteration = 0
-        self.stopped: str | None = None  # why training ended by itself, in words
         self.episode_count = 0
+        self.stopped: str | None = None
+        self.seconds: dict[str, float] = defaultdict(float)  # the last iteration's, by phase
+        self.minibatch_metrics: dict[str, list[float]] = {}
         self._rollout_start: dict[str, Any] | None = None
-        self._in_parts = False  # while further parts of a rollout are collected
-        self._seconds: dict[str, float] = {}  # the last iteration's, by phase
-        self._scoring_seconds: float | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -113,23 +167,23 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             check_spaces(self.observation_space, self.action_space)
         elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
-        model = self._language_model
+        given, start = self._given, self.value_start
+        model = given.language_model
         if isinstance(model, str):
-            model = LanguageModel.load(model, device=self._device_name)
+            model = LanguageModel.load(model, device=str(given.device))
         self.device = model.device
-        self.reference = self._load_reference(model)
+        self.reference = reference_of(model, given.reference, adapted=given.lora is not None)
         if self.seed is None:
             self.seed = int(np.random.SeedSequence().generate_state(1)[0])
         limits = Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,))
         if self.env is not None:
             limits = self._check(self.env, model)
-        start = self.value_start
         if isinstance(start, str | Path):
             start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
         self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
         self._setup_lr_schedule()
-        if self._lora is not None:
-            model = adapted(model, self._lora, seed=self.seed)
+        if given.lora is not None:
+            model = adapted(model, Lora.of(given.lora), seed=self.seed)
         if not any(p.requires_grad for p in model.model.parameters()):
             raise ConfigError(
                 f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
@@ -138,21 +192,22 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.policy = LMPolicy(
             self.observation_space, self.action_space, model, self.sampling, limits, self.value_network, start
         )  # fmt: skip
-        self.value_start = None  # it has given what it had
         if model.adapter is not None:  # the model may have come with it
             self.settings = replace(self.settings, lora=model.adapter)
+        self._given, self.value_start = self.settings, None  # models that were given are kept no longer
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
         self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
         self._counter = StepCounter(self.n_envs if self.env is not None else 1)
-        if self.env is not None:
-            self._stepping = SteppingCollector(self.env, self.policy, self.seed)
-        self.rollout: Rollout | None = None
-        # learn() hands this to collect_rollouts(), which does not use it: sequences have their own buffer.
-        self.rollout_buffer = None  # type: ignore[assignment]
+        self._stepping: SteppingCollector | None = None
+        self.rollout_buffer = None  # type: ignore[assignment]  # SB3's, for steps; sequences have their own
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on in another environment: other prompts, another reward, another number of slots.
+
+        Args:
+            env: the environment.
+            force_reset: as in stable-baselines3.
 
         Raises:
             ConfigError: not a token environment, or one that does not fit the model or ``n_episodes``.
@@ -163,166 +218,362 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
-        assert self.seed is not None
         self._counter = StepCounter(self.n_envs)
-        self._stepping = SteppingCollector(wrapped, self.policy, self.seed)
-
-    def _load_reference(self, model: LanguageModel) -> LanguageModel:
-        """The frozen model that KL is measured from: as given, or the policy as it is now.
-
-        A base never changes while adapters learn, so it is its own reference, and costs no memory.
-        """
-        base = model if self._lora is not None else model.base
-        if base is not None and (self._reference is None or self._reference is base):
-            return base
-        if self._reference is None:
-            return model.frozen_copy()
-        if isinstance(self._reference, str):
-            self._reference = LanguageModel.load(self._reference, device=str(model.device))
-        ours, theirs = ((m.vocab_size, m.tokenizer.eos_id) for m in (model, self._reference))
-        if ours != theirs:
-            raise ConfigError(
-                f"the reference {self._reference.name!r} has {theirs[0]} logits and ends responses with id {theirs[1]}, "
-                f"{model.name!r} has {ours[0]} and {ours[1]}: a divergence needs one and the same vocabulary"
-            )
-        return self._reference.frozen_copy()
+        self._stepping = None
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        """Refuse, before any work starts, an environment that could not work; return its fixed limits."""
-        capacity, actions = check_spaces(env.observation_space, env.action_space)
-        if actions != model.vocab_size:
-            raise ConfigError(
-                f"the environment has {actions} actions, but {model.name!r} has {model.vocab_size} logits; make the "
-                f"environment with the model's own tokenizer: tokenizer={model.name!r}"
-            )
-        self.n_episodes = env.num_envs if self.n_episodes is None else self.n_episodes
-        if self.n_episodes < 1 or self.n_episodes % env.num_envs:
-            raise ConfigError(
-                f"n_episodes ({self.n_episodes}) must be a multiple of the number of environments ({env.num_envs})"
-            )
-        self.batch_size = self.settings.batch_size or self.n_episodes
-        if not 1 <= self.batch_size <= self.n_episodes:
-            raise ConfigError(f"batch_size must lie in 1..n_episodes ({self.n_episodes}), got {self.batch_size}")
+        self.n_episodes, self.batch_size = sizes(self.n_episodes, self.settings.batch_size, env.num_envs)
         group_slots(env, self.group_size)
-        limits = limits_of(env, model)
-        if limits.eos_id != model.tokenizer.eos_id:
-            raise ConfigError(
-                f"the environment ends responses with id {limits.eos_id}, {model.name!r} with {model.tokenizer.eos_id}; "
-                f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
-            )
-        model.check_fits(capacity, 0)
-        self.reference.check_fits(capacity, 0)
-        return limits
+        return check_env(env, model, self.reference)
+
+    def stepping_collector(self, env: VecEnv) -> SteppingCollector:
+        """What steps an environment that cannot be decoded into."""
+        assert self.seed is not None
+        return SteppingCollector(env, self.policy, self.seed)
+
+    # ------------------------------------------------------------------------------------------------ learning
 
     def learn(
         self,
-        total_timesteps: int,
+        total_timesteps: int | None = None,
         callback: MaybeCallback = None,
         log_interval: int = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
+        iterations: int | None = None,
     ) -> Self:
-        """Train until at least ``total_timesteps`` response tokens have been written; see SB3's ``learn``.
+        """Train until at least ``total_timesteps`` response tokens have been generated; see stable-baselines3's ``learn``.
 
-        Two things differ from SB3's loop. An iteration's figures are written after it has learned, so that a row holds
-        one iteration's figures and the last one's are not lost. Schedules see the progress made when the rollout starts,
-        so that the first one learns at the full rate and none below 0.
+        Two things differ from SB3's loop. An iteration's metrics are written after it has learned, so that a row holds one
+        iteration's metrics and the last one's are not lost. Schedules see the progress made when the rollout starts, so that
+        the first one learns at the full rate and none below 0.
+
+        Args:
+            total_timesteps: response tokens; None with ``iterations``.
+            callback: stable-baselines3's; an :class:`~rlhf_gym.agents.common.callbacks.IterationCallback` is called after every
+                iteration, too.
+            log_interval: iterations between two rows of the logger.
+            tb_log_name: the run's name in TensorBoard.
+            reset_num_timesteps: False goes on counting.
+            progress_bar: show one.
+            iterations: train until the agent has done this many iterations in all; progress is then counted in iterations.
+
+        Raises:
+            ConfigError: no environment, or neither or a bad number of timesteps or iterations.
+            TrainingError: a loss, a gradient or a reward is NaN or infinite.
         """
         if self.env is None:
             raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
+        if total_timesteps is None and iterations is not None:  # an upper bound, for progress bars
+            left = max(iterations - self.iteration, 0)
+            total_timesteps = max(1, left * self.n_episodes * self.policy.limits.max_new_tokens)
         if (
             isinstance(total_timesteps, bool)
             or not isinstance(total_timesteps, int | float)
             or not total_timesteps >= 1
         ):
             raise ConfigError(f"total_timesteps must be a number of at least 1, got {total_timesteps!r}")
-        total, hook = self._setup_learn(
+        total_timesteps, hook = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
         hook.on_training_start(locals(), globals())
         done, self.stopped = 0, None
-        while self.num_timesteps < total:
-            self._update_current_progress_remaining(self.num_timesteps, total)
-            if not self.collect_rollouts(self.env, hook, None, n_rollout_steps=self.n_steps):
+        while self.num_timesteps < total_timesteps if iterations is None else self.iteration < iterations:
+            if iterations is None:
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            else:
+                self._current_progress_remaining = 1 - self.iteration / iterations
+            if not self.iterate(hook):
                 break
-            self.train()
             done += 1
             if log_interval is not None and done % log_interval == 0:
                 self.dump_logs(self.iteration)
+            if not end_iteration(hook, self):
+                break
             if self.stopped is not None:
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
                 break
         hook.on_training_end()
         return self
 
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
-        """Collect ``n_episodes`` whole episodes; a timestep is a token.
+    def iterate(self, callback: BaseCallback) -> bool:
+        """One iteration: collect, score, reference, advantages, epochs of minibatches, metrics.
+
+        Args:
+            callback: stable-baselines3's.
 
         Returns:
-            False if a callback asked to stop; nothing is learned from this rollout then.
+            False if the callback stopped training; nothing is learned from the rollout then.
         """
-        assert self.n_episodes is not None
+        self._rollout_start = None
+        self._rollout_start = self.state()  # a checkpoint from within the rollout goes back here
+        self.seconds, self.minibatch_metrics = defaultdict(float), {}
+        rollout: Rollout | None = None
+        while rollout is None or self.needs_more(rollout):
+            callback.on_rollout_start()
+            began = time.perf_counter()
+            with Scoring(self._vec_env) as scoring:  # slow rewards score while generation and the reference go on
+                part = Rollout.of(self.generate(scoring))
+                self.complete(part)
+                scoring.finish(part)
+            self.seconds["generation"] += time.perf_counter() - began - (scoring.waited or 0.0)
+            if scoring.waited is not None:
+                self.seconds["reward"] += scoring.waited
+                self.seconds["scoring"] += scoring.seconds or 0.0
+            episodes, part = part.episodes, part.scored(self.group_size)
+            self.rollout = rollout = part if rollout is None else Rollout.joined([rollout, part])
+            if not self._count_steps(episodes, part, callback):
+                return False
+        where, kl = f"iteration {self.iteration + 1}", response_kl(rollout)
+        beyond = self.kl_guard.exceeded(kl)
+        if beyond:
+            self.stopped = self.kl_guard.restore(self.policy, kl, where)
+        self._update_learning_rate(self.policy.optimizer)
+        if rollout.episodes and not beyond:
+            began = time.perf_counter()
+            self.kl_guard.remember(self.policy)
+            check_rollout(rollout, f"{where}, rollout")
+            self.prepare(rollout)
+            check_rollout(rollout, f"{where}, rollout")
+            for rows in self._minibatches(rollout):
+                if not self.update(rollout, rows):
+                    break
+            self.after_learning(rollout)
+            self.seconds["learning"] = time.perf_counter() - began
+        self.policy.forget()
+        self.iteration += 1
+        self._rollout_start = None
+        self.log(rollout)
+        return True
+
+    # ------------------------------------------------------------------------------------------------ the rollout
+
+    @property
+    def _vec_env(self) -> VecEnv:
+        assert self.env is not None
+        return self.env
+
+    def generate(self, scoring: Scoring) -> list[Episode]:
+        """Generate ``n_episodes`` whole episodes; a timestep is a token.
+
+        Args:
+            scoring: takes responses that are scored while others are generated.
+        """
         assert self.seed is not None
-        # A checkpoint taken before this rollout has been learned from writes it again.
-        if not self._in_parts:
-            self._rollout_start = None
-            self._rollout_start = self.state()
-        callback.on_rollout_start()
-        started = time.perf_counter()
+        env, first = self._vec_env, self.episode_count
         rounds = self.n_episodes // env.num_envs
-        inside = token_env_inside(env)
-        scored_before = inside.reward_seconds if inside else 0.0
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            with Beside(threaded=is_slow(env.reward)) as beside:
-                episodes = collect_by_decoding(
-                    env, self.policy, self.seed, self.episode_count, rounds, beside=beside, meanwhile=self._take
-                )
-            assert self.rollout is not None
-            self.rollout.rewards = pad(self.rollout.mask, [e.rewards for e in episodes])
-            waited = beside.waited
-        else:
-            episodes = self._stepping.collect(self.episode_count, rounds, self._last_obs)
-            self._last_obs = self._stepping.observation
-            waited = inside.reward_seconds - scored_before if inside else 0.0
-            self._take(episodes)
+            return decode_episodes(env, self.policy, self.seed, first, rounds, scoring)
+        self._stepping = self._stepping or self.stepping_collector(env)
+        episodes = self._stepping.collect(first, rounds, self._last_obs)
+        self._last_obs = self._stepping.observation
+        return episodes
+
+    def complete(self, rollout: Rollout) -> None:
+        """Compute what does not depend on scores: the reference's log-probabilities, and values of a separate network."""
+        began = time.perf_counter()
+        rollout.reference_log_probs = rollout_log_probs(self.policy, self.reference, rollout, self.tokens_per_batch)
+        if self.policy.value_trunk is not None:
+            rollout.values = rollout_values(self.policy, rollout, self.tokens_per_batch)
+        spent = time.perf_counter() - began
+        self.seconds["reference"] += spent
+        self.seconds["generation"] -= spent
+
+    def needs_more(self, rollout: Rollout) -> bool:
+        """True where further episodes are to be collected before anything is learned; False by default."""
+        return False
+
+    def _count_steps(self, episodes: list[Episode], scored: Rollout, callback: BaseCallback) -> bool:
+        """Count the tokens, and tell the callback of them; False if it stopped training."""
         self.episode_count += len(episodes)
-        others = {"reference": self._reference_seconds} | ({"reward": waited} if inside else {})
-        self._seconds = {"generation": time.perf_counter() - started - sum(others.values()), **others}
-        self._scoring_seconds = inside.reward_seconds - scored_before if inside else None
-        assert self.rollout is not None
-        self.rollout = self.rollout.scored(self.group_size)
-        scored = [e.info for e in episodes if not e.skipped]
-        self._update_info_buffer(scored, np.ones(len(scored), dtype=np.bool_))
+        infos = [episode.info for episode in episodes if not episode.skipped]
+        self._update_info_buffer(infos, np.ones(len(infos), dtype=np.bool_))
         for step in self._counter.steps(episodes):
-            self.num_timesteps += env.num_envs
-            callback.update_locals({"self": self, "env": env, **vars(step)})
+            self.num_timesteps += self._vec_env.num_envs
+            callback.update_locals({"self": self, "env": self._vec_env, **vars(step)})
             if not callback.on_step():
                 return False
-        callback.update_locals({"rollout": self.rollout})
+        callback.update_locals({"rollout": scored})
         callback.on_rollout_end()
         return True
 
-    def _take(self, episodes: list[Episode]) -> Rollout:
-        """Make a rollout of these episodes, whose scores may be still to come."""
-        started = time.perf_counter()
-        self.rollout = rollout = Rollout.of(episodes)
-        self.complete(rollout)
-        self._reference_seconds = time.perf_counter() - started
-        return rollout
+    # ------------------------------------------------------------------------------------------------ learning from it
 
-    def complete(self, rollout: Rollout) -> None:
-        """Look up what does not depend on scores, while slow rewards work on them; nothing by default."""
+    @abstractmethod
+    def prepare(self, rollout: Rollout) -> None:
+        """Fill ``rollout.advantages`` (and ``returns``) from its rewards and log-probabilities."""
+
+    def scores(self, rollout: Rollout) -> Tensor:
+        """The environment's rewards, shaped as the settings say, token by token: float32 ``[B, R]``."""
+        return shape_scores(
+            rollout, clip=self.clip_scores, missing_eos_penalty=self.missing_eos_penalty,
+            missing_eos_score=self.missing_eos_score,
+        )  # fmt: skip
+
+    def shaped_rewards(self, rollout: Rollout) -> Tensor:
+        """Scores, and the KL penalty where it is part of the reward, token by token: float32 ``[B, R]``."""
+        rewards = self.scores(rollout)
+        penalty = torch.zeros_like(rewards)
+        if self.kl_in == "reward":
+            kl = kl_estimate(rollout.log_probs, rollout.reference_log_probs, self.kl_estimator)
+            penalty = self.kl_controller.coef * kl * rollout.mask
+        rewards = rewards - penalty
+        self.logger.record("objective/rlhf_reward", rewards.sum(1).mean().item())
+        self.logger.record("objective/non_score_reward", -penalty.sum(1).mean().item())
+        self.logger.record("objective/kl_coef", self.kl_controller.coef)
+        return rewards
+
+    def _minibatches(self, rollout: Rollout) -> Iterator[list[int]]:
+        """Epochs of minibatches: the episodes of each."""
+        for epoch in range(self.n_epochs):
+            for index, rows in enumerate(rollout.minibatches(self.batch_size, self._update_rng)):
+                self.where = f"iteration {self.iteration + 1}, epoch {epoch + 1}, minibatch {index + 1}"
+                yield rows
+            self._n_updates += 1  # SB3 counts epochs
+
+    def update(self, rollout: Rollout, rows: list[int]) -> bool:
+        """One optimizer step on one minibatch.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the minibatch's.
+
+        Returns:
+            False ends learning from this rollout.
+        """
+        lengths = torch.tensor([rollout.lengths[i] for i in rows])
+        # A micro-batch adds up what its tokens weigh in the whole minibatch, so how it is cut changes nothing.
+        weights = token_weights(lengths, self.aggregation, constant_length=self.policy.limits.max_new_tokens)
+        weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
+        sums: Terms = {}
+        entropy = self.ent_coef > 0
+        for micro, log_probs, entropies, values in micro_batches(
+            self.policy, rollout, rows, self.tokens_per_batch, entropy=entropy
+        ):
+            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(self.device)
+            terms, metrics = self.losses(rollout, micro, log_probs, values)
+            losses = {name: (loss * weight).sum() for name, loss in terms.items()}
+            losses["entropy"] = -(entropies * weight).sum()
+            check_finite({f"the {name} loss is": loss.detach() for name, loss in losses.items()}, self.where)
+            total = torch.stack([losses[name] * self.coefficient(name) for name in losses]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            metrics |= ratio_metrics(log_probs, self.flat(rollout.log_probs, micro))
+            metrics["entropy"] = entropies.detach().sum()
+            amounts = {name: amount * share for name, amount in metrics.items()}
+            amounts |= {f"{name} loss": loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
+            sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
+        # One transfer for all: each .item() would wait for the device.
+        table = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        self.record(**{name: sign * table[key] for name, (sign, key) in MINIBATCH_METRICS.items() if key in table})
+        stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
+        skip = table["ratio"] > self.max_ratio
+        self.record(**{"policy/skipped_updates": float(stop or skip)})
+        if stop or skip:
+            self.policy.optimizer.zero_grad(set_to_none=True)
+            return not stop
+        self.step_optimizer()
+        return True
+
+    @abstractmethod
+    def losses(
+        self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
+    ) -> tuple[Terms, Terms]:
+        """A micro-batch's losses and metrics.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
+            values: ``[N]``, likewise; None without a value head.
+
+        Returns:
+            Losses by name, ``[N]`` each, one of them ``"policy"``; and metrics by name, summed over tokens.
+        """
+
+    def coefficient(self, loss: str) -> float:
+        """The weight of a loss in the total."""
+        return {"policy": 1.0, "entropy": self.ent_coef, "kl": self.kl_controller.coef}[loss]
+
+    def kl_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Terms:
+        """The KL as a loss by name, where it is one; else nothing.
+
+        Args:
+            rollout: the episodes.
+            rows: the micro-batch's.
+            log_probs: ``[N]``, of their response tokens under the policy now.
+        """
+        if self.kl_in != "loss":
+            return {}
+        return {"kl": kl_estimate(log_probs, self.flat(rollout.reference_log_probs, rows), self.kl_estimator)}
+
+    def step_optimizer(self) -> None:
+        """Clip the gradient, refuse one that is not finite, and step."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        check_finite({"the gradient is": norm}, self.where)
+        self.policy.optimizer.step()
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        self.record(**{"train/grad_norm": norm})
+
+    def after_learning(self, rollout: Rollout) -> None:
+        """Adapt the KL coefficient to the KL measured in this rollout."""
+        self.kl_controller.update(response_kl(rollout), len(rollout.episodes))
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.kl_guard.rate
+                self.logger.record("train/learning_rate", group["lr"])
+
+    def flat(self, table: Tensor, rows: list[int]) -> Tensor:
+        """A rollout table's entries at the response tokens of some rows, on the policy's device.
+
+        Args:
+            table: ``[B, R]``, one of the last rollout's.
+            rows: of the table.
+
+        Returns:
+            ``[N]``, row after row.
+        """
+        assert self.rollout is not None
+        return flat(table, rows, self.rollout.mask).to(self.device)
+
+    # ------------------------------------------------------------------------------------------------ metrics and state
+
+    def record(self, **metrics: Tensor | float) -> None:
+        """Keep metrics of a minibatch; the iteration's mean is logged under each name."""
+        for name, value in metrics.items():
+            self.minibatch_metrics.setdefault(name, []).append(float(value))
+
+    def log(self, rollout: Rollout) -> None:
+        """Hand the iteration's metrics to stable-baselines3's logger, under the names of the field's dashboards."""
+        metrics = rollout_metrics(rollout, self.policy.limits.eos_id) | means(self.minibatch_metrics)
+        metrics |= {"episode": self.episode_count, "lr": self.policy.optimizer.param_groups[0]["lr"]}
+        if self.kl_guard.nats is not None:
+            metrics["train/kl_back_offs"] = self.kl_guard.back_offs
+        metrics |= {f"time/{phase}_seconds": seconds for phase, seconds in self.seconds.items()}
+        if self.reward_share is not None:
+            metrics["time/reward_share"] = self.reward_share
+        metrics["time/tokens_per_second"] = sum(rollout.lengths) / self._total_seconds
+        for name, value in metrics.items():
+            self.logger.record(name, value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    @property
+    def _total_seconds(self) -> float:
+        return sum(
+            seconds for phase, seconds in self.seconds.items() if phase != "scoring"
+        )  # which overlaps with others
 
     @property
     def reward_share(self) -> float | None:
         """Share of the last iteration's time that was spent waiting for rewards, 0 to 1.
 
-        None before the first iteration, and in environments that do not tell: all but :class:`TokenVecEnv`, wrapped or not.
+        None before the first iteration, and in environments that do not say: all but :class:`TokenVecEnv`, wrapped or not.
         """
-        if "reward" not in self._seconds:
-            return None
-        return self._seconds["reward"] / sum(self._seconds.values())
+        return self.seconds["reward"] / self._total_seconds if "reward" in self.seconds else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond weights and optimizer to go on exactly, as JSON values."""
@@ -338,6 +589,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             "update_rng": self._update_rng.bit_generator.state,
             "env": self.env.state() if isinstance(self.env, TokenVecEnv) else None,
             "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in self.ep_info_buffer or ()],
+            # These move only after learning, so they fit the state at a rollout's start, too.
+            "kl_coef": self.kl_controller.coef,
+            "kl_back_offs": self.kl_guard.back_offs,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -348,9 +602,64 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.episode_count = state["episode_count"]
         self._counter.waiting = state["tokens_waiting"]
         self._update_rng.bit_generator.state = state["update_rng"]
+        self.kl_controller.coef = float(state["kl_coef"])
+        self.kl_guard.back_offs = int(state["kl_back_offs"])
         self.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         if isinstance(self.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == self.env.num_envs:
             self.env.restore(state["env"])
             # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
             self._last_obs = dict(self.env.env.episodes.observe())
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """Write a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.save_agent`.
+
+        Args:
+            path: where to (``.zip`` is added where it is missing), or a binary file.
+            exclude: not used; here for stable-baselines3's signature.
+            include: not used.
+        """
+        save_agent(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: Any,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        language_model: LanguageModel | str | None = None,
+        tokenizer: Tokenizer | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Read a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.load_agent`.
+
+        ``load(path, env=env).learn(n, reset_num_timesteps=False)`` goes on as if training had never stopped. A checkpoint
+        taken inside a rollout goes on from that rollout's start.
+
+        Args:
+            path: what :meth:`save` was given.
+            env: the environment to go on in; None is enough for ``predict``.
+            device: where to put the weights.
+            custom_objects: like ``changes``, stable-baselines3's way.
+            print_system_info: print this machine's versions.
+            force_reset: not used; here for stable-baselines3's signature.
+            language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by the name that it
+                had.
+            tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
+            changes: settings to use instead of the saved ones.
+        """
+        if print_system_info:
+            get_system_info()
+        return load_agent(
+            cls,
+            path,
+            env,
+            str(device),
+            {**(custom_objects or {}), **changes},
+            language_model=language_model,
+            tokenizer=tokenizer,
+        )

@@ -8,17 +8,15 @@ import tempfile
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
 
-from rlhf_gym.agents.common.kl_limit import LastGood
+from rlhf_gym.agents.common.kl_limit import KLLimit, LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.settings import AgentSettings, is_json
 from rlhf_gym.envs.sb3 import TokenVecEnv
@@ -33,188 +31,179 @@ FORMAT = 1
 NOTHING = "nothing"  # safetensors cannot hold no tensor at all: a policy without a value function
 
 
-class Checkpointed(OnPolicyAlgorithm):
-    """``save`` and ``load`` for agents whose constructor's settings are in ``settings``.
+class Agent(Protocol):
+    """What a checkpoint holds of an agent."""
+
+    policy: LMPolicy
+    settings: AgentSettings
+    reference: LanguageModel
+    kl_guard: KLLimit
+    observation_space: spaces.Space[Any]
+
+    def state(self) -> dict[str, Any]:
+        """Counters and random states."""
+
+
+A = TypeVar("A")
+
+
+def save_agent(agent: Agent, path: Any) -> None:
+    """Write a checkpoint; an older one is replaced only once all is written.
 
     A checkpoint holds everything needed to go on as if never interrupted: weights, optimizer, counters, random states (the
     environment's too), and the reference unless it was given by name. Of an agent with an adapter it holds the adapter and
     what else is learned, but not the base: that is loaded by its name, or given. Opening one never runs code from it.
+
+    Args:
+        agent: the agent.
+        path: where to (``.zip`` is added where it is missing), or a binary file.
+
+    Raises:
+        TrainingError: it could not be written; an older checkpoint is still whole.
     """
-
-    policy: LMPolicy
-    settings: AgentSettings
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a checkpoint; an older one is replaced only once all is written.
-
-        Args:
-            path: where to (``.zip`` is added where it is missing), or a binary file.
-            exclude: not used; here for stable-baselines3's signature.
-            include: not used.
-
-        Raises:
-            TrainingError: it could not be written; an older checkpoint is still whole.
-        """
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            try:
-                self._write(folder)
-                if hasattr(path, "write"):
-                    pack(folder, path)
-                    return
-                path = with_suffix(Path(path))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                packed = path.with_name(f".{path.name}.tmp")
-                try:
-                    pack(folder, packed)
-                    os.replace(packed, path)
-                finally:
-                    packed.unlink(missing_ok=True)
-            except OSError as error:
-                raise TrainingError(
-                    f"cannot write the checkpoint {path}: {error.strerror or error}; an older one is untouched"
-                ) from error
-
-    def _write(self, folder: Path) -> None:
-        agent: Any = self
-        model = self.policy.language_model
-        if model.base is None:
-            model.save(folder / "model")
-        if not isinstance(self.settings.reference, str) and agent.reference is not model.base:
-            agent.reference.save(folder / "reference")
-        save_file(_separate(own_weights(self.policy)), folder / "policy.safetensors")
-        tensors, scalars = _flatten(self.policy.optimizer.state_dict())
-        save_file(tensors, folder / "optimizer.safetensors")
-        last_good, kept = agent.kl_guard.last_good, None
-        if last_good is not None:
-            save_file(_separate(last_good.weights), folder / "last_good.safetensors")
-            moments, kept = _flatten(last_good.optimizer)
-            save_file(moments, folder / "last_good_optimizer.safetensors")
-        spaces = {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()}
-        data = {
-            "format": FORMAT, "version": __version__, "class": type(self).__name__, "settings": self.settings.as_json(),
-            "dtype": str(model.model.dtype).removeprefix("torch."), "spaces": spaces, "optimizer": scalars,
-            "limits": asdict(self.policy.limits), "state": agent.state(), "last_good": kept,
-            "base": None if model.base is None else {
-                "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": agent.reference is model.base,
-            },
-        }  # fmt: skip
-        (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
-
-    @classmethod
-    def load(
-        cls,
-        path: Any,
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        *,
-        language_model: LanguageModel | str | None = None,
-        tokenizer: Tokenizer | None = None,
-        **changes: Any,
-    ) -> Self:
-        """Read a checkpoint. Nothing in it is executed, so it need not be trusted.
-
-        ``load(path, env=env).learn(n, reset_num_timesteps=False)`` goes on as if training had never stopped. A checkpoint
-        taken inside a rollout goes on from that rollout's start.
-
-        Args:
-            path: what :meth:`save` was given.
-            env: the environment to go on in; None is enough for ``predict``.
-            device: where to put the weights.
-            custom_objects: like ``changes``, stable-baselines3's way.
-            print_system_info: print this machine's versions.
-            force_reset: not used; here for stable-baselines3's signature.
-            language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by the name that it
-                had.
-            tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
-            changes: constructor arguments to use instead of the saved ones.
-
-        Raises:
-            ModelError: no such file, or not a checkpoint of this class.
-            ConfigError: the checkpoint was made with a schedule, which must be given again.
-        """
-        if print_system_info:
-            get_system_info()
-        if not hasattr(path, "read"):
-            path = Path(path) if Path(path).is_file() else with_suffix(Path(path))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
-            with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                archive.extractall(folder)
-                data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-                if data["class"] != cls.__name__ or data["format"] != FORMAT:
-                    raise ModelError(
-                        f"{path} holds a {data['class']} of format {data['format']}; expected {cls.__name__}"
-                    )
-                if tokenizer is None and isinstance(env, TokenVecEnv):
-                    tokenizer = env.env.episodes.tokenizer
-                changes = {**(custom_objects or {}), **changes}
-                return cls._build(folder, data, env, str(device), language_model, tokenizer, changes)
-        except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
-            raise ModelError(
-                f"cannot load {cls.__name__} from {path}: {error}. Expected a file written by {cls.__name__}.save"
+            _write(agent, folder)
+            if hasattr(path, "write"):
+                pack(folder, path)
+                return
+            path = with_suffix(Path(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            packed = path.with_name(f".{path.name}.tmp")
+            try:
+                pack(folder, packed)
+                os.replace(packed, path)
+            finally:
+                packed.unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write the checkpoint {path}: {error.strerror or error}; an older one is untouched"
             ) from error
 
-    @classmethod
-    def _build(
-        cls,
-        folder: Path,
-        data: dict[str, Any],
-        env: Any,
-        device: str,
-        given: LanguageModel | str | None,
-        tokenizer: Tokenizer | None,
-        changes: dict[str, Any],
-    ) -> Self:
-        saved = data["settings"]
-        if lacking := [name for name in saved["given_at_load"] if name not in changes]:
-            raise ConfigError(
-                f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
-                f"again, load(path, {lacking[0]}=...)"
-            )
-        elsewhere = ("given_at_load", "language_model", "value_start")  # what value_start gave is among the weights
-        settings = {name: value for name, value in saved.items() if name not in elsewhere}
-        settings |= {"seed": data["state"]["seed"], **changes}
-        base = data.get("base")
-        if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
-            raise ConfigError(
-                "a checkpoint's language model, adapter and value network are its own: leave language_model, lora and "
-                "value_start out"
-            )
-        model = _load_base(base, data, device, given, tokenizer) if base else None
-        if model is None:
-            model = _load_model(folder / "model", data, device, tokenizer)
-        if settings["reference"] is None and not (base and base["is_reference"]):
-            settings["reference"] = _load_model(folder / "reference", data, device, tokenizer)
-        make: Any = cls
-        agent = make(env=env, language_model=model, device=device, _init_setup_model=False, **settings)
-        names = {name: saved[name] for name in ("language_model", "value_start") if name in saved}
-        agent.settings = replace(agent.settings, **names)
-        if env is None:
-            agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
-        agent._setup_model()
-        if env is None:
-            agent.policy.limits = Limits(
-                **{**data["limits"], "suppress_tokens": tuple(data["limits"]["suppress_tokens"])}
-            )
-        extra = {k: v for k, v in load_file(folder / "policy.safetensors").items() if k != NOTHING}
-        _, unexpected = agent.policy.load_state_dict(extra, strict=False)
-        missing = [key for key in own_weights(agent.policy) if key not in extra]
-        if unexpected or missing:
-            raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
-        agent.policy.optimizer.load_state_dict(
-            _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])
+
+def _write(agent: Agent, folder: Path) -> None:
+    model = agent.policy.language_model
+    if model.base is None:
+        model.save(folder / "model")
+    if not isinstance(agent.settings.reference, str) and agent.reference is not model.base:
+        agent.reference.save(folder / "reference")
+    save_file(_separate(own_weights(agent.policy)), folder / "policy.safetensors")
+    tensors, scalars = _flatten(agent.policy.optimizer.state_dict())
+    save_file(tensors, folder / "optimizer.safetensors")
+    last_good, kept = agent.kl_guard.last_good, None
+    if last_good is not None:
+        save_file(_separate(last_good.weights), folder / "last_good.safetensors")
+        moments, kept = _flatten(last_good.optimizer)
+        save_file(moments, folder / "last_good_optimizer.safetensors")
+    assert isinstance(agent.observation_space, spaces.Dict)
+    data = {
+        "format": FORMAT, "version": __version__, "class": type(agent).__name__, "settings": agent.settings.as_json(),
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "spaces": {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()},
+        "optimizer": scalars, "limits": asdict(agent.policy.limits), "state": agent.state(), "last_good": kept,
+        "base": None if model.base is None else {
+            "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": agent.reference is model.base,
+        },
+    }  # fmt: skip
+    (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def load_agent(
+    cls: type[A],
+    path: Any,
+    env: Any,
+    device: str,
+    changes: dict[str, Any],
+    *,
+    language_model: LanguageModel | str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> A:
+    """Read a checkpoint. Nothing in it is executed, so it need not be trusted.
+
+    Args:
+        cls: the agent's class.
+        path: what :func:`save_agent` was given.
+        env: the environment to go on in; None is enough for ``predict``.
+        device: where to put the weights.
+        changes: settings to use instead of the saved ones.
+        language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by the name that it had.
+        tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
+
+    Raises:
+        ModelError: no such file, or not a checkpoint of this class.
+        ConfigError: the checkpoint was made with a schedule, which must be given again.
+    """
+    if not hasattr(path, "read"):
+        path = Path(path) if Path(path).is_file() else with_suffix(Path(path))
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            archive.extractall(folder)
+            data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+            if data["class"] != cls.__name__ or data["format"] != FORMAT:
+                raise ModelError(f"{path} holds a {data['class']} of format {data['format']}; expected {cls.__name__}")
+            if tokenizer is None and isinstance(env, TokenVecEnv):
+                tokenizer = env.env.episodes.tokenizer
+            return _build(cls, folder, data, env, device, language_model, tokenizer, changes)
+    except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"cannot load {cls.__name__} from {path}: {error}. Expected a file written by {cls.__name__}.save"
+        ) from error
+
+
+def _build(
+    cls: type[A],
+    folder: Path,
+    data: dict[str, Any],
+    env: Any,
+    device: str,
+    given: LanguageModel | str | None,
+    tokenizer: Tokenizer | None,
+    changes: dict[str, Any],
+) -> A:
+    saved = data["settings"]
+    if lacking := [name for name in saved["given_at_load"] if name not in changes]:
+        raise ConfigError(
+            f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
+            f"again, load(path, {lacking[0]}=...)"
         )
-        if (groups := data.get("last_good")) is not None:
-            moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), groups)
-            agent.kl_guard.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
-        agent.restore(data["state"])
-        agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
-        loaded: Self = agent
-        return loaded
+    elsewhere = ("given_at_load", "language_model", "value_start")  # what value_start gave is among the weights
+    settings = {name: value for name, value in saved.items() if name not in elsewhere}
+    settings |= {"seed": data["state"]["seed"], **changes}
+    base = data.get("base")
+    if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
+        raise ConfigError(
+            "a checkpoint's language model, adapter and value network are its own: leave language_model, lora and "
+            "value_start out"
+        )
+    model = _load_base(base, data, device, given, tokenizer) if base else None
+    if model is None:
+        model = _load_model(folder / "model", data, device, tokenizer)
+    if settings["reference"] is None and not (base and base["is_reference"]):
+        settings["reference"] = _load_model(folder / "reference", data, device, tokenizer)
+    make: Any = cls
+    agent = make(env=env, language_model=model, device=device, _init_setup_model=False, **settings)
+    names = {name: saved[name] for name in ("language_model", "value_start") if name in saved}
+    agent.settings = replace(agent.settings, **names)
+    if env is None:
+        agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
+    agent._setup_model()
+    if env is None:
+        agent.policy.limits = Limits(**{**data["limits"], "suppress_tokens": tuple(data["limits"]["suppress_tokens"])})
+    extra = {k: v for k, v in load_file(folder / "policy.safetensors").items() if k != NOTHING}
+    _, unexpected = agent.policy.load_state_dict(extra, strict=False)
+    missing = [key for key in own_weights(agent.policy) if key not in extra]
+    if unexpected or missing:
+        raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
+    agent.policy.optimizer.load_state_dict(_unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"]))
+    if (groups := data.get("last_good")) is not None:
+        moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), groups)
+        agent.kl_guard.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
+    agent.restore(data["state"])
+    agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
+    loaded: A = agent
+    return loaded
 
 
 def _load_model(folder: Path, data: dict[str, Any], device: str, tokenizer: Tokenizer | None) -> LanguageModel:

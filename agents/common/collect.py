@@ -7,9 +7,9 @@ give the reward of the episode it ends, so there scores are waited for; decoding
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
-from typing import Any
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,70 +18,116 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.policy import LMPolicy
-from rlhf_gym.agents.common.rollout import Episode
+from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
+from rlhf_gym.agents.common.setup import token_env_inside
 from rlhf_gym.envs.sb3 import WAIT, TokenVecEnv
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.decoding import CachedDecoder, generate
 from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
-from rlhf_gym.rewards.service.overlap import Beside
+from rlhf_gym.rewards.service.overlap import Beside, is_slow
 
 
-def collect_by_decoding(
-    env: TokenVecEnv,
-    policy: LMPolicy,
-    seed: int,
-    first_episode: int,
-    rounds: int,
-    *,
-    beside: Beside | None = None,
-    meanwhile: Callable[[list[Episode]], object] | None = None,
+class Scoring:
+    """The scores of a rollout's episodes; slow rewards are called in a thread while other work goes on.
+
+    Use it as a context manager.
+
+    Args:
+        env: the environment whose reward is called.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self._inside = token_env_inside(env)
+        self.calls = Beside(threaded=isinstance(env, TokenVecEnv) and is_slow(env.reward))
+        self._pending: list[Future[tuple[Any, Any]]] = []
+        self._before = self._inside.reward_seconds if self._inside else 0.0
+
+    def submit(self, env: TokenVecEnv, slots: list[int], responses: list[list[int]]) -> None:
+        """Have the responses of one episode a slot scored.
+
+        Args:
+            env: the environment.
+            slots: its slots.
+            responses: ids, one list a slot.
+        """
+        self._pending.append(self.calls.submit(env.end_episodes(slots, responses)))
+
+    def finish(self, rollout: Rollout) -> None:
+        """Wait for the scores, and write them into the episodes and the rollout.
+
+        Raises:
+            RewardError: the reward went wrong.
+        """
+        waiting = iter(rollout.episodes)
+        for pending in self._pending:
+            for score, info in zip(*self.calls.wait(pending), strict=True):
+                episode = next(waiting)
+                episode.rewards[-1], episode.ended, episode.info = float(score), bool(info["ended"]), info
+                episode.spread()
+        if self._pending:
+            rollout.rewards = pad(rollout.mask, [e.rewards for e in rollout.episodes])
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds spent in the reward, in a thread too; None where the environment does not say, or nothing was scored."""
+        if self._inside is None:
+            return None
+        spent = self._inside.reward_seconds - self._before
+        return spent if spent or self._pending else None
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds that the agent stood still for scores; None where :attr:`seconds` is."""
+        return self.calls.waited if self._pending else self.seconds
+
+    def __enter__(self) -> Self:
+        self.calls.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.calls.__exit__(kind, error, traceback)
+
+
+def decode_episodes(
+    env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, rounds: int, scoring: Scoring
 ) -> list[Episode]:
-    """Collect ``rounds`` episodes in every slot by decoding whole responses.
+    """Generate ``rounds`` episodes in every slot by decoding whole responses.
 
-    A round's episodes are scored together. With a ``beside`` that has a thread, that is done while the next round is decoded;
-    the result is the same.
+    The episodes of a round, one a slot, are scored together, in a thread where the reward is slow; the result is the same.
 
     Args:
         env: an environment that only appends tokens.
-        policy: writes the responses.
+        policy: generates the responses.
         seed: seed of the noise.
         first_episode: number of the first episode, for the noise; the ``k``-th episode of slot ``i`` is number
             ``first_episode + k * num_envs + i``.
         rounds: episodes a slot.
-        beside: makes the calls of the reward; default each at once.
-        meanwhile: called with all episodes once they are written; their rewards and infos are not filled in yet.
+        scoring: has them scored; :meth:`Scoring.finish` fills in rewards and infos.
 
     Returns:
-        ``rounds * num_envs`` episodes; values are 0 where the policy reads none off its hidden states.
+        ``rounds * num_envs`` episodes; values are 0 where the policy reads none from its hidden states.
 
     Raises:
         RewardError: the reward went wrong; no further round is begun then.
     """
-    beside = Beside(threaded=False) if beside is None else beside
     episodes: list[Episode] = []
-    pending = []
     slots = list(range(env.num_envs))
     head = policy.values if policy.values_from_trunk else None
     for k in range(rounds):
-        beside.check()
+        scoring.calls.check()
         prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
-        written = generate(
+        generations = generate(
             policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed,
             first_episode=first_episode + k * env.num_envs, stop=env.stop, value_head=head, batch_size=env.num_envs,
-            on_progress=lambda _: beside.check(),
+            on_progress=lambda _: scoring.calls.check(),
         )  # fmt: skip
-        pending.append(beside.submit(env.end_episodes(slots, [g.ids for g in written])))
+        scoring.submit(env, slots, [g.ids for g in generations])
         episodes += [
             Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
-            for prompt, g in zip(prompts, written, strict=True)
+            for prompt, g in zip(prompts, generations, strict=True)
         ]
-    if meanwhile is not None:
-        meanwhile(episodes)
-    waiting = iter(episodes)
-    for scoring in pending:
-        for episode, score, info in zip(islice(waiting, env.num_envs), *beside.wait(scoring), strict=True):
-            episode.rewards[-1], episode.ended, episode.info = float(score), bool(info["ended"]), info
-            episode.spread()
     return episodes
 
 
@@ -104,7 +150,7 @@ class SteppingCollector:
         self.observation: dict[str, Any] = {}
 
     def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:
-        """Collect ``rounds`` episodes in every slot; numbered and ordered as :func:`collect_by_decoding` does.
+        """Collect ``rounds`` episodes in every slot; numbered and ordered as by :func:`decode_episodes`.
 
         Args:
             first_episode: number of the first episode, for the noise.

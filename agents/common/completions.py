@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from stable_baselines3.common.callbacks import BaseCallback
 
+from rlhf_gym.agents.common.callbacks import IterationCallback
 from rlhf_gym.agents.common.traces import Trace, as_columns, traces
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.text import visible
@@ -22,7 +22,7 @@ LONGEST = 400  # characters of a prompt or response; the console shows what its 
 PROMPT_END = 24  # characters of a prompt on the console
 
 
-class Completions(BaseCallback):
+class Completions(IterationCallback):
     """A callback that shows some completions every few iterations, and after the last one.
 
     Args:
@@ -53,22 +53,16 @@ class Completions(BaseCallback):
         self.file = None if file is None else Path(file)
         self._shown = 0
 
-    def _on_step(self) -> bool:
+    def on_iteration_end(self, agent: Any) -> bool:
+        """Look after the first iteration, and every few."""
+        if agent.iteration == 1 or agent.iteration % self.every == 0:
+            self._look(agent.iteration)
         return True
 
-    # An iteration's advantages are there once it has been learned from: when the next one begins, or at the end.
-    def _on_rollout_start(self) -> None:
-        iteration = self._iteration()
-        if iteration == 1 or (iteration and iteration % self.every == 0):
-            self._look(iteration)
-
     def _on_training_end(self) -> None:
-        if self._iteration():
-            self._look(self._iteration())
-
-    def _iteration(self) -> int:
         agent: Any = self.model
-        return int(agent.iteration)
+        if agent.iteration:
+            self._look(agent.iteration)
 
     def _look(self, iteration: int) -> None:
         if iteration == self._shown:

@@ -1,4 +1,4 @@
-"""What happens when the policy runs away from the reference: back to where it was, and stop or go on at half the rate."""
+"""A policy that runs away from the reference goes back to where it was, and training stops or goes on at half the rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from rlhf_gym.agents.common.policy import LMPolicy
-from rlhf_gym.errors import ConfigError
 
 Action = Literal["stop", "back_off"]
 ACTIONS: tuple[str, ...] = get_args(Action)
@@ -41,12 +40,11 @@ class LastGood:
 
 
 class KLLimit:
-    """The bound, how often it was passed, and the way back.
+    """A bound on KL, the weights that were within it last, and how often it was passed.
 
-    A rollout tells how far the policy that wrote it is from the reference: its mean k1 estimate in nats a response, which is
-    ``objective/kl``. Beyond the limit nothing is learned from it; the weights of the last rollout within the limit come
-    back. ``"stop"`` then ends the training, ``"back_off"`` goes on at half the learning rate, until it has been halved
-    ``MOST_BACK_OFFS`` times.
+    KL is a rollout's mean k1 estimate in nats a response, ``objective/kl``. Beyond the limit nothing is learned from a
+    rollout; the weights of the last one within it come back. ``"stop"`` then ends training, ``"back_off"`` goes on at half the
+    learning rate, until it has been halved ``MOST_BACK_OFFS`` times.
 
     Args:
         nats: the limit; None is none, and nothing is copied then.
@@ -54,51 +52,49 @@ class KLLimit:
 
     Attributes:
         back_offs: times the learning rate was halved.
-        stopped: why training ended, in words; None while it goes on.
-
-    Raises:
-        ConfigError: an action without a limit.
+        last_good: the weights that were within the limit last.
     """
 
     def __init__(self, nats: float | None, action: Action | None) -> None:
-        if nats is None and action is not None:
-            raise ConfigError(f"on_kl_limit={action!r} needs a kl_limit, in nats per response")
         self.nats = nats
         self.action: Action = action or "stop"
         self.back_offs = 0
-        self.stopped: str | None = None
         self.last_good: LastGood | None = None
 
-    def holds(self, kl: float, policy: LMPolicy, where: str) -> bool:
-        """Whether there may be learning from a rollout; if not, the policy has been put back.
+    def exceeded(self, kl: float) -> bool:
+        """True for a KL beyond the limit; False for NaN, whose origin the guards name."""
+        return self.nats is not None and kl > self.nats
+
+    def remember(self, policy: LMPolicy) -> None:
+        """Keep the weights of a policy that is within the limit, if there is one."""
+        if self.nats is not None:
+            self.last_good = LastGood.of(policy)
+
+    def restore(self, policy: LMPolicy, kl: float, where: str) -> str | None:
+        """Give a policy beyond the limit its last good weights back.
 
         Args:
+            policy: gets them.
             kl: the rollout's, nats a response.
-            policy: who wrote it.
-            where: where in training, for the words.
+            where: where in training, for the message.
+
+        Returns:
+            Why training must end; None if it goes on.
         """
-        self.stopped = None
-        if self.nats is None:
-            return True
-        if not kl > self.nats:  # NaN too: the guards name its origin
-            self.last_good = LastGood.of(policy)
-            return True
-        words = f"{where}: KL {kl:.2f} nats per response is above kl_limit ({self.nats:g})"
+        message = f"{where}: KL {kl:.2f} nats per response is above kl_limit ({self.nats:g})"
         if self.last_good is None:
-            self.stopped = (
-                f"{words} before anything was learned: the policy begins too far from the reference; raise kl_limit"
+            return (
+                f"{message} before anything was learned: the policy begins too far from the reference; raise kl_limit"
             )
-            return False
         self.last_good.put_back(policy)
         if self.action == "back_off" and self.back_offs < MOST_BACK_OFFS:
             self.back_offs += 1
-            return False
+            return None
         halved = f", after {self.back_offs} halvings of the learning rate" if self.back_offs else ""
-        self.stopped = (
-            f"{words}{halved}: training has stopped with the weights of the last rollout within it; raise kl_coef or "
+        return (
+            f"{message}{halved}: training has stopped with the weights of the last rollout within it; raise kl_coef or "
             "kl_limit, or lower the learning rate"
         )
-        return False
 
     @property
     def rate(self) -> float:

@@ -1,8 +1,8 @@
-"""Figures of a rollout under the names that the field's dashboards use, and the guard against numbers that are none."""
+"""Metrics of rollouts and minibatches under the names that the field's dashboards use, and the guard against NaN."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +46,29 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
     return out | {f"reward/{name}": float(np.mean(values)) for name, values in terms.items()} | skipped
 
 
+def response_kl(rollout: Rollout) -> float:
+    """The k1 estimate in nats per response, the mean over a rollout's responses; NaN for none."""
+    return float(((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean())
+
+
+# A minibatch's metrics under TRL's names and stable-baselines3's, with their sign.
+MINIBATCH_METRICS: dict[str, tuple[int, str]] = {
+    "loss/policy_avg": (1, "policy loss"), "loss/value_avg": (1, "value loss"), "loss/kl_avg": (1, "kl loss"),
+    "policy/entropy_avg": (1, "entropy"), "policy/clipfrac_avg": (1, "clipped"), "policy/approxkl_avg": (1, "k2"),
+    "val/clipfrac_avg": (1, "value clipped"), "val/ratio": (1, "ratio"), "train/loss": (1, "loss"),
+    "train/policy_gradient_loss": (1, "policy loss"), "train/value_loss": (1, "value loss"),
+    "train/entropy_loss": (-1, "entropy"), "train/clip_fraction": (1, "clipped"), "train/approx_kl": (1, "k3"),
+}  # fmt: skip
+
+
+def means(minibatches: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The means of minibatches' metrics, and the variance of the mean ratios."""
+    out = {name: float(np.mean(values)) for name, values in minibatches.items()}
+    if ratios := minibatches.get("val/ratio"):
+        out["val/ratio_var"] = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
+    return out
+
+
 def skipped_metrics(rollout: Rollout) -> dict[str, float]:
     """How many episodes have no score, in all and by the reward that failed; empty where no reward may leave one out."""
     every = [*rollout.episodes, *rollout.left_out]
@@ -75,6 +98,24 @@ def ratio_metrics(log_probs: Tensor, old_log_probs: Tensor) -> dict[str, Tensor]
         "k3": kl_estimate(old_log_probs, log_probs.detach(), "k3").sum(),
         "k2": kl_estimate(old_log_probs, log_probs.detach(), "k2").sum(),
     }
+
+
+def check_rollout(rollout: Rollout, where: str) -> None:
+    """Refuse NaN and infinity in a rollout's tables.
+
+    Args:
+        rollout: the rollout.
+        where: where in training, for the message.
+
+    Raises:
+        TrainingError: names the first table that has one, and where.
+    """
+    tables = {
+        "the environment's rewards are": rollout.rewards, "log-probabilities are": rollout.log_probs,
+        "values are": rollout.values, "the reference's log-probabilities are": rollout.reference_log_probs,
+        "advantages are": rollout.advantages, "returns are": rollout.returns,
+    }  # fmt: skip
+    check_finite(tables, where)
 
 
 def check_finite(numbers: Mapping[str, Tensor], where: str) -> None:

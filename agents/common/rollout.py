@@ -119,7 +119,7 @@ class Rollout:
     @classmethod
     def of(cls, episodes: list[Episode]) -> Rollout:
         """Pad episodes to one rectangle."""
-        longest = max(len(e.response_ids) for e in episodes)
+        longest = max((len(e.response_ids) for e in episodes), default=0)
         mask = torch.zeros(len(episodes), longest, dtype=torch.bool)
         for row, episode in enumerate(episodes):
             mask[row, : len(episode.response_ids)] = True
@@ -131,7 +131,7 @@ class Rollout:
 
     @classmethod
     def joined(cls, parts: Sequence[Rollout]) -> Rollout:
-        """Several rollouts, already looked up in the reference, as one."""
+        """Several rollouts that have their reference log-probabilities as one."""
         whole = cls.of([episode for part in parts for episode in part.episodes])
         rows = [row[kept] for part in parts for row, kept in zip(part.reference_log_probs, part.mask, strict=True)]
         whole.reference_log_probs = pad(whole.mask, rows)

@@ -85,7 +85,7 @@ def ours(kind: Any, length: int, passes: int, episodes: int, **options: Any) -> 
     )  # fmt: skip
     while True:
         agent.learn(episodes * length, reset_num_timesteps=False)
-        yield dict(agent._seconds)
+        yield dict(agent.seconds)
 
 
 def stock(length: int, passes: int, episodes: int) -> Iterator[Phases]:

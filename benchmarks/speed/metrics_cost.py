@@ -30,7 +30,8 @@ from unittest.mock import patch
 import torch
 from stable_baselines3.common.logger import Logger
 
-from rlhf_gym.agents import PPO, on_policy, policy_gradient
+from rlhf_gym.agents import PPO
+from rlhf_gym.agents.common import algorithm
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.loop.metrics_table import MetricsTable
 
@@ -81,14 +82,14 @@ class Trainer:
         agent = self.agent
         self.replaced: dict[tuple[Any, str], Any] = {}
         if figures:
-            agent._log, agent.dump_logs = clock.timed(agent._log, "rollout"), clock.timed(agent.dump_logs, "row")
-            agent.note = clock.timed(agent.note, "minibatch")
-            self.replaced[policy_gradient, "ratio_metrics"] = clock.timed(policy_gradient.ratio_metrics, "minibatch")
-            for module in (policy_gradient, on_policy):
-                self.replaced[module, "check_finite"] = clock.timed(module.check_finite, "guards")  # type: ignore[attr-defined]
+            agent.log, agent.dump_logs = clock.timed(agent.log, "rollout"), clock.timed(agent.dump_logs, "row")
+            agent.record = clock.timed(agent.record, "minibatch")
+            self.replaced[algorithm, "ratio_metrics"] = clock.timed(algorithm.ratio_metrics, "minibatch")
+            for name in ("check_finite", "check_rollout"):
+                self.replaced[algorithm, name] = clock.timed(getattr(algorithm, name), "guards")
         else:
-            agent._log = agent.dump_logs = agent.note = nothing
-            self.replaced[policy_gradient, "ratio_metrics"] = no_ratio
+            agent.log = agent.dump_logs = agent.record = nothing
+            self.replaced[algorithm, "ratio_metrics"] = no_ratio
         self.turn()  # warms up
 
     def turn(self) -> dict[str, Any]:

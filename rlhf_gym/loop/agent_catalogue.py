@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_gym.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rlhf_gym.agents import PolicyGradient
+    from rlhf_gym.agents import TokenAlgorithm
 
 AGENTS = {
     "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
@@ -34,7 +34,7 @@ LOOP_KEYS_FOR = {"value_start": "value_start", "target_column": "data"}
 
 
 @cache
-def find_agent(name: str) -> type[PolicyGradient]:
+def find_agent(name: str) -> type[TokenAlgorithm]:
     """Find an agent's class.
 
     Args:
@@ -44,7 +44,7 @@ def find_agent(name: str) -> type[PolicyGradient]:
         ConfigError: there is none of that name, or what is there is no agent.
     """
     import rlhf_gym.agents
-    from rlhf_gym.agents import PolicyGradient
+    from rlhf_gym.agents import TokenAlgorithm
     from rlhf_gym.loop.plugins import find_object
 
     if name in AGENTS:
@@ -57,12 +57,12 @@ def find_agent(name: str) -> type[PolicyGradient]:
         raise ConfigError(
             f"there is no agent {name!r}; {hint}expected one of {', '.join(AGENTS)}, module:Class or path/file.py:Class"
         )
-    if not (isinstance(found, type) and issubclass(found, PolicyGradient)):
-        raise ConfigError(f"agent {name!r} is no subclass of rlhf_gym.agents.PolicyGradient; see docs/new-algorithm.md")
+    if not (isinstance(found, type) and issubclass(found, TokenAlgorithm)):
+        raise ConfigError(f"agent {name!r} is no subclass of rlhf_gym.agents.TokenAlgorithm; see docs/new-algorithm.md")
     return found
 
 
-def other_agent_with(setting: str, cls: type[PolicyGradient]) -> str | None:
+def other_agent_with(setting: str, cls: type[TokenAlgorithm]) -> str | None:
     """Find a built-in agent that has a setting which this one lacks; None where no agent has it.
 
     Args:
@@ -75,7 +75,7 @@ def other_agent_with(setting: str, cls: type[PolicyGradient]) -> str | None:
     return next((other.__name__ for other in others if other is not cls and setting in other.Settings.names()), None)
 
 
-def needs_more_than_settings(cls: type[PolicyGradient]) -> bool:
+def needs_more_than_settings(cls: type[TokenAlgorithm]) -> bool:
     """True for an agent that must be given something that no configuration can hold, such as SFT's data."""
     from rlhf_gym.agents.common.settings import settings_of
 

@@ -17,7 +17,6 @@ from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.run_directory import write_json, write_text
-from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.reward_model import FitConfig, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.study.checks import expected
@@ -94,43 +93,3 @@ def _reference_samples(context: RunContext, number: int) -> tuple[list[str], lis
         batch_size=context.config.sampling.batch_size,
     )  # fmt: skip
     return prompts, [response.text for response in responses]
-
-
-class Refits:
-    """Looks at the store after each iteration, and puts a new reward model in the old one's place.
-
-    A run that is resumed goes on with the newest reward model, also where that is newer than its agent's checkpoint.
-
-    Args:
-        context: the run's means.
-        number: the round.
-        reward: what the agent is trained against.
-    """
-
-    def __init__(self, context: RunContext, number: int, reward: ProxyAndGold) -> None:
-        self._context = context
-        self._number = number
-        self._reward = reward
-        self._after = context.config.people.refit if context.people is not None else None
-
-    def look(self, iteration: int) -> bool:
-        """Fit if there are answers enough since the last time.
-
-        Args:
-            iteration: how many the agent has done.
-
-        Returns:
-            Whether the reward is another one now.
-        """
-        if self._after is None:
-            return False
-        run = self._context.run
-        seen = max((one["judgements"] for one in fits(run.round(self._number))), default=0)
-        with FeedbackStore(run.store_file, read_only=True) as store:
-            new = store.count().current - seen
-        if new < self._after:
-            return False
-        self._context.progress.say(f"{new} new answers: the reward model is fitted anew")
-        fit(self._context, self._number, iteration=iteration)
-        self._reward.replace(self._context.proxy(self._number))
-        return True

@@ -125,7 +125,7 @@ class RunData:
             if counted and not any(self.series(key)):
                 continue
             unit = "episodes an iteration" if counted else "mean per response"
-            found.append(Metric(key, name, unit, (key,), from_zero=counted or name.endswith("_price")))
+            found.append(Metric(key, name, unit, (key,), from_zero=counted or name.endswith("_multiplier")))
         return found
 
     def figure(self, key: str) -> float | None:

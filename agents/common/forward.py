@@ -1,0 +1,144 @@
+"""Passes of a model over a rollout's episodes, in micro-batches of sequences of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.rollout import Episode, Rollout, pad, unpack_masks
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.response_log_probs import token_log_probs
+from rlhf_gym.lm.sequences import (
+    SequenceBatch,
+    batches_by_length,
+    pack_sequences,
+    response_hidden,
+    response_positions,
+)
+
+
+class MicroBatch(NamedTuple):
+    """Part of a minibatch after a pass of the policy; ``N`` response tokens, row after row.
+
+    Attributes:
+        rows: its episodes in the rollout.
+        log_probs: ``[N]``, of the tokens under the policy now.
+        entropies: ``[N]``, of the distributions; where they were not asked for the samples' estimate, without a gradient.
+        values: ``[N]``; None without a value head.
+    """
+
+    rows: list[int]
+    log_probs: Tensor
+    entropies: Tensor
+    values: Tensor | None
+
+
+def micro_batches(
+    policy: LMPolicy, rollout: Rollout, rows: list[int], tokens_per_batch: int, *, entropy: bool = False
+) -> Iterator[MicroBatch]:
+    """Run a minibatch through the policy.
+
+    Args:
+        policy: the policy, with gradients.
+        rollout: the episodes.
+        rows: the minibatch's.
+        tokens_per_batch: padded tokens a micro-batch.
+        entropy: compute entropies exactly, which costs a pass over the vocabulary.
+
+    Yields:
+        Micro-batches that are the minibatch together.
+    """
+    for group in batches_by_length([rollout.totals[i] for i in rows], tokens_per_batch):
+        micro = [rows[g] for g in group]
+        episodes = [rollout.episodes[i] for i in micro]
+        batch = pack_episodes(policy, episodes)
+        hidden = response_hidden(policy.language_model, batch)
+        logs, entropies = episode_log_probs(
+            policy, policy.language_model, episodes, entropy=entropy, hidden=hidden, batch=batch
+        )
+        values = None
+        if policy.value_trunk is not None:
+            values = policy.values(response_hidden(policy.value_trunk, batch))
+        elif policy.value_head is not None:
+            values = policy.values(hidden)
+        yield MicroBatch(micro, logs, -logs.detach() if entropies is None else entropies, values)
+
+
+@torch.no_grad()
+def rollout_log_probs(policy: LMPolicy, model: LanguageModel, rollout: Rollout, tokens_per_batch: int) -> Tensor:
+    """A model's log-probabilities of a rollout's tokens, under the policy's sampling, limits and masks.
+
+    Args:
+        policy: says how tokens are sampled.
+        model: the policy's, or the reference.
+        rollout: the episodes.
+        tokens_per_batch: padded tokens a pass.
+
+    Returns:
+        float32 ``[B, R]`` on the CPU, 0 at padding.
+    """
+    logs: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
+    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+        values, _ = episode_log_probs(policy, model, [rollout.episodes[i] for i in rows])
+        for i, row in zip(rows, torch.split(values, [rollout.lengths[i] for i in rows]), strict=True):
+            logs[i] = row.cpu()
+    return pad(rollout.mask, logs)
+
+
+@torch.no_grad()
+def rollout_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> Tensor:
+    """The values of a value network of its own before a rollout's tokens.
+
+    Args:
+        policy: has such a network.
+        rollout: the episodes.
+        tokens_per_batch: padded tokens a pass.
+
+    Returns:
+        float32 ``[B, R]`` on the CPU, 0 at padding.
+    """
+    assert policy.value_trunk is not None
+    values: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
+    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+        batch = pack_episodes(policy, [rollout.episodes[i] for i in rows])
+        flat_values = policy.values(response_hidden(policy.value_trunk, batch))
+        for i, row in zip(rows, torch.split(flat_values, [rollout.lengths[i] for i in rows]), strict=True):
+            values[i] = row.cpu()
+    return pad(rollout.mask, values)
+
+
+def episode_log_probs(
+    policy: LMPolicy, model: LanguageModel, episodes: list[Episode], *, entropy: bool = False,
+    hidden: Tensor | None = None, batch: SequenceBatch | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """A model's log-probabilities of the response tokens of some episodes, row after row.
+
+    Args:
+        policy: says how tokens are sampled.
+        model: the policy's, or the reference.
+        episodes: ``B`` of them.
+        entropy: also return entropies.
+        hidden: ``[N, D]``, the model's states before the tokens, where they are at hand.
+        batch: the episodes, packed, where they are at hand.
+
+    Returns:
+        float32 ``[N]``, and float32 ``[N]`` in nats or None.
+    """
+    batch = pack_episodes(policy, episodes) if batch is None else batch
+    hidden = response_hidden(model, batch) if hidden is None else hidden
+    allowed = unpack_masks(episodes, model.vocab_size)
+    return token_log_probs(
+        model, hidden, batch.responses[batch.response_mask], response_positions(batch), policy.sampling, policy.limits,
+        allowed=None if allowed is None else allowed.to(hidden.device), entropy=entropy,
+    )  # fmt: skip
+
+
+def pack_episodes(policy: LMPolicy, episodes: list[Episode]) -> SequenceBatch:
+    """Episodes as padded tensors on the policy's device."""
+    model = policy.language_model
+    prompts, responses = [e.prompt_ids for e in episodes], [e.response_ids for e in episodes]
+    return pack_sequences(prompts, responses, model.tokenizer.pad_id, device=model.device)
