@@ -14,7 +14,7 @@ import pytest
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config_file import build
-from rlhf_gym.loop.metrics_table import MetricsTable, format_figure
+from rlhf_gym.loop.metrics_table import MetricsTable, format_number
 from rlhf_gym.loop.run_directory import RunDirectory, read_json, whole_folder, write_json, write_text
 
 
@@ -138,5 +138,5 @@ def test_the_table_keeps_its_rows_over_resumes_new_columns_and_torn_lines(tmp_pa
 
 
 def test_figures_keep_their_digits() -> None:
-    assert [format_figure(x) for x in (1, 0.1, 1e-9, True, 123456789)] == ["1", "0.1", "1e-09", "1", "123456789"]
-    assert float(format_figure(0.12345678)) == 0.12345678
+    assert [format_number(x) for x in (1, 0.1, 1e-9, True, 123456789)] == ["1", "0.1", "1e-09", "1", "123456789"]
+    assert float(format_number(0.12345678)) == 0.12345678

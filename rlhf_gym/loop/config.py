@@ -218,7 +218,7 @@ class EvaluationConfig(Section):
 
 @dataclass(frozen=True)
 class LogConfig(Section):
-    """Where figures go, besides metrics.csv."""
+    """Where metrics go, besides metrics.csv."""
 
     to: tuple[Literal["wandb", "tensorboard"], ...] = setting((), "further loggers: wandb, tensorboard")
     wandb_project: str = setting("rlhf-gym", "project in Weights & Biases")
@@ -232,7 +232,7 @@ class RunConfig(Section):
     """The run as a whole."""
 
     rounds: int = setting(1, "rounds of the loop; round 2 samples from the policy that round 1 tuned", least=1)
-    seed: int = setting(0, "of everything random: the same seed gives the same figures on CPU", least=0, below=2**63)
+    seed: int = setting(0, "of everything random: the same seed gives the same metrics on CPU", least=0, below=2**63)
     threads: int | None = setting(
         None, "CPU threads, null leaves it to PyTorch; floats round alike only with the same number", least=1
     )

@@ -22,7 +22,7 @@ from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.study.checks import expected
 
 NORMALISED_ON = 256
-"""At most so many responses: the deviation of scores is then known to 5%."""
+"""At most so many responses: the standard deviation of scores is then known to 5%."""
 
 
 FITS_FILE = "reward_models.jsonl"
@@ -67,9 +67,9 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
         model.normalise(*_reference_samples(context, number))
     folder = context.run.round(number)
     model.save(folder / "reward_model")
-    figures = result.as_dict()
-    write_json(folder / "reward_model.json", figures)
-    line = {"iteration": iteration, "judgements": judgements, **{name: figures[name] for name in _KEPT}}
+    metrics = result.as_dict()
+    write_json(folder / "reward_model.json", metrics)
+    line = {"iteration": iteration, "judgements": judgements, **{name: metrics[name] for name in _KEPT}}
     earlier = [fit for fit in fits(folder) if fit["iteration"] < iteration]
     write_text(folder / FITS_FILE, "".join(f"{json.dumps(row)}\n" for row in [*earlier, line]))
     context.progress.say(

@@ -47,7 +47,7 @@ RESUMABLE = {
     "people.host", "people.port", "people.url", "people.overlap", "people.lease", "people.quota", "people.refit",
     "people.title", "people.guidelines", "people.text",
 }  # fmt: skip
-"""What may change when a run goes on: nothing here alters a figure that was already written."""
+"""What may change when a run goes on: nothing here alters a metric that was already written."""
 
 PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
 
