@@ -134,8 +134,8 @@ def test_a_run_starts_the_value_network_from_the_rounds_reward_model(tmp_path: P
 @pytest.mark.parametrize(
     ("agent", "others", "message"),
     [
-        ({"value_start": "reward_model"}, {}, "give value_network='separate', or leave it out"),
-        ({"name": "grpo", "value_start": "reward_model"}, {}, "agent.value_start is set, but GRPO has no such setting"),
+        ({"value_start": "reward_model"}, {}, "give agent.value_network separate"),
+        ({"name": "grpo", "value_start": "reward_model"}, {}, "GRPO has no value_start: it learns without a value"),
         (
             {"value_network": "separate", "value_start": "reward_model"}, {"reward_model": {"enabled": False}},
             "agent.value_start reward_model needs a reward model",

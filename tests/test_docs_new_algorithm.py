@@ -11,8 +11,7 @@ import torch
 from ppo_setups import collected, gradient, learn, small_agent
 
 from rlhf_gym.agents.common.forward import micro_batches
-from rlhf_gym.loop.agents import agent_options
-from rlhf_gym.loop.config import AgentConfig
+from rlhf_gym.loop.config_file import build
 
 PAGE = Path(__file__).parents[1] / "docs" / "new-algorithm.md"
 
@@ -55,5 +54,5 @@ def test_it_learns(kind: Any) -> None:
 
 def test_a_run_can_name_it(source: str, tmp_path: Path) -> None:
     (tmp_path / "cispo.py").write_text(source)
-    options = agent_options(AgentConfig(name=f"{tmp_path}/cispo.py:CISPO", group_size=4))
-    assert options["group_size"] == 4
+    config = build({"agent": {"name": f"{tmp_path}/cispo.py:CISPO", "group_size": 4}})
+    assert config.agent.settings["group_size"] == 4

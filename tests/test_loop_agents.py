@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_run import save_tiny_model, tiny_settings
 
-from rlhf_gym.agents import GRPO, PPO
-from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.agents import AGENTS, agent_options, find_agent, learning_rate
-from rlhf_gym.loop.config import AgentConfig
-from rlhf_gym.loop.config_file import build
+from rlhf_gym.agents.common.settings import Setting, settings_of
+from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.loop.agent_catalogue import AGENTS, SET_ELSEWHERE, find_agent
+from rlhf_gym.loop.config_file import build, merge, parse_override, to_yaml
+from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.metrics_table import MetricsTable
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
+from rlhf_gym.loop.run_directory import RunDirectory
+from rlhf_gym.loop.sections import Key, keys
+from rlhf_gym.loop.train import make_agent
+from rlhf_gym.loop.train_reward import ProxyAndGold
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +34,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> None:
     agent: dict[str, Any] = {"name": name, "iterations": 1, "n_episodes": 8, "batch_size": 8}
     settings = tiny_settings(model)
+    if name == "sft":
+        rows = [{"prompt": f"The film {i}", "target": "was good"} for i in range(10)]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings["task"]["prompts"] = str(tmp_path / "prompts.jsonl")
     settings["agent"] = agent
     run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
     rows = run.metrics_file.read_text().splitlines()
@@ -34,7 +45,7 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
     written = json.loads((run.path / "round-1" / "agent.json").read_text())
     assert written["class"] == find_agent(name).__name__
     assert written["n_episodes"] == 8
-    assert written["beta" if name == "online_dpo" else "kl_coef"] is not None
+    assert written["learning_rate"] == find_agent(name).Settings.__dataclass_fields__["learning_rate"].default
 
 
 def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
@@ -54,34 +65,124 @@ def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
     [
         ({"name": "ppoo"}, "did you mean 'ppo'?"),
         ({"name": "rlhf_gym.loop.config:Config"}, "is no subclass of"),
-        ({"name": "rloo", "vf_coef": 0.1}, "agent.vf_coef is set, but RLOO has no such setting"),
-        ({"name": "a2c", "clip_range": 0.1}, "agent.clip_range is set, but A2C has no such setting"),
-        ({"name": "ppo", "group_size": 4}, "agent.group_size is set, but PPO has no such setting"),
-        ({"name": "grpo", "n_episodes": 48, "n_envs": 12}, "GRPO puts 8 neighbouring environments in a group"),
+        ({"name": "rloo", "vf_coef": 0.1}, "RLOO has no vf_coef: it learns without a value function"),
+        ({"name": "a2c", "clip_range": 0.1}, "A2C has no setting clip_range; leave it out"),
+        ({"name": "ppo", "group_size": 4}, "PPO has no setting group_size; leave it out"),
+        ({"name": "grpo", "n_episodes": 48, "n_envs": 12}, "GRPO puts 8 environments in a group"),
         ({"name": "reinforce", "n_epochs": 3}, "without a clip_range there cannot be n_epochs above 1"),
         ({"name": "ppo", "n_episodes": 8}, r"batch_size \(16\) must be at most n_episodes \(8\)"),
+        ({"n_episodes": None}, "agent.n_episodes must be a whole number, got null"),
+        ({"name": "ppo", "target_column": "answer"}, "there is no key 'agent.target_column'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        agent_options(build({"agent": settings}).agent)
+        build({"agent": settings})
 
 
-def test_null_leaves_the_agents_own_and_0_turns_the_value_clip_off(tmp_path: Path) -> None:
-    assert agent_options(AgentConfig()) == {"n_episodes": 64, "tokens_per_batch": 4096}
-    assert agent_options(AgentConfig(clip_range_vf=0))["clip_range_vf"] is None
-    own = tmp_path / "mine.py"
-    own.write_text("from rlhf_gym.agents import RLOO\n\n\nclass Mine(RLOO):\n    pass\n")
-    assert find_agent(f"{own}:Mine").__name__ == "Mine"
-    assert agent_options(AgentConfig(name=f"{own}:Mine", group_size=2))["group_size"] == 2
+def test_an_agent_of_the_users_own_is_configured_as_ours_are(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    name = f"{tmp_path}/mine.py:Mine"
+    settings = tiny_settings(model)
+    settings["agent"] = {"name": name, "iterations": 1, "n_episodes": 8, "group_size": 2}
+    config = build(merge(settings, parse_override("agent.my_setting=3"), parse_override("agent.my_word=3")))
+    assert (config.agent.settings["my_setting"], config.agent.settings["my_word"]) == (3.0, "3")
+    run = run_loop(config, tmp_path / "run", progress=Progress(quiet=True))
+    written = json.loads((run.path / "round-1" / "agent.json").read_text())
+    assert (written["class"], written["my_setting"], written["my_word"]) == ("Mine", 3.0, "3")
+    for override, message in (
+        ("agent.my_seting=3", "did you mean 'agent.my_setting'?"), ("agent.my_setting=-1", "must be at least 0, got -1"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            build(merge(settings, parse_override(override)))
 
 
-def test_the_learning_rate_is_the_agents_own_where_none_is_configured() -> None:
-    assert learning_rate(AgentConfig()) == 1e-4
-    assert learning_rate(AgentConfig(name="rloo")) == 3e-4
-    assert learning_rate(AgentConfig(name="rloo", learning_rate=1e-5)) == 1e-5
+MINE = """
+from dataclasses import dataclass
+
+from rlhf_gym.agents import RLOO
+from rlhf_gym.agents.common.settings import setting
+from rlhf_gym.agents.rloo import RLOOSettings
 
 
-def test_settings_that_are_handed_on_count() -> None:
-    assert {"scale_rewards", "group_size", "clip_scores"} <= GRPO.Settings.names()
-    assert "group_size" not in PPO.Settings.names()
+@dataclass(frozen=True, kw_only=True)
+class MineSettings(RLOOSettings):
+    my_setting: float = setting(1.0, "a number of mine", at_least=0)
+    my_word: str = setting("one", "a word of mine")
+
+
+class Mine(RLOO):
+    Settings = MineSettings
+"""
+
+
+def another(key: Key, known: Setting) -> Any:
+    """A value that the setting does not have by default, as a configuration would write it."""
+    if known.choices:
+        return next(choice for choice in known.choices if choice != key.default)
+    if known.kind is bool:
+        return not key.default
+    if known.kind is str:
+        return "another"
+    low = key.limits.get("at_least", key.limits.get("above", 0))
+    high = key.limits.get("at_most", key.limits.get("below", low + 4))
+    return int(low) + 2 if known.kind is int else low + (high - low) * 0.37
+
+
+# What a setting needs beside it, or cannot be: contradictions are refused.
+BESIDE: dict[str, dict[str, Any]] = {
+    "kl_target": {"kl_coef": 0.2}, "on_kl_limit": {"kl_limit": 5.0}, "clip_range_high": {"clip_range": 0.1},
+    "dual_clip": {"clip_range": 0.1}, "n_epochs": {"clip_range": 0.1}, "kl_estimator": {"kl_in": "reward"},
+    "kl_in": {"kl_estimator": "k2"}, "max_resamples": {"dynamic_sampling": True},
+}  # fmt: skip
+VALUES: dict[str, Any] = {"n_episodes": 48, "group_size": 2, "batch_size": 12}
+
+
+@pytest.fixture(scope="module")
+def context(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    folder = tmp_path_factory.mktemp("settings")
+    rows = [{"prompt": f"The film {i}", "answer": "was good"} for i in range(10)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = merge(tiny_settings(model), {"task": {"prompts": str(folder / "prompts.jsonl")}})
+    run = RunDirectory(folder / "run")
+    run.path.mkdir()
+    return RunContext.of(build(settings), run, Progress(quiet=True))
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_setting_of_every_agent_arrives(agent: str, context: RunContext) -> None:
+    """From the text of ``--set`` to the agent, through the stage that makes it."""
+    described = settings_of(find_agent(agent).Settings)
+    configurable = [name for name, known in described.items() if not known.is_argument and name not in SET_ELSEWHERE]
+    assert set(configurable) <= set(keys("agent", agent))
+    table = MetricsTable(context.run.metrics_file)
+    reward = ProxyAndGold(context.gold, {})
+    own = {"name": agent, "n_episodes": 16} | ({"target_column": "answer"} if agent == "sft" else {})
+    for name in configurable:
+        value = VALUES.get(name, another(keys("agent", agent)[name], described[name]))
+        beside = {key: other for key, other in BESIDE.get(name, {}).items() if key in configurable}
+        if keys("agent", agent).get("clip_range") and keys("agent", agent)["clip_range"].default is not None:
+            beside.pop("clip_range", None)
+        overrides = [parse_override(f"agent.{k}={to_yaml(v)}") for k, v in {**beside, name: value}.items()]
+        config = build(merge({"agent": own}, *overrides))
+        made = make_agent(replace(context, config=config), 1, table, reward)
+        assert getattr(made.settings, name) == value, name
+        assert value != keys("agent", agent)[name].default, name
+
+
+def test_supervised_fine_tuning_learns_the_tasks_targets(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": f"The film {i}", "answer": "was good"} for i in range(10)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = tiny_settings(model, reward_model={"enabled": False}, task={"prompts": str(tmp_path / "prompts.jsonl")})
+    settings["agent"] = {
+        "name": "sft", "iterations": 4, "n_episodes": 8, "batch_size": 8, "learning_rate": 0.01, "checkpoint_every": 2,
+        "target_column": "answer",
+    }  # fmt: skip
+    run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
+    rows_written = MetricsTable(run.metrics_file).rows
+    assert float(rows_written[-1]["loss/policy_avg"]) < float(rows_written[0]["loss/policy_avg"])
+    assert [float(row["lr"]) for row in rows_written] == [0.01, 0.0075, 0.005, 0.0025]  # by iterations, not timesteps
+    del settings["agent"]["target_column"]
+    with pytest.raises(TaskError, match=r"has no text in column 'target' to learn from .*its columns: answer"):
+        run_loop(build(settings), tmp_path / "other", progress=Progress(quiet=True))
+    assert not (tmp_path / "other").exists()

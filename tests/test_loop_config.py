@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +10,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.config import AgentConfig, Config
+from rlhf_gym.loop.agent_catalogue import AGENTS
 from rlhf_gym.loop.config_file import (
     QUICK,
-    all_fields,
+    all_keys,
     build,
     differences,
     dump,
     load_settings,
     merge,
     parse_override,
+    quick,
     to_settings,
 )
+from rlhf_gym.loop.config_page import renewed
 
 
 def test_every_setting_has_help_and_survives_yaml() -> None:
-    assert all(f.metadata["help"] for _, f in all_fields())
-    for text in (dump(Config()), dump(Config(), with_help=True)):
-        assert build(yaml.safe_load(text)) == Config()
-    assert build(to_settings(Config())) == Config()
+    assert all(key.help for _, _, key in all_keys())
+    for text in (dump(build({})), dump(build({}), with_help=True)):
+        assert build(yaml.safe_load(text)) == build({})
+    assert build(to_settings(build({}))) == build({})
 
 
 def test_the_documentation_shows_every_setting_as_it_is() -> None:
-    page = Path(__file__).parents[1] / "docs" / "configuration.md"
-    assert dump(Config(), with_help=True) in page.read_text(encoding="utf-8"), "renew it with: rlhf-gym config"
+    """Otherwise: python -m rlhf_gym.loop.config_page docs/configuration.md."""
+    page = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert renewed(page) == page
 
 
-def test_the_help_stands_above_each_key() -> None:
-    lines = dump(Config(), with_help=True).splitlines()
-    at = lines.index("  tokens_per_batch: 4096")
-    assert lines[at - 1] == "  # padded tokens a forward pass; changes memory and speed only (at least 1)"
-    at = lines.index("  kl_estimator: null")
-    assert lines[at - 1] == "  # estimator of the KL per token (see rlhf_gym.agents.common.kl) (k1 | k2 | k3)"
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_help_with_its_bounds_stands_above_each_key(agent: str) -> None:
+    config = build({"agent": {"name": agent}})
+    lines = dump(config, with_help=True).splitlines()
     assert all(len(line) <= 110 for line in lines)
+    for section, name, key in all_keys(agent):
+        begin = lines.index(f"{section}:")
+        at = next(i for i in range(begin, len(lines)) if lines[i].startswith(f"  {name}: "))
+        above = list(takewhile(lambda line: line.startswith("  #"), reversed(lines[:at])))
+        words = " ".join(line.strip("# ") for line in reversed(above))
+        assert key.bounds in words
+        assert key.help.split()[0].replace("None", "null") == words.split()[0]
+    assert build(yaml.safe_load(dump(config))) == config
 
 
 @settings(max_examples=50, deadline=None)
@@ -65,7 +75,10 @@ def test_any_text_survives_yaml(task: dict[str, Any]) -> None:
     [
         ("agent.klcoef=1", "there is no key 'agent.klcoef'; did you mean 'agent.kl_coef'?"),
         ("aggent.kl_coef=1", "there is no section 'aggent'; did you mean 'agent'?"),
-        ("agent.seed=1", "did you mean 'run.seed'?"),
+        ("agent.seed=1", "agent.seed is set by run.seed"),
+        ("agent.rounds=1", "did you mean 'run.rounds'?"),
+        ("agent.mask_top_p=0.5", "agent.mask_top_p: PPO has no"),
+        ("reward_model.patience=0", "reward_model.patience must be at least 1, got 0"),
         ("kl_coef=1", "did you mean 'agent.kl_coef'?"),
         ("agent.kl_coef", "--set takes section.key=value"),
         ("zzz.y=1", "expected one of task, model"),
@@ -93,9 +106,10 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
     ("plain", "message"),
     [
         ({"agent": {"n_episodes": 10, "n_envs": 3, "batch_size": 2}}, "multiple of agent.n_envs (3)"),
-        ({"agent": {"n_episodes": 8, "batch_size": 9}}, "agent.batch_size (9) must be at most"),
-        ({"agent": {"on_kl_limit": "back_off"}}, "agent.on_kl_limit (back_off) needs an agent.kl_limit"),
-        ({"agent": {"kl_target": 6.0, "kl_coef": 0}}, "agent.kl_target needs an agent.kl_coef above 0"),
+        ({"agent": {"n_episodes": 8, "batch_size": 9}}, "agent ppo: batch_size (9) must be at most"),
+        ({"agent": {"on_kl_limit": "back_off"}}, "agent ppo: on_kl_limit='back_off' needs a kl_limit"),
+        ({"agent": {"kl_target": 6.0, "kl_coef": 0}}, "agent ppo: kl_target needs a kl_coef above 0"),
+        ({"agent": {"value_start": "reward_model"}}, "give agent.value_network separate"),
         ({"rater": {"query_type": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
         ({"task": {"max_new_tokens": 4, "min_new_tokens": 5}}, "must be at most task.max_new_tokens"),
         (
@@ -121,9 +135,10 @@ def test_overrides_are_yaml_and_later_ones_win() -> None:
         "agent.gamma=1",
     ]
     config = build(merge({"agent": {"learning_rate": 1.0, "kl_coef": 0.3}}, *map(parse_override, texts)))
-    assert config.agent == AgentConfig(learning_rate=1e-4, kl_coef=0.3, gamma=1.0)
+    expected = {"learning_rate": 1e-4, "kl_coef": 0.3, "gamma": 1.0}
+    assert config.agent.settings == {**build({}).agent.settings, **expected}
     assert config.log.to == ("wandb", "tensorboard")
-    assert isinstance(config.agent.gamma, float)
+    assert isinstance(config.agent.settings["gamma"], float)
     assert config.task.name == "my: task"
     assert build(parse_override("task.prompts=a=[b.txt")).task.prompts == "a=[b.txt"
     assert build(parse_override("task.prompts=null")).task.prompts is None
@@ -136,8 +151,8 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
     file.write_text("agent:\n  kl_coef: [1\n")
     with pytest.raises(ConfigError, match=r"c\.yaml, line 3, column 1: not YAML"):
         load_settings(file)
-    file.write_text("agent:\n  kl_coeff: 1\n")
-    with pytest.raises(ConfigError, match=r"c\.yaml: there is no key 'agent\.kl_coeff'; did you mean 'agent\.kl_coef'"):
+    file.write_text("run:\n  sead: 1\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: there is no key 'run\.sead'; did you mean 'run\.seed'"):
         load_settings(file)
     file.write_text("- 1\n")
     with pytest.raises(ConfigError, match=r"expected sections .*got the list \[1\]"):
@@ -148,12 +163,12 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
     file.write_text("")
     assert load_settings(file) == {}
     file.write_text("agent:\n")
-    assert build(load_settings(file)) == Config()
+    assert build(load_settings(file)) == build({})
 
 
 def test_differences_are_named_in_full() -> None:
-    assert differences(Config(), build({"agent": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
-        "agent.kl_coef": (None, 1.0),
+    assert differences(build({}), build({"agent": {"kl_coef": 1}, "run": {"rounds": 2}})) == {
+        "agent.kl_coef": (0.15, 1.0),
         "run.rounds": (1, 2),
     }
 
@@ -164,7 +179,8 @@ def test_the_demos_configuration_is_valid() -> None:
 
 
 def test_quick_is_a_valid_configuration() -> None:
-    assert build(QUICK).agent.iterations < Config().agent.iterations
+    assert all(build(quick(agent)).agent.iterations < build({}).agent.iterations for agent in AGENTS)
+    assert quick("ppo") == QUICK
 
 
 def test_a_tasks_options_are_a_mapping() -> None:

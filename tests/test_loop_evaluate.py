@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.loop.after_iteration import iteration_line
 from rlhf_gym.loop.context import split
 from rlhf_gym.loop.evaluate import distinct_2, wilson_interval
 from rlhf_gym.loop.label import queries_of
-from rlhf_gym.loop.train import LearningRate, iteration_line
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.tasks.samples import Prompt, Sample
 
@@ -58,15 +58,6 @@ def test_a_file_of_prompts_is_split_by_text_whatever_the_order() -> None:
     assert [len(side) for side in split([Prompt("a"), Prompt("b")], 0.99, "x")] == [1, 1]
     with pytest.raises(TaskError, match=r"x\.txt holds one prompt only"):
         split([Prompt("a"), Prompt("a")], 0.2, "x.txt")
-
-
-def test_the_learning_rate_falls_with_iterations_not_timesteps() -> None:
-    rate = LearningRate(1.0, 4, "linear")
-    seen = []
-    for rate.done in range(4):
-        seen.append(rate(0.123))
-    assert seen == [1, 0.75, 0.5, 0.25]
-    assert LearningRate(1.0, 4, "constant")(0.1) == 1
 
 
 def test_gold_is_watched_and_never_part_of_the_reward() -> None:

@@ -13,30 +13,29 @@ from typing import Any
 import pytest
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import build
-from rlhf_gym.loop.metrics_table import MetricsTable, format_figure
+from rlhf_gym.loop.metrics_table import MetricsTable, format_number
 from rlhf_gym.loop.run_directory import RunDirectory, read_json, whole_folder, write_json, write_text
 
 
 def test_a_new_directory_is_made_and_an_old_run_is_never_overwritten(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "run")
-    with run.open(Config(), resume=False):
-        assert run.config() == Config()
+    with run.open(build({}), resume=False):
+        assert run.config() == build({})
         assert json.loads((run.path / "versions.json").read_text())["rlhf-gym"]
-    with pytest.raises(ConfigError, match="already holds a run: give --resume"), run.open(Config(), resume=False):
+    with pytest.raises(ConfigError, match="already holds a run: give --resume"), run.open(build({}), resume=False):
         pass
-    with run.open(Config(), resume=True):
+    with run.open(build({}), resume=True):
         pass
 
 
 def test_resume_refuses_settings_that_would_change_figures(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    with run.open(Config(), resume=False):
+    with run.open(build({}), resume=False):
         pass
     changed = build({"agent": {"kl_coef": 0.2, "gamma": 0.9}})
     with (
-        pytest.raises(ConfigError, match=r"begun with agent\.kl_coef = null, not 0\.2 \(and 1 more\)"),
+        pytest.raises(ConfigError, match=r"begun with agent\.gamma = 1\.0, not 0\.9 \(and 1 more\)"),
         run.open(changed, resume=True),
     ):
         pass
@@ -49,12 +48,12 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path, resume: bool) 
     (tmp_path / "thesis.tex").touch()
     with (
         pytest.raises(ConfigError, match=r"not a run directory and not empty \(it holds 'thesis\.tex'\)"),
-        RunDirectory(tmp_path).open(Config(), resume=resume),
+        RunDirectory(tmp_path).open(build({}), resume=resume),
     ):
         pass
     with (
         pytest.raises(ConfigError, match="is a file; give a directory"),
-        RunDirectory(tmp_path / "thesis.tex").open(Config(), resume=resume),
+        RunDirectory(tmp_path / "thesis.tex").open(build({}), resume=resume),
     ):
         pass
 
@@ -62,14 +61,14 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path, resume: bool) 
 def test_a_run_killed_before_its_configuration_was_written_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "versions.json").write_text("{}")
     (tmp_path / ".config.yaml.part").write_text("pp")
-    with RunDirectory(tmp_path).open(Config(), resume=True):
-        assert RunDirectory(tmp_path).config() == Config()
+    with RunDirectory(tmp_path).open(build({}), resume=True):
+        assert RunDirectory(tmp_path).config() == build({})
 
 
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     code = (
-        "import sys; from rlhf_gym.loop.run_directory import RunDirectory; from rlhf_gym.loop.config import Config\n"
-        "with RunDirectory(sys.argv[1]).open(Config(), resume=False): print('in', flush=True); sys.stdin.read()"
+        "import sys; from rlhf_gym.loop.run_directory import RunDirectory; from rlhf_gym.loop.config_file import build\n"
+        "with RunDirectory(sys.argv[1]).open(build({}), resume=False): print('in', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -78,12 +77,12 @@ def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     assert other.stdout.readline() == "in\n"
     with (
         pytest.raises(ConfigError, match="another process is working on"),
-        RunDirectory(tmp_path).open(Config(), resume=True),
+        RunDirectory(tmp_path).open(build({}), resume=True),
     ):
         pass
     other.kill()
     other.communicate()
-    with RunDirectory(tmp_path).open(Config(), resume=True):
+    with RunDirectory(tmp_path).open(build({}), resume=True):
         pass
 
 
@@ -139,5 +138,5 @@ def test_the_table_keeps_its_rows_over_resumes_new_columns_and_torn_lines(tmp_pa
 
 
 def test_figures_keep_their_digits() -> None:
-    assert [format_figure(x) for x in (1, 0.1, 1e-9, True, 123456789)] == ["1", "0.1", "1e-09", "1", "123456789"]
-    assert float(format_figure(0.12345678)) == 0.12345678
+    assert [format_number(x) for x in (1, 0.1, 1e-9, True, 123456789)] == ["1", "0.1", "1e-09", "1", "123456789"]
+    assert float(format_number(0.12345678)) == 0.12345678

@@ -12,11 +12,11 @@ import pytest
 from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.errors import RewardError
+from rlhf_gym.loop.after_iteration import iteration_line
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report.run_data import read_run
 from rlhf_gym.loop.rounds import run_loop
-from rlhf_gym.loop.train import iteration_line
 
 REWARD = """
 constrained:

@@ -45,7 +45,7 @@ from rlhf_gym.agents.common.setup import check_env, group_slots, learning_model,
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import require_peft
+from rlhf_gym.lm.lora import Lora, require_peft
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.reward_model import RewardModel

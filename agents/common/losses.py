@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-PairLoss = Literal["dpo", "ipo"]
 Aggregation = Literal["token", "sequence", "constant"]
 PairLoss = Literal["dpo", "ipo"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "constant")

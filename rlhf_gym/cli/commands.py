@@ -14,7 +14,17 @@ from rlhf_gym.cli.rate_commands import rate
 from rlhf_gym.cli.reward_commands import check_reward, rewards, serve_reward
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
-from rlhf_gym.loop.config_file import QUICK, Settings, build, dump, load_settings, merge, parse_override, to_settings
+from rlhf_gym.loop.config_file import (
+    Settings,
+    agent_of,
+    build,
+    dump,
+    load_settings,
+    merge,
+    parse_override,
+    quick,
+    to_settings,
+)
 from rlhf_gym.loop.run_directory import RunDirectory
 
 __all__ = ["check_reward", "config", "rate", "report", "rewards", "run", "sample", "serve_reward"]
@@ -119,12 +129,12 @@ def resolve(options: argparse.Namespace) -> Config:
         layers.append(load_settings(options.config))
     elif getattr(options, "resume", False) and out and RunDirectory(out).config_file.exists():
         layers.append(to_settings(RunDirectory(out).config()))
-    if options.quick:
-        layers.append(QUICK)
     given = ((key, getattr(options, key)) for key in FLAGS.values())
-    layers += [parse_override(f"{key}={value}") for key, value in given if value is not None]
-    layers += [parse_override(text) for text in options.overrides]
-    return build(merge(*layers))
+    later = [parse_override(f"{key}={value}") for key, value in given if value is not None]
+    later += [parse_override(text) for text in options.overrides]
+    if options.quick:
+        layers.append(quick(agent_of(merge(*layers, *later))))
+    return build(merge(*layers, *later))
 
 
 def out_directory(options: argparse.Namespace, config: Config) -> str:

@@ -76,7 +76,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="any setting, e.g. --set agent.learning_rate=3e-4; may be given again and again",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="everything small: shows in a minute that it all works")
-    helps = {f"{name}.{f.name}": f.metadata["help"] for name, cls in SECTIONS.items() for f in fields(cls)}  # type: ignore[arg-type]
+    # Settings of agents stand with the agents, whose import takes seconds: their help is repeated here.
+    helps = {"agent.kl_coef": "weight of the KL penalty"}
+    helps |= {
+        f"{name}.{f.name}": f.metadata["help"]
+        for name, cls in SECTIONS.items()
+        for f in fields(cls)  # type: ignore[arg-type]
+        if f.metadata
+    }
     for flag, key in FLAGS.items():
         parser.add_argument(
             flag, metavar=METAVARS.get(flag, "N"), dest=key, help=f"{helps[key]} ({key})".replace("%", "%%")

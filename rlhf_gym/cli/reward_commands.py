@@ -23,7 +23,7 @@ def check_reward(options: argparse.Namespace) -> int:
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
     quiet_libraries()
-    from rlhf_gym.loop.config import Config, TaskConfig
+    from rlhf_gym.loop.config import ModelConfig, TaskConfig
     from rlhf_gym.loop.context import task_of
     from rlhf_gym.rewards.check import check_reward
     from rlhf_gym.rewards.service.limits import limit_parts
@@ -39,7 +39,7 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.lm.language_model import LanguageModel
     from rlhf_gym.lm.sampling import Limits, Sampling
 
-    model = LanguageModel.load(options.model, device=Config().model.device)
+    model = LanguageModel.load(options.model, device=ModelConfig().device)
     tokenizer = model.tokenizer
     limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
     written = generate(

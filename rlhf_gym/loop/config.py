@@ -1,12 +1,14 @@
-"""Everything that can be set about a run, as frozen dataclasses: each field with its type, default, bounds and help.
+"""The configuration of a run as frozen dataclasses: each field with its type, default, bounds and help.
 
-Nothing heavy is imported here: ``rlhf-gym --help`` reads this file. Files, overrides and messages are in
-:mod:`~rlhf_gym.loop.config_file`.
+The sections ``agent`` and ``reward_model`` hold here what the loop itself needs to know; the settings of the agent and of the
+fit come from their own dataclasses (:mod:`~rlhf_gym.loop.sections`). :func:`rlhf_gym.loop.config_file.build` makes and checks
+a :class:`Config`. Nothing heavy is imported here: ``rlhf-gym --help`` reads this file.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf_gym.errors import ConfigError
@@ -22,30 +24,14 @@ def setting(
     below: float | None = None,
 ) -> Any:
     """A field with its help and its bounds (``least`` and ``most`` inclusive, ``above`` and ``below`` exclusive)."""
-    metadata = {"help": help, "least": least, "above": above, "most": most, "below": below}
+    metadata = {"help": help, "at_least": least, "above": above, "at_most": most, "below": below}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 class Section:
-    """What every section shares: its numbers lie within their fields' bounds."""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            bound = f.metadata
-            wrong = (
-                value != value
-                or (bound["least"] is not None and value < bound["least"])
-                or (bound["above"] is not None and value <= bound["above"])
-                or (bound["most"] is not None and value > bound["most"])
-                or (bound["below"] is not None and value >= bound["below"])
-            )
-            if wrong:
-                raise ConfigError(f"{section_name(type(self))}.{f.name} must be {bounds(bound)}, got {value}")
+    """Base of the sections."""
 
 
 @dataclass(frozen=True)
@@ -196,93 +182,38 @@ class PeopleConfig(Section):
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardModelConfig(Section):
     """The network fitted to the preferences: the proxy that the policy is trained against."""
 
-    enabled: bool = setting(True, "false: no raters, PPO trains against the task's reward directly")
-    epochs: int = setting(1, "passes over the preferences; the best one is kept", least=1)
-    batch_size: int = setting(32, "preferences a step", least=1)
-    learning_rate: float = setting(
-        1e-3, "AdamW's, at its peak; large models want less: 1e-5 from 100M parameters on", above=0
-    )
-    weight_decay: float = setting(0.01, "decoupled weight decay", least=0)
-    label_smoothing: float = setting(0.0, "chance that a judgement is the wrong way round", least=0, below=0.5)
-    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
-    validation_fraction: float = setting(0.2, "share of the prompts held out to judge the fit", above=0, below=1)
+    enabled: bool = setting(True, "false: no raters, the agent trains against the task's reward directly")
+    settings: Mapping[str, Any]
+    """Every setting of the fit (:class:`~rlhf_gym.reward_model.FitConfig`), by name: the other keys of the section."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AgentConfig(Section):
-    """The algorithm that trains the policy against the reward. Where null is the default, the agent's own holds."""
+    """The algorithm that trains the policy against the reward: the loop's own keys, then the agent's settings."""
 
     name: str = setting(
         "ppo",
-        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, or module:Class "
+        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, sft, or module:Class "
         "or path/file.py:Class of your own",
     )
     iterations: int = setting(40, "iterations each round: collect, then learn", least=1)
-    n_episodes: int = setting(64, "responses an iteration", least=1)
     n_envs: int | None = setting(None, "environments, i.e. responses decoded at once; null is n_episodes", least=1)
-    group_size: int | None = setting(None, "responses to each prompt, for agents that compare them", least=1)
-    n_epochs: int | None = setting(None, "passes over an iteration's responses", least=1)
-    batch_size: int | None = setting(None, "responses a minibatch", least=1)
-    tokens_per_batch: int = setting(4096, "padded tokens a forward pass; changes memory and speed only", least=1)
-    learning_rate: float | None = setting(
-        None, "Adam's, at the start of a round; large models want less: 1e-6 to 1e-5 from 100M parameters on", above=0
+    value_start: Literal["policy", "reward_model"] = setting(
+        "policy", "whose trunk a separate value network starts from: the policy's, or the round's reward model's"
     )
-    lr_schedule: Literal["linear", "constant"] = setting("linear", "linear: falls to 0 at the round's end")
-    kl_coef: float | None = setting(None, "price of a nat of KL to the reference, in units of the reward", least=0)
-    kl_target: float | None = setting(None, "wanted nats per response: kl_coef adapts; null keeps it fixed", above=0)
-    kl_horizon: int | None = setting(None, "responses over which kl_coef adapts", least=1)
-    kl_estimator: Literal["k1", "k2", "k3"] | None = setting(
-        None, "estimator of the KL per token (see rlhf_gym.agents.common.kl)"
-    )
-    kl_limit: float | None = setting(
-        None, "nats per response beyond which the last good weights come back; null: no limit", above=0
-    )
-    on_kl_limit: Literal["stop", "back_off"] | None = setting(
-        None, "beyond kl_limit: stop the round's training (the default), or halve the learning rate and go on"
-    )
-    kl_in: Literal["reward", "loss"] | None = setting(None, "take the KL off the reward, or differentiate it")
-    gamma: float | None = setting(None, "discount per token", least=0, most=1)
-    gae_lambda: float | None = setting(None, "lambda of generalised advantage estimation", least=0, most=1)
-    baseline: Literal["none", "running", "batch"] | None = setting(None, "what REINFORCE takes off its returns")
-    scale_rewards: Literal["group", "batch", "none"] | None = setting(
-        None, "the deviation that GRPO divides by (none: Dr. GRPO)"
-    )
-    dynamic_sampling: bool | None = setting(None, "GRPO: do not learn from groups whose rewards are all the same")
-    max_resamples: int | None = setting(
-        None,
-        "GRPO with dynamic_sampling: write as many responses again, so often at most, until enough are left",
-        least=0,
-    )
-    overlong_buffer: int | None = setting(None, "charge for the last so many tokens before the length limit", least=1)
-    clip_range: float | None = setting(None, "the ratio is clipped this far around 1", above=0)
-    clip_range_high: float | None = setting(None, "the clip upwards, where it is to be wider", above=0)
-    clip_range_vf: float | None = setting(None, "the value is clipped this far around the old one; 0: off", least=0)
-    mask_top_p: float | None = setting(None, "NLPO: mass of the lagging policy that may be written", above=0, most=1)
-    mask_refresh: int | None = setting(None, "NLPO: iterations that its policy lags behind at most", least=1)
-    max_kl: float | None = setting(None, "TRPO: how far an iteration may move the policy, nats a token", above=0)
-    beta: float | None = setting(None, "online DPO's pull to the reference", above=0)
-    loss: Literal["dpo", "ipo"] | None = setting(None, "online DPO's loss of a pair")
-    aggregation: Literal["token", "sequence", "constant"] | None = setting(None, "how tokens' losses are averaged")
-    vf_coef: float | None = setting(None, "weight of the value loss", least=0)
-    ent_coef: float | None = setting(None, "weight of the entropy bonus", least=0)
-    max_grad_norm: float | None = setting(None, "largest norm of the gradient", above=0)
-    target_kl: float | None = setting(
-        None, "stop an iteration's learning once old and new policy are 1.5 times this apart; null: off", above=0
-    )
-    whiten_rewards: bool | None = setting(None, "scale rewards to deviation 1")
-    missing_eos_penalty: float | None = setting(
-        None, "taken off the score of a response that did not end by itself; null takes nothing", least=0
-    )
-    value_network: Literal["shared", "separate"] | None = setting(None, "read values off the policy's trunk or a copy")
-    value_start: Literal["policy", "reward_model"] | None = setting(
-        None,
-        "whose trunk a separate value network starts from: the policy's (the default), or the round's reward model's",
-    )
+    target_column: str = setting("target", "the prompts' column that holds the response to learn")
     checkpoint_every: int = setting(5, "iterations between checkpoints: what a kill can cost", least=1)
+    settings: Mapping[str, Any]
+    """Every setting of the agent that a run sets, by name: the other keys of the section."""
+
+    @property
+    def environments(self) -> int:
+        """The number of environments: responses decoded at once."""
+        return self.n_envs or int(self.settings["n_episodes"])
 
 
 @dataclass(frozen=True)
@@ -294,7 +225,7 @@ class EvaluationConfig(Section):
 
 @dataclass(frozen=True)
 class LogConfig(Section):
-    """Where figures go, besides metrics.csv."""
+    """Where metrics go, besides metrics.csv."""
 
     to: tuple[Literal["wandb", "tensorboard"], ...] = setting((), "further loggers: wandb, tensorboard")
     wandb_project: str = setting("rlhf-gym", "project in Weights & Biases")
@@ -308,13 +239,13 @@ class RunConfig(Section):
     """The run as a whole."""
 
     rounds: int = setting(1, "rounds of the loop; round 2 samples from the policy that round 1 tuned", least=1)
-    seed: int = setting(0, "of everything random: the same seed gives the same figures on CPU", least=0, below=2**63)
+    seed: int = setting(0, "of everything random: the same seed gives the same metrics on CPU", least=0, below=2**63)
     threads: int | None = setting(
         None, "CPU threads, null leaves it to PyTorch; floats round alike only with the same number", least=1
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The whole configuration of a run.
 
@@ -327,32 +258,29 @@ class Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rater: RaterConfig = field(default_factory=RaterConfig)
     people: PeopleConfig = field(default_factory=PeopleConfig)
-    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
-    agent: AgentConfig = field(default_factory=AgentConfig)
+    reward_model: RewardModelConfig
+    agent: AgentConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        agent, n_envs = self.agent, self.agent.n_envs or self.agent.n_episodes
-        if agent.n_episodes % n_envs:
-            raise ConfigError(f"agent.n_episodes ({agent.n_episodes}) must be a multiple of agent.n_envs ({n_envs})")
-        if agent.batch_size is not None and agent.batch_size > agent.n_episodes:
+        settings, n_envs = self.agent.settings, self.agent.environments
+        if settings["n_episodes"] % n_envs:
             raise ConfigError(
-                f"agent.batch_size ({agent.batch_size}) must be at most agent.n_episodes ({agent.n_episodes})"
+                f"agent.n_episodes ({settings['n_episodes']}) must be a multiple of agent.n_envs ({n_envs})"
             )
-        if agent.group_size is not None and n_envs % agent.group_size:
-            raise ConfigError(
-                f"agent.group_size ({agent.group_size}) must divide the number of environments ({n_envs}; agent.n_envs)"
-            )
-        if agent.kl_target is not None and agent.kl_coef == 0:
-            raise ConfigError("agent.kl_target needs an agent.kl_coef above 0: it is multiplied, and 0 stays 0")
-        if agent.on_kl_limit is not None and agent.kl_limit is None:
-            raise ConfigError(f"agent.on_kl_limit ({agent.on_kl_limit}) needs an agent.kl_limit, in nats per response")
-        if agent.value_start == "reward_model" and not self.reward_model.enabled:
-            raise ConfigError(
-                "agent.value_start reward_model needs a reward model, and reward_model.enabled is false: give policy, or null"
-            )
+        if self.agent.value_start == "reward_model":
+            if not self.reward_model.enabled:
+                raise ConfigError(
+                    "agent.value_start reward_model needs a reward model, and reward_model.enabled is false: give policy"
+                )
+            if self.model.lora:
+                raise ConfigError("agent.value_start reward_model does not go with model.lora: leave one of them out")
+            if settings.get("value_network", "separate") != "separate":
+                raise ConfigError(
+                    "agent.value_start reward_model needs a value network of its own: give agent.value_network separate"
+                )
         if self.people.refit is not None and self.rater.name != "web" and not self.people.share:
             raise ConfigError(
                 f"people.refit ({self.people.refit}) waits for people's answers, and nobody is asked: give --rater web, or a "
@@ -383,23 +311,8 @@ class Config:
 
 
 SECTIONS: dict[str, type[Section]] = {
-    f.name: f.default_factory  # type: ignore[misc]
-    for f in fields(Config)
-    if f.default_factory is not MISSING
-}
+    "task": TaskConfig, "model": ModelConfig, "sampling": SamplingConfig, "rater": RaterConfig, "people": PeopleConfig,
+    "reward_model": RewardModelConfig, "agent": AgentConfig, "evaluation": EvaluationConfig, "log": LogConfig,
+    "run": RunConfig,
+}  # fmt: skip
 """The sections by name, in the order they are written."""
-
-
-def section_name(cls: type) -> str:
-    """The key that a section stands under."""
-    return next(name for name, section in SECTIONS.items() if section is cls)
-
-
-def bounds(metadata: Any) -> str:
-    """A field's bounds in words; empty where it has none.
-
-    >>> bounds({"least": 0, "above": None, "most": None, "below": 1})
-    'at least 0 and below 1'
-    """
-    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-    return " and ".join(f"{words[k]} {metadata[k]}" for k in words if metadata.get(k) is not None)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.config import SECTIONS, Config, Section, bounds
+from rlhf_gym.loop.agent_catalogue import find_agent, needs_more_than_settings
+from rlhf_gym.loop.config import SECTIONS, AgentConfig, Config
+from rlhf_gym.loop.sections import DEFAULT_AGENT, Key, keys, unknown_agent_key
 from rlhf_gym.text import closest, nearest
 
 Settings = dict[str, dict[str, Any]]
@@ -25,22 +28,81 @@ QUICK: Settings = {
     "agent": {"iterations": 3, "n_episodes": 32, "batch_size": 16, "n_epochs": 2},
     "evaluation": {"prompts": 32},
 }
-"""What ``--quick`` sets: the whole loop at a size that only shows that it works."""
+"""What ``--quick`` sets with PPO: the whole loop at a size that only shows that it works."""
+
+
+LATE = ("reward_model", "agent")
+"""Sections whose keys :func:`build` checks: they come from dataclasses elsewhere, whose import takes seconds."""
+
+
+class Override(str):
+    """The text of a setting of such a section, whose type :func:`build` finds out."""
 
 
 def build(settings: Settings) -> Config:
-    """A configuration from plain values, defaults elsewhere.
+    """Make a configuration from plain values, with defaults elsewhere.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of bounds, each by its full name.
     """
     check_keys(settings)
-    sections = {
-        name: cls(**{key: convert(value, hints(cls)[key], f"{name}.{key}") for key, value in settings[name].items()})
-        for name, cls in SECTIONS.items()
-        if name in settings
-    }
-    return Config(**sections)  # type: ignore[arg-type]
+    agent = agent_of(settings)
+    sections: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        known = keys(section, agent)
+        given = settings.get(section) or {}
+        if section in LATE:
+            _check_known(section, given, known, agent)
+        values = {name: _value(given, name, key) for name, key in known.items()}
+        own = {f.name: values.pop(f.name) for f in fields(cls) if f.name in values}  # type: ignore[arg-type]
+        sections[section] = cls(**own, settings=values) if section in LATE else cls(**own)  # type: ignore[call-arg]
+    _check_agent(sections["agent"])
+    return Config(**sections)
+
+
+def quick(agent: str) -> Settings:
+    """What ``--quick`` sets: :data:`QUICK`, as far as the agent has these settings, and in one pass where it is limited to one.
+
+    Args:
+        agent: the agent's name.
+    """
+    known = keys("agent", agent)
+    values = {name: value for name, value in QUICK["agent"].items() if name in known}
+    if "clip_range" in known and known["clip_range"].default is None:
+        del values["n_epochs"]  # a plain policy gradient is right for fresh samples only
+    return {**QUICK, "agent": values}
+
+
+def agent_of(settings: Settings) -> str:
+    """The name of the agent that some settings choose."""
+    name = (settings.get("agent") or {}).get("name", DEFAULT_AGENT)
+    return str(convert(name, str, "agent.name"))
+
+
+def _value(given: Mapping[str, Any], name: str, key: Key) -> Any:
+    if name not in given:
+        return key.default
+    value = given[name]
+    converted = convert(parse(value, key.type) if isinstance(value, Override) else value, key.type, key.name)
+    key.check(converted)
+    return converted
+
+
+def _check_agent(config: AgentConfig) -> None:
+    """Refuse settings of an agent that contradict one another."""
+    cls = find_agent(config.name)
+    size = config.settings.get("group_size", cls.group_size)
+    if config.environments % size:
+        raise ConfigError(
+            f"{cls.__name__} puts {size} environments in a group (agent.group_size), which must divide their number "
+            f"({config.environments}; agent.n_envs, or agent.n_episodes where that is null)"
+        )
+    if needs_more_than_settings(cls):
+        return  # the run's task gives it, later
+    try:
+        cls.Settings.of(config.settings, cls.__name__)
+    except ConfigError as error:
+        raise ConfigError(f"agent {config.name}: {error}") from None
 
 
 def merge(*layers: Settings) -> Settings:
@@ -83,13 +145,14 @@ def load_settings(path: Path | str) -> Settings:
 def parse_override(text: str) -> Settings:
     """``section.key=value`` as settings; the value is YAML (``null``, ``true``, ``0.05``, ``[a, b]``).
 
-    Where the setting is a text, the value is taken as it stands (a path may look like YAML), ``null`` excepted.
+    Where the setting is a text, the value is taken as it stands (a path may look like YAML), ``null`` excepted. Settings
+    of the sections :data:`LATE` stay texts until :func:`build` knows their types.
 
     Raises:
         ConfigError: not of that form, or no such key.
 
-    >>> parse_override("agent.kl_coef=0.1")
-    {'agent': {'kl_coef': 0.1}}
+    >>> parse_override("sampling.top_p=0.9")
+    {'sampling': {'top_p': 0.9}}
     """
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
@@ -98,76 +161,99 @@ def parse_override(text: str) -> Settings:
     if not equals or not dot:
         raise ConfigError(f"--set takes section.key=value, e.g. agent.kl_coef=0.05; got {text!r}")
     check_keys({section: {key: value}})
-    expected = hints(SECTIONS[section])[key]
+    return {section: {key: Override(value) if section in LATE else parse(value, keys(section)[key].type)}}
+
+
+def parse(text: str, expected: Any) -> Any:
+    """A value out of a text: YAML, or the text itself where a text is expected.
+
+    Args:
+        text: e.g. ``0.05``.
+        expected: the setting's type.
+    """
     optional = get_origin(expected) in (Union, UnionType)
-    if expected is str or (optional and str in get_args(expected) and value != "null"):
-        return {section: {key: value}}
+    if expected is str or (optional and str in get_args(expected) and text != "null"):
+        return str(text)
     try:
-        return {section: {key: yaml.safe_load(value)}}
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        return {section: {key: value}}
+        return str(text)
 
 
 def check_keys(settings: object) -> None:
-    """Every section and key exists, or a message that names the nearest one."""
+    """Refuse unknown sections and keys, and name the nearest; the keys of :data:`LATE` sections are left to :func:`build`.
+
+    Raises:
+        ConfigError: an unknown section or key.
+    """
     if not isinstance(settings, Mapping):
         raise ConfigError(f"expected sections ({', '.join(SECTIONS)}), got {describe(settings)}")
     for section, values in settings.items():
         if section not in SECTIONS:
-            raise ConfigError(f"there is no section {section!r}; {_nearest(str(section))}")
+            close = closest(str(section), SECTIONS) or _key_elsewhere(str(section))
+            hint = f"did you mean {close!r}?" if close else f"expected one of {', '.join(SECTIONS)}"
+            raise ConfigError(f"there is no section {section!r}; {hint}")
         if values is not None and not isinstance(values, Mapping):
             raise ConfigError(f"section {section!r} must hold keys and values, got {describe(values)}")
-        known = [f.name for f in fields(SECTIONS[section])]  # type: ignore[arg-type]
-        for key in values or {}:
-            if key not in known:
-                raise ConfigError(f"there is no key '{section}.{key}'; {_nearest(f'{section}.{key}')}")
+        if section not in LATE:
+            _check_known(section, values or {}, keys(section))
 
 
-def _nearest(name: str) -> str:
-    """Which valid key a wrong one was meant to be: the same key elsewhere first, then the likeliest spelling."""
-    section, _, key = name.partition(".")
-    if section not in SECTIONS:
-        close = closest(section, SECTIONS) or _key_elsewhere(section)
-        return f"did you mean {close!r}?" if close else f"expected one of {', '.join(SECTIONS)}"
-    own = [f.name for f in fields(SECTIONS[section])]  # type: ignore[arg-type]
-    match = closest(key, own)
+def _check_known(section: str, given: Mapping[str, Any], known: Mapping[str, Key], agent: str | None = None) -> None:
+    for name in given:
+        if name not in known:
+            reason = unknown_agent_key(str(name), agent) if agent is not None and section == "agent" else None
+            raise ConfigError(reason or f"there is no key '{section}.{name}'; {_nearest(section, str(name), known)}")
+
+
+def _nearest(section: str, key: str, known: Mapping[str, Key]) -> str:
+    """Name the key that a wrong one was meant to be: the same key elsewhere first, then the likeliest spelling."""
+    match = closest(key, known)
     close = _key_elsewhere(key, cutoff=1.0) or (match and f"{section}.{match}") or _key_elsewhere(key)
-    return f"did you mean {close!r}?" if close else f"expected one of {', '.join(own)}"
+    return f"did you mean {close!r}?" if close else f"expected one of {', '.join(known)}"
 
 
 def _key_elsewhere(key: str, cutoff: float = 0.7) -> str | None:
     """The full name of the key that is likest, whatever its section; None where none is like it."""
-    names = {f.name: f"{section}.{f.name}" for section, f in all_fields()}
+    names = {name: known.name for section in SECTIONS for name, known in keys(section).items()}
     match = closest(key, names, cutoff)
     return match and names[match]
 
 
 def convert(value: Any, expected: Any, name: str) -> Any:
-    """A value of the expected type, or a message that says what was given and what is expected.
+    """Make a value of the expected type.
 
     Integers do as floats, and so do texts such as ``1e-4``, which YAML 1.1 does not take for a number. Lists do as
-    tuples, and so does a text, as its parts between commas. Nothing else is bent into shape.
+    tuples, and so does a text, as its parts between commas. Nothing else is converted.
+
+    Args:
+        value: what was given.
+        expected: the type: a plain one, a literal, a tuple or list of such, a mapping, or any of these or None.
+        name: of the setting, for messages.
+
+    Raises:
+        ConfigError: the value is of another type; says what was given and what is expected.
     """
     origin, args = get_origin(expected), get_args(expected)
     if origin in (Union, UnionType):
-        if value is None:
+        if value is None and NoneType in args:
             return None
         return convert(value, next(a for a in args if a is not NoneType), name)
     if origin is Literal:
         if value in args and not isinstance(value, bool):
             return value
-        hint = nearest(str(value), args)
-        raise ConfigError(f"{name} must be one of {', '.join(args)}; got {describe(value)}{hint}")
+        hint = nearest(str(value), list(map(str, args)))
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, args))}; got {describe(value)}{hint}")
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise ConfigError(f"{name} must be a mapping of names to values, got {describe(value)}")
         return dict(value)
-    if origin is tuple:
+    if origin in (tuple, list):
         if isinstance(value, str):
             value = [part for part in (part.strip() for part in value.split(",")) if part]
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name} must be a list, got {describe(value)}")
-        return tuple(convert(item, args[0], f"{name}[{i}]") for i, item in enumerate(value))
+        return origin(convert(item, args[0], f"{name}[{i}]") for i, item in enumerate(value))
     if expected is float and not isinstance(value, bool):
         try:
             number = float(value)
@@ -177,71 +263,88 @@ def convert(value: Any, expected: Any, name: str) -> Any:
             return number
     elif (expected is bool or not isinstance(value, bool)) and isinstance(value, expected):
         return value
+    if expected not in (int, float, bool, str):
+        raise ConfigError(
+            f"{name} cannot be set from a configuration, which holds numbers and texts only; leave it out"
+        )
     finite = "a finite number" if isinstance(value, float) else "a number"
     words = {int: "a whole number", float: finite, bool: "true or false", str: "a text"}
     raise ConfigError(f"{name} must be {words[expected]}, got {describe(value)}")
 
 
 def describe(value: object) -> str:
-    """A value with its type, for messages."""
+    """Write a value with its type, for messages."""
     if value is None or isinstance(value, bool):
         return to_yaml(value)
     kind = {str: "the text", int: "the number", float: "the number", list: "the list"}.get(type(value))
     return f"{kind or type(value).__name__} {value!r}"
 
 
-def hints(cls: type) -> dict[str, Any]:
-    """The types of a section's fields."""
-    return get_type_hints(cls)
+def all_keys(agent: str = DEFAULT_AGENT) -> Iterator[tuple[str, str, Key]]:
+    """Every setting of a configuration with its section and name, in order.
 
-
-def all_fields() -> Iterator[tuple[str, Field[Any]]]:
-    """Every setting with its section's name, in order."""
-    for name, cls in SECTIONS.items():
-        for f in fields(cls):  # type: ignore[arg-type]
-            yield name, f
+    Args:
+        agent: the agent whose settings are among them.
+    """
+    for section in SECTIONS:
+        for name, key in keys(section, agent).items():
+            yield section, name, key
 
 
 def to_settings(config: Config) -> Settings:
     """The opposite of :func:`build`, every key named."""
-    return {name: _plain(getattr(config, name)) for name in SECTIONS}
-
-
-def _plain(section: Section) -> dict[str, Any]:
-    values = ((f.name, getattr(section, f.name)) for f in fields(section))  # type: ignore[arg-type]
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values}
-
-
-def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """The full names of the settings that differ, with both values."""
-    before, after = to_settings(old), to_settings(new)
     return {
-        f"{section}.{f.name}": (before[section][f.name], after[section][f.name])
-        for section, f in all_fields()
-        if before[section][f.name] != after[section][f.name]
+        section: {name: _plain(config, section, name) for name in keys(section, config.agent.name)}
+        for section in SECTIONS
     }
 
 
+def _plain(config: Config, section: str, name: str) -> Any:
+    holder = getattr(config, section)
+    value = holder.settings[name] if section in LATE and name in holder.settings else getattr(holder, name)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The full names of the settings that differ, with both values; None where one of the agents has no such setting.
+
+    Args:
+        old: one configuration.
+        new: the other.
+    """
+    before, after = to_settings(old), to_settings(new)
+    pairs = {
+        f"{section}.{name}": (before[section].get(name), after[section].get(name))
+        for section in SECTIONS
+        for name in {**before[section], **after[section]}
+    }
+    return {name: values for name, values in pairs.items() if values[0] != values[1]}
+
+
 def dump(config: Config, *, with_help: bool = False) -> str:
-    """The configuration as YAML, each key with its help as a comment if asked for."""
+    """Write the configuration as YAML.
+
+    Args:
+        config: what to write.
+        with_help: put each key's help and bounds above it, as comments.
+    """
     lines = [] if with_help else ["# The resolved configuration of this run; `rlhf-gym config` explains every key."]
-    for name, cls in SECTIONS.items():
+    values = to_settings(config)
+    for section, cls in SECTIONS.items():
         if with_help:
             lines += ["", f"# {(cls.__doc__ or '').strip()}"] if lines else [f"# {(cls.__doc__ or '').strip()}"]
-        lines.append(f"{name}:")
-        for f in fields(cls):  # type: ignore[arg-type]
-            value = getattr(getattr(config, name), f.name)
+        lines.append(f"{section}:")
+        for name, key in keys(section, config.agent.name).items():
             if with_help:
-                lines += textwrap.wrap(_help(cls, f), 110, initial_indent="  # ", subsequent_indent="  #   ")
-            lines.append(f"  {f.name}: {to_yaml(value)}")
+                lines += textwrap.wrap(_help(key), 110, initial_indent="  # ", subsequent_indent="  #   ")
+            lines.append(f"  {name}: {to_yaml(values[section][name])}")
     return "\n".join(lines) + "\n"
 
 
-def _help(cls: type, f: Field[Any]) -> str:
-    limits = bounds(f.metadata)
-    choices = literal_choices(hints(cls)[f.name])
-    named = f" ({limits})" if limits else f" ({' | '.join(choices)})" if choices else ""
-    return f"{f.metadata['help']}{named}"
+def _help(key: Key) -> str:
+    choices = literal_choices(key.type)
+    named = f" ({key.bounds})" if key.bounds else f" ({' | '.join(map(str, choices))})" if choices else ""
+    return re.sub(r"\bNone\b", "null", key.help) + named
 
 
 def literal_choices(expected: Any) -> Sequence[str]:
@@ -251,7 +354,7 @@ def literal_choices(expected: Any) -> Sequence[str]:
 
 
 def to_yaml(value: Any) -> str:
-    """One value as YAML on one line."""
+    """Write one value as YAML on one line."""
     plain = list(value) if isinstance(value, tuple) else value
     texts = [item for item in (plain if isinstance(plain, list) else [plain]) if isinstance(item, str)]
     # Line ends and the like stand as escapes, which YAML has in double quotes only.

@@ -16,8 +16,8 @@ from rlhf_gym.errors import ConfigError, ModelError, TaskError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.loop.agents import agent_options
-from rlhf_gym.loop.config import Config, TaskConfig
+from rlhf_gym.loop.agent_catalogue import find_agent
+from rlhf_gym.loop.config import AgentConfig, Config, TaskConfig
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.plugins import check_rater
 from rlhf_gym.loop.progress import Progress
@@ -85,13 +85,12 @@ class RunContext:
         check_loggers(config.log.to)
         if config.reward_model.enabled:
             check_rater(config.rater)
-        agent_options(config.agent)
+        if needs_targets(config.agent):
+            target_pairs(task, config.agent.target_column)
         settings = config.model
         lora = Lora.of(settings.lora) if settings.lora else None
         if lora is not None:
             require_peft()
-            if config.agent.value_start == "reward_model":
-                raise ConfigError("agent.value_start reward_model does not go with model.lora: leave one of them out")
         try:
             torch.device("cpu" if settings.device == "auto" else settings.device)
         except RuntimeError:
@@ -171,6 +170,31 @@ class RunContext:
             return self.gold
         folder = self.run.round(round_number) / "reward_model"
         return RewardModel.load(folder, device=str(self.reference.device), tokenizer=self.reference.tokenizer)
+
+
+def needs_targets(config: AgentConfig) -> bool:
+    """True for an agent that learns from given responses, such as SFT."""
+    return "data" in find_agent(config.name).Settings.names()
+
+
+def target_pairs(task: Task, column: str) -> list[tuple[str, str]]:
+    """The task's prompts with the responses to learn, for supervised fine-tuning.
+
+    Args:
+        task: the run's task.
+        column: the prompts' column that holds the response.
+
+    Raises:
+        TaskError: a prompt has no text in that column.
+    """
+    for prompt in task.prompts:
+        if not isinstance(prompt.columns.get(column), str):
+            known = ", ".join(prompt.columns) or "none"
+            raise TaskError(
+                f"the prompt {shorten(prompt.text)} of task {task.name!r} has no text in column {column!r} to learn from (its "
+                f"columns: {known}); give agent.target_column, or prompts with such a column: --prompts FILE"
+            )
+    return [(prompt.text, prompt.columns[column]) for prompt in task.prompts]
 
 
 def task_of(config: TaskConfig) -> Task:

@@ -59,7 +59,7 @@ def evaluate(context: RunContext, number: int) -> None:
 
         gold = scores(context.gold, before), scores(context.gold, after)
         proxies = scores(proxy, before), scores(proxy, after)
-        divergence = _divergences(context, policy, ids, after)
+        kls = _response_kls(context, policy, ids, after)
         perplexity = [_perplexity(context, ids, generations) for generations in (before, after)]
     every = [*gold, *proxies]
     kept = np.isfinite(every).all(axis=0)
@@ -68,12 +68,12 @@ def evaluate(context: RunContext, number: int) -> None:
     gold, proxies = (every[0][kept], every[1][kept]), (every[2][kept], every[3][kept])
     n, wins, ties = int(kept.sum()), int((gold[1] > gold[0]).sum()), int((gold[1] == gold[0]).sum())
     low, high = wilson_interval(wins + ties / 2, n)
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "round": number, "n": n, "skipped": len(prompts) - n,
         "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n, "win_rate_low": low,
         "win_rate_high": high, "gold_before": gold[0].mean(), "gold_after": gold[1].mean(),
         "gold_difference_se": _standard_error(gold[1] - gold[0]), "proxy_before": proxies[0].mean(),
-        "proxy_after": proxies[1].mean(), "kl": divergence.mean(), "kl_se": _standard_error(divergence),
+        "proxy_after": proxies[1].mean(), "kl": kls.mean(), "kl_se": _standard_error(kls),
         "perplexity_before": perplexity[0], "perplexity_after": perplexity[1],
         "distinct_2_before": distinct_2([g.text for g in before]),
         "distinct_2_after": distinct_2([g.text for g in after]),
@@ -87,7 +87,7 @@ def evaluate(context: RunContext, number: int) -> None:
         }
         for i in range(len(prompts))
     ]  # fmt: skip
-    plain = {k: v if isinstance(v, int) else float(v) for k, v in figures.items()}
+    plain = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
     for path in (context.run.round(number) / "evaluation.json", context.run.evaluation_file):
         write_json(path, {**plain, "pairs": pairs})
 
@@ -102,7 +102,7 @@ def _respond(
     )  # fmt: skip
 
 
-def _divergences(
+def _response_kls(
     context: RunContext, policy: LanguageModel, ids: Sequence[Sequence[int]], generations: Sequence[Generation]
 ) -> Scores:
     """``log pi - log pi_ref`` of each response, under the distributions that tokens are drawn from."""
@@ -114,7 +114,7 @@ def _divergences(
             responses,
             context.sampling,
             context.limits,
-            tokens_per_batch=context.config.agent.tokens_per_batch,
+            tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
         )
         for model in (policy, context.reference)
     ]
@@ -125,7 +125,7 @@ def _perplexity(context: RunContext, ids: Sequence[Sequence[int]], generations: 
     """Per token, under the reference's own distribution: no temperature, nothing cut off."""
     logs = response_log_probs(
         context.reference, ids, [g.ids for g in generations], Sampling(), context.limits,
-        tokens_per_batch=context.config.agent.tokens_per_batch,
+        tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
     )  # fmt: skip
     return math.exp(-sum(float(x.double().sum()) for x in logs) / sum(len(x) for x in logs))
 

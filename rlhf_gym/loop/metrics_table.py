@@ -1,4 +1,4 @@
-"""`metrics.csv`, and the further places where stable-baselines3's logger takes an iteration's figures."""
+"""`metrics.csv`, and the further places where stable-baselines3's logger takes an iteration's metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RENAMED = {"reward/gold": "gold", "reward/proxy": "proxy"}
 
 
 class MetricsTable(KVWriter):
-    """The table of metrics, one row an iteration. No wall-clock figures: the same seed writes the same table.
+    """The table of metrics, one row an iteration. No wall-clock metrics: the same seed writes the same table.
 
     Args:
         path: the file; its rows are kept.
@@ -60,13 +60,13 @@ class MetricsTable(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Append one row; a column that no row had before makes the file be written anew."""
-        figures = {RENAMED.get(k, k): v for k, v in key_values.items() if not k.startswith("time/")}
+        metrics = {RENAMED.get(k, k): v for k, v in key_values.items() if not k.startswith("time/")}
         for key, value in key_values.items():
             if key.startswith("time/") and key.endswith("_seconds"):
                 phase = key[len("time/") : -len("_seconds")]
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + float(value)
-        row = {"round": self.where[0], "iteration": self.where[1], "timesteps": step, **figures}
-        self.rows.append({k: format_figure(v) for k, v in row.items()})
+        row = {"round": self.where[0], "iteration": self.where[1], "timesteps": step, **metrics}
+        self.rows.append({k: format_number(v) for k, v in row.items()})
         new = [k for k in row if k not in self.columns]
         self.columns += new
         if new or len(self.rows) == 1:
@@ -88,21 +88,21 @@ class MetricsTable(KVWriter):
         """Nothing is held open."""
 
 
-def format_figure(value: Any) -> str:
-    """A figure with all the digits that are its own, and no more: 0.1, not 0.10000000149011612.
+def format_number(value: Any) -> str:
+    """A number with all the digits that are its own, and no more: 0.1, not 0.10000000149011612.
 
-    >>> format_figure(0.1), format_figure(3), format_figure(1 / 3)
+    >>> format_number(0.1), format_number(3), format_number(1 / 3)
     ('0.1', '3', '0.333333333')
     """
     return f"{float(value):.9g}" if not isinstance(value, str) else value
 
 
 class WandbWriter(KVWriter):
-    """Hands figures to Weights & Biases; one W&B run for one run directory, also after a resume.
+    """Hands metrics to Weights & Biases; one W&B run for one run directory, also after a resume.
 
     Args:
         run: the run directory.
-        config: the configuration, shown beside the figures.
+        config: the configuration, shown beside the metrics.
     """
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
@@ -122,7 +122,7 @@ class WandbWriter(KVWriter):
         )
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Send one iteration's figures."""
+        """Send one iteration's metrics."""
         self._run.log({RENAMED.get(k, k): v for k, v in key_values.items()}, step=step)
 
     def table(self, name: str, table: Any, step: int) -> None:

@@ -17,13 +17,12 @@ from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.run_directory import write_json, write_text
-from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.reward_model import FitConfig, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.study.checks import expected
 
 NORMALISED_ON = 256
-"""At most so many responses: the deviation of scores is then known to 5%."""
+"""At most so many responses: the standard deviation of scores is then known to 5%."""
 
 
 FITS_FILE = "reward_models.jsonl"
@@ -45,7 +44,6 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     Raises:
         FeedbackError: no judgement says that one response is better than another.
     """
-    settings = context.config.reward_model
     with FeedbackStore(context.run.store_file, read_only=True) as store:
         judgements = store.count().current  # first: of what comes meanwhile nothing is missed
         # What people said of queries whose answer is known tells of people; the taste to be learned is not in it.
@@ -56,12 +54,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
             "to. Ask about more prompts (sampling.prompts), or ask a rater who skips and ties less"
         )
-    config = FitConfig(
-        learning_rate=settings.learning_rate, epochs=settings.epochs, batch_size=settings.batch_size,
-        weight_decay=settings.weight_decay, label_smoothing=settings.label_smoothing,
-        validation_fraction=settings.validation_fraction, max_grad_norm=settings.max_grad_norm,
-        seed=context.seed(number, "fit"),
-    )  # fmt: skip
+    config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
     model = RewardModel(context.reference.frozen_copy(), seed=config.seed)
     title = f"round {number} reward model"
     with context.progress.stage(title, 0) as bar:
@@ -74,9 +67,9 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
         model.normalise(*_reference_samples(context, number))
     folder = context.run.round(number)
     model.save(folder / "reward_model")
-    figures = result.as_dict()
-    write_json(folder / "reward_model.json", figures)
-    line = {"iteration": iteration, "judgements": judgements, **{name: figures[name] for name in _KEPT}}
+    metrics = result.as_dict()
+    write_json(folder / "reward_model.json", metrics)
+    line = {"iteration": iteration, "judgements": judgements, **{name: metrics[name] for name in _KEPT}}
     earlier = [fit for fit in fits(folder) if fit["iteration"] < iteration]
     write_text(folder / FITS_FILE, "".join(f"{json.dumps(row)}\n" for row in [*earlier, line]))
     context.progress.say(
@@ -100,43 +93,3 @@ def _reference_samples(context: RunContext, number: int) -> tuple[list[str], lis
         batch_size=context.config.sampling.batch_size,
     )  # fmt: skip
     return prompts, [response.text for response in responses]
-
-
-class Refits:
-    """Looks at the store after each iteration, and puts a new reward model in the old one's place.
-
-    A run that is resumed goes on with the newest reward model, also where that is newer than its agent's checkpoint.
-
-    Args:
-        context: the run's means.
-        number: the round.
-        reward: what the agent is trained against.
-    """
-
-    def __init__(self, context: RunContext, number: int, reward: ProxyAndGold) -> None:
-        self._context = context
-        self._number = number
-        self._reward = reward
-        self._after = context.config.people.refit if context.people is not None else None
-
-    def look(self, iteration: int) -> bool:
-        """Fit if there are answers enough since the last time.
-
-        Args:
-            iteration: how many the agent has done.
-
-        Returns:
-            Whether the reward is another one now.
-        """
-        if self._after is None:
-            return False
-        run = self._context.run
-        seen = max((one["judgements"] for one in fits(run.round(self._number))), default=0)
-        with FeedbackStore(run.store_file, read_only=True) as store:
-            new = store.count().current - seen
-        if new < self._after:
-            return False
-        self._context.progress.say(f"{new} new answers: the reward model is fitted anew")
-        fit(self._context, self._number, iteration=iteration)
-        self._reward.replace(self._context.proxy(self._number))
-        return True

@@ -36,7 +36,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
-from rlhf_gym.loop.config_file import build, differences, dump, load_settings
+from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
 
 STAGES = ("sample", "label", "fit", "train", "evaluate")
 """The stages of a round, in order."""
@@ -47,7 +47,7 @@ RESUMABLE = {
     "people.host", "people.port", "people.url", "people.overlap", "people.lease", "people.quota", "people.refit",
     "people.title", "people.guidelines", "people.text",
 }  # fmt: skip
-"""What may change when a run goes on: nothing here alters a figure that was already written."""
+"""What may change when a run goes on: nothing here alters a metric that was already written."""
 
 PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
 
@@ -145,15 +145,23 @@ class RunDirectory:
                 f"with the settings it began with: leave the change out, or begin a new run with another --out"
             )
 
-    def config(self) -> Config:
-        """The configuration that the run was begun with.
+    def settings(self) -> Settings:
+        """The settings that the run was begun with, as plain values.
 
         Raises:
             ConfigError: no run here.
         """
         if not self.config_file.exists():
             raise ConfigError(f"{self.path} holds no run (no config.yaml in it)")
-        return build(load_settings(self.config_file))
+        return load_settings(self.config_file)
+
+    def config(self) -> Config:
+        """The configuration that the run was begun with.
+
+        Raises:
+            ConfigError: no run here.
+        """
+        return build(self.settings())
 
     def done(self, round_number: int, stage: str) -> bool:
         """Whether a stage of a round is finished."""

@@ -22,10 +22,11 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
         pairs: prompts shown with both responses, drawn at random by the run's seed.
     """
     run = RunDirectory(run_dir)
-    config = run.config()
+    config = run.settings()
+    seed = config["run"]["seed"]
     lines = [
-        f"{run.path}: task {config.task.name}, model {config.model.name}, seed {config.run.seed}",
-        f"{len(run.finished_rounds())} of {config.run.rounds} rounds trained, {_duration(run.seconds())} of work",
+        f"{run.path}: task {config['task']['name']}, model {config['model']['name']}, seed {seed}",
+        f"{len(run.finished_rounds())} of {config['run']['rounds']} rounds trained, {_duration(run.seconds())} of work",
     ]
     for number in run.finished_rounds():
         fitted = read_json(run.path / f"round-{number}" / "reward_model.json")
@@ -34,31 +35,31 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
                 f"reward model {number:>4}   accuracy {fitted['accuracy']:.1%} on {fitted['n_validation']} held-out "
                 f"comparisons, fitted on {fitted['n_train']}"
             )
-    figures = read_json(run.evaluation_file)
-    if figures is None:
+    metrics = read_json(run.evaluation_file)
+    if metrics is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
-    lines += ["", *_table(figures), "", *_pairs(figures["pairs"], pairs, config.run.seed)]
+    lines += ["", *_table(metrics), "", *_pairs(metrics["pairs"], pairs, seed)]
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(figures: Mapping[str, Any]) -> list[str]:
+def _table(metrics: Mapping[str, Any]) -> list[str]:
     def row(name: str, key: str, form: str, note: str = "") -> str:
-        before, after = (_number(figures[f"{key}_{when}"], form) for when in ("before", "after"))
+        before, after = (_number(metrics[f"{key}_{when}"], form) for when in ("before", "after"))
         return f"{name:<24}{before:>10}{after:>10}   {note}".rstrip()
 
-    ties = f", {figures['ties']} ties count half" if figures["ties"] else ""
+    ties = f", {metrics['ties']} ties count half" if metrics["ties"] else ""
     return [
-        f"held-out prompts: {figures['n']}   {'reference':>9}{'tuned':>10}",
+        f"held-out prompts: {metrics['n']}   {'reference':>9}{'tuned':>10}",
         row("gold reward", "gold", "+.2f"),
         row("proxy reward", "proxy", "+.2f"),
         row("response length", "length", ".1f", "tokens"),
         row("perplexity", "perplexity", ".1f", "per token, under the reference"),
         row("distinct word pairs", "distinct_2", ".1%"),
-        f"win rate of tuned over reference by gold: {figures['win_rate']:.1%} "
-        f"[{figures['win_rate_low']:.1%}, {figures['win_rate_high']:.1%}] (95% interval{ties})",
-        f"KL to the reference: {figures['kl']:.2f} nats per response",
+        f"win rate of tuned over reference by gold: {metrics['win_rate']:.1%} "
+        f"[{metrics['win_rate_low']:.1%}, {metrics['win_rate_high']:.1%}] (95% interval{ties})",
+        f"KL to the reference: {metrics['kl']:.2f} nats per response",
     ]
 
 

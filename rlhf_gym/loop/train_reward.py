@@ -41,7 +41,7 @@ class ProxyAndGold:
     ) -> ScoredBatch:
         """The proxy's scores, what it is made of, and everybody's scores as terms.
 
-        A sample without one of these scores is left out: figures beside one another are of the same samples.
+        A sample without one of these scores is left out: metrics beside one another are of the same samples.
         """
         scored = score(self.proxy, prompts, responses, columns, may_skip=True)
         terms, failures = {"proxy": scored.values}, scored.failures

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import Literal
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.text import nearest
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
@@ -114,6 +114,4 @@ def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
         ConfigError: the value is not allowed.
     """
     if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{what} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+        raise ConfigError(f"{what} must be one of {', '.join(allowed)}, got {value!r}{nearest(str(value), allowed)}")

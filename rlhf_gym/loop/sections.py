@@ -1,0 +1,124 @@
+"""The keys of a configuration's sections: the loop's own, and the settings of the chosen agent and of the reward model's fit.
+
+An agent's settings are one dataclass, ``Agent.Settings``; the settings of a fit are
+:class:`~rlhf_gym.reward_model.FitConfig`. The sections ``agent`` and ``reward_model`` are the loop's own keys followed by
+these, so that a run reaches every setting, those of a user's own agent included. Agents are imported only when keys of
+these two sections are asked for.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.agent_catalogue import LOOP_KEYS_FOR, RUN_DEFAULTS, SET_ELSEWHERE, find_agent, other_agent_with
+from rlhf_gym.loop.config import SECTIONS, AgentConfig
+
+DEFAULT_AGENT: str = next(f.default for f in fields(AgentConfig) if f.name == "name")  # type: ignore[assignment]
+
+_WITHIN = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One setting of a configuration.
+
+    Attributes:
+        name: section and key, e.g. ``agent.kl_coef``.
+        type: its type, e.g. ``float | None``.
+        default: the value where none is given.
+        help: one sentence.
+        limits: smallest and largest values by ``at_least``, ``above``, ``at_most``, ``below``.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    limits: Mapping[str, float]
+
+    @property
+    def bounds(self) -> str:
+        """The limits in words; empty where there are none.
+
+        >>> Key("a.b", float, 0.0, "", {"at_least": 0, "below": 1}).bounds
+        'at least 0 and below 1'
+        """
+        return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in self.limits.items())
+
+    def check(self, value: Any) -> None:
+        """Refuse a number out of bounds.
+
+        Raises:
+            ConfigError: names the key, its bounds and the value.
+        """
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not all(_WITHIN[name](value, limit) for name, limit in self.limits.items()):
+            raise ConfigError(f"{self.name} must be {self.bounds}, got {value}")
+
+
+@cache
+def keys(section: str, agent: str = DEFAULT_AGENT) -> dict[str, Key]:
+    """The keys of a section by name, in order.
+
+    Args:
+        section: one of :data:`~rlhf_gym.loop.config.SECTIONS`.
+        agent: the agent whose settings the section ``agent`` holds.
+
+    Raises:
+        ConfigError: there is no such agent.
+    """
+    cls = SECTIONS[section]
+    found = [_key(section, cls, f) for f in fields(cls) if f.metadata]  # type: ignore[arg-type]
+    if section == "agent":
+        found = _agent_keys(found, agent)
+    if section == "reward_model":
+        from rlhf_gym.reward_model import FitConfig
+
+        found += [_key(section, FitConfig, f) for f in fields(FitConfig) if f.name not in SET_ELSEWHERE]
+    return {key.name.partition(".")[2]: key for key in found}
+
+
+def _key(section: str, cls: type, f: Field[Any]) -> Key:
+    default = f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
+    limits = {name: f.metadata[name] for name in _WITHIN if f.metadata.get(name) is not None}
+    return Key(f"{section}.{f.name}", get_type_hints(cls)[f.name], default, f.metadata["help"], limits)
+
+
+def _agent_keys(own: list[Key], agent: str) -> list[Key]:
+    """The loop's own keys that this agent needs, and the agent's settings but for those that other sections set."""
+    from rlhf_gym.agents.common.settings import settings_of
+
+    settings = find_agent(agent).Settings
+    hints, names = get_type_hints(settings) | {"n_episodes": int}, settings.names()  # a run always names their number
+    found = [key for key in own if LOOP_KEYS_FOR.get(key.name.partition(".")[2]) in (None, *names)]
+    for name, known in settings_of(settings).items():
+        if known.is_argument or name in SET_ELSEWHERE:
+            continue
+        limits = {limit: value for limit in _WITHIN if (value := getattr(known, limit)) is not None}
+        default = RUN_DEFAULTS.get(name, None if known.default is MISSING else known.default)
+        found.append(Key(f"agent.{name}", hints[name], default, known.help, limits))
+    return found
+
+
+def unknown_agent_key(name: str, agent: str) -> str | None:
+    """The reason why an agent's section does not have a key that makes sense elsewhere; None for a mere misspelling.
+
+    Args:
+        name: the key.
+        agent: the agent's name.
+    """
+    cls = find_agent(agent)
+    if name in SET_ELSEWHERE:
+        return f"agent.{name} is set by {SET_ELSEWHERE[name]}"
+    if other := other_agent_with(name, cls):
+        try:
+            cls.Settings.of({name: None}, cls.__name__)
+        except ConfigError as error:
+            return f"agent.{name}: {error}"
+        return f"agent.{name}: {cls.__name__} has no such setting ({other} has)"  # an argument in both
+    return None
