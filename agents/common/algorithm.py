@@ -226,9 +226,43 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Returns:
             False if the callback stopped training; nothing is learned from the rollout then.
         """
+        self._begin_iteration()
+        rollout = self._collect(callback)  # responses, their scores and the reference's log-probabilities
+        if rollout is None:
+            return False
+        may_learn = self._keep_within_kl_limit(rollout) and len(rollout.episodes) > 0
+        self._update_learning_rate(self.policy.optimizer)
+        if may_learn:
+            began = time.perf_counter()
+            self._fill_advantages(rollout)
+            for rows in self._minibatches(rollout):
+                if not self.update(rollout, rows):
+                    break
+            self.after_learning(rollout)
+            self.seconds["learning"] = time.perf_counter() - began
+        self._end_iteration()
+        self.log(rollout)
+        return True
+
+    def _begin_iteration(self) -> None:
         self._rollout_start = None
         self._rollout_start = self.state()  # a checkpoint from within the rollout goes back here
         self.seconds, self.minibatch_metrics = defaultdict(float), {}
+
+    def _end_iteration(self) -> None:
+        self.policy.forget()
+        self.iteration += 1
+        self._rollout_start = None
+
+    # ------------------------------------------------------------------------------------------------ the rollout
+
+    @property
+    def _vec_env(self) -> VecEnv:
+        assert self.env is not None
+        return self.env
+
+    def _collect(self, callback: BaseCallback) -> Rollout | None:
+        """Generate and score episodes, with the reference's log-probabilities; None if the callback stopped training."""
         rollout: Rollout | None = None
         while rollout is None or self.needs_more(rollout):
             callback.on_rollout_start()
@@ -244,35 +278,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             episodes, part = part.episodes, part.scored(self.group_size)
             self.rollout = rollout = part if rollout is None else Rollout.joined([rollout, part])
             if not self._count_steps(episodes, part, callback):
-                return False
-        where, kl = f"iteration {self.iteration + 1}", response_kl(rollout)
-        beyond = self.kl_guard.exceeded(kl)
-        if beyond:
-            self.stopped = self.kl_guard.restore(self.policy, kl, where)
-        self._update_learning_rate(self.policy.optimizer)
-        if rollout.episodes and not beyond:
-            began = time.perf_counter()
-            self.kl_guard.remember(self.policy)
-            check_rollout(rollout, f"{where}, rollout")
-            self.prepare(rollout)
-            check_rollout(rollout, f"{where}, rollout")
-            for rows in self._minibatches(rollout):
-                if not self.update(rollout, rows):
-                    break
-            self.after_learning(rollout)
-            self.seconds["learning"] = time.perf_counter() - began
-        self.policy.forget()
-        self.iteration += 1
-        self._rollout_start = None
-        self.log(rollout)
-        return True
-
-    # ------------------------------------------------------------------------------------------------ the rollout
-
-    @property
-    def _vec_env(self) -> VecEnv:
-        assert self.env is not None
-        return self.env
+                return None
+        return rollout
 
     def generate(self, scoring: Scoring) -> list[Episode]:
         """Generate ``n_episodes`` whole episodes; a timestep is a token.
@@ -319,6 +326,23 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return True
 
     # ------------------------------------------------------------------------------------------------ learning from it
+
+    def _keep_within_kl_limit(self, rollout: Rollout) -> bool:
+        """Put back the last weights within ``kl_limit`` where this rollout is beyond it; False then."""
+        kl = response_kl(rollout)
+        if self.kl_guard.exceeded(kl):
+            self.stopped = self.kl_guard.restore(self.policy, kl, f"iteration {self.iteration + 1}")
+            return False
+        if rollout.episodes:
+            self.kl_guard.remember(self.policy)
+        return True
+
+    def _fill_advantages(self, rollout: Rollout) -> None:
+        """Refuse a rollout with NaN or infinite numbers, before and after :meth:`prepare`."""
+        where = f"iteration {self.iteration + 1}, rollout"
+        check_rollout(rollout, where)
+        self.prepare(rollout)
+        check_rollout(rollout, where)
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:
