@@ -337,7 +337,7 @@ def _unknown(cls: type[AgentSettings], name: str, owner: str) -> str:
     near = closest(name, cls.names())
     if declaring or near is None:  # another agent's setting is no slip of the pen
         return f"{owner} has no setting {name}; leave it out"
-    return f"{owner} has no setting {name}; did you mean {near}?"
+    return f"{owner} has no setting {name}; did you mean {near!r}?"
 
 
 def _descendants(cls: type[AgentSettings]) -> list[type[AgentSettings]]:

@@ -31,7 +31,7 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from rlhf_gym.agents import PPO
-from rlhf_gym.agents.common import algorithm
+from rlhf_gym.agents.common import algorithm, minibatch
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.loop.metrics_table import MetricsTable
 
@@ -84,12 +84,12 @@ class Trainer:
         if figures:
             agent.log, agent.dump_logs = clock.timed(agent.log, "rollout"), clock.timed(agent.dump_logs, "row")
             agent.record = clock.timed(agent.record, "minibatch")
-            self.replaced[algorithm, "ratio_metrics"] = clock.timed(algorithm.ratio_metrics, "minibatch")
+            self.replaced[minibatch, "ratio_metrics"] = clock.timed(minibatch.ratio_metrics, "minibatch")
             for name in ("check_finite", "check_rollout"):
                 self.replaced[algorithm, name] = clock.timed(getattr(algorithm, name), "guards")
         else:
             agent.log = agent.dump_logs = agent.record = nothing
-            self.replaced[algorithm, "ratio_metrics"] = no_ratio
+            self.replaced[minibatch, "ratio_metrics"] = no_ratio
         self.turn()  # warms up
 
     def turn(self) -> dict[str, Any]:
