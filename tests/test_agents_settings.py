@@ -108,7 +108,7 @@ def test_a_users_own_settings_need_a_dataclass_only() -> None:
         ({"strength": None}, "strength must be"),
         ({"taste": "bitter"}, "taste must be one of sweet, sour, or None; got 'bitter'"),
         ({"kl_coef": -1}, "kl_coef must be a finite number of at least 0"),
-        ({"strenght": 0.1}, r"Mine has no setting strenght; did you mean strength\?"),
+        ({"strenght": 0.1}, r"Mine has no setting strenght; did you mean 'strength'\?"),
         ({"vf_coef": 0.1}, "Mine has no vf_coef: it learns without a value function"),
         ({"n_epochs": True}, "n_epochs must be a whole number"),
     ):
