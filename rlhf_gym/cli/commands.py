@@ -66,7 +66,11 @@ def report(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> None:
-    """`rlhf-gym sample`."""
+    """`rlhf-gym sample`.
+
+    Raises:
+        ConfigError: an option out of bounds, or the run has no such round.
+    """
     if options.number < 1:
         raise ConfigError(f"--number must be at least 1, got {options.number}")
     if options.seed < 0:
@@ -139,6 +143,10 @@ def resolve(options: argparse.Namespace) -> Config:
 
 def out_directory(options: argparse.Namespace, config: Config) -> str:
     """``--out``, or a new directory named after task and time.
+
+    Args:
+        options: the parsed command line; a new directory is also set as its ``out``.
+        config: the resolved configuration, which names the task.
 
     Raises:
         ConfigError: ``--resume`` without ``--out``.

@@ -19,7 +19,11 @@ def rewards(options: argparse.Namespace) -> None:
 
 
 def check_reward(options: argparse.Namespace) -> int:
-    """`rlhf-gym check-reward`: 1 with ``--strict`` where something should be looked at."""
+    """`rlhf-gym check-reward`: 1 with ``--strict`` where something should be looked at.
+
+    Raises:
+        ConfigError: fewer than two samples.
+    """
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
     quiet_libraries()
@@ -58,7 +62,11 @@ def check_reward(options: argparse.Namespace) -> int:
 
 
 def serve_reward(options: argparse.Namespace) -> None:
-    """`rlhf-gym serve-reward`."""
+    """`rlhf-gym serve-reward`.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
     quiet_libraries()
     from rlhf_gym.rewards.base import reward_name
     from rlhf_gym.rewards.service.serve import RewardServer

@@ -41,7 +41,13 @@ class PeoplePage(Protocol):
         """Refuse, before any work starts, a configuration with which the page cannot be served."""
 
     def serve(self, config: Config, run: RunDirectory, say: Callable[[str], None]) -> AbstractContextManager[Rater]:
-        """Serve the page while the context is open; it gives the rater who stands for the people."""
+        """Serve the page while the context is open; entering it gives the rater who stands for the people.
+
+        Args:
+            config: the run's configuration.
+            run: the run's directory, which holds the store.
+            say: prints one line to the user.
+        """
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,11 @@ class RunContext:
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
         """Load what the configuration names, and check that it fits together before any work starts.
+
+        Args:
+            config: the resolved configuration.
+            run: the run's directory.
+            progress: shows the user what goes on.
 
         Raises:
             RlhfGymError: something named does not exist, or does not fit.
@@ -143,7 +154,15 @@ class RunContext:
         return Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
 
     def seed(self, round_number: int, stage: str) -> int:
-        """The seed of one stage: streams of different stages, rounds and runs never overlap."""
+        """The seed of one stage.
+
+        It is derived from the run's seed, the round and the stage: the random streams of different stages, rounds and runs
+        are independent.
+
+        Args:
+            round_number: the round, from 1; 0 for what is the same in every round.
+            stage: one of :data:`~rlhf_gym.loop.run_directory.STAGES`.
+        """
         key = (self.config.run.seed, round_number, STAGES.index(stage))
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
@@ -224,7 +243,14 @@ def task_of(config: TaskConfig) -> Task:
 
 
 def split(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to train on and prompts to hold out, by a hash of the text: the same whatever their order, no text in both.
+    """Split prompts into those to train on and those to hold out, by a hash of the text.
+
+    The split does not depend on the order of the prompts, and no text is in both parts.
+
+    Args:
+        prompts: at least two different texts.
+        fraction: share of the different texts to hold out, in (0, 1); at least one text is held out and at least one is not.
+        source: the prompts' file, for the error message.
 
     Raises:
         TaskError: all prompts are one and the same text.

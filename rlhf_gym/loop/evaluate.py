@@ -40,6 +40,13 @@ def evaluate(context: RunContext, number: int) -> None:
     ``length_*``                        mean response length, tokens
     ``skipped``                         prompts that scores say nothing of: a reward failed there that is set to skip then
     ==================================  ==========================================================================
+
+    Args:
+        context: the run.
+        number: the round, from 1.
+
+    Raises:
+        RewardError: rewards failed on every prompt.
     """
     prompts = context.task.held_out[: context.config.evaluation.prompts]
     tokenizer = context.reference.tokenizer

@@ -27,7 +27,11 @@ _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
 def label(context: RunContext, number: int) -> None:
-    """Ask the rater about a round's candidates; what is answered already is not asked again.
+    """Have the rater answer a round's queries; those with an answer in the store are not put to it again.
+
+    Args:
+        context: the run.
+        number: the round, from 1.
 
     Raises:
         FeedbackError: the rater cannot go on, or the store cannot be written; what was answered is stored.

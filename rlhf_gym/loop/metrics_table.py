@@ -48,7 +48,12 @@ class MetricsTable(KVWriter):
             self.rows = [{k: v or "" for k, v in row.items() if k} for row in reader]
 
     def keep_until(self, round_number: int, iteration: int) -> None:
-        """Drop the rows after this iteration: a run that goes on from its checkpoint writes them again."""
+        """Drop the rows after an iteration: a run that goes on from its checkpoint writes them again.
+
+        Args:
+            round_number: round of the last row to keep, from 1.
+            iteration: its iteration within the round, from 1; 0 keeps none of the round.
+        """
         kept = [row for row in self.rows if (int(row["round"]), int(row["iteration"])) <= (round_number, iteration)]
         if len(kept) < len(self.rows) or self.path.exists():
             self.rows = kept
@@ -59,7 +64,13 @@ class MetricsTable(KVWriter):
         return int(self.rows[-1]["timesteps"]) if self.rows else 0
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Append one row; a column that no row had before makes the file be written anew."""
+        """Append one row; a new column makes it rewrite the whole file.
+
+        Args:
+            key_values: the metrics by name.
+            key_excluded: for each metric, the output formats that leave it out (stable-baselines3's); not used here.
+            step: timesteps (tokens) so far.
+        """
         metrics = {RENAMED.get(k, k): v for k, v in key_values.items() if not k.startswith("time/")}
         for key, value in key_values.items():
             if key.startswith("time/") and key.endswith("_seconds"):
@@ -122,11 +133,23 @@ class WandbWriter(KVWriter):
         )
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Send one iteration's metrics."""
+        """Send one iteration's metrics.
+
+        Args:
+            key_values: the metrics by name.
+            key_excluded: for each metric, the output formats that leave it out (stable-baselines3's); not used here.
+            step: timesteps (tokens) so far.
+        """
         self._run.log({RENAMED.get(k, k): v for k, v in key_values.items()}, step=step)
 
     def table(self, name: str, table: Any, step: int) -> None:
-        """Send a ``wandb.Table``."""
+        """Send a ``wandb.Table``.
+
+        Args:
+            name: the table's name in W&B.
+            table: a ``wandb.Table``.
+            step: timesteps (tokens) so far.
+        """
         self._run.log({name: table}, step=step)
 
     def close(self) -> None:
@@ -135,7 +158,7 @@ class WandbWriter(KVWriter):
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Find out before any work starts whether the further loggers are there.
+    """Check before any work starts that the packages of the further loggers are installed.
 
     Raises:
         ConfigError: one is not installed.
@@ -146,7 +169,13 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def make_logger(run: RunDirectory, config: Config, table: MetricsTable) -> Logger:
-    """The logger that agents write to: the table, and what ``log.to`` asks for."""
+    """The logger that agents write to: the table, and the loggers that ``log.to`` names.
+
+    Args:
+        run: the run's directory; TensorBoard's files go into its ``tensorboard/``.
+        config: the configuration, of which ``log`` is used.
+        table: the table of metrics.
+    """
     writers: list[KVWriter] = [table]
     if "tensorboard" in config.log.to:
         writers.append(TensorBoardOutputFormat(str(run.path / "tensorboard")))

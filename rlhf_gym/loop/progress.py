@@ -12,7 +12,13 @@ from rich.progress import Progress as Bars
 
 
 class Bar:
-    """One stage's bar, or nothing where there is no terminal."""
+    """One stage's bar, or nothing where there is no terminal.
+
+    Args:
+        bars: rich's display that the bar joins; None shows nothing.
+        total: steps; 0 where that is not known yet.
+        title: a few words in front of the bar.
+    """
 
     def __init__(self, bars: Bars | None, total: int, title: str) -> None:
         self._bars = bars

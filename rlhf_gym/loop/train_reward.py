@@ -39,9 +39,14 @@ class ProxyAndGold:
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """The proxy's scores, what it is made of, and everybody's scores as terms.
+        """The proxy's scores, with the proxy's own terms and the scores of all watched rewards as terms.
 
-        A sample without one of these scores is left out: metrics beside one another are of the same samples.
+        A sample that lacks one of these scores is left out, so that all metrics are of the same samples.
+
+        Args:
+            prompts: one for each response.
+            responses: their texts.
+            columns: the task's columns by name, each as long as `prompts`.
         """
         scored = score(self.proxy, prompts, responses, columns, may_skip=True)
         terms, failures = {"proxy": scored.values}, scored.failures

@@ -33,6 +33,12 @@ MANY_DAYS = 4
 def agreement_from_accuracy(accuracy: float) -> float:
     """The share of pairs on which two independent raters of this accuracy agree: a^2 + (1 - a)^2.
 
+    Args:
+        accuracy: share of answers that are right, 0 to 1.
+
+    Raises:
+        ConfigError: an accuracy outside of that.
+
     >>> round(agreement_from_accuracy(0.9), 2)
     0.82
     """

@@ -54,7 +54,12 @@ class Study:
         return cookie_name(self.people.study())
 
     def page(self, name: str, **values: Any) -> str:
-        """A template as HTML."""
+        """A template as HTML.
+
+        Args:
+            name: the template's file name.
+            values: what the template uses.
+        """
         return _templates().get_template(name).render(settings=self.settings, version=version(), **values)
 
     def message(

@@ -21,7 +21,14 @@ _SMOOTH_FROM = 60  # iterations from which the eye needs help with the noise
 
 
 def learning_curve(run: RunData, metric: Metric) -> Markup:
-    """One metric by iteration, with rounds marked and, for the gold reward and the KL, what it is read against."""
+    """Draw one metric by iteration, with a line at each new round.
+
+    The gold reward, the KL and a constraint's slack also get a line at the level to compare with.
+
+    Args:
+        run: the run's data; at least one iteration has the metric.
+        metric: the metric to draw.
+    """
     values = run.series(metric.key)
     known = [value for value in values if value is not None]
     count = len(values)
@@ -182,7 +189,13 @@ def loss_chart(reward_model: RewardModelRound) -> Markup | None:
 
 
 def win_rate_chart(rate: float, low: float | None, high: float | None) -> Markup:
-    """The win rate with its interval on a scale from 0 to 100%, the coin's 50% marked."""
+    """Draw the win rate with its interval on a scale from 0 to 100%, with 50% (chance) marked.
+
+    Args:
+        rate: the win rate, 0 to 1.
+        low: lower end of its 95% interval; None draws no interval.
+        high: upper end.
+    """
     chart = Chart(420, 140, (0, 1), (0, 1), (40, 24, 46, 24))
     quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
     names = [percent(tick, 0) for tick in quarters]

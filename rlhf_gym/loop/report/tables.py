@@ -78,7 +78,12 @@ def headline(run: RunData) -> list[Tile]:
 
 
 def verdict(run: RunData, found: Frontier | None) -> list[str]:
-    """What a colleague should take away, in sentences made of the run's own figures."""
+    """Sum up the run in a few sentences made of its own metrics.
+
+    Args:
+        run: the run's data.
+        found: its KL/reward frontier; None where there is none.
+    """
     sentences = []
     rate, low, high = (run.figure(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
     if rate is not None:
