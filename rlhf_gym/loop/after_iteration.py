@@ -1,4 +1,4 @@
-"""Callbacks of a run, called after every iteration: a line, completions, a checkpoint, perhaps a new reward model."""
+"""Callbacks of a run, called after every iteration: a progress line, completions, a checkpoint, a new reward model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 
 
 class Lines(IterationCallback):
-    """Names the row that an iteration writes; moves the bar and prints a line when it is done.
+    """Labels the row that an iteration writes; advances the bar and prints a line when the iteration is done.
 
     Args:
         context: the run.
@@ -125,7 +125,7 @@ class Checkpoints(IterationCallback):
 
 
 class Refits(IterationCallback):
-    """Fits the reward model anew whenever people have given enough new answers; the agent then trains against the new one.
+    """Refits the reward model once people have given enough new answers; the agent then trains against the new one.
 
     A run that is resumed goes on with the newest reward model, also where that is newer than its agent's checkpoint.
 

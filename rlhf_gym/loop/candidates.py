@@ -1,4 +1,4 @@
-"""Stage 1: the policy writes the candidates that raters compare."""
+"""Stage 1: the policy generates the candidates that raters compare."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def round_prompts(context: RunContext, number: int) -> list[Prompt]:
 
 
 def read_samples(context: RunContext, number: int) -> list[Sample]:
-    """The candidates of a round, in the order they were written.
+    """The candidates of a round, in the order of generation.
 
     Args:
         context: the run.
@@ -92,9 +92,9 @@ def read_samples(context: RunContext, number: int) -> list[Sample]:
 
 
 def _keep_whole_batches(part: Path, size: int) -> int:
-    """Cut an interrupted file after its last whole batch, and say how many lines that leaves.
+    """Cut an interrupted file after its last whole batch, and return the number of lines left.
 
-    Batches that begin where they would have begun anyway hold the same rows, and so the same rounding of floats.
+    Batches must hold the same rows as in a run without interruption, for the same rounding of floats.
     """
     if not part.exists():
         return 0

@@ -221,7 +221,7 @@ class AgentConfig(Section):
 
     @property
     def environments(self) -> int:
-        """The number of environments: responses decoded at once."""
+        """The number of environments, which is the number of responses generated at once."""
         return self.n_envs or int(self.settings["n_episodes"])
 
 

@@ -1,4 +1,4 @@
-"""What every stage of a run works with: the task, the gold reward, the reference model; loaded and checked once."""
+"""The objects that every stage of a run uses: task, gold reward, reference model; loaded and checked once."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class PeoplePage(Protocol):
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's means.
+    """The objects that all stages of a run share.
 
     Attributes:
         config: the resolved configuration.
         run: its directory.
-        progress: what the user sees meanwhile.
+        progress: shows the user what goes on.
         task: prompts to train on, prompts held out, limits.
         gold: the reward that stands for what people want.
         reference: the language model as it was given, frozen.
@@ -124,10 +124,10 @@ class RunContext:
         return context
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Every prompt leaves room for a response in the model's context.
+        """Check that every prompt leaves room for a response in the model's context.
 
         Raises:
-            TaskError: one does not; it is named.
+            TaskError: a prompt is too long; the message names it.
         """
         room = self.reference.context_length - self.task.max_new_tokens
         for prompt in prompts:
@@ -142,13 +142,13 @@ class RunContext:
 
     @cached_property
     def sampling(self) -> Sampling:
-        """Temperature, top-k and top-p: the same in candidates, rollouts and evaluation."""
+        """Temperature, top-k and top-p of candidates, rollouts and evaluation."""
         settings = self.config.sampling
         return Sampling(settings.temperature, settings.top_k, settings.top_p)
 
     @cached_property
     def limits(self) -> Limits:
-        """Length and forbidden tokens, as the environment has them."""
+        """Length limits and suppressed tokens, the same as the environment's."""
         tokenizer = self.reference.tokenizer
         task = self.task
         return Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
@@ -167,7 +167,7 @@ class RunContext:
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def policy(self, round_number: int) -> LanguageModel:
-        """The language model as a round tuned it; round 0 is the reference.
+        """The language model at the end of a round; that of round 0 is the reference.
 
         Raises:
             ModelError: that round's policy is not there.
@@ -184,7 +184,7 @@ class RunContext:
         )  # fmt: skip
 
     def proxy(self, round_number: int) -> Reward:
-        """What the agent is trained against in a round: its reward model, or the gold reward where there is none."""
+        """The reward that the agent is trained against in a round: its reward model, or the gold reward without one."""
         if not self.config.reward_model.enabled:
             return self.gold
         folder = self.run.round(round_number) / "reward_model"
@@ -217,7 +217,7 @@ def target_pairs(task: Task, column: str) -> list[tuple[str, str]]:
 
 
 def task_of(config: TaskConfig) -> Task:
-    """The task with the configuration's prompts and limits in the place of its own.
+    """The configured task, with the configuration's prompts and limits where it gives some.
 
     Raises:
         TaskError: no such task, no prompts, or none to hold out.

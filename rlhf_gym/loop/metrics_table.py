@@ -1,4 +1,4 @@
-"""`metrics.csv`, and the further places where stable-baselines3's logger takes an iteration's metrics."""
+"""Where an iteration's metrics go: `metrics.csv`, and further writers of stable-baselines3's logger."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class MetricsTable(KVWriter):
             self._write_all()
 
     def timesteps(self) -> int:
-        """Tokens written so far in the whole run."""
+        """Tokens generated so far in the whole run."""
         return int(self.rows[-1]["timesteps"]) if self.rows else 0
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
@@ -96,11 +96,11 @@ class MetricsTable(KVWriter):
         write_text(self.path, text.getvalue())
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: the file is not kept open."""
 
 
 def format_number(value: Any) -> str:
-    """A number with all the digits that are its own, and no more: 0.1, not 0.10000000149011612.
+    """Format a number with up to nine significant digits: 0.1, not 0.10000000149011612.
 
     >>> format_number(0.1), format_number(3), format_number(1 / 3)
     ('0.1', '3', '0.333333333')
@@ -113,14 +113,14 @@ class WandbWriter(KVWriter):
 
     Args:
         run: the run directory.
-        config: the configuration, shown beside the metrics.
+        config: the configuration, shown with the metrics.
     """
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
         import wandb
 
         begun = read_json(run.versions_file)["started_at"]
-        # Offline unless told otherwise: nothing leaves the machine, and no account or key is needed.
+        # Offline by default: nothing leaves the machine, and no account or key is needed.
         self._run = wandb.init(
             project=config.log.wandb_project,
             mode=config.log.wandb_mode,

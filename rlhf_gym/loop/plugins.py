@@ -24,7 +24,7 @@ KNOBS = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "pos
 
 
 def check_rater(config: RaterConfig) -> None:
-    """Find out before any work starts whether :func:`find_rater` will find the rater.
+    """Check before any work starts that :func:`find_rater` will find the rater.
 
     Raises:
         ConfigError: no such rater, knobs that it does not have, or a query type that it does not answer.

@@ -1,4 +1,4 @@
-"""What the user sees while a run works: a bar a stage, one line an iteration; plain lines where there is no terminal."""
+"""Progress of a run: a bar for each stage, a line for each iteration; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Bar:
             self._bars.update(self._task, completed=done, note=note, total=total)
 
     def remove(self) -> None:
-        """Show it no more."""
+        """Remove the bar from the display."""
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
 
@@ -56,7 +56,7 @@ class Progress:
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Bar]:
-        """Show a stage while it works, and what it took when it is done.
+        """Show a stage's progress, and its duration when it is done.
 
         Args:
             title: e.g. ``"round 1 samples"``.

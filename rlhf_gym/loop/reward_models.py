@@ -1,4 +1,4 @@
-"""Stage 3: a reward model is fitted to all judgements so far; and anew while the policy is trained, if people go on answering.
+"""Stage 3: fits a reward model to all judgements so far, and again during training while people go on answering.
 
 people   |■■■■|■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■|
 machine       |fit|train|fit|train|fit|train|

@@ -106,7 +106,7 @@ def _agent_keys(own: list[Key], agent: str) -> list[Key]:
 
 
 def unknown_agent_key(name: str, agent: str) -> str | None:
-    """The reason why an agent's section does not have a key that makes sense elsewhere; None for a mere misspelling.
+    """The reason why an agent's section lacks a key that exists elsewhere; None for a misspelling.
 
     Args:
         name: the key.

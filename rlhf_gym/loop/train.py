@@ -25,7 +25,7 @@ ADAPTER_FOLDER, REWARD_MODEL_FOLDER = "adapter", "reward_model"
 def train(context: RunContext, number: int) -> None:
     """Write ``round-N/agent.json``, ``policy/``, rows of ``metrics.csv``, and ``agent.zip`` every few iterations.
 
-    KL is measured from the model as it was given, in every round: what is reported is how far it has moved altogether.
+    KL is measured from the model as it was given, in every round: the metrics report the KL of all rounds together.
 
     Args:
         context: the run.

@@ -1,4 +1,4 @@
-"""What an agent is trained against in a run: the proxy, with everything that is reported beside it."""
+"""The reward of a run's training: the proxy is optimised, the other rewards are only reported."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, first_failures, r
 
 
 class ProxyAndGold:
-    """The proxy as the reward; the gold reward and the task's metrics are reported beside it, never optimised.
+    """The proxy as the reward, with the gold reward and the task's metrics reported but not optimised.
 
     Args:
         proxy: what the agent is trained against.
-        watched: further rewards, by name. What they might adapt stays as it is: only the proxy learns from a rollout.
+        watched: further rewards, by name. Their adaptive states stay fixed: only the proxy adapts to a rollout.
 
     Attributes:
         parts: all of them, so that a checkpoint finds the states of adaptive ones.
@@ -60,6 +60,6 @@ class ProxyAndGold:
         return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures, scored.tokens)
 
     def _parts_of_proxy(self, scored: ScoredBatch) -> dict[str, Scores]:
-        """The terms of a proxy made of several; what a plain one is called is the proxy itself."""
+        """The terms of a proxy that combines rewards; none for a plain one, whose only term is itself."""
         own = reward_name(self.proxy)
         return {name: values for name, values in scored.terms.items() if name != own}

@@ -60,7 +60,7 @@ def learning_curve(run: RunData, metric: Metric) -> Markup:
 
 
 def frontier_chart(found: Frontier) -> Markup:
-    """Proxy and gold gain against √KL, the gap between their trends shaded."""
+    """Draw proxy and gold gain against √KL, with the gap between their trends shaded."""
     held_out = [found.held_out] if found.held_out else []
     everything = [*found.points, *held_out]
     gains = [gain for point in everything for gain in (point.proxy, point.gold)]
@@ -96,7 +96,7 @@ def frontier_chart(found: Frontier) -> Markup:
 
 
 def gap_chart(found: Frontier) -> Markup:
-    """The over-optimisation gap, proxy gain minus gold gain, by iteration."""
+    """Draw the over-optimisation gap by iteration: proxy gain minus gold gain."""
     gaps = [point.gap for point in found.points]
     count = len(gaps)
     chart = Chart(420, 310, (0.5, count + 0.5), padded([0, *gaps]), (14, 60, 44, 56))
@@ -117,7 +117,7 @@ def gap_chart(found: Frontier) -> Markup:
 
 
 def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
-    """Reliability diagram: how often the rater agreed, against how sure the reward model was; counts below it."""
+    """Draw a reliability diagram: the rater's agreement against the reward model's confidence; None without bins."""
     bins = [
         (confidence, accuracy, int(count))
         for row in reward_model.rows("bins")
@@ -128,7 +128,7 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
     ]
     if not bins:
         return None
-    # A model asked for its preferred response is never less than half sure; one asked for the first response may be.
+    # Confidence in the preferred response is at least 0.5; confidence in the first response may be lower.
     low = 0.5 if min(confidence for confidence, _, _ in bins) >= 0.5 else 0.0
     bottom = math.floor(10 * min(low, *(_wilson(accuracy, count)[0] for _, accuracy, count in bins))) / 10
     chart = Chart(420, 340, (low, 1), (bottom, 1.02), (10, 20, 112, 56))
@@ -157,7 +157,7 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
 
 
 def loss_chart(reward_model: RewardModelRound) -> Markup | None:
-    """The reward model's training loss on the way, and its held-out loss after each epoch, beside ln 2, a coin's."""
+    """Draw the reward model's training loss and its held-out loss by epoch, with ln 2 (chance) marked; None without losses."""
     epochs = reward_model.rows("epochs")
     held_out = [(float(i), finite(epoch.get("validation_loss"))) for i, epoch in enumerate(epochs, start=1)]
     train = [(finite(row.get("epoch")) or 0.0, finite(row.get("loss"))) for row in reward_model.rows("curve")]
@@ -219,7 +219,7 @@ def _gain(point: FrontierPoint, css: str) -> float:
 
 
 def _mark_of(run: RunData, metric: Metric) -> tuple[float, str] | None:
-    """The level a metric is read against: the reference's gold score, the KL aimed for, a constraint's own level."""
+    """The level to compare a metric with: the reference's gold score, the target KL, a constraint's level."""
     if metric.key == "gold":
         level, words = run.figure("gold_before"), "before"
     elif metric.key == "kl":

@@ -1,4 +1,4 @@
-"""Responses with every token shaded by what it was paid, expected to bring, brought beyond that, and cost in KL."""
+"""Responses with every token shaded by its reward, value, advantage and KL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHADES = 3  # on either side of 0
 
 @dataclass(frozen=True)
 class Cell:
-    """A token in a heat map: how it reads, its figure, its shade from -3 (low) to 3 (high)."""
+    """A token in a heat map: its text, its value, its shade from -3 (low) to 3 (high)."""
 
     token: str
     value: float | None
