@@ -3,7 +3,7 @@
 An agent's settings are one dataclass, ``Agent.Settings``; the settings of a fit are
 :class:`~rlhf_gym.reward_model.FitConfig`. The sections ``agent`` and ``reward_model`` are the loop's own keys followed by
 these, so that a run reaches every setting, those of a user's own agent included. Agents are imported only when keys of
-these two sections are asked for.
+these two sections are needed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""People: invitations, sessions, made-up names, and the trail of what was done. No password, no address, no real name.
+"""People: invitations, sessions, pseudonyms and the audit trail. No password, no address, no real name is stored.
 
-What lets somebody in is random and stored as its hash only: whoever reads the database can neither use an invitation nor
-take over a session.
+Tokens are random, and only their hashes are stored: a reader of the database can neither use an invitation nor take over
+a session.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class People:
         self._database = store.database
 
     def study(self) -> str:
-        """The store's own id: 12 hexadecimal digits, drawn when first asked for, no secret."""
+        """The store's own id: 12 hexadecimal digits, drawn at first use, not secret."""
         known = select(schema.store_info.c.value).where(schema.store_info.c.key == "study")
         with self._database.reading() as connection:
             found = connection.scalar(known)
@@ -188,7 +188,7 @@ class People:
         return Person(**person), session
 
     def person_of(self, session: str) -> Person | None:
-        """Whose session this is; None where nobody's, or not any more."""
+        """The person of a session; None if the session does not exist or has ended."""
         joined = schema.people.join(schema.sessions, schema.sessions.c.person == schema.people.c.name)
         valid = (schema.sessions.c.hash == _hash(session)) & (schema.sessions.c.expires_at > datetime.now(UTC))
         with self._database.reading() as connection:
@@ -201,7 +201,7 @@ class People:
             connection.execute(delete(schema.sessions).where(schema.sessions.c.hash == _hash(session)))
 
     def revoke(self, invitation_id: str, *, actor: str = "command line") -> None:
-        """Let nobody in by an invitation any more; those who are in stay.
+        """Revoke an invitation: it lets nobody in any more; those who are in stay.
 
         Args:
             invitation_id: the invitation's id.
@@ -237,7 +237,7 @@ class People:
     def forget(self, rater: str, *, actor: str = "command line") -> None:
         """Remove what ties a rater's answers to a person.
 
-        Sessions, the note on an invitation that was theirs alone, and all free text they wrote.
+        These are sessions, the note on an invitation that was theirs alone, and all free text they wrote.
 
         The answers themselves stay under the made-up name, since models were trained on them. This is the only change
         ever made to stored judgements, and it leaves who preferred what as it was.

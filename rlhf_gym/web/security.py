@@ -127,7 +127,7 @@ class Guard:
         self.join_limit = join_limit or RateLimit(per_second=5, burst=500)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -164,7 +164,7 @@ class Guard:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Whatever a request says of its length, no more than :data:`LARGEST_BODY` of it is read."""
+    """Read no more than :data:`LARGEST_BODY` of a request, whatever its length header says."""
     taken = 0
 
     async def bounded() -> MutableMapping[str, Any]:

@@ -25,11 +25,11 @@ class Page:
     """A page that is being served.
 
     Attributes:
-        url: where it is.
-        store: what it serves.
-        queue: who is asked what.
+        url: its address.
+        store: the store whose queries it serves.
+        queue: hands out the queries.
         people: raters and invitations.
-        server: what answers.
+        server: the running web server.
     """
 
     url: str

@@ -37,8 +37,8 @@ class Study:
     Attributes:
         store: queries and judgements.
         people: raters, invitations, sessions.
-        queue: who is asked what.
-        settings: how it is shown.
+        queue: hands out the queries.
+        settings: the pages' look.
         run: the run directory that the store belongs to, if one does.
     """
 
@@ -54,7 +54,7 @@ class Study:
         return cookie_name(self.people.study())
 
     def page(self, name: str, **values: Any) -> str:
-        """A template as HTML.
+        """Render a template as HTML.
 
         Args:
             name: the template's file name.
@@ -69,12 +69,12 @@ class Study:
         """A page that says one thing.
 
         Args:
-            heading: what.
-            paragraphs: and more of it.
+            heading: its heading.
+            paragraphs: its text.
             form: one button: its ``action``, its hidden ``fields``, its words (``button``) and class (``css``).
             guidelines: show them too.
             link: where to go from here, and its words.
-            refresh: load again after so many seconds; 0: stay.
+            refresh: seconds until the page reloads; 0: never.
         """
         return self.page(
             "message.html.j2", heading=heading, paragraphs=paragraphs, form=form, link=link, refresh=refresh,
