@@ -28,7 +28,7 @@ QUICK: Settings = {
     "agent": {"iterations": 3, "n_episodes": 32, "batch_size": 16, "n_epochs": 2},
     "evaluation": {"prompts": 32},
 }
-"""What ``--quick`` sets with PPO: the whole loop at a size that only shows that it works."""
+"""Settings of ``--quick`` with PPO: the whole loop at a size that only shows that it works."""
 
 
 LATE = ("reward_model", "agent")
@@ -227,9 +227,9 @@ def convert(value: Any, expected: Any, name: str) -> Any:
     tuples, and so does a text, as its parts between commas. Nothing else is converted.
 
     Args:
-        value: what was given.
+        value: the given value.
         expected: the type: a plain one, a literal, a tuple or list of such, a mapping, or any of these or None.
-        name: of the setting, for messages.
+        name: the setting's full name, for messages.
 
     Raises:
         ConfigError: the value is of another type; says what was given and what is expected.
@@ -325,7 +325,7 @@ def dump(config: Config, *, with_help: bool = False) -> str:
     """Write the configuration as YAML.
 
     Args:
-        config: what to write.
+        config: the configuration to write.
         with_help: put each key's help and bounds above it, as comments.
     """
     lines = [] if with_help else ["# The resolved configuration of this run; `rlhf-gym config` explains every key."]

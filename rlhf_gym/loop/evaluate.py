@@ -141,8 +141,8 @@ def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[floa
     """Wilson's (1927) confidence interval of a proportion; it holds near 0 and 1, where the normal one does not.
 
     Args:
-        successes: how many; a tie counts half.
-        n: of how many, at least 1.
+        successes: number of successes; a tie counts half.
+        n: number of trials, at least 1.
         z: quantile of the normal distribution; the default gives 95%.
 
     >>> low, high = wilson_interval(8, 10)

@@ -40,7 +40,7 @@ def label(context: RunContext, number: int) -> None:
     queries = queries_of(read_samples(context, number), config.sampling.candidates, config.rater.query_type, number)
     with FeedbackStore(context.run.store_file) as store:
         if config.rater.name == "terminal":
-            # A conversation with one person: no bar beside it, and the whole round, so that undo reaches back.
+            # A conversation with one person: without a bar, and the whole round, so that undo reaches back.
             ask(TerminalRater(store=store, seed=config.run.seed), queries, store)
         else:
             _label(context, number, queries, store)
@@ -122,7 +122,7 @@ def split(queries: Sequence[Query], config: Config) -> tuple[list[Query], list[Q
     """Split queries into those for people and those for the other rater.
 
     Args:
-        queries: of any rounds.
+        queries: queries of any rounds.
         config: the run's configuration.
     """
     people = [query for query in queries if for_people(query, config)]

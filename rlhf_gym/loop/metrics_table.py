@@ -31,7 +31,7 @@ class MetricsTable(KVWriter):
     Attributes:
         rows: all rows so far, as they are in the file.
         where: round and iteration of the row to come.
-        seconds: what the iterations took so far, by phase; kept out of the file.
+        seconds: duration of the iterations so far, by phase; not in the file.
     """
 
     def __init__(self, path: Path) -> None:

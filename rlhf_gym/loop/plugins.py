@@ -70,7 +70,7 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         config: its section.
         gold: a simulated rater's taste.
         reference_rewards: ``[n, k]`` gold rewards of reference samples, which presets are fitted to.
-        seed: of the rater's noise.
+        seed: seed of the rater's noise.
 
     Raises:
         ConfigError: what the factory makes is no rater.

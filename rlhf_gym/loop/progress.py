@@ -46,7 +46,7 @@ class Progress:
 
     Args:
         quiet: show nothing.
-        console: where to; default standard output.
+        console: the console to print to; default standard output.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:

@@ -39,7 +39,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     Args:
         context: the run's means.
         number: the round.
-        iteration: how many the agent has done since the round began.
+        iteration: number of iterations that the agent has done in this round.
 
     Raises:
         FeedbackError: no judgement says that one response is better than another.

@@ -47,7 +47,7 @@ RESUMABLE = {
     "people.host", "people.port", "people.url", "people.overlap", "people.lease", "people.quota", "people.refit",
     "people.title", "people.guidelines", "people.text",
 }  # fmt: skip
-"""What may change when a run goes on: nothing here alters a metric that was already written."""
+"""Settings that may change when a run is resumed: none alters a metric that is already written."""
 
 PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
 
@@ -69,7 +69,7 @@ class RunDirectory:
 
     @property
     def versions_file(self) -> Path:
-        """Versions of what computes, when the run began, and in the end how long it took."""
+        """Package versions, the run's start and, once it is done, its duration."""
         return self.path / "versions.json"
 
     @property
@@ -182,7 +182,7 @@ class RunDirectory:
         Args:
             round_number: the round, from 1.
             stage: one of :data:`STAGES`.
-            seconds: what it took in this process.
+            seconds: its duration in this process.
         """
         entry = {"finished_at": _now(), "seconds": round(seconds, 3)}
         write_json(self.round(round_number) / "stages.json", {**self._stages(round_number), stage: entry})
@@ -196,7 +196,7 @@ class RunDirectory:
         return sorted(int(p.name[6:]) for p in folders if "train" in self._stages(int(p.name[6:])))
 
     def seconds(self) -> float:
-        """What all finished stages took together."""
+        """The duration of all finished stages together."""
         rounds = (int(p.name[6:]) for p in self.path.glob("round-*") if p.name[6:].isdigit())
         return sum(float(entry["seconds"]) for number in rounds for entry in self._stages(number).values())
 
@@ -259,7 +259,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, and the time."""
+    """Package versions and the current time."""
     found = {}
     for package in PACKAGES:
         try:

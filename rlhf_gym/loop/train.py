@@ -67,7 +67,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
         context: the run.
         number: the round.
         table: ``metrics.csv``; rows after the checkpoint are dropped, since they will be written again.
-        reward: what the agent is trained against.
+        reward: the reward that the agent is trained against.
     """
     config = context.config.agent
     env = make_sb3_env(config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward)

@@ -13,7 +13,7 @@ class ProxyAndGold:
     """The proxy as the reward, with the gold reward and the task's metrics reported but not optimised.
 
     Args:
-        proxy: what the agent is trained against.
+        proxy: the reward that the agent is trained against.
         watched: further rewards, by name. Their adaptive states stay fixed: only the proxy adapts to a rollout.
 
     Attributes:

@@ -24,7 +24,7 @@ from rlhf_gym.errors import ConfigError
 Array = NDArray[np.float64]
 
 Labels = Mapping[Any, Mapping[str, int]]
-"""Of each unit, what each rater who labelled it said."""
+"""For each unit, the label of each rater who labelled it."""
 
 MANY_DAYS = 4
 """From this many days on, agreement over time is by day."""
@@ -176,8 +176,8 @@ def agreement_over_time(labels: Labels, complete_at: Mapping[Any, datetime], eve
     """Agreement by day where there are many days, otherwise by so many units.
 
     Args:
-        labels: of units.
-        complete_at: when each unit got its last label.
+        labels: the label of each rater by unit.
+        complete_at: time of each unit's last label.
         every: units in a period; the last one may have up to half as many more, or only half.
 
     Returns:

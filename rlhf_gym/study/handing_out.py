@@ -126,7 +126,7 @@ def hand_out(connection: Connection, rater: str, expires: datetime, settings: Qu
 
     Args:
         connection: writing.
-        rater: who asks.
+        rater: the rater who gets it.
         expires: until when it is kept for them.
         settings: the queue's.
 

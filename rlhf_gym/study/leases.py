@@ -22,11 +22,11 @@ class QueueSettings:
 
     Attributes:
         overlap: people who answer each query.
-        lease_seconds: how long a query is kept for the rater who holds it.
+        lease_seconds: seconds that a query is kept for the rater who holds it.
         check_share: share of a rater's questions that are check questions, where there are any.
         repeat_share: share of a rater's questions that repeat an earlier one.
         practice: practice questions before a rater's first real one.
-        seed: of orders and shares.
+        seed: seed of the orders shown and of the shares.
 
     Raises:
         ConfigError: a number out of bounds.
@@ -57,9 +57,9 @@ class Assignment:
     Attributes:
         id: the lease: random, and the answer's idempotency key.
         query: the query.
-        rater: who holds it.
+        rater: the rater who holds it.
         order_shown: the responses in the order this rater sees them.
-        kind: ``query``; ``check`` (a check question); ``repeat`` (a second time); ``practice`` (the answer is shown afterwards).
+        kind: ``query``; ``check`` (a check question); ``repeat`` (put again); ``practice`` (the answer is shown afterwards).
         expires_at: until when it is kept for this rater.
         earlier: the answer that was taken back, where there is one.
     """
@@ -140,8 +140,8 @@ def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: da
 
     Args:
         assignment: the question in the rater's hands.
-        answer: what the rater said.
-        seconds: how long the answer took, in seconds.
+        answer: the rater's answer.
+        seconds: duration of the answer, in seconds.
         now: the current time.
 
     Raises:

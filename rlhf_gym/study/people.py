@@ -40,7 +40,7 @@ class Person:
         label: the administrator's note on the invitation.
         paused: is handed no questions for now.
         forgotten: nothing ties the name to a person any more.
-        created_at: when the invitation was accepted.
+        created_at: time at which the invitation was accepted.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Invitation:
     Attributes:
         id: to revoke it by.
         role, label: what those who accept it get.
-        uses: how many it lets in.
-        used: how many it has let in.
+        uses: number of people it lets in.
+        used: number of people it has let in.
         revoked: it lets nobody in any more.
         created_at, expires_at: UTC.
     """
@@ -121,9 +121,9 @@ class People:
         Args:
             role: ``"rater"`` or ``"admin"``.
             label: a note for the administrator, e.g. whom it is for.
-            uses: how many people it lets in.
+            uses: number of people it lets in.
             days: until it expires.
-            actor: who invites, for the trail.
+            actor: the administrator who invites, for the audit trail.
 
         Returns:
             The token: shown once, stored as its hash.
@@ -205,7 +205,7 @@ class People:
 
         Args:
             invitation_id: the invitation's id.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
 
         Raises:
             FeedbackError: there is no such invitation.
@@ -221,7 +221,7 @@ class People:
 
         Args:
             rater: the person's name.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
         """
         self._change(rater, actor, "pause", paused=True)
 
@@ -230,7 +230,7 @@ class People:
 
         Args:
             rater: the person's name.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
         """
         self._change(rater, actor, "resume", paused=False)
 
@@ -244,7 +244,7 @@ class People:
 
         Args:
             rater: the person's name.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
 
         Raises:
             FeedbackError: there is no such rater.
@@ -277,9 +277,9 @@ class People:
         """Add a line to the trail.
 
         Args:
-            actor: who does it, for the audit trail.
-            action: what was done.
-            subject: what or whom it was done to.
+            actor: the person who does it, for the audit trail.
+            action: the action, in a few words.
+            subject: the person or thing it was done to.
             details: JSON values to record with it.
         """
         with self._database.writing() as connection:

@@ -59,7 +59,7 @@ class RaterQuality:
     """One rater's answers.
 
     Attributes:
-        rater: who.
+        rater: the rater's name.
         answered: current answers, skips included, practice and repetitions not.
         skipped, flagged: out of those.
         seconds: median time for one; None where none was measured.
@@ -67,7 +67,7 @@ class RaterQuality:
         repeated: repetitions answered as the first time.
         first: out of pairs with a choice, those whose response shown first was chosen; without a habit, about half.
         agreed: out of comparisons that others made too, those in which another rater said the same.
-        warnings: what to look at, in words.
+        warnings: sentences on what to look at.
     """
 
     rater: str

@@ -114,7 +114,7 @@ class Queue:
         """The questions a rater is to answer now: first those taken back, then those held (leases renewed), then new ones.
 
         Args:
-            rater: who asks.
+            rater: the rater who gets them.
             count: at most so many.
 
         Returns:
@@ -129,9 +129,9 @@ class Queue:
 
         Args:
             assignment_id: the lease's id.
-            rater: who answers.
-            answer: what the rater said.
-            seconds: how long the answer took, in seconds.
+            rater: the rater who answers.
+            answer: the rater's answer.
+            seconds: duration of the answer, in seconds.
 
         Raises:
             FeedbackError: no such assignment of this rater, an answer that does not fit the query, or a database that
@@ -146,9 +146,9 @@ class Queue:
 
         Args:
             assignment_id: the lease's id.
-            rater: who answers.
-            answer: what the rater said.
-            seconds: how long the answer took, in seconds.
+            rater: the rater who answers.
+            answer: the rater's answer.
+            seconds: duration of the answer, in seconds.
             count: most questions to hand out afterwards.
 
         Raises:

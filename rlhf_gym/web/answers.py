@@ -40,7 +40,7 @@ def answer_of(fields: Fields, attributes: Sequence[str] = ("overall",), scale: i
 
     Args:
         fields: the form's.
-        attributes: what ratings are about.
+        attributes: the attributes that ratings are about.
         scale: ratings go from 1 to this.
 
     The queue checks that the query is of that type and has those responses.

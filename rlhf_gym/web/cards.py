@@ -45,7 +45,7 @@ class ShownResponse:
 
 @dataclass(frozen=True)
 class Card:
-    """The values of a card's template. It does not show which model wrote what, nor that a question is a check or a repetition."""
+    """The values of a card's template. They do not show a response's model, nor that a question is a check or a repetition."""
 
     id: str
     query_type: str

@@ -29,8 +29,8 @@ class WebRater:
         store: the store that the page serves; queries must be in it before they are submitted (``ask`` sees to that).
         queue: the page's, where it is served by this process: only what was submitted is then handed out. None leaves it
             to whoever serves the page.
-        overlap: how many people answer each query.
-        name: what signatures begin with.
+        overlap: number of people who answer each query.
+        name: the prefix of people's names as raters.
 
     Raises:
         ConfigError: an overlap below 1.

@@ -58,7 +58,7 @@ class PageServer:
 
     Args:
         app: ASGI.
-        address: where.
+        address: the address to listen on.
 
     Raises:
         ConfigError: nothing can listen there.

@@ -73,7 +73,7 @@ class Study:
             paragraphs: its text.
             form: one button: its ``action``, its hidden ``fields``, its words (``button``) and class (``css``).
             guidelines: show them too.
-            link: where to go from here, and its words.
+            link: a link's target and its words.
             refresh: seconds until the page reloads; 0: never.
         """
         return self.page(
@@ -100,7 +100,7 @@ class Study:
         """The whole rating page.
 
         Args:
-            person: who looks.
+            person: the person who sees the page.
             session: the session's token.
         """
         heading, words = WAITING
@@ -124,7 +124,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Whatever a template prints, a name, a note, a search, hides no character; HTML that is safe already stays as it is."""
+    """Show hidden characters in whatever a template prints (a name, a note, a search); safe HTML stays as it is."""
     return coded(value) if type(value) is str else value
 
 

@@ -51,7 +51,7 @@ class Frontier:
 
     @property
     def unit(self) -> str:
-        """What a gain is counted in."""
+        """The unit of gains."""
         return "SD of reference scores" if self.standardised else "raw units"
 
 

@@ -96,7 +96,7 @@ def _numbers(trace: Mapping[str, Any], key: str) -> list[float | None]:
 
 
 def _top(values: Sequence[float | None]) -> float:
-    """What the darkest shade stands for: the 98th percentile of sizes, so that one outlier does not bleach the rest."""
+    """The value of the darkest shade: the 98th percentile of absolute values, so that one outlier does not pale the rest."""
     sizes = sorted(abs(value) for value in values if value)
     return sizes[min(len(sizes) - 1, int(0.98 * len(sizes)))] if sizes else 1.0
 

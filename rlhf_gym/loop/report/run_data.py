@@ -30,7 +30,7 @@ class Metric:
     Attributes:
         key: its name in the report.
         title: its name in a heading.
-        unit: what one is counted in.
+        unit: its unit.
         columns: the column names it may stand under, the first that holds a number wins.
         from_zero: True if its axis starts at zero (for metrics that cannot be negative).
         drawn: True for a chart; False for a column of the table of numbers only.
@@ -60,7 +60,7 @@ METRICS = (
 
 
 TERM = "reward/"
-"""What the columns of a reward's terms begin with."""
+"""The prefix of the columns of a reward's terms."""
 
 
 @dataclass(frozen=True)

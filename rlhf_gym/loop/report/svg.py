@@ -23,8 +23,8 @@ def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> l
     Args:
         low: lower end of the axis.
         high: upper end, above `low`.
-        count: how many ticks to aim for.
-        whole: whether only whole numbers make sense (an iteration, a count).
+        count: number of ticks to aim for.
+        whole: True if only whole numbers make sense (an iteration, a count).
     """
     rough = (high - low) / max(count, 1)
     magnitude = 10.0 ** math.floor(math.log10(rough))

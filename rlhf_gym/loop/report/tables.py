@@ -130,7 +130,7 @@ def curve_table(run: RunData) -> tuple[list[str], list[list[str]]]:
 
 
 def time_shares(run: RunData) -> list[tuple[str, str, str]]:
-    """Where the iterations' time went: the phase, its time, its share; empty if it was not recorded."""
+    """The iterations' time by phase: phase, time, share; empty if it was not recorded."""
     names = {
         "generation": "writing responses", "reward": "standing still for rewards", "reference": "the reference's reading",
         "learning": "learning",
