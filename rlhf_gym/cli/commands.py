@@ -1,4 +1,4 @@
-"""What the commands do. Heavy modules are imported inside the functions that need them."""
+"""The commands. Heavy modules are imported inside the functions that need them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["check_reward", "config", "rate", "report", "rewards", "run", "sample
 
 
 def run(options: argparse.Namespace) -> None:
-    """`rlhf-gym run`."""
+    """`rlhf-gym run`: run the loop, and print its summary."""
     config = resolve(options)
     out = out_directory(options, config)
     quiet_libraries()
@@ -50,12 +50,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def config(options: argparse.Namespace) -> None:
-    """`rlhf-gym config`."""
+    """`rlhf-gym config`: print the resolved configuration."""
     print(dump(resolve(options), with_help=True), end="")
 
 
 def report(options: argparse.Namespace) -> None:
-    """`rlhf-gym report`."""
+    """`rlhf-gym report`: write a run's report, and print its summary."""
     from rlhf_gym.loop.report import write_report
     from rlhf_gym.loop.summary import summary
 
@@ -66,7 +66,11 @@ def report(options: argparse.Namespace) -> None:
 
 
 def sample(options: argparse.Namespace) -> None:
-    """`rlhf-gym sample`."""
+    """`rlhf-gym sample`: print responses to a prompt.
+
+    Raises:
+        ConfigError: an option out of bounds, or the run has no such round.
+    """
     if options.number < 1:
         raise ConfigError(f"--number must be at least 1, got {options.number}")
     if options.seed < 0:
@@ -118,7 +122,7 @@ def _policy_folder(options: argparse.Namespace, config: Config) -> str:
 
 
 def resolve(options: argparse.Namespace) -> Config:
-    """The configuration of a command line: file (a resumed run's own without one), then ``--quick``, flags, ``--set``.
+    """Merge a command line's configuration: the file (or a resumed run's own), then ``--quick``, flags, ``--set``.
 
     Raises:
         ConfigError: an unknown key, a wrong type, a value out of bounds.
@@ -139,6 +143,10 @@ def resolve(options: argparse.Namespace) -> Config:
 
 def out_directory(options: argparse.Namespace, config: Config) -> str:
     """``--out``, or a new directory named after task and time.
+
+    Args:
+        options: the parsed command line; a new directory is also set as its ``out``.
+        config: the resolved configuration, which names the task.
 
     Raises:
         ConfigError: ``--resume`` without ``--out``.

@@ -69,7 +69,7 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """What both `run` and `config` take: a file, overrides, flags."""
+    """Add the options that `run` and `config` share: a file, overrides, flags."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags and --set win over it")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",

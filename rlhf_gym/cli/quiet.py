@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Libraries' own bars and notices would tear ours apart; whoever sets these variables, or ``-W``, still gets them."""
+    """Turn off other libraries' progress bars and notices, unless the user has set their variables or ``-W``."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -11,7 +11,11 @@ from rlhf_gym.errors import ConfigError
 
 
 def rate(options: argparse.Namespace) -> None:
-    """`rlhf-gym rate`: one of its actions, or ``--serve``."""
+    """`rlhf-gym rate`: one of its actions, or ``--serve``.
+
+    Raises:
+        ConfigError: neither an action nor ``--serve`` is given, or an option does not fit the action.
+    """
     if options.action is None and options.serve is None:
         raise ConfigError(
             "say what to serve: rlhf-gym rate --serve RUN_OR_STORE (or `rate invite`, `rate forget RATER`)"

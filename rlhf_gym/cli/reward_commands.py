@@ -12,14 +12,18 @@ from rlhf_gym.rewards.spec import TOKEN_VARIABLE
 
 
 def rewards(options: argparse.Namespace) -> None:
-    """`rlhf-gym rewards`."""
+    """`rlhf-gym rewards`: list the built-in rewards, or describe one."""
     from rlhf_gym.rewards.spec import described, listing
 
     print(listing() if options.name is None else described(options.name))
 
 
 def check_reward(options: argparse.Namespace) -> int:
-    """`rlhf-gym check-reward`: 1 with ``--strict`` where something should be looked at."""
+    """`rlhf-gym check-reward`: print a check of a reward; the exit code is 1 with ``--strict`` and a warning.
+
+    Raises:
+        ConfigError: fewer than two samples.
+    """
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
     quiet_libraries()
@@ -58,7 +62,11 @@ def check_reward(options: argparse.Namespace) -> int:
 
 
 def serve_reward(options: argparse.Namespace) -> None:
-    """`rlhf-gym serve-reward`."""
+    """`rlhf-gym serve-reward`: serve a reward over HTTP until Ctrl-C.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
     quiet_libraries()
     from rlhf_gym.rewards.base import reward_name
     from rlhf_gym.rewards.service.serve import RewardServer

@@ -1,4 +1,4 @@
-"""Callbacks of a run, called after every iteration: a line, completions, a checkpoint, perhaps a new reward model."""
+"""Callbacks of a run, called after every iteration: a progress line, completions, a checkpoint, a new reward model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 
 
 class Lines(IterationCallback):
-    """Names the row that an iteration writes; moves the bar and prints a line when it is done.
+    """Labels the row that an iteration writes; advances the bar and prints a line when the iteration is done.
 
     Args:
         context: the run.
@@ -66,7 +66,7 @@ class RunCompletions(IterationCallback):
         context: the run.
         number: the round.
         done: iterations done already; what a killed process wrote of later ones is dropped.
-        logger: where W&B's table goes, if W&B is among its writers.
+        logger: gets a W&B table, if W&B is among its writers.
     """
 
     def __init__(self, context: RunContext, number: int, done: int, logger: Logger) -> None:
@@ -108,7 +108,7 @@ class Checkpoints(IterationCallback):
     Args:
         context: the run.
         number: the round.
-        table: holds the seconds of the iterations so far, which go beside the checkpoint.
+        table: holds the seconds of the iterations so far, which are stored with the checkpoint.
     """
 
     def __init__(self, context: RunContext, number: int, table: MetricsTable) -> None:
@@ -125,14 +125,14 @@ class Checkpoints(IterationCallback):
 
 
 class Refits(IterationCallback):
-    """Fits the reward model anew whenever people have given enough new answers; the agent then trains against the new one.
+    """Refits the reward model once people have given enough new answers; the agent then trains against the new one.
 
     A run that is resumed goes on with the newest reward model, also where that is newer than its agent's checkpoint.
 
     Args:
         context: the run.
         number: the round.
-        reward: what the agent is trained against.
+        reward: the reward that the agent is trained against.
     """
 
     def __init__(self, context: RunContext, number: int, reward: ProxyAndGold) -> None:
@@ -161,7 +161,7 @@ def iteration_line(row: Mapping[str, str], title: str, iterations: int, reward_s
     Args:
         row: its row of the table.
         title: the agent's class.
-        iterations: of the round.
+        iterations: number of iterations of the round.
         reward_share: share of the iteration's time spent waiting for rewards, which the table does not hold: it has no clock.
     """
     metrics = [f"{word} {float(row[key]):{form}}" for key, word, form in ON_THE_LINE if row.get(key)]

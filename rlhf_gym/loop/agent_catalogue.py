@@ -22,7 +22,7 @@ AGENTS = {
 """The built-in agents: what a configuration calls them, and their classes in :mod:`rlhf_gym.agents`."""
 
 RUN_DEFAULTS: Mapping[str, Any] = {"n_episodes": 64, "learning_rate_decay": "linear"}
-"""Where a run's default differs from the agent's own; every other default is the agent's."""
+"""Defaults of a run that differ from the agent's own; every other default is the agent's."""
 
 SET_ELSEWHERE = {
     "temperature": "sampling.temperature", "top_k": "sampling.top_k", "top_p": "sampling.top_p", "seed": "run.seed",

@@ -1,4 +1,4 @@
-"""Stage 1: the policy writes the candidates that raters compare."""
+"""Stage 1: the policy generates the candidates that raters compare."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from rlhf_gym.tasks.samples import Prompt, Sample
 
 
 def sample(context: RunContext, number: int) -> None:
-    """Write ``round-N/samples.jsonl``: ``candidates`` responses to each of ``prompts`` prompts, prompt by prompt.
+    """Generate ``round-N/samples.jsonl``: ``candidates`` responses to each of ``prompts`` prompts, prompt by prompt.
 
-    Killed in the middle, it goes on after the last whole batch; the noise of a response depends on its place alone.
+    A run that was killed meanwhile goes on after the last whole batch. The random numbers of a response depend only on the
+    seed and on its position in the file. A file that is there already stays as it is.
+
+    Args:
+        context: the run.
+        number: the round, from 1. The policy of the round before generates.
     """
     settings = context.config.sampling
     file = context.run.round(number) / "samples.jsonl"
@@ -52,7 +57,12 @@ def sample(context: RunContext, number: int) -> None:
 
 
 def round_prompts(context: RunContext, number: int) -> list[Prompt]:
-    """The prompts of a round: the task's prompts in a random order, each used once before any is used again."""
+    """The prompts of a round: the task's prompts in a random order, each used once before any is used again.
+
+    Args:
+        context: the run.
+        number: the round, from 1.
+    """
     prompts, wanted = context.task.prompts, context.config.sampling.prompts
     first, last = (number - 1) * wanted, number * wanted
     chosen: list[Prompt] = []
@@ -64,7 +74,12 @@ def round_prompts(context: RunContext, number: int) -> list[Prompt]:
 
 
 def read_samples(context: RunContext, number: int) -> list[Sample]:
-    """The candidates of a round, in the order they were written."""
+    """The candidates of a round, in the order of generation.
+
+    Args:
+        context: the run.
+        number: the round, from 1.
+    """
     lines = (context.run.round(number) / "samples.jsonl").read_text(encoding="ascii").splitlines()
     rows = [json.loads(line) for line in lines]
     return [
@@ -77,9 +92,9 @@ def read_samples(context: RunContext, number: int) -> list[Sample]:
 
 
 def _keep_whole_batches(part: Path, size: int) -> int:
-    """Cut an interrupted file after its last whole batch, and say how many lines that leaves.
+    """Cut an interrupted file after its last whole batch, and return the number of lines left.
 
-    Batches that begin where they would have begun anyway hold the same rows, and so the same rounding of floats.
+    Batches must hold the same rows as in a run without interruption, for the same rounding of floats.
     """
     if not part.exists():
         return 0

@@ -23,7 +23,16 @@ def setting(
     most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A field with its help and its bounds (``least`` and ``most`` inclusive, ``above`` and ``below`` exclusive)."""
+    """Declare a field with its help and its bounds.
+
+    Args:
+        default: the field's default; a dictionary is copied for each instance.
+        help: one line for ``--help`` and the documentation.
+        least: lower bound, inclusive; None sets none, here and below.
+        above: lower bound, exclusive.
+        most: upper bound, inclusive.
+        below: upper bound, exclusive.
+    """
     metadata = {"help": help, "at_least": least, "above": above, "at_most": most, "below": below}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -212,7 +221,7 @@ class AgentConfig(Section):
 
     @property
     def environments(self) -> int:
-        """The number of environments: responses decoded at once."""
+        """The number of environments, which is the number of responses generated at once."""
         return self.n_envs or int(self.settings["n_episodes"])
 
 

@@ -28,7 +28,7 @@ QUICK: Settings = {
     "agent": {"iterations": 3, "n_episodes": 32, "batch_size": 16, "n_epochs": 2},
     "evaluation": {"prompts": 32},
 }
-"""What ``--quick`` sets with PPO: the whole loop at a size that only shows that it works."""
+"""Settings of ``--quick`` with PPO: the whole loop at a size that only shows that it works."""
 
 
 LATE = ("reward_model", "agent")
@@ -36,7 +36,7 @@ LATE = ("reward_model", "agent")
 
 
 class Override(str):
-    """The text of a setting of such a section, whose type :func:`build` finds out."""
+    """The text of a setting of such a section; :func:`build` finds its type."""
 
 
 def build(settings: Settings) -> Config:
@@ -61,7 +61,7 @@ def build(settings: Settings) -> Config:
 
 
 def quick(agent: str) -> Settings:
-    """What ``--quick`` sets: :data:`QUICK`, as far as the agent has these settings, and in one pass where it is limited to one.
+    """The settings of ``--quick``: those of :data:`QUICK` that the agent has, without ``n_epochs`` for one that does not clip.
 
     Args:
         agent: the agent's name.
@@ -106,7 +106,7 @@ def _check_agent(config: AgentConfig) -> None:
 
 
 def merge(*layers: Settings) -> Settings:
-    """Later layers win, key by key."""
+    """Merge layers of settings; for each key the last layer that has it counts."""
     out: Settings = {}
     for layer in layers:
         for section, values in layer.items():
@@ -165,7 +165,7 @@ def parse_override(text: str) -> Settings:
 
 
 def parse(text: str, expected: Any) -> Any:
-    """A value out of a text: YAML, or the text itself where a text is expected.
+    """Parse a value: YAML, or the text itself where a text is expected.
 
     Args:
         text: e.g. ``0.05``.
@@ -207,14 +207,14 @@ def _check_known(section: str, given: Mapping[str, Any], known: Mapping[str, Key
 
 
 def _nearest(section: str, key: str, known: Mapping[str, Key]) -> str:
-    """Name the key that a wrong one was meant to be: the same key elsewhere first, then the likeliest spelling."""
+    """Suggest a key for a wrong one: the same key of another section first, then the nearest spelling."""
     match = closest(key, known)
     close = _key_elsewhere(key, cutoff=1.0) or (match and f"{section}.{match}") or _key_elsewhere(key)
     return f"did you mean {close!r}?" if close else f"expected one of {', '.join(known)}"
 
 
 def _key_elsewhere(key: str, cutoff: float = 0.7) -> str | None:
-    """The full name of the key that is likest, whatever its section; None where none is like it."""
+    """The full name of the nearest key of any section; None if none is near."""
     names = {name: known.name for section in SECTIONS for name, known in keys(section).items()}
     match = closest(key, names, cutoff)
     return match and names[match]
@@ -227,9 +227,9 @@ def convert(value: Any, expected: Any, name: str) -> Any:
     tuples, and so does a text, as its parts between commas. Nothing else is converted.
 
     Args:
-        value: what was given.
+        value: the given value.
         expected: the type: a plain one, a literal, a tuple or list of such, a mapping, or any of these or None.
-        name: of the setting, for messages.
+        name: the setting's full name, for messages.
 
     Raises:
         ConfigError: the value is of another type; says what was given and what is expected.
@@ -292,7 +292,7 @@ def all_keys(agent: str = DEFAULT_AGENT) -> Iterator[tuple[str, str, Key]]:
 
 
 def to_settings(config: Config) -> Settings:
-    """The opposite of :func:`build`, every key named."""
+    """All settings of a configuration as plain values, the inverse of :func:`build`."""
     return {
         section: {name: _plain(config, section, name) for name in keys(section, config.agent.name)}
         for section in SECTIONS
@@ -325,7 +325,7 @@ def dump(config: Config, *, with_help: bool = False) -> str:
     """Write the configuration as YAML.
 
     Args:
-        config: what to write.
+        config: the configuration to write.
         with_help: put each key's help and bounds above it, as comments.
     """
     lines = [] if with_help else ["# The resolved configuration of this run; `rlhf-gym config` explains every key."]
@@ -348,7 +348,7 @@ def _help(key: Key) -> str:
 
 
 def literal_choices(expected: Any) -> Sequence[str]:
-    """The texts that a field of literals takes, None apart; empty for other fields."""
+    """The texts that a field of literals accepts, without None; empty for other fields."""
     parts = get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
     return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
 

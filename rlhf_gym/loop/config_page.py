@@ -1,6 +1,6 @@
 """The generated part of ``docs/configuration.md``: every setting, from the dataclasses that define them.
 
-Write it anew after a change of a setting::
+Update it after a change of a setting::
 
     python -m rlhf_gym.loop.config_page docs/configuration.md
 """
@@ -18,7 +18,7 @@ BEGIN, END = "<!-- settings: begin (generated) -->", "<!-- settings: end -->"
 
 
 def generated() -> str:
-    """Write the part between the marks: the default configuration, and what differs in it for other agents."""
+    """The part between the marks: the default configuration, and the defaults that other agents change."""
     base = keys("agent", DEFAULT_AGENT)
     rows = [
         "| agent | settings and defaults that differ | settings of ppo that it does not have |",
@@ -45,7 +45,7 @@ def generated() -> str:
 
 
 def renewed(page: str) -> str:
-    """The page with its generated part written anew.
+    """The page with its generated part updated.
 
     Raises:
         ValueError: the page has no marks.

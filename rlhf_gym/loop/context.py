@@ -1,4 +1,4 @@
-"""What every stage of a run works with: the task, the gold reward, the reference model; loaded and checked once."""
+"""The objects that every stage of a run uses: task, gold reward, reference model; loaded and checked once."""
 
 from __future__ import annotations
 
@@ -41,17 +41,23 @@ class PeoplePage(Protocol):
         """Refuse, before any work starts, a configuration with which the page cannot be served."""
 
     def serve(self, config: Config, run: RunDirectory, say: Callable[[str], None]) -> AbstractContextManager[Rater]:
-        """Serve the page while the context is open; it gives the rater who stands for the people."""
+        """Serve the page while the context is open; entering it gives the rater who stands for the people.
+
+        Args:
+            config: the run's configuration.
+            run: the run's directory, which holds the store.
+            say: prints one line to the user.
+        """
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's means.
+    """The objects that all stages of a run share.
 
     Attributes:
         config: the resolved configuration.
         run: its directory.
-        progress: what the user sees meanwhile.
+        progress: shows the user what goes on.
         task: prompts to train on, prompts held out, limits.
         gold: the reward that stands for what people want.
         reference: the language model as it was given, frozen.
@@ -69,6 +75,11 @@ class RunContext:
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
         """Load what the configuration names, and check that it fits together before any work starts.
+
+        Args:
+            config: the resolved configuration.
+            run: the run's directory.
+            progress: shows the user what goes on.
 
         Raises:
             RlhfGymError: something named does not exist, or does not fit.
@@ -113,10 +124,10 @@ class RunContext:
         return context
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Every prompt leaves room for a response in the model's context.
+        """Check that every prompt leaves room for a response in the model's context.
 
         Raises:
-            TaskError: one does not; it is named.
+            TaskError: a prompt is too long; the message names it.
         """
         room = self.reference.context_length - self.task.max_new_tokens
         for prompt in prompts:
@@ -131,24 +142,32 @@ class RunContext:
 
     @cached_property
     def sampling(self) -> Sampling:
-        """Temperature, top-k and top-p: the same in candidates, rollouts and evaluation."""
+        """Temperature, top-k and top-p of candidates, rollouts and evaluation."""
         settings = self.config.sampling
         return Sampling(settings.temperature, settings.top_k, settings.top_p)
 
     @cached_property
     def limits(self) -> Limits:
-        """Length and forbidden tokens, as the environment has them."""
+        """Length limits and suppressed tokens, the same as the environment's."""
         tokenizer = self.reference.tokenizer
         task = self.task
         return Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
 
     def seed(self, round_number: int, stage: str) -> int:
-        """The seed of one stage: streams of different stages, rounds and runs never overlap."""
+        """The seed of one stage.
+
+        It is derived from the run's seed, the round and the stage: the random streams of different stages, rounds and runs
+        are independent.
+
+        Args:
+            round_number: the round, from 1; 0 for what is the same in every round.
+            stage: one of :data:`~rlhf_gym.loop.run_directory.STAGES`.
+        """
         key = (self.config.run.seed, round_number, STAGES.index(stage))
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def policy(self, round_number: int) -> LanguageModel:
-        """The language model as a round tuned it; round 0 is the reference.
+        """The language model at the end of a round; that of round 0 is the reference.
 
         Raises:
             ModelError: that round's policy is not there.
@@ -165,7 +184,7 @@ class RunContext:
         )  # fmt: skip
 
     def proxy(self, round_number: int) -> Reward:
-        """What the agent is trained against in a round: its reward model, or the gold reward where there is none."""
+        """The reward that the agent is trained against in a round: its reward model, or the gold reward without one."""
         if not self.config.reward_model.enabled:
             return self.gold
         folder = self.run.round(round_number) / "reward_model"
@@ -198,7 +217,7 @@ def target_pairs(task: Task, column: str) -> list[tuple[str, str]]:
 
 
 def task_of(config: TaskConfig) -> Task:
-    """The task with the configuration's prompts and limits in the place of its own.
+    """The configured task, with the configuration's prompts and limits where it gives some.
 
     Raises:
         TaskError: no such task, no prompts, or none to hold out.
@@ -224,7 +243,14 @@ def task_of(config: TaskConfig) -> Task:
 
 
 def split(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to train on and prompts to hold out, by a hash of the text: the same whatever their order, no text in both.
+    """Split prompts into those to train on and those to hold out, by a hash of the text.
+
+    The split does not depend on the order of the prompts, and no text is in both parts.
+
+    Args:
+        prompts: at least two different texts.
+        fraction: share of the different texts to hold out, in (0, 1); at least one text is held out and at least one is not.
+        source: the prompts' file, for the error message.
 
     Raises:
         TaskError: all prompts are one and the same text.

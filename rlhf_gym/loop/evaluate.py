@@ -1,4 +1,4 @@
-"""Stage 5: the tuned model against the reference, on prompts that nothing was trained on."""
+"""Stage 5: the tuned model against the reference, on held-out prompts."""
 
 from __future__ import annotations
 
@@ -34,12 +34,19 @@ def evaluate(context: RunContext, number: int) -> None:
     ``ties``                            prompts where both score the same
     ``gold_*``, ``proxy_*``             mean scores; ``gold_difference_se``: standard error of the paired difference
     ``kl``, ``kl_se``                   ``E[log pi - log pi_ref]`` over "after", nats per response
-    ``perplexity_*``                    per token under the reference, which says whether "after" is still fluent
+    ``perplexity_*``                    per token under the reference; a measure of fluency
     ``distinct_2_*``                    share of distinct word pairs among all; falls when responses repeat themselves or
                                         one another (Li et al. 2016)
     ``length_*``                        mean response length, tokens
-    ``skipped``                         prompts that scores say nothing of: a reward failed there that is set to skip then
+    ``skipped``                         prompts without scores: a reward failed there and is set to skip failures
     ==================================  ==========================================================================
+
+    Args:
+        context: the run.
+        number: the round, from 1.
+
+    Raises:
+        RewardError: rewards failed on every prompt.
     """
     prompts = context.task.held_out[: context.config.evaluation.prompts]
     tokenizer = context.reference.tokenizer
@@ -95,7 +102,7 @@ def evaluate(context: RunContext, number: int) -> None:
 def _respond(
     context: RunContext, model: LanguageModel, ids: Sequence[Sequence[int]], on_progress: Any
 ) -> list[Generation]:
-    """The same seed whoever answers and in whatever round: two equal models give equal responses."""
+    """Generate with one seed for all models and rounds: two equal models give equal responses."""
     return generate(
         model, ids, context.limits, sampling=context.sampling, stop=context.task.stop, seed=context.seed(0, "evaluate"),
         batch_size=context.config.sampling.batch_size, on_progress=on_progress,
@@ -122,7 +129,7 @@ def _response_kls(
 
 
 def _perplexity(context: RunContext, ids: Sequence[Sequence[int]], generations: Sequence[Generation]) -> float:
-    """Per token, under the reference's own distribution: no temperature, nothing cut off."""
+    """Perplexity per token under the reference's full distribution: temperature 1, no top-k or top-p."""
     logs = response_log_probs(
         context.reference, ids, [g.ids for g in generations], Sampling(), context.limits,
         tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
@@ -131,11 +138,11 @@ def _perplexity(context: RunContext, ids: Sequence[Sequence[int]], generations: 
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's (1927) interval of a share: honest near 0 and 1, where the usual one is not.
+    """Wilson's (1927) confidence interval of a proportion; it holds near 0 and 1, where the normal one does not.
 
     Args:
-        successes: how many; a tie counts half.
-        n: of how many, at least 1.
+        successes: number of successes; a tie counts half.
+        n: number of trials, at least 1.
         z: quantile of the normal distribution; the default gives 95%.
 
     >>> low, high = wilson_interval(8, 10)
@@ -149,7 +156,7 @@ def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[floa
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-    """Distinct pairs of neighbouring words over all such pairs, of all texts together; NaN where there is no pair.
+    """Distinct word bigrams over all bigrams, of all texts together; NaN if there is none.
 
     >>> distinct_2(["so good so good", "so good"])
     0.5

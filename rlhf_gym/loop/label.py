@@ -1,4 +1,4 @@
-"""Stage 2: raters compare the candidates; every judgement is in the store before the next is asked for."""
+"""Stage 2: raters compare the candidates; each judgement is stored before the next query is put."""
 
 from __future__ import annotations
 
@@ -27,16 +27,20 @@ _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
 def label(context: RunContext, number: int) -> None:
-    """Ask the rater about a round's candidates; what is answered already is not asked again.
+    """Have the rater answer a round's queries; those with an answer in the store are not put to it again.
+
+    Args:
+        context: the run.
+        number: the round, from 1.
 
     Raises:
-        FeedbackError: the rater cannot go on, or the store cannot be written; what was answered is stored.
+        FeedbackError: the rater cannot go on, or the store cannot be written; judgements so far are stored.
     """
     config = context.config
     queries = queries_of(read_samples(context, number), config.sampling.candidates, config.rater.query_type, number)
     with FeedbackStore(context.run.store_file) as store:
         if config.rater.name == "terminal":
-            # A conversation with one person: no bar beside it, and the whole round, so that undo reaches back.
+            # A conversation with one person: without a bar, and the whole round, so that undo reaches back.
             ask(TerminalRater(store=store, seed=config.run.seed), queries, store)
         else:
             _label(context, number, queries, store)
@@ -68,12 +72,12 @@ def _label(context: RunContext, number: int, queries: list[Query], store: Feedba
 
 
 def queries_of(samples: list[Sample], candidates: int, query_type: QueryType, number: int) -> list[Query]:
-    """A query a prompt; for pairs, one for each two candidates of a prompt; for thumbs and edits, one for each candidate.
+    """Make one query a prompt; for pairs, one for each two candidates; for thumbs and edits, one for each candidate.
 
     Args:
-        samples: the round's, ``candidates`` a prompt.
+        samples: the round's, ``candidates`` for each prompt, prompt by prompt.
         candidates: responses to each prompt.
-        query_type: what is asked about them.
+        query_type: type of all queries.
         number: the round.
     """
     writer = "reference" if number == 1 else f"round-{number - 1}"
@@ -91,7 +95,7 @@ def queries_of(samples: list[Sample], candidates: int, query_type: QueryType, nu
 def reference_rewards(context: RunContext) -> np.ndarray:
     """Gold rewards ``[prompts, candidates]`` of the reference's own samples (round 1), which rater presets are scaled by.
 
-    Prompts with a candidate on which the gold reward failed, and is set to skip then, are not among them.
+    Prompts are left out if the gold reward failed on a candidate and is set to skip failures.
     """
     samples = read_samples(context, 1)
     names = {name: None for s in samples for name in s.prompt.columns}
@@ -118,7 +122,7 @@ def split(queries: Sequence[Query], config: Config) -> tuple[list[Query], list[Q
     """Split queries into those for people and those for the other rater.
 
     Args:
-        queries: of any rounds.
+        queries: queries of any rounds.
         config: the run's configuration.
     """
     people = [query for query in queries if for_people(query, config)]
@@ -155,11 +159,11 @@ class Turnout:
         self._said = (-_SAY_EVERY, -1)
 
     def __call__(self, done: int, total: int) -> None:
-        """Update what is shown; called when answers came, and while none come.
+        """Update the display; called when answers came, and regularly while none come.
 
         Args:
             done: queries that people have answered.
-            total: queries that people are asked.
+            total: queries that are put to people.
         """
         now = self._clock()
         self._seen.append((now, done))

@@ -1,4 +1,4 @@
-"""`metrics.csv`, and the further places where stable-baselines3's logger takes an iteration's metrics."""
+"""Where an iteration's metrics go: `metrics.csv`, and further writers of stable-baselines3's logger."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MetricsTable(KVWriter):
     Attributes:
         rows: all rows so far, as they are in the file.
         where: round and iteration of the row to come.
-        seconds: what the iterations took so far, by phase; kept out of the file.
+        seconds: duration of the iterations so far, by phase; not in the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,18 +48,29 @@ class MetricsTable(KVWriter):
             self.rows = [{k: v or "" for k, v in row.items() if k} for row in reader]
 
     def keep_until(self, round_number: int, iteration: int) -> None:
-        """Drop the rows after this iteration: a run that goes on from its checkpoint writes them again."""
+        """Drop the rows after an iteration: a run that goes on from its checkpoint writes them again.
+
+        Args:
+            round_number: round of the last row to keep, from 1.
+            iteration: its iteration within the round, from 1; 0 keeps none of the round.
+        """
         kept = [row for row in self.rows if (int(row["round"]), int(row["iteration"])) <= (round_number, iteration)]
         if len(kept) < len(self.rows) or self.path.exists():
             self.rows = kept
             self._write_all()
 
     def timesteps(self) -> int:
-        """Tokens written so far in the whole run."""
+        """Tokens generated so far in the whole run."""
         return int(self.rows[-1]["timesteps"]) if self.rows else 0
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Append one row; a column that no row had before makes the file be written anew."""
+        """Append one row; a new column makes it rewrite the whole file.
+
+        Args:
+            key_values: the metrics by name.
+            key_excluded: for each metric, the output formats that leave it out (stable-baselines3's); not used here.
+            step: timesteps (tokens) so far.
+        """
         metrics = {RENAMED.get(k, k): v for k, v in key_values.items() if not k.startswith("time/")}
         for key, value in key_values.items():
             if key.startswith("time/") and key.endswith("_seconds"):
@@ -85,11 +96,11 @@ class MetricsTable(KVWriter):
         write_text(self.path, text.getvalue())
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: the file is not kept open."""
 
 
 def format_number(value: Any) -> str:
-    """A number with all the digits that are its own, and no more: 0.1, not 0.10000000149011612.
+    """Format a number with up to nine significant digits: 0.1, not 0.10000000149011612.
 
     >>> format_number(0.1), format_number(3), format_number(1 / 3)
     ('0.1', '3', '0.333333333')
@@ -102,14 +113,14 @@ class WandbWriter(KVWriter):
 
     Args:
         run: the run directory.
-        config: the configuration, shown beside the metrics.
+        config: the configuration, shown with the metrics.
     """
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
         import wandb
 
         begun = read_json(run.versions_file)["started_at"]
-        # Offline unless told otherwise: nothing leaves the machine, and no account or key is needed.
+        # Offline by default: nothing leaves the machine, and no account or key is needed.
         self._run = wandb.init(
             project=config.log.wandb_project,
             mode=config.log.wandb_mode,
@@ -122,11 +133,23 @@ class WandbWriter(KVWriter):
         )
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Send one iteration's metrics."""
+        """Send one iteration's metrics.
+
+        Args:
+            key_values: the metrics by name.
+            key_excluded: for each metric, the output formats that leave it out (stable-baselines3's); not used here.
+            step: timesteps (tokens) so far.
+        """
         self._run.log({RENAMED.get(k, k): v for k, v in key_values.items()}, step=step)
 
     def table(self, name: str, table: Any, step: int) -> None:
-        """Send a ``wandb.Table``."""
+        """Send a ``wandb.Table``.
+
+        Args:
+            name: the table's name in W&B.
+            table: a ``wandb.Table``.
+            step: timesteps (tokens) so far.
+        """
         self._run.log({name: table}, step=step)
 
     def close(self) -> None:
@@ -135,7 +158,7 @@ class WandbWriter(KVWriter):
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Find out before any work starts whether the further loggers are there.
+    """Check before any work starts that the packages of the further loggers are installed.
 
     Raises:
         ConfigError: one is not installed.
@@ -146,7 +169,13 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def make_logger(run: RunDirectory, config: Config, table: MetricsTable) -> Logger:
-    """The logger that agents write to: the table, and what ``log.to`` asks for."""
+    """The logger that agents write to: the table, and the loggers that ``log.to`` names.
+
+    Args:
+        run: the run's directory; TensorBoard's files go into its ``tensorboard/``.
+        config: the configuration, of which ``log`` is used.
+        table: the table of metrics.
+    """
     writers: list[KVWriter] = [table]
     if "tensorboard" in config.log.to:
         writers.append(TensorBoardOutputFormat(str(run.path / "tensorboard")))

@@ -24,7 +24,7 @@ KNOBS = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "pos
 
 
 def check_rater(config: RaterConfig) -> None:
-    """Find out before any work starts whether :func:`find_rater` will find the rater.
+    """Check before any work starts that :func:`find_rater` will find the rater.
 
     Raises:
         ConfigError: no such rater, knobs that it does not have, or a query type that it does not answer.
@@ -70,7 +70,7 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         config: its section.
         gold: a simulated rater's taste.
         reference_rewards: ``[n, k]`` gold rewards of reference samples, which presets are fitted to.
-        seed: of the rater's noise.
+        seed: seed of the rater's noise.
 
     Raises:
         ConfigError: what the factory makes is no rater.

@@ -1,4 +1,4 @@
-"""What the user sees while a run works: a bar a stage, one line an iteration; plain lines where there is no terminal."""
+"""Progress of a run: a bar for each stage, a line for each iteration; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from rich.progress import Progress as Bars
 
 
 class Bar:
-    """One stage's bar, or nothing where there is no terminal."""
+    """One stage's bar, or nothing where there is no terminal.
+
+    Args:
+        bars: rich's display that the bar joins; None shows nothing.
+        total: steps; 0 where that is not known yet.
+        title: a few words in front of the bar.
+    """
 
     def __init__(self, bars: Bars | None, total: int, title: str) -> None:
         self._bars = bars
@@ -30,7 +36,7 @@ class Bar:
             self._bars.update(self._task, completed=done, note=note, total=total)
 
     def remove(self) -> None:
-        """Show it no more."""
+        """Remove the bar from the display."""
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
 
@@ -40,7 +46,7 @@ class Progress:
 
     Args:
         quiet: show nothing.
-        console: where to; default standard output.
+        console: the console to print to; default standard output.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -50,7 +56,7 @@ class Progress:
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Bar]:
-        """Show a stage while it works, and what it took when it is done.
+        """Show a stage's progress, and its duration when it is done.
 
         Args:
             title: e.g. ``"round 1 samples"``.

@@ -1,4 +1,4 @@
-"""Stage 3: a reward model is fitted to all judgements so far; and anew while the policy is trained, if people go on answering.
+"""Stage 3: fits a reward model to all judgements so far, and again during training while people go on answering.
 
 people   |■■■■|■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■|
 machine       |fit|train|fit|train|fit|train|
@@ -39,7 +39,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     Args:
         context: the run's means.
         number: the round.
-        iteration: how many the agent has done since the round began.
+        iteration: number of iterations that the agent has done in this round.
 
     Raises:
         FeedbackError: no judgement says that one response is better than another.

@@ -42,7 +42,7 @@ def run_loop(
         config: everything that can be set.
         out: the run's directory.
         resume: go on with the run that is there.
-        progress: what the user sees; default bars on a terminal, lines elsewhere.
+        progress: shows the user what goes on; default bars on a terminal, lines elsewhere.
         page: serves the rating page, where the configuration asks people: :class:`rlhf_gym.web.run_page.RunPage`.
 
     Returns:

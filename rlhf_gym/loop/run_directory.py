@@ -47,7 +47,7 @@ RESUMABLE = {
     "people.host", "people.port", "people.url", "people.overlap", "people.lease", "people.quota", "people.refit",
     "people.title", "people.guidelines", "people.text",
 }  # fmt: skip
-"""What may change when a run goes on: nothing here alters a metric that was already written."""
+"""Settings that may change when a run is resumed: none alters a metric that is already written."""
 
 PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
 
@@ -69,7 +69,7 @@ class RunDirectory:
 
     @property
     def versions_file(self) -> Path:
-        """Versions of what computes, when the run began, and in the end how long it took."""
+        """Package versions, the run's start and, once it is done, its duration."""
         return self.path / "versions.json"
 
     @property
@@ -115,7 +115,11 @@ class RunDirectory:
             yield
 
     def check(self, config: Config, *, resume: bool) -> None:
-        """Whether this run may go here; touches nothing.
+        """Check that this run may go here, without touching anything.
+
+        Args:
+            config: the resolved configuration.
+            resume: go on with the run that is here; only settings in :data:`RESUMABLE` may then differ from it.
 
         Raises:
             ConfigError: the directory holds another run, or something else.
@@ -164,11 +168,22 @@ class RunDirectory:
         return build(self.settings())
 
     def done(self, round_number: int, stage: str) -> bool:
-        """Whether a stage of a round is finished."""
+        """True once a stage of a round is finished.
+
+        Args:
+            round_number: the round, from 1.
+            stage: one of :data:`STAGES`.
+        """
         return stage in self._stages(round_number)
 
     def mark_done(self, round_number: int, stage: str, seconds: float) -> None:
-        """Note that a stage is finished; ``seconds`` is what it took in this process."""
+        """Record that a stage is finished.
+
+        Args:
+            round_number: the round, from 1.
+            stage: one of :data:`STAGES`.
+            seconds: its duration in this process.
+        """
         entry = {"finished_at": _now(), "seconds": round(seconds, 3)}
         write_json(self.round(round_number) / "stages.json", {**self._stages(round_number), stage: entry})
 
@@ -181,13 +196,20 @@ class RunDirectory:
         return sorted(int(p.name[6:]) for p in folders if "train" in self._stages(int(p.name[6:])))
 
     def seconds(self) -> float:
-        """What all finished stages took together."""
+        """The duration of all finished stages together."""
         rounds = (int(p.name[6:]) for p in self.path.glob("round-*") if p.name[6:].isdigit())
         return sum(float(entry["seconds"]) for number in rounds for entry in self._stages(number).values())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: whoever reads it, and whatever is killed, sees the old text or the new one."""
+    """Replace a file as a whole.
+
+    A reader sees the old text or the new one, never a part, even if this process is killed meanwhile.
+
+    Args:
+        path: the file, in a folder that exists.
+        text: its new content, stored as UTF-8.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:
@@ -205,7 +227,12 @@ def in_words(value: object) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole; numbers that are not finite become null, which JSON can say."""
+    """Replace a JSON file as a whole; NaN and infinite numbers become null.
+
+    Args:
+        path: the file, in a folder that exists.
+        value: anything that ``json`` can write.
+    """
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -232,7 +259,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, and the time."""
+    """Package versions and the current time."""
     found = {}
     for package in PACKAGES:
         try:

@@ -3,7 +3,7 @@
 An agent's settings are one dataclass, ``Agent.Settings``; the settings of a fit are
 :class:`~rlhf_gym.reward_model.FitConfig`. The sections ``agent`` and ``reward_model`` are the loop's own keys followed by
 these, so that a run reaches every setting, those of a user's own agent included. Agents are imported only when keys of
-these two sections are asked for.
+these two sections are needed.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _agent_keys(own: list[Key], agent: str) -> list[Key]:
 
 
 def unknown_agent_key(name: str, agent: str) -> str | None:
-    """The reason why an agent's section does not have a key that makes sense elsewhere; None for a mere misspelling.
+    """The reason why an agent's section lacks a key that exists elsewhere; None for a misspelling.
 
     Args:
         name: the key.

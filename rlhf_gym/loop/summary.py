@@ -1,4 +1,4 @@
-"""One screen that says what a run came to; reads only the run directory."""
+"""A run's results on one screen, read from the run directory alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH = 100
 
 
 def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
-    """What a run came to, as plain text.
+    """A run's results as plain text.
 
     Args:
         run_dir: the run's directory, finished or not.

@@ -25,7 +25,7 @@ ADAPTER_FOLDER, REWARD_MODEL_FOLDER = "adapter", "reward_model"
 def train(context: RunContext, number: int) -> None:
     """Write ``round-N/agent.json``, ``policy/``, rows of ``metrics.csv``, and ``agent.zip`` every few iterations.
 
-    KL is measured from the model as it was given, in every round: what is reported is how far it has moved altogether.
+    KL is measured from the model as it was given, in every round: the metrics report the KL of all rounds together.
 
     Args:
         context: the run.
@@ -67,7 +67,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
         context: the run.
         number: the round.
         table: ``metrics.csv``; rows after the checkpoint are dropped, since they will be written again.
-        reward: what the agent is trained against.
+        reward: the reward that the agent is trained against.
     """
     config = context.config.agent
     env = make_sb3_env(config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward)

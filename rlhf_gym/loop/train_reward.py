@@ -1,4 +1,4 @@
-"""What an agent is trained against in a run: the proxy, with everything that is reported beside it."""
+"""The reward of a run's training: the proxy is optimised, the other rewards are only reported."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, first_failures, r
 
 
 class ProxyAndGold:
-    """The proxy as the reward; the gold reward and the task's metrics are reported beside it, never optimised.
+    """The proxy as the reward, with the gold reward and the task's metrics reported but not optimised.
 
     Args:
-        proxy: what the agent is trained against.
-        watched: further rewards, by name. What they might adapt stays as it is: only the proxy learns from a rollout.
+        proxy: the reward that the agent is trained against.
+        watched: further rewards, by name. Their adaptive states stay fixed: only the proxy adapts to a rollout.
 
     Attributes:
         parts: all of them, so that a checkpoint finds the states of adaptive ones.
@@ -39,9 +39,14 @@ class ProxyAndGold:
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """The proxy's scores, what it is made of, and everybody's scores as terms.
+        """The proxy's scores, with the proxy's own terms and the scores of all watched rewards as terms.
 
-        A sample without one of these scores is left out: metrics beside one another are of the same samples.
+        A sample that lacks one of these scores is left out, so that all metrics are of the same samples.
+
+        Args:
+            prompts: one for each response.
+            responses: their texts.
+            columns: the task's columns by name, each as long as `prompts`.
         """
         scored = score(self.proxy, prompts, responses, columns, may_skip=True)
         terms, failures = {"proxy": scored.values}, scored.failures
@@ -55,6 +60,6 @@ class ProxyAndGold:
         return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures, scored.tokens)
 
     def _parts_of_proxy(self, scored: ScoredBatch) -> dict[str, Scores]:
-        """The terms of a proxy made of several; what a plain one is called is the proxy itself."""
+        """The terms of a proxy that combines rewards; none for a plain one, whose only term is itself."""
         own = reward_name(self.proxy)
         return {name: values for name, values in scored.terms.items() if name != own}

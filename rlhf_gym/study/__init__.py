@@ -1,1 +1,1 @@
-"""Studies with people: who takes part, who is asked what, and how far the answers agree."""
+"""Studies with people: participants, the queue of questions, and the agreement of answers."""

@@ -24,7 +24,7 @@ from rlhf_gym.errors import ConfigError
 Array = NDArray[np.float64]
 
 Labels = Mapping[Any, Mapping[str, int]]
-"""Of each unit, what each rater who labelled it said."""
+"""For each unit, the label of each rater who labelled it."""
 
 MANY_DAYS = 4
 """From this many days on, agreement over time is by day."""
@@ -32,6 +32,12 @@ MANY_DAYS = 4
 
 def agreement_from_accuracy(accuracy: float) -> float:
     """The share of pairs on which two independent raters of this accuracy agree: a^2 + (1 - a)^2.
+
+    Args:
+        accuracy: share of answers that are right, 0 to 1.
+
+    Raises:
+        ConfigError: an accuracy outside of that.
 
     >>> round(agreement_from_accuracy(0.9), 2)
     0.82
@@ -42,7 +48,7 @@ def agreement_from_accuracy(accuracy: float) -> float:
 
 
 def accuracy_from_agreement(agreement: float) -> float:
-    """The accuracy, at least one half, of raters who agree so often: 1/2 + sqrt(2 p - 1) / 2.
+    """The accuracy, at least one half, of raters of this agreement p: 1/2 + sqrt(2 p - 1) / 2.
 
     It is also the ceiling of a reward model that is scored on one such rater's labels. All pairs are taken to be
     equally hard; where some are harder, the true mean accuracy is lower (Jensen's inequality).
@@ -62,7 +68,7 @@ def accuracy_from_agreement(agreement: float) -> float:
 
 
 def beta_for_accuracy(reward_differences: ArrayLike, accuracy: float) -> float:
-    """The beta with which a Boltzmann rater chooses the better response so often: mean sigmoid(beta |d|) = accuracy.
+    """The beta of a Boltzmann rater of this accuracy: mean sigmoid(beta |d|) = accuracy.
 
     Args:
         reward_differences: between the two responses of each pair, in units of reward; equal responses count as half
@@ -79,7 +85,7 @@ def beta_for_accuracy(reward_differences: ArrayLike, accuracy: float) -> float:
 
 
 def beta_for_agreement(reward_differences: ArrayLike, agreement: float) -> float:
-    """The beta with which two independent Boltzmann raters agree so often: mean (p^2 + (1 - p)^2) = agreement.
+    """The beta of two independent Boltzmann raters of this agreement: mean (p^2 + (1 - p)^2) = agreement.
 
     Args:
         reward_differences: between the two responses of each pair, in units of reward.
@@ -95,7 +101,7 @@ def beta_for_agreement(reward_differences: ArrayLike, agreement: float) -> float
 
 
 def _beta(differences: ArrayLike, wanted: float, what: str, of_right: Callable[[Array], Array]) -> float:
-    """Bisection: what is wanted grows with beta."""
+    """Find beta by bisection: the wanted value grows with beta."""
     gaps = np.abs(np.asarray(differences, dtype=np.float64)).ravel()
     if not len(gaps) or not np.isfinite(gaps).all():
         raise ConfigError(
@@ -146,8 +152,8 @@ class Period:
     """Agreement on the units that were complete within a time.
 
     Attributes:
-        start, end: when the first and the last of them were, UTC.
-        found: how well.
+        start, end: when the first and the last of the units were complete, UTC.
+        found: the agreement.
     """
 
     start: datetime
@@ -156,7 +162,7 @@ class Period:
 
 
 def agreement(labels: Labels) -> Agreement:
-    """Every measure of agreement, of some labels."""
+    """Compute every measure of agreement."""
     agreed, pairs = 0, 0
     for said in labels.values():
         for one, other in itertools.combinations(said.values(), 2):
@@ -170,8 +176,8 @@ def agreement_over_time(labels: Labels, complete_at: Mapping[Any, datetime], eve
     """Agreement by day where there are many days, otherwise by so many units.
 
     Args:
-        labels: of units.
-        complete_at: when each unit got its last label.
+        labels: the label of each rater by unit.
+        complete_at: time of each unit's last label.
         every: units in a period; the last one may have up to half as many more, or only half.
 
     Returns:

@@ -2,7 +2,7 @@
 
 A check question is a query of round 0 with a column ``expected``: ``{"choice": 1}``, ``{"tie": true}``,
 ``{"ranking": [[2], [0, 1]]}`` or ``{"ratings": {"overall": [5, 1]}}``; responses are named by their index in the query. With
-the column ``practice: true`` it is asked at the beginning, and the page then shows the expected answer with the column
+the column ``practice: true`` it comes at the beginning, and the page then shows the expected answer with the column
 ``explanation``.
 """
 
@@ -32,7 +32,7 @@ def is_practice(columns: Mapping[str, Any]) -> bool:
 
 
 def meets(judgement: Judgement, columns: Mapping[str, Any]) -> bool:
-    """True if a judgement says what its check question expects.
+    """True if a judgement is the one that its check question expects.
 
     The strength of a choice does not count; of ratings, only the order of the responses does.
 
@@ -105,6 +105,6 @@ def _tuples(value: Any) -> Any:
 
 
 def _order(values: Any) -> list[list[int]]:
-    """Of each two values, which is larger: 1, 0 or -1; None counts as nothing at all."""
+    """The order of each two values: 1, 0 or -1; a pair with None is left out."""
     known = [(i, v) for i, v in enumerate(values) if v is not None]
     return [[i, j, (a > b) - (a < b)] for n, (i, a) in enumerate(known) for j, b in known[n + 1 :]]

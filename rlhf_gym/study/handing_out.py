@@ -1,6 +1,6 @@
 """The steps of a queue's transaction: the next question of a rater, leases, slots.
 
-Every answer waits for these statements, so what belongs together is read together: a lease comes with its query.
+Every answer waits for these statements, so there are few of them: a lease is read with its query.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def add_slots(connection: Connection, given: Collection[tuple[str, int, int]], o
 
 
 def change_slot(connection: Connection, query_id: str, by: int, overlap: int) -> None:
-    """One more, or one fewer, who has answered a query or holds it.
+    """Change the number of people who have answered a query or hold it, by one.
 
     Args:
         connection: a transaction.
@@ -103,7 +103,7 @@ def change_slot(connection: Connection, query_id: str, by: int, overlap: int) ->
 
 
 def end_leases(connection: Connection, now: datetime, settings: QueueSettings) -> None:
-    """Leases that ran out: a query goes back to all, one that was taken back keeps the answer it had.
+    """End leases that ran out: a query is offered to all again; one whose answer was taken back keeps that answer.
 
     Args:
         connection: a transaction.
@@ -122,11 +122,11 @@ def end_leases(connection: Connection, now: datetime, settings: QueueSettings) -
 
 
 def hand_out(connection: Connection, rater: str, expires: datetime, settings: QueueSettings) -> Assignment | None:
-    """One more question: practice first, then a check question or a repetition when it is their turn, then the next query.
+    """Hand out one question: practice first, then a check question or a repetition when one is due, then the next query.
 
     Args:
         connection: writing.
-        rater: who asks.
+        rater: the rater who gets it.
         expires: until when it is kept for them.
         settings: the queue's.
 
@@ -150,7 +150,7 @@ def hand_out(connection: Connection, rater: str, expires: datetime, settings: Qu
 
 
 def _special(connection: Connection, rater: str, settings: QueueSettings) -> tuple[str, Kind] | None:
-    """A question that is asked for another reason than to be answered, where it is its turn and there is one."""
+    """A practice question, check question or repetition, if one is due."""
     if not (settings.practice or settings.check_share or settings.repeat_share):
         return None
     counted = connection.execute(select(_A.kind, func.count()).where(_A.rater == rater).group_by(_A.kind))
@@ -169,7 +169,7 @@ def _special(connection: Connection, rater: str, settings: QueueSettings) -> tup
 
 
 def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> str | None:
-    """A check or practice question that this rater has not seen, in an order of the rater's own."""
+    """A check or practice question that this rater has not seen; each rater gets them in another random order."""
     seen = select(_A.id).where(_A.rater == rater, _A.query_id == _Q.id).exists()
     found = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0, ~seen).order_by(_Q["index"], _Q.id))
     fitting: list[str] = [
@@ -182,7 +182,7 @@ def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> 
 
 
 def _to_repeat(connection: Connection, rater: str) -> str | None:
-    """The rater's oldest answered query that was not repeated yet and is some answers back."""
+    """The rater's oldest answered query that was not repeated yet, at least some answers ago."""
     repeated = select(_A.query_id).where(_A.rater == rater, _A.kind == "repeat")
     back = coalesce(select(func.max(_A.answered)).where(_A.rater == rater).scalar_subquery(), 0) - _REPEAT_AFTER
     done = (_A.rater == rater) & (_A.kind == "query") & (_A.state == "done") & (_A.answered <= back)

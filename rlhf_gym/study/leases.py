@@ -1,4 +1,4 @@
-"""A query in somebody's hands, what they answer, and the judgement that it amounts to: values, no database."""
+"""Leases of queries, answers to them, and the judgements made of answers: values, without a database."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class QueueSettings:
 
     Attributes:
         overlap: people who answer each query.
-        lease_seconds: how long a query is kept for the rater who holds it.
+        lease_seconds: seconds that a query is kept for the rater who holds it.
         check_share: share of a rater's questions that are check questions, where there are any.
         repeat_share: share of a rater's questions that repeat an earlier one.
         practice: practice questions before a rater's first real one.
-        seed: of orders and shares.
+        seed: seed of the orders shown and of the shares.
 
     Raises:
         ConfigError: a number out of bounds.
@@ -52,14 +52,14 @@ class QueueSettings:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A query in a rater's hands.
+    """A query that a rater holds.
 
     Attributes:
         id: the lease: random, and the answer's idempotency key.
-        query: what is asked.
-        rater: who holds it.
+        query: the query.
+        rater: the rater who holds it.
         order_shown: the responses in the order this rater sees them.
-        kind: ``query``; ``check`` (a check question); ``repeat`` (asked before); ``practice`` (the answer is shown afterwards).
+        kind: ``query``; ``check`` (a check question); ``repeat`` (put again); ``practice`` (the answer is shown afterwards).
         expires_at: until when it is kept for this rater.
         earlier: the answer that was taken back, where there is one.
     """
@@ -75,7 +75,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Answer:
-    """A rater's answer; responses are named by their place IN THE ORDER SHOWN, from 0.
+    """A rater's answer; responses are named by their place in the order shown, from 0.
 
     Attributes:
         choice, ranking, ratings, tie, skipped, strength, reason, details: as in :class:`Judgement`.
@@ -99,8 +99,8 @@ class Receipt:
         judgement_id: the judgement that holds it.
         repeated: it was there already; this is the receipt it had.
         late: the lease had run out; it is kept all the same.
-        correct: of practice only: whether it is what was expected.
-        explanation: of practice only.
+        correct: True if the answer is the expected one; for practice questions only.
+        explanation: for practice questions only.
     """
 
     judgement_id: str
@@ -126,7 +126,7 @@ class RoundProgress:
         round: the round.
         given: answers that are there (skips that were passed on are not).
         held: questions in raters' hands now.
-        left: answers that nobody has been asked for yet.
+        left: answers that are neither given nor held.
     """
 
     round: int
@@ -140,8 +140,8 @@ def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: da
 
     Args:
         assignment: the question in the rater's hands.
-        answer: what the rater said.
-        seconds: how long the answer took, in seconds.
+        answer: the rater's answer.
+        seconds: duration of the answer, in seconds.
         now: the current time.
 
     Raises:
@@ -172,7 +172,7 @@ def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: da
 
 
 def same_answer(judgement: Judgement, earlier: Judgement) -> bool:
-    """True if two judgements say the same, whenever and how fast they were given.
+    """True if two judgements are the same apart from their times.
 
     Args:
         judgement: the answer to it.
@@ -184,7 +184,7 @@ def same_answer(judgement: Judgement, earlier: Judgement) -> bool:
 
 
 def passed_on(judgement: Judgement) -> bool:
-    """A plain skip: somebody else may know. What was flagged is not handed on."""
+    """True for a plain skip, after which another rater gets the query; a flagged query is not passed on."""
     return judgement.skipped and not judgement.details.get("flagged")
 
 
@@ -196,7 +196,7 @@ def receipt_of(
     repeated: bool = False,
     late: bool = False,
 ) -> Receipt:
-    """The receipt of an answer; of a practice question it says whether the answer was the expected one, and why.
+    """The receipt of an answer; that of a practice question also says if the answer was the expected one, and why.
 
     Args:
         assignment: the question in the rater's hands.

@@ -1,7 +1,7 @@
-"""People: invitations, sessions, made-up names, and the trail of what was done. No password, no address, no real name.
+"""People: invitations, sessions, pseudonyms and the audit trail. No password, no address, no real name is stored.
 
-What lets somebody in is random and stored as its hash only: whoever reads the database can neither use an invitation nor
-take over a session.
+Tokens are random, and only their hashes are stored: a reader of the database can neither use an invitation nor take over
+a session.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Person:
         label: the administrator's note on the invitation.
         paused: is handed no questions for now.
         forgotten: nothing ties the name to a person any more.
-        created_at: when the invitation was accepted.
+        created_at: time at which the invitation was accepted.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Invitation:
     Attributes:
         id: to revoke it by.
         role, label: what those who accept it get.
-        uses: how many it lets in.
-        used: how many it has let in.
+        uses: number of people it lets in.
+        used: number of people it has let in.
         revoked: it lets nobody in any more.
         created_at, expires_at: UTC.
     """
@@ -101,7 +101,7 @@ class People:
         self._database = store.database
 
     def study(self) -> str:
-        """The store's own id: 12 hexadecimal digits, drawn when first asked for, no secret."""
+        """The store's own id: 12 hexadecimal digits, drawn at first use, not secret."""
         known = select(schema.store_info.c.value).where(schema.store_info.c.key == "study")
         with self._database.reading() as connection:
             found = connection.scalar(known)
@@ -121,9 +121,9 @@ class People:
         Args:
             role: ``"rater"`` or ``"admin"``.
             label: a note for the administrator, e.g. whom it is for.
-            uses: how many people it lets in.
+            uses: number of people it lets in.
             days: until it expires.
-            actor: who invites, for the trail.
+            actor: the administrator who invites, for the audit trail.
 
         Returns:
             The token: shown once, stored as its hash.
@@ -188,7 +188,7 @@ class People:
         return Person(**person), session
 
     def person_of(self, session: str) -> Person | None:
-        """Whose session this is; None where nobody's, or not any more."""
+        """The person of a session; None if the session does not exist or has ended."""
         joined = schema.people.join(schema.sessions, schema.sessions.c.person == schema.people.c.name)
         valid = (schema.sessions.c.hash == _hash(session)) & (schema.sessions.c.expires_at > datetime.now(UTC))
         with self._database.reading() as connection:
@@ -201,11 +201,11 @@ class People:
             connection.execute(delete(schema.sessions).where(schema.sessions.c.hash == _hash(session)))
 
     def revoke(self, invitation_id: str, *, actor: str = "command line") -> None:
-        """Let nobody in by an invitation any more; those who are in stay.
+        """Revoke an invitation: it lets nobody in any more; those who are in stay.
 
         Args:
             invitation_id: the invitation's id.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
 
         Raises:
             FeedbackError: there is no such invitation.
@@ -221,7 +221,7 @@ class People:
 
         Args:
             rater: the person's name.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
         """
         self._change(rater, actor, "pause", paused=True)
 
@@ -230,21 +230,21 @@ class People:
 
         Args:
             rater: the person's name.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
         """
         self._change(rater, actor, "resume", paused=False)
 
     def forget(self, rater: str, *, actor: str = "command line") -> None:
         """Remove what ties a rater's answers to a person.
 
-        Sessions, the note on an invitation that was theirs alone, and all free text they wrote.
+        These are sessions, the note on an invitation that was theirs alone, and all free text they wrote.
 
         The answers themselves stay under the made-up name, since models were trained on them. This is the only change
         ever made to stored judgements, and it leaves who preferred what as it was.
 
         Args:
             rater: the person's name.
-            actor: who does it, for the audit trail.
+            actor: the person who does it, for the audit trail.
 
         Raises:
             FeedbackError: there is no such rater.
@@ -277,9 +277,9 @@ class People:
         """Add a line to the trail.
 
         Args:
-            actor: who does it, for the audit trail.
-            action: what was done.
-            subject: what or whom it was done to.
+            actor: the person who does it, for the audit trail.
+            action: the action, in a few words.
+            subject: the person or thing it was done to.
             details: JSON values to record with it.
         """
         with self._database.writing() as connection:

@@ -1,7 +1,7 @@
 """The quality of answers: agreement between raters, with themselves and on check questions; haste; habits.
 
-Everything is counted from the judgements in the store. Nobody is excluded for anything: what looks wrong is said, and a
-person decides.
+Everything is counted from the judgements in the store. Nobody is excluded automatically: the report warns, and a person
+decides.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _Z = 1.959964  # of a 95% interval
 
 @dataclass(frozen=True)
 class Share:
-    """So many out of so many.
+    """A proportion.
 
     Attributes:
-        part: how many.
-        whole: out of.
+        part: its numerator.
+        whole: its denominator.
     """
 
     part: int
@@ -36,12 +36,12 @@ class Share:
 
     @property
     def value(self) -> float | None:
-        """The share, None of nothing."""
+        """The proportion; None if the denominator is 0."""
         return self.part / self.whole if self.whole else None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval (Wilson 1927); 0..1 of nothing.
+        """Wilson's 95% interval (Wilson 1927); (0, 1) if the denominator is 0.
 
         >>> [round(end, 3) for end in Share(8, 10).interval]
         [0.49, 0.943]
@@ -59,7 +59,7 @@ class RaterQuality:
     """One rater's answers.
 
     Attributes:
-        rater: who.
+        rater: the rater's name.
         answered: current answers, skips included, practice and repetitions not.
         skipped, flagged: out of those.
         seconds: median time for one; None where none was measured.
@@ -67,7 +67,7 @@ class RaterQuality:
         repeated: repetitions answered as the first time.
         first: out of pairs with a choice, those whose response shown first was chosen; without a habit, about half.
         agreed: out of comparisons that others made too, those in which another rater said the same.
-        warnings: what to look at, in words.
+        warnings: sentences on what to look at.
     """
 
     rater: str
@@ -189,7 +189,7 @@ def _rater(name: str, own: Answers, units: Mapping[Unit, Mapping[str, int]]) -> 
 
 
 def _warnings(checks: Share, repeated: Share, first: Share, seconds: float | None, timed: int) -> Iterable[str]:
-    """Warnings, where even the kind end of the interval is below what care would give."""
+    """Warnings for measures whose whole interval is worse than a careful rater's value."""
     if checks.whole >= 5 and checks.interval[1] < 0.8:
         yield f"answers {checks.part} of {checks.whole} check questions"
     if repeated.whole >= 5 and repeated.interval[1] < 0.75:

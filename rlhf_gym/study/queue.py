@@ -1,4 +1,4 @@
-"""The queue: every query goes to as many people as asked for, to each once; no answer is lost or doubled.
+"""The queue: every query goes to ``overlap`` people, to each once; no answer is lost or stored twice.
 
 A rater holds a query by a lease. Its random id is what an answer is sent with, so an answer that is sent twice (a double
 click, a retry after a lost reply) is one answer. One transaction writes the judgement, settles the lease and keeps the
@@ -101,7 +101,7 @@ class Queue:
         self.offer(offered or ())
 
     def offer(self, query_ids: Collection[str]) -> None:
-        """Hand these stored queries out too. Offering twice is harmless. From here on the rest of the store is not."""
+        """Hand these stored queries out, and from now on only offered ones. Offering a query twice is harmless."""
         if not query_ids and self._everything:
             return
         self._everything = False
@@ -114,7 +114,7 @@ class Queue:
         """The questions a rater is to answer now: first those taken back, then those held (leases renewed), then new ones.
 
         Args:
-            rater: who asks.
+            rater: the rater who gets them.
             count: at most so many.
 
         Returns:
@@ -125,13 +125,13 @@ class Queue:
             return self._next(connection, rater, count)
 
     def submit(self, assignment_id: str, rater: str, answer: Answer, *, seconds: float) -> Receipt:
-        """Store an answer, once, however often it is sent. When it returns, the disk has it.
+        """Store an answer once, however often it is sent. It is on disk when this returns.
 
         Args:
             assignment_id: the lease's id.
-            rater: who answers.
-            answer: what the rater said.
-            seconds: how long the answer took, in seconds.
+            rater: the rater who answers.
+            answer: the rater's answer.
+            seconds: duration of the answer, in seconds.
 
         Raises:
             FeedbackError: no such assignment of this rater, an answer that does not fit the query, or a database that
@@ -142,13 +142,13 @@ class Queue:
     def exchange(
         self, assignment_id: str, rater: str, answer: Answer, *, seconds: float, count: int
     ) -> tuple[Receipt, list[Assignment]]:
-        """:meth:`submit`, then :meth:`next` (unless ``count`` is 0), at the price of one: the disk is waited for once.
+        """Call :meth:`submit`, then :meth:`next` (unless ``count`` is 0), in one transaction: one wait for the disk.
 
         Args:
             assignment_id: the lease's id.
-            rater: who answers.
-            answer: what the rater said.
-            seconds: how long the answer took, in seconds.
+            rater: the rater who answers.
+            answer: the rater's answer.
+            seconds: duration of the answer, in seconds.
             count: most questions to hand out afterwards.
 
         Raises:
@@ -207,7 +207,7 @@ class Queue:
     def undo(self, rater: str) -> Assignment | None:
         """Take the rater's last answer back: its question is open again, and the next answer to it is a correction.
 
-        Until then the earlier answer stands. Called again, it goes one further back. None: there is none.
+        Until then the earlier answer stands. A further call goes one answer further back. None if there is none.
         """
         expires = datetime.now(UTC) + timedelta(seconds=self.settings.lease_seconds)
         done = (_A.rater == rater) & (_A.state != "open") & _A.judgement_id.is_not(None) & (_A.kind != "practice")
@@ -221,14 +221,14 @@ class Queue:
             return assignment_of(connection, {**row, **changed})
 
     def release(self, rater: str) -> None:
-        """Give back what a rater holds, for others to answer: they are leaving."""
+        """Give back the queries that a leaving rater holds, for others to answer."""
         with self._database.writing() as connection:
             held = (_A.rater == rater) & (_A.state == "open")
             connection.execute(update(schema.assignments).where(held).values(expires_at=datetime.fromtimestamp(0, UTC)))
             end_leases(connection, datetime.now(UTC), self.settings)
 
     def counts(self, rater: str) -> RaterCount:
-        """A rater's progress. Of many open queries, how many there are may be a second old."""
+        """A rater's progress. With many open queries, their number may be a second old."""
         with self._database.reading() as connection:
             when, waiting = self._open
             if time.monotonic() - when >= _REFRESH:
@@ -250,7 +250,7 @@ class Queue:
         ]
 
     def _take_in(self) -> None:
-        """Offer what others have put into the store, where everything is offered."""
+        """Offer queries that others have added to the store, if everything is offered."""
         if not self._everything:
             return
         with self._lock:

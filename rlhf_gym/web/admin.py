@@ -97,7 +97,7 @@ def admin_routes(study: Study) -> APIRouter:
 
 
 def _admin(study: Study, request: Request) -> tuple[Person, str]:
-    """The administrator who asks.
+    """The signed-in administrator.
 
     Raises:
         HTTPException: somebody else asks.

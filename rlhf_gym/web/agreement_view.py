@@ -13,7 +13,7 @@ from rlhf_gym.study.agreement import MANY_DAYS, Agreement, Period
 from rlhf_gym.study.quality import QualityReport, Share
 
 FEW = 10
-"""Of fewer comparisons, a period's alpha says next to nothing, and is not drawn."""
+"""With fewer comparisons a period's alpha is too noisy, and is not drawn."""
 
 
 def agreement_line(agreed: Share, first: Share) -> str:

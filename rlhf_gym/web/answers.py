@@ -1,4 +1,4 @@
-"""Between a posted form and an answer: what the buttons mean, checked as if the form had come from anybody."""
+"""Turns a posted form into an answer, and checks it: a form may come from anybody."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def answer_of(fields: Fields, attributes: Sequence[str] = ("overall",), scale: i
 
     Args:
         fields: the form's.
-        attributes: what ratings are about.
+        attributes: the attributes that ratings are about.
         scale: ratings go from 1 to this.
 
-    Whether the query is of that type, and has those responses, is for the queue to check.
+    The queue checks that the query is of that type and has those responses.
 
     Raises:
         FeedbackError: the fields hold no answer to the query type they name.
@@ -114,7 +114,7 @@ def earlier_value(judgement: Judgement, order_shown: Sequence[int], query_type: 
 
 
 def in_words(judgement: Judgement, order_shown: Sequence[int], query_type: str = "pair") -> str:
-    """An earlier answer as the rater would say it.
+    """An earlier answer in words.
 
     Args:
         judgement: the answer to it.

@@ -1,4 +1,4 @@
-"""The web application: routes and who may use them. What they show is made in `study`, what they mean in `answers`."""
+"""The web application: routes and who may use them. `study` renders the pages, `answers` reads the forms."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _refusal(
 
 
 def _add_doors(app: FastAPI, study: Study) -> None:
-    """Coming in by an invitation, going out, and what everybody may see."""
+    """Add the routes to sign in by an invitation and to sign out, and the public ones."""
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:
@@ -134,7 +134,7 @@ def _add_doors(app: FastAPI, study: Study) -> None:
         session = request.cookies.get(study.cookie, "")
         person = study.people.person_of(session) if session else None
         if person is not None:
-            # Whoever opens the link in their mail once more is not to become a second rater, nor to be told that it is used.
+            # Whoever opens the link in their mail once more must not become a second rater, nor read that it is used.
             words = f"You take part already, as {person.name}, and are still signed in."
             another = {
                 "action": "/join",

@@ -65,7 +65,7 @@ class Found:
 
 
 def browse(store: FeedbackStore, asked: Mapping[str, str]) -> Found:
-    """The answers that a query string's filters leave, newest last stored first.
+    """The answers that pass a query string's filters, the last stored first.
 
     Args:
         store: the store.
@@ -105,7 +105,7 @@ def _shown(query: Query, judgement: Judgement) -> ShownAnswer:
 
 
 def _kind(query: Query, judgement: Judgement) -> str:
-    """Why it was asked, where not only to be answered; and whether that came out as expected."""
+    """The kind of question in words, with the result of a check or practice question; empty for a plain query."""
     kind = str(judgement.details.get("kind", ""))
     if kind == "repeat":
         return "asked again"

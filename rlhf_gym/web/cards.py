@@ -35,7 +35,7 @@ class ShownTurn:
 
 @dataclass(frozen=True)
 class ShownResponse:
-    """One response: its letter, its text as HTML, whether that is Markdown, whether there is more of it."""
+    """One response: its letter, its text as HTML, and flags for Markdown and for a text that is cut."""
 
     letter: str
     html: Markup
@@ -45,7 +45,7 @@ class ShownResponse:
 
 @dataclass(frozen=True)
 class Card:
-    """The values of a card's template. Nothing in it tells which model wrote what, or why the query is asked."""
+    """The values of a card's template. They do not show a response's model, nor that a question is a check or a repetition."""
 
     id: str
     query_type: str

@@ -54,7 +54,7 @@ def overview(study: Study) -> dict[str, Any]:
         "fits": fits,
         "accuracy": accuracy_chart(fits),
         "share": share,
-        # What nobody was asked has no column.
+        # A kind of question without answers has no column.
         "columns": [c for c in COLUMNS if any(getattr(rater, c[1]).whole for rater in found.raters)],
     }
 
@@ -84,7 +84,7 @@ def share(found: Share) -> str:
 
 
 def to_go(answers: int, pace: float) -> str:
-    """The work left, and how long it takes at this pace, in a sentence.
+    """The answers left and the time that they take at this pace, in a sentence.
 
     Args:
         answers: still to be given.

@@ -29,8 +29,8 @@ class WebRater:
         store: the store that the page serves; queries must be in it before they are submitted (``ask`` sees to that).
         queue: the page's, where it is served by this process: only what was submitted is then handed out. None leaves it
             to whoever serves the page.
-        overlap: how many people answer each query.
-        name: what signatures begin with.
+        overlap: number of people who answer each query.
+        name: the prefix of people's names as raters.
 
     Raises:
         ConfigError: an overlap below 1.
@@ -52,7 +52,7 @@ class WebRater:
 
     @property
     def name(self) -> str:
-        """The beginning of people's signatures."""
+        """The prefix of people's names as raters."""
         return self._name
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:
@@ -105,7 +105,7 @@ class WebRater:
         self._looked_at = there
         for number in sorted(set(self._rounds.values())):
             for judgement in self._store.judgements(number, superseded=True):
-                # A repetition is there to see whether a rater agrees with themselves; it answers no ticket.
+                # A repetition measures a rater's agreement with themselves; it answers no ticket.
                 mine = signed_by(judgement.rater, self._name) and judgement.details.get("kind") != "repeat"
                 if mine and judgement.query_id in self._rounds and judgement.id not in self._seen:
                     self._seen.add(judgement.id)

@@ -126,7 +126,7 @@ def _rater(study: Study, request: Request, fields: dict[str, str]) -> tuple[Pers
 def _ahead(
     study: Study, person: Person, session: str, fields: dict[str, str], assignments: Sequence[Assignment]
 ) -> dict[str, Any]:
-    """Of what the rater holds, the cards that the page does not have yet; and how far the rater is."""
+    """The cards that the rater holds and the page does not have yet, and the rater's progress."""
     held = set(fields.get("have", "").split())
     cards = [study.card(assignment, session) for assignment in assignments if assignment.id not in held]
     return {"cards": cards, "paused": person.paused, **study.progress(person)}

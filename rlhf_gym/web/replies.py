@@ -30,26 +30,26 @@ SIGNED_IN: Replies = {
         "content": {"text/html": _WORDS, "application/json": {"schema": {"type": "object", "required": ["error"]}}},
     }
 }
-"""Of routes for people who have joined."""
+"""Statuses of routes for people who have joined."""
 
 ADMIN: Replies = {**SIGNED_IN, 403: {"description": "Not for raters, or not from this page", "content": _PAGE_OR_WORDS}}
-"""Of the administrator's routes."""
+"""Statuses of the administrator's routes."""
 
 POSTED: Replies = {
     400: {"description": "The form cannot be read", "content": _PAGE_OR_WORDS},
     403: {"description": "Not from this page, or from an old one", "content": _PAGE_OR_WORDS},
     415: {"description": "It is no form", "content": _PAGE_OR_WORDS},
 }
-"""Of routes that take a form."""
+"""Statuses of routes that take a form."""
 
 CONFLICT: Replies = {409: {"description": "The form asks for what cannot be", "content": _PAGE_OR_WORDS}}
-"""Of forms that name something: an invitation, a question, a person."""
+"""Statuses of forms that name something: an invitation, a question, a person."""
 
 MISSING: Replies = {404: {"description": "There is no such thing", "content": _PAGE_OR_WORDS}}
-"""Of routes with a name in their path."""
+"""Statuses of routes with a name in their path."""
 
 ELSEWHERE: Replies = {303: {"description": "Go on there", "headers": {"location": {"schema": _TEXT}}}}
-"""Of routes that lead on to a page."""
+"""Statuses of routes that lead on to a page."""
 
 _PROGRESS = {
     "counts": _TEXT,

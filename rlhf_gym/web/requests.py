@@ -17,7 +17,7 @@ class SignInError(Exception):
 
 
 def signed_in(study: Study, request: Request) -> tuple[Person, str]:
-    """The person who asks, and the session.
+    """The person who is signed in, and the session.
 
     Args:
         study: the study.

@@ -46,7 +46,7 @@ def cookie_name(study: str) -> str:
     """The session cookie of a study: browsers tell hosts apart by cookie, but not ports.
 
     Args:
-        study: what tells it from others on the same host (:meth:`~rlhf_gym.study.people.People.study`).
+        study: the study's id, different for others on the same host (:meth:`~rlhf_gym.study.people.People.study`).
     """
     return f"{_COOKIE}_{study}"
 
@@ -72,7 +72,7 @@ class RateLimit:
     Args:
         per_second: requests a second that go on for ever.
         burst: requests at once.
-        clients: how many are remembered.
+        clients: number of clients to remember.
         clock: seconds, for tests.
     """
 
@@ -101,12 +101,12 @@ class Guard:
     """The middleware.
 
     Args:
-        app: what is guarded.
+        app: the application to guard.
         hosts: names and addresses (without port) that the page is served under; empty: any.
         cookie: the name of the session's cookie.
-        limit: of a session's requests.
-        address_limit: of an address's requests, much wider: a class of raters may share one address.
-        join_limit: of an address's tries of invitations, which are too long to be guessed anyway.
+        limit: rate limit of a session's requests.
+        address_limit: rate limit of an address's requests, much higher: a class of raters may share one address.
+        join_limit: rate limit of an address's tries of invitations, which are too long to guess anyway.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Guard:
         self.join_limit = join_limit or RateLimit(per_second=5, burst=500)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -164,7 +164,7 @@ class Guard:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Whatever a request says of its length, no more than :data:`LARGEST_BODY` of it is read."""
+    """Read no more than :data:`LARGEST_BODY` of a request, whatever its length header says."""
     taken = 0
 
     async def bounded() -> MutableMapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The server: uvicorn in a thread of its own, on this machine only unless told otherwise."""
+"""The server: uvicorn in a thread of its own, on this machine only by default."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Address:
 
 
 def require_web() -> None:
-    """Find out whether what the page needs is installed.
+    """Check that the packages which the page needs are installed.
 
     Raises:
         ConfigError: it is not.
@@ -58,7 +58,7 @@ class PageServer:
 
     Args:
         app: ASGI.
-        address: where.
+        address: the address to listen on.
 
     Raises:
         ConfigError: nothing can listen there.
@@ -115,7 +115,7 @@ class PageServer:
         self._socket.close()
 
     def wait(self) -> None:
-        """Until the server ends, or Ctrl-C."""
+        """Wait until the server ends, or Ctrl-C."""
         while not self._ended.wait(0.5):
             pass
 

@@ -25,11 +25,11 @@ class Page:
     """A page that is being served.
 
     Attributes:
-        url: where it is.
-        store: what it serves.
-        queue: who is asked what.
+        url: its address.
+        store: the store whose queries it serves.
+        queue: hands out the queries.
         people: raters and invitations.
-        server: what answers.
+        server: the running web server.
     """
 
     url: str
@@ -77,8 +77,8 @@ def serving(
     Args:
         store: file or URL.
         queue: overlap, leases, check questions.
-        page: how queries are shown.
-        address: where.
+        page: settings of the page.
+        address: the address to listen on.
         run: the run directory that the store belongs to, if one does: its reward models stand on the administration page.
         offered: only these queries are handed out, and what is offered later; None: all, as they come.
 

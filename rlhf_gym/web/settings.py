@@ -27,11 +27,11 @@ class PageSettings:
     """The look of the page.
 
     Attributes:
-        title: of the study, on every page.
+        title: the study's title, on every page.
         guidelines: Markdown, at hand on the rating page.
-        attributes: what a rating query asks about each response.
+        attributes: the attributes of each response that a rating query is about.
         scale: rating queries go from 1 to this.
-        text: how responses are shown: their Markdown rendered, or plain.
+        text: the format of responses shown: their Markdown rendered, or plain.
         url: the page's public address where a TLS proxy stands in front, e.g. ``https://rate.example.org``.
 
     Raises:

@@ -37,8 +37,8 @@ class Study:
     Attributes:
         store: queries and judgements.
         people: raters, invitations, sessions.
-        queue: who is asked what.
-        settings: how it is shown.
+        queue: hands out the queries.
+        settings: the pages' look.
         run: the run directory that the store belongs to, if one does.
     """
 
@@ -54,7 +54,12 @@ class Study:
         return cookie_name(self.people.study())
 
     def page(self, name: str, **values: Any) -> str:
-        """A template as HTML."""
+        """Render a template as HTML.
+
+        Args:
+            name: the template's file name.
+            values: what the template uses.
+        """
         return _templates().get_template(name).render(settings=self.settings, version=version(), **values)
 
     def message(
@@ -64,12 +69,12 @@ class Study:
         """A page that says one thing.
 
         Args:
-            heading: what.
-            paragraphs: and more of it.
+            heading: its heading.
+            paragraphs: its text.
             form: one button: its ``action``, its hidden ``fields``, its words (``button``) and class (``css``).
             guidelines: show them too.
-            link: where to go from here, and its words.
-            refresh: load again after so many seconds; 0: stay.
+            link: a link's target and its words.
+            refresh: seconds until the page reloads; 0: never.
         """
         return self.page(
             "message.html.j2", heading=heading, paragraphs=paragraphs, form=form, link=link, refresh=refresh,
@@ -95,7 +100,7 @@ class Study:
         """The whole rating page.
 
         Args:
-            person: who looks.
+            person: the person who sees the page.
             session: the session's token.
         """
         heading, words = WAITING
@@ -119,7 +124,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Whatever a template prints, a name, a note, a search, hides no character; HTML that is safe already stays as it is."""
+    """Show hidden characters in whatever a template prints (a name, a note, a search); safe HTML stays as it is."""
     return coded(value) if type(value) is str else value
 
 

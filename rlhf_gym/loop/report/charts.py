@@ -21,7 +21,14 @@ _SMOOTH_FROM = 60  # iterations from which the eye needs help with the noise
 
 
 def learning_curve(run: RunData, metric: Metric) -> Markup:
-    """One metric by iteration, with rounds marked and, for the gold reward and the KL, what it is read against."""
+    """Draw one metric by iteration, with a line at each new round.
+
+    The gold reward, the KL and a constraint's slack also get a line at the level to compare with.
+
+    Args:
+        run: the run's data; at least one iteration has the metric.
+        metric: the metric to draw.
+    """
     values = run.series(metric.key)
     known = [value for value in values if value is not None]
     count = len(values)
@@ -53,7 +60,7 @@ def learning_curve(run: RunData, metric: Metric) -> Markup:
 
 
 def frontier_chart(found: Frontier) -> Markup:
-    """Proxy and gold gain against √KL, the gap between their trends shaded."""
+    """Draw proxy and gold gain against √KL, with the gap between their trends shaded."""
     held_out = [found.held_out] if found.held_out else []
     everything = [*found.points, *held_out]
     gains = [gain for point in everything for gain in (point.proxy, point.gold)]
@@ -89,7 +96,7 @@ def frontier_chart(found: Frontier) -> Markup:
 
 
 def gap_chart(found: Frontier) -> Markup:
-    """The over-optimisation gap, proxy gain minus gold gain, by iteration."""
+    """Draw the over-optimisation gap by iteration: proxy gain minus gold gain."""
     gaps = [point.gap for point in found.points]
     count = len(gaps)
     chart = Chart(420, 310, (0.5, count + 0.5), padded([0, *gaps]), (14, 60, 44, 56))
@@ -110,7 +117,7 @@ def gap_chart(found: Frontier) -> Markup:
 
 
 def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
-    """Reliability diagram: how often the rater agreed, against how sure the reward model was; counts below it."""
+    """Draw a reliability diagram: the rater's agreement against the reward model's confidence; None without bins."""
     bins = [
         (confidence, accuracy, int(count))
         for row in reward_model.rows("bins")
@@ -121,7 +128,7 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
     ]
     if not bins:
         return None
-    # A model asked for its preferred response is never less than half sure; one asked for the first response may be.
+    # Confidence in the preferred response is at least 0.5; confidence in the first response may be lower.
     low = 0.5 if min(confidence for confidence, _, _ in bins) >= 0.5 else 0.0
     bottom = math.floor(10 * min(low, *(_wilson(accuracy, count)[0] for _, accuracy, count in bins))) / 10
     chart = Chart(420, 340, (low, 1), (bottom, 1.02), (10, 20, 112, 56))
@@ -150,7 +157,7 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
 
 
 def loss_chart(reward_model: RewardModelRound) -> Markup | None:
-    """The reward model's training loss on the way, and its held-out loss after each epoch, beside ln 2, a coin's."""
+    """Draw the reward model's training loss and its held-out loss by epoch, with ln 2 (chance) marked; None without losses."""
     epochs = reward_model.rows("epochs")
     held_out = [(float(i), finite(epoch.get("validation_loss"))) for i, epoch in enumerate(epochs, start=1)]
     train = [(finite(row.get("epoch")) or 0.0, finite(row.get("loss"))) for row in reward_model.rows("curve")]
@@ -182,7 +189,13 @@ def loss_chart(reward_model: RewardModelRound) -> Markup | None:
 
 
 def win_rate_chart(rate: float, low: float | None, high: float | None) -> Markup:
-    """The win rate with its interval on a scale from 0 to 100%, the coin's 50% marked."""
+    """Draw the win rate with its interval on a scale from 0 to 100%, with 50% (chance) marked.
+
+    Args:
+        rate: the win rate, 0 to 1.
+        low: lower end of its 95% interval; None draws no interval.
+        high: upper end.
+    """
     chart = Chart(420, 140, (0, 1), (0, 1), (40, 24, 46, 24))
     quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
     names = [percent(tick, 0) for tick in quarters]
@@ -206,7 +219,7 @@ def _gain(point: FrontierPoint, css: str) -> float:
 
 
 def _mark_of(run: RunData, metric: Metric) -> tuple[float, str] | None:
-    """The level a metric is read against: the reference's gold score, the KL aimed for, a constraint's own level."""
+    """The level to compare a metric with: the reference's gold score, the target KL, a constraint's level."""
     if metric.key == "gold":
         level, words = run.figure("gold_before"), "before"
     elif metric.key == "kl":

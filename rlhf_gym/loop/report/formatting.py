@@ -27,7 +27,12 @@ def plain(text: object) -> str:
 
 
 def visible(text: object, limit: int = 4000) -> Markup:
-    """The text as safe HTML: escaped, hidden characters as marked code points, line ends shown, cut at `limit`."""
+    """The text as safe HTML: escaped, hidden characters as marked code points, line ends shown, cut at `limit`.
+
+    Args:
+        text: anything; its ``str`` is shown.
+        limit: most characters to show; a note says how many more there are.
+    """
     whole = str(text)
     parts: list[str] = []
     for char in whole[:limit]:
@@ -56,7 +61,12 @@ def without_credentials(value: str) -> str:
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
-    """A figure with a true minus sign and about three significant digits; `MISSING` where there is none."""
+    """A number with a true minus sign and about three significant digits; `MISSING` for None, NaN and infinity.
+
+    Args:
+        value: the number.
+        decimals: digits after the point; None chooses them by the number's size.
+    """
     if value is None or not math.isfinite(value):
         return MISSING
     if decimals is None:
@@ -74,13 +84,23 @@ def number(value: float | None, decimals: int | None = None) -> str:
 
 
 def signed(value: float | None, decimals: int = 2) -> str:
-    """A difference, with its sign."""
+    """A difference, with its sign.
+
+    Args:
+        value: the difference; None, NaN and infinity print `MISSING`.
+        decimals: digits after the point.
+    """
     printed = number(value, decimals)
     return f"+{printed}" if value is not None and math.isfinite(value) and value > 0 else printed
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
-    """A share between 0 and 1 as a percentage."""
+    """A share between 0 and 1 as a percentage.
+
+    Args:
+        value: the share; None, NaN and infinity print `MISSING`.
+        decimals: digits after the point.
+    """
     return MISSING if value is None or not math.isfinite(value) else f"{number(100 * value, decimals)}%"
 
 

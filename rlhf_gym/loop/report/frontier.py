@@ -1,7 +1,7 @@
-"""Reward against KL: what each nat of drift from the reference bought, and how far the proxy ran ahead of the gold.
+"""Reward against KL to the reference, and the gap between the gains of proxy and gold.
 
 Proxy and gold count in units of their own. As in Gao, Schulman and Hilton (2022, "Scaling laws for reward model
-overoptimization"), both are standardised on the reference's responses (mean 0, deviation 1 there), after which their
+overoptimization"), both are standardised on the reference's responses (mean 0, variance 1 there), after which their
 difference, the over-optimisation gap, means something.
 """
 
@@ -51,7 +51,7 @@ class Frontier:
 
     @property
     def unit(self) -> str:
-        """What a gain is counted in."""
+        """The unit of gains."""
         return "SD of reference scores" if self.standardised else "raw units"
 
 

@@ -1,4 +1,4 @@
-"""Responses with every token shaded by what it was paid, expected to bring, brought beyond that, and cost in KL."""
+"""Responses with every token shaded by its reward, value, advantage and KL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHADES = 3  # on either side of 0
 
 @dataclass(frozen=True)
 class Cell:
-    """A token in a heat map: how it reads, its figure, its shade from -3 (low) to 3 (high)."""
+    """A token in a heat map: its text, its value, its shade from -3 (low) to 3 (high)."""
 
     token: str
     value: float | None
@@ -96,7 +96,7 @@ def _numbers(trace: Mapping[str, Any], key: str) -> list[float | None]:
 
 
 def _top(values: Sequence[float | None]) -> float:
-    """What the darkest shade stands for: the 98th percentile of sizes, so that one outlier does not bleach the rest."""
+    """The value of the darkest shade: the 98th percentile of absolute values, so that one outlier does not pale the rest."""
     sizes = sorted(abs(value) for value in values if value)
     return sizes[min(len(sizes) - 1, int(0.98 * len(sizes)))] if sizes else 1.0
 

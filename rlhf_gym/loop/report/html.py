@@ -14,7 +14,14 @@ from rlhf_gym.loop.report.formatting import number, percent, plain, signed, visi
 
 
 def page(template: str, **values: Any) -> str:
-    """A template as one HTML document that only this package's style and script may run in, and that fetches nothing."""
+    """Render a template as one HTML document.
+
+    The document runs only this package's style and script, and fetches nothing.
+
+    Args:
+        template: the template's file name in this package.
+        values: what the template uses.
+    """
     style, script = _asset("page.css"), _asset("page.js")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),

@@ -1,4 +1,4 @@
-"""Puts the page together: figures and drawings into the template, under a content security policy without holes."""
+"""Puts the page together: metrics and charts in the template, under a strict content security policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_h
 def write_report(run_dir: Path) -> Path:
     """Writes `report.html` into a run directory, finished or not, from what is in it.
 
-    The file is whole or not there: it is written beside its place and moved, so a reader never sees half of one.
+    The file is whole or not there: it is written to a temporary file and renamed, so that a reader never sees half of one.
 
     Args:
         run_dir: the run directory.
@@ -93,7 +93,7 @@ def render(run: RunData) -> str:
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
-    """What the header says of the run."""
+    """The facts in the header."""
     found = [
         ("date", f"{run.started.day} {run.started:%B %Y, %H:%M}" if run.started else None),
         ("model", run.setting("model.name", "model.name_or_path", "model.path", "model")),

@@ -30,10 +30,10 @@ class Metric:
     Attributes:
         key: its name in the report.
         title: its name in a heading.
-        unit: what one is counted in.
+        unit: its unit.
         columns: the column names it may stand under, the first that holds a number wins.
-        from_zero: whether its axis starts at zero (for what cannot be negative and is read against zero).
-        drawn: whether it gets a chart; otherwise it stands in the table of numbers only.
+        from_zero: True if its axis starts at zero (for metrics that cannot be negative).
+        drawn: True for a chart; False for a column of the table of numbers only.
     """
 
     key: str
@@ -60,12 +60,12 @@ METRICS = (
 
 
 TERM = "reward/"
-"""What the columns of a reward's terms begin with."""
+"""The prefix of the columns of a reward's terms."""
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration: its round, its number within the run (from 1), tokens so far, and its figures."""
+    """One iteration: its round, its number within the run (from 1), tokens so far, and its metrics."""
 
     round: int
     index: int
@@ -75,14 +75,14 @@ class Iteration:
 
 @dataclass(frozen=True)
 class RewardModelRound:
-    """What `round-N/reward_model.json` says of a round's (last) reward model, and `reward_models.jsonl` of all it has had."""
+    """A round's (last) reward model from `round-N/reward_model.json`, and all its fits from `reward_models.jsonl`."""
 
     round: int
     figures: Mapping[str, Any]
     fits: Sequence[Mapping[str, Any]] = ()
 
     def get(self, key: str) -> float | None:
-        """A figure, or None where it is missing or not a finite number."""
+        """A metric of the fit; None if it is missing, NaN or infinite."""
         return finite(self.figures.get(key))
 
     def rows(self, key: str) -> list[Mapping[str, Any]]:
@@ -111,12 +111,12 @@ class RunData:
     seconds: Mapping[str, float] = field(default_factory=dict)  # of the iterations of all rounds, by phase
 
     def series(self, key: str) -> list[float | None]:
-        """A metric by iteration; None where an iteration has no such figure."""
+        """A metric by iteration; None where an iteration lacks it."""
         return [iteration.values.get(key) for iteration in self.iterations]
 
     @property
     def terms(self) -> list[Metric]:
-        """What the reward is made of, and its failures where there were some; each is drawn by itself."""
+        """The reward's terms, and its failures if there were some, as metrics to draw."""
         names = dict.fromkeys(key for iteration in self.iterations for key in iteration.values if key.startswith(TERM))
         found = []
         for key in names:
@@ -129,7 +129,7 @@ class RunData:
         return found
 
     def figure(self, key: str) -> float | None:
-        """A figure of the evaluation, or None."""
+        """A metric of the evaluation; None if it is missing, NaN or infinite."""
         return finite(self.evaluation.get(key))
 
     @property

@@ -23,8 +23,8 @@ def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> l
     Args:
         low: lower end of the axis.
         high: upper end, above `low`.
-        count: how many ticks to aim for.
-        whole: whether only whole numbers make sense (an iteration, a count).
+        count: number of ticks to aim for.
+        whole: True if only whole numbers make sense (an iteration, a count).
     """
     rough = (high - low) / max(count, 1)
     magnitude = 10.0 ** math.floor(math.log10(rough))
@@ -49,7 +49,12 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def padded(values: Iterable[float], *, from_zero: bool = False) -> tuple[float, float]:
-    """The range of an axis that holds these values, with air around them; never empty."""
+    """The range of an axis that holds these values, with air around them; never empty.
+
+    Args:
+        values: those to hold; none at all count as 0.
+        from_zero: True for a range that includes 0, with no space below it where no value is negative.
+    """
     found = list(values) or [0.0]
     low, high = min(found), max(found)
     if from_zero:
@@ -59,7 +64,12 @@ def padded(values: Iterable[float], *, from_zero: bool = False) -> tuple[float, 
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """The positions moved apart as little as needed for neighbours to stand `gap` apart, order kept."""
+    """Move positions apart until adjacent ones are at least `gap` apart; their order and mean stay.
+
+    Args:
+        positions: in SVG units, in any order.
+        gap: least distance between two, in SVG units.
+    """
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     moved = list(positions)
     for before, after in itertools.pairwise(order):
@@ -113,11 +123,24 @@ class Chart:
         self._marks.append(element)
 
     def segment(self, start: Point, end: Point, css: str) -> None:
-        """A straight line between two places of the drawing."""
+        """Add a straight line between two places of the drawing.
+
+        Args:
+            start: one end, in SVG units.
+            end: the other end.
+            css: class names of the style sheet.
+        """
         self.add(f'<line class="{css}" x1="{start[0]}" y1="{start[1]}" x2="{end[0]}" y2="{end[1]}"/>')
 
     def text(self, at: Point, words: str, css: str = "tick", anchor: str = "start") -> None:
-        """Words at a place of the drawing."""
+        """Add words at a place of the drawing.
+
+        Args:
+            at: the place, in SVG units.
+            words: plain text; it is escaped here.
+            css: class names of the style sheet.
+            anchor: which end of the words is at the place: start, middle or end.
+        """
         place = f'x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{anchor}"'
         self.add(f'<text class="{css}" {place}>{escape(plain(words))}</text>')
 
@@ -132,7 +155,17 @@ class Chart:
         y_names: Sequence[str] | None = None,
         whole: bool = False,
     ) -> None:
-        """Grid, ticks and axis labels; ticks are chosen where none are given."""
+        """Add grid, ticks and axis labels.
+
+        Args:
+            x_label: words under the horizontal axis.
+            y_label: words along the vertical axis; empty: none.
+            x_ticks: horizontal ticks in data units; None chooses round values, here and below.
+            y_ticks: vertical ticks.
+            x_names: a label for each horizontal tick; None prints the values.
+            y_names: a label for each vertical tick; None prints the values.
+            whole: True if only whole numbers make sense as horizontal ticks.
+        """
         xs = nice_ticks(*self.x_range, 5, whole=whole) if x_ticks is None else list(x_ticks)
         ys = nice_ticks(*self.y_range, 4) if y_ticks is None else list(y_ticks)
         for tick, name in zip(ys, y_names or tick_labels(ys), strict=True):
@@ -152,7 +185,12 @@ class Chart:
             self.add("</g>")
 
     def line(self, points: Sequence[tuple[float, float | None]], css: str) -> None:
-        """A line through points in data units; None breaks it, and a point alone between breaks is a dot."""
+        """Add a line through points in data units.
+
+        Args:
+            points: x and y; a y of None breaks the line, and a single point between breaks is drawn as a dot.
+            css: class names of the style sheet.
+        """
         for known, run in itertools.groupby(points, key=lambda point: point[1] is not None):
             places = [(self.x(x), self.y(y)) for x, y in run if y is not None]
             if known and len(places) == 1:
@@ -161,33 +199,68 @@ class Chart:
                 self.add(f'<polyline class="line {css}" points="{_join(places)}"/>')
 
     def band(self, upper: Sequence[Point], lower: Sequence[Point], css: str) -> None:
-        """The area between two lines in data units."""
+        """Add the area between two lines.
+
+        Args:
+            upper: points of the upper line, in data units.
+            lower: points of the lower one.
+            css: class names of the style sheet.
+        """
         places = [(self.x(x), self.y(y)) for x, y in [*upper, *reversed(lower)]]
         self.add(f'<polygon class="{css}" points="{_join(places)}"/>')
 
     def dots(self, points: Sequence[Point], css: str, radius: float = 2.5) -> None:
-        """Dots in data units."""
+        """Add dots.
+
+        Args:
+            points: their centres, in data units.
+            css: class names of the style sheet.
+            radius: in SVG units.
+        """
         for x, y in points:
             self.add(f'<circle class="dot {css}" cx="{self.x(x)}" cy="{self.y(y)}" r="{radius:g}"/>')
 
     def diamond(self, at: Point, css: str, radius: float = 6) -> None:
-        """A diamond in data units, for the one point that stands for the whole run."""
+        """Add a diamond, for the one point that stands for the whole run.
+
+        Args:
+            at: its centre, in data units.
+            css: class names of the style sheet.
+            radius: half its width, in SVG units.
+        """
         x, y = self.x(at[0]), self.y(at[1])
         corners = [(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)]
         self.add(f'<polygon class="diamond {css}" points="{_join(corners)}"/>')
 
     def strip(self, start: float, end: float, tip: str) -> None:
-        """A hover target over the whole height, between two places of the drawing."""
+        """Add a hover target over the whole height.
+
+        Args:
+            start: its left end, in SVG units.
+            end: its right end.
+            tip: the text to show; it is escaped here.
+        """
         box = f'x="{start:.1f}" y="{self.top}" width="{end - start:.1f}" height="{self.bottom - self.top:.1f}"'
         self._targets.append(f'<rect class="hit" {box}><title>{escape(plain(tip))}</title></rect>')
 
     def spot(self, at: Point, tip: str, radius: float = 8) -> None:
-        """A round hover target in data units."""
+        """Add a round hover target.
+
+        Args:
+            at: its centre, in data units.
+            tip: the text to show; it is escaped here.
+            radius: in SVG units.
+        """
         place = f'cx="{self.x(at[0])}" cy="{self.y(at[1])}" r="{radius:g}"'
         self._targets.append(f'<circle class="hit" {place}><title>{escape(plain(tip))}</title></circle>')
 
     def render(self, title: str, description: str) -> Markup:
-        """The drawing, named and described for those who cannot see it."""
+        """The drawing as SVG, with a label for screen readers.
+
+        Args:
+            title: what is drawn.
+            description: a sentence on what it shows.
+        """
         # A label, not a <title>: a root title would pop up over every mark of the drawing.
         label = escape(plain(f"{title}. {description}"))
         head = f'<svg class="{self.css}" viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{label}">'

@@ -1,4 +1,4 @@
-"""The report's figures and tables: tiles, the sentence on top, the curves' numbers, the pairs of responses."""
+"""The report's numbers and tables: tiles, the sentence on top, the curves' numbers, the pairs of responses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHADES = 3  # shades on either side of the middle
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline figure; `value` is None while it is not there yet."""
+    """One headline metric; `value` is None while it is not there yet."""
 
     title: str
     value: str | None
@@ -26,7 +26,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Score:
-    """A score as a table prints it: figure, sort key, and shade from -3 (low) to 3 (high)."""
+    """A score as a table prints it: its value, also the sort key, and a shade from -3 (low) to 3 (high)."""
 
     value: float | None
     shade: int
@@ -34,7 +34,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PairRow:
-    """One held-out prompt with its responses; `extra` rows are folded away until asked for."""
+    """One held-out prompt with its responses; `extra` rows are folded away at first."""
 
     number: int
     prompt: str
@@ -49,7 +49,7 @@ class PairRow:
 
 
 def headline(run: RunData) -> list[Tile]:
-    """The six figures that a reader looks for first."""
+    """The six headline metrics."""
     rate, low, high = (run.figure(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
     before, after = run.figure("gold_before"), run.figure("gold_after")
     kl, prompts = run.figure("kl"), run.figure("n")
@@ -78,7 +78,12 @@ def headline(run: RunData) -> list[Tile]:
 
 
 def verdict(run: RunData, found: Frontier | None) -> list[str]:
-    """What a colleague should take away, in sentences made of the run's own figures."""
+    """Sum up the run in a few sentences made of its own metrics.
+
+    Args:
+        run: the run's data.
+        found: its KL/reward frontier; None where there is none.
+    """
     sentences = []
     rate, low, high = (run.figure(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
     if rate is not None:
@@ -125,7 +130,7 @@ def curve_table(run: RunData) -> tuple[list[str], list[list[str]]]:
 
 
 def time_shares(run: RunData) -> list[tuple[str, str, str]]:
-    """Where the iterations' time went: the phase, its time, its share; empty where that was not noted."""
+    """The iterations' time by phase: phase, time, share; empty if it was not recorded."""
     names = {
         "generation": "writing responses", "reward": "standing still for rewards", "reference": "the reference's reading",
         "learning": "learning",
@@ -141,7 +146,7 @@ def time_shares(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def text_health(run: RunData) -> list[tuple[str, str, str]]:
-    """Figures that show whether the text stayed text: name, before, after."""
+    """Metrics of the text's quality: name, before, after."""
     rows = (
         ("Gold reward", "gold", 3),
         ("Proxy reward", "proxy", 3),
@@ -158,7 +163,7 @@ def text_health(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def pair_rows(run: RunData) -> list[PairRow]:
-    """The first 200 pairs in the order of the held-out prompts: nothing here is picked by its score."""
+    """The first 200 pairs in the order of the held-out prompts: no pair is picked by its score."""
     pairs = run.pairs[:_MOST_ROWS]
     scales = {name: _scale([finite(pair.get(f"{name}_before")) for pair in run.pairs]) for name in ("gold", "proxy")}
 
@@ -188,7 +193,7 @@ def pair_rows(run: RunData) -> list[PairRow]:
 
 
 def _scale(scores: list[float | None]) -> tuple[float, float]:
-    """Mean and deviation of the reference's scores, which colours are measured by."""
+    """Mean and standard deviation of the reference's scores, by which colours are scaled."""
     known = [score for score in scores if score is not None]
     deviation = statistics.pstdev(known) if known else 0.0
     return (statistics.fmean(known) if known else 0.0, deviation or 1.0)
