@@ -56,14 +56,24 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To UTC; without its zone where the database would drop or refuse it."""
+        """Convert a moment to UTC; drop its zone where the database (SQLite) cannot store one.
+
+        Args:
+            value: a moment with its zone, or None, which stays None.
+            dialect: the database's dialect.
+        """
         if value is None:
             return None
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """A moment with its zone, always UTC."""
+        """Return a moment with its zone, always UTC.
+
+        Args:
+            value: as the database returned it; without a zone it is UTC. None stays None.
+            dialect: the database's dialect; not used.
+        """
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

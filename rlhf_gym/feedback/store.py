@@ -210,12 +210,15 @@ class FeedbackStore:
 
 
 def open_database(path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> Database:
-    """The database that a path or a URL names, opened. See :class:`FeedbackStore`.
+    """Open the database that a path or a URL names. See :class:`FeedbackStore`.
 
     Args:
         path: the file, or the URL of a database.
         read_only: never write.
         timeout: seconds to wait.
+
+    Raises:
+        FeedbackError: the URL is of another kind of database, or the database cannot be opened.
     """
     text = os.fspath(path)
     if text.startswith(POSTGRES_URLS):

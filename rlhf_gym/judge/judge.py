@@ -154,6 +154,14 @@ def unreadable(opinion: Opinion) -> str:
 def read_score(text: str, low: int, high: int) -> float | None:
     """The score in a reply: ``{"score": 7}``, or else the last number that could be one (``Score: 7/10`` is 7).
 
+    Args:
+        text: the reply.
+        low: lowest valid score.
+        high: highest valid score.
+
+    Returns:
+        The score; None where there is none in ``low..high``.
+
     >>> read_score('Sure! {"reason": "fine", "score": 7}', 1, 10), read_score("I give it 8/10.", 1, 10)
     (7.0, 8.0)
     >>> read_score("no idea", 1, 10), read_score('{"score": 70}', 1, 10)

@@ -83,7 +83,11 @@ class JudgeRater:
         return [Ticket(query.id, self.name) for query in queries]
 
     def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
-        """Ask, in the order of the tickets. See :meth:`Rater.collect`.
+        """Query the judge, in the order of the tickets. See :meth:`Rater.collect`.
+
+        Args:
+            tickets: of open queries, from :meth:`submit`.
+            timeout: seconds after which no further batch begins (at least one is judged); None judges all.
 
         Raises:
             RaterError: the service cannot be asked; ``judgements`` holds what was answered. Collecting again goes on.

@@ -83,7 +83,11 @@ class Template:
             )
 
     def fill(self, material: dict[str, str], **values: Any) -> Messages:
-        """The conversation that asks about the material.
+        """Render the conversation that puts the material to the judge.
+
+        Args:
+            material: texts by name that the judge must not take for instructions: prompt, responses.
+            values: further values that the template uses, by name.
 
         Raises:
             ConfigError: the template uses a name that is not there.

@@ -92,7 +92,10 @@ class Lora:
         return {**asdict(self), "targets": list(self.targets)}
 
     def merged_weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """All weights of an adapted network under the base's names, each change added to its layer."""
+        """All weights of an adapted network under the base's names, each change added to its layer.
+
+        A linear layer's weight stays ``[out, in]``, in the base's dtype; the sum is taken in float32.
+        """
         from peft.tuners.lora import LoraLayer
 
         out = {

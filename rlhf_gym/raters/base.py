@@ -30,6 +30,10 @@ class RaterError(FeedbackError):
 
     Attributes:
         judgements: what it had judged before, and would otherwise have returned; store them.
+
+    Args:
+        message: says what happened and what to do.
+        judgements: as in the attribute; ``()`` if there are none.
     """
 
     def __init__(self, message: str, judgements: Sequence[Judgement] = ()) -> None:

@@ -131,7 +131,15 @@ def davidson(reward_a: ArrayLike, reward_b: ArrayLike, beta: float, nu: float) -
 
 
 def scaled(differences: ArrayLike, beta: float) -> Array:
-    """``beta`` times differences of reward, where ``inf`` times no difference is none."""
+    """``beta`` times differences of reward; infinite ``beta`` leaves a difference of 0 at 0.
+
+    Args:
+        differences: differences of reward, ``[...]``.
+        beta: rationality, in 1 / unit of reward, 0 or more; infinite for a rater without errors.
+
+    Returns:
+        float64 ``[...]``.
+    """
     differences = np.asarray(differences, dtype=np.float64)
     if math.isinf(beta):
         return np.where(differences == 0, 0.0, np.copysign(np.inf, differences))

@@ -42,6 +42,9 @@ class RewardModel:
         head: ``D -> 1``, float32 whatever the trunk's dtype.
         gain: multiplies raw scores.
         bias: added after that.
+
+    Raises:
+        ModelError: the language model has an encoder.
     """
 
     name = "reward_model"

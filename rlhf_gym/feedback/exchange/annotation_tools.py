@@ -22,6 +22,10 @@ def write_label_studio(query: Query, judgement: Judgement) -> Iterator[Record | 
 
     The project's labelling interface has ``<Pairwise name="comparison" toName="answer1,answer2"/>``. Users of Label Studio are
     numbers of its own, so who answered is ``data.rater``.
+
+    Args:
+        query: the query that was answered.
+        judgement: its answer.
     """
 
     def task(a: int, b: int, result: list[Record]) -> Record:
@@ -144,6 +148,9 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
     Args:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
+
+    Raises:
+        KeyError: the record has no prompt or no response; it names the missing field.
     """
     fields, metadata = record["fields"], record.get("metadata") or {}
     names = sorted((name for name in fields if _RESPONSE.fullmatch(name)), key=_number)

@@ -36,7 +36,12 @@ class BertScore(_AgainstReference):
         self._loaded: tuple[Any, Any] | None = None
 
     def compare(self, response: str, references: list[str]) -> float:
-        """F1 against the best reference."""
+        """F1 against the best reference.
+
+        Args:
+            response: the text to judge.
+            references: the texts to compare it with, at least one.
+        """
         if not response.strip():
             return 0.0
         return max(self._f1(response, reference) if reference.strip() else 0.0 for reference in references)

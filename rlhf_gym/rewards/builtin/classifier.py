@@ -183,7 +183,13 @@ class Classifier:
 
 
 def toxicity(model: str = "unitary/toxic-bert", *, head: str | int = "toxic", **options: Any) -> Classifier:
-    """How probably the response is toxic, 0 to 1, by a classifier of the hub; :class:`Classifier` has the options."""
+    """Probability that the response is toxic, 0 to 1, by a classifier of the hub; :class:`Classifier` has the options.
+
+    Args:
+        model: a sequence classifier: its name on the Hugging Face hub, or a folder.
+        head: the label that is scored, by name or index.
+        options: passed on to :class:`Classifier`; they override the settings made here.
+    """
     return Classifier(
         model, **{"head": head, "output": "probability", "read": "response", "name": "toxicity", **options}
     )
@@ -195,7 +201,13 @@ def sentiment_classifier(
     head: str | int = "POSITIVE",
     **options: Any,
 ) -> Classifier:
-    """Logit of praise by a classifier of the hub, of prompt and response; :class:`Classifier` has the options."""
+    """Logit of praise in prompt and response by a classifier of the hub; :class:`Classifier` has the options.
+
+    Args:
+        model: a sequence classifier: its name on the Hugging Face hub, or a folder.
+        head: the label that is scored, by name or index.
+        options: passed on to :class:`Classifier`; they override the settings made here.
+    """
     return Classifier(model, **{"head": head, "read": "continuation", "name": "sentiment_classifier", **options})
 
 

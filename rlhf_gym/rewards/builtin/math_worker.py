@@ -45,7 +45,12 @@ def parsed(text: str, *, whole: bool) -> list[Any]:
 
 
 def equal(references: list[str], response: str) -> bool:
-    """Whether a response's answer is one of the references."""
+    """True if the answer in a response equals one of the references.
+
+    Args:
+        references: correct answers; each text is an answer as a whole.
+        response: a text with an answer somewhere in it; False where none is found.
+    """
     from math_verify import verify
 
     answer = parsed(response, whole=False)

@@ -28,7 +28,12 @@ class Meteor(_AgainstReference):
         self._wordnet: Any = _library("nltk.corpus", "nltk", self.name).wordnet if synonyms else _NoSynonyms()
 
     def compare(self, response: str, references: list[str]) -> float:
-        """METEOR against the best reference."""
+        """METEOR against the best reference.
+
+        Args:
+            response: the text to judge.
+            references: the texts to compare it with, at least one.
+        """
         return float(self._score([words(r) for r in references], words(response), wordnet=self._wordnet))
 
 

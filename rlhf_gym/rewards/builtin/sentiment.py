@@ -53,6 +53,10 @@ class SentimentScorer:
     def load(cls, folder: Path, *, include_prompt: bool = False) -> SentimentScorer:
         """Read ``weights.safetensors`` and ``vocabulary.json`` from a folder.
 
+        Args:
+            folder: the folder with both files.
+            include_prompt: score the prompt with the response; False scores the response alone.
+
         Raises:
             ModelError: the folder does not hold them.
         """

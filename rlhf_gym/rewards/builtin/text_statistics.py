@@ -51,6 +51,9 @@ class Repetition:
 
     Args:
         n: words an n-gram, at least 1.
+
+    Raises:
+        ConfigError: ``n`` is below 1.
     """
 
     name = "repetition"
