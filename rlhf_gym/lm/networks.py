@@ -223,7 +223,7 @@ def check_encoder_decoder(
     Args:
         network: an encoder-decoder model.
         name: its name, for messages.
-        logits_of: logits of hidden states that are multiplied by a scale first.
+        logits_of: logits ``[..., V]`` of hidden states ``[..., D]`` that are multiplied by a scale first.
 
     Returns:
         Number of logits ``V``, width ``D`` of the hidden states, and the scale.
