@@ -1,4 +1,4 @@
-"""Opening the feedback store's database so that an acknowledged write survives whatever happens next.
+"""Opens the feedback store's database so that an acknowledged write survives any crash.
 
 What both databases share is here; what each needs for it is in ``sqlite_database`` and ``postgres_database``.
 """

@@ -1,4 +1,4 @@
-"""Queries and judgements: what raters are asked, and what they answer.
+"""Queries, which are put to raters, and judgements, their answers.
 
 A query's id is derived from its content, so that a run that is killed and resumed asks the very same queries and stores
 each once. A judgement is never changed: a correction is a new judgement that names the one it supersedes.
@@ -45,7 +45,7 @@ class Query:
     """One prompt with ``k`` candidate responses, put to a rater as one query type.
 
     Attributes:
-        prompt: what the language model was asked.
+        prompt: the prompt that the responses answer.
         responses: the ``k`` candidates. Judgements name them by their index here, whatever order they were shown in.
         query_type: ``"pair"`` (which of two is better), ``"ranking"`` (``k >= 2``, best first) or ``"rating"`` (``k >= 1``, a
             value for each response), ``"best"`` (which of ``k >= 2``), ``"thumbs"`` (one response: up or down) or ``"edit"``
@@ -113,13 +113,13 @@ class Judgement:
         created_at: when the answer was given; UTC, to the microsecond.
         supersedes: id of the earlier judgement that this one corrects.
         reason: why, in the rater's words.
-        details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should be asked this;
+        details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should answer this query;
             ``both_bad``: a tie of responses that are no good; ``edited``: the corrected response.
-        id: whoever submits twice submits the same id. Derived from query, rater and supersedes where it is not given;
+        id: the same for a retry of the same submission. Derived from query, rater and supersedes where it is not given;
             so give one where the same rater is asked the same query again on purpose.
 
     Raises:
-        FeedbackError: not exactly one answer, a rater without a printable name, or a number that is not one.
+        FeedbackError: not exactly one answer, a rater without a printable name, or a number that is NaN or infinite.
     """
 
     query_id: str

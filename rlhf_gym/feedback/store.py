@@ -1,4 +1,4 @@
-"""The feedback store: every query asked and every judgement given, in one database that loses nothing.
+"""The feedback store: every query and every judgement, in one database that loses nothing.
 
 Append-only: what is stored is never changed or removed (triggers in the database hold that), a correction is a further
 judgement. Idempotent: what is stored twice under one id is stored once. Several processes may write and read at once.
@@ -37,7 +37,7 @@ class StoreCount:
     """The number of queries, judgements and raters in a store.
 
     Attributes:
-        queries: queries asked.
+        queries: number of queries.
         answered: queries with at least one judgement (skips count).
         judgements: judgements given, superseded ones included.
         current: judgements that nothing supersedes; the next two count among these.

@@ -1,4 +1,4 @@
-"""Replies that were paid for once, by the question: in memory, or in a SQLite file that later runs find."""
+"""A cache of replies by question: in memory, or in a SQLite file that later runs use."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class ChatClient:
         return self._model
 
     def ask(self, questions: Sequence[Messages], schema: Mapping[str, Any]) -> list[Reply]:
-        """Ask several questions at once; the same question twice is asked once.
+        """Send several questions at once; equal questions are sent once.
 
         Args:
             questions: conversations, each a list of ``{"role", "content"}``.
@@ -216,7 +216,7 @@ class ChatClient:
         return reply
 
     def cost(self, reply: Reply) -> float:
-        """What a reply cost, at the client's prices; 0 from the cache."""
+        """Cost of a reply at the client's prices; 0 from the cache."""
         sent, received = self.price
         return 0.0 if reply.cached else (sent * reply.prompt_tokens + received * reply.completion_tokens) / 1e6
 
@@ -250,7 +250,7 @@ class ChatClient:
             return self._said(lambda: call(client))
 
     def _said(self, call: Callable[[], Any]) -> Any:
-        """Call the service; whatever goes wrong becomes one line without the key."""
+        """Call the service; an error becomes a message of one line without the key."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
 
         try:

@@ -105,7 +105,7 @@ class Judge:
     def compare(
         self, triples: Sequence[tuple[str, str, str]], columns: Sequence[Columns] | None = None
     ) -> list[Opinion]:
-        """An opinion of each two responses, asked in both orders: where they contradict one another it is a tie.
+        """Compare pairs of responses, each in both orders; two contradicting replies make a tie.
 
         Args:
             triples: prompt, one response, the other.
@@ -180,7 +180,7 @@ def read_score(text: str, low: int, high: int) -> float | None:
 
 
 def read_side(text: str) -> int | None:
-    """Which of two a reply prefers: -1 the first (``A``), 1 the second (``B``), 0 neither; None where it does not say.
+    """The side that a reply prefers: -1 the first (``A``), 1 the second (``B``), 0 neither; None where it does not say.
 
     >>> read_side('{"better": "B"}'), read_side("Response A is better"), read_side("It is a tie."), read_side("Hm.")
     (1, -1, 0, None)

@@ -1,4 +1,4 @@
-"""What a judge is asked: a rubric, and a template that keeps the material apart from the instructions."""
+"""The questions to a judge: a rubric, and a template that keeps the material apart from the instructions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def text_from(given: str | os.PathLike[str] | None, built_in: str) -> str:
 
 
 class Template:
-    """A Jinja template of what the model is told, then a line ``=====``, then what it is asked.
+    """A Jinja template: the system message, then a line ``=====``, then the user message.
 
     The material stands between marks that name the hash of the material itself: whoever writes a response cannot know the
     mark that would end it.
@@ -66,13 +66,13 @@ class Template:
 
     @cached_property
     def names(self) -> set[str]:
-        """What it uses."""
+        """Names of the variables that the template uses."""
         from jinja2.meta import find_undeclared_variables
 
         return find_undeclared_variables(self._environment.parse(self.text))
 
     def need(self, *names: str) -> None:
-        """Refuse a template that leaves out what it is to show.
+        """Refuse a template that does not use the variables it must show.
 
         Raises:
             ConfigError: names what is missing.

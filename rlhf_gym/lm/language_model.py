@@ -149,7 +149,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         device: torch.device = self.model.device
         return device
 

@@ -207,7 +207,7 @@ def load_weights(
         what: what that kind is called in messages.
 
     Raises:
-        ModelError: it cannot be loaded, is no such model, or lacks weights.
+        ModelError: it cannot be loaded, is no such model, or weights are missing.
     """
     from transformers import AutoModelForCausalLM, PreTrainedModel
 

@@ -28,7 +28,7 @@ class RaterReward:
     once ever, so that a run that is killed and resumed asks nothing twice. Several judgements of one response are averaged.
 
     Args:
-        rater: who is asked.
+        rater: answers the queries.
         store: where queries and judgements are kept the moment they come; without one they live as long as this object.
         attribute: which of the ratings is the score.
         timeout: seconds to wait for one batch; None waits for ever.
@@ -74,7 +74,7 @@ class RaterReward:
             self._keep(store.judgements(0))  # this reward's queries belong to no round
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Sequence[Any]) -> list[float]:
-        """Ask about a batch and wait.
+        """Put a batch to the rater and wait for its ratings.
 
         Raises:
             RewardError: a response was skipped or not rated in time and there is no score for that; the ratings that came

@@ -39,7 +39,7 @@ PRESETS: dict[str, str] = {
 }
 
 _RATERS = 13
-# Our choice, the paper has no such figures: how right AlpacaFarm's annotators are before labels are flipped, and how
+# Our choice, the paper does not give it: how right AlpacaFarm's annotators are before labels are flipped, and how
 # unlike they are (standard deviation of the logarithm of beta).
 _ALPACAFARM_ACCURACY = 0.9
 _ALPACAFARM_SPREAD = 0.5

@@ -58,7 +58,7 @@ class FitResult:
     best_epoch: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; NaN, which JSON lacks, becomes None."""
+        """Plain values for JSON; NaN, which JSON does not have, becomes None."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
 

@@ -422,7 +422,7 @@ def _summands(reward: AnyReward | float) -> list[tuple[AnyReward, float]]:
 
 
 def _reward(given: Any) -> AnyReward:
-    """What stands in a formula, if it is a reward.
+    """The operand of a formula as a term, if it is a reward.
 
     Raises:
         TypeError: it is none.

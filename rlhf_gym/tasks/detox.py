@@ -56,7 +56,7 @@ def detox_task(
         seed: of the order.
 
     Raises:
-        TaskError: more prompts asked for than there are, or a weight below 0.
+        TaskError: more prompts are requested than there are, or a weight below 0.
     """
     if not harmless_weight >= 0:
         raise TaskError(f"harmless_weight must be at least 0, got {harmless_weight}")

@@ -45,7 +45,7 @@ def request_task(
         texts: beginnings to go on from; None takes the sentiment task's.
 
     Raises:
-        TaskError: more prompts asked for than there are.
+        TaskError: more prompts are requested than there are.
     """
     texts = openings() if texts is None else texts
     train = [text for text in texts if not is_held_out(text)]

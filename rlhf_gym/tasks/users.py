@@ -1,4 +1,4 @@
-"""Simulated users: who speaks when the policy has answered.
+"""Simulated users: they speak when the policy has answered.
 
 A user is any callable ``user(messages, rng) -> str | None``: the conversation so far (it ends with the assistant's message) and
 a random generator; None ends the conversation.

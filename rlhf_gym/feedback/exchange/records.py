@@ -28,7 +28,7 @@ Answer = tuple[Query, Judgement]
 
 @dataclass(frozen=True)
 class Dropped:
-    """Why something was left out."""
+    """The reason why something was left out."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""BERTScore as a reward: how near the words of a response are to a reference's, in a language model's eyes."""
+"""BERTScore as a reward: similarity of a response's words to a reference's, by a language model's hidden states."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Classifier:
         return logits.softmax(-1) if several else logits.sigmoid()
 
     def _encode(self, tokenizer: Any, prompt: str, response: str) -> dict[str, list[int]]:
-        """Ids, mask and whatever else the model wants, cut at the front where they are too many."""
+        """Ids, mask and further inputs of the model; too long texts are cut at the front."""
         read = self.read
         if read == "auto":
             read = "chat" if tokenizer.chat_template else "continuation"
@@ -119,7 +119,7 @@ class Classifier:
                 )
             first = encoded["input_ids"][0]
             # Of two texts the longer loses first; the tokenizer keeps what must stand at the beginning ([CLS]), where it has
-            # put it there itself. A template's own opening is kept here.
+            # put it there itself. A template's own beginning is kept here.
             encoded = dict(tokenizer(*texts, **options, truncation=True, max_length=limit))
             if read == "chat" and first == tokenizer.bos_token_id:
                 encoded["input_ids"][0] = first

@@ -1,4 +1,4 @@
-"""How varied a set of responses is: figures of many responses together, which no single response has.
+"""Diversity of a set of responses: metrics of many responses together, not of a single one.
 
 Words are those of :func:`~rlhf_gym.rewards.builtin.text_statistics.words`: lower case, without punctuation.
 """
@@ -63,7 +63,7 @@ def msttr(responses: Sequence[str], segment: int = 100) -> float:
 
 
 def self_bleu(responses: Sequence[str], *, most: int = 100) -> float:
-    """How much responses resemble one another, 0 to 1: mean BLEU of each against all others (Zhu et al. 2018).
+    """Similarity of responses to one another, 0 to 1: mean BLEU of each against all others (Zhu et al. 2018).
 
     By ``sacrebleu``. Low is varied. 0 for fewer than two responses.
 

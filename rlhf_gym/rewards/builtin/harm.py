@@ -34,15 +34,15 @@ _CURSE, _THREATENS, _DISMISSES = 1.6, 5.0, 5.0
 
 
 class Harm:
-    """How probably a reader finds a text abusive, 0 to 1; negate it to punish abuse.
+    """Probability that a reader finds a text abusive, 0 to 1; negate it to punish abuse.
 
     A logistic model with weights set by hand over: insulting nouns, and whether they follow a word for a person; mean
     adjectives, likewise (a *stupid plot* is criticism, a *stupid man* is abuse); curses; wishes that somebody be hurt;
     dismissals. After a negation a word counts for nothing.
 
     Args:
-        include_prompt: look at prompt and response together: an insult may begin in the prompt. What the prompt alone amounts
-            to is no concern of the response, so the prompt's own words are not counted, only what they point at.
+        include_prompt: read prompt and response together, since an insult may begin in the prompt. Only words of the response
+            are counted; the prompt is their context.
     """
 
     name = "harm"
@@ -95,7 +95,7 @@ def _plain(text: str) -> list[str]:
 
 
 def _about_person(every: list[str], i: int, near: list[str]) -> bool:
-    """Whether a mean adjective is somebody's: ``a stupid man``, ``the director is so stupid``; not ``his stupid plot``."""
+    """True if a mean adjective describes a person: ``a stupid man``, ``the director is so stupid``; not ``his stupid plot``."""
     following = every[i + 1] if i + 1 < len(every) else "."
     if following in PEOPLE or following in _NAMES:
         return True

@@ -20,7 +20,7 @@ MARKED = re.compile(r"\\boxed|\$|\\\(|\\\[|\\begin")
 
 
 def parsed(text: str, *, whole: bool) -> list[Any]:
-    r"""What a text gives as its answer; empty where there is none.
+    r"""The answer that a text gives; empty where there is none.
 
     Args:
         text: LaTeX in ``$...$``, ``\(...\)`` or ``\boxed{...}``; without such marks, an expression by itself if it is

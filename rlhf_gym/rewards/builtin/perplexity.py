@@ -1,4 +1,4 @@
-"""How surprising a language model finds a response: the fluency that a reward must not be bought with."""
+"""Perplexity of a response under a language model: a measure of fluency, to see that a reward does not cost it."""
 
 from __future__ import annotations
 
