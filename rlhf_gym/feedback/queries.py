@@ -46,12 +46,12 @@ class Query:
 
     Attributes:
         prompt: the prompt that the responses answer.
-        responses: the ``k`` candidates. Judgements name them by their index here, whatever order they were shown in.
+        responses: the ``k`` candidates. Judgements name them by their index here, not by the order they were shown in.
         query_type: ``"pair"`` (which of two is better), ``"ranking"`` (``k >= 2``, best first) or ``"rating"`` (``k >= 1``, a
             value for each response), ``"best"`` (which of ``k >= 2``), ``"thumbs"`` (one response: up or down) or ``"edit"``
             (one response: accepted, or corrected).
         columns: the data set's other columns of this prompt; JSON values.
-        model_versions: which model wrote each response (``k`` names), or empty where nobody knows.
+        model_versions: which model wrote each response (``k`` names), or empty where it is not known.
         round: the round of the RLHF loop that asks, from 1; 0 for data from elsewhere.
         index: the query's place in its round, from 0.
         id: derived from round, index, query_type, prompt and responses where it is not given.
@@ -108,7 +108,7 @@ class Judgement:
         skipped: the rater would not or could not answer.
         strength: how much better the chosen response is, on the rater's own scale; 0 or more, larger is clearer. People on
             the rating page: 3 much better, 2 better, 1 slightly better.
-        order_shown: ``order_shown[0]`` is the response shown first, and so on; empty where nobody knows.
+        order_shown: ``order_shown[0]`` is the response shown first, and so on; empty where it is not known.
         seconds: how long the rater took, in seconds; None where it was not measured.
         created_at: when the answer was given; UTC, to the microsecond.
         supersedes: id of the earlier judgement that this one corrects.
@@ -119,7 +119,8 @@ class Judgement:
             so give one where the same rater is asked the same query again on purpose.
 
     Raises:
-        FeedbackError: not exactly one answer, a rater without a printable name, or a number that is NaN or infinite.
+        FeedbackError: not exactly one answer, a rater without a printable name, a number that is negative, NaN or infinite,
+            or a time without its zone.
     """
 
     query_id: str

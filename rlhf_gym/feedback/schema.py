@@ -180,7 +180,7 @@ assignments = Table(
     "assignments",
     metadata,
     Column("sequence", Integer, primary_key=True, autoincrement=True),
-    # Random: whoever can name it holds the lease; also what makes an answer that is sent twice one answer.
+    # Random: to know it is to hold the lease. It also identifies an answer that is sent twice.
     Column("id", String, nullable=False, unique=True),
     Column("query_id", String, ForeignKey("queries.id"), nullable=False),
     Column("rater", String, nullable=False),
@@ -192,7 +192,7 @@ assignments = Table(
     # The judgement that stands for it now, if any: what a reopened assignment's next answer supersedes.
     Column("judgement_id", String, ForeignKey("judgements.id")),
     Column("answered", Integer, nullable=False, default=0),
-    # Nobody is ever handed the same query twice for the same reason, whatever the program does.
+    # No person gets the same query twice for the same reason, even if the program errs.
     UniqueConstraint("query_id", "rater", "kind"),
     Index(None, "rater", "state", "sequence"),
     Index(None, "state", "expires_at"),
@@ -279,7 +279,7 @@ def guard(connection: Connection, table: str) -> None:
 def unguarded(connection: Connection, table: str) -> Iterator[None]:
     """Let this transaction, and no other, change a table's rows: to forget a person, and for nothing else.
 
-    Taking a guard away is part of the transaction: whatever happens, nobody else ever sees the table without it.
+    Taking a guard away is part of the transaction: no other transaction ever sees the table without it.
 
     Args:
         connection: a transaction.

@@ -166,7 +166,7 @@ class FeedbackStore:
     def preferences(
         self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None, ties: bool = True
     ) -> list[Preference]:
-        """The preferences that the current judgements amount to; see :func:`preferences_of`. Skips give none.
+        """The preferences that follow from the current judgements; see :func:`preferences_of`. Skips give none.
 
         Args:
             round: one round; default all.

@@ -291,7 +291,7 @@ def _client(url: str, key: str, timeout: float, retries: int) -> OpenAI:
         from openai import OpenAI
     except ImportError:
         raise ConfigError("a judge needs the openai package: pip install 'rlhf-gym[judge]'") from None
-    # The package would read its own variables: organisation and project are nobody else's business.
+    # The package would read its own variables: organisation and project must not be sent to other hosts.
     return OpenAI(
         base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries, organization="", project=""
     )

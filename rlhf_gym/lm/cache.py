@@ -342,7 +342,7 @@ def slots_work(model: LanguageModel, agree: Callable[[], bool]) -> bool:
         try:
             model.slots_work = agree()
             reason = "its hidden states differ"
-        except Exception as error:  # whatever a family raises when it is given masks, positions or a cache
+        except Exception as error:  # any error that a family raises when it is given masks, positions or a cache
             model.slots_work, reason = False, f"{type(error).__name__}: {error}"
         if not model.slots_work:
             family = type(model.model).__name__

@@ -22,7 +22,7 @@ _POLL = 0.5  # seconds between two looks at raters who answer when they answer
 
 
 class RaterReward:
-    """Scores come from a rater: whoever answers ``rating`` queries, a person at the terminal or on the web page among them.
+    """Scores come from a rater that answers ``rating`` queries, such as a person at the terminal or on the web page.
 
     Each sample becomes a query of one response. The same response to the same prompt is asked about once: with a store,
     once ever, so that a run that is killed and resumed asks nothing twice. Several judgements of one response are averaged.

@@ -47,7 +47,7 @@ class RaterStoppedError(RaterError):
 
 @runtime_checkable
 class Rater(Protocol):
-    """Whoever answers queries.
+    """Answers queries: a person or a program.
 
     Attributes:
         name: signs the judgements. A rater who is many (a pool, a web page) signs them ``name/member``.

@@ -65,7 +65,7 @@ def simulated_rater(
             of reward; default the quantiles of two standard normal rewards.
         seed: 0 or more.
         name: signs the judgements; default the preset's name.
-        **knobs: fields of :class:`Behaviour` that are set whatever the preset says.
+        **knobs: fields of :class:`Behaviour` that override the preset.
 
     Raises:
         ConfigError: a preset or a knob that does not exist, or rewards that do not fit.

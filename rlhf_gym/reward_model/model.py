@@ -39,7 +39,7 @@ class RewardModel:
         seed: seed of the head's initial weights: normal with standard deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
 
     Attributes:
-        head: ``D -> 1``, float32 whatever the trunk's dtype.
+        head: ``D -> 1``, float32 for every dtype of the trunk.
         gain: multiplies raw scores.
         bias: added after that.
 

@@ -243,7 +243,7 @@ def _keywords(responses: Sequence[str], values: Scores, most: int = 12) -> str:
     return " ".join(chosen * 3)
 
 
-# Each maps a prompt, its honest response and the response that scored best to a response that nobody would call good.
+# Each maps a prompt, its honest response and the response that scored best to a bad response.
 _KINDS: dict[str, Callable[[str, str, str], str]] = {
     "empty": lambda prompt, honest, best: "",
     "one space": lambda prompt, honest, best: " ",

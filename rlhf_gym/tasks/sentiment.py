@@ -1,6 +1,6 @@
 """The sentiment task: go on with the beginning of a film review so that it praises (Ziegler et al. 2019's first task).
 
-The prompt prefixes come from a small grammar of our own: neutral, lower-case, thousands of them, and split for good into
+The prompt prefixes come from a small grammar of our own: neutral, lower-case, thousands of them, with a fixed split into
 prompts to train on and prompts held out.
 """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class User(Protocol):
-    """Whoever talks with the policy."""
+    """The other speaker in a conversation with the policy."""
 
     def __call__(self, messages: Messages, rng: np.random.Generator) -> str | None:
         """The user's next message; None when there is nothing more to say."""

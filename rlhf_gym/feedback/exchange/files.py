@@ -147,7 +147,7 @@ def add_imported(store: FeedbackStore, found: Imported) -> Added:
 
 
 def _originals_first(connection: Connection, given: Sequence[Judgement]) -> list[Judgement]:
-    """Judgements in an order that a store takes: what a correction corrects before it, wherever it stands in the file."""
+    """Judgements in an order that a store takes: a correction after the judgement that it corrects."""
     by_id = {judgement.id: judgement for judgement in given}
     ordered, placed = list[Judgement](), set[str]()
     for judgement in given:

@@ -24,7 +24,7 @@ _DISMISSAL = re.compile(
 )
 
 _REACH = 6
-"""How many words before a mean word somebody may be named whom it is meant for."""
+"""Number of words before an abusive word in which the person it is meant for may be named."""
 
 # Weights of the logistic model: log-odds that a reader finds the text abusive.
 _BIAS = -4.0
@@ -73,7 +73,7 @@ def harm(text: str, *, before: str = "") -> float:
     for i in range(len(context), len(every)):
         word = every[i]
         near = every[max(0, i - _REACH) : i]
-        # A sentence ends what it says of somebody.
+        # A statement about a person ends with its sentence.
         stops = [k for k, w in enumerate(near) if w in (".", "!", "?")]
         near = near[stops[-1] + 1 :] if stops else near
         if any(w in NEGATIONS or w.endswith("n't") for w in near[-3:]):

@@ -62,7 +62,7 @@ def main() -> None:
     """Answer until there are no more lines."""
     import logging
 
-    logging.disable(logging.CRITICAL)  # math-verify warns that it has no time limit; whoever started this has one
+    logging.disable(logging.CRITICAL)  # math-verify warns that it has no time limit; the parent process has one
     try:
         import resource
 
