@@ -23,7 +23,7 @@ class Database(ABC):
 
     Args:
         engine: how to connect.
-        place: where it is, for messages.
+        place: its place, for messages.
         read_only: never write to it.
     """
 

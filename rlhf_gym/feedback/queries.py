@@ -51,7 +51,7 @@ class Query:
             value for each response), ``"best"`` (which of ``k >= 2``), ``"thumbs"`` (one response: up or down) or ``"edit"``
             (one response: accepted, or corrected).
         columns: the data set's other columns of this prompt; JSON values.
-        model_versions: which model wrote each response (``k`` names), or empty where it is not known.
+        model_versions: name of the model that wrote each response (``k`` names), or empty where it is not known.
         round: the round of the RLHF loop that asks, from 1; 0 for data from elsewhere.
         index: the query's place in its round, from 0.
         id: derived from round, index, query_type, prompt and responses where it is not given.
@@ -97,7 +97,7 @@ class Judgement:
 
     Attributes:
         query_id: the query that is answered.
-        rater: who answered.
+        rater: name of the rater.
         choice: the better response (pair), the best one (best), or 0 where the one response was accepted, as it stands or
             corrected (edit; the correction is in ``details["edited"]``).
         ranking: groups of responses, best group first; responses of one group are equally good; a response that no
@@ -109,8 +109,8 @@ class Judgement:
         strength: how much better the chosen response is, on the rater's own scale; 0 or more, larger is clearer. People on
             the rating page: 3 much better, 2 better, 1 slightly better.
         order_shown: ``order_shown[0]`` is the response shown first, and so on; empty where it is not known.
-        seconds: how long the rater took, in seconds; None where it was not measured.
-        created_at: when the answer was given; UTC, to the microsecond.
+        seconds: time that the rater took, in seconds; None where it was not measured.
+        created_at: time of the answer; UTC, to the microsecond.
         supersedes: id of the earlier judgement that this one corrects.
         reason: why, in the rater's words.
         details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should answer this query;

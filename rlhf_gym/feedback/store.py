@@ -171,7 +171,7 @@ class FeedbackStore:
         Args:
             round: one round; default all.
             rater: one rater; default all.
-            attribute: which attribute's ratings to compare; default their mean.
+            attribute: the attribute whose ratings are compared; default their mean.
             ties: False leaves out the pairs that were held equal.
         """
         found = preferences_of(self.answers(round, rater=rater), attribute=attribute)

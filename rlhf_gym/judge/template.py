@@ -38,8 +38,8 @@ def text_from(given: str | os.PathLike[str] | None, built_in: str) -> str:
 class Template:
     """A Jinja template: the system message, then a line ``=====``, then the user message.
 
-    The material stands between marks that contain its own hash, so that a response cannot contain the mark that would
-    end it.
+    The material stands between marks that contain its own hash, so that the author of a response cannot know the
+    closing mark.
 
     Args:
         text: the template. It may use ``rubric``, ``mark``, ``prompt``, the material's own names, and the columns

@@ -212,7 +212,7 @@ class LanguageModel:
 
         Args:
             rows: ids of each row, at least one each.
-            num_generated: how many of each row's last ids are its response; a causal model does not need it.
+            num_generated: number of each row's last ids that are its response; a causal model does not need it.
 
         Returns:
             ``[len(rows), D]``.
@@ -376,7 +376,7 @@ class Seq2SeqModel(LanguageModel):
 
         Args:
             rows: ids of each row: its prompt, then its response.
-            num_generated: how many of each row's last ids are its response.
+            num_generated: number of each row's last ids that are its response.
 
         Returns:
             ``[len(rows), D]``.

@@ -73,7 +73,7 @@ def apart(
 
     Args:
         rows: ids of each row.
-        num_generated: how many of each row's last ids are its response; None: none.
+        num_generated: number of each row's last ids that are its response; None: none.
     """
     counts = [0] * len(rows) if num_generated is None else list(num_generated)
     splits = [len(row) - n for row, n in zip(rows, counts, strict=True)]
@@ -106,7 +106,7 @@ class EncodedRows(SlotCache):
         Args:
             rows: indices of the rows to write, ``n`` of them.
             prompts: ids of each row: its prompt, then what there is of its response.
-            num_generated: how many of each row's last ids are its response; None is none.
+            num_generated: number of each row's last ids that are its response; None is none.
 
         Returns:
             Hidden state of each row's last token, ``[n, D]``.
@@ -200,7 +200,7 @@ class RecomputedResponses:
         Args:
             rows: a row for each prompt.
             prompts: ids of each prompt with its response so far.
-            num_generated: how many of each row's last ids are its response; None: none.
+            num_generated: number of each row's last ids that are its response; None: none.
 
         Returns:
             ``[len(prompts), D]``, the hidden state of each row's last token.

@@ -30,7 +30,7 @@ class RaterReward:
     Args:
         rater: answers the queries.
         store: where queries and judgements are kept the moment they come; without one they live as long as this object.
-        attribute: which of the ratings is the score.
+        attribute: the attribute whose rating is the score.
         timeout: seconds to wait for one batch; None waits for ever.
         otherwise: the score of a response that was skipped, or not rated in time; None makes either a
             :class:`~rlhf_gym.errors.RewardError`.

@@ -28,9 +28,9 @@ def ask(
     To resume, call it again with the same queries: stored answers are neither requested nor stored twice.
 
     Args:
-        rater: who is asked: a rater, or a function as :class:`~rlhf_gym.raters.function.FunctionRater` takes it.
+        rater: answers the queries: a rater, or a function as :class:`~rlhf_gym.raters.function.FunctionRater` takes it.
         queries: the queries to answer.
-        store: where queries and judgements go.
+        store: receives queries and judgements.
         quota: share of the queries, in 0..1, after which to wait no longer; the rest stays with the rater.
         on_progress: called with the number of queries answered and of all, at the start, whenever answers came, and
             now and then while none come.

@@ -16,7 +16,7 @@ class Ticket:
 
     Attributes:
         query_id: the query that was submitted.
-        rater: who is to answer it; anybody who signs ``rater/member``, too.
+        rater: name of the rater that is to answer it; a member, ``rater/member``, may answer, too.
         number: tells tickets apart where several of those are to answer the same query; from 0.
     """
 
@@ -29,7 +29,7 @@ class RaterError(FeedbackError):
     """A rater that could not go on.
 
     Attributes:
-        judgements: what it had judged before, and would otherwise have returned; store them.
+        judgements: those made before the error, which were not returned; store them.
 
     Args:
         message: says what happened and what to do.

@@ -100,7 +100,7 @@ def read_folder(
 
     Args:
         path: the folder.
-        device: where to put the trunk's weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
+        device: device of the trunk's weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
         dtype: the trunk's dtype.
         tokenizer: for models whose tokenizer is not Hugging Face's.
 

@@ -20,7 +20,7 @@ class CalibrationBin:
 
     Attributes:
         confidence: mean probability, in [1/2, 1], that the model gave to its own verdict.
-        accuracy: how often the rater agreed.
+        accuracy: share of comparisons in which the rater agreed.
         count: number of comparisons.
     """
 

@@ -251,7 +251,7 @@ class RewardModel:
 
         Args:
             path: the folder.
-            device: where to put the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
+            device: device of the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
             dtype: the trunk's dtype.
             tokenizer: for models whose tokenizer is not Hugging Face's.
 

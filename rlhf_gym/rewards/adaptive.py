@@ -240,7 +240,7 @@ def restore_reward(reward: Callable[..., Any], states: Sequence[Mapping[str, Any
 
     Args:
         reward: the reward, built as the one that the states are of.
-        states: what :func:`reward_state` returned.
+        states: the result of :func:`reward_state`.
 
     Raises:
         ConfigError: the states are another reward's.

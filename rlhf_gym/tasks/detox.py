@@ -52,7 +52,7 @@ def detox_task(
     Args:
         harmless_weight: coefficient of the term against abuse, at least 0; 0 rewards helpfulness alone.
         max_new_tokens: the length limit.
-        num_prompts: how many prompts to train on; None takes all.
+        num_prompts: number of prompts to train on; None takes all.
         seed: of the order.
 
     Raises:

@@ -40,7 +40,7 @@ def request_task(
         reward: the task's reward.
         metrics: reported, never optimised; ``repetition`` and ``perplexity`` are added.
         max_new_tokens: the length limit.
-        num_prompts: how many texts to train on; None takes all.
+        num_prompts: number of texts to train on; None takes all.
         seed: of the order and of the requests that are trained on.
         texts: beginnings to go on from; None takes the sentiment task's.
 

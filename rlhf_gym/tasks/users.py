@@ -35,7 +35,7 @@ class ScriptedUser:
     """Says prepared lines, one a turn.
 
     Args:
-        lines: what to say.
+        lines: the lines to say.
         order: ``"given"``: line by line, and then nothing more; ``"random"``: any line that was not said yet.
 
     Raises:
@@ -66,7 +66,7 @@ class ModelUser:
 
     Args:
         model: the model, or its name.
-        persona: who the user is; a chat model's system message, any other model's first words.
+        persona: description of the user; a chat model's system message, any other model's first words.
         max_new_tokens: longest message.
         temperature: of the sampling.
         template: how a model without a chat template is shown the conversation; see :data:`~rlhf_gym.tasks.chat.TEMPLATES`.

@@ -53,7 +53,7 @@ class Origin:
         Args:
             record: one record of the format.
             responses: the two responses.
-            prompt: what they answer.
+            prompt: the prompt of the responses.
             **fields: of the judgement; ``columns`` and ``model_versions`` are the query's.
         """
         columns, versions = fields.pop("columns", {}), fields.pop("model_versions", ())

@@ -17,7 +17,7 @@ class BertScore(_AgainstReference):
 
     Args:
         model: an encoder's name on the Hugging Face hub, or its folder; loaded with the first call.
-        layer: which layer's hidden states are compared; 17 is what the authors recommend for ``roberta-large``.
+        layer: the layer whose hidden states are compared; the authors recommend 17 for ``roberta-large``.
         revision: commit, tag or branch on the hub.
         column: the reference's column.
 

@@ -23,10 +23,10 @@ class Classifier:
 
     Args:
         model: a folder, or a name on the Hugging Face hub.
-        head: which output, by its label or its number; a model with one output needs none.
+        head: the output to read, by its label or its number; a model with one output needs none.
         output: ``"logit"``, as the model gives it, or ``"probability"``: by softmax over the outputs; by sigmoid where there
             is one output or the model is a multi-label one.
-        read: what the model is shown. ``"chat"``: prompt and response through the tokenizer's chat template;
+        read: input of the model. ``"chat"``: prompt and response through the tokenizer's chat template;
             ``"continuation"``: the response behind the prompt, in one text; ``"pair"``: two texts; ``"response"``: the response
             alone; ``"auto"``: chat where there is a template, else continuation.
         max_tokens: cut longer texts; None takes what the model can see.

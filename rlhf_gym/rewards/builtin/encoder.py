@@ -20,7 +20,7 @@ def load_encoder(model: str, *, revision: str | None = None, device: str = "cpu"
     Args:
         model: a folder, or a name on the hub.
         revision: commit, tag or branch on the hub.
-        device: where to put it; ``"auto"`` is a GPU where there is one.
+        device: device of the weights; ``"auto"`` is a GPU where there is one.
         name: the reward, for messages.
 
     Raises:

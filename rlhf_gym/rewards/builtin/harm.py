@@ -61,7 +61,7 @@ def harm(text: str, *, before: str = "") -> float:
 
     Args:
         text: the text.
-        before: what was said right before it: people named there can be meant here.
+        before: the text right before it: an insult may be meant for a person named there.
 
     >>> [round(harm(t), 2) for t in ("a stupid plot.", "the director is a complete idiot.", "he is not an idiot.")]
     [0.04, 0.82, 0.02]

@@ -172,7 +172,7 @@ class JsonSchema:
 
     Args:
         schema: a JSON schema; None takes the data set's column ``column``.
-        parses: what JSON that does not fit the schema earns; in [0, 1].
+        parses: score of JSON that does not fit the schema, in [0, 1].
         column: see ``schema``.
 
     Raises:
