@@ -22,7 +22,7 @@ class Database(ABC):
     """One open database with a feedback store in it.
 
     Args:
-        engine: how to connect.
+        engine: makes the connections.
         place: its place, for messages.
         read_only: never write to it.
     """

@@ -41,7 +41,7 @@ class Reply:
     Attributes:
         text: the reply.
         prompt_tokens: tokens of the question, as the service counts them; 0 where it does not.
-        completion_tokens: of the reply, likewise.
+        completion_tokens: tokens of the reply, likewise.
         cached: True if it came from the cache, at no cost.
     """
 
@@ -60,7 +60,7 @@ class Usage:
         cached: questions answered from the cache.
         prompt_tokens: tokens sent.
         completion_tokens: tokens received.
-        cost: of both, at the client's prices.
+        cost: cost of both, at the client's prices.
     """
 
     asked: int = 0
@@ -91,10 +91,10 @@ class ChatClient:
         timeout: seconds to wait for one reply.
         retries: times that a failed request is sent again, 0 or more.
         cache: file that keeps replies from run to run; None keeps them in memory.
-        price: per million tokens sent and received, in any currency.
+        price: prices per million tokens sent and received, in any currency.
         open_after: questions in a row without an answer that open the circuit breaker.
         cool_down: seconds that it stays open.
-        parameters: of the request besides model and messages, over ``{"temperature": 0, "max_tokens": 200}``; None leaves
+        parameters: of the request, besides model and messages, over ``{"temperature": 0, "max_tokens": 200}``; None leaves
             one out (models that reason want ``max_completion_tokens`` and no temperature).
 
     Raises:

@@ -87,12 +87,12 @@ class Judge:
         """An opinion of each response; its value lies in ``low..high``.
 
         Args:
-            prompts: ``n``.
-            responses: ``n``.
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
             columns: each sample's columns, for templates that use them.
 
         Raises:
-            JudgeError: the service cannot be asked.
+            JudgeError: the service cannot be reached, or refuses.
         """
         rows = columns or [{}] * len(prompts)
         questions = [
@@ -112,7 +112,7 @@ class Judge:
             columns: each prompt's columns.
 
         Raises:
-            JudgeError: the service cannot be asked.
+            JudgeError: the service cannot be reached, or refuses.
         """
         rows = columns or [{}] * len(triples)
         questions = []

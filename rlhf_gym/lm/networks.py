@@ -149,7 +149,7 @@ def check_causal(
         raise ModelError(f"{name!r} ({family}) is not causal: its logits depend on later tokens")
     hidden = hidden_states(ids)
     width = hidden.shape[-1]
-    # Small logits would not show a soft cap: hidden states an order of magnitude larger do.
+    # Small logits would not show a soft cap; hidden states an order of magnitude larger do.
     large = 30 * torch.randn(1, 8, width, generator=generator).to(hidden)
     exact = by_forward(large)
     model: Any = network

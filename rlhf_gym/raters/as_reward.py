@@ -24,8 +24,9 @@ _POLL = 0.5  # seconds between two looks at raters who answer when they answer
 class RaterReward:
     """Scores come from a rater that answers ``rating`` queries, such as a person at the terminal or on the web page.
 
-    Each sample becomes a query of one response. The same response to the same prompt is asked about once: with a store,
-    once ever, so that a run that is killed and resumed asks nothing twice. Several judgements of one response are averaged.
+    Each sample becomes a query of one response. The same response to the same prompt is rated once: with a store,
+    once over all runs, so that a run that is killed and resumed repeats no query. Several judgements of one response are
+    averaged.
 
     Args:
         rater: answers the queries.
@@ -78,7 +79,7 @@ class RaterReward:
 
         Raises:
             RewardError: a response was skipped or not rated in time and there is no score for that; the ratings that came
-                are kept, and not asked for again.
+                are kept, and not requested again.
             RaterError: the rater could not go on; likewise.
         """
         queries = [

@@ -36,7 +36,7 @@ def ask(
             now and then while none come.
 
     Returns:
-        How many judgements were new.
+        Number of new judgements.
 
     Raises:
         RaterError: the rater could not go on; what it had judged is stored.

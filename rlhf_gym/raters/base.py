@@ -42,7 +42,7 @@ class RaterError(FeedbackError):
 
 
 class RaterStoppedError(RaterError):
-    """A rater who chose to stop for now; the rest can be asked later."""
+    """The rater chose to stop for now; the rest can be answered later."""
 
 
 @runtime_checkable

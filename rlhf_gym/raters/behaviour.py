@@ -122,7 +122,7 @@ class Behaviour:
 
 
 class _Answer:
-    """One answer in the making: the chance drawn for it, and what is felt of each response."""
+    """The state of one answer: its random numbers, and the felt value of each response."""
 
     def __init__(self, behaviour: Behaviour, query: Query, rewards: Array, rng: np.random.Generator) -> None:
         self.behaviour, self.query, self.rewards = behaviour, query, rewards
@@ -189,7 +189,7 @@ class _Answer:
         return {"choice": int(self.sorted()[0]), "strength": self.level(gap, cuts) if cuts else None}
 
     def ranking(self, blind: bool) -> dict[str, Any]:
-        """All responses, best first; responses that cannot be told apart share a place."""
+        """All responses, best first; indistinguishable responses share a place."""
         if self.behaviour.davidson_nu:
             raise FeedbackError("Davidson's ties are for pairs; for rankings use rao_kupper_theta or tie_threshold")
         if blind:

@@ -1,4 +1,4 @@
-"""Ensembles: several rewards of the same thing, together harder to over-optimise than each of them."""
+"""Ensembles: several rewards for the same quality, which are harder to over-optimise together than alone."""
 
 from __future__ import annotations
 

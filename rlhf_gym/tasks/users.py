@@ -100,7 +100,7 @@ class ModelUser:
         if isinstance(self.model, str):
             self.model = LanguageModel.load(self.model)
         ids, stop = self._prompt(messages)
-        # Of a conversation that has outgrown the model, its end.
+        # A conversation that exceeds the context loses its beginning.
         ids = ids[-(self.model.context_length - self.max_new_tokens) :]
         tokenizer = self.model.tokenizer
         limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), max_new_tokens=self.max_new_tokens)
@@ -117,7 +117,7 @@ class ModelUser:
         if getattr(tokenizer, "is_chat", False):
             other = {"user": "assistant", "assistant": "user"}
             swapped = [{"role": other.get(m["role"], m["role"]), "content": m["content"]} for m in messages]
-            # A chat must begin with its user: here, the one who is asked to play the user.
+            # A chat must begin with its user: here, the model that plays the user.
             begin: list[Message] = [{"role": "user", "content": "Please begin."}]
             ids: list[int] = tokenizer.encode_messages([*system, *begin, *swapped])  # type: ignore[attr-defined]
             return ids, ()

@@ -73,7 +73,7 @@ Reader = Callable[[Mapping[str, Any], Origin], Answer | Dropped | list[Answer | 
 
 
 def write_native(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """Everything there is.
+    """The whole query and judgement.
 
     Args:
         query: the query that was answered.

@@ -1,4 +1,4 @@
-"""A process that compares mathematical answers: apart, since a few characters can keep algebra busy for ever.
+"""A process that compares mathematical answers; separate, since a short text can keep algebra busy for ever.
 
 Run as a file, by :mod:`rlhf_gym.rewards.builtin.math_answer`. Reads a line of JSON ``[[references], response]``, answers
 ``true`` or ``false`` by a line. Answers are read as LaTeX by a grammar; nothing in them is evaluated as Python.

@@ -1,4 +1,4 @@
-"""Rewards for what a response matches: a regular expression, some words, a reference."""
+"""Rewards for a response that matches: a regular expression, some words, a reference."""
 
 from __future__ import annotations
 
