@@ -90,7 +90,7 @@ class JudgeRater:
             timeout: seconds after which no further batch begins (at least one is judged); None judges all.
 
         Raises:
-            RaterError: the service cannot be reached or refuses; ``judgements`` holds what was answered. Collecting again goes on.
+            RaterError: the service cannot be reached or refuses; ``judgements`` holds the answers. Collecting again goes on.
             FeedbackError: a ticket is not open here.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
