@@ -1,4 +1,4 @@
-"""Feedback: queries, judgements, the store that keeps them, and the preferences they amount to."""
+"""Feedback: queries, judgements, the store that keeps them, and the preferences that follow from them."""
 
 from rlhf_gym.feedback.preferences import (
     Demonstration,

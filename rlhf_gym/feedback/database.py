@@ -1,4 +1,4 @@
-"""Opening the feedback store's database so that an acknowledged write survives whatever happens next.
+"""Opens the feedback store's database so that an acknowledged write survives a crash.
 
 What both databases share is here; what each needs for it is in ``sqlite_database`` and ``postgres_database``.
 """
@@ -22,8 +22,8 @@ class Database(ABC):
     """One open database with a feedback store in it.
 
     Args:
-        engine: how to connect.
-        place: where it is, for messages.
+        engine: makes the connections.
+        place: its place, for messages.
         read_only: never write to it.
     """
 
@@ -37,7 +37,7 @@ class Database(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that sees the store as it is at its first read, whatever others write meanwhile."""
+        """A transaction that sees the store as it is at its first read, without what others write meanwhile."""
         with self._explained("read"), self._begin_reading() as connection:
             yield connection
 
@@ -47,7 +47,7 @@ class Database(ABC):
 
         Raises:
             FeedbackError: the database could not take the write; nothing of the block was stored. (Where the connection
-                was lost while it was being committed, nobody can know: do the same again, what is there is not doubled.)
+                was lost while it was being committed, that is unknown: repeat it, which stores nothing twice.)
         """
         if self.read_only:
             raise FeedbackError(
@@ -62,7 +62,7 @@ class Database(ABC):
 
     @abstractmethod
     def purge(self) -> None:
-        """Let go of what was removed, where the database still keeps a copy of it."""
+        """Erase copies of removed rows that the database still keeps."""
 
     @abstractmethod
     def _begin_reading(self) -> AbstractContextManager[Connection]:

@@ -18,7 +18,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback.database import Database
 from rlhf_gym.feedback.schema import to_json
 
-_LOCK = 0x726C68666779  # any number that nobody else uses: "rlhfgy" in ASCII
+_LOCK = 0x726C68666779  # an arbitrary number that no other program uses: "rlhfgy" in ASCII
 _RESTART = "the server cannot be reached, or is restarting; try again in a moment"
 _ADVICE = {
     "55P03": "another process kept it locked; wait for that process or stop it, and try again",

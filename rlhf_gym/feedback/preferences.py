@@ -16,7 +16,7 @@ class Preference:
     """One response preferred to another, or held equal.
 
     Attributes:
-        prompt: what both responses answer.
+        prompt: the prompt of both responses.
         chosen: the better response (in a tie, either).
         rejected: the worse response (in a tie, the other).
         margin: how much better, where the rater said so: a pair's strength, or the difference of two ratings. The scale
@@ -24,7 +24,7 @@ class Preference:
         tie: True if the rater held them equal.
         query_id: the query it comes from; all pairs of one ranking share it, and belong in the same batch and on the
             same side of a train/validation split (Ouyang et al. 2022, section 3.5).
-        rater: who said so.
+        rater: name of the rater.
     """
 
     prompt: str
@@ -41,11 +41,11 @@ class Demonstration:
     """A response that somebody gives as an example of a good one, for supervised fine-tuning.
 
     Attributes:
-        prompt: what it answers.
+        prompt: its prompt.
         response: the example.
         corrects: it was written by the rater, in place of the model's; False: the model's was accepted as it stood.
         query_id: the query it comes from.
-        rater: who gave it.
+        rater: name of the rater.
     """
 
     prompt: str
@@ -61,7 +61,7 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
     Args:
         query: the query that was answered.
         judgement: the answer.
-        attribute: which attribute's ratings to compare; default their mean.
+        attribute: the attribute whose ratings are compared; default their mean.
 
     Returns:
         A pair: one preference. The best of ``k``: it against each of the others. A ranking of ``k`` responses: all
@@ -95,7 +95,7 @@ def preferences_of(answers: Iterable[tuple[Query, Judgement]], *, attribute: str
 
     Args:
         answers: judgements with their queries.
-        attribute: which attribute's ratings to compare; default their mean.
+        attribute: the attribute whose ratings are compared; default their mean.
 
     Returns:
         What :func:`preferences_from` gives for each answer, in order; then the pairs out of thumbs.

@@ -1,4 +1,4 @@
-"""Queries and judgements: what raters are asked, and what they answer.
+"""Queries, which are put to raters, and judgements, their answers.
 
 A query's id is derived from its content, so that a run that is killed and resumed asks the very same queries and stores
 each once. A judgement is never changed: a correction is a new judgement that names the one it supersedes.
@@ -45,13 +45,13 @@ class Query:
     """One prompt with ``k`` candidate responses, put to a rater as one query type.
 
     Attributes:
-        prompt: what the language model was asked.
-        responses: the ``k`` candidates. Judgements name them by their index here, whatever order they were shown in.
+        prompt: the prompt that the responses answer.
+        responses: the ``k`` candidates. Judgements name them by their index here, not by the order they were shown in.
         query_type: ``"pair"`` (which of two is better), ``"ranking"`` (``k >= 2``, best first) or ``"rating"`` (``k >= 1``, a
             value for each response), ``"best"`` (which of ``k >= 2``), ``"thumbs"`` (one response: up or down) or ``"edit"``
             (one response: accepted, or corrected).
         columns: the data set's other columns of this prompt; JSON values.
-        model_versions: which model wrote each response (``k`` names), or empty where nobody knows.
+        model_versions: name of the model that wrote each response (``k`` names), or empty where it is not known.
         round: the round of the RLHF loop that asks, from 1; 0 for data from elsewhere.
         index: the query's place in its round, from 0.
         id: derived from round, index, query_type, prompt and responses where it is not given.
@@ -97,7 +97,7 @@ class Judgement:
 
     Attributes:
         query_id: the query that is answered.
-        rater: who answered.
+        rater: name of the rater.
         choice: the better response (pair), the best one (best), or 0 where the one response was accepted, as it stands or
             corrected (edit; the correction is in ``details["edited"]``).
         ranking: groups of responses, best group first; responses of one group are equally good; a response that no
@@ -108,18 +108,19 @@ class Judgement:
         skipped: the rater would not or could not answer.
         strength: how much better the chosen response is, on the rater's own scale; 0 or more, larger is clearer. People on
             the rating page: 3 much better, 2 better, 1 slightly better.
-        order_shown: ``order_shown[0]`` is the response shown first, and so on; empty where nobody knows.
-        seconds: how long the rater took, in seconds; None where it was not measured.
-        created_at: when the answer was given; UTC, to the microsecond.
+        order_shown: ``order_shown[0]`` is the response shown first, and so on; empty where it is not known.
+        seconds: time that the rater took, in seconds; None where it was not measured.
+        created_at: time of the answer; UTC, to the microsecond.
         supersedes: id of the earlier judgement that this one corrects.
         reason: why, in the rater's words.
-        details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should be asked this;
+        details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should answer this query;
             ``both_bad``: a tie of responses that are no good; ``edited``: the corrected response.
-        id: whoever submits twice submits the same id. Derived from query, rater and supersedes where it is not given;
+        id: the same for a retry of the same submission. Derived from query, rater and supersedes where it is not given;
             so give one where the same rater is asked the same query again on purpose.
 
     Raises:
-        FeedbackError: not exactly one answer, a rater without a printable name, or a number that is not one.
+        FeedbackError: not exactly one answer, a rater without a printable name, a number that is negative, NaN or infinite,
+            or a time without its zone.
     """
 
     query_id: str

@@ -171,7 +171,7 @@ def append_judgements(
     Args:
         connection: writing.
         given: the judgements.
-        queries: what they answer, by id, where that has been read already.
+        queries: the queries that they answer, by id, as far as they have been read already.
 
     Returns:
         How many were new.

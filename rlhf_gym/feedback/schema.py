@@ -56,14 +56,24 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To UTC; without its zone where the database would drop or refuse it."""
+        """Convert a moment to UTC; drop its zone where the database (SQLite) cannot store one.
+
+        Args:
+            value: a moment with its zone, or None, which stays None.
+            dialect: the database's dialect.
+        """
         if value is None:
             return None
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """A moment with its zone, always UTC."""
+        """Return a moment with its zone, always UTC.
+
+        Args:
+            value: as the database returned it; without a zone it is UTC. None stays None.
+            dialect: the database's dialect; not used.
+        """
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -170,7 +180,7 @@ assignments = Table(
     "assignments",
     metadata,
     Column("sequence", Integer, primary_key=True, autoincrement=True),
-    # Random: whoever can name it holds the lease; also what makes an answer that is sent twice one answer.
+    # Random: to know it is to hold the lease. It also identifies an answer that is sent twice.
     Column("id", String, nullable=False, unique=True),
     Column("query_id", String, ForeignKey("queries.id"), nullable=False),
     Column("rater", String, nullable=False),
@@ -182,7 +192,7 @@ assignments = Table(
     # The judgement that stands for it now, if any: what a reopened assignment's next answer supersedes.
     Column("judgement_id", String, ForeignKey("judgements.id")),
     Column("answered", Integer, nullable=False, default=0),
-    # Nobody is ever handed the same query twice for the same reason, whatever the program does.
+    # No person gets the same query twice for the same reason, even if the program errs.
     UniqueConstraint("query_id", "rater", "kind"),
     Index(None, "rater", "state", "sequence"),
     Index(None, "state", "expires_at"),
@@ -269,7 +279,7 @@ def guard(connection: Connection, table: str) -> None:
 def unguarded(connection: Connection, table: str) -> Iterator[None]:
     """Let this transaction, and no other, change a table's rows: to forget a person, and for nothing else.
 
-    Taking a guard away is part of the transaction: whatever happens, nobody else ever sees the table without it.
+    Taking a guard away is part of the transaction: no other transaction ever sees the table without it.
 
     Args:
         connection: a transaction.

@@ -1,6 +1,6 @@
 """The feedback store in one SQLite file.
 
-Write-ahead log (readers go on while somebody writes), ``synchronous=FULL`` (a commit returns after the disk has it),
+Write-ahead log (reading goes on during a write), ``synchronous=FULL`` (a commit returns after the disk has it),
 ``BEGIN IMMEDIATE`` (a writer waits for its turn at the start and never fails halfway), foreign keys checked.
 """
 

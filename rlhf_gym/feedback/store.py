@@ -1,4 +1,4 @@
-"""The feedback store: every query asked and every judgement given, in one database that loses nothing.
+"""The feedback store: every query and every judgement, in one database that loses nothing.
 
 Append-only: what is stored is never changed or removed (triggers in the database hold that), a correction is a further
 judgement. Idempotent: what is stored twice under one id is stored once. Several processes may write and read at once.
@@ -37,7 +37,7 @@ class StoreCount:
     """The number of queries, judgements and raters in a store.
 
     Attributes:
-        queries: queries asked.
+        queries: number of queries.
         answered: queries with at least one judgement (skips count).
         judgements: judgements given, superseded ones included.
         current: judgements that nothing supersedes; the next two count among these.
@@ -166,12 +166,12 @@ class FeedbackStore:
     def preferences(
         self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None, ties: bool = True
     ) -> list[Preference]:
-        """The preferences that the current judgements amount to; see :func:`preferences_of`. Skips give none.
+        """The preferences that follow from the current judgements; see :func:`preferences_of`. Skips give none.
 
         Args:
             round: one round; default all.
             rater: one rater; default all.
-            attribute: which attribute's ratings to compare; default their mean.
+            attribute: the attribute whose ratings are compared; default their mean.
             ties: False leaves out the pairs that were held equal.
         """
         found = preferences_of(self.answers(round, rater=rater), attribute=attribute)
@@ -210,12 +210,15 @@ class FeedbackStore:
 
 
 def open_database(path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> Database:
-    """The database that a path or a URL names, opened. See :class:`FeedbackStore`.
+    """Open the database that a path or a URL names. See :class:`FeedbackStore`.
 
     Args:
         path: the file, or the URL of a database.
         read_only: never write.
         timeout: seconds to wait.
+
+    Raises:
+        FeedbackError: the URL is of another kind of database, or the database cannot be opened.
     """
     text = os.fspath(path)
     if text.startswith(POSTGRES_URLS):

@@ -1,4 +1,4 @@
-"""Replies that were paid for once, by the question: in memory, or in a SQLite file that later runs find."""
+"""A cache of replies by question: in memory, or in a SQLite file that later runs use."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ class ReplyCache:
             raise ConfigError(f"the judge's cache {os.fspath(path or '')!r} cannot be used: {error}") from error
 
     def get(self, question: str) -> str | None:
-        """The reply, if there is one."""
+        """The stored reply to a question; None where there is none."""
         with self._lock:
             row = self._file.execute("SELECT text FROM replies WHERE question = ?", (_name(question),)).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, question: str, text: str) -> None:
-        """Remember a reply."""
+        """Store a reply; it replaces an earlier one to the same question.
+
+        Args:
+            question: the key: the whole request as text, of which a hash is stored.
+            text: the reply.
+        """
         with self._lock:
             self._file.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (_name(question), _storable(text)))
 

@@ -41,7 +41,7 @@ class Reply:
     Attributes:
         text: the reply.
         prompt_tokens: tokens of the question, as the service counts them; 0 where it does not.
-        completion_tokens: of the reply, likewise.
+        completion_tokens: tokens of the reply, likewise.
         cached: True if it came from the cache, at no cost.
     """
 
@@ -60,7 +60,7 @@ class Usage:
         cached: questions answered from the cache.
         prompt_tokens: tokens sent.
         completion_tokens: tokens received.
-        cost: of both, at the client's prices.
+        cost: cost of both, at the client's prices.
     """
 
     asked: int = 0
@@ -91,10 +91,10 @@ class ChatClient:
         timeout: seconds to wait for one reply.
         retries: times that a failed request is sent again, 0 or more.
         cache: file that keeps replies from run to run; None keeps them in memory.
-        price: per million tokens sent and received, in any currency.
+        price: prices per million tokens sent and received, in any currency.
         open_after: questions in a row without an answer that open the circuit breaker.
         cool_down: seconds that it stays open.
-        parameters: of the request besides model and messages, over ``{"temperature": 0, "max_tokens": 200}``; None leaves
+        parameters: of the request, besides model and messages, over ``{"temperature": 0, "max_tokens": 200}``; None leaves
             one out (models that reason want ``max_completion_tokens`` and no temperature).
 
     Raises:
@@ -169,7 +169,7 @@ class ChatClient:
         return self._model
 
     def ask(self, questions: Sequence[Messages], schema: Mapping[str, Any]) -> list[Reply]:
-        """Ask several questions at once; the same question twice is asked once.
+        """Send several questions at once; equal questions are sent once.
 
         Args:
             questions: conversations, each a list of ``{"role", "content"}``.
@@ -216,7 +216,7 @@ class ChatClient:
         return reply
 
     def cost(self, reply: Reply) -> float:
-        """What a reply cost, at the client's prices; 0 from the cache."""
+        """Cost of a reply at the client's prices; 0 from the cache."""
         sent, received = self.price
         return 0.0 if reply.cached else (sent * reply.prompt_tokens + received * reply.completion_tokens) / 1e6
 
@@ -250,7 +250,7 @@ class ChatClient:
             return self._said(lambda: call(client))
 
     def _said(self, call: Callable[[], Any]) -> Any:
-        """Call the service; whatever goes wrong becomes one line without the key."""
+        """Call the service; an error becomes a message of one line without the key."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
 
         try:
@@ -291,7 +291,7 @@ def _client(url: str, key: str, timeout: float, retries: int) -> OpenAI:
         from openai import OpenAI
     except ImportError:
         raise ConfigError("a judge needs the openai package: pip install 'rlhf-gym[judge]'") from None
-    # The package would read its own variables: organisation and project are nobody else's business.
+    # The package would read its own variables: organisation and project must not be sent to other hosts.
     return OpenAI(
         base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries, organization="", project=""
     )

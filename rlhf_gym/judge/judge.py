@@ -87,12 +87,12 @@ class Judge:
         """An opinion of each response; its value lies in ``low..high``.
 
         Args:
-            prompts: ``n``.
-            responses: ``n``.
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
             columns: each sample's columns, for templates that use them.
 
         Raises:
-            JudgeError: the service cannot be asked.
+            JudgeError: the service cannot be reached, or refuses.
         """
         rows = columns or [{}] * len(prompts)
         questions = [
@@ -105,14 +105,14 @@ class Judge:
     def compare(
         self, triples: Sequence[tuple[str, str, str]], columns: Sequence[Columns] | None = None
     ) -> list[Opinion]:
-        """An opinion of each two responses, asked in both orders: where they contradict one another it is a tie.
+        """Compare pairs of responses, each in both orders; two contradicting replies make a tie.
 
         Args:
             triples: prompt, one response, the other.
             columns: each prompt's columns.
 
         Raises:
-            JudgeError: the service cannot be asked.
+            JudgeError: the service cannot be reached, or refuses.
         """
         rows = columns or [{}] * len(triples)
         questions = []
@@ -154,6 +154,14 @@ def unreadable(opinion: Opinion) -> str:
 def read_score(text: str, low: int, high: int) -> float | None:
     """The score in a reply: ``{"score": 7}``, or else the last number that could be one (``Score: 7/10`` is 7).
 
+    Args:
+        text: the reply.
+        low: lowest valid score.
+        high: highest valid score.
+
+    Returns:
+        The score; None where there is none in ``low..high``.
+
     >>> read_score('Sure! {"reason": "fine", "score": 7}', 1, 10), read_score("I give it 8/10.", 1, 10)
     (7.0, 8.0)
     >>> read_score("no idea", 1, 10), read_score('{"score": 70}', 1, 10)
@@ -172,7 +180,7 @@ def read_score(text: str, low: int, high: int) -> float | None:
 
 
 def read_side(text: str) -> int | None:
-    """Which of two a reply prefers: -1 the first (``A``), 1 the second (``B``), 0 neither; None where it does not say.
+    """The side that a reply prefers: -1 the first (``A``), 1 the second (``B``), 0 neither; None where it does not say.
 
     >>> read_side('{"better": "B"}'), read_side("Response A is better"), read_side("It is a tie."), read_side("Hm.")
     (1, -1, 0, None)

@@ -1,4 +1,4 @@
-"""A judge as a rater: it answers what people are asked, in both orders, and says why."""
+"""A judge as a rater: it answers the same queries as people, compares in both orders, and gives reasons."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class JudgeRater:
         rubric: likewise.
         template: of comparisons, likewise.
         name: signs the judgements; default ``judge:MODEL``.
-        batch_size: most queries that are asked at once, so that answers are stored as they come.
+        batch_size: most queries that are sent at once, so that answers are stored as they come.
         options: of :class:`~rlhf_gym.judge.client.ChatClient`.
 
     Raises:
@@ -78,15 +78,19 @@ class JudgeRater:
         return f"{self.name}: {self.usage}{bias}"
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:
-        """Take queries; they are asked when they are collected. See :meth:`Rater.submit`."""
+        """Take queries; the judge answers them when they are collected. See :meth:`Rater.submit`."""
         self._open.update((query.id, query) for query in queries)
         return [Ticket(query.id, self.name) for query in queries]
 
     def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
-        """Ask, in the order of the tickets. See :meth:`Rater.collect`.
+        """Query the judge, in the order of the tickets. See :meth:`Rater.collect`.
+
+        Args:
+            tickets: of open queries, from :meth:`submit`.
+            timeout: seconds after which no further batch begins (at least one is judged); None judges all.
 
         Raises:
-            RaterError: the service cannot be asked; ``judgements`` holds what was answered. Collecting again goes on.
+            RaterError: the service cannot be reached or refuses; ``judgements`` holds the answers. Collecting again goes on.
             FeedbackError: a ticket is not open here.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -107,7 +111,7 @@ class JudgeRater:
         return judgements
 
     def _judge(self, queries: Sequence[Query]) -> list[Judgement]:
-        """All of a batch's questions at once, then an answer a query."""
+        """Send a batch's questions at once, then make one answer a query."""
         compared = [query for query in queries if query.query_type in ("pair", "ranking", "best")]
         scored = [query for query in queries if query.query_type in ("rating", "thumbs")]
         pairs = [(query, i, j) for query in compared for i, j in combinations(range(len(query.responses)), 2)]
@@ -127,7 +131,7 @@ class JudgeRater:
         return [self._answer(query, by_query[query.id]) for query in queries]
 
     def _count(self, opinions: Sequence[Opinion]) -> None:
-        """Keep the figures of position bias."""
+        """Update the counts that measure position bias."""
         read = [opinion for opinion in opinions if opinion.value is not None]
         self.compared += len(read)
         self.disagreed += sum(opinion.disagreed for opinion in read)
@@ -147,7 +151,7 @@ class JudgeRater:
         )
 
     def _said(self, query: Query, values: list[float]) -> dict[str, Any]:
-        """The answer as the query type asks for it."""
+        """The answer in the shape that the query type needs."""
         if query.query_type == "pair":
             return {"choice": int(values[0] > 0)} if values[0] else {"tie": True}
         if query.query_type == "rating":

@@ -71,7 +71,7 @@ class JudgeReward:
             columns: further columns of the data set, ``n`` values each.
 
         Raises:
-            RewardError: the service cannot be asked, a reply cannot be read, or the column is missing.
+            RewardError: the service cannot be reached, a reply cannot be read, or the column is missing.
         """
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         try:

@@ -1,4 +1,4 @@
-"""What a judge is asked: a rubric, and a template that keeps the material apart from the instructions."""
+"""The questions to a judge: a rubric, and a template that keeps the material apart from the instructions."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def text_from(given: str | os.PathLike[str] | None, built_in: str) -> str:
 
 
 class Template:
-    """A Jinja template of what the model is told, then a line ``=====``, then what it is asked.
+    """A Jinja template: the system message, then a line ``=====``, then the user message.
 
-    The material stands between marks that name the hash of the material itself: whoever writes a response cannot know the
-    mark that would end it.
+    The material stands between marks that contain its own hash, so that the author of a response cannot know the
+    closing mark.
 
     Args:
         text: the template. It may use ``rubric``, ``mark``, ``prompt``, the material's own names, and the columns
@@ -66,13 +66,13 @@ class Template:
 
     @cached_property
     def names(self) -> set[str]:
-        """What it uses."""
+        """Names of the variables that the template uses."""
         from jinja2.meta import find_undeclared_variables
 
         return find_undeclared_variables(self._environment.parse(self.text))
 
     def need(self, *names: str) -> None:
-        """Refuse a template that leaves out what it is to show.
+        """Refuse a template that does not use the variables it must show.
 
         Raises:
             ConfigError: names what is missing.
@@ -83,7 +83,11 @@ class Template:
             )
 
     def fill(self, material: dict[str, str], **values: Any) -> Messages:
-        """The conversation that asks about the material.
+        """Render the conversation that puts the material to the judge.
+
+        Args:
+            material: texts by name that the judge must not take for instructions: prompt, responses.
+            values: further values that the template uses, by name.
 
         Raises:
             ConfigError: the template uses a name that is not there.

@@ -76,7 +76,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Move to a new rectangle.
 
         Args:
-            rows: which rows to take along.
+            rows: the rows to take along.
             capacity: columns of the new rectangle.
             left: columns to leave free on the left.
             new_rows: rows to add below.
@@ -153,7 +153,7 @@ class SlotCache:
         Args:
             rows: a row for each prompt; numbers from ``num_rows`` on, without gaps, add rows.
             prompts: ids of each prompt, at least one each.
-            num_generated: how many of each prompt's last ids the model generated itself; a causal model does not need it.
+            num_generated: number of each prompt's last ids that the model generated itself; a causal model does not need it.
 
         Returns:
             ``[len(prompts), D]``, the hidden state of each prompt's last token.
@@ -342,7 +342,7 @@ def slots_work(model: LanguageModel, agree: Callable[[], bool]) -> bool:
         try:
             model.slots_work = agree()
             reason = "its hidden states differ"
-        except Exception as error:  # whatever a family raises when it is given masks, positions or a cache
+        except Exception as error:  # any error that a family raises when it is given masks, positions or a cache
             model.slots_work, reason = False, f"{type(error).__name__}: {error}"
         if not model.slots_work:
             family = type(model.model).__name__

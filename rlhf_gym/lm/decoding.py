@@ -47,7 +47,7 @@ class CachedDecoder:
         Args:
             slots: any numbers, each at most once.
             prompts: ids of each slot's prompt, at least one each.
-            num_generated: how many of each prompt's last ids the model generated itself; default none. Only encoder-decoder
+            num_generated: number of each prompt's last ids that the model generated itself; default none. Only encoder-decoder
                 models need it.
 
         Returns:

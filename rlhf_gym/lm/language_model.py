@@ -47,7 +47,10 @@ class Adapter(Protocol):
         ...
 
     def merged_weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """All weights of an adapted network under the base's names, each change added to its layer."""
+        """All weights of an adapted network under the base's names, each change added to its layer.
+
+        Every weight keeps the base's shape: ``[out, in]`` for a linear layer.
+        """
         ...
 
 
@@ -146,7 +149,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         device: torch.device = self.model.device
         return device
 
@@ -209,7 +212,7 @@ class LanguageModel:
 
         Args:
             rows: ids of each row, at least one each.
-            num_generated: how many of each row's last ids are its response; a causal model does not need it.
+            num_generated: number of each row's last ids that are its response; a causal model does not need it.
 
         Returns:
             ``[len(rows), D]``.
@@ -316,6 +319,10 @@ class Seq2SeqModel(LanguageModel):
     def hidden(self, ids: Tensor, **_: Any) -> Tensor:
         """Refuse: there is no one sequence of prompt and response.
 
+        Args:
+            ids: int64 ``[B, T]``; not used.
+            _: further arguments of :meth:`LanguageModel.hidden`; not used.
+
         Raises:
             ModelError: always.
         """
@@ -358,14 +365,22 @@ class Seq2SeqModel(LanguageModel):
         return run_decoder(self.model, ids, states, seen, mask, cache)
 
     def response_states(self, batch: SequenceBatch) -> Tensor:
-        """See :meth:`LanguageModel.response_states`."""
+        """Hidden states ``[N, D]`` that predict the response tokens. See :meth:`LanguageModel.response_states`."""
         prompts = batch.prompts()
         start = batch.responses.new_full((len(prompts), 1), self.start_id)
         read = torch.cat([start, batch.responses[:, :-1]], dim=1)
         return self.decode(read, *self.encode(prompts))[batch.response_mask]
 
     def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int]) -> Tensor:
-        """See :meth:`LanguageModel.last_states`."""
+        """The decoder's hidden state at each row's last token. See :meth:`LanguageModel.last_states`.
+
+        Args:
+            rows: ids of each row: its prompt, then its response.
+            num_generated: number of each row's last ids that are its response.
+
+        Returns:
+            ``[len(rows), D]``.
+        """
         split = [(row[: len(row) - n], row[len(row) - n :]) for row, n in zip(rows, num_generated, strict=True)]
         read = pad_right([[self.start_id, *response] for _, response in split], self.tokenizer.pad_id)
         hidden = self.decode(read.to(self.device), *self.encode([prompt for prompt, _ in split]))

@@ -37,7 +37,7 @@ class ModelSource:
     """A model's place.
 
     Attributes:
-        name: what the user gave.
+        name: the name that the user gave.
         location: a folder, or a name on the hub.
         gguf_file: name of a GGUF file in there, where one was given.
     """
@@ -56,7 +56,7 @@ class ModelSource:
 
         Args:
             what: ``"tokenizer"`` or ``"language model"``.
-            error: what transformers raised.
+            error: the error that transformers raised.
         """
         lines = str(error).strip().splitlines()
         reason = (lines[0] if lines else type(error).__name__)[:300]
@@ -204,10 +204,10 @@ def load_weights(
         options: for ``from_pretrained``.
         allow_pickle: take weights from a pickle where there are no safetensors.
         auto: the transformers class that knows what kind of model it is; default ``AutoModelForCausalLM``.
-        what: what that kind is called in messages.
+        what: name of that kind in messages.
 
     Raises:
-        ModelError: it cannot be loaded, is no such model, or lacks weights.
+        ModelError: it cannot be loaded, is no such model, or weights are missing.
     """
     from transformers import AutoModelForCausalLM, PreTrainedModel
 

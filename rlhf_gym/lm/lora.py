@@ -92,7 +92,10 @@ class Lora:
         return {**asdict(self), "targets": list(self.targets)}
 
     def merged_weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """All weights of an adapted network under the base's names, each change added to its layer."""
+        """All weights of an adapted network under the base's names, each change added to its layer.
+
+        A linear layer's weight stays ``[out, in]``, in the base's dtype; the sum is taken in float32.
+        """
         from peft.tuners.lora import LoraLayer
 
         out = {
@@ -122,7 +125,7 @@ def require_peft() -> None:
 def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
     """A language model that begins as ``base`` and learns an adapter alone.
 
-    It shares the base's tensors, which take no gradients from now on. Adapters are float32 whatever the base's dtype.
+    It shares the base's tensors, which take no gradients from now on. Adapters are float32 for every dtype of the base.
 
     Args:
         base: the model to adapt, causal or encoder-decoder; it goes on working, as the model without an adapter.

@@ -149,7 +149,7 @@ def check_causal(
         raise ModelError(f"{name!r} ({family}) is not causal: its logits depend on later tokens")
     hidden = hidden_states(ids)
     width = hidden.shape[-1]
-    # Small logits would not show a soft cap: hidden states an order of magnitude larger do.
+    # Small logits would not show a soft cap; hidden states an order of magnitude larger do.
     large = 30 * torch.randn(1, 8, width, generator=generator).to(hidden)
     exact = by_forward(large)
     model: Any = network
@@ -223,7 +223,7 @@ def check_encoder_decoder(
     Args:
         network: an encoder-decoder model.
         name: its name, for messages.
-        logits_of: logits of hidden states that are multiplied by a scale first.
+        logits_of: logits ``[..., V]`` of hidden states ``[..., D]`` that are multiplied by a scale first.
 
     Returns:
         Number of logits ``V``, width ``D`` of the hidden states, and the scale.

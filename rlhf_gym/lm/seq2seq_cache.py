@@ -21,13 +21,18 @@ class Encoded:
         seen: bool ``[rows, S]``, True at tokens.
         states: ``[rows, S, D]``.
         crossed: keys and values ``[rows, heads, S, head size]`` of each layer, one after the other; empty without a cache.
+
+    Args:
+        seen: bool ``[rows, S]``, True at tokens.
+        states: ``[rows, S, D]``.
+        crossed: keys and values of each layer, as in the attribute; ``()`` without a cache.
     """
 
     def __init__(self, seen: Tensor, states: Tensor, crossed: Sequence[Tensor] = ()) -> None:
         self.seen, self.states, self.crossed = seen, states, list(crossed)
 
     def keep(self, rows: Tensor) -> Encoded:
-        """Take these rows, without columns that are padding in all of them."""
+        """Take the rows ``[n]`` of these indices, without columns that are padding in all of them."""
         width = int(self.seen[rows].sum(1).max())
         crossed = [table[rows, :, :width] for table in self.crossed]
         return Encoded(self.seen[rows, :width], self.states[rows, :width], crossed)
@@ -68,7 +73,7 @@ def apart(
 
     Args:
         rows: ids of each row.
-        num_generated: how many of each row's last ids are its response; None: none.
+        num_generated: number of each row's last ids that are its response; None: none.
     """
     counts = [0] * len(rows) if num_generated is None else list(num_generated)
     splits = [len(row) - n for row, n in zip(rows, counts, strict=True)]
@@ -96,7 +101,16 @@ class EncodedRows(SlotCache):
     def write(
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
     ) -> Tensor:
-        """See :meth:`SlotCache.write`; ``num_generated`` says how many of a row's last ids are its response."""
+        """Encode prompts, prefill their responses and store both in these rows. See :meth:`SlotCache.write`.
+
+        Args:
+            rows: indices of the rows to write, ``n`` of them.
+            prompts: ids of each row: its prompt, then what there is of its response.
+            num_generated: number of each row's last ids that are its response; None is none.
+
+        Returns:
+            Hidden state of each row's last token, ``[n, D]``.
+        """
         device = self.model.device
         sources, responses = apart(prompts, num_generated)
         states, seen = self.model.encode(sources)
@@ -133,7 +147,15 @@ class EncodedRows(SlotCache):
         self._set(self.encoded.keep(torch.tensor(rows, device=self.lengths.device)))
 
     def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
-        """See :meth:`SlotCache.append`."""
+        """Append one token to every row. See :meth:`SlotCache.append`.
+
+        Args:
+            tokens: int64 ``[rows]``.
+            live: int64 ``[rows]``, 1 at rows that are read, 0 at free ones; None where all are read.
+
+        Returns:
+            Hidden state of each row's last token, ``[rows, D]``.
+        """
         assert self.encoded is not None
         columns = torch.arange(self.num_columns + 1, device=self.lengths.device)
         mask = (columns >= self._starts[:, None])[:, None, None, :]
@@ -178,7 +200,7 @@ class RecomputedResponses:
         Args:
             rows: a row for each prompt.
             prompts: ids of each prompt with its response so far.
-            num_generated: how many of each row's last ids are its response; None: none.
+            num_generated: number of each row's last ids that are its response; None: none.
 
         Returns:
             ``[len(prompts), D]``, the hidden state of each row's last token.

@@ -70,8 +70,8 @@ def pack_sequences(
         prompts: ids of each prompt, at least one each (a first response token needs something to be predicted from).
         responses: ids of each response, EOS included where it was generated.
         pad_id: fills the rest; never attended to, never learned from.
-        side: where whole sequences are padded.
-        device: where the tensors go.
+        side: the side on which whole sequences are padded.
+        device: device of the tensors.
 
     Raises:
         ValueError: no sequence, an empty prompt, or another number of responses than of prompts.

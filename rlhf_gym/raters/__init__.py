@@ -1,4 +1,4 @@
-"""Raters: whoever answers queries, simulated or a person, behind the same two calls."""
+"""Raters: they answer queries, simulated or as people, behind the same two calls."""
 
 from rlhf_gym.raters.asking import ask
 from rlhf_gym.raters.base import Rater, RaterError, RaterStoppedError, Ticket

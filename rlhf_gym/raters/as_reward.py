@@ -22,15 +22,16 @@ _POLL = 0.5  # seconds between two looks at raters who answer when they answer
 
 
 class RaterReward:
-    """Scores come from a rater: whoever answers ``rating`` queries, a person at the terminal or on the web page among them.
+    """Scores come from a rater that answers ``rating`` queries, such as a person at the terminal or on the web page.
 
-    Each sample becomes a query of one response. The same response to the same prompt is asked about once: with a store,
-    once ever, so that a run that is killed and resumed asks nothing twice. Several judgements of one response are averaged.
+    Each sample becomes a query of one response. The same response to the same prompt is rated once: with a store,
+    once over all runs, so that a run that is killed and resumed repeats no query. Several judgements of one response are
+    averaged.
 
     Args:
-        rater: who is asked.
+        rater: answers the queries.
         store: where queries and judgements are kept the moment they come; without one they live as long as this object.
-        attribute: which of the ratings is the score.
+        attribute: the attribute whose rating is the score.
         timeout: seconds to wait for one batch; None waits for ever.
         otherwise: the score of a response that was skipped, or not rated in time; None makes either a
             :class:`~rlhf_gym.errors.RewardError`.
@@ -74,11 +75,11 @@ class RaterReward:
             self._keep(store.judgements(0))  # this reward's queries belong to no round
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], **columns: Sequence[Any]) -> list[float]:
-        """Ask about a batch and wait.
+        """Put a batch to the rater and wait for its ratings.
 
         Raises:
             RewardError: a response was skipped or not rated in time and there is no score for that; the ratings that came
-                are kept, and not asked for again.
+                are kept, and not requested again.
             RaterError: the rater could not go on; likewise.
         """
         queries = [

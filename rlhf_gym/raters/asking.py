@@ -1,4 +1,4 @@
-"""Asking a rater so that a crash at any moment costs no answer: whatever comes back is stored before more is asked."""
+"""Puts queries to a rater and stores each answer at once, so that a crash loses none."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def ask(
 ) -> int:
     """Store queries, have a rater answer those it has not answered yet, and store every answer as it comes.
 
-    To resume, call it again with the same queries: what is stored is neither asked nor stored twice.
+    To resume, call it again with the same queries: stored answers are neither requested nor stored twice.
 
     Args:
-        rater: who is asked: a rater, or a function as :class:`~rlhf_gym.raters.function.FunctionRater` takes it.
-        queries: what is asked.
-        store: where queries and judgements go.
+        rater: answers the queries: a rater, or a function as :class:`~rlhf_gym.raters.function.FunctionRater` takes it.
+        queries: the queries to answer.
+        store: receives queries and judgements.
         quota: share of the queries, in 0..1, after which to wait no longer; the rest stays with the rater.
         on_progress: called with the number of queries answered and of all, at the start, whenever answers came, and
             now and then while none come.
 
     Returns:
-        How many judgements were new.
+        Number of new judgements.
 
     Raises:
         RaterError: the rater could not go on; what it had judged is stored.

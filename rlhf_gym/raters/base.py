@@ -16,7 +16,7 @@ class Ticket:
 
     Attributes:
         query_id: the query that was submitted.
-        rater: who is to answer it; anybody who signs ``rater/member``, too.
+        rater: name of the rater that is to answer it; a member, ``rater/member``, may answer, too.
         number: tells tickets apart where several of those are to answer the same query; from 0.
     """
 
@@ -29,7 +29,11 @@ class RaterError(FeedbackError):
     """A rater that could not go on.
 
     Attributes:
-        judgements: what it had judged before, and would otherwise have returned; store them.
+        judgements: those made before the error, which were not returned; store them.
+
+    Args:
+        message: says what happened and what to do.
+        judgements: as in the attribute; ``()`` if there are none.
     """
 
     def __init__(self, message: str, judgements: Sequence[Judgement] = ()) -> None:
@@ -38,12 +42,12 @@ class RaterError(FeedbackError):
 
 
 class RaterStoppedError(RaterError):
-    """A rater who chose to stop for now; the rest can be asked later."""
+    """The rater chose to stop for now; the rest can be answered later."""
 
 
 @runtime_checkable
 class Rater(Protocol):
-    """Whoever answers queries.
+    """Answers queries: a person or a program.
 
     Attributes:
         name: signs the judgements. A rater who is many (a pool, a web page) signs them ``name/member``.

@@ -39,7 +39,7 @@ class Behaviour:
         noise: ``"gumbel"`` (Boltzmann, Plackett-Luce) or ``"normal"`` (Thurstone, with ``sigma = 1 / beta``).
         error_rate: share of answers, 0 to 1, given blindly: p' = error_rate / 2 + (1 - error_rate) p. Half of them are
             right by luck, so labels flip half as often.
-        tie_threshold: differences of felt reward smaller than this are ties, whatever else; in units of reward.
+        tie_threshold: differences of felt reward smaller than this are always ties; in units of reward.
         rao_kupper_theta: 1 or more; 1 is no such ties. Between equal responses P(tie) = (theta - 1) / (theta + 1).
         davidson_nu: 0 or more; 0 is no such ties. Between equal responses P(tie) = nu / (2 + nu). Pairs only.
         skip_rate: share of queries, 0 to 1, skipped for no reason.
@@ -122,12 +122,12 @@ class Behaviour:
 
 
 class _Answer:
-    """One answer in the making: the chance drawn for it, and what is felt of each response."""
+    """The state of one answer: its random numbers, and the felt value of each response."""
 
     def __init__(self, behaviour: Behaviour, query: Query, rewards: Array, rng: np.random.Generator) -> None:
         self.behaviour, self.query, self.rewards = behaviour, query, rewards
         k = len(rewards)
-        # Only uniform numbers are asked of the generator: NumPy may change how it makes others out of them.
+        # The generator draws uniform numbers only: NumPy may change how it makes other distributions.
         self.chance = rng.random(5)
         self.order, self.blind_order = np.argsort(rng.random(k)), np.argsort(rng.random(k))
         uniforms, self.blind_levels = np.maximum(rng.random(k), 2.0**-54), rng.random(k)
@@ -164,7 +164,7 @@ class _Answer:
         return {**answer, "order_shown": tuple(map(int, self.order))}
 
     def lapse(self) -> dict[str, Any]:
-        """The answer of somebody who does not read."""
+        """The answer of a rater who does not read."""
         if self.query.query_type in ("pair", "best"):
             return {"choice": int(self.order[0])}
         if self.query.query_type == "ranking":
@@ -189,7 +189,7 @@ class _Answer:
         return {"choice": int(self.sorted()[0]), "strength": self.level(gap, cuts) if cuts else None}
 
     def ranking(self, blind: bool) -> dict[str, Any]:
-        """All responses, best first; responses that cannot be told apart share a place."""
+        """All responses, best first; indistinguishable responses share a place."""
         if self.behaviour.davidson_nu:
             raise FeedbackError("Davidson's ties are for pairs; for rankings use rao_kupper_theta or tie_threshold")
         if blind:

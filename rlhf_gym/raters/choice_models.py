@@ -22,8 +22,8 @@ def boltzmann(reward_a: ArrayLike, reward_b: ArrayLike, beta: float) -> Array:
     """P(a is chosen over b) = sigmoid(beta (r_a - r_b)): Bradley and Terry 1952.
 
     Args:
-        reward_a: reward of the first response.
-        reward_b: reward of the second.
+        reward_a: rewards of the first responses, ``[...]``.
+        reward_b: rewards of the second ones, of the same shape.
         beta: rationality, in 1 / unit of reward.
 
     >>> float(boltzmann(1.0, 0.0, beta=2.0).round(4))
@@ -36,8 +36,8 @@ def thurstone(reward_a: ArrayLike, reward_b: ArrayLike, sigma: float) -> Array:
     """P(a is chosen over b) = Phi((r_a - r_b) / (sigma sqrt 2)): Thurstone 1927, case V.
 
     Args:
-        reward_a: rewards of a.
-        reward_b: rewards of b.
+        reward_a: rewards of the first responses, ``[...]``.
+        reward_b: rewards of the second ones, of the same shape.
         sigma: standard deviation of the noise on each perceived reward, in units of reward; 0 is rational.
 
     >>> float(thurstone(1.0, 0.0, sigma=1.0).round(4))
@@ -54,7 +54,7 @@ def with_errors(probabilities: ArrayLike, error_rate: float, choices: int = 2) -
     Half of the blind answers to a pair are right by luck: to flip a tenth of the labels, ``error_rate`` is 0.2.
 
     Args:
-        probabilities: of the choices.
+        probabilities: of the choices without errors, ``[...]``, in 0..1.
         error_rate: share of blind answers, in 0..1.
         choices: number of choices.
 
@@ -97,8 +97,8 @@ def rao_kupper(reward_a: ArrayLike, reward_b: ArrayLike, beta: float, theta: flo
     With pi = exp(beta r): P(a) = pi_a / (pi_a + theta pi_b), P(b) = pi_b / (pi_b + theta pi_a), the rest are ties.
 
     Args:
-        reward_a: rewards of a.
-        reward_b: rewards of b.
+        reward_a: rewards of the first responses, ``[...]``.
+        reward_b: rewards of the second ones, of the same shape.
         beta: in 1 / unit of reward.
         theta: 1 or more; 1 gives no ties, and between equals P(tie) = (theta - 1) / (theta + 1).
 
@@ -116,8 +116,8 @@ def davidson(reward_a: ArrayLike, reward_b: ArrayLike, beta: float, nu: float) -
     With pi = exp(beta r): P(tie) = nu sqrt(pi_a pi_b) / (pi_a + pi_b + nu sqrt(pi_a pi_b)); the rest as Bradley-Terry.
 
     Args:
-        reward_a: rewards of a.
-        reward_b: rewards of b.
+        reward_a: rewards of the first responses, ``[...]``.
+        reward_b: rewards of the second ones, of the same shape.
         beta: in 1 / unit of reward.
         nu: 0 or more; 0 gives no ties, and between equals P(tie) = nu / (2 + nu).
 
@@ -131,7 +131,15 @@ def davidson(reward_a: ArrayLike, reward_b: ArrayLike, beta: float, nu: float) -
 
 
 def scaled(differences: ArrayLike, beta: float) -> Array:
-    """``beta`` times differences of reward, where ``inf`` times no difference is none."""
+    """``beta`` times differences of reward; infinite ``beta`` leaves a difference of 0 at 0.
+
+    Args:
+        differences: differences of reward, ``[...]``.
+        beta: rationality, in 1 / unit of reward, 0 or more; infinite for a rater without errors.
+
+    Returns:
+        float64 ``[...]``.
+    """
     differences = np.asarray(differences, dtype=np.float64)
     if math.isinf(beta):
         return np.where(differences == 0, 0.0, np.copysign(np.inf, differences))

@@ -230,7 +230,7 @@ class FunctionRater:
 
 
 def as_rater(thing: Rater | RaterFunction, *, name: str | None = None, batch_size: int = 32) -> Rater:
-    """Whatever may stand for a rater, as one: a rater as it is, a function as a :class:`FunctionRater`.
+    """A rater from a rater or a function: the rater as it is, the function as a :class:`FunctionRater`.
 
     Args:
         thing: an object with ``name``, ``submit`` and ``collect``, or a function.

@@ -12,7 +12,7 @@ class Keyboard:
     """Single keys, without Enter.
 
     Args:
-        source: where keys come from; default standard input.
+        source: stream of the keys; default standard input.
     """
 
     def __init__(self, source: TextIO | None = None) -> None:

@@ -22,7 +22,7 @@ class RaterPool:
     Args:
         name: the pool's; members sign ``name/...``.
         members: at least ``overlap`` of them, with different names; functions, too, which sign ``name/function``.
-        overlap: how many members answer each query.
+        overlap: number of members that answer each query.
         weights: how often each member is chosen, relative to the others; above 0; default evenly.
         seed: 0 or more.
 

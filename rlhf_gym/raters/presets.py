@@ -39,7 +39,7 @@ PRESETS: dict[str, str] = {
 }
 
 _RATERS = 13
-# Our choice, the paper has no such figures: how right AlpacaFarm's annotators are before labels are flipped, and how
+# Our choice, the paper does not give it: how right AlpacaFarm's annotators are before labels are flipped, and how
 # unlike they are (standard deviation of the logarithm of beta).
 _ALPACAFARM_ACCURACY = 0.9
 _ALPACAFARM_SPREAD = 0.5
@@ -65,7 +65,7 @@ def simulated_rater(
             of reward; default the quantiles of two standard normal rewards.
         seed: 0 or more.
         name: signs the judgements; default the preset's name.
-        **knobs: fields of :class:`Behaviour` that are set whatever the preset says.
+        **knobs: fields of :class:`Behaviour` that override the preset.
 
     Raises:
         ConfigError: a preset or a knob that does not exist, or rewards that do not fit.

@@ -1,4 +1,4 @@
-"""The simulated rater: any reward in the place of a person's taste, with a person's faults."""
+"""The simulated rater: a reward takes the place of a person's taste, and the answers have a person's faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SimulatedRater:
     """Answers pair, ranking and rating queries at once, by a reward.
 
     An answer depends on the query, the reward, the behaviour, the rater's name and the seed, and on nothing else: not
-    on what was asked before, nor on how queries are batched. So a resumed run gets the answers it would have got.
+    on earlier queries, nor on the batches. So a resumed run gets the same answers.
 
     Args:
         reward: the rater's taste; anything :func:`rlhf_gym.rewards.score` can call. It is given each query's columns.

@@ -38,8 +38,8 @@ class TerminalRater:
         name: signs the judgements.
         store: where each answer goes the moment it is given, so that none is lost if the terminal closes; without one,
             answers are kept until they are collected.
-        console: where queries are shown; default standard output.
-        keyboard: where keys come from; default standard input.
+        console: shows the queries; default standard output.
+        keyboard: reads the keys; default standard input.
         seed: of the order responses are shown in, which depends on it, the rater's name and the query only.
     """
 

@@ -100,7 +100,7 @@ def read_folder(
 
     Args:
         path: the folder.
-        device: where to put the trunk's weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
+        device: device of the trunk's weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
         dtype: the trunk's dtype.
         tokenizer: for models whose tokenizer is not Hugging Face's.
 
@@ -137,7 +137,7 @@ def check_head(path: Path | str, found: dict[str, Tensor], expected: dict[str, T
     Args:
         path: the folder, for the message.
         found: the tensors that were read, by name.
-        expected: the tensors of a new head, by name.
+        expected: the tensors of a new head, by name: ``weight`` is ``[1, D]``, ``bias`` ``[1]``.
 
     Raises:
         ModelError: a name or a shape differs.

@@ -20,7 +20,7 @@ class CalibrationBin:
 
     Attributes:
         confidence: mean probability, in [1/2, 1], that the model gave to its own verdict.
-        accuracy: how often the rater agreed.
+        accuracy: share of comparisons in which the rater agreed.
         count: number of comparisons.
     """
 
@@ -58,7 +58,7 @@ class FitResult:
     best_epoch: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; NaN, which JSON lacks, becomes None."""
+        """Plain values for JSON; NaN, which JSON does not have, becomes None."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
 

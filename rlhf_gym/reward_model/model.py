@@ -39,9 +39,12 @@ class RewardModel:
         seed: seed of the head's initial weights: normal with standard deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
 
     Attributes:
-        head: ``D -> 1``, float32 whatever the trunk's dtype.
+        head: ``D -> 1``, float32 for every dtype of the trunk.
         gain: multiplies raw scores.
         bias: added after that.
+
+    Raises:
+        ModelError: the language model has an encoder.
     """
 
     name = "reward_model"
@@ -248,7 +251,7 @@ class RewardModel:
 
         Args:
             path: the folder.
-            device: where to put the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
+            device: device of the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
             dtype: the trunk's dtype.
             tokenizer: for models whose tokenizer is not Hugging Face's.
 

@@ -57,7 +57,12 @@ class RunningStandardise(Adaptive):
         self.count, self.mean, self.squares = 0.0, 0.0, 0.0
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Update the moments (Chan, Golub and LeVeque 1983, eq. 2.1), then standardise."""
+        """Update the moments (Chan, Golub and LeVeque 1983, eq. 2.1), then standardise.
+
+        Args:
+            values: one array: the part's scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         x = values[0]
         if self.learns:
             delta, n = float(x.mean()) - self.mean, len(x)
@@ -131,6 +136,10 @@ class Constrained(Adaptive):
 
         Further terms are ``NAME_multiplier``; ``NAME_slack``, the constraint less its level; and the contributions of
         objective and constraint, which add up to the score, each as ``ITS_NAME_weighted``.
+
+        Args:
+            values: the scores of the objective, then of the constraint, float64 ``[n]`` each.
+            responses: the ``n`` responses; not used.
         """
         objective, constraint = values
         damped = self.multiplier + self.damping * (self.level - float(constraint.mean()))
@@ -174,7 +183,12 @@ class Scheduled(Adaptive):
         self.samples = 0.0
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Weight the scores; the term ``NAME_weight`` is the weight, one for the batch."""
+        """Weight the scores; the term ``NAME_weight`` is the weight, one for the batch.
+
+        Args:
+            values: one array: the part's scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         places, weights = [place for place, _ in self.points], [weight for _, weight in self.points]
         weight = float(np.interp(self.samples, places, weights))
         if self.learns:
@@ -226,7 +240,7 @@ def restore_reward(reward: Callable[..., Any], states: Sequence[Mapping[str, Any
 
     Args:
         reward: the reward, built as the one that the states are of.
-        states: what :func:`reward_state` returned.
+        states: the result of :func:`reward_state`.
 
     Raises:
         ConfigError: the states are another reward's.

@@ -78,7 +78,7 @@ class RewardReport:
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """What should be looked at before training, a sentence each."""
+        """Problems to look at before training, a sentence each."""
         out = [f"{probe.name!r} beats {probe.beats:.0%} of honest samples" for probe in self.suspicious]
         out += [f"it fails on {probe.name!r}: {probe.error}" for probe in self.probes if probe.error]
         out += [f"{name} failed on {n} honest samples, which are left out" for name, n in self.skipped.items()]
@@ -243,7 +243,7 @@ def _keywords(responses: Sequence[str], values: Scores, most: int = 12) -> str:
     return " ".join(chosen * 3)
 
 
-# Each maps a prompt, its honest response and the response that scored best to a response that nobody would call good.
+# Each maps a prompt, its honest response and the response that scored best to a bad response.
 _KINDS: dict[str, Callable[[str, str, str], str]] = {
     "empty": lambda prompt, honest, best: "",
     "one space": lambda prompt, honest, best: " ",

@@ -218,7 +218,12 @@ class Mapped(Combination):
         self.parts, self.name, self.function = (as_term(part),), name, function
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Apply the function to the scores."""
+        """Apply the function to the scores.
+
+        Args:
+            values: one array: the part's scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         return np.asarray(self.function(values[0]), dtype=np.float64), {}
 
 
@@ -240,12 +245,22 @@ class Sum(Combination):
         self.name = name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Compute the weighted sum and each part's contribution."""
+        """Compute the weighted sum and each part's contribution.
+
+        Args:
+            values: for each part its scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         weighted = [weight * value for weight, value in zip(self.weights, values, strict=True)]
         return np.sum(weighted, axis=0), contributions(self.parts, weighted)
 
     def combine_tokens(self, values: list[Scores], tokens: list[Tokens | None]) -> Tokens | None:
-        """Compute the weighted sum of the tokens' values."""
+        """Compute the weighted sum of the tokens' values.
+
+        Args:
+            values: for each part its scores, float64 ``[n]``.
+            tokens: for each part its tokens' values, None where it has none.
+        """
         return weighted_sum(list(zip(self.weights, values, tokens, strict=True)))
 
 
@@ -264,7 +279,12 @@ class Product(Combination):
         self.parts, self.name = some(parts, name), name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Multiply the scores."""
+        """Multiply the scores.
+
+        Args:
+            values: for each part its scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         return np.prod(values, axis=0), {}
 
 
@@ -286,7 +306,12 @@ class Gate(Combination):
         self.level, self.otherwise = level, otherwise
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Compute the score; the term ``NAME_open`` is 1 where the gate is open, else 0."""
+        """Compute the score; the term ``NAME_open`` is 1 where the gate is open, else 0.
+
+        Args:
+            values: the scores of the gate, then of the reward behind it, float64 ``[n]`` each.
+            responses: the ``n`` responses; not used.
+        """
         is_open = values[0] >= self.level
         return np.where(is_open, values[1], self.otherwise), {f"{self.name}_open": is_open.astype(np.float64)}
 
@@ -298,7 +323,12 @@ class PerWord(Combination):
         self.parts, self.name = (as_term(part),), f"per_word({reward_name(part)})"
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Divide the scores by the numbers of words."""
+        """Divide the scores by the numbers of words.
+
+        Args:
+            values: one array: the part's scores, float64 ``[n]``.
+            responses: the ``n`` responses; one without words counts as one word.
+        """
         return values[0] / np.array([max(1, len(r.split())) for r in responses]), {}
 
 
@@ -340,7 +370,12 @@ class Term(Combination):
         return replace(scored, terms=scored.terms | {self.name: scored.values})
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Return the score as it is."""
+        """Return the score as it is.
+
+        Args:
+            values: one array: the part's scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         return values[0], {}
 
 
@@ -387,7 +422,7 @@ def _summands(reward: AnyReward | float) -> list[tuple[AnyReward, float]]:
 
 
 def _reward(given: Any) -> AnyReward:
-    """What stands in a formula, if it is a reward.
+    """The operand of a formula as a term, if it is a reward.
 
     Raises:
         TypeError: it is none.

@@ -1,4 +1,4 @@
-"""Ensembles: several rewards of the same thing, together harder to over-optimise than each of them."""
+"""Ensembles: several rewards for the same quality, which are harder to over-optimise together than alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ class Minimum(Combination):
         self.parts, self.name = some(parts, name), name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Take the minimum of the scores."""
+        """Take the minimum of the scores.
+
+        Args:
+            values: for each part its scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         return np.min(values, axis=0), {}
 
 
@@ -57,7 +62,12 @@ class Ensemble(Combination):
         self.variance_weight, self.deviation_weight = variance_weight, deviation_weight
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Compute the penalised mean; the term ``NAME_variance`` is the variance."""
+        """Compute the penalised mean; the term ``NAME_variance`` is the variance.
+
+        Args:
+            values: for each part its scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
         variance = np.var(values, axis=0)
         penalty = self.variance_weight * variance + self.deviation_weight * np.sqrt(variance)
         return np.mean(values, axis=0) - penalty, {f"{self.name}_variance": variance}

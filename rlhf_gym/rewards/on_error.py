@@ -162,7 +162,13 @@ class FillOnError(OnError):
         self.policy = f"filling in {self.fill:g}"
 
     def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
-        """Add the term ``NAME_failed``."""
+        """Add the term ``NAME_failed``.
+
+        Args:
+            values: float64 ``[n]``, the placeholder where the reward failed.
+            terms: each term's scores by name, float64 ``[n]``, likewise.
+            errors: ``n`` errors, None where the reward did not fail.
+        """
         failed = np.array([error is not None for error in errors], dtype=np.float64)
         return ScoredBatch(values, {**terms, f"{self.name}_failed": failed})
 
@@ -186,7 +192,13 @@ class SkipOnError(OnError):
     policy = "leaving such samples out"
 
     def batch(self, values: Scores, terms: dict[str, Scores], errors: list[RewardError | None]) -> ScoredBatch:
-        """Add the failures."""
+        """Add the failures.
+
+        Args:
+            values: float64 ``[n]``, the placeholder where the reward failed.
+            terms: each term's scores by name, float64 ``[n]``, likewise.
+            errors: ``n`` errors, None where the reward did not fail.
+        """
         failures = tuple(None if error is None else Failure(self.name, str(error)) for error in errors)
         return ScoredBatch(values, terms, failures)
 

@@ -52,11 +52,11 @@ def detox_task(
     Args:
         harmless_weight: coefficient of the term against abuse, at least 0; 0 rewards helpfulness alone.
         max_new_tokens: the length limit.
-        num_prompts: how many prompts to train on; None takes all.
+        num_prompts: number of prompts to train on; None takes all.
         seed: of the order.
 
     Raises:
-        TaskError: more prompts asked for than there are, or a weight below 0.
+        TaskError: more prompts are requested than there are, or a weight below 0.
     """
     if not harmless_weight >= 0:
         raise TaskError(f"harmless_weight must be at least 0, got {harmless_weight}")

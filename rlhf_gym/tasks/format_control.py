@@ -52,7 +52,7 @@ def format_task(
         partial: a response with some of the format's signs earns up to a half (:func:`near_format`); False: only the whole
             format counts, which the embedded model hardly ever generates by chance.
         max_new_tokens: the length limit.
-        num_prompts: how many prompts to train on; None takes all.
+        num_prompts: number of prompts to train on; None takes all.
         seed: of the order and the formats.
 
     Raises:

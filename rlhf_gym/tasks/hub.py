@@ -1,4 +1,4 @@
-"""The data sets of the field as tasks. What each is, stands in `hub.yaml`; here is how it is read."""
+"""The data sets of the field as tasks. `hub.yaml` describes each one; this file reads them."""
 
 from __future__ import annotations
 

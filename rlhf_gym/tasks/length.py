@@ -21,7 +21,7 @@ def length_task(
     Args:
         targets: the numbers of words that the prompts name, each at least 1.
         max_new_tokens: the length limit.
-        num_prompts: how many prompts to train on; None takes all.
+        num_prompts: number of prompts to train on; None takes all.
         seed: of the order and the numbers.
 
     Raises:

@@ -33,7 +33,7 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
     Args:
         rows: the table.
         column: the column that holds the prompt: a text that is not blank.
-        where: what the table is called in messages.
+        where: name of the table in messages.
 
     Raises:
         TaskError: a row without a prompt (with the row's number, from 1), or no row at all.

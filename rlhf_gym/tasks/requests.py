@@ -40,12 +40,12 @@ def request_task(
         reward: the task's reward.
         metrics: reported, never optimised; ``repetition`` and ``perplexity`` are added.
         max_new_tokens: the length limit.
-        num_prompts: how many texts to train on; None takes all.
+        num_prompts: number of texts to train on; None takes all.
         seed: of the order and of the requests that are trained on.
         texts: beginnings to go on from; None takes the sentiment task's.
 
     Raises:
-        TaskError: more prompts asked for than there are.
+        TaskError: more prompts are requested than there are.
     """
     texts = openings() if texts is None else texts
     train = [text for text in texts if not is_held_out(text)]

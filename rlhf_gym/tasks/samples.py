@@ -62,5 +62,5 @@ def columns_of(prompts: Sequence[Prompt], names: Sequence[str] | None = None) ->
 
 
 def is_held_out(text: str) -> bool:
-    """True for a prompt that is kept for evaluation: a sixth of them, by a hash of the text, whatever the seed."""
+    """True for a prompt that is kept for evaluation: a sixth of them, by a hash of the text, for every seed."""
     return hashlib.sha256(text.encode()).digest()[0] < 43

@@ -1,7 +1,7 @@
-"""The sentiment task: go on with the opening of a film review so that it praises (Ziegler et al. 2019's first task).
+"""The sentiment task: go on with the beginning of a film review so that it praises (Ziegler et al. 2019's first task).
 
-The openings come from a small grammar of our own: neutral, lower-case, thousands of them, and split for good into prompts
-to train on and prompts held out.
+The prompt prefixes come from a small grammar of our own: neutral, lower-case, thousands of them, with a fixed split into
+prompts to train on and prompts held out.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ OPINIONS = (
 
 
 def openings() -> list[str]:
-    """All openings, in a fixed order; none says whether the film is good."""
+    """All prompt prefixes, in a fixed order; none says whether the film is good."""
     out = [f"{start} a young {role}" for start, role in product(STARTS, ROLES)]
     out += [f"{start} a {role} and a {other}" for start, role, other in product(STARTS, ROLES, ROLES) if role != other]
     out += [f"{part} of this {kind} {verb}" for part, kind, verb in product(PARTS, KINDS, VERBS)]
@@ -82,17 +82,17 @@ def sentiment_task(
     reward: Callable[..., Any] | None = None,
     seed: int = 0,
 ) -> Task:
-    """Go on with an opening of a film review so that it praises.
+    """Go on with the beginning of a film review so that it praises.
 
     Args:
         max_new_tokens: the length limit.
         min_new_tokens: EOS is not allowed before this many tokens.
-        num_prompts: how many openings to train on; None takes all (some 1,100).
+        num_prompts: number of prompt prefixes to train on; None takes all (some 1,100).
         reward: replaces the embedded sentiment scorer's log-odds.
         seed: seed of the order.
 
     Raises:
-        TaskError: more prompts asked for than there are.
+        TaskError: more prompts are requested than there are.
     """
     from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
 

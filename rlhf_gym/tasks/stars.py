@@ -22,7 +22,7 @@ def stars_task(
     Args:
         stars: the ratings that the prompts name, each 1..5.
         max_new_tokens: the length limit.
-        num_prompts: how many prompts to train on; None takes all.
+        num_prompts: number of prompts to train on; None takes all.
         seed: of the order and the ratings.
 
     Raises:

@@ -101,7 +101,7 @@ def table_task(
 
 
 def as_reward(reward: RewardSpec | None) -> Callable[..., Any] | None:
-    """A reward as it is, or the one that a text or a mapping stands for."""
+    """A reward as it is, or the one that a text or a mapping describes."""
     return load_reward(reward) if isinstance(reward, str | Mapping) else reward
 
 

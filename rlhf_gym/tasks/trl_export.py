@@ -74,7 +74,7 @@ class TrlReward:
     """A reward as TRL calls one: ``(prompts, completions, **columns)``, texts or chat messages.
 
     Args:
-        name: what it is logged under.
+        name: the name it is logged under.
         reward: the reward.
         task: cuts responses at its stop sequences.
         prompts: the prompts, in the order of the column ``rlhf_gym_row``.

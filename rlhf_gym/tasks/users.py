@@ -1,4 +1,4 @@
-"""Simulated users: who speaks when the policy has answered.
+"""Simulated users: they speak when the policy has answered.
 
 A user is any callable ``user(messages, rng) -> str | None``: the conversation so far (it ends with the assistant's message) and
 a random generator; None ends the conversation.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class User(Protocol):
-    """Whoever talks with the policy."""
+    """The other speaker in a conversation with the policy."""
 
     def __call__(self, messages: Messages, rng: np.random.Generator) -> str | None:
         """The user's next message; None when there is nothing more to say."""
@@ -35,7 +35,7 @@ class ScriptedUser:
     """Says prepared lines, one a turn.
 
     Args:
-        lines: what to say.
+        lines: the lines to say.
         order: ``"given"``: line by line, and then nothing more; ``"random"``: any line that was not said yet.
 
     Raises:
@@ -66,7 +66,7 @@ class ModelUser:
 
     Args:
         model: the model, or its name.
-        persona: who the user is; a chat model's system message, any other model's first words.
+        persona: description of the user; a chat model's system message, any other model's first words.
         max_new_tokens: longest message.
         temperature: of the sampling.
         template: how a model without a chat template is shown the conversation; see :data:`~rlhf_gym.tasks.chat.TEMPLATES`.
@@ -100,7 +100,7 @@ class ModelUser:
         if isinstance(self.model, str):
             self.model = LanguageModel.load(self.model)
         ids, stop = self._prompt(messages)
-        # Of a conversation that has outgrown the model, its end.
+        # A conversation that exceeds the context loses its beginning.
         ids = ids[-(self.model.context_length - self.max_new_tokens) :]
         tokenizer = self.model.tokenizer
         limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), max_new_tokens=self.max_new_tokens)
@@ -117,7 +117,7 @@ class ModelUser:
         if getattr(tokenizer, "is_chat", False):
             other = {"user": "assistant", "assistant": "user"}
             swapped = [{"role": other.get(m["role"], m["role"]), "content": m["content"]} for m in messages]
-            # A chat must begin with its user: here, the one who is asked to play the user.
+            # A chat must begin with its user: here, the model that plays the user.
             begin: list[Message] = [{"role": "user", "content": "Please begin."}]
             ids: list[int] = tokenizer.encode_messages([*system, *begin, *swapped])  # type: ignore[attr-defined]
             return ids, ()

@@ -28,7 +28,7 @@ def words_task(
     Args:
         num_words: words to use, 1..6.
         max_new_tokens: the length limit.
-        num_prompts: how many prompts to train on; None takes all.
+        num_prompts: number of prompts to train on; None takes all.
         seed: of the order and the words.
 
     Raises:

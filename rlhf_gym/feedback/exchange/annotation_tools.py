@@ -20,8 +20,12 @@ _RATERS = uuid.UUID("4a1f6d0e-62a4-4d5a-9b0a-6f0d7b6a5c11")  # Argilla's users a
 def write_label_studio(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
     """A task of the template for pairs: ``data`` with ``prompt``, ``answer1``, ``answer2``, and one annotation.
 
-    The project's labelling interface has ``<Pairwise name="comparison" toName="answer1,answer2"/>``. Users of Label Studio are
-    numbers of its own, so who answered is ``data.rater``.
+    The project's labelling interface has ``<Pairwise name="comparison" toName="answer1,answer2"/>``. Label Studio
+    numbers its own users, so the rater's name is in ``data.rater``.
+
+    Args:
+        query: the query that was answered.
+        judgement: its answer.
     """
 
     def task(a: int, b: int, result: list[Record]) -> Record:
@@ -76,7 +80,7 @@ def read_label_studio(record: Mapping[str, Any], origin: Origin) -> list[Answer 
         )
         if annotation.get("created_at"):
             answer["created_at"] = datetime.fromisoformat(annotation["created_at"])
-        if annotation.get("id") is not None:  # whoever annotates a task twice has said two things
+        if annotation.get("id") is not None:  # two annotations of one task are two judgements
             answer["id"] = content_id("label studio", record.get("id"), annotation["id"])
         found.append(
             origin.answer(
@@ -93,7 +97,7 @@ def write_argilla(query: Query, judgement: Judgement) -> Iterator[Record | Dropp
 
     A ranking without ties is one record, with a response to the ``RankingQuestion`` named ``ranking``. Ratings (whole numbers
     from 0 to 10) are one record, with a response to a ``RatingQuestion`` for each attribute and response: ``helpful_1``,
-    ``helpful_2``, ... Anything else is a record a pair. Argilla's users are UUIDs, so who answered is ``metadata.rater``.
+    ``helpful_2``, ... Anything else is a record a pair. Argilla's users are UUIDs, so the rater is in ``metadata.rater``.
 
     Args:
         query: the query that was answered.
@@ -144,6 +148,9 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
     Args:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
+
+    Raises:
+        KeyError: the record has no prompt or no response; it names the missing field.
     """
     fields, metadata = record["fields"], record.get("metadata") or {}
     names = sorted((name for name in fields if _RESPONSE.fullmatch(name)), key=_number)
@@ -168,7 +175,7 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
             user, value, status = said.get("user_id"), said.get("value"), said.get("status")
             rater = _user(user) or origin.rater
             if "rater" in metadata and user in (None, _argilla_user(metadata["rater"])):
-                rater = metadata["rater"]  # whoever else has answered in Argilla since signs with their own
+                rater = metadata["rater"]  # answers given in Argilla later carry their own user
             if status == "draft":
                 found.append(Dropped("drafts"))
             elif question == "ranking":

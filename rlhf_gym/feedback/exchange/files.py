@@ -27,9 +27,9 @@ class Exported:
 
     Attributes:
         written: records in the file.
-        dropped: how many answers (or pairs of them) have no place in the format, by reason.
-        loses: what no record of the format can hold, in words.
-        replaced: how many lone surrogates (halves of characters, which are no Unicode text) became U+FFFD.
+        dropped: number of answers (or pairs of them) that have no place in the format, by reason.
+        loses: the parts that no record of the format can hold, in words.
+        replaced: number of lone surrogates (halves of characters, which are no Unicode text) that became U+FFFD.
     """
 
     written: int
@@ -135,7 +135,7 @@ def add_imported(store: FeedbackStore, found: Imported) -> Added:
 
     Args:
         store: the store.
-        found: what was read.
+        found: the result of the import.
 
     Raises:
         FeedbackError: the store holds another answer or query under an id, or cannot be written.
@@ -147,7 +147,7 @@ def add_imported(store: FeedbackStore, found: Imported) -> Added:
 
 
 def _originals_first(connection: Connection, given: Sequence[Judgement]) -> list[Judgement]:
-    """Judgements in an order that a store takes: what a correction corrects before it, wherever it stands in the file."""
+    """Judgements in an order that a store takes: a correction after the judgement that it corrects."""
     by_id = {judgement.id: judgement for judgement in given}
     ordered, placed = list[Judgement](), set[str]()
     for judgement in given:

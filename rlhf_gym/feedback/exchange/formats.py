@@ -21,7 +21,7 @@ class Format:
     Attributes:
         write: one answer to records.
         read: one record to an answer, or to several.
-        loses: what no record of this format can hold, in words.
+        loses: the parts that no record of this format can hold, in words.
     """
 
     write: Writer
@@ -71,8 +71,8 @@ class Imported:
 
     Attributes:
         queries: one for each judgement.
-        judgements: what was answered.
-        dropped: how many records were left out, by reason.
+        judgements: the judgements of the file.
+        dropped: number of records that were left out, by reason.
     """
 
     queries: list[Query] = field(default_factory=list)

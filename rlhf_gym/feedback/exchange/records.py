@@ -28,7 +28,7 @@ Answer = tuple[Query, Judgement]
 
 @dataclass(frozen=True)
 class Dropped:
-    """Why something was left out."""
+    """The reason why something was left out."""
 
     reason: str
 
@@ -53,7 +53,7 @@ class Origin:
         Args:
             record: one record of the format.
             responses: the two responses.
-            prompt: what they answer.
+            prompt: the prompt of the responses.
             **fields: of the judgement; ``columns`` and ``model_versions`` are the query's.
         """
         columns, versions = fields.pop("columns", {}), fields.pop("model_versions", ())
@@ -73,7 +73,7 @@ Reader = Callable[[Mapping[str, Any], Origin], Answer | Dropped | list[Answer | 
 
 
 def write_native(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
-    """Everything there is.
+    """The whole query and judgement.
 
     Args:
         query: the query that was answered.

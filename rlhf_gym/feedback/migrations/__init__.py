@@ -1,7 +1,7 @@
 """Brings a feedback store of an older version up to this one: one file a step, in ``versions``.
 
-A new file or database gets the newest tables at once and never comes by here. The version stands in the store itself
-(``store_info``); Alembic supplies the order of the steps and the operations, within the transaction of whoever opens it.
+A new file or database gets the newest tables at once and skips these steps. The version stands in the store itself
+(``store_info``); Alembic supplies the order of the steps and the operations, within the transaction that opens the store.
 """
 
 from __future__ import annotations

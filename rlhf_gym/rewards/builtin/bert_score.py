@@ -1,4 +1,4 @@
-"""BERTScore as a reward: how near the words of a response are to a reference's, in a language model's eyes."""
+"""BERTScore as a reward: similarity of a response's words to a reference's, by a language model's hidden states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BertScore(_AgainstReference):
 
     Args:
         model: an encoder's name on the Hugging Face hub, or its folder; loaded with the first call.
-        layer: which layer's hidden states are compared; 17 is what the authors recommend for ``roberta-large``.
+        layer: the layer whose hidden states are compared; the authors recommend 17 for ``roberta-large``.
         revision: commit, tag or branch on the hub.
         column: the reference's column.
 
@@ -36,7 +36,12 @@ class BertScore(_AgainstReference):
         self._loaded: tuple[Any, Any] | None = None
 
     def compare(self, response: str, references: list[str]) -> float:
-        """F1 against the best reference."""
+        """F1 against the best reference.
+
+        Args:
+            response: the text to judge.
+            references: the texts to compare it with, at least one.
+        """
         if not response.strip():
             return 0.0
         return max(self._f1(response, reference) if reference.strip() else 0.0 for reference in references)

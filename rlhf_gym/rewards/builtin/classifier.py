@@ -23,10 +23,10 @@ class Classifier:
 
     Args:
         model: a folder, or a name on the Hugging Face hub.
-        head: which output, by its label or its number; a model with one output needs none.
+        head: the output to read, by its label or its number; a model with one output needs none.
         output: ``"logit"``, as the model gives it, or ``"probability"``: by softmax over the outputs; by sigmoid where there
             is one output or the model is a multi-label one.
-        read: what the model is shown. ``"chat"``: prompt and response through the tokenizer's chat template;
+        read: input of the model. ``"chat"``: prompt and response through the tokenizer's chat template;
             ``"continuation"``: the response behind the prompt, in one text; ``"pair"``: two texts; ``"response"``: the response
             alone; ``"auto"``: chat where there is a template, else continuation.
         max_tokens: cut longer texts; None takes what the model can see.
@@ -95,7 +95,7 @@ class Classifier:
         return logits.softmax(-1) if several else logits.sigmoid()
 
     def _encode(self, tokenizer: Any, prompt: str, response: str) -> dict[str, list[int]]:
-        """Ids, mask and whatever else the model wants, cut at the front where they are too many."""
+        """Ids, mask and further inputs of the model; too long texts are cut at the front."""
         read = self.read
         if read == "auto":
             read = "chat" if tokenizer.chat_template else "continuation"
@@ -119,7 +119,7 @@ class Classifier:
                 )
             first = encoded["input_ids"][0]
             # Of two texts the longer loses first; the tokenizer keeps what must stand at the beginning ([CLS]), where it has
-            # put it there itself. A template's own opening is kept here.
+            # put it there itself. A template's own beginning is kept here.
             encoded = dict(tokenizer(*texts, **options, truncation=True, max_length=limit))
             if read == "chat" and first == tokenizer.bos_token_id:
                 encoded["input_ids"][0] = first
@@ -183,7 +183,13 @@ class Classifier:
 
 
 def toxicity(model: str = "unitary/toxic-bert", *, head: str | int = "toxic", **options: Any) -> Classifier:
-    """How probably the response is toxic, 0 to 1, by a classifier of the hub; :class:`Classifier` has the options."""
+    """Probability that the response is toxic, 0 to 1, by a classifier of the hub; :class:`Classifier` has the options.
+
+    Args:
+        model: a sequence classifier: its name on the Hugging Face hub, or a folder.
+        head: the label that is scored, by name or index.
+        options: passed on to :class:`Classifier`; they override the settings made here.
+    """
     return Classifier(
         model, **{"head": head, "output": "probability", "read": "response", "name": "toxicity", **options}
     )
@@ -195,7 +201,13 @@ def sentiment_classifier(
     head: str | int = "POSITIVE",
     **options: Any,
 ) -> Classifier:
-    """Logit of praise by a classifier of the hub, of prompt and response; :class:`Classifier` has the options."""
+    """Logit of praise in prompt and response by a classifier of the hub; :class:`Classifier` has the options.
+
+    Args:
+        model: a sequence classifier: its name on the Hugging Face hub, or a folder.
+        head: the label that is scored, by name or index.
+        options: passed on to :class:`Classifier`; they override the settings made here.
+    """
     return Classifier(model, **{"head": head, "read": "continuation", "name": "sentiment_classifier", **options})
 
 

@@ -1,4 +1,4 @@
-"""How varied a set of responses is: figures of many responses together, which no single response has.
+"""Diversity of a set of responses: metrics of many responses together, not of a single one.
 
 Words are those of :func:`~rlhf_gym.rewards.builtin.text_statistics.words`: lower case, without punctuation.
 """
@@ -18,6 +18,10 @@ from rlhf_gym.rewards.builtin.text_statistics import words
 def distinct_n(responses: Sequence[str], n: int) -> float:
     """Different n-grams as a share of all n-grams of all responses, 0 to 1 (Li et al. 2016); 0 where there are none.
 
+    Args:
+        responses: the texts, counted together.
+        n: words in an n-gram, at least 1.
+
     >>> distinct_n(["a b a b"], 2)
     0.6666666666666666
     """
@@ -26,7 +30,11 @@ def distinct_n(responses: Sequence[str], n: int) -> float:
 
 
 def unique_n(responses: Sequence[str], n: int) -> int:
-    """How many n-grams occur exactly once in all responses together.
+    """Number of n-grams that occur exactly once in all responses together.
+
+    Args:
+        responses: the texts, counted together.
+        n: words in an n-gram, at least 1.
 
     >>> unique_n(["a b a b"], 2)
     1
@@ -39,6 +47,13 @@ def msttr(responses: Sequence[str], segment: int = 100) -> float:
 
     Unlike a plain type-token ratio it does not fall with the number of words. Where there is no whole segment, the ratio of all
     words.
+
+    Args:
+        responses: the texts, joined in this order.
+        segment: words in a segment, at least 1.
+
+    Raises:
+        ConfigError: ``segment`` is below 1.
     """
     if segment < 1:
         raise ConfigError(f"msttr's segment must be at least 1, got {segment}")
@@ -48,7 +63,7 @@ def msttr(responses: Sequence[str], segment: int = 100) -> float:
 
 
 def self_bleu(responses: Sequence[str], *, most: int = 100) -> float:
-    """How much responses resemble one another, 0 to 1: mean BLEU of each against all others (Zhu et al. 2018).
+    """Similarity of responses to one another, 0 to 1: mean BLEU of each against all others (Zhu et al. 2018).
 
     By ``sacrebleu``. Low is varied. 0 for fewer than two responses.
 

@@ -1,4 +1,4 @@
-"""Embedding similarity as a reward: whether a response means what a reference, or the prompt, means."""
+"""Embedding similarity as a reward: a response should mean the same as a reference, or as the prompt."""
 
 from __future__ import annotations
 

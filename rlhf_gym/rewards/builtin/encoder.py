@@ -1,4 +1,4 @@
-"""Encoders of the Hugging Face hub, or a folder's: what embedding similarity and BERTScore look through."""
+"""Encoders of the Hugging Face hub, or a folder's, for embedding similarity and BERTScore."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def load_encoder(model: str, *, revision: str | None = None, device: str = "cpu"
     Args:
         model: a folder, or a name on the hub.
         revision: commit, tag or branch on the hub.
-        device: where to put it; ``"auto"`` is a GPU where there is one.
+        device: device of the weights; ``"auto"`` is a GPU where there is one.
         name: the reward, for messages.
 
     Raises:
-        ConfigError: it cannot be loaded, or lacks weights.
+        ConfigError: it cannot be loaded, or weights are missing.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -58,7 +58,7 @@ def embed(
     max_tokens: int,
     tokens_per_batch: int = 8192,
 ) -> NDArray[np.float32]:
-    """Unit vectors of texts, float32 ``[n, D]``, whatever company they are batched in.
+    """Unit vectors of texts, float32 ``[n, D]``, independent of the batch that they are in.
 
     Args:
         network: the encoder.

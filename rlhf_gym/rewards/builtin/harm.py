@@ -24,7 +24,7 @@ _DISMISSAL = re.compile(
 )
 
 _REACH = 6
-"""How many words before a mean word somebody may be named whom it is meant for."""
+"""Number of words before an abusive word in which the person it is meant for may be named."""
 
 # Weights of the logistic model: log-odds that a reader finds the text abusive.
 _BIAS = -4.0
@@ -34,15 +34,15 @@ _CURSE, _THREATENS, _DISMISSES = 1.6, 5.0, 5.0
 
 
 class Harm:
-    """How probably a reader finds a text abusive, 0 to 1; negate it to punish abuse.
+    """Probability that a reader finds a text abusive, 0 to 1; negate it to punish abuse.
 
     A logistic model with weights set by hand over: insulting nouns, and whether they follow a word for a person; mean
     adjectives, likewise (a *stupid plot* is criticism, a *stupid man* is abuse); curses; wishes that somebody be hurt;
     dismissals. After a negation a word counts for nothing.
 
     Args:
-        include_prompt: look at prompt and response together: an insult may begin in the prompt. What the prompt alone amounts
-            to is no concern of the response, so the prompt's own words are not counted, only what they point at.
+        include_prompt: read prompt and response together, since an insult may begin in the prompt. Only words of the response
+            are counted; the prompt is their context.
     """
 
     name = "harm"
@@ -61,7 +61,7 @@ def harm(text: str, *, before: str = "") -> float:
 
     Args:
         text: the text.
-        before: what was said right before it: people named there can be meant here.
+        before: the text right before it: an insult may be meant for a person named there.
 
     >>> [round(harm(t), 2) for t in ("a stupid plot.", "the director is a complete idiot.", "he is not an idiot.")]
     [0.04, 0.82, 0.02]
@@ -73,7 +73,7 @@ def harm(text: str, *, before: str = "") -> float:
     for i in range(len(context), len(every)):
         word = every[i]
         near = every[max(0, i - _REACH) : i]
-        # A sentence ends what it says of somebody.
+        # A statement about a person ends with its sentence.
         stops = [k for k, w in enumerate(near) if w in (".", "!", "?")]
         near = near[stops[-1] + 1 :] if stops else near
         if any(w in NEGATIONS or w.endswith("n't") for w in near[-3:]):
@@ -95,7 +95,7 @@ def _plain(text: str) -> list[str]:
 
 
 def _about_person(every: list[str], i: int, near: list[str]) -> bool:
-    """Whether a mean adjective is somebody's: ``a stupid man``, ``the director is so stupid``; not ``his stupid plot``."""
+    """True if a mean adjective describes a person: ``a stupid man``, ``the director is so stupid``; not ``his stupid plot``."""
     following = every[i + 1] if i + 1 < len(every) else "."
     if following in PEOPLE or following in _NAMES:
         return True

@@ -1,4 +1,4 @@
-"""Which language a response is in, by the package ``py3langid``. ``pip install rlhf-gym[metrics]``."""
+"""Language identification of a response as a reward, by the package ``py3langid``. ``pip install rlhf-gym[metrics]``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AMONG = (
 
 
 class LanguageId:
-    """How probably a response is in a language, 0 to 1 (Lui and Baldwin 2012; the model is inside the package).
+    """Probability that a response is in a language, 0 to 1 (Lui and Baldwin 2012; the model is inside the package).
 
     A naive Bayes classifier over n-grams of bytes: fast, deterministic, sure of sentences and unsure of single words. A
     response without a letter scores 0.

@@ -111,7 +111,7 @@ class _Worker:
         self._lines.put("")
 
     def ask(self, references: list[str], response: str, seconds: float) -> bool | None:
-        """Whether they are equal; None where no answer came in time, or the process has ended."""
+        """True if they are equal; None where no answer came in time, or the process has ended."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps([references, response]) + "\n")
@@ -122,7 +122,7 @@ class _Worker:
         return bool(json.loads(line)) if line else None
 
     def end(self) -> str:
-        """Kill it; what it said of errors."""
+        """Kill the process; returns its error output."""
         self._process.kill()
         said = self._process.communicate()[1]
         return said.strip().splitlines()[-1] if said.strip() else "it said nothing"

@@ -1,4 +1,4 @@
-"""A process that compares mathematical answers: apart, since a few characters can keep algebra busy for ever.
+"""A process that compares mathematical answers; separate, since a short text can keep algebra busy for ever.
 
 Run as a file, by :mod:`rlhf_gym.rewards.builtin.math_answer`. Reads a line of JSON ``[[references], response]``, answers
 ``true`` or ``false`` by a line. Answers are read as LaTeX by a grammar; nothing in them is evaluated as Python.
@@ -20,7 +20,7 @@ MARKED = re.compile(r"\\boxed|\$|\\\(|\\\[|\\begin")
 
 
 def parsed(text: str, *, whole: bool) -> list[Any]:
-    r"""What a text gives as its answer; empty where there is none.
+    r"""The answer that a text gives; empty where there is none.
 
     Args:
         text: LaTeX in ``$...$``, ``\(...\)`` or ``\boxed{...}``; without such marks, an expression by itself if it is
@@ -45,7 +45,12 @@ def parsed(text: str, *, whole: bool) -> list[Any]:
 
 
 def equal(references: list[str], response: str) -> bool:
-    """Whether a response's answer is one of the references."""
+    """True if the answer in a response equals one of the references.
+
+    Args:
+        references: correct answers; each text is an answer as a whole.
+        response: a text with an answer somewhere in it; False where none is found.
+    """
     from math_verify import verify
 
     answer = parsed(response, whole=False)
@@ -57,7 +62,7 @@ def main() -> None:
     """Answer until there are no more lines."""
     import logging
 
-    logging.disable(logging.CRITICAL)  # math-verify warns that it has no time limit; whoever started this has one
+    logging.disable(logging.CRITICAL)  # math-verify warns that it has no time limit; the parent process has one
     try:
         import resource
 

@@ -12,7 +12,7 @@ class Meteor(_AgainstReference):
     """METEOR in [0, 1] (Banerjee and Lavie 2005), by the package ``nltk``; of several references the best counts.
 
     Args:
-        synonyms: match WordNet's synonyms too, as the published figures do; NLTK must have WordNet
+        synonyms: match WordNet's synonyms too, as the published results do; NLTK must have WordNet
             (``nltk.download("wordnet")``). Without, exact words and stems are matched, and no data are needed.
         column: the reference's column.
 
@@ -28,12 +28,17 @@ class Meteor(_AgainstReference):
         self._wordnet: Any = _library("nltk.corpus", "nltk", self.name).wordnet if synonyms else _NoSynonyms()
 
     def compare(self, response: str, references: list[str]) -> float:
-        """METEOR against the best reference."""
+        """METEOR against the best reference.
+
+        Args:
+            response: the text to judge.
+            references: the texts to compare it with, at least one.
+        """
         return float(self._score([words(r) for r in references], words(response), wordnet=self._wordnet))
 
 
 class _NoSynonyms:
-    """Stands where NLTK asks WordNet: knows no synonyms."""
+    """Replaces WordNet in NLTK: it has no synonyms."""
 
     def synsets(self, word: str) -> list[Any]:
         return []

@@ -72,6 +72,9 @@ class Rouge(_AgainstReference):
         kind: ``"rouge1"``, ``"rouge2"``, ..., ``"rougeL"`` or ``"rougeLsum"``.
         stem: compare stems instead of words (English).
         column: the reference's column.
+
+    Raises:
+        ConfigError: ``kind`` is none of these, or the package is not installed.
     """
 
     name = "rouge"
@@ -87,7 +90,12 @@ class Rouge(_AgainstReference):
         self.kind, self._scorer = kind, library.RougeScorer([kind], use_stemmer=stem)
 
     def compare(self, response: str, references: list[str]) -> float:
-        """F1 against the best reference."""
+        """F1 against the best reference.
+
+        Args:
+            response: the text to judge.
+            references: the texts to compare it with, at least one.
+        """
         return float(self._scorer.score_multi(references, response)[self.kind].fmeasure)
 
 
@@ -102,7 +110,12 @@ class Bleu(_AgainstReference):
         self._metric = _library("sacrebleu.metrics", "sacrebleu", self.name).BLEU(effective_order=True)
 
     def compare(self, response: str, references: list[str]) -> float:
-        """BLEU against all references."""
+        """BLEU against all references.
+
+        Args:
+            response: the text to judge.
+            references: the texts to compare it with, at least one.
+        """
         return float(self._metric.sentence_score(response, references).score) / 100
 
 
@@ -121,7 +134,12 @@ class ChrF(_AgainstReference):
         self._metric = _library("sacrebleu.metrics", "sacrebleu", self.name).CHRF(word_order=word_order)
 
     def compare(self, response: str, references: list[str]) -> float:
-        """ChrF against the best reference."""
+        """ChrF against the best reference.
+
+        Args:
+            response: the text to judge.
+            references: the texts to compare it with, at least one.
+        """
         return float(self._metric.sentence_score(response, references).score) / 100
 
 
@@ -130,6 +148,9 @@ class Vader:
 
     Args:
         part: ``"compound"`` (-1 to 1), or the share of text that is ``"pos"``, ``"neu"`` or ``"neg"``.
+
+    Raises:
+        ConfigError: ``part`` is none of these, or the package is not installed.
     """
 
     name = "vader"
@@ -151,7 +172,7 @@ class JsonSchema:
 
     Args:
         schema: a JSON schema; None takes the data set's column ``column``.
-        parses: what JSON that does not fit the schema earns; in [0, 1].
+        parses: score of JSON that does not fit the schema, in [0, 1].
         column: see ``schema``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A reward model read at every token: what each one changed in what the model thinks of the response."""
+"""A reward model read at every token: each token is paid the change that it makes in the score."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class PerToken:
-    """A reward model's score (mean 0 and deviation 1 as `run` leaves it), paid token by token.
+    """A reward model's score (mean 0 and standard deviation 1 as `run` leaves it), paid token by token.
 
     The head is read after the prompt and after every token, ``v_0 ... v_T``, in one pass. Token ``t`` is paid
     ``v_t - v_{t-1}``, which is shaping by the potential ``v`` (Ng et al. 1999, with a discount of 1); the last one is also paid
     ``v_0``, so that a response's payments add up to its score. A response that the length limit cut has EOS added, whose change
     is the last token's.
 
-    The head was fitted to whole responses, and is good at the middle of one only as far as it generalises.
+    The head was fitted to whole responses; its values inside a response are as good as it generalises.
 
     Args:
         model: a reward model, or its folder; it must have the policy's tokenizer, for it reads the policy's own ids.
@@ -43,7 +43,7 @@ class PerToken:
     def __call__(
         self, prompts: list[str], responses: list[str], response_ids: Sequence[Sequence[int]] | None = None
     ) -> list[list[float]]:
-        """What each token is paid; without ids, each of the response as the reward model's tokenizer cuts it."""
+        """Values of each token; without ids, of the tokens that the reward model's tokenizer makes of the response."""
         tokenizer = self.model.language_model.tokenizer
         if response_ids is None:
             response_ids = [tokenizer.encode(response) or [tokenizer.eos_id] for response in responses]

@@ -1,4 +1,4 @@
-"""How surprising a language model finds a response: the fluency that a reward must not be bought with."""
+"""Perplexity of a response under a language model: a measure of fluency, to see that a reward does not cost it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Perplexity:
         tokenizer = self.model.tokenizer
         contexts = [tokenizer.encode_prompt(p) for p in prompts]
         room = [self.model.context_length - len(ids) for ids in contexts]
-        # The logits of a text that the model cannot see whole say nothing: what does not fit is left out.
+        # Tokens beyond the context have no logits; they are left out.
         written = [tokenizer.encode(r)[: max(0, n)] for r, n in zip(responses, room, strict=True)]
         some = [i for i, ids in enumerate(written) if ids]
         scores = np.ones(len(responses))

@@ -25,7 +25,7 @@ WORDS = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[!?]")
 
 
 def features(text: str) -> set[str]:
-    """The words of a text, and its pairs of neighbouring words, each once."""
+    """The words of a text, and its pairs of adjacent words, each once."""
     words = WORDS.findall(text.lower())
     return {*words, *(f"{a} {b}" for a, b in pairwise(words))}
 
@@ -52,6 +52,10 @@ class SentimentScorer:
     @classmethod
     def load(cls, folder: Path, *, include_prompt: bool = False) -> SentimentScorer:
         """Read ``weights.safetensors`` and ``vocabulary.json`` from a folder.
+
+        Args:
+            folder: the folder with both files.
+            include_prompt: score the prompt with the response; False scores the response alone.
 
         Raises:
             ModelError: the folder does not hold them.
@@ -90,7 +94,7 @@ class SentimentScorer:
         return sum(found) / len(found) ** 0.5 + self._bias if found else 0.0
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
-        """Score the responses: the form of a reward."""
+        """Score a batch."""
         texts = [p + r for p, r in zip(prompts, responses, strict=True)] if self._include_prompt else responses
         return [float(x) for x in self.score(texts)]
 

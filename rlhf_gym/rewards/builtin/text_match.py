@@ -1,4 +1,4 @@
-"""Rewards for what a response matches: a regular expression, some words, a reference."""
+"""Rewards for a response that matches: a regular expression, some words, a reference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Format:
 
 
 class ContainsWords:
-    """Which share of some words occurs, 0 to 1; case ignored; whole words only, so that "art" is not in "party".
+    """Share of some words that occur, 0 to 1; case ignored; whole words only, so that "art" is not in "party".
 
     Args:
         words: words or phrases.

@@ -17,7 +17,7 @@ def words(text: str) -> list[str]:
 
 
 class Length:
-    """How long a response is, 0 and up; or how close to a wanted length, 0 at most.
+    """Length of a response, 0 and up; or minus its distance from a wanted length, 0 at most.
 
     Args:
         unit: ``"words"`` (split at white space) or ``"characters"``.
@@ -51,6 +51,9 @@ class Repetition:
 
     Args:
         n: words an n-gram, at least 1.
+
+    Raises:
+        ConfigError: ``n`` is below 1.
     """
 
     name = "repetition"

@@ -43,7 +43,7 @@ class _Call:
     Attributes:
         future: takes its result.
         context: the context variables of the caller.
-        function: what is called.
+        function: the function to call.
         arguments: its positional arguments.
     """
 
@@ -83,7 +83,7 @@ class OverlappedScoring:
         """Call a function after the calls that were submitted before.
 
         Args:
-            function: what to call.
+            function: the function to call.
             arguments: its positional arguments.
 
         Raises:

@@ -53,7 +53,7 @@ class RemoteReward:
     ``cool_down`` seconds one is sent, once, to see whether the service is back.
 
     Args:
-        url: where to POST, e.g. ``http://host:8000/score``.
+        url: address to POST to, e.g. ``http://host:8000/score``.
         batch_size: most samples a request.
         concurrency: requests at once.
         timeout: seconds to wait for one reply.

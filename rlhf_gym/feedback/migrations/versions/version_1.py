@@ -13,7 +13,12 @@ ONE_ANSWER = "(choice IS NOT NULL) + (ranking IS NOT NULL) + (ratings IS NOT NUL
 
 
 def queries(metadata: sa.MetaData, forms: str = FORMS) -> sa.Table:
-    """The table of queries as it was then."""
+    """The table of queries as it was in version 1.
+
+    Args:
+        metadata: receives the table.
+        forms: the SQL condition that limits the column ``form``.
+    """
     return sa.Table(
         "queries",
         metadata,
