@@ -60,7 +60,17 @@ class A2C(PPO):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """Plain policy gradient and squared error of the value, and the KL where it is a loss."""
+        """The plain policy gradient, the squared error of the value, and the KL where it is a loss.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
+            values: ``[N]``, the value head's, likewise.
+
+        Returns:
+            Losses by name, ``[N]`` each; and metrics by name, summed over tokens (none here).
+        """
         assert values is not None
         value_loss, _ = clipped_value_loss(
             values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), None

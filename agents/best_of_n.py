@@ -119,6 +119,9 @@ class BestOfN:
         limits: which tokens, how many; an environment's are ``rlhf_gym.agents.common.setup.limits_of(env, model)``.
         sampling: temperature, top-k, top-p.
         seed: of the noise.
+
+    Raises:
+        ConfigError: ``n`` below 1.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class CriticFree(TokenAlgorithm):
         rollout.advantages = self.advantages(rollout, self.shaped_rewards(rollout)) * rollout.mask
 
     def scores(self, rollout: Rollout) -> Tensor:
-        """What the environment paid, less what is charged for length."""
+        """The environment's rewards less the penalty for length, float32 ``[B, R]``."""
         scores = super().scores(rollout)
         if self.overlong_buffer is not None:
             lengths = torch.tensor(rollout.lengths)
@@ -86,7 +86,17 @@ class CriticFree(TokenAlgorithm):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """The policy's loss, and the KL where it is a loss."""
+        """The policy's loss, clipped where there is a ``clip_range``, and the KL where it is a loss.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
+            values: None: there is no value head.
+
+        Returns:
+            Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
+        """
         advantages = self.flat(rollout.advantages, rows)
         if self.clip_range is None:
             return {"policy": -advantages * log_probs, **self.kl_loss(rollout, rows, log_probs)}, {}

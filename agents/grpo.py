@@ -120,7 +120,15 @@ class GRPO(CriticFree):
         return (groups == groups[:, :1]).all(1)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Relative to the group, the same for all tokens of a response."""
+        """Compare each response's reward with its group's; all tokens of a response get the same advantage.
+
+        Args:
+            rollout: the episodes, group after group.
+            rewards: float32 ``[B, R]``, shaped, 0 at padding.
+
+        Returns:
+            float32 ``[B, 1]``.
+        """
         scores = rewards.sum(1)
         equal = self._equal(rewards)
         self.logger.record("groups/equal_share", equal.float().mean().item())
@@ -165,7 +173,17 @@ class GSPO(GRPO):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """The clipped loss of whole responses, and the KL where it is a loss."""
+        """The clipped loss of whole responses, and the KL where it is a loss.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
+            values: None: there is no value head.
+
+        Returns:
+            Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
+        """
         clip = self.clip_now()
         loss, clipped = sequence_clipped_policy_loss(
             log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),

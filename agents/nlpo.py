@@ -108,7 +108,17 @@ class NLPO(PPO):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The next token of one observation or of a batch, from the lagging policy's set; see ``LMPolicy.predict``."""
+        """The next token of one observation or of a batch, from the lagging policy's top-p set; see ``LMPolicy.predict``.
+
+        Args:
+            observation: ``ids`` ``[n, L]``, ``length`` and ``prompt_length`` ``[n, 1]``, or one of them without ``n``.
+            state: returned as it is.
+            episode_start: not used.
+            deterministic: take the most probable token instead of sampling.
+
+        Returns:
+            int64 actions, ``[n]`` or a scalar array, and ``state``.
+        """
         if not isinstance(observation, dict):
             return self.policy.predict(observation)  # says what it expects
         single = np.ndim(observation["ids"]) == 1
@@ -166,7 +176,13 @@ class NucleusCollector(SteppingCollector):
         self.p = p
 
     def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:
-        """As the base's; the lagging policy starts over, since its weights may have changed."""
+        """Collect as the base does; the lagging policy's cache starts empty, since its weights may have changed.
+
+        Args:
+            first_episode: number of the first episode, for the noise.
+            rounds: episodes a slot.
+            observation: the environment's last observation, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
+        """
         self._decoder = CachedDecoder(self.lagging)
         return super().collect(first_episode, rounds, observation)
 

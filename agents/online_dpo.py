@@ -141,7 +141,15 @@ class OnlineDPO(CriticFree):
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """+1 for the better response of each pair, -1 for the other; equal ones are left out."""
+        """Give the better response of each pair +1 and the other -1; equal pairs are left out.
+
+        Args:
+            rollout: the episodes, pair after pair.
+            rewards: float32 ``[B, R]``, shaped, 0 at padding.
+
+        Returns:
+            float32 ``[B, 1]``, each 1, -1 or 0.
+        """
         scores = rewards.sum(1).view(-1, 2)
         sign = torch.sign(scores[:, 0] - scores[:, 1]) if self.rater is None else self._judged(rollout, self.rater)
         rollout.together = 2
@@ -166,7 +174,15 @@ class OnlineDPO(CriticFree):
         return sign
 
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
-        """One optimizer step on a minibatch of pairs."""
+        """One optimizer step on a minibatch of pairs.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the minibatch's, pair after pair.
+
+        Returns:
+            True: learning from this rollout always goes on.
+        """
         firsts = rows[::2]
         longest = [2 * max(rollout.totals[i], rollout.totals[i + 1]) for i in firsts]
         metrics: Terms = {}

@@ -84,7 +84,17 @@ class PPO(TokenAlgorithm):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """Clipped policy and value losses, and the KL where it is a loss."""
+        """The clipped policy and value losses, and the KL where it is a loss.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
+            values: ``[N]``, the value head's, likewise.
+
+        Returns:
+            Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
+        """
         assert values is not None
         clip = self.clip_range(self._current_progress_remaining) if callable(self.clip_range) else self.clip_range
         policy_loss, clipped = clipped_policy_loss(

@@ -72,7 +72,15 @@ class RAFT(CriticFree):
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """1 for the best of each group, which alone is learned from."""
+        """Choose the best response of each group, the only one that is learned from; its advantage is 1.
+
+        Args:
+            rollout: the episodes, group after group.
+            rewards: float32 ``[B, R]``, shaped, 0 at padding.
+
+        Returns:
+            float32 ``[B, 1]``, ones.
+        """
         scores = rewards.sum(1).view(-1, self.group_size)
         best = scores.argmax(1) + torch.arange(len(scores)) * self.group_size
         rollout.learn_from = best.tolist()
@@ -82,5 +90,15 @@ class RAFT(CriticFree):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """Cross-entropy, and the KL where it is a loss."""
+        """Cross-entropy, and the KL where it is a loss.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
+            values: None: there is no value head.
+
+        Returns:
+            Losses by name, ``[N]`` each; and metrics by name, summed over tokens (none here).
+        """
         return {"policy": -log_probs, **self.kl_loss(rollout, rows, log_probs)}, {}

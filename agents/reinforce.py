@@ -64,7 +64,15 @@ class REINFORCE(CriticFree):
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """What is paid from each token on, less the baseline."""
+        """Sum the discounted rewards from each token on, and subtract the baseline.
+
+        Args:
+            rollout: the episodes, group after group.
+            rewards: float32 ``[B, R]``, shaped, 0 at padding.
+
+        Returns:
+            float32 ``[B, R]``; what stands at padding does not count.
+        """
         returns = returns_to_go(rewards, rollout.mask, gamma=self.gamma)
         totals = returns[:, 0]
         n = len(totals)
@@ -130,7 +138,15 @@ class ReinforcePlusPlus(CriticFree):
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """What is paid from each token on, whitened over all tokens."""
+        """Sum the discounted rewards from each token on, and whiten the sums over all tokens.
+
+        Args:
+            rollout: the episodes, group after group.
+            rewards: float32 ``[B, R]``, shaped, 0 at padding.
+
+        Returns:
+            float32 ``[B, R]``, 0 at padding.
+        """
         if self.group_size > 1:
             groups = rewards.sum(1).view(-1, self.group_size)
             means = groups.mean(1, keepdim=True).expand_as(groups).flatten()

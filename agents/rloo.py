@@ -56,5 +56,13 @@ class RLOO(CriticFree):
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Relative to the others of the group, the same for all tokens of a response."""
+        """Compare each response's reward with the mean of the others in its group; all its tokens get the same advantage.
+
+        Args:
+            rollout: the episodes, group after group.
+            rewards: float32 ``[B, R]``, shaped, 0 at padding.
+
+        Returns:
+            float32 ``[B, 1]``.
+        """
         return leave_one_out(rewards.sum(1), self.group_size)[:, None]

@@ -98,11 +98,29 @@ class SFT(CriticFree):
         return Episode(model.tokenizer.encode_prompt(prompt), ids, zeros, zeros, list(zeros), ended, info)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """1 for everything: all is to be imitated."""
+        """Give every response the advantage 1: all are to be imitated.
+
+        Args:
+            rollout: the episodes.
+            rewards: float32 ``[B, R]``, not used.
+
+        Returns:
+            float32 ``[B, 1]``, ones.
+        """
         return torch.ones(len(rollout.episodes), 1)
 
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """Cross-entropy."""
+        """Cross-entropy.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
+            values: None: there is no value head.
+
+        Returns:
+            Losses by name, ``[N]`` each; and metrics by name, summed over tokens (none here).
+        """
         return {"policy": -log_probs}, {}

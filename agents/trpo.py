@@ -93,7 +93,15 @@ class TRPO(PPO):
         ) -> None: ...
 
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
-        """One step of the value function on a minibatch; the policy waits for :meth:`after_learning`."""
+        """One step of the value function on a minibatch; the policy waits for :meth:`after_learning`.
+
+        Args:
+            rollout: the episodes, returns filled in.
+            rows: the minibatch's.
+
+        Returns:
+            True: learning from this rollout always goes on.
+        """
         assert self.policy.value_trunk is not None
         total, share = 0.0, 1 / sum(rollout.lengths[i] for i in rows)
         for group in batches_by_length([rollout.totals[i] for i in rows], self.tokens_per_batch):
@@ -149,15 +157,18 @@ class TRPO(PPO):
         return False
 
     def policy_parameters(self) -> list[Tensor]:
-        """The language model's weights that learn."""
+        """The language model's weights that learn, each in its own shape; together they are the ``P`` of a vector ``[P]``."""
         return [p for p in self.policy.language_model.model.parameters() if p.requires_grad]
 
     def surrogate(self, rollout: Rollout, *, gradient: bool = False) -> tuple[float, Tensor]:
-        """The mean of ``ratio * A``, less the KL where it is a loss; and its gradient, flat, if asked for.
+        """The mean of ``ratio * A``, less the KL where it is a loss; and its gradient, if asked for.
 
         Args:
             rollout: the episodes.
             gradient: also return the gradient.
+
+        Returns:
+            The mean, and the gradient ``[P]`` over the weights that learn; ``[0]`` if it was not asked for.
         """
         parameters = self.policy_parameters()
         weights = token_weights(
@@ -273,7 +284,7 @@ def kl_divergences(old: Tensor, new: Tensor) -> Tensor:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector."""
+    """All numbers of the tensors, one tensor after the other, as one vector ``[P]``."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 

@@ -74,7 +74,11 @@ class VectorVecEnv(VecEnv):
         return self._seeds
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take note of the actions."""
+        """Keep the actions until :meth:`step_wait`.
+
+        Args:
+            actions: ``[N, ...]``, one a slot.
+        """
         self._actions = np.asarray(actions)
 
     def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
@@ -257,8 +261,11 @@ class TokenVecEnv(VectorVecEnv):
         The slots' next episodes may begin before that, and it may run in another thread
         (:mod:`rlhf_gym.rewards.service.overlap`). Adaptive rewards need batches in the order in which they were generated.
 
+        Args:
+            ended: the episodes.
+
         Returns:
-            float32 rewards, and the infos of the ending steps.
+            float32 rewards ``[n]``, and the infos of the ending steps.
         """
         scored, columns = self.env.episodes.score_ended(ended)
         infos = [row_of(columns, i) for i in range(len(scored.values))]

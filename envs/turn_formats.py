@@ -146,7 +146,14 @@ class TextFormat:
         return tuple(self.shown)
 
     def final(self, slots: Slots) -> NDArray[np.object_]:
-        """See :class:`TurnFormat`."""
+        """The observations of these slots, None elsewhere.
+
+        Args:
+            slots: int ``[n]``.
+
+        Returns:
+            Object array ``[N]``.
+        """
         out = np.full(len(self.shown), None, dtype=object)
         for slot in slots.tolist():
             out[slot] = self.shown[slot]
@@ -220,7 +227,14 @@ class TokensFormat:
         return self.episodes.observe()
 
     def final(self, slots: Slots) -> NDArray[np.object_]:
-        """See :class:`TurnFormat`."""
+        """The observations of these slots, None elsewhere.
+
+        Args:
+            slots: int ``[n]``.
+
+        Returns:
+            Object array ``[N]``.
+        """
         return stack_observations(self.episodes.observe(slots), slots, len(self.episodes.length))
 
 

@@ -107,6 +107,12 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
         """Answer every prompt; in next-step mode, slots that answered in the last step get their next prompt instead.
 
+        Args:
+            actions: ``N`` responses: texts, or token ids with their lengths, as the action space has them.
+
+        Returns:
+            Observations, rewards ``[N]``, terminations ``[N]``, truncations ``[N]``, and infos.
+
         Raises:
             ResetNeeded: a slot has no running episode.
             InvalidAction: an action is outside the action space.

@@ -304,7 +304,14 @@ def _load_base(
 
 
 def own_weights(policy: LMPolicy) -> dict[str, Tensor]:
-    """What a checkpoint keeps of a policy besides the language model's folder; of an adapted one all but the base."""
+    """The weights that a checkpoint keeps besides the language model's folder; of an adapted model all but the base's.
+
+    Args:
+        policy: the policy.
+
+    Returns:
+        Tensors of any shape ``[...]``, by their name in the policy.
+    """
     model = policy.language_model
     if model.base is None:
         return {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("lm.")}

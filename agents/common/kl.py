@@ -42,8 +42,8 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: Estimator =
     """``KL(pi || pi_ref)`` estimated at each sampled token, in nats; see the module's table.
 
     Args:
-        log_probs: log-probabilities under the policy, any shape.
-        ref_log_probs: under the reference, same shape.
+        log_probs: log-probabilities under the policy, any shape ``[...]``.
+        ref_log_probs: log-probabilities under the reference, same shape.
         estimator: ``"k1"``, ``"k2"`` or ``"k3"``.
 
     Returns:

@@ -126,8 +126,8 @@ def check_finite(numbers: Mapping[str, Tensor], where: str) -> None:
     """Refuse NaN and infinity.
 
     Args:
-        numbers: tensors by the name that a message calls them.
-        where: where in training they came up.
+        numbers: tensors of any shape ``[...]``, by the name that an error's message gives them.
+        where: the place in training, for the message.
 
     Raises:
         TrainingError: names the first tensor that has one, and where.

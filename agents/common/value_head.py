@@ -31,7 +31,14 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Values in float32, whatever the model's precision: targets and clipping need it."""
+        """Values in float32, whatever the model's precision: targets and clipping need it.
+
+        Args:
+            hidden: ``[..., D]``, the trunk's hidden states.
+
+        Returns:
+            float32 ``[...]``.
+        """
         values = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
         assert isinstance(values, Tensor)
         return values.float()

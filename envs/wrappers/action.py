@@ -24,6 +24,9 @@ def token_list(env: AnyEnv, tokens: Sequence[int | str]) -> NDArray[np.int64]:
         env: a token environment.
         tokens: ids, or texts that are one token each.
 
+    Returns:
+        int64 ``[1 + tokens]``.
+
     Raises:
         ConfigError: no tokens, one twice, an id outside the vocabulary, or a text that is not one token.
     """
@@ -47,8 +50,11 @@ def checked_actions(actions: Any, count: int) -> NDArray[np.int64]:
     """Actions as int64.
 
     Args:
-        actions: as the environment got them.
+        actions: as the environment got them, any shape ``[...]``.
         count: the number of actions.
+
+    Returns:
+        The same shape.
 
     Raises:
         InvalidAction: one is outside ``0..count - 1``.
@@ -114,7 +120,15 @@ class SmallVocabulary(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
 
 
 class VectorSmallVocabulary(VectorTokenWrapper):
-    """:class:`SmallVocabulary` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`."""
+    """:class:`SmallVocabulary` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
+
+    Args:
+        env: a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
+        tokens: ids, or texts that are one token each; EOS is action 0 in any case.
+
+    Raises:
+        ConfigError: as :class:`SmallVocabulary`.
+    """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], tokens: Sequence[int | str]) -> None:
         super().__init__(env)
@@ -133,7 +147,14 @@ class VectorSmallVocabulary(VectorTokenWrapper):
         return observations, self._narrow(infos)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """See the environment's."""
+        """Step every slot with one of the few tokens.
+
+        Args:
+            actions: int ``[N]``, numbers in the small vocabulary.
+
+        Returns:
+            Observations, rewards ``[N]``, terminations ``[N]``, truncations ``[N]``, and infos.
+        """
         observations, rewards, terminations, truncations, infos = self.env.step(
             self.tokens[checked_actions(actions, len(self.tokens))]
         )

@@ -175,14 +175,30 @@ class _VectorFormatted(VectorTokenWrapper):
 
 
 class VectorLastTokens(_VectorFormatted):
-    """:class:`LastTokens` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`."""
+    """:class:`LastTokens` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
+
+    Args:
+        env: a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
+        n: how many ids, at least 1.
+
+    Raises:
+        ConfigError: as :class:`LastTokens`.
+    """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], n: int) -> None:
         super().__init__(env, LastTokensFormat(n, env))
 
 
 class VectorEmbeddedTokens(_VectorFormatted):
-    """:class:`EmbeddedTokens` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`."""
+    """:class:`EmbeddedTokens` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
+
+    Args:
+        env: a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`, with or without :class:`VectorLastTokens` around it.
+        table: float ``[V, D]``; None: one-hot, ``D = V``.
+
+    Raises:
+        ConfigError: as :class:`EmbeddedTokens`.
+    """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], table: Any = None) -> None:
         super().__init__(env, EmbeddedTokensFormat(table, env))

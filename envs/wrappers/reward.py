@@ -111,7 +111,16 @@ class PotentialShaping(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class VectorPotentialShaping(VectorTokenWrapper):
-    """:class:`PotentialShaping` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`; one call a step for all."""
+    """:class:`PotentialShaping` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`; one call a step for all.
+
+    Args:
+        env: a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`, directly.
+        potential: any reward, called on unfinished responses.
+        gamma: the learner's discount, in (0, 1].
+
+    Raises:
+        ConfigError: ``gamma`` outside (0, 1], or observations without token ids.
+    """
 
     def __init__(
         self, env: gym.vector.VectorEnv[Any, Any, Any], potential: Callable[..., Any], gamma: float = 1.0
@@ -137,7 +146,14 @@ class VectorPotentialShaping(VectorTokenWrapper):
         return result
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """See the environment's; a next-step restart has reward 0."""
+        """Step every slot and add the change of the potential; a next-step restart has reward 0.
+
+        Args:
+            actions: int ``[N]``, token ids.
+
+        Returns:
+            Observations, rewards ``[N]``, terminations ``[N]``, truncations ``[N]``, and infos.
+        """
         mode = self.env.metadata["autoreset_mode"]
         same_step = mode == AutoresetMode.SAME_STEP
         prompt_index = self._potential.episodes.prompt_index.copy()
@@ -206,7 +222,18 @@ class KLReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class VectorKLReward(VectorTokenWrapper):
-    """:class:`KLReward` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`."""
+    """:class:`KLReward` of a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
+
+    Args:
+        env: a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`, directly.
+        reference: a language model, or its name.
+        coef: the KL coefficient, 0 or more.
+        policy: from batched observations to log-probabilities ``[N, V]``; None: see :class:`KLReward`.
+
+    Raises:
+        ConfigError: a negative coefficient, or not a token environment.
+        TaskError: the reference has another vocabulary.
+    """
 
     def __init__(
         self,
@@ -231,7 +258,14 @@ class VectorKLReward(VectorTokenWrapper):
         return result
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """See the environment's; a next-step restart has reward 0."""
+        """Step every slot and add the KL reward; a next-step restart has reward 0.
+
+        Args:
+            actions: int ``[N]``, token ids.
+
+        Returns:
+            Observations, rewards ``[N]``, terminations ``[N]``, truncations ``[N]``, and infos.
+        """
         actions = as_token_ids(actions, (self.num_envs,))
         running = np.flatnonzero(self._episodes.running)
         added = np.zeros(self.num_envs)
@@ -242,7 +276,18 @@ class VectorKLReward(VectorTokenWrapper):
 
 
 class LogRatio:
-    """``coef * (log ref(a | s) - log policy(a | s))`` of the tokens about to be appended."""
+    """``coef * (log ref(a | s) - log policy(a | s))`` of the tokens about to be appended.
+
+    Args:
+        episodes: of the environment.
+        reference: a language model, or its name.
+        coef: the KL coefficient, 0 or more.
+        policy: from batched observations to log-probabilities ``[N, V]``; None leaves its term out.
+
+    Raises:
+        ConfigError: the coefficient is not a number of at least 0.
+        TaskError: the reference has another vocabulary.
+    """
 
     def __init__(
         self, episodes: Episodes, reference: LanguageModel | str, coef: float, policy: LogProbs | None
