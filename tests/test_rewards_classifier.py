@@ -216,7 +216,7 @@ def test_ensembles_of_reward_models(tmp_path: Path) -> None:
     folder = bert(tmp_path)
     parts = [{"reward": "classifier", "model": str(folder), "head": i, "device": "cpu"} for i in range(3)]
     each = np.array([values(load_reward(part)) for part in parts])
-    doubting = {"ensemble": parts, "deviation_weight": 0.5, "variance_weight": 2}
+    doubting = {"ensemble": parts, "std_weight": 0.5, "variance_weight": 2}
     expected = each.mean(0) - 0.5 * each.std(0) - 2 * each.var(0)
     np.testing.assert_allclose(values(load_reward(doubting)), expected, atol=1e-5)
     np.testing.assert_allclose(values(load_reward({"minimum": parts})), each.min(0), atol=1e-5)

@@ -64,14 +64,14 @@ def search_jobs(algorithms: list[str], seeds: int) -> Iterator[Job]:
 
 
 def objective(run: dict[str, Any]) -> float:
-    """Reward less the price of KL, of one run."""
+    """Reward less the KL penalty, of one run."""
     return float(run["reward"] - SETTINGS[run["task"]].kl_coef * run["kl"])
 
 
 def chosen(found: list[dict[str, Any]], algorithm: str, task: str) -> Options:
     """The candidate that the search found best; of equal ones the first tried.
 
-    The objective is what all of them are asked to maximise: reward less the price of the KL divergence. What counts is its
+    The objective is what all of them are asked to maximise: reward less the KL penalty. What counts is its
     mean less the mean's standard error, task by task: a mean of three seeds that one lucky run carries is no setting to
     recommend. Candidates that went farther than :data:`settings.MOST_KL` are out, unless all did.
 

@@ -1,6 +1,6 @@
 """What is compared: tasks with their networks and budgets, and algorithms with what the search may set.
 
-The same for every algorithm on a task: network, prompts, number of tokens, episodes an iteration, price of KL. An
+The same for every algorithm on a task: network, prompts, number of tokens, episodes an iteration, KL coefficient. An
 algorithm's own are its learning rate and what stands in its ``grid``; everything else is its class's default.
 """
 
@@ -30,7 +30,7 @@ class Setting:
         task_options: its options.
         tokens: budget of response tokens.
         level: the reward, averaged over three iterations, at which the task counts as learned.
-        kl_coef: price of a nat of KL to the reference.
+        kl_coef: the KL coefficient.
         episodes: an iteration's.
         untrained: True for a fresh random network, which must find everything out; False for the embedded model.
     """

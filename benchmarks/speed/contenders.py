@@ -28,7 +28,7 @@ from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 VOCABULARY, PROMPT, EPISODES, MINIBATCH = 2048, 16, 64, 16
 SYMBOLS = "".join(chr(0x4E00 + i) for i in range(VOCABULARY - 2))
 LEARNING_RATE = 1e-5
-GROUP, KL = 8, 0.04  # of GRPO and RLOO: responses to a prompt, the price of the divergence in the loss
+GROUP, KL = 8, 0.04  # of GRPO and RLOO: responses to a prompt, the KL coefficient in the loss
 
 Phases = dict[str, float]  # seconds of wall time, by phase
 Contender = Callable[[int, int, int], Iterator[Phases]]  # response length, learning passes, episodes an iteration

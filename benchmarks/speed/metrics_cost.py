@@ -1,4 +1,4 @@
-"""What an iteration's figures cost: statistics, guards against numbers that are none, and the row of `metrics.csv`.
+"""What an iteration's metrics cost: statistics, guards against NaN and infinite numbers, and the row of `metrics.csv`.
 
     python benchmarks/speed/metrics_cost.py                     # some minutes on one core
     python benchmarks/speed/metrics_cost.py --turns 25 --out metrics.json

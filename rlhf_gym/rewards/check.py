@@ -99,7 +99,7 @@ class RewardReport:
         low, middle, high = np.quantile(v, [0.05, 0.5, 0.95])
         lines = [
             f"reward {self.name}: {len(v)} samples in {self.seconds:.3f} s ({len(v) / max(self.seconds, 1e-9):,.0f} a second)",
-            f"  mean {v.mean():.4g}, deviation {v.std():.4g}, 5% {low:.4g}, median {middle:.4g}, 95% {high:.4g}",
+            f"  mean {v.mean():.4g}, standard deviation {v.std():.4g}, 5% {low:.4g}, median {middle:.4g}, 95% {high:.4g}",
             *_histogram(v),
             f"  same numbers twice: {_yes(self.deterministic)}; whatever the batch: {_yes(self.order_free)}; "
             f"correlation with length: {'none' if np.isnan(self.length_correlation) else f'{self.length_correlation:+.2f}'}",

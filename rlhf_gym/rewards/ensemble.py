@@ -37,13 +37,13 @@ class Minimum(Combination):
 class Ensemble(Combination):
     """The mean of several rewards, less a penalty on their disagreement, sample by sample.
 
-    ``score = mean - variance_weight * variance - deviation_weight * standard deviation``, over the parts (Coste et al. 2023,
+    ``score = mean - variance_weight * variance - std_weight * standard deviation``, over the parts (Coste et al. 2023,
     section 3, for the variance). Normalise the rewards first: their disagreement means nothing on different scales.
 
     Args:
         parts: the rewards, at least one.
         variance_weight: weight of their variance.
-        deviation_weight: weight of their standard deviation.
+        std_weight: weight of their standard deviation.
         name: name to report under.
 
     Raises:
@@ -55,11 +55,11 @@ class Ensemble(Combination):
         parts: Sequence[AnyReward],
         *,
         variance_weight: float = 0.0,
-        deviation_weight: float = 0.0,
+        std_weight: float = 0.0,
         name: str = "ensemble",
     ) -> None:
         self.parts, self.name = some(parts, name), name
-        self.variance_weight, self.deviation_weight = variance_weight, deviation_weight
+        self.variance_weight, self.std_weight = variance_weight, std_weight
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """Compute the penalised mean; the term ``NAME_variance`` is the variance.
@@ -69,5 +69,5 @@ class Ensemble(Combination):
             responses: the ``n`` responses; not used.
         """
         variance = np.var(values, axis=0)
-        penalty = self.variance_weight * variance + self.deviation_weight * np.sqrt(variance)
+        penalty = self.variance_weight * variance + self.std_weight * np.sqrt(variance)
         return np.mean(values, axis=0) - penalty, {f"{self.name}_variance": variance}

@@ -6,7 +6,7 @@ A mapping has exactly one of these keys::
     sum: [REWARD, ...]           # weighted by each one's `weight`
     product: [REWARD, ...]
     minimum: [REWARD, ...]
-    ensemble: [REWARD, ...]      # further keys: variance_weight, deviation_weight
+    ensemble: [REWARD, ...]      # further keys: variance_weight, std_weight
     gate: {when: REWARD, reward: REWARD, level: 0.5, otherwise: -5}
     constrained: {objective: REWARD, constraint: REWARD, level: 20, rate: 0.001, damping: 0, multiplier: 0, most: 100}
 
@@ -107,7 +107,7 @@ def _list(kind: str, inner: Any, data: dict[str, Any], load: Load, place: str, h
         raise ConfigError(f"{_at(place)}{kind!r} needs a list of rewards, got {inner!r}")
     penalties: dict[str, Any] = {}
     if kind == "ensemble":
-        found = [key for key in ("variance_weight", "deviation_weight") if key in data]
+        found = [key for key in ("variance_weight", "std_weight") if key in data]
         penalties = {key: _number(here, key, data.pop(key)) for key in found}
     _no_more(data, place, kind)
     weights, parts = [], []

@@ -84,8 +84,8 @@ def frontier_chart(found: Frontier) -> Markup:
         chart.text((chart.right + 4, place + 4), css, f"end {css}")
     for point in [*_thinned(found.points), *held_out]:
         for css in ("proxy", "gold"):
-            figures = f"proxy {signed(point.proxy)}, gold {signed(point.gold)}, gap {signed(point.gap)}"
-            tip = f"{point.label}\nKL {number(point.root_kl**2, 2)} nats\n{figures}"
+            numbers = f"proxy {signed(point.proxy)}, gold {signed(point.gold)}, gap {signed(point.gap)}"
+            tip = f"{point.label}\nKL {number(point.root_kl**2, 2)} nats\n{numbers}"
             chart.spot((point.root_kl, _gain(point, css)), tip)
     ending = trend[-1]
     description = (

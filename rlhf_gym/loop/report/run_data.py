@@ -78,16 +78,16 @@ class RewardModelRound:
     """A round's (last) reward model from `round-N/reward_model.json`, and all its fits from `reward_models.jsonl`."""
 
     round: int
-    figures: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     fits: Sequence[Mapping[str, Any]] = ()
 
     def get(self, key: str) -> float | None:
         """A metric of the fit; None if it is missing, NaN or infinite."""
-        return finite(self.figures.get(key))
+        return finite(self.metrics.get(key))
 
     def rows(self, key: str) -> list[Mapping[str, Any]]:
         """A list of mappings ("bins", "epochs"), empty where it is missing."""
-        found = self.figures.get(key)
+        found = self.metrics.get(key)
         return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
 
 
@@ -193,10 +193,10 @@ def read_run(run_dir: Path) -> RunData:
         spent = read(f"{folder.name}/agent_seconds.json", json.loads, nothing) if match else nothing
         for phase, value in spent.items():
             seconds[str(phase)] = seconds.get(str(phase), 0.0) + (finite(value) or 0.0)
-        figures = read(f"{folder.name}/reward_model.json", json.loads, nothing) if match else nothing
-        if match and figures:
+        metrics = read(f"{folder.name}/reward_model.json", json.loads, nothing) if match else nothing
+        if match and metrics:
             fits = read(f"{folder.name}/reward_models.jsonl", _json_lines, no_rows)
-            rounds.append(RewardModelRound(int(match[1]), figures, fits))
+            rounds.append(RewardModelRound(int(match[1]), metrics, fits))
     reward_models = tuple(sorted(rounds, key=lambda reward_model: reward_model.round))
     return RunData(
         run_dir=run_dir,
