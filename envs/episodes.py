@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.masks import Masks, TokenMask
 from rlhf_gym.envs.prompts import PromptTable, check_special_ids
-from rlhf_gym.envs.rows import Ids, Mask, Slots, TokenRows
+from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, load_tokenizer

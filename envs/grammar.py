@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.rows import Mask
+from rlhf_gym.envs.token_rows import Mask
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.rows import Mask, Slots, TokenRows
+from rlhf_gym.envs.token_rows import Mask, Slots, TokenRows
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task

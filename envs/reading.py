@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.rows import Slots, TokenRows
+from rlhf_gym.envs.token_rows import Slots, TokenRows
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.decoding import CachedDecoder
 from rlhf_gym.lm.language_model import LanguageModel

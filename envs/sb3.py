@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from rlhf_gym.envs.episodes import EndedEpisodes
-from rlhf_gym.envs.rows import Ids
+from rlhf_gym.envs.token_rows import Ids
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vector_api import row_of, slot_info
 from rlhf_gym.envs.wrappers.base import find_attribute

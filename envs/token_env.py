@@ -13,7 +13,7 @@ from rlhf_gym.envs import rendering
 from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.prompts import slot_generator
-from rlhf_gym.envs.rows import Ids, Mask
+from rlhf_gym.envs.token_rows import Ids, Mask
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 

@@ -15,8 +15,8 @@ from rlhf_gym.envs import rendering
 from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.prompts import PromptDraws
-from rlhf_gym.envs.rows import Ids, Mask, Slots
 from rlhf_gym.envs.token_env import as_token_ids
+from rlhf_gym.envs.token_rows import Ids, Mask, Slots
 from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos, stack_observations
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task

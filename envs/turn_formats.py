@@ -12,7 +12,7 @@ from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes, needed_reward, skipped_column
-from rlhf_gym.envs.rows import Ids, Slots
+from rlhf_gym.envs.token_rows import Ids, Slots
 from rlhf_gym.envs.vector_api import stack_observations
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes, as_task
 from rlhf_gym.envs.prompts import PromptDraws
-from rlhf_gym.envs.rows import Mask, Slots
+from rlhf_gym.envs.token_rows import Mask, Slots
 from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat, check_format
 from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos
 from rlhf_gym.errors import ConfigError

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.rows import Mask, Slots
+from rlhf_gym.envs.token_rows import Mask, Slots
 
 
 def stack_infos(columns: Mapping[str, Any], slots: Slots, num_envs: int) -> dict[str, Any]:

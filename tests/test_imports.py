@@ -10,7 +10,7 @@ SAME_ROLE = {"__init__", "base"}
 """Names that say which role a file has in its package, and nothing else."""
 
 SHARED = {
-    "cache", "checkpoint", "losses", "metrics", "rater", "requests", "reward", "rows", "sentiment", "settings", "text",
+    "checkpoint", "losses", "reward",
 }  # fmt: skip
 """Names that two files have today; this list only shrinks, too."""
 

@@ -121,7 +121,7 @@ def test_people_on_the_rating_page_are_a_reward(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     from web_study import answer, joined, study
 
-    from rlhf_gym.web.rater import WebRater
+    from rlhf_gym.web.page_rater import WebRater
 
     texts = ["response of two", "response of three", "response of four"]
     with study(tmp_path, []) as found:

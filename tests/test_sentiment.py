@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.rewards.builtin.sentiment import SentimentScorer, features
+from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer, features
 
 ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT.parent / "shared" / "data" / "movie_reviews.zip"
@@ -83,7 +83,7 @@ def test_score_by_hand() -> None:
 def test_scores_are_the_same_in_every_process(scorer: SentimentScorer) -> None:
     """A set of strings is ordered by a hash that differs between processes; sums of floats depend on their order."""
     code = (
-        "import sys; from rlhf_gym.rewards.builtin.sentiment import SentimentScorer as S; "
+        "import sys; from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer as S; "
         "print(S.embedded().score([sys.argv[1]])[0])"
     )
     for seed in ("1", "2"):
@@ -96,7 +96,7 @@ def test_scores_are_the_same_in_every_process(scorer: SentimentScorer) -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys; from rlhf_gym.rewards.builtin.sentiment import SentimentScorer; "
+        "import sys; from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer; "
         "SentimentScorer.embedded().score(['good']); "
         "print([m for m in ('torch', 'sklearn', 'scipy', 'transformers') if m in sys.modules])"
     )

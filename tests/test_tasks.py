@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.samples import Prompt, is_held_out

@@ -22,7 +22,7 @@ from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.rewards import load_reward, score
 from rlhf_gym.rewards.builtin.harm import harm
 from rlhf_gym.rewards.builtin.perplexity import Perplexity
-from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.format_control import FORMATS
 from rlhf_gym.tasks.sentiment import openings

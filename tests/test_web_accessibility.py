@@ -16,8 +16,8 @@ from web_study import joined, study
 from rlhf_gym.feedback import Query
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.app import create_app
+from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.server import Address, PageServer
-from rlhf_gym.web.settings import PageSettings
 
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

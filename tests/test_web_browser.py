@@ -306,7 +306,7 @@ def test_differences_are_marked_on_request(browser: Any, tmp_path: Path) -> None
 
 
 def test_differences_leave_markdown_as_it_is(browser: Any, tmp_path: Path) -> None:
-    from rlhf_gym.web.settings import PageSettings
+    from rlhf_gym.web.page_settings import PageSettings
 
     text = "**Bake** it:\n\n| step | minutes |\n|-|-|\n| rise | {} |\n\n```\nwait({})\n```"
     pair = Query(prompt="p", responses=(text.format(60, 3), text.format(90, 3)))
@@ -361,7 +361,7 @@ def test_the_end_and_new_questions(browser: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"viewport": {"width": 1280, "height": 820}}, PHONE])
 @pytest.mark.parametrize("text", ["plain", "markdown"])
 def test_hostile_text_does_nothing_and_fits(browser: Any, tmp_path: Path, options: Any, text: Any) -> None:
-    from rlhf_gym.web.settings import PageSettings
+    from rlhf_gym.web.page_settings import PageSettings
 
     long = "x" * 100_000
     queries = [

@@ -13,9 +13,9 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import Query
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.answers import PAIR, answer_of, seconds_of
-from rlhf_gym.web.settings import PageSettings, guidelines_from
+from rlhf_gym.web.markup import LONGEST, coded, markdown_html, plain_html, turns_of
+from rlhf_gym.web.page_settings import PageSettings, guidelines_from
 from rlhf_gym.web.study import static
-from rlhf_gym.web.text import LONGEST, coded, markdown_html, plain_html, turns_of
 
 JSON = {"accept": "application/json"}
 

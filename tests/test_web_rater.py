@@ -32,7 +32,7 @@ from rlhf_gym.study.checks import check_questions
 from rlhf_gym.study.leases import Answer
 from rlhf_gym.study.quality import quality
 from rlhf_gym.web.overview import reward_models
-from rlhf_gym.web.rater import WebRater
+from rlhf_gym.web.page_rater import WebRater
 from rlhf_gym.web.run_page import RunPage
 from rlhf_gym.web.server import Address, PageServer
 from rlhf_gym.web.serving import store_of

@@ -15,9 +15,9 @@ from web_attack import patient
 from web_study import client, joined, pairs, question, study
 
 from rlhf_gym.feedback import Query
+from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import LARGEST_BODY, POLICY, RateLimit, csrf_matches, csrf_token
 from rlhf_gym.web.server import Address
-from rlhf_gym.web.settings import PageSettings
 from rlhf_gym.web.study import Study
 
 RATER_PAGES = ("/", "/rate", "/guidelines", "/rate/x/text/0")
@@ -265,7 +265,7 @@ def test_what_a_researcher_types_is_escaped_too(tmp_path: Path) -> None:
 def test_no_text_keeps_the_server_busy(text: str) -> None:
     import time
 
-    from rlhf_gym.web.text import markdown_html
+    from rlhf_gym.web.markup import markdown_html
 
     began = time.perf_counter()
     markdown_html(text)

@@ -18,7 +18,7 @@ from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.study.people import People
 from rlhf_gym.study.queue import Queue
 from rlhf_gym.web.app import create_app
-from rlhf_gym.web.settings import PageSettings
+from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.study import Study
 
 

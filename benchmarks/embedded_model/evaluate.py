@@ -26,7 +26,7 @@ from train_scorer import snippets
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhf_gym.embedded import EMBEDDED_LM
-from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 
 PROMPT_PREFIXES = (
     "the film opens with",

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
-from rlhf_gym.rewards.builtin.sentiment import SentimentScorer, features
+from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer, features
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)  # values tried for scikit-learn's C, chosen on the validation split
 DOCUMENT_WEIGHT = 5.0  # a whole review says more about its label than a snippet

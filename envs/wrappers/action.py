@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.masks import refuse_empty
-from rlhf_gym.envs.rows import Mask
+from rlhf_gym.envs.token_rows import Mask
 from rlhf_gym.envs.wrappers.base import AnyEnv, VectorTokenWrapper, episodes_of, find_attribute
 from rlhf_gym.errors import ConfigError
 

@@ -15,8 +15,8 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
-from rlhf_gym.envs.rows import Slots
 from rlhf_gym.envs.token_env import as_token_ids
+from rlhf_gym.envs.token_rows import Slots
 from rlhf_gym.envs.wrappers.base import VectorTokenWrapper, episodes_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.base import score

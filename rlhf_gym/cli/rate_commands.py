@@ -27,9 +27,9 @@ def rate(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from rlhf_gym.study.checks import check_questions
     from rlhf_gym.study.leases import QueueSettings
+    from rlhf_gym.web.page_settings import PageSettings, guidelines_from
     from rlhf_gym.web.server import Address
     from rlhf_gym.web.serving import serving, store_of
-    from rlhf_gym.web.settings import PageSettings, guidelines_from
 
     store, run = store_of(options.serve)
     address = Address(options.host, options.port, options.url)

@@ -8,4 +8,4 @@ EMBEDDED_LM = _HERE / "lm"
 """Folder for ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``."""
 
 EMBEDDED_SENTIMENT = _HERE / "sentiment"
-"""Folder of the sentiment scorer's weights; see :class:`rlhf_gym.rewards.builtin.sentiment.SentimentScorer`."""
+"""Folder of the sentiment scorer's weights; see :class:`rlhf_gym.rewards.builtin.sentiment_scorer.SentimentScorer`."""

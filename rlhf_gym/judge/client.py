@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
-from rlhf_gym.judge.cache import ReplyCache
+from rlhf_gym.judge.reply_cache import ReplyCache
 from rlhf_gym.rewards.service.limits import CircuitBreaker, UnreachableError
 from rlhf_gym.text import shorten
 

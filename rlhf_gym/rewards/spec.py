@@ -31,7 +31,7 @@ from rlhf_gym.text import nearest
 
 # The place of each built-in reward; its module is imported when the reward is built.
 BUILT_IN = {
-    "sentiment": "rlhf_gym.rewards.builtin.sentiment:SentimentScorer.embedded",
+    "sentiment": "rlhf_gym.rewards.builtin.sentiment_scorer:SentimentScorer.embedded",
     "length": "rlhf_gym.rewards.builtin.text_statistics:Length",
     "repetition": "rlhf_gym.rewards.builtin.text_statistics:Repetition",
     "format": "rlhf_gym.rewards.builtin.text_match:Format",
@@ -40,13 +40,13 @@ BUILT_IN = {
     "readability": "rlhf_gym.rewards.builtin.text_statistics:Readability",
     "harm": "rlhf_gym.rewards.builtin.harm:Harm",
     "perplexity": "rlhf_gym.rewards.builtin.perplexity:Perplexity",
-    "rouge": "rlhf_gym.rewards.builtin.metrics:Rouge",
-    "bleu": "rlhf_gym.rewards.builtin.metrics:Bleu",
-    "chrf": "rlhf_gym.rewards.builtin.metrics:ChrF",
+    "rouge": "rlhf_gym.rewards.builtin.text_metrics:Rouge",
+    "bleu": "rlhf_gym.rewards.builtin.text_metrics:Bleu",
+    "chrf": "rlhf_gym.rewards.builtin.text_metrics:ChrF",
     "meteor": "rlhf_gym.rewards.builtin.meteor:Meteor",
     "bert_score": "rlhf_gym.rewards.builtin.bert_score:BertScore",
     "embedding_similarity": "rlhf_gym.rewards.builtin.embedding:EmbeddingSimilarity",
-    "vader": "rlhf_gym.rewards.builtin.metrics:Vader",
+    "vader": "rlhf_gym.rewards.builtin.text_metrics:Vader",
     "profanity": "rlhf_gym.rewards.builtin.profanity:Profanity",
     "language": "rlhf_gym.rewards.builtin.language:LanguageId",
     "math": "rlhf_gym.rewards.builtin.math_answer:MathAnswer",
@@ -55,7 +55,7 @@ BUILT_IN = {
     "per_token": "rlhf_gym.rewards.builtin.per_token:PerToken",
     "toxicity": "rlhf_gym.rewards.builtin.classifier:toxicity",
     "sentiment_classifier": "rlhf_gym.rewards.builtin.classifier:sentiment_classifier",
-    "json_schema": "rlhf_gym.rewards.builtin.metrics:JsonSchema",
+    "json_schema": "rlhf_gym.rewards.builtin.text_metrics:JsonSchema",
     "judge": "rlhf_gym.judge.reward:JudgeReward",
 }
 

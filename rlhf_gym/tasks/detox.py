@@ -9,10 +9,10 @@ import numpy as np
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards import Sum, term
 from rlhf_gym.rewards.builtin.harm import Harm
-from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.requests import request_task
+from rlhf_gym.tasks.review_requests import request_task
 from rlhf_gym.tasks.sentiment import KINDS
 
 MAKERS = ("director", "writer", "lead actor", "producer", "composer", "editor", "whole cast")

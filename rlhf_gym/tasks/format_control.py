@@ -9,7 +9,7 @@ import numpy as np
 from rlhf_gym.errors import TaskError
 from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.requests import request_task
+from rlhf_gym.tasks.review_requests import request_task
 
 _TEXT = r"[^.!?\"()]+"  # no sign that ends a sentence, a quotation or an aside
 FEWEST_WORDS = 3

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.requests import request_task
+from rlhf_gym.tasks.review_requests import request_task
 
 
 def length_task(

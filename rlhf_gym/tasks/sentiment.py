@@ -94,7 +94,7 @@ def sentiment_task(
     Raises:
         TaskError: more prompts are requested than there are.
     """
-    from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+    from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 
     texts = openings()
     order = np.random.default_rng(seed).permutation(len(texts))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.rewards.builtin.sentiment import SentimentScorer
+from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 from rlhf_gym.tasks.base import Task
-from rlhf_gym.tasks.requests import request_task
+from rlhf_gym.tasks.review_requests import request_task
 
 
 def stars_task(

@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.tasks.base import Task, whole_number
-from rlhf_gym.tasks.requests import request_task
+from rlhf_gym.tasks.review_requests import request_task
 
 # Words that the untrained model generates now and then: a word never generated is never rewarded. No prompt has them otherwise.
 WORDS = (

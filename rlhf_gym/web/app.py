@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.web.admin import admin_routes
+from rlhf_gym.web.markup import coded
 from rlhf_gym.web.rating import rating_routes
 from rlhf_gym.web.replies import (
     CONFLICT,
@@ -30,7 +31,6 @@ from rlhf_gym.web.replies import (
 from rlhf_gym.web.requests import SignInError, checked, form_of, signed_in, wants_json
 from rlhf_gym.web.security import Guard
 from rlhf_gym.web.study import STATIC, Study, static
-from rlhf_gym.web.text import coded
 
 MONTH = 30 * 24 * 3600
 TROUBLE = (

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.study.checks import meets
 from rlhf_gym.web.answers import in_words
-from rlhf_gym.web.text import plain_html
+from rlhf_gym.web.markup import plain_html
 
 ON_A_PAGE = 25
 SHORT = 600

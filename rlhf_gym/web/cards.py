@@ -10,8 +10,8 @@ from markupsafe import Markup, escape
 from rlhf_gym.feedback.queries import Judgement
 from rlhf_gym.study.leases import Assignment
 from rlhf_gym.web.answers import PAIR, earlier_value, in_words, letter
-from rlhf_gym.web.settings import PageSettings
-from rlhf_gym.web.text import LONGEST, Turn, coded, markdown_html, plain_html, turns_of
+from rlhf_gym.web.markup import LONGEST, Turn, coded, markdown_html, plain_html, turns_of
+from rlhf_gym.web.page_settings import PageSettings
 
 _HEADINGS = {
     "pair": "Which response is better, A or B?",

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from rlhf_gym.study.leases import Assignment
 from rlhf_gym.study.people import Person
 from rlhf_gym.web.answers import answer_of, seconds_of
+from rlhf_gym.web.markup import coded
 from rlhf_gym.web.replies import (
     ANSWERED,
     CONFLICT,
@@ -27,7 +28,6 @@ from rlhf_gym.web.replies import (
 )
 from rlhf_gym.web.requests import checked, form_of, signed_in, wants_json
 from rlhf_gym.web.study import Study
-from rlhf_gym.web.text import coded
 
 AHEAD = 2
 """Cards a rater holds: the one on the screen and the one after it, so that the next is there at once."""

@@ -11,10 +11,10 @@ from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.raters import Rater
 from rlhf_gym.study.checks import check_questions
 from rlhf_gym.study.leases import QueueSettings
-from rlhf_gym.web.rater import WebRater
+from rlhf_gym.web.page_rater import WebRater
+from rlhf_gym.web.page_settings import PageSettings, guidelines_from
 from rlhf_gym.web.server import Address, require_web
 from rlhf_gym.web.serving import serving
-from rlhf_gym.web.settings import PageSettings, guidelines_from
 
 
 class RunPage:

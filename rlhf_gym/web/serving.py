@@ -13,8 +13,8 @@ from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.study.people import People
 from rlhf_gym.study.queue import Queue
+from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.server import LOOPBACK, Address, PageServer, require_web
-from rlhf_gym.web.settings import PageSettings
 
 RATERS_A_LINK = 1000
 """The number of people that one printed link lets in; links for single people are made on the administration page."""

@@ -18,9 +18,9 @@ from rlhf_gym.study.leases import Assignment
 from rlhf_gym.study.people import People, Person
 from rlhf_gym.study.queue import Queue
 from rlhf_gym.web.cards import card_of
+from rlhf_gym.web.markup import coded, markdown_html
+from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import cookie_name, csrf_token
-from rlhf_gym.web.settings import PageSettings
-from rlhf_gym.web.text import coded, markdown_html
 
 _SCRIPT = "text/javascript; charset=utf-8"
 STATIC = {"page.css": "text/css; charset=utf-8", "forms.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.builtin.encoder import load_encoder
-from rlhf_gym.rewards.builtin.metrics import _AgainstReference, _library
+from rlhf_gym.rewards.builtin.text_metrics import _AgainstReference, _library
 
 
 class BertScore(_AgainstReference):

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.builtin.encoder import Pooling, embed, load_encoder
-from rlhf_gym.rewards.builtin.metrics import _AgainstReference
+from rlhf_gym.rewards.builtin.text_metrics import _AgainstReference
 
 
 class EmbeddingSimilarity(_AgainstReference):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.builtin.metrics import _library
+from rlhf_gym.rewards.builtin.text_metrics import _library
 
 AMONG = (
     "ar", "bg", "bn", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_gym.rewards.builtin.metrics import _AgainstReference, _library
+from rlhf_gym.rewards.builtin.text_metrics import _AgainstReference, _library
 from rlhf_gym.rewards.builtin.text_statistics import words
 
 

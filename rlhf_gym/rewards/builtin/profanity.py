@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.builtin.metrics import _library
+from rlhf_gym.rewards.builtin.text_metrics import _library
 from rlhf_gym.rewards.builtin.text_statistics import words
 
 
