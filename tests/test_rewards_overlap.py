@@ -78,14 +78,17 @@ def env_for(reward: Any, num_envs: int = 4) -> TokenVecEnv:
 
 
 def episodes_of(
-    env: TokenVecEnv, model: LanguageModel, rounds: int = 4, meanwhile: Callable[[list[Episode]], object] | None = None
+    env: TokenVecEnv,
+    model: LanguageModel,
+    rounds: int = 4,
+    while_scoring: Callable[[list[Episode]], object] | None = None,
 ) -> list[Episode]:
     torch.manual_seed(0)
     policy = LMPolicy(env.observation_space, env.action_space, model, Sampling(), limits_of(env, model))
     with Scoring(env) as scoring:
         rollout = Rollout.of(decode_episodes(env, policy, 5, 0, rounds, scoring))
-        if meanwhile is not None:
-            meanwhile(rollout.episodes)
+        if while_scoring is not None:
+            while_scoring(rollout.episodes)
         scoring.finish(rollout)
     return rollout.episodes
 
