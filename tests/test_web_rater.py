@@ -304,7 +304,9 @@ def test_people_say_of_each_response_alone_how_good_it_is(model: Path, tmp_path:
     person = threading.Thread(target=lambda: rate_everything(progress.link(), stop, {}))
     person.start()
     try:
-        run = run_loop(build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress)
+        run = run_loop(
+            build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress, page=RunPage()
+        )
     finally:
         stop.set()
         person.join()
