@@ -283,7 +283,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
     """In every module of the store and of the page, whichever there are; the monotonic clock goes on as it does."""
     patched = 0
     for name, module in list(sys.modules.items()):
-        if name.startswith(("rlhf_gym.feedback", "rlhf_gym.web")) and getattr(module, "datetime", None) is datetime:
+        if (
+            name.startswith(("rlhf_gym.feedback", "rlhf_gym.study", "rlhf_gym.web"))
+            and getattr(module, "datetime", None) is datetime
+        ):
             monkeypatch.setattr(module, "datetime", Clock)
             patched += 1
     assert patched >= 4
