@@ -370,7 +370,10 @@ def test_raters_under_a_clock_that_jumps_all_the_time(tmp_path: Path, clock: typ
                 assert page.status_code == (401 if days == 35 else 200)
                 action = re.search(r'action="(/rate/[^"]+)"', page.text)
                 if action:
-                    open_[number] = action[1], dict(re.findall(r'name="(csrf|query_type|shown)" value="([^"]*)"', page.text))
+                    open_[number] = (
+                        action[1],
+                        dict(re.findall(r'name="(csrf|query_type|shown)" value="([^"]*)"', page.text)),
+                    )
                 continue
             action_, hidden = open_[number]
             reply = raters[number].post(action_, data={**hidden, "answer": "b1", "reason": f"step {step}"})
