@@ -325,7 +325,7 @@ def test_json_schema():
     assert one("json_schema", "not json", options={"schema": schema}) == 0
     assert one("json_schema", "[" * 100_000, options={"schema": schema}) == 0
     assert one("json_schema", '{"a": 1}', schema=schema) == 1
-    with pytest.raises(ConfigError, match="no JSON schema"):
+    with pytest.raises(ConfigError, match="needs a JSON schema"):
         load_reward("json_schema", schema={"type": "nonsense"})
 
 

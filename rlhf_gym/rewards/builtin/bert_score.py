@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.rewards.builtin.against_reference import AgainstReference
 from rlhf_gym.rewards.builtin.encoder import load_encoder
-from rlhf_gym.rewards.builtin.text_metrics import _AgainstReference, _library
+from rlhf_gym.rewards.builtin.needs import library
 
 
-class BertScore(_AgainstReference):
+class BertScore(AgainstReference):
     """BERTScore F1, at most 1 (Zhang et al. 2020), by the package ``torchmetrics``; of several references the best counts.
 
     Not rescaled: values of unrelated English texts lie near 0.8, of good matches above 0.9. Responses are cut at 512 tokens;
@@ -31,7 +32,7 @@ class BertScore(_AgainstReference):
         self, model: str = "roberta-large", layer: int = 17, revision: str | None = None, column: str = "reference"
     ) -> None:
         super().__init__(column)
-        self._score = _library("torchmetrics.functional.text.bert", "torchmetrics", self.name).bert_score
+        self._score = library("torchmetrics.functional.text.bert", "torchmetrics", self.name).bert_score
         self.model, self.layer, self.revision = model, layer, revision
         self._loaded: tuple[Any, Any] | None = None
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
 
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.rewards.builtin.needs import library
 from rlhf_gym.rewards.builtin.text_statistics import words
 
 
@@ -74,14 +74,11 @@ def self_bleu(responses: Sequence[str], *, most: int = 100) -> float:
     Raises:
         ConfigError: sacrebleu is not installed.
     """
-    try:
-        library = import_module("sacrebleu.metrics")
-    except ImportError as error:
-        raise ConfigError("self_bleu needs sacrebleu: pip install 'rlhf-gym[metrics]'") from error
+    metrics = library("sacrebleu.metrics", "sacrebleu", "self_bleu")
     some = list(responses)[:most]
     if len(some) < 2:
         return 0.0
-    metric = library.BLEU(effective_order=True)
+    metric = metrics.BLEU(effective_order=True)
     scores = [metric.sentence_score(r, [*some[:i], *some[i + 1 :]]).score for i, r in enumerate(some)]
     return float(np.mean(scores)) / 100
 

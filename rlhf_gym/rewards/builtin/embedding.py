@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.rewards.builtin.against_reference import references_of
 from rlhf_gym.rewards.builtin.encoder import Pooling, embed, load_encoder
-from rlhf_gym.rewards.builtin.text_metrics import _AgainstReference
 
 
-class EmbeddingSimilarity(_AgainstReference):
+class EmbeddingSimilarity:
     """Cosine in [-1, 1] of two texts' embeddings by an encoder (Reimers and Gurevych 2019); of several references the best.
 
     The embedding is the mean of the encoder's last hidden states (or the first of them), scaled to length 1: what most models
-    of sentence-transformers compute; one that has a further projection is not used as it was made. An empty response scores 0.
+    of sentence-transformers compute; a further projection that a model may have is left out. An empty response scores 0.
     Texts beyond ``max_tokens`` lose their end.
 
     Args:
@@ -43,13 +43,12 @@ class EmbeddingSimilarity(_AgainstReference):
         revision: str | None = None,
         device: str = "auto",
     ) -> None:
-        super().__init__(column)
         if pooling not in ("mean", "cls") or max_tokens < 4:
             raise ConfigError(
                 f"embedding_similarity needs pooling mean or cls and max_tokens of at least 4, got {pooling!r} and {max_tokens}"
             )
-        self.model, self.pooling, self.prefix, self.max_tokens = model, pooling, prefix, max_tokens
-        self.revision, self.device = revision, device
+        self.model, self.column, self.pooling = model, column, pooling
+        self.prefix, self.max_tokens, self.revision, self.device = prefix, max_tokens, revision, device
         self._loaded: tuple[Any, Any] | None = None
 
     def __call__(self, prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
@@ -59,7 +58,7 @@ class EmbeddingSimilarity(_AgainstReference):
             RewardError: the data have no such column, or no text in it.
         """
         own = self.column == "prompt" and "prompt" not in columns
-        references = [[prompt] for prompt in prompts] if own else self.references(columns)
+        references = [[prompt] for prompt in prompts] if own else references_of(columns, self.column, self.name)
         texts = list(dict.fromkeys([*responses, *(text for some in references for text in some)]))
         vectors = dict(zip(texts, self.embeddings(texts), strict=True))
         return [

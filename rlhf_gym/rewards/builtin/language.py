@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.builtin.text_metrics import _library
+from rlhf_gym.rewards.builtin.needs import library
 
 AMONG = (
     "ar", "bg", "bn", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja",
@@ -32,8 +32,8 @@ class LanguageId:
     name = "language"
 
     def __init__(self, language: str = "en", among: Sequence[str] = AMONG) -> None:
-        library = _library("py3langid.langid", "py3langid", self.name)
-        self._model = library.LanguageIdentifier.from_model_file(library.MODEL_FILE, norm_probs=True)
+        langid = library("py3langid.langid", "py3langid", self.name)
+        self._model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
         known = list(self._model.labels)
         wrong = [code for code in (language, *among) if code not in known]
         if wrong or not among or isinstance(among, str):

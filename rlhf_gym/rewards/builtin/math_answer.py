@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.rewards.builtin.needs import column_of
 from rlhf_gym.text import shorten
 
 STARTING = 60.0  # seconds that a new process gets for its first answer: it imports sympy
@@ -61,13 +62,8 @@ class MathAnswer:
             return [float(self._equal(some, r)) for some, r in zip(references, responses, strict=True)]
 
     def _references(self, columns: Mapping[str, list[Any]]) -> list[list[str]]:
-        if self.column not in columns:
-            raise RewardError(
-                f"reward 'math' needs the column {self.column!r}; the data have "
-                f"{', '.join(map(repr, columns)) or 'no columns'}"
-            )
         found = []
-        for i, given in enumerate(columns[self.column]):
+        for i, given in enumerate(column_of(columns, self.column, self.name)):
             some = list(given) if isinstance(given, list | tuple) else [given]
             if not some or any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in some):
                 raise RewardError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_gym.rewards.builtin.text_metrics import _AgainstReference, _library
+from rlhf_gym.rewards.builtin.against_reference import AgainstReference
+from rlhf_gym.rewards.builtin.needs import library
 from rlhf_gym.rewards.builtin.text_statistics import words
 
 
-class Meteor(_AgainstReference):
+class Meteor(AgainstReference):
     """METEOR in [0, 1] (Banerjee and Lavie 2005), by the package ``nltk``; of several references the best counts.
 
     Args:
@@ -24,8 +25,8 @@ class Meteor(_AgainstReference):
 
     def __init__(self, synonyms: bool = False, column: str = "reference") -> None:
         super().__init__(column)
-        self._score = _library("nltk.translate.meteor_score", "nltk", self.name).meteor_score
-        self._wordnet: Any = _library("nltk.corpus", "nltk", self.name).wordnet if synonyms else _NoSynonyms()
+        self._score = library("nltk.translate.meteor_score", "nltk", self.name).meteor_score
+        self._wordnet: Any = library("nltk.corpus", "nltk", self.name).wordnet if synonyms else _NoSynonyms()
 
     def compare(self, response: str, references: list[str]) -> float:
         """METEOR against the best reference.

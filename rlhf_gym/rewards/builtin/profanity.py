@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.builtin.text_metrics import _library
+from rlhf_gym.rewards.builtin.needs import library
 from rlhf_gym.rewards.builtin.text_statistics import words
 
 
@@ -39,13 +39,13 @@ class Profanity:
         if mode not in ("share", "count", "any"):
             raise ConfigError(f"profanity's mode must be share, count or any, got {mode!r}")
         self.mode = mode
-        library = _library("glin_profanity", "glin-profanity", self.name)
-        lists = _library("glin_profanity.data.dictionary", "glin-profanity", self.name).dictionary
+        filters = library("glin_profanity", "glin-profanity", self.name)
+        lists = library("glin_profanity.data.dictionary", "glin-profanity", self.name).dictionary
         known = sorted(lists.available_languages)
         languages = [languages] if isinstance(languages, str) else [str(language) for language in languages]
         if not languages or not set(languages) <= set(known):
             raise ConfigError(f"profanity has lists for {', '.join(known)}; got {', '.join(languages) or 'none'}")
-        self._filter = library.Filter(
+        self._filter = filters.Filter(
             {"languages": languages, "detect_leetspeak": True, "custom_words": list(more), "ignore_words": list(ignore)}
         )
 

@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.rewards.builtin.needs import column_of
 from rlhf_gym.rewards.builtin.text_statistics import WORD, one_of, words
 
 
@@ -90,13 +91,8 @@ class ExactMatch:
         Raises:
             RewardError: the data have no such column.
         """
-        if self.column not in columns:
-            raise RewardError(
-                f"reward 'exact_match' needs the column {self.column!r}; the data have "
-                f"{', '.join(map(repr, columns)) or 'no columns'}"
-            )
         scores = []
-        for response, reference in zip(responses, columns[self.column], strict=True):
+        for response, reference in zip(responses, column_of(columns, self.column, self.name), strict=True):
             options = reference if isinstance(reference, list | tuple | set) else [reference]
             scores.append(float(self._plain(response) in {self._plain(str(option)) for option in options}))
         return scores
