@@ -14,13 +14,13 @@ from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.samples import Prompt, is_held_out
-from rlhf_gym.tasks.sentiment import openings
+from rlhf_gym.tasks.sentiment import prompt_prefixes
 
 
-def test_openings_are_many_distinct_and_neutral() -> None:
-    texts = openings()
+def test_prompt_prefixes_are_many_distinct_and_neutral() -> None:
+    texts = prompt_prefixes()
     assert len(texts) == len(set(texts)) > 1000
-    assert texts == openings()
+    assert texts == prompt_prefixes()
     scores = SentimentScorer.embedded().score(texts)
     assert abs(float(scores.mean())) < 0.75
 
@@ -30,7 +30,7 @@ def test_no_prompt_is_on_both_sides_whatever_the_seed() -> None:
         task = load_task("sentiment", seed=seed)
         train, held_out = {p.text for p in task.prompts}, {p.text for p in task.held_out}
         assert not train & held_out
-        assert train | held_out == set(openings())
+        assert train | held_out == set(prompt_prefixes())
         assert 0.1 < len(held_out) / len(train | held_out) < 0.25
         assert all(is_held_out(p) for p in held_out)
 

@@ -25,7 +25,7 @@ from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.format_control import FORMATS
-from rlhf_gym.tasks.sentiment import openings
+from rlhf_gym.tasks.sentiment import prompt_prefixes
 from rlhf_gym.tasks.stars import Rating
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,10 +53,10 @@ def test_prompts_are_split_for_good_and_what_is_held_out_is_the_same_for_every_s
     for task in tasks:
         assert not {p.text for p in task.prompts} & {p.text for p in task.held_out}
         assert 0.1 < len(task.held_out) / (len(task.prompts) + len(task.held_out)) < 0.25
-    # The opening itself, and not only opening and request together, is on one side.
+    # The prompt prefix itself, and not only prefix and request together, is on one side.
     if name != "detox":  # whose prompts hold no request
         train, held_out = ({p.text.rpartition(": ")[2] for p in some} for some in (task.prompts, task.held_out))
-        assert train | held_out == set(openings())
+        assert train | held_out == set(prompt_prefixes())
         assert not train & held_out
     assert len(load_task(name, num_prompts=3).prompts) == 3
 

@@ -1,4 +1,4 @@
-r"""Conversations as one text: chat templates without tools.
+"""Conversations as one text: chat templates without tools.
 
 A *message* is ``{"role": "user" | "assistant" | "system", "content": text}``. Templates are Jinja, as Hugging
 Face's chat templates: they are given ``messages`` and ``add_generation_prompt``.
@@ -18,7 +18,7 @@ Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedTemplate:
     """A template that has a name.
 
     Attributes:
@@ -34,13 +34,13 @@ class Named:
 
 TEMPLATES = {
     # The assistant goes on where the user stops: for models that continue text.
-    "continuation": Named(
+    "continuation": NamedTemplate(
         "{% for m in messages %}{% if m.role == 'user' and not loop.first %}{{ '\\n' }}{% endif %}{{ m.content }}{% endfor %}",
         "\n",
         ("\n",),
     ),
     # Anthropic's transcripts (Bai et al. 2022).
-    "transcript": Named(
+    "transcript": NamedTemplate(
         "{% for m in messages %}{{ '\\n\\n' + {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}[m.role] + ': ' }}"
         "{{ m.content | trim }}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}",
         "\n\nHuman:",

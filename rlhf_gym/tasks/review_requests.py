@@ -12,7 +12,7 @@ from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.rewards.builtin.text_statistics import Repetition
 from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.samples import Prompt, is_held_out
-from rlhf_gym.tasks.sentiment import openings
+from rlhf_gym.tasks.sentiment import prompt_prefixes
 
 Draw = Callable[[np.random.Generator], tuple[str, dict[str, Any]]]
 """Draws a request and its columns."""
@@ -42,12 +42,12 @@ def request_task(
         max_new_tokens: the length limit.
         num_prompts: number of texts to train on; None takes all.
         seed: of the order and of the requests that are trained on.
-        texts: beginnings to go on from; None takes the sentiment task's.
+        texts: prompt prefixes; None takes the sentiment task's.
 
     Raises:
         TaskError: more prompts are requested than there are.
     """
-    texts = openings() if texts is None else texts
+    texts = prompt_prefixes() if texts is None else texts
     train = [text for text in texts if not is_held_out(text)]
     if num_prompts is not None and not 1 <= num_prompts <= len(train):
         raise TaskError(f"the task {name!r} has {len(train)} prompts to train on; asked for {num_prompts}")

@@ -63,7 +63,7 @@ OPINIONS = (
 )
 
 
-def openings() -> list[str]:
+def prompt_prefixes() -> list[str]:
     """All prompt prefixes, in a fixed order; none says whether the film is good."""
     out = [f"{start} a young {role}" for start, role in product(STARTS, ROLES)]
     out += [f"{start} a {role} and a {other}" for start, role, other in product(STARTS, ROLES, ROLES) if role != other]
@@ -96,7 +96,7 @@ def sentiment_task(
     """
     from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 
-    texts = openings()
+    texts = prompt_prefixes()
     order = np.random.default_rng(seed).permutation(len(texts))
     train = [Prompt(texts[i]) for i in order if not is_held_out(texts[i])]
     held_out = [Prompt(texts[i]) for i in order if is_held_out(texts[i])]

@@ -96,7 +96,7 @@ def table_task(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         stop=tuple(stop),
-        metrics={key: _known(as_reward(metric)) for key, metric in (metrics or {}).items()},
+        metrics={key: _metric(key, metric) for key, metric in (metrics or {}).items()},
     )
 
 
@@ -105,9 +105,10 @@ def as_reward(reward: RewardSpec | None) -> Callable[..., Any] | None:
     return load_reward(reward) if isinstance(reward, str | Mapping) else reward
 
 
-def _known(metric: Callable[..., Any] | None) -> Callable[..., Any]:
+def _metric(name: str, given: RewardSpec) -> Callable[..., Any]:
+    metric = as_reward(given)
     if metric is None:
-        raise TaskError("a metric must be a reward or its name, got None")
+        raise TaskError(f"the metric {name!r} must be a reward or its name, got None")
     return metric
 
 
