@@ -21,8 +21,7 @@ from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, load_tokenizer
-from rlhf_gym.rewards.base import ScoredBatch, TermReward, score
-from rlhf_gym.rewards.combine import as_term
+from rlhf_gym.rewards.base import ScoredBatch, TermReward, as_term, score
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task, load_task
 

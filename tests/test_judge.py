@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import time
+import threading
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_server import asked, chat_server, material
+from held_port import held_port
+from patience import PATIENCE
 
 from rlhf_gym.errors import ConfigError, FeedbackError, RewardError
 from rlhf_gym.feedback import FeedbackStore, Query
@@ -23,7 +25,7 @@ from rlhf_gym.judge.template import Template
 from rlhf_gym.raters import RaterError, ask
 from rlhf_gym.rewards import load_reward, score
 from rlhf_gym.rewards.on_error import on_error
-from rlhf_gym.rewards.service.address import parse
+from rlhf_gym.rewards.spec import judge_address
 
 
 def by_length(request: dict[str, Any]) -> str:
@@ -159,37 +161,42 @@ def test_what_goes_wrong_is_one_line(say: Any, message: str, monkeypatch: pytest
 
 
 def test_nobody_there_and_time_outs_are_told_apart() -> None:
-    with chat_server(by_length) as server:
-        pass
-    with pytest.raises(RewardError, match=r"cannot be reached .*; nothing that was scored before is lost"):
-        score(JudgeReward(server.url, "m", retries=0), ["p"], ["x"])
+    with (
+        held_port() as port,
+        pytest.raises(RewardError, match=r"cannot be reached .*; nothing that was scored before is lost"),
+    ):
+        score(JudgeReward(f"http://127.0.0.1:{port}/v1", "m", retries=0), ["p"], ["x"])
+
+    given_up = threading.Event()
 
     def sleepy(_: Any) -> str:
-        import time
-
-        time.sleep(1.0)
+        given_up.wait(PATIENCE)
         return '{"score": 3}'
 
-    with chat_server(sleepy) as server, pytest.raises(RewardError, match="did not answer in time"):
-        score(JudgeReward(server.url, timeout=0.2, retries=0), ["p"], ["x"])
+    with chat_server(sleepy) as server:
+        with pytest.raises(RewardError, match="did not answer in time"):
+            score(JudgeReward(server.url, "m", timeout=0.2, retries=0), ["p"], ["x"])
+        given_up.set()
 
 
-def test_a_dead_judge_costs_its_repetitions_a_few_times_only_and_is_taken_back() -> None:
-    with chat_server(by_length) as server:
-        pass
-    reward = JudgeReward(server.url, retries=1, open_after=2, cool_down=0.5)
-    skipping = on_error(reward, "skip")
+def test_a_dead_judge_costs_its_retries_twice_only_and_is_taken_back() -> None:
+    now = [0.0]
     texts = [f"text {i}" for i in range(20)]
-    begin = time.monotonic()
-    with pytest.warns(UserWarning, match="has failed"):
-        scored = score(skipping, ["p"] * 20, texts, may_skip=True)
-    assert not scored.kept.any()
-    assert time.monotonic() - begin < 6  # twenty repetitions, each after half a second or more, would take ten at least
-    assert scored.failures is not None
-    assert any(failure and "is not asked: its last" in failure.error for failure in scored.failures)
-    time.sleep(0.6)
-    with chat_server(by_length, port=int(server.url.split(":")[2].split("/")[0])):
-        assert score(skipping, ["p"] * 20, texts).kept.all()
+    with held_port() as port:
+        reward = JudgeReward(f"http://127.0.0.1:{port}/v1", retries=1, open_after=2, cool_down=60)
+        reward.judge.client.breaker.clock = lambda: now[0]
+        skipping = on_error(reward, "skip")
+        with pytest.warns(UserWarning, match="has failed"):
+            scored = score(skipping, ["p"] * 20, texts, may_skip=True)
+        assert not scored.kept.any()
+        errors = [failure.error for failure in scored.failures or () if failure is not None]
+        # The service was called for the batch and for the first sample, and for none of the other 19.
+        assert "cannot be reached" in errors[0]
+        assert all("is not called: its last 2 calls failed" in error for error in errors[1:])
+        assert len(errors) == 20
+        now[0] = 60
+        with chat_server(by_length, port=port):
+            assert score(skipping, ["p"] * 20, texts).kept.all()
     assert reward.judge.client.breaker.state == "closed"
 
 
@@ -310,6 +317,9 @@ def test_copies_go_to_other_processes() -> None:
         ("Of 3 aspects, 2 are met. Rating: 8", 8.0),
         ("7.5", 7.5),
         ('{"score": null} 3', 3.0),
+        ('{"score": 7, "details": {"clarity": 3}}', 7.0),
+        ('{"reason": {"score": 2}, "score": 7}', 7.0),
+        ('{"score":' * 100_000, None),
         ('{"score": "NaN"}', None),
         ("eleven", None),
         ("-3", None),
@@ -346,4 +356,4 @@ def test_by_name_address_and_mapping() -> None:
             assert score(load_reward(spec), ["p"], ["rr"]).values.tolist() == pytest.approx([2 / 9])
     for bad in ("judge:", "judge:gpt", "judge:gpt http://x/v1"):
         with pytest.raises(ConfigError, match="judge:URL or judge:MODEL@URL"):
-            parse(bad)
+            judge_address(bad)

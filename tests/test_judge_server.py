@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from held_port import held_port
 
 from rlhf_gym.agents import REINFORCE
 from rlhf_gym.envs import make_sb3_env
@@ -55,24 +55,24 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     folder = tmp_path_factory.mktemp("instruct")
     LanguageModel.load(f"{gguf.parent}:{gguf.name}", device="cpu", dtype="bfloat16").save(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with held_port() as port:
+        yield from served(folder, port, tmp_path_factory.mktemp("log") / "serve.txt")
+
+
+def served(folder: Path, port: int, log: Path) -> Iterator[tuple[str, str]]:
+    """Serve the model of a folder until the caller is done."""
     command = [str(SERVE), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    log = tmp_path_factory.mktemp("log") / "serve.txt"
     with log.open("w") as file:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=folder)
     try:
-        for _ in range(240):
+        while True:  # a service that does not start ends by itself, or with the test's own time limit
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).close()
                 break
             except (urllib.error.URLError, OSError):
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.5)
-        else:
-            pytest.fail(f"the service did not start: {log.read_text()}")
         yield f"http://127.0.0.1:{port}/v1", str(folder)
     finally:
         process.terminate()

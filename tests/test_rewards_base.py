@@ -130,6 +130,15 @@ def test_columns_by_name():
     assert score(lambda prompt, response, label: label, PROMPTS, RESPONSES, COLUMNS).values.tolist() == [10, 20, 30]
 
 
+def test_a_column_named_as_the_responses_are_is_not_passed_to_them():
+    def other_names(prompt, answer, **columns):
+        assert list(columns) == ["label"]
+        return list(map(len, answer))
+
+    columns = {"answer": ["A", "B", "C"], "label": COLUMNS["label"]}
+    assert score(other_names, PROMPTS, RESPONSES, columns).values.tolist() == LENGTHS
+
+
 def test_a_column_that_is_not_there():
     def needs(prompts, responses, reference):
         return LENGTHS

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from held_port import held_port
+from patience import PATIENCE
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import CachedReward, FillOnError, SkipOnError, score
+from rlhf_gym.rewards.service import remote as remote_module
 from rlhf_gym.rewards.service.limits import CircuitBreaker, UnreachableError
 from rlhf_gym.rewards.service.remote import RemoteReward
 from rlhf_gym.rewards.service.serve import RewardServer
@@ -24,32 +27,60 @@ def lengths(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(len(r)) for r in responses]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds between requests, which are noted instead of waited for."""
+    found: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            found.append(timeout)
+            return self.is_set()
+
+    monkeypatch.setattr(remote_module, "threading", SimpleNamespace(Event=Stop))
+    return found
 
 
 class Service:
-    """Answers each request by the next of some plans: a status, ``"hang"``, ``"cut"`` or ``"ok"``; "ok" for ever after."""
+    """Answers each connection by the next of some plans: a status, ``"hang"``, ``"cut"`` or ``"ok"``; "ok" for ever after.
 
-    def __init__(self, *plans: int | str, retry_after: str = "") -> None:
-        self.requests: list[float] = []
-        self.at_once = self.most_at_once = 0
+    Connections take their plans in the order in which they come in, whichever thread runs first.
+
+    Args:
+        plans: the plans.
+        retry_after: the header, of replies that are not ok.
+        at_once: requests that are answered together, once so many are there.
+    """
+
+    def __init__(self, *plans: int | str, retry_after: str = "", at_once: int = 1) -> None:
+        self.requests = self.now = self.most_at_once = 0
+        self.ended = threading.Event()
+        taken: dict[Any, int | str] = {}
         steps: Iterator[int | str] = itertools.chain(plans, itertools.repeat("ok"))
-        lock, outer = threading.Lock(), self
+        lock, meeting, outer = threading.Lock(), threading.Barrier(at_once, timeout=PATIENCE), self
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                outer.requests += 1
+                taken[client_address] = next(steps)
+                super().process_request(request, client_address)
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                with lock:
-                    outer.requests.append(time.monotonic())
-                    outer.at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
-                    plan = next(steps)
+                plan = taken[self.client_address]
                 self.rfile.read(int(self.headers["Content-Length"]))
-                time.sleep(1.0 if plan == "hang" else 0.02)
+                if plan == "hang":
+                    outer.ended.wait(PATIENCE)
+                    return
                 with lock:
-                    outer.at_once -= 1
+                    outer.now += 1
+                    outer.most_at_once = max(outer.most_at_once, outer.now)
+                meeting.wait()
+                with lock:
+                    outer.now -= 1
                 if plan == "cut":
                     self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
                     return
@@ -64,8 +95,7 @@ class Service:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Say nothing."""
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/score"
 
 
@@ -76,6 +106,7 @@ def running(service: Service) -> Iterator[Service]:
     try:
         yield service
     finally:
+        service.ended.set()
         service.http.shutdown()
         service.http.server_close()
         thread.join()
@@ -84,53 +115,58 @@ def running(service: Service) -> Iterator[Service]:
 # --------------------------------------------------------------------------------------------- retries and time-outs
 
 
-def test_what_may_pass_is_asked_again_ever_more_slowly() -> None:
+def test_what_may_pass_is_sent_again_ever_more_slowly(pauses: list[float]) -> None:
     said: list[str] = []
     with running(Service(503, "cut")) as service:
         assert RemoteReward(service.url, patience=30, on_retry=said.append)(["p"], ["r"]) == [1.0]
-    first, second = (b - a for a, b in itertools.pairwise(service.requests))
-    assert 0.375 <= first <= 0.9  # 0.5 s, a quarter more or less, and the request itself
-    assert 0.75 <= second <= 1.6  # then twice that
+    assert service.requests == 3
+    first, second = pauses
+    assert 0.375 <= first <= 0.625  # 0.5 s, a quarter more or less
+    assert 0.75 <= second <= 1.25  # then twice that
     assert "status 503" in said[0]
     assert "IncompleteRead" in said[1] or "Remote" in said[1]
 
 
-def test_a_service_says_how_long_to_wait() -> None:
-    with running(Service(429, retry_after="1")) as service:
+def test_a_service_says_how_long_to_wait(pauses: list[float]) -> None:
+    with running(Service(429, retry_after="7")) as service:
         RemoteReward(service.url, patience=30)(["p"], ["r"])
-    assert service.requests[1] - service.requests[0] >= 1
+    assert pauses == [7.0]
 
 
-def test_a_service_that_hangs_is_given_up_and_asked_again() -> None:
+def test_a_service_that_hangs_is_given_up_and_called_again(pauses: list[float]) -> None:
     said: list[str] = []
+
+    def patiently(message: str) -> None:
+        said.append(message)
+        remote.timeout = PATIENCE  # the next reply may take as long as it takes
+
     with running(Service("hang")) as service:
-        began = time.monotonic()
-        assert RemoteReward(service.url, timeout=0.2, patience=30, on_retry=said.append)(["p"], ["r"]) == [1.0]
-        assert time.monotonic() - began < 2
+        remote = RemoteReward(service.url, timeout=0.2, patience=30, on_retry=patiently)
+        assert remote(["p"], ["r"]) == [1.0]
     assert "timed out" in said[0].lower()
-    assert len(service.requests) == 2
+    assert service.requests == 2
 
 
-def test_what_cannot_pass_is_not_asked_again() -> None:
-    with running(Service(404)) as service, pytest.raises(RewardError, match="refused status 404"):
+def test_what_cannot_pass_is_not_sent_again() -> None:
+    with running(Service(404)) as service, pytest.raises(RewardError, match="refused the request with status 404"):
         RemoteReward(service.url, patience=30)(["p"], ["r"])
-    assert len(service.requests) == 1
+    assert service.requests == 1
 
 
 def test_so_many_requests_at_once_and_no_more() -> None:
-    with running(Service()) as service:
-        remote = RemoteReward(service.url, batch_size=1, concurrency=3)
+    with running(Service(at_once=3)) as service:
+        remote = RemoteReward(service.url, batch_size=1, concurrency=3, timeout=PATIENCE)
         assert remote(["p"] * 12, ["r"] * 12) == [1.0] * 12
-    assert len(service.requests) == 12
-    assert 2 <= service.most_at_once <= 3
+    assert service.requests == 12
+    assert service.most_at_once == 3
 
 
-def test_a_cache_asks_once() -> None:
+def test_a_cache_calls_once() -> None:
     with running(Service()) as service:
         known = CachedReward(RemoteReward(service.url, batch_size=1))
         assert known(["p"] * 3, ["r", "r", "s"]) == [1.0] * 3
         assert known(["p"] * 2, ["s", "r"]) == [1.0] * 2
-    assert len(service.requests) == 2
+    assert service.requests == 2
     assert (known.hits, known.misses) == (3, 2)
 
 
@@ -152,7 +188,7 @@ def test_the_breaker_by_its_clock(caplog: pytest.LogCaptureFixture) -> None:
         assert breaker.state == "open"
         now[0] = 9
         with pytest.raises(
-            UnreachableError, match=r"http://there is not asked: its last 2 calls failed, .* in 1\.0 s .*refused"
+            UnreachableError, match=r"http://there is not called: its last 2 calls failed, .* in 1\.0 s .*refused"
         ):
             breaker.admit()
         now[0] = 10
@@ -183,22 +219,24 @@ def test_settings(options: dict[str, float]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:reward .* has failed")
-def test_with_a_policy_a_dead_service_costs_no_patience_and_comes_back() -> None:
-    port = free_port()
-    remote = RemoteReward(f"http://127.0.0.1:{port}/score", patience=0.4, open_after=2, cool_down=1.5)
-    skipping = SkipOnError(remote, most=1000)
-    began = time.monotonic()
-    scored = score(skipping, ["p"] * 50, ["abc"] * 50, may_skip=True)
-    assert time.monotonic() - began < 1.4  # twice its patience, not 51 times
-    assert not scored.kept.any()
-    assert scored.failures is not None
-    assert scored.failures[-1] is not None
-    assert "is not asked: its last 2 calls failed" in scored.failures[-1].error
-    with RewardServer(lengths, port=port):
-        assert FillOnError(remote, fill=-1)(["p"], ["abc"]) == [-1]  # there, but it is not asked yet
-        time.sleep(1.5)
-        assert score(skipping, ["p"] * 2, ["abc", "d"]).values.tolist() == [3, 1]
-        assert remote.breaker.state == "closed"
+def test_with_a_policy_a_dead_service_costs_no_patience_and_comes_back(pauses: list[float]) -> None:
+    now = [0.0]
+    with held_port() as port:
+        remote = RemoteReward(f"http://127.0.0.1:{port}/score", patience=0.4, open_after=2, cool_down=60)
+        remote.breaker.clock = lambda: now[0]
+        skipping = SkipOnError(remote, most=1000)
+        scored = score(skipping, ["p"] * 50, ["abc"] * 50, may_skip=True)
+        assert not scored.kept.any()
+        errors = [failure.error for failure in scored.failures or () if failure is not None]
+        assert "did not answer within 0.4 s" in errors[0]
+        # Two calls were made, one for the batch and one for the first sample, and none for the other 49.
+        assert all("is not called: its last 2 calls failed" in error for error in errors[1:])
+        assert len(errors) == 50
+        with RewardServer(lengths, port=port):
+            assert FillOnError(remote, fill=-1)(["p"], ["abc"]) == [-1]  # there, but it is not called yet
+            now[0] = 60
+            assert score(skipping, ["p"] * 2, ["abc", "d"]).values.tolist() == [3, 1]
+            assert remote.breaker.state == "closed"
 
 
 def test_a_refusal_is_an_answer() -> None:
@@ -213,12 +251,11 @@ def test_a_refusal_is_an_answer() -> None:
     assert remote.breaker.state == "closed"
 
 
-def test_the_trial_is_one_request() -> None:
-    remote = RemoteReward(f"http://127.0.0.1:{free_port()}/score", patience=0.1, open_after=1, cool_down=0)
-    said: list[str] = []
-    remote.on_retry = said.append
-    for _ in range(2):
-        with pytest.raises(RewardError):
-            remote(["p"], ["r"])
-        remote.patience = 600  # the trial does not wait for it
-    assert said == []
+def test_the_trial_is_one_request(pauses: list[float]) -> None:
+    with held_port() as port:
+        remote = RemoteReward(f"http://127.0.0.1:{port}/score", patience=0.1, open_after=1, cool_down=0)
+        for _ in range(2):
+            with pytest.raises(RewardError):
+                remote(["p"], ["r"])
+            remote.patience = 600  # the trial does not wait for it
+    assert pauses == []

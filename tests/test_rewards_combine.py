@@ -65,7 +65,7 @@ def test_numpys_numbers_are_numbers(two):
 @pytest.mark.parametrize("other", [None, "length", [1]])
 def test_what_is_no_reward_is_refused_where_it_is_written(other):
     for formula in (lambda: term(length) + other, lambda: term(length) * other, lambda: other - term(length)):
-        with pytest.raises(TypeError, match="expected a reward or a number beside a reward, got"):
+        with pytest.raises(TypeError, match="expected a reward or a number in a formula, got"):
             formula()
 
 
@@ -215,34 +215,34 @@ def test_state_over_a_restart():
         restore_reward(term(length), saved)
 
 
-def test_a_memo_around_what_changes_is_refused():
+def test_a_cache_around_what_changes_is_refused():
     with pytest.raises(ConfigError, match="'running\\(length\\)' changes while it scores"):
         CachedReward(term(RunningStandardise(length)) * 2)
 
 
-def test_memo():
+def test_a_cache_by_hand():
     calls = []
 
     def pure(prompts, responses, label):
         calls.append(list(responses))
         return [len(r) + x for r, x in zip(responses, label, strict=True)]
 
-    memo = CachedReward(pure)
+    cached = CachedReward(pure)
     columns = {"label": [1, 2, 1]}
-    assert score(memo, ["p"] * 3, ["a", "a", "a"], columns).values.tolist() == [2, 3, 2]
+    assert score(cached, ["p"] * 3, ["a", "a", "a"], columns).values.tolist() == [2, 3, 2]
     assert calls == [["a", "a"]]
-    assert score(memo, ["p"] * 3, ["bb", "a", "a"], columns).values.tolist() == [3, 3, 2]
+    assert score(cached, ["p"] * 3, ["bb", "a", "a"], columns).values.tolist() == [3, 3, 2]
     assert calls[1:] == [["bb"]]
-    assert (memo.hits, memo.misses) == (3, 3)
+    assert (cached.hits, cached.misses) == (3, 3)
     combined = CachedReward(term(length) * 2)
     assert score(combined, PROMPTS, RESPONSES).terms.keys() == score(combined, PROMPTS, RESPONSES).terms.keys()
     small = CachedReward(length, size=2)
     assert values(small) == [1, 2, 4]
     values(small)
-    assert small.misses == 4  # the least recently used one was forgotten
+    assert small.misses == 4  # the least recently used one was dropped
 
 
-def test_memo_does_not_remember_failures():
+def test_a_cache_keeps_no_failures():
     broken = [True]
 
     def flaky(prompts, responses):
@@ -251,7 +251,7 @@ def test_memo_does_not_remember_failures():
             raise OSError("gone")
         return [1.0] * len(responses)
 
-    memo = CachedReward(flaky)
+    cached = CachedReward(flaky)
     with pytest.raises(RewardError, match="'flaky' raised OSError: gone"):
-        values(memo)
-    assert values(memo) == [1, 1, 1]
+        values(cached)
+    assert values(cached) == [1, 1, 1]

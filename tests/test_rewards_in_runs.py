@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import limit_time_by
 from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.errors import RewardError
@@ -87,20 +88,26 @@ def test_the_time_of_all_iterations_also_over_a_resume(model: Path, tmp_path: Pa
     assert read_run(out).seconds["reward"] >= 1000
 
 
-def test_a_reward_that_hangs_ends_the_run_and_it_goes_on_once_mended(model: Path, tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    (flag := tmp_path / "hang").touch()
+def test_a_reward_that_hangs_ends_the_run_and_it_goes_on_once_mended(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, hangs = tmp_path / "mine.py", tmp_path / "hangs"
+    (broken := tmp_path / "broken").touch()
     file.write_text(
         "import pathlib, time\n\n\ndef mine(prompt, response):\n"
-        f"    time.sleep(60 * pathlib.Path({str(flag)!r}).exists())\n    return float(len(response))\n"
+        f"    while pathlib.Path({str(broken)!r}).exists():\n"
+        f"        pathlib.Path({str(hangs)!r}).touch()\n"
+        "        time.sleep(0.01)\n"
+        "    return float(len(response))\n"
     )
+    limit_time_by(monkeypatch, lambda: broken.exists() and hangs.exists())
     task = {"reward": f"{file}:mine", "time_limit": 0.5}
     settings = tiny_settings(model, task=task, reward_model={"enabled": False})
     with pytest.raises(
         RewardError, match=r"'mine' did not return within 0\.5 seconds for sample 0, prompt .*, response"
     ):
         run_loop(build(settings), tmp_path / "run", resume=False, progress=Progress(quiet=True))
-    flag.unlink()
+    broken.unlink()
     run_loop(build(settings), tmp_path / "run", resume=True, progress=Progress(quiet=True))
     assert (tmp_path / "run" / "report.html").exists()
 

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE, until
 from ppo_setups import LIMIT, assert_same_weights, learn, small_ppo, weights
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import LetterTokenizer, tiny_language_model
@@ -23,6 +25,7 @@ from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.setup import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
+from rlhf_gym.envs import episodes as episodes_module
 from rlhf_gym.errors import ModelError, RewardError
 from rlhf_gym.feedback.store import FeedbackStore
 from rlhf_gym.lm.language_model import LanguageModel
@@ -34,17 +37,30 @@ from rlhf_gym.rewards import score, term
 from rlhf_gym.rewards.adaptive import Constrained, RunningStandardise, Scheduled, reward_state
 from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.on_error import FillOnError
+from rlhf_gym.rewards.service import overlap
 from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
 from rlhf_gym.rewards.service.remote import RemoteReward
 from rlhf_gym.rewards.service.serve import RewardServer
-
-PATIENCE = 20.0  # seconds that a test waits for what must come; passing tests wait for nothing
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
     assert not [t for t in threading.enumerate() if t.name == "rlhf-gym-scoring"]
+
+
+@pytest.fixture
+def scorings(monkeypatch: pytest.MonkeyPatch) -> list[OverlappedScoring]:
+    """Every overlapped scoring that begins, so that a test can wait for what it knows."""
+    found: list[OverlappedScoring] = []
+    enter = OverlappedScoring.__enter__
+
+    def entered(scoring: OverlappedScoring) -> OverlappedScoring:
+        found.append(scoring)
+        return enter(scoring)
+
+    monkeypatch.setattr(OverlappedScoring, "__enter__", entered)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +126,7 @@ class Rounds:
         env.begin_episodes = begin_episodes  # type: ignore[method-assign]
 
 
-def test_a_round_is_scored_while_the_next_one_is_written(model: LanguageModel) -> None:
+def test_a_round_is_scored_while_the_next_one_is_generated(model: LanguageModel) -> None:
     """Each call but the last returns only once the next round has begun: one after the other, that would never end."""
 
     def next_round_has_begun(call: int) -> None:
@@ -124,8 +140,8 @@ def test_a_round_is_scored_while_the_next_one_is_written(model: LanguageModel) -
     assert len(reward.batches) == 3
 
 
-def test_writing_does_not_wait_for_scores(model: LanguageModel) -> None:
-    """All rounds are written while the first is still being scored."""
+def test_decoding_does_not_wait_for_scores(model: LanguageModel) -> None:
+    """All rounds are generated while the first is still being scored."""
     written = threading.Event()
     reward = Slow(lambda call: written.wait(PATIENCE) or pytest.fail("nobody went on"))
     seen: list[Episode] = []
@@ -267,21 +283,14 @@ def test_a_failure_has_the_same_message_and_what_comes_after_it_is_not_scored(mo
     assert reward.batches == [[e.info["response"] for e in first]]  # neither the batch that failed, nor one after it
 
 
-def test_a_failure_breaks_off_the_round_that_is_being_written(model: LanguageModel) -> None:
-    failed = threading.Event()
-
+def test_a_failure_breaks_off_the_round_that_is_being_generated(
+    model: LanguageModel, scorings: list[OverlappedScoring]
+) -> None:
     def fail(call: int) -> None:
         raise ValueError("gone")
 
-    class Noted(Slow):
-        def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
-            try:
-                return super().__call__(prompts, responses)
-            finally:
-                failed.set()
-
-    env = env_for(Noted(fail))
-    rounds = Rounds(env, lambda k: k == 0 or failed.wait(PATIENCE))
+    env = env_for(Slow(fail))
+    rounds = Rounds(env, lambda k: k == 0 or until(lambda: scorings[0]._failure is not None))
     ended = []
     end = env.end_episodes
     env.end_episodes = lambda *given: (ended.append(1), end(*given))[1]  # type: ignore[method-assign]
@@ -291,20 +300,27 @@ def test_a_failure_breaks_off_the_round_that_is_being_written(model: LanguageMod
     assert len(ended) == 1
 
 
-def test_a_failure_in_decoding_waits_for_the_call_that_runs_and_drops_the_rest(model: LanguageModel) -> None:
-    broken = threading.Event()
-    reward = Slow(lambda call: broken.wait(PATIENCE))
+def test_a_failure_in_decoding_waits_for_the_call_that_runs_and_drops_the_rest(
+    model: LanguageModel, scorings: list[OverlappedScoring]
+) -> None:
+    begun = threading.Event()
+
+    def runs_until_scoring_ends(call: int) -> None:
+        begun.set()
+        until(lambda: scorings[0]._ended)
+
+    reward = Slow(runs_until_scoring_ends)
     env = env_for(reward)
 
     def breaks(k: int) -> None:
         if k == 3:
-            broken.set()
+            assert begun.wait(PATIENCE)
             raise ModelError("the weights are gone")
 
     Rounds(env, breaks)
     with pytest.raises(ModelError, match="the weights are gone"):
         episodes_of(env, model)
-    assert len(reward.batches) <= 1
+    assert len(reward.batches) == 1
 
 
 def test_calls_are_made_in_order_and_results_may_be_asked_for_in_any() -> None:
@@ -406,22 +422,27 @@ def test_an_iteration_tells_what_it_waited_for_rewards(collect: str) -> None:
     assert agent.reward_share == row["time/reward_share"]
 
 
-def test_overlapped_scoring_is_not_waited_for() -> None:
-    scored = threading.Event()
+def test_overlapped_scoring_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, scored = [0.0], threading.Event()
+    monkeypatch.setattr(overlap, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(episodes_module, "perf_counter", lambda: now[0])
 
-    class Sleepy(Slow):
+    def takes_long(call: int) -> None:
+        now[0] += 1000
+
+    class Noted(Slow):
         def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
             try:
                 return super().__call__(prompts, responses)
             finally:
                 scored.set()
 
-    agent = small_ppo(task={"reward": Sleepy(lambda call: time.sleep(0.3))})
+    agent = small_ppo(task={"reward": Noted(takes_long)})
     complete = agent.complete
     agent.complete = lambda rollout: (complete(rollout), scored.wait(PATIENCE))[0]  # type: ignore[method-assign]
     (row,) = learn(agent, 1)
-    assert row["time/scoring_seconds"] >= 0.3
-    assert row["time/reward_seconds"] < row["time/scoring_seconds"]
+    assert row["time/scoring_seconds"] == 1000
+    assert row["time/reward_seconds"] == 0
 
 
 def test_an_environment_that_does_not_tell() -> None:

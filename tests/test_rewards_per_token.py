@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 from ppo_setups import LIMIT, assert_same_weights, collected, learn, letters_env, small_agent, weights
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
@@ -77,7 +78,9 @@ def test_sums_keep_tokens_and_other_combinations_pay_at_the_end() -> None:
     assert total.values.tolist() == [2.0]
     assert score(term(letters).clip(0, 0.25), ["p"], ["ab"], columns).tokens is None
     assert score(length + 1, ["p"], ["ab"]).tokens is None
-    limited = score(TimeLimit(letters, 5), ["p"], ["ab"], columns)
+    named = score(term(letters).named("mine"), ["p"], ["ab"], columns)
+    assert [row.tolist() for row in named.tokens or ()] == [[1, -1, 0.5]]
+    limited = score(TimeLimit(letters, PATIENCE), ["p"], ["ab"], columns)
     assert limited.tokens is not None
     assert score(CachedReward(letters), ["p"], ["ab"], columns).values.tolist() == [0.5]
 

@@ -12,12 +12,16 @@ import time
 import urllib.error
 import urllib.request
 from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from held_port import held_port
+from patience import PATIENCE, until
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import load_reward, score, term
+from rlhf_gym.rewards.service import remote as remote_module
 from rlhf_gym.rewards.service.remote import RemoteReward
 from rlhf_gym.rewards.service.serve import OPENAPI, RewardServer
 from rlhf_gym.rewards.spec import TOKEN_VARIABLE
@@ -33,7 +37,7 @@ def lengths(prompts, responses):
 def post(url, data, headers=None):
     request = urllib.request.Request(url, data=json.dumps(data).encode(), headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -150,7 +154,7 @@ def test_other_methods_and_paths(method, path, status, allow):
         if method in ("GET", "HEAD", "TRACE"):
             request.data = None
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=PATIENCE)
     assert (caught.value.code, caught.value.headers["Allow"]) == (status, allow)
     assert method == "HEAD" or "expected POST /score" in json.load(caught.value)["error"]
 
@@ -159,13 +163,13 @@ def test_json_that_is_nested_too_deeply():
     with RewardServer(lengths, port=0) as server:
         request = urllib.request.Request(server.url, data=b"[" * 200_000)
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=PATIENCE)
     assert caught.value.code == 400
 
 
 def test_a_token():
     with RewardServer(lengths, port=0, token="secret") as server:
-        with pytest.raises(RewardError, match="refused status 401") as caught:
+        with pytest.raises(RewardError, match="refused the request with status 401") as caught:
             score(RemoteReward(server.url, headers={"Authorization": "Bearer wrong"}), ["p"], ["r"])
         assert "wrong" not in str(caught.value)
         good = RemoteReward(server.url, headers={"Authorization": "Bearer secret"})
@@ -184,57 +188,49 @@ def test_a_reward_that_fails_over_there_is_not_asked_again():
     assert len(calls) == 1
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def test_a_service_that_restarts_loses_nothing():
-    port = free_port()
     retries = []
-    remote = RemoteReward(f"http://127.0.0.1:{port}/score", batch_size=10, patience=20, on_retry=retries.append)
     got = {}
+    with held_port() as port:
+        remote = RemoteReward(f"http://127.0.0.1:{port}/score", batch_size=10, on_retry=retries.append)
 
-    def ask():
-        got["values"] = score(remote, PROMPTS, RESPONSES).values
+        def ask():
+            got["values"] = score(remote, PROMPTS, RESPONSES).values
 
-    with RewardServer(lengths, port=port):
-        ask()
-    client = threading.Thread(target=ask)  # the service is down when it asks
-    got.clear()
-    client.start()
-    time.sleep(0.3)
-    assert not got
-    with RewardServer(lengths, port=port):
-        client.join(20)
+        with RewardServer(lengths, port=port):
+            ask()
+        client = threading.Thread(target=ask)  # the service is down when it asks
+        got.clear()
+        client.start()
+        until(lambda: retries)
+        assert not got
+        with RewardServer(lengths, port=port):
+            client.join(PATIENCE)
     np.testing.assert_array_equal(got["values"], np.arange(100))
-    assert retries
     assert "trying again in" in retries[0]
 
 
 def test_after_an_error_the_rest_is_not_waited_for():
-    """One request is refused for good while the others find the service busy: the call ends at once, and its threads too."""
+    """The last request is refused for good while the service is busy with the others: the call ends, and their threads too."""
 
     def moody(prompts, responses):
         raise ValueError("no")
 
     with RewardServer(moody, port=0) as server:
-        remote = RemoteReward(server.url, batch_size=1, patience=600)
-        plain, first = remote._post, threading.Event()
+        remote = RemoteReward(server.url, batch_size=1, concurrency=8)
+        plain, stopped = remote._post, []
 
         def post(body, stop):
-            if not first.is_set():
-                first.set()
+            if b"p7 " in body:
                 return plain(body, stop)
-            assert stop.wait(10)
+            stopped.append(stop.wait(PATIENCE))  # a call that waits for it would wait so long
             raise RewardError("stopped")
 
         remote._post = post  # type: ignore[method-assign]
-        begin = time.monotonic()
         with pytest.raises(RewardError, match="raised ValueError: no"):
             score(remote, PROMPTS[:8], RESPONSES[:8])
-        assert time.monotonic() - begin < 5
+        until(lambda: len(stopped) == 7)
+    assert all(stopped)
 
 
 def test_a_failure_inside_a_combination_is_not_asked_again():
@@ -325,21 +321,24 @@ def whole(connection):
     connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"rewards": [7]}')
 
 
-def test_a_reply_that_is_cut_off_or_comes_in_drops_is_asked_for_again(caplog):
+def test_a_reply_that_is_cut_off_or_comes_in_drops_is_asked_for_again(caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(remote_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
     def cut(connection):
         connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"rew')
 
     def drops(connection):
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        with contextlib.suppress(OSError):
-            for _ in range(1000):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        with contextlib.suppress(OSError):  # until the client has gone
+            while True:
+                now[0] += 60.0
                 connection.sendall(b" ")
-                time.sleep(0.05)
+                time.sleep(0.001)
 
     for broken in (cut, drops):
-        begin = time.monotonic()
-        assert score(RemoteReward(raw_service([broken, whole]), timeout=0.3), ["p"], ["r"]).values.tolist() == [7]
-        assert time.monotonic() - begin < 5
+        remote = RemoteReward(raw_service([broken, whole]), timeout=PATIENCE, patience=math.inf)
+        assert score(remote, ["p"], ["r"]).values.tolist() == [7]
     # Nobody asked to be told, so the log says why it takes long.
     assert "IncompleteRead" in caplog.text
     assert "the reply came too slowly; trying again in" in caplog.text
@@ -354,9 +353,8 @@ def test_what_no_restart_mends_is_not_waited_for():
 
 
 def test_patience_ends():
-    remote = RemoteReward(f"http://127.0.0.1:{free_port()}/score", patience=0.1)
-    with pytest.raises(RewardError, match=r"did not answer within 0.1 s .*--resume"):
-        score(remote, ["p"], ["r"])
+    with held_port() as port, pytest.raises(RewardError, match=r"did not answer within 0.1 s .*--resume"):
+        score(RemoteReward(f"http://127.0.0.1:{port}/score", patience=0.1), ["p"], ["r"])
 
 
 @pytest.mark.parametrize("reply", [b"no json", b"[1]", b'{"rewards": [1]}', b'{"rewards": "1"}', b'{"scores": [1, 2]}'])

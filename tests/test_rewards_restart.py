@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+from held_port import held_port
 from ppo_setups import LIMIT, NUM_ENVS, assert_same_weights, small_ppo, weights
 from tiny_models import LetterTokenizer
 from toy_tasks import count_a, letter_task
@@ -20,15 +22,14 @@ from rlhf_gym.rewards.service.remote import RemoteReward
 SERVED = "def count_a(prompts, responses):\n    return [float(r.count('a')) for r in responses]\n"
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+@pytest.fixture
+def port() -> Iterator[int]:
+    with held_port() as held:
+        yield held
 
 
-def test_training_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_training_goes_on_where_it_was(tmp_path: Path, port: int) -> None:
     (tmp_path / "served.py").write_text(SERVED)
-    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -46,7 +47,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path) -> None:
         assert server.stdout.readline().startswith("serving reward")
         servers.append(server)
 
-    remote = RemoteReward(f"http://127.0.0.1:{port}/score", patience=120)
+    remote = RemoteReward(f"http://127.0.0.1:{port}/score", patience=600)
     calls: list[int] = []
     restarts: list[threading.Thread] = []
 

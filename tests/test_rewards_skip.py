@@ -12,6 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 from ppo_setups import assert_same_weights, learn, letters_env, small_agent, weights
 from stable_baselines3.common.logger import Logger
 from tiny_models import LetterTokenizer, tiny_language_model
@@ -72,7 +73,7 @@ def test_a_sample_that_fails_has_no_score() -> None:
 
 
 def test_who_cannot_leave_samples_out_gets_the_error() -> None:
-    with pytest.raises(RewardError, match=r"no score for sample 1, for 'picky' failed on it.*'ab'.*cannot read b"):
+    with pytest.raises(RewardError, match=r"no score for sample 1: 'picky' failed on it.*'ab'.*cannot read b"):
         score(skipping(), ["p"] * 2, ["a", "ab"])
     with pytest.raises(RewardError, match="no score for sample 0"):
         (2 * term(skipping()))(["p"], ["b"])
@@ -122,7 +123,7 @@ def test_combinations_leave_the_whole_sample_out_and_learn_nothing_from_it() -> 
 
     gate = score(Gate(skipping(), length, level=1), prompts, responses, may_skip=True)
     assert gate.values[gate.kept].tolist() == [2, 1, 0]
-    limited = score(TimeLimit(skipping(), 5), prompts, responses, may_skip=True)
+    limited = score(TimeLimit(skipping(), PATIENCE), prompts, responses, may_skip=True)
     assert limited.kept.tolist() == [True, False, True, True]
 
 
@@ -146,7 +147,7 @@ def test_what_learns_inside_a_policy_learns_once_from_what_has_a_score(policy: A
     assert (running.count, running.mean) == (2, 2)
 
 
-def test_a_memo_does_not_remember_failures() -> None:
+def test_a_cache_keeps_no_failures() -> None:
     calls: list[list[str]] = []
 
     def once(prompts: list[str], responses: list[str]) -> list[float]:
@@ -155,12 +156,14 @@ def test_a_memo_does_not_remember_failures() -> None:
             raise ConnectionError("away")
         return [1.0] * len(responses)
 
-    memo = CachedReward(SkipOnError(once))
-    first = score(memo, ["p"] * 2, ["a", "b"], may_skip=True)
+    cached = CachedReward(SkipOnError(once))
+    first = score(cached, ["p"] * 2, ["a", "b"], may_skip=True)
     assert first.kept.tolist() == [True, False]
-    again = score(memo, ["p"] * 2, ["a", "b"])
+    again = score(cached, ["p"] * 2, ["a", "b"])
     assert again.values.tolist() == [1, 1]
     assert calls[-1] == ["b"]
+    assert again.failures == (None, None)  # there in every batch: an environment's infos always have the same keys
+    assert score(cached, ["p"], ["a"], may_skip=True).failures == (None,)
 
 
 def test_yaml() -> None:
@@ -218,7 +221,7 @@ def env_of(reward: Any, num_envs: int = 16) -> TokenVecEnv:
 
 
 @pytest.mark.parametrize("collect", ["auto", "step"])
-def test_no_gradient_and_no_figure(collect: str) -> None:
+def test_no_gradient_and_no_metric(collect: str) -> None:
     """Skipping is the same as if those episodes had never been in the rollout."""
     agent = small_agent(PPO, env_of(skipping()), collect=collect, seed=3)
     row = learn(agent, 1)[0]

@@ -99,6 +99,7 @@ def test_an_installed_module():
         ({"sum": [{"reward": "length", "weight": "high"}]}, "weight must be a number, got 'high'"),
         ({"minimum": [{"reward": "length", "weight": 2}]}, "weights belong to a sum"),
         ({"reward": "length", "clip": 3}, "clip must be"),
+        ({"reward": "length", "per_word": "no"}, "per_word must be true or false, got 'no'"),
         ({"reward": "length", "unit": "word"}, "did you mean 'words'"),
         ({"reward": "length", "units": "words"}, "has no option 'units'; did you mean 'unit'? It takes unit, target"),
         ({"reward": "length", "wieght": 2}, "did you mean 'weight'?"),
@@ -192,15 +193,15 @@ def test_every_combinator_in_yaml(folder):
     assert one({"reward": "length", "running": {"shift": False, "clip": 2}}, "a a a") == 2
     assert one({"reward": "length", "schedule": [[0, 0.5], [10, 1]]}, "a a a") == 1.5
     assert one({"reward": "length", "cache": True}, "a a a") == 3
-    memo = load_reward({"reward": "length", "cache": 7, "clip": [0, 2]})
-    assert memo.parts[0].reward.size == 7
+    cached = load_reward({"reward": "length", "cache": 7, "clip": [0, 2]})
+    assert cached.parts[0].reward.size == 7
     (folder / "fails.py").write_text("def fails(prompts, responses):\n    raise RuntimeError('no')\n")
     filled = {"reward": f"{folder}/fails.py:fails", "on_error": {"fill": -1}, "name": "mine"}
     scored = score(load_reward({"sum": [filled]}), ["p"], ["r"])
     assert scored.values.tolist() == [-1]
     assert scored.terms["fails_failed"].tolist() == [1]
     assert scored.terms["mine_weighted"].tolist() == [-1]
-    # Memory first, then what replaces failures: a failure is never remembered.
+    # The cache first, then what replaces failures: a failure is never cached.
     both = load_reward({"reward": "length", "on_error": {"fill": 0}, "cache": True})
     assert isinstance(both.reward, FillOnError)
     assert isinstance(both.reward.reward, CachedReward)

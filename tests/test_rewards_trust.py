@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from patience import PATIENCE, limit_time_by
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards import CachedReward, Constrained, SkipOnError, score, term
+from rlhf_gym.rewards import CachedReward, Constrained, SkipOnError, check, score, term
 from rlhf_gym.rewards.check import check_reward
 from rlhf_gym.rewards.on_error import FillOnError
 from rlhf_gym.rewards.service.limits import TimeLimit, limit_parts
@@ -103,49 +105,56 @@ def test_fill_gives_up_on_a_dead_service():
         FillOnError(dead, fill=math.nan)
 
 
-def test_a_time_limit_names_the_reward_and_lets_everything_else_through():
-    release = threading.Event()
+def test_a_time_limit_names_the_reward_and_lets_everything_else_through(monkeypatch):
+    hangs, release = threading.Event(), threading.Event()
 
     def thinks(prompts, responses):
         if responses[0] == "hang":
-            release.wait(60)
+            hangs.set()
+            release.wait(PATIENCE)
         if responses[0] == "fail":
             raise ValueError("broken")
         return [float(len(r)) for r in responses]
 
+    limit_time_by(monkeypatch, hangs.is_set)
     limited = TimeLimit(thinks, 0.2)
     assert score(limited, ["p"], ["four"]).values.tolist() == [4]
     assert list(score(limited, ["p"], ["four"]).terms) == ["thinks"]
     with pytest.raises(RewardError, match=r"reward 'thinks' did not return within 0\.2 seconds for a batch of 1"):
         score(limited, ["p"], ["hang"])
+    hangs.clear()
     with pytest.raises(RewardError, match="'thinks' raised ValueError: broken"):
         score(limited, ["p"], ["fail"])
     assert score(limited, ["p"], ["on"]).values.tolist() == [2]
     release.set()
-    filled = FillOnError(TimeLimit(lambda prompts, responses: release.wait(0), 5), fill=-1)
+    filled = FillOnError(TimeLimit(lambda prompts, responses: release.wait(0), PATIENCE), fill=-1)
     assert score(filled, ["p"], ["r"]).values.tolist() == [-1]
     with pytest.raises(ConfigError, match="above 0 seconds"):
         TimeLimit(thinks, 0)
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-@pytest.mark.parametrize("memo", [False, True])
-def test_a_time_limit_names_the_sample_where_pairs_are_scored_one_by_one(is_async, memo):
-    release = threading.Event()
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_time_limit_names_the_sample_where_samples_are_scored_one_by_one(is_async, cached, monkeypatch):
+    hangs, release = threading.Event(), threading.Event()
 
     def sticks(prompt, response):
         if response == "bad":
-            release.wait(60)
+            hangs.set()
+            release.wait(PATIENCE)
         return 1.0
 
     async def sticks_later(prompt, response):
         if response == "bad":
-            await asyncio.sleep(60)
+            hangs.set()
+            while not release.is_set():
+                await asyncio.sleep(0.01)
         return 1.0
 
     reward = sticks_later if is_async else sticks
     reward.__name__ = "sticks"
-    if memo:
+    limit_time_by(monkeypatch, hangs.is_set)
+    if cached:
         reward = CachedReward(reward)
         score(reward, ["p"], ["known"])
     with pytest.raises(
@@ -197,14 +206,22 @@ def test_a_wrong_count_names_the_batchs_first_text():
         score(lambda prompts, responses: [1.0] * (len(responses) - 1), PROMPTS, RESPONSES)
 
 
-def test_what_hangs_is_found_by_term_and_sample():
-    release = threading.Event()
+def test_what_hangs_is_found_by_term_and_sample(monkeypatch):
+    hangs, release = threading.Event(), threading.Event()
 
     def stuck(prompts, responses):
         if any("response of 7" in r for r in responses):
-            release.wait(60)
+            hangs.set()
+            release.wait(PATIENCE)
         return [1.0] * len(responses)
 
+    def noticed():
+        found = hangs.is_set()
+        hangs.clear()
+        return found
+
+    limit_time_by(monkeypatch, noticed)
+    monkeypatch.setattr(check, "time", SimpleNamespace(perf_counter=lambda: 0.0))  # the search has all the time
     reward = limit_parts(
         term(lambda prompts, responses: [0.0] * len(responses), "quick") + term(stuck, "slow one"), 0.2
     )
@@ -219,7 +236,7 @@ def test_limits_reach_every_part():
     plain = limit_parts(lambda prompts, responses: [1.0], 5)
     assert isinstance(plain, TimeLimit)
     reward = limit_parts(SkipOnError(term(lambda prompts, responses: [1.0], "one").clip(0, 1)), 5)
-    assert isinstance(reward.reward.parts[0], TimeLimit)
+    assert isinstance(reward.reward.parts[0].reward, TimeLimit)
     assert score(reward, ["p"], ["r"]).values.tolist() == [1]
     assert list(score(reward, ["p"], ["r"]).terms)[:1] == ["one"]
 

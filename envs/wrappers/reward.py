@@ -19,8 +19,7 @@ from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.token_rows import Slots
 from rlhf_gym.envs.wrappers.base import VectorTokenWrapper, episodes_of
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.base import score
-from rlhf_gym.rewards.combine import as_term
+from rlhf_gym.rewards.base import as_term, score
 
 if TYPE_CHECKING:
     from rlhf_gym.lm.language_model import LanguageModel

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -79,10 +80,10 @@ class Usage:
 class ChatClient:
     """A model behind ``URL/chat/completions``.
 
-    Requests that fail in a way that may pass (no connection, time-outs, status 408, 409, 429 and 5xx) are sent again by the
+    Requests whose failure may be temporary (no connection, time-outs, status 408, 409, 429 and 5xx) are sent again by the
     ``openai`` package, with growing pauses and as the service's ``Retry-After`` says. Where a failure does not end the run (an
     ``on_error`` policy), a :class:`~rlhf_gym.rewards.service.limits.CircuitBreaker` keeps a dead service from costing
-    all these repetitions for every question.
+    all these retries for every question.
 
     Args:
         url: the service, e.g. ``https://api.openai.com/v1`` or ``http://localhost:8000/v1``.
@@ -161,7 +162,7 @@ class ChatClient:
             JudgeError: none was given, and the service does not list exactly one.
         """
         if self._model is None:
-            names = [model.id for model in self._through(lambda client: client.models.list()).data]
+            names = [model.id for model in self._call_service(lambda client: client.models.list()).data]
             if len(names) != 1:
                 shown = ", ".join(names[:8]) or "none"
                 raise JudgeError(f"{self.url} serves {len(names)} models ({shown}); say which one is to judge")
@@ -206,7 +207,7 @@ class ChatClient:
         return out
 
     def _ask(self, key: str, question: Messages, model: str, schema: Mapping[str, Any]) -> Reply:
-        reply: Reply = self._through(lambda client: self._complete(client, question, model, schema))
+        reply: Reply = self._call_service(lambda client: self._complete(client, question, model, schema))
         self._cache.put(key, reply.text)
         with self._lock:
             self.usage.asked += 1
@@ -235,26 +236,27 @@ class ChatClient:
                 return plain
         return _reply(create(**request))
 
-    def _through(self, call: Callable[[Any], Any]) -> Any:
-        """Call the service with a client of it, if the circuit breaker lets it through.
+    def _call_service(self, call: Callable[[Any], Any]) -> Any:
+        """Call the service with a client of it, if the circuit breaker allows it.
 
         Raises:
-            JudgeError: it does not, or the service does not answer, or refuses.
+            JudgeError: the breaker is open, or the service does not answer, or refuses.
         """
         try:
             trial = self.breaker.admit()
         except UnreachableError as error:
             raise JudgeError(str(error)) from error
         client = self._client.with_options(max_retries=0) if trial else self._client
-        with self.breaker.watching(absent=AbsentError, refused=JudgeError):
-            return self._said(lambda: call(client))
+        with self.breaker.watching(absent=AbsentError, refused=JudgeError), self._readable_errors():
+            return call(client)
 
-    def _said(self, call: Callable[[], Any]) -> Any:
-        """Call the service; an error becomes a message of one line without the key."""
+    @contextmanager
+    def _readable_errors(self) -> Iterator[None]:
+        """A context in which an error of the service becomes a message of one line without the key."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
 
         try:
-            return call()
+            yield
         except APITimeoutError as error:
             raise AbsentError(f"{self.url} did not answer in time; give it more (timeout=...)") from error
         except APIConnectionError as error:

@@ -1,4 +1,4 @@
-"""A judge's opinion of one response, or of two in both orders."""
+"""A judge: the questions to a chat model, and its opinions of one response, or of two in both orders."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Opinion:
         value: a score; or, of two responses, -1 (the first is better), 0 or 1 (the second). None where the reply could not
             be read.
         reason: the judge's words.
-        replies: its replies, one text a question.
+        replies: its replies, a text for each question.
         disagreed: of two responses, True if the two orders gave different answers.
-        first_shown: of two responses, the number of times, 0 to 2, that the one shown first was chosen.
+        first_shown: of two responses, the number of orders, 0 to 2, in which the one shown first was chosen.
         tokens: tokens sent and received.
         cost: their cost.
         cached: questions that were answered from the cache.
@@ -167,7 +167,7 @@ def read_score(text: str, low: int, high: int) -> float | None:
     >>> read_score("no idea", 1, 10), read_score('{"score": 70}', 1, 10)
     (None, None)
     """
-    found = _json(text).get("score")
+    found = _json(text, "score").get("score")
     if found is not None:
         try:
             value = float(found)
@@ -185,27 +185,35 @@ def read_side(text: str) -> int | None:
     >>> read_side('{"better": "B"}'), read_side("Response A is better"), read_side("It is a tie."), read_side("Hm.")
     (1, -1, 0, None)
     """
-    found = _json(text).get("better")
+    found = _json(text, "better").get("better")
     if found is not None:
         return SIDES.get(str(found).strip().upper().removeprefix("RESPONSE "))
     sides = {SIDES[next(filter(None, found)).upper()] for found in _SIDE.findall(text)}
     return sides.pop() if len(sides) == 1 else None
 
 
-def _json(text: str) -> dict[str, Any]:
-    """The last JSON object in a text, which may have words or a code fence around it; empty where there is none."""
-    for begin in reversed([found.start() for found in re.finditer(r"\{", text)]):
+def _json(text: str, key: str) -> dict[str, Any]:
+    """The last JSON object with a key in a text that may have words or a code fence around it; empty where there is none.
+
+    Objects inside another one do not count.
+    """
+    last: dict[str, Any] = {}
+    begin = text.find("{")
+    while begin >= 0:
         try:
-            found, _ = json.JSONDecoder().raw_decode(text[begin:])
+            found, end = json.JSONDecoder().raw_decode(text, begin)
         except ValueError:
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
+            end = begin + 1
+        except RecursionError:  # nested a thousand times
+            return last
+        else:
+            last = found if key in found else last
+        begin = text.find("{", end)
+    return last
 
 
 def _reason(text: str) -> str:
-    return str(_json(text).get("reason", ""))[:2000]
+    return str(_json(text, "reason").get("reason", ""))[:2000]
 
 
 def _schema(name: str, what: dict[str, Any]) -> dict[str, Any]:

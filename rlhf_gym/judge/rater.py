@@ -16,15 +16,15 @@ from rlhf_gym.judge.judge import Judge, Opinion, unreadable
 from rlhf_gym.raters.base import RaterError, Ticket
 
 ANSWERED: tuple[QueryType, ...] = ("pair", "ranking", "best", "rating", "thumbs")
-"""The query types that a judge answers: a corrected response (edit) is none of its replies."""
+"""The query types that a judge answers; it writes no corrected responses (edit)."""
 
 
 class JudgeRater:
-    """Answers pairs, rankings and best-of-k by comparing each two responses in both orders, ratings and thumbs by scores.
+    """Answers pairs, rankings and best-of-k by comparing every two responses in both orders, ratings and thumbs by scores.
 
     Rankings are by the number of comparisons won (Copeland), so ``k`` responses take ``k (k - 1)`` questions. A comparison
-    whose two orders contradict one another is a tie. What cannot be read, and edits, are skipped, with the reason in
-    ``details["unreadable"]``.
+    whose two orders contradict one another is a tie. Queries whose reply cannot be read, and edits, are skipped, with the
+    reason in ``details["unreadable"]``.
 
     Args:
         url: see :class:`~rlhf_gym.judge.reward.JudgeReward`.
@@ -94,9 +94,9 @@ class JudgeRater:
             FeedbackError: a ticket is not open here.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        strange = [ticket for ticket in tickets if ticket.query_id not in self._open]
-        if strange:
-            raise FeedbackError(f"query {strange[0].query_id} is not open at rater {self.name!r}: submit it first")
+        unknown = [ticket for ticket in tickets if ticket.query_id not in self._open]
+        if unknown:
+            raise FeedbackError(f"query {unknown[0].query_id} is not open at rater {self.name!r}: submit it first")
         judgements: list[Judgement] = []
         for begin in range(0, len(tickets), self._batch_size):
             batch = [self._open[ticket.query_id] for ticket in tickets[begin : begin + self._batch_size]]
@@ -124,9 +124,9 @@ class JudgeRater:
             [query.prompt for query, _ in single], [response for _, response in single], [q.columns for q, _ in single]
         )
         self._count(opinions)
-        asked_about = [query for query, *_ in pairs] + [query for query, _ in single]
+        queried = [query for query, *_ in pairs] + [query for query, _ in single]
         by_query: dict[str, list[Opinion]] = {query.id: [] for query in queries}
-        for query, opinion in zip(asked_about, [*opinions, *scores], strict=True):
+        for query, opinion in zip(queried, [*opinions, *scores], strict=True):
             by_query[query.id].append(opinion)
         return [self._answer(query, by_query[query.id]) for query in queries]
 
@@ -140,18 +140,22 @@ class JudgeRater:
         self.chose += 2 * len(decided)
 
     def _answer(self, query: Query, opinions: Sequence[Opinion]) -> Judgement:
-        broken = next((opinion for opinion in opinions if opinion.value is None), None)
-        if broken is not None or not opinions:
-            why = unreadable(broken) if broken is not None else f"a judge does not answer {query.query_type} queries"
+        unread = next((opinion for opinion in opinions if opinion.value is None), None)
+        if unread is not None or not opinions:
+            why = unreadable(unread) if unread is not None else f"a judge does not answer {query.query_type} queries"
             return Judgement(query_id=query.id, rater=self.name, skipped=True, details={"unreadable": why})
         values = [float(opinion.value or 0) for opinion in opinions]
         details = {"disagreed": sum(opinion.disagreed for opinion in opinions)} if query.query_type != "rating" else {}
         return Judgement(
-            query_id=query.id, rater=self.name, reason=opinions[0].reason, details=details, **self._said(query, values)
+            query_id=query.id,
+            rater=self.name,
+            reason=opinions[0].reason,
+            details=details,
+            **self._fields(query, values),
         )
 
-    def _said(self, query: Query, values: list[float]) -> dict[str, Any]:
-        """The answer in the shape that the query type needs."""
+    def _fields(self, query: Query, values: list[float]) -> dict[str, Any]:
+        """The fields of a judgement that hold the answer to a query of this type."""
         if query.query_type == "pair":
             return {"choice": int(values[0] > 0)} if values[0] else {"tie": True}
         if query.query_type == "rating":

@@ -1,4 +1,4 @@
-"""A judge as a reward: scores, or comparisons with a text that the data set holds."""
+"""A judge as a reward: scores, or comparisons with a text of the data set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from rlhf_gym.errors import RewardError
 from rlhf_gym.judge.client import ChatClient, JudgeError, Usage
 from rlhf_gym.judge.judge import Judge, unreadable
-from rlhf_gym.rewards.base import ScoredBatch
+from rlhf_gym.rewards.base import ScoredBatch, TermReward
 
 
-class JudgeReward:
+class JudgeReward(TermReward):
     """A chat model's opinion, from 0 (worst) to 1 (best).
 
     Its further terms are ``judge_tokens``, ``judge_cost`` and ``judge_cached`` (questions answered from the cache),
@@ -100,7 +100,3 @@ class JudgeReward:
         if self.against is not None:
             terms[f"{self.name}_disagreed"] = np.array([float(o.disagreed) for o in opinions])
         return ScoredBatch(values, terms)
-
-    def __call__(self, prompts: list[str], responses: list[str], **columns: Any) -> Any:
-        """Score a batch; returns float64 ``[n]``."""
-        return self.score_terms(prompts, responses, columns).values

@@ -46,7 +46,7 @@ class Template:
             of the data set.
 
     Raises:
-        ConfigError: it is no template, or it never shows what is to be judged.
+        ConfigError: it is not a template.
     """
 
     def __init__(self, text: str) -> None:
@@ -100,7 +100,7 @@ class Template:
         except (TemplateError, TypeError, ValueError) as error:
             raise ConfigError(f"the judge's template cannot be filled in: {error}") from error
         text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent
-        told, split, asked = text.partition(SPLIT)
+        system, split, user = text.partition(SPLIT)
         if not split:
             return [{"role": "user", "content": text}]
-        return [{"role": "system", "content": told}, {"role": "user", "content": asked}]
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]

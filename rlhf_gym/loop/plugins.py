@@ -15,7 +15,7 @@ from rlhf_gym.raters.function import ANSWERED as BY_FUNCTIONS
 from rlhf_gym.raters.function import is_factory
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
 from rlhf_gym.rewards.base import Reward
-from rlhf_gym.rewards.service.address import PREFIX, parse
+from rlhf_gym.rewards.spec import JUDGE_PREFIX, judge_address
 from rlhf_gym.text import nearest
 
 PEOPLE = ("web", "terminal")
@@ -30,11 +30,11 @@ def check_rater(config: RaterConfig) -> None:
         ConfigError: no such rater, knobs that it does not have, or a query type that it does not answer.
     """
     knobs = _knobs(config)
-    if _judge_options(config) and not config.name.startswith(PREFIX):
+    if _judge_options(config) and not config.name.startswith(JUDGE_PREFIX):
         raise ConfigError(
             f"rater.{next(iter(_judge_options(config)))} is for judges (judge:URL), not for {config.name!r}"
         )
-    if config.name.startswith(PREFIX) and not knobs:
+    if config.name.startswith(JUDGE_PREFIX) and not knobs:
         from rlhf_gym.judge.rater import ANSWERED as BY_JUDGES
 
         _check_answers(config, "a judge", BY_JUDGES)
@@ -79,7 +79,7 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **_knobs(config))
     if config.name in PRESETS:
         return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **_knobs(config))
-    if config.name.startswith(PREFIX):
+    if config.name.startswith(JUDGE_PREFIX):
         return _judge(config)
     found = load_object(config.name, kind="rater")
     if is_factory(found):
@@ -102,7 +102,7 @@ def _check_answers(config: RaterConfig, who: str, answered: Sequence[QueryType])
 def _judge(config: RaterConfig) -> Rater:
     from rlhf_gym.judge import JudgeRater
 
-    url, model = parse(config.name)
+    url, model = judge_address(config.name)
     return JudgeRater(url, model, batch_size=config.batch_size, **_judge_options(config))
 
 

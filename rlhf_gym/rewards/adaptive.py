@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.base import Scores, reward_name
-from rlhf_gym.rewards.combine import AnyReward, Combination, as_term, contributions
+from rlhf_gym.rewards.base import AnyReward, Scores, as_term, reward_name
+from rlhf_gym.rewards.combine import Combination, contributions
 
 
 class Adaptive(Combination):
@@ -235,7 +235,7 @@ def reward_state(reward: object) -> list[dict[str, Any]]:
     return [{"name": part.name, **part.state()} for part in adaptive_parts(reward)]
 
 
-def restore_reward(reward: Callable[..., Any], states: Sequence[Mapping[str, Any]]) -> None:
+def restore_reward(reward: object, states: Sequence[Mapping[str, Any]]) -> None:
     """Set the states of all adaptive combinations inside a reward.
 
     Args:

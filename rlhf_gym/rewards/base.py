@@ -4,9 +4,8 @@ A reward is any callable ``reward(prompts, responses, **columns) -> sequence of 
 too), a metric, a reward model, a remote service. What goes wrong becomes a :class:`~rlhf_gym.errors.RewardError` that
 names the reward, the sample's index and its text.
 
-The path of a call: :func:`score` calls the ``score_terms`` of a combination, which calls that of each part; a part that
-is a user's function (:class:`~rlhf_gym.rewards.combine.Term`) is called by :func:`score_function`, which is
-:func:`~rlhf_gym.rewards.calling.call`, then :func:`checked`.
+The path of a call: :func:`score` calls ``score_terms``; a combination's calls that of each part; a user's function is
+behind the one of :class:`FunctionReward`, which is :func:`~rlhf_gym.rewards.calling.call`, then :func:`checked`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import RewardError
-from rlhf_gym.rewards.calling import CallForm, call, call_form
+from rlhf_gym.rewards.calling import call, call_form
 from rlhf_gym.rewards.token_values import IDS, Tokens, checked_tokens
 from rlhf_gym.text import shorten
 
@@ -43,6 +42,9 @@ class Reward(Protocol):
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
         """Score a batch."""
         ...
+
+
+AnyReward = Reward | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def first_failures(
 
 @runtime_checkable
 class TermReward(Reward, Protocol):
-    """A reward that reports the terms it is made of (the combinators)."""
+    """A reward that reports the terms it is made of, as the combinators do; subclasses can be called like any reward."""
 
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
@@ -116,6 +118,69 @@ class TermReward(Reward, Protocol):
         """
         ...
 
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
+        """Score a batch; returns a list of ``n`` numbers."""
+        return score(self, prompts, responses, columns).values.tolist()
+
+
+class FunctionReward(TermReward):
+    """A user's function, or an object that can be called, as a reward whose score is its only term.
+
+    The signature is read here, once.
+
+    Args:
+        reward: the function or the object.
+        name: name to report under.
+
+    Attributes:
+        reward: the function or the object.
+        form: the way it is called.
+
+    Raises:
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
+    """
+
+    def __init__(self, reward: Callable[..., Any], name: str) -> None:
+        self.reward, self.name = reward, name
+        self.form = call_form(reward, name)
+
+    def score_terms(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> ScoredBatch:
+        """Call the function on ``n`` samples and check what it returns.
+
+        Args:
+            prompts: ``n`` prompts, at least one.
+            responses: ``n`` responses.
+            columns: further columns of the data set, ``n`` values each.
+
+        Raises:
+            RewardError: it raised, it needs a column that is missing, or it returned something else than ``n`` finite
+                numbers.
+        """
+        result = call(self.reward, self.form, prompts, responses, columns, self.name)
+        if getattr(self.reward, "per_token", False):
+            tokens = checked_tokens(result, self.name, prompts, responses, columns.get(IDS))
+            values = np.array([row.sum() for row in tokens])
+            return ScoredBatch(values, {self.name: values}, tokens=tokens)
+        values = checked(result, self.name, prompts, responses)
+        return ScoredBatch(values, {self.name: values})
+
+
+def as_term(reward: AnyReward, name: str | None = None) -> TermReward:
+    """The reward itself where it has ``score_terms``, else a :class:`FunctionReward` of it.
+
+    Args:
+        reward: any reward.
+        name: name to report a function under; None takes its own (:func:`reward_name`).
+
+    Raises:
+        RewardError: it is a class, it cannot be called, or its parameters fit no form.
+    """
+    # isinstance with a protocol takes longer than small rewards do.
+    has_terms: Any = reward
+    return has_terms if hasattr(reward, "score_terms") else FunctionReward(reward, name or reward_name(reward))
+
 
 def reward_name(reward: object) -> str:
     """The name a reward is reported under: its ``name`` attribute, or the function's or class's own name."""
@@ -126,7 +191,7 @@ def reward_name(reward: object) -> str:
 
 
 def score(
-    reward: Reward | Callable[..., Any],
+    reward: AnyReward,
     prompts: Sequence[str],
     responses: Sequence[str],
     columns: Mapping[str, Sequence[Any]] | None = None,
@@ -163,47 +228,10 @@ def score(
             raise RewardError(f"cannot call reward {name!r} with {n} prompts and {count} {what}; expected {n} of each")
     if n == 0:
         return ScoredBatch(np.zeros(0), {name: np.zeros(0)})
-    if not hasattr(
-        reward, "score_terms"
-    ):  # no TermReward; isinstance with a protocol takes longer than small rewards do
-        return score_function(reward, call_form(reward, name), prompts, responses, columns, name)
-    scored: ScoredBatch = reward.score_terms(list(prompts), list(responses), columns)
+    scored = as_term(reward, name).score_terms(list(prompts), list(responses), columns)
     if scored.failures is not None and not may_skip:
         _refuse_failures(scored.failures, name, prompts, responses)
     return scored
-
-
-def score_function(
-    function: Callable[..., Any],
-    form: CallForm,
-    prompts: Sequence[str],
-    responses: Sequence[str],
-    columns: Mapping[str, Sequence[Any]],
-    name: str,
-) -> ScoredBatch:
-    """Call a user's function on ``n`` samples and check what it returns.
-
-    Args:
-        function: the user's function or object.
-        form: its :func:`~rlhf_gym.rewards.calling.call_form`.
-        prompts: ``n`` prompts, at least one.
-        responses: ``n`` responses.
-        columns: further columns of the data set, ``n`` values each.
-        name: name to report under.
-
-    Returns:
-        Its scores, which are its only term.
-
-    Raises:
-        RewardError: it raised, it needs a column that is missing, or it returned something else than ``n`` finite numbers.
-    """
-    result = call(function, form, prompts, responses, columns, name)
-    if getattr(function, "per_token", False):
-        tokens = checked_tokens(result, name, prompts, responses, columns.get(IDS))
-        values = np.array([row.sum() for row in tokens])
-        return ScoredBatch(values, {name: values}, tokens=tokens)
-    values = checked(result, name, prompts, responses)
-    return ScoredBatch(values, {name: values})
 
 
 def _refuse_failures(
@@ -212,7 +240,7 @@ def _refuse_failures(
     for i, failure in enumerate(failures):
         if failure is not None:
             raise RewardError(
-                f"reward {name!r} has no score for sample {i}, for {failure.name!r} failed on it, and nothing can be left out "
+                f"reward {name!r} has no score for sample {i}: {failure.name!r} failed on it, and samples cannot be left out "
                 f"here. Prompt: {shorten(prompts[i])}; response: {shorten(responses[i])}; the error: {failure.error}"
             )
 

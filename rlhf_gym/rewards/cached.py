@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import adaptive_parts
-from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, reward_name, score
-from rlhf_gym.rewards.combine import as_term
+from rlhf_gym.rewards.base import AnyReward, Failure, ScoredBatch, TermReward, as_term, reward_name
 
-Remembered = tuple[float, dict[str, float]]
+Known = tuple[float, dict[str, float]]
+"""A sample's score, and those of the terms by name."""
 
 
-class CachedReward:
+class CachedReward(TermReward):
     """A reward whose scores are cached by (prompt, response, columns).
 
     Only for pure rewards: the same sample must always get the same score. Failures are not cached. Safe to call from
@@ -35,18 +35,18 @@ class CachedReward:
         misses: number of samples that the reward scored.
     """
 
-    def __init__(self, reward: Reward | Callable[..., Any], *, size: int = 100_000) -> None:
+    def __init__(self, reward: AnyReward, *, size: int = 100_000) -> None:
         if size < 1:
             raise ConfigError(f"the cache's size must be at least 1, got {size}")
         if changing := [part.name for part in adaptive_parts(reward)]:
             raise ConfigError(
-                f"a cache is for rewards that always give a sample the same score, and {changing[0]!r} changes "
-                "while it scores; "
-                "put the cache around its parts"
+                f"a cache is for rewards that always give a sample the same score, and {changing[0]!r} changes while it "
+                "scores; put the cache around its parts"
             )
         self.reward, self.size, self.name = as_term(reward), size, reward_name(reward)
         self.hits = self.misses = 0
-        self._known: OrderedDict[tuple[str, ...], Remembered] = OrderedDict()
+        self._may_skip = False  # known with the first batch, which the reward always scores
+        self._known: OrderedDict[tuple[str, ...], Known] = OrderedDict()
         self._lock = threading.Lock()
 
     def score_terms(
@@ -80,6 +80,7 @@ class CachedReward:
                 {c: [columns[c][i] for i in rows] for c in names},
             )
             failures = scored.failures
+            self._may_skip |= failures is not None
             for place, i in enumerate(rows):
                 terms = {name: float(values[place]) for name, values in scored.terms.items()}
                 found[keys[i]] = (float(scored.values[place]), terms)
@@ -100,10 +101,5 @@ class CachedReward:
             np.array([found[key][0] for key in keys]),
             # A failed sample may lack terms that others have.
             {name: np.array([terms.get(name, 0.0) for terms in terms_of]) for name in every},
-            tuple(failed.get(key) for key in keys) if failed else None,
+            tuple(failed.get(key) for key in keys) if self._may_skip else None,
         )
-
-    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
-        """Score a batch."""
-        values: list[float] = score(self, prompts, responses, columns).values.tolist()
-        return values

@@ -1,4 +1,4 @@
-"""Calls a user's reward function: on a batch or on single pairs, plain or ``async``, with the columns it names.
+"""Calls a user's reward function: on a batch or on single samples, plain or ``async``, with the columns it names.
 
 :func:`call_form` reads a signature once; :func:`call` is the one place where a user's function is called.
 """
@@ -22,11 +22,12 @@ from rlhf_gym.text import shorten
 PROMPT_NAMES = ("prompts", "prompt")
 RESPONSE_NAMES = ("responses", "completions", "response", "completion")
 
-Pairs = dict[int, tuple[str, str]]
+Texts = dict[int, tuple[str, str]]
+"""Prompts and responses of samples, by the samples' indices."""
 
-under_way: ContextVar[Pairs | None] = ContextVar("under_way", default=None)
-"""Where set, :func:`call` keeps the pairs here that a reward of single pairs was called on and has not scored yet, by their
-index: a time limit (:class:`~rlhf_gym.rewards.service.limits.TimeLimit`) names the pair that the reward hangs on."""
+under_way: ContextVar[Texts | None] = ContextVar("under_way", default=None)
+"""The samples that a reward of single samples was called on and has not scored yet, kept by :func:`call` where this is set:
+a time limit (:class:`~rlhf_gym.rewards.service.limits.TimeLimit`) names the sample that the reward hangs on."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class CallForm:
         columns: names of the columns it has parameters for.
         required: those of them without a default.
         takes_all: True if it has ``**columns``.
+        texts: names of its parameters for prompts and responses: a column of such a name cannot be passed.
     """
 
     single: bool
@@ -48,6 +50,7 @@ class CallForm:
     columns: tuple[str, ...]
     required: tuple[str, ...]
     takes_all: bool
+    texts: frozenset[str] = frozenset()
 
 
 def call_form(reward: Callable[..., Any], name: str) -> CallForm:
@@ -71,7 +74,7 @@ def call_form(reward: Callable[..., Any], name: str) -> CallForm:
         target = getattr(reward, "forward", reward) if not inspect.isroutine(reward) else reward
         parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):  # some builtins have no signature
-        return CallForm(False, None, None, (), (), False)
+        return CallForm(False, None, None, (), (), takes_all=False)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     plain = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     by_name = [p.name for p in plain if p.kind is not p.POSITIONAL_ONLY]
@@ -81,22 +84,23 @@ def call_form(reward: Callable[..., Any], name: str) -> CallForm:
         single = response_key in ("response", "completion")
         if prompt_key is None and takes_all:
             prompt_key = "prompt" if single else "prompts"
-        texts = {prompt_key, response_key}
+        texts = {response_key, *((prompt_key,) if prompt_key else ())}
     else:
         # Other names, or positional-only parameters: the first two are prompts and responses. Only then do names say
-        # nothing about single pairs, unless both say so.
+        # nothing about single samples, unless both say so.
         positional = [p for p in plain if p.kind is not p.KEYWORD_ONLY]
         if len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
             raise RewardError(
                 f"reward {name!r} has the parameters ({', '.join(p.name for p in parameters)}); expected "
-                "(prompts, responses, **columns) for a batch, or (prompt, response, **columns) for one pair"
+                "(prompts, responses, **columns) for a batch, or (prompt, response, **columns) for one sample"
             )
         names = [p.name for p in positional[:2]]
         single = len(names) == 2 and names[0] == "prompt" and names[1] in ("response", "completion")
-        prompt_key, texts = None, set(names)
+        prompt_key, texts = None, set(names) & set(by_name)
     others = [p for p in plain if p.name not in texts and p.kind is not p.POSITIONAL_ONLY]
+    columns = tuple(p.name for p in others)
     required = tuple(p.name for p in others if p.default is p.empty)
-    return CallForm(single, prompt_key, response_key, tuple(p.name for p in others), required, takes_all)
+    return CallForm(single, prompt_key, response_key, columns, required, takes_all, frozenset(texts))
 
 
 def call(
@@ -118,7 +122,7 @@ def call(
         name: the reward's name, for messages.
 
     Returns:
-        What the reward returned; for a reward of single pairs, a list of ``n`` such values.
+        What the reward returned; for a reward of single samples, a list of ``n`` such values.
 
     Raises:
         RewardError: it raised, or it needs a column that the data do not have.
@@ -128,10 +132,9 @@ def call(
             f"reward {name!r} needs the column {missing[0]!r}, which the data do not have; they have "
             f"{', '.join(map(repr, columns)) or 'no columns'}. Add it to the prompts, or give the parameter a default."
         )
-    reserved = {form.prompt_key, form.response_key}
-    accepted = [c for c in columns if c not in reserved and (form.takes_all or c in form.columns)]
+    accepted = [c for c in columns if c not in form.texts and (form.takes_all or c in form.columns)]
     if form.single:
-        return _call_pairs(reward, form, prompts, responses, {c: columns[c] for c in accepted}, name)
+        return _call_singly(reward, form, prompts, responses, {c: columns[c] for c in accepted}, name)
     texts, keywords = _arguments(form, list(prompts), list(responses))
     try:
         return wait_for(reward(*texts, **keywords, **{c: list(columns[c]) for c in accepted}))
@@ -142,7 +145,7 @@ def call(
         raise _raised(name, error, where, form) from error
 
 
-def _call_pairs(
+def _call_singly(
     reward: Callable[..., Any],
     form: CallForm,
     prompts: Sequence[str],
@@ -150,10 +153,10 @@ def _call_pairs(
     columns: Mapping[str, Sequence[Any]],
     name: str,
 ) -> list[Any]:
-    """Call a reward of single pairs ``n`` times; awaitables are awaited all at once."""
+    """Call a reward of single samples ``n`` times; awaitables are awaited all at once."""
     results: list[Any] = []
-    pairs = under_way.get()
-    waiting: Pairs = {} if pairs is None else pairs
+    watched = under_way.get()
+    waiting: Texts = {} if watched is None else watched
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         waiting[i] = (prompt, response)
         texts, keywords = _arguments(form, prompt, response)
@@ -167,7 +170,7 @@ def _call_pairs(
             del waiting[i]
     if not any(inspect.isawaitable(r) for r in results):
         return results
-    # All pairs at once: an async reward of single pairs would otherwise wait for each in turn.
+    # All at once: an async reward of single samples would otherwise wait for each in turn.
     outcomes: list[Any] = wait_for(_gather(results, waiting))
     for i, outcome in enumerate(outcomes):
         if isinstance(outcome, Exception) and not isinstance(outcome, RewardError):
@@ -178,7 +181,7 @@ def _call_pairs(
 
 
 def _arguments(form: CallForm, prompts: Any, responses: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Prompts and responses, a batch or one pair, as positional or as keyword arguments."""
+    """Prompts and responses, of a batch or of one sample, as positional or as keyword arguments."""
     if form.response_key is None:
         return (prompts, responses), {}
     if form.prompt_key is None:
@@ -186,13 +189,13 @@ def _arguments(form: CallForm, prompts: Any, responses: Any) -> tuple[tuple[Any,
     return (), {form.response_key: responses, form.prompt_key: prompts}
 
 
-async def _gather(results: list[Any], waiting: Pairs) -> list[Any]:
+async def _gather(results: list[Any], waiting: Texts) -> list[Any]:
     """All results, awaited at once; an exception stands in its place."""
-    pairs = (_finish_pair(i, result, waiting) for i, result in enumerate(results))
-    return list(await asyncio.gather(*pairs, return_exceptions=True))
+    samples = (_finish_sample(i, result, waiting) for i, result in enumerate(results))
+    return list(await asyncio.gather(*samples, return_exceptions=True))
 
 
-async def _finish_pair(index: int, result: Any, waiting: Pairs) -> Any:
+async def _finish_sample(index: int, result: Any, waiting: Texts) -> Any:
     try:
         return await _finish(result) if inspect.isawaitable(result) else result
     finally:

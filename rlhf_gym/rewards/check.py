@@ -16,7 +16,7 @@ import numpy as np
 
 from rlhf_gym.errors import RewardError
 from rlhf_gym.rewards.adaptive import frozen
-from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, reward_name, score
+from rlhf_gym.rewards.base import AnyReward, ScoredBatch, Scores, reward_name, score
 from rlhf_gym.rewards.builtin.text_statistics import words
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.text import shorten
@@ -113,7 +113,7 @@ class RewardReport:
 
 
 def check_reward(
-    reward: Reward | Callable[..., Any],
+    reward: AnyReward,
     prompts: Sequence[str],
     responses: Sequence[str],
     columns: Mapping[str, Sequence[Any]] | None = None,
@@ -123,22 +123,22 @@ def check_reward(
     """Score honest samples and dishonest probes of the same prompts.
 
     Args:
-        reward: the reward; it is called some twenty times, on at most ``n`` samples each time, and learns nothing.
+        reward: the reward; it is called some twenty times, on at most ``n`` samples each time, and its state does not change.
         prompts: ``n`` prompts, at least 2.
         responses: ``n`` honest responses: the reference model's, or people's.
         columns: the prompts' further columns.
         encode: a text's token ids, for rewards that value single tokens.
 
     Raises:
-        RewardError: the reward fails on honest samples (the first one is named), or fewer than two have a score. A failure on a
-            probe is reported.
+        RewardError: the reward fails on honest samples (the first one is named), or fewer than two have a score. A failure
+            on a probe is reported instead.
     """
     with frozen(reward):
-        return _check(_Asked(reward, dict(columns or {}), encode), prompts, responses)
+        return _check(_Scorer(reward, dict(columns or {}), encode), prompts, responses)
 
 
-class _Asked:
-    """A reward with the columns and ids that its calls need.
+class _Scorer:
+    """Calls the reward on prompts of the check, with the columns and token ids that it needs.
 
     Args:
         reward: the reward.
@@ -148,7 +148,7 @@ class _Asked:
 
     def __init__(
         self,
-        reward: Reward | Callable[..., Any],
+        reward: AnyReward,
         columns: Mapping[str, Sequence[Any]],
         encode: Callable[[str], Sequence[int]] | None,
     ) -> None:
@@ -170,12 +170,21 @@ class _Asked:
             chosen[IDS] = [list(self.encode(text)) for text in texts]
         return score(self.reward, [prompts[i] for i in rows], texts, chosen, may_skip=True)
 
-    def located(
+    def locate(
         self, error: RewardError, prompts: Sequence[str], responses: Sequence[str], seconds: float
     ) -> RewardError:
-        """An error of a batch with the first sample that it happens on alone; as it was where there is none.
+        """Find the first sample that the reward fails on by itself, after it failed on a batch.
 
-        Looks for it no longer than three times as long as the failing call took, and ten seconds.
+        The search takes no longer than three times the failing call, plus ten seconds.
+
+        Args:
+            error: the batch's error.
+            prompts: the batch's prompts.
+            responses: a response to each of them.
+            seconds: duration of the failing call.
+
+        Returns:
+            An error that names the sample; ``error`` itself where no sample fails by itself.
         """
         deadline = time.perf_counter() + 3 * seconds + 10
         for i in range(len(prompts)):
@@ -189,36 +198,36 @@ class _Asked:
         return error
 
 
-def _check(asked: _Asked, prompts: Sequence[str], responses: Sequence[str]) -> RewardReport:
+def _check(scorer: _Scorer, prompts: Sequence[str], responses: Sequence[str]) -> RewardReport:
     n = len(prompts)
     if n < 2:
         raise RewardError(f"checking a reward needs at least 2 samples, got {n}")
     begin = time.perf_counter()
     try:
-        scored = asked.score(prompts, responses)
+        scored = scorer.score(prompts, responses)
     except RewardError as error:
-        raise asked.located(error, prompts, responses, time.perf_counter() - begin) from error
+        raise scorer.locate(error, prompts, responses, time.perf_counter() - begin) from error
     seconds = time.perf_counter() - begin
     kept = np.flatnonzero(scored.kept).tolist()
     if len(kept) < 2:
-        raise RewardError(f"reward {reward_name(asked.reward)!r} failed on {n - len(kept)} of {n} honest samples")
+        raise RewardError(f"reward {reward_name(scorer.reward)!r} failed on {n - len(kept)} of {n} honest samples")
     prompts, responses = [prompts[i] for i in kept], [responses[i] for i in kept]
-    asked.columns = {name: [column[i] for i in kept] for name, column in asked.columns.items()}
+    scorer.columns = {name: [column[i] for i in kept] for name, column in scorer.columns.items()}
     values, n = scored.values[kept], len(kept)
-    again = asked.score(prompts, responses)
+    again = scorer.score(prompts, responses)
     rows = list(range(n))[::-1]
-    halves = [asked.score(prompts, responses, part).values for part in (rows[: n // 2], rows[n // 2 :])]
+    halves = [scorer.score(prompts, responses, part).values for part in (rows[: n // 2], rows[n // 2 :])]
     tolerance = 1e-4 * max(float(values.std()), 1e-12)
     lengths = np.array([len(r.split()) for r in responses], dtype=np.float64)
     varied = values.std() > 0 and lengths.std() > 0
     stuffed = _keywords(responses, values)
     kinds = _KINDS | {"keywords": lambda prompt, honest, best: stuffed}
-    probes = [_probe(asked, name, make, prompts, responses, values) for name, make in kinds.items()]
+    probes = [_probe(scorer, name, make, prompts, responses, values) for name, make in kinds.items()]
     probes.sort(key=lambda p: (-p.beats, p.name))
     failures = Counter(failure.name for failure in scored.failures or () if failure is not None)
     filled = {name: int(v.sum()) for name, v in scored.terms.items() if name.endswith("_failed") and v.any()}
     return RewardReport(
-        name=reward_name(asked.reward),
+        name=reward_name(scorer.reward),
         values=values,
         seconds=seconds,
         deterministic=bool(np.array_equal(values, again.values) and again.kept.all()),
@@ -265,7 +274,7 @@ _KINDS: dict[str, Callable[[str, str, str], str]] = {
 
 
 def _probe(
-    asked: _Asked,
+    scorer: _Scorer,
     name: str,
     make: Callable[[str, str, str], str],
     prompts: Sequence[str],
@@ -275,7 +284,7 @@ def _probe(
     best = responses[int(np.argmax(values))]
     made = [make(p, r, best) for p, r in zip(prompts, responses, strict=True)]
     try:
-        scored = asked.score(prompts, made)
+        scored = scorer.score(prompts, made)
     except RewardError as error:
         return Probe(name, float("nan"), 0.0, shorten(made[0]), str(error))
     if not scored.kept.any():

@@ -11,7 +11,7 @@ praise, ``praise_weighted`` its contribution to a sum.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -21,30 +21,28 @@ import numpy as np
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.base import (
+    AnyReward,
     Failure,
-    Reward,
     ScoredBatch,
     Scores,
     TermReward,
+    as_term,
     first_failures,
     reward_name,
     score,
-    score_function,
 )
-from rlhf_gym.rewards.calling import call_form
 from rlhf_gym.rewards.token_values import Tokens, weighted_sum
 from rlhf_gym.text import shorten
 
-AnyReward = Reward | Callable[..., Any]
 Columns = Mapping[str, Sequence[Any]]
 
 
-class Combination(ABC):
+class Combination(TermReward):
     """A reward made of rewards; ``+``, ``-``, ``*`` and the methods below make further ones.
 
     Attributes:
         name: name that it is reported under inside another combination.
-        parts: the rewards that it is made of, each with ``score_terms`` (:func:`as_term`).
+        parts: the rewards that it is made of, each with ``score_terms`` (:func:`~rlhf_gym.rewards.base.as_term`).
         slow: True or False says that it is slow or not (:func:`~rlhf_gym.rewards.service.overlap.is_slow`); None leaves it
             to the parts.
     """
@@ -120,11 +118,6 @@ class Combination(ABC):
             return np.zeros(n), {}
         total, more = self.combine([value[rows] for value in values], [responses[i] for i in rows])
         return _spread(total, rows, n), {name: _spread(value, rows, n) for name, value in more.items()}
-
-    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
-        """Score a batch."""
-        values: list[float] = score(self, prompts, responses, columns).values.tolist()
-        return values
 
     def __add__(self, other: AnyReward | float) -> Combination:
         return Sum([*_summands(self), *_summands(other)])
@@ -202,7 +195,7 @@ class Combination(ABC):
 
     def named(self, name: str) -> Combination:
         """Report the same reward under another name."""
-        return Mapped(self, lambda x: x, name)
+        return Renamed(self, name)
 
 
 class Mapped(Combination):
@@ -225,6 +218,36 @@ class Mapped(Combination):
             responses: the ``n`` responses; not used.
         """
         return np.asarray(self.function(values[0]), dtype=np.float64), {}
+
+
+class Renamed(Combination):
+    """The same reward under another name.
+
+    Args:
+        part: the reward.
+        name: name to report under.
+    """
+
+    def __init__(self, part: AnyReward, name: str) -> None:
+        self.parts, self.name = (as_term(part),), name
+
+    def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
+        """Return the scores as they are.
+
+        Args:
+            values: one array: the part's scores, float64 ``[n]``.
+            responses: the ``n`` responses; not used.
+        """
+        return values[0], {}
+
+    def combine_tokens(self, values: list[Scores], tokens: list[Tokens | None]) -> Tokens | None:
+        """Return the tokens' values as they are.
+
+        Args:
+            values: one array: the part's scores, float64 ``[n]``; not used.
+            tokens: its tokens' values, None where it has none.
+        """
+        return tokens[0]
 
 
 class Sum(Combination):
@@ -276,7 +299,7 @@ class Product(Combination):
     """
 
     def __init__(self, parts: Sequence[AnyReward], *, name: str = "product") -> None:
-        self.parts, self.name = some(parts, name), name
+        self.parts, self.name = as_terms(parts, name), name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """Multiply the scores.
@@ -335,26 +358,22 @@ class PerWord(Combination):
 class Term(Combination):
     """One reward under a name, with operators; :func:`term` makes it.
 
-    The signature of a user's function is read here, once.
-
     Args:
-        reward: a function or an object that can be called, or a reward with terms of its own.
+        reward: any reward.
         name: name to report it under.
 
     Attributes:
-        reward: the reward.
-        form: the way a user's function is called; None for a reward with terms of its own.
+        reward: the reward, with ``score_terms``.
 
     Raises:
         RewardError: it is a class, it cannot be called, or its parameters fit no form.
     """
 
     def __init__(self, reward: AnyReward, name: str) -> None:
-        self.reward, self.name = reward, name
-        self.form = None if hasattr(reward, "score_terms") else call_form(reward, name)
+        self.reward, self.name = as_term(reward, name), name
 
     def score_terms(self, prompts: list[str], responses: list[str], columns: Columns) -> ScoredBatch:
-        """Score a batch: call the user's function, or score the reward and report its own score under the name.
+        """Score a batch; the reward's score is one of its terms, under the name.
 
         Args:
             prompts: ``n`` prompts.
@@ -364,16 +383,14 @@ class Term(Combination):
         Raises:
             RewardError: the reward failed.
         """
-        if self.form is not None:
-            return score_function(self.reward, self.form, prompts, responses, columns, self.name)
-        scored: ScoredBatch = self.reward.score_terms(prompts, responses, columns)  # type: ignore[union-attr]
+        scored = self.reward.score_terms(prompts, responses, columns)
         return replace(scored, terms=scored.terms | {self.name: scored.values})
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """Return the score as it is.
 
         Args:
-            values: one array: the part's scores, float64 ``[n]``.
+            values: one array: the reward's scores, float64 ``[n]``.
             responses: the ``n`` responses; not used.
         """
         return values[0], {}
@@ -397,16 +414,6 @@ def term(reward: AnyReward, name: str | None = None) -> Combination:
     return Term(reward, name or reward_name(reward))
 
 
-def as_term(reward: AnyReward) -> TermReward:
-    """The reward itself where it has ``score_terms``, else a :class:`Term` of it.
-
-    Raises:
-        RewardError: it is a class, it cannot be called, or its parameters fit no form.
-    """
-    has_terms: Any = reward
-    return has_terms if hasattr(reward, "score_terms") else Term(reward, reward_name(reward))
-
-
 def constant(value: float) -> Combination:
     """A reward that gives every sample the same score."""
     return Term(lambda prompts, responses: [value] * len(responses), "constant")
@@ -422,18 +429,18 @@ def _summands(reward: AnyReward | float) -> list[tuple[AnyReward, float]]:
 
 
 def _reward(given: Any) -> AnyReward:
-    """The operand of a formula as a term, if it is a reward.
+    """The operand of a formula.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a reward.
     """
     if not callable(given):
-        raise TypeError(f"expected a reward or a number beside a reward, got {given!r:.80} ({type(given).__name__})")
+        raise TypeError(f"expected a reward or a number in a formula, got {given!r:.80} ({type(given).__name__})")
     checked: AnyReward = given
     return checked
 
 
-def some(parts: Sequence[AnyReward], name: str) -> tuple[TermReward, ...]:
+def as_terms(parts: Sequence[AnyReward], name: str) -> tuple[TermReward, ...]:
     """The parts of a combination as terms.
 
     Args:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_gym.rewards.base import Scores
-from rlhf_gym.rewards.combine import AnyReward, Combination, some
+from rlhf_gym.rewards.base import AnyReward, Scores
+from rlhf_gym.rewards.combine import Combination, as_terms
 
 
 class Minimum(Combination):
@@ -22,7 +22,7 @@ class Minimum(Combination):
     """
 
     def __init__(self, parts: Sequence[AnyReward], *, name: str = "minimum") -> None:
-        self.parts, self.name = some(parts, name), name
+        self.parts, self.name = as_terms(parts, name), name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
         """Take the minimum of the scores.
@@ -58,7 +58,7 @@ class Ensemble(Combination):
         std_weight: float = 0.0,
         name: str = "ensemble",
     ) -> None:
-        self.parts, self.name = some(parts, name), name
+        self.parts, self.name = as_terms(parts, name), name
         self.variance_weight, self.std_weight = variance_weight, std_weight
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:

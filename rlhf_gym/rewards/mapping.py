@@ -12,7 +12,7 @@ A mapping has exactly one of these keys::
 
 and, applied in this order, any of these::
 
-    cache: true                          # or the number of samples to remember
+    cache: true                          # or the number of samples to keep
     time_limit: 60                       # seconds a call
     on_error: {fill: -1, most: 100}      # or skip, or {skip: true, most: 100}, or raise
     per_word: true
@@ -34,7 +34,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.rewards.adaptive import Constrained, RunningStandardise, Scheduled
-from rlhf_gym.rewards.base import Reward
+from rlhf_gym.rewards.base import AnyReward
 from rlhf_gym.rewards.cached import CachedReward
 from rlhf_gym.rewards.combine import Combination, Gate, Product, Sum, term
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
@@ -42,7 +42,6 @@ from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.rewards.service.limits import TimeLimit
 from rlhf_gym.text import nearest
 
-AnyReward = Reward | Callable[..., Any]
 Load = Callable[..., AnyReward]
 
 LISTS = ("sum", "product", "minimum", "ensemble")
@@ -150,7 +149,7 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
         reward = _made(f"{place}.on_error", on_error, reward, policy=changes["on_error"])
     # A combination keeps its own name as a term, although ``name`` comes last.
     out = reward if isinstance(reward, Combination) else term(reward)
-    if changes.get("per_word"):
+    if "per_word" in changes and _flag(place, "per_word", changes["per_word"]):
         out = out.per_word()
     if "clip" in changes:
         out = out.clip(*_two_numbers(place, "clip", changes["clip"], "[low, high]"))
@@ -170,9 +169,7 @@ def _changed(reward: AnyReward, changes: dict[str, Any], place: str) -> Combinat
     if "name" in changes:
         out = out.named(str(changes["name"]))
     if "slow" in changes:
-        if not isinstance(changes["slow"], bool):
-            raise ConfigError(f"{_at(place)}slow must be true or false, got {changes['slow']!r}")
-        out.slow = changes["slow"]
+        out.slow = _flag(place, "slow", changes["slow"])
     return out
 
 
@@ -225,6 +222,12 @@ def _number(place: str, what: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{_at(place)}{what} must be a number, got {value!r}")
     return float(value)
+
+
+def _flag(place: str, what: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{_at(place)}{what} must be true or false, got {value!r}")
+    return value
 
 
 def _at(place: str) -> str:

@@ -1,10 +1,10 @@
-"""Policies for a reward that fails. By default the run stops; these go on, with a fixed score or without the sample."""
+"""Policies for a reward that fails: the run goes on with a fixed score, or without the sample, instead of stopping."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +12,10 @@ import numpy as np
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
-from rlhf_gym.rewards.base import Failure, Reward, ScoredBatch, Scores, reward_name, score
-from rlhf_gym.rewards.combine import as_term
+from rlhf_gym.rewards.base import AnyReward, Failure, ScoredBatch, Scores, TermReward, as_term, reward_name, score
 
 
-class OnError(ABC):
+class OnError(TermReward):
     """A reward that goes on where another one fails, and counts the failures; subclasses say what a failed sample gets.
 
     A failing batch is scored again sample by sample, so that one bad sample does not cost the others their scores. The first
@@ -24,11 +23,13 @@ class OnError(ABC):
 
     Args:
         reward: the reward that may fail. Adaptive rewards in it learn once from each sample that has a score.
-        most: failures *in a row*, at least 1, after which the last error is raised after all: the service is dead then.
+        most: number of failures *in a row*, at least 1, after which the last error is raised: the reward is dead then.
         on_failure: called with each error, to log it.
 
     Attributes:
         failures: number of samples that the reward failed on so far.
+        placeholder: what stands in the arrays for a failed sample.
+        policy: what is done with a failed sample, for messages.
 
     Raises:
         ConfigError: ``most`` below 1.
@@ -39,7 +40,7 @@ class OnError(ABC):
 
     def __init__(
         self,
-        reward: Reward | Callable[..., Any],
+        reward: AnyReward,
         *,
         most: int = 100,
         on_failure: Callable[[RewardError], None] | None = None,
@@ -128,11 +129,6 @@ class OnError(ABC):
                 stacklevel=6,
             )
 
-    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
-        """Score a batch."""
-        values: list[float] = score(self, prompts, responses, columns).values.tolist()
-        return values
-
 
 class FillOnError(OnError):
     """A fixed score for the samples that a reward fails on; the term ``NAME_failed`` is 1 there.
@@ -149,7 +145,7 @@ class FillOnError(OnError):
 
     def __init__(
         self,
-        reward: Reward | Callable[..., Any],
+        reward: AnyReward,
         *,
         fill: float,
         most: int = 100,
@@ -203,7 +199,7 @@ class SkipOnError(OnError):
         return ScoredBatch(values, terms, failures)
 
 
-def on_error(reward: Reward | Callable[..., Any], policy: str | Mapping[str, Any]) -> Reward | Callable[..., Any]:
+def on_error(reward: AnyReward, policy: str | Mapping[str, Any]) -> AnyReward:
     """Put a reward under a policy, given as in YAML.
 
     Args:

@@ -25,7 +25,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.objects import is_place, load_object
-from rlhf_gym.rewards.base import Reward
+from rlhf_gym.rewards.base import AnyReward
 from rlhf_gym.rewards.mapping import CHANGES, build
 from rlhf_gym.text import nearest
 
@@ -69,7 +69,9 @@ OTHER_NAMES = {
 TOKEN_VARIABLE = "RLHF_GYM_REWARD_TOKEN"
 """The environment variable with a reward service's token, for its clients and for ``serve-reward``."""
 
-AnyReward = Reward | Callable[..., Any]
+JUDGE_PREFIX = "judge:"
+"""The beginning of a judge's address, for rewards and for raters."""
+
 _MARKUP = re.compile(r":\w+:`~?([^`]*)`|``([^`]*)``")
 
 
@@ -94,10 +96,8 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
         raise ConfigError(f"a reward is given as a text or a mapping, got {spec!r}")
     if spec.startswith(("http://", "https://")):
         return _remote(spec, options)
-    if spec.startswith("judge:"):
-        from rlhf_gym.rewards.service.address import parse  # the judge stands on rewards itself
-
-        url, model = parse(spec)
+    if spec.startswith(JUDGE_PREFIX):
+        url, model = judge_address(spec)
         return load_reward("judge", url=url, model=model, **options)
     if spec.lstrip().startswith("{"):
         return build({**_mapping(spec, "the reward in braces"), **options}, load_reward)
@@ -113,6 +113,25 @@ def load_reward(spec: str | Mapping[str, Any], **options: Any) -> AnyReward:
     if isinstance(found, type):
         return _build(found, options, spec)
     return partial(found, **options) if options else found
+
+
+def judge_address(spec: str) -> tuple[str, str | None]:
+    """Read a judge's address, ``judge:URL`` or ``judge:MODEL@URL``: the service's URL, and the model's name if there is one.
+
+    Raises:
+        ConfigError: there is no URL in it.
+
+    >>> judge_address("judge:http://localhost:8000/v1"), judge_address("judge:gpt-4.1-mini@https://api.openai.com/v1")
+    (('http://localhost:8000/v1', None), ('https://api.openai.com/v1', 'gpt-4.1-mini'))
+    """
+    rest = spec.removeprefix(JUDGE_PREFIX)
+    begin = min((at for scheme in ("http://", "https://") if (at := rest.find(scheme)) >= 0), default=-1)
+    model = rest[:begin].removesuffix("@")
+    if begin < 0 or (model and not rest[:begin].endswith("@")):
+        raise ConfigError(
+            f"a judge is written judge:URL or judge:MODEL@URL, e.g. judge:http://localhost:8000/v1; got {spec!r}"
+        )
+    return rest[begin:], model or None
 
 
 def built_in(name: str) -> Callable[..., AnyReward]:

@@ -1,1 +1,1 @@
-"""Rewards on other machines: the client, the server, and what bounds the waiting for them."""
+"""Rewards on other machines: the client, the server, overlapped scoring, and limits on waiting."""

@@ -12,15 +12,14 @@ from contextvars import copy_context
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, RewardError
-from rlhf_gym.rewards.base import Reward, ScoredBatch, reward_name, score
-from rlhf_gym.rewards.calling import Pairs, under_way
-from rlhf_gym.rewards.combine import Term, as_term
+from rlhf_gym.rewards.base import AnyReward, FunctionReward, ScoredBatch, TermReward, as_term, reward_name
+from rlhf_gym.rewards.calling import Texts, under_way
 from rlhf_gym.text import shorten
 
 log = logging.getLogger(__name__)
 
 
-class TimeLimit:
+class TimeLimit(TermReward):
     """A reward whose calls fail after some seconds.
 
     Python cannot end a thread from outside: a call that takes too long goes on by itself until it returns or the process ends,
@@ -34,7 +33,7 @@ class TimeLimit:
         ConfigError: a limit that is not above 0.
     """
 
-    def __init__(self, reward: Reward | Callable[..., Any], seconds: float) -> None:
+    def __init__(self, reward: AnyReward, seconds: float) -> None:
         if not seconds > 0:
             raise ConfigError(f"a time limit must be above 0 seconds, got {seconds}")
         self.reward, self.seconds, self.name = as_term(reward), seconds, reward_name(reward)
@@ -52,9 +51,9 @@ class TimeLimit:
         Raises:
             RewardError: the reward failed, or did not return in time.
         """
-        pairs: Pairs = {}
+        unscored: Texts = {}
         context = copy_context()
-        context.run(under_way.set, pairs)
+        context.run(under_way.set, unscored)
         future: Future[ScoredBatch] = Future()
         # A daemon: the process must be able to end while the reward hangs.
         thread = threading.Thread(
@@ -68,7 +67,7 @@ class TimeLimit:
         if not future.done():
             raise RewardError(
                 f"reward {self.name!r} did not return within {self.seconds:g} seconds for "
-                f"{_where(prompts, responses, pairs)}; mend it, or give it a longer time limit"
+                f"{_where(prompts, responses, unscored)}; mend it, or give it a longer time limit"
             )
         return future.result()
 
@@ -78,18 +77,13 @@ class TimeLimit:
         except BaseException as error:
             future.set_exception(error)
 
-    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
-        """Score a batch."""
-        values: list[float] = score(self, prompts, responses, columns).values.tolist()
-        return values
 
-
-def _where(prompts: list[str], responses: list[str], pairs: Pairs) -> str:
-    """The sample that a reward of single pairs hangs on; for other rewards, their batch."""
-    found = next(iter(list(pairs.values())), None)
-    for i, pair in enumerate(zip(prompts, responses, strict=True)):
-        if pair == found:  # found by its texts: a cache in between scores fewer samples
-            return f"sample {i}, prompt {shorten(pair[0])}, response {shorten(pair[1])}"
+def _where(prompts: list[str], responses: list[str], unscored: Texts) -> str:
+    """The sample that a reward of single samples hangs on; for other rewards, their batch."""
+    found = next(iter(list(unscored.values())), None)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        if (prompt, response) == found:  # found by its texts: a cache in between scores fewer samples
+            return f"sample {i}, prompt {shorten(prompt)}, response {shorten(response)}"
     return f"a batch of {len(prompts)}, the first response being {shorten(responses[0])}"
 
 
@@ -107,7 +101,7 @@ def limit_parts(reward: Any, seconds: float) -> Any:
         ConfigError: a limit that is not above 0.
     """
     parts, inner = getattr(reward, "parts", None), getattr(reward, "reward", None)
-    if not hasattr(reward, "score_terms") or (isinstance(reward, Term) and reward.form is not None):
+    if not hasattr(reward, "score_terms") or isinstance(reward, FunctionReward):
         return TimeLimit(reward, seconds)
     if isinstance(parts, tuple) and parts:
         reward.parts = tuple(limit_parts(part, seconds) for part in parts)
@@ -187,7 +181,7 @@ class CircuitBreaker:
                 return True
             when = "is being tried again by another call" if self._trying else f"will be tried again in {left:.1f} s"
             raise UnreachableError(
-                f"{self.name} is not asked: its last {self._failures} calls failed, and it {when} (the last error: "
+                f"{self.name} is not called: its last {self._failures} calls failed, and it {when} (the last error: "
                 f"{self._reason})"
             )
 

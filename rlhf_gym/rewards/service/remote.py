@@ -1,4 +1,4 @@
-"""A client for rewards on another machine: HTTP with JSON, in batches, with time-outs and repeated requests.
+"""A client for rewards on another machine: HTTP with JSON, in batches, with time-outs and retries.
 
 The request is ``{"query": [prompt + response, ...], "prompts": [...], "responses": [...], "columns": {name: [...]}}``, the
 reply ``{"rewards": [number, ...]}``: services that follow the widely used ``{"query", "prompts"} -> {"rewards"}``
@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import date
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ LASTING = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted here",
 }
 """Failures of TLS that last, so that the request is not repeated."""
-SILENCE = 10.0  # least seconds between two lines in the log about repetitions
+LOG_INTERVAL = 10.0  # least seconds between two lines in the log about retries
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 class RemoteReward:
     """A reward whose scores come from a web service.
 
-    A request that fails in a way that may pass (no connection, time-out, status 429 or 5xx other than a reward's own
-    error) is sent again after 0.5, 1, 2, ... seconds, each pause varied by up to a quarter so that many clients do not
+    A request whose failure may be temporary (no connection, time-out, status 429 or 5xx other than a reward's own error)
+    is sent again after 0.5, 1, 2, ... seconds, each pause varied by up to a quarter so that many clients do not
     come back at once, until ``patience`` has passed since it was first sent. So a service may be killed and restarted
     in the middle of a run. Requests must therefore be harmless to repeat.
 
@@ -64,7 +64,7 @@ class RemoteReward:
             their ISO texts, NaN and infinity null.
         headers: further headers, e.g. ``{"Authorization": "Bearer ..."}``; they are never shown in messages.
         name: name to report under.
-        on_retry: called with a message before each repetition; None writes it to the log, at most once in ten seconds.
+        on_retry: called with a message before each retry; None writes it to the log, at most once in ten seconds.
 
     Raises:
         ConfigError: not an http(s) address, or a setting out of its range.
@@ -124,8 +124,10 @@ class RemoteReward:
             return self._scores(bodies[0], sizes[0], stop)
         pool = ThreadPoolExecutor(min(self.concurrency, len(chunks)), thread_name_prefix="remote-reward")
         try:
-            stops = [stop] * len(chunks)
-            return [score for scores in pool.map(self._scores, bodies, sizes, stops) for score in scores]
+            calls = [pool.submit(self._scores, body, n, stop) for body, n in zip(bodies, sizes, strict=True)]
+            wait(calls, return_when=FIRST_EXCEPTION)
+            # All have ended, or one of those that have ended failed and raises here.
+            return [score for call in calls if call.done() for score in call.result()]
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)  # after an error or Ctrl-C, do not wait for the rest
@@ -171,13 +173,13 @@ class RemoteReward:
                 problem = f"status {error.code}: {_message(said)}"
                 # A reward that failed on these samples would fail again.
                 if error.code not in RETRIED_STATUS or "reward_error" in said:
-                    raise RewardError(f"{self.url} refused {problem}") from error
+                    raise RewardError(f"{self.url} refused the request with {problem}") from error
                 wait = _seconds(error.headers.get("Retry-After"))
             except (OSError, http.client.HTTPException) as error:  # no connection, time-out, cut off in the middle
                 reason = getattr(error, "reason", error)
                 problem = f"{type(reason).__name__}: {reason}"
                 if isinstance(reason, ssl.SSLError) and reason.reason in LASTING:
-                    raise RewardError(f"{self.url} cannot be asked: {LASTING[reason.reason]} ({reason})") from error
+                    raise RewardError(f"{self.url} cannot be reached: {LASTING[reason.reason]} ({reason})") from error
             passed = time.monotonic() - begin
             wait = max(wait, pause * self._random.uniform(0.75, 1.25))
             if passed + wait > patience or stop.is_set():
@@ -191,7 +193,7 @@ class RemoteReward:
 
     def _log(self, message: str) -> None:
         now = time.monotonic()
-        if now - self._logged >= SILENCE:
+        if now - self._logged >= LOG_INTERVAL:
             self._logged = now
             log.warning("%s", message)
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hmac
 import json
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rlhf_gym.errors import RewardError
-from rlhf_gym.rewards.base import Reward, reward_name, score
+from rlhf_gym.rewards.base import AnyReward, reward_name, score
 
 LARGEST_BODY = 64 * 2**20
 LONGEST_DISCARDED = 16 * LARGEST_BODY
@@ -39,7 +38,7 @@ class RewardServer:
 
     def __init__(
         self,
-        reward: Reward | Callable[..., Any],
+        reward: AnyReward,
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
