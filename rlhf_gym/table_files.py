@@ -57,7 +57,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            line = number + error.lineno - 1
+            line = error.lineno if path.suffix == ".json" else number
             raise TaskError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
         for item, row in enumerate(value if isinstance(value, list) else [value], start=1):
             if not isinstance(row, dict):

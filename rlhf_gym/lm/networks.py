@@ -63,8 +63,8 @@ def equal_but_for_rounding(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> b
     """True where two ways to compute the same hidden states or logits differ by rounding alone.
 
     Args:
-        ours: any shape.
-        exact: the same shape; another one is not equal.
+        ours: ``[..., D]``, or ``[..., V]``.
+        exact: of the same shape; tensors of different shapes are not equal.
         dtype: the model's, which says how large rounding is.
     """
     largest = (1e-4 if dtype == torch.float32 else 5e-2) * max(1.0, float(exact.abs().max()))
