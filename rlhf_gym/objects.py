@@ -1,6 +1,6 @@
-"""Code of the user's own by its place: ``path/to/file.py:name`` or ``module:name``.
+"""Loads a user's own code by its place: ``path/to/file.py:name`` or ``module:name``.
 
-Tasks, rewards, raters, agents and suites are named so, on the command line as in Python.
+Tasks, rewards, raters, agents and simulated users are named so, on the command line as in Python.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import sysconfig
 import traceback
@@ -20,14 +21,18 @@ from typing import Any
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.text import nearest
 
-# Code that a user does not write: what is below these folders, and Python's own import machinery.
-_NOT_USERS = (
-    str(Path(__file__).parent), *{sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")}, "<frozen",
-)  # fmt: skip
+# Code that a user does not write: all files in these folders (in a checkout, agents and envs lie beside this one), and Python's
+# own import machinery.
+_HERE = Path(__file__).parent
+_FOLDERS = {
+    _HERE, _HERE.parent / "agents", _HERE.parent / "envs",
+    *(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")),
+}  # fmt: skip
+_NOT_USERS = (*(f"{folder}{os.sep}" for folder in _FOLDERS), "<frozen")
 
 
 def load_object(place: str, *, kind: str = "object", error: type[RlhfGymError] = ConfigError, call: bool = True) -> Any:
-    """Import what a user names; importing runs the user's code.
+    """Import an object that a user names; importing runs the user's code.
 
     A file is loaded once, under a module name of its own, so that two files of one name stay apart; it may import the files
     beside it. A module is looked for in the current folder, too.
@@ -35,9 +40,9 @@ def load_object(place: str, *, kind: str = "object", error: type[RlhfGymError] =
     Args:
         place: ``path/to/file.py:name`` (relative to the current folder, absolute, or from ``~``) or ``module:name``; the name
             may have dots (``Class.method``).
-        kind: the word for it in messages: task, reward, rater, agent, suite.
-        error: the class of the error that is raised.
-        call: only something that can be called will do.
+        kind: the word for it in messages: task, reward, rater, agent, user.
+        error: the class of the errors that are raised.
+        call: refuse an object that cannot be called.
 
     Raises:
         RlhfGymError: of the class ``error``: the place is not of this form, there is no such file, module or name, the user's
@@ -54,7 +59,7 @@ def load_object(place: str, *, kind: str = "object", error: type[RlhfGymError] =
     except _FailedError as failed:
         cause = failed.cause
         raise error(
-            f"{what} cannot be imported: {type(cause).__name__}: {_said(cause)}{place_in_code(cause)}"
+            f"{what} cannot be imported: {type(cause).__name__}: {_message(cause)}{place_in_code(cause)}"
         ) from cause
     found: Any = module
     for part in name.split("."):
@@ -75,9 +80,8 @@ def is_place(name: str) -> bool:
 
 def place_in_code(error: BaseException) -> str:
     """Where in the user's own code an error comes from, such as `` [mine.py, line 3]``; empty where that is not known."""
-    if (
-        isinstance(error, SyntaxError) and error.filename and error.filename.endswith(".py")
-    ):  # its code never ran: no frame holds it
+    # Code with a syntax error never ran: no frame holds it.
+    if isinstance(error, SyntaxError) and error.filename and error.filename.endswith(".py"):
         return f" [{Path(error.filename).name}, line {error.lineno}]"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_NOT_USERS)]
@@ -145,5 +149,5 @@ def _importing_from(folder: Path) -> Iterator[None]:
             sys.path.append(place)
 
 
-def _said(cause: BaseException) -> str:
+def _message(cause: BaseException) -> str:
     return (cause.msg if isinstance(cause, SyntaxError) else str(cause)) or "it gave no message"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,33 +15,34 @@ FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 
 
 def rows_from_file(path: Path | str, *, column: str = "prompt") -> Iterator[dict[str, Any]]:
-    """The rows of a file, as they are.
+    """The rows of a file, as they are; read as they are asked for.
 
     Args:
-        path: ``.txt`` (a prompt a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.csv`` or
+        path: ``.txt`` (a row a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.csv`` (with a header) or
             ``.parquet`` (needs ``pyarrow``).
-        column: the column that a text file's lines are given.
+        column: name of a text file's one column.
 
     Raises:
-        TaskError: no such file, unknown form, or a file that is not what its name says.
+        TaskError: no such file, an unknown format, or a file that is not what its name says.
     """
     path = Path(path)
     if not path.is_file():
-        raise TaskError(f"there is no prompt file {str(path)!r}; give a file ending in {', '.join(FORMATS)}")
+        raise TaskError(f"there is no file {str(path)!r}; give a file ending in {', '.join(FORMATS)}")
     if path.suffix == ".txt":
         return ({column: line.rstrip("\n")} for line in _lines(path) if line.strip())
     if path.suffix in (".jsonl", ".json"):
         return _json_rows(path)
     if path.suffix == ".csv":
-        return iter(csv.DictReader(_lines(path)))
+        return _csv_rows(path)
     if path.suffix == ".parquet":
         return _parquet_rows(path)
-    raise TaskError(f"cannot read prompts from {str(path)!r}: expected a file ending in {', '.join(FORMATS)}")
+    raise TaskError(f"cannot read rows from {str(path)!r}: expected a file ending in {', '.join(FORMATS)}")
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        # Not splitlines: texts and JSON may hold form feeds and Unicode's line separators inside a row.
+        return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
     except UnicodeDecodeError as error:
         raise TaskError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
@@ -55,16 +57,35 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise TaskError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-        for row in value if isinstance(value, list) else [value]:
+            line = error.lineno if path.suffix == ".json" else number
+            raise TaskError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
+        for item, row in enumerate(value if isinstance(value, list) else [value], start=1):
             if not isinstance(row, dict):
-                raise TaskError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
+                place = f"item {item}" if path.suffix == ".json" else f"line {number}"
+                raise TaskError(f"{path}, {place}: expected an object, got {type(row).__name__}")
             yield row
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(_lines(path))
+    try:
+        for row in reader:
+            if None in row:
+                raise TaskError(
+                    f"{path}, line {reader.line_num}: {len(reader.fieldnames or ()) + len(row[None])} fields, expected the "
+                    f"{len(reader.fieldnames or ())} of the header; quote a field that holds a comma"
+                )
+            yield row
+    except csv.Error as error:
+        raise TaskError(f"{path}, line {reader.reader.line_num}: {error}; save long texts as .jsonl instead") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise TaskError(f"reading {path} needs pyarrow: pip install pyarrow") from error
-    yield from parquet.read_table(path).to_pylist()
+    try:
+        yield from parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise TaskError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error

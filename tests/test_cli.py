@@ -96,7 +96,7 @@ def test_config_prints_what_run_would_use(capsys: pytest.CaptureFixture[str], tm
         (["--rater", "math:tao"], "rater 'math:tao': there is no 'tao' in math; did you mean 'tau'?"),
         (["--device", "gpu"], "model.device must be cpu, cuda"),
         (["--model", "/no/such/model"], "model '/no/such/model'"),
-        (["--prompts", "nowhere.txt"], "there is no prompt file 'nowhere.txt'"),
+        (["--prompts", "nowhere.txt"], "there is no file 'nowhere.txt'"),
         (["--resume"], "--resume needs the run's directory: --out DIR"),
         (["--log", "wanb"], "did you mean 'wandb'?"),
     ],

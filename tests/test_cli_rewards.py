@@ -88,7 +88,7 @@ def test_strict_says_it_with_the_exit_code(reward: str, capsys: pytest.CaptureFi
         (["check-reward", "nonsense"], "there is no reward 'nonsense'"),
         (["check-reward", "sentiment", "--samples", "1"], "--samples must be at least 2, got 1"),
         (["check-reward", "sentiment", "--task", "poems"], "there is no task 'poems'"),
-        (["check-reward", "sentiment", "--prompts", "none.txt"], "there is no prompt file 'none.txt'"),
+        (["check-reward", "sentiment", "--prompts", "none.txt"], "there is no file 'none.txt'"),
         (["serve-reward", "sentiment", "--port", "99999"], "cannot listen on 127.0.0.1:99999"),
         (["serve-reward", "sentiment", "--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
     ],

@@ -74,8 +74,8 @@ def test_a_restart_forgets_columns_so_that_memory_stays_bounded(model: LanguageM
         if step % 6 == 0:
             decoder.start([step // 6 % 2], [[2, 3, 4]])
         decoder.append([0, 1], torch.tensor([5, 6]))
-    assert decoder.cache.num_columns <= 20
     assert isinstance(decoder.cache, SlotCache)
+    assert decoder.cache.num_columns <= 20
     assert decoder.cache.layers.rectangles[0].keys.shape[2] <= 20 + 2 * SPARE
 
 

@@ -174,7 +174,11 @@ def test_padding_on_the_right_draws_no_warning() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": "float33"}, "unknown dtype 'float33'"), ({"device": "warp drive"}, "unknown device 'warp drive'")],
+    [
+        ({"dtype": "float33"}, "unknown dtype 'float33'"),
+        ({"device": "warp drive"}, "unknown device 'warp drive'"),
+        ({"device": "mps" if torch.cuda.is_available() else "cuda:7"}, "device '.*' does not work on this machine: "),
+    ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(options: dict[str, str], message: str) -> None:
     with pytest.raises(ModelError, match=message):

@@ -333,8 +333,13 @@ def test_an_adapter_needs_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_adapter(tiny_language_model(hidden=16), tmp_path / "adapter")
     data = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(data | {"use_dora": True}))
-    with pytest.raises(ModelError, match=r"is no plain LoRA \(use_dora\)"):
+    with pytest.raises(ModelError, match=r"is not a plain LoRA \(use_dora\)"):
         load_adapter(tiny_language_model(), tmp_path / "adapter")
+    broken = {'{"peft_type": "LORA"}': r"plain LoRA \(no r, no lora_alpha\)", "[3]": "there is no LoRA adapter in"}
+    for content, message in broken.items():
+        (tmp_path / "adapter" / "adapter_config.json").write_text(content)
+        with pytest.raises(ModelError, match=message):
+            load_adapter(tiny_language_model(), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="no weight of 'tiny-gpt2' learns: it is frozen"):
         small_ppo(language_model=model.base)
     monkeypatch.setattr(rlhf_gym.lm.lora, "find_spec", lambda name: None)

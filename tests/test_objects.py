@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 import yaml
 from tiny_run import save_tiny_model, tiny_settings
 
+import rlhf_gym.objects
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.objects import load_object
+from rlhf_gym.objects import load_object, place_in_code
 from rlhf_gym.tasks import load_task
 
 SCRIPT = Path(sys.executable).parent / "rlhf-gym"
@@ -170,6 +172,30 @@ def test_each_failure_has_its_message(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError):
         load_object(place)
     assert load_object("my_task:number", call=False) == 3
+
+
+def raised_in(*files: str | Path) -> BaseException:
+    """An error raised in the last of some files, each of which calls the next."""
+    inner: Any = None
+    for file in reversed(files):
+        space: dict[str, Any] = {"inner": inner}
+        exec(compile("def f():\n    return inner() if inner else 1 / 0\n", str(file), "exec"), space)
+        inner = space["f"]
+    with pytest.raises(ZeroDivisionError) as error:
+        inner()
+    # Without this test's own frame, which is code of a user of the package, too.
+    return error.value.with_traceback(error.tb.tb_next)
+
+
+def test_an_errors_place_is_the_last_line_of_the_users_own_code() -> None:
+    package = Path(rlhf_gym.objects.__file__).parent
+    library = Path(sysconfig.get_paths()["stdlib"])
+    mine = "/home/me/mine.py"
+    for inside in (package / "text.py", package.parent / "envs" / "masks.py", package.parent / "agents" / "ppo.py"):
+        assert place_in_code(raised_in(mine, inside)) == " [mine.py, line 2]"
+    assert place_in_code(raised_in(mine, library / "json" / "decoder.py")) == " [mine.py, line 2]"
+    assert place_in_code(raised_in(mine, f"{library}_of_mine/beside.py")) == " [beside.py, line 2]"
+    assert place_in_code(raised_in(package / "text.py")) == ""
 
 
 def test_a_factory_that_fails_or_makes_something_else_is_named_with_its_line(folder: Path) -> None:

@@ -191,7 +191,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         Classifier(tmp_path / "absent", device="cpu")
     tiny_language_model().model.save_pretrained(tmp_path / "lm")
     tokenizer(encloses=False).save_pretrained(tmp_path / "lm")
-    with pytest.raises(ModelError, match="no trained sequence classifier"):
+    with pytest.raises(ModelError, match="not a trained sequence classifier"):
         Classifier(tmp_path / "lm", device="cpu")
 
 

@@ -223,7 +223,7 @@ def test_every_combinator_in_yaml(folder):
         ({"reward": "length", "schedule": 3}, "schedule must be a list"),
         ({"reward": "length", "on_error": "fill"}, "on_error must be raise, skip, {fill"),
         ({"reward": "length", "cache": -1}, "size must be at least 1"),
-        ({"reward": "length", "standardise": "absent.jsonl"}, "standardise: there is no prompt file"),
+        ({"reward": "length", "standardise": "absent.jsonl"}, "standardise: there is no file 'absent.jsonl'"),
     ],
 )
 def test_combinators_that_are_wrong_name_their_place(spec, message):

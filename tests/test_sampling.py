@@ -93,7 +93,9 @@ def test_bad_limits_are_refused_by_name(bad: dict[str, int]) -> None:
         Limits(eos_id=0, **bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": 0.0}, {"temperature": float("inf")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
 def test_bad_settings_are_refused_by_name(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]

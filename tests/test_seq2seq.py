@@ -208,7 +208,14 @@ def test_what_needs_one_sequence_says_so() -> None:
     bart = tiny_seq2seq("bart")
     with pytest.raises(ModelError, match="a prompt of 65 tokens does not fit in the 64"):
         bart.check_fits(65, 3)
+    with pytest.raises(ModelError, match="a response of 65 tokens does not fit in the 64"):
+        bart.check_fits(3, 65)
     bart.check_fits(64, 64)
+    bart._closing = [0]  # as of a tokenizer that ends texts with EOS
+    with pytest.raises(ModelError, match=r"a prompt of 64 tokens and EOS does not fit in the 64 .*at most 63"):
+        bart.check_fits(64, 3)
+    bart.check_fits(63, 3)
+    assert len(generate(bart, [[2] * 63], Limits(0, (1,), 0, 3))) == 1
     network: Any = model.model
     network.config.decoder_start_token_id = None
     with pytest.raises(ModelError, match="does not say what its decoder starts with"):

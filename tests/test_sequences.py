@@ -67,6 +67,12 @@ def test_an_empty_response_has_no_log_probs(model: LanguageModel) -> None:
     assert [len(row) for row in response_log_probs(model, [[2, 3]], [[]], Sampling(), LIMITS)] == [0]
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_prompts_are_found_again_whatever_the_responses(side: Literal["left", "right"]) -> None:
+    for responses in (RESPONSES, [[], *RESPONSES[1:]], [[], [], []]):
+        assert pack_sequences(PROMPTS, responses, 1, side=side).prompts() == PROMPTS
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_log_probs_are_those_of_each_sequence_alone(model: LanguageModel, data: st.DataObject) -> None:

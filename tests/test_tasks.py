@@ -122,5 +122,5 @@ def test_bad_files_are_refused_with_the_place(tmp_path: Path, name: str, content
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"no prompt file .*nowhere\.txt"):
+    with pytest.raises(TaskError, match=r"there is no file .*nowhere\.txt"):
         prompts_from_file(tmp_path / "nowhere.txt")

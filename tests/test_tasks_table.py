@@ -154,7 +154,7 @@ def test_the_cookie_cutter_of_the_docs_is_a_task(tmp_path: Path, monkeypatch: py
         ({"data": {"train": ROWS}}, "give one split"),
         ({"data": 3}, "got int"),
         ({"data": ["a"]}, "row 1: expected a mapping of columns, got str"),
-        ({"data": "nowhere.csv"}, "there is no prompt file"),
+        ({"data": "nowhere.csv"}, "there is no file 'nowhere.csv'"),
         ({"data": ROWS, "prompt": "question", "metrics": {"m": None}}, "must be a reward or its name"),
     ],
 )

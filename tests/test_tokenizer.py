@@ -146,12 +146,15 @@ def test_a_folder_loads_with_the_number_of_logits_of_its_model(tmp_path: Path) -
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id) == (264, 256, 257)
 
 
-def test_names_of_gguf_files(tmp_path: Path) -> None:
+def test_names_of_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.gguf").touch()
     source = resolve(f"{tmp_path}:m.gguf")
     assert (source.location, source.gguf_file) == (str(tmp_path), "m.gguf")
     assert resolve(str(tmp_path / "m.gguf")).gguf_file == "m.gguf"
     assert resolve("owner/model:q4.gguf").location == "owner/model"
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    for name in (f"~/{tmp_path.name}:m.gguf", f"~/{tmp_path.name}/m.gguf"):
+        assert find(name).location == str(tmp_path)
     with pytest.raises(ModelError, match=r"no file 'other\.gguf' in the folder"):
         find(f"{tmp_path}:other.gguf")
 

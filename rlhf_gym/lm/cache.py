@@ -8,8 +8,7 @@ stored: so a row starts over while the others go on, and columns that no row nee
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,10 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.networks import tolerance
-from rlhf_gym.lm.sequences import causal_mask
-
-log = logging.getLogger(__name__)
+from rlhf_gym.lm.sequences import causal_mask, pad_left
 
 SPARE = 64  # columns of room that a new or grown rectangle has
 
@@ -158,26 +154,17 @@ class SlotCache:
         Returns:
             ``[len(prompts), D]``, the hidden state of each prompt's last token.
         """
-        device = self.model.device
-        lengths = torch.tensor([len(p) for p in prompts])
-        width = int(lengths.max())
-        columns = torch.arange(width)
-        real = columns >= (width - lengths)[:, None]
-        ids = torch.full((len(prompts), width), self.model.tokenizer.pad_id, dtype=torch.long)
-        ids[real] = torch.tensor([token for prompt in prompts for token in prompt])
-        positions = (columns - (width - lengths)[:, None]).clamp(min=0)
+        ids, real = (table.to(self.model.device) for table in pad_left(prompts, self.model.tokenizer.pad_id))
+        width, lengths = ids.shape[1], real.sum(1)
+        positions = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
         prefilled = Layers(self.num_layers)
         hidden = self.model.hidden(
-            ids.to(device),
-            attention_mask=causal_mask(real.to(device)),
-            position_ids=positions.to(device),
-            cache=prefilled,
+            ids, attention_mask=causal_mask(real), position_ids=positions.clamp(min=0), cache=prefilled
         )
-        lengths = lengths.to(device)
         if self.num_rows == 0 and list(rows) == list(range(len(prompts))):
             self.layers, self.lengths, self._starts = prefilled, lengths, width - lengths
         else:
-            self._insert(torch.tensor(rows, device=device), prefilled, lengths)
+            self._insert(torch.tensor(rows, device=ids.device), prefilled, lengths)
         return hidden[:, -1]
 
     def _insert(self, rows: Tensor, prefilled: Layers, lengths: Tensor) -> None:
@@ -240,140 +227,3 @@ class SlotCache:
         )
         self.lengths = self.lengths + (1 if live is None else live)
         return hidden[:, -1]
-
-
-class RecomputedRows:
-    """Rows of tokens with the methods of :class:`SlotCache`, for families that it does not fit.
-
-    Positions of some families are bound to where a token is stored (ALiBi), others keep a state instead of keys and values
-    (Mamba). Here every step runs the whole sequences again, padded on the right, which all causal models agree on: the cost of
-    a response grows with the square of its length.
-
-    Args:
-        model: the language model.
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self._rows: list[list[int]] = []
-
-    @property
-    def num_rows(self) -> int:
-        """Rows held, free ones among them."""
-        return len(self._rows)
-
-    @property
-    def num_columns(self) -> int:
-        """The longest row's tokens."""
-        return max(map(len, self._rows), default=0)
-
-    def write(
-        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
-    ) -> Tensor:
-        """Put prompts in these rows and run them; as :meth:`SlotCache.write`.
-
-        Args:
-            rows: a row for each prompt.
-            prompts: ids of each prompt, at least one each.
-            num_generated: not used.
-
-        Returns:
-            ``[len(prompts), D]``, the hidden state of each prompt's last token.
-        """
-        self._rows += [[] for _ in range(max(rows) + 1 - len(self._rows))]
-        for row, prompt in zip(rows, prompts, strict=True):
-            self._rows[row] = list(prompt)
-        return self._run([self._rows[row] for row in rows])
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these; as :meth:`SlotCache.keep`."""
-        self._rows = [self._rows[row] for row in rows]
-
-    def drop_columns(self, rows: Sequence[int]) -> None:
-        """Do nothing: no columns are stored."""
-
-    def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
-        """Feed one token to every row that is not free; as :meth:`SlotCache.append`.
-
-        Args:
-            tokens: int64 ``[rows]``.
-            live: int64 ``[rows]``, 0 at free rows; None where there are none.
-
-        Returns:
-            ``[rows, D]``, the hidden state of each row's last token.
-        """
-        extend(self._rows, tokens, live)
-        return self._run(self._rows)
-
-    def _run(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states ``[len(rows), D]`` of each row's last token."""
-        return self.model.last_states(rows, [0] * len(rows))
-
-
-def extend(rows: list[list[int]], tokens: Tensor, live: Tensor | None) -> None:
-    """Append a token to every row that is not free.
-
-    Args:
-        rows: ids of each row.
-        tokens: int64 ``[rows]``.
-        live: int64 ``[rows]``, 0 at free rows; None where there are none.
-    """
-    grows = [1] * len(rows) if live is None else live.tolist()
-    for row, token, on in zip(rows, tokens.tolist(), grows, strict=True):
-        if on:
-            row.append(token)
-
-
-def decoding_state(model: LanguageModel) -> SlotCache | RecomputedRows:
-    """An empty state that fits a causal model: with a cache where cached rows give the model's own hidden states."""
-    return SlotCache(model) if slots_work(model, lambda: _slots_agree(model)) else RecomputedRows(model)
-
-
-def slots_work(model: LanguageModel, agree: Callable[[], bool]) -> bool:
-    """True where cached rows that are padded and start over give the model's own hidden states; checked once a model.
-
-    They do not for families that bind positions to where a token is stored, or keep no keys and values.
-
-    Args:
-        model: the model, which keeps the answer.
-        agree: compares cached rows with plain passes.
-    """
-    if model.slots_work is None:
-        try:
-            model.slots_work = agree()
-            reason = "its hidden states differ"
-        except Exception as error:  # any error that a family raises when it is given masks, positions or a cache
-            model.slots_work, reason = False, f"{type(error).__name__}: {error}"
-        if not model.slots_work:
-            family = type(model.model).__name__
-            log.warning("%s (%s) decodes without a cache, which is slow: %s", model.name, family, reason)
-    return model.slots_work
-
-
-def agrees(ours: Tensor, plain: Tensor, model: LanguageModel) -> bool:
-    """True where hidden states from cached rows differ from those of plain passes by rounding alone.
-
-    Args:
-        ours: ``[rows, D]``.
-        plain: ``[rows, D]``.
-        model: whose dtype says how large rounding is.
-    """
-    near = tolerance(model.model) * max(1.0, float(plain.abs().max()))
-    return torch.allclose(ours.float(), plain.float(), rtol=0, atol=near)
-
-
-@torch.no_grad()
-def _slots_agree(model: LanguageModel) -> bool:
-    """Decode two rows, of which the second starts over, and compare them with plain passes."""
-    a, b, c, d, e = torch.randint(model.vocab_size, (5,), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def tokens(*ids: int) -> Tensor:
-        return torch.tensor(ids, device=model.device)
-
-    cache = SlotCache(model)
-    cache.write([0, 1], [[a, b, c], [d]])
-    cache.append(tokens(d, e))
-    cache.write([1], [[b, a]])
-    ours = cache.append(tokens(e, c))
-    plain = torch.stack([model.hidden(tokens(*row)[None])[0, -1] for row in ([a, b, c, d, e], [b, a, c])])
-    return agrees(ours, plain, model)

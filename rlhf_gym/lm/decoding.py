@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.cache import RecomputedRows, SlotCache, decoding_state
+from rlhf_gym.lm.cache import SlotCache
+from rlhf_gym.lm.decoding_state import RecomputedRows, decoding_state
 from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, episode_uniforms, sample_tokens
-from rlhf_gym.lm.seq2seq_cache import RecomputedResponses, seq2seq_decoding_state
+from rlhf_gym.lm.seq2seq_cache import seq2seq_decoding_state
 
 SHRINK = 0.75  # rows are taken out of the batch when at most this part of them is still read
 REFILL = 0.875  # waiting prompts are started when at most this part of the batch is still being generated
@@ -33,7 +34,7 @@ class CachedDecoder:
         self.cache = self._empty()
         self._row_of: dict[int, int] = {}  # row of the cache, by slot; rows that no slot has are free
 
-    def _empty(self) -> SlotCache | RecomputedRows | RecomputedResponses:
+    def _empty(self) -> SlotCache | RecomputedRows:
         if isinstance(self.model, Seq2SeqModel):
             return seq2seq_decoding_state(self.model)
         return decoding_state(self.model)
@@ -90,11 +91,6 @@ class CachedDecoder:
         live[index] = 1
         fed[index] = tokens
         return self.cache.append(fed, live)[index]
-
-    def release(self, slots: Sequence[int]) -> None:
-        """Forget some slots."""
-        for slot in slots:
-            self._row_of.pop(slot, None)
 
 
 @dataclass(frozen=True)
@@ -197,13 +193,12 @@ class _Generator:
         self.values = torch.zeros(n, limits.max_new_tokens, device=device)
         self.lengths = torch.zeros(n, dtype=torch.long, device=device)
         self.ended = torch.zeros(n, dtype=torch.bool, device=device)
-        self.live = torch.zeros(
-            0, dtype=torch.long, device=device
-        )  # responses being generated, and slots of the decoder
+        # Responses being generated: their numbers, which are their slots in the decoder.
+        self.live = torch.zeros(0, dtype=torch.long, device=device)
         self.hidden = torch.zeros(0, model.hidden_size, dtype=model.model.dtype, device=device)
 
     def refill(self, batch_size: int) -> None:
-        """Start waiting prompts where responses have ended: several at once, for one forward pass each costs too much."""
+        """Start waiting prompts where responses have ended: several at once, since a forward pass for each costs too much."""
         if not self.waiting or len(self.live) > REFILL * batch_size:
             return
         fresh = [self.waiting.popleft() for _ in range(min(len(self.waiting), batch_size - len(self.live)))]

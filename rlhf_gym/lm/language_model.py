@@ -14,33 +14,33 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.loading import (
     context_length,
-    expect_model,
     find,
     is_encoder_decoder,
     load_options,
     load_weights,
     no_progress_bars,
     pick_device,
+    refuse_adapter,
 )
 from rlhf_gym.lm.networks import (
     added_mask,
     cache_argument,
     check_causal,
     check_encoder_decoder,
-    expect_padding,
     fuse_gelu,
     logits_by_forward,
+    mute_padding_warning,
     run_decoder,
     run_encoder,
 )
-from rlhf_gym.lm.sequences import SequenceBatch, pad_right
+from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
 from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Adapter(Protocol):
-    """Settings of the weights that alone learn on top of a frozen base: a :class:`~rlhf_gym.lm.lora.Lora`."""
+    """Settings of an adapter, trainable weights on top of a frozen base: a :class:`~rlhf_gym.lm.lora.Lora`."""
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values."""
@@ -59,7 +59,7 @@ class LanguageModel:
 
     Encoder-decoder models are :class:`Seq2SeqModel`, which :meth:`load` returns for those.
 
-    Dropout is off and stays off: a policy whose log-probabilities change from call to call has no ratio of 1.
+    Dropout is off and stays off: with it, log-probabilities change from call to call, and a policy's first ratio is not 1.
 
     Args:
         model: a transformers causal language model.
@@ -71,9 +71,9 @@ class LanguageModel:
             window, the window: within it they see everything, and cached decoding equals the plain forward pass.
         vocab_size: number of logits ``V``.
         hidden_size: width ``D`` of the last hidden states.
-        slots_work: True where a :class:`~rlhf_gym.lm.cache.SlotCache` gives this model's own numbers; None before the
-            first decoder has checked.
-        adapter: the LoRA adapter that alone learns (:func:`~rlhf_gym.lm.lora.adapted`), or None.
+        slots_work: True where cached rows (:class:`~rlhf_gym.lm.cache.SlotCache`) give this model's own hidden states; None
+            before the first decoder has checked.
+        adapter: the LoRA adapter (:func:`~rlhf_gym.lm.lora.adapted`), whose weights alone are trained; or None.
         base: the model without its adapter, on the same tensors; None for a model without an adapter.
 
     Raises:
@@ -93,7 +93,7 @@ class LanguageModel:
         self.base: LanguageModel | None = None
         self.context_length = context_length(model.config.get_text_config())
         fuse_gelu(model)
-        expect_padding(model)
+        mute_padding_warning(model)
         self.vocab_size, self.hidden_size = self._check_model()
         for what, token in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
             if token >= self.vocab_size:
@@ -135,7 +135,7 @@ class LanguageModel:
             raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         place = pick_device(device)
         source = find(name_or_path, revision=revision)
-        expect_model(source)
+        refuse_adapter(source)
         if tokenizer is None:
             tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
         options = load_options(source, revision, trust_remote_code) | {"dtype": DTYPES[dtype]}
@@ -207,8 +207,8 @@ class LanguageModel:
         rows, columns = batch.response_mask.nonzero(as_tuple=True)
         return hidden[rows, batch.predicted_from[rows, columns]]
 
-    def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int]) -> Tensor:
-        """Hidden state of each row's last token, uncached: what the next token follows from.
+    def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None) -> Tensor:
+        """Hidden state of each row's last token, which predicts the next one; computed without a cache, differentiable.
 
         Args:
             rows: ids of each row, at least one each.
@@ -217,9 +217,7 @@ class LanguageModel:
         Returns:
             ``[len(rows), D]``.
         """
-        hidden = self.hidden(pad_right(rows, self.tokenizer.pad_id).to(self.device))
-        last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
-        return hidden[torch.arange(len(rows), device=hidden.device), last]
+        return _at_last(self.hidden(pad_right(rows, self.tokenizer.pad_id).to(self.device)), rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` in float32 from last hidden states ``[..., D]``.
@@ -237,7 +235,7 @@ class LanguageModel:
         return logits.float()
 
     def _check_model(self) -> tuple[int, int]:
-        """Number of logits and width of the hidden states, once the model is known to be causal."""
+        """Check that the model is causal; returns the number of logits and the width of the hidden states."""
         vocab_size, width, self._head_is_plain = check_causal(self.model, self.name, self.hidden, self.context_length)
         return vocab_size, width
 
@@ -273,7 +271,7 @@ class LanguageModel:
         """Write weights (safetensors), configuration and tokenizer to a folder that :meth:`load` reads.
 
         An adapter is merged into the weights: the folder holds an ordinary model
-        (:func:`~rlhf_gym.lm.lora.save_adapter` writes the adapter alone).
+        (:func:`~rlhf_gym.lm.lora.save_adapter` writes the adapter alone). A tokenizer that is not Hugging Face's is left out.
         """
         with no_progress_bars():
             if self.base is None or self.adapter is None:
@@ -288,8 +286,8 @@ class Seq2SeqModel(LanguageModel):
     """An encoder-decoder model (T5, BART) with the methods of a language model.
 
     The prompt goes to the encoder, once; the decoder generates the response. To agents and environments it is a language model
-    like others: a row of ids is a prompt and its response. The encoder reads a prompt as such models were trained to: closed by
-    EOS where the tokenizer closes texts so. That EOS is no part of a prompt's ids here.
+    like others: a row of ids is a prompt and its response. Where the tokenizer ends texts with EOS, the encoder reads one after
+    each prompt, as in such models' training. That EOS is no part of a prompt's ids here.
 
     Raises:
         ModelError: as for other language models; or the model does not say what its decoder starts with.
@@ -371,20 +369,32 @@ class Seq2SeqModel(LanguageModel):
         read = torch.cat([start, batch.responses[:, :-1]], dim=1)
         return self.decode(read, *self.encode(prompts))[batch.response_mask]
 
-    def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int]) -> Tensor:
+    def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None) -> Tensor:
         """The decoder's hidden state at each row's last token. See :meth:`LanguageModel.last_states`.
 
         Args:
             rows: ids of each row: its prompt, then its response.
-            num_generated: number of each row's last ids that are its response.
+            num_generated: number of each row's last ids that are its response; None is 0 for every row.
 
         Returns:
             ``[len(rows), D]``.
         """
-        split = [(row[: len(row) - n], row[len(row) - n :]) for row, n in zip(rows, num_generated, strict=True)]
-        read = pad_right([[self.start_id, *response] for _, response in split], self.tokenizer.pad_id)
-        hidden = self.decode(read.to(self.device), *self.encode([prompt for prompt, _ in split]))
-        return hidden[torch.arange(len(rows), device=hidden.device), torch.tensor(num_generated, device=hidden.device)]
+        prompts, responses = split_responses(rows, num_generated)
+        return self.last_decoded([[self.start_id, *response] for response in responses], *self.encode(prompts))
+
+    def last_decoded(self, rows: Sequence[Sequence[int]], states: Tensor, seen: Tensor) -> Tensor:
+        """The decoder's hidden state at the last id of each row, computed without a cache.
+
+        Args:
+            rows: ids of each row that the decoder reads: the start token, then the response.
+            states: the encoder's, ``[len(rows), S, D]``.
+            seen: bool ``[len(rows), S]``, True at the prompt's tokens.
+
+        Returns:
+            ``[len(rows), D]``.
+        """
+        hidden = self.decode(pad_right(rows, self.tokenizer.pad_id).to(self.device), states, seen)
+        return _at_last(hidden, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` in float32 from the decoder's last hidden states ``[..., D]``."""
@@ -407,11 +417,17 @@ class Seq2SeqModel(LanguageModel):
         Raises:
             ModelError: one of them does not fit.
         """
-        for what, length in (("prompt", prompt_length), ("response", max_new_tokens)):
-            if length > self.context_length:
-                raise ModelError(
-                    f"a {what} of {length} tokens does not fit in the {self.context_length} of {self.name!r}"
-                )
+        eos = len(self._closing)
+        if prompt_length + eos > self.context_length:
+            raise ModelError(
+                f"a prompt of {prompt_length} tokens{' and EOS' * eos} does not fit in the {self.context_length} tokens of the "
+                f"encoder of {self.name!r}: shorten it to at most {self.context_length - eos} tokens"
+            )
+        if max_new_tokens > self.context_length:
+            raise ModelError(
+                f"a response of {max_new_tokens} tokens does not fit in the {self.context_length} tokens of the decoder of "
+                f"{self.name!r}: allow at most {self.context_length}"
+            )
 
     def _check_model(self) -> tuple[int, int]:
         hub = self.tokenizer.hub if isinstance(self.tokenizer, HubTokenizer) else None
@@ -419,3 +435,9 @@ class Seq2SeqModel(LanguageModel):
         self._closing = [self.tokenizer.eos_id] if closes else []
         vocab_size, width, self._scale = check_encoder_decoder(self.model, self.name, self._scaled_logits)
         return vocab_size, width
+
+
+def _at_last(hidden: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
+    """States ``[n, D]`` of each row's last id, from states ``[n, T, D]`` of rows that are padded on the right."""
+    last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+    return hidden[torch.arange(len(rows), device=hidden.device), last]

@@ -73,13 +73,14 @@ def resolve(name_or_path: str) -> ModelSource:
     """
     if name_or_path == "embedded":
         return ModelSource(name_or_path, str(EMBEDDED_LM))
+    location, gguf_file = name_or_path, None
     head, _, tail = name_or_path.rpartition(":")
     if head and tail.endswith(".gguf"):
-        return ModelSource(name_or_path, head, tail)
-    path = Path(name_or_path).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return ModelSource(name_or_path, str(path.parent), path.name)
-    return ModelSource(name_or_path, str(path) if path.is_dir() else name_or_path)
+        location, gguf_file = head, tail
+    path = Path(location).expanduser()
+    if gguf_file is None and path.suffix == ".gguf" and path.is_file():
+        path, gguf_file = path.parent, path.name
+    return ModelSource(name_or_path, str(path) if path.is_dir() else location, gguf_file)
 
 
 def find(name_or_path: str, *, revision: str | None = None) -> ModelSource:
@@ -162,23 +163,30 @@ def pick_device(device: str) -> torch.device:
     """The device of that name; ``"auto"`` is a GPU where there is one.
 
     Raises:
-        ModelError: no such device.
+        ModelError: there is no such device, or not on this machine.
     """
     import torch
 
+    expected = "expected 'auto' (a GPU where there is one), 'cpu', 'cuda', 'cuda:1', ..."
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(device)
+        place = torch.device(device)
     except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+        raise ModelError(f"unknown device {device!r}; {expected}") from error
+    try:
+        torch.empty(0, device=place)
+    except Exception as error:  # each backend raises its own kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"device {device!r} does not work on this machine: {reason}; {expected}") from error
+    return place
 
 
-def expect_model(source: ModelSource) -> None:
+def refuse_adapter(source: ModelSource) -> None:
     """Refuse a folder that holds a LoRA adapter without its base: transformers would look for the base elsewhere.
 
     Raises:
-        ModelError: says which base it was made for.
+        ModelError: there is an adapter; the message names the base that it was made for.
     """
     file = Path(source.location) / "adapter_config.json"
     if not source.is_folder or not file.is_file():
@@ -187,8 +195,12 @@ def expect_model(source: ModelSource) -> None:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None
-    raise ModelError(
-        f"{source.name!r} holds a LoRA adapter and not a whole model (its base: {base or 'not said'}): load the base, and "
+    raise _adapter_error(source, base)
+
+
+def _adapter_error(source: ModelSource, base: str | None) -> ModelError:
+    return ModelError(
+        f"{source.name!r} holds a LoRA adapter and not a whole model (its base: {base or 'unknown'}): load the base, and "
         "rlhf_gym.lm.lora.load_adapter(base, folder); or merge the two with peft, and load the result"
     )
 
@@ -232,16 +244,14 @@ def load_weights(
         except Exception as error:  # transformers raises a dozen kinds
             raise source.cannot_load(what, error) from error
     model, report = loaded
-    if getattr(model, "peft_config", None):
-        raise ModelError(
-            f"{source.name!r} is a LoRA adapter and not a whole {what}: load its base, and rlhf_gym.lm.lora.load_adapter(base, "
-            "folder); or merge the two with peft, and load the result"
-        )
+    if adapters := getattr(model, "peft_config", None):  # from the hub; of folders, refuse_adapter has said so
+        raise _adapter_error(source, next(iter(adapters.values())).base_model_name_or_path)
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers.
         raise ModelError(
             f"the files of {source.name!r} lack {len(missing)} of the weights of {type(model).__name__} "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): no trained {what}"
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), so it is not a trained {what}; give another "
+            "folder or name"
         )
     assert isinstance(model, PreTrainedModel)
     return model

@@ -57,7 +57,7 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of tokens under :func:`~rlhf_gym.lm.sampling.behaviour_log_probs`, and entropies if wanted.
 
-    With top-k or top-p, a token that was drawn may later fall out of the kept set, of the changed policy or of the reference.
+    With top-k or top-p, a token that was drawn may later lie outside the set that the changed policy, or the reference, keeps.
     Its probability there would be 0, and the KL infinite; it is therefore counted as one more token kept. When the token was
     drawn it was in the set, so the first ratio is 1.
 
@@ -70,7 +70,7 @@ def token_log_probs(
         limits: tokens that are forbidden by rule.
         allowed: bool ``[N, V]``, further masks, or None.
         entropy: also return the entropy of each distribution, truncated and renormalised as it is sampled from.
-        chunk: most logits at a time (one token's at least); changes memory and speed, not the numbers beyond rounding.
+        chunk: most logits at a time (one token's at least); changes memory and speed, and the numbers by rounding alone.
 
     Returns:
         float32 ``[N]``, and float32 ``[N]`` in nats or None. Differentiable.

@@ -32,7 +32,7 @@ NAME = "default"
 """The name of a network's one adapter in peft."""
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"  # peft's own
 PREFIX = "base_model.model."  # before every weight's name in peft's files
-PROBED = 64  # numbers of each weight in a fingerprint
+PROBED = 64  # elements of each weight in a fingerprint
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Lora:
     Attributes:
         rank: rank of each adapted layer's change, at least 1.
         alpha: the change is multiplied by ``alpha / rank``; None is ``2 * rank``.
-        targets: names of linear layers, or ends of their names (``"c_attn"``, ``"mlp.c_fc"``); none are all linear layers but
+        targets: names of linear layers, or ends of their names (``"c_attn"``, ``"mlp.c_fc"``); empty: all linear layers except
             the output layer.
 
     Raises:
@@ -78,8 +78,8 @@ class Lora:
         settings = dict(given)
         if settings.pop("dropout", 0):
             raise ConfigError(
-                f"lora.dropout must be 0, got {given['dropout']!r}: a policy whose log-probabilities change from pass to pass "
-                "has no first ratio of 1"
+                f"lora.dropout must be 0, got {given['dropout']!r}: with it, log-probabilities change from pass to pass, "
+                "and the first ratio is not 1"
             )
         known = ("rank", "alpha", "targets")
         if strange := [key for key in settings if key not in known]:
@@ -123,17 +123,17 @@ def require_peft() -> None:
 
 
 def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
-    """A language model that begins as ``base`` and learns an adapter alone.
+    """A language model that begins as ``base`` and of which only a new adapter is trained.
 
     It shares the base's tensors, which take no gradients from now on. Adapters are float32 for every dtype of the base.
 
     Args:
-        base: the model to adapt, causal or encoder-decoder; it goes on working, as the model without an adapter.
+        base: the model to adapt, causal or encoder-decoder; it stays usable as the model without the adapter.
         lora: the adapter's settings.
         seed: seed of ``A``'s random weights.
 
     Raises:
-        ConfigError: the base has an adapter already, a target that it has no such layer for, or no `peft`.
+        ConfigError: the base has an adapter already, a target names no linear layer of it, or `peft` is not installed.
     """
     require_peft()
     if base.adapter is not None:
@@ -146,7 +146,7 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
     layers = dict(target_layers(base, lora.targets))
     other = copy.copy(base)
     other.base, other.adapter = base, lora
-    other = other.frozen_copy()  # which shares the base's tensors: all there are so far
+    other = other.frozen_copy()  # shares the base's tensors, which are all that there are so far
     config = LoraConfig(
         r=lora.rank, lora_alpha=2 * lora.rank if lora.alpha is None else lora.alpha, lora_dropout=0.0, bias="none",  # type: ignore[arg-type]  # it takes fractions
         target_modules=list(layers), fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
@@ -162,7 +162,7 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
 
 
 def target_layers(base: LanguageModel, targets: tuple[str, ...] = ()) -> list[tuple[str, nn.Module]]:
-    """The linear layers that some names mean, with their full names; all but the output layer for no names.
+    """The linear layers that some names match, with their full names; without names, all but the output layer.
 
     Args:
         base: the model.
@@ -177,16 +177,16 @@ def target_layers(base: LanguageModel, targets: tuple[str, ...] = ()) -> list[tu
         if isinstance(layer, nn.Linear | Conv1D) and layer is not base.head
     ]
     for target in targets:
-        if not any(_means(target, name) for name, _ in linear):
+        if not any(_matches(target, name) for name, _ in linear):
             there = dict.fromkeys(name.rpartition(".")[2] for name, _ in linear)
             raise ConfigError(
                 f"lora.targets: {base.name!r} has no linear layer {target!r} that can be adapted; expected some of "
                 f"{', '.join(there)}"
             )
-    return [(name, layer) for name, layer in linear if not targets or any(_means(t, name) for t in targets)]
+    return [(name, layer) for name, layer in linear if not targets or any(_matches(t, name) for t in targets)]
 
 
-def _means(target: str, name: str) -> bool:
+def _matches(target: str, name: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
@@ -196,11 +196,11 @@ def adapter_weights(model: LanguageModel) -> list[nn.Parameter]:
 
 
 def save_adapter(model: LanguageModel, folder: Path | str) -> None:
-    """Write a model's adapter as peft writes its own: ``PeftModel.from_pretrained(base, folder)`` reads it.
+    """Write a model's adapter in peft's format: ``PeftModel.from_pretrained(base, folder)`` reads it.
 
     Args:
         model: an adapted model.
-        folder: made where it is missing.
+        folder: created if it is missing.
 
     Raises:
         ModelError: the model has no adapter.
@@ -220,7 +220,7 @@ def save_adapter(model: LanguageModel, folder: Path | str) -> None:
 
 
 def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
-    """A base with an adapter from a folder of :func:`save_adapter` or of peft; it can learn on.
+    """A base with an adapter from a folder of :func:`save_adapter` or of peft; training can go on.
 
     Args:
         base: the model that the adapter was made for.
@@ -232,18 +232,22 @@ def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
     """
     folder = Path(folder)
     try:
-        data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        data = dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
         weights = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise ModelError(
-            f"there is no LoRA adapter in {str(folder)!r}: {error}. Expected {CONFIG_FILE} and {WEIGHTS_FILE}"
+            f"there is no LoRA adapter in {str(folder)!r}: {error}. Expected peft's {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
-    special = [
+    kind, bias = data.get("peft_type"), data.get("bias", "none")
+    special = [f"type {kind!r}"] * (kind != "LORA") + [f"bias {bias!r}"] * (bias != "none")
+    special += [
         key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if data.get(key)
     ]
-    if data.get("peft_type") != "LORA" or data.get("bias", "none") != "none" or special:
-        what = ", ".join(special) or f"type {data.get('peft_type')!r}, bias {data.get('bias')!r}"
-        raise ModelError(f"the adapter in {folder} is no plain LoRA ({what}); merge it into its base with peft first")
+    special += [f"no {key}" for key in ("r", "lora_alpha") if key not in data]
+    if special:
+        raise ModelError(
+            f"the adapter in {folder} is not a plain LoRA ({', '.join(special)}); merge it into its base with peft first"
+        )
     names = dict.fromkeys(key.removeprefix(PREFIX).partition(".lora_")[0] for key in weights)
     there = {name for name, _ in target_layers(base)}
     if strange := [name for name in names if name not in there]:
@@ -264,7 +268,7 @@ def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
 
 
 def fingerprint(model: LanguageModel) -> str:
-    """A digest of names, shapes and some numbers of every weight, which tells a base from another one."""
+    """A digest of the names, the shapes and some elements of all weights, which tells one base from another."""
     digest = hashlib.sha256()
     for name, tensor in model.model.state_dict().items():
         flat = tensor.detach().reshape(-1)

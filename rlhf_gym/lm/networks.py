@@ -48,20 +48,27 @@ def fuse_gelu(network: nn.Module) -> None:
                 setattr(module, name, GELUTanh())
 
 
-def expect_padding(network: nn.Module) -> None:
+def mute_padding_warning(network: nn.Module) -> None:
     """Keep transformers from warning of padding without an attention mask: padding follows every position that is read."""
     for module in network.modules():
         if isinstance(module, PreTrainedModel):
-            module.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[method-assign]
+            module.warn_if_padding_and_no_attention_mask = _do_nothing  # type: ignore[method-assign]
 
 
-def _say_nothing(*_: object) -> None:
+def _do_nothing(*_: object) -> None:
     pass
 
 
-def tolerance(network: PreTrainedModel) -> float:
-    """The largest relative difference of two ways to compute the same hidden states or logits."""
-    return 1e-4 if network.dtype == torch.float32 else 5e-2
+def equal_but_for_rounding(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> bool:
+    """True where two ways to compute the same hidden states or logits differ by rounding alone.
+
+    Args:
+        ours: ``[..., D]``, or ``[..., V]``.
+        exact: of the same shape; tensors of different shapes are not equal.
+        dtype: the model's, which says how large rounding is.
+    """
+    largest = (1e-4 if dtype == torch.float32 else 5e-2) * max(1.0, float(exact.abs().max()))
+    return ours.shape == exact.shape and torch.allclose(ours.float(), exact.float(), rtol=0, atol=largest)
 
 
 def logits_by_forward(network: PreTrainedModel, hidden: Tensor) -> Tensor | None:
@@ -104,11 +111,6 @@ def _returning(module: nn.Module, output: Any) -> Iterator[list[bool]]:
             module.__dict__["forward"] = own
 
 
-def _near(network: PreTrainedModel, a: Tensor | None, b: Tensor) -> bool:
-    near = tolerance(network) * max(1.0, float(b.abs().max()))
-    return a is not None and a.shape == b.shape and torch.allclose(a.float(), b, rtol=0, atol=near)
-
-
 @torch.no_grad()
 def check_causal(
     network: PreTrainedModel, name: str, hidden_states: Callable[[Tensor], Tensor], context: int
@@ -140,12 +142,15 @@ def check_causal(
         except Exception:  # a family whose forward wants more from its trunk
             return None
 
+    def same(ours: Tensor | None, exact: Tensor) -> bool:
+        return ours is not None and equal_but_for_rounding(ours, exact, network.dtype)
+
     whole = network(ids).logits.float()
     if not torch.isfinite(whole).all():
         raise ModelError(
             f"the logits of {name!r} ({family}) are not finite: its weights are broken, or too large for {network.dtype}"
         )
-    if not _near(network, network(ids[:, :4]).logits, whole[:, :4]):
+    if not same(network(ids[:, :4]).logits, whole[:, :4]):
         raise ModelError(f"{name!r} ({family}) is not causal: its logits depend on later tokens")
     hidden = hidden_states(ids)
     width = hidden.shape[-1]
@@ -154,12 +159,8 @@ def check_causal(
     exact = by_forward(large)
     model: Any = network
     head: nn.Module | None = model.get_output_embeddings()
-    plain = (
-        head is not None
-        and _near(network, head(hidden), whole)
-        and (exact is None or _near(network, head(large), exact.float()))
-    )
-    if not plain and not _near(network, by_forward(hidden), whole):
+    plain = head is not None and same(head(hidden), whole) and (exact is None or same(head(large), exact))
+    if not plain and not same(by_forward(hidden), whole):
         raise ModelError(
             f"the logits of {name!r} ({family}) do not follow from its last hidden states in a way that "
             f"rlhf-gym knows; use another model family, or report this one"
@@ -244,11 +245,10 @@ def check_encoder_decoder(
     hidden = run_decoder(network, ids, states, seen)
     if not torch.isfinite(whole).all():
         raise ModelError(f"the logits of {name!r} ({family}) are not finite: its weights are broken")
-    near = tolerance(network) * max(1.0, float(whole.abs().max()))
-    if not torch.allclose(run_decoder(network, ids[:, :4], states, seen), hidden[:, :4], rtol=0, atol=near):
+    if not equal_but_for_rounding(run_decoder(network, ids[:, :4], states, seen), hidden[:, :4], network.dtype):
         raise ModelError(f"the decoder of {name!r} ({family}) is not causal: it looks at later tokens")
     width = int(hidden.shape[-1])
     for scale in (1.0, width**-0.5):  # T5 scales where it ties embeddings
-        if torch.allclose(logits_of(hidden, scale), whole, rtol=0, atol=near):
+        if equal_but_for_rounding(logits_of(hidden, scale), whole, network.dtype):
             return int(whole.shape[-1]), width, scale
     raise ModelError(f"the logits of {name!r} ({family}) do not follow from its decoder's states in a known way")

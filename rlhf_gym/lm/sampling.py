@@ -1,8 +1,7 @@
 """From logits to the next token: one definition of the behaviour distribution, for sampling and for learning alike.
 
 Temperature, top-k, top-p and forbidden tokens change the distribution that tokens are drawn from. Learning from those tokens
-must use the same distribution, or the ratio of the first update is not 1; so both call
-:func:`behaviour_log_probs`.
+must use the same distribution, or the ratio of the first update is not 1; so both call :func:`behaviour_log_probs`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature must be a finite number above 0, got {self.temperature}")
         if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ConfigError(f"top_k must be a whole number, 0 (off) or more; got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -70,6 +69,9 @@ class Limits:
         Args:
             logits: ``[N, V]``; not changed.
             position: int64 ``[N]``, number of response tokens before this one.
+
+        Returns:
+            ``[N, V]``.
         """
         early = position < self.min_new_tokens
         some_early = self.min_new_tokens > 0 and bool(early.any())
@@ -124,7 +126,7 @@ def top_p_mask(logits: Tensor, p: float) -> Tensor:
 def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one token a row by inverting the cumulative distribution: an order of magnitude faster than multinomial.
 
-    In two levels, of blocks and of tokens in the block, so that only one token in 64 goes through a running sum.
+    It is inverted twice, over blocks of 64 tokens and over the tokens of the block, so that running sums stay short.
 
     Args:
         log_probs: ``[N, V]``, or logits: they are normalised again; -inf is never drawn.

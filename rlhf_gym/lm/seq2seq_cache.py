@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from rlhf_gym.lm.cache import Layers, SlotCache, agrees, extend, slots_work
+from rlhf_gym.lm.cache import Layers, SlotCache
+from rlhf_gym.lm.decoding_state import RecomputedRows, slots_work
 from rlhf_gym.lm.language_model import Seq2SeqModel
-from rlhf_gym.lm.sequences import causal_mask, pad_right
+from rlhf_gym.lm.sequences import causal_mask, pad_left, split_responses
 
 
+@dataclass(frozen=True)
 class Encoded:
     """Prompts of some rows as the encoder's states, and each decoder layer's keys and values of them.
 
@@ -21,15 +24,11 @@ class Encoded:
         seen: bool ``[rows, S]``, True at tokens.
         states: ``[rows, S, D]``.
         crossed: keys and values ``[rows, heads, S, head size]`` of each layer, one after the other; empty without a cache.
-
-    Args:
-        seen: bool ``[rows, S]``, True at tokens.
-        states: ``[rows, S, D]``.
-        crossed: keys and values of each layer, as in the attribute; ``()`` without a cache.
     """
 
-    def __init__(self, seen: Tensor, states: Tensor, crossed: Sequence[Tensor] = ()) -> None:
-        self.seen, self.states, self.crossed = seen, states, list(crossed)
+    seen: Tensor
+    states: Tensor
+    crossed: Sequence[Tensor] = ()
 
     def keep(self, rows: Tensor) -> Encoded:
         """Take the rows ``[n]`` of these indices, without columns that are padding in all of them."""
@@ -66,22 +65,6 @@ class Encoded:
         return cache
 
 
-def apart(
-    rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Split rows of ids into prompts and responses.
-
-    Args:
-        rows: ids of each row.
-        num_generated: number of each row's last ids that are its response; None: none.
-    """
-    counts = [0] * len(rows) if num_generated is None else list(num_generated)
-    splits = [len(row) - n for row, n in zip(rows, counts, strict=True)]
-    return [list(r[:s]) for r, s in zip(rows, splits, strict=True)], [
-        list(r[s:]) for r, s in zip(rows, splits, strict=True)
-    ]
-
-
 class EncodedRows(SlotCache):
     """A :class:`~rlhf_gym.lm.cache.SlotCache` for decoders whose positions are relative (T5): a row is stored anywhere.
 
@@ -111,31 +94,22 @@ class EncodedRows(SlotCache):
         Returns:
             Hidden state of each row's last token, ``[n, D]``.
         """
-        device = self.model.device
-        sources, responses = apart(prompts, num_generated)
-        states, seen = self.model.encode(sources)
-        lengths = torch.tensor([len(response) + 1 for response in responses])
-        width = int(lengths.max())
-        real = torch.arange(width) >= (width - lengths)[:, None]
-        ids = torch.full((len(prompts), width), self.model.tokenizer.pad_id, dtype=torch.long)
-        ids[real] = torch.tensor([token for response in responses for token in (self.model.start_id, *response)])
+        model = self.model
+        sources, responses = split_responses(prompts, num_generated)
+        states, seen = model.encode(sources)
+        padded = pad_left([[model.start_id, *response] for response in responses], model.tokenizer.pad_id)
+        ids, real = (table.to(model.device) for table in padded)
+        width, lengths = ids.shape[1], real.sum(1)
         prefilled, crossed = Layers(self.num_layers), DynamicCache()
-        hidden = self.model.decode(
-            ids.to(device),
-            states,
-            seen,
-            mask=causal_mask(real.to(device)),
-            cache=EncoderDecoderCache(prefilled, crossed),
-        )
+        hidden = model.decode(ids, states, seen, mask=causal_mask(real), cache=EncoderDecoderCache(prefilled, crossed))
         layers: list[Any] = list(crossed.layers)
         fresh = Encoded(seen, states, [table for layer in layers for table in (layer.keys, layer.values)])
-        lengths = lengths.to(device)
         if self.encoded is None and list(rows) == list(range(len(prompts))):
             self.layers, self.lengths, self._starts = prefilled, lengths, width - lengths
             self._set(fresh)
         else:
             assert self.encoded is not None
-            index = torch.tensor(rows, device=device)
+            index = torch.tensor(rows, device=model.device)
             self._insert(index, prefilled, lengths)
             self._set(self.encoded.put(index, fresh))
         return hidden[:, -1]
@@ -168,29 +142,20 @@ class EncodedRows(SlotCache):
         self.encoded, self._crossed = encoded, encoded.cache()
 
 
-class RecomputedResponses:
+class RecomputedResponses(RecomputedRows):
     """Rows with the methods of :class:`EncodedRows`, for decoders whose positions count from where a token is stored (BART).
 
-    The response is read again at every step. The prompt is still encoded once.
+    Every step runs the decoder over the whole responses again. A prompt is still encoded once.
 
     Args:
         model: the model.
     """
 
+    model: Seq2SeqModel
+
     def __init__(self, model: Seq2SeqModel) -> None:
-        self.model = model
-        self._read: list[list[int]] = []
+        super().__init__(model)
         self._encoded: Encoded | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Rows held, free ones among them."""
-        return len(self._read)
-
-    @property
-    def num_columns(self) -> int:
-        """The longest row's tokens."""
-        return max(map(len, self._read), default=0)
 
     def write(
         self, rows: Sequence[int], prompts: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None
@@ -200,59 +165,37 @@ class RecomputedResponses:
         Args:
             rows: a row for each prompt.
             prompts: ids of each prompt with its response so far.
-            num_generated: number of each row's last ids that are its response; None: none.
+            num_generated: number of each row's last ids that are its response; None is 0 for every row.
 
         Returns:
             ``[len(prompts), D]``, the hidden state of each row's last token.
         """
-        sources, responses = apart(prompts, num_generated)
+        sources, responses = split_responses(prompts, num_generated)
         states, seen = self.model.encode(sources)
         fresh, index = Encoded(seen, states), torch.tensor(rows, device=self.model.device)
         self._encoded = fresh if self._encoded is None else self._encoded.put(index, fresh)
-        self._read += [[] for _ in range(max(rows) + 1 - len(self._read))]
-        for row, response in zip(rows, responses, strict=True):
-            self._read[row] = [self.model.start_id, *response]
-        return self._run()[index]
+        self._store(rows, [[self.model.start_id, *response] for response in responses])
+        return self._last_states(rows)
 
     def keep(self, rows: Sequence[int]) -> None:
         """As :meth:`EncodedRows.keep`."""
-        self._read = [self._read[row] for row in rows]
+        super().keep(rows)
         if self._encoded is not None:
             self._encoded = self._encoded.keep(torch.tensor(rows, device=self.model.device))
 
-    def drop_columns(self, rows: Sequence[int]) -> None:
-        """Do nothing: no columns are stored."""
-
-    def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
-        """Feed one token to every row that is not free; as :meth:`EncodedRows.append`.
-
-        Args:
-            tokens: int64 ``[rows]``.
-            live: int64 ``[rows]``, 0 at free rows; None where there are none.
-
-        Returns:
-            ``[rows, D]``, the hidden state of each row's last token.
-        """
-        extend(self._read, tokens, live)
-        return self._run()
-
-    def _run(self) -> Tensor:
-        """Hidden states ``[rows, D]`` of each row's last token."""
+    def _last_states(self, rows: Sequence[int]) -> Tensor:
         assert self._encoded is not None
-        ids = pad_right(self._read, self.model.tokenizer.pad_id)
-        last = torch.tensor([len(row) - 1 for row in self._read], device=self.model.device)
-        hidden = self.model.decode(ids.to(self.model.device), self._encoded.states, self._encoded.seen)
-        return hidden[torch.arange(len(last), device=hidden.device), last]
+        hidden = self.model.last_decoded(self._rows, self._encoded.states, self._encoded.seen)
+        return hidden[torch.tensor(rows, device=hidden.device)]
 
 
 def seq2seq_decoding_state(model: Seq2SeqModel) -> EncodedRows | RecomputedResponses:
     """An empty state that fits a model: with a cache where cached rows give the model's own hidden states."""
-    return EncodedRows(model) if slots_work(model, lambda: _rows_agree(model)) else RecomputedResponses(model)
+    return EncodedRows(model) if slots_work(model, lambda: _row_states(model)) else RecomputedResponses(model)
 
 
-@torch.no_grad()
-def _rows_agree(model: Seq2SeqModel) -> bool:
-    """Decode two rows and compare with plain passes; the second starts over with a longer prompt and a shorter response."""
+def _row_states(model: Seq2SeqModel) -> tuple[Tensor, Tensor]:
+    """Decode two rows with a cache and by plain passes; the second starts over, its prompt longer, its response shorter."""
     a, b, c, d, e = torch.randint(model.vocab_size, (5,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def tokens(*ids: int) -> Tensor:
@@ -262,5 +205,4 @@ def _rows_agree(model: Seq2SeqModel) -> bool:
     rows.write([0, 1], [[a, b], [c]])
     rows.append(tokens(d, e))
     rows.write([1], [[b, a, d]])
-    ours = rows.append(tokens(e, c))
-    return agrees(ours, model.last_states([[a, b, d, e], [b, a, d, c]], [2, 1]), model)
+    return rows.append(tokens(e, c)), model.last_states([[a, b, d, e], [b, a, d, c]], [2, 1])

@@ -21,7 +21,8 @@ class SequenceBatch:
         position_ids: int64 ``[B, T]`` for left padding, else None.
         responses: int64 ``[B, R]``, padded on the right.
         response_mask: bool ``[B, R]``, True at the response's tokens, EOS included.
-        predicted_from: int64 ``[B, R]``, the column of ``ids`` whose hidden state predicts each response token.
+        predicted_from: int64 ``[B, R]``, the column of ``ids`` whose hidden state predicts each response token. The first
+            is the prompt's last column, even where the response is empty.
     """
 
     ids: Tensor
@@ -54,6 +55,39 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
     return ids
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one rectangle, padded on the left.
+
+    Args:
+        rows: ``n`` rows of ids.
+        pad_id: fills the rest.
+
+    Returns:
+        int64 ``[n, longest row]``, and bool of the same shape, False at padding.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    real = torch.arange(width) >= (width - lengths)[:, None]
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    ids[real] = _flat(rows)
+    return ids, real
+
+
+def split_responses(
+    rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Split rows of ids into prompts and responses.
+
+    Args:
+        rows: ids of each row.
+        num_generated: number of each row's last ids that are its response; None is 0 for every row.
+    """
+    counts = [0] * len(rows) if num_generated is None else num_generated
+    ends = [len(row) - n for row, n in zip(rows, counts, strict=True)]
+    prompts = [list(row[:end]) for row, end in zip(rows, ends, strict=True)]
+    return prompts, [list(row[end:]) for row, end in zip(rows, ends, strict=True)]
 
 
 def pack_sequences(
@@ -93,7 +127,7 @@ def pack_sequences(
     response_mask = places < response_lengths
     response_ids = torch.full((n, longest), pad_id, dtype=torch.long)
     response_ids[response_mask] = _flat(responses)
-    predicted_from = (starts + prompt_lengths - 1 + places) * response_mask
+    predicted_from = (starts + prompt_lengths - 1 + places).clamp(max=width - 1)
     attention_mask = position_ids = None
     if side == "left" and bool(starts.any()):
         attention_mask = causal_mask(columns >= starts).to(device)

@@ -83,7 +83,7 @@ class HubTokenizer:
         self.is_chat = bool(getattr(tokenizer, "chat_template", None))
 
     def _find_pad(self) -> int:
-        """The first fitting id for padding: it is never drawn in a response, so it must be one without another use."""
+        """The first id that can serve as padding: it is never drawn in a response, so it must have no other use."""
         for token in self._pad_candidates():
             if token is not None and token != self.eos_id and 0 <= token < self.vocab_size:
                 return int(token)

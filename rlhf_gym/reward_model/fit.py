@@ -56,7 +56,7 @@ class FitConfig:
         1, "most passes over the preferences; the one with the lowest validation loss is kept", at_least=1
     )
     patience: int | None = setting(
-        1, "stop after so many epochs without a lower validation loss; null never stops early", at_least=1
+        1, "stop after this many epochs without a lower validation loss; null never stops early", at_least=1
     )
     batch_size: int = setting(32, "comparisons a step", at_least=1)
     tokens_per_batch: int = setting(

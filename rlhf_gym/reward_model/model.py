@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sequences import batches_by_length
+from rlhf_gym.lm.sequences import batches_by_length, pad_right
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.reward_model.checkpoint import (
     SavedRewardModel,
@@ -139,22 +139,11 @@ class RewardModel:
         Returns:
             float32 ``[N]``, each read at its sequence's last id.
         """
-        model = self.language_model
-        hidden = self._hidden(sequences)
-        last = torch.tensor([len(s) - 1 for s in sequences], device=model.device)
-        read = hidden[torch.arange(len(sequences), device=model.device), last]  # [N, D]
+        read = self.language_model.last_states(sequences)  # [N, D]
         read = nn.functional.dropout(read.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
         scores = self.head(read).squeeze(-1)
         assert isinstance(scores, Tensor)
         return scores
-
-    def _hidden(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states ``[N, T, D]``, padded on the right: under causal attention no real token sees padding."""
-        model = self.language_model
-        ids = torch.full((len(sequences), max(map(len, sequences))), model.tokenizer.pad_id, dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-        return model.hidden(ids.to(model.device))
 
     @torch.no_grad()
     def prefix_scores(self, sequences: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192) -> list[list[float]]:
@@ -168,11 +157,12 @@ class RewardModel:
             For each sequence a list as long as it is.
         """
         out: list[list[float]] = [[] for _ in sequences]
+        model = self.language_model
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
-            read = self.head(self._hidden([sequences[i] for i in rows]).to(self.head.weight.dtype)).squeeze(
-                -1
-            )  # [n, T]
-            for i, values in zip(rows, (read.double() * self.gain + self.bias).tolist(), strict=True):
+            # Padded on the right: under causal attention no token sees padding.
+            ids = pad_right([sequences[i] for i in rows], model.tokenizer.pad_id).to(model.device)
+            scores = self.head(model.hidden(ids).to(self.head.weight.dtype)).squeeze(-1)  # [n, T]
+            for i, values in zip(rows, (scores.double() * self.gain + self.bias).tolist(), strict=True):
                 out[i] = values[: len(sequences[i])]
         return out
 
