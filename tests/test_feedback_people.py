@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from web_study import pairs
 
+from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.study import people as people_module
@@ -232,6 +234,19 @@ def test_practice_first_then_checks_and_repetitions(store_place: str) -> None:
         repeated = [j for j in store.judgements() if j.details.get("kind") == "repeat"]
         assert len({j.query_id for j in repeated}) == len(repeated) == kinds.count("repeat")
         assert store.count(1).answered == 30
+
+
+def test_check_questions_from_before_their_column_was_renamed_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ordinary queries they would be handed out, counted and fitted to."""
+    old = Query(prompt="2 + 2?", responses=("4", "5"), round=0, columns={"gold": {"choice": 0}})
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        store.add_queries([*pairs(2), old, replace(old, id="", prompt="Who?", columns={"gold": "Ada"})])
+        with pytest.raises(FeedbackError, match=rf"query {old.id} of the feedback store .* renamed"):
+            Queue(store)
+    assert main(["rate", "--serve", str(tmp_path / "f.sqlite"), "--port", "0"]) == 2
+    assert "is now expected in 'expected'" in capsys.readouterr().err
 
 
 def test_what_a_known_answer_is() -> None:

@@ -21,7 +21,7 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.queries import Judgement
 from rlhf_gym.feedback.store import FeedbackStore
-from rlhf_gym.study.checks import expected
+from rlhf_gym.study.checks import expected, refuse_old_check_questions
 from rlhf_gym.study.handing_out import (
     add_slots,
     assigned,
@@ -84,6 +84,9 @@ class Queue:
         store: open for writing.
         settings: overlap, leases, shares.
         offered: only these queries, and what :meth:`offer` adds, are handed out; None: all in the store, as they come.
+
+    Raises:
+        FeedbackError: the store cannot be written, or holds check questions of an earlier version.
     """
 
     def __init__(
@@ -96,6 +99,9 @@ class Queue:
         self._lock = threading.Lock()
         self._looked = -_REFRESH
         self._open: tuple[float, int] = (-_REFRESH, 0)
+        with self._database.reading() as connection:
+            not_of_a_round = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0))
+            refuse_old_check_questions(((row[0], row[1]) for row in not_of_a_round), store.place)
         with self._database.writing() as connection:
             connection.execute(update(schema.slots).values(open=_S.taken < self.settings.overlap))
         self.offer(offered or ())
