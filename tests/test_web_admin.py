@@ -1,4 +1,4 @@
-"""The administrator's pages and the commands beside them: links, pauses, figures, the browser of answers, the export."""
+"""The administrator's pages and the commands beside them: links, pauses, metrics, the browser of answers, the export."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_raters_are_paused_resumed_and_forgotten(tmp_path: Path) -> None:
         assert admin.post("/admin/pause", data={**said, "subject": "web/nobody"}).status_code == 409
 
 
-def test_the_figures_are_those_of_the_store(tmp_path: Path) -> None:
+def test_the_metrics_are_those_of_the_store(tmp_path: Path) -> None:
     queue = QueueSettings(overlap=2)
     with study(tmp_path, pairs(4), queue=queue) as found:
         admin, one, two = joined(found, "admin"), joined(found), joined(found)
@@ -197,7 +197,7 @@ def test_the_queue_is_told_by_round(tmp_path: Path) -> None:
         page = admin.get("/admin").text
         assert "7 answers to go" in page
         assert re.search(r'<th scope="row">1</th>.*?<td>1</td><td>2</td><td>1</td>', page)
-    assert to_go(0, 3.0) == "Everything that was asked has been answered."
+    assert to_go(0, 3.0) == "All queries are answered."
     assert "1 answer to go; nobody" in to_go(1, 0)
     assert "about 20 minutes" in to_go(60, 3.0)
     assert "about 10.0 hours" in to_go(1800, 3.0)
@@ -210,9 +210,9 @@ def test_a_check_question_is_named_to_the_administrator(tmp_path: Path) -> None:
         for _ in range(3):
             answer(rater, "a2")
         [judgement] = [j for _, j in found.store.answers() if j.details.get("kind") == "check"]
-        page = admin.get("/admin/answers", params={"kind": "check"}).text
-        assert f"check question, {'met' if judgement.choice == 0 else 'not met'}" in page
-        assert "No answer is like that" in admin.get("/admin/answers", params={"kind": "ties"}).text
+        page = admin.get("/admin/answers", params={"kind": "check questions"}).text
+        assert f"check question, {'' if judgement.choice == 0 else 'not '}as expected" in page
+        assert "No answer matches these filters" in admin.get("/admin/answers", params={"kind": "ties"}).text
 
 
 def test_a_full_page(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_full_page(tmp_path: Path) -> None:
         for _ in range(50):
             answer(rater, "a2")
         page = admin.get("/admin").text
-        for words in ("Checks", "Repeats", "First shown", "chose the response shown first", "71.0%"):
+        for words in ("Check questions", "Repetitions", "Chose the first shown", "chose the response shown first", "71.0%"):
             assert words in page, words
 
 

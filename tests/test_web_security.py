@@ -267,6 +267,6 @@ def test_no_text_keeps_the_server_busy(text: str) -> None:
 
     from rlhf_gym.web.markup import markdown_html
 
-    began = time.perf_counter()
+    began = time.thread_time()  # not how long other programs keep the processor from it
     markdown_html(text)
-    assert time.perf_counter() - began < 3
+    assert time.thread_time() - began < 3

@@ -21,7 +21,12 @@ from rlhf_gym.study.quality import Share, quality
 from rlhf_gym.web.agreement_view import agreement_chart, agreement_line, coefficients
 from rlhf_gym.web.study import Study
 
-COLUMNS = (("Checks", "checks"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
+COLUMNS = (
+    ("Check questions", "checks"),
+    ("Repetitions", "repeated"),
+    ("Agreement", "agreed"),
+    ("Chose the first shown", "first"),
+)
 """Shares in the table of raters: heading, field of :class:`~rlhf_gym.study.quality.RaterQuality`."""
 RECENT = timedelta(minutes=15)
 
@@ -91,7 +96,7 @@ def to_go(answers: int, pace: float) -> str:
         pace: answers a minute.
     """
     if not answers:
-        return "Everything that was asked has been answered."
+        return "All queries are answered."
     words = f"{number(answers)} {'answer' if answers == 1 else 'answers'} to go"
     if not pace:
         return f"{words}; nobody has answered in the last 15 minutes."

@@ -23,10 +23,10 @@ from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import cookie_name, csrf_token
 
 _SCRIPT = "text/javascript; charset=utf-8"
-STATIC = {"page.css": "text/css; charset=utf-8", "forms.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}
+STATIC = {"page.css": "text/css; charset=utf-8", "controls.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}
 WAITING = (
     "Nothing to rate right now",
-    "Everything there was has been answered. New questions appear here by themselves; you may also come back later.",
+    "All questions so far are answered. New ones appear here by themselves; you may also come back later.",
 )
 
 
