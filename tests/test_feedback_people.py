@@ -17,6 +17,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.study import people as people_module
 from rlhf_gym.study import queue as queue_module
+from rlhf_gym.study.audit import record, trail
 from rlhf_gym.study.checks import meets
 from rlhf_gym.study.leases import Answer, QueueSettings
 from rlhf_gym.study.people import People
@@ -315,6 +316,17 @@ def test_an_invitation_lets_in_as_often_as_it_says(store: FeedbackStore, clock: 
     assert people.person_of(session) is None
 
 
+@pytest.mark.parametrize("name", ["", "web/nobody", "nul \0"])
+def test_who_or_what_is_not_there_is_named_and_is_no_trouble_of_the_database(store: FeedbackStore, name: str) -> None:
+    people = People(store)
+    for action, problem in (
+        (people.revoke, "no invitation"), (people.pause, "no rater"), (people.resume, "no rater"), (people.forget, "no rater")
+    ):  # fmt: skip
+        with pytest.raises(FeedbackError, match=problem) as caught:
+            action(name)
+        assert caught.value.__cause__ is None
+
+
 def test_nothing_that_lets_anybody_in_is_in_the_file(tmp_path: Path) -> None:
     store = FeedbackStore(tmp_path / "feedback.sqlite")
     people = People(store)
@@ -353,10 +365,11 @@ def test_the_trail_says_who_did_what_and_cannot_be_changed(store: FeedbackStore)
     assert paused is not None
     assert paused.paused
     people.resume(person.name)
-    people.audit("web/admin", "export", "all", {"rows": 3})
-    assert [e.action for e in people.trail()] == ["export", "resume", "pause", "join", "invite"]
-    assert people.trail()[2].actor == "web/admin"
-    assert people.trail()[0].at <= datetime.now(UTC)
+    with store.database.writing() as connection:
+        record(connection, "web/admin", "export", "all", {"rows": 3})
+    assert [e.action for e in trail(store)] == ["export", "resume", "pause", "join", "invite"]
+    assert trail(store)[2].actor == "web/admin"
+    assert trail(store)[0].at <= datetime.now(UTC)
     with pytest.raises(FeedbackError, match="append-only"), store.database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM audit")
 

@@ -14,6 +14,7 @@ from web_study import answer, client, fields, joined, pairs, routes, study
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.study.audit import trail
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.study.people import People
 from rlhf_gym.web.overview import accuracy_chart, reward_models, throughput_chart
@@ -59,8 +60,8 @@ def test_raters_are_paused_resumed_and_forgotten(tmp_path: Path) -> None:
         assert rater.get("/rate").status_code == 401
         assert "Kim" not in admin.get("/admin/answers").text
         assert "forgotten" in admin.get("/admin").text
-        assert [e.action for e in found.people.trail(3)] == ["forget", "resume", "pause"]
-        assert found.people.trail(1)[0].actor == found.people.people()[0].name
+        assert [e.action for e in trail(found.store, 3)] == ["forget", "resume", "pause"]
+        assert trail(found.store, 1)[0].actor == found.people.people()[0].name
         assert admin.post("/admin/pause", data={**said, "subject": "web/nobody"}).status_code == 409
 
 
@@ -131,13 +132,13 @@ def test_every_action_of_an_administrator_is_in_the_trail(tmp_path: Path) -> Non
         assert set(actions) == {"invite", "revoke", "pause", "resume", "forget"}
         for action in sorted(actions, key=lambda name: name == "forget"):
             about = found.people.invitations()[0].id if action == "revoke" else subject
-            before = len(found.people.trail())
+            before = len(trail(found.store))
             assert admin.post(f"/admin/{action}", data={"csrf": token_, "subject": about}).status_code in (200, 303)
-            entry = found.people.trail(1)[0]
-            assert (len(found.people.trail()), entry.actor, entry.action) == (before + 1, actor, action)
+            entry = trail(found.store, 1)[0]
+            assert (len(trail(found.store)), entry.actor, entry.action) == (before + 1, actor, action)
             assert entry.subject == (found.people.invitations()[0].id if action == "invite" else about)
         assert admin.get("/admin/export/native").status_code == 200
-        assert (found.people.trail(1)[0].actor, found.people.trail(1)[0].action) == (actor, "export")
+        assert (trail(found.store, 1)[0].actor, trail(found.store, 1)[0].action) == (actor, "export")
 
 
 def test_the_export_is_the_store(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_the_export_is_the_store(tmp_path: Path) -> None:
         assert "attachment" in reply.headers["content-disposition"]
         rows = [json.loads(line) for line in reply.text.splitlines()]
         assert [set(row) >= {"prompt", "chosen", "rejected"} for row in rows] == [True] * 3
-        assert found.people.trail(1)[0].action == "export"
+        assert trail(found.store, 1)[0].action == "export"
         assert admin.get("/admin/export/nothing").status_code == 404
 
 

@@ -15,6 +15,7 @@ from web_attack import patient
 from web_study import client, joined, pairs, question, study
 
 from rlhf_gym.feedback import Query
+from rlhf_gym.study.audit import trail
 from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import LARGEST_BODY, POLICY, RateLimit, csrf_matches, csrf_token
 from rlhf_gym.web.server import Address
@@ -52,11 +53,11 @@ def test_a_rater_is_no_administrator(found: Study) -> None:
     _, hidden, _ = question(rater)
     for path in ADMIN_PAGES:
         assert rater.get(path).status_code == 403, path
-    before = found.people.trail()
+    before = trail(found.store)
     for path in ADMIN_POSTS:
         reply = rater.post(path, data={"csrf": hidden["csrf"], "subject": found.people.people()[0].name})
         assert reply.status_code == 403, path
-    assert found.people.trail() == before
+    assert trail(found.store) == before
 
 
 def test_one_rater_cannot_answer_or_read_for_another(found: Study) -> None:

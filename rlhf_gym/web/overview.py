@@ -16,6 +16,7 @@ from rlhf_gym.feedback import Judgement, Query
 from rlhf_gym.feedback.store import StoreCount
 from rlhf_gym.loop.report.formatting import number, percent
 from rlhf_gym.loop.report.svg import Chart, nice_ticks
+from rlhf_gym.study.audit import trail
 from rlhf_gym.study.leases import RoundProgress
 from rlhf_gym.study.quality import Share, quality
 from rlhf_gym.web.agreement_view import agreement_chart, agreement_line, coefficients
@@ -50,7 +51,7 @@ def overview(study: Study) -> dict[str, Any]:
         "to_go": to_go(sum(progress.held + progress.left for progress in rounds), pace),
         "raters": [(name, people.get(name), rows.get(name)) for name in _names(list(people), list(rows))],
         "invitations": study.people.invitations()[:50],
-        "trail": study.people.trail(20),
+        "trail": trail(study.store, 20),
         "now": now,
         "throughput": throughput_chart([judgement.created_at for _, judgement in answers]),
         "agreement": agreement_line(found.agreed, found.first),
