@@ -48,7 +48,9 @@ def test_kill_9_loses_no_acknowledged_judgement(tmp_path: Path) -> None:
     for attempt in range(5):
         writer = start_writer(path, "ann", attempt * 100_000, 100_000)
         assert writer.stdout is not None
-        acknowledged += [writer.stdout.readline().strip() for _ in range(moments.randint(5, 30))]  # it is up and writing
+        acknowledged += [
+            writer.stdout.readline().strip() for _ in range(moments.randint(5, 30))
+        ]  # it is up and writing
         time.sleep(moments.uniform(0.0, 0.02))
         writer.send_signal(signal.SIGKILL)
         rest, problems = writer.communicate()

@@ -137,7 +137,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert beside.read_text() == "somebody's"
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
-        with pytest.raises(FeedbackError, match="is no file"):
+        with pytest.raises(FeedbackError, match="is a folder or a device"):
             export_feedback(everything(), tmp_path / name, "hh")
 
 

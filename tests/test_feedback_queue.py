@@ -339,7 +339,9 @@ def test_a_server_that_is_restarted_loses_nothing_and_clients_go_on(postgres: Po
             for how in ("fast", "immediate"):  # an orderly restart, then a crash
                 wait_for_more(lambda: len(acknowledged), 20, "raters answer")
                 postgres.stop(how)
-                wait_for_more(lambda: sum("restarting; try again" in words for words in list(failures)), 1, "they are told")
+                wait_for_more(
+                    lambda: sum("restarting; try again" in words for words in list(failures)), 1, "they are told"
+                )
                 postgres.start()
             wait_for_more(lambda: len(acknowledged), 20, "raters go on")
         finally:

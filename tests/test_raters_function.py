@@ -159,7 +159,8 @@ def test_an_error_names_the_query_and_loses_no_answer(shape: str, tmp_path: Path
     rater = FunctionRater(functions[shape], name="mine", batch_size=3)
     with FeedbackStore(tmp_path / "feedback.sqlite") as store:
         with pytest.raises(
-            RaterError, match=rf"'mine' .*query {queries[4].id} .*'p4'\): .* raised ValueError: no idea \[test_raters_function"
+            RaterError,
+            match=rf"'mine' .*query {queries[4].id} .*'p4'\): .* raised ValueError: no idea \[test_raters_function",
         ):
             ask(rater, queries, store)
         assert store.count().judgements == (5 if shape == "async" else 4)  # all of a batch were under way

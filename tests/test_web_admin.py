@@ -232,7 +232,13 @@ def test_a_full_page(tmp_path: Path) -> None:
         for _ in range(50):
             answer(rater, "a2")
         page = admin.get("/admin").text
-        for words in ("Check questions", "Repetitions", "Chose the first shown", "chose the response shown first", "71.0%"):
+        for words in (
+            "Check questions",
+            "Repetitions",
+            "Chose the first shown",
+            "chose the response shown first",
+            "71.0%",
+        ):
             assert words in page, words
 
 

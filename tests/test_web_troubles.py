@@ -37,7 +37,11 @@ from rlhf_gym.web.server import Address, PageServer
 from rlhf_gym.web.study import Study
 
 CARD = re.compile(r'data-id=\\?"([^"\\]+)\\?"')
-TOLD = ("database cannot store answers at the moment", "Everything that was stored before is still there", "send it again")
+TOLD = (
+    "database cannot store answers at the moment",
+    "Everything that was stored before is still there",
+    "send it again",
+)
 
 
 class Script:

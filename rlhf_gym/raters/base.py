@@ -98,4 +98,6 @@ def explained(rater: Rater) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # the rater is the user's: it may raise anything
         if isinstance(error, RlhfGymError) or type(rater).__module__.startswith("rlhf_gym."):
             raise
-        raise RaterError(f"rater {rater.name!r} raised {type(error).__name__}: {error}{place_in_code(error)}") from error
+        raise RaterError(
+            f"rater {rater.name!r} raised {type(error).__name__}: {error}{place_in_code(error)}"
+        ) from error

@@ -152,7 +152,11 @@ class FunctionRater:
             # Fewer values than calls: the function was not called on them, after an error or at the end of the time.
             if failed is None and len(given) == (math.comb(len(query.responses), 2) if self._compares_two else 1):
                 try:
-                    said = answer_from_pairs(query, given) if self._compares_two else answer_from_candidates(query, given[0])
+                    said = (
+                        answer_from_pairs(query, given)
+                        if self._compares_two
+                        else answer_from_candidates(query, given[0])
+                    )
                     judgements.append(Judgement(query_id=query.id, rater=self._name, **said))
                 except NotAnAnswerError as error:
                     failed = error

@@ -88,7 +88,11 @@ def batch_of(returned: Any, number: int) -> list[Any]:
     """
     if isinstance(returned, Sequence) and not isinstance(returned, str) and len(returned) == number:
         return list(returned)
-    got = f"{len(returned)} answers" if isinstance(returned, list | tuple) else f"an object of type {type(returned).__name__}"
+    got = (
+        f"{len(returned)} answers"
+        if isinstance(returned, list | tuple)
+        else f"an object of type {type(returned).__name__}"
+    )
     raise NotAnAnswerError(f"returned {got}; expected a list of {number} answers, one for each prompt")
 
 

@@ -44,7 +44,13 @@ def record(
         subject: the person or thing that it is done to.
         details: JSON values to record with it.
     """
-    row = {"at": datetime.now(UTC), "actor": actor, "action": action, "subject": subject, "details": dict(details or {})}
+    row = {
+        "at": datetime.now(UTC),
+        "actor": actor,
+        "action": action,
+        "subject": subject,
+        "details": dict(details or {}),
+    }
     connection.execute(insert(schema.audit), row)
 
 

@@ -1,4 +1,4 @@
-"""The quality of answers: agreement between raters, with themselves and on check questions; haste; habits.
+"""The quality of answers: agreement between raters, with themselves and on check questions; speed; position bias.
 
 Everything is counted from the judgements in the store. Nobody is excluded automatically: the report warns, and a person
 decides.
@@ -60,12 +60,12 @@ class RaterQuality:
 
     Attributes:
         rater: the rater's name.
-        answered: current answers, skips included, practice and repetitions not.
+        answered: number of current answers, with skips, without practice and repetitions.
         skipped, flagged: out of those.
         seconds: median time for one; None where none was measured.
-        checks: check questions answered as expected.
-        repeated: repetitions answered as the first time.
-        first: out of pairs with a choice, those whose response shown first was chosen; without a habit, about half.
+        checks: share of check questions that were answered as expected.
+        repeated: share of repetitions that were answered as the first time.
+        first: out of pairs with a choice, those whose response shown first was chosen; about half without position bias.
         agreed: out of comparisons that others made too, those in which another rater said the same.
         warnings: sentences on what to look at.
     """

@@ -44,7 +44,11 @@ def coefficients(found: Agreement) -> list[tuple[str, str, str]]:
     units = f"{number(found.units)} comparisons"
     rows = [
         ("Krippendorff's alpha", found.alpha, f"all {units} that two raters or more have answered"),
-        ("Fleiss' kappa", found.fleiss, f"the comparisons that {number(found.fleiss_raters)} raters have answered, the most frequent number"),
+        (
+            "Fleiss' kappa",
+            found.fleiss,
+            f"the comparisons that {number(found.fleiss_raters)} raters have answered, the most frequent number",
+        ),
         ("Cohen's kappa", found.cohen, "the mean over pairs of raters"),
     ]
     return [(name, number(value, 2), of_what) for name, value, of_what in rows if value is not None]

@@ -100,7 +100,10 @@ def _add_errors(app: FastAPI, study: Study) -> None:
     def broken(request: Request, _error: Exception) -> Response:
         # The server logs the error itself.
         return _refusal(
-            study, request, 500, "An error occurred in the server. The server's log says which; tell whoever runs the study."
+            study,
+            request,
+            500,
+            "An error occurred in the server. The server's log says which; tell whoever runs the study.",
         )
 
 

@@ -66,14 +66,14 @@ class Study:
         self, heading: str, paragraphs: Sequence[str], *, form: Mapping[str, Any] | None = None, guidelines: bool = False,
         link: tuple[str, str] | None = None, refresh: int = 0,
     ) -> str:  # fmt: skip
-        """A page that says one thing.
+        """A page with a heading, some text and at most one form.
 
         Args:
             heading: its heading.
             paragraphs: its text.
-            form: one button: its ``action``, its hidden ``fields``, its words (``button``) and class (``css``).
-            guidelines: show them too.
-            link: a link's target and its words.
+            form: one button: its ``action``, its hidden ``fields``, its label (``button``) and class (``css``).
+            guidelines: True shows the guidelines, too.
+            link: a link's target and its label.
             refresh: seconds until the page reloads; 0: never.
         """
         return self.page(

@@ -57,7 +57,7 @@ def write_trl_conversational(query: Query, judgement: Judgement) -> Iterator[Rec
 
 
 def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Any paired form of TRL: prompt explicit or implicit, texts or messages.
+    """Any paired format of TRL: prompt explicit or implicit, texts or messages.
 
     Args:
         record: one record of the format.
@@ -74,7 +74,7 @@ def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
         columns["messages"] = prompt
         chosen, rejected = chosen[0]["content"], rejected[0]["content"]
         prompt = prompt[0]["content"] if len(prompt) == 1 else transcript(prompt)
-    # TRL allows a negative margin, a rater's strength does not exist below 0: kept where it cannot mislead.
+    # TRL allows a negative margin, but a strength is 0 or more: the margin goes to the details.
     strength = {"strength": margin} if margin is not None and margin >= 0 else {}
     details = {"details": {"margin": margin}} if margin is not None and margin < 0 else {}
     return origin.answer(record, (chosen, rejected), prompt, choice=0, columns=columns, **strength, **details)

@@ -1,4 +1,4 @@
-"""Feedback in the formats the field uses; what a format has no place for is counted and named. Files are in ``files``."""
+"""The exchange formats by name, and conversion to and from their records. What a format cannot hold is counted and named."""
 
 from __future__ import annotations
 
@@ -36,10 +36,14 @@ _PAIRS = "raters, times, the order shown, reasons, skips, ties, columns, model v
 FORMATS: dict[str, Format] = {
     NATIVE: Format(records.write_native, records.read_native, "nothing"),
     "trl-explicit": Format(dataset_formats.write_trl_explicit, dataset_formats.read_trl, _PAIRS),
-    "trl-implicit": Format(dataset_formats.write_trl_implicit, dataset_formats.read_trl, f"{_PAIRS}, where prompts end"),
+    "trl-implicit": Format(
+        dataset_formats.write_trl_implicit, dataset_formats.read_trl, f"{_PAIRS}, where prompts end"
+    ),
     "trl-conversational": Format(dataset_formats.write_trl_conversational, dataset_formats.read_trl, _PAIRS),
     "trl-unpaired": Format(
-        dataset_formats.write_trl_unpaired, dataset_formats.read_trl_unpaired, f"{_PAIRS}, strengths, which pairs belong together"
+        dataset_formats.write_trl_unpaired,
+        dataset_formats.read_trl_unpaired,
+        f"{_PAIRS}, strengths, which pairs belong together",
     ),
     "hh": Format(dataset_formats.write_hh, dataset_formats.read_hh, f"{_PAIRS}, strengths"),
     "alpacafarm": Format(
@@ -115,7 +119,7 @@ def from_records(
 
     Args:
         given: the records.
-        format: one of :data:`FORMATS`; any paired form of TRL is read under each of its names.
+        format: one of :data:`FORMATS`; any paired format of TRL is read under each of its names.
         rater: signs judgements of records that name none.
         round: the round that the queries belong to.
 

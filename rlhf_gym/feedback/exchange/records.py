@@ -90,7 +90,7 @@ def read_native(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
 
 
 def as_pair(query: Query, judgement: Judgement) -> Answer:
-    """A corrected response as what most formats can say, the correction better than the original; other answers as they are.
+    """A correction as a pair with the original, since most formats have only pairs; other answers as given.
 
     The two are put in the order of their texts: if the better one were always second, its place would give the answer away.
 
