@@ -276,7 +276,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_file_of_current_answers_stands_alone(tmp_path: Path) -> None:
-    """What a correction corrected need not be in the file; where the store has it, or the file, the two stay tied."""
+    """A file need not hold the original of a correction; if the file or the store has it, the two stay linked."""
     [(query, first)] = pair(0, choice=0)
     second = Judgement(query_id=query.id, rater="ann", choice=1, supersedes=first.id)
     third = Judgement(query_id=query.id, rater="ann", tie=True, supersedes=second.id)

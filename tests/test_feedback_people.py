@@ -1,4 +1,4 @@
-"""Who is asked what: leases, overlap, repetition, undo; and who may take part."""
+"""Handing out of queries (leases, overlap, repetition, undo), and taking part (invitations, sessions, forgetting)."""
 
 from __future__ import annotations
 

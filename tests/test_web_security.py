@@ -221,25 +221,25 @@ def test_no_page_holds_anything_that_a_model_wrote(tmp_path: Path, shown: Any) -
         rounds = itertools.count(1)
 
         @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(texts=st.lists(HOSTILE, min_size=6, max_size=6), form=st.sampled_from(list(SAID)))
-        def attack(texts: list[str], form: Any) -> None:
+        @given(texts=st.lists(HOSTILE, min_size=6, max_size=6), query_type=st.sampled_from(list(SAID)))
+        def attack(texts: list[str], query_type: Any) -> None:
             prompt, first, second, role, reason, column = texts
-            responses = (first,) if form in ("thumbs", "edit") else (first, second)
+            responses = (first,) if query_type in ("thumbs", "edit") else (first, second)
             columns = {"messages": [{"role": role, "content": prompt}], "x": column}
             query = Query(
-                prompt=prompt, responses=responses, query_type=form, round=next(rounds), columns=columns,
+                prompt=prompt, responses=responses, query_type=query_type, round=next(rounds), columns=columns,
                 model_versions=(role, column)[: len(responses)],
             )  # fmt: skip
             typed = reason.encode("utf-8", "replace").decode()
             found.store.add_queries([query])
             found.queue.offer([query.id])
             action, hidden, page = question(rater)
-            harmless(page, typed_by_us=form == "edit")
+            harmless(page, typed_by_us=query_type == "edit")
             assert rater.get(f"{action}/text/0").headers["content-type"].startswith("text/plain")
-            said = {**hidden, "reason": typed, **SAID[form]}
+            said = {**hidden, "reason": typed, **SAID[query_type]}
             assert rater.post(action, data=said).status_code == 303
             rater.post("/undo", data=hidden)
-            harmless(question(rater)[2], typed_by_us=form == "edit")
+            harmless(question(rater)[2], typed_by_us=query_type == "edit")
             assert rater.post(action, data=said).status_code == 303
             harmless(admin.get("/admin").text)
             harmless(admin.get("/admin/answers", params={"text": typed[:20], "rater": typed}).text)

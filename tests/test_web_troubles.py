@@ -45,7 +45,7 @@ TOLD = (
 
 
 class Script:
-    """What the page's script does: an answer is sent again, as it was, until the server says that it has it."""
+    """Stands for the page's script: an answer is sent again, as it was, until the server confirms it."""
 
     def __init__(self, port: int, token: str) -> None:
         self.port = port
