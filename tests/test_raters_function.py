@@ -16,7 +16,7 @@ from tiny_run import rlhf_gym, save_tiny_model, tiny_settings
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.loop.config import RaterConfig
-from rlhf_gym.loop.plugins import check_rater
+from rlhf_gym.loop.plugins import check_rater, find_rater
 from rlhf_gym.raters import FunctionRater, Rater, RaterError, SimulatedRater, Ticket, as_rater, ask
 from rlhf_gym.raters.as_reward import RaterReward
 from rlhf_gym.raters.function import is_factory
@@ -331,13 +331,7 @@ from pathlib import Path
 calls = 0
 
 def make(reward, seed):
-    if not Path("mended").exists():
-        raise KeyError("no key for the service")
-    return flaky
-
-class Service:
-    def __init__(self, reward, seed):
-        raise SystemExit("no key for the service")
+    raise KeyError("no key for the service")
 
 def flaky(prompt, a, b):
     global calls
@@ -346,6 +340,22 @@ def flaky(prompt, a, b):
         raise TimeoutError("no answer")
     return int(len(b) > len(a))
 """
+
+
+class Service:
+    """A rater's class that cannot be made."""
+
+    def __init__(self, reward: Any, seed: int) -> None:
+        raise SystemExit("no key")
+
+
+def test_a_class_that_raises_is_named() -> None:
+    config = RaterConfig(name=f"{__file__}:Service")
+    message = (
+        r"^rater '.*:Service': the class, called with reward and seed, raised SystemExit: no key \[test_raters_function"
+    )
+    with pytest.raises(ConfigError, match=message):
+        find_rater(config, lambda prompts, responses: [0.0] * len(prompts), None, 0)
 
 
 def test_a_rater_that_raises_ends_a_run_with_one_message_and_loses_no_judgement(tmp_path: Path) -> None:
@@ -357,7 +367,6 @@ def test_a_rater_that_raises_ends_a_run_with_one_message_and_loses_no_judgement(
     (tmp_path / "run.yaml").write_text(json.dumps(settings))
     for name, message in (
         ("make", "rater 'mine.py:make': the factory, called with reward and seed, raised KeyError: "),
-        ("Service", "rater 'mine.py:Service': the class, called with reward and seed, raised SystemExit: no key for"),
         ("flaky", "rater 'flaky' could not judge query"),
     ):
         done = rlhf_gym("run", "--config", "run.yaml", "--rater", f"mine.py:{name}", "--out", name, cwd=tmp_path)
@@ -367,15 +376,14 @@ def test_a_rater_that_raises_ends_a_run_with_one_message_and_loses_no_judgement(
         assert message in said
         assert "[mine.py, line " in said
     (tmp_path / "mended").touch()
-    for name, before in (("make", 0), ("flaky", 5)):
-        with FeedbackStore(tmp_path / name / "feedback.sqlite", read_only=True) as store:
-            kept = store.judgements()
-        assert len(kept) == before
-        done = rlhf_gym("run", "--out", name, "--resume", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        with FeedbackStore(tmp_path / name / "feedback.sqlite", read_only=True) as store:
-            assert store.count().judgements == store.count().queries == 12
-            assert store.judgements()[:before] == kept
+    with FeedbackStore(tmp_path / "flaky" / "feedback.sqlite", read_only=True) as store:
+        kept = store.judgements()
+    assert len(kept) == 5
+    done = rlhf_gym("run", "--out", "flaky", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with FeedbackStore(tmp_path / "flaky" / "feedback.sqlite", read_only=True) as store:
+        assert store.count().judgements == store.count().queries == 12
+        assert store.judgements()[:5] == kept
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ def explained(rater: Rater) -> Iterator[None]:
     """Turn what a user's own rater raises into a :class:`RaterError`.
 
     This package's errors pass as they are, and so does whatever its own raters raise: that is a bug, which needs its traceback.
+
+    Raises:
+        RaterError: the rater raised something else; the message names the rater, the error and the line of the user's code.
     """
     try:
         yield
