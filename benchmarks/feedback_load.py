@@ -36,6 +36,7 @@ from rlhf_gym.web.security import cookie_name, csrf_token
 
 CARD = re.compile(r'data-id=\\?"([^"\\]+)\\?"')
 LEASE = 600.0
+START = 240.0  # seconds that a server may take to start, on a busy machine
 
 
 @dataclass
@@ -85,15 +86,15 @@ class Browser:
             raise ConnectionError(str(error)) from error
 
 
-async def rate(name: str, browser: Browser, think: float, until: float, tally: Tally, chance: random.Random) -> None:
-    """One rater: think, answer, again and again."""
+async def rate(
+    name: str, browser: Browser, think: float, over: asyncio.Event, tally: Tally, chance: random.Random
+) -> None:
+    """One rater: think, answer, again and again, until it is over and the last answer has got its reply."""
     await asyncio.sleep(chance.random() * think)
     held: list[str] = []
     number = 0
-    while time.monotonic() < until or not held:
+    while not over.is_set():
         if not held:
-            if time.monotonic() >= until:
-                return
             status, body = await insist(browser, "/next", {"have": ""}, tally)
             held += [] if status != 200 else cards(body)
             if not held:
@@ -151,14 +152,15 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        for _ in range(600):
+        end = time.monotonic() + START
+        while time.monotonic() < end:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             if self._process.poll() is not None:
                 raise SystemExit(f"the server ended with {self._process.returncode}")
             time.sleep(0.05)
-        raise SystemExit("the server did not start")
+        raise SystemExit(f"the server did not start within {START:.0f} s")
 
     def stop(self, how: signal.Signals) -> None:
         """End it by a signal, and wait until it has ended."""
@@ -167,19 +169,16 @@ class Server:
             self._process.wait()
 
 
-async def kill(server: Server, kills: int, until: float, chance: random.Random) -> int:
-    """Kill the server at random moments and start it again; how often."""
-    done = 0
-    while done < kills and time.monotonic() < until:
-        await asyncio.sleep(chance.uniform(0.2, max(0.4, 1.6 * (until - time.monotonic()) / (kills - done) - 2)))
+async def kill(server: Server, kills: int, until: float, chance: random.Random) -> None:
+    """Kill the server at random moments before some time, and start it again; later where starting takes long."""
+    for left in range(kills, 0, -1):
+        await asyncio.sleep(chance.uniform(0.2, max(0.4, 1.6 * (until - time.monotonic()) / left - 2)))
         await asyncio.to_thread(server.stop, signal.SIGKILL)
         await asyncio.to_thread(server.start)
-        done += 1
-    return done
 
 
 def check(store: str, tally: Tally, overlap: int) -> dict[str, Any]:
-    """What the store holds of what was acknowledged."""
+    """Compare what the store holds to what was acknowledged."""
     with FeedbackStore(store) as opened:
         answers = opened.answers(superseded=True)
     stored = Counter(judgement.reason for _, judgement in answers)
@@ -222,31 +221,37 @@ async def run(options: argparse.Namespace, store: str) -> dict[str, Any]:
     server, tally = Server(store, options.overlap), Tally()
     server.start()
     try:
-        until = time.monotonic() + options.seconds
+        began, over = time.monotonic(), asyncio.Event()
         raters = [
             rate(
                 f"rater {i}",
                 Browser(server.port, session, cookie),
                 options.think,
-                until,
+                over,
                 tally,
                 random.Random(options.seed + i),
             )
             for i, session in enumerate(sessions)
         ]
-        killer = asyncio.create_task(kill(server, options.kills, until, chance))
-        await asyncio.gather(*raters)
-        killed = await killer
+
+        async def end() -> None:
+            await asyncio.gather(
+                asyncio.sleep(options.seconds), kill(server, options.kills, began + options.seconds, chance)
+            )
+            over.set()
+
+        await asyncio.gather(end(), *raters)
+        lasted = time.monotonic() - began
     finally:
         server.stop(signal.SIGTERM)
     took = {
         f"p{int(100 * share)}_ms": round(1000 * percentile(tally.seconds, share), 1) for share in (0.5, 0.95, 0.99, 1.0)
     }
-    counted = {"raters": options.raters, "think": options.think, "seconds": options.seconds, "kills": killed}
+    counted = {"raters": options.raters, "think": options.think, "seconds": round(lasted, 1), "kills": options.kills}
     seen = {
         "retries": tally.retries,
         "errors": dict(tally.errors),
-        "answers_a_second": round(len(tally.seconds) / options.seconds, 1),
+        "answers_a_second": round(len(tally.seconds) / lasted, 1),
     }
     return {**counted, **took, **seen, **check(store, tally, options.overlap)}
 
@@ -263,7 +268,7 @@ def main() -> int:
     parser.add_argument("--overlap", type=int, default=1)
     parser.add_argument("--kills", type=int, default=0, help="kill -9 the server so often")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
+    parser.add_argument("--out", type=Path, help="write the metrics there, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(run(options, options.store or str(Path(folder) / "feedback.sqlite")))

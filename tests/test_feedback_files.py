@@ -137,7 +137,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert beside.read_text() == "somebody's"
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "."):
-        with pytest.raises(FeedbackError, match="is no file"):
+        with pytest.raises(FeedbackError, match="is a folder or a device"):
             export_feedback(everything(), tmp_path / name, "hh")
 
 
@@ -276,7 +276,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_file_of_current_answers_stands_alone(tmp_path: Path) -> None:
-    """What a correction corrected need not be in the file; where the store has it, or the file, the two stay tied."""
+    """A file need not hold the original of a correction; if the file or the store has it, the two stay linked."""
     [(query, first)] = pair(0, choice=0)
     second = Judgement(query_id=query.id, rater="ann", choice=1, supersedes=first.id)
     third = Judgement(query_id=query.id, rater="ann", tie=True, supersedes=second.id)

@@ -62,7 +62,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def tables(path: Path) -> dict[str, list[str]]:
-    """What a file's tables, indexes and triggers are made of, the order of constraints aside."""
+    """The SQL of a file's tables, indexes and triggers; the order of constraints does not count."""
     connection = sqlite3.connect(path)
     found = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     connection.close()

@@ -1,9 +1,10 @@
-"""Who is asked what: leases, overlap, repetition, undo; and who may take part."""
+"""Handing out of queries (leases, overlap, repetition, undo), and taking part (invitations, sessions, forgetting)."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 from web_study import pairs
 
+from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.study import people as people_module
 from rlhf_gym.study import queue as queue_module
+from rlhf_gym.study.audit import record, trail
 from rlhf_gym.study.checks import meets
 from rlhf_gym.study.leases import Answer, QueueSettings
 from rlhf_gym.study.people import People
@@ -31,13 +34,14 @@ def store(store_place: str) -> Any:
 
 
 class Clock(datetime):
-    """A clock that can be put forward."""
+    """A clock that can be put forward, and otherwise stands."""
 
+    start = datetime(2026, 1, 1, tzinfo=UTC)
     ahead = timedelta(0)
 
     @classmethod
     def now(cls, tz: Any = None) -> Any:
-        return datetime.now(tz) + cls.ahead
+        return cls.start + cls.ahead
 
 
 @pytest.fixture
@@ -234,6 +238,19 @@ def test_practice_first_then_checks_and_repetitions(store_place: str) -> None:
         assert store.count(1).answered == 30
 
 
+def test_check_questions_from_before_their_column_was_renamed_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ordinary queries they would be handed out, counted and fitted to."""
+    old = Query(prompt="2 + 2?", responses=("4", "5"), round=0, columns={"gold": {"choice": 0}})
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        store.add_queries([*pairs(2), old, replace(old, id="", prompt="Who?", columns={"gold": "Ada"})])
+        with pytest.raises(FeedbackError, match=rf"query {old.id} of the feedback store .* renamed"):
+            Queue(store)
+    assert main(["rate", "--serve", str(tmp_path / "f.sqlite"), "--port", "0"]) == 2
+    assert "is now expected in 'expected'" in capsys.readouterr().err
+
+
 def test_what_a_known_answer_is() -> None:
     def said(**answer: Any) -> Judgement:
         return Judgement(query_id="q", rater="web/a", **answer)
@@ -288,7 +305,7 @@ def test_an_invitation_lets_in_as_often_as_it_says(store: FeedbackStore, clock: 
     with pytest.raises(FeedbackError, match="not valid"):
         people.accept("guess")
     other = people.invite()
-    people.revoke(people.invitations()[0].id)
+    people.revoke(next(invitation.id for invitation in people.invitations() if not invitation.used))
     with pytest.raises(FeedbackError, match="not valid"):
         people.accept(other)
     third = people.invite(days=1)
@@ -297,6 +314,17 @@ def test_an_invitation_lets_in_as_often_as_it_says(store: FeedbackStore, clock: 
         people.accept(third)
     clock.ahead = timedelta(days=31)
     assert people.person_of(session) is None
+
+
+@pytest.mark.parametrize("name", ["", "web/nobody", "nul \0"])
+def test_who_or_what_is_not_there_is_named_and_is_no_trouble_of_the_database(store: FeedbackStore, name: str) -> None:
+    people = People(store)
+    for action, problem in (
+        (people.revoke, "no invitation"), (people.pause, "no rater"), (people.resume, "no rater"), (people.forget, "no rater")
+    ):  # fmt: skip
+        with pytest.raises(FeedbackError, match=problem) as caught:
+            action(name)
+        assert caught.value.__cause__ is None
 
 
 def test_nothing_that_lets_anybody_in_is_in_the_file(tmp_path: Path) -> None:
@@ -337,10 +365,11 @@ def test_the_trail_says_who_did_what_and_cannot_be_changed(store: FeedbackStore)
     assert paused is not None
     assert paused.paused
     people.resume(person.name)
-    people.audit("web/admin", "export", "all", {"rows": 3})
-    assert [e.action for e in people.trail()] == ["export", "resume", "pause", "join", "invite"]
-    assert people.trail()[2].actor == "web/admin"
-    assert people.trail()[0].at <= datetime.now(UTC)
+    with store.database.writing() as connection:
+        record(connection, "web/admin", "export", "all", {"rows": 3})
+    assert [e.action for e in trail(store)] == ["export", "resume", "pause", "join", "invite"]
+    assert trail(store)[2].actor == "web/admin"
+    assert trail(store)[0].at <= datetime.now(UTC)
     with pytest.raises(FeedbackError, match="append-only"), store.database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM audit")
 

@@ -79,7 +79,7 @@ def compared(given: Iterator[Answer]) -> Iterator[tuple[str, str, str, bool]]:
 
 
 def said_in(name: str, prompt: str, chosen: str, rejected: str) -> tuple[str, ...]:
-    """What is the same before and after, of a format that puts prompt and response together."""
+    """The part that is the same before and after, of a format that puts prompt and response together."""
     if name == "trl-implicit":
         return prompt + chosen, prompt + rejected
     if name == "hh" and not is_transcript(prompt):

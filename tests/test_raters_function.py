@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from tiny_run import rlhf_gym, save_tiny_model, tiny_settings
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.loop.config import RaterConfig
-from rlhf_gym.loop.plugins import check_rater
-from rlhf_gym.raters import FunctionRater, Rater, RaterError, SimulatedRater, as_rater, ask
+from rlhf_gym.loop.plugins import check_rater, find_rater
+from rlhf_gym.raters import FunctionRater, Rater, RaterError, SimulatedRater, Ticket, as_rater, ask
 from rlhf_gym.raters.as_reward import RaterReward
 from rlhf_gym.raters.function import is_factory
 from rlhf_gym.raters.pool import RaterPool
@@ -134,9 +135,9 @@ def test_what_is_no_order_is_refused(answer: Any) -> None:
 
 def test_a_batch_of_the_wrong_length_is_refused() -> None:
     query = Query(prompt="p", responses=("a", "b"))
-    with pytest.raises(RaterError, match="expected a list of 1 answers, one a prompt, got 2 answers"):
+    with pytest.raises(RaterError, match="the function returned 2 answers; expected a list of 1 answers, one for each"):
         judged(lambda prompts, a, b: [0, 1], query)
-    with pytest.raises(RaterError, match="got int"):
+    with pytest.raises(RaterError, match="the function returned an object of type int; expected a list of 1"):
         judged(lambda prompts, responses: 1, query)
 
 
@@ -158,7 +159,8 @@ def test_an_error_names_the_query_and_loses_no_answer(shape: str, tmp_path: Path
     rater = FunctionRater(functions[shape], name="mine", batch_size=3)
     with FeedbackStore(tmp_path / "feedback.sqlite") as store:
         with pytest.raises(
-            RaterError, match=rf"'mine' .*query {queries[4].id} .*'p4'\): .* raised ValueError: no idea"
+            RaterError,
+            match=rf"'mine' .*query {queries[4].id} .*'p4'\): .* raised ValueError: no idea \[test_raters_function",
         ):
             ask(rater, queries, store)
         assert store.count().judgements == (5 if shape == "async" else 4)  # all of a batch were under way
@@ -167,6 +169,58 @@ def test_an_error_names_the_query_and_loses_no_answer(shape: str, tmp_path: Path
         ask(rater, queries, store)
         assert store.count().judgements == 6
         assert calls == (["p4"] if shape == "async" else ["p4", "p5"])
+
+
+def test_a_slow_function_s_answers_are_returned_one_by_one() -> None:
+    queries = [Query(prompt="p", responses=("a", "aa", "aaa"), query_type="ranking", index=i) for i in range(3)]
+    rater = FunctionRater(longer)
+    tickets = rater.submit(queries)
+    for left in (3, 2, 1):  # no time at all: one query is answered, whole
+        [judgement] = rater.collect(tickets[3 - left :], timeout=0)
+        assert (judgement.query_id, judgement.ranking) == (queries[3 - left].id, ((2,), (1,), (0,)))
+
+
+@pytest.mark.parametrize("shape", ["plain", "batched"])
+def test_a_function_that_exits_is_an_error_too(shape: str) -> None:
+    functions: dict[str, Callable[..., Any]] = {
+        "plain": lambda prompt, a, b: sys.exit("enough"), "batched": lambda prompts, a, b: sys.exit("enough"),
+    }  # fmt: skip
+    with pytest.raises(RaterError, match="the function raised SystemExit: enough"):
+        judged(functions[shape], Query(prompt="p", responses=("a", "b")))
+
+
+class Stubborn:
+    """A rater of the user's own that answers some queries and then raises."""
+
+    name = "pool/stubborn"
+
+    def __init__(self, failing: str) -> None:
+        self.failing = failing
+
+    def submit(self, queries: Sequence[Query]) -> list[Ticket]:
+        if self.failing == "submit":
+            raise OSError("no line")
+        return [Ticket(query.id, self.name) for query in queries]
+
+    def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
+        raise OSError("no line")
+
+
+@pytest.mark.parametrize("failing", ["submit", "collect"])
+def test_a_rater_of_one_s_own_that_raises_is_named(tmp_path: Path, failing: str) -> None:
+    queries = [Query(prompt="p", responses=("a", "aa"), index=i) for i in range(12)]
+    message = r"rater 'pool/stubborn' raised OSError: no line \[test_raters_function\.py, line \d+\]"
+    with FeedbackStore(tmp_path / "feedback.sqlite") as store:
+        with pytest.raises(RaterError, match=message):
+            ask(Stubborn(failing), queries, store)
+        if failing == "collect":  # what other members of a pool have answered is stored
+            pool = RaterPool("pool", [longer, Stubborn(failing)])
+            queries.sort(key=lambda query: pool.assigned(query) != ["pool/longer"])  # who has the first is asked first
+            with pytest.raises(RaterError, match=message):
+                ask(pool, queries, store)
+            asked_first = [query.id for query in queries if pool.assigned(query) == ["pool/longer"]]
+            assert 0 < len(asked_first) < 12
+            assert {judgement.query_id for judgement in store.judgements()} == set(asked_first)
 
 
 def test_async_functions_answer_a_batch_at_once() -> None:
@@ -269,6 +323,67 @@ def test_functions_in_a_run(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "the function 'mine.py:longer' does not answer thumbs queries" in done.stderr
     assert not (tmp_path / "thumbs" / "round-1").exists()
+
+
+FAILING = """
+from pathlib import Path
+
+calls = 0
+
+def make(reward, seed):
+    raise KeyError("no key for the service")
+
+def flaky(prompt, a, b):
+    global calls
+    calls += 1
+    if calls > 5 and not Path("mended").exists():
+        raise TimeoutError("no answer")
+    return int(len(b) > len(a))
+"""
+
+
+class Service:
+    """A rater's class that cannot be made."""
+
+    def __init__(self, reward: Any, seed: int) -> None:
+        raise SystemExit("no key")
+
+
+def test_a_class_that_raises_is_named() -> None:
+    config = RaterConfig(name=f"{__file__}:Service")
+    message = (
+        r"^rater '.*:Service': the class, called with reward and seed, raised SystemExit: no key \[test_raters_function"
+    )
+    with pytest.raises(ConfigError, match=message):
+        find_rater(config, lambda prompts, responses: [0.0] * len(prompts), None, 0)
+
+
+def test_a_rater_that_raises_ends_a_run_with_one_message_and_loses_no_judgement(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FAILING)
+    settings = tiny_settings(
+        save_tiny_model(tmp_path / "model"), rater={"query_type": "pair"},
+        agent={"iterations": 1, "checkpoint_every": 1},
+    )  # fmt: skip
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    for name, message in (
+        ("make", "rater 'mine.py:make': the factory, called with reward and seed, raised KeyError: "),
+        ("flaky", "rater 'flaky' could not judge query"),
+    ):
+        done = rlhf_gym("run", "--config", "run.yaml", "--rater", f"mine.py:{name}", "--out", name, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        [said] = [line for line in done.stderr.splitlines() if line.startswith("rlhf-gym: ")]
+        assert message in said
+        assert "[mine.py, line " in said
+    (tmp_path / "mended").touch()
+    with FeedbackStore(tmp_path / "flaky" / "feedback.sqlite", read_only=True) as store:
+        kept = store.judgements()
+    assert len(kept) == 5
+    done = rlhf_gym("run", "--out", "flaky", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with FeedbackStore(tmp_path / "flaky" / "feedback.sqlite", read_only=True) as store:
+        assert store.count().judgements == store.count().queries == 12
+        assert store.judgements()[:5] == kept
 
 
 @pytest.mark.parametrize(

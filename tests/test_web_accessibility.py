@@ -39,11 +39,11 @@ QUERIES = [
 ANSWERS = {"pair": ["d", "2"], "ranking": ["2", "1", "=", "Enter"], "rating": ["3", "4", "5", "6", "Enter"]} | {
     "best": ["1"], "thumbs": ["1"], "edit": ["a"]
 }  # fmt: skip
-"""Keys that answer each form; axe looks before the last one."""
+"""Keys that answer each query type; axe looks before the last one."""
 
 
 def faults(page: Any) -> list[str]:
-    """What axe finds wrong with a page as it stands."""
+    """The faults that axe finds in a page as it stands."""
     page.evaluate(axe.AXE_SCRIPT)
     found = page.evaluate("rules => axe.run(document, { runOnly: rules })", RULES)
     assert len(found["passes"]) > 10
@@ -71,11 +71,11 @@ def looks(page: Any) -> Iterator[tuple[str, list[str]]]:
         page.keyboard.press(key)
         yield name, faults(page)
         page.keyboard.press(key)
-    for form, keys in ANSWERS.items():
-        page.wait_for_selector(f".card.{form}")
+    for query_type, keys in ANSWERS.items():
+        page.wait_for_selector(f".card.{query_type}")
         for key in keys[:-1]:
             page.keyboard.press(key)
-        yield form, faults(page)
+        yield query_type, faults(page)
         press(page, keys[-1])
     page.wait_for_selector("text=Nothing to rate right now")
     yield "waiting", faults(page)

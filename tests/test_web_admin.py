@@ -1,4 +1,4 @@
-"""The administrator's pages and the commands beside them: links, pauses, figures, the browser of answers, the export."""
+"""The administrator's pages and the commands beside them: links, pauses, metrics, the browser of answers, the export."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from web_study import answer, client, fields, joined, pairs, routes, study
 
 from rlhf_gym.cli.main import main
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.study.audit import trail
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.study.people import People
 from rlhf_gym.web.overview import accuracy_chart, reward_models, throughput_chart
@@ -59,12 +60,12 @@ def test_raters_are_paused_resumed_and_forgotten(tmp_path: Path) -> None:
         assert rater.get("/rate").status_code == 401
         assert "Kim" not in admin.get("/admin/answers").text
         assert "forgotten" in admin.get("/admin").text
-        assert [e.action for e in found.people.trail(3)] == ["forget", "resume", "pause"]
-        assert found.people.trail(1)[0].actor == found.people.people()[0].name
+        assert [e.action for e in trail(found.store, 3)] == ["forget", "resume", "pause"]
+        assert trail(found.store, 1)[0].actor == found.people.people()[0].name
         assert admin.post("/admin/pause", data={**said, "subject": "web/nobody"}).status_code == 409
 
 
-def test_the_figures_are_those_of_the_store(tmp_path: Path) -> None:
+def test_the_metrics_are_those_of_the_store(tmp_path: Path) -> None:
     queue = QueueSettings(overlap=2)
     with study(tmp_path, pairs(4), queue=queue) as found:
         admin, one, two = joined(found, "admin"), joined(found), joined(found)
@@ -131,13 +132,13 @@ def test_every_action_of_an_administrator_is_in_the_trail(tmp_path: Path) -> Non
         assert set(actions) == {"invite", "revoke", "pause", "resume", "forget"}
         for action in sorted(actions, key=lambda name: name == "forget"):
             about = found.people.invitations()[0].id if action == "revoke" else subject
-            before = len(found.people.trail())
+            before = len(trail(found.store))
             assert admin.post(f"/admin/{action}", data={"csrf": token_, "subject": about}).status_code in (200, 303)
-            entry = found.people.trail(1)[0]
-            assert (len(found.people.trail()), entry.actor, entry.action) == (before + 1, actor, action)
+            entry = trail(found.store, 1)[0]
+            assert (len(trail(found.store)), entry.actor, entry.action) == (before + 1, actor, action)
             assert entry.subject == (found.people.invitations()[0].id if action == "invite" else about)
         assert admin.get("/admin/export/native").status_code == 200
-        assert (found.people.trail(1)[0].actor, found.people.trail(1)[0].action) == (actor, "export")
+        assert (trail(found.store, 1)[0].actor, trail(found.store, 1)[0].action) == (actor, "export")
 
 
 def test_the_export_is_the_store(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_the_export_is_the_store(tmp_path: Path) -> None:
         assert "attachment" in reply.headers["content-disposition"]
         rows = [json.loads(line) for line in reply.text.splitlines()]
         assert [set(row) >= {"prompt", "chosen", "rejected"} for row in rows] == [True] * 3
-        assert found.people.trail(1)[0].action == "export"
+        assert trail(found.store, 1)[0].action == "export"
         assert admin.get("/admin/export/nothing").status_code == 404
 
 
@@ -197,7 +198,7 @@ def test_the_queue_is_told_by_round(tmp_path: Path) -> None:
         page = admin.get("/admin").text
         assert "7 answers to go" in page
         assert re.search(r'<th scope="row">1</th>.*?<td>1</td><td>2</td><td>1</td>', page)
-    assert to_go(0, 3.0) == "Everything that was asked has been answered."
+    assert to_go(0, 3.0) == "All queries are answered."
     assert "1 answer to go; nobody" in to_go(1, 0)
     assert "about 20 minutes" in to_go(60, 3.0)
     assert "about 10.0 hours" in to_go(1800, 3.0)
@@ -210,9 +211,9 @@ def test_a_check_question_is_named_to_the_administrator(tmp_path: Path) -> None:
         for _ in range(3):
             answer(rater, "a2")
         [judgement] = [j for _, j in found.store.answers() if j.details.get("kind") == "check"]
-        page = admin.get("/admin/answers", params={"kind": "check"}).text
-        assert f"check question, {'met' if judgement.choice == 0 else 'not met'}" in page
-        assert "No answer is like that" in admin.get("/admin/answers", params={"kind": "ties"}).text
+        page = admin.get("/admin/answers", params={"kind": "check questions"}).text
+        assert f"check question, {'' if judgement.choice == 0 else 'not '}as expected" in page
+        assert "No answer matches these filters" in admin.get("/admin/answers", params={"kind": "ties"}).text
 
 
 def test_a_full_page(tmp_path: Path) -> None:
@@ -231,7 +232,13 @@ def test_a_full_page(tmp_path: Path) -> None:
         for _ in range(50):
             answer(rater, "a2")
         page = admin.get("/admin").text
-        for words in ("Checks", "Repeats", "First shown", "chose the response shown first", "71.0%"):
+        for words in (
+            "Check questions",
+            "Repetitions",
+            "Chose the first shown",
+            "chose the response shown first",
+            "71.0%",
+        ):
             assert words in page, words
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_run import save_tiny_model, tiny_settings
+from waiting import LONG
 from web_attack import store_down
 from web_study import answer, joined, pairs, start_run, study
 
@@ -56,6 +58,7 @@ def opened(browser: Any, found: Study, *, may_fail: bool = False, **options: Any
     address = Address(port=0)
     with PageServer(create_app(found, hosts=address.hosts()), address) as server:
         context = browser.new_context(**options)
+        context.set_default_timeout(1000 * LONG)
         page = context.new_page()
         said: list[str] = []
         asked: list[str] = []
@@ -87,6 +90,7 @@ def settled(page: Any, answered: int) -> None:
 
 
 def test_every_decision_has_its_key(browser: Any, tmp_path: Path) -> None:
+    began = time.monotonic()
     with study(tmp_path, pairs(14)) as found, opened(browser, found) as page:
         for _, _, _, keys in PAIR:
             press(page, keys.split()[-1])
@@ -98,7 +102,8 @@ def test_every_decision_has_its_key(browser: Any, tmp_path: Path) -> None:
         assert places == [0, 0, 0, None, 1, 1, 1, None, 0, 0, 1, None, None]
         assert [j.strength for j in given] == [3, 2, 1, None, 1, 2, 3, None, 3, 2, 2, None, None]
         assert [j.tie for j in given] == [False] * 3 + [True] + [False] * 3 + [True] + [False] * 5
-        assert all(0.2 <= (j.seconds or 0) < 20 for j in given)
+        assert all((j.seconds or 0) >= 0.2 for j in given)
+        assert sum(j.seconds or 0 for j in given) < time.monotonic() - began
         assert "13 in this sitting" in page.inner_text("#session")
         assert page.inner_text("#counts") == "13 answered · 1 to go"
 
@@ -111,6 +116,7 @@ def test_undo_reason_pause_and_guidelines(browser: Any, tmp_path: Path) -> None:
         press(page, "a")
         press(page, "u")
         assert "A is better" in page.inner_text(".ribbon")
+        began = time.monotonic()  # before the next question is there
         press(page, "7")
         page.wait_for_function("() => sessionStorage.getItem('unsent') === '[]'")  # the count is 1 before and after
         settled(page, 1)
@@ -118,17 +124,20 @@ def test_undo_reason_pause_and_guidelines(browser: Any, tmp_path: Path) -> None:
         assert first.reason == "a better bet"
         assert (second.supersedes, second.strength) == (first.id, 3)
         page.keyboard.press("p")
+        paused = time.monotonic()
         page.wait_for_timeout(1200)
         page.keyboard.press("1")
         assert page.locator("#paused").is_visible()
+        paused = time.monotonic() - paused
         page.keyboard.press("p")
         press(page, "1")
         settled(page, 2)
-        assert (found.store.judgements()[1].seconds or 9) < 1.2  # the clock stood still
+        shown = time.monotonic() - began
+        assert (found.store.judgements()[1].seconds or 0) < shown - paused + 0.01  # the clock was stopped
         page.keyboard.press("g")
         assert "Honest" in page.inner_text("#guidelines")
         page.keyboard.press("g")
-        page.get_by_label("single keys answer").uncheck()
+        page.get_by_label("answer with single keys").uncheck()
         page.keyboard.press("1")
         page.wait_for_timeout(400)
         assert found.store.count().current == 2
@@ -137,9 +146,11 @@ def test_undo_reason_pause_and_guidelines(browser: Any, tmp_path: Path) -> None:
 def test_a_key_that_bounces_answers_one_question(browser: Any, tmp_path: Path) -> None:
     with study(tmp_path, pairs(5)) as found, opened(browser, found) as page:
         page.wait_for_timeout(250)
-        for _ in range(4):
-            page.keyboard.press("1")
+        # All at once, however long the browser takes to say that a key is pressed.
+        bounce = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: '1', bubbles: true }))"
+        page.evaluate(f"() => {{ for (let i = 0; i < 4; i++) {bounce}; }}")
         settled(page, 1)
+        page.wait_for_timeout(250)
         assert found.store.count().judgements == 1
 
 
@@ -165,7 +176,7 @@ def test_no_answer_is_lost_while_the_database_is_full(browser: Any, tmp_path: Pa
             press(page, "1")
             press(page, "2")
             page.wait_for_function("() => !document.getElementById('alert').hidden")
-            assert "database takes nothing at the moment" in page.inner_text("#alert")
+            assert "database cannot store answers at the moment" in page.inner_text("#alert")
             assert "wait here" in page.inner_text("#alert")
             page.reload()
             assert "Everything that was stored before is still there" in page.inner_text("main")
@@ -351,9 +362,7 @@ def test_the_end_and_new_questions(browser: Any, tmp_path: Path) -> None:
         press(page, "4")
         page.wait_for_selector("text=Nothing to rate right now")
         found.store.add_queries(pairs(2))
-        page.wait_for_function(
-            "() => document.querySelector('.prompt')?.textContent.includes('Prompt 1')", timeout=15_000
-        )
+        page.wait_for_function("() => document.querySelector('.prompt')?.textContent.includes('Prompt 1')")
         press(page, "5")
         settled(page, 2)
 
@@ -405,11 +414,11 @@ def test_a_person_s_keys_train_a_model(browser: Any, tmp_path: Path) -> None:
         page = browser.new_context().new_page()
         page.goto(link)
         page.get_by_role("button", name="Begin").click()
-        page.wait_for_selector(".prompt", timeout=60_000)
+        page.wait_for_selector(".prompt", timeout=1000 * LONG)
         for _ in range(12):
             texts = page.locator(".response .text").all_inner_texts()
             press(page, "1" if len(texts[0]) >= len(texts[1]) else "7")
-        assert process.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+        assert process.wait(timeout=LONG) == 0, (tmp_path / "log").read_text()
         page.context.close()
     finally:
         process.kill()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
+from waiting import LONG
 from web_attack import JSON, contents, csrf_of, every_route, filled, patient, store_down
 from web_study import answer, client, joined, pairs, question, study
 
@@ -175,7 +176,7 @@ def test_no_log_holds_a_token(
         def ask(method: str, path: str, body: str | None = None, **headers: str) -> Any:
             if body is not None:
                 headers["content-type"] = "application/x-www-form-urlencoded"
-            line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=20)
+            line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=LONG)
             line.request(method, path, body, headers)
             reply = line.getresponse()
             reply.read()

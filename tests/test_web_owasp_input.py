@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import statistics
-import time
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from waiting import LONG
 from web_attack import FILTERS, JSON, contents, csrf_of, every_route, filled, patient, store_down
 from web_study import answer, client, fields, joined, pairs, question, study
 
@@ -113,7 +113,7 @@ def test_no_path_leads_out_of_the_static_files_or_the_export(found: Study) -> No
         "%00",
     )
     with PageServer(app, address) as server:
-        line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=20)
+        line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=LONG)
         for base in ("/static/", "/admin/export/"):
             for step in steps:
                 for target in targets:
@@ -248,7 +248,7 @@ def test_requests_have_a_size(found: Study) -> None:
     assert rater.post("/next", data={**said, **many}).status_code == 400
     address = Address(port=0)
     with PageServer(create_app(found, hosts=address.hosts()), address) as server:
-        line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=20)
+        line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=LONG)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             line.request("GET", "/healthz", headers={"x": "y" * 1_000_000})
             assert line.getresponse().status in (400, 431)
@@ -282,16 +282,21 @@ def test_hidden_fields_are_all_that_a_form_carries(found: Study) -> None:
     assert client(found).post("/next", data=hidden).status_code == 401
 
 
-def test_a_small_reply_on_a_kept_connection_is_not_held_back(found: Study) -> None:
+def test_a_small_reply_on_a_kept_connection_is_not_held_back() -> None:
     """Each would wait 40 ms for the other side's delayed acknowledgement if small packets were collected."""
-    app = create_app(found)
+    no_delay: list[int] = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        # Of uvicorn's object behind `receive`: how long a reply takes would depend on how busy the machine is.
+        connection = receive.__self__.transport.get_extra_info("socket")
+        no_delay.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
     with PageServer(app, Address(port=0)) as server:
-        line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=20)
-        times = []
-        for _ in range(21):
-            began = time.perf_counter()
-            line.request("GET", "/healthz")
-            line.getresponse().read()
-            times.append(time.perf_counter() - began)
+        line = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=LONG)
+        for _ in range(2):
+            line.request("GET", "/")
+            assert line.getresponse().read() == b"ok"
         line.close()
-    assert statistics.median(times) < 0.03
+    assert no_delay == [1, 1]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_run import command, save_tiny_model, tiny_settings
+from waiting import LONG, wait_until
 from web_study import pairs, start_run, study
 
 from rlhf_gym.errors import ConfigError
@@ -55,7 +56,7 @@ def test_what_is_submitted_is_offered_and_what_is_answered_comes_back(tmp_path: 
         assert len(found.queue.next("web/a", count=9)) == 2
         [held] = found.queue.next("web/a")
         found.queue.submit(held.id, "web/a", A, seconds=1)
-        [judgement] = rater.collect(tickets, timeout=5)
+        [judgement] = rater.collect(tickets, timeout=LONG)
         assert judgement == found.store.judgements()[0]
         assert rater.collect(tickets, timeout=0) == []  # once is enough
         [held] = found.queue.next("web/a")
@@ -171,7 +172,7 @@ def rate_everything(line: str, stop: threading.Event, cookies: dict[str, str], l
 
     base, token = line.rsplit("/join/", 1)
     given = 0
-    with httpx2.Client(base_url=base, timeout=30, cookies=cookies) as person:
+    with httpx2.Client(base_url=base, timeout=LONG, cookies=cookies) as person:
         if not cookies:
             assert person.post("/join", data={"token": token}).status_code == 303
             cookies.update(person.cookies)
@@ -209,7 +210,7 @@ def test_a_run_waits_for_people_stops_for_the_night_and_goes_on(model: Path, tmp
     stop, cookies = threading.Event(), dict[str, str]()
     assert rate_everything(link, stop, cookies, limit=5) == 5
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=LONG) == 130
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert f"rlhf-gym run --out {out} --resume" in log
@@ -221,7 +222,7 @@ def test_a_run_waits_for_people_stops_for_the_night_and_goes_on(model: Path, tmp
     person = threading.Thread(target=rate_everything, args=(link, stop, cookies))
     person.start()
     try:
-        assert process.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+        assert process.wait(timeout=LONG) == 0, (tmp_path / "log").read_text()
     finally:
         process.kill()
         stop.set()
@@ -247,7 +248,7 @@ class Link(Progress):
             self.found.set()
 
     def link(self) -> str:
-        assert self.found.wait(60)
+        assert self.found.wait(LONG)
         return next(line.split()[1] for line in self.said if line.strip().startswith("raters:"))
 
 
@@ -390,22 +391,22 @@ def test_training_goes_on_while_people_answer_and_takes_their_answers_in(model: 
     """The person answers the rest in the middle of training, before its third iteration."""
     waiting = threading.Event()
 
+    def answered() -> int:
+        with FeedbackStore(tmp_path / "run" / "feedback.sqlite", read_only=True) as store:
+            return store.count().judgements
+
     class Listening(Link):
         def say(self, line: str) -> None:
             super().say(line)
             if re.search(r"round 1 PPO +2/6", line):
                 waiting.set()
-                for _ in range(600):  # until the rest is answered: the page is another thread's
-                    with FeedbackStore(tmp_path / "run" / "feedback.sqlite", read_only=True) as store:
-                        if store.count().judgements == 12:
-                            return
-                    time.sleep(0.05)
+                wait_until(lambda: answered() == 12, "the rest is answered")  # the page is another thread's
 
     progress, cookies = Listening(), dict[str, str]()
 
     def rate() -> None:
         rate_everything(progress.link(), threading.Event(), cookies, limit=6)
-        waiting.wait(60)
+        waiting.wait(LONG)
         rate_everything(progress.link(), threading.Event(), cookies, limit=6)
 
     sections = {
@@ -458,7 +459,7 @@ def test_a_page_of_its_own_ends_by_ctrl_c(tmp_path: Path) -> None:
         link = lines[1].split()[1]
         assert rate_everything(link, threading.Event(), {}, limit=2) == 2
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=LONG) == 130
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
     finally:

@@ -15,6 +15,7 @@ from web_attack import patient
 from web_study import client, joined, pairs, question, study
 
 from rlhf_gym.feedback import Query
+from rlhf_gym.study.audit import trail
 from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import LARGEST_BODY, POLICY, RateLimit, csrf_matches, csrf_token
 from rlhf_gym.web.server import Address
@@ -52,11 +53,11 @@ def test_a_rater_is_no_administrator(found: Study) -> None:
     _, hidden, _ = question(rater)
     for path in ADMIN_PAGES:
         assert rater.get(path).status_code == 403, path
-    before = found.people.trail()
+    before = trail(found.store)
     for path in ADMIN_POSTS:
         reply = rater.post(path, data={"csrf": hidden["csrf"], "subject": found.people.people()[0].name})
         assert reply.status_code == 403, path
-    assert found.people.trail() == before
+    assert trail(found.store) == before
 
 
 def test_one_rater_cannot_answer_or_read_for_another(found: Study) -> None:
@@ -220,25 +221,25 @@ def test_no_page_holds_anything_that_a_model_wrote(tmp_path: Path, shown: Any) -
         rounds = itertools.count(1)
 
         @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(texts=st.lists(HOSTILE, min_size=6, max_size=6), form=st.sampled_from(list(SAID)))
-        def attack(texts: list[str], form: Any) -> None:
+        @given(texts=st.lists(HOSTILE, min_size=6, max_size=6), query_type=st.sampled_from(list(SAID)))
+        def attack(texts: list[str], query_type: Any) -> None:
             prompt, first, second, role, reason, column = texts
-            responses = (first,) if form in ("thumbs", "edit") else (first, second)
+            responses = (first,) if query_type in ("thumbs", "edit") else (first, second)
             columns = {"messages": [{"role": role, "content": prompt}], "x": column}
             query = Query(
-                prompt=prompt, responses=responses, query_type=form, round=next(rounds), columns=columns,
+                prompt=prompt, responses=responses, query_type=query_type, round=next(rounds), columns=columns,
                 model_versions=(role, column)[: len(responses)],
             )  # fmt: skip
             typed = reason.encode("utf-8", "replace").decode()
             found.store.add_queries([query])
             found.queue.offer([query.id])
             action, hidden, page = question(rater)
-            harmless(page, typed_by_us=form == "edit")
+            harmless(page, typed_by_us=query_type == "edit")
             assert rater.get(f"{action}/text/0").headers["content-type"].startswith("text/plain")
-            said = {**hidden, "reason": typed, **SAID[form]}
+            said = {**hidden, "reason": typed, **SAID[query_type]}
             assert rater.post(action, data=said).status_code == 303
             rater.post("/undo", data=hidden)
-            harmless(question(rater)[2], typed_by_us=form == "edit")
+            harmless(question(rater)[2], typed_by_us=query_type == "edit")
             assert rater.post(action, data=said).status_code == 303
             harmless(admin.get("/admin").text)
             harmless(admin.get("/admin/answers", params={"text": typed[:20], "rater": typed}).text)
@@ -267,6 +268,6 @@ def test_no_text_keeps_the_server_busy(text: str) -> None:
 
     from rlhf_gym.web.markup import markdown_html
 
-    began = time.perf_counter()
+    began = time.thread_time()  # not how long other programs keep the processor from it
     markdown_html(text)
-    assert time.perf_counter() - began < 3
+    assert time.thread_time() - began < 3

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,6 +25,7 @@ from urllib.parse import urlencode
 import pytest
 from postgres_server import start_server
 from tiny_run import command
+from waiting import LONG, wait_for_more, wait_until
 from web_attack import patient
 from web_study import answer, joined, pairs, question, study
 
@@ -36,11 +37,15 @@ from rlhf_gym.web.server import Address, PageServer
 from rlhf_gym.web.study import Study
 
 CARD = re.compile(r'data-id=\\?"([^"\\]+)\\?"')
-TOLD = ("database takes nothing at the moment", "Everything that was stored before is still there", "send it again")
+TOLD = (
+    "database cannot store answers at the moment",
+    "Everything that was stored before is still there",
+    "send it again",
+)
 
 
 class Script:
-    """What the page's script does: an answer is sent again, as it was, until the server says that it has it."""
+    """Stands for the page's script: an answer is sent again, as it was, until the server confirms it."""
 
     def __init__(self, port: int, token: str) -> None:
         self.port = port
@@ -51,7 +56,7 @@ class Script:
         self.csrf = re.findall(r'name="csrf" value="(\w+)"', self._ask("GET", "/rate").text)[0]
 
     def _ask(self, method: str, path: str, fields: dict[str, str] | None = None) -> Any:
-        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONG)
         headers = {"Accept": "application/json", "Cookie": getattr(self, "cookie", "")}
         body = None
         if fields is not None:
@@ -112,7 +117,7 @@ def served(found: Study) -> Iterator[int]:
 def test_the_database_s_server_restarts_under_raters_who_answer() -> None:
     server = start_server()
     try:
-        with study(server.new_url(), pairs(400), queue=QueueSettings(overlap=2)) as found, served(found) as port:
+        with study(server.new_url(), pairs(3000), queue=QueueSettings(overlap=2)) as found, served(found) as port:
             token, stop = found.people.invite(uses=9), threading.Event()
             scripts = [Script(port, token) for _ in range(4)]
 
@@ -124,21 +129,19 @@ def test_the_database_s_server_restarts_under_raters_who_answer() -> None:
             threads = [threading.Thread(target=rate, args=(s, n)) for n, s in enumerate(scripts)]
             for thread in threads:
                 thread.start()
-            for how in ("fast", "immediate"):  # an orderly restart, then a crash
-                time.sleep(0.5)
-                server.stop(how)
-                time.sleep(0.3)
-                server.start()
-            before = sum(len(script.acknowledged) for script in scripts)
-            time.sleep(0.6)
-            stop.set()
-            for thread in threads:
-                thread.join()
+            try:
+                for how in ("fast", "immediate"):  # an orderly restart, then a crash
+                    wait_for_more(lambda: sum(len(script.acknowledged) for script in scripts), 10, "raters answer")
+                    server.stop(how)
+                    wait_for_more(lambda: sum(len(script.told) for script in scripts), 1, "raters are told")
+                    server.start()
+                wait_for_more(lambda: sum(len(script.acknowledged) for script in scripts), 10, "raters go on")
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
             acknowledged = [reason for script in scripts for reason in script.acknowledged]
-            assert len(acknowledged) > before > 10
-            told = [words for script in scripts for words in script.told]
-            assert told
-            for words in told:
+            for words in (words for script in scripts for words in script.told):
                 assert all(part in words for part in TOLD), words
                 assert "127.0.0.1" not in words
             everything_is_there_once(found.store, acknowledged)
@@ -186,12 +189,9 @@ def test_the_server_s_disk_takes_no_more_and_then_does_again(tmp_path: Path) -> 
     with log.open("w") as file:
         process = subprocess.Popen(command("rate", "--serve", place, "--port", "0"), stdout=file, stderr=file)
     try:
-        links = None
-        for _ in range(600):
-            links = re.search(r"raters: +http://127\.0\.0\.1:(\d+)/join/(\S+)", log.read_text())
-            if links or process.poll() is not None:
-                break
-            time.sleep(0.1)
+        printed = re.compile(r"raters: +http://127\.0\.0\.1:(\d+)/join/(\S+)")
+        wait_until(lambda: printed.search(log.read_text()) or process.poll() is not None, "the page is served")
+        links = printed.search(log.read_text())
         assert links, log.read_text()
         script = Script(int(links[1]), links[2])
         for number in range(5):
@@ -199,28 +199,26 @@ def test_the_server_s_disk_takes_no_more_and_then_does_again(tmp_path: Path) -> 
         largest = max(file.stat().st_size for file in tmp_path.iterdir())
         unlimited = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest + 150_000, unlimited[1]))
+        began = time.monotonic()
         writer = threading.Thread(
             target=lambda: [script.answer(f"during {number} " + "because " * 200) for number in range(60)]
         )
         writer.start()
-        for _ in range(400):
-            if len(script.told) >= 3:
-                break
-            time.sleep(0.05)
-        assert len(script.told) >= 3, script.acknowledged
+        wait_until(lambda: len(script.told) >= 3, "the rater is told three times")
         assert all(all(part in words for part in TOLD) for words in script.told)
         assert not any(str(tmp_path) in words for words in script.told)
         kept = len(script.acknowledged)
         assert 5 < kept < 65
         assert script._ask("GET", "/healthz").status == 200
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, unlimited)
+        full_for = time.monotonic() - began
         writer.join()
         assert len(script.acknowledged) == 65
         process.terminate()
         process.wait()
         said = log.read_text()
         assert "free some space" in said  # whoever runs the study is told, and not over and over
-        assert said.count("could not be") <= 3
+        assert said.count("could not be") <= 2 + full_for / 10
         with FeedbackStore(place) as store:
             everything_is_there_once(store, [reason.strip() for reason in script.acknowledged])
     finally:
@@ -228,6 +226,7 @@ def test_the_server_s_disk_takes_no_more_and_then_does_again(tmp_path: Path) -> 
         process.wait()
 
 
+# Replies only once the server has begun to end.
 SLOW = """
 import asyncio, signal
 from rlhf_gym.web.server import Address, PageServer
@@ -237,12 +236,14 @@ def end(*_):
 
 async def slow(scope, receive, send):
     print("asked", flush=True)
-    await asyncio.sleep(1)
+    while not server._server.should_exit:
+        await asyncio.sleep(0.01)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
     await send({"type": "http.response.body", "body": b"stored"})
 
 signal.signal(signal.SIGTERM, end)
-with PageServer(slow, Address(port=0)) as server:
+server = PageServer(slow, Address(port=0))
+with server:
     print(server.address.port, flush=True)
     server.wait()
 """
@@ -255,13 +256,13 @@ def test_whoever_is_being_answered_when_the_server_is_ended_gets_the_reply(how: 
     )
     try:
         assert process.stdout
-        line = http.client.HTTPConnection("127.0.0.1", int(process.stdout.readline()), timeout=20)
+        line = http.client.HTTPConnection("127.0.0.1", int(process.stdout.readline()), timeout=LONG)
         line.request("POST", "/rate/x")
         assert process.stdout.readline() == "asked\n"
         process.send_signal(how)
         assert line.getresponse().read() == b"stored"
         line.close()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=LONG)
         assert "rating page" not in said, said  # no error in the server's own thread
     finally:
         process.kill()
@@ -269,13 +270,14 @@ def test_whoever_is_being_answered_when_the_server_is_ended_gets_the_reply(how: 
 
 
 class Clock(datetime):
-    """The server's clock, which jumps."""
+    """The server's clock, which jumps, and otherwise stands: nothing may depend on how busy the machine is."""
 
+    start = datetime(2026, 1, 1, tzinfo=UTC)
     ahead = timedelta(0)
 
     @classmethod
     def now(cls, tz: Any = None) -> Any:
-        return datetime.now(tz) + cls.ahead
+        return cls.start + cls.ahead
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from waiting import LONG
+
 from rlhf_gym.loop.config_file import Settings, merge
 
 TINY: Settings = {
@@ -56,7 +58,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def rlhf_gym(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `rlhf-gym` as a process of its own."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LONG, **options)
 
 
 def figures(run_dir: Path) -> str:

@@ -1,4 +1,4 @@
-"""What tests of the rating page's security share: every route, every table, a database that is down."""
+"""Shared by tests of the rating page's security: every route, every table, a database that is down."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tiny_run import command
+from waiting import wait_until
 
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.study.leases import QueueSettings
@@ -102,10 +102,11 @@ def start_run(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str
     file = log.open("a")
     before = log.stat().st_size
     process = subprocess.Popen(command("run", *arguments), stdout=file, stderr=file, text=True)
-    for _ in range(600):
-        found = re.search(r"raters: +(\S+)", log.read_text()[before:])
-        if found:
-            return process, found[1]
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+
+    def link() -> re.Match[str] | None:
+        return re.search(r"raters: +(\S+)", log.read_text()[before:])
+
+    wait_until(lambda: link() or process.poll() is not None, "the run serves its page")
+    found = link()
+    assert found, log.read_text()
+    return process, found[1]

@@ -1,6 +1,6 @@
 """Opens the feedback store's database so that an acknowledged write survives a crash.
 
-What both databases share is here; what each needs for it is in ``sqlite_database`` and ``postgres_database``.
+This file holds what both databases share; ``sqlite_database`` and ``postgres_database`` hold the rest.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Database(ABC):
         self.place = place
         self.read_only = read_only
         self._engine = engine
-        # Both databases let waiting writers queue up somewhere worse than here: SQLite's own wait polls and is unfair,
-        # PostgreSQL's keeps a connection busy for each.
+        # Writers of one process queue up here: SQLite's own wait polls and is unfair, PostgreSQL's keeps a connection busy for
+        # each.
         self._writers = threading.Lock()
 
     @contextmanager
@@ -74,14 +74,14 @@ class Database(ABC):
 
     @abstractmethod
     def _begin_migrating(self) -> AbstractContextManager[Connection]:
-        """The same, in which tables may be rebuilt."""
+        """A writing transaction in which tables may be rebuilt."""
 
     @abstractmethod
     def _advice(self, error: BaseException) -> str | None:
         """Advice on an error of the driver; None where there is none."""
 
     def _prepare(self) -> None:
-        """Create the tables in an empty database, bring an older store up to date, refuse what is neither.
+        """Create the tables in an empty database, bring an older store up to date, refuse any other database.
 
         Raises:
             FeedbackError: it is no feedback store, or was written by a newer rlhf-gym.
@@ -89,7 +89,7 @@ class Database(ABC):
         found = self._version(None)
         if found == 0 and not self.read_only:
             with self._begin_writing() as connection:
-                # Asked again under the lock: two processes may open a new store at once.
+                # Read again under the lock: two processes may open a new store at once.
                 found = self._version(connection) or _create(connection)
         if found == 0:
             raise FeedbackError(f"{self.place} is a database but not a feedback store; choose another path")
@@ -136,7 +136,7 @@ class Database(ABC):
 
 
 def _create(connection: Connection) -> int:
-    """The newest schema, at once; a test holds that it is what the migrations lead to."""
+    """Create the newest schema at once; a test compares it to the result of the migrations."""
     metadata.create_all(connection, checkfirst=False)
     for table in GUARDED:
         guard(connection, table)
@@ -146,7 +146,7 @@ def _create(connection: Connection) -> int:
 
 
 def _migrate(connection: Connection, found: int) -> None:
-    """Step by step to the newest schema; another process may have done it meanwhile."""
+    """Migrate to the newest schema, unless another process has done it meanwhile."""
     if found == SCHEMA_VERSION:
         return
     from rlhf_gym.feedback.migrations import upgrade

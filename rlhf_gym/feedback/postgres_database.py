@@ -42,7 +42,7 @@ class PostgresDatabase(Database):
         timeout: seconds to wait for another process that is writing, and for the server to be reached.
 
     Raises:
-        ConfigError: psycopg is not installed, or the URL is none.
+        ConfigError: psycopg is not installed, or the URL cannot be parsed.
         FeedbackError: the server cannot be reached, the database is no feedback store, or a newer rlhf-gym wrote it.
     """
 
@@ -53,7 +53,7 @@ class PostgresDatabase(Database):
             engine = create_engine(
                 parsed,
                 json_serializer=to_json,
-                pool_pre_ping=True,  # connections of before a restart of the server are replaced, not failed on
+                pool_pre_ping=True,  # replaces connections that a restart of the server has cut
                 connect_args={"connect_timeout": max(1, round(timeout))},
             )
         except ImportError as error:

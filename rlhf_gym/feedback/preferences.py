@@ -90,8 +90,8 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
 def preferences_of(answers: Iterable[tuple[Query, Judgement]], *, attribute: str | None = None) -> list[Preference]:
     """Every pair that many judgements order or hold equal.
 
-    Thumbs say nothing of two responses until several responses to one prompt have some: of those that were asked about in one
-    round, each is preferred to those with a smaller share of thumbs up. Equal shares say nothing.
+    Thumbs compare nothing by themselves. Of the responses to one prompt that were put to raters in one round, each is preferred
+    to those with a smaller share of thumbs up; equal shares give no preference.
 
     Args:
         answers: judgements with their queries.
@@ -129,7 +129,9 @@ def preferences_of(answers: Iterable[tuple[Query, Judgement]], *, attribute: str
 
 
 def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | None:
-    """The response that an ``edit`` judgement gives as an example; None for other query types, skips, and what was forgotten.
+    """The response that an ``edit`` judgement gives as an example; None if it gives none.
+
+    None follows from other query types, from skips, and from corrections whose text was removed to forget a person.
 
     Args:
         query: the query that was answered.
@@ -154,7 +156,9 @@ def demonstration_from(query: Query, judgement: Judgement) -> Demonstration | No
 def judged_pairs(
     query: Query, judgement: Judgement, *, attribute: str | None = None
 ) -> list[tuple[int, int, float | None, bool]]:
-    """The same as :func:`preferences_from`, as indices: chosen, rejected, margin and whether it is a tie.
+    """Every pair of a query's responses that a judgement orders or holds equal, as (chosen, rejected, margin, tie).
+
+    The first two are indices. A correction is not one of the query's responses, and gives no pair here.
 
     Args:
         query: the query that was answered.

@@ -80,7 +80,7 @@ class Query:
         k, fewest = len(self.responses), _FEWEST_RESPONSES[self.query_type]
         if k < fewest or (self.query_type in _EXACTLY and k != fewest):
             expected = f"{'exactly' if self.query_type in _EXACTLY else 'at least'} {fewest}"
-            raise FeedbackError(f"a {self.query_type} query needs {expected} responses, got {k}")
+            raise FeedbackError(f"a {self.query_type} query needs {expected} response{'s' * (fewest > 1)}, got {k}")
         if self.model_versions and len(self.model_versions) != k:
             raise FeedbackError(f"model_versions must name {k} models, one a response; got {len(self.model_versions)}")
         if not self.id:
@@ -114,7 +114,8 @@ class Judgement:
         supersedes: id of the earlier judgement that this one corrects.
         reason: why, in the rater's words.
         details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should answer this query;
-            ``both_bad``: a tie of responses that are no good; ``edited``: the corrected response.
+            ``both_bad``: both responses of a tie are bad; ``edited``: the corrected response; ``kind``: ``check``, ``repeat``
+            or ``practice``, where the query was put to a person for that reason.
         id: the same for a retry of the same submission. Derived from query, rater and supersedes where it is not given;
             so give one where the same rater is asked the same query again on purpose.
 
@@ -174,7 +175,7 @@ class Judgement:
 
 
 def check_judgement(query: Query, judgement: Judgement) -> None:
-    """Hold a judgement against its query.
+    """Check that a judgement fits its query.
 
     Args:
         query: the query.

@@ -1,4 +1,4 @@
-"""Reads queries and judgements from the feedback store's tables, and appends them: one transaction's worth of work.
+"""Reads queries and judgements from the feedback store's tables, and appends them, within one transaction.
 
 Appending decides what is refused, what is a retry, and what corrects what.
 """
@@ -58,7 +58,7 @@ def judgement_row(judgement: Judgement) -> dict[str, Any]:
 
 
 def queries_by_id(connection: Connection, ids: Collection[str]) -> dict[str, Query]:
-    """The stored queries out of some ids.
+    """The stored queries with some ids, by id.
 
     Args:
         connection: a transaction.
@@ -133,7 +133,7 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[dict[str, A
 
 
 def chunks(values: Collection[str]) -> Iterator[list[str]]:
-    """Some values, few enough at a time for one statement of any database."""
+    """Values in lists that are short enough for one statement of any database."""
     ordered = list(values)
     for start in range(0, len(ordered), _CHUNK):
         yield ordered[start : start + _CHUNK]

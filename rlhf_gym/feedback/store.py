@@ -79,7 +79,7 @@ class FeedbackStore:
 
     @property
     def database(self) -> Database:
-        """The open database, for what else is kept in it."""
+        """The open database, for the other tables in it."""
         return self._database
 
     @property
@@ -197,7 +197,7 @@ class FeedbackStore:
             return StoreCount(queries=asked or 0, **totals, **current.mappings().one())
 
     def close(self) -> None:
-        """Close the database. The store cannot be used afterwards; nothing is written that was not there before."""
+        """Close the database. The store cannot be used afterwards."""
         self._database.close()
 
     def __enter__(self) -> FeedbackStore:

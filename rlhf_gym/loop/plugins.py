@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.feedback.queries import QueryType
 from rlhf_gym.loop.config import RaterConfig
-from rlhf_gym.objects import is_place, load_object
+from rlhf_gym.objects import is_place, load_object, place_in_code
 from rlhf_gym.raters import Behaviour, FunctionRater, Rater, SimulatedRater, as_rater
 from rlhf_gym.raters.behaviour import ANSWERED as SIMULATED
 from rlhf_gym.raters.function import ANSWERED as BY_FUNCTIONS
@@ -73,7 +73,7 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         seed: seed of the rater's noise.
 
     Raises:
-        ConfigError: what the factory makes is no rater.
+        ConfigError: the user's factory raised, or what it returned is not a rater.
     """
     if config.name == "simulated":
         return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **_knobs(config))
@@ -83,7 +83,15 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: 
         return _judge(config)
     found = load_object(config.name, kind="rater")
     if is_factory(found):
-        found = found(reward=gold, seed=seed)
+        try:
+            found = found(reward=gold, seed=seed)
+        except RlhfGymError:
+            raise
+        except (Exception, SystemExit) as error:  # the factory is the user's: it may raise anything
+            raise ConfigError(
+                f"rater {config.name!r}: {'the class' if isinstance(found, type) else 'the factory'}, called with reward and "
+                f"seed, raised {type(error).__name__}: {error}{place_in_code(error)}"
+            ) from error
     try:
         return as_rater(found, batch_size=config.batch_size)
     except ConfigError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
-from rlhf_gym.raters.base import Rater, RaterError, Ticket
+from rlhf_gym.raters.base import Rater, RaterError, Ticket, explained
 from rlhf_gym.raters.function import RaterFunction, as_rater
 
 # Seconds between two looks at raters who answer when they answer; also how often progress is reported.
@@ -46,14 +46,16 @@ def ask(
     store.add_queries(queries)
     asked = {query.id: query for query in queries}
     answered = _answered(rater, asked, store)
-    tickets = rater.submit([query for query_id, query in asked.items() if query_id not in answered])
+    with explained(rater):
+        tickets = rater.submit([query for query_id, query in asked.items() if query_id not in answered])
     total, seen, new = len(asked), set[str](), 0
     if on_progress:
         on_progress(len(answered), total)
     # Less a hair, so that 0.7 of 10 queries are 7.
     while tickets and total - len({ticket.query_id for ticket in tickets}) < quota * total - 1e-9:
         try:
-            judgements = rater.collect(tickets, timeout=_POLL)
+            with explained(rater):
+                judgements = rater.collect(tickets, timeout=_POLL)
         except RaterError as error:
             store.add_judgements(error.judgements)
             raise

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from rlhf_gym.errors import FeedbackError
+from rlhf_gym.errors import FeedbackError, RlhfGymError
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.objects import place_in_code
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,22 @@ class Rater(Protocol):
             RaterError: the rater cannot go on; ``judgements`` holds what would have been returned.
         """
         ...
+
+
+@contextmanager
+def explained(rater: Rater) -> Iterator[None]:
+    """Turn what a user's own rater raises into a :class:`RaterError`.
+
+    This package's errors pass as they are, and so does whatever its own raters raise: that is a bug, which needs its traceback.
+
+    Raises:
+        RaterError: the rater raised something else; the message names the rater, the error and the line of the user's code.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # the rater is the user's: it may raise anything
+        if isinstance(error, RlhfGymError) or type(rater).__module__.startswith("rlhf_gym."):
+            raise
+        raise RaterError(
+            f"rater {rater.name!r} raised {type(error).__name__}: {error}{place_in_code(error)}"
+        ) from error

@@ -2,7 +2,7 @@
 
 Rewards are in any unit; ``beta`` is in 1 / that unit: with ``beta = 2``, a response that is better by 1 is chosen with
 probability ``sigmoid(2)``. ``beta = inf`` is a rational rater (always the better one; a fair coin between equals),
-``beta = 0`` one who does not look. Arrays broadcast.
+``beta = 0`` one who chooses at random. Arrays broadcast.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-
-# Logistic and normal distribution functions differ least (at most .0095) with this slope (Camilli 1994).
-LOGISTIC_OVER_PROBIT = 1.702
 
 
 def boltzmann(reward_a: ArrayLike, reward_b: ArrayLike, beta: float) -> Array:
@@ -29,7 +26,7 @@ def boltzmann(reward_a: ArrayLike, reward_b: ArrayLike, beta: float) -> Array:
     >>> float(boltzmann(1.0, 0.0, beta=2.0).round(4))
     0.8808
     """
-    return _sigmoid(scaled(np.asarray(reward_a, dtype=np.float64) - np.asarray(reward_b), beta))
+    return _sigmoid(_scaled(np.asarray(reward_a, dtype=np.float64) - np.asarray(reward_b), beta))
 
 
 def thurstone(reward_a: ArrayLike, reward_b: ArrayLike, sigma: float) -> Array:
@@ -44,7 +41,7 @@ def thurstone(reward_a: ArrayLike, reward_b: ArrayLike, sigma: float) -> Array:
     0.7602
     """
     difference = np.asarray(reward_a, dtype=np.float64) - np.asarray(reward_b)
-    z = scaled(difference, math.inf if sigma == 0 else 1 / (sigma * math.sqrt(2)))
+    z = _scaled(difference, math.inf if sigma == 0 else 1 / (sigma * math.sqrt(2)))
     return np.asarray(np.vectorize(lambda value: 0.5 * math.erfc(-value / math.sqrt(2)), otypes=[np.float64])(z))
 
 
@@ -72,7 +69,7 @@ def plackett_luce_choice(rewards: ArrayLike, beta: float) -> Array:
         beta: rationality, in 1 / unit of reward.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
-    weights = np.exp(scaled(rewards - rewards.max(axis=-1, keepdims=True), beta))
+    weights = np.exp(_scaled(rewards - rewards.max(axis=-1, keepdims=True), beta))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
@@ -105,7 +102,7 @@ def rao_kupper(reward_a: ArrayLike, reward_b: ArrayLike, beta: float, theta: flo
     >>> [float(p.round(4)) for p in rao_kupper(0.0, 0.0, beta=1.0, theta=3.0)]
     [0.25, 0.5, 0.25]
     """
-    difference = scaled(np.asarray(reward_a, dtype=np.float64) - np.asarray(reward_b), beta)
+    difference = _scaled(np.asarray(reward_a, dtype=np.float64) - np.asarray(reward_b), beta)
     p_a, p_b = _sigmoid(difference - math.log(theta)), _sigmoid(-difference - math.log(theta))
     return p_a, np.maximum(1 - p_a - p_b, 0.0), p_b
 
@@ -124,13 +121,13 @@ def davidson(reward_a: ArrayLike, reward_b: ArrayLike, beta: float, nu: float) -
     >>> [float(p.round(4)) for p in davidson(0.0, 0.0, beta=1.0, nu=2.0)]
     [0.25, 0.5, 0.25]
     """
-    difference = scaled(np.asarray(reward_a, dtype=np.float64) - np.asarray(reward_b), beta)
+    difference = _scaled(np.asarray(reward_a, dtype=np.float64) - np.asarray(reward_b), beta)
     with np.errstate(over="ignore"):  # cosh overflows to inf, where ties have probability 0
         p_tie = np.asarray(nu / (2 * np.cosh(difference / 2) + nu))
     return (1 - p_tie) * _sigmoid(difference), p_tie, (1 - p_tie) * _sigmoid(-difference)
 
 
-def scaled(differences: ArrayLike, beta: float) -> Array:
+def _scaled(differences: ArrayLike, beta: float) -> Array:
     """``beta`` times differences of reward; infinite ``beta`` leaves a difference of 0 at 0.
 
     Args:

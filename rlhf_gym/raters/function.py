@@ -8,12 +8,18 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import combinations
-from numbers import Integral
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback.queries import Judgement, Query, QueryType
+from rlhf_gym.objects import place_in_code
 from rlhf_gym.raters.base import Rater, RaterError, Ticket
+from rlhf_gym.raters.function_answers import (
+    NotAnAnswerError,
+    answer_from_candidates,
+    answer_from_pairs,
+    batch_of,
+)
 from rlhf_gym.rewards.calling import wait_for
 from rlhf_gym.text import shorten
 
@@ -35,8 +41,8 @@ class FunctionRater:
     The function's positional parameters say what it does:
 
     - ``(prompt, a, b)`` compares two responses and returns 0 (``a`` is better), 1 (``b`` is) or None (no preference). It
-      answers rankings and best-of-k, too: each two responses are compared, and those that win more comparisons rank higher
-      (Copeland).
+      answers rankings and best-of-k, too: each two responses are compared, and the number of comparisons won minus those
+      lost decides (Copeland).
     - ``(prompt, responses)`` looks at all candidates and returns the index of the best, a ranking (indices, best first; a
       list of indices inside it holds equally good ones; responses may be left out), or None (no preference).
     - A first parameter called ``prompts`` makes either batched: ``(prompts, a, b)`` takes three lists, ``(prompts,
@@ -48,7 +54,7 @@ class FunctionRater:
     Args:
         function: see above.
         name: signs the judgements; default the function's own name.
-        batch_size: most queries that are answered before their judgements can be stored.
+        batch_size: most queries in one call of a batched function, and most that an ``async`` one answers at once.
 
     Raises:
         ConfigError: the parameters fit none of the above, or ``batch_size`` is below 1.
@@ -101,11 +107,11 @@ class FunctionRater:
 
         Args:
             tickets: from :meth:`submit`.
-            timeout: seconds after which no further batch is begun.
+            timeout: seconds after which no further call begins; at least one query or batch is answered.
 
         Raises:
-            RaterError: the function raised or returned something else than an answer, and on which query; ``judgements`` holds
-                all other answers. The query stays submitted, so collecting again is trying again.
+            RaterError: the function raised, or returned something that is not an answer; the message names the query, and
+                ``judgements`` holds all other answers. The query stays submitted: collecting again tries again.
             FeedbackError: a ticket is not open here: not submitted, or collected already.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -117,7 +123,7 @@ class FunctionRater:
         judgements: list[Judgement] = []
         for begin in range(0, len(tickets), self.batch_size):
             batch = [self._open[ticket.query_id] for ticket in tickets[begin : begin + self.batch_size]]
-            answered, error = self._judge(batch)
+            answered, error = self._judge(batch, deadline)
             judgements += answered
             for judgement in answered:
                 self._open.pop(judgement.query_id, None)
@@ -128,105 +134,72 @@ class FunctionRater:
                 break
         return judgements
 
-    def _judge(self, batch: Sequence[Query]) -> tuple[list[Judgement], RaterError | None]:
+    def _judge(self, batch: Sequence[Query], deadline: float) -> tuple[list[Judgement], RaterError | None]:
         """The judgements of a batch, and the first error, if there was one."""
         questions: list[Question] = []
         for query in batch:
             k = len(query.responses)
             shown = combinations(range(k), 2) if self._compares_two else [tuple(range(k))]
             questions += [(query, indices) for indices in shown]
-        answers: dict[str, list[Any]] = {query.id: [] for query in batch}
-        for (query, _), answer in zip(questions, self._call(questions), strict=False):
-            answers[query.id].append(answer)
+        values: dict[str, list[Any]] = {query.id: [] for query in batch}
+        for (query, _), value in zip(questions, self._call(questions, deadline), strict=False):
+            values[query.id].append(value)
         judgements: list[Judgement] = []
         first: RaterError | None = None
         for query in batch:
-            given = answers[query.id]
-            failed = next((answer for answer in given if isinstance(answer, Exception)), None)
-            try:
-                if failed is not None:
-                    raise self._error(query, f"raised {type(failed).__name__}: {failed}") from failed
-                wanted = math.comb(len(query.responses), 2) if self._compares_two else 1
-                if len(given) == wanted:  # fewer: a function that failed was not called for what comes after
-                    said = self._said_of_pairs(query, given) if self._compares_two else self._said(query, given[0])
+            given = values[query.id]
+            failed = next((value for value in given if isinstance(value, BaseException)), None)
+            # Fewer values than calls: the function was not called on them, after an error or at the end of the time.
+            if failed is None and len(given) == (math.comb(len(query.responses), 2) if self._compares_two else 1):
+                try:
+                    said = (
+                        answer_from_pairs(query, given)
+                        if self._compares_two
+                        else answer_from_candidates(query, given[0])
+                    )
                     judgements.append(Judgement(query_id=query.id, rater=self._name, **said))
-            except RaterError as error:
-                first = first or error
+                except NotAnAnswerError as error:
+                    failed = error
+            if failed is not None and first is None:
+                first = self._error(query, failed)
         return judgements, first
 
-    def _call(self, questions: Sequence[Question]) -> list[Any]:
-        """An answer or an exception a question, in order; nothing for the questions after one on which the function raised."""
+    def _call(self, questions: Sequence[Question], deadline: float) -> list[Any]:
+        """A value or an exception for each question, in order; nothing for those that the function was not called on."""
         if self._batched:
             return self._call_batched(questions)
-        answers: list[Any] = []
-        for query, shown in questions:
+        values: list[Any] = []
+        for number, (query, shown) in enumerate(questions, start=1):
             responses = [query.responses[i] for i in shown]
             try:
-                answers.append(self.function(query.prompt, *(responses if self._compares_two else [responses])))
-            except Exception as error:  # the function is the user's: it may raise anything
-                answers.append(error)
+                values.append(self.function(query.prompt, *(responses if self._compares_two else [responses])))
+            except (Exception, SystemExit) as error:  # the function is the user's: it may raise anything
+                values.append(error)
                 break
-        if any(inspect.isawaitable(answer) for answer in answers):
-            return list(wait_for(_gather(answers)))
-        return answers
+            # A slow function's answers are returned one by one, so that an interrupted run has stored them.
+            whole = number == len(questions) or questions[number][0] is not query
+            if whole and time.monotonic() >= deadline and not inspect.isawaitable(values[-1]):
+                break
+        if any(inspect.isawaitable(value) for value in values):
+            return list(wait_for(_gather(values)))
+        return values
 
     def _call_batched(self, questions: Sequence[Question]) -> list[Any]:
         prompts = [query.prompt for query, _ in questions]
         shown = [[query.responses[i] for i in indices] for query, indices in questions]
         try:
             columns = [list(side) for side in zip(*shown, strict=True)] if self._compares_two else [shown]
-            answers = wait_for(self.function(prompts, *columns))
-            if not isinstance(answers, Sequence) or isinstance(answers, str) or len(answers) != len(questions):
-                got = f"{len(answers)} answers" if isinstance(answers, Sequence) else type(answers).__name__
-                raise ValueError(f"expected a list of {len(questions)} answers, one a prompt, got {got}")
-        except Exception as error:  # the function is the user's: it may raise anything
+            return batch_of(wait_for(self.function(prompts, *columns)), len(questions))
+        except (Exception, SystemExit) as error:  # the function is the user's: it may raise anything
             return [error]
-        return list(answers)
 
-    def _said_of_pairs(self, query: Query, answers: Sequence[Any]) -> dict[str, Any]:
-        """The answer to a query out of comparisons of each two of its responses."""
-        k = len(query.responses)
-        wins = [0] * k
-        for (i, j), answer in zip(combinations(range(k), 2), answers, strict=True):
-            if answer is None:
-                continue
-            if not _is_index(answer, 2):
-                raise self._error(
-                    query, f"returned {_shown(answer)}; expected 0 (a is better), 1 (b is better) or None"
-                )
-            better, worse = (j, i) if answer else (i, j)
-            wins[better] += 1
-            wins[worse] -= 1
-        groups = [tuple(i for i in range(k) if wins[i] == level) for level in sorted(set(wins), reverse=True)]
-        return _in_type(query, groups)
-
-    def _said(self, query: Query, answer: Any) -> dict[str, Any]:
-        """The answer to a query out of one look at all of its responses."""
-        k = len(query.responses)
-        if answer is None:
-            return _in_type(query, [tuple(range(k))])
-        if _is_index(answer, k):
-            if query.query_type == "ranking" and k > 2:
-                raise self._error(
-                    query,
-                    f"returned {answer}, the index of the best; a ranking query needs all in order, best first, such as "
-                    f"{list(range(k))}: return that, or ask for the best only (rater.query_type=best)",
-                )
-            return _in_type(query, [(int(answer),), tuple(i for i in range(k) if i != answer)])
-        if isinstance(answer, list | tuple) and answer:
-            groups = [tuple(group) if isinstance(group, list | tuple) else (group,) for group in answer]
-            named = [i for group in groups for i in group]
-            if all(groups) and all(_is_index(i, k) for i in named) and len(set(named)) == len(named):
-                return _in_type(query, [tuple(map(int, group)) for group in groups])
-        raise self._error(
-            query,
-            f"returned {_shown(answer)}; expected the index of the best (0 to {k - 1}), a ranking (a list of indices, best "
-            "first) or None",
-        )
-
-    def _error(self, query: Query, problem: str) -> RaterError:
+    def _error(self, query: Query, cause: BaseException) -> RaterError:
         where = f"query {query.id} (round {query.round}, index {query.index}, prompt {shorten(query.prompt)})"
-        return RaterError(f"rater {self._name!r} could not judge {where}: the function {problem}")
+        raised = f"raised {type(cause).__name__}: {cause}{place_in_code(cause)}"
+        problem = str(cause) if isinstance(cause, NotAnAnswerError) else raised
+        error = RaterError(f"rater {self._name!r} could not judge {where}: the function {problem}")
+        error.__cause__ = cause
+        return error
 
 
 def as_rater(thing: Rater | RaterFunction, *, name: str | None = None, batch_size: int = 32) -> Rater:
@@ -250,12 +223,12 @@ def as_rater(thing: Rater | RaterFunction, *, name: str | None = None, batch_siz
 
 
 def function_name(function: Any) -> str:
-    """The name a function was defined by; of an object that is called, its class's."""
+    """The function's name; of another callable object, its class's."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def is_factory(thing: Any) -> bool:
-    """True for what makes a rater when it is called with ``reward=`` and ``seed=``: a class, or a function that takes both."""
+    """True for a factory of raters, called with ``reward=`` and ``seed=``: a class, or a function that takes both."""
     if isinstance(thing, type):
         return True
     if isinstance(thing, Rater) or not callable(thing):
@@ -268,7 +241,7 @@ def is_factory(thing: Any) -> bool:
 
 
 def _positional(function: RaterFunction) -> list[str] | None:
-    """Names of the parameters that must be given, by position; None where there is no signature, or others must be given."""
+    """Names of the required positional parameters; None where there is no signature, or a required one is keyword-only."""
     if not callable(function):
         return None
     try:
@@ -279,34 +252,13 @@ def _positional(function: RaterFunction) -> list[str] | None:
     return [p.name for p in needed] if all(p.kind != p.KEYWORD_ONLY for p in needed) else None
 
 
-async def _gather(answers: Sequence[Any]) -> list[Any]:
-    """All at once: an ``async`` function would otherwise be waited for query by query."""
+async def _gather(values: Sequence[Any]) -> list[Any]:
+    """Wait for all at once: an ``async`` function would otherwise be waited for query by query."""
 
-    async def one(answer: Any) -> Any:
+    async def one(value: Any) -> Any:
         try:
-            return await answer if isinstance(answer, Awaitable) else answer
+            return await value if isinstance(value, Awaitable) else value
         except SystemExit as error:  # it would end the loop, which others share
             raise RuntimeError(f"SystemExit: {error}") from error
 
-    return list(await asyncio.gather(*map(one, answers), return_exceptions=True))
-
-
-def _is_index(value: Any, k: int) -> bool:
-    """True for a whole number in 0..k-1. True and False are none: they may mean either response."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < k
-
-
-def _shown(value: Any) -> str:
-    hint = " (give int(...): True and False may mean either response)" if isinstance(value, bool) else ""
-    return f"{shorten(repr(value))}{hint}"
-
-
-def _in_type(query: Query, groups: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """An order, best group first, as the query type asks for it; a best-of-k whose best are several is skipped."""
-    groups = [group for group in groups if group]
-    first = groups[0]
-    if query.query_type == "ranking":
-        return {"ranking": tuple(groups)}
-    if len(first) == 1:
-        return {"choice": first[0]}
-    return {"tie": True} if query.query_type == "pair" else {"skipped": True}
+    return list(await asyncio.gather(*map(one, values), return_exceptions=True))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
-from rlhf_gym.raters.base import Rater, RaterError, Ticket
+from rlhf_gym.raters.base import Rater, RaterError, Ticket, explained
 from rlhf_gym.raters.function import RaterFunction, as_rater, function_name
 
 
@@ -98,9 +98,12 @@ class RaterPool:
         for name, share in of_member.items():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                judgements += self.members[name].collect(share, left)
+                with explained(self.members[name]):
+                    judgements += self.members[name].collect(share, left)
             except RaterError as error:
                 error.judgements = [*judgements, *error.judgements]
                 raise
+            except FeedbackError as error:
+                raise RaterError(str(error), judgements) from error
         place = {ticket.query_id: i for i, ticket in enumerate(tickets)}
         return sorted(judgements, key=lambda judgement: place[judgement.query_id])

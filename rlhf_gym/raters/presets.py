@@ -35,7 +35,7 @@ PRESETS: dict[str, str] = {
     "bpref_skip": "B-Pref's skipping teacher: skips the tenth of pairs whose better response is worst",
     "bpref_equal": "B-Pref's indifferent teacher: calls the tenth of pairs with the least difference equal",
     "hh_like": "one Boltzmann rater; two such agree on 67% of pairs, as people do on helpfulness and harmlessness",
-    "alpacafarm": "13 raters of unlike rationality, a quarter of their labels flipped",
+    "alpacafarm": "13 raters of different rationality, a quarter of their labels flipped",
 }
 
 _RATERS = 13
@@ -60,7 +60,7 @@ def simulated_rater(
 
     Args:
         preset: one of :data:`PRESETS`.
-        reward: the rater's taste.
+        reward: scores the responses.
         reference_rewards: ``[n, k]``, what the reward gives to ``k >= 2`` responses to each of ``n`` prompts, in units
             of reward; default the quantiles of two standard normal rewards.
         seed: 0 or more.

@@ -1,4 +1,4 @@
-"""The simulated rater: a reward takes the place of a person's taste, and the answers have a person's faults."""
+"""The simulated rater: answers by a reward, with a person's noise and habits."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rlhf_gym.text import nearest
 
 
 class SimulatedRater:
-    """Answers pair, ranking and rating queries at once, by a reward.
+    """Answers pair, ranking, best and rating queries at once, by a reward.
 
     An answer depends on the query, the reward, the behaviour, the rater's name and the seed, and on nothing else: not
     on earlier queries, nor on the batches. So a resumed run gets the same answers.
 
     Args:
-        reward: the rater's taste; anything :func:`rlhf_gym.rewards.score` can call. It is given each query's columns.
+        reward: scores the responses; anything :func:`rlhf_gym.rewards.score` can call. It is given each query's columns.
         behaviour: how the rater answers; default a Boltzmann-rational one with ``beta = 1``.
         seed: 0 or more.
         name: signs the judgements.

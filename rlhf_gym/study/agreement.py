@@ -30,28 +30,12 @@ MANY_DAYS = 4
 """From this many days on, agreement over time is by day."""
 
 
-def agreement_from_accuracy(accuracy: float) -> float:
-    """The share of pairs on which two independent raters of this accuracy agree: a^2 + (1 - a)^2.
-
-    Args:
-        accuracy: share of answers that are right, 0 to 1.
-
-    Raises:
-        ConfigError: an accuracy outside of that.
-
-    >>> round(agreement_from_accuracy(0.9), 2)
-    0.82
-    """
-    if not 0 <= accuracy <= 1:
-        raise ConfigError(f"an accuracy lies in 0..1, got {accuracy}")
-    return accuracy**2 + (1 - accuracy) ** 2
-
-
 def accuracy_from_agreement(agreement: float) -> float:
-    """The accuracy, at least one half, of raters of this agreement p: 1/2 + sqrt(2 p - 1) / 2.
+    """The accuracy, at least one half, of raters who agree on a share p of pairs: 1/2 + sqrt(2 p - 1) / 2.
 
-    It is also the ceiling of a reward model that is scored on one such rater's labels. All pairs are taken to be
-    equally hard; where some are harder, the true mean accuracy is lower (Jensen's inequality).
+    Two independent raters of accuracy a agree on a^2 + (1 - a)^2 of the pairs. The accuracy is also the ceiling of a reward
+    model that is scored on one such rater's labels. All pairs are taken to be equally hard; where some are harder, the true
+    mean accuracy is lower (Jensen's inequality).
 
     Args:
         agreement: between one half (coins) and 1.
@@ -149,7 +133,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Period:
-    """Agreement on the units that were complete within a time.
+    """Agreement on the units that were completed within a time.
 
     Attributes:
         start, end: when the first and the last of the units were complete, UTC.
@@ -173,7 +157,7 @@ def agreement(labels: Labels) -> Agreement:
 
 
 def agreement_over_time(labels: Labels, complete_at: Mapping[Any, datetime], every: int = 50) -> list[Period]:
-    """Agreement by day where there are many days, otherwise by so many units.
+    """Agreement by day where there are many days, otherwise by groups of units.
 
     Args:
         labels: the label of each rater by unit.

@@ -2,14 +2,14 @@
 
 A check question is a query of round 0 with a column ``expected``: ``{"choice": 1}``, ``{"tie": true}``,
 ``{"ranking": [[2], [0, 1]]}`` or ``{"ratings": {"overall": [5, 1]}}``; responses are named by their index in the query. With
-the column ``practice: true`` it comes at the beginning, and the page then shows the expected answer with the column
-``explanation``.
+the column ``practice: true`` it comes at the beginning; after the answer the page says whether it was the expected one, and
+shows the column ``explanation``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,28 @@ _FIELDS = ("prompt", "responses", "query_type", "expected", "practice", "explana
 def expected(columns: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The expected answer in a query's columns; None for a query that is no check question."""
     answer = columns.get("expected")
-    known = isinstance(answer, Mapping) and any(name in answer for name in ("choice", "tie", "ranking", "ratings"))
-    return answer if known else None
+    return answer if _is_answer(answer) else None
+
+
+def refuse_old_check_questions(queries: Iterable[tuple[str, Mapping[str, Any]]], place: str) -> None:
+    """Refuse a store whose check questions have their answer in the column ``gold``, as they had before it was renamed.
+
+    They would be handed out, counted and fitted to as ordinary queries.
+
+    Args:
+        queries: id and columns of the store's queries of round 0.
+        place: the store's place, for the message.
+
+    Raises:
+        FeedbackError: there is such a query.
+    """
+    for query_id, columns in queries:
+        if "expected" not in columns and _is_answer(columns.get("gold")):
+            raise FeedbackError(
+                f"query {query_id} of the feedback store {place} is a check question of an earlier version: its answer is in "
+                "the column 'gold', and is now expected in 'expected'. Make a new store of the queries, with that column "
+                "renamed"
+            )
 
 
 def is_practice(columns: Mapping[str, Any]) -> bool:
@@ -32,9 +52,9 @@ def is_practice(columns: Mapping[str, Any]) -> bool:
 
 
 def meets(judgement: Judgement, columns: Mapping[str, Any]) -> bool:
-    """True if a judgement is the one that its check question expects.
+    """True if a judgement gives the answer that its check question expects.
 
-    The strength of a choice does not count; of ratings, only the order of the responses does.
+    The strength of a choice is not compared; of ratings, only the order of the responses is.
 
     Args:
         judgement: the rater's answer.
@@ -57,7 +77,7 @@ def meets(judgement: Judgement, columns: Mapping[str, Any]) -> bool:
 
 
 def check_questions(path: str | None) -> list[Query]:
-    """Read check questions from a JSON Lines file, one a line; none where there is no file.
+    """Read check questions from a JSON Lines file, one a line; an empty list if no file is named.
 
     ``{"prompt": "2 + 2?", "responses": ["4", "5"], "expected": {"choice": 0}, "practice": true, "explanation": "..."}``, with
     ``query_type`` where it is no pair, and ``messages`` where the prompt is a conversation.
@@ -96,6 +116,10 @@ def _question(row: Mapping[str, Any], index: int) -> Query:
     answer = {name: _tuples(value) for name, value in row["expected"].items()}
     check_judgement(query, Judgement(query_id=query.id, rater="check", **answer))  # an answer that the query can have
     return query
+
+
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(name in value for name in ("choice", "tie", "ranking", "ratings"))
 
 
 def _tuples(value: Any) -> Any:

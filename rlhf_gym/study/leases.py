@@ -59,7 +59,7 @@ class Assignment:
         query: the query.
         rater: the rater who holds it.
         order_shown: the responses in the order this rater sees them.
-        kind: ``query``; ``check`` (a check question); ``repeat`` (put again); ``practice`` (the answer is shown afterwards).
+        kind: ``query``; ``check`` (a check question); ``repeat`` (put again); ``practice`` (the reply says if it was right).
         expires_at: until when it is kept for this rater.
         earlier: the answer that was taken back, where there is one.
     """
@@ -97,8 +97,8 @@ class Receipt:
 
     Attributes:
         judgement_id: the judgement that holds it.
-        repeated: it was there already; this is the receipt it had.
-        late: the lease had run out; it is kept all the same.
+        repeated: the answer was there already; this is its first receipt.
+        late: the lease had run out; the answer is kept all the same.
         correct: True if the answer is the expected one; for practice questions only.
         explanation: for practice questions only.
     """
@@ -136,7 +136,7 @@ class RoundProgress:
 
 
 def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: datetime) -> Judgement:
-    """The answer with responses named as the query names them.
+    """The judgement that an answer makes: its responses are named by their index in the query.
 
     Args:
         assignment: the question in the rater's hands.
@@ -145,7 +145,7 @@ def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: da
         now: the current time.
 
     Raises:
-        FeedbackError: it names a response that was not shown, or rates too few or too many.
+        FeedbackError: the answer names a response that was not shown, or does not rate each response once.
     """
     order = assignment.order_shown
     places = [i for group in answer.ranking or () for i in group] + ([] if answer.choice is None else [answer.choice])
@@ -171,18 +171,6 @@ def judgement_of(assignment: Assignment, answer: Answer, seconds: float, now: da
     )  # fmt: skip
 
 
-def same_answer(judgement: Judgement, earlier: Judgement) -> bool:
-    """True if two judgements are the same apart from their times.
-
-    Args:
-        judgement: the answer to it.
-        earlier: the judgement before.
-    """
-    said = ("choice", "ranking", "ratings", "tie", "skipped", "strength", "reason")
-    alike = all(getattr(judgement, name) == getattr(earlier, name) for name in said)
-    return alike and dict(judgement.details) == dict(earlier.details)
-
-
 def passed_on(judgement: Judgement) -> bool:
     """True for a plain skip, after which another rater gets the query; a flagged query is not passed on."""
     return judgement.skipped and not judgement.details.get("flagged")
@@ -201,7 +189,7 @@ def receipt_of(
     Args:
         assignment: the question in the rater's hands.
         judgement_id: the id of the judgement that holds the answer.
-        judgement: the answer to it.
+        judgement: the answer to the question, for practice.
         repeated: the answer was there already.
         late: the lease had run out.
     """

@@ -1,4 +1,4 @@
-"""People: invitations, sessions, pseudonyms and the audit trail. No password, no address, no real name is stored.
+"""People: invitations, sessions and pseudonyms. No password, address or real name is stored.
 
 Tokens are random, and only their hashes are stored: a reader of the database can neither use an invitation nor take over
 a session.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import schema
 from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.study.audit import record
 from rlhf_gym.study.leases import WEB
 from rlhf_gym.text import visible
 
@@ -38,8 +38,8 @@ class Person:
         name: made up; signs the judgements, e.g. ``web/calm-otter-41``.
         role: ``rater`` or ``admin``.
         label: the administrator's note on the invitation.
-        paused: is handed no questions for now.
-        forgotten: nothing ties the name to a person any more.
+        paused: True while this person is handed no questions.
+        forgotten: True if nothing ties the name to a person any more.
         created_at: time at which the invitation was accepted.
     """
 
@@ -53,14 +53,14 @@ class Person:
 
 @dataclass(frozen=True)
 class Invitation:
-    """A link that lets people in; the token itself is not known any more.
+    """A link that lets people in. Its token is stored as a hash only.
 
     Attributes:
-        id: to revoke it by.
-        role, label: what those who accept it get.
+        id: names it when it is revoked.
+        role, label: role of the people who accept it, and the administrator's note.
         uses: number of people it lets in.
         used: number of people it has let in.
-        revoked: it lets nobody in any more.
+        revoked: True if it lets nobody in any more.
         created_at, expires_at: UTC.
     """
 
@@ -77,17 +77,6 @@ class Invitation:
     def open(self) -> bool:
         """True while it lets somebody in."""
         return not self.revoked and self.used < self.uses and self.expires_at > datetime.now(UTC)
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """One line of the trail: who did what to whom."""
-
-    at: datetime
-    actor: str
-    action: str
-    subject: str
-    details: Mapping[str, Any]
 
 
 class People:
@@ -126,7 +115,7 @@ class People:
             actor: the administrator who invites, for the audit trail.
 
         Returns:
-            The token: shown once, stored as its hash.
+            The token, which cannot be read again: the store has its hash only.
 
         Raises:
             ConfigError: a role that does not exist, no uses, or no time.
@@ -149,7 +138,7 @@ class People:
         }
         with self._database.writing() as connection:
             connection.execute(insert(schema.invitations), row)
-            _note(connection, actor, "invite", number, {"role": role, "uses": uses})
+            record(connection, actor, "invite", number, {"role": role, "uses": uses})
         return token
 
     def accept(self, token: str) -> tuple[Person, str]:
@@ -184,7 +173,7 @@ class People:
                 insert(schema.sessions),
                 {"hash": _hash(session), "person": name, "expires_at": now + timedelta(days=SESSION_DAYS)},
             )
-            _note(connection, name, "join", row["id"], {"role": row["role"]})
+            record(connection, name, "join", row["id"], {"role": row["role"]})
         return Person(**person), session
 
     def person_of(self, session: str) -> Person | None:
@@ -211,10 +200,10 @@ class People:
             FeedbackError: there is no such invitation.
         """
         with self._database.writing() as connection:
-            statement = update(schema.invitations).where(schema.invitations.c.id == invitation_id).values(revoked=True)
-            if not connection.execute(statement).rowcount:
+            named = schema.invitations.c.id == _stored(invitation_id)
+            if not connection.execute(update(schema.invitations).where(named).values(revoked=True)).rowcount:
                 raise FeedbackError(f"there is no invitation {invitation_id[:40]!r}")
-            _note(connection, actor, "revoke", invitation_id, {})
+            record(connection, actor, "revoke", invitation_id)
 
     def pause(self, rater: str, *, actor: str = "command line") -> None:
         """Hand a rater no questions until :meth:`resume`. What the rater holds may still be answered.
@@ -237,10 +226,10 @@ class People:
     def forget(self, rater: str, *, actor: str = "command line") -> None:
         """Remove what ties a rater's answers to a person.
 
-        These are sessions, the note on an invitation that was theirs alone, and all free text they wrote.
-
-        The answers themselves stay under the made-up name, since models were trained on them. This is the only change
-        ever made to stored judgements, and it leaves who preferred what as it was.
+        That is: their sessions, the note on an invitation that was theirs alone, and all free text that they wrote. The
+        answers themselves stay under the made-up name, since models were trained on them. This is the only change ever made
+        to stored judgements. It leaves choices, rankings and ratings as they were; of a corrected response, only the fact that
+        it was corrected stays.
 
         Args:
             rater: the person's name.
@@ -258,7 +247,7 @@ class People:
             connection.execute(update(schema.people).where(schema.people.c.name == rater).values(**gone))
             connection.execute(delete(schema.sessions).where(schema.sessions.c.person == rater))
             _remove_texts(connection, rater)
-            _note(connection, actor, "forget", rater, {})
+            record(connection, actor, "forget", rater)
         self._database.purge()
 
     def people(self) -> list[Person]:
@@ -273,30 +262,11 @@ class People:
             statement = select(schema.invitations).order_by(schema.invitations.c.created_at.desc())
             return [_invitation(row) for row in connection.execute(statement).mappings()]
 
-    def audit(self, actor: str, action: str, subject: str, details: Mapping[str, Any] | None = None) -> None:
-        """Add a line to the trail.
-
-        Args:
-            actor: the person who does it, for the audit trail.
-            action: the action, in a few words.
-            subject: the person or thing it was done to.
-            details: JSON values to record with it.
-        """
-        with self._database.writing() as connection:
-            _note(connection, actor, action, subject, details or {})
-
-    def trail(self, limit: int = 100) -> list[AuditEntry]:
-        """The trail's last lines, newest first."""
-        table = schema.audit.c
-        with self._database.reading() as connection:
-            found = select(table.at, table.actor, table.action, table.subject, table.details)
-            return [AuditEntry(*row) for row in connection.execute(found.order_by(table.sequence.desc()).limit(limit))]
-
     def _change(self, rater: str, actor: str, action: str, *, paused: bool) -> None:
         with self._database.writing() as connection:
             _find(connection, rater)
             connection.execute(update(schema.people).where(schema.people.c.name == rater).values(paused=paused))
-            _note(connection, actor, action, rater, {})
+            record(connection, actor, action, rater)
 
 
 def _hash(token: str) -> str:
@@ -312,8 +282,14 @@ def _invitation(row: RowMapping) -> Invitation:
     return Invitation(**{name: row[name] for name in Invitation.__dataclass_fields__})
 
 
+def _stored(name: str) -> str:
+    """A name to look for; empty for what no name holds: PostgreSQL takes no NUL, not even in a question."""
+    return name if name.isprintable() else ""
+
+
 def _find(connection: Connection, rater: str) -> None:
-    if connection.scalar(select(func.count()).select_from(schema.people).where(schema.people.c.name == rater)) != 1:
+    named = schema.people.c.name == _stored(rater)
+    if connection.scalar(select(func.count()).select_from(schema.people).where(named)) != 1:
         raise FeedbackError(f"there is no rater {rater[:80]!r}; names look like {WEB}/calm-otter-41")
 
 
@@ -325,13 +301,8 @@ def _new_name(connection: Connection) -> str:
             return name
 
 
-def _note(connection: Connection, actor: str, action: str, subject: str, details: Mapping[str, Any]) -> None:
-    row = {"at": datetime.now(UTC), "actor": actor, "action": action, "subject": subject, "details": dict(details)}
-    connection.execute(insert(schema.audit), row)
-
-
 def _remove_texts(connection: Connection, rater: str) -> None:
-    """Blank a rater's reasons and what they typed; the guard against changes stands aside within this transaction."""
+    """Blank a rater's reasons and other texts; the guard against changes is off within this transaction only."""
     table = schema.judgements
     own = connection.execute(select(table.c.id, table.c.details).where(table.c.rater == rater)).all()
     with schema.unguarded(connection, table.name):

@@ -1,4 +1,4 @@
-"""The quality of answers: agreement between raters, with themselves and on check questions; haste; habits.
+"""The quality of answers: agreement between raters, with themselves and on check questions; speed; position bias.
 
 Everything is counted from the judgements in the store. Nobody is excluded automatically: the report warns, and a person
 decides.
@@ -60,12 +60,12 @@ class RaterQuality:
 
     Attributes:
         rater: the rater's name.
-        answered: current answers, skips included, practice and repetitions not.
+        answered: number of current answers, with skips, without practice and repetitions.
         skipped, flagged: out of those.
         seconds: median time for one; None where none was measured.
-        checks: check questions answered as expected.
-        repeated: repetitions answered as the first time.
-        first: out of pairs with a choice, those whose response shown first was chosen; without a habit, about half.
+        checks: share of check questions that were answered as expected.
+        repeated: share of repetitions that were answered as the first time.
+        first: out of pairs with a choice, those whose response shown first was chosen; about half without position bias.
         agreed: out of comparisons that others made too, those in which another rater said the same.
         warnings: sentences on what to look at.
     """
@@ -191,11 +191,11 @@ def _rater(name: str, own: Answers, units: Mapping[Unit, Mapping[str, int]]) -> 
 def _warnings(checks: Share, repeated: Share, first: Share, seconds: float | None, timed: int) -> Iterable[str]:
     """Warnings for measures whose whole interval is worse than a careful rater's value."""
     if checks.whole >= 5 and checks.interval[1] < 0.8:
-        yield f"answers {checks.part} of {checks.whole} check questions"
+        yield f"answered {checks.part} of {checks.whole} check questions as expected"
     if repeated.whole >= 5 and repeated.interval[1] < 0.75:
-        yield f"repeats {repeated.part} of {repeated.whole} answers when asked again"
+        yield f"gave the same answer again to {repeated.part} of {repeated.whole} repeated questions"
     low, high = first.interval
     if first.whole >= 20 and not low <= 0.5 <= high:
         yield f"chose the response shown first {first.part} of {first.whole} times"
     if seconds is not None and timed >= 10 and seconds < 1.5:
-        yield f"takes {seconds:.1f} s for an answer"
+        yield f"takes {seconds:.1f} s for an answer (median)"

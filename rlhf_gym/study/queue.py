@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.queries import Judgement
 from rlhf_gym.feedback.store import FeedbackStore
-from rlhf_gym.study.checks import expected
+from rlhf_gym.study.checks import expected, refuse_old_check_questions
 from rlhf_gym.study.handing_out import (
     add_slots,
     assigned,
@@ -40,12 +41,11 @@ from rlhf_gym.study.leases import (
     judgement_of,
     passed_on,
     receipt_of,
-    same_answer,
 )
 
 _A, _S, _Q = schema.assignments.c, schema.slots.c, schema.queries.c
 _REFRESH = 1.0  # seconds for which counts, and the knowledge of which queries there are, may be old
-_EXACT = 1000  # open queries up to which a count follows every answer; it takes a walk through them all
+_EXACT = 1000  # open queries up to which they are counted after every answer; counting reads them all
 
 _ONE = assigned.where(_A.id == bindparam("named"))
 # What was taken back comes first, the oldest first: undo twice goes back two.
@@ -84,6 +84,9 @@ class Queue:
         store: open for writing.
         settings: overlap, leases, shares.
         offered: only these queries, and what :meth:`offer` adds, are handed out; None: all in the store, as they come.
+
+    Raises:
+        FeedbackError: the store cannot be written, or holds check questions of an earlier version.
     """
 
     def __init__(
@@ -96,6 +99,9 @@ class Queue:
         self._lock = threading.Lock()
         self._looked = -_REFRESH
         self._open: tuple[float, int] = (-_REFRESH, 0)
+        with self._database.reading() as connection:
+            not_of_a_round = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0))
+            refuse_old_check_questions(((row[0], row[1]) for row in not_of_a_round), store.place)
         with self._database.writing() as connection:
             connection.execute(update(schema.slots).values(open=_S.taken < self.settings.overlap))
         self.offer(offered or ())
@@ -111,11 +117,11 @@ class Queue:
         self._open = (-_REFRESH, 0)
 
     def next(self, rater: str, *, count: int = 1) -> list[Assignment]:
-        """The questions a rater is to answer now: first those taken back, then those held (leases renewed), then new ones.
+        """The questions a rater is to answer now: those taken back, then those held (leases renewed), then new ones.
 
         Args:
             rater: the rater who gets them.
-            count: at most so many.
+            count: most questions to return.
 
         Returns:
             Fewer, or none, where there is nothing to do now.
@@ -177,7 +183,7 @@ class Queue:
             return receipt_of(assignment, row["judgement_id"], assignment.earlier, repeated=True)
         judgement = judgement_of(assignment, answer, seconds, now)
         earlier = assignment.earlier
-        if earlier is None or not same_answer(judgement, earlier):
+        if earlier is None or not replace(judgement, supersedes=earlier.supersedes).same_answer(earlier):
             rows.append_judgements(connection, [judgement], queries={assignment.query.id: assignment.query})
         else:
             judgement = earlier  # taken back, and said again

@@ -1,5 +1,5 @@
 """The rating page: people answer queries in a browser, and everything they say goes through the feedback store.
 
-Nothing here holds what cannot be lost: queries, judgements, people and leases are rows of the store, so that the page can
-be killed at any moment, served by another process the next, and watched from a third.
+The server keeps no state of its own. Queries, judgements, people and leases are rows of the store, so that the page can be
+killed at any moment, served by another process the next, and watched from a third.
 """

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.study.audit import record
 from rlhf_gym.study.people import Person
 from rlhf_gym.web.browse import FILTERS, browse
 from rlhf_gym.web.overview import overview
@@ -51,7 +52,8 @@ def admin_routes(study: Study) -> APIRouter:
             path = Path(folder) / "export.jsonl"
             written = export_feedback(study.store.answers(), path, name)
             body = path.read_bytes()
-        study.people.audit(person.name, "export", name, {"records": written.written})
+        with study.store.database.writing() as connection:
+            record(connection, person.name, "export", name, {"records": written.written})
         headers = {"content-disposition": f'attachment; filename="feedback-{name}.jsonl"'}
         return Response(body, media_type="application/x-ndjson", headers=headers)
 

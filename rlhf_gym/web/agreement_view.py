@@ -1,4 +1,4 @@
-"""Agreement on the administration page: a sentence, the three coefficients, and a drawing of all of it over time."""
+"""Agreement on the administration page: a sentence, the three coefficients, and a chart over time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf_gym.study.agreement import MANY_DAYS, Agreement, Period
 from rlhf_gym.study.quality import QualityReport, Share
 
 FEW = 10
-"""With fewer comparisons a period's alpha is too noisy, and is not drawn."""
+"""With fewer comparisons, a period's alpha is too noisy and is not drawn."""
 
 
 def agreement_line(agreed: Share, first: Share) -> str:
@@ -34,24 +34,28 @@ def agreement_line(agreed: Share, first: Share) -> str:
         low, high = first.interval
         said.append(
             f"The response shown first was chosen in {percent(first.value)} of {number(first.whole)} pairs "
-            f"(95%: {percent(low)} to {percent(high)}; without a habit, 50%)."
+            f"(95%: {percent(low)} to {percent(high)}; 50% without position bias)."
         )
-    return " ".join(said) or "Nothing to compare yet: agreement needs queries that several people answer (overlap)."
+    return " ".join(said) or "Nothing to compare yet: agreement needs queries that several raters answer (overlap)."
 
 
 def coefficients(found: Agreement) -> list[tuple[str, str, str]]:
-    """Agreement beyond chance, for a table: name, value, of what; empty where there is none to tell."""
+    """Rows of a table of agreement beyond chance: name, value, what it is computed on; none where none is defined."""
     units = f"{number(found.units)} comparisons"
     rows = [
-        ("Krippendorff's alpha", found.alpha, f"all {units} that two raters or more answered"),
-        ("Fleiss' kappa", found.fleiss, f"those that {number(found.fleiss_raters)} raters answered, as most were"),
+        ("Krippendorff's alpha", found.alpha, f"all {units} that two raters or more have answered"),
+        (
+            "Fleiss' kappa",
+            found.fleiss,
+            f"the comparisons that {number(found.fleiss_raters)} raters have answered, the most frequent number",
+        ),
         ("Cohen's kappa", found.cohen, "the mean over pairs of raters"),
     ]
     return [(name, number(value, 2), of_what) for name, value, of_what in rows if value is not None]
 
 
 def agreement_chart(report: QualityReport) -> Markup | None:
-    """A drawing of agreement, with its interval, and alpha, as answers came; None where it is one period or none."""
+    """A chart of agreement, with its interval, and of alpha over time; None where there are fewer than two periods."""
     periods = report.over_time
     if len(periods) < 2:
         return None

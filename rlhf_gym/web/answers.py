@@ -36,14 +36,14 @@ Fields = Mapping[str, str]
 
 
 def answer_of(fields: Fields, attributes: Sequence[str] = ("overall",), scale: int = 7) -> Answer:
-    """The answer in a form's fields; responses are named in the order they were shown in.
+    """The answer in a form's fields; responses are named by their place in the order shown.
+
+    The queue checks that the query is of that type and has those responses.
 
     Args:
         fields: the form's.
         attributes: the attributes that ratings are about.
         scale: ratings go from 1 to this.
-
-    The queue checks that the query is of that type and has those responses.
 
     Raises:
         FeedbackError: the fields hold no answer to the query type they name.
@@ -68,7 +68,9 @@ def answer_of(fields: Fields, attributes: Sequence[str] = ("overall",), scale: i
     elif query_type == "rating":
         found = _rating(fields, attributes, scale)
     if found is None:
-        raise FeedbackError(f"this is no answer: {said[:40]!r} to {query_type[:40]!r}; go back and choose one")
+        raise FeedbackError(
+            f"{said[:40]!r} is not an answer to a query of the type {query_type[:40]!r}; go back and choose an answer"
+        )
     return Answer(reason=reason, **found)
 
 
@@ -93,7 +95,7 @@ def earlier_value(judgement: Judgement, order_shown: Sequence[int], query_type: 
     """The value of the button that an earlier answer pressed; empty for query types that take more than a button.
 
     Args:
-        judgement: the answer to it.
+        judgement: the earlier answer.
         order_shown: the responses in the order shown.
         query_type: the query's.
     """
@@ -117,7 +119,7 @@ def in_words(judgement: Judgement, order_shown: Sequence[int], query_type: str =
     """An earlier answer in words.
 
     Args:
-        judgement: the answer to it.
+        judgement: the earlier answer.
         order_shown: the responses in the order shown.
         query_type: the query's.
     """

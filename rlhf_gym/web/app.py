@@ -34,14 +34,13 @@ from rlhf_gym.web.study import STATIC, Study, static
 
 MONTH = 30 * 24 * 3600
 TROUBLE = (
-    "The study's database takes nothing at the moment, and whoever runs the study can read why in its log. Everything that "
-    "was stored before is still there; what you just sent is not yet. Wait a little, then go back and send it again: it "
-    "will be stored once."
+    "The study's database cannot store answers at the moment; the server's log says why. Everything that was stored before is "
+    "still there. What you just sent is not stored yet: wait a little, then go back and send it again. It will be stored once."
 )
-"""The message while the database is down, full or locked. Its place and its own words are not for visitors."""
+"""The message while the database is down, full or locked. Visitors do not see the database's place and its own message."""
 NOWHERE = "There is no such page here."
 _RETRY_AFTER = 2  # seconds
-_LOG_EVERY = 10.0  # seconds: many raters try again and again, and a log that is full of it helps nobody
+_LOG_EVERY = 10.0  # seconds between two lines: many raters try again and again
 _log = logging.getLogger(__name__)
 
 
@@ -83,7 +82,7 @@ def _add_errors(app: FastAPI, study: Study) -> None:
 
     @app.exception_handler(RequestValidationError)
     def nowhere(request: Request, _error: Exception) -> Response:
-        return _refusal(study, request, 404, NOWHERE)  # FastAPI's own reply would say how the program reads it
+        return _refusal(study, request, 404, NOWHERE)  # FastAPI's own reply would show the program's parameters
 
     told = [-_LOG_EVERY]
 
@@ -101,7 +100,10 @@ def _add_errors(app: FastAPI, study: Study) -> None:
     def broken(request: Request, _error: Exception) -> Response:
         # The server logs the error itself.
         return _refusal(
-            study, request, 500, "Something is wrong here; whoever runs the study can read what in its log."
+            study,
+            request,
+            500,
+            "An error occurred in the server. The server's log says which; tell whoever runs the study.",
         )
 
 

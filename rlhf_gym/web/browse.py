@@ -1,4 +1,4 @@
-"""The browser of answers: filters out of a query string, a page of answers with their queries."""
+"""The browser of answers: filters in a query string, and the answers that pass them, page by page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KINDS: dict[str, Callable[[Query, Judgement], bool]] = {
     "flagged": lambda _q, j: bool(j.details.get("flagged")),
     "ties": lambda _q, j: j.tie,
     "with a reason": lambda _q, j: bool(j.reason),
-    "check": lambda _q, j: j.details.get("kind") == "check",
+    "check questions": lambda _q, j: j.details.get("kind") == "check",
     "corrected": lambda _q, j: j.supersedes is not None,
 }
 
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """One answer: the query, what was said, and by whom. Here, and only here, models are named."""
+    """One answer with its query, in words and as HTML. Only this page names the models."""
 
     query: Query
     judgement: Judgement
@@ -43,7 +43,7 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class Found:
-    """A page of answers, the filters it was found by, and what they can be set to."""
+    """A page of answers, the filters that found it, and the values that the filters can have."""
 
     answers: list[ShownAnswer]
     total: int
@@ -108,11 +108,11 @@ def _kind(query: Query, judgement: Judgement) -> str:
     """The kind of question in words, with the result of a check or practice question; empty for a plain query."""
     kind = str(judgement.details.get("kind", ""))
     if kind == "repeat":
-        return "asked again"
+        return "repetition"
     if kind not in ("check", "practice"):
         return ""
-    words = "check question" if kind == "check" else "practice"
-    return f"{words}, {'met' if meets(judgement, query.columns) else 'not met'}"
+    words = "check question" if kind == "check" else "practice question"
+    return f"{words}, {'' if meets(judgement, query.columns) else 'not '}as expected"
 
 
 def _mark(judgement: Judgement, response: int) -> str:

@@ -19,7 +19,7 @@ _HEADINGS = {
     "rating": "How good is each response?",
     "best": "Which response is best?",
     "thumbs": "Is this response good?",
-    "edit": "Make this response right, or accept it",
+    "edit": "Correct this response, or accept it",
 }
 _SIDES = {"user": "left-side", "assistant": "right-side"}
 

@@ -16,12 +16,18 @@ from rlhf_gym.feedback import Judgement, Query
 from rlhf_gym.feedback.store import StoreCount
 from rlhf_gym.loop.report.formatting import number, percent
 from rlhf_gym.loop.report.svg import Chart, nice_ticks
+from rlhf_gym.study.audit import trail
 from rlhf_gym.study.leases import RoundProgress
 from rlhf_gym.study.quality import Share, quality
 from rlhf_gym.web.agreement_view import agreement_chart, agreement_line, coefficients
 from rlhf_gym.web.study import Study
 
-COLUMNS = (("Checks", "checks"), ("Repeats", "repeated"), ("Agrees", "agreed"), ("First shown", "first"))
+COLUMNS = (
+    ("Check questions", "checks"),
+    ("Repetitions", "repeated"),
+    ("Agreement", "agreed"),
+    ("Chose the first shown", "first"),
+)
 """Shares in the table of raters: heading, field of :class:`~rlhf_gym.study.quality.RaterQuality`."""
 RECENT = timedelta(minutes=15)
 
@@ -45,7 +51,7 @@ def overview(study: Study) -> dict[str, Any]:
         "to_go": to_go(sum(progress.held + progress.left for progress in rounds), pace),
         "raters": [(name, people.get(name), rows.get(name)) for name in _names(list(people), list(rows))],
         "invitations": study.people.invitations()[:50],
-        "trail": study.people.trail(20),
+        "trail": trail(study.store, 20),
         "now": now,
         "throughput": throughput_chart([judgement.created_at for _, judgement in answers]),
         "agreement": agreement_line(found.agreed, found.first),
@@ -91,7 +97,7 @@ def to_go(answers: int, pace: float) -> str:
         pace: answers a minute.
     """
     if not answers:
-        return "Everything that was asked has been answered."
+        return "All queries are answered."
     words = f"{number(answers)} {'answer' if answers == 1 else 'answers'} to go"
     if not pace:
         return f"{words}; nobody has answered in the last 15 minutes."

@@ -116,7 +116,7 @@ def rating_routes(study: Study) -> APIRouter:
 def _rater(study: Study, request: Request, fields: dict[str, str]) -> tuple[Person, str]:
     """The person who posted a form, if they may: signed in, with the session's token.
 
-    A pause stops the next question (see `_ahead`), never the answer that is being given.
+    Raters who are paused get no further question, but may finish the one that they hold.
     """
     person, session = signed_in(study, request)
     checked(session, fields)
@@ -139,5 +139,5 @@ def _told(study: Study, feedback: dict[str, Any]) -> str:
 
 
 def _break(study: Study) -> str:
-    words = "Whoever runs this study has paused your ratings for now. All your answers are stored."
+    words = "Your ratings are paused by whoever runs this study. All your answers are stored."
     return study.message("A break", [words], link=("/rate", "Look again"), refresh=60)

@@ -42,13 +42,18 @@ POSTED: Replies = {
 }
 """Statuses of routes that take a form."""
 
-CONFLICT: Replies = {409: {"description": "The form asks for what cannot be", "content": _PAGE_OR_WORDS}}
+CONFLICT: Replies = {
+    409: {
+        "description": "The form names what does not exist, or an answer that does not fit",
+        "content": _PAGE_OR_WORDS,
+    }
+}
 """Statuses of forms that name something: an invitation, a question, a person."""
 
 MISSING: Replies = {404: {"description": "There is no such thing", "content": _PAGE_OR_WORDS}}
 """Statuses of routes with a name in their path."""
 
-ELSEWHERE: Replies = {303: {"description": "Go on there", "headers": {"location": {"schema": _TEXT}}}}
+ELSEWHERE: Replies = {303: {"description": "See the page at that location", "headers": {"location": {"schema": _TEXT}}}}
 """Statuses of routes that lead on to a page."""
 
 _PROGRESS = {
@@ -130,7 +135,7 @@ TEXT = _TEXT
 
 
 class PageApp(FastAPI):
-    """FastAPI whose schema promises no 422: what is no path of the page is a 404 here, in its own words."""
+    """FastAPI without the status 422 in its schema: a parameter that cannot be parsed gives the page's own 404."""
 
     def openapi(self) -> dict[str, Any]:
         """The schema, made once."""

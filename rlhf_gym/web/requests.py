@@ -37,7 +37,7 @@ async def form_of(request: Request) -> dict[str, str]:
     """A posted form's fields; of fields given twice the last.
 
     Raises:
-        HTTPException: it is no form.
+        HTTPException: the body is not a form.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
@@ -57,7 +57,7 @@ def checked(session: str, fields: dict[str, str]) -> None:
         fields: the form's fields.
 
     Raises:
-        HTTPException: it does not.
+        HTTPException: the token is missing or another session's.
     """
     if not csrf_matches(session, fields.get("csrf", "")):
         raise HTTPException(403, "this form is out of date; load the page again, nothing is lost")

@@ -1,7 +1,7 @@
 """Guards the page: one middleware that every request and every reply goes through.
 
 Pure ASGI, since a rating page is judged by its slowest click. It refuses hosts it does not serve (DNS rebinding), bodies
-that are too large, posts that another site sent, and clients in too much of a hurry; it sets the security headers of
+that are too large, posts that another site sent, and clients that send too many requests; it sets the security headers of
 every reply, errors included.
 """
 
@@ -148,9 +148,9 @@ class Guard:
             return 403, "another site sent this form; open the page itself and try again", 0
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > LARGEST_BODY:
-            return 413, "this is too large", 0
+            return 413, f"the request is too large; the limit is {LARGEST_BODY:,} bytes", 0
         wait = self._wait(scope, headers)
-        return (429, "slow down a little; nothing is lost", wait) if wait else None
+        return (429, "too many requests; wait a moment and try again, nothing is lost", wait) if wait else None
 
     def _wait(self, scope: Scope, headers: dict[bytes, str]) -> float:
         """Seconds until this client may ask again; 0: now."""
@@ -172,7 +172,9 @@ def _bounded(receive: Receive) -> Receive:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > LARGEST_BODY:
-            raise HTTPException(413, "this is too large")  # inside a route, which turns it into a reply
+            raise HTTPException(
+                413, f"the request is too large; the limit is {LARGEST_BODY:,} bytes"
+            )  # inside a route, which turns it into a reply
         return message
 
     return bounded

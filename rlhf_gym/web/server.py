@@ -42,7 +42,7 @@ def require_web() -> None:
     """Check that the packages which the page needs are installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: one of them is missing.
     """
     try:
         import fastapi  # noqa: F401

@@ -23,10 +23,10 @@ from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import cookie_name, csrf_token
 
 _SCRIPT = "text/javascript; charset=utf-8"
-STATIC = {"page.css": "text/css; charset=utf-8", "forms.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}
+STATIC = {"page.css": "text/css; charset=utf-8", "controls.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}
 WAITING = (
     "Nothing to rate right now",
-    "Everything there was has been answered. New questions appear here by themselves; you may also come back later.",
+    "All questions so far are answered. New ones appear here by themselves; you may also come back later.",
 )
 
 
@@ -66,14 +66,14 @@ class Study:
         self, heading: str, paragraphs: Sequence[str], *, form: Mapping[str, Any] | None = None, guidelines: bool = False,
         link: tuple[str, str] | None = None, refresh: int = 0,
     ) -> str:  # fmt: skip
-        """A page that says one thing.
+        """A page with a heading, some text and at most one form.
 
         Args:
             heading: its heading.
             paragraphs: its text.
-            form: one button: its ``action``, its hidden ``fields``, its words (``button``) and class (``css``).
-            guidelines: show them too.
-            link: a link's target and its words.
+            form: one button: its ``action``, its hidden ``fields``, its label (``button``) and class (``css``).
+            guidelines: True shows the guidelines, too.
+            link: a link's target and its label.
             refresh: seconds until the page reloads; 0: never.
         """
         return self.page(

@@ -1,4 +1,4 @@
-"""Feedback in and out of files: JSON Lines, a JSON array, Parquet; and what a file held, into a store."""
+"""Writes judgements to files and reads them (JSON Lines, a JSON array, Parquet), and adds what was read to a store."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Added:
     """The result of an import into a store.
 
     Attributes:
-        queries: new ones.
-        judgements: new ones.
-        known: judgements that were there already.
+        queries: number of new queries.
+        judgements: number of new judgements.
+        known: number of judgements that were there already.
     """
 
     queries: int
@@ -79,7 +79,7 @@ def export_feedback(
     if format != NATIVE:
         written, replaced = _whole_characters(written)
     if path.exists() and not path.is_file():
-        raise FeedbackError(f"{path} could not be written: it is there and is no file; give the name of one")
+        raise FeedbackError(f"{path} could not be written: it is a folder or a device; give the name of a file")
     target = path.resolve()  # what a link points at is replaced, not the link
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -165,7 +165,7 @@ def _originals_first(connection: Connection, given: Sequence[Judgement]) -> list
 
 
 def _whole_characters(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """Records whose texts every reader of Unicode takes, and how many characters were replaced for that."""
+    """Records without lone surrogates, and the number of those that were replaced."""
     replaced = 0
 
     def whole(value: Any) -> Any:

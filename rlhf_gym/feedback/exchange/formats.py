@@ -1,4 +1,4 @@
-"""Feedback in the formats the field uses; what a format has no place for is counted and named. Files are in ``files``."""
+"""The exchange formats by name, and conversion to and from their records. What a format cannot hold is counted and named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback.exchange import annotation_tools, records
+from rlhf_gym.feedback.exchange import annotation_tools, dataset_formats, records
 from rlhf_gym.feedback.exchange.records import Dropped, Origin, Reader, Record, Writer
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.text import nearest
@@ -35,21 +35,25 @@ NATIVE = "native"
 _PAIRS = "raters, times, the order shown, reasons, skips, ties, columns, model versions"
 FORMATS: dict[str, Format] = {
     NATIVE: Format(records.write_native, records.read_native, "nothing"),
-    "trl-explicit": Format(records.write_trl_explicit, records.read_trl, _PAIRS),
-    "trl-implicit": Format(records.write_trl_implicit, records.read_trl, f"{_PAIRS}, where prompts end"),
-    "trl-conversational": Format(records.write_trl_conversational, records.read_trl, _PAIRS),
-    "trl-unpaired": Format(
-        records.write_trl_unpaired, records.read_trl_unpaired, f"{_PAIRS}, strengths, which pairs belong together"
+    "trl-explicit": Format(dataset_formats.write_trl_explicit, dataset_formats.read_trl, _PAIRS),
+    "trl-implicit": Format(
+        dataset_formats.write_trl_implicit, dataset_formats.read_trl, f"{_PAIRS}, where prompts end"
     ),
-    "hh": Format(records.write_hh, records.read_hh, f"{_PAIRS}, strengths"),
+    "trl-conversational": Format(dataset_formats.write_trl_conversational, dataset_formats.read_trl, _PAIRS),
+    "trl-unpaired": Format(
+        dataset_formats.write_trl_unpaired,
+        dataset_formats.read_trl_unpaired,
+        f"{_PAIRS}, strengths, which pairs belong together",
+    ),
+    "hh": Format(dataset_formats.write_hh, dataset_formats.read_hh, f"{_PAIRS}, strengths"),
     "alpacafarm": Format(
-        records.write_alpacafarm,
-        records.read_alpacafarm,
+        dataset_formats.write_alpacafarm,
+        dataset_formats.read_alpacafarm,
         "times, the order shown, reasons, strengths, columns, model versions",
     ),
     "openai-summarize": Format(
-        records.write_openai_summarize,
-        records.read_openai_summarize,
+        dataset_formats.write_openai_summarize,
+        dataset_formats.read_openai_summarize,
         "times, the order shown, reasons, skips, ties, strengths, most columns",
     ),
     "label-studio": Format(
@@ -115,7 +119,7 @@ def from_records(
 
     Args:
         given: the records.
-        format: one of :data:`FORMATS`; any paired form of TRL is read under each of its names.
+        format: one of :data:`FORMATS`; any paired format of TRL is read under each of its names.
         rater: signs judgements of records that name none.
         round: the round that the queries belong to.
 

@@ -20,7 +20,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback.exchange.records import Record
 from rlhf_gym.feedback.schema import to_json
 
-_INFERRED = 10 << 20  # `datasets` takes the columns' types from so many bytes of JSON Lines, and refuses others later
+_INFERRED = 10 << 20  # bytes of JSON Lines from which `datasets` infers the columns' types; it refuses others later
 _JSON_COLUMNS = b"rlhf_gym.json_columns"
 _FILLED_COLUMNS = b"rlhf_gym.filled_columns"
 
@@ -41,7 +41,7 @@ def json_bytes(records: Sequence[Record], path: Path) -> bytes:
         text = "[\n" + ",\n".join(lines) + "\n]\n"
     else:
         if sum(map(len, lines)) + len(lines) > _INFERRED:
-            lines = _telling_first(records, lines)
+            lines = _new_shapes_first(records, lines)
         text = "".join(f"{line}\n" for line in lines)
     raw = text.encode("ascii")
     return gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw
@@ -73,7 +73,8 @@ def read_json(path: Path) -> Iterator[Mapping[str, Any]]:
         yield from parsed if array else [parsed]
 
 
-def _telling_first(records: Sequence[Record], lines: Sequence[str]) -> list[str]:
+def _new_shapes_first(records: Sequence[Record], lines: Sequence[str]) -> list[str]:
+    """The lines, those of records with a field or type that no record before them has first."""
     met: set[tuple[str, ...]] = set()
     first, rest = list[str](), list[str]()
     for record, line in zip(records, lines, strict=True):

@@ -1,9 +1,9 @@
 "use strict";
-// The administration page looks again by itself: figures, raters and the trail, never a form that somebody is filling in.
+// The administration page updates itself: metrics, raters and the audit trail, never a form that somebody is filling in.
 
 document.body.classList.add("has-script");
-const PARTS = ["figures", "raters", "trail"];
-const LEAST = 15000; // ms between two looks; of a store so large that a look takes long, more
+const PARTS = ["metrics", "raters", "trail"];
+const LEAST = 15000; // ms between two updates; more where the store is so large that one takes long
 
 async function look() {
   const began = performance.now();
@@ -11,7 +11,7 @@ async function look() {
     try {
       const reply = await fetch("/admin", { credentials: "same-origin", redirect: "error" });
       if (reply.ok) take(new DOMParser().parseFromString(await reply.text(), "text/html"));
-    } catch { /* the next look will tell */ }
+    } catch { /* the next update tries again */ }
   }
   setTimeout(look, Math.max(LEAST, 20 * (performance.now() - began)));
 }

@@ -22,7 +22,7 @@ unsent.forEach((item) => finished.add(item.id));
 
 const current = () => place.querySelector(".card");
 
-// --- The clock: stands still while the page is hidden or paused.
+// --- The clock is stopped while the page is hidden or paused.
 function tick(on) {
   const now = performance.now();
   if (running) spent += now - shownAt;
@@ -63,7 +63,7 @@ async function send() {
     try {
       reply = await post(item.action, item.body);
     } catch (error) {
-      warn(error.words || "The connection is gone. Your answers wait here and are sent as soon as it is back; leave this page open.");
+      warn(error.words || "There is no connection. Your answers wait here and are sent as soon as it is back; leave this page open.");
       if (error.final) { unsent.shift(); remember(); await refresh(); continue; }
       await new Promise((done) => setTimeout(done, error.wait || retryIn));
       retryIn = Math.min(retryIn * 2, 15000);
@@ -86,7 +86,7 @@ async function post(action, body) {
   });
   if (response.status === 401) { location.href = "/"; throw { words: "You are no longer signed in.", wait: 60000 }; }
   if (response.status === 429 || response.status >= 500) {
-    const trouble = response.status === 503 ? "The study's database takes nothing at the moment." : "The server is busy.";
+    const trouble = response.status === 503 ? "The study's database cannot store answers at the moment." : "The server is busy.";
     throw { words: `${trouble} Your answers wait here and are sent in a moment; leave this page open.`, wait: 1000 * (response.headers.get("Retry-After") || 2) };
   }
   if (!response.ok) throw { words: (await response.text()).slice(0, 300), final: true };
@@ -123,7 +123,7 @@ function warn(words, kind) {
 }
 async function refresh() {
   if (document.hidden || unsent.length || $("paused").open) return;
-  try { take(await post("/next", [["csrf", csrf()]])); } catch { /* the next look will tell */ }
+  try { take(await post("/next", [["csrf", csrf()]])); } catch { /* the next refresh tries again */ }
 }
 setInterval(() => { if (!current().dataset.id) refresh(); }, 2000);
 const csrf = () => document.querySelector("#undo [name=csrf]").value;
@@ -144,7 +144,7 @@ document.addEventListener("submit", (event) => {
   unsent.push({ id: card.dataset.id, action: new URL(form.action).pathname, body });
   remember();
   const said = card.dataset.said || (event.submitter && (event.submitter.dataset.said || event.submitter.getAttribute("aria-label"))) || "Answered";
-  if (card.dataset.kind === "practice") { // told first; neither counted nor taken back
+  if (card.dataset.kind === "practice") { // the reply is shown first; practice is neither counted nor taken back
     blocked = true;
     card.querySelectorAll("button, input, select, textarea").forEach((field) => { field.disabled = true; });
   } else {
@@ -183,7 +183,7 @@ async function undo() {
     ahead.unshift(card);
     next("Here is your last answer again.");
   } catch (error) {
-    warn(error.words || "The connection is gone; try again in a moment.");
+    warn(error.words || "There is no connection; try again in a moment.");
   }
 }
 
@@ -207,7 +207,7 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (!$("keys").checked || (key === "Enter" && event.target.closest("button:not(.chip), a, summary"))) return;
-  if (event.defaultPrevented) return; // a form's own key
+  if (event.defaultPrevented) return; // the query type has used the key
   const wanted = [...document.querySelectorAll("[data-key]")].find((b) => b.dataset.key.split(" ").includes(key));
   const focus = document.querySelector(`[data-focus="${CSS.escape(key)}"]`);
   if (!wanted && !focus) return;
@@ -222,7 +222,7 @@ try { keys.checked = localStorage.getItem("keys") !== "off"; } catch { /* stays 
 keys.addEventListener("change", () => { try { localStorage.setItem("keys", keys.checked ? "on" : "off"); } catch { /* for now */ } });
 addEventListener("beforeunload", (event) => { if (unsent.length) event.preventDefault(); });
 
-// What a form needs beyond plain controls; other forms of query add theirs here.
+// What a query type needs beyond plain controls: `controls.js` listens for this event.
 function enhance(card) {
   card.dispatchEvent(new CustomEvent("card", { bubbles: true }));
 }
