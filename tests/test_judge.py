@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chat_server import asked, chat_server, material
 from held_port import held_port
-from patience import PATIENCE
+from waiting import LONG
 
 from rlhf_gym.errors import ConfigError, FeedbackError, RewardError
 from rlhf_gym.feedback import FeedbackStore, Query
@@ -170,7 +170,7 @@ def test_nobody_there_and_time_outs_are_told_apart() -> None:
     given_up = threading.Event()
 
     def sleepy(_: Any) -> str:
-        given_up.wait(PATIENCE)
+        given_up.wait(LONG)
         return '{"score": 3}'
 
     with chat_server(sleepy) as server:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from held_port import held_port
-from patience import PATIENCE
+from waiting import LONG
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import CachedReward, FillOnError, SkipOnError, score
@@ -58,7 +58,7 @@ class Service:
         self.ended = threading.Event()
         taken: dict[Any, int | str] = {}
         steps: Iterator[int | str] = itertools.chain(plans, itertools.repeat("ok"))
-        lock, meeting, outer = threading.Lock(), threading.Barrier(at_once, timeout=PATIENCE), self
+        lock, meeting, outer = threading.Lock(), threading.Barrier(at_once, timeout=LONG), self
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
@@ -73,7 +73,7 @@ class Service:
                 plan = taken[self.client_address]
                 self.rfile.read(int(self.headers["Content-Length"]))
                 if plan == "hang":
-                    outer.ended.wait(PATIENCE)
+                    outer.ended.wait(LONG)
                     return
                 with lock:
                     outer.now += 1
@@ -138,7 +138,7 @@ def test_a_service_that_hangs_is_given_up_and_called_again(pauses: list[float]) 
 
     def patiently(message: str) -> None:
         said.append(message)
-        remote.timeout = PATIENCE  # the next reply may take as long as it takes
+        remote.timeout = LONG  # the next reply may take as long as it takes
 
     with running(Service("hang")) as service:
         remote = RemoteReward(service.url, timeout=0.2, patience=30, on_retry=patiently)
@@ -155,7 +155,7 @@ def test_what_cannot_pass_is_not_sent_again() -> None:
 
 def test_so_many_requests_at_once_and_no_more() -> None:
     with running(Service(at_once=3)) as service:
-        remote = RemoteReward(service.url, batch_size=1, concurrency=3, timeout=PATIENCE)
+        remote = RemoteReward(service.url, batch_size=1, concurrency=3, timeout=LONG)
         assert remote(["p"] * 12, ["r"] * 12) == [1.0] * 12
     assert service.requests == 12
     assert service.most_at_once == 3

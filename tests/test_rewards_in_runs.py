@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import limit_time_by
 from tiny_run import save_tiny_model, tiny_settings
+from waiting import limit_time_by
 
 from rlhf_gym.errors import RewardError
 from rlhf_gym.loop.after_iteration import iteration_line

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE
 from rich.console import Console
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
+from waiting import LONG
 
 import rlhf_gym.raters.as_reward
 from rlhf_gym.agents import REINFORCE
@@ -126,7 +126,7 @@ def test_people_on_the_rating_page_are_a_reward(tmp_path: Path) -> None:
 
     texts = ["response of two", "response of three", "response of four"]
     with study(tmp_path, []) as found:
-        reward = RaterReward(WebRater(found.store), found.store, timeout=PATIENCE)
+        reward = RaterReward(WebRater(found.store), found.store, timeout=LONG)
         with ThreadPoolExecutor(1) as pool:
             scores = pool.submit(score, reward, ["p"] * 3, texts)
             somebody = joined(found)
@@ -141,7 +141,7 @@ def test_people_on_the_rating_page_are_a_reward(tmp_path: Path) -> None:
                     200,
                     303,
                 )
-            assert scores.result(PATIENCE).values.tolist() == [2, 3, 4]
+            assert scores.result(LONG).values.tolist() == [2, 3, 4]
         # Asked once ever; what nobody rates in time is an error, or a score that was stated.
         hurried = RaterReward(WebRater(found.store), found.store, timeout=0.2)
         assert score(hurried, ["p"] * 2, [texts[1], texts[0]]).values.tolist() == [3, 2]

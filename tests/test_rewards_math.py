@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import PATIENCE
+from waiting import LONG
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import load_reward, score
@@ -20,7 +20,7 @@ pytest.importorskip("math_verify")
 
 @pytest.fixture(scope="module")
 def reward() -> Iterator[MathAnswer]:
-    made = load_reward("math", seconds=PATIENCE)
+    made = load_reward("math", seconds=LONG)
     assert isinstance(made, MathAnswer)
     yield made
     assert made._worker is not None
@@ -94,7 +94,7 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_ones_are_judged(mon
 
     def patiently(worker: Any, references: list[str], response: str, seconds: float) -> bool | None:
         """Only the answer that takes for ever is given up after the second."""
-        return ask(worker, references, response, seconds if response == for_ever else PATIENCE)
+        return ask(worker, references, response, seconds if response == for_ever else LONG)
 
     monkeypatch.setattr(math_answer._Worker, "ask", patiently)
     reward = MathAnswer(seconds=1)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from patience import PATIENCE, until
 from ppo_setups import LIMIT, assert_same_weights, learn, small_ppo, weights
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import count_a, letter_task
+from waiting import LONG, wait_until
 
 from rlhf_gym.agents.common.collect import Scoring, decode_episodes
 from rlhf_gym.agents.common.policy import LMPolicy
@@ -130,7 +130,7 @@ def test_a_round_is_scored_while_the_next_one_is_generated(model: LanguageModel)
     """Each call but the last returns only once the next round has begun: one after the other, that would never end."""
 
     def next_round_has_begun(call: int) -> None:
-        assert call == 2 or rounds.begun[call + 1].wait(PATIENCE)
+        assert call == 2 or rounds.begun[call + 1].wait(LONG)
 
     reward = Slow(next_round_has_begun)
     env = env_for(reward)
@@ -143,7 +143,7 @@ def test_a_round_is_scored_while_the_next_one_is_generated(model: LanguageModel)
 def test_decoding_does_not_wait_for_scores(model: LanguageModel) -> None:
     """All rounds are generated while the first is still being scored."""
     written = threading.Event()
-    reward = Slow(lambda call: written.wait(PATIENCE) or pytest.fail("nobody went on"))
+    reward = Slow(lambda call: written.wait(LONG) or pytest.fail("nobody went on"))
     seen: list[Episode] = []
 
     def while_scoring(episodes: list[Episode]) -> None:
@@ -160,7 +160,7 @@ def test_decoding_does_not_wait_for_scores(model: LanguageModel) -> None:
 def test_the_last_round_is_scored_while_the_reference_reads_it() -> None:
     """One round an iteration, as in `rlhf-gym run`."""
     reading, scored = threading.Event(), threading.Event()
-    reward = Slow(lambda call: reading.wait(PATIENCE) or pytest.fail("the reference was not asked"))
+    reward = Slow(lambda call: reading.wait(LONG) or pytest.fail("the reference was not asked"))
     agent = small_ppo(task={"reward": reward})
     look_up = agent.complete
 
@@ -227,11 +227,11 @@ def test_a_remote_reward_scores_while_the_reference_reads() -> None:
     reading = threading.Event()
 
     def there(prompts: list[str], responses: list[str]) -> list[float]:
-        assert reading.wait(PATIENCE)
+        assert reading.wait(LONG)
         return count_a(prompts, responses)
 
     with RewardServer(there, port=0) as server:
-        agent = small_ppo(task={"reward": RemoteReward(server.url, timeout=2 * PATIENCE, patience=0)})
+        agent = small_ppo(task={"reward": RemoteReward(server.url, timeout=2 * LONG, patience=0)})
         complete = agent.complete
         agent.complete = lambda rollout: (reading.set(), complete(rollout))[1]  # type: ignore[method-assign,func-returns-value]
         learn(agent, 1)
@@ -290,7 +290,7 @@ def test_a_failure_breaks_off_the_round_that_is_being_generated(
         raise ValueError("gone")
 
     env = env_for(Slow(fail))
-    rounds = Rounds(env, lambda k: k == 0 or until(lambda: scorings[0]._failure is not None))
+    rounds = Rounds(env, lambda k: k == 0 or wait_until(lambda: scorings[0]._failure is not None))
     ended = []
     end = env.end_episodes
     env.end_episodes = lambda *given: (ended.append(1), end(*given))[1]  # type: ignore[method-assign]
@@ -307,14 +307,14 @@ def test_a_failure_in_decoding_waits_for_the_call_that_runs_and_drops_the_rest(
 
     def runs_until_scoring_ends(call: int) -> None:
         begun.set()
-        until(lambda: scorings[0]._ended)
+        wait_until(lambda: scorings[0]._ended)
 
     reward = Slow(runs_until_scoring_ends)
     env = env_for(reward)
 
     def breaks(k: int) -> None:
         if k == 3:
-            assert begun.wait(PATIENCE)
+            assert begun.wait(LONG)
             raise ModelError("the weights are gone")
 
     Rounds(env, breaks)
@@ -347,13 +347,13 @@ def test_an_interrupt_does_not_wait() -> None:
 
     def call() -> None:
         begun.set()
-        release.wait(PATIENCE)
+        release.wait(LONG)
         done.set()
 
     def interrupted(scoring: OverlappedScoring) -> None:
         scoring.submit(call)
         scoring.submit(lambda: made.append("one that was dropped"))
-        assert begun.wait(PATIENCE)
+        assert begun.wait(LONG)
         raise KeyboardInterrupt
 
     made: list[str] = []
@@ -364,7 +364,7 @@ def test_an_interrupt_does_not_wait() -> None:
     assert thread is not None
     assert thread.daemon
     release.set()
-    thread.join(PATIENCE)
+    thread.join(LONG)
     assert done.is_set()
     assert not made
 
@@ -439,7 +439,7 @@ def test_overlapped_scoring_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -
 
     agent = small_ppo(task={"reward": Noted(takes_long)})
     complete = agent.complete
-    agent.complete = lambda rollout: (complete(rollout), scored.wait(PATIENCE))[0]  # type: ignore[method-assign]
+    agent.complete = lambda rollout: (complete(rollout), scored.wait(LONG))[0]  # type: ignore[method-assign]
     (row,) = learn(agent, 1)
     assert row["time/scoring_seconds"] == 1000
     assert row["time/reward_seconds"] == 0

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from patience import PATIENCE
 from ppo_setups import LIMIT, assert_same_weights, collected, learn, letters_env, small_agent, weights
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
+from waiting import LONG
 
 from rlhf_gym.agents import GRPO, PPO
 from rlhf_gym.agents.common.advantages import gae
@@ -80,7 +80,7 @@ def test_sums_keep_tokens_and_other_combinations_pay_at_the_end() -> None:
     assert score(length + 1, ["p"], ["ab"]).tokens is None
     named = score(term(letters).named("mine"), ["p"], ["ab"], columns)
     assert [row.tolist() for row in named.tokens or ()] == [[1, -1, 0.5]]
-    limited = score(TimeLimit(letters, PATIENCE), ["p"], ["ab"], columns)
+    limited = score(TimeLimit(letters, LONG), ["p"], ["ab"], columns)
     assert limited.tokens is not None
     assert score(CachedReward(letters), ["p"], ["ab"], columns).values.tolist() == [0.5]
 

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from held_port import held_port
-from patience import PATIENCE, until
+from waiting import LONG, wait_until
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import load_reward, score, term
@@ -37,7 +37,7 @@ def lengths(prompts, responses):
 def post(url, data, headers=None):
     request = urllib.request.Request(url, data=json.dumps(data).encode(), headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        with urllib.request.urlopen(request, timeout=LONG) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -154,7 +154,7 @@ def test_other_methods_and_paths(method, path, status, allow):
         if method in ("GET", "HEAD", "TRACE"):
             request.data = None
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=PATIENCE)
+            urllib.request.urlopen(request, timeout=LONG)
     assert (caught.value.code, caught.value.headers["Allow"]) == (status, allow)
     assert method == "HEAD" or "expected POST /score" in json.load(caught.value)["error"]
 
@@ -163,7 +163,7 @@ def test_json_that_is_nested_too_deeply():
     with RewardServer(lengths, port=0) as server:
         request = urllib.request.Request(server.url, data=b"[" * 200_000)
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=PATIENCE)
+            urllib.request.urlopen(request, timeout=LONG)
     assert caught.value.code == 400
 
 
@@ -202,10 +202,10 @@ def test_a_service_that_restarts_loses_nothing():
         client = threading.Thread(target=ask)  # the service is down when it asks
         got.clear()
         client.start()
-        until(lambda: retries)
+        wait_until(lambda: retries)
         assert not got
         with RewardServer(lengths, port=port):
-            client.join(PATIENCE)
+            client.join(LONG)
     np.testing.assert_array_equal(got["values"], np.arange(100))
     assert "trying again in" in retries[0]
 
@@ -223,13 +223,13 @@ def test_after_an_error_the_rest_is_not_waited_for():
         def post(body, stop):
             if b"p7 " in body:
                 return plain(body, stop)
-            stopped.append(stop.wait(PATIENCE))  # a call that waits for it would wait so long
+            stopped.append(stop.wait(LONG))  # a call that waits for it would wait so long
             raise RewardError("stopped")
 
         remote._post = post  # type: ignore[method-assign]
         with pytest.raises(RewardError, match="raised ValueError: no"):
             score(remote, PROMPTS[:8], RESPONSES[:8])
-        until(lambda: len(stopped) == 7)
+        wait_until(lambda: len(stopped) == 7)
     assert all(stopped)
 
 
@@ -337,7 +337,7 @@ def test_a_reply_that_is_cut_off_or_comes_in_drops_is_asked_for_again(caplog, mo
                 time.sleep(0.001)
 
     for broken in (cut, drops):
-        remote = RemoteReward(raw_service([broken, whole]), timeout=PATIENCE, patience=math.inf)
+        remote = RemoteReward(raw_service([broken, whole]), timeout=LONG, patience=math.inf)
         assert score(remote, ["p"], ["r"]).values.tolist() == [7]
     # Nobody asked to be told, so the log says why it takes long.
     assert "IncompleteRead" in caplog.text

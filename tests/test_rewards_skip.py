@@ -12,12 +12,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from patience import PATIENCE
 from ppo_setups import assert_same_weights, learn, letters_env, small_agent, weights
 from stable_baselines3.common.logger import Logger
 from tiny_models import LetterTokenizer, tiny_language_model
 from tiny_run import save_tiny_model, tiny_settings
 from toy_tasks import letter_task
+from waiting import LONG
 
 from rlhf_gym.agents import GRPO, PPO, OnlineDPO
 from rlhf_gym.agents.best_of_n import best_of_n
@@ -123,7 +123,7 @@ def test_combinations_leave_the_whole_sample_out_and_learn_nothing_from_it() -> 
 
     gate = score(Gate(skipping(), length, level=1), prompts, responses, may_skip=True)
     assert gate.values[gate.kept].tolist() == [2, 1, 0]
-    limited = score(TimeLimit(skipping(), PATIENCE), prompts, responses, may_skip=True)
+    limited = score(TimeLimit(skipping(), LONG), prompts, responses, may_skip=True)
     assert limited.kept.tolist() == [True, False, True, True]
 
 

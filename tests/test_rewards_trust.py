@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from patience import PATIENCE, limit_time_by
+from waiting import LONG, limit_time_by
 
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.rewards import CachedReward, Constrained, SkipOnError, check, score, term
@@ -111,7 +111,7 @@ def test_a_time_limit_names_the_reward_and_lets_everything_else_through(monkeypa
     def thinks(prompts, responses):
         if responses[0] == "hang":
             hangs.set()
-            release.wait(PATIENCE)
+            release.wait(LONG)
         if responses[0] == "fail":
             raise ValueError("broken")
         return [float(len(r)) for r in responses]
@@ -127,7 +127,7 @@ def test_a_time_limit_names_the_reward_and_lets_everything_else_through(monkeypa
         score(limited, ["p"], ["fail"])
     assert score(limited, ["p"], ["on"]).values.tolist() == [2]
     release.set()
-    filled = FillOnError(TimeLimit(lambda prompts, responses: release.wait(0), PATIENCE), fill=-1)
+    filled = FillOnError(TimeLimit(lambda prompts, responses: release.wait(0), LONG), fill=-1)
     assert score(filled, ["p"], ["r"]).values.tolist() == [-1]
     with pytest.raises(ConfigError, match="above 0 seconds"):
         TimeLimit(thinks, 0)
@@ -141,7 +141,7 @@ def test_a_time_limit_names_the_sample_where_samples_are_scored_one_by_one(is_as
     def sticks(prompt, response):
         if response == "bad":
             hangs.set()
-            release.wait(PATIENCE)
+            release.wait(LONG)
         return 1.0
 
     async def sticks_later(prompt, response):
@@ -212,7 +212,7 @@ def test_what_hangs_is_found_by_term_and_sample(monkeypatch):
     def stuck(prompts, responses):
         if any("response of 7" in r for r in responses):
             hangs.set()
-            release.wait(PATIENCE)
+            release.wait(LONG)
         return [1.0] * len(responses)
 
     def noticed():
