@@ -1,4 +1,4 @@
-"""The benchmark of an iteration's figures runs, and switches off figures only."""
+"""The benchmark of an iteration's metrics runs, and switches off metrics only."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_a_small_table(tmp_path: Path) -> None:
     assert "| all statistics | | " in done.stdout
 
 
-def test_nothing_but_figures_is_switched_off(bench: ModuleType, tmp_path: Path) -> None:
-    both = [bench.Trainer(tmp_path / f"{on}.csv", figures=on, episodes=4) for on in (True, False)]
+def test_nothing_but_metrics_is_switched_off(bench: ModuleType, tmp_path: Path) -> None:
+    both = [bench.Trainer(tmp_path / f"{on}.csv", metrics=on, episodes=4) for on in (True, False)]
     turns = [trainer.turn() for trainer in both]
     assert set(turns[0]) == PARTS | {"wall", "cpu"}
     assert set(turns[1]) == {"wall", "cpu"}

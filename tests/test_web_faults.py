@@ -31,5 +31,5 @@ def test_kill_9_under_load_loses_and_doubles_nothing(tmp_path: Path, store_place
     figures = json.loads(out.read_text())
     assert figures["kills"] == 2
     assert figures["retries"] > 0
-    assert figures["lost"] == figures["doubled"] == figures["asked_twice"] == figures["over_the_overlap"] == 0
+    assert figures["lost"] == figures["doubled"] == figures["answered_twice"] == figures["over_the_overlap"] == 0
     assert figures["stored"] >= figures["acknowledged"] > 50
