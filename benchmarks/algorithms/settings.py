@@ -11,11 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
-
 from rlhf_gym import agents
-from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.tasks import Task, load_task
 
 Options = dict[str, Any]
@@ -46,18 +42,6 @@ class Setting:
     def load_task(self) -> Task:
         """The task."""
         return load_task(self.task, **self.task_options)
-
-    def load_model(self, task: Task, seed: int) -> LanguageModel:
-        """The policy before training; another random one for each seed, where it is random."""
-        if not self.untrained:
-            return LanguageModel.load("embedded", device="cpu")
-        assert task.tokenizer is not None
-        torch.manual_seed(seed)
-        size = task.tokenizer.vocab_size
-        network = GPT2LMHeadModel(
-            GPT2Config(vocab_size=size, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
-        )
-        return LanguageModel(network, task.tokenizer, "untrained")
 
 
 # Staying close to a random network has no use, so its KL coefficient is next to nothing.

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from settings import ALGORITHMS, SETTINGS, Options, Setting
 from stable_baselines3.common.logger import KVWriter, Logger
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.lm.decoding import generate
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.rewards import score
+from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import columns_of
 
 SMOOTHED = 3  # iterations whose mean has to reach the level
@@ -53,7 +56,7 @@ def train(name: str, setting: str, seed: int, options: Options) -> dict[str, Any
     torch.set_num_threads(1)
     algorithm, chosen = ALGORITHMS[name], SETTINGS[setting]
     task = chosen.load_task()
-    model = chosen.load_model(task, seed)
+    model = load_model(chosen, task, seed)
     env = make_sb3_env(chosen.episodes, task=task, tokenizer=model.tokenizer, seed=seed)
     # RAFT has no KL coefficient.
     kl_coef = {"kl_coef": chosen.kl_coef} if "kl_coef" in algorithm.kind.Settings.names() else {}
@@ -78,6 +81,19 @@ def train(name: str, setting: str, seed: int, options: Options) -> dict[str, Any
         "seconds": round(seconds, 2),
         "scores": [round(value, 4) for value in curve.scores],
     }
+
+
+def load_model(setting: Setting, task: Task, seed: int) -> LanguageModel:
+    """The policy before training: the embedded model, or a network with random weights, other ones for each seed."""
+    if not setting.untrained:
+        return LanguageModel.load("embedded", device="cpu")
+    assert task.tokenizer is not None
+    torch.manual_seed(seed)
+    size = task.tokenizer.vocab_size
+    network = GPT2LMHeadModel(
+        GPT2Config(vocab_size=size, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    )
+    return LanguageModel(network, task.tokenizer, "untrained")
 
 
 def evaluate(agent: Any, setting: Setting, seed: int) -> float:

@@ -26,6 +26,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,7 +54,6 @@ class Worker:
         )  # fmt: skip
         os.close(writer)
         self.results = os.fdopen(reader)
-        self.turn()  # the first iteration warms up
 
     def turn(self) -> dict[str, Any]:
         """Run an iteration and return its measurements, scaled to 64 episodes.
@@ -62,8 +62,9 @@ class Worker:
             SystemExit: the process ended.
         """
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: there is no line
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
         line = self.results.readline()
         if not line:
             raise SystemExit(f"{self.name}: its process ended with status {self.process.wait()}; see its message above")
@@ -76,7 +77,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.results.close()
 
@@ -85,6 +87,7 @@ def work(pipe: int, name: str, length: int, passes: int, episodes: int, threads:
     """Run an iteration for each line of standard input, and write a line of measurements: the process of a worker."""
     if name not in NAMES:
         raise SystemExit(f"unknown contender {name!r}; expected one of {', '.join(map(repr, NAMES))}")
+    import contenders
     import torch
 
     torch.set_num_threads(threads)
@@ -116,8 +119,6 @@ def work(pipe: int, name: str, length: int, passes: int, episodes: int, threads:
 
         trl_groups.run(name, length, passes, report)
         return
-    import contenders
-
     for phases in contenders.CONTENDERS[name](length, passes, episodes):
         if not report(phases):
             return
@@ -156,6 +157,8 @@ def measure(
         for name in names:
             episodes = arguments.stock_episodes if name == "stock SB3" else 64
             workers.append(Worker(name, length, passes, episodes, arguments.threads, arguments.trl))
+        for worker in workers:  # they are all loading by now
+            worker.turn()  # the first iteration warms up
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(arguments.repeats):
             for worker in workers:
