@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +24,13 @@ def bench() -> ModuleType:
     return module
 
 
-def test_small_tables(tmp_path: Path) -> None:
+def test_small_tables(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "rewards.json"
     options = ["--turns", "1", "--calls", "20", "--episodes", "4", "--batches", "2", "--delay", "0.05", "--out"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *options, str(out)], capture_output=True, text=True, check=True)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, str(out)])
+    bench.main()
     found = json.loads(out.read_text())
     assert set(found["calls"]) == {"1", "4"}
     assert all(0 < seconds < 1 for row in found["calls"].values() for seconds in row.values())
@@ -41,7 +43,7 @@ def test_small_tables(tmp_path: Path) -> None:
     assert slow["in place"] > slow["scoring"]
     for name in ("floor", "in place", "overlapped"):
         assert len(slow["turns"][name]) == 1
-    assert "| 50 ms | 2 |" in done.stdout
+    assert "| 50 ms | 2 |" in capsys.readouterr().out
 
 
 def test_both_ways_do_the_same_work(bench: ModuleType) -> None:
