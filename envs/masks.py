@@ -99,7 +99,7 @@ class Masks:
     Attributes:
         options: as given.
         suppress_tokens: ids that are never allowed, padding first.
-        follows: True if :meth:`advance` must be told every token that is appended.
+        follows: True if :meth:`advance` must be called with every token that is appended.
 
     Raises:
         ConfigError: options that contradict one another.

@@ -197,8 +197,12 @@ class TokensFormat:
             InvalidAction: the actions are not one row for each slot, a row is too long, or an id is outside the vocabulary.
         """
         count, limit, tokenizer = len(self.episodes.length), self.task.max_new_tokens, self.episodes.tokenizer
-        if len(actions) != count:
-            raise gym.error.InvalidAction(f"expected {count} rows of token ids, got {len(actions)}")
+        try:
+            given = len(actions)
+        except TypeError:
+            raise gym.error.InvalidAction(f"expected {count} rows of token ids, got {actions!r}") from None
+        if given != count:
+            raise gym.error.InvalidAction(f"expected {count} rows of token ids, got {given}")
         out: Ids = np.full((len(slots), limit), tokenizer.eos_id, dtype=np.int64)
         for row, slot in enumerate(slots.tolist()):
             ids = as_ids_action(actions[slot], limit, tokenizer)

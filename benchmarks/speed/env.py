@@ -137,7 +137,7 @@ def seconds_a_step(run: Callable[[int], None], length: int, seconds: float, most
     """Mean CPU seconds of a step, measured over whole episodes, or over pieces of ``most`` steps.
 
     Args:
-        run: takes so many steps.
+        run: takes a given number of steps.
         length: steps of an episode.
         seconds: about the time to measure for.
         most: the most steps between two looks at the clock.
@@ -177,7 +177,7 @@ def growth(num_envs: int, length: int) -> float:
 
 
 def memory(num_envs: int, steps: int) -> tuple[int, int]:
-    """Bytes that Python and NumPy hold after so many environment steps, and at the peak, above those held before."""
+    """Bytes that Python and NumPy hold after that many environment steps, and at the peak, above those held before."""
     run = env_stepper(TokenVectorEnv(num_envs, task(64), TOKENIZER), num_envs)
     run(200)
     tracemalloc.start()
@@ -196,7 +196,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 256, 4096])
     parser.add_argument("--length", type=int, nargs="+", default=[16, 128, 512])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
-    parser.add_argument("--repeats", type=int, default=3, help="the best of so many counts; columns take turns")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="measurements, of which the best counts; columns take turns"
+    )
     parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps over which memory is measured")
     parser.add_argument("--out", help="write the measurements as JSON to this file")
     arguments = parser.parse_args()
