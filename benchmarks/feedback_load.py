@@ -1,14 +1,14 @@
-"""Many raters at once on the rating page, and a server that is killed meanwhile: how fast, and is every answer there, once?
+"""Load on the rating page: many raters at once and a server that is killed meanwhile; measures speed, and checks every answer.
 
     python benchmarks/feedback_load.py                                   # 200 raters, 3 s think time, SQLite
     python benchmarks/feedback_load.py --store postgresql+psycopg://...  # an empty database
     python benchmarks/feedback_load.py --raters 40 --think 0.2 --kills 50 --seconds 300
 
-A rater answers by the requests that the page's script makes: an answer is posted with what the page holds, the reply brings
-the next card. Each answer carries a reason that nobody else's carries. A rater whose reply does not come (the server was
-killed) sends the same answer again until it does, as the page does. At the end the store is read: every answer whose reply
-came must be there exactly once, nobody may have answered a query twice, and no query may have been answered by more raters
-than the overlap asks for.
+A rater sends the requests that the page's script sends: an answer is posted with the ids of the cards on the page, and the
+reply brings the next card. Each answer carries a reason of its own. A rater who gets no reply (the server was killed) sends the
+same answer again until there is one, as the page does. At the end the store is read: every answer that got a reply must be
+there exactly once, nobody may have answered a query twice, and no query may have been answered by more raters than the overlap
+asks for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ START = 240.0  # seconds that a server may take to start, on a busy machine
 
 @dataclass
 class Tally:
-    """What the raters saw."""
+    """Counts what the raters see: seconds of a round trip, answers that got a reply, requests sent again, errors."""
 
     seconds: list[float] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Tally:
 
 
 class Browser:
-    """One keep-alive connection, as little code as a request needs: the load must come from the server, not from here."""
+    """One keep-alive connection with as little code as a request needs: the server must do the work, not this script."""
 
     def __init__(self, port: int, session: str, cookie: str) -> None:
         self.port = port
@@ -59,10 +59,14 @@ class Browser:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, fields: dict[str, str]) -> tuple[int, bytes]:
-        """Status and body.
+        """Post a form; returns the reply's status and body.
+
+        Args:
+            path: the address on the server.
+            fields: the form's fields, without the token against forgery.
 
         Raises:
-            OSError: no server, or none any more.
+            OSError: the server is not there, or ended before it replied.
         """
         body = urlencode({"csrf": csrf_token(self.session), **fields}).encode()
         head = (
@@ -121,7 +125,7 @@ async def rate(
 
 
 async def insist(browser: Browser, path: str, fields: dict[str, str], tally: Tally) -> tuple[int, bytes]:
-    """Post until there is a reply."""
+    """Post until there is a reply other than "try again later"."""
     while True:
         try:
             status, body = await browser.post(path, fields)
@@ -178,7 +182,7 @@ async def kill(server: Server, kills: int, until: float, chance: random.Random) 
 
 
 def check(store: str, tally: Tally, overlap: int) -> dict[str, Any]:
-    """Compare what the store holds to what was acknowledged."""
+    """Compare the store's answers with those that got a reply."""
     with FeedbackStore(store) as opened:
         answers = opened.answers(superseded=True)
     stored = Counter(judgement.reason for _, judgement in answers)
@@ -189,19 +193,19 @@ def check(store: str, tally: Tally, overlap: int) -> dict[str, Any]:
         "stored": len(answers),
         "lost": sum(stored[token] == 0 for token in tally.acknowledged),
         "doubled": sum(number > 1 for number in stored.values()),
-        "asked_twice": sum(number > 1 for number in per_rater.values()),
+        "answered_twice": sum(number > 1 for number in per_rater.values()),
         "over_the_overlap": sum(number > overlap for number in per_query.values()),
     }
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that so large a share lies at or below; 0 of nothing."""
+    """The value that this share of the values lies at or below; 0 if there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 async def run(options: argparse.Namespace, store: str) -> dict[str, Any]:
-    """The whole experiment."""
+    """Fill the store, let the raters answer and the server be killed, and check the store."""
     chance = random.Random(options.seed)
     expected = int(options.raters * (options.seconds / max(options.think, 0.02) + 4))
     queries = [
@@ -257,7 +261,7 @@ async def run(options: argparse.Namespace, store: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """1 where an answer is lost or doubled, or a request failed."""
+    """Run, print and write the measurements; returns 1 if an answer is lost or doubled, or a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--store", help="a database's URL or a file that is not there yet; default: a temporary SQLite file"
@@ -266,9 +270,9 @@ def main() -> int:
     parser.add_argument("--think", type=float, default=3.0, help="seconds between two answers, on average")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--overlap", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=0, help="kill -9 the server so often")
+    parser.add_argument("--kills", type=int, default=0, help="number of times to kill -9 the server")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the metrics there, as JSON")
+    parser.add_argument("--out", type=Path, help="write the measurements to this file, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(run(options, options.store or str(Path(folder) / "feedback.sqlite")))
@@ -277,7 +281,9 @@ def main() -> int:
     if options.out:
         options.out.write_text(text + "\n")
     return int(
-        bool(found["lost"] or found["doubled"] or found["asked_twice"] or found["over_the_overlap"] or found["errors"])
+        bool(
+            found["lost"] or found["doubled"] or found["answered_twice"] or found["over_the_overlap"] or found["errors"]
+        )
     )
 
 

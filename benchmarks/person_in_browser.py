@@ -1,12 +1,13 @@
-"""A person in a real browser teaches the embedded model: 200 pairs by keys, and the policy moves their way.
+"""A person in a real browser teaches the embedded model: they answer 200 pairs by keys, and the policy follows their taste.
 
     python benchmarks/person_in_browser.py --out runs/person
 
-Starts `rlhf-gym run --rater web`, opens the printed link in Chromium (through Playwright), and answers every pair by keys,
-from nothing but the text on the screen: the person likes what the sentiment scorer likes, and presses 1 or 7 where one response
-is much better, 2 or 6 where it is better, 3 or 5 where the difference is small. The reward model is fitted to these answers
-alone. At the end the run's evaluation says how often the tuned model's responses beat the reference's by the person's taste, on
-prompts never trained on. A picture of the page halfway lies beside the run's directory, and what the run printed.
+The script starts `rlhf-gym run --rater web`, opens the printed link in Chromium (through Playwright), and answers every pair by
+keys, from nothing but the text on the screen: the person likes what the sentiment scorer likes, and presses 1 or 7 where one
+response is much better, 2 or 6 where it is better, 3 or 5 where the difference is small. The reward model is fitted to these
+answers alone. At the end the run's evaluation gives the tuned model's win rate over the reference by the person's taste, on
+prompts never trained on. A picture of the page after half of the pairs, and the run's output, are put next to
+the run's directory.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SETTINGS = (
 
 
 def start(options: argparse.Namespace) -> tuple[subprocess.Popen[Any], str]:
-    """The run, and the link for raters that it prints."""
+    """Start the run; returns its process, and the link for raters that it prints."""
     settings = [*SETTINGS, f"sampling.prompts={options.pairs}", f"agent.iterations={options.iterations}", *options.set]
     given = [word for setting in settings for word in ("--set", setting)]
     log = options.out.with_suffix(".log")
@@ -56,13 +57,13 @@ def start(options: argparse.Namespace) -> tuple[subprocess.Popen[Any], str]:
 
 
 def key(better_by: float) -> str:
-    """What a person presses who finds A better than B by so much (negative: B)."""
+    """The key for a preference: positive numbers prefer A, by so much; negative ones prefer B."""
     place = 3 if abs(better_by) < 0.2 else 2 if abs(better_by) < 1 else 1
     return "4" if better_by == 0 else str(place if better_by > 0 else 8 - place)
 
 
 def teach(link: str, pairs: int, picture: Path) -> float:
-    """Answer every pair; seconds an answer. Halfway, a picture of the page is taken."""
+    """Answer every pair, and take a picture of the page after half of them; returns seconds an answer."""
     from playwright.sync_api import sync_playwright
 
     from rlhf_gym.tasks import load_task
@@ -92,7 +93,7 @@ def teach(link: str, pairs: int, picture: Path) -> float:
 
 
 def main() -> int:
-    """1 where the policy did not move the person's way, beyond chance."""
+    """Run and print the results; returns 1 if the win rate over the reference is not above one half, beyond chance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the run's directory")
     parser.add_argument("--pairs", type=int, default=200)
@@ -106,10 +107,10 @@ def main() -> int:
     finally:
         process.kill()
     found = json.loads((options.out / "evaluation.json").read_text())
-    figures = {
+    results = {
         name: found[name] for name in ("n", "win_rate", "win_rate_low", "win_rate_high", "gold_before", "gold_after")
     }
-    print(json.dumps({"seconds_an_answer": round(seconds, 2), **figures}, indent=1))
+    print(json.dumps({"seconds_an_answer": round(seconds, 2), **results}, indent=1))
     return int(found["win_rate_low"] <= 0.5)
 
 

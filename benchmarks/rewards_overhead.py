@@ -5,16 +5,16 @@
 
 Three tables, all on the embedded model and the sentiment task, one PPO iteration being 64 responses:
 
-- *A call*: microseconds that a reward which does nothing takes called directly, through `score` (form, checks, terms), as a
-  sum of five terms, and through `score` in another thread, waited for; medians over many calls that take turns.
-- *An iteration*: seconds of the iteration, and the share of it that went into the layer: everything from a written response
-  to its score and infos, less what the reward itself took. Medians over turns.
+- *A call*: microseconds of a call of a reward that does nothing: directly, through `score` (arguments, checks, terms), as a sum
+  of five terms, and through `score` in another thread, waited for; medians over many calls that take turns.
+- *An iteration*: seconds of the iteration, and the share of it that the layer took: everything from a generated response to
+  its score and infos, without the reward's own time. Medians over turns.
 - *A slow reward*: one that sleeps for ``--delay`` seconds a call, called in place and overlapped with other work. Both train
-  in the same turns from the same seed, so they do the same work; the ratio is the median of those within a turn. ``floor`` is
-  the same run with a reward that does nothing; ``hidden`` is the share of the calls' time that nobody waited for.
+  in the same turns from the same seed, so they do the same work; the ratio is the median of the ratios within a turn. ``floor``
+  is the same run with a reward that does nothing; ``hidden`` is the share of the calls' time that the agent did not wait for.
 
-Seconds are wall time, or with ``--clock cpu``, for machines that have other work to do, the process's CPU time and what it
-waited for rewards.
+Seconds are wall time; with ``--clock cpu``, for machines that have other work to do, they are the process's CPU time plus the
+time that it waited for rewards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 
 from rlhf_gym.agents import PPO
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.envs.episodes import EndedEpisodes
+from rlhf_gym.envs.scoring import EndedEpisodes
 from rlhf_gym.rewards import score, term
 from rlhf_gym.rewards.service.overlap import OverlappedScoring
 
@@ -42,14 +42,14 @@ TERMS = 5
 
 
 class Reward:
-    """Gives 0 or 1 by the response's length; sleeps first, if asked to.
+    """Gives 0 or 1 by the response's length; sleeps first, if there is a delay.
 
     Args:
         delay: seconds to sleep.
-        slow: True says that it is slow, so that agents overlap its calls.
+        slow: True declares it slow, so that agents overlap its calls.
 
     Attributes:
-        seconds: what all calls have taken.
+        seconds: the time of all calls together.
     """
 
     name = "nothing"
@@ -77,18 +77,18 @@ class Trainer:
     """PPO with a reward, an iteration at a time.
 
     Args:
-        reward: what it trains against.
-        parts: the rewards whose own time is not the layer's.
-        rounds: rounds of responses an iteration.
+        reward: the reward that it trains against.
+        parts: the rewards in it whose own time is not the layer's.
+        batches: batches in which an iteration's responses are generated and scored.
         episodes: responses an iteration.
         clock: ``"wall"`` or ``"cpu"``.
     """
 
     def __init__(
-        self, reward: Any, parts: Sequence[Reward], rounds: int = 1, episodes: int = EPISODES, clock: str = "wall"
+        self, reward: Any, parts: Sequence[Reward], batches: int = 1, episodes: int = EPISODES, clock: str = "wall"
     ) -> None:
         self.parts, self.clock = parts, clock
-        env = make_sb3_env(episodes // rounds, task="sentiment", reward=reward, seed=0)
+        env = make_sb3_env(episodes // batches, task="sentiment", reward=reward, seed=0)
         self.agent = PPO(
             "LMPolicy", env, language_model="embedded", n_episodes=episodes, batch_size=min(MINIBATCH, episodes), seed=0,
             device="cpu",
@@ -105,7 +105,7 @@ class Trainer:
         return found
 
     def turn(self) -> dict[str, float]:
-        """Run an iteration: its seconds, those of the layer, of calls of the reward, and of waiting for them."""
+        """Run an iteration; returns its seconds, and those of the layer, of the reward's calls, and of waiting for them."""
         self.layer = 0.0
         began, cpu = time.perf_counter(), time.process_time()
         self.agent.learn(1, reset_num_timesteps=False)
@@ -117,7 +117,12 @@ class Trainer:
 
 
 def calls(size: int, repeats: int) -> dict[str, float]:
-    """Median seconds of a call with so many samples, by way of calling."""
+    """Median seconds of a call, by way of calling.
+
+    Args:
+        size: samples a call.
+        repeats: calls of each.
+    """
     prompts, responses = [f"prompt {i}" for i in range(size)], [f"a response of {i} words" for i in range(size)]
     columns = {"label": [1] * size}
     reward = Reward()
@@ -138,7 +143,7 @@ def calls(size: int, repeats: int) -> dict[str, float]:
 
 
 def take_turns(trainers: dict[str, Trainer], turns: int) -> dict[str, list[dict[str, float]]]:
-    """Each trainer's iterations, one after the other in every turn."""
+    """Run each trainer's iterations, one after the other in every turn."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     for _ in range(turns):
         for name, trainer in trainers.items():
@@ -147,7 +152,7 @@ def take_turns(trainers: dict[str, Trainer], turns: int) -> dict[str, list[dict[
 
 
 def layer_rows(turns: int, episodes: int, clock: str) -> list[dict[str, Any]]:
-    """What the layer costs in an iteration."""
+    """Measure the layer's share of an iteration."""
     plain, one_of_five = Reward(), Reward()
     trainers = {
         "one reward": Trainer(plain, [plain], episodes=episodes, clock=clock),
@@ -164,14 +169,14 @@ def layer_rows(turns: int, episodes: int, clock: str) -> list[dict[str, Any]]:
     ]
 
 
-def slow_row(rounds: int, delay: float, turns: int, episodes: int, clock: str) -> dict[str, Any]:
-    """A slow reward, in place and overlapped with other work."""
+def slow_row(batches: int, delay: float, turns: int, episodes: int, clock: str) -> dict[str, Any]:
+    """Measure a slow reward, in place and overlapped with other work."""
     rewards = {"floor": Reward(), "in place": Reward(delay), "overlapped": Reward(delay, slow=True)}
-    found = take_turns({name: Trainer(r, [r], rounds, episodes, clock) for name, r in rewards.items()}, turns)
+    found = take_turns({name: Trainer(r, [r], batches, episodes, clock) for name, r in rewards.items()}, turns)
     pairs = list(zip(found["overlapped"], found["in place"], strict=True))
     return {
         "delay": delay,
-        "rounds": rounds,
+        "batches": batches,
         "scoring": median(place["scoring"] for _, place in pairs),
         **{name: median(t["seconds"] for t in found[name]) for name in rewards},
         "ratio": median(overlapped["seconds"] / place["seconds"] for overlapped, place in pairs),
@@ -182,18 +187,18 @@ def slow_row(rounds: int, delay: float, turns: int, episodes: int, clock: str) -
 
 
 def main() -> None:
-    """Print the tables, and write them as JSON where asked to."""
+    """Print the tables; with ``--out``, write them as JSON too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=7, help="iterations of each, after one that nobody counts")
+    parser.add_argument("--turns", type=int, default=7, help="iterations of each, after one that warms up")
     parser.add_argument("--calls", type=int, default=2000, help="calls of each in the first table")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="responses an iteration")
     parser.add_argument(
-        "--rounds", type=int, nargs="+", default=[1, 4], help="rounds an iteration, for the slow reward"
+        "--batches", type=int, nargs="+", default=[1, 4], help="batches an iteration, for the slow reward"
     )
     parser.add_argument("--delay", type=float, nargs="+", default=[0.05, 0.5], help="seconds that a slow call sleeps")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", help="write the figures as JSON to this file")
+    parser.add_argument("--out", help="write the measurements as JSON to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
@@ -211,17 +216,17 @@ def main() -> None:
         _line(row["reward"], f"{row['seconds']:.2f} s", f"{1e3 * row['layer']:.2f} ms", f"{row['share']:.3%}")
 
     slow = []
-    columns = ["delay", "rounds", "calls take", "floor", "in place", "overlapped", "overlapped / in place", "hidden"]
+    columns = ["delay", "batches", "calls take", "floor", "in place", "overlapped", "overlapped / in place", "hidden"]
     _head(*columns, "waited in place", "waited overlapped")
     for delay in arguments.delay:
-        for rounds in arguments.rounds:
-            slow.append(row := slow_row(rounds, delay, arguments.turns, arguments.episodes, arguments.clock))
+        for batches in arguments.batches:
+            slow.append(row := slow_row(batches, delay, arguments.turns, arguments.episodes, arguments.clock))
             seconds = [f"{row[name]:.2f} s" for name in ("scoring", "floor", "in place", "overlapped")]
             shares = [f"{row['waited'][name]:.1%}" for name in ("in place", "overlapped")]
-            _line(f"{1e3 * delay:.0f} ms", rounds, *seconds, f"{row['ratio']:.2f}", f"{row['hidden']:.0%}", *shares)
+            _line(f"{1e3 * delay:.0f} ms", batches, *seconds, f"{row['ratio']:.2f}", f"{row['hidden']:.0%}", *shares)
     if arguments.out:
-        said = {"calls": by_size, "layer": rows, "slow": slow}
-        Path(arguments.out).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        results = {"calls": by_size, "layer": rows, "slow": slow}
+        Path(arguments.out).write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def _head(*names: object) -> None:

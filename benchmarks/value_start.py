@@ -1,10 +1,11 @@
-"""Does a value network learn faster that starts from the reward model? PPO in pairs over seeds, against one reward model.
+"""Compares starts of a separate value network: PPO against one reward model, each start with the same seeds.
 
     rlhf-gym run --out runs/one --set agent.iterations=1             # fits a reward model
     python benchmarks/value_start.py runs/one/round-1/reward_model --seeds 0 1 2 3 4
 
-Starts: ``policy``; ``trunk``, the reward model's; ``head``, its trunk and head, normalisation included. Explained variance
-of the first, the middle and the last iteration, and the mean proxy reward of the last three.
+Starts: ``policy``, the policy's weights; ``trunk``, the reward model's trunk; ``head``, the reward model's trunk and head,
+normalisation included. The table has the explained variance of the first, the middle and the last iteration, and the mean
+reward by the reward model over the last three.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ STARTS = ("policy", "trunk", "head")
 
 
 class Rows(KVWriter):
-    """Every row that was logged."""
+    """Keeps every row that is logged."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Keep one."""
+        """Keep a row."""
         self.rows.append(dict(key_values))
 
 
 def train(start: str, folder: str, seed: int, iterations: int, episodes: int) -> list[dict[str, Any]]:
-    """The figures of each iteration."""
+    """Train with a start and a seed; returns the metrics of each iteration."""
     reward_model = RewardModel.load(folder, device="cpu")
     options = {"max_new_tokens": 12}
     env = make_sb3_env(episodes, seed=seed, task="sentiment", task_options=options, reward=reward_model)
@@ -56,7 +57,7 @@ def train(start: str, folder: str, seed: int, iterations: int, episodes: int) ->
 
 
 def main() -> None:
-    """Measure, a line each."""
+    """Train with every seed and start, and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reward_model", help="folder of a reward model fitted on the embedded model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -70,8 +71,8 @@ def main() -> None:
         for start in STARTS:
             rows = train(start, options.reward_model, seed, options.iterations, options.episodes)
             shares = [row["train/explained_variance"] for row in rows]
-            figures = (shares[0], shares[len(shares) // 2], shares[-1], mean(r["objective/scores"] for r in rows[-3:]))
-            print(f"| {seed} | {start} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |", flush=True)
+            cells = (shares[0], shares[len(shares) // 2], shares[-1], mean(r["objective/scores"] for r in rows[-3:]))
+            print(f"| {seed} | {start} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

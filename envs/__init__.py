@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from rlhf_gym.envs.adapters import GemEnv, TextArenaEnv
     from rlhf_gym.envs.conversation_env import ConversationEnv
     from rlhf_gym.envs.masks import TokenMask
-    from rlhf_gym.envs.sb3 import TokenVecEnv, VectorVecEnv, make_sb3_env
+    from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
+    from rlhf_gym.envs.sb3_vector import VectorVecEnv
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
     from rlhf_gym.envs.turn_env import TurnEnv
     from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
     from rlhf_gym.envs.wrappers.action import SmallVocabulary, VectorSmallVocabulary
+    from rlhf_gym.envs.wrappers.kl_reward import KLReward, VectorKLReward
     from rlhf_gym.envs.wrappers.observation import EmbeddedTokens, LastTokens, VectorEmbeddedTokens, VectorLastTokens
-    from rlhf_gym.envs.wrappers.reward import KLReward, PotentialShaping, VectorKLReward, VectorPotentialShaping
+    from rlhf_gym.envs.wrappers.shaping import PotentialShaping, VectorPotentialShaping
 
 __all__ = [
     "ENVIRONMENTS",
@@ -47,25 +49,25 @@ __all__ = [
 
 _PLACES = {
     "ConversationEnv": "rlhf_gym.envs.conversation_env",
-    "GemEnv": "rlhf_gym.envs.adapters",
-    "TextArenaEnv": "rlhf_gym.envs.adapters",
     "EmbeddedTokens": "rlhf_gym.envs.wrappers.observation",
-    "KLReward": "rlhf_gym.envs.wrappers.reward",
+    "GemEnv": "rlhf_gym.envs.adapters",
+    "KLReward": "rlhf_gym.envs.wrappers.kl_reward",
     "LastTokens": "rlhf_gym.envs.wrappers.observation",
-    "PotentialShaping": "rlhf_gym.envs.wrappers.reward",
+    "PotentialShaping": "rlhf_gym.envs.wrappers.shaping",
     "SmallVocabulary": "rlhf_gym.envs.wrappers.action",
-    "TokenMask": "rlhf_gym.envs.masks",
-    "VectorEmbeddedTokens": "rlhf_gym.envs.wrappers.observation",
-    "VectorKLReward": "rlhf_gym.envs.wrappers.reward",
-    "VectorLastTokens": "rlhf_gym.envs.wrappers.observation",
-    "VectorPotentialShaping": "rlhf_gym.envs.wrappers.reward",
-    "VectorSmallVocabulary": "rlhf_gym.envs.wrappers.action",
-    "VectorVecEnv": "rlhf_gym.envs.sb3",
+    "TextArenaEnv": "rlhf_gym.envs.adapters",
     "TokenEnv": "rlhf_gym.envs.token_env",
-    "TokenVectorEnv": "rlhf_gym.envs.token_vector_env",
+    "TokenMask": "rlhf_gym.envs.masks",
     "TokenVecEnv": "rlhf_gym.envs.sb3",
+    "TokenVectorEnv": "rlhf_gym.envs.token_vector_env",
     "TurnEnv": "rlhf_gym.envs.turn_env",
     "TurnVectorEnv": "rlhf_gym.envs.turn_vector_env",
+    "VectorEmbeddedTokens": "rlhf_gym.envs.wrappers.observation",
+    "VectorKLReward": "rlhf_gym.envs.wrappers.kl_reward",
+    "VectorLastTokens": "rlhf_gym.envs.wrappers.observation",
+    "VectorPotentialShaping": "rlhf_gym.envs.wrappers.shaping",
+    "VectorSmallVocabulary": "rlhf_gym.envs.wrappers.action",
+    "VectorVecEnv": "rlhf_gym.envs.sb3_vector",
     "make_sb3_env": "rlhf_gym.envs.sb3",
 }
 

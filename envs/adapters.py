@@ -1,7 +1,7 @@
 """Environments of other libraries at the turn level: GEM's and TextArena's, as Gymnasium environments over texts.
 
-Both libraries draw from Python's and NumPy's global random numbers. Here each environment has a state of its own for them, put
-in their place while it runs: a seed gives the same episodes whatever else the process does, and nothing outside is disturbed.
+Both libraries draw from Python's and NumPy's global random numbers. Here each environment keeps a state of its own, which
+replaces the global one while it runs: a seed gives the same episodes whatever else the process does, and does not disturb it.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf_gym.envs.rendering import check_render_mode
-from rlhf_gym.envs.turn_formats import AnyText, as_text_action
+from rlhf_gym.envs.turn_spaces import AnyText, as_text_action
 from rlhf_gym.errors import ConfigError
 
 MOST_TURNS = 1000
-"""Turns of opponents in a row, after which a game is taken to be stuck."""
+"""Turns of opponents in a row after which a game counts as stuck."""
 
 Opponent = Callable[[str, np.random.Generator], str]
-"""Answers for another player: what they see, and random numbers."""
+"""Gives another player's action: ``opponent(observation, rng)``."""
 
 
-class _Borrowed(gym.Env[str, str]):
+class _Adapter(gym.Env[str, str]):
     """The base of both adapters: spaces, random numbers, rendering, and the order of calls."""
 
     metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(self, max_observation: int, max_characters: int, render_mode: str | None) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
-        for what, value in (("max_observation", max_observation), ("max_characters", max_characters)):
+        for name, value in (("max_observation", max_observation), ("max_characters", max_characters)):
             if value < 1:
-                raise ConfigError(f"{what} must be at least 1, got {value}")
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         self.max_observation, self.max_characters = max_observation, max_characters
         self.observation_space = AnyText(max_observation)
         self.action_space = AnyText(max_characters)
@@ -45,8 +45,9 @@ class _Borrowed(gym.Env[str, str]):
         self._shown: str | None = None
 
     def _start(self, seed: int | None) -> int | None:
-        """The seed that the wrapped environment is given; without one, it goes on with its own random numbers."""
+        """The seed for the wrapped environment; None lets it go on with its own random numbers."""
         super().reset(seed=seed)
+        self._running = False  # until the wrapped environment has started
         if seed is not None or self._randomness is None:
             seed = int(self.np_random.integers(2**31))
             self._randomness = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
@@ -55,7 +56,7 @@ class _Borrowed(gym.Env[str, str]):
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        outside = random.getstate(), np.random.get_state()  # noqa: NPY002 - what the libraries use
+        outside = random.getstate(), np.random.get_state()  # noqa: NPY002 - the libraries draw from it
         assert self._randomness is not None
         random.setstate(self._randomness[0])
         np.random.set_state(self._randomness[1])  # noqa: NPY002
@@ -85,18 +86,17 @@ class _Borrowed(gym.Env[str, str]):
         return self._shown if self.render_mode == "ansi" else None
 
 
-class GemEnv(_Borrowed):
+class GemEnv(_Adapter):
     """An environment of GEM (package ``gem-llm``): an action is a text, the reward is GEM's, at every turn.
 
-    Observation: ``Text``, what GEM says, followed by its ``info["suffix"]`` where there is one. Termination and truncation are
-    GEM's.
+    Observation: ``Text``, GEM's, followed by its ``info["suffix"]`` where there is one. Termination and truncation are GEM's.
 
     Args:
         env: a name for ``gem.make``, e.g. ``"game:GuessTheNumber-v0-easy"``, or an environment of GEM.
         max_observation: most characters of an observation; of a longer one, its end is given.
         max_characters: most characters of an action.
         render_mode: ``"ansi"`` or ``"human"``.
-        options: what ``gem.make`` is given besides the name.
+        options: further arguments of ``gem.make``.
 
     Raises:
         ConfigError: GEM is not installed, or has no environment of that name.
@@ -112,48 +112,49 @@ class GemEnv(_Borrowed):
         **options: Any,
     ) -> None:
         super().__init__(max_observation, max_characters, render_mode)
-        self.borrowed = _made("gem", "pip install gem-llm", env, options)
+        self.wrapped = _make("gem", "pip install gem-llm", env, options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode.
 
         Args:
             seed: of the random numbers from here on; None goes on with those there are.
-            options: none are known.
+            options: not used.
         """
         given = self._start(seed)
         with self._own_randomness():
-            observation, info = self.borrowed.reset(seed=given)
+            observation, info = self.wrapped.reset(seed=given)
         self._running = True
         return self._show(_with_suffix(observation, info)), dict(info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Say something."""
+        """Take a turn."""
         text = self._check_step(action)
         with self._own_randomness():
-            observation, reward, terminated, truncated, info = self.borrowed.step(text)
+            observation, reward, terminated, truncated, info = self.wrapped.step(text)
         self._running = not (terminated or truncated)
         shown = self._show(_with_suffix(observation, info))
         return shown, float(reward), bool(terminated), bool(truncated), dict(info)
 
 
-class TextArenaEnv(_Borrowed):
+class TextArenaEnv(_Adapter):
     """A game of TextArena (package ``textarena``): an action is a text; the reward, at the end, is the game's for this player.
 
-    Observation: ``Text``, what TextArena shows the player. A game *terminates* when TextArena says that it is done.
+    Observation: ``Text``, as TextArena shows it to the player. A game *terminates* when TextArena says that it is done.
 
     Args:
         env: a name for ``textarena.make``, e.g. ``"GuessTheNumber-v0"``, or an environment of TextArena.
-        num_players: how many play.
-        player: which of them the actions are.
-        opponent: answers for the others; needed if there are any.
+        num_players: the number of players.
+        player: the number of the player whose actions are given to ``step``.
+        opponent: acts for the other players; needed if there are any.
         max_observation: most characters of an observation; of a longer one, its end is given.
         max_characters: most characters of an action.
         render_mode: ``"ansi"`` or ``"human"``.
-        options: what ``textarena.make`` is given besides the name.
+        options: further arguments of ``textarena.make``.
 
     Raises:
-        ConfigError: TextArena is not installed, or has no game of that name; no such player; or others without an opponent.
+        ConfigError: TextArena is not installed, or has no game of that name; there is no such player; or there are other
+            players and no ``opponent``.
     """
 
     def __init__(
@@ -173,25 +174,25 @@ class TextArenaEnv(_Borrowed):
             raise ConfigError(f"player must lie in 0..{num_players - 1} (num_players={num_players}), got {player}")
         if num_players > 1 and opponent is None:
             raise ConfigError(
-                f"a game of {num_players} players needs somebody who answers for the others: opponent=f, called as "
+                f"a game of {num_players} players needs a function that acts for the others: opponent=f, called as "
                 "f(observation, rng)"
             )
         self.num_players, self.player, self.opponent = num_players, player, opponent
-        self.borrowed = _made("textarena", "pip install 'rlhf-gym[textarena]'", env, options)
+        self.wrapped = _make("textarena", "pip install 'rlhf-gym[textarena]'", env, options)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start a game; the others move until it is this player's turn.
 
         Args:
             seed: of the random numbers from here on; None goes on with those there are.
-            options: none are known.
+            options: not used.
 
         Raises:
             gymnasium.error.Error: the game ended before this player's first turn.
         """
         given = self._start(seed)
         with self._own_randomness():
-            self.borrowed.reset(num_players=self.num_players, seed=given)
+            self.wrapped.reset(num_players=self.num_players, seed=given)
             observation, done, info = self._until_our_turn(False, {})
         if done:
             raise gym.error.Error("the game ended before this player's first turn; give it another opponent")
@@ -202,11 +203,11 @@ class TextArenaEnv(_Borrowed):
         """Move; the others move until it is this player's turn again, or the game is done."""
         text = self._check_step(action)
         with self._own_randomness():
-            done, info = self.borrowed.step(text)
+            done, info = self.wrapped.step(text)
             observation, done, info = self._until_our_turn(done, dict(info))
             reward = 0.0
             if done:
-                rewards, more = self.borrowed.close()
+                rewards, more = self.wrapped.close()
                 reward = float((rewards or {}).get(self.player, 0.0))
                 info |= {"rewards": dict(rewards or {}), "game": more}
         self._running = not done
@@ -215,16 +216,16 @@ class TextArenaEnv(_Borrowed):
     def _until_our_turn(self, done: bool, info: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
         """Let the others move until this player is to move or the game ends; returns the observation, ``done`` and the info."""
         for _ in range(MOST_TURNS):
-            player, observation = self.borrowed.get_observation()
+            player, observation = self.wrapped.get_observation()
             if done or player == self.player:
                 return str(observation), bool(done), info
             assert self.opponent is not None
-            done, info = self.borrowed.step(self.opponent(str(observation), self.np_random))
+            done, info = self.wrapped.step(self.opponent(str(observation), self.np_random))
             info = dict(info)
         raise gym.error.Error(f"the others moved {MOST_TURNS} times in a row; the game seems stuck")
 
 
-def _made(module: str, advice: str, env: Any, options: dict[str, Any]) -> Any:
+def _make(module: str, advice: str, env: Any, options: dict[str, Any]) -> Any:
     if not isinstance(env, str):
         if options:
             raise ConfigError(f"the options {', '.join(options)} are for an environment given by name")

@@ -1,4 +1,4 @@
-"""A task as a conversation: several turns with a simulated user, an answer of the policy a step."""
+"""A task as a conversation: several turns with a simulated user; a step is one answer of the policy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from rlhf_gym.envs.episodes import as_task, needed_reward
-from rlhf_gym.envs.prompts import check_special_ids, slot_generator
-from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, check_render_mode, talk_frame
-from rlhf_gym.envs.turn_formats import AnyText, as_ids_action, as_text_action, check_format, longest_text
+from rlhf_gym.envs.picture import Frame
+from rlhf_gym.envs.prompts import slot_generator
+from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, conversation_frame
+from rlhf_gym.envs.scoring import skipped_column
+from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
+from rlhf_gym.envs.turn_spaces import AnyText, as_ids_action, as_text_action, check_format, longest_text
+from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer, load_tokenizer
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message, render_messages
@@ -22,17 +25,17 @@ from rlhf_gym.tasks.users import UserSpec, as_user
 from rlhf_gym.text import visible
 
 LINE_TOKENS, LINE_CHARACTERS = 64, 512
-"""Room for a message of the user, where ``max_context`` is not given."""
+"""Room for each message of the user where ``max_context`` is not given, in tokens and in characters."""
 
 
 class ConversationEnv(gym.Env[Any, Any]):
     """Several turns: the task's prompt, the policy's answer, the user's reply, the next answer, ...
 
     Args:
-        task: a :class:`~rlhf_gym.tasks.Task` or the name of one; its limits are those of each answer.
+        task: a :class:`~rlhf_gym.tasks.Task` or the name of one; its limits hold for each answer.
         tokenizer: as for the token level; only the format ``"tokens"`` uses it.
-        user: who replies; see :data:`~rlhf_gym.tasks.users.UserSpec`. None: each prompt's column ``user_lines``, a list.
-        max_turns: most answers in an episode.
+        user: who replies; see :data:`~rlhf_gym.tasks.users.UserSpec`. None: the lines in each prompt's column ``user_lines``.
+        max_turns: the most answers in an episode.
         reward_at: ``"turn"``: every answer is scored, with the user's last message as its prompt; ``"end"``: all answers
             together, line by line, with the first message as their prompt, and 0 before. Rewards may take the columns
             ``messages`` (the conversation, the answer included) and ``turn`` (from 1) besides the prompt's own.
@@ -43,7 +46,7 @@ class ConversationEnv(gym.Env[Any, Any]):
         task_options: options of a task given by name.
         max_characters: longest answer as a text; None allows 16 a token of the task's limit.
         max_context: longest conversation that is shown, in characters or tokens; one that outgrows it ends. None: enough for
-            every answer, and for user's messages of 512 characters or 64 tokens.
+            every answer, and for messages of the user of 512 characters or 64 tokens each.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
 
     Raises:
@@ -68,24 +71,24 @@ class ConversationEnv(gym.Env[Any, Any]):
         max_context: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        check_render_mode(render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode)
         check_format(format)
         if reward_at not in ("turn", "end"):
             raise ConfigError(f"reward_at must be 'turn' or 'end', got {reward_at!r}")
         if max_turns < 1:
             raise ConfigError(f"max_turns must be at least 1, got {max_turns}")
         self.task = as_task(task, task_options)
-        self.reward = needed_reward(self.task, reward)
+        self.reward = reward_of(reward, self.task)
         self.max_turns, self.reward_at, self.render_mode = max_turns, reward_at, render_mode
         self.user = None if user is None else as_user(user)
         if user is None:
             _check_lines(self.task)
-        self._view: _TextView | _IdsView
+        self._format: _AsText | _AsTokens
         if format == "text":
-            self._view = _TextView(self.task, max_turns, template, max_characters, max_context)
+            self._format = _AsText(self.task, max_turns, template, max_characters, max_context)
         else:
-            self._view = _IdsView(self.task, max_turns, template, tokenizer, max_context)
-        self.observation_space, self.action_space = self._view.observation_space, self._view.action_space
+            self._format = _AsTokens(self.task, max_turns, template, tokenizer, max_context)
+        self.observation_space, self.action_space = self._format.observation_space, self._format.action_space
         self._columns = column_names(self.task.prompts)
         self.prompt = self.task.prompts[0]
         self.messages: list[Message] = []
@@ -99,7 +102,7 @@ class ConversationEnv(gym.Env[Any, Any]):
 
         Args:
             seed: of the random numbers from here on; None goes on with those there are.
-            options: none are known.
+            options: not used.
         """
         super().reset(seed=seed)
         if seed is not None:
@@ -108,46 +111,41 @@ class ConversationEnv(gym.Env[Any, Any]):
         self.messages = first_messages(self.prompt)
         self.turn, self._running, self._last_reward = 0, True, None
         self._print(self.messages)
-        return self._view.observe(self.messages), {"messages": self._copy()}
+        return self._format.observe(self.messages), {"messages": _copied(self.messages)}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Answer; the user replies, unless the conversation has ended.
 
+        If the user or the reward fails, the conversation is still where it was before the answer.
+
         Raises:
             ResetNeeded: no episode was started, or it has ended.
             InvalidAction: the action is outside the action space.
+            TaskError: the user said something other than a text.
+            RewardError: the reward failed.
         """
         if not self._running:
             raise gym.error.ResetNeeded(
                 f"step() where {'the episode has ended' if self.messages else 'no episode was started'}: call reset()"
             )
-        response = self.task.cut(self._view.read(action))
-        before = len(self.messages)
-        self.turn += 1
-        self.messages.append({"role": "assistant", "content": response})
-        spoken, line = self._copy(), None
-        if self.turn < self.max_turns:
-            line = self._reply()
-        ended_by = "max_turns" if self.turn == self.max_turns else "user" if line is None else ""
+        response = self.task.cut(self._format.read(action))
+        turn = self.turn + 1
+        answered = messages = [*self.messages, {"role": "assistant", "content": response}]
+        line = self._reply(answered, turn) if turn < self.max_turns else None
+        ended_by = "max_turns" if turn == self.max_turns else "user" if line is None else ""
         if line is not None:
-            self.messages.append({"role": "user", "content": line})
-            if not self._view.fits(self.messages):
-                ended_by = "room"
-                self.messages.pop()
-        self._running = not ended_by
-        reward, terms = self._score(spoken, ended=bool(ended_by))
-        self._last_reward = reward
+            messages = [*answered, {"role": "user", "content": line}]
+            if not self._format.fits(messages):
+                ended_by, messages = "room", answered
+        reward, scored = self._score(answered, turn, ended=bool(ended_by))
+        new = messages[len(self.messages) :]
+        self.turn, self.messages, self._running, self._last_reward = turn, messages, not ended_by, reward
         self._painter.note(0, reward)
-        info: dict[str, Any] = {
-            "response": response,
-            "turn": self.turn,
-            "reward_terms": terms,
-            "messages": self._copy(),
-        }
+        info: dict[str, Any] = {"response": response, "turn": turn, **scored, "messages": _copied(messages)}
         if ended_by:
             info["ended_by"] = ended_by
-        self._print(self.messages[before:])
-        return self._view.observe(self.messages), reward, bool(ended_by), False, info
+        self._print(new)
+        return self._format.observe(messages), reward, bool(ended_by), False, info
 
     def render(self) -> str | Frame | None:
         """The conversation so far: a message a line (``ansi``) or a picture; None before the first reset and for ``human``."""
@@ -155,33 +153,31 @@ class ConversationEnv(gym.Env[Any, Any]):
             return None
         if self.render_mode == "ansi":
             return _lines(self.messages)
-        return talk_frame(self.messages, self._last_reward, self._painter)
+        return conversation_frame(self.messages, self._last_reward, self._painter)
 
-    def _reply(self) -> str | None:
+    def _reply(self, messages: list[Message], turn: int) -> str | None:
+        """The user's next message, or None if the user ends the conversation."""
         if self.user is not None:
-            line = self.user(self._copy(), self.np_random)
+            line = self.user(_copied(messages), self.np_random)
         else:
             lines = self.prompt.columns["user_lines"]
-            line = lines[self.turn - 1] if self.turn <= len(lines) else None
+            line = lines[turn - 1] if turn <= len(lines) else None
         if line is not None and not isinstance(line, str):
             raise TaskError(f"the user said {line!r:.80} ({type(line).__name__}); expected a text, or None to end")
         return line
 
-    def _score(self, spoken: list[Message], *, ended: bool) -> tuple[float, dict[str, float]]:
-        """The reward of the answer that ``spoken`` ends with, and its terms."""
+    def _score(self, messages: list[Message], turn: int, *, ended: bool) -> tuple[float, dict[str, Any]]:
+        """The reward of the answer that the messages end with, and what ``info`` says of it."""
         if self.reward_at == "end" and not ended:
-            return 0.0, {}
-        answers = [m["content"] for m in spoken[-2 * self.turn + 1 :] if m["role"] == "assistant"]
+            return 0.0, {"reward_terms": {}}
+        answers = [m["content"] for m in messages[-2 * turn + 1 :] if m["role"] == "assistant"]
         if self.reward_at == "end":
             prompt, response = self.prompt.text, "\n".join(answers)
         else:
-            prompt, response = (self.prompt.text if self.turn == 1 else spoken[-2]["content"]), answers[-1]
-        columns = columns_of([self.prompt], self._columns) | {"messages": [spoken], "turn": [self.turn]}
-        scored = score(self.reward, [prompt], [response], columns)
-        return float(scored.values[0]), {name: float(values[0]) for name, values in scored.terms.items()}
-
-    def _copy(self) -> list[Message]:
-        return [dict(m) for m in self.messages]
+            prompt, response = (self.prompt.text if turn == 1 else messages[-2]["content"]), answers[-1]
+        columns = columns_of([self.prompt], self._columns) | {"messages": [_copied(messages)], "turn": [turn]}
+        scored = score(self.reward, [prompt], [response], columns, may_skip=True)
+        return float(scored.values[0]), row_of({"reward_terms": scored.terms, **skipped_column(scored)}, 0)
 
     def _print(self, messages: list[Message]) -> None:
         if self.render_mode == "human":
@@ -194,6 +190,10 @@ def first_messages(prompt: Prompt) -> list[Message]:
     return [dict(m) for m in given] if given else [{"role": "user", "content": prompt.text}]
 
 
+def _copied(messages: list[Message]) -> list[Message]:
+    return [dict(m) for m in messages]
+
+
 def _lines(messages: list[Message]) -> str:
     return visible("\n".join(f"{m['role']}: {m['content']}" for m in messages))
 
@@ -204,12 +204,12 @@ def _check_lines(task: Task) -> None:
         if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
             raise TaskError(
                 f"prompt {i} of task {task.name!r} has no list of texts in its column 'user_lines' (got {lines!r:.60}), "
-                "and the environment no user: give it one, e.g. user=['tell me more.']"
+                "and the environment has no user: give it one, e.g. user=['tell me more.']"
             )
 
 
-class _TextView:
-    """The policy reads and writes texts."""
+class _AsText:
+    """The conversation as a text: the policy reads and writes texts."""
 
     def __init__(
         self, task: Task, max_turns: int, template: str | None, max_characters: int | None, max_context: int | None
@@ -229,15 +229,15 @@ class _TextView:
         return len(self._show(messages)) <= self.room
 
     def observe(self, messages: list[Message]) -> str:
-        # What is shown after the last answer may be longer than the room: its end is what counts.
+        # The conversation with the last answer may be longer than the room: its end is shown.
         return self._show(messages)[-self.room :]
 
     def read(self, action: Any) -> str:
         return as_text_action(action, self.max_characters)
 
 
-class _IdsView:
-    """The policy reads and writes token ids."""
+class _AsTokens:
+    """The conversation as token ids: the policy reads and writes token ids."""
 
     def __init__(
         self,
@@ -247,9 +247,7 @@ class _IdsView:
         tokenizer: Tokenizer | str | None,
         max_context: int | None,
     ) -> None:
-        given = tokenizer or task.tokenizer or "embedded"
-        self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
-        check_special_ids(self.tokenizer)
+        self.tokenizer = as_tokenizer(tokenizer, task)
         self.template, self.limit = template, task.max_new_tokens
         longest = max(len(self._encode(first_messages(p))) for p in task.prompts)
         self.room = max_context or longest + max_turns * (task.max_new_tokens + LINE_TOKENS)
@@ -269,7 +267,7 @@ class _IdsView:
             ids: list[int] = self.tokenizer.encode_messages(messages)  # type: ignore[attr-defined]
             return ids
         shown = render_messages(messages, self.template or "transcript")
-        # A chat model's `encode_prompt` would put this template's text into its own template.
+        # A chat model's `encode_prompt` would put the text into the model's own template once more.
         return self.tokenizer.encode(shown) if is_chat else self.tokenizer.encode_prompt(shown)
 
     def fits(self, messages: list[Message]) -> bool:

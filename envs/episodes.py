@@ -7,45 +7,25 @@ cost depends neither on the length so far nor on the number of steps taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import NDArray
 
 from rlhf_gym.envs.masks import Masks, TokenMask
-from rlhf_gym.envs.prompts import PromptTable, check_special_ids
+from rlhf_gym.envs.prompts import PromptTable
+from rlhf_gym.envs.scoring import EndedEpisodes, score_episodes
+from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
 from rlhf_gym.envs.vector_api import row_of
-from rlhf_gym.errors import TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, load_tokenizer
-from rlhf_gym.rewards.base import ScoredBatch, TermReward, as_term, score
+from rlhf_gym.lm.tokenizer import Tokenizer, decode_all
+from rlhf_gym.rewards.base import ScoredBatch
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
-from rlhf_gym.tasks import Task, load_task
+from rlhf_gym.tasks import Task
 
 # Tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does.
 _REACH = 8
-
-
-@dataclass(frozen=True)
-class EndedEpisodes:
-    """``n`` episodes that have ended, read from their slots and not scored yet.
-
-    Attributes:
-        prompts: their prompts' texts.
-        responses: their responses' texts, up to a stop sequence.
-        columns: the prompts' further columns, ``n`` values each.
-        ended: bool ``[n]``, True by EOS or a stop sequence, False at the length limit.
-        lengths: int64 ``[n]``, the responses' lengths in tokens.
-    """
-
-    prompts: list[str]
-    responses: list[str]
-    columns: dict[str, list[Any]]
-    ended: Mask
-    lengths: Ids
 
 
 class Episodes(TokenRows):
@@ -65,10 +45,11 @@ class Episodes(TokenRows):
         prompt_length: int64 ``[N]``.
         length: int64 ``[N]``, prompt and response so far.
         running: bool ``[N]``, False before the first reset and after the end.
-        reward_seconds: what calls of the reward have taken so far.
+        reward_seconds: seconds that calls of the reward have taken so far.
 
     Raises:
         TaskError: no reward, a prompt longer than allowed, a tokenizer without EOS or padding, or a mask that allows nothing.
+        ConfigError: options of the mask that contradict one another.
     """
 
     def __init__(
@@ -82,11 +63,9 @@ class Episodes(TokenRows):
         mask: TokenMask | Mapping[str, Any] | None = None,
     ) -> None:
         self.task = as_task(task, task_options)
-        given = tokenizer or self.task.tokenizer or "embedded"
-        self.tokenizer = load_tokenizer(given) if isinstance(given, str) else given
-        self.reward = needed_reward(self.task, reward)
+        self.tokenizer = as_tokenizer(tokenizer, self.task)
+        self.reward = reward_of(reward, self.task)
         self._wants_ids = wants_token_ids(self.reward)
-        check_special_ids(self.tokenizer)
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
         self.max_prompt_tokens = self.prompts.longest
         self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
@@ -149,8 +128,8 @@ class Episodes(TokenRows):
 
         Args:
             actions: int64 ``[N]``.
-            slots: where they are appended; None: in all slots.
-            idle: with ``slots`` None, slots whose action does not count, none of them running.
+            slots: int ``[n]``, where they are to be appended; None: in all slots.
+            idle: with ``slots`` None, the slots whose action does not count; none of them is running.
 
         Raises:
             ResetNeeded: a slot has no running episode.
@@ -193,12 +172,12 @@ class Episodes(TokenRows):
 
         Args:
             actions: int64 ``[N]``.
-            slots: where; None: in all slots.
-            idle: with ``slots`` None, slots whose action does not count. Few as they are, it is far cheaper to store there too
-                and to take it back than to index all others.
+            slots: int ``[n]``, where; None: in all slots.
+            idle: with ``slots`` None, the slots whose action does not count. They are few, so it is far cheaper to append
+                there too and to undo it than to index all others.
 
         Returns:
-            The slots whose episode that ended.
+            int ``[m]``, the slots whose episode has now ended.
         """
         if slots is None:
             taken, rows = actions, self._rows
@@ -249,9 +228,7 @@ class Episodes(TokenRows):
         """Score the episodes in these slots with one call of the reward.
 
         Returns:
-            The scores, and for each slot what ``info`` says of its episode: ``prompt``, ``response``, ``ended`` (by EOS or
-            a stop sequence rather than at the length limit), ``response_length`` in tokens, ``reward_terms``, and
-            ``reward_skipped`` and ``token_rewards`` (see :func:`skipped_column` and :func:`tokens_column`).
+            The scores, and an ``info`` for each slot, with the keys of :func:`~rlhf_gym.envs.scoring.score_episodes`.
         """
         scored, columns = self.score_columns(np.asarray(slots, dtype=np.intp))
         return scored, [row_of(columns, i) for i in range(len(slots))]
@@ -276,25 +253,17 @@ class Episodes(TokenRows):
         return EndedEpisodes(texts, responses, extra, ended, lengths - starts)
 
     def score_ended(self, episodes: EndedEpisodes) -> tuple[ScoredBatch, dict[str, Any]]:
-        """Score episodes with one call of the reward.
+        """Score episodes with one call of the reward, and count its seconds.
 
         It touches nothing here but the reward, so it may run in another thread while the slots go on.
 
         Returns:
-            See :meth:`score_columns`.
+            See :func:`~rlhf_gym.envs.scoring.score_episodes`.
         """
         began = perf_counter()
-        scored = score(self.reward, episodes.prompts, episodes.responses, episodes.columns, may_skip=True)
+        scored = score_episodes(self.reward, episodes)
         self.reward_seconds += perf_counter() - began
-        return scored, {
-            "prompt": episodes.prompts,
-            "response": episodes.responses,
-            "ended": episodes.ended,
-            "response_length": episodes.lengths,
-            "reward_terms": scored.terms,
-            **skipped_column(scored),
-            **tokens_column(scored),
-        }
+        return scored
 
     def _responses(self, slots: Slots, starts: Ids, lengths: Ids) -> list[str]:
         """The responses of some slots, decoded at once."""
@@ -311,58 +280,3 @@ class Episodes(TokenRows):
         """Compute again what follows from the rows, after a checkpoint has replaced them."""
         self._limit[...] = self.prompt_length + self.task.max_new_tokens
         self.masks.replay(self)
-
-
-def skipped_column(scored: ScoredBatch) -> dict[str, list[str]]:
-    """The ``info`` of rewards that may leave samples out: ``reward_skipped``, the name of what failed, else ``""``."""
-    if scored.failures is None:
-        return {}
-    return {"reward_skipped": [failure.name if failure else "" for failure in scored.failures]}
-
-
-def tokens_column(scored: ScoredBatch) -> dict[str, NDArray[np.object_]]:
-    """The ``info`` of rewards for single tokens: ``token_rewards``, float64 ``[response_length]``.
-
-    A step's reward cannot belong to earlier tokens, so the ending step's is their sum; agents of this package use each
-    token's own.
-    """
-    if scored.tokens is None:
-        return {}
-    rows = np.empty(len(scored.tokens), dtype=object)
-    for i, values in enumerate(scored.tokens):
-        rows[i] = values
-    return {"token_rewards": rows}
-
-
-def as_task(task: Task | str, options: dict[str, Any] | None) -> Task:
-    """A task as it is, or the task of that name.
-
-    Args:
-        task: a task or the name of one.
-        options: the options of a task given by name.
-
-    Raises:
-        TaskError: no such task, or options for a task that is already built.
-    """
-    if isinstance(task, str):
-        return load_task(task, **(options or {}))
-    if options:
-        raise TaskError(f"task_options {options!r} are for a task given by name; task {task.name!r} is already built")
-    return task
-
-
-def needed_reward(task: Task, reward: Callable[..., Any] | None) -> TermReward:
-    """The reward given, or else the task's own; its signature is read here, once.
-
-    Args:
-        task: the task.
-        reward: replaces the task's reward.
-
-    Raises:
-        TaskError: there is neither.
-        RewardError: it is a class, it cannot be called, or its parameters fit no form.
-    """
-    chosen = reward or task.reward
-    if chosen is None:
-        raise TaskError(f"task {task.name!r} has no reward of its own; give the environment one: reward=...")
-    return as_term(chosen)

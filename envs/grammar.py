@@ -61,8 +61,8 @@ class Grammar:
         accepting: bool ``[S]``, True where the text so far matches.
 
     Raises:
-        TaskError: `outlines-core` is missing; this is no regular expression; no response within the limits matches; or the
-            table would be too large.
+        TaskError: `outlines-core` is missing; the pattern is not a regular expression that it takes; no response within the
+            limits matches; or the table would be too large.
     """
 
     def __init__(self, pattern: str, task: Task, tokenizer: Tokenizer, base: Mask) -> None:
@@ -72,7 +72,7 @@ class Grammar:
         if len(number) * tokenizer.vocab_size > LARGEST_TABLE:
             raise TaskError(
                 f"the pattern {shorten(pattern)} has {len(number)} states over {tokenizer.vocab_size} tokens, a table of more "
-                f"than {LARGEST_TABLE} entries; simplify it (counted repetitions like {{1,500}} are what makes states)"
+                f"than {LARGEST_TABLE} entries; simplify it (counted repetitions like {{1,500}} make many states)"
             )
         self.start = number[index.get_initial_state()]
         self.eos_id = tokenizer.eos_id
@@ -97,7 +97,7 @@ class Grammar:
     def _completable(self, task: Task, may_end: bool) -> Mask:
         """bool ``[T + 2, S + 1]``: True where a state can still end in a complete match after ``t`` tokens.
 
-        Backwards from the length limit, where the text must match as it is. The last column is :data:`DEAD`.
+        Computed backwards from the length limit, where the text must match as it is. The last column is :data:`DEAD`'s.
         """
         longest, states = task.max_new_tokens, len(self.accepting)
         sources, tokens = np.nonzero(self.table >= 0)
@@ -151,9 +151,9 @@ _END = b"\0"
 def _compile(pattern: str, tokenizer: Tokenizer) -> Any:
     """The library's automaton of the pattern and an end mark; each byte is a token beyond the vocabulary, too.
 
-    The end mark: version 0.2 loses ways on from a state that already matches, unless the next token matches again (``(aa)+``
-    stopped at ``aa``). Behind an end mark nothing goes on. The bytes: the library refuses a vocabulary that cannot go on from
-    every state, which is judged here, together with the limits.
+    The end mark: from a state that already matches, version 0.2 drops continuations unless the next token matches again
+    (``(aa)+`` stopped at ``aa``); after an end mark there is none to drop. The bytes: the library refuses a vocabulary with
+    which some state has no continuation; here that is decided together with the limits.
     """
     try:
         from outlines_core import Index, Vocabulary
@@ -166,7 +166,7 @@ def _compile(pattern: str, tokenizer: Tokenizer) -> Any:
     for token, text in enumerate(texts):
         if text and token != tokenizer.eos_id and _END not in text:
             ids.setdefault(text, []).append(token)
-    # The whole has to match in any case; the library does not know the marks of begin and end.
+    # The whole response has to match in any case; the library has no marks of begin and end.
     body = pattern.removeprefix("^") if pattern.endswith("\\$") else pattern.removeprefix("^").removesuffix("$")
     # A response that begins with a space is decoded without it by some tokenizers: the text that remains must match.
     space = " ?" if drops_first_space(tokenizer, texts) else ""
@@ -180,7 +180,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """UTF-8 bytes of every token, in the order of ids; empty for special tokens and ids that no token has.
+    """UTF-8 bytes of every token, in the order of ids; empty for special tokens and for unused ids.
 
     Hugging Face's two families are read from their own tables: byte-level vocabularies (GPT-2's), and those with a mark for
     the space and bytes like ``<0x0A>`` (SentencePiece's). Of any other tokenizer, each id is decoded by itself.
@@ -211,7 +211,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def drops_first_space(tokenizer: Tokenizer, texts: list[bytes]) -> bool:
-    """True if a text's first space is lost in decoding, as SentencePiece's families have it.
+    """True if decoding drops a text's first space, as tokenizers of SentencePiece's family do.
 
     Args:
         tokenizer: the tokenizer.
@@ -229,7 +229,7 @@ def _kinds(decoder: dict[str, Any]) -> set[str]:
 
 
 def _gpt2_bytes() -> dict[str, int]:
-    """The character that stands for each byte in byte-level vocabularies: itself where it prints, else one from U+0100 on."""
+    """The byte of each character of byte-level vocabularies: printable bytes are themselves, the others U+0100 and up."""
     printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {chr(byte): byte for byte in printing}
     others = [byte for byte in range(256) if byte not in printing]

@@ -1,7 +1,7 @@
 """The tokens that are allowed: suppressed tokens, a minimum length, a grammar, the top k of a language model.
 
-All restrictions hold together. A grammar is read together with the other limits before the first step (see
-:mod:`rlhf_gym.envs.grammar`), so that a mask never leads into a corner where nothing is allowed.
+All restrictions hold together. A grammar is compiled together with the other limits before the first step (see
+:mod:`rlhf_gym.envs.grammar`), so that a mask never leads to a state where nothing is allowed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TokenMask:
     """The tokens that are allowed; an environment's ``mask=`` takes one, or a mapping of the same keys (which JSON can carry).
 
     Attributes:
-        suppress_tokens: tokens that are never allowed, as ids or as texts that are one token. Padding always is.
+        suppress_tokens: tokens that are never allowed, as ids or as texts that are one token. Padding is always suppressed.
         pattern: a regular expression that the whole response must match.
         words: the response must be some of these words, separated by single spaces.
         top_k: allow the k tokens, of those that are allowed otherwise, that ``model`` finds most probable; 0 allows all.
@@ -54,6 +54,8 @@ class TokenMask:
             raise ConfigError("a mask takes a pattern or words, not both; write the words into the pattern")
         if isinstance(self.words, str) or isinstance(self.suppress_tokens, str):
             raise ConfigError("a mask's words and suppressed tokens are lists, e.g. ['yes', 'no']; got one text")
+        if self.pattern is not None and not isinstance(self.pattern, str):
+            raise ConfigError(f"a mask's pattern must be a regular expression as a text, got {self.pattern!r}")
         if any(not isinstance(word, str) or not word for word in self.words):
             raise ConfigError(f"a mask's words must be texts of at least one character, got {list(self.words)!r}")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
@@ -69,7 +71,7 @@ class TokenMask:
         """A mask from what an environment was given.
 
         Raises:
-            ConfigError: a key that is not known, or something else than a mask or a mapping.
+            ConfigError: an unknown key, or something other than a mask or a mapping.
         """
         if value is None:
             return cls()
@@ -97,7 +99,7 @@ class Masks:
     Attributes:
         options: as given.
         suppress_tokens: ids that are never allowed, padding first.
-        follows: True if the mask depends on the response so far, and not on its length alone.
+        follows: True if :meth:`advance` must be called with every token that is appended.
 
     Raises:
         ConfigError: options that contradict one another.
@@ -144,23 +146,23 @@ class Masks:
 
     @property
     def follows(self) -> bool:
-        """True if a grammar follows the response."""
+        """True if there is a grammar, whose state changes with every token that is appended."""
         return self.grammar is not None
 
     @property
     def fixed(self) -> bool:
-        """True if ``suppress_tokens`` and the minimum length are all of the mask."""
+        """True if the mask is ``suppress_tokens`` and the minimum length alone, and tokens outside it are not refused."""
         return self.grammar is None and self._reader is None and not self.options.strict
 
     def begin(self, slots: Slots | int) -> None:
-        """Episodes start in these slots."""
+        """Start the masks of new episodes in these slots."""
         if self.grammar is not None:
             self._states[slots] = self.grammar.start
         if self._reader is not None:
             self._reader.forget(slots)
 
     def advance(self, slots: Slots, tokens: NDArray[np.int64]) -> None:
-        """Follow tokens that were appended.
+        """Advance the grammar's states by tokens that were appended.
 
         Args:
             slots: int ``[n]``.
@@ -185,7 +187,7 @@ class Masks:
         live = np.flatnonzero(rows.running)
         if self.grammar is not None and len(live):
             masks[live] &= self.grammar.allowed(self._states[live], generated[live])
-            # No way back to a match: EOS, however short the response is; where EOS is suppressed, the grammar binds no longer.
+            # A lost response can match no more: it may only end, however short it is; where EOS is suppressed, it is free.
             masks[live[self.grammar.lost(self._states[live])]] = self._lost
         if self._reader is not None and len(live):
             masks[live] = keep_top_k(masks[live], self._reader.logits(rows, live), self.options.top_k)
@@ -200,7 +202,7 @@ class Masks:
             slots: int ``[n]``, the slots whose actions count.
 
         Raises:
-            InvalidAction: one is.
+            InvalidAction: an action is outside.
         """
         ok = self.rows(rows)[slots, actions[slots]]
         if not ok.all():
@@ -260,6 +262,7 @@ def _token_id(token: int | str, tokenizer: Tokenizer) -> int:
                 f"a suppressed text must be one token; {token!r} is {len(ids)} in {tokenizer.name!r}: {ids}"
             )
         return ids[0]
-    if isinstance(token, bool) or not 0 <= token < tokenizer.vocab_size:
+    whole = isinstance(token, int | np.integer) and not isinstance(token, bool)
+    if not whole or not 0 <= token < tokenizer.vocab_size:
         raise ConfigError(f"suppressed token {token!r} is not an id; expected 0..{tokenizer.vocab_size - 1}")
     return int(token)

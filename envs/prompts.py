@@ -27,11 +27,11 @@ class PromptTable:
     Args:
         task: the task.
         tokenizer: gives the ids.
-        max_prompt_tokens: longest prompt allowed; None takes the task's longest.
+        max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
 
     Attributes:
         sizes: int64 ``[P]``, tokens of each prompt.
-        longest: most tokens that a prompt may have.
+        longest: the most tokens that a prompt may have.
 
     Raises:
         TaskError: a prompt without tokens, with an id outside the vocabulary, or longer than allowed.
@@ -48,8 +48,8 @@ class PromptTable:
         most = int(np.argmax(self.sizes))
         if max_prompt_tokens is not None and self.sizes[most] > max_prompt_tokens:
             raise TaskError(
-                f"prompt {most} of task {task.name!r} has {self.sizes[most]} tokens, more than the "
-                f"{max_prompt_tokens} that leave room for a response; shorten it or leave it out"
+                f"prompt {most} of task {task.name!r} has {self.sizes[most]} tokens, more than "
+                f"max_prompt_tokens={max_prompt_tokens}; shorten it, leave it out, or raise max_prompt_tokens"
             )
         self.longest = max_prompt_tokens or int(self.sizes[most])
         self._flat: Ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
@@ -103,7 +103,7 @@ def _objects(values: Iterable[Any]) -> NDArray[np.object_]:
 
 
 class PromptDraws:
-    """The random streams of ``N`` slots, each drawing from ``P`` prompts what a single environment of its seed would.
+    """The random streams of ``N`` slots; each draws from ``P`` prompts what a single environment with its seed draws.
 
     Args:
         num_slots: ``N``.
@@ -118,9 +118,8 @@ class PromptDraws:
         self.seeded = False
         self._generators: list[np.random.Generator] = []
         self._block: NDArray[np.int64] = np.zeros((num_slots, AHEAD), dtype=np.int64)
-        self._block_began: list[Mapping[str, Any] | None] = [
-            None
-        ] * num_slots  # each generator's state before its block
+        # Each generator's state before its block was drawn.
+        self._block_began: list[Mapping[str, Any] | None] = [None] * num_slots
         self._drawn: NDArray[np.int64] = np.full(num_slots, AHEAD, dtype=np.int64)  # of each block
 
     def seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
@@ -130,7 +129,7 @@ class PromptDraws:
         would have with that seed.
 
         Args:
-            seed: as ``reset`` got it; None, also in a list, goes on with what there is.
+            seed: as ``reset`` got it; None, also in a list, goes on with the random numbers there are.
             chosen: bool ``[N]``, the slots that are reset; the others keep their streams.
 
         Raises:
@@ -157,7 +156,7 @@ class PromptDraws:
                 self._drawn[slot] = AHEAD
 
     def take(self, slots: Slots) -> NDArray[np.int64]:
-        """int64 ``[n]``: the next prompt of each of these slots, all different."""
+        """int64 ``[n]``: the number of the next prompt of each of these slots; no slot may be named twice."""
         places = self._drawn.take(slots)
         spent = places == AHEAD
         if np.count_nonzero(spent):
@@ -186,37 +185,17 @@ class PromptDraws:
         return dict(twin.bit_generator.state)
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """The opposite of :meth:`states`, once seeded."""
+        """Restore :meth:`states`; the streams must have been seeded before."""
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state
         self._drawn[:] = AHEAD
 
 
 def slot_generator(seed: int | None, slot: int) -> np.random.Generator:
-    """The random numbers of one slot: streams of different seeds and slots never overlap.
+    """The random numbers of one slot; different seeds and slots give different streams.
 
     Args:
         seed: as ``reset`` got it; None draws one.
         slot: the slot's number; 0 for a single environment.
     """
     return np.random.default_rng(None if seed is None else np.random.SeedSequence((seed, slot)))
-
-
-def check_special_ids(tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer whose EOS or padding is missing, outside its vocabulary, or one and the same.
-
-    Raises:
-        TaskError: the tokenizer is such a one.
-    """
-    for what, value in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
-        given: object = value  # tokenizers of one's own are not checked by types
-        if not isinstance(given, int | np.integer) or not 0 <= given < tokenizer.vocab_size:
-            raise TaskError(
-                f"the tokenizer {tokenizer.name!r} has no id for {what} (got {given!r}); expected one of "
-                f"0..{tokenizer.vocab_size - 1}. Give it one: without, no response could end or be padded."
-            )
-    if tokenizer.eos_id == tokenizer.pad_id:
-        raise TaskError(
-            f"the tokenizer {tokenizer.name!r} uses id {tokenizer.eos_id} both for EOS and for padding; the "
-            "end of a response could not be distinguished from padding. Give it a pad token of its own."
-        )

@@ -1,4 +1,4 @@
-"""A language model that reads along with running episodes: every token once, from a cache kept per slot."""
+"""A language model's logits along running episodes: it reads every token once, with a cache for each slot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Reader:
     Args:
         model: the language model, or its name.
         tokenizer: the environment's.
-        purpose: the model's role, for the message.
+        purpose: the model's role, for error messages.
 
     Raises:
         TaskError: the model has another vocabulary than the environment.
@@ -34,11 +34,11 @@ class Reader:
                 f"has {tokenizer.vocab_size}; give the environment the model's tokenizer"
             )
         self._decoder = CachedDecoder(self.model)
-        self._read: dict[int, int] = {}  # how many ids the cache holds, by slot
+        self._read: dict[int, int] = {}  # the number of ids that the cache holds, by slot
         self._hidden: dict[int, torch.Tensor] = {}
 
     def forget(self, slots: Slots | int) -> None:
-        """New episodes start in these slots."""
+        """Forget the episodes in these slots: new ones start there."""
         for slot in np.atleast_1d(slots).tolist():
             self._read.pop(slot, None)
 
@@ -47,7 +47,7 @@ class Reader:
 
         Args:
             rows: the ids so far.
-            slots: int ``[n]``, running.
+            slots: int ``[n]``, all with a running episode.
         """
         self._follow(rows, slots.tolist())
         with torch.no_grad():

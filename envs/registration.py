@@ -14,9 +14,8 @@ ENVIRONMENTS: dict[str, dict[str, object]] = {
     "Format-v0": {"task": "format", "tokenizer": "embedded"},
     "Detox-v0": {"task": "detox", "tokenizer": "embedded"},
     "Stars-v0": {"task": "stars", "tokenizer": "embedded"},
-    "Reasoning-v0": {
-        "task": "reasoning"
-    },  # needs the extra `reasoning`, and wants a tokenizer of a model that can answer
+    # Needs the extra `reasoning`; choose the tokenizer of a model that can answer.
+    "Reasoning-v0": {"task": "reasoning"},
     # Small vocabularies of their own: neither a language model nor torch is loaded.
     "Copy-v0": {"task": "copy"},
     "Reverse-v0": {"task": "reverse"},
@@ -48,22 +47,17 @@ def turn_level(name: str) -> str:
 def register_all() -> None:
     """Register every environment once, at the token level and at the turn level."""
     for name, options in ENVIRONMENTS.items():
-        if f"{NAMESPACE}/{name}" not in gym.registry:
-            gym.register(
-                f"{NAMESPACE}/{name}",
-                entry_point="rlhf_gym.envs.token_env:TokenEnv",
-                vector_entry_point="rlhf_gym.envs.token_vector_env:TokenVectorEnv",
-                kwargs=options,
-            )
-        if f"{NAMESPACE}/{turn_level(name)}" not in gym.registry:
-            gym.register(
-                f"{NAMESPACE}/{turn_level(name)}",
-                entry_point="rlhf_gym.envs.turn_env:TurnEnv",
-                vector_entry_point="rlhf_gym.envs.turn_vector_env:TurnVectorEnv",
-                kwargs=options,
-            )
+        _register(name, options, "token_env:TokenEnv", "token_vector_env:TokenVectorEnv")
+        _register(turn_level(name), options, "turn_env:TurnEnv", "turn_vector_env:TurnVectorEnv")
     for name, options in CONVERSATIONS.items():
-        if f"{NAMESPACE}/{name}" not in gym.registry:
-            gym.register(
-                f"{NAMESPACE}/{name}", entry_point="rlhf_gym.envs.conversation_env:ConversationEnv", kwargs=options
-            )
+        _register(name, options, "conversation_env:ConversationEnv")
+
+
+def _register(name: str, options: dict[str, object], single: str, vector: str | None = None) -> None:
+    if f"{NAMESPACE}/{name}" not in gym.registry:
+        gym.register(
+            f"{NAMESPACE}/{name}",
+            entry_point=f"rlhf_gym.envs.{single}",
+            vector_entry_point=f"rlhf_gym.envs.{vector}" if vector else None,
+            kwargs=options,
+        )

@@ -1,22 +1,19 @@
 """Rendering of an episode: as plain text, as coloured text on a terminal, and as a picture that video recorders take.
 
-A token's colour says how probable a language model of one's choice finds it (``render_model``); without one, the response
+A token's colour shows its probability under a language model that the user names (``render_model``); without one, the response
 takes the colour of its reward once it has ended. Red is low, green is high. Generated text is shown with its control
 characters spelled out: a terminal must not obey them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gymnasium as gym
-import numpy as np
-from numpy.typing import NDArray
 
-from rlhf_gym.errors import TaskError
+from rlhf_gym.envs.picture import Colour, Frame, Span, picture
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.text import visible
 
@@ -24,13 +21,8 @@ if TYPE_CHECKING:
     from rlhf_gym.envs.episodes import Episodes
     from rlhf_gym.lm.language_model import LanguageModel
 
-Frame = NDArray[np.uint8]
-Colour = tuple[int, int, int]
-Span = tuple[str, Colour]
-
 RENDER_MODES = ("ansi", "human", "rgb_array")
-WIDTH, HEIGHT, MARGIN, FONT_SIZE = 640, 240, 12, 16
-_BACKGROUND, _PROMPT, _RESPONSE = (24, 24, 28), (140, 140, 150), (235, 235, 235)
+_PROMPT, _RESPONSE = (140, 140, 150), (235, 235, 235)
 
 
 def check_render_mode(mode: str | None, modes: Sequence[str] = RENDER_MODES) -> None:
@@ -41,7 +33,7 @@ def check_render_mode(mode: str | None, modes: Sequence[str] = RENDER_MODES) -> 
         modes: those that the environment has.
 
     Raises:
-        UnsupportedMode: ``mode`` is none of them.
+        UnsupportedMode: the environment does not have the mode.
     """
     if mode is not None and mode not in modes:
         raise gym.error.UnsupportedMode(f"render_mode {mode!r} is not known; expected one of {', '.join(modes)}")
@@ -49,11 +41,11 @@ def check_render_mode(mode: str | None, modes: Sequence[str] = RENDER_MODES) -> 
 
 @dataclass
 class Piece:
-    """A part of the response, of one or more tokens.
+    """A part of the response, of one or more tokens: a character may take more than one.
 
     Attributes:
-        text: their text together: a character may take more than one token.
-        probability: of the last of them, 0 to 1, or None without a model.
+        text: the tokens' text together.
+        probability: of the last token, 0 to 1, or None without a model.
     """
 
     text: str
@@ -62,7 +54,7 @@ class Piece:
 
 @dataclass
 class Painter:
-    """Remembers what colours need: the model that gives probabilities, and the rewards so far.
+    """Gives the colours; keeps what they depend on, the model that gives probabilities and the rewards so far.
 
     Attributes:
         model: gives tokens' probabilities; a name is loaded when the first episode is rendered.
@@ -77,7 +69,7 @@ class Painter:
     rewards: dict[int, float] = field(default_factory=dict)
 
     def note(self, slot: int, reward: float) -> None:
-        """An episode was scored.
+        """Note the reward of an episode that has ended.
 
         Args:
             slot: the slot's number.
@@ -87,7 +79,7 @@ class Painter:
         self.rewards[slot] = reward
 
     def reward_colour(self, reward: float) -> Colour:
-        """Where a reward lies between the lowest and the highest so far; the first one counts from 0 to 1."""
+        """The colour of a reward by its place between the lowest and the highest so far; before there are two, 0 and 1."""
         low, high = (self.low, self.high) if self.high > self.low else (0.0, 1.0)
         return scale_colour((reward - low) / (high - low))
 
@@ -133,11 +125,11 @@ class Painter:
 
 
 def split_pieces(ids: list[int], probabilities: Sequence[float | None], tokenizer: Tokenizer) -> list[Piece]:
-    """Cut a text where its tokens do; tokens that end inside a character wait for the rest of it.
+    """Cut a text into its tokens; tokens that end inside a character are kept together until it is whole.
 
     Args:
         ids: token ids of the response.
-        probabilities: one for each id, or None.
+        probabilities: of each id, or None for each.
         tokenizer: decodes the ids.
     """
     pieces: list[Piece] = []
@@ -152,7 +144,7 @@ def split_pieces(ids: list[int], probabilities: Sequence[float | None], tokenize
 
 
 def scale_colour(value: float) -> Colour:
-    """From red (0) over yellow to green (1); values outside are taken to the nearer end."""
+    """The colour of a value from 0, red, over 0.5, yellow, to 1, green; values outside are taken to the nearer end."""
     value = min(max(value, 0.0), 1.0)
     red, green = min(1.0, 2 - 2 * value), min(1.0, 2 * value)
     return int(80 + 160 * red), int(80 + 160 * green), 90
@@ -203,7 +195,7 @@ def print_rich(episodes: Episodes, slot: int, painter: Painter) -> None:
 
 
 def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: prompt, response and reward as a picture; of a long text, its end.
+    """Prompt, response and reward as a picture, uint8 ``[240, 640, 3]``; of a long text, its end.
 
     Args:
         episodes: the episodes of the environment.
@@ -215,11 +207,11 @@ def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
     if episodes.length[slot]:
         spans = [(prompt_text(episodes, slot) + " |", _PROMPT)]
         spans += [(p.text, painter.colour_of(p, reward)) for p in painter.pieces(episodes, slot)]
-    return picture(spans, reward, painter)
+    return picture(spans, _reward_line(reward, painter))
 
 
 def turn_frame(prompt: str, response: str, reward: float | None, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: a prompt and a whole response, coloured by its reward once there is one.
+    """A prompt and a whole response as a picture, uint8 ``[240, 640, 3]``, coloured by its reward once there is one.
 
     Args:
         prompt: the prompt's text.
@@ -228,95 +220,23 @@ def turn_frame(prompt: str, response: str, reward: float | None, painter: Painte
         painter: gives the colours.
     """
     colour = _RESPONSE if reward is None else painter.reward_colour(reward)
-    return picture([(prompt + " |", _PROMPT), (response, colour)], reward, painter)
+    return picture([(prompt + " |", _PROMPT), (response, colour)], _reward_line(reward, painter))
 
 
-def talk_frame(messages: Sequence[Mapping[str, str]], reward: float | None, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: the end of a conversation; ``reward`` is the last turn's.
+def conversation_frame(messages: Sequence[Mapping[str, str]], reward: float | None, painter: Painter) -> Frame:
+    """The end of a conversation as a picture, uint8 ``[240, 640, 3]``.
 
     Args:
         messages: the conversation.
-        reward: the reward; None while the episode runs.
+        reward: the last turn's reward; None before the first turn.
         painter: gives the colours.
     """
     spans = [
         (f"{'' if i == 0 else chr(10)}{m['role']}: {m['content']}", _RESPONSE if m["role"] == "assistant" else _PROMPT)
         for i, m in enumerate(messages)
     ]
-    return picture(spans, reward, painter)
+    return picture(spans, _reward_line(reward, painter))
 
 
-def picture(spans: Sequence[Span], reward: float | None, painter: Painter) -> Frame:
-    """uint8 ``[240, 640, 3]``: coloured texts one after the other, of too many lines the last, and the reward below.
-
-    Args:
-        spans: texts with their colours.
-        reward: the reward; None while the episode runs.
-        painter: gives the colours.
-    """
-    image_module, draw_module = _pillow()
-    image = image_module.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
-    draw = draw_module.Draw(image)
-    font = _font()
-    shown = [(visible(text), colour) for text, colour in spans]
-    lines = _wrap(shown, lambda text: float(draw.textlength(text, font=font)), WIDTH - 2 * MARGIN)
-    line_height = FONT_SIZE + 6
-    room = (HEIGHT - 2 * MARGIN) // line_height - 1  # the last line is the reward's
-    for row, line in enumerate(lines[-room:]):
-        for x, text, colour in line:
-            draw.text((MARGIN + x, MARGIN + row * line_height), text, fill=colour, font=font)
-    if reward is not None:
-        place = (MARGIN, HEIGHT - MARGIN - line_height)
-        draw.text(place, f"reward {reward:.3f}", fill=painter.reward_colour(reward), font=font)
-    return np.array(image, dtype=np.uint8)
-
-
-def _wrap(
-    spans: Sequence[Span], measure: Callable[[str], float], width: float
-) -> list[list[tuple[float, str, Colour]]]:
-    """Lines of (x, text, colour) no wider than ``width``, broken before words where that helps, else inside them."""
-    lines: list[list[tuple[float, str, Colour]]] = [[]]
-    x = 0.0
-    for text, colour in spans:
-        for word in _words(text):
-            if word == "\n":
-                lines.append([])
-                x = 0.0
-                continue
-            if x and x + measure(word) > width:
-                lines.append([])
-                x, word = 0.0, word.lstrip(" ")
-            while len(word) > 1 and measure(word) > width:
-                fits = next((n for n in range(len(word) - 1, 1, -1) if measure(word[:n]) <= width), 1)
-                lines[-1].append((0.0, word[:fits], colour))
-                lines.append([])
-                word = word[fits:]
-            lines[-1].append((x, word, colour))
-            x += measure(word)
-    return lines
-
-
-def _words(text: str) -> list[str]:
-    """Words with the space before them; a line break by itself."""
-    words: list[str] = []
-    for char in text:
-        if char == "\n" or not words or words[-1] == "\n" or (char == " " and words[-1].strip(" ")):
-            words.append(char)
-        else:
-            words[-1] += char
-    return words
-
-
-def _pillow() -> tuple[Any, Any]:
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError as error:
-        raise TaskError("render_mode 'rgb_array' needs Pillow: pip install 'rlhf-gym[render]'") from error
-    return Image, ImageDraw
-
-
-@cache
-def _font() -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size=FONT_SIZE)
+def _reward_line(reward: float | None, painter: Painter) -> Span | None:
+    return None if reward is None else (f"reward {reward:.3f}", painter.reward_colour(reward))

@@ -1,27 +1,25 @@
-"""The environments as stable-baselines3's `VecEnv`: no subprocesses, one NumPy step for all slots.
+"""Token environments as stable-baselines3's `VecEnv`, with a fast path for whole responses.
 
-:class:`TokenVecEnv` adds a fast path that agents may take, for environments that only append tokens (``append_only`` is
-True): :meth:`TokenVecEnv.begin_episodes` gives the prompts that a reset would give, the agent decodes whole responses by
-itself, :meth:`TokenVecEnv.end_episodes` stores them, and :meth:`TokenVecEnv.score_ended` scores them all with one call.
-Stepping token by token gives the same episodes, only slower.
+Agents may take the fast path where a step only appends a token (``append_only`` is True):
+:meth:`TokenVecEnv.begin_episodes` gives the prompts that a reset would give, the agent generates whole responses by itself,
+:meth:`TokenVecEnv.end_episodes` stores them, and :meth:`TokenVecEnv.score_ended` scores them all with one call. Stepping token
+by token gives the same episodes, only slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from rlhf_gym.envs.episodes import EndedEpisodes
+from rlhf_gym.envs.sb3_vector import VectorVecEnv
+from rlhf_gym.envs.scoring import EndedEpisodes
 from rlhf_gym.envs.token_rows import Ids
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
-from rlhf_gym.envs.vector_api import row_of, slot_info
-from rlhf_gym.envs.wrappers.base import find_attribute
+from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import TermReward
@@ -30,148 +28,14 @@ WAIT = -1
 """The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
 
 
-class VectorVecEnv(VecEnv):
-    """A Gymnasium vector environment as stable-baselines3 wants it, wrappers around it included.
-
-    Episode statistics are reported as SB3's ``Monitor`` does (``info["episode"]``), so no monitor is needed.
-
-    Args:
-        env: a vector environment in same-step autoreset mode.
-
-    Raises:
-        ValueError: another autoreset mode.
-    """
-
-    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
-        mode = env.metadata["autoreset_mode"]
-        if mode != AutoresetMode.SAME_STEP:
-            raise ValueError(
-                f"a VecEnv starts the next episode in the step that ends one; the environment's autoreset mode is "
-                f"{mode.name.lower()!r}, expected 'same_step'"
-            )
-        self.env = env
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self._actions: NDArray[Any] = np.zeros(env.num_envs, dtype=np.int64)
-        self._returns: NDArray[np.float64] = np.zeros(env.num_envs)
-        self._lengths: NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
-
-    def reset(self) -> VecEnvObs:
-        """Start an episode in every slot."""
-        seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
-        observations, _ = self.env.reset(seed=seeds)
-        self._reset_seeds()
-        self._reset_options()
-        self.reset_infos = [{} for _ in range(self.num_envs)]
-        self._returns[:], self._lengths[:] = 0.0, 0
-        return _batch(observations)
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the slots at the next reset, slot ``i`` with the ``i``-th number of the seed's own stream."""
-        if seed is None:
-            self._seeds = [None] * self.num_envs
-        else:
-            self._seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
-        return self._seeds
-
-    def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions until :meth:`step_wait`.
-
-        Args:
-            actions: ``[N, ...]``, one a slot.
-        """
-        self._actions = np.asarray(actions)
-
-    def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Step all environments with the actions that were noted."""
-        return self.env.step(self._actions)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """One step in every slot."""
-        observations, rewards, terminations, truncations, infos = self._step()
-        dones = terminations | truncations
-        self._returns += rewards
-        self._lengths += 1
-        out: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for slot in np.flatnonzero(dones):
-            info = slot_info(infos["final_info"], int(slot))
-            info["terminal_observation"] = infos["final_obs"][slot]
-            info["TimeLimit.truncated"] = bool(truncations[slot] and not terminations[slot])
-            info["episode"] = self._episode(int(slot), float(rewards[slot]), info)
-            out[slot] = info
-        self._returns[dones], self._lengths[dones] = 0.0, 0
-        return _batch(observations), rewards.astype(np.float32), dones, out
-
-    def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
-        """The entry of ``Monitor`` for the episode that ended in this slot."""
-        return {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0}
-
-    def close(self) -> None:
-        """Nothing is held open."""
-        self.env.close()
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of the environment or of one inside it, once for each chosen slot.
-
-        Args:
-            attr_name: the attribute's name.
-            indices: slots; None: all.
-        """
-        value = find_attribute(self.env, attr_name)
-        return [value for _ in self._get_indices(indices)]
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the environment; the slots share it.
-
-        Args:
-            attr_name: the attribute's name.
-            value: the new value.
-            indices: slots; None: all.
-        """
-        setattr(self.env, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        """Call a method; ``action_masks`` gives each slot its own row.
-
-        Args:
-            method_name: the method's name.
-            method_args: arguments of the method.
-            indices: slots; None: all.
-            method_kwargs: keyword arguments of the method.
-        """
-        result = find_attribute(self.env, method_name)(*method_args, **method_kwargs)
-        if method_name == "action_masks":
-            return [result[i] for i in self._get_indices(indices)]
-        return [result for _ in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """No slot is wrapped by itself.
-
-        Args:
-            wrapper_class: a wrapper.
-            indices: slots; None: all.
-        """
-        return [False for _ in self._get_indices(indices)]
-
-    def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
-        if indices is None:
-            return range(self.num_envs)
-        return [indices] if isinstance(indices, int) else indices
-
-
-def _batch(observations: VecEnvObs) -> VecEnvObs:
-    return dict(observations) if isinstance(observations, dict) else observations
-
-
 class TokenVecEnv(VectorVecEnv):
-    """A :class:`TokenVectorEnv` as stable-baselines3 wants it; an action of :data:`WAIT` leaves a slot as it is.
+    """A :class:`TokenVectorEnv` as stable-baselines3's `VecEnv`; an action of :data:`WAIT` leaves a slot as it is.
 
     Args:
         env: a vector environment in same-step autoreset mode.
 
     Attributes:
-        group_size: slots in a row that get the same prompts; see :meth:`set_group_size`.
+        group_size: the number of slots in a row that get the same prompts; see :meth:`set_group_size`.
     """
 
     env: TokenVectorEnv
@@ -213,7 +77,7 @@ class TokenVecEnv(VectorVecEnv):
 
     @property
     def reward(self) -> TermReward:
-        """What scores episodes."""
+        """The reward that scores episodes."""
         return self.env.episodes.reward
 
     @property
@@ -274,7 +138,7 @@ class TokenVecEnv(VectorVecEnv):
         return scored.values.astype(np.float32), infos
 
     def state(self) -> dict[str, Any]:
-        """Random state, running episodes and what the reward has learnt, as JSON values: what a checkpoint needs."""
+        """The state that a checkpoint keeps, as JSON values: random numbers, running episodes, an adaptive reward's state."""
         episodes = self.env.episodes
         return {
             "generators": self.env.draws.states(),
@@ -287,7 +151,7 @@ class TokenVecEnv(VectorVecEnv):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The opposite of :meth:`state`, for an environment of the same task and number of slots."""
+        """Restore a :meth:`state`, taken from an environment of the same task and number of slots."""
         self.env.reset()
         self.env.draws.restore(state["generators"])
         for name in ("ids", "prompt_length", "length", "prompt_index", "running"):
@@ -329,7 +193,7 @@ class TokenVecEnv(VectorVecEnv):
         return self.env.step(self._actions, waiting=self._actions == WAIT)
 
     def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
-        """From the last observation, which a checkpoint restores: a token environment gives its reward at the end only."""
+        # From the last observation, which a checkpoint restores; the reward comes at the end only.
         final_obs = info["terminal_observation"]
         return {"r": reward, "l": int(final_obs["length"][0] - final_obs["prompt_length"][0]), "t": 0.0}
 

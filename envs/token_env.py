@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rlhf_gym.envs import rendering
 from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.masks import TokenMask
+from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.prompts import slot_generator
 from rlhf_gym.envs.token_rows import Ids, Mask
 from rlhf_gym.lm.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ class TokenEnv(gym.Env[Any, Any]):
 
         Args:
             seed: of the prompts from here on; None goes on with the random numbers there are.
-            options: none are known.
+            options: not used.
         """
         super().reset(seed=seed)
         if seed is not None:
@@ -115,7 +116,7 @@ class TokenEnv(gym.Env[Any, Any]):
             info["action_mask"] = self.action_masks().astype(np.int8)
         return info
 
-    def render(self) -> str | rendering.Frame | None:
+    def render(self) -> str | Frame | None:
         """The episode so far.
 
         Returns:
@@ -140,7 +141,7 @@ def as_token_ids(actions: Any, shape: tuple[int, ...]) -> Ids:
         shape: ``(N,)``, or ``()`` for one action.
 
     Raises:
-        InvalidAction: another shape, or something else than whole numbers.
+        InvalidAction: the array has another shape, or holds something other than whole numbers.
     """
     given = np.asarray(actions)
     if given.shape != shape:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
-from rlhf_gym.envs.rendering import RENDER_MODES, Frame, Painter, check_render_mode, turn_frame
+from rlhf_gym.envs.picture import Frame
+from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, turn_frame
 from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
 from rlhf_gym.envs.vector_api import slot_info
 from rlhf_gym.lm.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ class TurnEnv(gym.Env[Any, Any]):
         max_prompt_tokens: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        check_render_mode(render_mode, self.metadata["render_modes"])
+        check_render_mode(render_mode)
         self._vector = TurnVectorEnv(
             1,
             task,
@@ -85,7 +86,7 @@ class TurnEnv(gym.Env[Any, Any]):
 
         Args:
             seed: of the prompts from here on; None goes on with the random numbers there are.
-            options: none are known.
+            options: not used.
         """
         super().reset(seed=seed)
         observations, infos = self._vector.reset(seed=[seed])
@@ -100,6 +101,7 @@ class TurnEnv(gym.Env[Any, Any]):
         Raises:
             ResetNeeded: no episode was started, or it has ended.
             InvalidAction: the action is outside the action space.
+            RewardError: the reward failed; the same prompt still waits for a response.
         """
         observations, rewards, _, _, infos = self._vector.step([action])
         info = slot_info(infos, 0)

@@ -1,29 +1,23 @@
-"""Observations and actions of the turn level: texts, or token ids; one class for each, over any number of slots."""
+"""The two formats of the turn level, texts and token ids: one class for each, over any number of slots."""
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Text
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Episodes, needed_reward, skipped_column
+from rlhf_gym.envs.episodes import Episodes
+from rlhf_gym.envs.scoring import skipped_column
+from rlhf_gym.envs.task_parts import reward_of
 from rlhf_gym.envs.token_rows import Ids, Slots
+from rlhf_gym.envs.turn_spaces import AnyText, as_ids_action, as_text_action, longest_text
 from rlhf_gym.envs.vector_api import stack_observations
-from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import column_names, columns_of
-
-CHARACTERS_A_TOKEN = 16
-"""Characters that a token may take before a text is refused as too long; words of English text take 4 to 5."""
-
-PRINTABLE = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
 class TurnFormat(Protocol):
@@ -45,16 +39,21 @@ class TurnFormat(Protocol):
         ...
 
     def read(self, actions: Any, slots: Slots) -> Any:
-        """The responses in the actions of these slots; refuses what is none, before anything changes.
+        """The responses in the actions of these slots; a wrong action is refused before anything changes.
 
         Args:
             actions: as the environment got them.
             slots: int ``[n]``.
+
+        Raises:
+            InvalidAction: an action is outside the action space.
         """
         ...
 
     def answer(self, responses: Any, slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
-        """Score the responses of these slots with one call of the reward; also their infos, by key.
+        """Score the responses of these slots with one call of the reward; returns the scores, and the infos by key.
+
+        If the reward fails, the slots' prompts still wait for a response.
 
         Args:
             responses: as :meth:`read` gives them.
@@ -89,7 +88,7 @@ class TextFormat:
         self, num_slots: int, task: Task, reward: Callable[..., Any] | None, max_characters: int | None
     ) -> None:
         self.task = task
-        self.reward = needed_reward(task, reward)
+        self.reward = reward_of(reward, task)
         self.max_characters = longest_text(task, max_characters)
         self.columns = column_names(task.prompts)
         self.prompts = [task.prompts[0]] * num_slots
@@ -120,7 +119,7 @@ class TextFormat:
             slots: int ``[n]``.
 
         Raises:
-            InvalidAction: not one text for each slot, or one too long.
+            InvalidAction: the actions are not one text for each slot, or one is too long.
         """
         if isinstance(actions, str) or not isinstance(actions, Sequence) or len(actions) != len(self.shown):
             shown = f"{len(actions)} of them" if isinstance(actions, list | tuple) else type(actions).__name__
@@ -188,18 +187,22 @@ class TokensFormat:
         return [self.task.prompts[i].text for i in index.tolist()]
 
     def read(self, actions: Any, slots: Slots) -> Ids:
-        """int64 ``[n, T]``: the responses, each with EOS after its end.
+        """int64 ``[n, T]``: the responses; a row shorter than ``T`` is filled up with EOS.
 
         Args:
             actions: as the environment got them.
             slots: int ``[n]``.
 
         Raises:
-            InvalidAction: not one row for each slot, a row too long, or an id outside the vocabulary.
+            InvalidAction: the actions are not one row for each slot, a row is too long, or an id is outside the vocabulary.
         """
         count, limit, tokenizer = len(self.episodes.length), self.task.max_new_tokens, self.episodes.tokenizer
-        if len(actions) != count:
-            raise gym.error.InvalidAction(f"expected {count} rows of token ids, got {len(actions)}")
+        try:
+            given = len(actions)
+        except TypeError:
+            raise gym.error.InvalidAction(f"expected {count} rows of token ids, got {actions!r}") from None
+        if given != count:
+            raise gym.error.InvalidAction(f"expected {count} rows of token ids, got {given}")
         out: Ids = np.full((len(slots), limit), tokenizer.eos_id, dtype=np.int64)
         for row, slot in enumerate(slots.tolist()):
             ids = as_ids_action(actions[slot], limit, tokenizer)
@@ -220,7 +223,11 @@ class TokensFormat:
             if not len(live):
                 break
             self.episodes.append(column, live)
-        return self.episodes.score_columns(slots)
+        try:
+            return self.episodes.score_columns(slots)
+        except Exception:
+            self.episodes.begin_all(slots, self.episodes.prompt_index[slots])
+            raise
 
     def observe(self) -> dict[str, Ids]:
         """The token level's observations, batched."""
@@ -236,108 +243,3 @@ class TokensFormat:
             Object array ``[N]``.
         """
         return stack_observations(self.episodes.observe(slots), slots, len(self.episodes.length))
-
-
-class AnyText(Text):
-    """Texts of 0 to ``max_length`` characters of any script; samples are drawn from printable ASCII.
-
-    A `gymnasium.spaces.Text` whose ``charset`` says what samples are made of, not what is contained: a character set that
-    holds all of Unicode would have 1.1 million entries.
-
-    Args:
-        max_length: most characters.
-        charset: characters of samples.
-        seed: of the samples.
-    """
-
-    def __init__(
-        self, max_length: int, *, charset: str = PRINTABLE, seed: int | np.random.Generator | None = None
-    ) -> None:
-        super().__init__(max_length, min_length=0, charset=charset, seed=seed)
-
-    def contains(self, x: Any) -> bool:
-        """True for a text that is not too long."""
-        return isinstance(x, str) and len(x) <= self.max_length
-
-    def __repr__(self) -> str:
-        return f"AnyText({self.max_length})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AnyText) and super().__eq__(other)
-
-    __hash__ = None  # type: ignore[assignment]  # as Text: spaces are compared, not hashed
-
-    @property
-    def is_np_flattenable(self) -> bool:
-        """False: characters outside the character set have no number."""
-        return False
-
-
-def longest_text(task: Task, max_characters: int | None) -> int:
-    """The longest response, in characters.
-
-    Args:
-        task: the task, whose limit counts if no other is given.
-        max_characters: the limit, if one is given.
-
-    Raises:
-        ConfigError: ``max_characters`` is below 1.
-    """
-    if max_characters is not None and max_characters < 1:
-        raise ConfigError(f"max_characters must be at least 1, got {max_characters}")
-    return max_characters or CHARACTERS_A_TOKEN * task.max_new_tokens
-
-
-def as_text_action(action: Any, max_characters: int) -> str:
-    """An action as a text.
-
-    Args:
-        action: as the environment got it.
-        max_characters: the longest text allowed.
-
-    Raises:
-        InvalidAction: the action is no text, or too long.
-    """
-    if not isinstance(action, str):
-        raise gym.error.InvalidAction(f"expected the response as a text, got {type(action).__name__}")
-    if len(action) > max_characters:
-        raise gym.error.InvalidAction(
-            f"the response has {len(action)} characters, more than the {max_characters} of the action space; shorten it, or "
-            "raise max_characters"
-        )
-    return str(action)
-
-
-def as_ids_action(action: Any, limit: int, tokenizer: Tokenizer) -> list[int]:
-    """An action as token ids; EOS is added to a row shorter than the limit.
-
-    Args:
-        action: as the environment got it, ``[1..limit]``.
-        limit: the most ids of a response.
-        tokenizer: the environment's.
-
-    Raises:
-        InvalidAction: not a row of whole numbers, too long, or an id outside the vocabulary.
-    """
-    given = np.asarray(action)
-    if given.ndim != 1 or not 1 <= len(given) <= limit or given.dtype.kind not in "iu":
-        raise gym.error.InvalidAction(
-            f"expected a row of 1 to {limit} token ids, got {given.dtype} of shape {given.shape}"
-        )
-    wrong = (given < 0) | (given >= tokenizer.vocab_size)
-    if wrong.any():
-        raise gym.error.InvalidAction(
-            f"{int(given[np.argmax(wrong)])} is not a token id; expected 0..{tokenizer.vocab_size - 1}"
-        )
-    ids: list[int] = given.tolist()
-    return ids if len(ids) == limit else [*ids, tokenizer.eos_id]
-
-
-def check_format(format: str) -> None:  # noqa: A002 - the environments' argument
-    """Refuse a format that is neither texts nor token ids.
-
-    Raises:
-        ConfigError: ``format`` is neither ``"text"`` nor ``"tokens"``.
-    """
-    if format not in ("text", "tokens"):
-        raise ConfigError(f"format must be 'text' or 'tokens', got {format!r}")

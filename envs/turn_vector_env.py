@@ -11,10 +11,12 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rlhf_gym.envs.episodes import Episodes, as_task
+from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.prompts import PromptDraws
+from rlhf_gym.envs.task_parts import as_task
 from rlhf_gym.envs.token_rows import Mask, Slots
-from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat, check_format
+from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat
+from rlhf_gym.envs.turn_spaces import check_format
 from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer
@@ -108,7 +110,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         """Answer every prompt; in next-step mode, slots that answered in the last step get their next prompt instead.
 
         Args:
-            actions: ``N`` responses: texts, or token ids with their lengths, as the action space has them.
+            actions: ``N`` responses, as the action space has them: texts, or rows of token ids.
 
         Returns:
             Observations, rewards ``[N]``, terminations ``[N]``, truncations ``[N]``, and infos.
@@ -116,6 +118,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         Raises:
             ResetNeeded: a slot has no running episode.
             InvalidAction: an action is outside the action space.
+            RewardError: the reward failed; the same prompts still wait for responses.
         """
         resting = self._started & ~self._running
         waiting = resting if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros_like(resting)
@@ -149,7 +152,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             restarted = slots
         if len(restarted):
             fresh = stack_infos({"prompt": self._begin(restarted)}, restarted, self.num_envs)
-            if "prompt" in infos:  # of other slots
+            if "prompt" in infos:  # those of the slots that answered in this step
                 infos["prompt"][restarted] = fresh["prompt"][restarted]
                 infos["_prompt"] |= fresh["_prompt"]
             else:

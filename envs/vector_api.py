@@ -13,12 +13,12 @@ from rlhf_gym.envs.token_rows import Mask, Slots
 
 
 def stack_infos(columns: Mapping[str, Any], slots: Slots, num_envs: int) -> dict[str, Any]:
-    """Infos of some slots as Gymnasium wants them: for each key an array over all slots, and ``_key`` for where it is meant.
+    """Infos of some slots in Gymnasium's form: for each key an array over all slots, and ``_key``, True in these slots.
 
-    The same as ``VectorEnv._add_info`` gives slot by slot, at a fraction of its cost.
+    The result is that of ``VectorEnv._add_info``, slot by slot, at a fraction of its cost.
 
     Args:
-        columns: for each key a list or an array of one value a slot; mappings are stacked likewise.
+        columns: for each key a list or an array of one value for each slot; mappings are stacked likewise.
         slots: int ``[n]``, the slots of these values.
         num_envs: ``N``.
 
@@ -43,12 +43,12 @@ def slot_info(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
     """One slot's part of a vector environment's infos, with Python's own numbers; the opposite of :func:`stack_infos`.
 
     Args:
-        infos: the infos of all slots.
+        infos: the infos of all slots. A key without a ``_key`` (some of Gymnasium's wrappers add such) is in every slot.
         slot: the slot's number.
     """
     out: dict[str, Any] = {}
     for key, value in infos.items():
-        if not key.startswith("_") and infos["_" + key][slot]:
+        if not key.startswith("_") and ("_" + key not in infos or infos["_" + key][slot]):
             out[key] = slot_info(value, slot) if isinstance(value, dict) else _plain(value[slot])
     return out
 

@@ -43,7 +43,7 @@ def test_a_batch_of_many_is_far_faster_than_as_many_single_environments(speed: M
 
 
 def test_a_step_costs_the_same_late_in_a_response(speed: ModuleType) -> None:
-    """Measured: 0.93 to 0.99; a cost that grew with what is written would show as some 7."""
+    """Measured: 0.93 to 0.99; with a cost that grew with the response it would be some 7."""
     assert speed.growth(64, 256) < 2.0
 
 

@@ -1,10 +1,9 @@
-"""The benchmark of an iteration's figures runs, and switches off figures only."""
+"""The benchmark of an iteration's metrics runs, and switches off metrics only."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,19 +24,21 @@ def bench() -> ModuleType:
     return module
 
 
-def test_a_small_table(tmp_path: Path) -> None:
+def test_a_small_table(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "metrics.json"
-    command = [sys.executable, str(SCRIPT), "--turns", "2", "--episodes", "4", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--turns", "2", "--episodes", "4", "--out", str(out)])
+    bench.main()
     found = json.loads(out.read_text())
     assert set(found["shares"]) == PARTS | {"all statistics"}
     assert all(0 < share < 1 for share in found["shares"].values())
     assert len(found["ratios"]) == len(found["turns"]) == 2
-    assert "| all statistics | | " in done.stdout
+    assert "| all statistics | | " in capsys.readouterr().out
 
 
-def test_nothing_but_figures_is_switched_off(bench: ModuleType, tmp_path: Path) -> None:
-    both = [bench.Trainer(tmp_path / f"{on}.csv", figures=on, episodes=4) for on in (True, False)]
+def test_nothing_but_metrics_is_switched_off(bench: ModuleType, tmp_path: Path) -> None:
+    both = [bench.Trainer(tmp_path / f"{on}.csv", metrics=on, episodes=4) for on in (True, False)]
     turns = [trainer.turn() for trainer in both]
     assert set(turns[0]) == PARTS | {"wall", "cpu"}
     assert set(turns[1]) == {"wall", "cpu"}

@@ -98,5 +98,6 @@ def test_the_summary_takes_medians_and_ratios_within_a_turn(bench: ModuleType) -
 
 
 def test_an_ended_worker_is_one_line(bench: ModuleType) -> None:
+    worker = bench.Worker("nobody", 3, 1, 4, 1, None)
     with pytest.raises(SystemExit, match="its process ended"):
-        bench.Worker("nobody", 3, 1, 4, 1, None)
+        worker.turn()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +24,13 @@ def bench() -> ModuleType:
     return module
 
 
-def test_small_tables(tmp_path: Path) -> None:
+def test_small_tables(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "rewards.json"
-    options = ["--turns", "1", "--calls", "20", "--episodes", "4", "--rounds", "2", "--delay", "0.05", "--out"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *options, str(out)], capture_output=True, text=True, check=True)
+    options = ["--turns", "1", "--calls", "20", "--episodes", "4", "--batches", "2", "--delay", "0.05", "--out"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, str(out)])
+    bench.main()
     found = json.loads(out.read_text())
     assert set(found["calls"]) == {"1", "4"}
     assert all(0 < seconds < 1 for row in found["calls"].values() for seconds in row.values())
@@ -36,19 +38,19 @@ def test_small_tables(tmp_path: Path) -> None:
     for row in found["layer"]:
         assert 0 < row["layer"] < row["seconds"]
     (slow,) = found["slow"]
-    assert slow["rounds"] == 2
+    assert slow["batches"] == 2
     assert slow["scoring"] >= 0.1  # two calls of 0.05 s
     assert slow["in place"] > slow["scoring"]
     for name in ("floor", "in place", "overlapped"):
         assert len(slow["turns"][name]) == 1
-    assert "| 50 ms | 2 |" in done.stdout
+    assert "| 50 ms | 2 |" in capsys.readouterr().out
 
 
 def test_both_ways_do_the_same_work(bench: ModuleType) -> None:
     parameters = []
     for slow in (False, True):
         reward = bench.Reward(0.01, slow=slow)
-        trainer = bench.Trainer(reward, [reward], rounds=2, episodes=4)
+        trainer = bench.Trainer(reward, [reward], batches=2, episodes=4)
         figures = trainer.turn()
         assert figures["scoring"] >= 0.02
         assert figures["layer"] < figures["scoring"]

@@ -43,7 +43,7 @@ def command(corpus: Path, folder: Path) -> list[str]:
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     corpus = tiny_corpus(tmp_path / "movie_reviews.zip")
-    subprocess.run(command(corpus, tmp_path / "whole"), check=True, capture_output=True)
+    whole_run = subprocess.Popen(command(corpus, tmp_path / "whole"), stdout=subprocess.DEVNULL)
 
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(corpus, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -56,6 +56,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert 0 < reached < STEPS, "the run was over before it could be killed: give it more steps"
     resumed = subprocess.run(command(corpus, killed), check=True, capture_output=True, text=True)
     assert f"going on from step {reached}" in resumed.stdout
+    assert whole_run.wait(timeout=200) == 0
 
     whole, again = (load_file(tmp_path / n / "out" / "model.safetensors") for n in ("whole", "killed"))
     assert whole.keys() == again.keys()

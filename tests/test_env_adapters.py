@@ -70,13 +70,13 @@ def test_gem_passes_the_checker_and_gives_what_gem_gives() -> None:
         check_env(env)
     observation, info = env.reset(seed=1)
     assert (observation, info) == ("guess\nyour turn", {"suffix": "your turn"})
-    number = env.borrowed.number
+    number = env.wrapped.number
     wrong = str((number + 1) % 10)
     observation, _, terminated, truncated, _ = env.step(wrong)
     assert (observation, terminated, truncated) == ("no", False, False)
     assert env.step(str(number))[2:4] == (True, False)
     env.reset()
-    number = env.borrowed.number
+    number = env.wrapped.number
     wrong = str((number + 1) % 10)
     assert [env.step(wrong)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
     with pytest.raises(gym.error.ResetNeeded, match="has ended"):
@@ -91,7 +91,7 @@ def test_seeds_hold_and_global_random_numbers_are_left_alone() -> None:
             if disturb:
                 random.seed(3)
                 np.random.seed(3)  # noqa: NPY002
-            out += [env.borrowed.number, *env.step("11")[:2]]
+            out += [env.wrapped.number, *env.step("11")[:2]]
         return out
 
     first = run(GemEnv(Guess()), disturb=False)
@@ -133,6 +133,17 @@ def test_textarena_alone_and_against_others() -> None:
     assert (reward, terminated, info["rewards"]) == (-1.0, True, {0: 1.0, 1: -1.0})
 
 
+def test_a_game_that_ends_before_the_players_first_turn_is_not_played_on() -> None:
+    takes = iter("1122")
+    env = TextArenaEnv(Nim(), num_players=2, player=1, opponent=lambda observation, rng: next(takes))
+    env.reset(seed=0)
+    env.opponent = lambda observation, rng: "5"
+    with pytest.raises(gym.error.Error, match="ended before this player's first turn"):
+        env.reset()
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step("1")
+
+
 def check_env_of_moves(env: TextArenaEnv) -> None:
     env.action_space.sample = lambda mask=None, probability=None: "1"  # type: ignore[method-assign]
     check_env(env)
@@ -149,7 +160,7 @@ def test_long_observations_are_cut_in_front_and_rendered(capsys: pytest.CaptureF
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"player must lie in 0\.\.0"):
         TextArenaEnv(Nim(), player=1)
-    with pytest.raises(ConfigError, match="needs somebody who answers for the others"):
+    with pytest.raises(ConfigError, match="needs a function that acts for the others"):
         TextArenaEnv(Nim(), num_players=2)
     with pytest.raises(ConfigError, match="max_observation must be at least 1"):
         GemEnv(Guess(), max_observation=0)

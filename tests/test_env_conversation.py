@@ -18,9 +18,10 @@ from toy_tasks import count_a, letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.envs import ConversationEnv, TurnEnv
-from rlhf_gym.errors import ConfigError, ModelError, TaskError
+from rlhf_gym.errors import ConfigError, ModelError, RewardError, TaskError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import HubTokenizer, load_tokenizer
+from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.tasks import Task, chat
 from rlhf_gym.tasks.chat import render_messages
 from rlhf_gym.tasks.samples import Prompt
@@ -142,6 +143,42 @@ def test_a_conversation_that_outgrows_its_room_ends_and_is_paid() -> None:
     assert observation == env.prompt.text + "aa"
     with pytest.raises(TaskError, match="takes 6 characters, more than max_context=5"):
         talk(template=CONTINUE, max_context=5)
+
+
+def test_a_user_or_a_reward_that_fails_leaves_the_conversation_as_it_was() -> None:
+    failing = {"user": True, "reward": True}
+
+    def user(messages: list[dict[str, str]], rng: np.random.Generator) -> str:
+        if failing.pop("user", False):
+            raise ConnectionError("no user")
+        return "b"
+
+    def reward(prompts: list[str], responses: list[str]) -> list[float]:
+        if failing.pop("reward", False):
+            raise ConnectionError("no reward")
+        return count_a(prompts, responses)
+
+    env = talk(user=user, reward=reward)
+    env.reset(seed=3)
+    with pytest.raises(ConnectionError, match="no user"):
+        env.step("a")
+    with pytest.raises(RewardError, match="no reward"):
+        env.step("ab")
+    _, total, _, _, info = env.step("aab")
+    assert (total, info["turn"]) == (2.0, 1)
+    assert [m["content"] for m in info["messages"]] == [env.prompt.text, "aab", "b"]
+
+
+def test_a_reward_may_leave_an_answer_out() -> None:
+    def reward(prompts: list[str], responses: list[str]) -> list[float]:
+        raise ConnectionError("no reward")
+
+    env = talk(reward=on_error(reward, "skip"))
+    env.reset(seed=3)
+    with pytest.warns(UserWarning, match="leaving such samples out"):
+        _, _, terminated, _, info = env.step("a")
+    assert not terminated
+    assert info["reward_skipped"] == "reward"
 
 
 def test_lines_of_each_prompt_and_messages_before_it() -> None:

@@ -234,7 +234,7 @@ def test_unfit_tokenizers_are_refused(wrong: dict[str, Any], message: str) -> No
         (
             {"max_prompt_tokens": 3},
             TaskError,
-            "prompt 2 of task 'letters' has 6 tokens, more than the 3 that leave room",
+            "prompt 2 of task 'letters' has 6 tokens, more than max_prompt_tokens=3",
         ),
         ({"task": "no such task"}, TaskError, "there is no task 'no such task'"),
         ({"task_options": {"limit": 3}}, TaskError, "task_options .* are for a task given by name"),

@@ -361,7 +361,9 @@ def test_top_k_of_slots_that_wait() -> None:
     [
         ({"suppress_tokens": list(range(28))}, TaskError, "allows nothing: all 28 tokens are suppressed"),
         ({"suppress_tokens": [99]}, ConfigError, r"suppressed token 99 is not an id; expected 0\.\.27"),
+        ({"suppress_tokens": [2.5]}, ConfigError, "suppressed token 2.5 is not an id"),
         ({"suppress_tokens": ["ab"]}, ConfigError, "'ab' is 2 in 'letters'"),
+        ({"pattern": 3}, ConfigError, "pattern must be a regular expression as a text, got 3"),
         ({"suppress_tokens": "ab"}, ConfigError, "are lists"),
         ({"pattern": "a", "words": ["b"]}, ConfigError, "a pattern or words, not both"),
         ({"pattern": "(a"}, TaskError, "cannot make a token mask of the pattern '\\(a'"),

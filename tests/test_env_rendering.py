@@ -15,7 +15,8 @@ from toy_tasks import letter_task
 
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import ConversationEnv, TokenEnv, TokenVectorEnv, TurnEnv
-from rlhf_gym.envs.rendering import HEIGHT, WIDTH, Painter, Piece, _wrap, scale_colour, split_pieces
+from rlhf_gym.envs.picture import HEIGHT, WIDTH, _wrap
+from rlhf_gym.envs.rendering import Painter, Piece, scale_colour, split_pieces
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.tasks import Task

@@ -17,13 +17,13 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import LetterTokenizer
-from toy_tasks import letter_task
+from toy_tasks import count_a, letter_task
 
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import TokenEnv, TurnEnv
 from rlhf_gym.envs.registration import ENVIRONMENTS, turn_level
-from rlhf_gym.envs.turn_formats import AnyText
-from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.envs.turn_spaces import AnyText
+from rlhf_gym.errors import ConfigError, RewardError, TaskError
 
 EOS, PAD, A, B = 0, 1, 2, 3
 
@@ -133,6 +133,25 @@ def test_wrong_actions_are_refused_and_leave_the_episode_as_it_was(kind: Format,
         env.step(action)
     good: Any = "a" if kind == "text" else [A]
     assert env.step(good)[1] == 1.0
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_reward_that_fails_leaves_the_prompt_to_be_answered_again(kind: Format) -> None:
+    failing = [True]
+
+    def reward(prompts: list[str], responses: list[str]) -> list[float]:
+        if failing:
+            failing.pop()
+            raise ConnectionError("no reward")
+        return count_a(prompts, responses)
+
+    env = TurnEnv(letter_task(reward), LetterTokenizer(), format=kind)
+    _, begun = env.reset(seed=0)
+    first, second = ("b", "aa") if kind == "text" else ([B, A, B], [A, A])
+    with pytest.raises(RewardError, match="no reward"):
+        env.step(first)
+    _, total, _, _, info = env.step(second)
+    assert (total, info["prompt"], info["response"]) == (2.0, begun["prompt"], "aa")
 
 
 def test_wrong_arguments_are_refused() -> None:

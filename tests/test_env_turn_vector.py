@@ -123,6 +123,8 @@ def test_steps_out_of_turn_and_wrong_actions_are_refused() -> None:
     tokens.reset(seed=0)
     with pytest.raises(gym.error.InvalidAction, match="expected 3 rows"):
         tokens.step(np.full((2, 6), A))
+    with pytest.raises(gym.error.InvalidAction, match="expected 3 rows of token ids, got None"):
+        tokens.step(None)
     with pytest.raises(gym.error.InvalidAction, match="99 is not a token id"):
         tokens.step(np.full((N, 6), 99))
     assert tokens.step(np.full((N, 6), A))[1].tolist() == [6.0] * N

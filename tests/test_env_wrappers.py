@@ -252,6 +252,35 @@ def test_any_vector_environment_becomes_a_vec_env() -> None:
         VectorVecEnv(gym.make_vec("rlhf_gym/Copy-v0", num_envs=2))
 
 
+def test_a_vec_env_hands_on_the_infos_of_running_and_of_new_episodes() -> None:
+    mask = {"pattern": "a(b|c)*", "in_info": True}
+    env = VectorVecEnv(batched(2, mask=mask))
+    env.reset()
+    for info in env.reset_infos:
+        assert np.flatnonzero(info["action_mask"]).tolist() == [A]
+    infos = env.step(np.array([A, A]))[3]
+    assert [np.flatnonzero(info["action_mask"]).tolist() for info in infos] == [[EOS, B, 4]] * 2
+    infos = env.step(np.array([EOS, B]))[3]
+    assert infos[0]["response"] == "a"
+    assert np.flatnonzero(infos[1]["action_mask"]).tolist() == [EOS, B, 4]
+    assert np.flatnonzero(env.reset_infos[0]["action_mask"]).tolist() == [A]
+    turns = VectorVecEnv(gym.make_vec("rlhf_gym/CopyTurn-v0", num_envs=2, autoreset_mode="same_step", format="tokens"))
+    turns.reset()
+    prompts = [info["prompt"] for info in turns.reset_infos]
+    infos = turns.step(np.array([turns.action_space.sample() for _ in range(2)]))[3]
+    assert [info["prompt"] for info in infos] == prompts
+    assert all(info["prompt"] for info in turns.reset_infos)
+
+
+def test_a_vec_env_takes_gymnasiums_own_statistics() -> None:
+    inner = gym.wrappers.vector.RecordEpisodeStatistics(batched(2))
+    env = VectorVecEnv(inner)
+    env.reset()
+    _, _, dones, infos = env.step(np.array([EOS, A]))
+    assert dones.tolist() == [True, False]
+    assert infos[0]["episode"] == {"r": 0.0, "l": 1, "t": 0.0}
+
+
 def zero(prompts: list[str], responses: list[str]) -> list[float]:
     return [0.0] * len(prompts)
 
@@ -272,6 +301,14 @@ def zero(prompts: list[str], responses: list[str]) -> list[float]:
         (lambda: PotentialShaping(single(), zero, 0.0), r"gamma must lie in \(0, 1\], got 0.0"),
         (lambda: VectorPotentialShaping(VectorLastTokens(batched(), 2), zero), "put it inside other wrappers"),
         (lambda: KLReward(single(), MODEL, -1.0), "at least 0, got -1.0"),
+        (
+            lambda: KLReward(SmallVocabulary(single(), ["a"]), MODEL, 0.1),
+            r"got actions of Discrete\(2\); put it inside",
+        ),
+        (
+            lambda: VectorKLReward(VectorSmallVocabulary(batched(), ["a"]), MODEL, 0.1),
+            r"VectorKLReward reads actions as token ids, got actions of Discrete\(2\)",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(build: Any, message: str) -> None:

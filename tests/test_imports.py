@@ -10,7 +10,7 @@ SAME_ROLE = {"__init__", "base"}
 """Names that say which role a file has in its package, and nothing else."""
 
 SHARED = {
-    "checkpoint", "losses", "reward",
+    "checkpoint", "losses",
 }  # fmt: skip
 """Names that two files have today; this list only shrinks, too."""
 

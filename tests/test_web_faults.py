@@ -33,5 +33,5 @@ def test_kill_9_under_load_loses_and_doubles_nothing(tmp_path: Path, store_place
     found = json.loads(out.read_text())
     assert found["kills"] == 2
     assert found["retries"] > 0
-    assert found["lost"] == found["doubled"] == found["asked_twice"] == found["over_the_overlap"] == 0
+    assert found["lost"] == found["doubled"] == found["answered_twice"] == found["over_the_overlap"] == 0
     assert found["stored"] >= found["acknowledged"] > 20

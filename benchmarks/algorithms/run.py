@@ -1,11 +1,11 @@
-"""Algorithms side by side on the offline tasks: a search for their settings, then the table, resumable at any moment.
+"""Compares the algorithms on the offline tasks: a search for their settings, then the table; resumable at any moment.
 
     python benchmarks/algorithms/run.py search --out runs/algorithms --jobs 2
     python benchmarks/algorithms/run.py table --out runs/algorithms --jobs 2
     python benchmarks/algorithms/run.py print --out runs/algorithms > table.md
 
-``search.jsonl`` and ``table.jsonl`` get a line a run as it ends; what is there is not run again. A smaller piece:
-``--algorithm PPO RLOO --task copy --seeds 2``. `settings.py` says what is compared, `training.py` what a run is.
+Each run adds a line to ``search.jsonl`` or ``table.jsonl`` when it ends, and is not run again. For a part of the comparison:
+``--algorithm PPO RLOO --task copy --seeds 2``. `settings.py` has the tasks and the algorithms, `training.py` a run.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ BOOTSTRAPS = 2000
 
 
 def key(algorithm: str, task: str, seed: int, options: Options) -> str:
-    """What tells runs apart."""
+    """The key of a run: equal for equal runs."""
     return json.dumps([algorithm, task, seed, sorted(options.items())])
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The runs of a file, where it is; a last line that was cut off by a crash is left out."""
+    """The runs of a file, none if there is no file; a last line that a crash cut off is left out."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
-            print(f"{path}: a broken line is left out and run again", file=sys.stderr)
+            print(f"{path}: a broken line is left out, and its run is made again", file=sys.stderr)
     return found
 
 
 def rate_name(algorithm: str) -> str:
-    """The setting that takes the learning rate's place in the search on the embedded model."""
+    """The setting that the search tries on the embedded model: the learning rate, or else the first of the grid."""
     return "learning_rate" if "learning_rate" in ALGORITHMS[algorithm].grid else next(iter(ALGORITHMS[algorithm].grid))
 
 
 def search_jobs(algorithms: list[str], seeds: int) -> Iterator[Job]:
-    """Every candidate of every algorithm: on the searched tasks, and the step's size on the embedded model."""
+    """The runs of the search: every candidate of every algorithm, and on the embedded model the size of the step alone."""
     for seed in range(seeds):
         for task in SEARCHED_ON:
             for name in algorithms:
@@ -71,9 +71,9 @@ def objective(run: dict[str, Any]) -> float:
 def chosen(found: list[dict[str, Any]], algorithm: str, task: str) -> Options:
     """The candidate that the search found best; of equal ones the first tried.
 
-    The objective is what all of them are asked to maximise: reward less the KL penalty. What counts is its
-    mean less the mean's standard error, task by task: a mean of three seeds that one lucky run carries is no setting to
-    recommend. Candidates that went farther than :data:`settings.MOST_KL` are out, unless all did.
+    All algorithms maximise the same objective, the reward less the KL penalty. Candidates are compared by its mean less the
+    mean's standard error, averaged over tasks, so that one lucky run of three does not decide. Candidates whose KL exceeds
+    :data:`settings.MOST_KL` are excluded, unless all do.
 
     Raises:
         SystemExit: the search has not run.
@@ -96,13 +96,13 @@ def chosen(found: list[dict[str, Any]], algorithm: str, task: str) -> Options:
 
 
 def lower_bound(values: list[float]) -> float:
-    """The mean less its standard error; of a single value itself."""
+    """The mean less its standard error; a single value is its own bound."""
     error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return float(np.mean(values) - error)
 
 
 def run_all(jobs: list[Job], path: Path, workers: int) -> None:
-    """Run what the file does not have yet, and write each run's line as it ends."""
+    """Run the jobs that the file does not have yet, and write each run's line when it ends."""
     done = {key(r["algorithm"], r["task"], r["seed"], r["options"]) for r in lines(path)}
     left = [job for job in jobs if key(*job) not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,21 +114,21 @@ def run_all(jobs: list[Job], path: Path, workers: int) -> None:
         for count, future in enumerate(as_completed(futures), start=1):
             result = future.result()
             print(json.dumps(result), file=file, flush=True)
-            figures = f"reward {result['reward']:.3f}, KL {result['kl']:.2f}, {result['seconds']:.0f} s"
+            metrics = f"reward {result['reward']:.3f}, KL {result['kl']:.2f}, {result['seconds']:.0f} s"
             print(
-                f"{count}/{len(left)} {result['algorithm']} {result['task']} {result['options']}: {figures}", flush=True
+                f"{count}/{len(left)} {result['algorithm']} {result['task']} {result['options']}: {metrics}", flush=True
             )
 
 
 def work(job: Job) -> dict[str, Any]:
-    """One run, in a worker."""
+    """Make one run, in a worker."""
     from training import train
 
     return train(*job)
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """95% interval of the mean over seeds, by the bootstrap."""
+    """The 95% interval of the mean over seeds, by the bootstrap."""
     rng = np.random.default_rng(0)
     means = rng.choice(values, (BOOTSTRAPS, len(values))).mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -136,12 +136,10 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def show(out: Path) -> None:
-    """Print the table as Markdown, and what the search chose."""
+    """Print the tables as Markdown, with the settings that the search chose."""
     found, searched = lines(out / "table.jsonl"), lines(out / "search.jsonl")
     for task, setting in SETTINGS.items():
-        print(
-            f"\n### {task}\n\n{setting.tokens:,} tokens, level {setting.level}, a nat of KL costs {setting.kl_coef}.\n"
-        )
+        print(f"\n### {task}\n\n{setting.tokens:,} tokens, level {setting.level}, KL coefficient {setting.kl_coef}.\n")
         print("| algorithm | reward [95%] | KL, nats | objective | tokens to level | reached it | CPU s | settings |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         rows = []
@@ -171,7 +169,7 @@ def show(out: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Search, make the table's runs, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["search", "table", "print"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")

@@ -1,7 +1,7 @@
-"""What is compared: tasks with their networks and budgets, and algorithms with what the search may set.
+"""The tasks of the comparison, with their networks and budgets, and the algorithms, with the settings that the search tries.
 
-The same for every algorithm on a task: network, prompts, number of tokens, episodes an iteration, KL coefficient. An
-algorithm's own are its learning rate and what stands in its ``grid``; everything else is its class's default.
+Network, prompts, number of tokens, episodes an iteration and KL coefficient are the same for every algorithm on a task. The
+search chooses the settings in an algorithm's ``grid``; everything else is its class's default.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
-
 from rlhf_gym import agents
-from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.tasks import Task, load_task
 
 Options = dict[str, Any]
@@ -23,7 +19,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """A task, and what every algorithm gets there.
+    """A task, with the settings that are the same for every algorithm.
 
     Attributes:
         task: its name.
@@ -31,8 +27,8 @@ class Setting:
         tokens: budget of response tokens.
         level: the reward, averaged over three iterations, at which the task counts as learned.
         kl_coef: the KL coefficient.
-        episodes: an iteration's.
-        untrained: True for a fresh random network, which must find everything out; False for the embedded model.
+        episodes: episodes an iteration.
+        untrained: True for a network with random weights, which learns from scratch; False for the embedded model.
     """
 
     task: str
@@ -47,20 +43,8 @@ class Setting:
         """The task."""
         return load_task(self.task, **self.task_options)
 
-    def load_model(self, task: Task, seed: int) -> LanguageModel:
-        """The policy before training; another random one for each seed, where it is random."""
-        if not self.untrained:
-            return LanguageModel.load("embedded", device="cpu")
-        assert task.tokenizer is not None
-        torch.manual_seed(seed)
-        size = task.tokenizer.vocab_size
-        network = GPT2LMHeadModel(
-            GPT2Config(vocab_size=size, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
-        )
-        return LanguageModel(network, task.tokenizer, "untrained")
 
-
-# A random network has nothing that would be worth staying close to: KL costs next to nothing there.
+# Staying close to a random network has no use, so its KL coefficient is next to nothing.
 SETTINGS = {
     "copy": Setting("copy", {"difficulty": 1}, 10_000, 0.8, 0.001),
     "sort": Setting("sort", {"difficulty": 1}, 10_000, 0.8, 0.001),
@@ -74,17 +58,17 @@ EMBEDDED_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """A pretrained network wants smaller steps: searched on the sentiment task, on its own."""
 
 MOST_KL = 10.0
-"""Nats a response, mean of a candidate's seeds, that the search lets a setting move: beyond, high scores are no longer those of
-film reviews (Ziegler et al. 2019 aim at 6)."""
+"""The largest KL of a candidate, nats a response, mean over its seeds: beyond it, responses with high scores are no longer film
+reviews (Ziegler et al. 2019 aim at 6)."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An agent, and what the search tries.
+    """An agent, with the settings that the search tries.
 
     Attributes:
         agent: the class's name in :mod:`rlhf_gym.agents`.
-        options: what makes it this algorithm, and what it has where the search does not try it.
+        options: settings that make it this algorithm, and values of the grid's settings where the search does not try them.
         grid: settings to try, each with its values.
     """
 

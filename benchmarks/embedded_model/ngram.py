@@ -6,11 +6,11 @@ Chen and Goodman (1998), "An Empirical Study of Smoothing Techniques for Languag
 order (for counts of one, two, and three or more), lower orders estimated from continuation counts, the unigrams mixed with
 the uniform distribution. A sentence is one line of the corpus, between two ``<s>`` and one ``</s>``.
 
-A word outside the vocabulary counts as ``<unk>``. To predict "some unknown word" is easier than to predict which:
-``perplexity`` counts no more than that, which favours the 3-gram; ``spelled`` adds the word's letters, by a 3-gram over the
+A word outside the vocabulary counts as ``<unk>``. It is easier to predict that some unknown word follows than which:
+``perplexity`` counts the former alone, which favours the 3-gram; ``spelled`` adds the word's letters, by a 3-gram over the
 characters of words seen once in training, as the language model's sum includes its sub-words. The vocabulary is every
 word seen ``min_count`` times in training: with 1 nothing in training is ``<unk>``; with 2 the model learns where rare words
-stand, and calls more words so.
+occur, and more words are ``<unk>``.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class KneserNey:
 
 @dataclass(frozen=True)
 class Result:
-    """Held-out figures, a word being a whitespace token or the end of a sentence."""
+    """Held-out metrics; a word is a whitespace token or the end of a sentence."""
 
     perplexity: float
     spelled: float
@@ -146,15 +146,15 @@ class WordModel:
             for sentence in review.sentences:
                 line = sentence.split()
                 nll -= self.words.log_probability(self.known(line))
-                strange = [word for word in line if word not in self.vocabulary]
-                unknown += len(strange)
-                spelling -= sum(self.letters.log_probability(word) for word in strange)
+                outside = [word for word in line if word not in self.vocabulary]
+                unknown += len(outside)
+                spelling -= sum(self.letters.log_probability(word) for word in outside)
         n = sum(r.num_words for r in reviews)
         return Result(math.exp(nll / n), math.exp((nll + spelling) / n), n, unknown, len(self.vocabulary))
 
 
 def main() -> None:
-    """Fit on the training reviews; print the figures on validation and test as JSON."""
+    """Fit on the training reviews; print the metrics on validation and test as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="movie_reviews.zip (default: NLTK downloads it)")
     parser.add_argument("--min-count", type=int, default=2)

@@ -1,7 +1,7 @@
-"""Who takes part in `ppo.py`: each builds its trainer on the same model and prompts and yields once an iteration.
+"""The contenders of `ppo.py`: each builds its trainer on the same model and prompts, and yields once an iteration.
 
-Everybody has the same random Llama of 3.7 million parameters over 2,048 ids, 64 prompts of 16 tokens, and responses that
-never end early, so that everybody processes the same tokens.
+All have the same random Llama of 3.7 million parameters over 2,048 ids, 64 prompts of 16 tokens, and responses that never end
+early, so that all process the same tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Contender = Callable[[int, int, int], Iterator[Phases]]  # response length, lear
 
 
 def network() -> LlamaForCausalLM:
-    """The model, the same for everybody."""
+    """The model, the same for all contenders."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4,
@@ -51,10 +51,15 @@ def prompts() -> list[str]:
 
 
 def flop(length: int, passes: int) -> float:
-    """Multiply-adds, twice, of the model's own matrices for an episode: 2P to write, 2P reference, 6P a learning pass.
+    """Floating-point operations of the model's matrices for an episode.
 
-    Prompts go through the layers once in each; the vocabulary's matrix is needed at response tokens only. Attention's
-    products are left out, some percent at these lengths.
+    With P parameters, a token takes 2P to generate, 2P in the reference and 6P in each learning pass. Prompts go through the
+    layers once in each; the vocabulary's matrix is needed at response tokens only. Attention's products are left out, some
+    percent at these lengths.
+
+    Args:
+        length: response tokens.
+        passes: learning passes an iteration.
     """
     model = network()
     layers = sum(p.numel() for p in model.model.layers.parameters())
@@ -69,13 +74,13 @@ def nothing(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def environment(num_envs: int, length: int) -> Any:
-    """Token environments whose responses are exactly ``length`` long."""
+    """Token environments whose responses are exactly ``length`` tokens long."""
     task = Task("speed", [Prompt(p) for p in prompts()], reward=nothing, max_new_tokens=length, min_new_tokens=length)
     return make_sb3_env(num_envs, task=task, tokenizer=SymbolTokenizer(SYMBOLS), seed=0)
 
 
 def ours(kind: Any, length: int, passes: int, episodes: int, **options: Any) -> Iterator[Phases]:
-    """One of our agents, by its public interface."""
+    """Run one of our agents by its public interface."""
     model = LanguageModel(network(), SymbolTokenizer(SYMBOLS), "speed")
     agent = kind(
         "LMPolicy", environment(episodes, length), language_model=model, n_epochs=passes, batch_size=min(MINIBATCH, episodes),
@@ -87,13 +92,13 @@ def ours(kind: Any, length: int, passes: int, episodes: int, **options: Any) -> 
 
 
 def stock(length: int, passes: int, episodes: int) -> Iterator[Phases]:
-    """stable-baselines3's own PPO on the same environment and model: every token runs its whole prefix."""
+    """Run stable-baselines3's own PPO on the same environment and model: every token runs its whole prefix."""
     model = LanguageModel(network(), SymbolTokenizer(SYMBOLS), "speed")
-    # EOS comes from the action mask elsewhere; stock PPO has none, so the policy is told the same limits.
+    # Other agents suppress EOS by the action mask; stock PPO has none, so the policy gets the same limits.
     limits = Limits(0, (1,), length, length)
 
     class Policy(LMPolicy):
-        """Takes what stable-baselines3 hands to a policy."""
+        """Has the constructor that stable-baselines3 calls."""
 
         def __init__(self, observation_space: Any, action_space: Any, lr_schedule: Any, **_: Any) -> None:
             super().__init__(observation_space, action_space, model, Sampling(), limits)
@@ -113,7 +118,7 @@ def stock(length: int, passes: int, episodes: int) -> Iterator[Phases]:
 
 
 def timed(function: Callable[..., Any], spent: Phases, phase: str) -> Callable[..., Any]:
-    """Adds a function's wall time to a phase."""
+    """The function, with its wall time added to a phase."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -126,12 +131,12 @@ def timed(function: Callable[..., Any], spent: Phases, phase: str) -> Callable[.
 
 
 def bare(length: int, passes: int, episodes: int) -> Iterator[Phases]:
-    """No PPO at all: transformers' generate, a reference pass, forward, backward and AdamW of a plain loss."""
+    """Run the passes without PPO: transformers' generate, a reference pass, forward, backward and AdamW of a plain loss."""
     model = network()
     reference = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     tokenizer = SymbolTokenizer(SYMBOLS)
-    asked = torch.tensor([tokenizer.encode(p) for p in prompts()])[:episodes]
+    prompt_ids = torch.tensor([tokenizer.encode(p) for p in prompts()])[:episodes]
     generator = np.random.default_rng(0)
 
     def log_probs(network: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
@@ -143,7 +148,7 @@ def bare(length: int, passes: int, episodes: int) -> Iterator[Phases]:
         began = time.perf_counter()
         with torch.no_grad():
             ids = model.generate(  # type: ignore[attr-defined]
-                asked, attention_mask=torch.ones_like(asked), do_sample=True, top_k=0,
+                prompt_ids, attention_mask=torch.ones_like(prompt_ids), do_sample=True, top_k=0,
                 min_new_tokens=length, max_new_tokens=length, pad_token_id=1,
             )  # fmt: skip
             phases["generation"] = time.perf_counter() - began

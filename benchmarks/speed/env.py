@@ -1,11 +1,11 @@
-"""Environment steps per second with random actions: ours against `SyncVectorEnv` of our own single environment, and the floor.
+"""Environment steps per second with random actions: ours, `SyncVectorEnv` of our own single environment, and bare loops.
 
     python benchmarks/speed/env.py                      # the whole table, some minutes on one core
     python benchmarks/speed/env.py --batch 256 --length 16 512 --seconds 0.5
 
-No language model takes part and the reward costs nothing, so what is timed is the environment alone: prompts of 16 tokens,
-4,096 token ids, every action drawn uniformly beforehand. One step of a batch of N counts as N environment steps; seconds are
-the process's own (CPU time), so that what else the machine does matters less.
+There is no language model and the reward costs nothing, so the environment alone is timed: prompts of 16 tokens, 4,096 token
+ids, every action drawn uniformly beforehand. One step of a batch of N counts as N environment steps; seconds are the process's
+CPU time, on which the machine's other work has less influence.
 
 Columns:
 
@@ -14,8 +14,8 @@ Columns:
 - ``views``: the same with ``copy_observations=False``.
 - ``copy floor``: a bare NumPy loop that appends a token to each row, starts over at the limit and copies ids and lengths.
 - ``append floor``: the same loop without the copy.
-- ``ends floor``: the loop with the copy that also notices where an episode ends by EOS or at the limit, decodes its response,
-  calls the reward and draws a new prompt: what every such environment has to do, without checks, infos and resets around it.
+- ``ends floor``: the loop with the copy that also detects the ends of episodes, by EOS or at the limit, decodes the responses,
+  calls the reward and draws new prompts: the work of every such environment, without checks, infos and resets.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def task(length: int) -> Task:
 
 
 def env_stepper(env: Any, num_envs: int) -> Callable[[int], None]:
-    """Steps an environment with random actions, from where it is."""
+    """A function that steps an environment with random actions, and goes on at the next call."""
     env.reset(seed=0)
     actions = np.random.default_rng(0).integers(0, VOCABULARY, (BLOCK, num_envs))
 
@@ -68,23 +68,23 @@ def env_stepper(env: Any, num_envs: int) -> Callable[[int], None]:
 
 
 def floor_stepper(num_envs: int, length: int, copy: bool) -> Callable[[int], None]:
-    """The bare loop: append, start over at the limit, copy what an observation holds (or not)."""
+    """The bare loop: append, start over at the limit, and with ``copy`` copy an observation's arrays."""
     ids = np.full((num_envs, PROMPT + length), 1, dtype=np.int64)
     lengths = np.full(num_envs, PROMPT, dtype=np.int64)
     rows = np.arange(num_envs)
     actions = np.random.default_rng(0).integers(0, VOCABULARY, (BLOCK, num_envs))
-    written = 0
+    appended = 0
 
     def run(steps: int) -> None:
-        nonlocal written
+        nonlocal appended
         for k in range(steps):
             ids[rows, lengths] = actions[k % BLOCK]
             lengths[:] += 1
-            written += 1
-            if written == length:
+            appended += 1
+            if appended == length:
                 ids[:, PROMPT:] = 1
                 lengths[:] = PROMPT
-                written = 0
+                appended = 0
             if copy:
                 ids.copy(), lengths.copy()
 
@@ -92,7 +92,7 @@ def floor_stepper(num_envs: int, length: int, copy: bool) -> Callable[[int], Non
 
 
 def ends_floor_stepper(num_envs: int, length: int) -> Callable[[int], None]:
-    """The bare loop with what the end of an episode asks for: decode, call the reward, draw another prompt."""
+    """The bare loop that also ends episodes: it decodes responses, calls the reward, and draws other prompts."""
     rng = np.random.default_rng(0)
     table = np.full((64, PROMPT + length), TOKENIZER.pad_id, dtype=np.int64)
     texts = [SYMBOLS[i : i + PROMPT] for i in range(64)]
@@ -120,7 +120,7 @@ def ends_floor_stepper(num_envs: int, length: int) -> Callable[[int], None]:
 
 
 def steppers(num_envs: int, length: int) -> dict[str, Callable[[], Callable[[int], None]]]:
-    """What is timed, by column."""
+    """The loops to time, by column."""
     shared = task(length)
     single = partial(TokenEnv, shared, TOKENIZER)
     return {
@@ -134,7 +134,14 @@ def steppers(num_envs: int, length: int) -> dict[str, Callable[[], Callable[[int
 
 
 def seconds_a_step(run: Callable[[int], None], length: int, seconds: float, most: int) -> float:
-    """Mean CPU time of a step, for about so many seconds: over whole episodes, or pieces of ``most`` steps."""
+    """Mean CPU seconds of a step, measured over whole episodes, or over pieces of ``most`` steps.
+
+    Args:
+        run: takes a given number of steps.
+        length: steps of an episode.
+        seconds: about the time to measure for.
+        most: the most steps between two looks at the clock.
+    """
     run(min(length + 1, WARM_UP))
     chunk, steps, began = min(length + 1, most), 0, time.process_time()
     while (elapsed := time.process_time() - began) < seconds:
@@ -144,19 +151,19 @@ def seconds_a_step(run: Callable[[int], None], length: int, seconds: float, most
 
 
 def measure(num_envs: int, length: int, seconds: float, repeats: int) -> dict[str, float]:
-    """Seconds a step, by column: the best of some repeats that take turns."""
+    """Seconds a step, by column: the best of ``repeats``, in which the columns take turns."""
     built = {name: build() for name, build in steppers(num_envs, length).items()}
     best = dict.fromkeys(built, float("inf"))
     for _ in range(repeats):
         for name, run in built.items():
-            # Whole episodes of thousands of single environments take minutes; without their ends they only look faster.
+            # Whole episodes of thousands of single environments take minutes; without their ends `sync` only looks faster.
             most = 32 if name == "sync" else length + 1
             best[name] = min(best[name], seconds_a_step(run, length, seconds / repeats, most))
     return best
 
 
 def growth(num_envs: int, length: int) -> float:
-    """Time of a step in the last quarter of an episode over that in the first quarter: 1 if length costs nothing."""
+    """Time of a step in the last quarter of an episode over that in the first quarter; 1 if it does not grow."""
     run = env_stepper(TokenVectorEnv(num_envs, task(length), TOKENIZER, max_episode_steps=length), num_envs)
     quarter = length // 4
     first, last = [], []
@@ -170,7 +177,7 @@ def growth(num_envs: int, length: int) -> float:
 
 
 def memory(num_envs: int, steps: int) -> tuple[int, int]:
-    """Bytes that Python and NumPy hold more after so many environment steps than before, and the peak above before."""
+    """Bytes that Python and NumPy hold after that many environment steps, and at the peak, above those held before."""
     run = env_stepper(TokenVectorEnv(num_envs, task(64), TOKENIZER), num_envs)
     run(200)
     tracemalloc.start()
@@ -184,13 +191,15 @@ def memory(num_envs: int, steps: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked to."""
+    """Print the table; with ``--out``, write it as JSON too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 256, 4096])
     parser.add_argument("--length", type=int, nargs="+", default=[16, 128, 512])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
-    parser.add_argument("--repeats", type=int, default=3, help="the best of so many is taken; columns take turns")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps that memory is watched for")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="measurements, of which the best counts; columns take turns"
+    )
+    parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps over which memory is measured")
     parser.add_argument("--out", help="write the measurements as JSON to this file")
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")

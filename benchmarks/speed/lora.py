@@ -1,11 +1,11 @@
-"""What LoRA saves: memory, checkpoint and time of PPO with all weights and with an adapter, shared and separate value network.
+"""Measures PPO with all weights and with a LoRA adapter: memory, checkpoint and time, with either kind of value network.
 
     python benchmarks/speed/lora.py                       # random GPT-2 of 124M parameters: some minutes, 4 GB
     python benchmarks/speed/lora.py --width 64 --layers 2
 
 Each variant runs in a process of its own. ``held``: bytes of all tensors that an agent holds after learning (policy, reference,
-value network, Adam's moments), each storage counted once. ``peak``: the process's largest resident memory, over what it was
-before the model was made. ``checkpoint``: the saved agent's size. ``seconds``: CPU time of an iteration, median.
+value network, Adam's moments), each storage counted once. ``peak``: the process's largest resident memory, less that before
+the model was made. ``checkpoint``: the saved agent's size. ``seconds``: CPU time of an iteration, median.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def peak_bytes() -> int:
 
 
 def measure(width: int, layers: int, episodes: int, iterations: int, variant: int) -> dict[str, Any]:
-    """One variant, in this process."""
+    """Measure one variant, in this process."""
     torch.set_num_threads(1)
     lora, network = VARIANTS[variant]
     tokenizer = load_tokenizer("embedded")
@@ -94,8 +94,10 @@ def main() -> None:
         command = [sys.executable, __file__, *flags, f"--variant={variant}"]
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         sizes = " | ".join(f"{row[key] / 1e6:.1f}" for key in ("held", "peak", "checkpoint"))
-        what = "all weights" if row["lora"] is None else f"LoRA, rank {row['lora']['rank']}"
-        print(f"| {what} | {row['value_network']} | {row['learned']:,} | {sizes} | {row['seconds']:.2f} |", flush=True)
+        learns = "all weights" if row["lora"] is None else f"LoRA, rank {row['lora']['rank']}"
+        print(
+            f"| {learns} | {row['value_network']} | {row['learned']:,} | {sizes} | {row['seconds']:.2f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""What an iteration's metrics cost: statistics, guards against NaN and infinite numbers, and the row of `metrics.csv`.
+"""Measures the cost of an iteration's metrics: statistics, guards against NaN and infinity, and the row of `metrics.csv`.
 
     python benchmarks/speed/metrics_cost.py                     # some minutes on one core
     python benchmarks/speed/metrics_cost.py --turns 25 --out metrics.json
 
-PPO on the embedded model and the sentiment task, 64 responses an iteration, measured twice over:
+PPO on the embedded model and the sentiment task, 64 responses an iteration, measured in two ways:
 
-- *by the clock*: time inside the functions that make figures, as a share of the iteration (median over turns);
-- *in pairs*: an agent as it is beside one from the same seed whose figures are switched off; they do the same work otherwise.
-  The process's CPU time of an iteration with figures over that without, within a turn; median and quartiles.
+- *by the clock*: time inside the functions that compute metrics, as a share of the iteration (median over turns);
+- *in pairs*: an agent as it is, and one from the same seed whose metrics are switched off; otherwise they do the same work.
+  The process's CPU time of an iteration with metrics over that without, within a turn; median and quartiles.
 
-Parts: ``minibatch`` is the ratio's statistics and the means kept of each minibatch; ``rollout`` the figures of the rollout and
-handing all of them to the logger; ``row`` writing `metrics.csv`, which is forced to the disk; ``guards`` the checks for numbers
-that are not finite, which are no statistics and stay on in the pairs.
+Parts: ``minibatch`` is the ratio's statistics and the means kept of each minibatch; ``rollout`` the metrics of the rollout and
+handing all metrics to the logger; ``row`` writing `metrics.csv`, which is forced to the disk; ``guards`` the checks for NaN and
+infinite numbers, which are not statistics and stay on in the pairs.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class Trainer:
     """An agent, an iteration at a time.
 
     Args:
-        table: where `metrics.csv` goes.
-        figures: False switches its statistics off.
+        table: the file to write as `metrics.csv`.
+        metrics: False switches its statistics off.
         episodes: responses an iteration.
     """
 
-    def __init__(self, table: Path, *, figures: bool, episodes: int) -> None:
+    def __init__(self, table: Path, *, metrics: bool, episodes: int) -> None:
         env = make_sb3_env(episodes, task="sentiment", reward=lengths, seed=0)
         self.agent: Any = PPO(
             "LMPolicy", env, language_model="embedded", batch_size=min(MINIBATCH, episodes), seed=0, device="cpu"
@@ -81,7 +81,7 @@ class Trainer:
         self.clock = clock = Clock()
         agent = self.agent
         self.replaced: dict[tuple[Any, str], Any] = {}
-        if figures:
+        if metrics:
             agent.log, agent.dump_logs = clock.timed(agent.log, "rollout"), clock.timed(agent.dump_logs, "row")
             agent.record = clock.timed(agent.record, "minibatch")
             self.replaced[minibatch, "ratio_metrics"] = clock.timed(minibatch.ratio_metrics, "minibatch")
@@ -93,7 +93,7 @@ class Trainer:
         self.turn()  # warms up
 
     def turn(self) -> dict[str, Any]:
-        """Run an iteration; its wall and CPU seconds, and those of the parts."""
+        """Run an iteration; returns its wall and CPU seconds, and those of the parts."""
         self.clock.spent.clear()
         patches = [patch.object(module, name, new) for (module, name), new in self.replaced.items()]
         for one in patches:
@@ -109,20 +109,20 @@ class Trainer:
 
 
 def nothing(*_arguments: Any, **_options: Any) -> None:
-    """In the place of what keeps or writes figures."""
+    """Replaces the methods that keep or write metrics."""
 
 
 def no_ratio(*_arguments: Any) -> dict[str, torch.Tensor]:
-    """In the place of the ratio's statistics, which the guard on the mean ratio and `target_kl` look at."""
+    """Replaces the ratio's statistics, with the keys that the guard on the mean ratio and `target_kl` read."""
     zero = torch.zeros(())
     return {"ratio": zero, "k3": zero, "k2": zero}
 
 
 def measure(turns: int, episodes: int) -> list[dict[str, dict[str, Any]]]:
-    """Iterations of both, which take turns: which of them goes first, too."""
+    """Measure iterations with and without metrics; they take turns, and take turns in going first."""
     with tempfile.TemporaryDirectory() as folder:
         both = {
-            name: Trainer(Path(folder) / f"{name}.csv", figures=name == "with", episodes=episodes)
+            name: Trainer(Path(folder) / f"{name}.csv", metrics=name == "with", episodes=episodes)
             for name in ("with", "without")
         }
         names = list(both)
@@ -130,12 +130,12 @@ def measure(turns: int, episodes: int) -> list[dict[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    """Print the shares, and write all figures as JSON where asked to."""
+    """Print the shares; with ``--out``, write all measurements as JSON too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15, help="iterations of each, after one that nobody counts")
+    parser.add_argument("--turns", type=int, default=15, help="iterations of each, after one that warms up")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="responses an iteration")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", help="write the figures as JSON to this file")
+    parser.add_argument("--out", help="write the measurements as JSON to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{platform.machine()}, Python {platform.python_version()}, {arguments.threads} threads\n")
@@ -151,10 +151,10 @@ def main() -> None:
     print(f"| all statistics | | {shares['all statistics']:.3%} |")
     ratios = [turn["with"]["cpu"] / turn["without"]["cpu"] for turn in turns]
     low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    print(f"\nin pairs, CPU time with figures over without: {middle:.4f} (quartiles {low:.4f}, {high:.4f})")
+    print(f"\nin pairs, CPU time with metrics over without: {middle:.4f} (quartiles {low:.4f}, {high:.4f})")
     if arguments.out:
-        said = {"shares": shares, "ratios": ratios, "turns": turns}
-        Path(arguments.out).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        results = {"shares": shares, "ratios": ratios, "turns": turns}
+        Path(arguments.out).write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""One iteration, side by side: our PPO, GRPO and RLOO, TRL's trainers, stable-baselines3's own PPO, a bare loop of the passes.
+"""Measures one iteration of our PPO, GRPO and RLOO, of TRL's trainers, of stable-baselines3's own PPO, and of a bare loop.
 
     python benchmarks/speed/ppo.py --trl FOLDER                          # the whole table, an hour on a busy machine
     python benchmarks/speed/ppo.py --trl FOLDER --length 24 --passes 1 --repeats 3 --clock cpu
     python benchmarks/speed/ppo.py --only "ours" "bare loop"
 
 64 episodes an iteration, minibatches of 16, float32 on the CPU; see `contenders.py`, `trl_ppo.py` and `trl_groups.py`. Each
-contender lives in a process of its own, so that its peak memory is its own; they take turns, an iteration each, after one
-that nobody counts. Ratios are medians over the turns of the ratio within a turn.
+contender runs in a process of its own, so that its peak memory is its own; they take turns, an iteration each, after one that
+warms up. Ratios are medians over the turns of the ratio within a turn.
 
 Columns: seconds an iteration (median), by wall clock or by the process's CPU time (``--clock cpu``, for machines that have
 other work to do); the shares of it that went into generation, the reference, learning and the rest; response tokens a
 second; peak memory, imports included; floating-point operations of the model's matrices a second over those of a large
-matrix product measured in the same run; and how many times as long as ours (as our PPO, but TRL's GRPO as our GRPO, its RLOO as
-our RLOO; with ``--only``, as the first, where that one is not among them). Stock SB3 runs fewer episodes an iteration,
-for it would take minutes: its seconds are scaled to 64. Where a contender does not tell a phase, it counts as rest.
+matrix product measured in the same run; and the time over our PPO's (TRL's GRPO over our GRPO's, its RLOO over our RLOO's;
+with ``--only``, over the first contender's where ours is not among them). Stock SB3 would take minutes, so it runs fewer
+episodes an iteration, and its seconds are scaled to 64. A phase that a contender does not report counts as rest.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,7 +38,7 @@ PHASES = ["generation", "reference", "learning"]
 
 
 class Worker:
-    """A contender in a process of its own, which runs an iteration when it is told to."""
+    """A contender in a process of its own, which runs an iteration on demand."""
 
     def __init__(self, name: str, length: int, passes: int, episodes: int, threads: int, trl: str | None) -> None:
         self.name, self.episodes = name, episodes
@@ -45,7 +46,7 @@ class Worker:
         here = Path(__file__)
         path = os.pathsep.join([*([trl] if trl else []), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        # A pipe of its own for results: libraries print what they like.
+        # A pipe of its own for results: libraries print to standard output.
         reader, writer = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, str(here), "--worker", str(writer), *given],
@@ -53,47 +54,47 @@ class Worker:
         )  # fmt: skip
         os.close(writer)
         self.results = os.fdopen(reader)
-        self.turn()  # the first iteration warms up
 
     def turn(self) -> dict[str, Any]:
-        """Run an iteration and return its figures, scaled to 64 episodes.
+        """Run an iteration and return its measurements, scaled to 64 episodes.
 
         Raises:
             SystemExit: the process ended.
         """
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: there is no line
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
         line = self.results.readline()
         if not line:
-            raise SystemExit(
-                f"{self.name}: its process ended with status {self.process.wait()}; its message stands above"
-            )
-        figures: dict[str, Any] = json.loads(line)
+            raise SystemExit(f"{self.name}: its process ended with status {self.process.wait()}; see its message above")
+        measured: dict[str, Any] = json.loads(line)
         for clock in ("wall", "cpu"):
-            figures[clock] *= 64 / self.episodes
-        figures["phases"] = {k: v * 64 / self.episodes for k, v in figures["phases"].items()}
-        return figures
+            measured[clock] *= 64 / self.episodes
+        measured["phases"] = {k: v * 64 / self.episodes for k, v in measured["phases"].items()}
+        return measured
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.results.close()
 
 
 def work(pipe: int, name: str, length: int, passes: int, episodes: int, threads: int) -> None:
-    """The worker's side: for each line of standard input an iteration, and a line of figures."""
+    """Run an iteration for each line of standard input, and write a line of measurements: the process of a worker."""
     if name not in NAMES:
         raise SystemExit(f"unknown contender {name!r}; expected one of {', '.join(map(repr, NAMES))}")
+    import contenders
     import torch
 
     torch.set_num_threads(threads)
     out = os.fdopen(pipe, "w")
     began = [time.perf_counter(), time.process_time()]
 
-    def told() -> bool:
+    def next_turn() -> bool:
         if not sys.stdin.readline():
             return False
         began[:] = [time.perf_counter(), time.process_time()]
@@ -104,9 +105,9 @@ def work(pipe: int, name: str, length: int, passes: int, episodes: int, threads:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         out.write(json.dumps({"wall": wall, "cpu": cpu, "phases": phases, "peak_mib": peak}) + "\n")
         out.flush()
-        return told()
+        return next_turn()
 
-    if not told():
+    if not next_turn():
         return
     if name == "TRL PPO":
         import trl_ppo
@@ -118,15 +119,19 @@ def work(pipe: int, name: str, length: int, passes: int, episodes: int, threads:
 
         trl_groups.run(name, length, passes, report)
         return
-    import contenders
-
     for phases in contenders.CONTENDERS[name](length, passes, episodes):
         if not report(phases):
             return
 
 
 def matmul_flops(threads: int, clock: str, repeats: int = 5) -> float:
-    """Operations a second of a 1024 x 1024 x 1024 product in float32, the best of some."""
+    """Floating-point operations a second of a 1024 x 1024 x 1024 product in float32, the best of ``repeats``.
+
+    Args:
+        threads: torch's.
+        clock: ``"wall"`` or ``"cpu"``.
+        repeats: measurements of four products each.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -138,7 +143,7 @@ def matmul_flops(threads: int, clock: str, repeats: int = 5) -> float:
         began = now()
         for _ in range(4):
             a @ b
-        # CPU time of n threads adds up; what they bring together is wanted.
+        # The CPU time of n threads adds up, but they work at the same time.
         best = min(best, (now() - began) / 4 / (threads if clock == "cpu" else 1))
     return 2 * 1024**3 / best
 
@@ -146,12 +151,14 @@ def matmul_flops(threads: int, clock: str, repeats: int = 5) -> float:
 def measure(
     names: list[str], length: int, passes: int, arguments: argparse.Namespace
 ) -> dict[str, list[dict[str, Any]]]:
-    """Figures of each contender's iterations; they take turns."""
+    """Measure each contender's iterations; the contenders take turns."""
     workers: list[Worker] = []
     try:
         for name in names:
             episodes = arguments.stock_episodes if name == "stock SB3" else 64
             workers.append(Worker(name, length, passes, episodes, arguments.threads, arguments.trl))
+        for worker in workers:  # they are all loading by now
+            worker.turn()  # the first iteration warms up
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(arguments.repeats):
             for worker in workers:
@@ -179,7 +186,7 @@ def summary(turns: list[dict[str, Any]], base: list[dict[str, Any]], clock: str)
 
 
 def main() -> None:
-    """Print the table, and write it as JSON where asked to."""
+    """Print the table; with ``--out``, write it as JSON too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, nargs="+", default=[24, 48, 96], help="response tokens")
     parser.add_argument("--passes", type=int, nargs="+", default=[1, 4], help="learning passes an iteration")
@@ -189,9 +196,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stock-episodes", type=int, default=4, help="episodes an iteration of stock SB3")
     parser.add_argument(
-        "--trl", help="a folder that holds a TRL with a PPO trainer, which TRL's others are taken from, too"
+        "--trl", help="a folder that holds a TRL with a PPO trainer; TRL's other trainers are taken from it, too"
     )
-    parser.add_argument("--out", help="write the figures as JSON to this file")
+    parser.add_argument("--out", help="write the measurements as JSON to this file")
     arguments = parser.parse_args()
     from contenders import EPISODES, flop
 
@@ -219,8 +226,8 @@ def main() -> None:
                 print("| " + " | ".join([*cells, f"{row['ratio']:.2f}"]) + " |", flush=True)
                 rows.append({"length": length, "passes": passes, "who": name, **row, "turns": turns[name]})
     if arguments.out:
-        said = {"matmul_flops": peak, "clock": arguments.clock, "threads": arguments.threads, "rows": rows}
-        Path(arguments.out).write_text(json.dumps(said, indent=1), encoding="utf-8")
+        results = {"matmul_flops": peak, "clock": arguments.clock, "threads": arguments.threads, "rows": rows}
+        Path(arguments.out).write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

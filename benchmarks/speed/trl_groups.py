@@ -1,7 +1,7 @@
 """TRL's GRPO and RLOO trainers as contenders of `ppo.py`: the trainers' own loops, stopped after each rollout's last step.
 
-Any TRL that has them will do, the installed one too. Groups of 8 answer 8 of the prompts; a minibatch is two groups, and every
-rollout is learned from ``passes`` times, as in ours.
+Any TRL with these trainers will do, the installed one too. Each of 8 prompts gets a group of 8 responses; a minibatch is two
+groups, and every rollout is learned from ``passes`` times, as in ours.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from trl_tokenizer import tokenizer
 
 
 def run(name: str, length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
-    """Train; ``wait`` is called after each iteration with its phases, and says whether to take another.
+    """Train; ``wait`` is called after each iteration with its phases, and returns True to take another.
 
     Args:
         name: ``"TRL GRPO"`` or ``"TRL RLOO"``.
-        length: response tokens, neither more nor fewer.
+        length: response tokens, exactly.
         passes: optimizer passes over a rollout.
         wait: see above.
     """
@@ -33,7 +33,7 @@ def run(name: str, length: int, passes: int, wait: Callable[[Phases], bool]) -> 
     steps = passes * EPISODES // MINIBATCH
 
     class Pause(TrainerCallback):
-        """Hands each iteration's phases over, and waits to be told to go on."""
+        """Reports each iteration's phases, and waits before the next."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step % steps == 0:
@@ -48,7 +48,7 @@ def run(name: str, length: int, passes: int, wait: Callable[[Phases], bool]) -> 
         return nothing(prompts, completions)
 
     with tempfile.TemporaryDirectory() as folder:
-        network().save_pretrained(folder)  # they load their reference from where the policy came from
+        network().save_pretrained(folder)  # the trainers load their reference from the policy's folder
         config = config_kind(
             output_dir=folder, per_device_train_batch_size=MINIBATCH, generation_batch_size=EPISODES,
             num_iterations=passes, num_generations=GROUP, max_completion_length=length, beta=KL,

@@ -18,11 +18,15 @@ from trl_tokenizer import prompt_ids, tokenizer
 
 
 def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
-    """Train; ``wait`` is called at the end of each step with its phases, and says whether to take another.
+    """Train; ``wait`` is called at the end of each step with its phases, and returns True to take another.
 
-    The value function is a network of its own as large as the policy, which this trainer demands; the reward model,
-    which it demands too, is a layer of width 16 that costs next to nothing. Responses have no stop token, hence their full
-    length.
+    This trainer demands a value function of its own, here a network as large as the policy, and a reward model, here a layer
+    of width 16 that costs next to nothing. Responses have no stop token, hence their full length.
+
+    Args:
+        length: response tokens.
+        passes: learning passes over a rollout.
+        wait: see above.
 
     Raises:
         SystemExit: the TRL found has no PPO trainer.
@@ -50,7 +54,7 @@ def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
     spent: Phases = {}
 
     class Pause(TrainerCallback):
-        """Hands each step's phases over, and waits to be told to go on."""
+        """Reports each step's phases, and waits before the next."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             done = dict(spent)

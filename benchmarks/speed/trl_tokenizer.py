@@ -1,4 +1,4 @@
-"""The benchmark's tokenizer, a character a token, in the form that TRL takes."""
+"""The benchmark's tokenizer, a character a token, as a Hugging Face tokenizer for TRL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOCABULARY = {"<eos>": 0, "<pad>": 1} | {symbol: i for i, symbol in enumerate(SY
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Ids as `contenders.py` has them."""
+    """A tokenizer with the ids of `contenders.py`'s."""
     fast = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<eos>"))
     fast.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     fast.decoder = decoders.Fuse()

@@ -1,8 +1,8 @@
-"""Rewards and metrics of the untrained embedded model on each task of the catalogue, for the tasks' pages.
+"""Rewards and metrics of the embedded model, as it is shipped, on each task of the catalogue, for the tasks' pages.
 
     python benchmarks/tasks/reference_metrics.py            # all tasks
     python benchmarks/tasks/reference_metrics.py words      # one
-    python benchmarks/tasks/reference_metrics.py format --train 120000   # also after training by PPO for that many tokens
+    python benchmarks/tasks/reference_metrics.py format --train 85000    # also after training by PPO for that many tokens
 
 Samples one response to each of the first held-out prompts and rewrites the table between the markers ``<!-- reference metrics
 -->`` and ``<!-- end -->`` of ``docs/environments/<task>.md``. Deterministic: the same weights give the same table.
@@ -29,7 +29,7 @@ from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.rewards import score
 from rlhf_gym.rewards.builtin.perplexity import Perplexity
 from rlhf_gym.tasks import Task, load_task
-from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.tasks.samples import Prompt, columns_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "environments"
 TASKS = ("sentiment", "words", "length", "format", "detox", "stars")
@@ -63,11 +63,11 @@ def metrics_table(model: LanguageModel, task: Task, samples: int, seed: int, tok
     """The table of a task: a row for the reward, for each of its terms and for each metric.
 
     Args:
-        model: the untrained model.
+        model: the embedded model as it is shipped.
         task: the task.
         samples: most prompts to answer.
         seed: of the sampling, and of training.
-        tokens: to train for; 0 trains nothing.
+        tokens: tokens of PPO training for one more column; 0 leaves it out.
     """
     prompts = list(task.held_out)[:samples]
     generated = {
@@ -86,13 +86,13 @@ def metrics_table(model: LanguageModel, task: Task, samples: int, seed: int, tok
             f"{', '.join(f'`{key}={value}`' for key, value in SETTINGS.items())}), {kl:.0f} nats a response from there."
         )
     lines = [head, "", f"| | {' | '.join(generated)} |", "| --- |" + " --- |" * len(generated)]
-    columns = [measured(model, task, prompts, some) for some in generated.values()]
+    columns = [measured(model, task, prompts, responses) for responses in generated.values()]
     lines += [f"| {row} | {' | '.join(cell(column[row]) for column in columns)} |" for row in columns[0]]
     return "\n".join(lines)
 
 
 def train(task: Task, tokens: int, seed: int) -> tuple[LanguageModel, float]:
-    """A model that PPO has tuned, and its KL from the untrained one: nats a response, in the last iteration."""
+    """Tune the embedded model by PPO; returns it, and its KL from the reference in the last iteration, nats a response."""
     env = make_sb3_env(EPISODES, task=task, seed=seed)
     agent = PPO("LMPolicy", env, language_model=LanguageModel.load("embedded", device="cpu"), seed=seed, **SETTINGS)
     last = Last()
@@ -105,14 +105,14 @@ class Last(KVWriter):
     """Keeps the metrics of the last iteration."""
 
     def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        """Keep them."""
+        """Keep an iteration's metrics."""
         self.values = dict(key_values)
 
 
 def answer(
     model: LanguageModel, task: Task, prompts: list[Prompt], *, seed: int = 0, greedy: bool = False
 ) -> list[Generation]:
-    """One response to each prompt."""
+    """Generate one response to each prompt."""
     tokenizer = model.tokenizer
     limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
     ids = [tokenizer.encode_prompt(prompt.text) for prompt in prompts]
@@ -122,10 +122,10 @@ def answer(
 def measured(
     model: LanguageModel, task: Task, prompts: list[Prompt], generated: list[Generation]
 ) -> dict[str, NDArray[np.float64]]:
-    """One value for each response, for each row of the table."""
+    """The table's rows by name, each with one value for each response."""
     texts = [prompt.text for prompt in prompts]
     responses = [response.text for response in generated]
-    columns: dict[str, list[Any]] = {key: [p.columns[key] for p in prompts] for key in prompts[0].columns}
+    columns = columns_of(prompts)
     assert task.reward is not None
     scored = score(task.reward, texts, responses, columns)
     rows = {"reward": scored.values}
@@ -140,14 +140,14 @@ def measured(
 
 
 def cell(values: NDArray[np.float64]) -> str:
-    """Mean and standard error, to as many digits as the error allows."""
+    """Mean and standard error, with as many digits as the error allows."""
     error = float(values.std(ddof=1)) / len(values) ** 0.5
     digits = 3 if error < 0.01 else 2 if error < 0.1 else 1
     return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
 
 
 def weights_id() -> str:
-    """The first digits of the weights' SHA-256: says whether a table is of these weights."""
+    """The first digits of the weights' SHA-256: they tell a table of these weights from one of others."""
     return hashlib.sha256((EMBEDDED_LM / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""A small action vocabulary: a handful of tokens to choose from, for algorithms that cannot do with fifty thousand actions."""
+"""A small action vocabulary: some of the tokens as actions, for algorithms that cannot handle fifty thousand actions."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def checked_actions(actions: Any, count: int) -> NDArray[np.int64]:
 
     Args:
         actions: as the environment got them, any shape ``[...]``.
-        count: the number of actions.
+        count: the size of the action space.
 
     Returns:
-        The same shape.
+        int64 of the same shape.
 
     Raises:
         InvalidAction: one is outside ``0..count - 1``.
@@ -68,7 +68,7 @@ def checked_actions(actions: Any, count: int) -> NDArray[np.int64]:
 class SmallVocabulary(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
     """Choose among some tokens: action 0 is EOS, action ``i`` is the ``i``-th of ``tokens``.
 
-    Costs nothing a step; it costs what cannot be said any more. Observations keep the whole vocabulary's ids.
+    It costs no time, but no other token can be generated. Observations keep the whole vocabulary's ids.
 
     Args:
         env: a :class:`~rlhf_gym.envs.token_env.TokenEnv`.

@@ -19,10 +19,10 @@ def episodes_of(env: AnyEnv, wrapper: str) -> Episodes:
 
     Args:
         env: an environment, with or without wrappers.
-        wrapper: the wrapper's name, for the message.
+        wrapper: the wrapper's name, for the error message.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it is not a token environment.
     """
     episodes = getattr(env.unwrapped, "episodes", None)
     if not isinstance(episodes, Episodes):
@@ -37,10 +37,10 @@ def find_attribute(env: Any, name: str) -> Any:
 
     Args:
         env: an environment, with or without wrappers.
-        name: the attribute's.
+        name: the attribute's name.
 
     Raises:
-        AttributeError: none has.
+        AttributeError: none of them has it.
     """
     inside = env
     while True:

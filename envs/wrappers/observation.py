@@ -28,8 +28,8 @@ class LastTokensFormat:
     """The last n ids, padded on the left.
 
     Args:
-        n: how many.
-        env: a token environment; single or vector.
+        n: the number of ids.
+        env: a token environment, single or vector.
 
     Raises:
         ConfigError: ``n`` below 1, or the environment's observations have no ids.
@@ -102,18 +102,18 @@ class _Formatted(gym.ObservationWrapper[Any, Any, Any]):
 
     def observation(self, observation: Any) -> Any:
         """The observation in this format."""
-        return _first(self.format(_lift([observation])))
+        return _pick(self.format(_batch([observation])), 0)
 
 
 class LastTokens(_Formatted, RecordConstructorArgs):
     """Observe the last n ids alone, padded on the left: ``Box int64 (n,)``.
 
-    Costs nothing to speak of (``8 n`` bytes instead of the whole row), but the policy forgets what lies further back, and is
-    not shown where the prompt ends.
+    It costs next to nothing (``8 n`` bytes instead of the whole row), but the policy does not see earlier tokens, nor where
+    the prompt ends.
 
     Args:
         env: a :class:`~rlhf_gym.envs.token_env.TokenEnv`.
-        n: how many ids.
+        n: the number of ids, at least 1.
 
     Raises:
         ConfigError: ``n`` below 1, or not a token environment.
@@ -129,8 +129,8 @@ class LastTokens(_Formatted, RecordConstructorArgs):
 class EmbeddedTokens(_Formatted, RecordConstructorArgs):
     """Observe a vector for every id: float32 ``(..., D)``, one-hot by default.
 
-    Costs ``4 D`` bytes a token and step, where ids cost 8; a rollout buffer keeps them all. For large vocabularies give a table
-    of few columns (such as a language model's embeddings, projected), or let the policy embed ids itself.
+    It costs ``4 D`` bytes a token and step, where an id costs 8; a rollout buffer keeps them all. For large vocabularies give a
+    table of few columns (such as a language model's embeddings, projected), or let the policy embed ids itself.
 
     Args:
         env: a :class:`~rlhf_gym.envs.token_env.TokenEnv`, with or without :class:`LastTokens` around it.
@@ -148,13 +148,13 @@ class EmbeddedTokens(_Formatted, RecordConstructorArgs):
 
 
 class _VectorFormatted(VectorTokenWrapper):
-    """Many environments, with its observations in another format; final observations too."""
+    """Many environments, with their observations in another format; final observations too."""
 
-    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], layout: ObservationFormat) -> None:
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], observation_format: ObservationFormat) -> None:
         super().__init__(env)
-        self.format = layout
-        self.single_observation_space = layout.space
-        self.observation_space = batch_space(layout.space, env.num_envs)
+        self.format = observation_format
+        self.single_observation_space = observation_format.space
+        self.observation_space = batch_space(observation_format.space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See the environment's."""
@@ -166,7 +166,7 @@ class _VectorFormatted(VectorTokenWrapper):
         observations, rewards, terminations, truncations, infos = self.env.step(actions)
         if "final_obs" in infos:
             ended = np.flatnonzero(infos["_final_obs"])
-            shown = self.format(_lift([infos["final_obs"][slot] for slot in ended]))
+            shown = self.format(_batch([infos["final_obs"][slot] for slot in ended]))
             final = np.full(self.num_envs, None, dtype=object)
             for row, slot in enumerate(ended):
                 final[slot] = _pick(shown, row)
@@ -179,7 +179,7 @@ class VectorLastTokens(_VectorFormatted):
 
     Args:
         env: a :class:`~rlhf_gym.envs.token_vector_env.TokenVectorEnv`.
-        n: how many ids, at least 1.
+        n: the number of ids, at least 1.
 
     Raises:
         ConfigError: as :class:`LastTokens`.
@@ -204,7 +204,7 @@ class VectorEmbeddedTokens(_VectorFormatted):
         super().__init__(env, EmbeddedTokensFormat(table, env))
 
 
-def _lift(observations: list[Any]) -> Any:
+def _batch(observations: list[Any]) -> Any:
     """Observations as one batch."""
     if isinstance(observations[0], dict):
         return {key: np.stack([o[key] for o in observations]) for key in observations[0]}
@@ -214,7 +214,3 @@ def _lift(observations: list[Any]) -> Any:
 def _pick(batch: Any, row: int) -> Any:
     """One observation of a batch."""
     return {key: values[row] for key, values in batch.items()} if isinstance(batch, dict) else batch[row]
-
-
-def _first(batch: Any) -> Any:
-    return _pick(batch, 0)

@@ -1,0 +1,76 @@
+"""Episodes that have ended, scored by one call of the reward, and what ``info`` says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.envs.token_rows import Ids, Mask
+from rlhf_gym.rewards.base import ScoredBatch, TermReward, score
+
+
+@dataclass(frozen=True)
+class EndedEpisodes:
+    """``n`` episodes that have ended, read from their slots and not scored yet.
+
+    Attributes:
+        prompts: their prompts' texts.
+        responses: their responses' texts, up to a stop sequence.
+        columns: the prompts' further columns, ``n`` values each.
+        ended: bool ``[n]``, True by EOS or a stop sequence, False at the length limit.
+        lengths: int64 ``[n]``, the responses' lengths in tokens.
+    """
+
+    prompts: list[str]
+    responses: list[str]
+    columns: dict[str, list[Any]]
+    ended: Mask
+    lengths: Ids
+
+
+def score_episodes(reward: TermReward, episodes: EndedEpisodes) -> tuple[ScoredBatch, dict[str, Any]]:
+    """Score episodes with one call of the reward.
+
+    Args:
+        reward: the environment's.
+        episodes: ``n`` of them.
+
+    Returns:
+        The scores, and the infos by key, lists or arrays of one value for each episode: ``prompt``, ``response``, ``ended``
+        (by EOS or a stop sequence rather than at the length limit), ``response_length`` in tokens, ``reward_terms``, and
+        ``reward_skipped`` and ``token_rewards`` (see :func:`skipped_column` and :func:`token_rewards_column`).
+    """
+    scored = score(reward, episodes.prompts, episodes.responses, episodes.columns, may_skip=True)
+    return scored, {
+        "prompt": episodes.prompts,
+        "response": episodes.responses,
+        "ended": episodes.ended,
+        "response_length": episodes.lengths,
+        "reward_terms": scored.terms,
+        **skipped_column(scored),
+        **token_rewards_column(scored),
+    }
+
+
+def skipped_column(scored: ScoredBatch) -> dict[str, list[str]]:
+    """The ``info`` of rewards that may leave samples out: ``reward_skipped``, the name of the failed reward, else ``""``."""
+    if scored.failures is None:
+        return {}
+    return {"reward_skipped": [failure.name if failure else "" for failure in scored.failures]}
+
+
+def token_rewards_column(scored: ScoredBatch) -> dict[str, NDArray[np.object_]]:
+    """The ``info`` of rewards for single tokens: ``token_rewards``, float64 ``[response_length]``.
+
+    A step's reward cannot belong to earlier tokens, so the ending step's is their sum; agents of this package use each
+    token's own.
+    """
+    if scored.tokens is None:
+        return {}
+    rows = np.empty(len(scored.tokens), dtype=object)
+    for i, values in enumerate(scored.tokens):
+        rows[i] = values
+    return {"token_rewards": rows}
