@@ -75,7 +75,7 @@ class CriticFree(TokenAlgorithm):
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
-            float32 ``[B, R]``, or ``[B, 1]`` for one advantage a response; what stands at padding does not count.
+            float32 ``[B, R]``, or ``[B, 1]`` for one advantage per response; values at padding do not count.
         """
 
     def losses(

@@ -73,7 +73,7 @@ class REINFORCE(CriticFree):
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
-            float32 ``[B, R]``; what stands at padding does not count.
+            float32 ``[B, R]``; values at padding do not count.
         """
         returns = returns_to_go(rewards, rollout.mask, gamma=self.gamma)
         totals = returns[:, 0]

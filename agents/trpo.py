@@ -60,7 +60,7 @@ class TRPOSettings(ActorCriticSettings, EpochSettings, CollectSettings, ValueCli
 
 
 class TRPO(PPO):
-    """One step an iteration along ``F^-1 g``, scaled so that the policy moves by at most ``max_kl``.
+    """TRPO: one step per iteration along ``F^-1 g``, scaled so that the policy moves by at most ``max_kl``.
 
     ``g`` is the gradient of the surrogate ``mean(ratio * A)`` and ``F`` the Fisher matrix, the Hessian of the exact KL
     ``KL(old || new)`` over the whole vocabulary, mean over tokens (Schulman et al. 2015, equations 14 and 17, appendix C).
@@ -216,7 +216,7 @@ class TRPO(PPO):
 
     @torch.no_grad()
     def mean_kl(self, rollout: Rollout, old: LanguageModel) -> float:
-        """``KL(old || policy)`` in nats a token, exact over the vocabulary, mean over the rollout's tokens.
+        """``KL(old || policy)`` in nats per token, exact over the vocabulary, mean over the rollout's tokens.
 
         Args:
             rollout: the episodes.

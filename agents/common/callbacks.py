@@ -68,7 +68,7 @@ class StepCounter:
     """Cuts the tokens of episodes into steps; tokens that do not fill a step wait for the next rollout.
 
     Args:
-        num_envs: tokens a step.
+        num_envs: tokens per step.
     """
 
     def __init__(self, num_envs: int) -> None:

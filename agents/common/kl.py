@@ -11,7 +11,7 @@ name    formula                value
 ``k3``  ``r - 1 - log r``      unbiased, never negative
 ======  =====================  =======================================================================================
 
-Value and gradient are two things (``s = grad log pi(x)``, the score, has mean 0):
+Value and gradient are two things (``s = grad log pi(x)`` has mean 0):
 
 *In the reward* the estimate is a constant ``c`` and enters the gradient as ``E[c s]``. ``k1`` gives the gradient of
 ``KL(pi || pi_ref)`` exactly. ``k3`` gives the gradient of ``KL(pi || pi_ref) - KL(pi_ref || pi)``, which vanishes to first

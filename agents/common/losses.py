@@ -58,7 +58,7 @@ def sequence_clipped_policy_loss(
     clip_high: float | None = None,
     dual_clip: float | None = None,
 ) -> Clipped:
-    """GSPO's surrogate (Zheng et al. 2025, equations 5 and 7): one ratio a response, clipped as a whole.
+    """GSPO's surrogate (Zheng et al. 2025, equations 5 and 7): one clipped ratio per response.
 
     ``s_i = exp(mean_t(log pi - log pi_old))``, the geometric mean of the tokens' ratios; the loss of every token of a response
     is ``-min(s_i A_i, clip(s_i) A_i)``.

@@ -39,7 +39,7 @@ def accumulate_gradient(
         losses: the losses of a micro-batch's tokens.
         coefficient: the weight of a loss in the total, by its name; an entropy bonus is the loss ``"entropy"``.
         aggregation: how token losses are averaged.
-        tokens_per_batch: padded tokens a micro-batch.
+        tokens_per_batch: padded tokens per micro-batch.
         entropy: compute entropies exactly.
         where: the place in training, for messages.
 
