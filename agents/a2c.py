@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class A2CSettings(ActorCriticSettings, RatioSettings, EntropySettings, CollectSettings, ValueLossSettings):
-    """The settings of A2C: PPO's without those of a clip and of several passes."""
+    """The settings of A2C: those of PPO, without clips and without several passes."""
 
     learning_rate: float | Schedule = setting(3e-4)
     batch_size: int | None = setting(None)
 
 
 class A2C(PPO):
-    """One optimizer step an iteration on ``-A_t log pi(y_t)`` and the value's squared error, with generalised advantages.
+    """A2C: one optimizer step per iteration on ``-A_t log pi(y_t)`` and the value's squared error, with PPO's advantages.
 
-    As PPO, it learns with Adam (stable-baselines3's own A2C takes RMSprop).
+    It learns with Adam, as PPO does (stable-baselines3's own A2C takes RMSprop).
 
     Args:
         policy: ``"LMPolicy"``.

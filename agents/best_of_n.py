@@ -18,10 +18,10 @@ from rlhf_gym.text import shorten
 
 
 def best_of_n_kl(n: int) -> float:
-    """``log n - (n - 1) / n``, nats per response: how far best-of-n is from the model that it draws from, at most.
+    """The KL of best-of-n from the model that it samples from, at most: ``log n - (n - 1) / n``, in nats per response.
 
-    The usual formula (Stiennon et al. 2020, appendix G.3). It is an upper bound, reached where no two responses score
-    alike and each is improbable (Beirami et al. 2024, theorem 1).
+    The usual formula (Stiennon et al. 2020, appendix G.3). It is an upper bound, which is reached where no two responses have
+    the same score and each is improbable (Beirami et al. 2024, theorem 1).
 
     >>> best_of_n_kl(1)
     0.0
@@ -52,11 +52,11 @@ def best_of_n(
         prompts: texts.
         reward: scores them, all in one call.
         n: responses to each prompt, at least 1.
-        limits: which tokens, how many.
-        columns: the prompts' columns, one value a prompt each.
+        limits: forbidden tokens and the length limit.
+        columns: the prompts' columns, one value per prompt.
         sampling: temperature, top-k, top-p.
         stop: texts that end a response.
-        seed: of the noise.
+        seed: seed of the noise.
         first_episode: number of the first response, for the noise.
         batch_size: responses decoded at once.
 
@@ -70,26 +70,27 @@ def best_of_n(
     if n < 1:
         raise ConfigError(f"best-of-n needs n of at least 1, got {n}")
     ids = [model.tokenizer.encode_prompt(prompt) for prompt in prompts for _ in range(n)]
-    written = generate(
+    responses = generate(
         model, ids, limits, sampling=sampling, stop=stop, seed=seed, first_episode=first_episode, batch_size=batch_size
     )
-    asked = [prompt for prompt in prompts for _ in range(n)]
     repeated = {name: [value for value in values for _ in range(n)] for name, values in (columns or {}).items()}
-    scores = scores_to_choose_by(reward, asked, [g.text for g in written], repeated, n)
+    scores = score_groups(
+        reward, [prompt for prompt in prompts for _ in range(n)], [g.text for g in responses], repeated, n
+    )
     best = scores.argmax(1)
-    return [(written[i * n + int(k)], float(scores[i, k])) for i, k in enumerate(best)]
+    return [(responses[i * n + int(k)], float(scores[i, k])) for i, k in enumerate(best)]
 
 
-def scores_to_choose_by(
+def score_groups(
     reward: Reward, prompts: list[str], texts: list[str], columns: Mapping[str, Sequence[Any]], n: int
 ) -> NDArray[np.float64]:
-    """Float64 ``[prompts, n]``; minus infinity for responses that the reward leaves out (`SkipOnError`).
+    """The scores of groups of responses, float64 ``[prompts, n]``; -inf for responses that the reward leaves out.
 
     Args:
-        reward: scores.
+        reward: scores the responses, all in one call.
         prompts: one for each text.
         texts: responses, ``n`` to a prompt, one prompt after the other.
-        columns: the prompts' columns, repeated alike.
+        columns: the prompts' columns, one value for each text.
         n: responses to each prompt.
 
     Raises:
@@ -100,25 +101,28 @@ def scores_to_choose_by(
     if not np.isfinite(scores.max(1)).all():
         prompt = prompts[n * int(np.argmin(np.isfinite(scores.max(1))))]
         raise RewardError(
-            f"reward {reward_name(reward)!r} failed on all {n} responses to the prompt {shorten(prompt)}: there is no best one"
+            f"reward {reward_name(reward)!r} failed on all {n} responses to the prompt {shorten(prompt)}, so none is the best: "
+            "leave the prompt out, or mend the reward"
         )
     return scores
 
 
 class BestOfN:
-    """Best-of-n as something that predicts: `evaluate_policy` and callbacks take it in the place of an agent.
+    """Best-of-n with ``predict``: `evaluate_policy` and callbacks take it in the place of an agent.
 
-    When it sees an observation that holds a prompt and nothing more, it generates all ``n`` responses, keeps the best, and then
-    gives its tokens one by one. The reward sees the decoded prompt and no columns, which observations do not hold: for a
+    At an observation that holds a prompt and nothing more, it generates ``n`` responses and keeps the best; then it returns
+    the tokens of that one by one. The reward sees the decoded prompt and no columns, which observations do not hold: for a
     reward that needs them there is :func:`best_of_n`.
 
     Args:
         model: generates the responses.
         reward: chooses. The environment's own reward makes an oracle; a reward model makes the baseline that PPO is to beat.
         n: responses to each prompt.
-        limits: which tokens, how many; an environment's are ``rlhf_gym.agents.common.setup.limits_of(env, model)``.
+        limits: forbidden tokens and the length limit; an environment's are
+            ``rlhf_gym.agents.common.setup.limits_of(env, model)``.
         sampling: temperature, top-k, top-p.
-        seed: of the noise.
+        stop: texts that end a response, as the environment's task has them.
+        seed: seed of the noise.
 
     Raises:
         ConfigError: ``n`` below 1.
@@ -132,6 +136,7 @@ class BestOfN:
         limits: Limits,
         *,
         sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         if n < 1:
@@ -141,6 +146,7 @@ class BestOfN:
         self.n = n
         self.limits = limits
         self.sampling = sampling
+        self.stop = stop
         self.seed = seed
         self._drawn = 0
         self._plans: dict[int, tuple[list[int], list[int]]] = {}
@@ -158,13 +164,13 @@ class BestOfN:
             observation: ``ids``, ``length`` and ``prompt_length``, batched or not.
             state: returned as it is.
             episode_start: not needed.
-            deterministic: not used: best-of-n is as random as its noise.
+            deterministic: not used: responses are always sampled.
 
         Returns:
             int64 actions, ``[N]`` or a scalar array, and ``state``.
 
         Raises:
-            ConfigError: an observation whose response is not the one that was planned.
+            ConfigError: an observation holds another response than the chosen one.
         """
         single = np.ndim(observation["ids"]) == 1
         batch = {key: np.atleast_2d(value) for key, value in observation.items()}
@@ -175,25 +181,26 @@ class BestOfN:
         actions = []
         for slot, row in enumerate(rows):
             prompt, response = self._plans.get(slot, ([], []))
-            written = row[starts[slot] :]
-            if prompt != row[: starts[slot]] or written != response[: len(written)] or len(written) == len(response):
+            begun = row[starts[slot] :]
+            if prompt != row[: starts[slot]] or begun != response[: len(begun)] or len(begun) == len(response):
                 raise ConfigError(
                     f"slot {slot} holds a response that best-of-n did not begin; give it whole episodes, from reset on"
                 )
-            actions.append(response[len(written)])
+            actions.append(response[len(begun)])
         chosen = np.array(actions, dtype=np.int64)
         return (chosen[0] if single else chosen), state
 
     def _plan(self, slots: list[int], prompts: list[list[int]]) -> None:
-        """Generate and choose responses for slots that begin."""
+        """Generate and choose the responses of slots at the beginning of an episode."""
         if not slots:
             return
         ids = [prompt for prompt in prompts for _ in range(self.n)]
-        written = generate(
-            self.model, ids, self.limits, sampling=self.sampling, seed=self.seed, first_episode=self._drawn
-        )
+        responses = generate(
+            self.model, ids, self.limits, sampling=self.sampling, stop=self.stop, seed=self.seed,
+            first_episode=self._drawn,
+        )  # fmt: skip
         self._drawn += len(ids)
-        asked = [self.model.tokenizer.decode(prompt) for prompt in ids]
-        scores = scores_to_choose_by(self.reward, asked, [g.text for g in written], {}, self.n)
+        texts = [self.model.tokenizer.decode(prompt) for prompt in ids]
+        scores = score_groups(self.reward, texts, [g.text for g in responses], {}, self.n)
         for place, (slot, prompt) in enumerate(zip(slots, prompts, strict=True)):
-            self._plans[slot] = (prompt, list(written[place * self.n + int(scores[place].argmax())].ids))
+            self._plans[slot] = (prompt, list(responses[place * self.n + int(scores[place].argmax())].ids))

@@ -1,4 +1,4 @@
-"""What on-policy agents without a value function share: groups of responses, and a loss with a baseline alone."""
+"""Base of the agents without a value function: groups of responses, and a policy loss alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CriticFree(TokenAlgorithm):
 
     Settings: ClassVar[type[AgentSettings]] = CriticFreeSettings
 
-    # For agents that do not have the setting.
+    # The values for agents that do not have the setting.
     clip_range: float | Schedule | None = None
     clip_range_high: float | None = None
     dual_clip: float | None = None
@@ -52,7 +52,7 @@ class CriticFree(TokenAlgorithm):
         ) -> None: ...
 
     def prepare(self, rollout: Rollout) -> None:
-        """Shaped rewards, then advantages."""
+        """Compute each token's reward, from score and KL penalty, and advantages."""
         check_groups(rollout, self.group_size)
         rollout.advantages = self.advantages(rollout, self.shaped_rewards(rollout)) * rollout.mask
 
@@ -66,11 +66,6 @@ class CriticFree(TokenAlgorithm):
             scores[torch.arange(len(lengths)), lengths - 1] += penalty
         return scores
 
-    def clip_now(self) -> float:
-        """The clip range of this iteration."""
-        assert self.clip_range is not None
-        return self.clip_range(self._current_progress_remaining) if callable(self.clip_range) else self.clip_range
-
     @abstractmethod
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Advantages of every token.
@@ -80,7 +75,7 @@ class CriticFree(TokenAlgorithm):
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
-            float32 ``[B, R]``, or ``[B, 1]`` for one advantage a response; what stands at padding does not count.
+            float32 ``[B, R]``, or ``[B, 1]`` for one advantage per response; values at padding do not count.
         """
 
     def losses(
@@ -101,7 +96,7 @@ class CriticFree(TokenAlgorithm):
         if self.clip_range is None:
             return {"policy": -advantages * log_probs, **self.kl_loss(rollout, rows, log_probs)}, {}
         loss, clipped = clipped_policy_loss(
-            log_probs, self.flat(rollout.log_probs, rows), advantages, clip_low=self.clip_now(),
+            log_probs, self.flat(rollout.log_probs, rows), advantages, clip_low=self.now(self.clip_range),
             clip_high=self.clip_range_high, dual_clip=self.dual_clip,
         )  # fmt: skip
         return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}
@@ -115,12 +110,12 @@ def check_groups(rollout: Rollout, size: int) -> None:
         size: of a group.
 
     Raises:
-        TrainingError: a group answers several, since somebody has seeded the environment's slots one by one.
+        TrainingError: a group answers several prompts, since the environment's slots were seeded one by one.
     """
     prompts = [e.prompt_ids for e in rollout.episodes]
     for first in range(0, len(prompts), size):
         if any(prompt != prompts[first] for prompt in prompts[first : first + size]):
             raise TrainingError(
-                f"episodes {first} to {first + size - 1} should answer one prompt, and do not: seed the environment with "
-                "env.seed(...) only, which keeps groups together"
+                f"episodes {first} to {first + size - 1} are a group and should answer one prompt, but do not: seed the "
+                "environment with env.seed(...) only, which keeps groups together"
             )

@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
-from rlhf_gym.agents.common.advantages import group_relative
+from rlhf_gym.agents.common.advantages import equal_groups, group_relative
 from rlhf_gym.agents.common.kl import Estimator
 from rlhf_gym.agents.common.losses import Aggregation, sequence_clipped_policy_loss
 from rlhf_gym.agents.common.minibatch import Terms
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
 class GRPOSettings(CriticFreeSettings):
     """The settings of GRPO and of its descendants."""
 
-    group_size: int = setting(8, "responses to each prompt; divides the number of environments", at_least=2)
+    group_size: int = setting(8, at_least=2)
     scale_rewards: Literal["group", "batch", "none"] = setting(
         "group",
-        "what the difference to the group's mean is divided by: the standard deviation of the group, of the batch, or nothing",
+        "the difference from the group's mean is divided by the standard deviation of the group, by that of the batch, or by "
+        "nothing (none)",
         source="Shao et al. 2024; none: Liu et al. 2025",
     )
     dynamic_sampling: bool = setting(
         False,
-        "do not learn from groups whose scores are all the same: their advantages are 0, but their tokens would count in the "
-        "loss's mean",
+        "groups whose scores are all the same are left out of learning: their advantages are 0, but their tokens would count "
+        "in the mean of the loss",
         source="Yu et al. 2025",
     )
     max_resamples: int = setting(
         0,
-        "with dynamic_sampling: where fewer than n_episodes are left to learn from, generate as many again, at most this many "
-        "times; 0 learns from what is left (`groups/refills` counts)",
+        "with `dynamic_sampling`: while fewer than `n_episodes` episodes are left to learn from, as many again are generated, "
+        "at most this many times (`groups/resamples` counts them); 0 learns from those that are left",
         at_least=0, source="Yu et al. 2025",
     )  # fmt: skip
     n_epochs: int = setting(2)
@@ -53,13 +54,16 @@ class GRPOSettings(CriticFreeSettings):
     aggregation: Aggregation = setting("sequence")
     kl_coef: float = setting(0.04, source="Shao et al. 2024")
     kl_in: Literal["reward", "loss"] = setting("loss")
-    kl_estimator: Estimator | None = setting(None, "k1, k2 or k3; None takes k3 in the loss, and k1 in the reward")
+    kl_estimator: Estimator | None = setting(
+        None, "estimator of the KL; None takes k3 in the loss and k1 in the reward"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_resamples and not self.dynamic_sampling:
             raise ConfigError(
-                f"max_resamples ({self.max_resamples}) replaces the groups that dynamic_sampling=True leaves out"
+                f"max_resamples ({self.max_resamples}) replaces the groups that dynamic_sampling leaves out: give "
+                "dynamic_sampling=True, or leave max_resamples at 0"
             )
         if self.max_resamples and self.kl_in == "reward" and self.kl_coef:
             raise ConfigError(
@@ -69,14 +73,13 @@ class GRPOSettings(CriticFreeSettings):
 
 
 class GRPO(CriticFree):
-    """GRPO, with its descendants as switches.
+    """GRPO; settings make it one of its descendants.
 
     ============  ======================================================================================================
     GRPO          the defaults: ``A = (r - group mean) / (group std)``, each response counts the same, k3 in the loss
                   (Shao et al. 2024, equations 3 and 4)
-    Dr. GRPO      ``scale_rewards="none", aggregation="constant", kl_coef=0`` (Liu et al. 2025): neither the standard
-                  deviation nor the
-                  length weighs a response
+    Dr. GRPO      ``scale_rewards="none", aggregation="constant", kl_coef=0`` (Liu et al. 2025): neither the group's
+                  standard deviation nor the length changes a response's weight
     DAPO          ``clip_range_high=0.28, aggregation="token", dynamic_sampling=True, max_resamples=..., overlong_buffer=...,
                   kl_coef=0`` (Yu et al. 2025)
     ============  ======================================================================================================
@@ -108,16 +111,11 @@ class GRPO(CriticFree):
         if not self.max_resamples:
             return False
         resamples = (len(rollout.episodes) + len(rollout.left_out)) // self.n_episodes - 1
-        differing = int((~self._equal(self.scores(rollout))).sum()) * self.group_size
+        differing = int((~equal_groups(self.scores(rollout), self.group_size)).sum()) * self.group_size
         if resamples < self.max_resamples and differing < self.n_episodes:
             return True
-        self.logger.record("groups/refills", resamples)
+        self.logger.record("groups/resamples", resamples)
         return False
-
-    def _equal(self, rewards: Tensor) -> Tensor:
-        """True for groups whose scores are all the same, bool ``[groups]``."""
-        groups = rewards.sum(1).view(-1, self.group_size)
-        return (groups == groups[:, :1]).all(1)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Compare each response's reward with its group's; all tokens of a response get the same advantage.
@@ -130,7 +128,7 @@ class GRPO(CriticFree):
             float32 ``[B, 1]``.
         """
         scores = rewards.sum(1)
-        equal = self._equal(rewards)
+        equal = equal_groups(rewards, self.group_size)
         self.logger.record("groups/equal_share", equal.float().mean().item())
         if self.dynamic_sampling:
             kept = torch.repeat_interleave(~equal, self.group_size)
@@ -142,7 +140,7 @@ class GRPO(CriticFree):
 class GSPOSettings(GRPOSettings):
     """The settings of GSPO."""
 
-    learning_rate: float | Schedule = setting(3e-4, "Adam's; the narrow clip keeps its steps small")
+    learning_rate: float | Schedule = setting(3e-4, "Adam's learning rate; the narrow clip keeps steps small")
     clip_range: float | Schedule = setting(
         3e-4, "the response's ratio is clipped at `1 - clip_range`", source="Zheng et al. 2025"
     )
@@ -151,7 +149,7 @@ class GSPOSettings(GRPOSettings):
 
 
 class GSPO(GRPO):
-    """Group sequence policy optimisation (Zheng et al. 2025): GRPO with one ratio a response, and a clip for that.
+    """Group sequence policy optimisation (Zheng et al. 2025): GRPO with one clipped ratio per response.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -184,10 +182,11 @@ class GSPO(GRPO):
         Returns:
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
         """
-        clip = self.clip_now()
+        assert self.clip_range is not None
         loss, clipped = sequence_clipped_policy_loss(
             log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            torch.tensor([rollout.lengths[i] for i in rows], device=self.device), clip_low=clip,
-            clip_high=clip if self.clip_range_high is None else self.clip_range_high,
+            torch.tensor([rollout.lengths[i] for i in rows], device=self.device),
+            clip_low=self.now(self.clip_range),
+            clip_high=self.clip_range_high, dual_clip=self.dual_clip,
         )  # fmt: skip
         return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}

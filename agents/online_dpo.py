@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.advantages import equal_groups
 from rlhf_gym.agents.common.forward import episode_log_probs
 from rlhf_gym.agents.common.losses import PairLoss
 from rlhf_gym.agents.common.metrics import check_finite
@@ -58,7 +59,8 @@ def preference_loss(margins: Tensor, beta: float, loss: PairLoss = "dpo", *, lab
 def preferred(queries: Sequence[Query], rater: Rater) -> Tensor:
     """Have a rater judge pairs, and wait for it: float32 ``[P]``, 1 where the first is better, -1 the second, 0 neither.
 
-    Where a rater is many, the majority counts; a correction takes the place of what it corrects; skips count nothing.
+    Of several judgements of a pair the majority counts; a correction replaces the judgement that it corrects; skipped pairs
+    have no judgement.
 
     Args:
         queries: ``P`` pairs.
@@ -68,11 +70,11 @@ def preferred(queries: Sequence[Query], rater: Rater) -> Tensor:
         RaterError: the rater could not go on.
         FeedbackError: a judgement that does not fit its query.
     """
-    asked = {query.id: query for query in queries}
+    by_id = {query.id: query for query in queries}
     answers: dict[str, Judgement] = {}
-    for judgement in rater.collect(rater.submit(list(asked.values()))) if asked else ():
-        if judgement.query_id in asked:
-            check_judgement(asked[judgement.query_id], judgement)
+    for judgement in rater.collect(rater.submit(list(by_id.values()))) if by_id else ():
+        if judgement.query_id in by_id:
+            check_judgement(by_id[judgement.query_id], judgement)
             answers.pop(judgement.supersedes or "", None)
             answers[judgement.id] = judgement
     votes: dict[str, int] = defaultdict(int)
@@ -87,20 +89,20 @@ class OnlineDPOSettings(RolloutSettings, CollectSettings, EpochSettings, Overlon
     """The settings of online DPO. The reference is part of the loss: there is no KL penalty."""
 
     beta: float = setting(
-        0.1, "strength of the pull to the reference; larger stays nearer", above=0, source="Rafailov et al. 2023"
-    )
-    loss: PairLoss = setting("dpo", "of a pair", source="ipo: Azar et al. 2023")
+        0.1, "strength of the pull to the reference; a larger one stays nearer to it", above=0,
+        source="Rafailov et al. 2023",
+    )  # fmt: skip
+    loss: PairLoss = setting("dpo", "the loss of a pair", source="ipo: Azar et al. 2023")
     label_smoothing: float = setting(
-        0.0, "chance that the reward has a pair the wrong way round", at_least=0, below=0.5
+        0.0, "with `loss: dpo`: probability that the reward has a pair the wrong way round", at_least=0, below=0.5
     )
     rater: Rater | RaterFunction | None = argument(
         None,
-        "a rater, or a function `(prompt, a, b) -> 0 | 1 | None`, that judges the pairs "
-        "instead of the environment's reward, which is then only reported; sees prompts and responses as "
-        "text. Not part of a checkpoint: give it to `load`, too",
+        "a rater, or a function `(prompt, a, b) -> 0 | 1 | None`, that judges the pairs. The environment's reward is then "
+        "reported only. The rater sees prompts and responses as text. It is not part of a checkpoint: give it to `load`, too",
     )
     n_epochs: int = setting(1, "passes over an iteration's pairs")
-    batch_size: int | None = setting(16, "whole episodes a minibatch, an even number; None is all of them")
+    batch_size: int | None = setting(16, "whole episodes per minibatch, an even number; None takes all of them")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,14 +110,18 @@ class OnlineDPOSettings(RolloutSettings, CollectSettings, EpochSettings, Overlon
             raise ConfigError(f"OnlineDPO learns from pairs: batch_size must be even, got {self.batch_size}")
         if self.n_episodes is not None and self.n_episodes % 2:
             raise ConfigError(f"OnlineDPO learns from pairs: n_episodes must be even, got {self.n_episodes}")
+        if self.label_smoothing and self.loss != "dpo":
+            raise ConfigError(
+                f"label_smoothing ({self.label_smoothing}) belongs to loss='dpo': leave it at 0 with loss={self.loss!r}"
+            )
         if self.rater is not None:
             object.__setattr__(self, "rater", as_rater(self.rater))
 
 
 class OnlineDPO(CriticFree):
-    """Two responses to each prompt, a reward or a rater says which is better, and DPO's loss learns from that.
+    """Online DPO: a reward or a rater says which of two responses to a prompt is better, and DPO's loss learns from that.
 
-    Pairs of equal scores (or tied, or skipped) teach nothing and are left out.
+    Pairs of equal scores, and pairs that the rater ties or skips, are left out.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -150,8 +156,11 @@ class OnlineDPO(CriticFree):
         Returns:
             float32 ``[B, 1]``, each 1, -1 or 0.
         """
-        scores = rewards.sum(1).view(-1, 2)
-        sign = torch.sign(scores[:, 0] - scores[:, 1]) if self.rater is None else self._judged(rollout, self.rater)
+        if self.rater is None:
+            scores = rewards.sum(1).view(-1, 2)
+            sign = torch.sign(scores[:, 0] - scores[:, 1]) * ~equal_groups(rewards, 2)
+        else:
+            sign = self._judged(rollout, self.rater)
         rollout.together = 2
         rollout.learn_from = [
             row for pair in torch.nonzero(sign).flatten().tolist() for row in (2 * pair, 2 * pair + 1)
@@ -160,7 +169,7 @@ class OnlineDPO(CriticFree):
         return torch.stack([sign, -sign], dim=1).flatten()[:, None]
 
     def _judged(self, rollout: Rollout, rater: Rater) -> Tensor:
-        """What the rater says of each pair; two that read the same need no rater."""
+        """The rater's preference in each pair, as :func:`preferred` gives it; 0 for two responses of the same text."""
         decode = self.policy.language_model.tokenizer.decode
         prompts = [e.info.get("prompt", decode(e.prompt_ids)) for e in rollout.episodes[::2]]
         texts = [e.info.get("response", decode(e.response_ids)) for e in rollout.episodes]

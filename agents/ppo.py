@@ -41,7 +41,7 @@ class PPOSettings(
 
 
 class PPO(TokenAlgorithm):
-    """PPO with a per-token KL penalty to a frozen reference, as a stable-baselines3 algorithm. A timestep is a token.
+    """PPO with a per-token KL penalty, measured from a frozen reference; a stable-baselines3 algorithm. A timestep is a token.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -68,7 +68,7 @@ class PPO(TokenAlgorithm):
         ) -> None: ...
 
     def prepare(self, rollout: Rollout) -> None:
-        """KL penalty and score as per-token rewards, then advantages."""
+        """Compute each token's reward, from score and KL penalty, and generalised advantages."""
         mask = rollout.mask
         rewards = self.shaped_rewards(rollout)
         if self.whiten_rewards:
@@ -96,10 +96,9 @@ class PPO(TokenAlgorithm):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
         """
         assert values is not None
-        clip = self.clip_range(self._current_progress_remaining) if callable(self.clip_range) else self.clip_range
         policy_loss, clipped = clipped_policy_loss(
             log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            clip_low=clip, clip_high=self.clip_range_high, dual_clip=self.dual_clip,
+            clip_low=self.now(self.clip_range), clip_high=self.clip_range_high, dual_clip=self.dual_clip,
         )  # fmt: skip
         value_loss, value_clipped = clipped_value_loss(
             values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), self.clip_range_vf
@@ -108,5 +107,5 @@ class PPO(TokenAlgorithm):
         return losses, {"clipped": clipped.sum(), "value clipped": value_clipped.sum()}
 
     def coefficient(self, loss: str) -> float:
-        """What a loss counts in the total."""
+        """The weight of a loss in the total."""
         return self.vf_coef if loss == "value" else super().coefficient(loss)

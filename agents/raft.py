@@ -43,16 +43,15 @@ class RAFTSettings(
 ):
     """The settings of RAFT."""
 
-    group_size: int = setting(
-        8, "responses to each prompt, of which the first of the best is learned; divides the number of environments",
-        at_least=2,
-    )  # fmt: skip
+    group_size: int = setting(8, at_least=2)
     n_epochs: int = setting(2, "passes over an iteration's best responses")
     batch_size: int | None = setting(16)
 
 
 class RAFT(CriticFree):
-    """Of ``group_size`` responses to each prompt the best is learned by heart: ``-log pi(y_best)``, the mean over its tokens.
+    """RAFT: the loss is the cross-entropy of the best of ``group_size`` responses to each prompt, ``-log pi(y_best)``.
+
+    Of several best responses the first counts.
 
     Args:
         policy: ``"LMPolicy"``.

@@ -25,22 +25,24 @@ if TYPE_CHECKING:
 class REINFORCESettings(DiscountSettings, CriticFreeSettings):
     """The settings of REINFORCE."""
 
-    learning_rate: float | Schedule = setting(3e-4, "Adam's; a single step an iteration may be larger than PPO's")
+    learning_rate: float | Schedule = setting(
+        3e-4, "Adam's learning rate; the one step per iteration may be larger than PPO's steps"
+    )
     baseline: Literal["none", "running", "batch"] = setting(
         "batch",
-        "none; running, a moving average of the responses' rewards; batch, the mean of the iteration's other responses",
+        "subtracted from the rewards: running is a moving average over the iterations before; batch is the mean reward of the "
+        "iteration's other responses; none subtracts nothing",
     )
-    baseline_decay: float = setting(0.9, "of the moving average, an iteration", at_least=0, at_most=1)
-    aggregation: Aggregation = setting(
-        "constant",
-        "how token losses are averaged; constant is REINFORCE's own sum over a response, but for a constant factor",
+    baseline_decay: float = setting(
+        0.9, "with `baseline: running`: the weight, per iteration, of the average so far", at_least=0, at_most=1
     )
+    aggregation: Aggregation = setting("constant")  # REINFORCE's own sum over each response, up to a constant factor
 
 
 class REINFORCE(CriticFree):
-    """The plain policy gradient: ``-(G_t - b) log pi(y_t)``, ``G_t`` being what is paid from token ``t`` on.
+    """The plain policy gradient: ``-(G_t - b) log pi(y_t)``, ``G_t`` being the discounted sum of rewards from token ``t`` on.
 
-    One optimizer step an iteration, by default: from the second on, samples would be an older policy's.
+    By default it takes one optimizer step per iteration: for a second one, the samples would be those of an older policy.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -71,7 +73,7 @@ class REINFORCE(CriticFree):
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
-            float32 ``[B, R]``; what stands at padding does not count.
+            float32 ``[B, R]``; values at padding do not count.
         """
         returns = returns_to_go(rewards, rollout.mask, gamma=self.gamma)
         totals = returns[:, 0]
@@ -94,7 +96,7 @@ class REINFORCE(CriticFree):
             self.running_mean = self._next_mean
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beyond weights to go on exactly."""
+        """The counters and random states of every agent, and the running mean."""
         return {**super().state(), "running_mean": self.running_mean}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -115,7 +117,8 @@ class ReinforcePlusPlusSettings(DiscountSettings, CriticFreeSettings):
 class ReinforcePlusPlus(CriticFree):
     """REINFORCE++ (Hu 2025): token-level KL in the reward, returns whitened over the whole batch, PPO's clip.
 
-    With ``group_size`` above 1, each score is first taken relative to its group's mean ("REINFORCE++-baseline").
+    With ``group_size`` above 1, the group's mean reward is first subtracted from each response's last reward
+    ("REINFORCE++-baseline").
 
     Args:
         policy: ``"LMPolicy"``.

@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 class RLOOSettings(CriticFreeSettings):
     """The settings of RLOO."""
 
-    learning_rate: float | Schedule = setting(3e-4, "Adam's; a single step an iteration may be larger than PPO's")
-    group_size: int = setting(4, "responses to each prompt; divides the number of environments", at_least=2)
-    aggregation: Aggregation = setting(
-        "constant",
-        "how token losses are averaged; constant is the response's log-probability but for a constant factor, as in the paper",
+    learning_rate: float | Schedule = setting(
+        3e-4, "Adam's learning rate; the one step per iteration may be larger than PPO's steps"
     )
+    group_size: int = setting(4, at_least=2)
+    aggregation: Aggregation = setting("constant")  # the paper's log pi(y) of each response, up to a constant factor
 
 
 class RLOO(CriticFree):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring
@@ -18,7 +19,10 @@ from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.text import shorten
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -31,11 +35,11 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
     """The settings of SFT."""
 
     data: Sequence[tuple[str, str]] = argument(
-        help="`(prompt, response)` texts; a response ends with EOS after the tokens of its text, and is cut at the "
-        "environment's length limit, without EOS then. Not part of a checkpoint: give it to `load`, too"
+        help="pairs `(prompt, response)` of texts. A response is learned with EOS at its end; one that is longer than the "
+        "environment's length limit is cut, and has no EOS. They are not part of a checkpoint: give them to `load`, too"
     )
     n_epochs: int = setting(1, "passes over an iteration's pairs")
-    batch_size: int | None = setting(16, "whole responses a minibatch; None is all of them")
+    batch_size: int | None = setting(16, "whole responses per minibatch; None takes all of them")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,11 +51,10 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
 
 
 class SFT(CriticFree):
-    """``-log pi(y)`` of given responses, the mean over their tokens; prompts are read, not learned.
+    """The cross-entropy ``-log pi(y)`` of given responses, the mean over their tokens; prompts are not learned.
 
-    An iteration takes the next ``n_episodes`` pairs in a random order that is drawn anew for each pass over the data. A
-    timestep is a token of a response. ``objective/kl`` compares policy and reference on the given responses, not on the
-    policy's own.
+    An iteration takes the next ``n_episodes`` pairs in a random order, a new one for each pass over the data. A timestep is a
+    token of a response. ``objective/kl`` compares policy and reference on the given responses, not on the policy's own.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -59,7 +62,7 @@ class SFT(CriticFree):
         settings: see :class:`SFTSettings`.
 
     Raises:
-        ConfigError: as PPO.
+        ConfigError: as PPO; also a pair that the environment's limits do not allow.
     """
 
     Settings: ClassVar[type[AgentSettings]] = SFTSettings
@@ -75,27 +78,29 @@ class SFT(CriticFree):
     def generate(self, scoring: Scoring) -> list[Episode]:
         """Take the next pairs from the data as episodes."""
         places = range(self.episode_count, self.episode_count + self.n_episodes)
-        return [self._episode(*self.data[self._place(place)]) for place in places]
+        return [self._episode(self._place(place)) for place in places]
+
+    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
+        limits = super()._check(env, model)
+        self._ids = encoded_pairs(self.data, model, limits)
+        return limits
 
     def complete(self, rollout: Rollout) -> None:
-        """Compute the policy's own log-probabilities, too, of which objective/kl and objective/entropy are made."""
+        """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
         super().complete(rollout)
         rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
 
     def _place(self, number: int) -> int:
-        """Which pair is the ``number``-th to be learned: each once a pass, in an order of the pass's own."""
+        """The pair that is the ``number``-th to be learned: each once per pass, in an order of the pass's own."""
         turn, place = divmod(number, len(self.data))
         order = np.random.default_rng(np.random.SeedSequence((self.seed or 0, 2, turn))).permutation(len(self.data))
         return int(order[place])
 
-    def _episode(self, prompt: str, response: str) -> Episode:
-        model, limits = self.policy.language_model, self.policy.limits
-        ids = [*model.tokenizer.encode(response), limits.eos_id]
-        ended = len(ids) <= limits.max_new_tokens
-        ids = ids[: limits.max_new_tokens]
-        zeros = [0.0] * len(ids)
+    def _episode(self, place: int) -> Episode:
+        (prompt, response), (prompt_ids, ids) = self.data[place], self._ids[place]
+        ended, zeros = ids[-1] == self.policy.limits.eos_id, [0.0] * len(ids)
         info = {"prompt": prompt, "response": response, "ended": ended, "response_length": len(ids)}
-        return Episode(model.tokenizer.encode_prompt(prompt), ids, zeros, zeros, list(zeros), ended, info)
+        return Episode(prompt_ids, ids, zeros, zeros, list(zeros), ended, info)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Give every response the advantage 1: all are to be imitated.
@@ -124,3 +129,38 @@ class SFT(CriticFree):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens (none here).
         """
         return {"policy": -log_probs}, {}
+
+
+def encoded_pairs(
+    data: Sequence[tuple[str, str]], model: LanguageModel, limits: Limits
+) -> list[tuple[list[int], list[int]]]:
+    """The ids of each pair's prompt and response, EOS included, cut at the length limit.
+
+    Args:
+        data: pairs of texts.
+        model: its tokenizer encodes them, and they must fit in its context.
+        limits: the environment's.
+
+    Raises:
+        ConfigError: a response holds a token that the limits forbid, so that its probability is 0.
+        ModelError: a pair does not fit in the model's context.
+    """
+    out = []
+    for number, (prompt, response) in enumerate(data):
+        prompt_ids = model.tokenizer.encode_prompt(prompt)
+        ids = [*model.tokenizer.encode(response), limits.eos_id][: limits.max_new_tokens]
+        try:
+            model.check_fits(len(prompt_ids), len(ids))
+        except ModelError as error:
+            raise ModelError(f"data[{number}]: {error}") from error
+        early = [limits.eos_id] if limits.eos_id in ids[: limits.min_new_tokens] else []
+        if forbidden := early or [token for token in ids if token in limits.suppress_tokens]:
+            rule = (
+                f"EOS is not allowed in the first {limits.min_new_tokens}" if early else f"id {forbidden[0]} never is"
+            )
+            raise ConfigError(
+                f"data[{number}] has the response {shorten(response)} of {len(ids)} tokens, which the environment does not "
+                f"allow: {rule}. Leave the pair out, or change the environment's limits"
+            )
+        out.append((prompt_ids, ids))
+    return out

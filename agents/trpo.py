@@ -40,33 +40,34 @@ class TRPOSettings(ActorCriticSettings, EpochSettings, CollectSettings, ValueCli
 
     max_kl: float = setting(
         0.03,
-        "how far an iteration may move the policy, in nats a token; halved by `on_kl_limit: back_off`",
+        "largest KL between old and new policy per iteration, in nats per token; `on_kl_limit: back_off` halves it",
         above=0, source="Schulman et al. 2015",
     )  # fmt: skip
     cg_steps: int = setting(
-        10, "steps of conjugate gradient, each about three passes over the iteration's episodes", at_least=1
+        10, "steps of conjugate gradient; each costs about three passes over the iteration's episodes", at_least=1
     )
-    cg_damping: float = setting(0.1, "added to the Fisher matrix's diagonal", at_least=0)
+    cg_damping: float = setting(0.1, "added to the diagonal of the Fisher matrix", at_least=0)
     sub_sampling_factor: int = setting(
         1,
-        "the Fisher matrix is estimated from one in this many episodes; the gradient and the KL limit always use all",
+        "the Fisher matrix is estimated from one in this many episodes; the gradient and the KL always use all of them",
         at_least=1, source="Schulman et al. 2015, appendix C.1",
     )  # fmt: skip
-    line_search_steps: int = setting(10, "halvings of the step before it is given up", at_least=1)
+    line_search_steps: int = setting(10, "sizes of the step that are tried, each half of the one before", at_least=1)
     n_epochs: int = setting(4, "passes of the value function over an iteration's episodes")
-    batch_size: int | None = setting(16, "whole episodes a minibatch of the value function; None is all of them")
-    learning_rate: float | Schedule = setting(3e-4, "the value function's")
+    batch_size: int | None = setting(16, "whole episodes per minibatch of the value function; None takes all of them")
+    learning_rate: float | Schedule = setting(3e-4, "learning rate of the value function (Adam)")
+    max_grad_norm: float = setting(1.0, "the norm that gradients of the value function are clipped to")
 
 
 class TRPO(PPO):
-    """One step an iteration along ``F^-1 g``, scaled so that the policy moves by at most ``max_kl``.
+    """TRPO: one step per iteration along ``F^-1 g``, scaled so that the policy moves by at most ``max_kl``.
 
     ``g`` is the gradient of the surrogate ``mean(ratio * A)`` and ``F`` the Fisher matrix, the Hessian of the exact KL
     ``KL(old || new)`` over the whole vocabulary, mean over tokens (Schulman et al. 2015, equations 14 and 17, appendix C).
     Conjugate gradient solves ``(F + damping) x = g``; the step is ``sqrt(2 max_kl / x^T F x) x``, halved until the surrogate
-    is better and the KL within its limit. If that never happens the policy stays as it is.
+    is better and the KL within its limit. If that never happens, the policy stays as it is.
 
-    The value function is a network of its own, learned by Adam: the natural step is the policy's alone.
+    The value function is a network of its own, which Adam trains: the natural step moves the policy alone.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -120,13 +121,17 @@ class TRPO(PPO):
         return True
 
     def after_learning(self, rollout: Rollout) -> None:
-        """The policy's step, and then what PPO does."""
+        """Take the policy's step, then adapt the KL coefficient."""
         self.where = f"iteration {self.iteration + 1}, policy step"
         self.policy_step(rollout)
         super().after_learning(rollout)
 
     def policy_step(self, rollout: Rollout) -> bool:
-        """Move the policy; returns whether it moved."""
+        """Move the policy along the natural gradient.
+
+        Returns:
+            False if no step was accepted; the policy is then as it was.
+        """
         parameters = self.policy_parameters()
         before, gradient = self.surrogate(rollout, gradient=True)
         check_finite({"the policy's gradient is": gradient}, self.where)
@@ -211,7 +216,7 @@ class TRPO(PPO):
 
     @torch.no_grad()
     def mean_kl(self, rollout: Rollout, old: LanguageModel) -> float:
-        """``KL(old || policy)`` in nats a token, exact over the vocabulary, mean over the rollout's tokens.
+        """``KL(old || policy)`` in nats per token, exact over the vocabulary, mean over the rollout's tokens.
 
         Args:
             rollout: the episodes.
@@ -220,7 +225,7 @@ class TRPO(PPO):
         total = 0.0
         for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
             before = self._distribution(rollout, old, rows)
-            # What a top-p set loses or gains on the way would make the KL infinite: it is that within the old set.
+            # A token that leaves or enters a top-p set would make the KL infinite: it is measured within the old set.
             now = self._distribution(rollout, self.policy.language_model, rows, before > -torch.inf)
             total += float(kl_divergences(before, now).sum())
         return total / sum(rollout.lengths)
@@ -251,7 +256,7 @@ def conjugate_gradient(
     Args:
         product: ``x -> A x``.
         target: ``b``, ``[P]``.
-        steps: the most; ``P`` are exact but for rounding.
+        steps: most steps; ``P`` of them give the exact solution, up to rounding.
         tolerance: stop once the residual's squared norm is this small relative to ``b``'s.
 
     Returns:
@@ -284,7 +289,7 @@ def kl_divergences(old: Tensor, new: Tensor) -> Tensor:
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """All numbers of the tensors, one tensor after the other, as one vector ``[P]``."""
+    """The numbers of all tensors, one tensor after the other, as one vector ``[P]``."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 

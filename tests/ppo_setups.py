@@ -75,10 +75,10 @@ def learn(model: Any, tokens: int, **options: Any) -> list[dict[str, Any]]:
     return rows.rows
 
 
-def decoded(env: TokenVecEnv, policy: LMPolicy, *, seed: int, first_episode: int = 0, rounds: int) -> list[Episode]:
+def decoded(env: TokenVecEnv, policy: LMPolicy, *, seed: int, first_episode: int = 0, per_slot: int) -> list[Episode]:
     """Episodes by decoding whole responses, scored."""
     with Scoring(env) as scoring:
-        rollout = Rollout.of(decode_episodes(env, policy, seed, first_episode, rounds, scoring))
+        rollout = Rollout.of(decode_episodes(env, policy, seed, first_episode, per_slot, scoring))
         scoring.finish(rollout)
     return rollout.episodes
 

@@ -1,4 +1,4 @@
-"""What contradicts itself or does not fit is refused by name when an agent is made, before any work starts."""
+"""Settings that contradict one another or do not fit are refused by name when an agent is made, before any work starts."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from rlhf_gym.envs.registration import ENVIRONMENTS
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Sampling
 
-NUM_ENVS, ROUNDS = 6, 2
+NUM_ENVS, PER_SLOT = 6, 2
 SAID = ("prompt", "response", "ended", "response_length", "reward_terms")
 
 
@@ -61,8 +61,8 @@ def test_decoding_and_stepping_agree(name: str, kind: Any) -> None:
     model = model_for(env, kind)
     policy = policy_for(env, model)
     env.reset()
-    fast = decoded(env, policy, seed=5, first_episode=0, rounds=ROUNDS)
-    slow = SteppingCollector(stepped, policy, seed=5).collect(0, ROUNDS, stepped.reset())
+    fast = decoded(env, policy, seed=5, first_episode=0, per_slot=PER_SLOT)
+    slow = SteppingCollector(stepped, policy, seed=5).collect(0, PER_SLOT, stepped.reset())
     assert len({len(e.response_ids) for e in fast}) > 1
     assert len({tuple(e.prompt_ids) for e in fast}) > 1
     assert [e.prompt_ids for e in fast] == [e.prompt_ids for e in slow]

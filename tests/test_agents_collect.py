@@ -14,7 +14,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
-from rlhf_gym.agents.common.collect import StepCounter, SteppingCollector
+from rlhf_gym.agents.common.callbacks import StepCounter
+from rlhf_gym.agents.common.collect import SteppingCollector
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.rollout import Episode, Rollout, unpack_masks
 from rlhf_gym.agents.common.setup import limits_of
@@ -47,8 +48,8 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
     return tiny_language_model(request.param, scale=4.0)
 
 
-def by_stepping(env: Any, policy: LMPolicy, rounds: int = 3, first: int = 0) -> list[Episode]:
-    return SteppingCollector(env, policy, seed=5).collect(first, rounds, env.reset())
+def by_stepping(env: Any, policy: LMPolicy, per_slot: int = 3, first: int = 0) -> list[Episode]:
+    return SteppingCollector(env, policy, seed=5).collect(first, per_slot, env.reset())
 
 
 def assert_same(one: list[Episode], other: list[Episode]) -> None:
@@ -68,7 +69,7 @@ def test_stepping_and_decoding_give_the_same_episodes(model: LanguageModel, samp
     env = letters_env()
     policy = policy_for(env, model, sampling)
     env.reset()
-    fast = decoded(env, policy, seed=5, first_episode=0, rounds=3)
+    fast = decoded(env, policy, seed=5, first_episode=0, per_slot=3)
     slow = by_stepping(letters_env(), policy)
     assert_same(fast, slow)
     lengths = {len(e.response_ids) for e in fast}
@@ -82,8 +83,8 @@ def test_they_agree_on_minimum_length_and_stop_sequences(model: LanguageModel, o
     env = letters_env(**options)
     policy = policy_for(env, model)
     env.reset()
-    fast = decoded(env, policy, seed=5, first_episode=0, rounds=2)
-    assert_same(fast, by_stepping(letters_env(**options), policy, rounds=2))
+    fast = decoded(env, policy, seed=5, first_episode=0, per_slot=2)
+    assert_same(fast, by_stepping(letters_env(**options), policy, per_slot=2))
 
 
 def test_they_agree_over_successive_rollouts(model: LanguageModel) -> None:
@@ -92,7 +93,7 @@ def test_they_agree_over_successive_rollouts(model: LanguageModel) -> None:
     env.reset()
     collector, observation = SteppingCollector(stepped, policy, seed=5), stepped.reset()
     for first in (0, 12):
-        fast = decoded(env, policy, seed=5, first_episode=first, rounds=2)
+        fast = decoded(env, policy, seed=5, first_episode=first, per_slot=2)
         slow = collector.collect(first, 2, observation)
         observation = collector.observation
         assert_same(fast, slow)
@@ -105,8 +106,8 @@ def test_the_order_and_number_of_slots_change_no_noise() -> None:
     policy = policy_for(wide, model)
     wide.reset()
     narrow.reset()
-    one = decoded(wide, policy, seed=1, first_episode=0, rounds=1)
-    two = decoded(narrow, policy, seed=2, first_episode=0, rounds=1)
+    one = decoded(wide, policy, seed=1, first_episode=0, per_slot=1)
+    two = decoded(narrow, policy, seed=2, first_episode=0, per_slot=1)
     assert [e.prompt_ids for e in one] == [e.prompt_ids for e in two]
     assert [e.response_ids for e in one] != [e.response_ids for e in two]
 
@@ -119,7 +120,7 @@ def test_learning_agrees_with_generation_on_either_side_of_padding(
     env = letters_env()
     policy = policy_for(env, model, sampling)
     env.reset()
-    episodes = decoded(env, policy, seed=5, first_episode=0, rounds=2)
+    episodes = decoded(env, policy, seed=5, first_episode=0, per_slot=2)
     batch = pack_sequences([e.prompt_ids for e in episodes], [e.response_ids for e in episodes], 1, side=side)
     hidden = model.response_states(batch)
     chosen, _ = token_log_probs(
@@ -138,12 +139,12 @@ def test_a_wrapped_environment_and_a_foreign_one_are_stepped() -> None:
     foreign = DummyVecEnv(make)
     foreign.seed(0)
     policy = policy_for(foreign, model)
-    episodes = by_stepping(foreign, policy, rounds=2)
+    episodes = by_stepping(foreign, policy, per_slot=2)
     assert len(episodes) == 8
     assert all(e.masks is not None for e in episodes)
     assert all(1 not in e.response_ids for e in episodes)  # the environment's mask forbids padding
     wrapped = VecMonitor(letters_env(4))
-    assert len(by_stepping(wrapped, policy_for(wrapped, model), rounds=2)) == 8
+    assert len(by_stepping(wrapped, policy_for(wrapped, model), per_slot=2)) == 8
 
 
 class OddLetters(gym.Wrapper[Any, Any, Any, Any]):
@@ -165,7 +166,7 @@ def test_masks_hold_in_sampling_and_in_learning_and_rewards_per_token_are_kept()
     env = DummyVecEnv([lambda: OddLetters(TokenEnv(letter_task(limit=5), LetterTokenizer())) for _ in range(3)])
     env.seed(1)
     policy = policy_for(env, model)
-    episodes = by_stepping(env, policy, rounds=2)
+    episodes = by_stepping(env, policy, per_slot=2)
     for e in episodes:
         places = len(e.prompt_ids) + np.arange(len(e.response_ids))
         assert all((token - 2) % 2 == place % 2 for token, place in zip(e.response_ids, places, strict=True))
@@ -190,7 +191,7 @@ class NothingAllowed(OddLetters):
 def test_a_mask_that_allows_nothing_is_refused() -> None:
     env = DummyVecEnv([lambda: NothingAllowed(TokenEnv(letter_task(), LetterTokenizer()))])
     with pytest.raises(TrainingError, match="allows no token"):
-        by_stepping(env, policy_for(env, tiny_language_model()), rounds=1)
+        by_stepping(env, policy_for(env, tiny_language_model()), per_slot=1)
 
 
 def test_an_unscored_time_limit_is_worth_what_the_value_function_says() -> None:
@@ -199,7 +200,7 @@ def test_an_unscored_time_limit_is_worth_what_the_value_function_says() -> None:
     env = DummyVecEnv(make)  # type: ignore[arg-type]
     env.seed(0)
     policy = policy_for(env, model)
-    for e in by_stepping(env, policy, rounds=1):
+    for e in by_stepping(env, policy, per_slot=1):
         assert len(e.response_ids) == 3
         assert e.bootstrap == pytest.approx(
             float(policy.state_values([[*e.prompt_ids, *e.response_ids]], [len(e.response_ids)])[0])
@@ -208,11 +209,11 @@ def test_an_unscored_time_limit_is_worth_what_the_value_function_says() -> None:
 
 
 def test_no_statistic_sees_prompts_or_what_follows_eos() -> None:
-    """Rectangles are 0 wherever the mask is False, and the mask is True at response tokens only."""
+    """Tables are 0 wherever the mask is False, and the mask is True at response tokens only."""
     env = letters_env()
     policy = policy_for(env, tiny_language_model(scale=4.0))
     env.reset()
-    rollout = Rollout.of(decoded(env, policy, seed=5, first_episode=0, rounds=2))
+    rollout = Rollout.of(decoded(env, policy, seed=5, first_episode=0, per_slot=2))
     assert rollout.mask.sum(1).tolist() == rollout.lengths
     for table in (rollout.log_probs, rollout.values, rollout.rewards):
         assert not table[~rollout.mask].any()
@@ -224,7 +225,7 @@ def test_no_statistic_sees_prompts_or_what_follows_eos() -> None:
 
 
 def test_a_token_that_has_left_the_nucleus_has_a_finite_log_probability() -> None:
-    """Else the divergence from a reference whose nucleus it is not in would be infinite; its gradient is finite, too."""
+    """Else the KL from a reference whose nucleus it is not in would be infinite; its gradient is finite, too."""
     model = tiny_language_model(scale=4.0)
     batch = pack_sequences([[2, 3]], [list(range(2, 28))], 1)
     sampling, limits = Sampling(0.7, top_k=3), Limits(0, (1,))

@@ -25,7 +25,13 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import A2C, GRPO, GSPO, PPO, REINFORCE, RLOO, ReinforcePlusPlus
-from rlhf_gym.agents.common.advantages import group_relative, leave_one_out, overlong_penalty, returns_to_go
+from rlhf_gym.agents.common.advantages import (
+    equal_groups,
+    group_relative,
+    leave_one_out,
+    overlong_penalty,
+    returns_to_go,
+)
 from rlhf_gym.agents.common.forward import rollout_log_probs
 from rlhf_gym.agents.common.losses import sequence_clipped_policy_loss
 from rlhf_gym.envs import TokenEnv
@@ -46,15 +52,24 @@ def test_group_relative_by_hand() -> None:
     torch.testing.assert_close(group_relative(scores, 2, epsilon=0.0).nan_to_num(), expected)
     centred = torch.tensor([-1.0, 1.0, 0.0, 0.0, -0.5, 0.5])
     torch.testing.assert_close(group_relative(scores, 2, "none"), centred)
-    # All six: mean 2.5, squares of the deviations 2.25, 0.25, 6.25, 6.25, 6.25, 12.25; their sum over five is 6.7.
+    # All six: mean 2.5, squared differences 2.25, 0.25, 6.25, 6.25, 6.25, 12.25; their sum over five is 6.7.
     torch.testing.assert_close(group_relative(scores, 2, "batch", epsilon=0.0), centred / 6.7**0.5)
 
 
 def test_equal_scores_have_no_advantage_whatever_their_rounding() -> None:
-    """A mean of three times 0.1 is not 0.1 in float32; divided by its deviation it would be 1."""
+    """A mean of three times 0.1 is not 0.1 in float32; divided by its standard deviation it would be 1."""
     scores = torch.tensor([0.1, 0.1, 0.1, 1e6 + 0.1, 1e6 + 0.1, 1e6 + 0.1])
     for scale in ("group", "batch", "none"):
         assert not group_relative(scores, 3, scale, epsilon=1e-30).nan_to_num().any()  # type: ignore[arg-type]
+
+
+def test_sums_that_differ_by_rounding_are_equal() -> None:
+    """The first two are neighbours in float32; rewards that cancel are as rough as they are large."""
+    rewards = torch.tensor([[0.5, 0.5], [0.5, 0.5 + 2**-23], [0.5, 0.5], [0.5, 0.5001], [0, 0], [0, 1e-9]])
+    assert rewards[0].sum() != rewards[1].sum()
+    assert equal_groups(rewards, 2).tolist() == [True, False, False]
+    assert equal_groups(torch.tensor([[1e6, -1e6], [1.0, -0.5]]), 2).tolist() == [True]
+    assert equal_groups(torch.zeros(6, 3), 3).tolist() == [True, True]
 
 
 def test_leave_one_out_by_hand() -> None:
@@ -99,6 +114,25 @@ def test_the_sequence_ratio_by_hand_and_its_gradient() -> None:
         new.float(), old.float(), -advantages.float(), lengths, clip_low=0.01, clip_high=0.01
     )
     assert held.clipped.all()
+
+
+def test_gspo_takes_the_dual_clip_of_the_responses_ratio() -> None:
+    """A ratio of 5 with a negative advantage: the loss is 3, not 5, and has no gradient."""
+    log_probs = torch.full((4,), 5.0).log().requires_grad_(True)
+    lengths, advantages = torch.tensor([3, 1]), torch.tensor([-1.0, -1.0, -1.0, 1.0])
+    loss, clipped = sequence_clipped_policy_loss(
+        log_probs, torch.zeros(4), advantages, lengths, clip_low=0.1, dual_clip=3.0
+    )
+    torch.testing.assert_close(loss, torch.tensor([3.0, 3.0, 3.0, -1.1]))
+    assert clipped.all()
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert log_probs.grad is not None
+    assert not log_probs.grad.any()
+    agent, rollout = prepared(GSPO, dual_clip=1.5, kl_coef=0.0)
+    rollout.advantages = -rollout.mask.float()
+    rollout.log_probs = rollout.log_probs - rollout.mask.float()  # as if the policy had moved: every ratio is e
+    assert not gradient(agent, rollout, list(range(8))).any()
+    assert agent.minibatch_metrics["policy/clipfrac_avg"] == [pytest.approx(1.0)]
 
 
 # ------------------------------------------------------------------------------------------------- groups
@@ -164,7 +198,7 @@ def test_broken_groups_are_noticed() -> None:
         (REINFORCE, {"clip_range_high": 0.3}, "without a clip_range there cannot be clip_range_high"),
         (REINFORCE, {"baseline": "mean"}, "baseline must be one of"),
         (REINFORCE, {"baseline_decay": 1.5}, r"baseline_decay must be a number in \[0, 1\]"),
-        (GRPO, {"max_resamples": 2}, r"max_resamples \(2\) replaces the groups that dynamic_sampling=True leaves out"),
+        (GRPO, {"max_resamples": 2}, r"max_resamples \(2\) replaces the groups that dynamic_sampling leaves out: give"),
         (GRPO, {"max_resamples": 2, "dynamic_sampling": True, "kl_in": "reward"}, "hardly any two are equal"),
         (GRPO, {"max_resamples": -1, "dynamic_sampling": True}, "max_resamples must be a whole number of at least 0"),
         (A2C, {"clip_range": 0.1}, "A2C has no setting clip_range; leave it out"),
@@ -201,20 +235,20 @@ def test_rloo_is_the_gradient_of_the_whole_responses() -> None:
     agent.policy.optimizer.zero_grad()
     parts = []
     for i, episode in enumerate(rollout.episodes):
-        siblings = [totals[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
+        others = [totals[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
         ids = torch.tensor([episode.prompt_ids + episode.response_ids])
         logits = agent.policy.lm(ids).logits[0].clone()
-        logits[:, 1] = -torch.inf  # padding is never written
+        logits[:, 1] = -torch.inf  # padding is never generated
         logs = logits.log_softmax(-1)
         start = len(episode.prompt_ids)
         chosen = sum(logs[start - 1 + t, token] for t, token in enumerate(episode.response_ids))
-        parts.append(-(totals[i] - sum(siblings) / 3) * chosen)
+        parts.append(-(totals[i] - sum(others) / 3) * chosen)
     (sum(parts) / (NUM_ENVS * LIMIT)).backward()  # type: ignore[union-attr]
     expected = torch.cat([p.grad.flatten() for p in agent.policy.parameters() if p.grad is not None])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_grpo_compares_siblings_and_drops_groups_that_are_equal() -> None:
+def test_grpo_compares_a_group_and_leaves_out_groups_that_are_equal() -> None:
     agent, rollout = prepared(GRPO, group_size=2, dynamic_sampling=True)
     scores = [e.score for e in rollout.episodes]
     equal = [scores[i // 2 * 2] == scores[i // 2 * 2 + 1] for i in range(NUM_ENVS)]
@@ -231,12 +265,12 @@ def test_grpo_compares_siblings_and_drops_groups_that_are_equal() -> None:
     assert sorted(rows) == rollout.learn_from
 
 
-def equal_groups(rollout: Any, size: int) -> list[bool]:
+def same_scores(rollout: Any, size: int) -> list[bool]:
     scores = [e.score for e in rollout.episodes]
     return [len(set(scores[i : i + size])) == 1 for i in range(0, len(scores), size)]
 
 
-def test_a_rollout_is_refilled_until_enough_groups_differ() -> None:
+def test_more_is_generated_until_enough_groups_differ() -> None:
     options: dict[str, Any] = {"group_size": 2, "dynamic_sampling": True, "kl_coef": 0.05}
     agent, rollout = prepared(GRPO, max_resamples=5, **options)
     plain, once = prepared(GRPO, **options)
@@ -251,7 +285,7 @@ def test_a_rollout_is_refilled_until_enough_groups_differ() -> None:
     torch.testing.assert_close(
         rollout.log_probs, rollout_log_probs(agent.policy, agent.policy.language_model, rollout, 4096)
     )
-    differing = [i for i, equal in enumerate(equal_groups(rollout, 2)) if not equal]
+    differing = [i for i, equal in enumerate(same_scores(rollout, 2)) if not equal]
     assert rollout.learn_from == [i for g in differing for i in (2 * g, 2 * g + 1)][:NUM_ENVS]
     # No part more than were needed.
     before_last = [g for g in differing if 2 * g < NUM_ENVS * (parts - 1)]
@@ -261,17 +295,17 @@ def test_a_rollout_is_refilled_until_enough_groups_differ() -> None:
     assert plain.episode_count == NUM_ENVS
 
 
-def test_refilling_gives_up() -> None:
+def test_resampling_gives_up() -> None:
     agent = small_agent(
         GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, dynamic_sampling=True, max_resamples=2
     )
     rows = learn(agent, 1)
-    assert rows[0]["groups/refills"] == 2
+    assert rows[0]["groups/resamples"] == 2
     assert rows[0]["groups/equal_share"] == 1
     assert rows[0]["episode"] == 3 * NUM_ENVS
 
 
-def test_a_checkpoint_from_within_a_refill_goes_back_to_the_rollouts_start(tmp_path: Path) -> None:
+def test_a_checkpoint_from_within_a_resample_goes_back_to_the_rollouts_start(tmp_path: Path) -> None:
     class Saves(BaseCallback):
         """Saves at every step; the last one is from the last part."""
 

@@ -1,4 +1,4 @@
-"""What holds for every agent: a stable-baselines3 algorithm with its callbacks, and one that learns to praise films."""
+"""For every agent: it is a stable-baselines3 algorithm with its callbacks, and learns to praise films."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_callbacks_of_stable_baselines3_run_unchanged(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_figures_have_the_names_that_dashboards_read(name: str) -> None:
+def test_metrics_have_the_names_that_dashboards_read(name: str) -> None:
     rows = [row for row in learn(small(name), 2 * NUM_ENVS * LIMIT) if "objective/kl" in row]
     for key in (
         "objective/kl", "objective/entropy", "objective/scores", "response_length", "eos_rate", "val/num_eos_tokens",
@@ -135,6 +135,7 @@ def praise(name: str, seed: int) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_raises_sentiment_on_the_embedded_model(name: str) -> None:
-    """Untrained, the figure is 0.0 with a deviation of 0.18 over seeds. Over five seeds (TRPO: four) every agent reached
-    at least 0.35 (online DPO's worst seed; 0.36 RLOO, 0.42 TRPO, others 0.51 and up), with this one between 0.74 and 2.44."""
+    """Untrained, the score is 0.0 with a standard deviation of 0.18 over seeds. Over five seeds (TRPO: four) every agent
+    reached at least 0.35 (online DPO's worst seed; 0.36 RLOO, 0.42 TRPO, others 0.51 and up), with this one between 0.74
+    and 2.44."""
     assert praise(name, seed=4) > 0.35

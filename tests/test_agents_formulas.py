@@ -86,7 +86,7 @@ def test_whitening_sees_valid_tokens_only_and_may_keep_the_mean() -> None:
     values = torch.tensor([[1.0, 3.0, 99.0], [5.0, -99.0, 99.0]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     white = whiten(values, mask)
-    torch.testing.assert_close(white[mask], torch.tensor([-1.0, 0.0, 1.0]))  # mean 3, deviation 2
+    torch.testing.assert_close(white[mask], torch.tensor([-1.0, 0.0, 1.0]))  # mean 3, standard deviation 2
     assert not white[~mask].any()
     torch.testing.assert_close(whiten(values, mask, shift_mean=False)[mask], torch.tensor([2.0, 3.0, 4.0]))
 

@@ -1,4 +1,4 @@
-"""What holds for every agent: its gradient is its loss's, and it learns from nothing that is no number or was not written."""
+"""For every agent: its gradient is that of its loss, and it learns from generated tokens and finite numbers alone."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_gradient_is_that_of_the_loss(variant: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_that_broke_stop_training_before_anything_moves(name: str) -> None:
-    """They broke after the rollout was written: learning finds out, says where, and steps nothing."""
+    """A weight becomes NaN after the rollout was generated: learning stops, says where, and changes no weight."""
     agent = agent_of(name)
     collected(agent)
     broken = next(p for n, p in agent.policy.language_model.model.named_parameters() if "mlp" in n)
@@ -203,7 +203,7 @@ def test_how_a_minibatch_is_cut_and_ordered_changes_no_gradient(name: str) -> No
     rollout = collected(agent)
     rows = learnable(agent, rollout)
     whole = gradient(agent, rollout, rows)
-    pairs = [rows[i : i + 2] for i in range(0, len(rows), 2)]  # online DPO's neighbours belong together
+    pairs = [rows[i : i + 2] for i in range(0, len(rows), 2)]  # online DPO's pairs belong together
     agent.tokens_per_batch = 40
     other = gradient(agent, rollout, [row for pair in pairs[::-1] for row in pair])
     torch.testing.assert_close(other, whole, atol=1e-5, rtol=1e-3)

@@ -30,7 +30,7 @@ from rlhf_gym.agents import RAFT, SFT, BestOfN, OnlineDPO
 from rlhf_gym.agents.best_of_n import best_of_n, best_of_n_kl
 from rlhf_gym.agents.common.setup import limits_of
 from rlhf_gym.agents.online_dpo import preference_loss, preferred
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.raters.base import Ticket
@@ -73,7 +73,7 @@ def test_the_gradient_is_that_of_whole_responses(loss: str) -> None:
     def log_prob(network: Any, i: int) -> Any:
         episode = rollout.episodes[i]
         logits = network(torch.tensor([episode.prompt_ids + episode.response_ids])).logits[0].clone()
-        logits[:, 1] = -torch.inf  # padding is never written
+        logits[:, 1] = -torch.inf  # padding is never generated
         logs, start = logits.log_softmax(-1), len(episode.prompt_ids)
         return sum(logs[start - 1 + t, token] for t, token in enumerate(episode.response_ids))
 
@@ -98,15 +98,15 @@ class Shorter:
     name = "shorter"
 
     def __init__(self) -> None:
-        self.asked: list[Query] = []
+        self.queries: list[Query] = []
 
     def submit(self, queries: Sequence[Query]) -> list[Ticket]:
-        self.asked += queries
+        self.queries += queries
         return [Ticket(query.id, self.name, number) for query in queries for number in range(3)]
 
     def collect(self, tickets: Sequence[Ticket], timeout: float | None = None) -> list[Judgement]:
         out = []
-        for query in self.asked:
+        for query in self.queries:
             if query.id not in {ticket.query_id for ticket in tickets}:
                 continue
             lengths = [len(response) for response in query.responses]
@@ -139,13 +139,28 @@ def test_a_rater_may_judge_in_the_place_of_the_reward(tmp_path: Path) -> None:
         assert rollout.advantages[first : first + 2, 0].tolist() == [expected, -expected]
         assert rollout.learn_from is not None
         assert (first in rollout.learn_from) == (expected != 0)
-    assert all(query.responses[0] != query.responses[1] for query in rater.asked)
+    assert all(query.responses[0] != query.responses[1] for query in rater.queries)
     rows = learn(agent, 3000)
     assert rows[-1]["response_length"] < 0.5 * rows[0]["response_length"]
     agent.save(tmp_path / "judged")
-    with pytest.raises(ConfigError, match="made with rater"):
+    with pytest.raises(ConfigError, match="values of rater that it cannot hold"):
         OnlineDPO.load(tmp_path / "judged", env=letters_env())
     assert OnlineDPO.load(tmp_path / "judged", env=letters_env(), rater=rater).rater is rater
+
+
+def test_pairs_of_equal_scores_are_left_out_whatever_their_tokens_rewards() -> None:
+    """Every response is worth 1 in all; sums of its tokens' own rewards differ by rounding."""
+
+    def shares(prompts: list[str], responses: list[str], response_ids: list[list[int]]) -> list[list[float]]:
+        parts = [np.array([1.0 + token for token in ids]) for ids in response_ids]
+        return [(part / part.sum()).tolist() for part in parts]
+
+    shares.per_token = True  # type: ignore[attr-defined]
+    rollout = collected(dpo(scale=4.0, task={"reward": shares}))
+    sums = rollout.rewards.sum(1).view(-1, 2)
+    assert bool((sums[:, 0] != sums[:, 1]).any())
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    assert rollout.learn_from == []
 
 
 def test_pairs_share_a_minibatch() -> None:
@@ -247,7 +262,7 @@ def test_training_resumes_exactly(tmp_path: Path, name: str) -> None:
     assert resumed.iteration == whole.iteration == 6
     assert_same_weights(weights(resumed), weights(whole))
     if name == "sft":
-        with pytest.raises(ConfigError, match="made with data"):
+        with pytest.raises(ConfigError, match="values of data that it cannot hold"):
             SFT.load(tmp_path / "half", env=letters_env(**task))
 
 
@@ -280,6 +295,7 @@ def test_a_function_may_judge_in_the_place_of_the_reward() -> None:
     [
         (lambda: dpo(beta=0), "beta must be a finite number above 0"),
         (lambda: dpo(loss="hinge"), "loss must be one of dpo, ipo"),
+        (lambda: dpo(label_smoothing=0.1, loss="ipo"), r"label_smoothing \(0.1\) belongs to loss='dpo'"),
         (lambda: dpo(label_smoothing=0.5), r"label_smoothing must be a number in \[0, 0.5\)"),
         (lambda: dpo(batch_size=5), "batch_size must be even, got 5"),
         (lambda: dpo(group_size=4), "OnlineDPO has no setting group_size; leave it out"),
@@ -288,6 +304,10 @@ def test_a_function_may_judge_in_the_place_of_the_reward() -> None:
         (lambda: dpo(rater=3), "a rater is an object with name, submit and collect, or a function"),
         (lambda: sft(data=[]), "SFT needs data"),
         (lambda: sft(temperature=0.5), "SFT has no setting temperature"),
+        (
+            lambda: sft(task={"minimum": 4}),
+            r"data\[0\] has the response 'aab' of 4 tokens.*: EOS is not allowed in the first 4",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: Any, message: str) -> None:
@@ -295,11 +315,16 @@ def test_settings_that_make_no_sense_are_refused(make: Any, message: str) -> Non
         make()
 
 
+def test_data_that_do_not_fit_in_the_model_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"data\[1\]: a prompt of 63 tokens and a response of up to 2 do not fit"):
+        sft(data=[("a", "b"), ("a" * 63, "b")])
+
+
 # ------------------------------------------------------------------------------------------------- best of n
 
 
-def test_the_divergence_of_best_of_n() -> None:
-    """Against the exact divergence of the best of n draws from many equally likely values."""
+def test_the_kl_of_best_of_n() -> None:
+    """Against the exact KL of the best of n draws from many equally likely values."""
     assert best_of_n_kl(1) == 0
     for n in (2, 4, 16):
         m = 20_000
@@ -318,6 +343,21 @@ def test_the_best_is_kept() -> None:
     assert sum(s for _, s in many) > sum(s for _, s in one)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         best_of_n(model, ["a"], count_a, 0, limits)
+
+
+def test_a_stop_sequence_ends_what_the_reward_sees() -> None:
+    """An environment cuts responses before a stop sequence: so do the responses that are chosen from."""
+    seen: list[str] = []
+
+    def look(prompts: list[str], responses: list[str]) -> list[float]:
+        seen.extend(responses)
+        return [0.0] * len(responses)
+
+    env = letters_env(4, stop=("a", "e", "i"))
+    chooser: Any = BestOfN(tiny_language_model(), look, 8, limits_of(env, tiny_language_model()), stop=env.stop)
+    evaluate_policy(chooser, env, n_eval_episodes=8, warn=False)
+    assert len(seen) >= 64
+    assert not any(set(text) & set("aei") for text in seen)
 
 
 def test_columns_reach_the_reward() -> None:

@@ -21,18 +21,18 @@ FAST: dict[str, Any] = {"learning_rate": 0.05, "kl_coef": 0.0}  # leaves the ref
 
 
 class Rows(BaseCallback):
-    """What every iteration logged, and the weights that wrote each rollout."""
+    """Keeps the KL of every rollout, and the weights that generated it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kl: list[float] = []
-        self.written_by: list[dict[str, torch.Tensor]] = []
+        self.generated_by: list[dict[str, torch.Tensor]] = []
 
     def _on_rollout_end(self) -> None:
         rollout = self.model.rollout  # type: ignore[attr-defined]
         kl = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean()
         self.kl.append(float(kl))
-        self.written_by.append(weights(self.model))
+        self.generated_by.append(weights(self.model))
 
     def _on_step(self) -> bool:
         return True
@@ -46,7 +46,7 @@ def test_stopping_leaves_the_weights_of_the_last_rollout_within_the_limit() -> N
     assert rows.kl[-1] > 0.5
     assert all(kl <= 0.5 for kl in rows.kl[:-1])
     assert len(rows.kl) >= 2
-    assert_same_weights(weights(model), rows.written_by[-2])
+    assert_same_weights(weights(model), rows.generated_by[-2])
     assert model.iteration == len(rows.kl)
 
 
@@ -60,7 +60,7 @@ def test_backing_off_halves_the_rate_and_goes_on_from_the_last_good_weights() ->
     for i in passed:
         if i + 1 < len(rows.kl):
             within = max(j for j in range(i) if j not in passed)
-            assert_same_weights(rows.written_by[i + 1], rows.written_by[within])
+            assert_same_weights(rows.generated_by[i + 1], rows.generated_by[within])
     assert model.kl_guard.back_offs == min(len(passed), MOST_BACK_OFFS)
     assert model.logger.name_to_value.get("train/kl_back_offs", model.kl_guard.back_offs) == model.kl_guard.back_offs
     rate = model.policy.optimizer.param_groups[0]["lr"]

@@ -1,4 +1,4 @@
-"""NLPO: only the nucleus of the lagging policy is written, and learned from, and it lags as long as it should."""
+"""NLPO: only the nucleus of the lagging policy is generated, and learned from, and it lags as long as it should."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def nucleus_by_hand(agent: Any, rollout: Rollout, i: int, t: int, minimum: int) 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("temperature", [1.0, 1.4])
-def test_only_the_nucleus_of_the_lagging_policy_is_written(kind: str, temperature: float) -> None:
+def test_only_the_nucleus_of_the_lagging_policy_is_generated(kind: str, temperature: float) -> None:
     agent = nlpo(kind=kind, scale=4.0, mask_top_p=0.6, temperature=temperature, task={"minimum": 2}, n_episodes=32)
     move_lagging(agent)
     rollout = collected(agent)

@@ -36,14 +36,14 @@ from rlhf_gym.errors import ConfigError, TrainingError
     [{}, {"temperature": 0.7}, {"top_k": 6}, {"temperature": 1.3, "top_p": 0.8}, {"value_network": "separate"}],
 )
 @pytest.mark.parametrize("collect", ["auto", "step"])
-def test_the_first_ratio_is_1_and_the_first_divergences_are_0(kind: Any, options: dict[str, Any], collect: str) -> None:
+def test_the_first_ratio_is_1_and_the_first_kls_are_0(kind: Any, options: dict[str, Any], collect: str) -> None:
     model = small_ppo(kind=kind, scale=4.0, collect=collect, task={"minimum": 2}, **options)
     rollout = collected(model)
     gradient(model, rollout, list(range(8)))
-    figures = {name: values[0] for name, values in model.minibatch_metrics.items()}
-    assert figures["val/ratio"] == pytest.approx(1, abs=1e-5)
-    assert figures["train/approx_kl"] == pytest.approx(0, abs=1e-9)
-    assert figures["policy/clipfrac_avg"] == 0
+    metrics = {name: values[0] for name, values in model.minibatch_metrics.items()}
+    assert metrics["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert metrics["train/approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert metrics["policy/clipfrac_avg"] == 0
     kl = (rollout.log_probs - rollout.reference_log_probs) * rollout.mask
     assert float(kl.abs().max()) < 1e-5
 
@@ -87,11 +87,11 @@ def test_micro_batches_and_order_do_not_change_the_gradient(aggregation: Any, kl
     rows = list(range(12))
     model.tokens_per_batch = 10_000
     whole = gradient(model, rollout, rows)
-    figures = {name: values[-1] for name, values in model.minibatch_metrics.items()}
+    metrics = {name: values[-1] for name, values in model.minibatch_metrics.items()}
     model.tokens_per_batch = 1  # every sequence alone
     torch.testing.assert_close(gradient(model, rollout, rows), whole, atol=1e-6, rtol=1e-4)
     for name, values in model.minibatch_metrics.items():
-        assert values[-1] == pytest.approx(figures[name], abs=1e-5), name
+        assert values[-1] == pytest.approx(metrics[name], abs=1e-5), name
     model.tokens_per_batch = 40
     torch.testing.assert_close(gradient(model, rollout, rows[::-1]), whole, atol=1e-6, rtol=1e-4)
 
@@ -126,7 +126,7 @@ def test_the_kl_reward_is_a_constant_and_the_kl_loss_is_not() -> None:
         model = small_ppo(scale=4.0, kl_in=kl_in, kl_coef=1.0, vf_coef=0.0)
         move_reference(model)
         rollout = collected(model)
-        rollout.advantages.zero_()  # what is left of the gradient is the divergence's
+        rollout.advantages.zero_()  # the rest of the gradient is the KL's
         assert bool(gradient(model, rollout, list(range(8))).abs().max() > 1e-6) == expected
         assert ("loss/kl_avg" in model.minibatch_metrics) == expected
 
@@ -202,7 +202,7 @@ def test_missing_ends_and_clipped_scores_by_hand() -> None:
     torch.testing.assert_close(rollout.rewards, same)  # not changed in place
 
 
-def test_the_coefficient_adapts_to_the_measured_divergence() -> None:
+def test_the_coefficient_adapts_to_the_measured_kl() -> None:
     model = small_ppo(kl_coef=0.1, kl_target=1e-3, kl_horizon=NUM_ENVS, learning_rate=1e-2)
     rows = learn(model, 1500)
     coefs, kls = [r["objective/kl_coef"] for r in rows], [r["objective/kl"] for r in rows]
@@ -382,7 +382,7 @@ def test_both_ways_to_collect_train_the_same_policy() -> None:
 
 
 def test_a_constant_reward_leaves_the_policy_where_it_is() -> None:
-    """Nothing to prefer: with responses of one length, the divergence stays that of noise."""
+    """No response is better than another: with responses of one length, the KL stays that of noise."""
 
     def constant(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
         return [1.0] * len(responses)

@@ -86,7 +86,7 @@ def test_a_callback_may_stop_training() -> None:
 
 
 class Ends(IterationCallback):
-    """What a callback sees at an iteration's end."""
+    """Keeps iteration, timesteps and learning rate at every iteration's end."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def test_predict_notices_new_weights() -> None:
     assert actions.tolist() == model.policy._predict(observation, deterministic=True).tolist()
 
 
-def test_predict_never_writes_what_is_forbidden_and_repeats_itself_by_seed() -> None:
+def test_predict_never_draws_forbidden_tokens_and_repeats_itself_by_seed() -> None:
     model = small_ppo(task={"minimum": 4})
     observation: Any = letters_env(NUM_ENVS, minimum=4).reset()
     drawn = []
@@ -192,8 +192,10 @@ def test_predict_never_writes_what_is_forbidden_and_repeats_itself_by_seed() -> 
         drawn.append([model.predict(observation)[0].tolist() for _ in range(20)])
     assert drawn[0] == drawn[1]
     assert not {0, 1} & {token for row in drawn[0] for token in row}
-    with pytest.raises(ConfigError, match="expected a dict"):
+    with pytest.raises(ConfigError, match="expected a dict with ids, length and prompt_length; got ndarray"):
         model.predict(np.zeros(3))
+    with pytest.raises(ConfigError, match="got obs: pass"):
+        model.predict({"obs": np.zeros(3)})
 
 
 def test_evaluate_policy_scores_whole_episodes() -> None:
@@ -244,7 +246,7 @@ def test_stock_ppo_can_train_the_policy() -> None:
 
 @pytest.mark.parametrize("network", ["shared", "separate"])
 def test_values_for_stock_algorithms_cost_no_second_pass(network: Any) -> None:
-    """Values beside actions are those of `predict_values`, and the policy's trunk runs once for both."""
+    """Values returned with actions are those of `predict_values`, and the policy's trunk runs once for both."""
     policy = small_ppo(value_network=network).policy
     if policy.value_trunk is not None:  # as after some learning: its values are not the policy's trunk's
         with torch.no_grad():
@@ -290,7 +292,7 @@ def test_training_resumes_exactly(tmp_path: Path, options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("collect", ["auto", "step"])
 def test_a_checkpoint_from_inside_a_rollout_resumes_exactly(tmp_path: Path, collect: str) -> None:
-    """What CheckpointCallback saves: the rollout that was under way is written again."""
+    """CheckpointCallback saves within a rollout: after loading, that rollout is generated again."""
 
     class Save(BaseCallback):
         def _on_step(self) -> bool:
@@ -352,6 +354,11 @@ def test_what_a_checkpoint_cannot_hold_must_be_given_again(tmp_path: Path) -> No
     assert model.kl_controller.coef == 0.5
     with pytest.raises(ModelError, match="tokenizer is not a Hugging Face one"):
         PPO.load(path, learning_rate=1e-3)
+
+
+def test_a_folder_given_as_a_path_is_kept(tmp_path: Path) -> None:
+    small_ppo(tensorboard_log=tmp_path / "logs").save(tmp_path / "model")
+    assert PPO.load(tmp_path / "model", env=letters_env()).settings.tensorboard_log == str(tmp_path / "logs")
 
 
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:

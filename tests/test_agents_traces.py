@@ -1,4 +1,4 @@
-"""Sample completions: the right figures at the right tokens, shown where one looks, harmless whatever a model wrote."""
+"""Sample completions: the right numbers at the right tokens, shown where one looks, harmless whatever a model generated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e[bold]x"
 
 
 @pytest.mark.parametrize("kind", [PPO, TRPO, GRPO, REINFORCE])
-def test_figures_are_the_rollouts_own(kind: Any) -> None:
+def test_numbers_are_the_rollouts_own(kind: Any) -> None:
     agent = small_agent(kind)
     move_reference(agent)
     agent.learn(1)
@@ -114,7 +114,7 @@ def test_weights_and_biases_gets_a_table(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(table["data"]) == 2
 
 
-def test_nothing_that_a_model_wrote_moves_the_cursor_or_runs(tmp_path: Path) -> None:
+def test_nothing_that_a_model_generated_moves_the_cursor_or_runs(tmp_path: Path) -> None:
     hostile = trace(prompt=HOSTILE, response=HOSTILE, tokens=[HOSTILE, "b"])
     out = io.StringIO()
     Console(file=out, width=200, force_terminal=True, color_system=None).print(as_table([hostile], "t"))

@@ -63,7 +63,7 @@ def test_conjugate_gradient_solves_in_as_many_steps_as_there_are_unknowns() -> N
     assert not conjugate_gradient(lambda v: matrix @ v, torch.zeros(6, dtype=torch.float64), 5).any()
 
 
-def test_divergences_by_hand_and_without_forbidden_tokens() -> None:
+def test_kls_by_hand_and_without_forbidden_tokens() -> None:
     old = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.25, 0.5]]).log()
     new = torch.tensor([[0.25, 0.75, 0.0], [0.25, 0.25, 0.5]]).log().requires_grad_(True)
     found = kl_divergences(old, new)
@@ -136,7 +136,7 @@ def test_a_sub_sampled_fisher_product_is_that_of_the_episodes_it_sees() -> None:
     assert not torch.allclose(found, whole, atol=1e-2 * float(whole.abs().max()))
 
 
-def test_the_divergence_is_half_the_quadratic_form_for_small_steps() -> None:
+def test_the_kl_is_half_the_quadratic_form_for_small_steps() -> None:
     agent = trpo(scale=2.0)
     rollout = collected(agent)
     old = agent.policy.language_model.frozen_copy()
@@ -227,7 +227,7 @@ def test_masks_of_the_environment_hold_in_the_step() -> None:
     assert torch.isfinite(product).all()
 
 
-def test_with_top_p_the_divergence_is_that_within_the_old_set() -> None:
+def test_with_top_p_the_kl_is_that_within_the_old_set() -> None:
     agent = trpo(scale=4.0, top_p=0.6, temperature=1.2)
     rollout = collected(agent)
     old = agent.policy.language_model.frozen_copy()

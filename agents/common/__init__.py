@@ -1,1 +1,1 @@
-"""What the agents share: the training loop, collection, the policy, advantages and losses, settings, checkpoints."""
+"""The parts that all agents share: training loop, collection, policy, advantages, losses, settings, checkpoints."""

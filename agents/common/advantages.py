@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, zeros_like
+from torch import Tensor
 
 from rlhf_gym.agents.common.rollout import Rollout
 
@@ -54,9 +54,9 @@ def gae(
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
     """Scale to standard deviation 1 over the valid tokens, and shift to mean 0 or keep the mean.
 
-    The moments are taken over all valid tokens of the rollout, not of a minibatch: a token's weight does not depend on the
-    company it is shuffled into. Rewards are whitened with ``shift_mean=False`` (Ziegler et al. 2019): shifting them would
-    add a constant per token and so pay, or charge, for length.
+    The moments are taken over all valid tokens of the rollout, not of a minibatch, so a token's weight does not depend on
+    the minibatch that it falls into. Rewards are whitened with ``shift_mean=False`` (Ziegler et al. 2019): shifting them
+    would add a constant per token, and so reward or punish length.
 
     Args:
         values: float ``[B, R]``.
@@ -77,7 +77,7 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: fl
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
-    """``G_t = r_t + gamma G_{t+1}``, what is paid from each token on.
+    """``G_t = r_t + gamma G_{t+1}``, the discounted sum of the rewards from each token on.
 
     Args:
         rewards: float ``[B, R]``.
@@ -119,6 +119,22 @@ def group_relative(
     return centred.flatten()
 
 
+def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
+    """True for groups whose responses all have the same sum of rewards.
+
+    Sums of rewards for single tokens that are equal on paper differ by rounding: differences of a millionth count as none.
+
+    Args:
+        rewards: float32 ``[B, R]``, 0 at padding; groups of ``group_size`` responses to the same prompt.
+        group_size: at least 2, divides ``B``.
+
+    Returns:
+        bool ``[B / group_size]``.
+    """
+    sums, sizes = (table.sum(1).view(-1, group_size) for table in (rewards, rewards.abs()))
+    return ((sums - sums[:, :1]).abs() <= 1e-6 * sizes.amax(1, keepdim=True)).all(1)
+
+
 def leave_one_out(scores: Tensor, group_size: int) -> Tensor:
     """``r_i`` minus the mean of the *other* scores of its group (Kool et al. 2019; Ahmadian et al. 2024, RLOO, equation 8).
 
@@ -140,13 +156,13 @@ def shape_scores(
     rollout: Rollout, *, clip: float | None = None, missing_eos_penalty: float | None = None,
     missing_eos_score: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """The environment's rewards, token by token, with what the settings add on each response's last token.
+    """The environment's rewards, token by token; the changes that the settings make are on each response's last token.
 
     Args:
-        rollout: the episodes; rewards paid on the way (not only at the end) stay where they are.
+        rollout: the episodes; rewards of other tokens than the last stay where they are.
         clip: the sum over a response is clipped to plus or minus this.
-        missing_eos_penalty: taken off a response that neither EOS nor a stop sequence ended, after clipping.
-        missing_eos_score: what such a response gets instead of everything that the environment paid.
+        missing_eos_penalty: subtracted, after clipping, where neither EOS nor a stop sequence ended the response.
+        missing_eos_score: replaces all rewards of such a response.
 
     Returns:
         float32 ``[B, R]``, 0 at padding.
@@ -159,7 +175,7 @@ def shape_scores(
         if not episode.ended and missing_eos_penalty is not None:
             rewards[row, last] -= missing_eos_penalty
         if not episode.ended and missing_eos_score is not None:
-            rewards[row] = zeros_like(rewards[row])
+            rewards[row] = 0.0
             rewards[row, last] = missing_eos_score
     return rewards
 

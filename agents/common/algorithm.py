@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import shape_scores
-from rlhf_gym.agents.common.callbacks import end_iteration
-from rlhf_gym.agents.common.checkpoint import load_agent, restore_training, save_agent, training_state
-from rlhf_gym.agents.common.collect import Scoring, StepCounter, SteppingCollector, decode_episodes
+from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration
+from rlhf_gym.agents.common.checkpoint import load_agent, save_agent
+from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes
 from rlhf_gym.agents.common.forward import rollout_log_probs, rollout_values
-from rlhf_gym.agents.common.kl import Action, AdaptiveKL, Estimator, FixedKL, KLController, KLLimit, kl_estimate
+from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
+    PhaseSeconds,
     check_finite,
     check_rollout,
     means,
@@ -41,18 +38,28 @@ from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
-from rlhf_gym.agents.common.setup import check_env, group_slots, learning_model, reference_of, sizes
+from rlhf_gym.agents.common.setup import (
+    check_env,
+    group_slots,
+    learning_model,
+    limits_of,
+    load_models,
+    made_env,
+    sb3_arguments,
+    sizes,
+    timesteps_to_learn,
+)
+from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, require_peft
+from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import Tokenizer
-from rlhf_gym.reward_model import RewardModel
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
-    """Base of the agents: a subclass defines :meth:`prepare` (advantages) and :meth:`losses`, :meth:`iterate` has the rest.
+    """Base of the agents: :meth:`iterate` is an iteration; a subclass defines :meth:`prepare` (advantages) and :meth:`losses`.
 
     Args:
         policy: ``"LMPolicy"``.
@@ -61,9 +68,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     Attributes:
         settings: as given, with models by name.
-        rollout: the last iteration's.
-        iteration: iterations done.
-        stopped: why training ended by itself, in words; else None.
+        rollout: the last iteration's rollout.
+        iteration: number of iterations done.
+        stopped: the reason, in words, why training ended by itself; else None.
 
     Raises:
         ConfigError: an unknown setting, one out of range, or settings that contradict one another; before any work starts.
@@ -73,14 +80,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     policy: LMPolicy
     policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
-    loss_kl_estimator: ClassVar[Estimator] = "k2"  # where none is set
+    loss_kl_estimator: ClassVar[Estimator] = "k2"  # for kl_in="loss" without a kl_estimator
 
     n_episodes: int
     batch_size: int
     tokens_per_batch: int
     learning_rate_decay: str
     _stepping: SteppingCollector | None  # made when it is first needed
-    # What holds for agents that do not have the setting.
+    # The values for agents that do not have the setting.
     n_epochs: int = 1
     group_size: int = 1
     temperature: float = 1.0
@@ -88,7 +95,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     top_p: float = 1.0
     collect: str = "auto"
     value_network: ValueNetwork | None = None
-    value_start: RewardModel | str | Path | None = None
+    value_start: Any = None
     aggregation: Aggregation = "token"
     target_kl: float | None = None
     max_ratio: float = math.inf
@@ -112,35 +119,20 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         **settings: Any,
     ) -> None:
         given = self.Settings.of(settings, type(self).__name__)
-        if isinstance(env, str):
-            env = gym.make(env)  # SB3 would ask for a render mode that token environments do not have
-        elif env is not None and not isinstance(env, VecEnv | gym.Env):
-            raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(env).__name__}")
-        neutral = {"gamma": 1.0, "gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0}
-        of_sb3 = {name: getattr(given, name, default) for name, default in neutral.items()}
-        super().__init__(
-            policy, env, given.learning_rate, n_steps=1, max_grad_norm=given.max_grad_norm, **of_sb3,  # type: ignore[arg-type]  # SB3 takes None
-            use_sde=False, sde_sample_freq=-1, stats_window_size=given.stats_window_size,
-            tensorboard_log=given.tensorboard_log, verbose=given.verbose, seed=given.seed, device="cpu",
-            _init_setup_model=False,
-        )  # fmt: skip
+        super().__init__(policy, made_env(env), _init_setup_model=False, **sb3_arguments(given))
         for name in given.names() - AgentSettings.argument_names():
             setattr(self, name, getattr(given, name))
         self._given = given
         self.settings = given.named()
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
-        self.kl_controller: KLController = FixedKL(self.kl_coef)
-        if self.kl_target is not None:
-            self.kl_controller = AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
+        self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
         self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)
-        if given.lora is not None:
-            require_peft()
         self.rollout: Rollout | None = None
         self.iteration = 0
         self.episode_count = 0
         self.stopped: str | None = None
-        self.seconds: dict[str, float] = defaultdict(float)  # the last iteration's, by phase
+        self.seconds = PhaseSeconds()  # the last iteration's
         self.minibatch_metrics: dict[str, list[float]] = {}
         self._rollout_start: dict[str, Any] | None = None
         if _init_setup_model:
@@ -161,53 +153,41 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     ) -> Self:
         """Train until at least ``total_timesteps`` response tokens have been generated; see stable-baselines3's ``learn``.
 
-        Two things differ from SB3's loop. An iteration's metrics are written after it has learned, so that a row holds one
-        iteration's metrics and the last one's are not lost. Schedules see the progress made when the rollout starts, so that
-        the first one learns at the full rate and none below 0.
+        Two things differ from SB3's loop. An iteration's metrics are written after it has learned, so that a row holds the
+        metrics of one iteration, and the last iteration has a row. Schedules see the progress at the start of the rollout, so
+        that the first iteration learns at the full rate, and none at a negative rate.
 
         Args:
-            total_timesteps: response tokens; None with ``iterations``.
+            total_timesteps: response tokens; may be None with ``iterations``.
             callback: stable-baselines3's; an :class:`~rlhf_gym.agents.common.callbacks.IterationCallback` is called after every
                 iteration, too.
             log_interval: iterations between two rows of the logger.
             tb_log_name: the run's name in TensorBoard.
             reset_num_timesteps: False goes on counting.
-            progress_bar: show one.
+            progress_bar: show a progress bar.
             iterations: train until the agent has done this many iterations in all; progress is then counted in iterations.
 
         Raises:
-            ConfigError: no environment, or neither or a bad number of timesteps or iterations.
+            ConfigError: there is no environment, or timesteps and iterations are both missing or out of range.
             TrainingError: a loss, a gradient or a reward is NaN or infinite.
         """
         if self.env is None:
             raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
-        if iterations is not None and (
-            isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1
-        ):
-            raise ConfigError(f"iterations must be a whole number of at least 1, or None; got {iterations!r}")
-        if total_timesteps is None and iterations is not None:  # an upper bound, for progress bars
-            left = max(iterations - self.iteration, 0)
-            total_timesteps = max(1, left * self.n_episodes * self.policy.limits.max_new_tokens)
-        if (
-            isinstance(total_timesteps, bool)
-            or not isinstance(total_timesteps, int | float)
-            or not total_timesteps >= 1
-        ):
-            raise ConfigError(f"total_timesteps must be a number of at least 1, got {total_timesteps!r}")
         total_timesteps, hook = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
-        )
+            timesteps_to_learn(
+                total_timesteps, iterations, done=self.iteration,
+                most_per_iteration=self.n_episodes * self.policy.limits.max_new_tokens,
+            ),
+            callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar,
+        )  # fmt: skip
         hook.on_training_start(locals(), globals())
-        done, self.stopped = 0, None
-        while self.num_timesteps < total_timesteps if iterations is None else self.iteration < iterations:
-            if iterations is None:
-                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            else:
-                self._current_progress_remaining = 1 - self.iteration / iterations
+        self.stopped, rows = None, 0
+        while (progress := self._progress(total_timesteps, iterations)) < 1:
+            self._current_progress_remaining = 1 - progress
             if not self.iterate(hook):
                 break
-            done += 1
-            if log_interval is not None and done % log_interval == 0:
+            rows += 1
+            if log_interval is not None and rows % log_interval == 0:
                 self.dump_logs(self.iteration)
             goes_on = end_iteration(hook, self)
             if self.stopped is not None:
@@ -217,6 +197,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         hook.on_training_end()
         return self
 
+    def _progress(self, total_timesteps: int, iterations: int | None) -> float:
+        """The part of training that is done: from 0 to 1, where it ends, or a little above."""
+        return self.num_timesteps / total_timesteps if iterations is None else self.iteration / iterations
+
     def iterate(self, callback: BaseCallback) -> bool:
         """One iteration: collect, score, reference, advantages, epochs of minibatches, metrics.
 
@@ -224,7 +208,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             callback: stable-baselines3's.
 
         Returns:
-            False if the callback stopped training; nothing is learned from the rollout then.
+            False if the callback stopped training; the agent does not learn from the rollout then.
         """
         self._begin_iteration()
         rollout = self._collect(callback)  # responses, their scores and the reference's log-probabilities
@@ -233,13 +217,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         may_learn = self._keep_within_kl_limit(rollout) and len(rollout.episodes) > 0
         self._update_learning_rate(self.policy.optimizer)
         if may_learn:
-            began = time.perf_counter()
-            self._fill_advantages(rollout)
-            for rows in self._minibatches(rollout):
-                if not self.update(rollout, rows):
-                    break
-            self.after_learning(rollout)
-            self.seconds["learning"] = time.perf_counter() - began
+            with self.seconds.phase("learning"):
+                self._fill_advantages(rollout)
+                for rows in self._minibatches(rollout):
+                    if not self.update(rollout, rows):
+                        break
+                self.after_learning(rollout)
         self._end_iteration()
         self.log(rollout)
         return True
@@ -247,7 +230,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _begin_iteration(self) -> None:
         self._rollout_start = None
         self._rollout_start = self.state()  # a checkpoint from within the rollout goes back here
-        self.seconds, self.minibatch_metrics = defaultdict(float), {}
+        self.seconds, self.minibatch_metrics = PhaseSeconds(), {}
 
     def _end_iteration(self) -> None:
         self.policy.forget()
@@ -266,15 +249,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         rollout: Rollout | None = None
         while rollout is None or self.needs_more(rollout):
             callback.on_rollout_start()
-            began = time.perf_counter()
-            with Scoring(self._vec_env) as scoring:  # slow rewards score while generation and the reference go on
-                part = Rollout.of(self.generate(scoring))
-                self.complete(part)
-                scoring.finish(part)
-            self.seconds["generation"] += time.perf_counter() - began - (scoring.waited or 0.0)
-            if scoring.waited is not None:
-                self.seconds["reward"] += scoring.waited
-                self.seconds["scoring"] += scoring.seconds or 0.0
+            with self.seconds.phase("generation"):
+                with Scoring(self._vec_env) as scoring:  # slow rewards score while generation and the reference go on
+                    part = Rollout.of(self.generate(scoring))
+                    self.complete(part)
+                    scoring.finish(part)
+                if scoring.waited is not None:
+                    self.seconds["reward"] += scoring.waited
+                    self.seconds["scoring"] += scoring.seconds or 0.0
             episodes, part = part.episodes, part.scored(self.group_size)
             self.rollout = rollout = part if rollout is None else Rollout.joined([rollout, part])
             if not self._count_steps(episodes, part, callback):
@@ -282,33 +264,30 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return rollout
 
     def generate(self, scoring: Scoring) -> list[Episode]:
-        """Generate ``n_episodes`` whole episodes; a timestep is a token.
+        """Generate ``n_episodes`` whole episodes.
 
         Args:
-            scoring: takes responses that are scored while others are generated.
+            scoring: takes responses, and has them scored while others are generated.
         """
         assert self.seed is not None
         env, first = self._vec_env, self.episode_count
-        rounds = self.n_episodes // env.num_envs
+        per_slot = self.n_episodes // env.num_envs
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            return decode_episodes(env, self.policy, self.seed, first, rounds, scoring)
+            return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring)
         self._stepping = self._stepping or self.stepping_collector(env)
-        episodes = self._stepping.collect(first, rounds, self._last_obs)
+        episodes = self._stepping.collect(first, per_slot, self._last_obs)
         self._last_obs = self._stepping.observation
         return episodes
 
     def complete(self, rollout: Rollout) -> None:
-        """Compute what does not depend on scores: the reference's log-probabilities, and values of a separate network."""
-        began = time.perf_counter()
-        rollout.reference_log_probs = rollout_log_probs(self.policy, self.reference, rollout, self.tokens_per_batch)
-        if self.policy.value_trunk is not None:
-            rollout.values = rollout_values(self.policy, rollout, self.tokens_per_batch)
-        spent = time.perf_counter() - began
-        self.seconds["reference"] += spent
-        self.seconds["generation"] -= spent
+        """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
+        with self.seconds.phase("reference"):
+            rollout.reference_log_probs = rollout_log_probs(self.policy, self.reference, rollout, self.tokens_per_batch)
+            if self.policy.value_trunk is not None:
+                rollout.values = rollout_values(self.policy, rollout, self.tokens_per_batch)
 
     def needs_more(self, rollout: Rollout) -> bool:
-        """True where further episodes are to be collected before anything is learned; False by default."""
+        """True where further episodes must be collected before learning begins; False by default."""
         return False
 
     def _count_steps(self, episodes: list[Episode], scored: Rollout, callback: BaseCallback) -> bool:
@@ -328,7 +307,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------ learning from it
 
     def _keep_within_kl_limit(self, rollout: Rollout) -> bool:
-        """Put back the last weights within ``kl_limit`` where this rollout is beyond it; False then."""
+        """Restore the last weights within ``kl_limit`` if this rollout is beyond it; returns False then."""
         kl = response_kl(rollout)
         if self.kl_guard.exceeded(kl):
             self.stopped = self.kl_guard.restore(self.policy, kl, f"iteration {self.iteration + 1}")
@@ -338,7 +317,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return True
 
     def _fill_advantages(self, rollout: Rollout) -> None:
-        """Refuse a rollout with NaN or infinite numbers, before and after :meth:`prepare`."""
+        """Call :meth:`prepare`, and refuse NaN and infinity in the rollout before and after it."""
         where = f"iteration {self.iteration + 1}, rollout"
         check_rollout(rollout, where)
         self.prepare(rollout)
@@ -349,7 +328,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Fill ``rollout.advantages`` (and ``returns``) from its rewards and log-probabilities."""
 
     def scores(self, rollout: Rollout) -> Tensor:
-        """The environment's rewards, shaped as the settings say, token by token: float32 ``[B, R]``."""
+        """The environment's rewards, clipped and penalised as the settings say, token by token: float32 ``[B, R]``."""
         return shape_scores(
             rollout, clip=self.clip_scores, missing_eos_penalty=self.missing_eos_penalty,
             missing_eos_score=self.missing_eos_score,
@@ -369,7 +348,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return rewards
 
     def _minibatches(self, rollout: Rollout) -> Iterator[list[int]]:
-        """Epochs of minibatches: the episodes of each."""
+        """The minibatches of all epochs, each as the rows of its episodes."""
         for epoch in range(self.n_epochs):
             for index, rows in enumerate(rollout.minibatches(self.batch_size, self._update_rng)):
                 self.where = f"iteration {self.iteration + 1}, epoch {epoch + 1}, minibatch {index + 1}"
@@ -381,7 +360,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
         Args:
             rollout: the episodes, advantages filled in.
-            rows: the minibatch's.
+            rows: the minibatch's episodes.
 
         Returns:
             False ends learning from this rollout.
@@ -421,11 +400,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return {"policy": 1.0, "entropy": self.ent_coef, "kl": self.kl_controller.coef}[loss]
 
     def kl_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Terms:
-        """The KL as a loss by name, where it is one; else nothing.
+        """The KL loss by its name, ``[N]``; empty where the KL is part of the reward.
 
         Args:
             rollout: the episodes.
-            rows: the micro-batch's.
+            rows: the micro-batch's episodes.
             log_probs: ``[N]``, of their response tokens under the policy now.
         """
         if self.kl_in != "loss":
@@ -433,7 +412,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return {"kl": kl_estimate(log_probs, self.flat(rollout.reference_log_probs, rows), self.kl_estimator)}
 
     def step_optimizer(self) -> None:
-        """Clip the gradient, refuse one that is not finite, and step."""
+        """Clip the gradient, refuse NaN and infinity in it, and step."""
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         check_finite({"the gradient is": norm}, self.where)
         self.policy.optimizer.step()
@@ -451,6 +430,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 group["lr"] *= self.kl_guard.rate
                 self.logger.record("train/learning_rate", group["lr"])
 
+    def now(self, value: float | Schedule) -> float:
+        """A setting's value in this iteration: a schedule is a function of the remaining progress."""
+        return value(self._current_progress_remaining) if callable(value) else value
+
     def flat(self, table: Tensor, rows: list[int]) -> Tensor:
         """A rollout table's entries at the response tokens of some rows, on the policy's device.
 
@@ -467,37 +450,28 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------ metrics
 
     def record(self, **metrics: Tensor | float) -> None:
-        """Keep metrics of a minibatch; the iteration's mean is logged under each name."""
+        """Keep metrics of a minibatch; the mean over the iteration's minibatches is logged under each name."""
         for name, value in metrics.items():
             self.minibatch_metrics.setdefault(name, []).append(float(value))
 
     def log(self, rollout: Rollout) -> None:
         """Hand the iteration's metrics to stable-baselines3's logger, under the names of the field's dashboards."""
         metrics = rollout_metrics(rollout, self.policy.limits.eos_id) | means(self.minibatch_metrics)
+        metrics |= self.seconds.metrics(sum(rollout.lengths))
         metrics |= {"episode": self.episode_count, "lr": self.policy.optimizer.param_groups[0]["lr"]}
         if self.kl_guard.nats is not None:
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
-        metrics |= {f"time/{phase}_seconds": seconds for phase, seconds in self.seconds.items()}
-        if self.reward_share is not None:
-            metrics["time/reward_share"] = self.reward_share
-        metrics["time/tokens_per_second"] = sum(rollout.lengths) / self._total_seconds
         for name, value in metrics.items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     @property
-    def _total_seconds(self) -> float:
-        return sum(
-            seconds for phase, seconds in self.seconds.items() if phase != "scoring"
-        )  # which overlaps with others
-
-    @property
     def reward_share(self) -> float | None:
         """Share of the last iteration's time that was spent waiting for rewards, 0 to 1.
 
-        None before the first iteration, and in environments that do not say: all but :class:`TokenVecEnv`, wrapped or not.
+        None before the first iteration, and in environments that do not measure it: all but :class:`TokenVecEnv`.
         """
-        return self.seconds["reward"] / self._total_seconds if "reward" in self.seconds else None
+        return self.seconds.reward_share
 
     # ------------------------------------------------------------------------------------------------ what it is made of
 
@@ -507,36 +481,29 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         cls.__signature__ = signature_of(cls.Settings)  # type: ignore[attr-defined]
 
     def _setup_lr_schedule(self) -> None:
-        """A number, a schedule, or a number that falls to 0 with the progress that remains."""
+        """Make SB3's schedule: with ``learning_rate_decay="linear"`` the rate falls to 0 with the remaining progress."""
         super()._setup_lr_schedule()
         rate = self.learning_rate
         if self.learning_rate_decay == "linear" and not callable(rate):
             self.lr_schedule = lambda progress_remaining: rate * progress_remaining
 
     def _setup_model(self) -> None:
-        """Load what was given by name, check everything that can be checked, build policy and optimizer."""
+        """Load and check what was given, then build policy and optimizer."""
         if self.env is not None:
-            check_spaces(self.observation_space, self.action_space)
+            check_spaces(self.observation_space, self.action_space)  # first: a model takes long to load
         elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
-        given, start = self._given, self.value_start
-        model = given.language_model
-        if isinstance(model, str):
-            model = LanguageModel.load(model, device=str(given.device))
-        self.device = model.device
-        self.reference = reference_of(model, given.reference, adapted=given.lora is not None)
+        models = load_models(self._given)
+        self.device, self.reference = models.policy.device, models.reference
+        limits = limits_of(None, models.policy) if self.env is None else self._check(self.env, models.policy)
         if self.seed is None:
             self.seed = int(np.random.SeedSequence().generate_state(1)[0])
-        limits = Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,))
-        if self.env is not None:
-            limits = self._check(self.env, model)
-        if isinstance(start, str | Path):
-            start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
         self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
         self._setup_lr_schedule()
-        model = learning_model(model, given.lora, self.seed)
+        model = learning_model(models.policy, self._given.lora, self.seed)
         self.policy = LMPolicy(
-            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network, start
+            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network,
+            models.value_start,
         )  # fmt: skip
         if model.adapter is not None:  # the model may have come with it
             self.settings = replace(self.settings, lora=Lora.of(model.adapter.settings()))
@@ -549,18 +516,18 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.rollout_buffer = None  # type: ignore[assignment]  # SB3's, for steps; sequences have their own
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on in another environment: other prompts, another reward, another number of slots.
+        """Change the environment: other prompts, another reward, another number of slots.
 
         Args:
             env: the environment.
             force_reset: as in stable-baselines3.
 
         Raises:
-            ConfigError: not a token environment, or one that does not fit the model or ``n_episodes``.
+            ConfigError: it is no token environment, or does not fit the model or ``n_episodes``.
         """
         wrapped = self._wrap_env(env, self.verbose)
         self.policy.limits = self._check(wrapped, self.policy.language_model)
-        # SB3 insists on the same spaces and number of slots; neither is part of what is learned.
+        # SB3 demands the same spaces and number of slots; the weights depend on neither.
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
@@ -573,14 +540,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return check_env(env, model, self.reference)
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
-        """What steps an environment that cannot be decoded into."""
+        """The collector for environments that must be stepped."""
         assert self.seed is not None
         return SteppingCollector(env, self.policy, self.seed)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beyond weights and optimizer to go on exactly, as JSON values."""
+        """The counters and random states that training needs to go on exactly, as JSON values."""
         if self._rollout_start is not None:
             return self._rollout_start
         return training_state(self)
@@ -594,8 +561,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
         Args:
             path: where to (``.zip`` is added where it is missing), or a binary file.
-            exclude: not used; here for stable-baselines3's signature.
-            include: not used.
+            exclude: not used; part of stable-baselines3's signature.
+            include: not used; likewise.
         """
         save_agent(self, path)
 
@@ -619,14 +586,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         taken inside a rollout goes on from that rollout's start.
 
         Args:
-            path: what :meth:`save` was given.
+            path: as :meth:`save` was given it.
             env: the environment to go on in; None is enough for ``predict``.
-            device: where to put the weights.
-            custom_objects: like ``changes``, stable-baselines3's way.
-            print_system_info: print this machine's versions.
-            force_reset: not used; here for stable-baselines3's signature.
-            language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by the name that it
-                had.
+            device: device of the weights.
+            custom_objects: like ``changes``, in stable-baselines3's form.
+            print_system_info: print the versions of libraries and machine.
+            force_reset: not used; part of stable-baselines3's signature.
+            language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by its old name.
             tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
             changes: settings to use instead of the saved ones.
         """

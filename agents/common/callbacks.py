@@ -1,10 +1,16 @@
-"""What stable-baselines3's callbacks do not have: a call after every iteration."""
+"""The calls of an iteration to stable-baselines3's callbacks: one for every step of tokens, one at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+
+from rlhf_gym.agents.common.rollout import Episode
 
 
 class IterationCallback(BaseCallback):
@@ -39,3 +45,61 @@ def end_iteration(callback: BaseCallback, agent: Any) -> bool:
         goes_on = [end_iteration(one, agent) for one in callback.callbacks]  # every one is called
         return all(goes_on)
     return callback.on_iteration_end(agent) is not False if isinstance(callback, IterationCallback) else True
+
+
+@dataclass
+class Step:
+    """One step of a callback: ``num_envs`` tokens.
+
+    Attributes:
+        actions: int64 ``[num_envs]``.
+        rewards: float32 ``[num_envs]``.
+        dones: bool ``[num_envs]``, True where the token is its episode's last.
+        infos: the episode's info where it ended, else empty.
+    """
+
+    actions: NDArray[np.int64]
+    rewards: NDArray[np.float32]
+    dones: NDArray[np.bool_]
+    infos: list[dict[str, Any]]
+
+
+class StepCounter:
+    """Cuts the tokens of episodes into steps; tokens that do not fill a step wait for the next rollout.
+
+    Args:
+        num_envs: tokens per step.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self._waiting: list[tuple[int, float, dict[str, Any] | None]] = []  # token, reward, info if it is the last
+
+    @property
+    def waiting(self) -> int:
+        """Tokens that wait."""
+        return len(self._waiting)
+
+    @waiting.setter
+    def waiting(self, tokens: int) -> None:
+        self._waiting = [(0, 0.0, None)] * tokens
+
+    def steps(self, episodes: Sequence[Episode]) -> Iterator[Step]:
+        """Every full step of what waited and of these episodes' tokens, in order."""
+        for episode in episodes:
+            last = len(episode.response_ids) - 1
+            self._waiting += [
+                (token, reward, episode.info if t == last else None)
+                for t, (token, reward) in enumerate(zip(episode.response_ids, episode.rewards, strict=True))
+            ]
+        n = self.num_envs
+        full = len(self._waiting) // n * n
+        ready, self._waiting = self._waiting[:full], self._waiting[full:]
+        for begin in range(0, full, n):
+            tokens, rewards, infos = zip(*ready[begin : begin + n], strict=True)
+            yield Step(
+                np.array(tokens, dtype=np.int64),
+                np.array(rewards, dtype=np.float32),
+                np.array([info is not None for info in infos]),
+                [info or {} for info in infos],
+            )

@@ -6,22 +6,20 @@ import json
 import os
 import tempfile
 import zipfile
-from collections import deque
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from rlhf_gym.agents.common.collect import StepCounter
-from rlhf_gym.agents.common.kl import KLController, KLLimit, LastGood
+from rlhf_gym.agents.common.kl import LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
-from rlhf_gym.agents.common.settings import AgentSettings, is_json
+from rlhf_gym.agents.common.settings import is_json
+from rlhf_gym.agents.common.training_state import Agent
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
@@ -33,42 +31,15 @@ from rlhf_gym.version import __version__
 FORMAT = 1
 NOTHING = "nothing"  # safetensors cannot hold no tensor at all: a policy without a value function
 
-
-class Agent(Protocol):
-    """What a checkpoint holds of an agent."""
-
-    policy: LMPolicy
-    settings: AgentSettings
-    reference: LanguageModel
-    kl_guard: KLLimit
-    kl_controller: KLController
-    observation_space: spaces.Space[Any]
-    env: VecEnv | None
-    num_timesteps: int
-    iteration: int
-    episode_count: int
-    seed: int | None
-    ep_info_buffer: deque[Any] | None
-    ep_success_buffer: deque[Any] | None
-    _n_updates: int
-    _counter: StepCounter
-    _update_rng: np.random.Generator
-    _stats_window_size: int
-    _last_obs: Any
-
-    def state(self) -> dict[str, Any]:
-        """Counters and random states."""
-
-
 A = TypeVar("A")
 
 
 def save_agent(agent: Agent, path: Any) -> None:
     """Write a checkpoint; an older one is replaced only once all is written.
 
-    A checkpoint holds everything needed to go on as if never interrupted: weights, optimizer, counters, random states (the
-    environment's too), and the reference unless it was given by name. Of an agent with an adapter it holds the adapter and
-    what else is learned, but not the base: that is loaded by its name, or given. Opening one never runs code from it.
+    A checkpoint holds everything that training needs to go on exactly: weights, optimizer, counters, random states (the
+    environment's too), and the reference unless it was given by name. Of an agent with an adapter it holds all weights that
+    learn, but not the base, which is loaded by its name, or given. Opening a checkpoint never runs code from it.
 
     Args:
         agent: the agent.
@@ -125,47 +96,6 @@ def _write(agent: Agent, folder: Path) -> None:
     (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def training_state(agent: Agent) -> dict[str, Any]:
-    """What a checkpoint must hold beyond weights and optimizer to go on exactly, as JSON values."""
-    return {
-        "num_timesteps": agent.num_timesteps,
-        "iteration": agent.iteration,
-        "n_updates": agent._n_updates,
-        "episode_count": agent.episode_count,
-        "tokens_waiting": agent._counter.waiting,
-        "seed": agent.seed,
-        "update_rng": agent._update_rng.bit_generator.state,
-        "env": agent.env.state() if isinstance(agent.env, TokenVecEnv) else None,
-        "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in agent.ep_info_buffer or ()],
-        # These move only after learning, so they fit the state at a rollout's start, too.
-        "kl_coef": agent.kl_controller.coef,
-        "kl_back_offs": agent.kl_guard.back_offs,
-    }
-
-
-def restore_training(agent: Agent, state: dict[str, Any]) -> None:
-    """Go on from where :func:`training_state` was taken.
-
-    Args:
-        agent: the agent.
-        state: the counters and random states.
-    """
-    agent.num_timesteps = state["num_timesteps"]
-    agent.iteration = state["iteration"]
-    agent._n_updates = state["n_updates"]
-    agent.episode_count = state["episode_count"]
-    agent._counter.waiting = state["tokens_waiting"]
-    agent._update_rng.bit_generator.state = state["update_rng"]
-    agent.kl_controller.coef = float(state["kl_coef"])
-    agent.kl_guard.back_offs = int(state["kl_back_offs"])
-    agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
-    agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
-    if isinstance(agent.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == agent.env.num_envs:
-        agent.env.restore(state["env"])
-        # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
-        agent._last_obs = dict(agent.env.env.episodes.observe())
-
-
 def load_agent(
     cls: type[A],
     path: Any,
@@ -180,16 +110,16 @@ def load_agent(
 
     Args:
         cls: the agent's class.
-        path: what :func:`save_agent` was given.
+        path: as :func:`save_agent` was given it.
         env: the environment to go on in; None is enough for ``predict``.
-        device: where to put the weights.
+        device: device of the weights.
         changes: settings to use instead of the saved ones.
-        language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by the name that it had.
+        language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by its old name.
         tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
 
     Raises:
-        ModelError: no such file, or not a checkpoint of this class.
-        ConfigError: the checkpoint was made with a schedule, which must be given again.
+        ModelError: there is no such file, or it is no checkpoint of this class.
+        ConfigError: a value that the checkpoint cannot hold, such as a schedule, was not given again.
     """
     if not hasattr(path, "read"):
         path = Path(path) if Path(path).is_file() else with_suffix(Path(path))
@@ -199,7 +129,9 @@ def load_agent(
             archive.extractall(folder)
             data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
             if data["class"] != cls.__name__ or data["format"] != FORMAT:
-                raise ModelError(f"{path} holds a {data['class']} of format {data['format']}; expected {cls.__name__}")
+                raise ModelError(
+                    f"{path} holds a {data['class']} in format {data['format']}; expected a {cls.__name__} in format {FORMAT}"
+                )
             if tokenizer is None and isinstance(env, TokenVecEnv):
                 tokenizer = env.env.episodes.tokenizer
             return _build(cls, folder, data, env, device, language_model, tokenizer, changes)
@@ -222,10 +154,10 @@ def _build(
     saved = data["settings"]
     if lacking := [name for name in saved["given_at_load"] if name not in changes]:
         raise ConfigError(
-            f"the checkpoint was made with {', '.join(lacking)} as a Python function, which it cannot hold: give it "
-            f"again, load(path, {lacking[0]}=...)"
+            f"the checkpoint was made with values of {', '.join(lacking)} that it cannot hold (functions, raters, data): give "
+            f"them again, load(path, {', '.join(f'{name}=...' for name in lacking)})"
         )
-    elsewhere = ("given_at_load", "language_model", "value_start")  # what value_start gave is among the weights
+    elsewhere = ("given_at_load", "language_model", "value_start")  # the value network is among the weights
     settings = {name: value for name, value in saved.items() if name not in elsewhere}
     settings |= {"seed": data["state"]["seed"], **changes}
     base = data.get("base")
@@ -284,7 +216,7 @@ def _load_base(
     """The model that a checkpoint's adapter belongs to.
 
     Raises:
-        ModelError: it is not there, or another one.
+        ModelError: it cannot be loaded, or has other weights.
     """
     model, name = given, given if isinstance(given, str) else base["name"]
     if not isinstance(model, LanguageModel):
@@ -320,7 +252,7 @@ def own_weights(policy: LMPolicy) -> dict[str, Tensor]:
 
 
 def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict, spaces.Discrete]:
-    """The spaces that were learned in, for use without an environment."""
+    """The spaces of the environment that the agent learned in, for use without one."""
     capacity = shapes["ids"][0]
     lengths = spaces.Box(0, capacity, (1,), np.int64)
     ids = spaces.Box(0, vocab_size - 1, (capacity,), np.int64)
@@ -331,7 +263,7 @@ def pack(folder: Path, target: Any) -> None:
     """Put a folder's files into a zip (stored as they are: weights hardly shrink).
 
     Args:
-        folder: what to put in.
+        folder: holds the files.
         target: path of the zip, or a binary file.
     """
     with zipfile.ZipFile(target, "w") as archive:

@@ -1,15 +1,13 @@
 """Two ways to collect whole episodes, with one result: the same seeds give the same episodes and log-probabilities.
 
 *Decoding* generates whole responses and hands them to environments that only append tokens. *Stepping* goes through
-``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step must
-give the reward of the episode it ends, so it waits for scores; decoding may overlap with scoring.
+``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step that
+ends an episode returns its reward, so it waits for the score; decoding may overlap with scoring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,12 +43,12 @@ class Scoring:
         self._before = self._inside.reward_seconds if self._inside else 0.0
 
     def submit(self, env: TokenVecEnv, slots: list[int], responses: list[list[int]]) -> None:
-        """Have the responses of one episode a slot scored.
+        """Have the responses of some slots scored, one episode per slot.
 
         Args:
             env: the environment.
             slots: its slots.
-            responses: ids, one list a slot.
+            responses: ids, one list per slot.
         """
         self._pending.append(self.calls.submit(env.score_ended, env.end_episodes(slots, responses)))
 
@@ -58,7 +56,7 @@ class Scoring:
         """Wait for the scores, and write them into the episodes and the rollout.
 
         Raises:
-            RewardError: the reward went wrong.
+            RewardError: the reward failed.
         """
         waiting = iter(rollout.episodes)
         for pending in self._pending:
@@ -71,7 +69,7 @@ class Scoring:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds spent in the reward, in a thread too; None where the environment does not say, or nothing was scored."""
+        """Seconds spent in the reward, in a thread too; None where the environment does not measure it, or scored nothing."""
         if self._inside is None:
             return None
         spent = self._inside.reward_seconds - self._before
@@ -79,7 +77,7 @@ class Scoring:
 
     @property
     def waited(self) -> float | None:
-        """Seconds that the agent stood still for scores; None where :attr:`seconds` is."""
+        """Seconds that the agent waited for scores; None where :attr:`seconds` is None."""
         return self.calls.waited if self._pending else self.seconds
 
     def __enter__(self) -> Self:
@@ -93,11 +91,11 @@ class Scoring:
 
 
 def decode_episodes(
-    env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, rounds: int, scoring: Scoring
+    env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, per_slot: int, scoring: Scoring
 ) -> list[Episode]:
-    """Generate ``rounds`` episodes in every slot by decoding whole responses.
+    """Generate ``per_slot`` episodes in every slot by decoding whole responses.
 
-    The episodes of a round, one a slot, are scored together, in a thread where the reward is slow; the result is the same.
+    The ``k``-th episodes of all slots are scored together, in a thread where the reward is slow; the result is the same.
 
     Args:
         env: an environment that only appends tokens.
@@ -105,19 +103,19 @@ def decode_episodes(
         seed: seed of the noise.
         first_episode: number of the first episode, for the noise; the ``k``-th episode of slot ``i`` is number
             ``first_episode + k * num_envs + i``.
-        rounds: episodes a slot.
-        scoring: has them scored; :meth:`Scoring.finish` fills in rewards and infos.
+        per_slot: episodes per slot.
+        scoring: takes the responses; :meth:`Scoring.finish` fills in rewards and infos.
 
     Returns:
-        ``rounds * num_envs`` episodes; values are 0 where the policy reads none from its hidden states.
+        ``per_slot * num_envs`` episodes; values are 0 where the policy does not read them from its own hidden states.
 
     Raises:
-        RewardError: the reward went wrong; no further round is begun then.
+        RewardError: the reward failed; no further responses are generated then.
     """
     episodes: list[Episode] = []
     slots = list(range(env.num_envs))
     head = policy.values if policy.values_from_trunk else None
-    for k in range(rounds):
+    for k in range(per_slot):
         scoring.calls.check()
         prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
         generations = generate(
@@ -134,7 +132,7 @@ def decode_episodes(
 
 
 class SteppingCollector:
-    """Collects by ``VecEnv.step``; remembers the observation between iterations, as stepping environments need.
+    """Collects by ``VecEnv.step``, and keeps the observation from one iteration to the next.
 
     Args:
         env: any VecEnv of token observations.
@@ -151,12 +149,12 @@ class SteppingCollector:
         self.has_masks = not known and env.has_attr("action_masks")
         self.observation: dict[str, Any] = {}
 
-    def collect(self, first_episode: int, rounds: int, observation: Any) -> list[Episode]:
-        """Collect ``rounds`` episodes in every slot; numbered and ordered as by :func:`decode_episodes`.
+    def collect(self, first_episode: int, per_slot: int, observation: Any) -> list[Episode]:
+        """Collect ``per_slot`` episodes in every slot; numbered and ordered as by :func:`decode_episodes`.
 
         Args:
             first_episode: number of the first episode, for the noise.
-            rounds: episodes a slot.
+            per_slot: episodes per slot.
             observation: the environment's last observation, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``; every
                 slot stands at the beginning of an episode. The next one is left in ``self.observation``.
         """
@@ -167,8 +165,8 @@ class SteppingCollector:
         noise = [np.zeros(0)] * n
         finished: dict[int, Episode] = {}
         hidden = torch.zeros(n, self.policy.language_model.hidden_size, device=self.policy.device)
-        while len(finished) < n * rounds:
-            live = [i for i in range(n) if done_count[i] < rounds]
+        while len(finished) < n * per_slot:
+            live = [i for i in range(n) if done_count[i] < per_slot]
             fresh = [i for i in live if open_[i] is None]
             for i in fresh:
                 length = int(observation["length"][i, 0])
@@ -195,7 +193,7 @@ class SteppingCollector:
                 eos = actions[i] == self.policy.limits.eos_id
                 episode.ended = bool(infos[i].get("ended", eos))
                 if infos[i].get("TimeLimit.truncated", False) and self.policy.value_head is not None:
-                    # An unscored time limit: what would have come is worth what the value function says.
+                    # An unscored time limit: the value function estimates the rewards that would have come.
                     whole = [*episode.prompt_ids, *episode.response_ids]
                     episode.bootstrap = float(self.policy.state_values([whole], [len(episode.response_ids)])[0])
                 finished[int(done_count[i]) * n + i] = episode
@@ -228,14 +226,14 @@ class SteppingCollector:
             if masks is not None:
                 packed = np.packbits(masks[row])[None]
                 episode.masks = packed if episode.masks is None else np.concatenate([episode.masks, packed])
-        # Slots that have their share wait where the environment can; elsewhere they end their surplus episodes at once.
+        # Slots that are done wait where the environment can; elsewhere they end their surplus episodes at once.
         idle = WAIT if isinstance(self.env, TokenVecEnv) else policy.limits.eos_id
         actions = np.full(self.env.num_envs, idle, dtype=np.int64)
         actions[live] = tokens.cpu().numpy()
         return actions
 
     def _masks(self, live: list[int]) -> NDArray[np.bool_] | None:
-        """What the environment allows in the live slots now, bool ``[n, V]``; None where it has no masks of its own."""
+        """The tokens that the environment allows in the live slots now, bool ``[n, V]``; None without masks of its own."""
         if not self.has_masks:
             return None
         masks = np.stack(self.env.env_method("action_masks", indices=live)).astype(np.bool_)
@@ -245,61 +243,3 @@ class SteppingCollector:
                 f"the environment's action mask in slot {slot} allows no token; it must allow at least one"
             )
         return masks
-
-
-@dataclass
-class Step:
-    """``num_envs`` tokens.
-
-    Attributes:
-        actions: int64 ``[num_envs]``.
-        rewards: float32 ``[num_envs]``.
-        dones: bool ``[num_envs]``, True where the token is its episode's last.
-        infos: the episode's info where it ended, else empty.
-    """
-
-    actions: NDArray[np.int64]
-    rewards: NDArray[np.float32]
-    dones: NDArray[np.bool_]
-    infos: list[dict[str, Any]]
-
-
-class StepCounter:
-    """Deals episodes out in steps; what does not fill a step waits for the next rollout.
-
-    Args:
-        num_envs: tokens a step.
-    """
-
-    def __init__(self, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self._waiting: list[tuple[int, float, dict[str, Any] | None]] = []  # token, reward, info if it is the last
-
-    @property
-    def waiting(self) -> int:
-        """Tokens that wait."""
-        return len(self._waiting)
-
-    @waiting.setter
-    def waiting(self, tokens: int) -> None:
-        self._waiting = [(0, 0.0, None)] * tokens
-
-    def steps(self, episodes: Sequence[Episode]) -> Iterator[Step]:
-        """Every full step of what waited and of these episodes' tokens, in order."""
-        for episode in episodes:
-            last = len(episode.response_ids) - 1
-            self._waiting += [
-                (token, reward, episode.info if t == last else None)
-                for t, (token, reward) in enumerate(zip(episode.response_ids, episode.rewards, strict=True))
-            ]
-        n = self.num_envs
-        full = len(self._waiting) // n * n
-        ready, self._waiting = self._waiting[:full], self._waiting[full:]
-        for begin in range(0, full, n):
-            tokens, rewards, infos = zip(*ready[begin : begin + n], strict=True)
-            yield Step(
-                np.array(tokens, dtype=np.int64),
-                np.array(rewards, dtype=np.float32),
-                np.array([info is not None for info in infos]),
-                [info or {} for info in infos],
-            )

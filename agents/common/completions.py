@@ -26,11 +26,11 @@ class Completions(IterationCallback):
     """A callback that shows some completions every few iterations, and after the last one.
 
     Args:
-        every: iterations between two looks; the first iteration is always shown.
-        count: completions a look (see :func:`~rlhf_gym.agents.common.traces.traces`).
-        console: print a table there; True is standard output.
-        file: append a line of JSON a completion, all its tokens included.
-        wandb: log a ``wandb.Table`` named ``completions`` to the run that is going on.
+        every: completions are shown after every this many iterations, and after the first.
+        count: number of completions to show (see :func:`~rlhf_gym.agents.common.traces.traces`).
+        console: the console for a table of them; True is standard output, False prints nothing.
+        file: a file that gets a line of JSON per completion, with all its tokens.
+        wandb: log a ``wandb.Table`` named ``completions`` to the current W&B run.
 
     Raises:
         ConfigError: a number below 1.
@@ -54,17 +54,17 @@ class Completions(IterationCallback):
         self._shown = 0
 
     def on_iteration_end(self, agent: Any) -> bool:
-        """Look after the first iteration, and every few."""
+        """Show completions after the first iteration, and every few."""
         if agent.iteration == 1 or agent.iteration % self.every == 0:
-            self._look(agent.iteration)
+            self._show(agent.iteration)
         return True
 
     def _on_training_end(self) -> None:
         agent: Any = self.model
         if agent.iteration:
-            self._look(agent.iteration)
+            self._show(agent.iteration)
 
-    def _look(self, iteration: int) -> None:
+    def _show(self, iteration: int) -> None:
         if iteration == self._shown:
             return
         self._shown = iteration
@@ -83,11 +83,11 @@ class Completions(IterationCallback):
 
 
 def as_table(found: Sequence[Trace], title: str) -> Table:
-    """Traces for the console, a line each; nothing in them is markup, and nothing moves the cursor.
+    """A table of traces for the console, one line each; markup and control characters in them are shown as text.
 
     Args:
         found: the traces.
-        title: the table's.
+        title: title of the table.
     """
     table = Table(
         title=title, title_justify="left", title_style="", box=None, expand=True, padding=(0, 1), header_style="dim"
@@ -108,8 +108,8 @@ def append(file: Path, iteration: int, found: Sequence[Trace]) -> None:
     """Add traces to a file of JSON lines, each with its iteration.
 
     Args:
-        file: where to; made if it is missing.
-        iteration: that the traces are of.
+        file: the file; it is created if it is missing.
+        iteration: the iteration of the traces.
         found: the traces.
     """
     lines = [json.dumps({"iteration": iteration, **asdict(trace)}) + "\n" for trace in found]

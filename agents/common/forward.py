@@ -44,12 +44,12 @@ def micro_batches(
     Args:
         policy: the policy, with gradients.
         rollout: the episodes.
-        rows: the minibatch's.
-        tokens_per_batch: padded tokens a micro-batch.
+        rows: the minibatch's episodes.
+        tokens_per_batch: padded tokens per micro-batch.
         entropy: compute entropies exactly, which costs a pass over the vocabulary.
 
     Yields:
-        Micro-batches that are the minibatch together.
+        Micro-batches that together are the minibatch.
     """
     for group in batches_by_length([rollout.totals[i] for i in rows], tokens_per_batch):
         micro = [rows[g] for g in group]
@@ -72,10 +72,10 @@ def rollout_log_probs(policy: LMPolicy, model: LanguageModel, rollout: Rollout, 
     """A model's log-probabilities of a rollout's tokens, under the policy's sampling, limits and masks.
 
     Args:
-        policy: says how tokens are sampled.
-        model: the policy's, or the reference.
+        policy: its sampling and limits hold.
+        model: the policy's language model, or the reference.
         rollout: the episodes.
-        tokens_per_batch: padded tokens a pass.
+        tokens_per_batch: padded tokens per pass.
 
     Returns:
         float32 ``[B, R]`` on the CPU, 0 at padding.
@@ -90,12 +90,12 @@ def rollout_log_probs(policy: LMPolicy, model: LanguageModel, rollout: Rollout, 
 
 @torch.no_grad()
 def rollout_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> Tensor:
-    """The values of a value network of its own before a rollout's tokens.
+    """The values before a rollout's tokens, from a separate value network.
 
     Args:
-        policy: has such a network.
+        policy: a policy with such a network.
         rollout: the episodes.
-        tokens_per_batch: padded tokens a pass.
+        tokens_per_batch: padded tokens per pass.
 
     Returns:
         float32 ``[B, R]`` on the CPU, 0 at padding.
@@ -117,12 +117,12 @@ def episode_log_probs(
     """A model's log-probabilities of the response tokens of some episodes, row after row.
 
     Args:
-        policy: says how tokens are sampled.
-        model: the policy's, or the reference.
-        episodes: ``B`` of them.
+        policy: its sampling and limits hold.
+        model: the policy's language model, or the reference.
+        episodes: ``B`` episodes.
         entropy: also return entropies.
-        hidden: ``[N, D]``, the model's states before the tokens, where they are at hand.
-        batch: the episodes, packed, where they are at hand.
+        hidden: ``[N, D]``, the model's states before the tokens; None computes them.
+        batch: the packed episodes; None packs them.
 
     Returns:
         float32 ``[N]``, and float32 ``[N]`` in nats or None.
@@ -140,8 +140,8 @@ def pack_episodes(policy: LMPolicy, episodes: list[Episode]) -> SequenceBatch:
     """Episodes as padded tensors on the policy's device.
 
     Args:
-        policy: says what pads, and on which device.
-        episodes: ``B`` of them.
+        policy: gives the padding id and the device.
+        episodes: ``B`` episodes.
     """
     model = policy.language_model
     prompts, responses = [e.prompt_ids for e in episodes], [e.response_ids for e in episodes]

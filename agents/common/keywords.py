@@ -23,7 +23,7 @@ from rlhf_gym.reward_model import RewardModel
 
 
 class AgentKeywords(TypedDict, total=False):
-    """What every agent takes."""
+    """The settings of every agent."""
 
     language_model: LanguageModel | str
     reference: LanguageModel | str | None
@@ -42,7 +42,7 @@ class AgentKeywords(TypedDict, total=False):
 
 
 class PPOKeywords(AgentKeywords, total=False):
-    """What PPO takes."""
+    """The settings of PPO."""
 
     gamma: float
     gae_lambda: float
@@ -77,7 +77,7 @@ class PPOKeywords(AgentKeywords, total=False):
 
 
 class NLPOKeywords(AgentKeywords, total=False):
-    """What NLPO takes."""
+    """The settings of NLPO."""
 
     gamma: float
     gae_lambda: float
@@ -113,7 +113,7 @@ class NLPOKeywords(AgentKeywords, total=False):
 
 
 class TRPOKeywords(AgentKeywords, total=False):
-    """What TRPO takes."""
+    """The settings of TRPO."""
 
     gamma: float
     gae_lambda: float
@@ -145,7 +145,7 @@ class TRPOKeywords(AgentKeywords, total=False):
 
 
 class A2CKeywords(AgentKeywords, total=False):
-    """What A2C takes."""
+    """The settings of A2C."""
 
     gamma: float
     gae_lambda: float
@@ -174,7 +174,7 @@ class A2CKeywords(AgentKeywords, total=False):
 
 
 class CriticFreeKeywords(AgentKeywords, total=False):
-    """What CriticFree takes."""
+    """The settings of CriticFree."""
 
     group_size: int
     overlong_buffer: int | None
@@ -203,7 +203,7 @@ class CriticFreeKeywords(AgentKeywords, total=False):
 
 
 class GRPOKeywords(AgentKeywords, total=False):
-    """What GRPO takes."""
+    """The settings of GRPO."""
 
     group_size: int
     overlong_buffer: int | None
@@ -235,7 +235,7 @@ class GRPOKeywords(AgentKeywords, total=False):
 
 
 class GSPOKeywords(AgentKeywords, total=False):
-    """What GSPO takes."""
+    """The settings of GSPO."""
 
     group_size: int
     overlong_buffer: int | None
@@ -267,7 +267,7 @@ class GSPOKeywords(AgentKeywords, total=False):
 
 
 class RLOOKeywords(AgentKeywords, total=False):
-    """What RLOO takes."""
+    """The settings of RLOO."""
 
     group_size: int
     overlong_buffer: int | None
@@ -296,7 +296,7 @@ class RLOOKeywords(AgentKeywords, total=False):
 
 
 class REINFORCEKeywords(AgentKeywords, total=False):
-    """What REINFORCE takes."""
+    """The settings of REINFORCE."""
 
     group_size: int
     overlong_buffer: int | None
@@ -328,7 +328,7 @@ class REINFORCEKeywords(AgentKeywords, total=False):
 
 
 class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
-    """What ReinforcePlusPlus takes."""
+    """The settings of ReinforcePlusPlus."""
 
     group_size: int
     overlong_buffer: int | None
@@ -358,7 +358,7 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
 
 
 class OnlineDPOKeywords(AgentKeywords, total=False):
-    """What OnlineDPO takes."""
+    """The settings of OnlineDPO."""
 
     overlong_buffer: int | None
     n_epochs: int
@@ -378,7 +378,7 @@ class OnlineDPOKeywords(AgentKeywords, total=False):
 
 
 class RAFTKeywords(AgentKeywords, total=False):
-    """What RAFT takes."""
+    """The settings of RAFT."""
 
     group_size: int
     overlong_buffer: int | None
@@ -402,7 +402,7 @@ class RAFTKeywords(AgentKeywords, total=False):
 
 
 class SFTKeywords(AgentKeywords, total=False):
-    """What SFT takes."""
+    """The settings of SFT."""
 
     ent_coef: float
     aggregation: Aggregation

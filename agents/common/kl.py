@@ -11,7 +11,7 @@ name    formula                value
 ``k3``  ``r - 1 - log r``      unbiased, never negative
 ======  =====================  =======================================================================================
 
-Value and gradient are two things (``s = grad log pi(x)``, the score, has mean 0):
+Value and gradient are two things (``s = grad log pi(x)`` has mean 0):
 
 *In the reward* the estimate is a constant ``c`` and enters the gradient as ``E[c s]``. ``k1`` gives the gradient of
 ``KL(pi || pi_ref)`` exactly. ``k3`` gives the gradient of ``KL(pi || pi_ref) - KL(pi_ref || pi)``, which vanishes to first
@@ -64,7 +64,7 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: Estimator =
 
 @dataclass
 class FixedKL:
-    """A coefficient that stays what it is.
+    """A constant KL coefficient.
 
     Attributes:
         coef: the coefficient, in units of the reward per nat.
@@ -77,7 +77,7 @@ class FixedKL:
 
         Args:
             kl: measured KL.
-            n_episodes: how many responses it was measured on.
+            n_episodes: number of responses that it was measured on.
         """
 
 
@@ -95,14 +95,14 @@ class AdaptiveKL:
 
     coef: float
     target: float
-    horizon: float = 10_000
+    horizon: float
 
     def update(self, kl: float, n_episodes: int) -> None:
         """Adapt to a rollout.
 
         Args:
             kl: measured KL, in nats per response.
-            n_episodes: how many responses it was measured on.
+            n_episodes: number of responses that it was measured on.
         """
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         # A rollout longer than five horizons would otherwise turn the coefficient's sign.
@@ -110,6 +110,17 @@ class AdaptiveKL:
 
 
 KLController = FixedKL | AdaptiveKL
+
+
+def kl_controller(coef: float, target: float | None, horizon: float) -> KLController:
+    """The controller that the settings ask for.
+
+    Args:
+        coef: the coefficient at the start.
+        target: wanted KL, in nats per response; None keeps the coefficient fixed.
+        horizon: see :class:`AdaptiveKL`.
+    """
+    return FixedKL(coef) if target is None else AdaptiveKL(coef, target, horizon)
 
 
 Action = Literal["stop", "back_off"]
@@ -131,26 +142,26 @@ class LastGood:
 
     @classmethod
     def of(cls, policy: LMPolicy) -> LastGood:
-        """A copy of what a policy is now."""
+        """A copy of a policy's weights, and of its optimizer's state."""
         learning = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
         return cls(learning, copy.deepcopy(policy.optimizer.state_dict()))
 
     def put_back(self, policy: LMPolicy) -> None:
-        """Make the policy what it was."""
+        """Restore the weights and the optimizer's state."""
         policy.load_state_dict(self.weights, strict=False)
         policy.optimizer.load_state_dict(copy.deepcopy(self.optimizer))
 
 
 class KLLimit:
-    """A bound on KL, the weights that were within it last, and how often it was passed.
+    """A limit on the KL, the last weights within it, and the number of times that it was exceeded.
 
-    KL is a rollout's mean k1 estimate in nats a response, ``objective/kl``. Beyond the limit nothing is learned from a
-    rollout; the weights of the last one within it come back. ``"stop"`` then ends training, ``"back_off"`` goes on at half the
-    learning rate, until it has been halved ``MOST_BACK_OFFS`` times.
+    KL is a rollout's mean k1 estimate in nats per response, ``objective/kl``. The agent does not learn from a rollout beyond
+    the limit; the weights of the last rollout within it are restored. ``"stop"`` then ends training, ``"back_off"`` goes on at
+    half the learning rate, until it has been halved ``MOST_BACK_OFFS`` times.
 
     Args:
-        nats: the limit; None is none, and nothing is copied then.
-        action: what to do beyond it.
+        nats: the limit; None sets none, and keeps no copy of the weights.
+        action: the action beyond it, ``"stop"`` or ``"back_off"``; None takes ``"stop"``.
 
     Attributes:
         back_offs: times the learning rate was halved.
@@ -164,11 +175,11 @@ class KLLimit:
         self.last_good: LastGood | None = None
 
     def exceeded(self, kl: float) -> bool:
-        """True for a KL beyond the limit; False for NaN, whose origin the guards name."""
+        """True for a KL beyond the limit; False for NaN, which other checks report."""
         return self.nats is not None and kl > self.nats
 
     def remember(self, policy: LMPolicy) -> None:
-        """Keep the weights of a policy that is within the limit, if there is one."""
+        """Keep the weights of a policy within the limit; without a limit, do nothing."""
         if self.nats is not None:
             self.last_good = LastGood.of(policy)
 
@@ -176,12 +187,12 @@ class KLLimit:
         """Give a policy beyond the limit its last good weights back.
 
         Args:
-            policy: gets them.
-            kl: the rollout's, nats a response.
-            where: where in training, for the message.
+            policy: the policy.
+            kl: the rollout's KL, in nats per response.
+            where: the place in training, for the message.
 
         Returns:
-            Why training must end; None if it goes on.
+            The reason why training must end; None if it goes on.
         """
         message = f"{where}: KL {kl:.2f} nats per response is above kl_limit ({self.nats:g})"
         if self.last_good is None:
@@ -200,5 +211,5 @@ class KLLimit:
 
     @property
     def rate(self) -> float:
-        """What the learning rate is multiplied by."""
+        """The factor of the learning rate."""
         return float(0.5**self.back_offs)

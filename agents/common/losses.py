@@ -40,12 +40,46 @@ def clipped_policy_loss(
         old_log_probs: ``[N]``, under the policy that generated them.
         advantages: ``[N]``.
         clip_low: the ratio is clipped at ``1 - clip_low``.
-        clip_high: and at ``1 + clip_high``; None takes ``clip_low``. Larger than ``clip_low`` is "clip-higher"
-            (Yu et al. 2025, DAPO, equation 10; theirs 0.2 and 0.28): unlikely tokens may become likely faster.
-        dual_clip: for negative advantages, bound the loss by ``-dual_clip * A`` (Ye et al. 2020, equation 3; theirs 3): a
-            ratio far above 1 would make it grow without bound. Above 1; None is off.
+        clip_high: the ratio is clipped at ``1 + clip_high``; None takes ``clip_low``. Larger than ``clip_low`` is
+            "clip-higher" (Yu et al. 2025, DAPO, equation 10; theirs 0.2 and 0.28): unlikely tokens may become likely faster.
+        dual_clip: where the advantage is negative, the loss is at most ``-dual_clip * A`` (Ye et al. 2020, equation 3;
+            theirs 3): without that, it grows with the ratio without bound. Above 1; None sets no bound.
     """
-    ratio = torch.exp(log_probs - old_log_probs)
+    return _clipped_surrogate(torch.exp(log_probs - old_log_probs), advantages, clip_low, clip_high, dual_clip)
+
+
+def sequence_clipped_policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    lengths: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
+) -> Clipped:
+    """GSPO's surrogate (Zheng et al. 2025, equations 5 and 7): one clipped ratio per response.
+
+    ``s_i = exp(mean_t(log pi - log pi_old))``, the geometric mean of the tokens' ratios; the loss of every token of a response
+    is ``-min(s_i A_i, clip(s_i) A_i)``.
+
+    Args:
+        log_probs: ``[N]``, of the tokens under the policy now, response after response.
+        old_log_probs: ``[N]``, under the policy that generated them.
+        advantages: ``[N]``, the same for all tokens of a response.
+        lengths: int ``[B]``, tokens of each response; their sum is ``N``.
+        clip_low: the ratio is clipped at ``1 - clip_low``; theirs is 3e-4, since ``s`` moves far less than a token's ratio.
+        clip_high: the ratio is clipped at ``1 + clip_high``; None takes ``clip_low``; theirs is 4e-4.
+        dual_clip: as in :func:`clipped_policy_loss`, of the response's ratio.
+    """
+    response = torch.repeat_interleave(torch.arange(len(lengths), device=log_probs.device), lengths)
+    sums = torch.zeros(len(lengths), device=log_probs.device).index_add(0, response, log_probs - old_log_probs)
+    return _clipped_surrogate(torch.exp(sums / lengths)[response], advantages, clip_low, clip_high, dual_clip)
+
+
+def _clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float | None, dual_clip: float | None
+) -> Clipped:
     free = -advantages * ratio
     held = -advantages * ratio.clamp(1 - clip_low, 1 + (clip_low if clip_high is None else clip_high))
     loss = torch.maximum(free, held)
@@ -58,40 +92,16 @@ def clipped_policy_loss(
     return Clipped(loss, clipped)
 
 
-def sequence_clipped_policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, lengths: Tensor, *, clip_low: float, clip_high: float
-) -> Clipped:
-    """GSPO's surrogate (Zheng et al. 2025, equations 5 and 7): one ratio a response, clipped as a whole.
-
-    ``s_i = exp(mean_t(log pi - log pi_old))``, the geometric mean of the tokens' ratios; the loss of every token of a response
-    is ``-min(s_i A_i, clip(s_i) A_i)``.
-
-    Args:
-        log_probs: ``[N]``, of the tokens under the policy now, response after response.
-        old_log_probs: ``[N]``, under the policy that generated them.
-        advantages: ``[N]``, the same for all tokens of a response.
-        lengths: int ``[B]``, tokens of each response; their sum is ``N``.
-        clip_low: the ratio is clipped at ``1 - clip_low``; theirs is 3e-4, since ``s`` moves far less than a token's ratio.
-        clip_high: and at ``1 + clip_high``; theirs is 4e-4.
-    """
-    response = torch.repeat_interleave(torch.arange(len(lengths), device=log_probs.device), lengths)
-    sums = torch.zeros(len(lengths), device=log_probs.device).index_add(0, response, log_probs - old_log_probs)
-    ratio = torch.exp(sums / lengths)[response]
-    free = -advantages * ratio
-    held = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    return Clipped(torch.maximum(free, held), held > free)
-
-
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Clipped:
-    """Half the squared error, or that of the value clipped around the rollout's, whichever is larger.
+    """Half the larger of two squared errors: of the value, and of the value clipped to near the rollout's value.
 
-    From OpenAI's PPO: the value may move by ``clip_range`` a rollout. It depends on the reward's scale.
+    From OpenAI's PPO: per rollout, a value gains nothing from moving by more than ``clip_range``.
 
     Args:
         values: ``[N]``, now.
         old_values: ``[N]``, when the rollout was generated.
         returns: ``[N]``, the targets.
-        clip_range: in units of the reward; None is off.
+        clip_range: distance from the old value, in units of the reward; None does not clip.
     """
     free = (values - returns).square()
     if clip_range is None:
@@ -104,15 +114,15 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 def token_weights(lengths: Tensor, aggregation: Aggregation = "token", *, constant_length: int | None = None) -> Tensor:
     """The weight of each response's tokens in the minibatch's loss.
 
-    A loss is ``sum_i w_i sum_t loss_it`` with weights from the whole minibatch, so cutting it into micro-batches and adding
-    up gives the same loss and gradient.
+    The loss is ``sum_i w_i sum_t loss_it`` with weights from the whole minibatch, so the sum over any micro-batches gives the
+    same loss and gradient.
 
     Args:
         lengths: int ``[B]``, response tokens of each of the minibatch's sequences.
         aggregation: ``"token"``: the mean over all tokens, every token counts the same (TRL's PPO, DAPO). ``"sequence"``:
             the mean of the sequences' means, every response counts the same and a long response's tokens count less (GRPO).
-            ``"constant"``: the sum over ``B * constant_length`` (Dr. GRPO; Liu et al. 2025), as "token" but with a
-            denominator that does not depend on the lengths drawn.
+            ``"constant"``: the sum divided by ``B * constant_length`` (Dr. GRPO; Liu et al. 2025), as "token" but with a
+            denominator that does not depend on the responses' lengths.
         constant_length: for ``"constant"``: usually the length limit.
 
     Returns:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,10 +19,10 @@ from rlhf_gym.errors import TrainingError
 def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
     """Metrics of a rollout: sums over each response, averaged over responses.
 
-    ``objective/kl`` is the k1 estimate in nats per response whatever estimator is learned with, ``objective/entropy`` the
-    samples' negative log-probability per response, ``objective/scores`` what the environment paid before any shaping.
-    Episodes whose reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their groups as
-    ``reward/left_out``, and are in no other metric.
+    ``objective/kl`` is the k1 estimate in nats per response, whatever ``kl_estimator`` is; ``objective/entropy`` the samples'
+    negative log-probability per response; ``objective/scores`` the environment's reward before any shaping. Episodes whose
+    reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their groups as ``reward/left_out``, and are
+    in no other metric.
 
     Args:
         rollout: the episodes.
@@ -73,8 +76,44 @@ def means(minibatches: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return out
 
 
+class PhaseSeconds(defaultdict[str, float]):
+    """Wall-clock seconds of an iteration by phase: generation, reward (waited for), reference, learning; and scoring.
+
+    Scoring is the time inside the reward. It overlaps with the other phases, so it is no part of the total.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add a block's time to a phase, less what the block itself adds to other phases."""
+        before, began = self.total, time.perf_counter()
+        try:
+            yield
+        finally:
+            self[name] += time.perf_counter() - began - (self.total - before)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all phases."""
+        return sum(seconds for phase, seconds in self.items() if phase != "scoring")
+
+    @property
+    def reward_share(self) -> float | None:
+        """Share of the time that was spent waiting for rewards, 0 to 1; None where nobody measured it."""
+        return self["reward"] / self.total if "reward" in self else None
+
+    def metrics(self, tokens: int) -> dict[str, float]:
+        """The metrics ``time/...`` of an iteration that generated so many response tokens."""
+        out = {f"time/{phase}_seconds": seconds for phase, seconds in self.items()}
+        if self.reward_share is not None:
+            out["time/reward_share"] = self.reward_share
+        return out | {"time/tokens_per_second": tokens / self.total}
+
+
 def skipped_metrics(rollout: Rollout) -> dict[str, float]:
-    """How many episodes have no score, in all and by the reward that failed; empty where no reward may leave one out."""
+    """Numbers of episodes without a score, in all and by the reward that failed; empty where no reward may leave one out."""
     every = [*rollout.episodes, *rollout.left_out]
     if not any("reward_skipped" in episode.info for episode in every):
         return {}
@@ -85,14 +124,14 @@ def skipped_metrics(rollout: Rollout) -> dict[str, float]:
 
 @torch.no_grad()
 def ratio_metrics(log_probs: Tensor, old_log_probs: Tensor) -> dict[str, Tensor]:
-    """How far the policy has moved from the one that generated the tokens; sums over tokens, ``[]`` each.
+    """The distance of the policy from the one that generated the tokens; sums over tokens, ``[]`` each.
 
     Args:
-        log_probs: ``[N]``, now.
-        old_log_probs: ``[N]``, when generated.
+        log_probs: ``[N]``, under the policy now.
+        old_log_probs: ``[N]``, under the policy that generated the tokens.
 
     Returns:
-        ``ratio``; ``k3``, the estimate of KL that SB3 reports and ``target_kl`` looks at; ``k2``, the one that TRL
+        ``ratio``; ``k3``, the KL estimate that SB3 reports and ``target_kl`` is compared with; ``k2``, the one that TRL
         reports as ``policy/approxkl_avg``.
     """
     log_ratio = log_probs.detach() - old_log_probs
@@ -109,10 +148,10 @@ def check_rollout(rollout: Rollout, where: str) -> None:
 
     Args:
         rollout: the rollout.
-        where: where in training, for the message.
+        where: the place in training, for the message.
 
     Raises:
-        TrainingError: names the first table that has one, and where.
+        TrainingError: names the first table that has one, and the place.
     """
     tables = {
         "the environment's rewards are": rollout.rewards, "log-probabilities are": rollout.log_probs,
@@ -126,11 +165,11 @@ def check_finite(numbers: Mapping[str, Tensor], where: str) -> None:
     """Refuse NaN and infinity.
 
     Args:
-        numbers: tensors of any shape ``[...]``, by the name that an error's message gives them.
+        numbers: tensors of any shape ``[...]``, by their names in the message.
         where: the place in training, for the message.
 
     Raises:
-        TrainingError: names the first tensor that has one, and where.
+        TrainingError: names the first tensor that has one, and the place.
     """
     for name, tensor in numbers.items():
         if not bool(torch.isfinite(tensor).all()):

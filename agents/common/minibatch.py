@@ -35,13 +35,13 @@ def accumulate_gradient(
     Args:
         policy: the policy.
         rollout: the episodes, advantages filled in.
-        rows: the minibatch's.
+        rows: the minibatch's episodes.
         losses: the losses of a micro-batch's tokens.
         coefficient: the weight of a loss in the total, by its name; an entropy bonus is the loss ``"entropy"``.
         aggregation: how token losses are averaged.
-        tokens_per_batch: padded tokens a micro-batch.
+        tokens_per_batch: padded tokens per micro-batch.
         entropy: compute entropies exactly.
-        where: where in training, for messages.
+        where: the place in training, for messages.
 
     Returns:
         The minibatch's metrics, means over tokens, and its losses, each as ``"NAME loss"`` and together as ``"loss"``.
@@ -50,7 +50,7 @@ def accumulate_gradient(
         TrainingError: a loss is NaN or infinite.
     """
     lengths = torch.tensor([rollout.lengths[i] for i in rows])
-    # A micro-batch adds up what its tokens weigh in the whole minibatch, so how it is cut changes nothing.
+    # A token has its weight in the whole minibatch, so the cut into micro-batches changes nothing.
     weights = token_weights(lengths, aggregation, constant_length=policy.limits.max_new_tokens)
     weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
     device = policy.language_model.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,15 +22,17 @@ from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, sample_t
 from rlhf_gym.reward_model import RewardModel
 
 Rows = list[list[int]]
+Allowed = Callable[[Rows, Tensor], Tensor]
+"""The ids of ``n`` states, and int64 ``[n]`` response tokens in each, to bool ``[n, V]``: the tokens allowed next."""
 ValueNetwork = Literal["shared", "separate"]
 
 
 class CachedPredictor:
     """Decodes incrementally for callers that pass whole observations.
 
-    A row that is the row seen last in its place plus one token is fed that token; any other row starts over. So it does not
-    matter who resets what, and `evaluate_policy`, which does not tell of every restart, gets what it should. When a weight
-    has changed (training went on, parameters were loaded) everything starts over.
+    A row that extends the last row in its place by one token is fed that token; any other row starts over. Callers need not
+    report resets, which `evaluate_policy` does not always do. When a weight has changed (by training, or by loading
+    parameters), all rows start over.
 
     Args:
         model: the language model.
@@ -82,7 +84,7 @@ class LMPolicy(ActorCriticPolicy):
         action_space: ``Discrete(V)``.
         model: the language model; trained in place.
         sampling: how tokens are drawn.
-        limits: which tokens are allowed.
+        limits: forbidden tokens and the length limit.
         value_network: ``"shared"``: a head on the policy's trunk, so one pass gives logits and value; ``"separate"``: a
             trunk of its own, copied from the policy's, which costs as much again and cannot disturb the policy; None: no
             value function.
@@ -92,6 +94,7 @@ class LMPolicy(ActorCriticPolicy):
         language_model: the model being trained.
         value_head: maps hidden states to values, or None.
         value_trunk: the value function's own language model, or None where it reads the policy's hidden states.
+        allowed_tokens: further masks for :meth:`predict`, or None.
 
     Raises:
         ConfigError: spaces that do not hold token ids.
@@ -119,11 +122,12 @@ class LMPolicy(ActorCriticPolicy):
         if value_network == "separate":
             self.value_trunk = value_trunk(model, value_start)
             self.value_network = self.value_trunk.trunk  # registers its weights; its vocabulary head is not used
+        self.allowed_tokens: Allowed | None = None
         self.forget()
         self.train(False)
 
     def train(self, mode: bool = True) -> LMPolicy:
-        """Never train mode: with dropout, the ratio of the first minibatch would not be 1."""
+        """Stay in evaluation mode: with dropout, the ratio of the first minibatch would not be 1."""
         super().train(False)
         return self
 
@@ -182,8 +186,8 @@ class LMPolicy(ActorCriticPolicy):
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """The next token of one observation or of a batch of them.
 
-        Successive calls are decoded incrementally; which observations start over is seen from the observations, so ``state``
-        and ``episode_start`` are not needed. Noise comes from torch's global generator, which training does not use.
+        Successive calls are decoded incrementally; the observations show which of them start over, so ``state`` and
+        ``episode_start`` are not needed. Noise comes from torch's global generator, which training does not use.
 
         Args:
             observation: one observation, or observations stacked along a first axis.
@@ -195,29 +199,35 @@ class LMPolicy(ActorCriticPolicy):
             int64 actions, ``[n]`` or a scalar array, and ``state``.
 
         Raises:
-            ConfigError: no observation of a token environment.
+            ConfigError: this is no observation of a token environment.
         """
-        if not isinstance(observation, dict):
-            raise ConfigError(f"expected a dict with ids, length and prompt_length; got {type(observation).__name__}")
+        if not isinstance(observation, dict) or not {"ids", "length", "prompt_length"} <= observation.keys():
+            got = ", ".join(observation) if isinstance(observation, dict) else type(observation).__name__
+            raise ConfigError(
+                f"expected a dict with ids, length and prompt_length; got {got}: pass a token environment's observations"
+            )
         single = np.ndim(observation["ids"]) == 1
         batch = {key: np.atleast_2d(value) for key, value in observation.items()}
         rows, positions = observed_rows(batch, self.language_model.device)
         with torch.no_grad():
+            allowed = None if self.allowed_tokens is None else self.allowed_tokens(rows, positions)
             hidden = self._predictor.last_hidden(rows, positions.tolist())
-            actions = self._act(hidden, positions, deterministic)[0].cpu().numpy()
+            actions = self._act(hidden, positions, deterministic, allowed)[0].cpu().numpy()
         return (actions[0] if single else actions), state
 
-    def _act(self, hidden: Tensor, positions: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+    def _act(
+        self, hidden: Tensor, positions: Tensor, deterministic: bool, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Next tokens and their log-probabilities, ``[n]`` each."""
-        log_probs = self.distribution(hidden, positions)
+        log_probs = self.distribution(hidden, positions, allowed)
         if deterministic:
             tokens = log_probs.argmax(-1)
         else:
             tokens = sample_tokens(log_probs, torch.rand(len(hidden), dtype=torch.float64).to(hidden.device))
         return tokens, log_probs.gather(-1, tokens[:, None]).squeeze(-1)
 
-    # What follows is stable-baselines3's interface for algorithms that know nothing of sequences: every call runs whole
-    # prefixes through the model. It lets SB3's own PPO train this policy, for comparison.
+    # The rest is stable-baselines3's interface for algorithms that know nothing of sequences: every call runs whole prefixes
+    # through the model. With it SB3's own PPO can train this policy, for comparison.
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         rows, positions = observed_rows(observation, self.language_model.device)
@@ -266,11 +276,11 @@ class LMPolicy(ActorCriticPolicy):
 
 
 def observed_rows(observation: Any, device: torch.device) -> tuple[Rows, Tensor]:
-    """The ids of batched observations (arrays or tensors) as lists, and how many response tokens each has (int64 ``[n]``).
+    """The ids of batched observations (arrays or tensors) as lists, and the number of response tokens in each (int64 ``[n]``).
 
     Args:
         observation: arrays or tensors by name, batched.
-        device: of the counts.
+        device: device of the numbers.
     """
     lengths = torch.as_tensor(observation["length"]).flatten().long()
     starts = torch.as_tensor(observation["prompt_length"]).flatten().long()

@@ -1,4 +1,4 @@
-"""What collection hands to learning: episodes, each token stored once, and padded views of them."""
+"""Episodes, each token stored once, and padded tables of them: collection makes them, learning reads them."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Episode:
         return float(sum(self.rewards))
 
     def spread(self) -> None:
-        """Give each token its own reward (``info["token_rewards"]``), instead of everything at the end."""
+        """Give each token its own reward (``info["token_rewards"]``) instead of all of it to the last token."""
         given = self.info.get("token_rewards")
         if given is not None:
-            self.rewards = [paid + float(own) for paid, own in zip(self.rewards, given, strict=True)]
+            self.rewards = [reward + float(own) for reward, own in zip(self.rewards, given, strict=True)]
             self.rewards[-1] -= float(sum(given))
 
     @property
@@ -71,7 +71,7 @@ class Rollout:
         returns: filled in by the agent.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
         together: this many of these in a row always share a minibatch (the two of a pair).
-        left_out: episodes without a score, and those that are nothing without them; in none of the tables.
+        left_out: episodes without a score, and the rest of their groups; they are in no table.
     """
 
     episodes: list[Episode]
@@ -87,10 +87,10 @@ class Rollout:
     left_out: list[Episode] = field(default_factory=list)
 
     def scored(self, group_size: int = 1) -> Rollout:
-        """The same without the episodes whose reward failed.
+        """The rollout without the episodes whose reward failed.
 
         Args:
-            group_size: episodes of a group, which is left out whole: its responses are compared with one another.
+            group_size: episodes of a group. Groups are left out whole, since their responses are compared with one another.
         """
         groups = [range(first, first + group_size) for first in range(0, len(self.episodes), group_size)]
         whole = [not any(self.episodes[i].skipped for i in group) for group in groups]
@@ -131,10 +131,11 @@ class Rollout:
 
     @classmethod
     def joined(cls, parts: Sequence[Rollout]) -> Rollout:
-        """Several rollouts that have their reference log-probabilities as one."""
+        """Several rollouts, with values and reference log-probabilities, as one."""
         whole = cls.of([episode for part in parts for episode in part.episodes])
-        rows = [row[kept] for part in parts for row, kept in zip(part.reference_log_probs, part.mask, strict=True)]
-        whole.reference_log_probs = pad(whole.mask, rows)
+        for name in ("values", "reference_log_probs"):
+            rows = [row[kept] for part in parts for row, kept in zip(getattr(part, name), part.mask, strict=True)]
+            setattr(whole, name, pad(whole.mask, rows))
         whole.left_out = [episode for part in parts for episode in part.left_out]
         return whole
 
@@ -150,7 +151,7 @@ class Rollout:
 
     @property
     def bootstrap(self) -> Tensor:
-        """float32 ``[B]``, the value after each episode's last token: not 0 only where a time limit cut it."""
+        """float32 ``[B]``, the value after each episode's last token: 0 unless a time limit cut the episode."""
         return torch.tensor([e.bootstrap for e in self.episodes])
 
     def minibatches(self, size: int, rng: np.random.Generator) -> list[list[int]]:
@@ -166,11 +167,11 @@ class Rollout:
 
 
 def pad(mask: Tensor, rows: Sequence[Sequence[float] | Tensor]) -> Tensor:
-    """float32 ``[B, R]`` with each row's values where its mask is True.
+    """float32 ``[B, R]`` with each row's values where its mask is True, and 0 elsewhere.
 
     Args:
-        mask: bool ``[B, R]``.
-        rows: ``B`` rows, each as long as its row of the mask has True.
+        mask: bool ``[B, R]``, True at the front of each row.
+        rows: ``B`` rows; each has as many values as its row of the mask has True.
     """
     out = torch.zeros(mask.shape)
     for row, values in enumerate(rows):
@@ -183,7 +184,7 @@ def flat(table: Tensor, rows: Sequence[int], mask: Tensor) -> Tensor:
 
     Args:
         table: ``[B, R]``.
-        rows: which of its rows.
+        rows: the rows to take.
         mask: bool ``[B, R]``.
     """
     index = torch.as_tensor(rows)
@@ -194,7 +195,7 @@ def unpack_masks(episodes: Sequence[Episode], vocab_size: int) -> Tensor | None:
     """Allowed tokens, bool ``[N, V]``, at every response token of these episodes; None where no episode has masks.
 
     Args:
-        episodes: ``N`` response tokens together.
+        episodes: some episodes, with ``N`` response tokens in all.
         vocab_size: ``V``.
     """
     if episodes[0].masks is None:

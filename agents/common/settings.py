@@ -1,4 +1,4 @@
-"""The settings of an agent as one frozen dataclass, from which constructor, checks, checkpoints, configuration and docs come.
+"""The settings of an agent as one frozen dataclass: constructor, checks, checkpoints, configuration and docs follow from it.
 
 A setting is a field with its type, default, help, range and source::
 
@@ -7,7 +7,7 @@ A setting is a field with its type, default, help, range and source::
         beta: float = setting(0.1, "strength of the pull to the reference", above=0, source="Rafailov et al. 2023")
         kl_coef: float = setting(0.0)  # another default; help and range stay those of the base
 
-An *argument* is a field, too, but none that a run's configuration sets: a model, a device, a seed.
+An *argument* is a field that a run's configuration does not set: a model, a device, a seed.
 """
 
 # ruff: noqa: RUF009 - setting and argument return fields
@@ -49,7 +49,7 @@ def setting(
     A subclass that changes a default leaves out the rest: help, range and source are inherited.
 
     Args:
-        default: the default; left out, the setting must be given.
+        default: the default; without one, the setting must be given.
         help: one sentence.
         at_least: smallest value.
         above: the value must be larger.
@@ -73,10 +73,10 @@ def argument(
     """Make a field that the constructor takes and a run's configuration does not set.
 
     Args:
-        default: the default; left out, the argument must be given.
+        default: the default; without one, the argument must be given.
         help: one sentence.
         at_least: smallest value.
-        compare: settings that differ in it differ.
+        compare: False leaves the argument out when settings are compared.
     """
     return field(default=default, compare=compare, metadata={"help": help, "at_least": at_least, "argument": True})
 
@@ -91,7 +91,7 @@ class Setting:
         default: ``dataclasses.MISSING`` where it must be given.
         help: one sentence.
         source: the paper it comes from; empty where there is none.
-        is_argument: True for what a run's configuration does not set.
+        is_argument: True for a field that a run's configuration does not set.
         kind: ``int``, ``float``, ``bool``, ``str``, or None for anything else.
         choices: the allowed values, where there are only some.
         optional: None is allowed.
@@ -128,7 +128,7 @@ class Setting:
 
     @property
     def range_in_words(self) -> str:
-        """What the value may be, e.g. ``a finite number above 0``; empty where anything of the type is allowed."""
+        """The allowed values, e.g. ``a finite number above 0``; empty where anything of the type is allowed."""
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         if self.kind is bool:
@@ -154,7 +154,7 @@ class Setting:
         """Refuse a value of the wrong type or out of range.
 
         Raises:
-            ConfigError: names the setting, the value and what it may be.
+            ConfigError: names the setting, the value and the allowed values.
         """
         if (value is None and self.optional) or (self.schedule and callable(value)):
             return
@@ -182,37 +182,44 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings:
-    """What every agent takes. Subclasses add what theirs uses, and say in ``__post_init__`` what contradicts itself."""
+    """The settings that every agent has. Subclasses add their own, and refuse contradictions in ``__post_init__``."""
 
-    absence: ClassVar[str] = ""  # for messages: why an agent may have none of a class's settings
+    absence: ClassVar[str] = ""  # the reason, for messages, why an agent has none of a class's settings
 
-    language_model: LanguageModel | str = argument("embedded", "the model to train (in place), or its name")
+    language_model: LanguageModel | str = argument("embedded", "the model that is trained (in place), or its name")
     reference: LanguageModel | str | None = argument(
-        None, "the model that KL is measured from, or its name; None is a frozen copy of `language_model`"
+        None, "the model that KL is measured from, or its name; None takes a frozen copy of `language_model`"
     )
     lora: Lora | Mapping[str, Any] | None = argument(
         None,
-        '`{"rank": 8, "alpha": 16, "targets": [...]}`, each of which may be left out: an adapter learns instead of the '
-        "model's weights, which are frozen and are the reference, too; it wants a learning rate some ten times as high",
+        'trains a LoRA adapter: `{"rank": 8, "alpha": 16, "targets": [...]}`, each of which may be left out. The model itself '
+        "is frozen, and is the reference. An adapter needs a learning rate about ten times as high",
     )
     learning_rate: float | Schedule = setting(
-        1e-4, "Adam's (epsilon 1e-5); the default suits 1 to 10 million parameters, from 100 million on take 3e-6 to 1e-5",
+        1e-4,
+        "Adam's learning rate (epsilon is 1e-5). The default suits models of 1 to 10 million parameters; from 100 million on, "
+        "take 3e-6 to 1e-5",
         above=0,
-    )  # fmt: skip
-    learning_rate_decay: Literal["constant", "linear"] = setting("constant", "linear falls to 0 at the end of training")
+    )
+    learning_rate_decay: Literal["constant", "linear"] = setting(
+        "constant", "linear lets the learning rate fall to 0 at the end of training"
+    )
     n_episodes: int | None = setting(
-        None, "episodes an iteration, a multiple of the number of environments; None is one for each", at_least=1
-    )
-    batch_size: int | None = setting(None, "whole episodes a minibatch; None is all of them", at_least=1)
+        None, "episodes per iteration, a multiple of the number of environments; None takes one episode per environment",
+        at_least=1,
+    )  # fmt: skip
+    batch_size: int | None = setting(None, "whole episodes per minibatch; None takes all of them", at_least=1)
     tokens_per_batch: int = setting(
-        4096, "padded tokens a micro-batch; gradients are accumulated, so it changes memory and speed only", at_least=1
+        4096,
+        "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only",
+        at_least=1,
     )
-    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
-    stats_window_size: int = argument(100, "episodes in `rollout/ep_rew_mean`", at_least=1)
-    tensorboard_log: str | None = argument(None, "folder for TensorBoard")
+    max_grad_norm: float = setting(1.0, "the norm that gradients are clipped to", above=0)
+    stats_window_size: int = argument(100, "number of episodes that `rollout/ep_rew_mean` averages", at_least=1)
+    tensorboard_log: str | None = argument(None, "folder for TensorBoard's files; None writes none")
     verbose: int = argument(0, "1 prints the logger's tables", at_least=0)
-    seed: int | None = argument(None, "of everything random; None draws one", at_least=0)
-    device: torch.device | str = argument("auto", "where models given by name are loaded", compare=False)
+    seed: int | None = argument(None, "seed of everything random; None draws one", at_least=0)
+    device: torch.device | str = argument("auto", "device of the models that are given by name", compare=False)
 
     def __post_init__(self) -> None:
         for known in settings_of(type(self)).values():
@@ -257,7 +264,7 @@ class AgentSettings:
 
     @classmethod
     def argument_names(cls) -> set[str]:
-        """The names of what a run's configuration does not set."""
+        """The names of the arguments, which a run's configuration does not set."""
         return {spec.name for spec in settings_of(cls).values() if spec.is_argument}
 
     def named(self) -> Self:
@@ -273,9 +280,10 @@ class AgentSettings:
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values.
 
-        What JSON cannot hold (schedules, raters, data) is listed by name under ``given_at_load``.
+        ``given_at_load`` lists the names of those that JSON cannot hold (schedules, raters, data).
         """
         values = {f.name: getattr(self.named(), f.name) for f in fields(self) if f.name != "device"}
+        values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         if isinstance(values["lora"], Lora):
             values["lora"] = values["lora"].settings()
         out = {name: value for name, value in values.items() if name == "lora" or is_json(value)}

@@ -1,8 +1,8 @@
-"""What is made from the settings classes: the typed keywords of the constructors, and the tables of the documentation.
+"""Writes what follows from the settings classes: the constructors' typed keywords, and the table in docs/algorithms.md.
 
     python -m rlhf_gym.agents.common.settings_tables agents/common/keywords.py docs/algorithms.md
 
-writes both anew; a test says when that is due.
+A test fails when they are out of date.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def settings_classes() -> dict[str, type[AgentSettings]]:
 def keywords_source() -> str:
     """The text of ``keywords.py``."""
     shared = settings_of(AgentSettings)
-    parts = [HEADER, _typed_dict("AgentKeywords", "TypedDict, total=False", "What every agent takes.", shared)]
+    parts = [HEADER, _typed_dict("AgentKeywords", "TypedDict, total=False", "The settings of every agent.", shared)]
     for name, cls in settings_classes().items():
         own = {key: spec for key, spec in settings_of(cls).items() if key not in shared}
-        parts.append(_typed_dict(f"{name}Keywords", "AgentKeywords, total=False", f"What {name} takes.", own))
+        parts.append(_typed_dict(f"{name}Keywords", "AgentKeywords, total=False", f"The settings of {name}.", own))
     return "\n\n".join(parts)
 
 
@@ -73,7 +73,7 @@ def _typed_dict(name: str, bases: str, docstring: str, specs: Mapping[str, Setti
 
 
 def settings_table() -> str:
-    """The settings of all agents as a Markdown table: a line each, with the agents that have it and their defaults."""
+    """The settings of all agents as a Markdown table: one line per setting, with the agents that have it and their defaults."""
     classes = settings_classes()
     del classes["CriticFree"]
     by_name: dict[str, dict[str, Setting]] = {}
@@ -88,7 +88,7 @@ def settings_table() -> str:
         sources = dict.fromkeys(spec.source for spec in specs.values() if spec.source)
         help_of = {agent: spec.help.rstrip(".") for agent, spec in specs.items()}
         cells = (
-            f"`{name}`", _most(types), _by_agent(defaults, list(classes)), _sentences(help_of), "; ".join(sources),
+            f"`{name}`", _variants(types), _by_agent(defaults, list(classes)), _sentences(help_of), "; ".join(sources),
         )  # fmt: skip
         line = f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
         (arguments if specs[next(iter(specs))].is_argument else lines).append(line)
@@ -102,18 +102,22 @@ def _type(spec: Setting) -> str:
 
 
 def _most(texts: Mapping[str, str]) -> str:
-    """The commonest; of equally common ones the first."""
+    """The commonest text; of equally common ones the first."""
     return Counter(texts.values()).most_common(1)[0][0]
 
 
 def _by_agent(texts: Mapping[str, str], agents: list[str]) -> str:
-    """The commonest text, then the others with their agents; and which agents have none."""
-    most = _most(texts)
+    """The commonest text, then the others with their agents, then the agents that have none."""
     missing = [agent for agent in agents if agent not in texts]
     if len(missing) > len(texts):
         return "; ".join(f"{text} ({names})" for text, names in _grouped(texts).items())
-    others = "".join(f"; {text} ({names})" for text, names in _grouped(texts).items() if text != most)
-    return f"{most}{others}" + (f"; not in {', '.join(missing)}" if missing else "")
+    return _variants(texts) + (f"; not in {', '.join(missing)}" if missing else "")
+
+
+def _variants(texts: Mapping[str, str]) -> str:
+    """The commonest text, then the others with their agents."""
+    most = _most(texts)
+    return most + "".join(f"; {text} ({names})" for text, names in _grouped(texts).items() if text != most)
 
 
 def _sentences(texts: Mapping[str, str]) -> str:
@@ -127,7 +131,7 @@ def _grouped(texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def with_table(text: str) -> str:
-    """A document with the table between its two marks made anew.
+    """A document with a new table between its two marks.
 
     Raises:
         ValueError: the document has no marks.
@@ -140,7 +144,7 @@ def with_table(text: str) -> str:
 
 
 def main(keywords: str, document: str) -> None:
-    """Write both.
+    """Write the keywords and the table.
 
     Args:
         keywords: path of ``keywords.py``.

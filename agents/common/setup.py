@@ -1,25 +1,86 @@
-"""What an agent is made of, loaded and checked before any work starts: models, and an environment that fits them."""
+"""The parts of an agent, loaded and checked before any work starts: models, and an environment that fits them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gymnasium as gym
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import check_spaces
+from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, adapted
+from rlhf_gym.lm.lora import Lora, adapted, require_peft
 from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.reward_model import RewardModel
+
+
+def sb3_arguments(given: AgentSettings) -> dict[str, Any]:
+    """The arguments of stable-baselines3's ``OnPolicyAlgorithm``; neutral values for settings that an agent does not have."""
+    neutral = {"gamma": 1.0, "gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0}
+    return {
+        "learning_rate": given.learning_rate, "n_steps": 1, "max_grad_norm": given.max_grad_norm,
+        **{name: getattr(given, name, value) for name, value in neutral.items()},
+        "use_sde": False, "sde_sample_freq": -1, "stats_window_size": given.stats_window_size,
+        "tensorboard_log": given.tensorboard_log, "verbose": given.verbose, "seed": given.seed, "device": "cpu",
+    }  # fmt: skip
+
+
+def made_env(env: GymEnv | str | None) -> Any:
+    """The environment, made where its id is given: stable-baselines3 would ask for a render mode, which no token env has.
+
+    Raises:
+        ConfigError: it is neither an environment nor an id.
+    """
+    if isinstance(env, str):
+        return gym.make(env)
+    if env is not None and not isinstance(env, VecEnv | gym.Env):
+        raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(env).__name__}")
+    return env
+
+
+class Models(NamedTuple):
+    """The models that an agent is made of.
+
+    Attributes:
+        policy: the language model to train, without its adapter.
+        reference: the frozen model that KL is measured from.
+        value_start: the reward model that a separate value network starts from, or None.
+    """
+
+    policy: LanguageModel
+    reference: LanguageModel
+    value_start: RewardModel | None
+
+
+def load_models(given: AgentSettings) -> Models:
+    """Load the models that were given by name.
+
+    Raises:
+        ConfigError: policy and reference have different vocabularies, or LoRA's library is not installed.
+        ModelError: a model cannot be loaded.
+    """
+    if given.lora is not None:
+        require_peft()
+    model = given.language_model
+    if isinstance(model, str):
+        model = LanguageModel.load(model, device=str(given.device))
+    reference = reference_of(model, given.reference, adapted=given.lora is not None)
+    start = getattr(given, "value_start", None)
+    if isinstance(start, str | Path):
+        start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
+    return Models(model, reference, start)
 
 
 def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, adapted: bool) -> LanguageModel:
-    """The frozen model that KL is measured from: as given, or the policy as it is now.
+    """The frozen model that KL is measured from: the given one, or the policy as it is now.
 
-    A base never changes while adapters learn, so it is its own reference, and costs no memory.
+    A base never changes while adapters learn, so it can be the reference itself, which costs no memory.
 
     Args:
         model: the policy before training.
@@ -45,15 +106,15 @@ def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, ada
 
 
 def learning_model(model: LanguageModel, lora: Lora | Mapping[str, Any] | None, seed: int) -> LanguageModel:
-    """The model whose weights learn: the one given, or an adapter on it.
+    """The model whose weights learn: the given one, or an adapter on it.
 
     Args:
-        model: as given.
-        lora: the adapter; None is none.
-        seed: of the adapter's random start.
+        model: the given model.
+        lora: settings of the adapter; None adds none.
+        seed: seed of the adapter's random weights.
 
     Raises:
-        ConfigError: nothing learns.
+        ConfigError: no weight learns.
     """
     if lora is not None:
         model = adapted(model, Lora.of(lora), seed=seed)
@@ -78,7 +139,7 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
 
     Raises:
         ConfigError: it has other tokens than the model.
-        ModelError: prompts with responses are too long for a model.
+        ModelError: prompts and responses are too long for a model.
     """
     capacity, actions = check_spaces(env.observation_space, env.action_space)
     if actions != model.vocab_size:
@@ -98,12 +159,12 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
 
 
 def sizes(n_episodes: int | None, batch_size: int | None, num_envs: int) -> tuple[int, int]:
-    """Episodes an iteration and a minibatch, where the settings leave them open.
+    """The numbers of episodes per iteration and per minibatch.
 
     Args:
-        n_episodes: None is one for each environment.
-        batch_size: None is all of them.
-        num_envs: environments.
+        n_episodes: the setting; None takes one episode per environment.
+        batch_size: the setting; None takes all episodes of an iteration.
+        num_envs: number of environments.
 
     Raises:
         ConfigError: they do not fit one another.
@@ -117,26 +178,55 @@ def sizes(n_episodes: int | None, batch_size: int | None, num_envs: int) -> tupl
     return episodes, size
 
 
-def limits_of(env: VecEnv, model: LanguageModel) -> Limits:
-    """Fixed limits on tokens: the environment's own where it has them, else those of its spaces.
+def timesteps_to_learn(
+    total_timesteps: int | None, iterations: int | None, *, done: int, most_per_iteration: int
+) -> int:
+    """Check how long ``learn`` is to train, and count that in timesteps.
 
     Args:
-        env: the environment.
-        model: says which tokens end and pad.
+        total_timesteps: as ``learn`` was given it.
+        iterations: likewise.
+        done: iterations that the agent has done already.
+        most_per_iteration: response tokens that an iteration generates at most.
+
+    Returns:
+        The timesteps; where only iterations are given, an upper bound for progress bars.
+
+    Raises:
+        ConfigError: one of the two is out of range, or both are None.
+    """
+    if iterations is not None and (isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1):
+        raise ConfigError(f"iterations must be a whole number of at least 1, or None; got {iterations!r}")
+    if total_timesteps is None and iterations is not None:
+        return max(1, (iterations - done) * most_per_iteration)
+    if isinstance(total_timesteps, bool) or not isinstance(total_timesteps, int | float) or not total_timesteps >= 1:
+        raise ConfigError(f"total_timesteps must be a number of at least 1, got {total_timesteps!r}")
+    return total_timesteps
+
+
+def limits_of(env: VecEnv | None, model: LanguageModel) -> Limits:
+    """The fixed limits on tokens: the environment's own where it has them, else those of its spaces and the tokenizer.
+
+    Args:
+        env: the environment; None where an agent has none.
+        model: its tokenizer says which tokens end and pad.
     """
     if isinstance(env, TokenVecEnv):
         return Limits(env.eos_id, env.suppress_tokens, env.min_new_tokens, env.max_new_tokens)
+    special = model.tokenizer.eos_id, (model.tokenizer.pad_id,)
+    if env is None:
+        return Limits(*special)
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
-    return Limits(model.tokenizer.eos_id, (model.tokenizer.pad_id,), 0, int(space["ids"].shape[0]))  # type: ignore[index]
+    return Limits(*special, 0, int(space["ids"].shape[0]))  # type: ignore[index]
 
 
 def group_slots(env: VecEnv, size: int) -> None:
-    """Have each ``size`` slots in a row answer the same prompts.
+    """Give every ``size`` slots in a row the same prompts.
 
     Args:
         env: the environment.
-        size: of a group.
+        size: slots in a group.
 
     Raises:
         ConfigError: the environment cannot do that.

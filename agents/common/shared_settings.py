@@ -1,4 +1,4 @@
-"""Settings that several agents share, by idea; an agent's own settings class is made of those that it uses."""
+"""Settings that several agents share, one class for each idea; an agent's settings class inherits from those that it uses."""
 
 from __future__ import annotations
 
@@ -26,30 +26,36 @@ class EpochSettings(AgentSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings(AgentSettings):
-    """Responses of the agent's own: how they are sampled, how their scores are shaped, how far they may lead away."""
+    """Sampling of responses, shaping of their scores, and a limit on the KL."""
 
-    temperature: float = setting(1.0, "of sampling, learning and the reference alike", above=0)
-    top_k: int = setting(0, "keep the k most probable tokens; 0 keeps all", at_least=0)
-    top_p: float = setting(1.0, "keep the most probable tokens of this total mass; 1 keeps all", above=0, at_most=1)
+    temperature: float = setting(
+        1.0, "divides the logits, in sampling, in learning and for the reference alike", above=0
+    )
+    top_k: int = setting(0, "tokens are sampled from the k most probable ones; 0 takes all", at_least=0)
+    top_p: float = setting(
+        1.0, "tokens are sampled from the most probable ones of this total probability; 1 takes all", above=0, at_most=1
+    )
     clip_scores: float | None = setting(
-        None, "the score of a response is clipped to plus or minus this before learning; None is off", above=0
+        None, "scores are clipped to plus or minus this before learning; None does not clip", above=0
     )
     missing_eos_penalty: float | None = setting(
-        None, "subtracted from the score of a response that did not end by itself; None subtracts nothing", at_least=0
+        None,
+        "subtracted from the score of a response that neither EOS nor a stop sequence ended; None subtracts nothing",
+        at_least=0,
     )
     missing_eos_score: float | None = setting(
-        None, "what such a response gets instead of its score; None leaves the score"
+        None, "replaces the score of a response that neither EOS nor a stop sequence ended; None keeps the score"
     )
     kl_limit: float | None = setting(
         None,
-        "largest KL to the reference, in nats a response: a rollout beyond it is not learned from, and the weights of the last "
-        "one within it come back; None is off, and keeps no copy of the weights",
+        "largest KL from the reference, in nats per response. The agent does not learn from a rollout beyond it, and gets "
+        "back the weights of the last rollout within it. None sets no limit",
         above=0,
     )
     on_kl_limit: Action | None = setting(
         None,
-        "what happens then: stop (the default) ends training; back_off halves the learning rate and goes on, at most eight "
-        "times (`train/kl_back_offs` counts)",
+        "beyond `kl_limit`, stop ends training; back_off halves the learning rate and goes on, at most eight times "
+        "(`train/kl_back_offs` counts them). None takes stop",
     )
 
     def __post_init__(self) -> None:
@@ -65,18 +71,18 @@ class CollectSettings(AgentSettings):
     """The way in which a rollout is collected."""
 
     collect: Literal["auto", "step"] = setting(
-        "auto", "auto decodes whole responses where the environment allows it, step always steps it token by token"
+        "auto", "auto decodes whole responses where the environment allows it; step steps it token by token"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings(AgentSettings):
-    """A loss of every token."""
+    """The average of the tokens' losses."""
 
     aggregation: Aggregation = setting(
         "token",
-        "how token losses are averaged: token counts every token alike, sequence every response, constant divides by the "
-        "length limit",
+        "token takes the mean loss of all tokens; sequence takes each response's mean, and the mean of these; constant divides "
+        "the sum by the number of responses times the length limit",
     )
 
 
@@ -85,7 +91,7 @@ class EntropySettings(AgentSettings):
     """An entropy bonus."""
 
     ent_coef: float = setting(
-        0.0, "weight of the entropy bonus; above 0, entropies are computed exactly, which costs some time", at_least=0
+        0.0, "weight of the entropy bonus; above 0, entropies are computed exactly, which costs time", at_least=0
     )
 
 
@@ -93,18 +99,23 @@ class EntropySettings(AgentSettings):
 class KLSettings(AgentSettings):
     """A KL penalty."""
 
-    kl_coef: float = setting(0.15, "weight of the KL penalty, per token", at_least=0)
+    kl_coef: float = setting(
+        0.15, "KL coefficient: the weight of each token's KL from the reference; 0 takes no penalty", at_least=0
+    )
     kl_target: float | None = setting(
-        None, "wanted KL in nats a response; the coefficient then adapts. None keeps it fixed", above=0,
+        None, "wanted KL, in nats per response, to which the KL coefficient adapts; None keeps the coefficient fixed",
+        above=0, source="Ziegler et al. 2019",
+    )  # fmt: skip
+    kl_horizon: float = setting(
+        10_000, "with `kl_target`: number of episodes in which the KL coefficient changes by a fifth at most", above=0,
         source="Ziegler et al. 2019",
     )  # fmt: skip
-    kl_horizon: float = setting(10_000, "episodes over which the coefficient adapts", above=0)
     kl_estimator: Estimator | None = setting(
-        None, "k1, k2 or k3; None takes k1 in the reward and k2 in the loss, whose gradients are that of the KL",
+        None, "estimator of the KL; None takes k1 in the reward and k2 in the loss, which have the gradient of the KL",
         source="Schulman 2020",
     )  # fmt: skip
     kl_in: Literal["reward", "loss"] = setting(
-        "reward", "reward: subtracted from it, a constant for the update; loss: differentiated"
+        "reward", "reward subtracts the KL penalty from the reward, as a constant; loss differentiates it"
     )
 
     def __post_init__(self) -> None:
@@ -120,28 +131,32 @@ class KLSettings(AgentSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RatioSettings(AgentSettings):
-    """A guard against ratios that ran away."""
+    """A guard against large ratios."""
 
-    max_ratio: float = setting(10.0, "skip an update whose mean ratio passes this", above=0)
+    max_ratio: float = setting(
+        10.0, "a minibatch is skipped if its mean ratio (of new to old probabilities) is above this", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings(EpochSettings, RatioSettings):
-    """A clipped ratio, which several passes need."""
+    """A clipped ratio, and the several passes that it allows."""
 
     clip_range: float | Schedule | None = setting(
         None, "the ratio is clipped at `1 - clip_range`; None takes the plain policy gradient", above=0,
         source="Schulman et al. 2017",
     )  # fmt: skip
     clip_range_high: float | None = setting(
-        None, "and at `1 + clip_range_high`; None takes `clip_range`", above=0, source="Yu et al. 2025"
+        None, "the ratio is clipped at `1 + clip_range_high`; None takes `clip_range`", above=0, source="Yu et al. 2025"
     )
     dual_clip: float | None = setting(
-        None, "bound for negative advantages; None is off", above=1, source="Ye et al. 2020"
-    )
+        None, "the ratio is clipped at this where the advantage is negative; None does not clip it there", above=1,
+        source="Ye et al. 2020",
+    )  # fmt: skip
     target_kl: float | None = setting(
         None,
-        "stop an iteration's learning once the approximate KL between new and old policy passes 1.5 times this",
+        "an iteration's learning ends once the approximate KL between old and new policy, in nats per token, is above 1.5 "
+        "times this; None never ends it",
         above=0,
     )
 
@@ -161,7 +176,7 @@ class ClipSettings(EpochSettings, RatioSettings):
 class DiscountSettings(AgentSettings):
     """A discount."""
 
-    gamma: float = setting(1.0, "discount per token", at_least=0, at_most=1)
+    gamma: float = setting(1.0, "discount factor per token", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +188,18 @@ class ValueSettings(DiscountSettings):
     gae_lambda: float = setting(
         0.95, "lambda of generalised advantage estimation", at_least=0, at_most=1, source="Schulman et al. 2016"
     )
-    normalize_advantage: bool = setting(True, "to mean 0 and standard deviation 1 over all tokens of the iteration")
-    whiten_rewards: bool = setting(False, "to standard deviation 1, keeping the mean", source="Ziegler et al. 2019")
+    normalize_advantage: bool = setting(
+        True, "advantages are scaled to mean 0 and standard deviation 1 over all tokens of the iteration"
+    )
+    whiten_rewards: bool = setting(
+        False,
+        "the tokens' rewards are scaled to standard deviation 1, and keep their mean",
+        source="Ziegler et al. 2019",
+    )
     value_start: RewardModel | str | Path | None = argument(
         None,
-        "a reward model, or its folder, whose trunk a separate value network starts from (its head starts near zero all the "
-        "same); fitted on a model built as the policy, with the same tokenizer. None starts from the policy",
+        "a reward model, or its folder: a separate value network starts from its trunk, with a head near zero. It must be "
+        "fitted on a model built as the policy, with the same tokenizer. None starts from the policy",
     )
 
     def __post_init__(self) -> None:
@@ -201,22 +222,26 @@ class ValueClipSettings(ValueSettings):
     """A clipped value loss."""
 
     clip_range_vf: float | None = setting(
-        0.2, "the value is clipped this far around the rollout's, in units of the reward; None is off", above=0
+        0.2,
+        "values are clipped to this distance from the rollout's values, in units of the reward; None does not clip",
+        above=0,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValueLossSettings(ValueSettings):
-    """A value function that is learned with the policy, in one loss."""
+    """A value function that learns with the policy, in one loss."""
 
     vf_coef: float = setting(0.1, "weight of the value loss", at_least=0)
-    value_network: ValueNetwork = setting("shared", "a head on the policy's trunk, or a separate network")
+    value_network: ValueNetwork = setting(
+        "shared", "shared is a value head on the policy's trunk; separate is a network of its own"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.value_start is not None and self.value_network != "separate":
             raise ConfigError(
-                "value_start is what a value network of its own starts from: give value_network='separate', or leave it out"
+                "a value network of its own starts from value_start: give value_network='separate', or leave it out"
             )
 
 
@@ -229,14 +254,12 @@ class ActorCriticSettings(RolloutSettings, KLSettings, LossSettings, ValueSettin
 
 @dataclass(frozen=True, kw_only=True)
 class OverlongSettings(AgentSettings):
-    """A charge for length."""
+    """A penalty for long responses."""
 
     overlong_buffer: int | None = setting(
-        None,
-        "charge for this many last tokens before the length limit; None is off",
-        at_least=1,
-        source="Yu et al. 2025",
-    )
+        None, "over this many tokens before the length limit, the score falls linearly by 1; None takes no such penalty",
+        at_least=1, source="Yu et al. 2025",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +267,7 @@ class GroupSettings(AgentSettings):
     """Groups of responses to one prompt."""
 
     group_size: int = setting(
-        1, "slots that answer the same prompt, a group; divides the number of environments", at_least=1
+        1, "size of a group: slots that answer the same prompt. It must divide the number of environments", at_least=1
     )
 
     def __post_init__(self) -> None:

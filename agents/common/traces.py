@@ -20,16 +20,16 @@ class Trace:
     """One response as an agent saw it.
 
     Attributes:
-        why: why this one is shown: ``"first"`` (of the rollout: chosen by nothing), ``"best"`` or ``"worst"`` by score.
+        why: the reason why it is shown: ``"first"`` of the rollout (not chosen), ``"best"`` or ``"worst"`` by score.
         prompt: the text that the model was given.
         response: the text that it generated.
         score: the environment's reward, before the agent's own shaping.
         kl: the k1 estimate of its KL from the reference, in nats.
         ended: by EOS or a stop sequence, not at the length limit.
         terms: the score's parts by name.
-        tokens: the response's tokens as they read, ``R`` of them.
+        tokens: the text of each of the response's ``R`` tokens.
         rewards: the environment's reward of each token.
-        advantages: what the agent learned from.
+        advantages: the advantage of each token.
         kls: each token's part of ``kl``.
         values: the value function before each token; None for agents without one.
     """
@@ -53,7 +53,7 @@ def traces(agent: TokenAlgorithm, count: int = 4) -> list[Trace]:
 
     Args:
         agent: after at least one iteration.
-        count: how many, at least 1; from 3 on the last two are the best and the worst of the others.
+        count: number of responses, at least 1; from 3 on, the last two are the best and the worst of the others.
 
     Raises:
         ConfigError: nothing has been collected yet, or a count below 1.
@@ -70,7 +70,7 @@ def traces(agent: TokenAlgorithm, count: int = 4) -> list[Trace]:
 
 
 def _chosen(rollout: Rollout, count: int) -> list[tuple[int, str]]:
-    """Rows, and why."""
+    """The rows to show, each with its reason."""
     rows = range(len(rollout.episodes))
     if count < 3 or len(rows) <= count:
         return [(row, "first") for row in rows[:count]]
@@ -83,11 +83,11 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
     n = len(episode.response_ids)
     kls = (rollout.log_probs - rollout.reference_log_probs)[row, :n].tolist()
     ids = episode.response_ids
-    written = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
+    without_eos = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
     return Trace(
         why=why,
         prompt=str(episode.info.get("prompt", tokenizer.decode(episode.prompt_ids))),
-        response=str(episode.info.get("response", tokenizer.decode(written))),
+        response=str(episode.info.get("response", tokenizer.decode(without_eos))),
         score=episode.score,
         kl=sum(kls),
         ended=episode.ended,
@@ -101,10 +101,10 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
 
 
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """What each token adds to the text; a character of several tokens stands at its last one.
+    """The text that each token adds; a character of several tokens stands at the last of them.
 
     Args:
-        ids: of a response.
+        ids: ids of a response.
         tokenizer: decodes them.
     """
     texts, done = [], ""
@@ -125,7 +125,7 @@ def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
 
 
 def as_columns(found: Sequence[Trace]) -> tuple[list[str], list[list[Any]]]:
-    """Traces as a table without tokens: names of columns, and rows."""
+    """Traces as a table, without their tokens: names of columns, and rows."""
     terms = list(dict.fromkeys(name for trace in found for name in trace.terms))
     names = ["why", "prompt", "response", "score", "kl", "tokens", "ended", *terms]
     rows = [

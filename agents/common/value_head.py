@@ -15,9 +15,9 @@ from rlhf_gym.reward_model import RewardModel
 class ValueHead(nn.Module):
     """A value from a hidden state: ``[..., D] -> [...]``.
 
-    Starts near zero: weights normal with standard deviation ``scale / sqrt(D + 1)`` and bias 0, so that values of normalised
-    hidden states have a standard deviation of about ``scale`` whatever the width. A head that starts at random would make the
-    first advantages noise, and push that noise into a shared trunk.
+    It starts near zero: weights are normal with standard deviation ``scale / sqrt(D + 1)``, and the bias is 0, so the values
+    of normalised hidden states have a standard deviation of about ``scale`` whatever the width. A head with larger random
+    weights would add noise to the first advantages, and to the gradient of a shared trunk.
 
     Args:
         hidden_size: ``D``.
@@ -49,8 +49,8 @@ def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> Langu
 
     Args:
         model: the policy, whose weights it starts from; of an adapted model it is another adapter on the same base.
-        start: a reward model, whose trunk it starts from instead. Its head is left behind: it was fitted to the ends of texts,
-            and says nothing sensible in their middle (docs/ppo-details.md has numbers).
+        start: a reward model, whose trunk it starts from instead. Its head is not taken over: it was fitted to the ends of
+            texts, and is wrong in their middle (docs/ppo-details.md has numbers).
 
     Raises:
         ConfigError: the reward model's trunk or tokenizer is not of the policy's kind.
@@ -63,7 +63,7 @@ def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> Langu
             parameter.requires_grad_(True)
         return copy
     copy.model.requires_grad_(True)
-    # The copy's vocabulary head is never used; without gradients it is not mistaken for something that learns.
+    # The copy's vocabulary head is never used; without gradients it does not count among the weights that learn.
     network: Any = copy.model
     for parameter in network.get_output_embeddings().parameters():
         if not any(parameter is p for p in copy.trunk.parameters()):  # tied embeddings belong to the trunk
@@ -77,18 +77,18 @@ SECOND_BASE = (
 )
 
 PROBE = "theseareusualwords"
-"""A text that every tokenizer has ids for, letters alone."""
+"""Letters alone: a text that every tokenizer can encode."""
 
 
 def check_start(model: LanguageModel, start: RewardModel) -> None:
-    """A value network may start from this reward model: its trunk is built as the policy's, and its ids mean the same.
+    """Refuse a reward model that no value network can start from: its trunk and tokenizer must be like the policy's.
 
     Args:
         model: the policy.
         start: the reward model.
 
     Raises:
-        ConfigError: it may not.
+        ConfigError: they differ, or the policy has an adapter.
     """
     other = start.language_model
     if model.adapter is not None:
@@ -106,5 +106,6 @@ def check_start(model: LanguageModel, start: RewardModel) -> None:
     ours, theirs = model.tokenizer, other.tokenizer
     if ours.eos_id != theirs.eos_id or list(ours.encode(PROBE)) != list(theirs.encode(PROBE)):
         raise ConfigError(
-            f"value_start: the tokenizers of the reward model ({theirs.name!r}) and of the policy ({ours.name!r}) differ"
+            f"value_start: the tokenizers of the reward model ({theirs.name!r}) and of the policy ({ours.name!r}) differ; "
+            "fit it on the policy's base"
         )

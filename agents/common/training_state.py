@@ -1,0 +1,84 @@
+"""The state of training beyond weights and optimizer: counters, random states, the KL coefficient, running episodes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from rlhf_gym.agents.common.callbacks import StepCounter
+from rlhf_gym.agents.common.kl import KLController, KLLimit
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.settings import AgentSettings
+from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.lm.language_model import LanguageModel
+
+
+class Agent(Protocol):
+    """An agent, as far as checkpoints need to know it."""
+
+    policy: LMPolicy
+    settings: AgentSettings
+    reference: LanguageModel
+    kl_guard: KLLimit
+    kl_controller: KLController
+    observation_space: spaces.Space[Any]
+    env: VecEnv | None
+    num_timesteps: int
+    iteration: int
+    episode_count: int
+    seed: int | None
+    ep_info_buffer: deque[Any] | None
+    ep_success_buffer: deque[Any] | None
+    _n_updates: int
+    _counter: StepCounter
+    _update_rng: np.random.Generator
+    _stats_window_size: int
+    _last_obs: Any
+
+    def state(self) -> dict[str, Any]:
+        """Counters and random states."""
+
+
+def training_state(agent: Agent) -> dict[str, Any]:
+    """The counters and random states of an agent, as JSON values."""
+    return {
+        "num_timesteps": agent.num_timesteps,
+        "iteration": agent.iteration,
+        "n_updates": agent._n_updates,
+        "episode_count": agent.episode_count,
+        "tokens_waiting": agent._counter.waiting,
+        "seed": agent.seed,
+        "update_rng": agent._update_rng.bit_generator.state,
+        "env": agent.env.state() if isinstance(agent.env, TokenVecEnv) else None,
+        "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in agent.ep_info_buffer or ()],
+        # These move only after learning, so they fit the state at a rollout's start, too.
+        "kl_coef": agent.kl_controller.coef,
+        "kl_back_offs": agent.kl_guard.back_offs,
+    }
+
+
+def restore_training(agent: Agent, state: dict[str, Any]) -> None:
+    """Go on from where :func:`training_state` was taken.
+
+    Args:
+        agent: the agent.
+        state: the counters and random states.
+    """
+    agent.num_timesteps = state["num_timesteps"]
+    agent.iteration = state["iteration"]
+    agent._n_updates = state["n_updates"]
+    agent.episode_count = state["episode_count"]
+    agent._counter.waiting = state["tokens_waiting"]
+    agent._update_rng.bit_generator.state = state["update_rng"]
+    agent.kl_controller.coef = float(state["kl_coef"])
+    agent.kl_guard.back_offs = int(state["kl_back_offs"])
+    agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
+    agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
+    if isinstance(agent.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == agent.env.num_envs:
+        agent.env.restore(state["env"])
+        # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
+        agent._last_obs = dict(agent.env.env.episodes.observe())
