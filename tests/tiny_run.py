@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rlhf_gym.loop.config_file import Settings, merge
 
@@ -56,9 +57,16 @@ def command(*arguments: str | Path) -> list[str]:
 
 def rlhf_gym(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `rlhf-gym` as a process of its own."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, **options)
 
 
-def figures(run_dir: Path) -> str:
+def closed_pipe() -> TextIO:
+    """A pipe to write to that nobody reads, as ``| head`` leaves it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def metrics_table(run_dir: Path) -> str:
     """The run's table of metrics, as text."""
     return (run_dir / "metrics.csv").read_text()

@@ -162,16 +162,22 @@ def pick_device(device: str) -> torch.device:
     """The device of that name; ``"auto"`` is a GPU where there is one.
 
     Raises:
-        ModelError: no such device.
+        ModelError: there is no such device, or it cannot be used on this machine.
     """
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(device)
+        place = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"unknown device {device!r}; expected 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        why = str(error).splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used here: {why}; give 'auto', 'cpu', ...") from error
+    return place
 
 
 def expect_model(source: ModelSource) -> None:
