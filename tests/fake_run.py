@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-OPENINGS = (
+PROMPTS = (
     "the film opens on a quiet street in winter , and",
     "when the director of this picture was asked about it , he",
     "two brothers inherit a hotel by the sea . the first hour",
@@ -66,23 +66,29 @@ def build_run(
 
 def _write_set_up(run_dir: Path) -> None:
     config = {
-        "seed": 7,
         "model": {"name": "embedded", "dtype": "float32", "device": "auto"},
-        "task": {"name": "sentiment", "max_new_tokens": 32, "temperature": 1.0},
-        "rater": {"kind": "simulated", "beta": 3.0, "error_rate": 0.05, "judge_api_key": "sk-not-for-eyes"},
+        "task": {"name": "sentiment", "max_new_tokens": 32},
+        "rater": {"name": "simulated", "beta": 3.0, "error_rate": 0.05, "judge_api_key": "sk-not-for-eyes"},
         "reward_model": {"epochs": 6, "learning_rate": 0.0003, "url": "https://me:hunter2@scores.example/v1"},
-        "agent": {"kl_coef": 0.05, "kl_target": 6.0, "n_episodes": 128, "clip_range": 0.2, "target_kl": None},
-        "rounds": 2,
+        "agent": {
+            "name": "ppo",
+            "kl_coef": 0.05,
+            "kl_target": 6.0,
+            "n_episodes": 128,
+            "clip_range": 0.2,
+            "target_kl": None,
+        },
+        "run": {"rounds": 2, "seed": 7},
     }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    versions = {
-        "rlhf_gym": "0.1.0",
+    versions: dict[str, Any] = {
+        "rlhf-gym": "0.1.0",
         "python": "3.11.7",
         "torch": "2.13.0",
         "transformers": "5.23.0",
         "gymnasium": "1.4.0",
     }
-    versions["started_at"] = "2026-03-04T09:12:45+00:00"
+    versions |= {"started_at": "2026-03-04T09:12:45+00:00", "wall_seconds": 287.4}
     (run_dir / "versions.json").write_text(json.dumps(versions))
 
 
@@ -102,14 +108,14 @@ def _write_reward_model(folder: Path, rng: random.Random, number: int) -> None:
         {"epoch": step / 20, "loss": 0.7 - 0.25 * (1 - math.exp(-step / 40)) + rng.gauss(0, 0.01)}
         for step in range(1, 121)
     ]
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "accuracy": 0.741 + 0.02 * number,
         "standard_error": 0.0193,
         "n_train": 410,
         "n_validation": 102,
     }
-    figures |= {"ece": 0.031, "bins": bins, "epochs": epochs, "curve": curve}
-    (folder / "reward_model.json").write_text(json.dumps(figures))
+    metrics |= {"ece": 0.031, "bins": bins, "epochs": epochs, "curve": curve}
+    (folder / "reward_model.json").write_text(json.dumps(metrics))
 
 
 def _write_store(run_dir: Path, judgements: int) -> None:
@@ -125,9 +131,11 @@ def _write_completions(folder: Path, rng: random.Random, iteration: int) -> None
     with (folder / "completions.jsonl").open("a") as file:
         for why, text in (("first", AFTER[0]), ("worst", HOSTILE[0] + HOSTILE[1])):
             tokens = [text[i : i + 4] for i in range(0, len(text), 4)]
-            figures = {name: [rng.gauss(0, 1) for _ in tokens] for name in ("rewards", "values", "advantages", "kls")}
+            quantities = {
+                name: [rng.gauss(0, 1) for _ in tokens] for name in ("rewards", "values", "advantages", "kls")
+            }
             trace = {"why": why, "prompt": text, "response": text, "score": 1.2, "kl": 3.4, "ended": True, "terms": {}}
-            file.write(json.dumps({"iteration": iteration, **trace, "tokens": tokens, **figures}) + "\n")
+            file.write(json.dumps({"iteration": iteration, **trace, "tokens": tokens, **quantities}) + "\n")
         if iteration > 1:
             file.write('{"iteration": 1, "wh')
 
@@ -177,7 +185,7 @@ def _write_evaluation(run_dir: Path, rng: random.Random, count: int) -> None:
         proxy_before, proxy_after = rng.gauss(0, 1), rng.gauss(2.4, 0.8)
         pairs.append(
             {
-                "prompt": OPENINGS[index % len(OPENINGS)],
+                "prompt": PROMPTS[index % len(PROMPTS)],
                 "before": before,
                 "after": after,
                 "gold_before": gold_before,
@@ -193,5 +201,5 @@ def _write_evaluation(run_dir: Path, rng: random.Random, count: int) -> None:
     evaluation = {"n": count, "win_rate": 0.8125, "win_rate_low": 0.723, "win_rate_high": 0.878, "ties": 3, "kl": 9.42}
     evaluation |= {key: mean(key) for key in ("gold_before", "gold_after", "proxy_before", "proxy_after")}
     evaluation |= {"perplexity_before": 38.2, "perplexity_after": 29.6, "distinct_2_before": 0.712}
-    evaluation |= {"distinct_2_after": 0.534, "length_before": 29.4, "length_after": 31.1, "wall_seconds": 287.4}
+    evaluation |= {"distinct_2_after": 0.534, "length_before": 29.4, "length_after": 31.1}
     (run_dir / "evaluation.json").write_text(json.dumps(evaluation | {"pairs": pairs}))

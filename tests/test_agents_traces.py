@@ -18,7 +18,7 @@ from rlhf_gym.agents.common.completions import as_table
 from rlhf_gym.agents.common.traces import END, Trace, as_columns, token_texts, traces
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import load_tokenizer
-from rlhf_gym.loop.report.heat_maps import looks, write_heat_maps
+from rlhf_gym.loop.report.heat_maps import heat_maps, write_heat_maps
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e[bold]x"
 
@@ -101,12 +101,11 @@ def test_the_callback_looks_at_the_first_every_few_and_the_last(tmp_path: Path) 
 
 def test_weights_and_biases_gets_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     agent = small_ppo()
     with pytest.raises(ConfigError, match=r"call wandb\.init"):
         agent.learn(1, callback=Completions(console=False, wandb=True))
-    with wandb.init(project="test", dir=str(tmp_path), settings=wandb.Settings(console="off")):
+    with wandb.init(project="test", mode="offline", dir=str(tmp_path), settings=wandb.Settings(console="off")):
         small_ppo().learn(1, callback=Completions(count=2, console=False, wandb=True))
     [file] = tmp_path.glob("wandb/offline-run-*/files/media/table/completions_*.table.json")
     table = json.loads(file.read_text())
@@ -134,15 +133,15 @@ def test_nothing_that_a_model_generated_moves_the_cursor_or_runs(tmp_path: Path)
 def test_shades_share_one_scale_over_iterations() -> None:
     before = trace(values=None, advantages=[-1.0, 0.1], rewards=[0.0, 0.0])
     after = trace(advantages=[2.0, -2.0])
-    first, last = looks({"one": [asdict(before)], "two": [asdict(after)]})
+    first, last = heat_maps({"one": [asdict(before)], "two": [asdict(after)]})
     strips = {strip.name: [cell.shade for cell in strip.cells] for strip in first.maps[0].strips}
     assert strips == {"reward": [0, 0], "advantage": [-2, 0], "KL": [2, 3]}  # -1 of 2 is half way: -1.5
     strips = {strip.name: [cell.shade for cell in strip.cells] for strip in last.maps[0].strips}
     assert strips["advantage"] == [3, -3]
     assert "value" in strips
-    assert looks({}) == []
+    assert heat_maps({}) == []
     broken = {"tokens": ["a"], "rewards": [1.0, 2.0], "kls": ["x"], "values": None}
-    [look] = looks({"cut": [broken]})
+    [look] = heat_maps({"cut": [broken]})
     assert [strip.name for strip in look.maps[0].strips] == ["KL"]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from ppo_setups import assert_same_weights, collected, letters_env, small_agent, small_ppo, weights
 from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
-from tiny_run import figures, save_tiny_model, tiny_settings
+from tiny_run import metrics_table, save_tiny_model, tiny_settings
 
 from rlhf_gym.agents import GRPO, PPO, TRPO
 from rlhf_gym.errors import ConfigError, ModelError
@@ -122,10 +122,10 @@ def test_a_run_starts_the_value_network_from_the_rounds_reward_model(tmp_path: P
     run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
     written = json.loads((run.path / "round-1" / "agent.json").read_text())
     assert written["value_start"] == str(run.path / "round-1" / "reward_model")
-    rows = [line.split(",") for line in figures(run.path).splitlines()]
+    rows = [line.split(",") for line in metrics_table(run.path).splitlines()]
     settings["agent"]["value_start"] = "policy"
     other = run_loop(build(settings), tmp_path / "other", progress=Progress(quiet=True))
-    others = [line.split(",") for line in figures(other.path).splitlines()]
+    others = [line.split(",") for line in metrics_table(other.path).splitlines()]
     column = rows[0].index("train/explained_variance")
     assert rows[1][column] != others[1][column]
     assert rows[1][:column][3:5] == others[1][:column][3:5]  # the same responses, differently valued

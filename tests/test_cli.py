@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny_run import command, save_tiny_model, tiny_settings
+from tiny_run import closed_pipe, command, save_tiny_model, tiny_settings
 
 from rlhf_gym.cli.main import main
-from rlhf_gym.errors import FeedbackError
+from rlhf_gym.errors import FeedbackError, ModelError, RewardError
+from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.version import __version__
 
@@ -27,11 +29,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run made through the command line."""
+def run_and_output(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The directory of a run made through the command line, and what the command printed."""
     folder = tmp_path_factory.mktemp("cli")
-    assert main(["run", "--config", str(config_file(folder, model)), "--out", str(folder / "run")]) == 0
-    return folder / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["run", "--config", str(config_file(folder, model)), "--out", str(folder / "run")]) == 0
+    return folder / "run", printed.getvalue()
+
+
+@pytest.fixture
+def finished(run_and_output: tuple[Path, str]) -> Path:
+    """The directory of a run made through the command line."""
+    return run_and_output[0]
 
 
 def config_file(folder: Path, model: Path, **sections: dict[str, Any]) -> Path:
@@ -50,18 +59,16 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return errors
 
 
-def test_version_and_help_answer_at_once_and_import_nothing_heavy() -> None:
+def test_version_and_help_import_nothing_heavy() -> None:
     code = (
         "import sys; from rlhf_gym.cli.main import main\n"
         "try: main(['run', '--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'transformers', 'stable_baselines3', 'sqlalchemy', 'rich') if m in sys.modules])"
     )
-    before = time.process_time(), os.times().children_user
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--resume" in done.stdout
-    assert os.times().children_user - before[1] < 1.0  # seconds of CPU; wall time depends on who else is working
     done = subprocess.run(command("--version"), capture_output=True, text=True, check=True)
     assert done.stdout == f"rlhf-gym {__version__}\n"
 
@@ -94,7 +101,8 @@ def test_config_prints_what_run_would_use(capsys: pytest.CaptureFixture[str], tm
         (["--rater", "nowhere.py:f"], "rater 'nowhere.py:f': there is no file 'nowhere.py'"),
         (["--rater", "no_such_module:f"], "rater 'no_such_module:f': there is no module 'no_such_module'"),
         (["--rater", "math:tao"], "rater 'math:tao': there is no 'tao' in math; did you mean 'tau'?"),
-        (["--device", "gpu"], "model.device must be cpu, cuda"),
+        (["--device", "gpu"], "unknown device 'gpu'; expected 'auto', 'cpu'"),
+        (["--device", "cuda:99"], "device 'cuda:99' does not work on this machine"),
         (["--model", "/no/such/model"], "model '/no/such/model'"),
         (["--prompts", "nowhere.txt"], "there is no file 'nowhere.txt'"),
         (["--resume"], "--resume needs the run's directory: --out DIR"),
@@ -143,28 +151,80 @@ def test_a_second_run_never_overwrites_the_first(
     assert "win rate of tuned over reference" in capsys.readouterr().out
 
 
-def test_prompts_and_reward_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path) -> None:
+def test_prompts_reward_and_rater_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt,wanted\n" + "".join(f"tell me about film {i},a\n" for i in range(12)))
     (tmp_path / "mine.py").write_text(
         "def taste(prompts, responses, wanted):\n"
         "    return [r.count(w) for r, w in zip(responses, wanted, strict=True)]\n"
+        "from rlhf_gym.raters import SimulatedRater\n"
+        "def rater(reward, seed):\n"
+        "    return SimulatedRater(lambda prompts, responses: [len(r) for r in responses], seed=seed, name='long')\n"
+        "def broken(reward, seed):\n"
+        "    return 3\n"
     )
-    config = config_file(tmp_path, model)
-    arguments = ["--prompts", tmp_path / "p.csv", "--reward", f"{tmp_path}/mine.py:taste", "--out", tmp_path / "run"]
-    assert main(["run", "--config", str(config), *map(str, arguments), "--quiet"]) == 0
+    config, mine = config_file(tmp_path, model), f"{tmp_path}/mine.py"
+    arguments = [
+        "--config",
+        config,
+        "--prompts",
+        tmp_path / "p.csv",
+        "--reward",
+        f"{mine}:taste",
+        "--rater",
+        f"{mine}:rater",
+    ]
+    assert main(["run", *map(str, arguments), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     captured = capsys.readouterr()
     assert "held-out prompts: 2" in captured.out
     assert captured.out.startswith(str(tmp_path / "run"))
+    with FeedbackStore(tmp_path / "run" / "feedback.sqlite", read_only=True) as store:
+        assert {judgement.rater for judgement in store.judgements()} == {"long"}
+    errors = fails(capsys, "run", *arguments[:-1], f"{mine}:broken", "--out", tmp_path / "other")
+    assert "a rater is an object with name, submit and collect, or a function" in errors
+    assert "got int" in errors
+    errors = fails(capsys, "run", *arguments, "--set", "rater.beta=2")
+    assert "rater.beta is for simulated raters" in errors
 
 
-def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path) -> None:
-    assert main(["run", "--config", str(config_file(tmp_path, model)), "--out", str(tmp_path / "run")]) == 0
-    output = capsys.readouterr().out
+def test_lines_without_a_terminal(run_and_output: tuple[Path, str]) -> None:
+    output = run_and_output[1]
     assert "\x1b" not in output
     assert "\r" not in output
     assert sum("PPO" in line and "KL" in line and "gold" in line for line in output.splitlines()) == 4
     for stage in ("samples", "labels", "reward model", "PPO", "evaluation"):
         assert f"round 1 {stage} ..." in output
+
+
+def test_interrupted_before_there_is_a_run_to_go_on_with(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlhf_gym.loop.rounds.RunContext.of", interrupted)
+    assert main(["run", "--config", str(config_file(tmp_path, model)), "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "\ninterrupted.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RewardError("reward 'taste' raised ZeroDivisionError"), "ZeroDivisionError. Go on with: rlhf-gym run --out"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+            "out of memory (CUDA out of memory. Tried",
+        ),
+        (MemoryError(), "out of memory (MemoryError). Begin anew with fewer responses at once (agent.n_envs"),
+    ],
+)
+def test_trouble_in_the_middle_of_a_run_is_one_message(
+    capsys: pytest.CaptureFixture[str], finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def trouble(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("rlhf_gym.loop.rounds.RunContext.of", trouble)
+    assert message in fails(capsys, "run", "--out", finished, "--resume")
 
 
 def full_disk() -> OSError:
@@ -193,30 +253,14 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(
     def full(*_: Any, **__: Any) -> None:
         raise make()
 
-    arguments = ["run", "--config", config_file(tmp_path, model), "--out", tmp_path / "run"]
+    small = config_file(tmp_path, model, agent={"iterations": 1}, evaluation={"prompts": 2})
+    arguments = ["run", "--config", small, "--out", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr(f"rlhf_gym.{place}", full)
         errors = fails(capsys, *arguments)
     assert "the disk is full" in errors
     assert f"Go on with: rlhf-gym run --out {tmp_path / 'run'} --resume" in errors
     assert main([*map(str, arguments), "--resume"]) == 0
-
-
-def test_a_rater_of_ones_own(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from rlhf_gym.raters import SimulatedRater\n"
-        "def rater(reward, seed):\n"
-        "    return SimulatedRater(lambda prompts, responses: [len(r) for r in responses], seed=seed, name='long')\n"
-        "def broken(reward, seed):\n"
-        "    return 3\n"
-    )
-    arguments = ["run", "--config", str(config_file(tmp_path, model)), "--rater"]
-    assert main([*arguments, f"{tmp_path}/mine.py:rater", "--out", str(tmp_path / "run")]) == 0
-    errors = fails(capsys, *arguments, f"{tmp_path}/mine.py:broken", "--out", tmp_path / "other")
-    assert "a rater is an object with name, submit and collect, or a function" in errors
-    assert "got int" in errors
-    errors = fails(capsys, *arguments, f"{tmp_path}/mine.py:rater", "--set", "rater.beta=2")
-    assert "rater.beta is for simulated raters" in errors
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs root on Linux")
@@ -245,6 +289,10 @@ def test_report_writes_it_anew(capsys: pytest.CaptureFixture[str], finished: Pat
     assert f"report written: {finished / 'report.html'}" in output
     assert (finished / "report.html").exists()
     assert "holds no run" in fails(capsys, "report", tmp_path)
+    (tmp_path / "config.yaml").write_text("agent: {kl_coef: x}\n")
+    assert "config.yaml: agent.kl_coef must be a number" in fails(capsys, "sample", "x", "--run", tmp_path)
+    (tmp_path / "evaluation.json").write_text("{")
+    assert "evaluation.json is not the JSON file that the run wrote" in fails(capsys, "report", tmp_path)
 
 
 def test_sample_from_a_model_and_from_a_run(capsys: pytest.CaptureFixture[str], finished: Path, model: Path) -> None:
@@ -261,23 +309,34 @@ def test_sample_from_a_model_and_from_a_run(capsys: pytest.CaptureFixture[str], 
     reference = lines("--run", str(finished), "--round", "0")
     assert lines("--run", str(finished)) == lines("--run", str(finished), "--round", "1") != reference
     assert "no trained round 2; expected one of 0, 1" in fails(capsys, "sample", "x", "--run", finished, "--round", "2")
+    assert "leave one of them out" in fails(capsys, "sample", "x", "--run", finished, "--model", model)
     assert "--number must be at least 1" in fails(capsys, "sample", "x", "-n", "0")
     assert "--tokens must be at least 1" in fails(capsys, "sample", "x", "--model", model, "--tokens", "0")
     assert "temperature" in fails(capsys, "sample", "x", "--model", model, "--temperature", "0")
 
 
-def test_a_closed_pipe_is_no_error() -> None:
-    process = subprocess.Popen(command("config"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    assert process.wait() == 0
+def test_a_runs_reference_is_loaded_as_the_run_did(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("model: {name: some/model, revision: v2, dtype: bfloat16}\n")
+
+    def loaded(name: str, **options: Any) -> None:
+        raise ModelError(f"{name} {options['revision']} {options['dtype']}")
+
+    monkeypatch.setattr("rlhf_gym.lm.language_model.LanguageModel.load", loaded)
+    assert "some/model v2 bfloat16" in fails(capsys, "sample", "x", "--run", tmp_path, "--round", "0")
+
+
+def test_a_closed_pipe_is_no_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", closed_pipe())
+    assert main(["config"]) == 0
+    sys.stdout.close()  # as Python does at its end
+    assert capsys.readouterr().err == ""
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert main(["run", "--quick", "--out", str(tmp_path / "file" / "run")]) == 2
-    error = capsys.readouterr().err
-    assert str(tmp_path / "file") in error
-    assert "Traceback" not in error
+    assert f"{tmp_path}/file/run: Not a directory. Give another place" in fails(
+        capsys, "run", "--quick", "--out", tmp_path / "file" / "run"
+    )
+    assert "File name too long. Give another place" in fails(capsys, "run", "--out", tmp_path / ("x" * 300))

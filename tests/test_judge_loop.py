@@ -13,7 +13,7 @@ from tiny_run import rlhf_gym, save_tiny_model, tiny_settings
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.loop.config_file import build
-from rlhf_gym.loop.plugins import check_rater
+from rlhf_gym.loop.rater_catalogue import check_rater
 
 
 def likes_long(request: dict[str, object]) -> str:

@@ -14,7 +14,8 @@ from tiny_run import save_tiny_model, tiny_settings
 from rlhf_gym.agents.common.settings import Setting, settings_of
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.loop.agent_catalogue import AGENTS, SET_ELSEWHERE, find_agent
-from rlhf_gym.loop.config_file import build, merge, parse_override, to_yaml
+from rlhf_gym.loop.config_file import build, merge, parse_override
+from rlhf_gym.loop.config_values import to_yaml
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.metrics_table import MetricsTable
 from rlhf_gym.loop.progress import Progress
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", AGENTS)
 def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> None:
     agent: dict[str, Any] = {"name": name, "iterations": 1, "n_episodes": 8, "batch_size": 8}
-    settings = tiny_settings(model)
+    settings = tiny_settings(model, reward_model={"enabled": False}, evaluation={"prompts": 2})
     if name == "sft":
         rows = [{"prompt": f"The film {i}", "target": "was good"} for i in range(10)]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -49,15 +50,33 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
 
 
 def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent = {"iterations": 6, "learning_rate": 0.1, "kl_coef": 0.0, "kl_limit": 0.5, "n_epochs": 2}
-    run = run_loop(build(tiny_settings(model, agent=agent)), tmp_path / "run", progress=Progress())
+    agent = {
+        "iterations": 6,
+        "learning_rate": 0.1,
+        "kl_coef": 0.0,
+        "kl_limit": 0.5,
+        "n_epochs": 2,
+        "checkpoint_every": 1,
+    }
+    config = build(tiny_settings(model, agent=agent))
+    run = run_loop(config, tmp_path / "run", progress=Progress())
     said = capsys.readouterr().out
     assert "is above kl_limit (0.5): training has stopped" in " ".join(said.split())
     assert 3 <= len(run.metrics_file.read_text().splitlines()) < 7
     assert (run.path / "round-1" / "policy").is_dir()
     assert (run.path / "report.html").exists()
+
+    def killed(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # after training has stopped, before its policy is saved
+        patch.setattr("rlhf_gym.loop.train.whole_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_loop(config, tmp_path / "killed", progress=Progress(quiet=True))
+    again = run_loop(config, tmp_path / "killed", resume=True, progress=Progress(quiet=True))
+    assert again.metrics_file.read_text() == run.metrics_file.read_text()
 
 
 @pytest.mark.parametrize(

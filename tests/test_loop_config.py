@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.agent_catalogue import AGENTS
+from rlhf_gym.loop.config import SECTIONS
 from rlhf_gym.loop.config_file import (
     QUICK,
-    all_keys,
     build,
     differences,
     dump,
@@ -24,6 +25,13 @@ from rlhf_gym.loop.config_file import (
     to_settings,
 )
 from rlhf_gym.loop.config_page import renewed
+from rlhf_gym.loop.config_values import convert
+from rlhf_gym.loop.sections import Key, keys
+
+
+def all_keys(agent: str = "ppo") -> list[tuple[str, str, Key]]:
+    """Every setting with its section and name."""
+    return [(section, name, key) for section in SECTIONS for name, key in keys(section, agent).items()]
 
 
 def test_every_setting_has_help_and_survives_yaml() -> None:
@@ -50,11 +58,11 @@ def test_the_help_with_its_bounds_stands_above_each_key(agent: str) -> None:
         above = list(takewhile(lambda line: line.startswith("  #"), reversed(lines[:at])))
         words = " ".join(line.strip("# ") for line in reversed(above))
         assert key.bounds in words
-        assert key.help.split()[0].replace("None", "null") == words.split()[0]
+        assert key.help.split()[0] == words.split()[0]
     assert build(yaml.safe_load(dump(config))) == config
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.fixed_dictionaries(
         {},
@@ -151,6 +159,9 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path) -> None:
     file.write_text("agent:\n  kl_coef: [1\n")
     with pytest.raises(ConfigError, match=r"c\.yaml, line 3, column 1: not YAML"):
         load_settings(file)
+    file.write_bytes(b"\x00")
+    with pytest.raises(ConfigError, match=r"c\.yaml: not YAML \(unacceptable character [^\n]*\)$"):
+        load_settings(file)
     file.write_text("run:\n  sead: 1\n")
     with pytest.raises(ConfigError, match=r"c\.yaml: there is no key 'run\.sead'; did you mean 'run\.seed'"):
         load_settings(file)
@@ -181,6 +192,21 @@ def test_the_demos_configuration_is_valid() -> None:
 def test_quick_is_a_valid_configuration() -> None:
     assert all(build(quick(agent)).agent.iterations < build({}).agent.iterations for agent in AGENTS)
     assert quick("ppo") == QUICK
+
+
+def test_settings_of_types_that_yaml_has_no_word_for() -> None:
+    assert convert({"a": 1}, Mapping[str, int], "agent.options") == {"a": 1}
+    for expected in (Callable[[float], float], Any, Path):
+        with pytest.raises(ConfigError, match=r"agent\.mine cannot be set from a configuration"):
+            convert(3, expected, "agent.mine")
+    with pytest.raises(ConfigError, match=r"agent\.kl_coef must be a number"):
+        convert(10**400, float, "agent.kl_coef")
+
+
+def test_a_function_returns_none_where_a_configuration_says_null() -> None:
+    text = " ".join(dump(build({}), with_help=True).replace("#", "").split())
+    assert "a function (prompt, a, b) that returns 0, 1 or None" in text
+    assert "clipped to plus or minus this before learning; null is off" in text
 
 
 def test_a_tasks_options_are_a_mapping() -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.loop.after_iteration import iteration_line
-from rlhf_gym.loop.context import split
 from rlhf_gym.loop.evaluate import distinct_2, wilson_interval
 from rlhf_gym.loop.label import queries_of
+from rlhf_gym.loop.run_task import split_prompts
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.tasks.samples import Prompt, Sample
 
@@ -49,15 +49,15 @@ def test_queries_group_the_candidates_of_a_prompt() -> None:
 
 def test_a_file_of_prompts_is_split_by_text_whatever_the_order() -> None:
     prompts = [Prompt(f"prompt {i % 40}") for i in range(100)]
-    train, held = split(prompts, 0.2, "x.txt")
+    train, held = split_prompts(prompts, 0.2, "x.txt")
     texts = {p.text for p in held}
     assert len(texts) == 8
     assert not texts & {p.text for p in train}
     assert len(train) + len(held) == 100
-    assert {p.text for p in split(prompts[::-1], 0.2, "x.txt")[1]} == texts
-    assert [len(side) for side in split([Prompt("a"), Prompt("b")], 0.99, "x")] == [1, 1]
+    assert {p.text for p in split_prompts(prompts[::-1], 0.2, "x.txt")[1]} == texts
+    assert [len(side) for side in split_prompts([Prompt("a"), Prompt("b")], 0.99, "x")] == [1, 1]
     with pytest.raises(TaskError, match=r"x\.txt holds one prompt only"):
-        split([Prompt("a"), Prompt("a")], 0.2, "x.txt")
+        split_prompts([Prompt("a"), Prompt("a")], 0.2, "x.txt")
 
 
 def test_gold_is_watched_and_never_part_of_the_reward() -> None:
@@ -72,7 +72,7 @@ def test_gold_is_watched_and_never_part_of_the_reward() -> None:
     assert {k: v.tolist() for k, v in scored.terms.items()} == {"proxy": [3, 0], "gold": [0.5, 2]}
 
 
-def test_the_line_of_figures() -> None:
+def test_the_line_of_metrics() -> None:
     row = {"round": "1", "iteration": "3", "objective/scores": "0.5", "objective/kl": "-0.0001", "gold": "",
            "policy/clipfrac_avg": "0.125"}  # fmt: skip
     line = "round 1 PPO  3/40  proxy +0.50  KL 0.00  clipped 12.5%"

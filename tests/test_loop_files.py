@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import pytest
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.metrics_table import MetricsTable, format_number
-from rlhf_gym.loop.run_directory import RunDirectory, read_json, whole_folder, write_json, write_text
+from rlhf_gym.loop.run_directory import RunDirectory
+from rlhf_gym.loop.whole_files import read_json, whole_folder, write_json, write_text
 
 
 def test_a_new_directory_is_made_and_an_old_run_is_never_overwritten(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_new_directory_is_made_and_an_old_run_is_never_overwritten(tmp_path: P
         pass
 
 
-def test_resume_refuses_settings_that_would_change_figures(tmp_path: Path) -> None:
+def test_resume_refuses_settings_that_would_change_metrics(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run.open(build({}), resume=False):
         pass
@@ -66,22 +66,13 @@ def test_a_run_killed_before_its_configuration_was_written_begins_anew(tmp_path:
 
 
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
-    code = (
-        "import sys; from rlhf_gym.loop.run_directory import RunDirectory; from rlhf_gym.loop.config_file import build\n"
-        "with RunDirectory(sys.argv[1]).open(build({}), resume=False): print('in', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "in\n"
+    # The lock is of an open file, not of a process: a second opening stands for a second process.
     with (
+        RunDirectory(tmp_path).open(build({}), resume=False),
         pytest.raises(ConfigError, match="another process is working on"),
         RunDirectory(tmp_path).open(build({}), resume=True),
     ):
         pass
-    other.kill()
-    other.communicate()
     with RunDirectory(tmp_path).open(build({}), resume=True):
         pass
 
@@ -112,9 +103,9 @@ def test_a_folder_takes_its_place_only_when_it_is_complete(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
 
 
-def row(table: MetricsTable, where: tuple[int, int], step: int, **figures: Any) -> None:
+def row(table: MetricsTable, where: tuple[int, int], step: int, **metrics: Any) -> None:
     table.where = where
-    table.write({k.replace("__", "/"): v for k, v in figures.items()}, {}, step)
+    table.write({k.replace("__", "/"): v for k, v in metrics.items()}, {}, step)
 
 
 def test_the_table_keeps_its_rows_over_resumes_new_columns_and_torn_lines(tmp_path: Path) -> None:
@@ -137,6 +128,34 @@ def test_the_table_keeps_its_rows_over_resumes_new_columns_and_torn_lines(tmp_pa
     assert len(MetricsTable(file).rows) == 0
 
 
-def test_figures_keep_their_digits() -> None:
+def test_a_table_that_no_run_wrote_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    for text in ("round;iteration;timesteps\n1;1;10\n", "round,iteration,timesteps\n1,one,10\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"metrics\.csv is not the table that the run wrote"):
+            MetricsTable(file)
+
+
+def test_a_json_file_that_no_run_wrote_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text('{"sample": ')
+    with pytest.raises(ConfigError, match=r"stages\.json is not the JSON file that the run wrote"):
+        read_json(tmp_path / "stages.json")
+    assert read_json(tmp_path / "none.json") is None
+
+
+def test_a_disk_without_locks_is_not_taken_for_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_descriptor: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("rlhf_gym.loop.run_directory._lock", no_locks)
+    with (
+        pytest.raises(ConfigError, match=r"does not let .*\.lock be locked \(No locks available\)"),
+        RunDirectory(tmp_path).open(build({}), resume=False),
+    ):
+        pass
+
+
+def test_metrics_keep_their_digits() -> None:
+    assert format_number(12_345_678_901) == "12345678901"  # tokens of a long run
     assert [format_number(x) for x in (1, 0.1, 1e-9, True, 123456789)] == ["1", "0.1", "1e-09", "1", "123456789"]
     assert float(format_number(0.12345678)) == 0.12345678

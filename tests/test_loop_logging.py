@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases: the same figures as in metrics.csv; nothing leaves the machine, no key is written."""
+"""TensorBoard and Weights & Biases: the same metrics as in metrics.csv; nothing leaves the machine, no key is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_gym.loop.rounds import run_loop
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_figures_reach_every_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_reach_every_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
@@ -37,6 +37,19 @@ def test_figures_reach_every_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((run.path / "wandb").glob("offline-run-*/*.wandb"))
     for file in (p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".safetensors"):
         assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_wandb_without_a_key_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    def no_key() -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr("wandb.login", no_key)
+    config = build({"log": {"to": ["wandb"], "wandb_mode": "online"}})
+    with pytest.raises(ConfigError, match=r"No API key configured\.. Give log\.wandb_mode=offline"):
+        run_loop(config, tmp_path / "run", progress=Progress(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])

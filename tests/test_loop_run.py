@@ -1,11 +1,10 @@
-"""The whole loop on a tiny model: what it leaves behind, and that no interruption changes a figure or loses a judgement."""
+"""The whole loop on a tiny model: what it leaves behind, and that no interruption changes a metric or loses a judgement."""
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import command, figures, save_tiny_model, tiny_settings
+from tiny_run import closed_pipe, metrics_table, rlhf_gym, save_tiny_model, tiny_settings
 
+from rlhf_gym.cli.main import main
 from rlhf_gym.errors import RewardError, RlhfGymError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.loop.config_file import build, merge
@@ -40,7 +40,7 @@ def evaluation(run: RunDirectory) -> Any:
 
 
 def same_result(run: RunDirectory, other: RunDirectory) -> None:
-    assert figures(run.path) == figures(other.path)
+    assert metrics_table(run.path) == metrics_table(other.path)
     assert evaluation(run) == evaluation(other)
     for number in (1, 2):
         for name in ("samples.jsonl", "completions.jsonl"):
@@ -61,7 +61,7 @@ def test_what_a_run_leaves_behind(whole: RunDirectory) -> None:
         )
         left += " policy completions.jsonl evaluation.json stages.json"
         assert {p.name for p in folder.iterdir()} == set(left.split())
-    rows = figures(whole.path).splitlines()
+    rows = metrics_table(whole.path).splitlines()
     assert len(rows) == 1 + 2 * 4
     assert rows[0].startswith("round,iteration,timesteps,objective/scores,gold,objective/kl")
     assert [row.split(",")[:2] for row in rows[1:]] == [[r, i] for r in "12" for i in "1234"]
@@ -124,7 +124,7 @@ class Fuse(Progress):
         fuse.burn()
 
 
-def test_killed_anywhere_and_resumed_the_figures_are_the_same(model: Path, whole: RunDirectory, tmp_path: Path) -> None:
+def test_killed_anywhere_and_resumed_the_metrics_are_the_same(model: Path, whole: RunDirectory, tmp_path: Path) -> None:
     config = build(tiny_settings(model, run={"rounds": 2}))
     burns = 3
     kills = 0
@@ -153,51 +153,62 @@ def test_a_further_round_can_be_asked_for(model: Path, whole: RunDirectory, tmp_
     same_result(run_loop(more, tmp_path / "run", resume=True, progress=quiet), whole)
 
 
-def start(config: Path, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("run", "--config", config, "--out", out, "--resume"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+# A gold reward that sends its own process a signal once the run has some rows: the file `plan` says which, and how many.
+SIGNALS = """
+import os
+import pathlib
+import signal
+
+here = pathlib.Path(__file__).parent
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+def taste(prompts, responses):
+    plan, table = here / "plan", here / "run" / "metrics.csv"
+    if plan.exists() and table.exists():
+        name, rows = plan.read_text().split()
+        if table.read_bytes().count(b"\\n") - 1 == int(rows):
+            plan.unlink()
+            os.kill(os.getpid(), getattr(signal, name))
+    return [len(response) / 10 for response in responses]
+"""
 
 
 def rows(out: Path) -> int:
     return (out / "metrics.csv").read_bytes().count(b"\n") - 1 if (out / "metrics.csv").exists() else 0
 
 
-def test_kill_9_and_ctrl_c_then_resume(model: Path, tmp_path: Path) -> None:
-    settings = tiny_settings(model, agent={"iterations": 20, "checkpoint_every": 5})
-    config = tmp_path / "c.yaml"
+def test_killed_interrupted_and_cut_off_a_run_goes_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(SIGNALS)
+    settings = tiny_settings(
+        model, agent={"iterations": 9, "checkpoint_every": 3}, task={"reward": f"{tmp_path}/mine.py:taste"}
+    )
+    config, out, plan = (tmp_path / name for name in ("c.yaml", "run", "plan"))
     config.write_text(yaml.safe_dump(settings))
     whole = run_loop(build(settings), tmp_path / "whole", progress=Progress(quiet=True))
-    out = tmp_path / "run"
+    arguments = ["run", "--config", str(config), "--out", str(out), "--resume"]
+    hint = f"Go on with: rlhf-gym run --out {out} --resume"
 
-    process = start(config, out)
-    wait_for(lambda: rows(out) >= 7, process)
-    process.kill()
-    process.communicate()
-    assert 7 <= rows(out) < 20  # rows and more are beyond the checkpoint, and are written again
+    plan.write_text("SIGKILL 4")  # one row is beyond the checkpoint, and is written again
+    assert rlhf_gym(*arguments).returncode == -signal.SIGKILL
+    assert rows(out) == 4
 
-    process = start(config, out)
-    wait_for(lambda: rows(out) >= 9, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert f"interrupted. Go on with: rlhf-gym run --out {out} --resume" in errors
-    assert "Traceback" not in errors
+    for name, row, code, word in (("SIGINT", 5, 130, "interrupted"), ("SIGTERM", 7, 143, "terminated")):
+        plan.write_text(f"{name} {row}")
+        assert main(arguments) == code
+        assert rows(out) == row
+        assert capsys.readouterr().err == f"\n{word}. {hint}\n"
 
-    process = start(config, out)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "win rate of tuned over reference" in output
-    assert figures(out) == figures(whole.path)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", closed_pipe())
+        assert main(arguments) == 130
+        sys.stdout.close()
+    assert capsys.readouterr().err == f"\nnobody reads the output any more. {hint}\n"
+
+    assert main(arguments) == 0
+    assert "win rate of tuned over reference" in capsys.readouterr().out
+    assert metrics_table(out) == metrics_table(whole.path)
     assert evaluation(RunDirectory(out)) == evaluation(whole)
 
 
@@ -222,7 +233,7 @@ def test_a_reward_that_fails_is_named_and_nothing_is_lost(
         "def taste(prompts, responses):\n"
         "    global calls\n"
         "    calls += 1\n"
-        "    good = calls < 4 or pathlib.Path(__file__).with_name('mended').exists()\n"
+        "    good = calls < 3 or pathlib.Path(__file__).with_name('mended').exists()\n"
         f"    return [len(r) / 10 for r in responses] if good else {code}\n"
     )
     settings = tiny_settings(model, task={"reward": f"{file}:taste"}, rater={"batch_size": 4})

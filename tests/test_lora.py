@@ -16,7 +16,7 @@ from ppo_setups import assert_same_weights, collected, gradient, learn, letters_
 from stable_baselines3.common.vec_env import VecMonitor
 from test_agents_guarantees import agent_of
 from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
-from tiny_run import figures, save_tiny_model, tiny_settings
+from tiny_run import metrics_table, save_tiny_model, tiny_settings
 
 import rlhf_gym.lm.lora
 from rlhf_gym.agents import GRPO, PPO
@@ -389,7 +389,7 @@ def test_a_run_learns_adapters_and_goes_on_after_a_kill(tmp_path: Path) -> None:
         merged = LanguageModel.load(str(number / "policy"), device="cpu")
         torch.testing.assert_close(logits(tuned), logits(merged), atol=1e-5, rtol=0)
         assert not torch.allclose(logits(tuned), logits(base), atol=1e-4)
-    rows = [line.split(",") for line in figures(whole.path).splitlines()]
+    rows = [line.split(",") for line in metrics_table(whole.path).splitlines()]
     kl = [float(row[rows[0].index("objective/kl")]) for row in rows[1:]]
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert abs(kl[4]) > 1e-4  # the second round begins where the first ended
@@ -397,7 +397,7 @@ def test_a_run_learns_adapters_and_goes_on_after_a_kill(tmp_path: Path) -> None:
         with pytest.raises(KilledError):
             run_loop(build(settings), tmp_path / f"killed-{lines}", progress=Fuse(lines))
         again = run_loop(build(settings), tmp_path / f"killed-{lines}", resume=True, progress=Progress(quiet=True))
-        assert figures(again.path) == figures(whole.path)
+        assert metrics_table(again.path) == metrics_table(whole.path)
         assert (again.path / "evaluation.json").read_text() == (whole.path / "evaluation.json").read_text()
 
 

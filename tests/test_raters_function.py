@@ -16,7 +16,7 @@ from tiny_run import rlhf_gym, save_tiny_model, tiny_settings
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.loop.config import RaterConfig
-from rlhf_gym.loop.plugins import check_rater, find_rater
+from rlhf_gym.loop.rater_catalogue import check_rater, find_rater
 from rlhf_gym.raters import FunctionRater, Rater, RaterError, SimulatedRater, Ticket, as_rater, ask
 from rlhf_gym.raters.as_reward import RaterReward
 from rlhf_gym.raters.function import is_factory

@@ -60,9 +60,9 @@ def test_an_empty_directory_has_a_report_too(tmp_path: Path) -> None:
     assert "not come to its evaluation" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
-def test_the_headline_figures_are_the_runs(report: str) -> None:
+def test_the_headline_metrics_are_the_runs(report: str) -> None:
     words = re.sub(r"\s+", " ", "".join(Elements(report).words))
-    for figure in (
+    for metric in (
         "81.2%",
         "95% interval 72% to 88%, 96 prompts",
         "9.42",
@@ -71,7 +71,7 @@ def test_the_headline_figures_are_the_runs(report: str) -> None:
         "1,024",
         "4 min 47 s",
     ):
-        assert figure in words
+        assert metric in words
     assert "rlhf-gym run --config demo/config.yaml --out demo --resume" in words
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
     assert f'<p class="problem" role="alert">{name}' in html
 
 
-def test_figures_of_the_wrong_kind_do_not_break_the_page(tmp_path: Path) -> None:
+def test_metrics_of_the_wrong_kind_do_not_break_the_page(tmp_path: Path) -> None:
     run_dir = build_run(tmp_path / "run", iterations=3)
     odd = {"win_rate": "much", "kl": None, "n": [], "gold_before": math.nan, "pairs": [{"prompt": 3}, "x", {}]}
     (run_dir / "evaluation.json").write_text(json.dumps(odd))
@@ -135,21 +135,22 @@ def test_figures_of_the_wrong_kind_do_not_break_the_page(tmp_path: Path) -> None
     assert "Not there yet" in write_report(run_dir).read_text(encoding="utf-8")
 
 
-def test_metrics_survive_a_resume_a_tear_and_another_loggers_names(tmp_path: Path) -> None:
+def test_missing_values_and_a_row_cut_short(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(
-        "round,iteration,timesteps,scores,objective/kl,gold\n"
-        "1,1,100,0.5,0.1,\n1,2,200,9,9,9\n1,2,200,0.75,nan,0.25\n2,1,300,inf,0.4,0.5\n2,2,4"
+        "round,iteration,timesteps,objective/scores,objective/kl,gold,reward/left_out\n"
+        "1,1,100,0.5,0.1,,\n1,2,200,0.75,nan,0.25,1\n2,1,300,inf,0.4,0.5,\n2,2,4"
     )
     run = read_run(tmp_path)
-    assert run.series("proxy") == [0.5, 0.75, None, None]
-    assert run.series("kl") == [0.1, None, 0.4, None]
-    assert run.series("gold") == [None, 0.25, 0.5, None]
-    assert [(iteration.round, iteration.index) for iteration in run.iterations] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert run.series("proxy") == [0.5, 0.75, None]
+    assert run.series("kl") == [0.1, None, 0.4]
+    assert run.series("gold") == [None, 0.25, 0.5]
+    assert [metric.key for metric in run.terms] == ["reward/left_out"]
+    assert [(iteration.round, iteration.index) for iteration in run.iterations] == [(1, 1), (1, 2), (2, 3)]
     write_report(tmp_path)
 
 
 def test_the_frontier_is_standardised_on_the_references_scores(tmp_path: Path) -> None:
-    """Worked by hand: gold before has mean 2 and deviation 1, proxy before mean 0 and deviation 2 (n - 1 = 8)."""
+    """Worked by hand: gold before has mean 2 and standard deviation 1, proxy before 0 and 2 (n - 1 = 8)."""
     golds, proxies = [1.0] * 4 + [2.0] + [3.0] * 4, [-2.0] * 4 + [0.0] + [2.0] * 4
     pairs = [{"gold_before": gold, "proxy_before": proxy} for gold, proxy in zip(golds, proxies, strict=True)]
     evaluation = {"kl": 4.0, "gold_after": 2.5, "proxy_after": 3.0, "pairs": pairs}

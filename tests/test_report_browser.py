@@ -62,6 +62,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str], list[str]]:
     """The page, with what the console said and what was requested."""
     page = browser.new_context(**options).new_page()
+    page.set_default_timeout(0)  # how long a page takes depends on who else is working on the machine
     said: list[str] = []
     asked: list[str] = []
 

@@ -68,7 +68,7 @@ def test_terms_reach_table_line_and_report(model: Path, tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     for name in ("constrained_multiplier", "constrained_slack", "sentiment_weighted", "characters"):
         assert re.search(rf"<figcaption><h3>{name}</h3>", page), name
-    assert "standing still for rewards" in page
+    assert "waiting for rewards" in page
     assert ">skipped<" not in page
 
 
@@ -116,7 +116,7 @@ def test_the_line_says_what_there_is() -> None:
     row = {"round": "1", "iteration": "3", "reward/constrained_multiplier": "0.5", "reward/constrained_slack": "-1.25"}
     assert "multiplier 0.50  slack -1.25" in iteration_line(row, "PPO", 4)
     assert "left out" not in iteration_line({**row, "reward/left_out": "0"}, "PPO", 4)
-    assert "left out 3, whose reward failed  rewards 7.1% of the time" in iteration_line(
+    assert "3 left out: reward failed  rewards 7.1% of the time" in iteration_line(
         {**row, "reward/left_out": "3"}, "PPO", 4, 0.071
     )
     assert "mine_multiplier 2.00" in iteration_line({**row, "reward/mine_multiplier": "2"}, "PPO", 4)

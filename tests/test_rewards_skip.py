@@ -328,7 +328,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
             rows = list(csv.DictReader(file))
         skipped = sum(float(row["reward/skipped"]) for row in rows)
         assert 0 < skipped < 8 * len(rows)
-        assert any("whose reward failed" in line for line in lines)
+        assert any("left out: reward failed" in line for line in lines)
         evaluation = json.loads((out / "evaluation.json").read_text())
         assert evaluation["n"] + evaluation["skipped"] == len(evaluation["pairs"]) == 30
         assert evaluation["skipped"] > 0

@@ -24,7 +24,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.preferences import preferences_from
 from rlhf_gym.loop.config_file import build, merge
-from rlhf_gym.loop.label import Turnout, split
+from rlhf_gym.loop.label import Turnout, split_queries
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_models import fits
 from rlhf_gym.loop.rounds import run_loop
@@ -116,12 +116,12 @@ def test_a_quota_is_enough(tmp_path: Path) -> None:
 
 def test_who_gets_what_in_a_mixture() -> None:
     queries = [Query(prompt=f"{i}", responses=("x", "y"), round=1 + i % 2, index=i) for i in range(2000)]
-    mixed, others = split(queries, build({"people": {"share": 0.1}}))
+    mixed, others = split_queries(queries, build({"people": {"share": 0.1}}))
     assert 150 < len(mixed) < 250
     assert sorted(q.index for q in [*mixed, *others]) == list(range(2000))
-    everything, nothing = split(queries, build({"rater": {"name": "web"}}))
+    everything, nothing = split_queries(queries, build({"rater": {"name": "web"}}))
     assert (len(everything), nothing) == (2000, [])
-    later, warm = split(queries, build({"rater": {"name": "web"}, "people": {"warm_up": 1}}))
+    later, warm = split_queries(queries, build({"rater": {"name": "web"}, "people": {"warm_up": 1}}))
     assert {q.round for q in later} == {2}
     assert {q.round for q in warm} == {1}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from waiting import LONG
 
@@ -61,6 +62,13 @@ def rlhf_gym(*arguments: str | Path, **options: Any) -> subprocess.CompletedProc
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=LONG, **options)
 
 
-def figures(run_dir: Path) -> str:
+def closed_pipe() -> TextIO:
+    """A pipe to write to that nobody reads, as ``| head`` leaves it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def metrics_table(run_dir: Path) -> str:
     """The run's table of metrics, as text."""
     return (run_dir / "metrics.csv").read_text()

@@ -1,1 +1,1 @@
-"""The command line: `rlhf-gym run`, `config`, `report`, `sample`."""
+"""The command line, `rlhf-gym`: options in `parser`, commands in `commands`, errors and exit codes in `main`."""

@@ -1,10 +1,10 @@
-"""`rlhf-gym`: finds the command, and turns whatever goes wrong into one message and an exit code.
+"""`rlhf-gym`: runs a command, and turns whatever goes wrong into one message and an exit code.
 
 ====  =========================================================================================================
 0     done
 1     `check-reward --strict` found something to look at
-2     something that the user can mend: a setting, a file, a reward, a full disk; what was done before is kept
-130   interrupted (Ctrl-C); 143: terminated
+2     something that the user can correct: a setting, a file, a reward, a full disk; what was done before is kept
+130   interrupted (Ctrl-C, or nobody reads the output of `run` any more); 143: terminated
 ====  =========================================================================================================
 
 Nothing heavy is imported before a command is known, so that ``--help`` answers at once.
@@ -12,6 +12,7 @@ Nothing heavy is imported before a command is known, so that ``--help`` answers 
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import signal
@@ -20,52 +21,61 @@ from collections.abc import Sequence
 from types import FrameType
 
 from rlhf_gym.cli.parser import make_parser
-from rlhf_gym.errors import RlhfGymError
+from rlhf_gym.errors import RewardError, RlhfGymError
 
 USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM: ends like Ctrl-C, with everything closed in order."""
+    """SIGTERM: ends the process like Ctrl-C, with everything closed in order."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: without the program's name; default those of the process.
+        arguments: the arguments after the program's name; by default those of the process.
 
     Returns:
         The exit code.
     """
     options = make_parser().parse_args(arguments)
-    hint = ""
     try:
-        from rlhf_gym.cli import commands
+        from rlhf_gym.cli.commands import COMMANDS
 
         before = signal.signal(signal.SIGTERM, _terminate)
         try:
-            hint = commands.resume_hint(options)
-            code: int | None = getattr(commands, options.command.replace("-", "_"))(options)
+            code = COMMANDS[options.command](options)
             sys.stdout.flush()
         finally:
             signal.signal(signal.SIGTERM, before)
         return code or 0
     except RlhfGymError as error:
-        return _fail(_full_disk(error, hint) or f"{error}")
-    except BrokenPipeError:
-        # Whoever read our output went away (`| head`): nothing is wrong, and nothing more is to be written.
+        return _fail(_full_disk(error, options) or _reward_failed(error, options) or str(error))
+    except BrokenPipeError:  # whoever read our output went away (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt as error:
-        terminated = isinstance(error, TerminatedError)
-        print(f"\n{'terminated' if terminated else 'interrupted'}.{hint}", file=sys.stderr)
-        return TERMINATED if terminated else INTERRUPTED
+        return _interrupted("nobody reads the output any more", options) if options.command == "run" else 0
+    except TerminatedError:
+        _interrupted("terminated", options)
+        return TERMINATED
+    except KeyboardInterrupt:
+        return _interrupted("interrupted", options)
     except Exception as error:  # safetensors, SQLAlchemy and Torch each have their own name for a full disk
-        message = _full_disk(error, hint) or _file_refused(error, hint)
+        message = _full_disk(error, options) or _file_refused(error, options) or _out_of_memory(error)
         if message is None:
             raise
         return _fail(message)
+
+
+def _interrupted(why: str, options: argparse.Namespace) -> int:
+    print(f"\n{why}.{_hint(options)}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _hint(options: argparse.Namespace) -> str:
+    from rlhf_gym.cli.commands import resume_hint
+
+    return resume_hint(options)
 
 
 def _fail(message: str) -> int:
@@ -73,25 +83,48 @@ def _fail(message: str) -> int:
     return USER_ERROR
 
 
-def _full_disk(error: BaseException | None, hint: str) -> str | None:
-    """The message for a full disk, if that is at the bottom of an error."""
+def _full_disk(error: BaseException | None, options: argparse.Namespace) -> str | None:
+    """The message for a full disk, if an error or one of its causes is that."""
     full = (errno.ENOSPC, errno.EDQUOT)
     while error is not None:
         texts = ("No space left on device", "disk is full", "(or quota) is full", "Disk quota exceeded")
         if (isinstance(error, OSError) and error.errno in full) or any(text in str(error) for text in texts):
             return (
-                f"the disk is full ({str(error).splitlines()[0]}). Everything finished before is kept: stored judgements, "
-                f"written metrics, the latest checkpoint. Free some space.{hint}"
+                f"the disk is full ({_first_line(error)}). Everything finished before is kept: stored judgements, written "
+                f"metrics, the latest checkpoint. Free some space.{_hint(options)}"
             )
         error = error.__cause__ or error.__context__
     return None
 
 
-def _file_refused(error: BaseException, hint: str) -> str | None:
+def _reward_failed(error: RlhfGymError, options: argparse.Namespace) -> str | None:
+    """The message for a reward that failed in the middle of a run, which goes on once the reward is mended."""
+    hint = _hint(options) if isinstance(error, RewardError) else ""
+    return f"{str(error).rstrip('.')}.{hint}" if hint else None
+
+
+def _file_refused(error: Exception, options: argparse.Namespace) -> str | None:
     """The message for a file or folder that the system does not let us write or read."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror or error}. Give another place, or mend its permissions.{hint}"
+        why = error.strerror or error
+        return f"{error.filename}: {why}. Give another place, or mend its permissions.{_hint(options)}"
     return None
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """The message for a machine or a GPU without enough memory."""
+    texts = ("out of memory", "can't allocate memory")  # of CUDA and other devices; of PyTorch on the CPU
+    if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
+        return None
+    return (
+        f"out of memory ({_first_line(error) or type(error).__name__}). Begin anew with fewer responses at once (agent.n_envs, "
+        "sampling.batch_size), fewer tokens at once (agent.tokens_per_batch, reward_model.tokens_per_batch), a shorter limit "
+        "(task.max_new_tokens), a smaller model, or model.dtype bfloat16"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

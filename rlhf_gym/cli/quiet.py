@@ -13,5 +13,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
-        # What a library will be called with some day is news for us, not for whoever runs a command.
+        # That a library will change some day is news for us, not for whoever runs a command.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")

@@ -1,4 +1,4 @@
-"""The commands about people who rate: serve the page, invite, forget, and take answers out and in."""
+"""The command about people who rate: serve the page, invite, forget, export and import answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ def rate(options: argparse.Namespace) -> None:
     """`rlhf-gym rate`: one of its actions, or ``--serve``.
 
     Raises:
-        ConfigError: neither an action nor ``--serve`` is given, or an option does not fit the action.
+        ConfigError: neither or both of an action and ``--serve`` are given, or an option does not fit the action.
     """
     if options.action is None and options.serve is None:
         raise ConfigError(
-            "say what to serve: rlhf-gym rate --serve RUN_OR_STORE (or `rate invite`, `rate forget RATER`)"
+            "say what to serve: rlhf-gym rate --serve RUN_OR_STORE (or an action: invite, forget, export, import)"
         )
+    if options.action is not None and options.serve is not None:
+        raise ConfigError(f"--serve does not go with {options.action}: give --store after {options.action} instead")
     actions = {None: _serve, "invite": _invite, "forget": _forget, "export": _export, "import": _import}
     actions[options.action](options)
 
@@ -45,7 +47,7 @@ def _serve(options: argparse.Namespace) -> None:
     with serving(store, queue=queue, page=page, address=address, run=run) as served:
         served.store.add_queries(checks)
         print("\n".join(served.lines()), flush=True)
-        print("Ctrl-C ends it; every answer is stored the moment it is given", flush=True)
+        print("Ctrl-C ends it; every answer is stored as soon as it is given", flush=True)
         served.server.wait()
 
 
@@ -106,8 +108,8 @@ def _import(options: argparse.Namespace) -> None:
         raise ConfigError(f"--round does not go with --format {NATIVE}: its queries name their own rounds")
     # All of the file is read before the store is opened: a file that is refused leaves nothing behind.
     found = import_feedback(options.file, options.format, rater=options.rater, round=options.round or 0)
-    there = "://" in options.store or Path(options.store).exists()
-    with FeedbackStore(store_of(options.store)[0] if there else options.store) as store:
+    exists = "://" in options.store or Path(options.store).exists()
+    with FeedbackStore(store_of(options.store)[0] if exists else options.store) as store:
         added = add_imported(store, found)
     print(
         f"{options.store}: {added.judgements} new answers to {added.queries} new queries"

@@ -1,4 +1,4 @@
-"""The commands about rewards: list them, try one out before training, serve one to other machines."""
+"""The commands about rewards: list them, check one before training, serve one to other machines."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ def rewards(options: argparse.Namespace) -> None:
 
 
 def check_reward(options: argparse.Namespace) -> int:
-    """`rlhf-gym check-reward`: print a check of a reward; the exit code is 1 with ``--strict`` and a warning.
+    """`rlhf-gym check-reward`: check a reward, and print what was found.
+
+    Returns:
+        The exit code: 1 with ``--strict`` if there is something to look at, else 0.
 
     Raises:
-        ConfigError: fewer than two samples.
+        ConfigError: fewer than two samples, or a negative seed.
     """
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
+    if options.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {options.seed}")
     quiet_libraries()
     from rlhf_gym.loop.config import ModelConfig, TaskConfig
-    from rlhf_gym.loop.context import task_of
+    from rlhf_gym.loop.run_task import task_of
     from rlhf_gym.rewards.check import check_reward
     from rlhf_gym.rewards.service.limits import limit_parts
     from rlhf_gym.rewards.spec import load_reward
@@ -46,13 +51,13 @@ def check_reward(options: argparse.Namespace) -> int:
     model = LanguageModel.load(options.model, device=ModelConfig().device)
     tokenizer = model.tokenizer
     limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
-    written = generate(
+    responses = generate(
         model, [tokenizer.encode_prompt(text) for text in texts], limits, sampling=Sampling(), stop=task.stop,
         seed=options.seed,
     )  # fmt: skip
     print(f"honest samples: {len(texts)} responses of {model.name} to prompts of task {task.name}", file=sys.stderr)
     report = check_reward(
-        reward, texts, [g.text for g in written], columns_of(prompts),
+        reward, texts, [response.text for response in responses], columns_of(prompts),
         encode=lambda text: [*tokenizer.encode(text), tokenizer.eos_id],
     )  # fmt: skip
     print(report.as_text())

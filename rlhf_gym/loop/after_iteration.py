@@ -1,4 +1,4 @@
-"""Callbacks of a run, called after every iteration: a progress line, completions, a checkpoint, a new reward model."""
+"""A run's callbacks after every iteration: progress line, sample completions, checkpoint, refit of the reward model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.metrics_table import MetricsTable, WandbWriter
 from rlhf_gym.loop.progress import Bar
 from rlhf_gym.loop.reward_models import fit, fits
-from rlhf_gym.loop.run_directory import write_json, write_text
 from rlhf_gym.loop.train_reward import ProxyAndGold
+from rlhf_gym.loop.whole_files import write_json, write_text
 
-# The line of metrics of an iteration: the column of metrics.csv, its word on the line, its format.
+# What an iteration's line shows: the column of metrics.csv, its word on the line, its format.
 ON_THE_LINE = (
     ("objective/scores", "proxy", "+z.2f"), ("gold", "gold", "+z.2f"), ("objective/kl", "KL", "z.2f"),
     ("objective/entropy", "entropy", ".1f"), ("response_length", "length", ".1f"), ("loss/value_avg", "value loss", ".3f"),
@@ -27,18 +27,18 @@ ON_THE_LINE = (
 )  # fmt: skip
 CHECKPOINT = "agent.zip"
 SECONDS_FILE = "agent_seconds.json"
-"""Seconds of a round's iterations by phase, for the report."""
+"""Seconds of a round's iterations up to its checkpoint, by phase, for the report."""
 COMPLETIONS_FILE = "completions.jsonl"
 
 
-class Lines(IterationCallback):
-    """Labels the row that an iteration writes; advances the bar and prints a line when the iteration is done.
+class ProgressLines(IterationCallback):
+    """Tells the table which iteration its next row is of; afterwards advances the bar and prints a line.
 
     Args:
         context: the run.
         number: the round.
         table: ``metrics.csv``.
-        bar: the stage's.
+        bar: the stage's bar.
     """
 
     def __init__(self, context: RunContext, number: int, table: MetricsTable, bar: Bar) -> None:
@@ -49,7 +49,7 @@ class Lines(IterationCallback):
         self._table.where = (self._number, self.model.iteration + 1)  # type: ignore[attr-defined]
 
     def on_iteration_end(self, agent: Any) -> bool:
-        """Show the iteration's metrics."""
+        """Print the iteration's metrics, and why training has stopped where it has."""
         self._bar.update(agent.iteration)
         iterations = self._context.config.agent.iterations
         line = iteration_line(self._table.rows[-1], type(agent).__name__, iterations, agent.reward_share)
@@ -60,13 +60,13 @@ class Lines(IterationCallback):
 
 
 class RunCompletions(IterationCallback):
-    """Shows and keeps some completions after the first iteration, every few, and the last: console, file, W&B.
+    """Prints and stores sample completions of the first iteration, of every few, and of the last; sends them to W&B, too.
 
     Args:
         context: the run.
         number: the round.
-        done: iterations done already; what a killed process wrote of later ones is dropped.
-        logger: gets a W&B table, if W&B is among its writers.
+        done: iterations done already; completions that a killed process has stored of later ones are dropped.
+        logger: the run's logger; its W&B writer, if it has one, gets a table.
     """
 
     def __init__(self, context: RunContext, number: int, done: int, logger: Logger) -> None:
@@ -88,7 +88,7 @@ class RunCompletions(IterationCallback):
         return kept
 
     def on_iteration_end(self, agent: Any) -> bool:
-        """Show and keep completions where they are due."""
+        """Print and store completions if they are due."""
         settings, iteration = self._context.config.log, agent.iteration
         last = iteration == self._context.config.agent.iterations or agent.stopped is not None
         if not settings.completions or not (iteration == 1 or iteration % settings.completions_every == 0 or last):
@@ -103,7 +103,10 @@ class RunCompletions(IterationCallback):
 
 
 class Checkpoints(IterationCallback):
-    """Saves the agent every few iterations and after the last.
+    """Saves the agent every few iterations and after the last, but not once training has stopped by itself.
+
+    A run that is killed after that goes back to the checkpoint before, trains and stops again. From a checkpoint of the last
+    iteration it would train on.
 
     Args:
         context: the run.
@@ -116,18 +119,18 @@ class Checkpoints(IterationCallback):
         self._folder, self._settings, self._table = context.run.round(number), context.config.agent, table
 
     def on_iteration_end(self, agent: Any) -> bool:
-        """Save where it is due."""
-        settings = self._settings
-        if agent.iteration % settings.checkpoint_every == 0 or agent.iteration == settings.iterations:
+        """Save a checkpoint if it is due."""
+        due = agent.iteration % self._settings.checkpoint_every == 0 or agent.iteration == self._settings.iterations
+        if due and agent.stopped is None:
             agent.save(self._folder / CHECKPOINT)
             write_json(self._folder / SECONDS_FILE, self._table.seconds)
         return True
 
 
 class Refits(IterationCallback):
-    """Refits the reward model once people have given enough new answers; the agent then trains against the new one.
+    """Refits the reward model whenever people have given enough new answers; the agent is then trained against the new one.
 
-    A run that is resumed goes on with the newest reward model, also where that is newer than its agent's checkpoint.
+    A run that goes on after a kill takes the newest reward model, even if that is newer than the agent's checkpoint.
 
     Args:
         context: the run.
@@ -141,7 +144,7 @@ class Refits(IterationCallback):
         self._after = context.config.people.refit if context.people is not None else None
 
     def on_iteration_end(self, agent: Any) -> bool:
-        """Fit if enough answers are new; after the last iteration there is nothing left to train."""
+        """Fit if there are enough new answers; not after the last iteration, when nothing is left to train."""
         if self._after is None or agent.iteration >= self._context.config.agent.iterations:
             return True
         run = self._context.run
@@ -149,7 +152,7 @@ class Refits(IterationCallback):
         with FeedbackStore(run.store_file, read_only=True) as store:
             new = store.count().current - seen
         if new >= self._after:
-            self._context.progress.say(f"{new} new answers: the reward model is fitted anew")
+            self._context.progress.say(f"{new} new answers: fitting the reward model again")
             fit(self._context, self._number, iteration=agent.iteration)
             self._reward.replace(self._context.proxy(self._number))
         return True
@@ -159,10 +162,10 @@ def iteration_line(row: Mapping[str, str], title: str, iterations: int, reward_s
     """Write an iteration's metrics on one line.
 
     Args:
-        row: its row of the table.
+        row: the iteration's row of the table.
         title: the agent's class.
-        iterations: number of iterations of the round.
-        reward_share: share of the iteration's time spent waiting for rewards, which the table does not hold: it has no clock.
+        iterations: number of iterations in the round.
+        reward_share: share of the iteration's time spent waiting for rewards (the table holds no times); None leaves it out.
     """
     metrics = [f"{word} {float(row[key]):{form}}" for key, word, form in ON_THE_LINE if row.get(key)]
     for key in row:  # a constraint's Lagrange multiplier, and by how much the constraint exceeds its level
@@ -171,7 +174,7 @@ def iteration_line(row: Mapping[str, str], title: str, iterations: int, reward_s
                 name = key.removeprefix("reward/").removeprefix("constrained_")
                 metrics.append(f"{name} {float(row[key]):{'.2f' if ending == 'multiplier' else '+z.2f'}}")
     if left_out := float(row.get("reward/left_out") or 0):
-        metrics.append(f"left out {left_out:.0f}, whose reward failed")
+        metrics.append(f"{left_out:.0f} left out: reward failed")
     if reward_share is not None:
         metrics.append(f"rewards {reward_share:.1%} of the time")
     number = f"{int(row['iteration']):>{len(str(iterations))}}/{iterations}"

@@ -1,4 +1,4 @@
-"""Agents by name, and what a run adds to their own settings. Importing this file imports no agent."""
+"""Agents by name, and how a run's settings differ from their own. Importing this file imports no agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AGENTS = {
     "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
     "sft": "SFT",
 }  # fmt: skip
-"""The built-in agents: what a configuration calls them, and their classes in :mod:`rlhf_gym.agents`."""
+"""The built-in agents: name in a configuration, class in :mod:`rlhf_gym.agents`."""
 
 RUN_DEFAULTS: Mapping[str, Any] = {"n_episodes": 64, "learning_rate_decay": "linear"}
 """Defaults of a run that differ from the agent's own; every other default is the agent's."""
@@ -31,7 +31,7 @@ SET_ELSEWHERE = {
 """Settings of agents that another section of the configuration sets."""
 
 LOOP_KEYS_FOR = {"value_start": "value_start", "target_column": "data"}
-"""The loop's own keys that only some agents need, by the argument that the loop gives these agents then."""
+"""The loop's own keys that only some agents have, with the argument by which these agents are known."""
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.run_directory import write_text
+from rlhf_gym.loop.whole_files import write_text
 from rlhf_gym.tasks.samples import Prompt, Sample
 
 
@@ -18,11 +18,11 @@ def sample(context: RunContext, number: int) -> None:
     """Generate ``round-N/samples.jsonl``: ``candidates`` responses to each of ``prompts`` prompts, prompt by prompt.
 
     A run that was killed meanwhile goes on after the last whole batch. The random numbers of a response depend only on the
-    seed and on its position in the file. A file that is there already stays as it is.
+    seed and on its position in the file. A file that is complete already stays as it is.
 
     Args:
         context: the run.
-        number: the round, from 1. The policy of the round before generates.
+        number: the round, from 1; the policy of the round before generates.
     """
     settings = context.config.sampling
     file = context.run.round(number) / "samples.jsonl"
@@ -92,9 +92,9 @@ def read_samples(context: RunContext, number: int) -> list[Sample]:
 
 
 def _keep_whole_batches(part: Path, size: int) -> int:
-    """Cut an interrupted file after its last whole batch, and return the number of lines left.
+    """Cut an interrupted file after its last whole batch, and return the number of lines that are left.
 
-    Batches must hold the same rows as in a run without interruption, for the same rounding of floats.
+    Batches must hold the same rows as in a run without interruption: only then are floats rounded alike.
     """
     if not part.exists():
         return 0

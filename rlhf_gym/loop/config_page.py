@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from rlhf_gym.loop.agent_catalogue import AGENTS
-from rlhf_gym.loop.config_file import build, dump, to_yaml
+from rlhf_gym.loop.config_file import build, dump
+from rlhf_gym.loop.config_values import to_yaml
 from rlhf_gym.loop.sections import DEFAULT_AGENT, keys
 
 BEGIN, END = "<!-- settings: begin (generated) -->", "<!-- settings: end -->"

@@ -1,4 +1,4 @@
-"""Stage 5: the tuned model against the reference, on held-out prompts."""
+"""Stage 5: evaluates the tuned model against the reference, on held-out prompts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from rlhf_gym.errors import RewardError
 from rlhf_gym.lm.decoding import Generation, generate
@@ -15,29 +16,29 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.run_directory import write_json
+from rlhf_gym.loop.intervals import wilson_interval
+from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, Scores, score
 
-SCORES = ("gold_before", "gold_after", "proxy_before", "proxy_after")
-
 
 def evaluate(context: RunContext, number: int) -> None:
-    """Write ``round-N/evaluation.json`` and, the same, ``evaluation.json`` at the top.
+    """Write ``round-N/evaluation.json``, and the same as ``evaluation.json`` at the top.
 
-    Both models answer each held-out prompt once, with the same noise, sampled as in training. "Before" is the reference,
-    "after" the policy of this round.
+    Both models answer each held-out prompt once, with the same random numbers, sampled as in training. "Before" is the
+    reference, "after" the policy of this round.
 
     ==================================  ==========================================================================
     ``win_rate``, ``_low``, ``_high``   share of prompts where the gold reward prefers "after", ties counted half;
                                         95% Wilson interval
-    ``ties``                            prompts where both score the same
+    ``ties``                            prompts where both responses have the same gold reward
     ``gold_*``, ``proxy_*``             mean scores; ``gold_difference_se``: standard error of the paired difference
     ``kl``, ``kl_se``                   ``E[log pi - log pi_ref]`` over "after", nats per response
     ``perplexity_*``                    per token under the reference; a measure of fluency
     ``distinct_2_*``                    share of distinct word pairs among all; falls when responses repeat themselves or
                                         one another (Li et al. 2016)
     ``length_*``                        mean response length, tokens
+    ``ended_*``                         share of responses that ended before the length limit
     ``skipped``                         prompts without scores: a reward failed there and is set to skip failures
     ==================================  ==========================================================================
 
@@ -61,26 +62,27 @@ def evaluate(context: RunContext, number: int) -> None:
 
         def scores(reward: Reward, generations: Sequence[Generation]) -> Scores:
             with frozen(reward):  # "before" and "after" are measured with one and the same reward
-                scored = score(reward, texts, [g.text for g in generations], columns, may_skip=True)
-            return np.where(scored.kept, scored.values, np.nan)
+                batch = score(reward, texts, [g.text for g in generations], columns, may_skip=True)
+            return np.where(batch.kept, batch.values, np.nan)
 
-        gold = scores(context.gold, before), scores(context.gold, after)
-        proxies = scores(proxy, before), scores(proxy, after)
+        scored = {
+            "gold_before": scores(context.gold, before), "gold_after": scores(context.gold, after),
+            "proxy_before": scores(proxy, before), "proxy_after": scores(proxy, after),
+        }  # fmt: skip
         kls = _response_kls(context, policy, ids, after)
         perplexity = [_perplexity(context, ids, generations) for generations in (before, after)]
-    every = [*gold, *proxies]
-    kept = np.isfinite(every).all(axis=0)
+    kept = np.isfinite(list(scored.values())).all(axis=0)
     if not kept.any():
         raise RewardError(f"rewards failed on every one of the {len(prompts)} prompts of the evaluation")
-    gold, proxies = (every[0][kept], every[1][kept]), (every[2][kept], every[3][kept])
-    n, wins, ties = int(kept.sum()), int((gold[1] > gold[0]).sum()), int((gold[1] == gold[0]).sum())
+    gold_before, gold_after, proxy_before, proxy_after = (values[kept] for values in scored.values())
+    n, wins, ties = int(kept.sum()), int((gold_after > gold_before).sum()), int((gold_after == gold_before).sum())
     low, high = wilson_interval(wins + ties / 2, n)
     metrics: dict[str, Any] = {
         "round": number, "n": n, "skipped": len(prompts) - n,
         "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n, "win_rate_low": low,
-        "win_rate_high": high, "gold_before": gold[0].mean(), "gold_after": gold[1].mean(),
-        "gold_difference_se": _standard_error(gold[1] - gold[0]), "proxy_before": proxies[0].mean(),
-        "proxy_after": proxies[1].mean(), "kl": kls.mean(), "kl_se": _standard_error(kls),
+        "win_rate_high": high, "gold_before": gold_before.mean(), "gold_after": gold_after.mean(),
+        "gold_difference_se": _standard_error(gold_after - gold_before), "proxy_before": proxy_before.mean(),
+        "proxy_after": proxy_after.mean(), "kl": kls.mean(), "kl_se": _standard_error(kls),
         "perplexity_before": perplexity[0], "perplexity_after": perplexity[1],
         "distinct_2_before": distinct_2([g.text for g in before]),
         "distinct_2_after": distinct_2([g.text for g in after]),
@@ -90,7 +92,7 @@ def evaluate(context: RunContext, number: int) -> None:
     pairs = [
         {
             "prompt": texts[i], "before": before[i].text, "after": after[i].text,
-            **dict(zip(SCORES, (float(values[i]) if np.isfinite(values[i]) else None for values in every), strict=True)),
+            **{name: float(values[i]) if np.isfinite(values[i]) else None for name, values in scored.items()},
         }
         for i in range(len(prompts))
     ]  # fmt: skip
@@ -102,7 +104,7 @@ def evaluate(context: RunContext, number: int) -> None:
 def _respond(
     context: RunContext, model: LanguageModel, ids: Sequence[Sequence[int]], on_progress: Any
 ) -> list[Generation]:
-    """Generate with one seed for all models and rounds: two equal models give equal responses."""
+    """Generate with the same seed for both models and all rounds: two equal models give equal responses."""
     return generate(
         model, ids, context.limits, sampling=context.sampling, stop=context.task.stop, seed=context.seed(0, "evaluate"),
         batch_size=context.config.sampling.batch_size, on_progress=on_progress,
@@ -113,46 +115,29 @@ def _response_kls(
     context: RunContext, policy: LanguageModel, ids: Sequence[Sequence[int]], generations: Sequence[Generation]
 ) -> Scores:
     """``log pi - log pi_ref`` of each response, under the distributions that tokens are drawn from."""
-    responses = [g.ids for g in generations]
-    logs = [
-        response_log_probs(
-            model,
-            ids,
-            responses,
-            context.sampling,
-            context.limits,
-            tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
-        )
-        for model in (policy, context.reference)
-    ]
-    return np.array([float((ours - theirs).double().sum()) for ours, theirs in zip(*logs, strict=True)])
+    ours = _log_probs(context, policy, ids, generations, context.sampling)
+    theirs = _log_probs(context, context.reference, ids, generations, context.sampling)
+    return np.array([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)])
 
 
 def _perplexity(context: RunContext, ids: Sequence[Sequence[int]], generations: Sequence[Generation]) -> float:
     """Perplexity per token under the reference's full distribution: temperature 1, no top-k or top-p."""
-    logs = response_log_probs(
-        context.reference, ids, [g.ids for g in generations], Sampling(), context.limits,
-        tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
-    )  # fmt: skip
+    logs = _log_probs(context, context.reference, ids, generations, Sampling())
     return math.exp(-sum(float(x.double().sum()) for x in logs) / sum(len(x) for x in logs))
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's (1927) confidence interval of a proportion; it holds near 0 and 1, where the normal one does not.
-
-    Args:
-        successes: number of successes; a tie counts half.
-        n: number of trials, at least 1.
-        z: quantile of the normal distribution; the default gives 95%.
-
-    >>> low, high = wilson_interval(8, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.49, 0.943)
-    """
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def _log_probs(
+    context: RunContext,
+    model: LanguageModel,
+    ids: Sequence[Sequence[int]],
+    generations: Sequence[Generation],
+    sampling: Sampling,
+) -> list[Tensor]:
+    """Log-probabilities of each response's tokens, float32 ``[R]`` for a response of ``R`` tokens."""
+    return response_log_probs(
+        model, ids, [g.ids for g in generations], sampling, context.limits,
+        tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
+    )  # fmt: skip
 
 
 def distinct_2(texts: Sequence[str]) -> float:

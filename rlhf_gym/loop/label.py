@@ -1,4 +1,4 @@
-"""Stage 2: raters compare the candidates; each judgement is stored before the next query is put."""
+"""Stage 2: raters answer queries about the candidates; each batch of judgements is stored before the next is asked for."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rlhf_gym.judge import JudgeRater
 from rlhf_gym.loop.candidates import read_samples
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.plugins import find_rater
 from rlhf_gym.loop.progress import Bar
+from rlhf_gym.loop.rater_catalogue import find_rater
 from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.base import score
@@ -27,7 +27,7 @@ _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
 
 
 def label(context: RunContext, number: int) -> None:
-    """Have the rater answer a round's queries; those with an answer in the store are not put to it again.
+    """Put a round's queries to the rater; those with an answer in the store are not put again.
 
     Args:
         context: the run.
@@ -40,7 +40,7 @@ def label(context: RunContext, number: int) -> None:
     queries = queries_of(read_samples(context, number), config.sampling.candidates, config.rater.query_type, number)
     with FeedbackStore(context.run.store_file) as store:
         if config.rater.name == "terminal":
-            # A conversation with one person: without a bar, and the whole round, so that undo reaches back.
+            # One person at the keyboard: no bar in between, and the whole round at once, so that undo reaches back.
             ask(TerminalRater(store=store, seed=config.run.seed), queries, store)
         else:
             _label(context, number, queries, store)
@@ -50,17 +50,17 @@ def label(context: RunContext, number: int) -> None:
 
 
 def _label(context: RunContext, number: int, queries: list[Query], store: FeedbackStore) -> None:
-    """People get their share of the queries at once; the other rater answers the rest meanwhile, by batches."""
+    """Put their share of the queries to people, all at once; the other rater answers the rest meanwhile, batch by batch."""
     settings = context.config.rater
-    people, others = split(queries, context.config) if context.people else ([], queries)
+    people, others = split_queries(queries, context.config) if context.people else ([], queries)
     with context.progress.stage(f"round {number} labels", len(queries)) as bar:
         if context.people:
             store.add_queries(people)
             context.people.submit(people)
         if others:
             named = replace(settings, name="simulated") if settings.name == "web" else settings  # the warm-up
-            rater = find_rater(named, context.gold, reference_rewards(context), context.seed(number, "label"))
-            # By batches, so that a simulated rater's answers too are stored and shown as they come.
+            rater = find_rater(named, context.gold, lambda: reference_rewards(context), context.seed(number, "label"))
+            # In batches, so that a simulated rater's answers, too, are stored and shown as they come.
             for begin in range(0, len(others), settings.batch_size):
                 batch = others[begin : begin + settings.batch_size]
                 ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
@@ -72,10 +72,10 @@ def _label(context: RunContext, number: int, queries: list[Query], store: Feedba
 
 
 def queries_of(samples: list[Sample], candidates: int, query_type: QueryType, number: int) -> list[Query]:
-    """Make one query a prompt; for pairs, one for each two candidates; for thumbs and edits, one for each candidate.
+    """Make one query for each prompt; for pairs, one for each two candidates; for thumbs and edits, one for each candidate.
 
     Args:
-        samples: the round's, ``candidates`` for each prompt, prompt by prompt.
+        samples: the round's samples, ``candidates`` for each prompt, prompt by prompt.
         candidates: responses to each prompt.
         query_type: type of all queries.
         number: the round.
@@ -93,9 +93,9 @@ def queries_of(samples: list[Sample], candidates: int, query_type: QueryType, nu
 
 
 def reference_rewards(context: RunContext) -> np.ndarray:
-    """Gold rewards ``[prompts, candidates]`` of the reference's own samples (round 1), which rater presets are scaled by.
+    """Compute gold rewards ``[prompts, candidates]`` of the reference's samples (round 1), to which rater presets are fitted.
 
-    Prompts are left out if the gold reward failed on a candidate and is set to skip failures.
+    A prompt is left out if the gold reward failed on one of its candidates and is set to skip failures.
     """
     samples = read_samples(context, 1)
     names = {name: None for s in samples for name in s.prompt.columns}
@@ -118,7 +118,7 @@ def for_people(query: Query, config: Config) -> bool:
     return int(content_id("people", query.id), 16) < config.people.share * 2.0**128
 
 
-def split(queries: Sequence[Query], config: Config) -> tuple[list[Query], list[Query]]:
+def split_queries(queries: Sequence[Query], config: Config) -> tuple[list[Query], list[Query]]:
     """Split queries into those for people and those for the other rater.
 
     Args:
@@ -131,14 +131,14 @@ def split(queries: Sequence[Query], config: Config) -> tuple[list[Query], list[Q
 
 
 class Turnout:
-    """Shows how many queries people have answered: on the bar and, without a terminal, as a line now and then.
+    """Shows how many queries people have answered: on the bar and, without a terminal, in a line now and then.
 
     Args:
-        bar: the stage's.
+        bar: the stage's bar.
         say: prints a line.
         before: queries of the stage that others have answered.
-        plain: no terminal: print lines.
-        clock: seconds, for tests.
+        plain: there is no terminal: print lines.
+        clock: gives the time in seconds.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Turnout:
         self._said = (-_SAY_EVERY, -1)
 
     def __call__(self, done: int, total: int) -> None:
-        """Update the display; called when answers came, and regularly while none come.
+        """Update the display; called whenever answers have come, and regularly while none come.
 
         Args:
             done: queries that people have answered.

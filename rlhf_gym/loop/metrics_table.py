@@ -1,4 +1,4 @@
-"""Where an iteration's metrics go: `metrics.csv`, and further writers of stable-baselines3's logger."""
+"""The writers of an iteration's metrics: ``metrics.csv``, Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,32 +6,39 @@ import csv
 import importlib.util
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import content_id
-from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.config import Config, LogConfig
 from rlhf_gym.loop.config_file import to_settings
-from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_text
+from rlhf_gym.loop.run_directory import RunDirectory
+from rlhf_gym.loop.whole_files import read_json, write_text
 
-FIRST_COLUMNS = ("round", "iteration", "timesteps", "objective/scores", "gold", "objective/kl")
+POSITION = ("round", "iteration", "timesteps")
+FIRST_COLUMNS = (*POSITION, "objective/scores", "gold", "objective/kl")
 RENAMED = {"reward/gold": "gold", "reward/proxy": "proxy"}
 
 
 class MetricsTable(KVWriter):
-    """The table of metrics, one row an iteration. No wall-clock metrics: the same seed writes the same table.
+    """The table of metrics, a row for each iteration. It holds no times, so that the same seed writes the same table.
 
     Args:
-        path: the file; its rows are kept.
+        path: the file; the rows in it are kept.
 
     Attributes:
         rows: all rows so far, as they are in the file.
-        where: round and iteration of the row to come.
-        seconds: duration of the iterations so far, by phase; not in the file.
+        where: round and iteration of the next row.
+        seconds: seconds of the iterations so far, by phase; not in the file.
+
+    Raises:
+        ConfigError: the file is not a table that a run wrote.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,6 +53,11 @@ class MetricsTable(KVWriter):
             reader = csv.DictReader(io.StringIO(whole + "\n"))
             self.columns = list(reader.fieldnames or FIRST_COLUMNS)
             self.rows = [{k: v or "" for k, v in row.items() if k} for row in reader]
+            if not all(row.get(column, "").isdecimal() for row in self.rows for column in POSITION):
+                raise ConfigError(
+                    f"{path} is not the table that the run wrote (every row has whole numbers in the columns "
+                    f"{', '.join(POSITION)}; columns are separated by commas): restore it from a copy"
+                )
 
     def keep_until(self, round_number: int, iteration: int) -> None:
         """Drop the rows after an iteration: a run that goes on from its checkpoint writes them again.
@@ -54,9 +66,9 @@ class MetricsTable(KVWriter):
             round_number: round of the last row to keep, from 1.
             iteration: its iteration within the round, from 1; 0 keeps none of the round.
         """
-        kept = [row for row in self.rows if (int(row["round"]), int(row["iteration"])) <= (round_number, iteration)]
-        if len(kept) < len(self.rows) or self.path.exists():
-            self.rows = kept
+        if self.path.exists():
+            last = (round_number, iteration)
+            self.rows = [row for row in self.rows if (int(row["round"]), int(row["iteration"])) <= last]
             self._write_all()
 
     def timesteps(self) -> int:
@@ -64,7 +76,7 @@ class MetricsTable(KVWriter):
         return int(self.rows[-1]["timesteps"]) if self.rows else 0
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Append one row; a new column makes it rewrite the whole file.
+        """Append one row; if it has a new column, the whole file is written again.
 
         Args:
             key_values: the metrics by name.
@@ -100,37 +112,40 @@ class MetricsTable(KVWriter):
 
 
 def format_number(value: Any) -> str:
-    """Format a number with up to nine significant digits: 0.1, not 0.10000000149011612.
+    """Format a float with up to nine significant digits (0.1, not 0.10000000149011612), a whole number with all its digits.
 
     >>> format_number(0.1), format_number(3), format_number(1 / 3)
     ('0.1', '3', '0.333333333')
     """
-    return f"{float(value):.9g}" if not isinstance(value, str) else value
+    if isinstance(value, str):
+        return value
+    return str(int(value)) if isinstance(value, int | np.integer) else f"{float(value):.9g}"
 
 
 class WandbWriter(KVWriter):
-    """Hands metrics to Weights & Biases; one W&B run for one run directory, also after a resume.
+    """Sends metrics to Weights & Biases: one W&B run for one run directory, also after a resume.
 
     Args:
-        run: the run directory.
+        run: the run's directory.
         config: the configuration, shown with the metrics.
     """
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
         import wandb
 
-        begun = read_json(run.versions_file)["started_at"]
+        begun = (read_json(run.versions_file) or {}).get("started_at", "")
         # Offline by default: nothing leaves the machine, and no account or key is needed.
-        self._run = wandb.init(
-            project=config.log.wandb_project,
-            mode=config.log.wandb_mode,
-            dir=str(run.path),
-            name=run.path.name,
-            id=content_id("wandb", str(run.path.resolve()), begun)[:16],
-            resume="allow",
-            config=to_settings(config),
-            settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
-        )
+        with _wandb_errors():
+            self._run = wandb.init(
+                project=config.log.wandb_project,
+                mode=config.log.wandb_mode,
+                dir=str(run.path),
+                name=run.path.name,
+                id=content_id("wandb", str(run.path.resolve()), begun)[:16],
+                resume="allow",
+                config=to_settings(config),
+                settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True),
+            )
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Send one iteration's metrics.
@@ -153,27 +168,45 @@ class WandbWriter(KVWriter):
         self._run.log({name: table}, step=step)
 
     def close(self) -> None:
-        """Flush, and end the W&B run."""
+        """Send what is left, and end the W&B run."""
         self._run.finish()
 
 
-def check_loggers(names: Sequence[str]) -> None:
-    """Check before any work starts that the packages of the further loggers are installed.
+def check_loggers(config: LogConfig) -> None:
+    """Check before any work starts that the further loggers can be used.
 
     Raises:
-        ConfigError: one is not installed.
+        ConfigError: a package is not installed, or W&B is to be online and has no key.
     """
-    for name in names:
+    for name in config.to:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"--log {name} needs the package {name!r}: pip install 'rlhf-gym[log]'")
+    if "wandb" in config.to and config.wandb_mode == "online":
+        import wandb
+
+        with _wandb_errors():
+            wandb.login()  # asks for the key on a terminal, raises an error elsewhere
+
+
+@contextmanager
+def _wandb_errors() -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"Weights & Biases cannot be used: {error}. Give log.wandb_mode=offline, or see to your login and network "
+            "(`wandb login`, WANDB_API_KEY)"
+        ) from error
 
 
 def make_logger(run: RunDirectory, config: Config, table: MetricsTable) -> Logger:
-    """The logger that agents write to: the table, and the loggers that ``log.to`` names.
+    """Make the logger that agents write to: the table, and the loggers that ``log.to`` names.
 
     Args:
         run: the run's directory; TensorBoard's files go into its ``tensorboard/``.
-        config: the configuration, of which ``log`` is used.
+        config: the configuration, whose section ``log`` is used.
         table: the table of metrics.
     """
     writers: list[KVWriter] = [table]

@@ -1,4 +1,4 @@
-"""Stage 3: fits a reward model to all judgements so far, and again during training while people go on answering.
+"""Stage 3: fits a reward model to all judgements so far; with ``people.refit``, again while the policy is trained.
 
 people   |■■■■|■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■■|
 machine       |fit|train|fit|train|fit|train|
@@ -16,15 +16,13 @@ from rlhf_gym.feedback.preferences import preferences_of
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.run_directory import write_json, write_text
+from rlhf_gym.loop.whole_files import write_json, write_text
 from rlhf_gym.reward_model import FitConfig, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.study.checks import expected
 
 NORMALISED_ON = 256
-"""At most so many responses: the standard deviation of scores is then known to 5%."""
-
-
+"""Most responses that a reward model is normalised on: the standard deviation of their scores is then known to 5%."""
 FITS_FILE = "reward_models.jsonl"
 _KEPT = ("accuracy", "standard_error", "n_train", "n_validation")
 
@@ -32,27 +30,27 @@ _KEPT = ("accuracy", "standard_error", "n_train", "n_validation")
 def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     """Write ``round-N/reward_model/`` and ``round-N/reward_model.json``, and a line of ``round-N/reward_models.jsonl``.
 
-    The trunk begins as the reference in every round, and judgements of all rounds count: a reward model is never fitted on
-    top of an older one's mistakes. It is normalised on responses of the reference, so that ``kl_coef`` means the same in
-    every round (Ziegler et al. 2019); on new ones, since the scores of those it was fitted to are spread too widely.
+    In every round the trunk starts from the reference and is fitted to the judgements of all rounds: no reward model inherits
+    the mistakes of an older one. It is normalised on responses of the reference, so that ``kl_coef`` means the same in every
+    round (Ziegler et al. 2019); on new responses, because scores of those it was fitted to are spread too widely.
 
     Args:
-        context: the run's means.
+        context: the run.
         number: the round.
-        iteration: number of iterations that the agent has done in this round.
+        iteration: iterations that the agent has done in this round.
 
     Raises:
-        FeedbackError: no judgement says that one response is better than another.
+        FeedbackError: no judgement prefers one response to another.
     """
     with FeedbackStore(context.run.store_file, read_only=True) as store:
-        judgements = store.count().current  # first: of what comes meanwhile nothing is missed
-        # What people said of queries whose answer is known tells of people; the taste to be learned is not in it.
+        judgements = store.count().current  # counted first: an answer that comes meanwhile counts as new next time
+        # Answers to check questions measure people; the preferences to be learned are not in them.
         answers = [answer for answer in store.answers() if expected(answer[0].columns) is None]
     preferences = preferences_of(answers)
     if all(p.tie for p in preferences):
         raise FeedbackError(
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
-            "to. Ask about more prompts (sampling.prompts), or ask a rater who skips and ties less"
+            "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
     config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
     model = RewardModel(context.reference.frozen_copy(), seed=config.seed)
@@ -66,7 +64,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
         )
         model.normalise(*_reference_samples(context, number))
     folder = context.run.round(number)
-    model.save(folder / "reward_model")
+    model.save(context.run.reward_model(number))
     metrics = result.as_dict()
     write_json(folder / "reward_model.json", metrics)
     line = {"iteration": iteration, "judgements": judgements, **{name: metrics[name] for name in _KEPT}}
@@ -79,13 +77,13 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
 
 
 def fits(folder: Path) -> list[dict[str, Any]]:
-    """The reward models that a round has had so far: ``iteration``, ``judgements``, and how good each is."""
+    """The fits of a round so far: ``iteration``, ``judgements``, ``accuracy`` and the like of each."""
     file = folder / FITS_FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def _reference_samples(context: RunContext, number: int) -> tuple[list[str], list[str]]:
-    """Prompts, and responses of the reference to them that no rater has seen."""
+    """Generate responses of the reference that no rater has seen; their prompts come first."""
     prompts = [p.text for p in round_prompts(context, number) * context.config.sampling.candidates][:NORMALISED_ON]
     responses = generate(
         context.reference, [context.reference.tokenizer.encode_prompt(p) for p in prompts], context.limits,

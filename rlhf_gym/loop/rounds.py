@@ -1,4 +1,4 @@
-"""The loop itself: the stages of every round in order, each done once, whatever interrupts it."""
+"""The loop itself: the stages of every round, in order; a stage that is finished is not done again when a run goes on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from rlhf_gym.loop.label import label
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
 from rlhf_gym.loop.reward_models import fit
-from rlhf_gym.loop.run_directory import RunDirectory, read_json, write_json, write_text
+from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
+from rlhf_gym.loop.whole_files import read_json, write_json, write_text
 
-WORK = {"sample": sample, "label": label, "fit": fit, "train": train, "evaluate": evaluate}
+STAGE_FUNCTIONS = {"sample": sample, "label": label, "fit": fit, "train": train, "evaluate": evaluate}
+"""The stages of a round, in order."""
 FEEDBACK_STAGES = ("sample", "label", "fit")
+"""Stages that a run without a reward model leaves out."""
 
 
 def run_loop(
@@ -34,22 +37,21 @@ def run_loop(
 ) -> RunDirectory:
     """Run the whole loop in a directory.
 
-    Killed at any moment and called again with ``resume=True``, it goes on: no judgement is lost, no finished stage is done
-    again, the agent goes on from its latest checkpoint, and the metrics are those of a run that was never interrupted (on
-    CPU).
+    A run that was killed goes on with ``resume=True``: no judgement is lost, no finished stage is done again, the agent goes on
+    from its latest checkpoint, and on CPU the metrics are those of a run that was never interrupted.
 
     Args:
-        config: everything that can be set.
+        config: the configuration.
         out: the run's directory.
         resume: go on with the run that is there.
-        progress: shows the user what goes on; default bars on a terminal, lines elsewhere.
-        page: serves the rating page, where the configuration asks people: :class:`rlhf_gym.web.run_page.RunPage`.
+        progress: shows the user what goes on; by default bars on a terminal, lines elsewhere.
+        page: serves the rating page if the configuration asks people: :class:`rlhf_gym.web.run_page.RunPage`.
 
     Returns:
         The run's directory, with ``report.html`` and ``summary.txt`` in it.
 
     Raises:
-        RlhfGymError: something that the user can correct; what was done before is kept.
+        RlhfGymError: something that the user can correct; what was finished before is kept.
     """
     run, progress = RunDirectory(out), progress or Progress()
     run.check(config, resume=resume)
@@ -57,7 +59,7 @@ def run_loop(
         if page is None:
             raise ConfigError(
                 "people are to answer (rater.name web, or a people.share), and this run has no page for them: start it with "
-                "`rlhf-gym run`, or give run_loop(..., page=rlhf_gym.web.run_page.RunPage())"
+                "`rlhf-gym run`, or with run_loop(..., page=rlhf_gym.web.run_page.RunPage())"
             )
         page.check(config)
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
@@ -65,15 +67,15 @@ def run_loop(
     with run.open(config, resume=resume), ExitStack() as stack:
         if config.asks_people and page is not None:
             context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
-        stages = [name for name in WORK if config.reward_model.enabled or name not in FEEDBACK_STAGES]
         for number in range(1, config.run.rounds + 1):
-            for stage in stages:
-                if run.done(number, stage):
+            for stage, work in STAGE_FUNCTIONS.items():
+                if run.done(number, stage) or (stage in FEEDBACK_STAGES and not config.reward_model.enabled):
                     continue
                 started = time.perf_counter()
-                WORK[stage](context, number)
+                work(context, number)
                 run.mark_done(number, stage, time.perf_counter() - started)
-        write_json(run.versions_file, {**read_json(run.versions_file), "wall_seconds": round(run.seconds(), 1)})
+        versions = read_json(run.versions_file) or {}
+        write_json(run.versions_file, {**versions, "wall_seconds": round(run.seconds(), 1)})
         write_report(run.path)
         write_text(run.path / "summary.txt", summary(run.path))
     return run

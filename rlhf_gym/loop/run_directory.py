@@ -1,31 +1,29 @@
-"""One run = one directory: where everything is, written so that a kill at any moment leaves it readable.
+"""A run's directory: where each file is, what may change when a run goes on, and the lock against a second process.
 
 ======================================  ==============================================================================
 ``config.yaml``                         the resolved configuration
-``versions.json``                       versions of everything that computes, and when the run began
+``versions.json``                       versions of Python and of the packages, start and duration of the run
 ``feedback.sqlite``                     queries and judgements
-``metrics.csv``                         one row an iteration
+``metrics.csv``                         a row for each iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
-``round-N/reward_model/``, ``.json``    the fitted reward model, and how good it is
-``round-N/reward_models.jsonl``         a line a fit: after which iteration, how many judgements, how good
-``round-N/agent.json``                  the agent's settings, those it took by itself included
+``round-N/reward_model/``, ``.json``    the reward model, and its accuracy and calibration
+``round-N/reward_models.jsonl``         a line for each fit: after which iteration, number of judgements, accuracy
+``round-N/agent.json``                  the agent's class and all its settings
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
+``round-N/agent_seconds.json``          seconds of the iterations up to that checkpoint, by phase
 ``round-N/policy/``                     the tuned model, as transformers saves one
-``round-N/adapter/``                    with ``model.lora``: what was learned, as peft saves it
-``round-N/evaluation.json``             tuned against reference; the last round's is also at the top
-``round-N/stages.json``                 which stages are done, and how long they took
-``summary.txt``, ``report.html``        the end
+``round-N/adapter/``                    with ``model.lora``: the adapter, as peft saves it
+``round-N/evaluation.json``             tuned model against reference; the last round's is also at the top
+``round-N/stages.json``                 the stages that are finished, and their durations
+``summary.txt``, ``report.html``        the results on one screen, and on one page
 ======================================  ==============================================================================
 
-Nothing heavy is imported here.
+A kill at any moment leaves every file readable. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +35,9 @@ from typing import Any
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
+from rlhf_gym.loop.config_values import to_yaml
+from rlhf_gym.loop.whole_files import read_json, write_json, write_text
+from rlhf_gym.version import __version__
 
 STAGES = ("sample", "label", "fit", "train", "evaluate")
 """The stages of a round, in order."""
@@ -47,9 +48,9 @@ RESUMABLE = {
     "people.host", "people.port", "people.url", "people.overlap", "people.lease", "people.quota", "people.refit",
     "people.title", "people.guidelines", "people.text",
 }  # fmt: skip
-"""Settings that may change when a run is resumed: none alters a metric that is already written."""
+"""Settings that may change when a run goes on: none alters a metric that is already written."""
 
-PACKAGES = ("rlhf-gym", "torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
+PACKAGES = ("torch", "transformers", "tokenizers", "gymnasium", "stable-baselines3", "numpy", "sqlalchemy")
 
 
 class RunDirectory:
@@ -69,12 +70,12 @@ class RunDirectory:
 
     @property
     def versions_file(self) -> Path:
-        """Package versions, the run's start and, once it is done, its duration."""
+        """Versions of the packages, the run's start and, once it has ended, its duration."""
         return self.path / "versions.json"
 
     @property
     def metrics_file(self) -> Path:
-        """One row an iteration."""
+        """The table of metrics: a row for each iteration."""
         return self.path / "metrics.csv"
 
     @property
@@ -88,21 +89,29 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     def round(self, number: int) -> Path:
-        """A round's own folder, made if need be."""
+        """The folder of a round; it is made if it is missing."""
         folder = self.path / f"round-{number}"
         folder.mkdir(exist_ok=True)
         return folder
 
+    def policy(self, number: int) -> Path:
+        """The folder of the model that a round has tuned."""
+        return self.round(number) / "policy"
+
+    def reward_model(self, number: int) -> Path:
+        """The folder of a round's reward model."""
+        return self.round(number) / "reward_model"
+
     @contextmanager
     def open(self, config: Config, *, resume: bool) -> Iterator[None]:
-        """Take the directory for this process, and write what begins a run if none is there.
+        """Lock the directory for this process while the block runs, and begin a run in it if there is none.
 
         Args:
             config: the resolved configuration.
-            resume: go on with the run that is there; without one, begin.
+            resume: go on with the run that is there; begin one if there is none.
 
         Raises:
-            ConfigError: the directory holds another run (or something else), or another process has it.
+            ConfigError: the directory holds another run or something else, or another process works on it.
         """
         self.check(config, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -119,10 +128,10 @@ class RunDirectory:
 
         Args:
             config: the resolved configuration.
-            resume: go on with the run that is here; only settings in :data:`RESUMABLE` may then differ from it.
+            resume: go on with the run that is there; only settings in :data:`RESUMABLE` may differ from its own.
 
         Raises:
-            ConfigError: the directory holds another run, or something else.
+            ConfigError: the directory holds another run or something else.
         """
         if self.config_file.exists():
             self._check_same(config, resume)
@@ -145,15 +154,15 @@ class RunDirectory:
             name, (old, new) = next(iter(changed.items()))
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise ConfigError(
-                f"the run in {self.path} was begun with {name} = {in_words(old)}, not {in_words(new)}{more}; a run goes on "
-                f"with the settings it began with: leave the change out, or begin a new run with another --out"
+                f"the run in {self.path} was begun with {name} = {to_yaml(old)}, not {to_yaml(new)}{more}; a run goes on with "
+                "the settings it began with: leave the change out, or begin a new run with another --out"
             )
 
     def settings(self) -> Settings:
         """The settings that the run was begun with, as plain values.
 
         Raises:
-            ConfigError: no run here.
+            ConfigError: there is no run in the directory.
         """
         if not self.config_file.exists():
             raise ConfigError(f"{self.path} holds no run (no config.yaml in it)")
@@ -163,9 +172,13 @@ class RunDirectory:
         """The configuration that the run was begun with.
 
         Raises:
-            ConfigError: no run here.
+            ConfigError: there is no run in the directory, or its configuration is not valid.
         """
-        return build(self.settings())
+        settings = self.settings()
+        try:
+            return build(settings)
+        except ConfigError as error:
+            raise ConfigError(f"{self.config_file}: {error}") from None
 
     def done(self, round_number: int, stage: str) -> bool:
         """True once a stage of a round is finished.
@@ -187,100 +200,47 @@ class RunDirectory:
         entry = {"finished_at": _now(), "seconds": round(seconds, 3)}
         write_json(self.round(round_number) / "stages.json", {**self._stages(round_number), stage: entry})
 
+    def finished_rounds(self) -> list[int]:
+        """Numbers of the rounds whose policy is trained, ascending."""
+        return [number for number in self._rounds() if self.done(number, "train")]
+
+    def seconds(self) -> float:
+        """The duration of all finished stages together, in seconds."""
+        return sum(float(entry["seconds"]) for number in self._rounds() for entry in self._stages(number).values())
+
     def _stages(self, round_number: int) -> dict[str, Any]:
         return read_json(self.path / f"round-{round_number}" / "stages.json") or {}
 
-    def finished_rounds(self) -> list[int]:
-        """Numbers of the rounds whose policy is there, ascending."""
-        folders = (p for p in self.path.glob("round-*") if p.name[6:].isdigit())
-        return sorted(int(p.name[6:]) for p in folders if "train" in self._stages(int(p.name[6:])))
-
-    def seconds(self) -> float:
-        """The duration of all finished stages together."""
-        rounds = (int(p.name[6:]) for p in self.path.glob("round-*") if p.name[6:].isdigit())
-        return sum(float(entry["seconds"]) for number in rounds for entry in self._stages(number).values())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole.
-
-    A reader sees the old text or the new one, never a part, even if this process is killed meanwhile.
-
-    Args:
-        path: the file, in a folder that exists.
-        text: its new content, stored as UTF-8.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def in_words(value: object) -> str:
-    """A setting's value as a configuration writes it."""
-    return "null" if value is None else repr(value)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole; NaN and infinite numbers become null.
-
-    Args:
-        path: the file, in a folder that exists.
-        value: anything that ``json`` can write.
-    """
-    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's value, None where there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that takes its place only once it is complete."""
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    def _rounds(self) -> list[int]:
+        """Numbers of the rounds that have a folder, ascending."""
+        return sorted(int(p.name[6:]) for p in self.path.glob("round-*") if p.name[6:].isdigit())
 
 
 def versions() -> dict[str, str]:
-    """Package versions and the current time."""
-    found = {}
+    """Versions of Python and of the packages, and the current time as ``started_at``."""
+    found = {"rlhf-gym": __version__, "python": sys.version.split()[0], "started_at": _now()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    from rlhf_gym.version import __version__
-
-    return {**found, "rlhf-gym": __version__, "python": sys.version.split()[0], "started_at": _now()}
+    return found
 
 
 @contextmanager
 def _locked(path: Path, directory: Path) -> Iterator[None]:
-    """Hold a lock that the operating system lets go when the process ends, however it ends."""
+    """Hold a lock that the operating system releases when the process ends, however it ends."""
     with path.open("a+b") as file:
         try:
             _lock(file.fileno())
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise ConfigError(
                 f"another process is working on {directory}; wait for it, or give another --out"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            raise ConfigError(
+                f"the file system does not let {path} be locked ({error.strerror or error}); give an --out on a local disk"
+            ) from error
         yield
 
 
@@ -297,11 +257,3 @@ def _lock(descriptor: int) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value

@@ -1,14 +1,14 @@
 """The keys of a configuration's sections: the loop's own, and the settings of the chosen agent and of the reward model's fit.
 
-An agent's settings are one dataclass, ``Agent.Settings``; the settings of a fit are
-:class:`~rlhf_gym.reward_model.FitConfig`. The sections ``agent`` and ``reward_model`` are the loop's own keys followed by
-these, so that a run reaches every setting, those of a user's own agent included. Agents are imported only when keys of
-these two sections are needed.
+An agent's settings are one dataclass, ``Agent.Settings``; those of a fit are :class:`~rlhf_gym.reward_model.FitConfig`. The
+sections ``agent`` and ``reward_model`` hold the loop's own keys and then these, so that a run reaches every setting, those of a
+user's own agent included. Agents are imported only when the keys of these two sections are needed.
 """
 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
@@ -32,7 +32,7 @@ class Key:
         type: its type, e.g. ``float | None``.
         default: the value where none is given.
         help: one sentence.
-        limits: smallest and largest values by ``at_least``, ``above``, ``at_most``, ``below``.
+        limits: the bounds of its value, by ``at_least``, ``above``, ``at_most``, ``below``.
     """
 
     name: str
@@ -73,7 +73,7 @@ def keys(section: str, agent: str = DEFAULT_AGENT) -> dict[str, Key]:
         ConfigError: there is no such agent.
     """
     cls = SECTIONS[section]
-    found = [_key(section, cls, f) for f in fields(cls) if f.metadata]  # type: ignore[arg-type]
+    found = [_key(section, cls, f) for f in fields(cls) if f.metadata]
     if section == "agent":
         found = _agent_keys(found, agent)
     if section == "reward_model":
@@ -90,7 +90,7 @@ def _key(section: str, cls: type, f: Field[Any]) -> Key:
 
 
 def _agent_keys(own: list[Key], agent: str) -> list[Key]:
-    """The loop's own keys that this agent needs, and the agent's settings but for those that other sections set."""
+    """The loop's own keys that this agent needs, then the agent's settings that no other section sets."""
     from rlhf_gym.agents.common.settings import settings_of
 
     settings = find_agent(agent).Settings
@@ -101,12 +101,12 @@ def _agent_keys(own: list[Key], agent: str) -> list[Key]:
             continue
         limits = {limit: value for limit in _WITHIN if (value := getattr(known, limit)) is not None}
         default = RUN_DEFAULTS.get(name, None if known.default is MISSING else known.default)
-        found.append(Key(f"agent.{name}", hints[name], default, known.help, limits))
+        found.append(Key(f"agent.{name}", hints[name], default, re.sub(r"\bNone\b", "null", known.help), limits))
     return found
 
 
 def unknown_agent_key(name: str, agent: str) -> str | None:
-    """The reason why an agent's section lacks a key that exists elsewhere; None for a misspelling.
+    """Say why the section ``agent`` lacks a key that exists elsewhere; None for a misspelling.
 
     Args:
         name: the key.

@@ -1,4 +1,4 @@
-"""A run's results on one screen, read from the run directory alone."""
+"""A run's results on one screen, read from the run's directory alone."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.loop.run_directory import RunDirectory, read_json
+from rlhf_gym.loop.config_file import Settings
+from rlhf_gym.loop.run_directory import RunDirectory
+from rlhf_gym.loop.sections import keys
+from rlhf_gym.loop.whole_files import read_json
 from rlhf_gym.text import visible
 
 WIDTH = 100
 
 
 def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
-    """A run's results as plain text.
+    """Write a run's results as plain text.
 
     Args:
         run_dir: the run's directory, finished or not.
-        pairs: prompts shown with both responses, drawn at random by the run's seed.
+        pairs: prompts to show with both responses, drawn at random by the run's seed.
+
+    Raises:
+        ConfigError: there is no run in the directory, or one of its files is not as the run wrote it.
     """
     run = RunDirectory(run_dir)
-    config = run.settings()
-    seed = config["run"]["seed"]
+    settings = run.settings()
+    seed = _setting(settings, "run", "seed")
     lines = [
-        f"{run.path}: task {config['task']['name']}, model {config['model']['name']}, seed {seed}",
-        f"{len(run.finished_rounds())} of {config['run']['rounds']} rounds trained, {_duration(run.seconds())} of work",
+        f"{run.path}: task {_setting(settings, 'task', 'name')}, model {_setting(settings, 'model', 'name')}, seed {seed}",
+        f"{len(run.finished_rounds())} of {_setting(settings, 'run', 'rounds')} rounds trained, "
+        f"{_duration(run.seconds())} of work",
     ]
     for number in run.finished_rounds():
         fitted = read_json(run.path / f"round-{number}" / "reward_model.json")
@@ -42,6 +49,10 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _setting(settings: Settings, section: str, name: str) -> Any:
+    return settings.get(section, {}).get(name, keys(section)[name].default)
 
 
 def _table(metrics: Mapping[str, Any]) -> list[str]:

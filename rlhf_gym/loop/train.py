@@ -1,4 +1,4 @@
-"""Stage 4: an agent tunes the policy against the proxy, with checkpoints from which it goes on exactly."""
+"""Stage 4: an agent trains the policy against the proxy, with checkpoints from which it goes on exactly."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
-from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, Lines, Refits, RunCompletions
+from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
 from rlhf_gym.loop.agent_catalogue import find_agent
-from rlhf_gym.loop.context import RunContext, needs_targets, target_pairs
+from rlhf_gym.loop.context import RunContext, needs_targets
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
-from rlhf_gym.loop.run_directory import read_json, whole_folder, write_json
+from rlhf_gym.loop.run_task import target_pairs
 from rlhf_gym.loop.train_reward import ProxyAndGold
+from rlhf_gym.loop.whole_files import read_json, whole_folder, write_json
 
-ADAPTER_FOLDER, REWARD_MODEL_FOLDER = "adapter", "reward_model"
+ADAPTER_FOLDER = "adapter"
 
 
 def train(context: RunContext, number: int) -> None:
-    """Write ``round-N/agent.json``, ``policy/``, rows of ``metrics.csv``, and ``agent.zip`` every few iterations.
+    """Write ``round-N/agent.json`` and ``policy/``, rows of ``metrics.csv``, and ``agent.zip`` every few iterations.
 
-    KL is measured from the model as it was given, in every round: the metrics report the KL of all rounds together.
+    In every round, KL is measured from the model as it was given: the metrics report the KL of all rounds together.
 
     Args:
         context: the run.
-        number: the round.
+        number: the round, from 1.
 
     Raises:
-        TrainingError: a loss or a gradient is not finite.
+        TrainingError: a loss or a gradient is NaN or infinite.
     """
     folder, iterations = context.run.round(number), context.config.agent.iterations
     table = MetricsTable(context.run.metrics_file)
@@ -44,16 +45,16 @@ def train(context: RunContext, number: int) -> None:
     agent.set_logger(logger)
     try:
         with context.progress.stage(f"round {number} {title}", iterations) as bar, warnings.catch_warnings():
-            warnings.simplefilter("ignore", TrainingStopped)  # Lines says it
+            warnings.simplefilter("ignore", TrainingStopped)  # ProgressLines says it
             bar.update(agent.iteration)
-            after_each: list[BaseCallback] = [
-                Lines(context, number, table, bar), RunCompletions(context, number, agent.iteration, logger),
+            after_iteration: list[BaseCallback] = [
+                ProgressLines(context, number, table, bar), RunCompletions(context, number, agent.iteration, logger),
                 Checkpoints(context, number, table), Refits(context, number, reward),
             ]  # fmt: skip
-            agent.learn(iterations=iterations, callback=after_each, reset_num_timesteps=False)
+            agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
     finally:
         logger.close()
-    with whole_folder(folder / "policy") as target:
+    with whole_folder(context.run.policy(number)) as target:
         agent.policy.language_model.save(target)
     if agent.policy.language_model.adapter is not None:
         with whole_folder(folder / ADAPTER_FOLDER) as target:
@@ -61,12 +62,12 @@ def train(context: RunContext, number: int) -> None:
 
 
 def make_agent(context: RunContext, number: int, table: MetricsTable, reward: ProxyAndGold) -> TokenAlgorithm:
-    """The agent at the beginning of a round, or as the round's latest checkpoint has it.
+    """Make the agent of a round, or load it from the round's latest checkpoint.
 
     Args:
         context: the run.
-        number: the round.
-        table: ``metrics.csv``; rows after the checkpoint are dropped, since they will be written again.
+        number: the round, from 1.
+        table: ``metrics.csv``; rows of later iterations are dropped, because they are written again.
         reward: the reward that the agent is trained against.
     """
     config = context.config.agent
@@ -83,7 +84,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
         table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
         return resumed
     if config.value_start == "reward_model":
-        given["value_start"] = context.run.round(number) / REWARD_MODEL_FOLDER
+        given["value_start"] = context.run.reward_model(number)
     sampling = {name: getattr(context.sampling, name) for name in ("temperature", "top_k", "top_p")}
     given |= {name: value for name, value in sampling.items() if name in cls.Settings.names()}
     agent: TokenAlgorithm = cls(
@@ -96,7 +97,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
 
 
 def _trainable(context: RunContext, number: int) -> LanguageModel:
-    """The model that the round begins with, as a copy that may be trained; or its adapter on the run's base."""
+    """The model that the round starts from, as a copy to train; with ``model.lora``, an adapter on the reference."""
     if context.config.model.lora:
         if number == 1:
             return adapted(context.reference, Lora.of(context.config.model.lora), seed=context.seed(number, "train"))

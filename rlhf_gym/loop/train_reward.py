@@ -1,4 +1,4 @@
-"""The reward of a run's training: the proxy is optimised, the other rewards are only reported."""
+"""The reward that a run's agent is given: the proxy is optimised, the gold reward and the task's metrics are reported."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rlhf_gym.rewards.base import Reward, ScoredBatch, Scores, first_failures, r
 
 
 class ProxyAndGold:
-    """The proxy as the reward, with the gold reward and the task's metrics reported but not optimised.
+    """The proxy as the reward, with further rewards that are reported but not optimised.
 
     Args:
         proxy: the reward that the agent is trained against.
-        watched: further rewards, by name. Their adaptive states stay fixed: only the proxy adapts to a rollout.
+        watched: the further rewards, by name. Their adaptive states stay fixed: only the proxy adapts to a rollout.
 
     Attributes:
-        parts: all of them, so that a checkpoint finds the states of adaptive ones.
+        parts: the proxy and all watched rewards, in which a checkpoint finds the states of adaptive ones.
     """
 
     name = "proxy"
@@ -28,25 +28,25 @@ class ProxyAndGold:
         self.parts = (proxy, *self.watched.values())
 
     def replace(self, proxy: Reward) -> None:
-        """Train against another proxy from now on."""
+        """Replace the proxy."""
         self.proxy = proxy
         self.parts = (proxy, *self.parts[1:])
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
-        """The proxy's scores alone."""
+        """Score samples by the proxy alone."""
         return score(self, prompts, responses, columns).values
 
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> ScoredBatch:
-        """The proxy's scores, with the proxy's own terms and the scores of all watched rewards as terms.
+        """Score samples by the proxy; the terms are the proxy's own, and the scores of all watched rewards.
 
         A sample that lacks one of these scores is left out, so that all metrics are of the same samples.
 
         Args:
-            prompts: one for each response.
-            responses: their texts.
-            columns: the task's columns by name, each as long as `prompts`.
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            columns: the task's columns by name, ``n`` values each.
         """
         scored = score(self.proxy, prompts, responses, columns, may_skip=True)
         terms, failures = {"proxy": scored.values}, scored.failures
@@ -60,6 +60,6 @@ class ProxyAndGold:
         return ScoredBatch(scored.values, self._parts_of_proxy(scored) | terms, failures, scored.tokens)
 
     def _parts_of_proxy(self, scored: ScoredBatch) -> dict[str, Scores]:
-        """The terms of a proxy that combines rewards; none for a plain one, whose only term is itself."""
+        """The terms of a proxy that combines rewards; none for a single reward, whose only term is itself."""
         own = reward_name(self.proxy)
         return {name: values for name, values in scored.terms.items() if name != own}

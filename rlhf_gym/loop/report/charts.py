@@ -1,4 +1,4 @@
-"""The report's charts: each takes values read from the run and gives one SVG drawing."""
+"""The report's charts: each function draws values of a run as SVG."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
+from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.report.formatting import MINUS, number, percent, signed
 from rlhf_gym.loop.report.frontier import Frontier, FrontierPoint
 from rlhf_gym.loop.report.run_data import TERM, Iteration, Metric, RewardModelRound, RunData, finite
@@ -17,13 +18,13 @@ from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread
 T = TypeVar("T")
 
 _MOST_TARGETS = 150  # hover targets of one chart; more would be narrower than a pointer can hit
-_SMOOTH_FROM = 60  # iterations from which the eye needs help with the noise
+_SMOOTH_FROM = 60  # from this many iterations on, a moving mean is drawn, too
 
 
 def learning_curve(run: RunData, metric: Metric) -> Markup:
-    """Draw one metric by iteration, with a line at each new round.
+    """Draw one metric by iteration, with a dotted line at each new round.
 
-    The gold reward, the KL and a constraint's slack also get a line at the level to compare with.
+    The gold reward, the KL and a constraint's slack also get a dashed line at the level to compare with.
 
     Args:
         run: the run's data; at least one iteration has the metric.
@@ -130,7 +131,9 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
         return None
     # Confidence in the preferred response is at least 0.5; confidence in the first response may be lower.
     low = 0.5 if min(confidence for confidence, _, _ in bins) >= 0.5 else 0.0
-    bottom = math.floor(10 * min(low, *(_wilson(accuracy, count)[0] for _, accuracy, count in bins))) / 10
+    bottom = (
+        math.floor(10 * min(low, *(wilson_interval(accuracy * count, count)[0] for _, accuracy, count in bins))) / 10
+    )
     chart = Chart(420, 340, (low, 1), (bottom, 1.02), (10, 20, 112, 56))
     ticks, y_ticks = nice_ticks(low, 1, 5), nice_ticks(bottom, 1, 5)
     names, y_names = ([percent(tick, 0) for tick in axis] for axis in (ticks, y_ticks))
@@ -139,7 +142,7 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
     chart.segment((chart.x(low), chart.y(low)), (chart.x(1), chart.y(1)), "mark-line")
     most, floor, half = max(count for _, _, count in bins), chart.height - 6, 8.0
     for confidence, accuracy, count in bins:
-        low_end, high_end = _wilson(accuracy, count)
+        low_end, high_end = wilson_interval(accuracy * count, count)
         place = chart.x(confidence)
         chart.segment((place, chart.y(low_end)), (place, chart.y(high_end)), "whisker other")
         height = 40 * count / most
@@ -221,9 +224,9 @@ def _gain(point: FrontierPoint, css: str) -> float:
 def _mark_of(run: RunData, metric: Metric) -> tuple[float, str] | None:
     """The level to compare a metric with: the reference's gold score, the target KL, a constraint's level."""
     if metric.key == "gold":
-        level, words = run.figure("gold_before"), "before"
+        level, words = run.evaluated("gold_before"), "before"
     elif metric.key == "kl":
-        level, words = finite(run.setting("agent.kl_target", "kl_target")), "target"
+        level, words = finite(run.setting("agent.kl_target")), "target"
     elif metric.key.startswith(TERM) and metric.key.endswith("_slack"):
         level, words = 0.0, "level"
     else:
@@ -253,7 +256,7 @@ def _strips(chart: Chart, iterations: tuple[Iteration, ...], keys: list[str], na
 
 
 def _smoothed(values: list[float | None] | list[float], width: int) -> list[float | None]:
-    """Centred moving mean over `width` iterations; gaps stay gaps."""
+    """A centred moving mean over `width` iterations; missing values stay missing."""
     reach = width // 2
     found: list[float | None] = []
     for index, value in enumerate(values):
@@ -263,12 +266,5 @@ def _smoothed(values: list[float | None] | list[float], width: int) -> list[floa
 
 
 def _thinned(items: Sequence[T]) -> list[T]:
-    """At most about `_MOST_TARGETS` of the items, evenly spaced."""
+    """At most `_MOST_TARGETS` of the items, evenly spaced."""
     return list(items[:: max(1, math.ceil(len(items) / _MOST_TARGETS))])
-
-
-def _wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval for a share of `count` (Wilson 1927)."""
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)

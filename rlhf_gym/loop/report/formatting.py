@@ -22,12 +22,12 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def plain(text: object) -> str:
-    """The text with each hidden character written as its code point, for attributes and titles."""
+    """Write each hidden character of a text as its code point, for attributes and titles."""
     return "".join(f"[U+{ord(char):04X}]" if is_hidden(char) else char for char in str(text))
 
 
 def visible(text: object, limit: int = 4000) -> Markup:
-    """The text as safe HTML: escaped, hidden characters as marked code points, line ends shown, cut at `limit`.
+    """Write a text as safe HTML: escaped, hidden characters as marked code points, line ends shown, cut at `limit`.
 
     Args:
         text: anything; its ``str`` is shown.
@@ -56,12 +56,12 @@ def is_secret(key: str) -> bool:
 
 
 def without_credentials(value: str) -> str:
-    """The value with `user:password@` taken out of any address in it."""
+    """Remove `user:password@` from every address in a value."""
     return _CREDENTIALS.sub("", value)
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
-    """A number with a true minus sign and about three significant digits; `MISSING` for None, NaN and infinity.
+    """Write a number with a true minus sign and about three significant digits; `MISSING` for None, NaN and infinity.
 
     Args:
         value: the number.
@@ -79,12 +79,12 @@ def number(value: float | None, decimals: int | None = None) -> str:
             decimals = max(0, 2 - math.floor(math.log10(size)))
     printed = f"{value:,.{decimals}f}"
     if float(printed.replace(",", "")) == 0:
-        printed = printed.lstrip("-")  # a rounded "-0.00" says nothing
+        printed = printed.lstrip("-")  # not "-0.00"
     return printed.replace("-", MINUS)
 
 
 def signed(value: float | None, decimals: int = 2) -> str:
-    """A difference, with its sign.
+    """Write a difference with its sign.
 
     Args:
         value: the difference; None, NaN and infinity print `MISSING`.
@@ -95,7 +95,7 @@ def signed(value: float | None, decimals: int = 2) -> str:
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
-    """A share between 0 and 1 as a percentage.
+    """Write a share between 0 and 1 as a percentage.
 
     Args:
         value: the share; None, NaN and infinity print `MISSING`.
@@ -105,7 +105,7 @@ def percent(value: float | None, decimals: int = 1) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A wall time in the two largest units that matter."""
+    """Write seconds in the two largest of hours, minutes and seconds."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return MISSING
     whole = round(seconds)

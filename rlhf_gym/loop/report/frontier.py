@@ -1,8 +1,8 @@
 """Reward against KL to the reference, and the gap between the gains of proxy and gold.
 
-Proxy and gold count in units of their own. As in Gao, Schulman and Hilton (2022, "Scaling laws for reward model
-overoptimization"), both are standardised on the reference's responses (mean 0, variance 1 there), after which their
-difference, the over-optimisation gap, means something.
+Proxy and gold reward have different units. As in Gao, Schulman and Hilton (2022, "Scaling laws for reward model
+overoptimization"), both are standardised on the reference's responses (mean 0, variance 1 there). Only then can they be
+compared: their difference is the over-optimisation gap.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Frontier:
 
 
 def frontier(run: RunData) -> Frontier | None:
-    """The frontier, or None before the first iteration that has KL, proxy and gold."""
+    """Compute the frontier; None if no iteration has KL, proxy and gold."""
     rows = [
         (iteration, iteration.values["kl"], iteration.values["proxy"], iteration.values["gold"])
         for iteration in run.iterations
@@ -67,7 +67,7 @@ def frontier(run: RunData) -> Frontier | None:
     proxy_scale, gold_scale = _reference_scale(run, "proxy"), _reference_scale(run, "gold")
     standardised = proxy_scale is not None and gold_scale is not None
     if proxy_scale is None or gold_scale is None:
-        # No reference responses to measure by: raw gains over the first iteration, and the page says so.
+        # Too few scored responses of the reference: raw gains over the first iteration, and the page says so.
         proxy_scale, gold_scale = (rows[0][2], 1.0), (rows[0][3], 1.0)
 
     def point(kl: float, proxy: float, gold: float, label: str) -> FrontierPoint:
@@ -78,7 +78,7 @@ def frontier(run: RunData) -> Frontier | None:
         point(kl, proxy, gold, f"Iteration {iteration.index}, round {iteration.round}")
         for iteration, kl, proxy, gold in rows
     )
-    kl, proxy, gold = run.figure("kl"), run.figure("proxy_after"), run.figure("gold_after")
+    kl, proxy, gold = run.evaluated("kl"), run.evaluated("proxy_after"), run.evaluated("gold_after")
     held_out = None
     if standardised and kl is not None and proxy is not None and gold is not None:
         held_out = point(kl, proxy, gold, "Tuned model on held-out prompts")
@@ -95,9 +95,11 @@ def _reference_scale(run: RunData, name: str) -> tuple[float, float] | None:
     scores = [score for score in found if score is not None]
     if len(scores) < _FEWEST_PAIRS:
         return None
-    deviation = statistics.stdev(scores)
-    mean = run.figure(f"{name}_before")
-    return (statistics.fmean(scores) if mean is None else mean, deviation) if deviation > 0 else None
+    standard_deviation = statistics.stdev(scores)
+    if standard_deviation == 0:
+        return None
+    mean = run.evaluated(f"{name}_before")
+    return statistics.fmean(scores) if mean is None else mean, standard_deviation
 
 
 def _trend(points: tuple[FrontierPoint, ...]) -> tuple[FrontierPoint, ...]:

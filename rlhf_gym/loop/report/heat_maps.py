@@ -1,4 +1,4 @@
-"""Responses with every token shaded by its reward, value, advantage and KL."""
+"""Heat maps of responses: every token shaded by its reward, value, advantage and KL."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.traces import Trace
 
 QUANTITIES = (
-    ("rewards", "reward", "what the environment paid for the token"),
-    ("values", "value", "what the value function expected before it"),
-    ("advantages", "advantage", "what was learned from: better or worse than expected"),
-    ("kls", "KL", "log-probability over the reference's, in nats"),
+    ("rewards", "reward", "the environment's reward for the token"),
+    ("values", "value", "the value function before the token"),
+    ("advantages", "advantage", "the advantage that the agent learned from"),
+    ("kls", "KL", "log-ratio of the policy to the reference, in nats"),
 )
+"""The quantities of a token: key in a trace, name, explanation."""
 SHADES = 3  # on either side of 0
 
 
@@ -34,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Strip:
-    """A response's tokens by one quantity."""
+    """A response's tokens, shaded by one quantity."""
 
     name: str
     words: str
@@ -53,24 +54,24 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class Look:
-    """The heat maps of one iteration, and what the darkest shade stands for, by quantity."""
+class IterationMaps:
+    """The heat maps of one iteration; `scales` has each quantity's name, explanation and value of the darkest shade."""
 
     title: str
     maps: list[HeatMap]
     scales: list[tuple[str, str, float]]
 
 
-def looks(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Look]:
-    """Heat maps by iteration; all iterations share one scale, so that they can be compared.
+def heat_maps(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[IterationMaps]:
+    """Make the heat maps of some iterations, on one scale for all, so that they can be compared.
 
     Args:
-        found: traces as mappings, by what their iteration is called.
+        found: traces as mappings, by the title of their iteration.
     """
     everything = [trace for traces in found.values() for trace in traces]
     tops = {key: _top([value for trace in everything for value in _numbers(trace, key)]) for key, _, _ in QUANTITIES}
     there = [(name, words, tops[key]) for key, name, words in QUANTITIES if any(_numbers(t, key) for t in everything)]
-    return [Look(title, [_map(trace, tops) for trace in traces], there) for title, traces in found.items()]
+    return [IterationMaps(title, [_map(trace, tops) for trace in traces], there) for title, traces in found.items()]
 
 
 def _map(trace: Mapping[str, Any], tops: Mapping[str, float]) -> HeatMap:
@@ -107,12 +108,12 @@ def _shade(value: float | None, top: float) -> int:
 
 
 def write_heat_maps(path: str | os.PathLike[str], found: Sequence[Trace], title: str = "heat maps") -> None:
-    """Write a page of heat maps of any rollout.
+    """Write a page with heat maps of any rollout.
 
     Args:
         path: the HTML file.
-        found: from :func:`rlhf_gym.agents.common.traces.traces`.
-        title: the page's.
+        found: traces of the rollout, from :func:`rlhf_gym.agents.common.traces.traces`.
+        title: title of the page.
     """
-    shown = looks({title: [asdict(trace) for trace in found]})
-    Path(path).write_text(page("heat_maps.html.j2", title=title, looks=shown), encoding="utf-8")
+    shown = heat_maps({title: [asdict(trace) for trace in found]})
+    Path(path).write_text(page("heat_map_page.html.j2", title=title, heat_maps=shown), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Puts the page together: metrics and charts in the template, under a strict content security policy."""
+"""Puts the report together: metrics and charts in the template."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from rlhf_gym.loop.report.charts import (
 )
 from rlhf_gym.loop.report.formatting import MISSING, is_secret, without_credentials
 from rlhf_gym.loop.report.frontier import frontier
-from rlhf_gym.loop.report.heat_maps import looks
+from rlhf_gym.loop.report.heat_maps import heat_maps
 from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
 from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, time_shares, verdict
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into a run directory, finished or not, from what is in it.
+    """Write `report.html` into a run's directory, finished or not, from what is in it.
 
-    The file is whole or not there: it is written to a temporary file and renamed, so that a reader never sees half of one.
+    It is written to a temporary file and renamed, so that a reader never sees half of it. The temporary file has a name of its
+    own each time: `rlhf-gym report` may write at the same time as the run itself.
 
     Args:
-        run_dir: the run directory.
+        run_dir: the run's directory.
 
     Returns:
         The path of the report.
@@ -41,23 +42,23 @@ def write_report(run_dir: Path) -> Path:
     """
     html = render(read_run(run_dir))
     target = run_dir / "report.html"
-    handle, beside = tempfile.mkstemp(dir=run_dir, prefix=".report-", suffix=".html")
+    handle, temporary = tempfile.mkstemp(dir=run_dir, prefix=".report-", suffix=".html")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(html)
-        # mkstemp keeps the file from everybody else; a report is there to be shown.
-        os.chmod(beside, 0o644)
-        os.replace(beside, target)
+        # mkstemp's files are closed to everybody else; a report is there to be shown.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
     return target
 
 
 def render(run: RunData) -> str:
-    """The report as one HTML document."""
+    """Make the report as one HTML document."""
     found = frontier(run)
-    rate = run.figure("win_rate")
+    rate = run.evaluated("win_rate")
     return page(
         "page.html.j2",
         run=run,
@@ -82,10 +83,10 @@ def render(run: RunData) -> str:
         ],
         win_rate_chart=None
         if rate is None
-        else win_rate_chart(rate, run.figure("win_rate_low"), run.figure("win_rate_high")),
+        else win_rate_chart(rate, run.evaluated("win_rate_low"), run.evaluated("win_rate_high")),
         health=text_health(run),
         pairs=pair_rows(run),
-        looks=looks(run.completions),
+        heat_maps=heat_maps(run.completions),
         config=list(_flat(run.config)),
         versions=list(_flat(run.versions)),
         commands=_commands(run),
@@ -96,17 +97,18 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     """The facts in the header."""
     found = [
         ("date", f"{run.started.day} {run.started:%B %Y, %H:%M}" if run.started else None),
-        ("model", run.setting("model.name", "model.name_or_path", "model.path", "model")),
-        ("task", run.setting("task.name", "task.task", "task")),
-        ("reward", run.setting("task.reward", "reward.name", "reward")),
-        ("rater", run.setting("rater.name", "rater.kind", "rater.type", "rater.rater", "rater")),
-        ("seed", run.setting("seed", "run.seed")),
+        ("model", run.setting("model.name")),
+        ("task", run.setting("task.name")),
+        ("reward", run.setting("task.reward")),
+        ("rater", run.setting("rater.name")),
+        ("agent", run.setting("agent.name")),
+        ("seed", run.setting("run.seed")),
     ]
     return [(name, without_credentials(str(value))) for name, value in found if value not in (None, "")]
 
 
 def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as dotted keys, secrets left out: the report is made to be passed on."""
+    """Flatten a nested mapping to dotted keys, and leave out secrets: the report is made to be passed on."""
     for key, value in mapping.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:

@@ -1,7 +1,7 @@
-"""Reads a run directory into plain values.
+"""Reads a run's directory into plain values.
 
-Nothing here fails on a run that stopped early: a file that is not there yet is None or empty, and a file that cannot
-be read (a write cut short by a kill, say) is named in `RunData.problems`, which the page shows.
+A run that stopped early is no error: a file that is not there yet gives None or an empty value, and a file that cannot be
+read is named in `RunData.problems`, which the page shows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Metric:
-    """One quantity of `metrics.csv`.
+    """One metric of `metrics.csv`.
 
     Attributes:
         key: its name in the report.
         title: its name in a heading.
         unit: its unit.
-        columns: the column names it may stand under, the first that holds a number wins.
+        column: its column in `metrics.csv`.
         from_zero: True if its axis starts at zero (for metrics that cannot be negative).
         drawn: True for a chart; False for a column of the table of numbers only.
     """
@@ -39,25 +39,24 @@ class Metric:
     key: str
     title: str
     unit: str
-    columns: tuple[str, ...]
+    column: str
     from_zero: bool = False
     drawn: bool = True
 
 
-# The one table of column names: a logger that renames a column is answered here and nowhere else.
 METRICS = (
-    Metric("proxy", "Proxy reward", "reward model's score, mean per response", ("objective/scores", "scores", "proxy")),
-    Metric("gold", "Gold reward", "gold score, mean per response", ("gold", "objective/gold", "gold_score")),
-    Metric("kl", "KL to the reference", "nats per response", ("objective/kl", "kl"), True),
-    Metric("entropy", "Entropy", "nats per response", ("objective/entropy", "entropy", "policy/entropy_avg")),
-    Metric("length", "Response length", "tokens per response", ("response_length", "objective/response_length")),
-    Metric("eos", "Ended by itself", "share of responses", ("eos_rate", "objective/eos_rate"), True),
-    Metric("value_loss", "Value loss", "squared error", ("loss/value_avg", "loss/value", "train/value_loss"), True),
-    Metric("clip", "Clip fraction", "share of tokens", ("policy/clipfrac_avg", "train/clip_fraction"), True),
-    Metric("approx_kl", "KL of one update", "nats per token", ("policy/approxkl_avg", "train/approx_kl"), drawn=False),
-    Metric("kl_coef", "KL coefficient", "reward per nat", ("objective/kl_coef", "kl_coef", "train/kl_coef"), True),
+    Metric("proxy", "Proxy reward", "mean per response", "objective/scores"),
+    Metric("gold", "Gold reward", "mean per response", "gold"),
+    Metric("kl", "KL to the reference", "nats per response", "objective/kl", from_zero=True),
+    Metric("entropy", "Entropy", "nats per response", "objective/entropy"),
+    Metric("length", "Response length", "tokens per response", "response_length"),
+    Metric("eos", "Ended with EOS", "share of responses", "eos_rate", from_zero=True),
+    Metric("value_loss", "Value loss", "squared error", "loss/value_avg", from_zero=True),
+    Metric("clip", "Clip fraction", "share of tokens", "policy/clipfrac_avg", from_zero=True),
+    Metric("approx_kl", "KL of one update", "nats per token", "policy/approxkl_avg", drawn=False),
+    Metric("kl_coef", "KL coefficient", "reward per nat", "objective/kl_coef", from_zero=True),
 )
-
+"""The metrics that the report shows."""
 
 TERM = "reward/"
 """The prefix of the columns of a reward's terms."""
@@ -65,7 +64,7 @@ TERM = "reward/"
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration: its round, its number within the run (from 1), tokens so far, and its metrics."""
+    """One iteration: its round, its number within the run (from 1), the tokens generated so far, and its metrics by key."""
 
     round: int
     index: int
@@ -75,7 +74,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class RewardModelRound:
-    """A round's (last) reward model from `round-N/reward_model.json`, and all its fits from `reward_models.jsonl`."""
+    """The reward model of a round (the last fit, `reward_model.json`), and all fits of that round (`reward_models.jsonl`)."""
 
     round: int
     metrics: Mapping[str, Any]
@@ -93,7 +92,22 @@ class RewardModelRound:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the report shows, read from one run directory."""
+    """Everything that the report shows of a run.
+
+    Attributes:
+        run_dir: the run's directory.
+        config: the configuration by section and key.
+        versions: versions of packages, start and duration.
+        iterations: all iterations, in order.
+        reward_models: the rounds' reward models, in order.
+        evaluation: the last round's evaluation.
+        labels: number of judgements.
+        started: when the run began.
+        wall_seconds: the duration of all stages together, once the run has ended.
+        problems: a sentence for each file that could not be read.
+        completions: sample completions of the first and of the last iteration that has some, by the iteration's title.
+        seconds: seconds of the iterations of all rounds, by phase.
+    """
 
     run_dir: Path
     config: Mapping[str, Any]
@@ -104,11 +118,9 @@ class RunData:
     labels: int | None
     started: datetime | None
     wall_seconds: float | None
-    problems: tuple[str, ...] = field(default=())
-    completions: Mapping[str, list[Mapping[str, Any]]] = field(
-        default_factory=dict
-    )  # by what their iteration is called
-    seconds: Mapping[str, float] = field(default_factory=dict)  # of the iterations of all rounds, by phase
+    problems: tuple[str, ...]
+    completions: Mapping[str, list[Mapping[str, Any]]]
+    seconds: Mapping[str, float]
 
     def series(self, key: str) -> list[float | None]:
         """A metric by iteration; None where an iteration lacks it."""
@@ -116,7 +128,7 @@ class RunData:
 
     @property
     def terms(self) -> list[Metric]:
-        """The reward's terms, and its failures if there were some, as metrics to draw."""
+        """The reward's terms as metrics to draw, and the numbers of its failures if there were some."""
         names = dict.fromkeys(key for iteration in self.iterations for key in iteration.values if key.startswith(TERM))
         found = []
         for key in names:
@@ -125,10 +137,10 @@ class RunData:
             if counted and not any(self.series(key)):
                 continue
             unit = "episodes an iteration" if counted else "mean per response"
-            found.append(Metric(key, name, unit, (key,), from_zero=counted or name.endswith("_multiplier")))
+            found.append(Metric(key, name, unit, key, from_zero=counted or name.endswith("_multiplier")))
         return found
 
-    def figure(self, key: str) -> float | None:
+    def evaluated(self, key: str) -> float | None:
         """A metric of the evaluation; None if it is missing, NaN or infinite."""
         return finite(self.evaluation.get(key))
 
@@ -138,19 +150,16 @@ class RunData:
         found = self.evaluation.get("pairs")
         return [pair for pair in found if isinstance(pair, Mapping)] if isinstance(found, list) else []
 
-    def setting(self, *paths: str) -> str | float | None:
-        """The first of these dotted configuration keys that holds a plain value."""
-        for path in paths:
-            value: Any = self.config
-            for key in path.split("."):
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if isinstance(value, str | int | float):
-                return value
-        return None
+    def setting(self, path: str) -> str | float | None:
+        """A setting by section and key, such as ``task.name``; None if it is missing or not a plain value."""
+        section, _, key = path.partition(".")
+        values = self.config.get(section)
+        value = values.get(key) if isinstance(values, Mapping) else None
+        return value if isinstance(value, str | int | float) else None
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float, or None where it is not a finite number."""
+    """Convert a value to a float; None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -161,10 +170,10 @@ def finite(value: Any) -> float | None:
 
 
 def read_run(run_dir: Path) -> RunData:
-    """Reads whatever there is of a run.
+    """Read whatever there is of a run.
 
     Args:
-        run_dir: a run directory, finished or not.
+        run_dir: the run's directory, finished or not.
     """
     problems: list[str] = []
 
@@ -206,8 +215,8 @@ def read_run(run_dir: Path) -> RunData:
         reward_models=reward_models,
         evaluation=evaluation,
         labels=_labels(run_dir / "feedback.sqlite", reward_models),
-        started=_started(run_dir, versions),
-        wall_seconds=_wall_seconds(evaluation, versions),
+        started=_started(versions),
+        wall_seconds=finite(versions.get("wall_seconds")),
         problems=tuple(problems),
         completions=_first_and_last(run_dir),
         seconds=seconds,
@@ -219,28 +228,20 @@ def _json_lines(text: str) -> list[Mapping[str, Any]]:
 
 
 def _iterations(text: str) -> tuple[Iteration, ...]:
-    """Rows of metrics.csv; where a resumed run wrote an iteration again, the later row counts."""
-    rows: dict[tuple[int, int], dict[str, str | None]] = {}
-    for position, row in enumerate(csv.DictReader(io.StringIO(text.replace("\0", ""), newline=""))):
-        number = finite(row.get("iteration"))
-        rows[int(finite(row.get("round")) or 1), position if number is None else int(number)] = row
+    """The rows of metrics.csv; a kill may have cut the last line short, so a row counts only with its line end."""
+    whole, end, _ = text.replace("\0", "").rpartition("\n")
     found = []
-    for index, ((round_number, _), row) in enumerate(sorted(rows.items()), start=1):
-        tokens = finite(row.get("timesteps"))
-        values = {}
-        for metric in METRICS:
-            numbers = (finite(row.get(column)) for column in metric.columns)
-            first = next((value for value in numbers if value is not None), None)
-            if first is not None:
-                values[metric.key] = first
-        terms = {column: finite(cell) for column, cell in row.items() if column and column.startswith(TERM)}
-        values |= {column: value for column, value in terms.items() if value is not None}
-        found.append(Iteration(round_number, index, None if tokens is None else int(tokens), values))
+    for index, row in enumerate(csv.DictReader(io.StringIO(whole + end, newline="")), start=1):
+        round_number, tokens = finite(row.get("round")) or 1, finite(row.get("timesteps"))
+        cells = {metric.key: finite(row.get(metric.column)) for metric in METRICS}
+        cells |= {column: finite(cell) for column, cell in row.items() if column and column.startswith(TERM)}
+        values = {key: value for key, value in cells.items() if value is not None}
+        found.append(Iteration(int(round_number), index, None if tokens is None else int(tokens), values))
     return tuple(found)
 
 
 def _first_and_last(run_dir: Path) -> dict[str, list[Mapping[str, Any]]]:
-    """The sample completions of the run's first and last iterations that have some, by what these are called."""
+    """The sample completions of the first and of the last iteration that has some, by the iteration's title."""
     found: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for file in run_dir.glob("round-*/completions.jsonl"):
         number = re.fullmatch(r"round-(\d+)", file.parent.name)
@@ -265,29 +266,15 @@ def _labels(store: Path, reward_models: tuple[RewardModelRound, ...]) -> int | N
             finally:
                 connection.close()
         except sqlite3.Error:
-            pass  # an older or busy store: the count below is close enough for a tile
+            pass  # a store that cannot be read: the count below is close to it
     if reward_models:
         parts = [reward_models[-1].get("n_train"), reward_models[-1].get("n_validation")]
         return int(sum(part for part in parts if part is not None)) or None
     return None
 
 
-def _started(run_dir: Path, versions: Mapping[str, Any]) -> datetime | None:
-    for key in ("started_at", "started", "date", "created_at"):
-        value = versions.get(key)
-        if isinstance(value, str):
-            try:
-                return datetime.fromisoformat(value)
-            except ValueError:
-                continue
-    config = run_dir / "config.yaml"
-    return datetime.fromtimestamp(config.stat().st_mtime) if config.is_file() else None
-
-
-def _wall_seconds(*sources: Mapping[str, Any]) -> float | None:
-    for source in sources:
-        for key in ("wall_seconds", "seconds", "wall_time"):
-            seconds = finite(source.get(key))
-            if seconds is not None:
-                return seconds
-    return None
+def _started(versions: Mapping[str, Any]) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(versions.get("started_at")))
+    except ValueError:
+        return None

@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 
 def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """About `count` round values (1, 2, 2.5 or 5 times a power of ten) between low and high, both included.
+    """About `count` round values (multiples of 1, 2, 2.5 or 5 times a power of ten) between low and high, both included.
 
     Args:
         low: lower end of the axis.
@@ -52,7 +52,7 @@ def padded(values: Iterable[float], *, from_zero: bool = False) -> tuple[float, 
     """The range of an axis that holds these values, with air around them; never empty.
 
     Args:
-        values: those to hold; none at all count as 0.
+        values: the values to hold; without any, the range is around 0.
         from_zero: True for a range that includes 0, with no space below it where no value is negative.
     """
     found = list(values) or [0.0]
@@ -119,7 +119,7 @@ class Chart:
         return round(self.bottom - (value - low) / (high - low) * (self.bottom - self.top), 2)
 
     def add(self, element: str) -> None:
-        """Adds an SVG element as it is; texts in it must be escaped already."""
+        """Add an SVG element as it is; texts in it must be escaped already."""
         self._marks.append(element)
 
     def segment(self, start: Point, end: Point, css: str) -> None:

@@ -1,4 +1,4 @@
-"""The report's numbers and tables: tiles, the sentence on top, the curves' numbers, the pairs of responses."""
+"""The report's numbers and tables: headline metrics, verdict, numbers of the curves, pairs of responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PairRow:
-    """One held-out prompt with its responses; `extra` rows are folded away at first."""
+    """One held-out prompt with its responses; `extra` rows are hidden at first."""
 
     number: int
     prompt: str
@@ -50,9 +50,9 @@ class PairRow:
 
 def headline(run: RunData) -> list[Tile]:
     """The six headline metrics."""
-    rate, low, high = (run.figure(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
-    before, after = run.figure("gold_before"), run.figure("gold_after")
-    kl, prompts = run.figure("kl"), run.figure("n")
+    rate, low, high = (run.evaluated(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
+    before, after = run.evaluated("gold_before"), run.evaluated("gold_after")
+    kl, prompts = run.evaluated("kl"), run.evaluated("n")
     reward_model = run.reward_models[-1] if run.reward_models else None
     accuracy = reward_model.get("accuracy") if reward_model else None
     error = reward_model.get("standard_error") if reward_model else None
@@ -73,7 +73,7 @@ def headline(run: RunData) -> list[Tile]:
             + f"{number(held_out)} held-out pairs",
         ),
         Tile("Labels used", None if run.labels is None else number(run.labels), "judgements in the store"),
-        Tile("Wall time", _or_none(run.wall_seconds, duration), "from start to evaluation"),
+        Tile("Time", _or_none(run.wall_seconds, duration), "all stages together"),
     ]
 
 
@@ -85,10 +85,10 @@ def verdict(run: RunData, found: Frontier | None) -> list[str]:
         found: its KL/reward frontier; None where there is none.
     """
     sentences = []
-    rate, low, high = (run.figure(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
+    rate, low, high = (run.evaluated(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
     if rate is not None:
         sentence = f"The tuned model's response beats the reference's on {percent(rate)} of held-out prompts"
-        kl = run.figure("kl")
+        kl = run.evaluated("kl")
         sentence += "." if kl is None else f", at {number(kl)} nats of KL per response."
         if low is not None and high is not None and low <= 0.5 <= high:
             sentence += " The interval holds 50%: this may be chance."
@@ -108,12 +108,12 @@ def verdict(run: RunData, found: Frontier | None) -> list[str]:
                 "rose: the policy is over-optimised."
             )
     if not sentences:
-        sentences.append("This run has not come to its evaluation yet; below is what there is so far.")
+        sentences.append("This run has not come to its evaluation yet. Below is what there is so far.")
     return sentences
 
 
 def curve_table(run: RunData) -> tuple[list[str], list[list[str]]]:
-    """The numbers behind the learning curves, at most 200 rows, evenly spaced."""
+    """The numbers of the learning curves: titles of the columns, and at most 200 rows, evenly spaced."""
     drawn = [metric for metric in METRICS if any(value is not None for value in run.series(metric.key))]
     metrics = [*drawn, *run.terms]
     step = max(1, -(-len(run.iterations) // _MOST_ROWS))
@@ -132,7 +132,7 @@ def curve_table(run: RunData) -> tuple[list[str], list[list[str]]]:
 def time_shares(run: RunData) -> list[tuple[str, str, str]]:
     """The iterations' time by phase: phase, time, share; empty if it was not recorded."""
     names = {
-        "generation": "writing responses", "reward": "standing still for rewards", "reference": "the reference's reading",
+        "generation": "generating responses", "reward": "waiting for rewards", "reference": "reference log-probabilities",
         "learning": "learning",
     }  # fmt: skip
     total = sum(run.seconds.get(phase, 0.0) for phase in names)
@@ -156,7 +156,7 @@ def text_health(run: RunData) -> list[tuple[str, str, str]]:
     )
     found = []
     for title, key, decimals in rows:
-        before, after = run.figure(f"{key}_before"), run.figure(f"{key}_after")
+        before, after = run.evaluated(f"{key}_before"), run.evaluated(f"{key}_after")
         if before is not None or after is not None:
             found.append((title, number(before, decimals), number(after, decimals)))
     return found
@@ -168,8 +168,8 @@ def pair_rows(run: RunData) -> list[PairRow]:
     scales = {name: _scale([finite(pair.get(f"{name}_before")) for pair in run.pairs]) for name in ("gold", "proxy")}
 
     def score(name: str, value: float | None) -> Score:
-        mean, deviation = scales[name]
-        shade = 0 if value is None else round((value - mean) / deviation / 0.6)
+        mean, standard_deviation = scales[name]
+        shade = 0 if value is None else round((value - mean) / standard_deviation / 0.6)
         return Score(value, max(-_SHADES, min(_SHADES, shade)))
 
     rows = []
@@ -195,8 +195,8 @@ def pair_rows(run: RunData) -> list[PairRow]:
 def _scale(scores: list[float | None]) -> tuple[float, float]:
     """Mean and standard deviation of the reference's scores, by which colours are scaled."""
     known = [score for score in scores if score is not None]
-    deviation = statistics.pstdev(known) if known else 0.0
-    return (statistics.fmean(known) if known else 0.0, deviation or 1.0)
+    standard_deviation = statistics.pstdev(known) if known else 0.0
+    return (statistics.fmean(known) if known else 0.0, standard_deviation or 1.0)
 
 
 def _difference(after: float | None, before: float | None) -> float | None:

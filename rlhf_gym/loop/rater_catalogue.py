@@ -1,9 +1,11 @@
-"""Raters by name: built-in ones, and functions and factories in files and modules of the user's own."""
+"""Raters by name: built-in ones, judges, and functions and factories in the user's own files and modules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from numpy.typing import ArrayLike
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.feedback.queries import QueryType
@@ -19,30 +21,41 @@ from rlhf_gym.rewards.spec import JUDGE_PREFIX, judge_address
 from rlhf_gym.text import nearest
 
 PEOPLE = ("web", "terminal")
-"""Raters who are people: on the rating page, or at the terminal of the run."""
-KNOBS = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "position_bias")
+"""Raters who are people: on the rating page, or at the run's terminal."""
+OF_SIMULATED = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "position_bias")
+"""Settings for simulated raters only: fields of :class:`~rlhf_gym.raters.Behaviour`."""
+OF_JUDGES = ("rubric", "template", "cache")
+"""Settings for judges only."""
 
 
 def check_rater(config: RaterConfig) -> None:
     """Check before any work starts that :func:`find_rater` will find the rater.
 
     Raises:
-        ConfigError: no such rater, knobs that it does not have, or a query type that it does not answer.
+        ConfigError: there is no such rater, it does not have a setting that is given, or it does not answer the query type.
     """
-    knobs = _knobs(config)
-    if _judge_options(config) and not config.name.startswith(JUDGE_PREFIX):
+    behaviour, of_judges, is_judge = (
+        _given(config, OF_SIMULATED),
+        _given(config, OF_JUDGES),
+        config.name.startswith(JUDGE_PREFIX),
+    )
+    if of_judges and not is_judge:
         raise ConfigError(
-            f"rater.{next(iter(_judge_options(config)))} is for judges (judge:URL), not for {config.name!r}"
+            f"rater.{next(iter(of_judges))} is for judges (judge:URL), not for {config.name!r}: leave it out"
         )
-    if config.name.startswith(JUDGE_PREFIX) and not knobs:
+    if behaviour and (is_judge or is_place(config.name) or config.name == "terminal"):
+        raise ConfigError(
+            f"rater.{next(iter(behaviour))} is for simulated raters, not for {config.name!r}: leave it out"
+        )
+    if is_judge:
         from rlhf_gym.judge.rater import ANSWERED as BY_JUDGES
 
         _check_answers(config, "a judge", BY_JUDGES)
         _judge(config)
     elif config.name in ("simulated", *PRESETS):
         _check_answers(config, "a simulated rater", SIMULATED)
-        Behaviour(**knobs)
-    elif config.name in PEOPLE:  # a warm-up takes the knobs
+        Behaviour(**behaviour)
+    elif config.name in PEOPLE:  # web takes the settings of simulated raters, too: one of those answers in a warm-up
         if config.name == "terminal":
             from rlhf_gym.raters.terminal import ANSWERED as AT_THE_TERMINAL
 
@@ -53,8 +66,6 @@ def check_rater(config: RaterConfig) -> None:
             f"there is no rater {config.name!r}{hint} Expected one of simulated, {', '.join((*PRESETS, *PEOPLE))}, judge:URL, "
             "module:function or path/file.py:function"
         )
-    elif knobs:
-        raise ConfigError(f"rater.{next(iter(knobs))} is for simulated raters; {config.name!r} has its own settings")
     else:
         found = load_object(config.name, kind="rater")
         if not is_factory(found):  # what a factory makes is checked when it is made
@@ -63,22 +74,24 @@ def check_rater(config: RaterConfig) -> None:
                 _check_answers(config, f"the function {config.name!r}", BY_FUNCTIONS)
 
 
-def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Any, seed: int) -> Rater:
-    """The rater that the configuration names; see :func:`check_rater`.
+def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Callable[[], ArrayLike], seed: int) -> Rater:
+    """Make the rater that the configuration names; :func:`check_rater` has checked it.
 
     Args:
-        config: its section.
-        gold: a simulated rater's taste.
-        reference_rewards: ``[n, k]`` gold rewards of reference samples, which presets are fitted to.
+        config: the section ``rater``.
+        gold: the reward that a simulated rater prefers by.
+        reference_rewards: computes gold rewards ``[n, k]`` of reference samples; called for presets alone, which are fitted to
+            them.
         seed: seed of the rater's noise.
 
     Raises:
         ConfigError: the user's factory raised, or what it returned is not a rater.
     """
     if config.name == "simulated":
-        return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **_knobs(config))
+        return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **_given(config, OF_SIMULATED))
     if config.name in PRESETS:
-        return simulated_rater(config.name, gold, reference_rewards=reference_rewards, seed=seed, **_knobs(config))
+        rewards = reference_rewards()
+        return simulated_rater(config.name, gold, reference_rewards=rewards, seed=seed, **_given(config, OF_SIMULATED))
     if config.name.startswith(JUDGE_PREFIX):
         return _judge(config)
     found = load_object(config.name, kind="rater")
@@ -111,12 +124,9 @@ def _judge(config: RaterConfig) -> Rater:
     from rlhf_gym.judge import JudgeRater
 
     url, model = judge_address(config.name)
-    return JudgeRater(url, model, batch_size=config.batch_size, **_judge_options(config))
+    return JudgeRater(url, model, batch_size=config.batch_size, **_given(config, OF_JUDGES))
 
 
-def _judge_options(config: RaterConfig) -> dict[str, Any]:
-    return {name: value for name in ("rubric", "template", "cache") if (value := getattr(config, name)) is not None}
-
-
-def _knobs(config: RaterConfig) -> dict[str, Any]:
-    return {name: value for name in KNOBS if (value := getattr(config, name)) is not None}
+def _given(config: RaterConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Those of some settings that have a value."""
+    return {name: value for name in names if (value := getattr(config, name)) is not None}

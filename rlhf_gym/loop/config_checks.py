@@ -1,0 +1,77 @@
+"""Settings that contradict one another, refused before any work starts."""
+
+from __future__ import annotations
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.agent_catalogue import find_agent, needs_more_than_settings
+from rlhf_gym.loop.config import AgentConfig, Config, PeopleConfig
+
+
+def check_config(config: Config) -> None:
+    """Refuse settings that contradict one another.
+
+    Raises:
+        ConfigError: names both settings, and says what to change.
+    """
+    _check_agent(config.agent)
+    _check_value_start(config)
+    _check_people(config.people, asked=config.rater.name == "web" or config.people.share > 0)
+    query_type, candidates = config.rater.query_type, config.sampling.candidates
+    if query_type in ("thumbs", "edit") and config.rater.name == "web" and config.people.warm_up:
+        raise ConfigError(
+            f"people.warm_up ({config.people.warm_up}) is answered by the simulated rater, who answers no {query_type} queries "
+            "(rater.query_type): set people.warm_up=0, or another query type"
+        )
+    if query_type == "pair" and candidates % 2:
+        raise ConfigError(
+            f"rater.query_type pair takes candidates two by two: sampling.candidates must be even, got {candidates}"
+        )
+    longest, shortest = config.task.max_new_tokens, config.task.min_new_tokens
+    if longest is not None and shortest is not None and shortest > longest:
+        raise ConfigError(f"task.min_new_tokens ({shortest}) must be at most task.max_new_tokens ({longest})")
+
+
+def _check_agent(agent: AgentConfig) -> None:
+    cls, episodes, n_envs = find_agent(agent.name), agent.settings["n_episodes"], agent.environments
+    size = agent.settings.get("group_size", cls.group_size)
+    if n_envs % size:
+        raise ConfigError(
+            f"{cls.__name__} puts {size} environments in a group (agent.group_size), which must divide their number ({n_envs}; "
+            "agent.n_envs, or agent.n_episodes where that is null)"
+        )
+    if not needs_more_than_settings(
+        cls
+    ):  # what an agent needs beyond settings comes from the task, which is loaded later
+        try:
+            cls.Settings.of(agent.settings, cls.__name__)
+        except ConfigError as error:
+            raise ConfigError(f"agent {agent.name}: {error}") from None
+    if episodes % n_envs:
+        raise ConfigError(f"agent.n_episodes ({episodes}) must be a multiple of agent.n_envs ({n_envs})")
+
+
+def _check_value_start(config: Config) -> None:
+    if config.agent.value_start != "reward_model":
+        return
+    if not config.reward_model.enabled:
+        raise ConfigError(
+            "agent.value_start reward_model needs a reward model, and reward_model.enabled is false: give policy"
+        )
+    if config.model.lora:
+        raise ConfigError("agent.value_start reward_model does not go with model.lora: leave one of them out")
+    if config.agent.settings.get("value_network", "separate") != "separate":
+        raise ConfigError(
+            "agent.value_start reward_model needs a value network of its own: give agent.value_network separate"
+        )
+
+
+def _check_people(people: PeopleConfig, *, asked: bool) -> None:
+    if people.refit is not None and not asked:
+        raise ConfigError(
+            f"people.refit ({people.refit}) waits for people's answers, and nobody is asked: give --rater web, or a "
+            "people.share"
+        )
+    if (people.practice or people.check_share) and people.check_questions is None:
+        raise ConfigError(
+            "people.practice and people.check_share need people.check_questions, a file of queries with answers"
+        )

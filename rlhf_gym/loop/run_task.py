@@ -1,0 +1,108 @@
+"""The task of a run: the configured task with the configuration's prompts and limits, its gold reward, its target texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rlhf_gym.errors import TaskError
+from rlhf_gym.loop.config import TaskConfig
+from rlhf_gym.rewards.base import Reward
+from rlhf_gym.rewards.on_error import on_error
+from rlhf_gym.rewards.service.limits import limit_parts
+from rlhf_gym.rewards.spec import load_reward
+from rlhf_gym.tasks import Task, load_task
+from rlhf_gym.tasks.prompt_files import prompts_from_file
+from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.text import shorten
+
+
+def task_of(config: TaskConfig) -> Task:
+    """Load the configured task, with the configuration's prompts and limits in the place of its own.
+
+    Raises:
+        TaskError: there is no such task, it has no prompts, or none to hold out.
+    """
+    task = load_task(config.name, **config.options)
+    if config.prompts is not None:
+        prompts = prompts_from_file(config.prompts, column=config.prompt_column)
+        if config.held_out is None:
+            train, held_out = split_prompts(prompts, config.held_out_fraction, config.prompts)
+            task = replace(task, prompts=train, held_out=held_out)
+        else:
+            task = replace(task, prompts=prompts)
+    if config.held_out is not None:
+        task = replace(task, held_out=prompts_from_file(config.held_out, column=config.prompt_column))
+    if not task.held_out:
+        raise TaskError(
+            f"task {task.name!r} has no held-out prompts to evaluate on; give some: --set task.held_out=FILE"
+        )
+    if config.max_new_tokens is not None:
+        low = min(task.min_new_tokens, config.max_new_tokens)
+        task = replace(task, max_new_tokens=config.max_new_tokens, min_new_tokens=low)
+    if config.min_new_tokens is not None:
+        task = replace(task, min_new_tokens=config.min_new_tokens)
+    return task if config.stop is None else replace(task, stop=config.stop)
+
+
+def gold_of(config: TaskConfig, task: Task) -> Reward:
+    """Load the gold reward, with its time limit, and with what to do where it fails.
+
+    Args:
+        config: the configuration of the task.
+        task: the task, whose own reward is the gold reward where the configuration names none.
+
+    Raises:
+        TaskError: neither has a reward.
+        ConfigError: there is no such reward.
+    """
+    gold = load_reward(config.reward) if config.reward is not None else task.reward
+    if gold is None:
+        raise TaskError(f"task {task.name!r} has no reward of its own; give one: --reward path/file.py:function")
+    if config.time_limit is not None:
+        gold = limit_parts(gold, config.time_limit)
+    return on_error(gold, config.on_error)
+
+
+def target_pairs(task: Task, column: str) -> list[tuple[str, str]]:
+    """The task's prompts with the responses to learn, for supervised fine-tuning.
+
+    Args:
+        task: the run's task.
+        column: the prompts' column that holds the response.
+
+    Raises:
+        TaskError: a prompt has no text in that column.
+    """
+    for prompt in task.prompts:
+        if not isinstance(prompt.columns.get(column), str):
+            known = ", ".join(prompt.columns) or "none"
+            raise TaskError(
+                f"the prompt {shorten(prompt.text)} of task {task.name!r} has no text in column {column!r} to learn from (its "
+                f"columns: {known}); give agent.target_column, or prompts with such a column: --prompts FILE"
+            )
+    return [(prompt.text, prompt.columns[column]) for prompt in task.prompts]
+
+
+def split_prompts(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:
+    """Split prompts into those to train on and those to hold out, by a hash of the text.
+
+    The order of the prompts makes no difference, and no text is in both parts.
+
+    Args:
+        prompts: at least two different texts.
+        fraction: share of the different texts to hold out, in (0, 1); each part gets at least one.
+        source: the prompts' file, for the error message.
+
+    Raises:
+        TaskError: all prompts are one and the same text.
+    """
+    texts = sorted({p.text for p in prompts}, key=lambda text: hashlib.sha256(text.encode()).digest())
+    if len(texts) < 2:
+        raise TaskError(
+            f"{source} holds one prompt only; expected at least two, one to train on and one held out to evaluate on (or give "
+            "held-out prompts in a file of their own: --set task.held_out=FILE)"
+        )
+    held = set(texts[: min(max(1, round(fraction * len(texts))), len(texts) - 1)])
+    return [p for p in prompts if p.text not in held], [p for p in prompts if p.text in held]
