@@ -96,7 +96,3 @@ def _file_refused(error: BaseException, hint: str) -> str | None:
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise TerminatedError
-
-
-if __name__ == "__main__":
-    sys.exit(main())
