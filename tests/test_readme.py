@@ -17,7 +17,7 @@ from rlhf_gym.rewards import score
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 OWN_FILE, ENVIRONMENT, AGENT = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = re.findall(r"^rlhf-gym .*", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^rlhf-gym .*", "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)), re.MULTILINE)
 
 
 def run(block: str) -> dict[str, Any]:
