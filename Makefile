@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 CAN_BUILD = command -v cc >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 
 # What `make check` runs of the tests: of each room the core, without anything marked slow.
-QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings objects loop_config loop_agents rewards_spec rewards_base \
+QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings docs_references objects loop_config loop_agents rewards_spec rewards_base \
   rewards_combine tasks tasks_symbols tasks_table agents_formulas reward_model_parts raters_choice_models env_token decoding \
   sequences sampling))
 
