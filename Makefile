@@ -7,41 +7,42 @@ WHEEL := $(VENV)/wheel
 SOURCES := $(shell find rlhf_gym agents envs -type f -not -name '*.pyc' 2>/dev/null)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Whether a package without wheels can be installed.
+# True where a package without wheels can be built.
 CAN_BUILD = command -v cc >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 
 # What `make check` runs of the tests: of each room the core, without anything marked slow.
-QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings objects loop_config loop_agents rewards_spec rewards_base \
+QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings docs_references objects loop_config loop_agents rewards_spec rewards_base \
   rewards_combine tasks tasks_symbols tasks_table agents_formulas reward_model_parts raters_choice_models env_token decoding \
   sequences sampling))
 
-.PHONY: demo test check lint types floors unit quick format clean help
+.PHONY: help demo test check lint types layers unit quick format docs clean
 
 help:
 	@echo "make demo    set up, then run the whole RLHF loop on the embedded language model (a few minutes)"
-	@echo "make test    set up, then run every check: format, lint, types, floors, tests (on the installed wheel)"
-	@echo "make check   the same with the quick tests only (minutes less): before every commit"
+	@echo "make test    set up, then run every check: format, lint, types, import layers, all tests (on the installed wheel)"
+	@echo "make check   the same with the quick tests only: before every commit"
 	@echo "make format  format the sources"
+	@echo "make docs    write the generated parts of the documentation anew, after a change of a setting"
 	@echo "make clean   remove the environment, build products and the demo's run"
 
 demo: $(VENV)/.installed
 	$(BIN)/rlhf-gym run --config examples/quickstart.yaml --out $(OUT) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(MAKE) --no-print-directory lint types floors unit
+	$(MAKE) --no-print-directory lint types layers unit
 
 check: $(VENV)/.installed-test
-	$(MAKE) --no-print-directory lint types floors quick
+	$(MAKE) --no-print-directory lint types layers quick
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-# Types and floors are checked on the installed package: from inside tests/, the checkout is not importable.
+# Types and import layers are checked on the installed package: from inside tests/, the checkout is not importable.
 types: $(VENV)/.installed-test
 	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p rlhf_gym
 
-floors: $(VENV)/.installed-test
+layers: $(VENV)/.installed-test
 	cd tests && ../$(BIN)/lint-imports ../pyproject.toml
 
 unit: $(VENV)/.installed-test
@@ -53,6 +54,11 @@ quick: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Run in the root, where Python imports the checkout.
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m rlhf_gym.agents.common.settings_tables agents/common/keywords.py docs/algorithms.md
+	$(BIN)/python -m rlhf_gym.loop.config_page docs/configuration.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlhf-gym needs Python 3.11 or newer, found " + sys.version.split()[0])'

@@ -149,7 +149,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        program = [sys.executable, "-P", "-m", "rlhf_gym.cli.main", "rate", "--serve", store, "--port", str(self.port)]
+        program = [sys.executable, "-P", "-m", "rlhf_gym", "rate", "--serve", store, "--port", str(self.port)]
         self._command = [*program, "--overlap", str(overlap), "--lease", str(LEASE)]
         self._process: subprocess.Popen[bytes] | None = None
 

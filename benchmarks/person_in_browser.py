@@ -38,7 +38,7 @@ def start(options: argparse.Namespace) -> tuple[subprocess.Popen[Any], str]:
         sys.executable,
         "-P",
         "-m",
-        "rlhf_gym.cli.main",
+        "rlhf_gym",
         "run",
         "--rater",
         "web",

@@ -1,7 +1,7 @@
 """A reward of one's own: a plain function, combined with others, checked, and given to an environment.
 
 ``python examples/custom_reward.py`` scores two texts and plays a random episode;
-``rlhf-gym run --set task.reward=examples/custom_reward.py:politeness`` trains against the function.
+``rlhf-gym run --reward examples/custom_reward.py:politeness`` trains with the function as the gold reward.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_python_in_the_root(checkout: Path, dependencies: Path) -> None:
 
 
 def test_the_command_line_and_spawned_processes_in_the_root(checkout: Path) -> None:
-    assert python("-m", "rlhf_gym.cli.main", "--version", cwd=checkout)[0].startswith("rlhf-gym ")
+    assert python("-m", "rlhf_gym", "--version", cwd=checkout)[0].startswith("rlhf-gym ")
     (checkout / "spawn.py").write_text(SPAWN)
     assert python("spawn.py", cwd=checkout) == ["None"]
 

@@ -63,7 +63,7 @@ def test_a_reward_that_hangs_ends_in_one_line(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "rlhf_gym.cli.main",
+        "rlhf_gym",
         "check-reward",
         f"{tmp_path}/hangs.py:hangs",
         "--samples",
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_one_line(arguments: list[str], message: str, capsys: p
 
 def test_a_reward_is_served_to_another_process_until_interrupted(reward: str) -> None:
     environment = {**os.environ, TOKEN_VARIABLE: "secret"}
-    command = [sys.executable, "-m", "rlhf_gym.cli.main", "serve-reward", reward, "--port", "0"]
+    command = [sys.executable, "-m", "rlhf_gym", "serve-reward", reward, "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as server:

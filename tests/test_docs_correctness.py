@@ -33,8 +33,8 @@ def test_the_tests_that_hold_ppos_details_are_there() -> None:
     assert missing == []
 
 
-def test_every_figure_of_an_iteration_is_in_the_documentation() -> None:
-    """Whatever an agent logs stands on the page of the metrics, and nothing else does."""
+def test_every_metric_of_an_iteration_is_in_the_documentation() -> None:
+    """The page of the metrics lists what the agents log, and nothing else."""
     from ppo_setups import NUM_ENVS, learn
     from test_agents_guarantees import NAMES, agent_of
 

@@ -46,7 +46,7 @@ def run(folder: Path, line: str) -> str:
     """One of the page's commands, as a shell would run it; the `rlhf-gym` of this environment."""
     program, *arguments = shlex.split(line)
     assert program == "rlhf-gym"
-    command = [sys.executable, "-m", "rlhf_gym.cli.main", *arguments]
+    command = [sys.executable, "-m", "rlhf_gym", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -87,10 +87,6 @@ def test_a_tasks_page_lists_its_options(name: str) -> None:
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda path: path.name)
-def test_pages_name_only_what_is_registered_and_link_to_what_is_there(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"rlhf_gym/[A-Za-z]+-v\d+", text))
+def test_pages_name_only_what_is_registered(page: Path) -> None:
+    named = set(re.findall(r"rlhf_gym/[A-Za-z]+-v\d+", page.read_text(encoding="utf-8")))
     assert named <= set(REGISTERED)
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    missing = [link for link in links if link and not (page.parent / link).exists()]
-    assert not missing

@@ -56,7 +56,7 @@ def test_the_multiplier_is_where_the_two_pull_equally(held: list[dict[str, Any]]
     assert last(held, "reward/constrained_multiplier") == pytest.approx(1, abs=0.25)
 
 
-def test_the_example_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_prints_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
     rows = runpy.run_path(str(EXAMPLE))["main"](2)
     assert [row["constrained_slack"] for row in rows] == pytest.approx([row["sentiment"] - 3 for row in rows])
     assert rows[1]["constrained_multiplier"] > 0

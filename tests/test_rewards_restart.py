@@ -33,7 +33,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path, port: int) -> None:
     command = [
         sys.executable,
         "-m",
-        "rlhf_gym.cli.main",
+        "rlhf_gym",
         "serve-reward",
         f"{tmp_path}/served.py:count_a",
         "--port",

@@ -54,7 +54,7 @@ def tiny_settings(model: Path, **sections: dict[str, Any]) -> Settings:
 
 def command(*arguments: str | Path) -> list[str]:
     """The command line of a real process of `rlhf-gym`."""
-    return [sys.executable, "-m", "rlhf_gym.cli.main", *map(str, arguments)]
+    return [sys.executable, "-m", "rlhf_gym", *map(str, arguments)]
 
 
 def rlhf_gym(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -129,7 +129,3 @@ def _first_line(error: BaseException) -> str:
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise TerminatedError
-
-
-if __name__ == "__main__":
-    sys.exit(main())
