@@ -101,7 +101,7 @@ def test_config_prints_what_run_would_use(capsys: pytest.CaptureFixture[str], tm
         (["--rater", "nowhere.py:f"], "rater 'nowhere.py:f': there is no file 'nowhere.py'"),
         (["--rater", "no_such_module:f"], "rater 'no_such_module:f': there is no module 'no_such_module'"),
         (["--rater", "math:tao"], "rater 'math:tao': there is no 'tao' in math; did you mean 'tau'?"),
-        (["--device", "gpu"], "unknown device 'gpu'; expected 'auto', 'cpu'"),
+        (["--device", "gpu"], "unknown device 'gpu'; expected 'auto'"),
         (["--device", "cuda:99"], "device 'cuda:99' does not work on this machine"),
         (["--model", "/no/such/model"], "model '/no/such/model'"),
         (["--prompts", "nowhere.txt"], "there is no file 'nowhere.txt'"),

@@ -115,10 +115,11 @@ def unknown_agent_key(name: str, agent: str) -> str | None:
     cls = find_agent(agent)
     if name in SET_ELSEWHERE:
         return f"agent.{name} is set by {SET_ELSEWHERE[name]}"
-    if other := other_agent_with(name, cls):
+    if name in cls.Settings.names():
+        return f"agent.{name} is an argument of {cls.__name__} that a run does not set"
+    if other_agent_with(name, cls):
         try:
             cls.Settings.of({name: None}, cls.__name__)
-        except ConfigError as error:
+        except ConfigError as error:  # says which agents have it
             return f"agent.{name}: {error}"
-        return f"agent.{name}: {cls.__name__} has no such setting ({other} has)"  # an argument in both
     return None
