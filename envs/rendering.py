@@ -98,18 +98,17 @@ class Painter:
         return split_pieces(ids[start:], probabilities, episodes.tokenizer)
 
     def _probabilities(self, ids: list[int], start: int) -> list[float | None]:
-        import torch
-
         from rlhf_gym.lm.language_model import LanguageModel
+        from rlhf_gym.lm.log_probs import response_log_probs
+        from rlhf_gym.lm.sampling import Limits, Sampling
 
         if isinstance(self.model, str):
             self.model = LanguageModel.load(self.model)
         assert self.model is not None
-        with torch.no_grad():
-            row = torch.tensor([ids], device=self.model.device)
-            logits = self.model.logits(self.model.hidden(row)[0, start - 1 : -1])
-            probs = torch.softmax(logits, dim=-1).gather(-1, row[0, start:, None]).squeeze(-1)
-        return [float(p) for p in probs]
+        prompt, response = ids[:start], ids[start:]
+        limits = Limits(self.model.tokenizer.eos_id, max_new_tokens=len(response))
+        (log_probs,) = response_log_probs(self.model, [prompt], [response], Sampling(), limits)
+        return list(log_probs.exp().tolist())
 
     def colour_of(self, piece: Piece, ended_with: float | None) -> Colour:
         """A piece's colour: by probability if there is one, else by the reward once the episode has ended.

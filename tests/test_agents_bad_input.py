@@ -34,7 +34,7 @@ PAIRS = [("ab", "ba")]
         ("OnlineDPO", {"batch_size": 3}, "batch_size must be even, got 3"),
         ("OnlineDPO", {"env": 3, "batch_size": 2}, r"group_size \(2\) must divide the number of environments \(3\)"),
         ("GSPO", {"clip_range": None, "clip_range_high": None, "n_epochs": 1}, "clip_range must be a finite number above 0"),
-        ("PPO", {"batch_size": NUM_ENVS + 1}, r"batch_size must lie in 1..n_episodes \(16\), got 17"),
+        ("PPO", {"batch_size": NUM_ENVS + 1}, r"batch_size \(17, episodes in a minibatch\) must lie in 1..n_episodes \(16\)"),
         ("PPO", {"reference": {"vocab_size": 40}}, "has 40 logits and ends responses with id 0, 'tiny-gpt2' has 28 and 0"),
         ("GRPO", {"reference": {"vocab_size": 20}}, "KL needs one and the same vocabulary"),
         ("PPO", {"reference": {"context": 8}}, "do not fit in the 8 tokens"),

@@ -37,7 +37,7 @@ def test_a_length_reward_is_found_out():
     assert by_name(report)["empty"].mean == 0
     text = report.as_text()
     assert "<- pays" in text
-    assert "same numbers twice: yes" in text
+    assert "the same scores in a second call: yes" in text
 
 
 def test_a_reward_that_is_not_steady():

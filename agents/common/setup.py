@@ -174,7 +174,10 @@ def sizes(n_episodes: int | None, batch_size: int | None, num_envs: int) -> tupl
         raise ConfigError(f"n_episodes ({episodes}) must be a multiple of the number of environments ({num_envs})")
     size = batch_size or episodes
     if not 1 <= size <= episodes:
-        raise ConfigError(f"batch_size must lie in 1..n_episodes ({episodes}), got {size}")
+        raise ConfigError(
+            f"batch_size ({size}, episodes in a minibatch) must lie in 1..n_episodes ({episodes}): give a smaller "
+            f"batch_size, or more n_episodes (a multiple of the {num_envs} environments)"
+        )
     return episodes, size
 
 

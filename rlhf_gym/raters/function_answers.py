@@ -62,7 +62,7 @@ def answer_from_candidates(query: Query, value: Any) -> dict[str, Any]:
         if query.query_type == "ranking" and k > 2:
             raise NotAnAnswerError(
                 f"returned {value}, the index of the best; a ranking query needs all in order, best first, such as "
-                f"{list(range(k))}: return that, or ask for the best only (rater.query_type=best)"
+                f"{list(range(k))}: return that, or begin a run that asks for the best only (rater.query_type=best)"
             )
         return _answer(query, [(int(value),), tuple(i for i in range(k) if i != value)])
     if isinstance(value, list | tuple) and value:
