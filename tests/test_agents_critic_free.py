@@ -68,7 +68,8 @@ def test_sums_that_differ_by_rounding_are_equal() -> None:
     rewards = torch.tensor([[0.5, 0.5], [0.5, 0.5 + 2**-23], [0.5, 0.5], [0.5, 0.5001], [0, 0], [0, 1e-9]])
     assert rewards[0].sum() != rewards[1].sum()
     assert equal_groups(rewards, 2).tolist() == [True, False, False]
-    assert equal_groups(torch.tensor([[1e6, -1e6], [1.0, -0.5]]), 2).tolist() == [True]
+    assert equal_groups(torch.tensor([[1e6, -1e6], [1.0, -0.75]]), 2).tolist() == [True]
+    assert equal_groups(torch.tensor([[0, 1000.0], [0, 1000.0006]]), 2).tolist() == [False]  # nothing is summed
     assert equal_groups(torch.zeros(6, 3), 3).tolist() == [True, True]
 
 

@@ -122,7 +122,8 @@ def group_relative(
 def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
     """True for groups whose responses all have the same sum of rewards.
 
-    Sums of rewards for single tokens that are equal on paper differ by rounding: differences of a millionth count as none.
+    Sums of rewards for single tokens that are equal on paper differ by rounding, so differences within its bound count as none:
+    ``n eps sum |r|`` for ``n > 1`` rewards (Higham 2002, section 4.2). A single reward is compared exactly.
 
     Args:
         rewards: float32 ``[B, R]``, 0 at padding; groups of ``group_size`` responses to the same prompt.
@@ -131,8 +132,10 @@ def equal_groups(rewards: Tensor, group_size: int) -> Tensor:
     Returns:
         bool ``[B / group_size]``.
     """
-    sums, sizes = (table.sum(1).view(-1, group_size) for table in (rewards, rewards.abs()))
-    return ((sums - sums[:, :1]).abs() <= 1e-6 * sizes.amax(1, keepdim=True)).all(1)
+    sums, sizes, numbers = (t.sum(1).view(-1, group_size) for t in (rewards, rewards.abs(), (rewards != 0).float()))
+    terms = numbers.amax(1, keepdim=True)
+    bound = torch.finfo(rewards.dtype).eps * torch.where(terms > 1, terms, 0) * sizes.amax(1, keepdim=True)
+    return ((sums - sums[:, :1]).abs() <= bound).all(1)
 
 
 def leave_one_out(scores: Tensor, group_size: int) -> Tensor:

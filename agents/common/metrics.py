@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -76,14 +75,14 @@ def means(minibatches: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return out
 
 
-class PhaseSeconds(defaultdict[str, float]):
+class PhaseSeconds(dict[str, float]):
     """Wall-clock seconds of an iteration by phase: generation, reward (waited for), reference, learning; and scoring.
 
     Scoring is the time inside the reward. It overlaps with the other phases, so it is no part of the total.
     """
 
-    def __init__(self) -> None:
-        super().__init__(float)
+    def __missing__(self, phase: str) -> float:
+        return 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
