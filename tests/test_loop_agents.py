@@ -34,7 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", AGENTS)
 def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> None:
     agent: dict[str, Any] = {"name": name, "iterations": 1, "n_episodes": 8, "batch_size": 8}
-    settings = tiny_settings(model, reward_model={"enabled": False}, evaluation={"prompts": 2})
+    # One agent with a value head and one without train against a fitted reward model, the others against the gold reward.
+    settings = tiny_settings(model, reward_model={"enabled": name in ("a2c", "grpo")}, evaluation={"prompts": 2})
     if name == "sft":
         rows = [{"prompt": f"The film {i}", "target": "was good"} for i in range(10)]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

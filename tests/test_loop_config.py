@@ -196,6 +196,9 @@ def test_quick_is_a_valid_configuration() -> None:
 
 def test_settings_of_types_that_yaml_has_no_word_for() -> None:
     assert convert({"a": 1}, Mapping[str, int], "agent.options") == {"a": 1}
+    assert convert({"a": 1}, dict | None, "agent.options") == {"a": 1}
+    assert convert([1, "b"], list, "agent.parts") == [1, "b"]
+    assert convert("a, b", tuple | None, "agent.parts") == ("a", "b")
     for expected in (Callable[[float], float], Any, Path):
         with pytest.raises(ConfigError, match=r"agent\.mine cannot be set from a configuration"):
             convert(3, expected, "agent.mine")
@@ -206,7 +209,7 @@ def test_settings_of_types_that_yaml_has_no_word_for() -> None:
 def test_a_function_returns_none_where_a_configuration_says_null() -> None:
     text = " ".join(dump(build({}), with_help=True).replace("#", "").split())
     assert "a function (prompt, a, b) that returns 0, 1 or None" in text
-    assert "clipped to plus or minus this before learning; null is off" in text
+    assert "clipped to plus or minus this before learning; null does not clip" in text
 
 
 def test_a_tasks_options_are_a_mapping() -> None:

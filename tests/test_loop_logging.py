@@ -39,15 +39,20 @@ def test_metrics_reach_every_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert KEY.encode() not in file.read_bytes(), file
 
 
-def test_wandb_without_a_key_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [False, True])  # on a terminal, where the user chooses to go without
+def test_wandb_without_a_key_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
     wandb = pytest.importorskip("wandb")
 
-    def no_key() -> None:
-        raise wandb.errors.UsageError("No API key configured.")
+    def no_key() -> bool:
+        if not asked:
+            raise wandb.errors.UsageError("No API key configured.")
+        return False
 
     monkeypatch.setattr("wandb.login", no_key)
     config = build({"log": {"to": ["wandb"], "wandb_mode": "online"}})
-    with pytest.raises(ConfigError, match=r"No API key configured\.. Give log\.wandb_mode=offline"):
+    with pytest.raises(ConfigError, match=r"(No API key configured\.|has no key)\. Give log\.wandb_mode=offline"):
         run_loop(config, tmp_path / "run", progress=Progress(quiet=True))
     assert not (tmp_path / "run").exists()
 

@@ -206,6 +206,13 @@ def test_killed_interrupted_and_cut_off_a_run_goes_on(
         sys.stdout.close()
     assert capsys.readouterr().err == f"\nnobody reads the output any more. {hint}\n"
 
+    with monkeypatch.context() as patch:  # messages go to the same pipe: `2>&1 | head`
+        for name in ("sys.stdout", "sys.stderr"):
+            patch.setattr(name, closed_pipe())
+        assert main(arguments) == 130
+        sys.stdout.close()
+        sys.stderr.close()
+
     assert main(arguments) == 0
     assert "win rate of tuned over reference" in capsys.readouterr().out
     assert metrics_table(out) == metrics_table(whole.path)

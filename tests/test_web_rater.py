@@ -419,12 +419,12 @@ def test_training_goes_on_while_people_answer_and_takes_their_answers_in(model: 
     person.join()
     found = fits(run.path / "round-1")
     assert [(fit["iteration"], fit["judgements"]) for fit in found] == [(0, 6), (2, 12)]
-    assert "6 new answers: the reward model is fitted anew" in progress.said
+    assert "6 new answers: fitting the reward model again" in progress.said
     assert json.loads((run.path / "round-1" / "reward_model.json").read_text())["n_train"] == found[1]["n_train"]
     assert reward_models(run.path) == [
         {"round": 1, **{k: v for k, v in fit.items() if k != "judgements"}} for fit in found
     ]
-    assert "It was fitted anew while the policy was trained" in (run.path / "report.html").read_text()
+    assert "It was fitted again while the policy was trained" in (run.path / "report.html").read_text()
 
 
 def test_waiting_for_answers_without_people_is_refused(model: Path) -> None:

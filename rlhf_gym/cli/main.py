@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import TextIO
 
 from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.errors import RewardError, RlhfGymError
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RlhfGymError as error:
         return _fail(_full_disk(error, options) or _reward_failed(error, options) or str(error))
     except BrokenPipeError:  # whoever read our output went away (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_nowhere(sys.stdout)
         return _interrupted("nobody reads the output any more", options) if options.command == "run" else 0
     except TerminatedError:
         _interrupted("terminated", options)
@@ -68,8 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(why: str, options: argparse.Namespace) -> int:
-    print(f"\n{why}.{_hint(options)}", file=sys.stderr)
+    try:
+        print(f"\n{why}.{_hint(options)}", file=sys.stderr, flush=True)
+    except BrokenPipeError:  # messages may go to the same pipe as the output: `2>&1 | head`
+        _write_nowhere(sys.stderr)
     return INTERRUPTED
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    """Lead a stream whose reader went away to nowhere: Python writes what it still holds when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _hint(options: argparse.Namespace) -> str:

@@ -44,7 +44,7 @@ def convert(value: Any, expected: Any, name: str) -> Any:
     Raises:
         ConfigError: the value is of another type; says what was given and what is expected.
     """
-    origin, args = get_origin(expected), get_args(expected)
+    origin, args = get_origin(expected) or expected, get_args(expected)
     if origin in (Union, UnionType):
         if value is None and NoneType in args:
             return None
@@ -63,10 +63,10 @@ def convert(value: Any, expected: Any, name: str) -> Any:
             value = [part for part in (part.strip() for part in value.split(",")) if part]
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{name} must be a list, got {describe(value)}")
-        return origin(convert(item, args[0], f"{name}[{i}]") for i, item in enumerate(value))
+        return origin(convert(item, args[0], f"{name}[{i}]") if args else item for i, item in enumerate(value))
     if expected not in (int, float, bool, str):
         raise ConfigError(
-            f"{name} cannot be set from a configuration, which holds numbers and texts only; leave it out"
+            f"{name} cannot be set from a configuration, which holds numbers, texts, lists and mappings; leave it out"
         )
     if expected is float and not isinstance(value, bool) and (number := _finite(value)) is not None:
         return number

@@ -185,7 +185,12 @@ def check_loggers(config: LogConfig) -> None:
         import wandb
 
         with _wandb_errors():
-            wandb.login()  # asks for the key on a terminal, raises an error elsewhere
+            logged_in = wandb.login()  # asks for the key on a terminal, raises an error elsewhere
+        if not logged_in:  # the user chose to go without, or did not answer
+            raise ConfigError(
+                "Weights & Biases is to be online and has no key. Give log.wandb_mode=offline, or see to your login "
+                "(`wandb login`, WANDB_API_KEY)"
+            )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.raters.base import Rater, RaterError, Ticket, explained
 from rlhf_gym.raters.function import RaterFunction, as_rater, function_name
@@ -76,7 +76,10 @@ class RaterPool:
         for query in queries:
             for name in self.assigned(query):
                 of_member[name].append(query)
-        tickets = [ticket for name, share in of_member.items() for ticket in self.members[name].submit(share)]
+        tickets: list[Ticket] = []
+        for name, share in of_member.items():
+            with explained(self.members[name]):
+                tickets += self.members[name].submit(share)
         place = {query.id: i for i, query in enumerate(queries)}
         return sorted(tickets, key=lambda ticket: place[ticket.query_id])
 
@@ -103,7 +106,7 @@ class RaterPool:
             except RaterError as error:
                 error.judgements = [*judgements, *error.judgements]
                 raise
-            except FeedbackError as error:
+            except RlhfGymError as error:
                 raise RaterError(str(error), judgements) from error
         place = {ticket.query_id: i for i, ticket in enumerate(tickets)}
         return sorted(judgements, key=lambda judgement: place[judgement.query_id])

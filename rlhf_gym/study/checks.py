@@ -42,7 +42,7 @@ def refuse_old_check_questions(queries: Iterable[tuple[str, Mapping[str, Any]]],
             raise FeedbackError(
                 f"query {query_id} of the feedback store {place} is a check question of an earlier version: its answer is in "
                 "the column 'gold', and is now expected in 'expected'. Make a new store of the queries, with that column "
-                "renamed"
+                "renamed; a run begins anew"
             )
 
 
