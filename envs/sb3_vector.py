@@ -79,8 +79,9 @@ class VectorVecEnv(VecEnv):
         dones = terminations | truncations
         self._returns += rewards
         self._lengths += 1
-        # After a step that ended episodes, what is not about their ends is about the slots as they are now.
-        now = {key: value for key, value in infos.items() if key not in _FINAL}
+        # After a step that ended episodes, what is not about their ends is about the slots as they are now, but for the
+        # statistics of the episodes that ended, which RecordEpisodeStatistics leaves there.
+        now = {key: value for key, value in infos.items() if key not in (*_FINAL, "episode", "_episode")}
         out: list[dict[str, Any]] = [slot_info(now, slot) for slot in range(self.num_envs)]
         for slot in np.flatnonzero(dones):
             self.reset_infos[slot] = out[slot]

@@ -225,7 +225,7 @@ class TokensFormat:
             self.episodes.append(column, live)
         try:
             return self.episodes.score_columns(slots)
-        except Exception:
+        except BaseException:  # Ctrl-C, too: the same prompts wait for other responses
             self.episodes.begin_all(slots, self.episodes.prompt_index[slots])
             raise
 

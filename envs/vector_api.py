@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +43,15 @@ def slot_info(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
     """One slot's part of a vector environment's infos, with Python's own numbers; the opposite of :func:`stack_infos`.
 
     Args:
-        infos: the infos of all slots. A key without a ``_key`` (some of Gymnasium's wrappers add such) is in every slot.
+        infos: the infos of all slots. A key without a ``_key`` (some wrappers add such) is in every slot; its value may be
+            one for all.
         slot: the slot's number.
     """
     out: dict[str, Any] = {}
     for key, value in infos.items():
         if not key.startswith("_") and ("_" + key not in infos or infos["_" + key][slot]):
-            out[key] = slot_info(value, slot) if isinstance(value, dict) else _plain(value[slot])
+            of_slots = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+            out[key] = slot_info(value, slot) if isinstance(value, dict) else _plain(value[slot] if of_slots else value)
     return out
 
 

@@ -70,9 +70,10 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(_lines(path))
     try:
         for row in reader:
-            if None in row:
+            extra = row.pop(None, [])
+            if any(extra):  # a comma at the end of a line is only one empty field more
                 raise TaskError(
-                    f"{path}, line {reader.line_num}: {len(reader.fieldnames or ()) + len(row[None])} fields, expected the "
+                    f"{path}, line {reader.line_num}: {len(reader.fieldnames or ()) + len(extra)} fields, expected the "
                     f"{len(reader.fieldnames or ())} of the header; quote a field that holds a comma"
                 )
             yield row

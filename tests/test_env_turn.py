@@ -136,19 +136,22 @@ def test_wrong_actions_are_refused_and_leave_the_episode_as_it_was(kind: Format,
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_reward_that_fails_leaves_the_prompt_to_be_answered_again(kind: Format) -> None:
+@pytest.mark.parametrize(("raised", "seen"), [(ConnectionError, RewardError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_a_reward_that_fails_leaves_the_prompt_to_be_answered_again(
+    kind: Format, raised: type[BaseException], seen: type[BaseException]
+) -> None:
     failing = [True]
 
     def reward(prompts: list[str], responses: list[str]) -> list[float]:
         if failing:
             failing.pop()
-            raise ConnectionError("no reward")
+            raise raised("no reward")
         return count_a(prompts, responses)
 
     env = TurnEnv(letter_task(reward), LetterTokenizer(), format=kind)
     _, begun = env.reset(seed=0)
     first, second = ("b", "aa") if kind == "text" else ([B, A, B], [A, A])
-    with pytest.raises(RewardError, match="no reward"):
+    with pytest.raises(seen, match="no reward"):
         env.step(first)
     _, total, _, _, info = env.step(second)
     assert (total, info["prompt"], info["response"]) == (2.0, begun["prompt"], "aa")

@@ -33,6 +33,7 @@ from rlhf_gym.envs import (
     VectorVecEnv,
     make_sb3_env,
 )
+from rlhf_gym.envs.vector_api import slot_info
 from rlhf_gym.errors import ConfigError, TaskError
 
 EOS, PAD, A, B = range(4)
@@ -279,6 +280,19 @@ def test_a_vec_env_takes_gymnasiums_own_statistics() -> None:
     _, _, dones, infos = env.step(np.array([EOS, A]))
     assert dones.tolist() == [True, False]
     assert infos[0]["episode"] == {"r": 0.0, "l": 1, "t": 0.0}
+    assert "episode" not in env.reset_infos[0]  # it was the last one's
+
+
+def test_infos_that_are_the_same_for_all_slots() -> None:
+    infos = {
+        "seconds": 0.5,
+        "name": "ab",
+        "of each": np.array([1, 2]),
+        "masked": np.array([3, 4]),
+        "_masked": np.array([False, True]),
+    }
+    assert slot_info(infos, 0) == {"seconds": 0.5, "name": "ab", "of each": 1}
+    assert slot_info(infos, 1) == {"seconds": 0.5, "name": "ab", "of each": 2, "masked": 4}
 
 
 def zero(prompts: list[str], responses: list[str]) -> list[float]:

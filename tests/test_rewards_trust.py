@@ -241,6 +241,14 @@ def test_limits_reach_every_part():
     assert list(score(reward, ["p"], ["r"]).terms)[:1] == ["one"]
 
 
+def test_a_term_that_stands_in_a_formula_twice_gets_one_limit():
+    shared = term(TimeLimit(lambda prompts, responses: [1.0], 60), "shared")
+    limit_parts(shared + shared.clip(0, 1), 5)
+    assert isinstance(shared.reward, TimeLimit)
+    assert not isinstance(shared.reward.reward, TimeLimit)
+    assert shared.reward.seconds == 5  # the shorter of two
+
+
 @pytest.mark.filterwarnings("ignore:reward .* has failed")
 def test_policies_are_stated_and_counted():
     def picky(prompts, responses):

@@ -33,6 +33,8 @@ def test_quoted_fields_and_windows_line_ends_in_csv(tmp_path: Path) -> None:
         {"prompt": "two\nlines, one comma", "label": "a"},
         {"prompt": "plain", "label": "b"},
     ]
+    file.write_text("prompt,label\na,b,\n")  # a comma at the end
+    assert list(rows_from_file(file)) == [{"prompt": "a", "label": "b"}]
 
 
 @pytest.mark.parametrize(

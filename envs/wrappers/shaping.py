@@ -134,8 +134,10 @@ class VectorPotentialShaping(VectorTokenWrapper):
             seed: of the random numbers from here on; None goes on with those there are.
             options: see the environment inside.
         """
+        fresh = np.flatnonzero(
+            reset_mask(options, self.num_envs)
+        )  # before: some wrappers take the mask out of the options
         result = self.env.reset(seed=seed, options=options)
-        fresh = np.flatnonzero(reset_mask(options, self.num_envs))
         self._before[fresh] = self._potential.now(fresh)
         self._ended[fresh] = False
         return result

@@ -101,7 +101,7 @@ class RewardReport:
             f"reward {self.name}: {len(v)} samples in {self.seconds:.3f} s ({len(v) / max(self.seconds, 1e-9):,.0f} a second)",
             f"  mean {v.mean():.4g}, standard deviation {v.std():.4g}, 5% {low:.4g}, median {middle:.4g}, 95% {high:.4g}",
             *_histogram(v),
-            f"  the same scores in a second call: {_yes(self.deterministic)}; in another order: {_yes(self.order_free)}; "
+            f"  the same scores in a second call: {_yes(self.deterministic)}; in other batches: {_yes(self.order_free)}; "
             f"correlation with length: {'none' if np.isnan(self.length_correlation) else f'{self.length_correlation:+.2f}'}",
             "  probes, and the share of honest samples that they beat:",
         ]

@@ -101,6 +101,9 @@ def limit_parts(reward: Any, seconds: float) -> Any:
         ConfigError: a limit that is not above 0.
     """
     parts, inner = getattr(reward, "parts", None), getattr(reward, "reward", None)
+    if isinstance(reward, TimeLimit):  # the user's own, or of a term that stands in a formula twice
+        reward.seconds = min(reward.seconds, seconds)
+        return reward
     if not hasattr(reward, "score_terms") or isinstance(reward, FunctionReward):
         return TimeLimit(reward, seconds)
     if isinstance(parts, tuple) and parts:
