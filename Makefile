@@ -15,6 +15,9 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings docs_referen
   rewards_combine tasks tasks_symbols tasks_table agents_formulas reward_model_parts raters_choice_models env_token decoding \
   sequences sampling))
 
+# One half of all tests, by the time that they take.
+HALF := $(wildcard tests/test_[a-k]*.py tests/test_la*.py tests/test_lora*.py)
+
 .PHONY: help demo test check lint types layers unit unit-1 unit-2 quick format docs clean
 
 help:
@@ -45,16 +48,16 @@ types: $(VENV)/.installed-test
 layers: $(VENV)/.installed-test
 	cd tests && ../$(BIN)/lint-imports ../pyproject.toml
 
-# All tests in two processes at once, by the first letter: in one, half of the time is spent waiting for processes and browsers.
+# All tests in two processes that take about as long: in one, half of the time is spent waiting for processes and browsers.
 # One thread each: two that compute on every core only slow each other down.
 unit: $(VENV)/.installed-test
 	$(MAKE) --no-print-directory -j 2 unit-1 unit-2
 
 unit-1:
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_[a-l]*.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(HALF) $(ARGS)
 
 unit-2:
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_[!a-l]*.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(filter-out $(HALF),$(wildcard tests/test_*.py)) $(ARGS)
 
 quick: $(VENV)/.installed-test
 	$(BIN)/pytest -m "not slow" $(QUICK) $(ARGS)
