@@ -29,6 +29,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
+from rlhf_gym.ranges import bounds_of, is_within
 from rlhf_gym.text import closest
 
 SCHEDULE = "a function of the remaining progress (1 to 0)"
@@ -96,10 +97,7 @@ class Setting:
         choices: the allowed values, where there are only some.
         optional: None is allowed.
         schedule: a function of the remaining progress is allowed.
-        at_least: smallest value.
-        above: the value must be larger.
-        at_most: largest value.
-        below: the value must be smaller.
+        bounds: the range of its numbers, as :func:`rlhf_gym.ranges.bounds_of` gives it.
     """
 
     name: str
@@ -112,10 +110,7 @@ class Setting:
     choices: tuple[Any, ...]
     optional: bool
     schedule: bool
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
+    bounds: Mapping[str, float]
 
     @property
     def type_in_words(self) -> str:
@@ -137,17 +132,17 @@ class Setting:
             return "a text"
         if self.kind is None:
             return ""
-        low = self.at_least if self.at_least is not None else self.above
-        high = self.at_most if self.at_most is not None else self.below
+        bounds = self.bounds
+        low, high = bounds.get("at_least", bounds.get("above")), bounds.get("at_most", bounds.get("below"))
         noun = "whole number" if self.kind is int else "number"
         if low is not None and high is not None:
-            left, right = "[" if self.at_least is not None else "(", "]" if self.at_most is not None else ")"
+            left, right = "[" if "at_least" in bounds else "(", "]" if "at_most" in bounds else ")"
             return f"a {noun} in {left}{low:g}, {high:g}{right}"
         noun = noun if self.kind is int else f"finite {noun}"
         if low is not None:
-            return f"a {noun} {'of at least' if self.at_least is not None else 'above'} {low:g}"
+            return f"a {noun} {'of at least' if 'at_least' in bounds else 'above'} {low:g}"
         if high is not None:
-            return f"a {noun} {'of at most' if self.at_most is not None else 'below'} {high:g}"
+            return f"a {noun} {'of at most' if 'at_most' in bounds else 'below'} {high:g}"
         return f"a {noun}"
 
     def check(self, value: Any) -> None:
@@ -172,12 +167,7 @@ class Setting:
             return isinstance(value, str | Path)
         if isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
             return False
-        return math.isfinite(value) and not (
-            (self.at_least is not None and value < self.at_least)
-            or (self.above is not None and value <= self.above)
-            or (self.at_most is not None and value > self.at_most)
-            or (self.below is not None and value >= self.below)
-        )
+        return math.isfinite(value) and is_within(value, self.bounds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +300,7 @@ def settings_of(cls: type[AgentSettings]) -> dict[str, Setting]:
             kind=kinds[0] if kinds and (schedule or not others) else None,
             choices=tuple(choice for part in parts if get_origin(part) is Literal for choice in get_args(part)),
             optional=NoneType in parts, schedule=schedule,
-            **{key: merged.get(key) for key in ("at_least", "above", "at_most", "below")},
+            bounds=bounds_of(merged),
         )  # fmt: skip
     return out
 

@@ -11,30 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-def setting(
-    default: Any,
-    help: str,  # noqa: A002 - the word of argparse and of the documentation
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """Declare a field with its help and its bounds.
-
-    Args:
-        default: the field's default; a dictionary is copied for each instance.
-        help: one sentence for ``--help`` and the documentation.
-        at_least: smallest value; None sets no bound, here and below.
-        above: the value must be larger.
-        at_most: largest value.
-        below: the value must be smaller.
-    """
-    metadata = {"help": help, "at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from rlhf_gym.ranges import setting
 
 
 @dataclass(frozen=True)

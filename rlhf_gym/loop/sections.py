@@ -7,7 +7,6 @@ user's own agent included. Agents are imported only when the keys of these two s
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
@@ -17,10 +16,9 @@ from typing import Any, get_type_hints
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.agent_catalogue import LOOP_KEYS_FOR, RUN_DEFAULTS, SET_ELSEWHERE, find_agent, other_agent_with
 from rlhf_gym.loop.config import SECTIONS, AgentConfig
+from rlhf_gym.ranges import bounds_in_words, bounds_of, is_within
 
 DEFAULT_AGENT: str = next(f.default for f in fields(AgentConfig) if f.name == "name")  # type: ignore[assignment]
-
-_WITHIN = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,8 @@ class Key:
 
     @property
     def bounds(self) -> str:
-        """The limits in words; empty where there are none.
-
-        >>> Key("a.b", float, 0.0, "", {"at_least": 0, "below": 1}).bounds
-        'at least 0 and below 1'
-        """
-        return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in self.limits.items())
+        """The limits in words; empty where there are none."""
+        return bounds_in_words(self.limits)
 
     def check(self, value: Any) -> None:
         """Refuse a number out of bounds.
@@ -57,7 +51,7 @@ class Key:
             ConfigError: names the key, its bounds and the value.
         """
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and not all(_WITHIN[name](value, limit) for name, limit in self.limits.items()):
+        if number and not is_within(value, self.limits):
             raise ConfigError(f"{self.name} must be {self.bounds}, got {value}")
 
 
@@ -85,8 +79,7 @@ def keys(section: str, agent: str = DEFAULT_AGENT) -> dict[str, Key]:
 
 def _key(section: str, cls: type, f: Field[Any]) -> Key:
     default = f.default if f.default is not MISSING else f.default_factory() if callable(f.default_factory) else None
-    limits = {name: f.metadata[name] for name in _WITHIN if f.metadata.get(name) is not None}
-    return Key(f"{section}.{f.name}", get_type_hints(cls)[f.name], default, f.metadata["help"], limits)
+    return Key(f"{section}.{f.name}", get_type_hints(cls)[f.name], default, f.metadata["help"], bounds_of(f.metadata))
 
 
 def _agent_keys(own: list[Key], agent: str) -> list[Key]:
@@ -99,9 +92,8 @@ def _agent_keys(own: list[Key], agent: str) -> list[Key]:
     for name, known in settings_of(settings).items():
         if known.is_argument or name in SET_ELSEWHERE:
             continue
-        limits = {limit: value for limit in _WITHIN if (value := getattr(known, limit)) is not None}
         default = RUN_DEFAULTS.get(name, None if known.default is MISSING else known.default)
-        found.append(Key(f"agent.{name}", hints[name], default, re.sub(r"\bNone\b", "null", known.help), limits))
+        found.append(Key(f"agent.{name}", hints[name], default, re.sub(r"\bNone\b", "null", known.help), known.bounds))
     return found
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -15,23 +13,13 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import ConfigError, FeedbackError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.ranges import bounds_in_words, bounds_of, is_within, setting
 from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, split_by_prompt
 from rlhf_gym.reward_model.evaluation import FitResult, evaluate
 from rlhf_gym.reward_model.losses import bradley_terry_loss
 from rlhf_gym.reward_model.model import RewardModel
 
 OnProgress = Callable[[int, int, float], None]
-
-
-def setting(default: Any, help: str, **limits: float) -> Any:  # noqa: A002 - the word of argparse and of the documentation
-    """Make a field with its help and its limits, which a run's configuration and the documentation are made from.
-
-    Args:
-        default: the default.
-        help: one sentence.
-        limits: ``at_least`` and ``at_most`` (inclusive), ``above`` and ``below`` (exclusive).
-    """
-    return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
@@ -81,17 +69,14 @@ class FitConfig:
     seed: int = setting(0, "seed of the split, of the order and of dropout", at_least=0)
 
     def __post_init__(self) -> None:
-        within = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
         for f in fields(self):
-            value, limits = getattr(self, f.name), {k: f.metadata[k] for k in within if k in f.metadata}
+            value, bounds = getattr(self, f.name), bounds_of(f.metadata)
             optional = "None" in str(f.type)
             if optional and value is None:
                 continue
-            if not all(within[name](value, limit) for name, limit in limits.items()):
-                expected = " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
-                raise ConfigError(
-                    f"a reward model's {f.name} must be {expected}{', or None' if optional else ''}, got {value}"
-                )
+            if not is_within(value, bounds):
+                expected = bounds_in_words(bounds) + (", or None" if optional else "")
+                raise ConfigError(f"a reward model's {f.name} must be {expected}, got {value}")
 
 
 def fit(
