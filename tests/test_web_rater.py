@@ -23,11 +23,12 @@ from web_study import pairs, start_run, study
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.preferences import preferences_from
-from rlhf_gym.loop.config_file import build, merge
+from rlhf_gym.loop.config_file import Settings, build, merge
 from rlhf_gym.loop.label import Turnout, split_queries
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_models import fits
 from rlhf_gym.loop.rounds import run_loop
+from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.raters import Rater, RaterStoppedError, ask
 from rlhf_gym.study.checks import check_questions
 from rlhf_gym.study.leases import Answer
@@ -297,20 +298,23 @@ def test_people_and_simulated_raters_share_a_run(model: Path, tmp_path: Path, se
         assert 6 <= counts["web"] <= 12  # half is enough to go on
 
 
-@pytest.mark.parametrize("query_type", ["thumbs", "edit"])
-def test_people_say_of_each_response_alone_how_good_it_is(model: Path, tmp_path: Path, query_type: str) -> None:
-    """Thumbs up are preferred to thumbs down of the same prompt, corrections to what they correct."""
-    sections = {"rater": {"name": "web", "query_type": query_type}, "people": {"port": 0}, "sampling": {"prompts": 6}}
+def run_with_a_person(settings: Settings, folder: Path) -> RunDirectory:
+    """A whole run, with somebody who answers whatever it asks."""
     progress, stop = Link(), threading.Event()
     person = threading.Thread(target=lambda: rate_everything(progress.link(), stop, {}))
     person.start()
     try:
-        run = run_loop(
-            build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress, page=RunPage()
-        )
+        return run_loop(build(settings), folder, progress=progress, page=RunPage())
     finally:
         stop.set()
         person.join()
+
+
+@pytest.mark.parametrize("query_type", ["thumbs", "edit"])
+def test_people_say_of_each_response_alone_how_good_it_is(model: Path, tmp_path: Path, query_type: str) -> None:
+    """Thumbs up are preferred to thumbs down of the same prompt, corrections to what they correct."""
+    sections = {"rater": {"name": "web", "query_type": query_type}, "people": {"port": 0}, "sampling": {"prompts": 6}}
+    run = run_with_a_person(merge(tiny_settings(model), sections), tmp_path / "run")
     with FeedbackStore(run.store_file, read_only=True) as store:
         assert {query.query_type for query in store.queries()} == {query_type}
         assert store.count().answered == store.count().queries == 12  # 6 prompts of 2 candidates
@@ -337,16 +341,7 @@ def test_check_questions_and_repetitions_in_a_run(model: Path, tmp_path: Path, q
             "repeat_share": 0.4, "attributes": ["helpful", "honest"],
         },
     }  # fmt: skip
-    progress, stop = Link(), threading.Event()
-    person = threading.Thread(target=lambda: rate_everything(progress.link(), stop, {}))
-    person.start()
-    try:
-        run = run_loop(
-            build(merge(tiny_settings(model), sections)), tmp_path / "run", progress=progress, page=RunPage()
-        )
-    finally:
-        stop.set()
-        person.join()
+    run = run_with_a_person(merge(tiny_settings(model), sections), tmp_path / "run")
     with FeedbackStore(run.store_file, read_only=True) as store:
         answers = store.answers()
     kinds = Counter(judgement.details.get("kind", "query") for _, judgement in answers)
