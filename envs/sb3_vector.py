@@ -82,7 +82,9 @@ class VectorVecEnv(VecEnv):
         # After a step that ended episodes, what is not about their ends is about the slots as they are now, but for the
         # statistics of the episodes that ended, which RecordEpisodeStatistics leaves there.
         now = {key: value for key, value in infos.items() if key not in (*_FINAL, "episode", "_episode")}
-        out: list[dict[str, Any]] = [slot_info(now, slot) for slot in range(self.num_envs)]
+        out: list[dict[str, Any]] = [
+            slot_info(now, slot) if now else {} for slot in range(self.num_envs)
+        ]  # mostly empty
         for slot in np.flatnonzero(dones):
             self.reset_infos[slot] = out[slot]
             info = slot_info(infos["final_info"], int(slot))
