@@ -206,7 +206,7 @@ class OnlineDPO(CriticFree):
             losses = preference_loss(margins, self.beta, self.loss, label_smoothing=self.label_smoothing)
             total = losses.sum() / len(firsts)
             check_finite({"the preference loss is": total.detach()}, self.where)
-            total.backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             chosen = torch.where(sign > 0, sums[0::2], sums[1::2]).detach()
             rejected = torch.where(sign > 0, sums[1::2], sums[0::2]).detach()
             amounts = {

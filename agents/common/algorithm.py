@@ -31,10 +31,13 @@ from rlhf_gym.agents.common.metrics import (
     check_finite,
     check_rollout,
     means,
+    ratio_metrics,
     response_kl,
     rollout_metrics,
 )
 from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
+from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mismatch_metrics
+from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
@@ -86,6 +89,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     batch_size: int
     tokens_per_batch: int
     learning_rate_decay: str
+    learning_rate_warmup: float
+    scaler: torch.amp.GradScaler
     _stepping: SteppingCollector | None  # made when it is first needed
     # The values for agents that do not have the setting.
     n_epochs: int = 1
@@ -99,6 +104,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     aggregation: Aggregation = "token"
     target_kl: float | None = None
     max_ratio: float = math.inf
+    old_log_probs: str = "rollout"
+    importance_sampling: Correction | None = None
+    importance_cap: float = math.inf
+    value_max_grad_norm: float | None = None
     clip_scores: float | None = None
     missing_eos_penalty: float | None = None
     missing_eos_score: float | None = None
@@ -283,8 +292,21 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
         with self.seconds.phase("reference"):
             rollout.reference_log_probs = rollout_log_probs(self.policy, self.reference, rollout, self.tokens_per_batch)
+            if self.old_log_probs == "recompute":
+                self._recompute(rollout)
             if self.policy.value_trunk is not None:
                 rollout.values = rollout_values(self.policy, rollout, self.tokens_per_batch)
+
+    def _recompute(self, rollout: Rollout) -> None:
+        """Take the old log-probabilities from the pass that learns, and weigh tokens for the mismatch if wanted."""
+        drawn, mask = rollout.log_probs, rollout.mask
+        rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
+        rollout.importance = importance_weights(
+            rollout.log_probs, drawn, mask, self.importance_sampling, self.importance_cap
+        )
+        distances = ratio_metrics(rollout.log_probs[mask], drawn[mask])
+        amounts = (float(distances[name]) / int(mask.sum()) for name in ("difference", "ratio", "squared ratio"))
+        self.record(**mismatch_metrics(*amounts))
 
     def needs_more(self, rollout: Rollout) -> bool:
         """True where further episodes must be collected before learning begins; False by default."""
@@ -367,8 +389,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """
         table = accumulate_gradient(
             self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
-            tokens_per_batch=self.tokens_per_batch, entropy=self.ent_coef > 0, where=self.where,
+            tokens_per_batch=self.tokens_per_batch, entropy=self.ent_coef > 0, where=self.where, scale=self.scaler.scale,
         )  # fmt: skip
+        if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
+            self.record(**mismatch_metrics(table["difference"], table["ratio"], table["squared ratio"]))
         self.record(**{name: sign * table[key] for name, (sign, key) in MINIBATCH_METRICS.items() if key in table})
         stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
         skip = table["ratio"] > self.max_ratio
@@ -413,11 +437,16 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        check_finite({"the gradient is": norm}, self.where)
-        self.policy.optimizer.step()
+        self.scaler.unscale_(self.policy.optimizer)
+        norms = clip_gradients(self.policy, self.max_grad_norm, self.value_max_grad_norm)
+        if self.scaler.is_enabled():  # it skips the step where the scaled gradient overflowed, and lowers the scale
+            self.record(**{"train/loss_scale": self.scaler.get_scale()})
+        else:
+            check_finite({"the gradient is": torch.stack(list(norms.values()))}, self.where)
+            self.record(**norms)
+        self.scaler.step(self.policy.optimizer)
+        self.scaler.update()
         self.policy.optimizer.zero_grad(set_to_none=True)
-        self.record(**{"train/grad_norm": norm})
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""
@@ -427,8 +456,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         super()._update_learning_rate(optimizers)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] *= self.kl_guard.rate
-                self.logger.record("train/learning_rate", group["lr"])
+                group["lr"] *= self.kl_guard.rate * group["share"]
+            self.logger.record("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def now(self, value: float | Schedule) -> float:
         """A setting's value in this iteration: a schedule is a function of the remaining progress."""
@@ -481,11 +510,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         cls.__signature__ = signature_of(cls.Settings)  # type: ignore[attr-defined]
 
     def _setup_lr_schedule(self) -> None:
-        """Make SB3's schedule: with ``learning_rate_decay="linear"`` the rate falls to 0 with the remaining progress."""
+        """Make SB3's schedule, with the settings' warm-up and decay."""
         super()._setup_lr_schedule()
-        rate = self.learning_rate
-        if self.learning_rate_decay == "linear" and not callable(rate):
-            self.lr_schedule = lambda progress_remaining: rate * progress_remaining
+        rate, decay, warmup = self.learning_rate, self.learning_rate_decay, self.learning_rate_warmup
+        if not callable(rate):
+            self.lr_schedule = lambda progress_remaining: rate * rate_at(progress_remaining, decay, warmup)
 
     def _setup_model(self) -> None:
         """Load and check what was given, then build policy and optimizer."""
@@ -508,8 +537,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if model.adapter is not None:  # the model may have come with it
             self.settings = replace(self.settings, lora=Lora.of(model.adapter.settings()))
         self._given, self.value_start = self.settings, None  # models that were given are kept no longer
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
+        self.policy.optimizer = make_optimizer(self.policy, self._given, self.lr_schedule(1))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._given.precision == "fp16")
         self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
         self._counter = StepCounter(self.n_envs if self.env is not None else 1)
         self._stepping = None
