@@ -25,9 +25,11 @@ from rlhf_gym.agents.common.mismatch import importance_weights, mismatch_metrics
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm import precision
 from rlhf_gym.lm.decoding import generate
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.lora import Lora, adapted
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.sequences import SequenceBatch
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "lora"])
@@ -190,3 +192,67 @@ def test_bad_settings_are_refused() -> None:
         small_agent(TRPO, precision="bf16")
     with pytest.raises(ConfigError, match="importance_sampling='token_mask' needs old_log_probs='recompute'"):
         small_ppo(importance_sampling="token_mask")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "separate"])
+def test_gradient_checkpointing_changes_nothing_but_memory(kind: Any) -> None:
+    slopes = []
+    for on in (False, True):
+        options: dict[str, Any] = {"value_network": "separate"} if kind == "separate" else {"kind": kind}
+        agent = small_agent(PPO, gradient_checkpointing=on, **options)
+        rollout = collected(agent)
+        with torch.autograd.graph.saved_tensors_hooks(Kept.pack, lambda tensor: tensor):
+            Kept.numbers = 0
+            slopes.append((gradient(agent, rollout, list(range(len(rollout.episodes)))), Kept.numbers))
+    torch.testing.assert_close(slopes[0][0], slopes[1][0], rtol=1e-5, atol=1e-7)
+    assert slopes[1][1] < 0.7 * slopes[0][1]
+
+
+class Kept:
+    """Counts the numbers that are kept for the backward pass."""
+
+    numbers = 0
+
+    @classmethod
+    def pack(cls, tensor: torch.Tensor) -> torch.Tensor:
+        cls.numbers += tensor.numel()
+        return tensor
+
+
+@pytest.mark.parametrize("kind", [PPO, OnlineDPO])
+def test_memory_that_runs_out_halves_the_micro_batch_and_nothing_else(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def agent() -> Any:
+        own = {"beta": 0.1} if kind is OnlineDPO else {"kl_coef": 0.02}
+        return kind("LMPolicy", letters_env(), language_model=tiny_language_model("gpt2"), seed=0, batch_size=8, **own)
+
+    whole, short = agent(), agent()
+    whole.learn(1, iterations=2)
+    run, calls = LanguageModel.response_states, []
+
+    def scarce(model: LanguageModel, batch: SequenceBatch) -> torch.Tensor:
+        """No room for the whole batch; the failure comes in the middle of a minibatch, too."""
+        calls.append(batch.ids.numel())
+        if batch.ids.numel() > 30 and torch.is_grad_enabled() and len(calls) % 2:
+            raise torch.OutOfMemoryError("no room")
+        return run(model, batch)
+
+    monkeypatch.setattr(LanguageModel, "response_states", scarce)
+    short.tokens_per_batch = 64
+    with pytest.warns(UserWarning, match="memory ran out; going on with tokens_per_batch=32"):
+        short.learn(1, iterations=2)
+    assert short.tokens_per_batch < 64
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(value, weights(short)[name], rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(LanguageModel, "response_states", Raising.response_states)
+    with (
+        pytest.raises(torch.OutOfMemoryError, match="no room at all"),
+        pytest.warns(UserWarning, match="memory ran out"),
+    ):
+        agent().learn(1)
+
+
+class Raising:
+    def response_states(self, batch: SequenceBatch) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room at all")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -59,6 +59,8 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -240,6 +242,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._rollout_start = None
         self._rollout_start = self.state()  # a checkpoint from within the rollout goes back here
         self.seconds, self.minibatch_metrics = PhaseSeconds(), {}
+        self.where = f"iteration {self.iteration + 1}, rollout"
 
     def _end_iteration(self) -> None:
         self.policy.forget()
@@ -291,16 +294,20 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
         with self.seconds.phase("reference"):
-            rollout.reference_log_probs = rollout_log_probs(self.policy, self.reference, rollout, self.tokens_per_batch)
+            rollout.reference_log_probs = self.within_memory(
+                lambda tokens: rollout_log_probs(self.policy, self.reference, rollout, tokens)
+            )
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
             if self.policy.value_trunk is not None:
-                rollout.values = rollout_values(self.policy, rollout, self.tokens_per_batch)
+                rollout.values = self.within_memory(lambda tokens: rollout_values(self.policy, rollout, tokens))
 
     def _recompute(self, rollout: Rollout) -> None:
         """Take the old log-probabilities from the pass that learns, and weigh tokens for the mismatch if wanted."""
         drawn, mask = rollout.log_probs, rollout.mask
-        rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
+        rollout.log_probs = self.within_memory(
+            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
+        )
         rollout.importance = importance_weights(
             rollout.log_probs, drawn, mask, self.importance_sampling, self.importance_cap
         )
@@ -340,10 +347,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _fill_advantages(self, rollout: Rollout) -> None:
         """Call :meth:`prepare`, and refuse NaN and infinity in the rollout before and after it."""
-        where = f"iteration {self.iteration + 1}, rollout"
-        check_rollout(rollout, where)
+        check_rollout(rollout, self.where)
         self.prepare(rollout)
-        check_rollout(rollout, where)
+        check_rollout(rollout, self.where)
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:
@@ -387,9 +393,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Returns:
             False ends learning from this rollout.
         """
-        table = accumulate_gradient(
-            self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
-            tokens_per_batch=self.tokens_per_batch, entropy=self.ent_coef > 0, where=self.where, scale=self.scaler.scale,
+        table = self.within_memory(
+            lambda tokens: accumulate_gradient(
+                self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
+                tokens_per_batch=tokens, entropy=self.ent_coef > 0, where=self.where, scale=self.scaler.scale,
+            )
         )  # fmt: skip
         if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
             self.record(**mismatch_metrics(table["difference"], table["ratio"], table["squared ratio"]))
@@ -402,6 +410,30 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return not stop
         self.step_optimizer()
         return True
+
+    def within_memory(self, work: Callable[[int], T]) -> T:
+        """Do work with ``tokens_per_batch`` tokens at a time; where a GPU's memory runs out, with half as many from then on.
+
+        Args:
+            work: takes the number of tokens. It begins without gradients, and begins anew after it ran out of memory.
+
+        Raises:
+            torch.OutOfMemoryError: one sequence alone takes too much.
+        """
+        while True:
+            try:
+                return work(self.tokens_per_batch)
+            except torch.OutOfMemoryError:
+                if self.tokens_per_batch <= self.policy.limits.max_new_tokens:
+                    raise
+            # Out of the handler, which holds on to the tensors of the failed pass.
+            self.policy.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.tokens_per_batch //= 2
+            warnings.warn(
+                f"{self.where}: memory ran out; going on with tokens_per_batch={self.tokens_per_batch}. The result is the "
+                "same, but for rounding", stacklevel=2,
+            )  # fmt: skip
 
     @abstractmethod
     def losses(
@@ -529,7 +561,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.seed = int(np.random.SeedSequence().generate_state(1)[0])
         self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
         self._setup_lr_schedule()
-        model = learning_model(models.policy, self._given.lora, self.seed)
+        model = learning_model(
+            models.policy, self._given.lora, self.seed, gradient_checkpointing=self._given.gradient_checkpointing
+        )
         self.policy = LMPolicy(
             self.observation_space, self.action_space, model, self.sampling, limits, self.value_network,
             models.value_start,

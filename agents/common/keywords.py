@@ -41,6 +41,7 @@ class AgentKeywords(TypedDict, total=False):
     batch_size: int | None
     tokens_per_batch: int
     precision: Precision
+    gradient_checkpointing: bool
     max_grad_norm: float
     stats_window_size: int
     tensorboard_log: str | None

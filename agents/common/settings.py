@@ -215,7 +215,8 @@ class AgentSettings:
     batch_size: int | None = setting(None, "whole episodes per minibatch; None takes all of them", at_least=1)
     tokens_per_batch: int = setting(
         4096,
-        "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only",
+        "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only. It halves itself "
+        "where a GPU's memory runs out",
         at_least=1,
     )
     precision: Precision = setting(
@@ -223,6 +224,11 @@ class AgentSettings:
         "bf16 and fp16 multiply matrices in bfloat16 or float16 (fp16 with loss scaling), while weights, optimizer and losses "
         "stay float32; auto takes bf16 where this machine multiplies faster in it",
         source="Micikevicius et al. 2018",
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "the backward pass computes each layer's activations anew in place of keeping them: less memory, more time",
+        source="Chen et al. 2016",
     )
     max_grad_norm: float = setting(1.0, "the norm that gradients are clipped to", above=0)
     stats_window_size: int = argument(100, "number of episodes that `rollout/ep_rew_mean` averages", at_least=1)

@@ -17,6 +17,7 @@ from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, require_peft
+from rlhf_gym.lm.networks import checkpoint_layers
 from rlhf_gym.lm.precision import product_dtype, use_fast_float32
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.reward_model import RewardModel
@@ -127,16 +128,20 @@ def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, ada
     return reference.frozen_copy()
 
 
-def learning_model(model: LanguageModel, lora: Lora | Mapping[str, Any] | None, seed: int) -> LanguageModel:
+def learning_model(
+    model: LanguageModel, lora: Lora | Mapping[str, Any] | None, seed: int, *, gradient_checkpointing: bool = False
+) -> LanguageModel:
     """The model whose weights learn: the given one, or an adapter on it.
 
     Args:
         model: the given model.
         lora: settings of the adapter; None adds none.
         seed: seed of the adapter's random weights.
+        gradient_checkpointing: compute activations anew in the backward pass.
 
     Raises:
         ConfigError: no weight learns.
+        ModelError: the model's layers cannot be checkpointed.
     """
     if lora is not None:
         model = adapted(model, Lora.of(lora), seed=seed)
@@ -145,6 +150,9 @@ def learning_model(model: LanguageModel, lora: Lora | Mapping[str, Any] | None, 
             f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
             "language_model.model.requires_grad_(True), or give lora={...}"
         )
+    if gradient_checkpointing:
+        checkpoint_layers(model.model)
+    model.gradient_checkpointing = gradient_checkpointing
     return model
 
 

@@ -28,6 +28,7 @@ from rlhf_gym.lm.networks import (
     cache_argument,
     check_causal,
     check_encoder_decoder,
+    checkpointed_layers,
     fuse_gelu,
     logits_by_forward,
     mute_padding_warning,
@@ -76,6 +77,8 @@ class LanguageModel:
             before the first decoder has checked.
         product_dtype: the dtype that products of matrices are rounded to (:mod:`rlhf_gym.lm.precision`); None is the
             weights' own.
+        gradient_checkpointing: True computes each layer's activations anew in the backward pass (Chen et al. 2016) in place of
+            keeping them: memory for one layer at a time, and about a third more time.
         adapter: the LoRA adapter (:func:`~rlhf_gym.lm.lora.adapted`), whose weights alone are trained; or None.
         base: the model without its adapter, on the same tensors; None for a model without an adapter.
 
@@ -93,6 +96,7 @@ class LanguageModel:
         self.name = name
         self.slots_work: bool | None = None
         self.product_dtype: torch.dtype | None = None
+        self.gradient_checkpointing = False
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
         self.context_length = context_length(model.config.get_text_config())
@@ -157,8 +161,14 @@ class LanguageModel:
         device: torch.device = self.model.device
         return device
 
-    def in_precision(self) -> torch.autocast:
-        """The context in which the network runs: it rounds products to :attr:`product_dtype`."""
+    def running(self) -> torch.autocast:
+        """The context in which the network runs: it rounds products to :attr:`product_dtype`.
+
+        It also tells the layers whether to checkpoint. They do so in training mode, which nothing else of the network is in.
+        """
+        if self.gradient_checkpointing:
+            for layer in checkpointed_layers(self.model):
+                layer.training = torch.is_grad_enabled()
         return torch.autocast(self.device.type, self.product_dtype, enabled=self.product_dtype is not None)
 
     def decoding_copy(self) -> LanguageModel:
@@ -222,7 +232,7 @@ class LanguageModel:
             given["position_ids"] = position_ids
         if cache is not None:
             given[cache_argument(type(self.trunk).forward)] = cache
-        with self.in_precision():
+        with self.running():
             hidden = self.trunk(**given).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden
@@ -252,7 +262,7 @@ class LanguageModel:
         the model's own forward, with a trunk that returns ``hidden``: exact, at a little more overhead a call.
         """
         logits: Tensor | None
-        with self.in_precision():
+        with self.running():
             if self._head_is_plain:
                 assert self.head is not None
                 logits = self.head(hidden)
@@ -368,7 +378,7 @@ class Seq2SeqModel(LanguageModel):
         ids = pad_right(texts, self.tokenizer.pad_id).to(self.device)
         lengths = torch.tensor([len(text) for text in texts], device=self.device)
         seen = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
-        with self.in_precision():
+        with self.running():
             states = run_encoder(self.model, ids, seen)
         index = torch.tensor(where, device=self.device)
         return states[index], seen[index]
@@ -388,7 +398,7 @@ class Seq2SeqModel(LanguageModel):
         Returns:
             ``[B, T, D]``.
         """
-        with self.in_precision():
+        with self.running():
             return run_decoder(self.model, ids, states, seen, mask, cache)
 
     def response_states(self, batch: SequenceBatch) -> Tensor:
@@ -432,7 +442,7 @@ class Seq2SeqModel(LanguageModel):
     def _scaled_logits(self, hidden: Tensor, scale: float) -> Tensor:
         head = self.head
         assert head is not None
-        with self.in_precision():
+        with self.running():
             logits: Tensor = head(hidden * scale)
         bias = getattr(self.model, "final_logits_bias", None)
         return (logits if bias is None else logits + bias).float()
