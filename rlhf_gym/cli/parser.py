@@ -83,7 +83,7 @@ def _add_plan(commands: Commands) -> None:
     plan = commands.add_parser(
         "plan", allow_abbrev=False, help="say how much memory a run's training will take, before anything is loaded",
         description="Trace an iteration of the run that `rlhf-gym run` would do with the same options, on tensors without "
-        "data: what holds memory, the peak of each phase, and with --memory the settings that make it fit. Of the model only its "
+        "data: what holds memory, the peak of each phase, and with --memory the settings that make it fit. Only the model's "
         "configuration is read.",
     )  # fmt: skip
     plan.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="tokens of each prompt (default: 64)")
