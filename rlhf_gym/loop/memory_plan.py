@@ -105,8 +105,9 @@ class _LowRank(nn.Module):
         Args:
             x: ``[..., in]``.
         """
+        change: Tensor = self.up(self.down(x.to(self.down.weight.dtype)))
         out: Tensor = self.layer(x)
-        return out + self.up(self.down(x.to(self.down.weight.dtype))).to(out.dtype)
+        return out + change.to(out.dtype)
 
 
 def adapt(model: LanguageModel, lora: Lora) -> None:
@@ -182,7 +183,8 @@ class _Training:
         from transformers import AutoModelForCausalLM
 
         settings = self.config.model
-        network = AutoModelForCausalLM.from_config(self.network_config, dtype=DTYPES[settings.dtype])
+        auto: Any = AutoModelForCausalLM
+        network = auto.from_config(self.network_config, dtype=DTYPES[settings.dtype])
         ids: Any = SimpleNamespace(eos_id=0, pad_id=0, vocab_size=0)
         model = _Outline(network, ids, settings.name)
         dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
@@ -233,7 +235,7 @@ class _Training:
 
     def learning(self) -> None:
         """Two micro-batches, where a minibatch has that many: the second one meets the first one's gradients."""
-        minibatch = min(self.settings.get("batch_size") or self.environments, int(self.settings["n_episodes"]))
+        minibatch = min(int(self.settings.get("batch_size") or self.environments), int(self.settings["n_episodes"]))
         rows = min(self.rows(), minibatch)
         for _ in range(min(2, -(-minibatch // rows))):
             loss = self.log_probs(self.policy, rows).sum()
