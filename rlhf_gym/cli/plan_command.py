@@ -24,7 +24,7 @@ def print_plan(config: Config, options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a number of tokens below 1, or a size that is none.
     """
-    from rlhf_gym.loop.memory_plan import plan_memory, smaller
+    from rlhf_gym.loop.memory_plan import RESERVE, plan_memory, smaller
 
     response = options.response_tokens or config.task.max_new_tokens or 64
     if min(options.prompt_tokens, response) < 1:
@@ -45,6 +45,7 @@ def print_plan(config: Config, options: argparse.Namespace) -> int:
     print("\npeak of each phase, all of that included:")
     for name, size in plan.phases.items():
         print(f"  {name:<24}{in_words(plan.libraries + size):>10}")
+    print(f"\nat most {in_words(plan.peak)}, with {RESERVE:.0%} for kernels and the allocator's reserve")
     if room is None:
         return 0
     if plan.peak <= room:

@@ -32,6 +32,10 @@ LOGIT_COPIES = 4
 """Tables ``[responses, V]`` in float32 while a token is drawn: logits, log-probabilities, probabilities, masked logits."""
 
 
+RESERVE = 0.08
+"""Share for kernels' scratch memory and an allocator's reserve, which are not traced: of the size that measurements show."""
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """The memory that a run's training takes at its peaks.
@@ -52,8 +56,8 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """The most bytes at once."""
-        return self.libraries + max(self.phases.values())
+        """The most bytes at once, the reserve included."""
+        return int((1 + RESERVE) * (self.libraries + max(self.phases.values())))
 
 
 class _Outline(LanguageModel):
@@ -235,7 +239,8 @@ class _Training:
 
     def learning(self) -> None:
         """Two micro-batches, where a minibatch has that many: the second one meets the first one's gradients."""
-        minibatch = min(int(self.settings.get("batch_size") or self.environments), int(self.settings["n_episodes"]))
+        episodes = int(self.settings["n_episodes"])
+        minibatch = min(int(self.settings.get("batch_size") or episodes), episodes)
         rows = min(self.rows(), minibatch)
         for _ in range(min(2, -(-minibatch // rows))):
             loss = self.log_probs(self.policy, rows).sum()
