@@ -227,7 +227,7 @@ class _Training:
             cache = getattr(out, cache_argument(type(model.trunk).forward), None) or out.past_key_values
 
         peak = self.live.peak_of(read)
-        stored = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
+        stored: int = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
         columns = _capacity(self.prompt, self.prompt + self.response)
         drawn = 4 * LOGIT_COPIES * self.environments * model.vocab_size
         return max(peak, before + rounded + stored * columns // self.prompt + drawn)
