@@ -16,6 +16,7 @@ from rlhf_gym.agents.common.shared_settings import (
     ActorCriticSettings,
     CollectSettings,
     EntropySettings,
+    MismatchSettings,
     RatioSettings,
     ValueLossSettings,
 )
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class A2CSettings(ActorCriticSettings, RatioSettings, EntropySettings, CollectSettings, ValueLossSettings):
+class A2CSettings(
+    ActorCriticSettings, MismatchSettings, RatioSettings, EntropySettings, CollectSettings, ValueLossSettings
+):
     """The settings of A2C: those of PPO, without clips and without several passes."""
 
     learning_rate: float | Schedule = setting(3e-4)

@@ -20,6 +20,7 @@ from rlhf_gym.agents.common.shared_settings import (
     ActorCriticSettings,
     ClipSettings,
     EntropySettings,
+    MismatchSettings,
     ValueClipSettings,
     ValueLossSettings,
 )
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NLPOSettings(ActorCriticSettings, ClipSettings, EntropySettings, ValueClipSettings, ValueLossSettings):
+class NLPOSettings(
+    ActorCriticSettings, MismatchSettings, ClipSettings, EntropySettings, ValueClipSettings, ValueLossSettings
+):
     """The settings of NLPO: those of PPO, without ``collect``, and those of the mask."""
 
     n_epochs: int = setting(2)
@@ -154,7 +157,8 @@ class NucleusCollector(SteppingCollector):
             per_slot: episodes per slot.
             observation: the environment's last observation, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
         """
-        self._decoder = CachedDecoder(self.lagging)
+        self._lagging = self.lagging.decoding_copy()
+        self._decoder = CachedDecoder(self._lagging)
         return super().collect(first_episode, per_slot, observation)
 
     def _act(self, live: list[int], open_: list[Episode | None], hidden: Tensor, noise: list[Any]) -> Any:
@@ -177,5 +181,5 @@ class NucleusCollector(SteppingCollector):
         """The lagging policy's set of the tokens that the environment allows, bool ``[n, V]``."""
         own = super()._masks(live)
         allowed = None if own is None else torch.as_tensor(own, device=self.policy.device)
-        kept = nucleus(self.policy, self.lagging, self._states, self._positions, self.p, allowed)
+        kept = nucleus(self.policy, self._lagging, self._states, self._positions, self.p, allowed)
         return np.asarray(kept.cpu().numpy(), dtype=np.bool_)

@@ -192,10 +192,16 @@ class OnlineDPO(CriticFree):
         Returns:
             True: learning from this rollout always goes on.
         """
+        self.record(**self.within_memory(lambda tokens: self._gradient(rollout, rows, tokens)))
+        self.step_optimizer()
+        return True
+
+    def _gradient(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Terms:
+        """Add the gradient of a minibatch of pairs to the policy's weights; returns its metrics."""
         firsts = rows[::2]
         longest = [2 * max(rollout.totals[i], rollout.totals[i + 1]) for i in firsts]
         metrics: Terms = {}
-        for group in batches_by_length(longest, self.tokens_per_batch):
+        for group in batches_by_length(longest, tokens_per_batch):
             pairs = [firsts[g] for g in group]
             micro = [row for first in pairs for row in (first, first + 1)]
             logs, _ = episode_log_probs(self.policy, self.policy.language_model, [rollout.episodes[i] for i in micro])
@@ -206,7 +212,7 @@ class OnlineDPO(CriticFree):
             losses = preference_loss(margins, self.beta, self.loss, label_smoothing=self.label_smoothing)
             total = losses.sum() / len(firsts)
             check_finite({"the preference loss is": total.detach()}, self.where)
-            total.backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             chosen = torch.where(sign > 0, sums[0::2], sums[1::2]).detach()
             rejected = torch.where(sign > 0, sums[1::2], sums[0::2]).detach()
             amounts = {
@@ -216,6 +222,4 @@ class OnlineDPO(CriticFree):
                 "rewards/accuracies": (margins.detach() > 0).float().sum() / len(firsts),
             }  # fmt: skip
             metrics = {name: metrics.get(name, 0) + amount for name, amount in amounts.items()}
-        self.record(**metrics)
-        self.step_optimizer()
-        return True
+        return metrics

@@ -20,6 +20,7 @@ from rlhf_gym.agents.common.shared_settings import (
     ClipSettings,
     CollectSettings,
     EntropySettings,
+    MismatchSettings,
     ValueClipSettings,
     ValueLossSettings,
 )
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PPOSettings(
-    ActorCriticSettings, ClipSettings, EntropySettings, CollectSettings, ValueClipSettings, ValueLossSettings
+    ActorCriticSettings,
+    MismatchSettings,
+    ClipSettings,
+    EntropySettings,
+    CollectSettings,
+    ValueClipSettings,
+    ValueLossSettings,
 ):
     """The settings of PPO."""
 

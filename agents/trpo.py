@@ -23,6 +23,7 @@ from rlhf_gym.agents.common.shared_settings import (
     ValueClipSettings,
 )
 from rlhf_gym.agents.ppo import PPO
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import masked_logits
 from rlhf_gym.lm.sampling import behaviour_log_probs
@@ -55,8 +56,16 @@ class TRPOSettings(ActorCriticSettings, EpochSettings, CollectSettings, ValueCli
     line_search_steps: int = setting(10, "sizes of the step that are tried, each half of the one before", at_least=1)
     n_epochs: int = setting(4, "passes of the value function over an iteration's episodes")
     batch_size: int | None = setting(16, "whole episodes per minibatch of the value function; None takes all of them")
-    learning_rate: float | Schedule = setting(3e-4, "learning rate of the value function (Adam)")
+    learning_rate: float | Schedule = setting(3e-4, "learning rate of the value function (AdamW)")
     max_grad_norm: float = setting(1.0, "the norm that gradients of the value function are clipped to")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision != "float32":
+            raise ConfigError(
+                "TRPO computes in float32, since it differentiates twice and compares small steps; got "
+                f"precision={self.precision!r}"
+            )
 
 
 class TRPO(PPO):

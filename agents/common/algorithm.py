@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -31,10 +31,13 @@ from rlhf_gym.agents.common.metrics import (
     check_finite,
     check_rollout,
     means,
+    ratio_metrics,
     response_kl,
     rollout_metrics,
 )
 from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
+from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mismatch_metrics
+from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
@@ -56,6 +59,8 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -86,6 +91,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     batch_size: int
     tokens_per_batch: int
     learning_rate_decay: str
+    learning_rate_warmup: float
+    scaler: torch.amp.GradScaler
     _stepping: SteppingCollector | None  # made when it is first needed
     # The values for agents that do not have the setting.
     n_epochs: int = 1
@@ -99,6 +106,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     aggregation: Aggregation = "token"
     target_kl: float | None = None
     max_ratio: float = math.inf
+    old_log_probs: str = "rollout"
+    importance_sampling: Correction | None = None
+    importance_cap: float = math.inf
+    value_max_grad_norm: float | None = None
     clip_scores: float | None = None
     missing_eos_penalty: float | None = None
     missing_eos_score: float | None = None
@@ -231,6 +242,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._rollout_start = None
         self._rollout_start = self.state()  # a checkpoint from within the rollout goes back here
         self.seconds, self.minibatch_metrics = PhaseSeconds(), {}
+        self.where = f"iteration {self.iteration + 1}, rollout"
 
     def _end_iteration(self) -> None:
         self.policy.forget()
@@ -282,9 +294,26 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
         with self.seconds.phase("reference"):
-            rollout.reference_log_probs = rollout_log_probs(self.policy, self.reference, rollout, self.tokens_per_batch)
+            rollout.reference_log_probs = self.within_memory(
+                lambda tokens: rollout_log_probs(self.policy, self.reference, rollout, tokens)
+            )
+            if self.old_log_probs == "recompute":
+                self._recompute(rollout)
             if self.policy.value_trunk is not None:
-                rollout.values = rollout_values(self.policy, rollout, self.tokens_per_batch)
+                rollout.values = self.within_memory(lambda tokens: rollout_values(self.policy, rollout, tokens))
+
+    def _recompute(self, rollout: Rollout) -> None:
+        """Take the old log-probabilities from the pass that learns, and weigh tokens for the mismatch if wanted."""
+        drawn, mask = rollout.log_probs, rollout.mask
+        rollout.log_probs = self.within_memory(
+            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
+        )
+        rollout.importance = importance_weights(
+            rollout.log_probs, drawn, mask, self.importance_sampling, self.importance_cap
+        )
+        distances = ratio_metrics(rollout.log_probs[mask], drawn[mask])
+        amounts = (float(distances[name]) / int(mask.sum()) for name in ("difference", "ratio", "squared ratio"))
+        self.record(**mismatch_metrics(*amounts))
 
     def needs_more(self, rollout: Rollout) -> bool:
         """True where further episodes must be collected before learning begins; False by default."""
@@ -318,10 +347,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _fill_advantages(self, rollout: Rollout) -> None:
         """Call :meth:`prepare`, and refuse NaN and infinity in the rollout before and after it."""
-        where = f"iteration {self.iteration + 1}, rollout"
-        check_rollout(rollout, where)
+        check_rollout(rollout, self.where)
         self.prepare(rollout)
-        check_rollout(rollout, where)
+        check_rollout(rollout, self.where)
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:
@@ -365,10 +393,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Returns:
             False ends learning from this rollout.
         """
-        table = accumulate_gradient(
-            self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
-            tokens_per_batch=self.tokens_per_batch, entropy=self.ent_coef > 0, where=self.where,
+        table = self.within_memory(
+            lambda tokens: accumulate_gradient(
+                self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
+                tokens_per_batch=tokens, entropy=self.ent_coef > 0, where=self.where, scale=self.scaler.scale,
+            )
         )  # fmt: skip
+        if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
+            self.record(**mismatch_metrics(table["difference"], table["ratio"], table["squared ratio"]))
         self.record(**{name: sign * table[key] for name, (sign, key) in MINIBATCH_METRICS.items() if key in table})
         stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
         skip = table["ratio"] > self.max_ratio
@@ -378,6 +410,30 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return not stop
         self.step_optimizer()
         return True
+
+    def within_memory(self, work: Callable[[int], T]) -> T:
+        """Do work with ``tokens_per_batch`` tokens at a time; where a GPU's memory runs out, with half as many from then on.
+
+        Args:
+            work: takes the number of tokens. It begins without gradients, and begins anew after it ran out of memory.
+
+        Raises:
+            torch.OutOfMemoryError: one sequence alone takes too much.
+        """
+        while True:
+            try:
+                return work(self.tokens_per_batch)
+            except torch.OutOfMemoryError:
+                if self.tokens_per_batch <= self.policy.limits.max_new_tokens:
+                    raise
+            # Out of the handler, which holds on to the tensors of the failed pass.
+            self.policy.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.tokens_per_batch //= 2
+            warnings.warn(
+                f"{self.where}: memory ran out; going on with tokens_per_batch={self.tokens_per_batch}. The result is the "
+                "same, but for rounding", stacklevel=2,
+            )  # fmt: skip
 
     @abstractmethod
     def losses(
@@ -413,11 +469,16 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        check_finite({"the gradient is": norm}, self.where)
-        self.policy.optimizer.step()
+        self.scaler.unscale_(self.policy.optimizer)
+        norms = clip_gradients(self.policy, self.max_grad_norm, self.value_max_grad_norm)
+        if self.scaler.is_enabled():  # it skips the step where the scaled gradient overflowed, and lowers the scale
+            self.record(**{"train/loss_scale": self.scaler.get_scale()})
+        else:
+            check_finite({"the gradient is": torch.stack(list(norms.values()))}, self.where)
+            self.record(**norms)
+        self.scaler.step(self.policy.optimizer)
+        self.scaler.update()
         self.policy.optimizer.zero_grad(set_to_none=True)
-        self.record(**{"train/grad_norm": norm})
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""
@@ -427,8 +488,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         super()._update_learning_rate(optimizers)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] *= self.kl_guard.rate
-                self.logger.record("train/learning_rate", group["lr"])
+                group["lr"] *= self.kl_guard.rate * group["share"]
+            self.logger.record("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def now(self, value: float | Schedule) -> float:
         """A setting's value in this iteration: a schedule is a function of the remaining progress."""
@@ -481,11 +542,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         cls.__signature__ = signature_of(cls.Settings)  # type: ignore[attr-defined]
 
     def _setup_lr_schedule(self) -> None:
-        """Make SB3's schedule: with ``learning_rate_decay="linear"`` the rate falls to 0 with the remaining progress."""
+        """Make SB3's schedule, with the settings' warm-up and decay."""
         super()._setup_lr_schedule()
-        rate = self.learning_rate
-        if self.learning_rate_decay == "linear" and not callable(rate):
-            self.lr_schedule = lambda progress_remaining: rate * progress_remaining
+        rate, decay, warmup = self.learning_rate, self.learning_rate_decay, self.learning_rate_warmup
+        if not callable(rate):
+            self.lr_schedule = lambda progress_remaining: rate * rate_at(progress_remaining, decay, warmup)
 
     def _setup_model(self) -> None:
         """Load and check what was given, then build policy and optimizer."""
@@ -500,7 +561,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.seed = int(np.random.SeedSequence().generate_state(1)[0])
         self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
         self._setup_lr_schedule()
-        model = learning_model(models.policy, self._given.lora, self.seed)
+        model = learning_model(
+            models.policy, self._given.lora, self.seed, gradient_checkpointing=self._given.gradient_checkpointing
+        )
         self.policy = LMPolicy(
             self.observation_space, self.action_space, model, self.sampling, limits, self.value_network,
             models.value_start,
@@ -508,8 +571,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if model.adapter is not None:  # the model may have come with it
             self.settings = replace(self.settings, lora=Lora.of(model.adapter.settings()))
         self._given, self.value_start = self.settings, None  # models that were given are kept no longer
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5)
+        self.policy.optimizer = make_optimizer(self.policy, self._given, self.lr_schedule(1))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._given.precision == "fp16")
         self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
         self._counter = StepCounter(self.n_envs if self.env is not None else 1)
         self._stepping = None

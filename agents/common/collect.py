@@ -148,6 +148,7 @@ class SteppingCollector:
         known = isinstance(env, TokenVecEnv) and env.fixed_masks
         self.has_masks = not known and env.has_attr("action_masks")
         self.observation: dict[str, Any] = {}
+        self.model = policy.language_model
 
     def collect(self, first_episode: int, per_slot: int, observation: Any) -> list[Episode]:
         """Collect ``per_slot`` episodes in every slot; numbered and ordered as by :func:`decode_episodes`.
@@ -159,7 +160,8 @@ class SteppingCollector:
                 slot stands at the beginning of an episode. The next one is left in ``self.observation``.
         """
         n = self.env.num_envs
-        decoder = CachedDecoder(self.policy.language_model)
+        self.model = self.policy.language_model.decoding_copy()
+        decoder = CachedDecoder(self.model)
         done_count = np.zeros(n, dtype=np.int64)
         open_: list[Episode | None] = [None] * n
         noise = [np.zeros(0)] * n
@@ -209,11 +211,13 @@ class SteppingCollector:
         """Draw a token for every live slot, and note its log-probability, value and mask; the others wait."""
         policy = self.policy
         steps = [len(episode.response_ids) for i in live if (episode := open_[i])]
-        states = hidden[live].to(policy.language_model.model.dtype)
+        states = hidden[live].to(self.model.model.dtype)
         with torch.no_grad():
             masks = self._masks(live)
             allowed = None if masks is None else torch.as_tensor(masks, device=policy.device)
-            log_probs = policy.distribution(states, torch.tensor(steps, device=policy.device), allowed)
+            log_probs = policy.distribution(
+                states, torch.tensor(steps, device=policy.device), allowed, model=self.model
+            )
             uniforms = torch.tensor([noise[i][t] for i, t in zip(live, steps, strict=True)], device=policy.device)
             tokens = sample_tokens(log_probs, uniforms)
             chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()

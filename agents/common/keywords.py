@@ -14,9 +14,11 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
+from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
+from rlhf_gym.lm.precision import Precision
 from rlhf_gym.raters.base import Rater
 from rlhf_gym.raters.function import RaterFunction
 from rlhf_gym.reward_model import RewardModel
@@ -29,10 +31,17 @@ class AgentKeywords(TypedDict, total=False):
     reference: LanguageModel | str | None
     lora: Lora | Mapping[str, Any] | None
     learning_rate: float | Schedule
-    learning_rate_decay: Literal["constant", "linear"]
+    learning_rate_decay: Literal["constant", "linear", "cosine"]
+    learning_rate_warmup: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    weight_decay: float
     n_episodes: int | None
     batch_size: int | None
     tokens_per_batch: int
+    precision: Precision
+    gradient_checkpointing: bool
     max_grad_norm: float
     stats_window_size: int
     tensorboard_log: str | None
@@ -48,6 +57,8 @@ class PPOKeywords(AgentKeywords, total=False):
     gae_lambda: float
     normalize_advantage: bool
     whiten_rewards: bool
+    value_learning_rate: float | None
+    value_max_grad_norm: float | None
     value_start: RewardModel | str | Path | None
     vf_coef: float
     value_network: ValueNetwork
@@ -60,6 +71,9 @@ class PPOKeywords(AgentKeywords, total=False):
     clip_range_high: float | None
     dual_clip: float | None
     target_kl: float | None
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -83,6 +97,8 @@ class NLPOKeywords(AgentKeywords, total=False):
     gae_lambda: float
     normalize_advantage: bool
     whiten_rewards: bool
+    value_learning_rate: float | None
+    value_max_grad_norm: float | None
     value_start: RewardModel | str | Path | None
     vf_coef: float
     value_network: ValueNetwork
@@ -94,6 +110,9 @@ class NLPOKeywords(AgentKeywords, total=False):
     clip_range_high: float | None
     dual_clip: float | None
     target_kl: float | None
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -119,6 +138,8 @@ class TRPOKeywords(AgentKeywords, total=False):
     gae_lambda: float
     normalize_advantage: bool
     whiten_rewards: bool
+    value_learning_rate: float | None
+    value_max_grad_norm: float | None
     value_start: RewardModel | str | Path | None
     clip_range_vf: float | None
     collect: Literal["auto", "step"]
@@ -151,12 +172,17 @@ class A2CKeywords(AgentKeywords, total=False):
     gae_lambda: float
     normalize_advantage: bool
     whiten_rewards: bool
+    value_learning_rate: float | None
+    value_max_grad_norm: float | None
     value_start: RewardModel | str | Path | None
     vf_coef: float
     value_network: ValueNetwork
     collect: Literal["auto", "step"]
     ent_coef: float
     max_ratio: float
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -192,6 +218,9 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
     collect: Literal["auto", "step"]
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     temperature: float
     top_k: int
     top_p: float
@@ -221,6 +250,9 @@ class GRPOKeywords(AgentKeywords, total=False):
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
     collect: Literal["auto", "step"]
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     temperature: float
     top_k: int
     top_p: float
@@ -253,6 +285,9 @@ class GSPOKeywords(AgentKeywords, total=False):
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
     collect: Literal["auto", "step"]
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     temperature: float
     top_k: int
     top_p: float
@@ -285,6 +320,9 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
     collect: Literal["auto", "step"]
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     temperature: float
     top_k: int
     top_p: float
@@ -314,6 +352,9 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
     collect: Literal["auto", "step"]
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     temperature: float
     top_k: int
     top_p: float
@@ -346,6 +387,9 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
     collect: Literal["auto", "step"]
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
     temperature: float
     top_k: int
     top_p: float

@@ -130,13 +130,15 @@ def ratio_metrics(log_probs: Tensor, old_log_probs: Tensor) -> dict[str, Tensor]
         old_log_probs: ``[N]``, under the policy that generated the tokens.
 
     Returns:
-        ``ratio``; ``k3``, the KL estimate that SB3 reports and ``target_kl`` is compared with; ``k2``, the one that TRL
-        reports as ``policy/approxkl_avg``.
+        ``ratio`` and ``squared ratio``; ``difference``, the absolute one of the log-probabilities; ``k3``, the KL estimate
+        that SB3 reports and ``target_kl`` is compared with; ``k2``, the one that TRL reports as ``policy/approxkl_avg``.
     """
     log_ratio = log_probs.detach() - old_log_probs
     # The samples are the old policy's, so these estimate KL(old || new).
     return {
         "ratio": log_ratio.exp().sum(),
+        "squared ratio": (2 * log_ratio).exp().sum(),
+        "difference": log_ratio.abs().sum(),
         "k3": kl_estimate(old_log_probs, log_probs.detach(), "k3").sum(),
         "k2": kl_estimate(old_log_probs, log_probs.detach(), "k2").sum(),
     }

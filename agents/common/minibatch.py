@@ -29,6 +29,7 @@ def accumulate_gradient(
     tokens_per_batch: int,
     entropy: bool,
     where: str,
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> dict[str, float]:
     """Add the gradient of a minibatch's loss to the policy's weights.
 
@@ -42,6 +43,7 @@ def accumulate_gradient(
         tokens_per_batch: padded tokens per micro-batch.
         entropy: compute entropies exactly.
         where: the place in training, for messages.
+        scale: multiplies the loss before its gradient is taken, as float16 needs it; the optimizer divides again.
 
     Returns:
         The minibatch's metrics, means over tokens, and its losses, each as ``"NAME loss"`` and together as ``"loss"``.
@@ -58,11 +60,12 @@ def accumulate_gradient(
     for micro, log_probs, entropies, values in micro_batches(policy, rollout, rows, tokens_per_batch, entropy=entropy):
         weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(device)
         terms, metrics = losses(rollout, micro, log_probs, values)
+        terms["policy"] = terms["policy"] * flat(rollout.importance, micro, rollout.mask).to(device)
         means = {name: (loss * weight).sum() for name, loss in terms.items()}
         means["entropy"] = -(entropies * weight).sum()
         check_finite({f"the {name} loss is": loss.detach() for name, loss in means.items()}, where)
         total = torch.stack([means[name] * coefficient(name) for name in means]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        scale(total).backward()  # type: ignore[no-untyped-call]
         metrics |= ratio_metrics(log_probs, flat(rollout.log_probs, micro, rollout.mask).to(device))
         metrics["entropy"] = entropies.detach().sum()
         amounts = {name: amount * share for name, amount in metrics.items()}

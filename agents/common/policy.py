@@ -121,6 +121,7 @@ class LMPolicy(ActorCriticPolicy):
         self.value_trunk: LanguageModel | None = None
         if value_network == "separate":
             self.value_trunk = value_trunk(model, value_start)
+            self.value_trunk.product_dtype = model.product_dtype
             self.value_network = self.value_trunk.trunk  # registers its weights; its vocabulary head is not used
         self.allowed_tokens: Allowed | None = None
         self.forget()
@@ -165,17 +166,19 @@ class LMPolicy(ActorCriticPolicy):
         """The model whose hidden states the value is read from."""
         return self.value_trunk or self.language_model
 
-    def distribution(self, hidden: Tensor, positions: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def distribution(
+        self, hidden: Tensor, positions: Tensor, allowed: Tensor | None = None, *, model: LanguageModel | None = None
+    ) -> Tensor:
         """Log-probabilities ``[n, V]`` that the next token is drawn with, from hidden states ``[n, D]``.
 
         Args:
             hidden: ``[n, D]``.
             positions: int64 ``[n]``, response tokens before.
             allowed: bool ``[n, V]``, further masks, or None.
+            model: its output layer gives the logits; None is the policy's model.
         """
-        return behaviour_log_probs(
-            masked_logits(self.language_model, hidden, positions, self.limits, allowed), self.sampling
-        )
+        logits = masked_logits(model or self.language_model, hidden, positions, self.limits, allowed)
+        return behaviour_log_probs(logits, self.sampling)
 
     def predict(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class Episode:
         return str(self.info.get("reward_skipped") or "")
 
 
+TABLES = (
+    "mask", "log_probs", "values", "rewards", "reference_log_probs", "advantages", "returns", "importance"
+)  # fmt: skip
+
+
 @dataclass
 class Rollout:
     """One iteration's episodes as padded tensors ``[B, R]``, on the CPU.
@@ -69,6 +74,7 @@ class Rollout:
         reference_log_probs: filled in by the agent.
         advantages: filled in by the agent.
         returns: filled in by the agent.
+        importance: weights of the tokens' policy losses; ones unless the agent corrects for a mismatch.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
         together: this many of these in a row always share a minibatch (the two of a pair).
         left_out: episodes without a score, and the rest of their groups; they are in no table.
@@ -82,6 +88,7 @@ class Rollout:
     reference_log_probs: Tensor
     advantages: Tensor
     returns: Tensor
+    importance: Tensor
     learn_from: list[int] | None = None
     together: int = 1
     left_out: list[Episode] = field(default_factory=list)
@@ -98,23 +105,14 @@ class Rollout:
             return self
         rows = [i for group, kept in zip(groups, whole, strict=True) if kept for i in group]
         longest = max((len(self.episodes[i].response_ids) for i in rows), default=0)
-        mask, log_probs, values, rewards, reference, advantages, returns = (
-            table[rows, :longest]
-            for table in (
-                self.mask, self.log_probs, self.values, self.rewards, self.reference_log_probs, self.advantages, self.returns,
-            )
-        )  # fmt: skip
+        tables = {name: getattr(self, name)[rows, :longest] for name in TABLES}
         left_out = [
             e
             for group, kept in zip(groups, whole, strict=True)
             if not kept
             for e in self.episodes[group.start : group.stop]
         ]
-        episodes = [self.episodes[i] for i in rows]
-        return Rollout(
-            episodes, mask, log_probs, values, rewards, reference, advantages, returns, together=self.together,
-            left_out=left_out,
-        )  # fmt: skip
+        return replace(self, episodes=[self.episodes[i] for i in rows], left_out=left_out, **tables)
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> Rollout:
@@ -126,14 +124,14 @@ class Rollout:
         zeros = torch.zeros(mask.shape)
         return cls(
             episodes, mask, pad(mask, [e.log_probs for e in episodes]), pad(mask, [e.values for e in episodes]),
-            pad(mask, [e.rewards for e in episodes]), zeros, zeros.clone(), zeros.clone(),
+            pad(mask, [e.rewards for e in episodes]), zeros, zeros.clone(), zeros.clone(), torch.ones(mask.shape),
         )  # fmt: skip
 
     @classmethod
     def joined(cls, parts: Sequence[Rollout]) -> Rollout:
-        """Several rollouts, with values and reference log-probabilities, as one."""
+        """Several rollouts, with all that was computed for them before learning, as one."""
         whole = cls.of([episode for part in parts for episode in part.episodes])
-        for name in ("values", "reference_log_probs"):
+        for name in ("log_probs", "values", "reference_log_probs", "importance"):
             rows = [row[kept] for part in parts for row, kept in zip(getattr(part, name), part.mask, strict=True)]
             setattr(whole, name, pad(whole.mask, rows))
         whole.left_out = [episode for part in parts for episode in part.left_out]

@@ -29,6 +29,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
+from rlhf_gym.lm.precision import Precision
 from rlhf_gym.ranges import bounds_of, is_within
 from rlhf_gym.text import closest
 
@@ -187,13 +188,26 @@ class AgentSettings:
     )
     learning_rate: float | Schedule = setting(
         1e-4,
-        "Adam's learning rate (epsilon is 1e-5). The default suits models of 1 to 10 million parameters; from 100 million on, "
-        "take 3e-6 to 1e-5",
+        "AdamW's learning rate. The default suits models of 1 to 10 million parameters; from 100 million on, take 3e-6 to 1e-5",
         above=0,
     )
-    learning_rate_decay: Literal["constant", "linear"] = setting(
-        "constant", "linear lets the learning rate fall to 0 at the end of training"
+    learning_rate_decay: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "linear and cosine let the learning rate fall to 0 at the end of training"
     )
+    learning_rate_warmup: float = setting(
+        0.0, "the part of training in which the learning rate rises from near 0", at_least=0, below=1
+    )
+    adam_beta1: float = setting(
+        0.9, "AdamW's decay rate of the mean gradient", at_least=0, below=1, source="Loshchilov and Hutter 2019"
+    )
+    adam_beta2: float = setting(0.999, "AdamW's decay rate of the mean squared gradient", at_least=0, below=1)
+    adam_epsilon: float = setting(
+        1e-5,
+        "added to the root of the mean squared gradient. The default is PPO's for small models; a billion weights share a "
+        "gradient of norm 1 as 3e-5 each, so that large models need 1e-8",
+        above=0,
+    )
+    weight_decay: float = setting(0.0, "AdamW's weight decay", at_least=0)
     n_episodes: int | None = setting(
         None, "episodes per iteration, a multiple of the number of environments; None takes one episode per environment",
         at_least=1,
@@ -201,8 +215,20 @@ class AgentSettings:
     batch_size: int | None = setting(None, "whole episodes per minibatch; None takes all of them", at_least=1)
     tokens_per_batch: int = setting(
         4096,
-        "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only",
+        "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only. It halves itself "
+        "where a GPU's memory runs out",
         at_least=1,
+    )
+    precision: Precision = setting(
+        "float32",
+        "bf16 and fp16 multiply matrices in bfloat16 or float16 (fp16 with loss scaling), while weights, optimizer and losses "
+        "stay float32; auto takes bf16 where this machine multiplies faster in it",
+        source="Micikevicius et al. 2018",
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "the backward pass computes each layer's activations anew in place of keeping them: less memory, more time",
+        source="Chen et al. 2016",
     )
     max_grad_norm: float = setting(1.0, "the norm that gradients are clipped to", above=0)
     stats_window_size: int = argument(100, "number of episodes that `rollout/ep_rew_mean` averages", at_least=1)
@@ -221,8 +247,10 @@ class AgentSettings:
                     f"{name} must be a rlhf_gym.lm.language_model.LanguageModel or a name, got {type(given).__name__}; a model "
                     "of transformers becomes one with LanguageModel(model, tokenizer, name)"
                 )
-        if callable(self.learning_rate) and self.learning_rate_decay == "linear":
-            raise ConfigError("learning_rate is a schedule already; leave learning_rate_decay at 'constant'")
+        if callable(self.learning_rate) and (self.learning_rate_decay != "constant" or self.learning_rate_warmup):
+            raise ConfigError(
+                "learning_rate is a schedule already; leave learning_rate_decay at 'constant' and learning_rate_warmup at 0"
+            )
         if self.n_episodes is not None and (self.batch_size or 1) > self.n_episodes:
             raise ConfigError(f"batch_size ({self.batch_size}) must be at most n_episodes ({self.n_episodes})")
 

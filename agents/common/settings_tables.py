@@ -40,9 +40,11 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
+from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
+from rlhf_gym.lm.precision import Precision
 from rlhf_gym.raters.base import Rater
 from rlhf_gym.raters.function import RaterFunction
 from rlhf_gym.reward_model import RewardModel

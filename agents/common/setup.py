@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -16,6 +17,8 @@ from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, require_peft
+from rlhf_gym.lm.networks import checkpoint_layers
+from rlhf_gym.lm.precision import product_dtype, use_fast_float32
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.reward_model import RewardModel
 
@@ -74,7 +77,27 @@ def load_models(given: AgentSettings) -> Models:
     start = getattr(given, "value_start", None)
     if isinstance(start, str | Path):
         start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
-    return Models(model, reference, start)
+    models = Models(model, reference, start)
+    set_precision(models, given)
+    return models
+
+
+def set_precision(models: Models, given: AgentSettings) -> None:
+    """Have the models compute in the wanted precision, with float32 weights where they learn.
+
+    Args:
+        models: those of an agent; changed in place.
+        given: the agent's settings.
+
+    Raises:
+        ConfigError: the device cannot compute in that precision.
+    """
+    use_fast_float32()
+    dtype = product_dtype(given.precision, models.policy.device)
+    if dtype != torch.float32 and given.lora is None:
+        torch.nn.Module.to(models.policy.model, torch.float32)
+    for model in {id(m): m for m in (models.policy, models.reference)}.values():
+        model.product_dtype = None if model.model.dtype == dtype or dtype == torch.float32 else dtype
 
 
 def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, adapted: bool) -> LanguageModel:
@@ -105,16 +128,20 @@ def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, ada
     return reference.frozen_copy()
 
 
-def learning_model(model: LanguageModel, lora: Lora | Mapping[str, Any] | None, seed: int) -> LanguageModel:
+def learning_model(
+    model: LanguageModel, lora: Lora | Mapping[str, Any] | None, seed: int, *, gradient_checkpointing: bool = False
+) -> LanguageModel:
     """The model whose weights learn: the given one, or an adapter on it.
 
     Args:
         model: the given model.
         lora: settings of the adapter; None adds none.
         seed: seed of the adapter's random weights.
+        gradient_checkpointing: compute activations anew in the backward pass.
 
     Raises:
         ConfigError: no weight learns.
+        ModelError: the model's layers cannot be checkpointed.
     """
     if lora is not None:
         model = adapted(model, Lora.of(lora), seed=seed)
@@ -123,6 +150,9 @@ def learning_model(model: LanguageModel, lora: Lora | Mapping[str, Any] | None, 
             f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
             "language_model.model.requires_grad_(True), or give lora={...}"
         )
+    if gradient_checkpointing:
+        checkpoint_layers(model.model)
+    model.gradient_checkpointing = gradient_checkpointing
     return model
 
 

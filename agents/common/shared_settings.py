@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.value_head import SECOND_BASE
@@ -64,6 +65,33 @@ class RolloutSettings(AgentSettings):
             raise ConfigError("missing_eos_penalty and missing_eos_score are alternatives; give one of them")
         if self.kl_limit is None and self.on_kl_limit is not None:
             raise ConfigError(f"on_kl_limit={self.on_kl_limit!r} needs a kl_limit, in nats per response")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MismatchSettings(AgentSettings):
+    """The distance between the distribution that wrote the responses and the one that learns from them."""
+
+    old_log_probs: Literal["rollout", "recompute"] = setting(
+        "rollout",
+        "the log-probabilities that ratios are taken to: rollout has those that the responses were drawn with; recompute has "
+        "those of the pass that learns, before its first step, for one more pass. In float32 they differ by rounding alone",
+        source="Yao et al. 2025",
+    )
+    importance_sampling: Correction | None = setting(
+        None,
+        "with recompute, weighs the policy loss by the ratio of the two, of each token or of the whole response; truncate cuts "
+        "the weight at `importance_cap`, mask leaves out what is above it. None does not weigh",
+        source="Yao et al. 2025",
+    )
+    importance_cap: float = setting(2.0, "with `importance_sampling`: the largest weight", above=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.importance_sampling is not None and self.old_log_probs != "recompute":
+            raise ConfigError(
+                f"importance_sampling={self.importance_sampling!r} needs old_log_probs='recompute', which gives the "
+                "log-probabilities of the pass that learns"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +224,18 @@ class ValueSettings(DiscountSettings):
         "the tokens' rewards are scaled to standard deviation 1, and keep their mean",
         source="Ziegler et al. 2019",
     )
+    value_learning_rate: float | None = setting(
+        None,
+        "the learning rate of the value function's own weights, with the same decay; None takes `learning_rate`",
+        above=0,
+        source="Yue et al. 2025",
+    )
+    value_max_grad_norm: float | None = setting(
+        None,
+        "the norm that the gradient of the value function's own weights is clipped to by itself; None clips all gradients "
+        "together, so that a large value loss slows the policy down",
+        above=0,
+    )
     value_start: RewardModel | str | Path | None = argument(
         None,
         "a reward model, or its folder: a separate value network starts from its trunk, with a head near zero. It must be "
@@ -279,6 +319,7 @@ class GroupSettings(AgentSettings):
 @dataclass(frozen=True, kw_only=True)
 class CriticFreeSettings(
     RolloutSettings,
+    MismatchSettings,
     CollectSettings,
     KLSettings,
     LossSettings,

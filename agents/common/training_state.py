@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -25,6 +26,7 @@ class Agent(Protocol):
     reference: LanguageModel
     kl_guard: KLLimit
     kl_controller: KLController
+    scaler: torch.amp.GradScaler
     observation_space: spaces.Space[Any]
     env: VecEnv | None
     num_timesteps: int
@@ -58,6 +60,7 @@ def training_state(agent: Agent) -> dict[str, Any]:
         # These move only after learning, so they fit the state at a rollout's start, too.
         "kl_coef": agent.kl_controller.coef,
         "kl_back_offs": agent.kl_guard.back_offs,
+        "loss_scaler": agent.scaler.state_dict(),
     }
 
 
@@ -76,6 +79,7 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
     agent._update_rng.bit_generator.state = state["update_rng"]
     agent.kl_controller.coef = float(state["kl_coef"])
     agent.kl_guard.back_offs = int(state["kl_back_offs"])
+    agent.scaler.load_state_dict(state["loss_scaler"])
     agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
     if isinstance(agent.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == agent.env.num_envs:

@@ -174,4 +174,6 @@ CONTENDERS: dict[str, Contender] = {
     "stock SB3": stock,
     "our GRPO": partial(ours, GRPO, group_size=GROUP, kl_coef=KL),
     "our RLOO": partial(ours, RLOO, group_size=GROUP, kl_coef=KL, clip_range=0.2),  # as TRL's has
+    "ours, bf16": partial(ours, PPO, precision="bf16"),
+    "our GRPO, bf16": partial(ours, GRPO, group_size=GROUP, kl_coef=KL, precision="bf16"),
 }

@@ -4,9 +4,9 @@
     python benchmarks/speed/ppo.py --trl FOLDER --length 24 --passes 1 --repeats 3 --clock cpu
     python benchmarks/speed/ppo.py --only "ours" "bare loop"
 
-64 episodes an iteration, minibatches of 16, float32 on the CPU; see `contenders.py`, `trl_ppo.py` and `trl_groups.py`. Each
-contender runs in a process of its own, so that its peak memory is its own; they take turns, an iteration each, after one that
-warms up. Ratios are medians over the turns of the ratio within a turn.
+64 episodes an iteration, minibatches of 16, on the CPU, in float32 but where the name says bf16; see `contenders.py`,
+`trl_ppo.py` and `trl_groups.py`. Each contender runs in a process of its own, so that its peak memory is its own; they take
+turns, an iteration each, after one that warms up. Ratios are medians over the turns of the ratio within a turn.
 
 Columns: seconds an iteration (median), by wall clock or by the process's CPU time (``--clock cpu``, for machines that have
 other work to do); the shares of it that went into generation, the reference, learning and the rest; response tokens a
@@ -32,8 +32,11 @@ from statistics import median
 from typing import Any
 
 NAMES = ["ours", "ours, separate value network", "TRL PPO", "bare loop", "stock SB3",
-         "our GRPO", "TRL GRPO", "our RLOO", "TRL RLOO"]  # fmt: skip
-SAME_ALGORITHM = {"TRL GRPO": "our GRPO", "TRL RLOO": "our RLOO"}
+         "our GRPO", "TRL GRPO", "our RLOO", "TRL RLOO",
+         "ours, bf16", "TRL PPO, bf16", "our GRPO, bf16", "TRL GRPO, bf16"]  # fmt: skip
+SAME_ALGORITHM = {
+    "TRL GRPO": "our GRPO", "TRL RLOO": "our RLOO", "TRL PPO, bf16": "ours, bf16", "TRL GRPO, bf16": "our GRPO, bf16"
+}  # fmt: skip
 PHASES = ["generation", "reference", "learning"]
 
 
@@ -109,10 +112,10 @@ def work(pipe: int, name: str, length: int, passes: int, episodes: int, threads:
 
     if not next_turn():
         return
-    if name == "TRL PPO":
+    if name.startswith("TRL PPO"):
         import trl_ppo
 
-        trl_ppo.run(length, passes, report)
+        trl_ppo.run(length, passes, report, bf16="bf16" in name)
         return
     if name.startswith("TRL"):
         import trl_groups

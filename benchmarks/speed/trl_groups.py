@@ -28,7 +28,7 @@ def run(name: str, length: int, passes: int, wait: Callable[[Phases], bool]) -> 
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     kinds: dict[str, tuple[Any, Any]] = {"TRL GRPO": (GRPOTrainer, GRPOConfig), "TRL RLOO": (RLOOTrainer, RLOOConfig)}
-    trainer_kind, config_kind = kinds[name]
+    trainer_kind, config_kind = kinds[name.removesuffix(", bf16")]
     spent: Phases = {}
     steps = passes * EPISODES // MINIBATCH
 
@@ -53,7 +53,7 @@ def run(name: str, length: int, passes: int, wait: Callable[[Phases], bool]) -> 
             output_dir=folder, per_device_train_batch_size=MINIBATCH, generation_batch_size=EPISODES,
             num_iterations=passes, num_generations=GROUP, max_completion_length=length, beta=KL,
             generation_kwargs={"suppress_tokens": [0, 1]}, temperature=1.0, top_p=1.0, top_k=0, max_steps=10**6,
-            learning_rate=LEARNING_RATE, lr_scheduler_type="constant", use_cpu=True, bf16=False, report_to=[],
+            learning_rate=LEARNING_RATE, lr_scheduler_type="constant", use_cpu=True, bf16=name.endswith("bf16"), report_to=[],
             save_strategy="no", gradient_checkpointing=False, logging_strategy="no", disable_tqdm=True,
             model_init_kwargs={"dtype": "float32"},
         )  # fmt: skip

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCal
 from trl_tokenizer import prompt_ids, tokenizer
 
 
-def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
+def run(length: int, passes: int, wait: Callable[[Phases], bool], *, bf16: bool = False) -> None:
     """Train; ``wait`` is called at the end of each step with its phases, and returns True to take another.
 
     This trainer demands a value function of its own, here a network as large as the policy, and a reward model, here a layer
@@ -27,6 +27,7 @@ def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
         length: response tokens.
         passes: learning passes over a rollout.
         wait: see above.
+        bf16: train in mixed precision.
 
     Raises:
         SystemExit: the TRL found has no PPO trainer.
@@ -67,7 +68,7 @@ def run(length: int, passes: int, wait: Callable[[Phases], bool]) -> None:
             output_dir=folder, per_device_train_batch_size=EPISODES, gradient_accumulation_steps=1,
             num_mini_batches=4, num_ppo_epochs=passes, total_episodes=EPISODES * 1000, response_length=length,
             local_rollout_forward_batch_size=EPISODES, num_sample_generations=0, temperature=1.0, use_cpu=True,
-            learning_rate=LEARNING_RATE, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+            learning_rate=LEARNING_RATE, report_to=[], save_strategy="no", bf16=bf16, gradient_checkpointing=False,
             logging_steps=10**6, disable_tqdm=True,
         )  # fmt: skip
         reference = copy.deepcopy(policy)

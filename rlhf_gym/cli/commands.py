@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_gym.cli.parser import FLAGS
+from rlhf_gym.cli.plan_command import print_plan
 from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.cli.rate_commands import rate
 from rlhf_gym.cli.reward_commands import check_reward, rewards, serve_reward
@@ -69,6 +70,12 @@ def resume_hint(options: argparse.Namespace) -> str:
 def config(options: argparse.Namespace) -> None:
     """`rlhf-gym config`: print the resolved configuration."""
     print(dump(resolve(options), with_help=True), end="")
+
+
+def plan(options: argparse.Namespace) -> int:
+    """`rlhf-gym plan`: the memory that a run takes; see :func:`~rlhf_gym.cli.plan_command.print_plan`."""
+    quiet_libraries()
+    return print_plan(resolve(options), options)
 
 
 def resolve(options: argparse.Namespace) -> Config:
@@ -167,7 +174,7 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "run": run, "config": config, "report": report, "sample": sample, "rewards": rewards, "check-reward": check_reward,
-    "serve-reward": serve_reward, "rate": rate,
+    "run": run, "config": config, "plan": plan, "report": report, "sample": sample, "rewards": rewards,
+    "check-reward": check_reward, "serve-reward": serve_reward, "rate": rate,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

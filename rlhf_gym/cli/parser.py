@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_config(commands)
+    _add_plan(commands)
     _add_report(commands)
     _add_sample(commands)
     _add_rewards(commands)
@@ -78,8 +79,25 @@ def _add_config(commands: Commands) -> None:
     _add_settings(config)
 
 
+def _add_plan(commands: Commands) -> None:
+    plan = commands.add_parser(
+        "plan", allow_abbrev=False, help="say how much memory a run's training will take, before anything is loaded",
+        description="Trace an iteration of the run that `rlhf-gym run` would do with the same options, on tensors without "
+        "data: what holds memory, the peak of each phase, and with --memory the settings that make it fit. Only the model's "
+        "configuration is read.",
+    )  # fmt: skip
+    plan.add_argument("--prompt-tokens", type=int, default=64, metavar="N", help="tokens of each prompt (default: 64)")
+    plan.add_argument(
+        "--response-tokens", type=int, metavar="N", help="tokens of each response (default: task.max_new_tokens, or 64)"
+    )
+    plan.add_argument(
+        "--memory", metavar="SIZE", help="memory that there is, e.g. 24GB: say what would make the run fit"
+    )
+    _add_settings(plan)
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `run` and `config` share: a file, overrides, flags."""
+    """Add the options that `run`, `config` and `plan` share: a file, overrides, flags."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags and --set override it")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",

@@ -158,7 +158,9 @@ def generate(
     if not prompts:
         return []
     noise = np.stack([episode_uniforms(seed, number, limits.max_new_tokens) for number in numbers])
-    generator = _Generator(model, prompts, limits, sampling or Sampling(), noise, greedy, tuple(stop), value_head)
+    rounded = model.decoding_copy()
+    generator = _Generator(rounded, prompts, limits, sampling or Sampling(), noise, greedy, tuple(stop), value_head)
+    model.slots_work = rounded.slots_work  # so that it is checked once
     while generator.num_done < len(prompts):
         generator.refill(batch_size)
         if generator.step() and on_progress:

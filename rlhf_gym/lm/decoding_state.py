@@ -102,7 +102,7 @@ def slots_work(model: LanguageModel, decode: Callable[[], tuple[Tensor, Tensor]]
         try:
             with torch.no_grad():
                 cached, plain = decode()
-            model.slots_work = equal_but_for_rounding(cached, plain, model.model.dtype)
+            model.slots_work = equal_but_for_rounding(cached, plain, model.product_dtype or model.model.dtype)
             reason = "its hidden states differ"
         except Exception as error:  # any error that a family raises when it is given masks, positions or a cache
             model.slots_work, reason = False, f"{type(error).__name__}: {error}"

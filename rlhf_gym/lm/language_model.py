@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.loading import (
@@ -27,6 +28,7 @@ from rlhf_gym.lm.networks import (
     cache_argument,
     check_causal,
     check_encoder_decoder,
+    checkpointed_layers,
     fuse_gelu,
     logits_by_forward,
     mute_padding_warning,
@@ -73,6 +75,10 @@ class LanguageModel:
         hidden_size: width ``D`` of the last hidden states.
         slots_work: True where cached rows (:class:`~rlhf_gym.lm.cache.SlotCache`) give this model's own hidden states; None
             before the first decoder has checked.
+        product_dtype: the dtype that products of matrices are rounded to (:mod:`rlhf_gym.lm.precision`); None is the
+            weights' own.
+        gradient_checkpointing: True computes each layer's activations anew in the backward pass (Chen et al. 2016) in place of
+            keeping them: memory for one layer at a time, and about a third more time.
         adapter: the LoRA adapter (:func:`~rlhf_gym.lm.lora.adapted`), whose weights alone are trained; or None.
         base: the model without its adapter, on the same tensors; None for a model without an adapter.
 
@@ -89,6 +95,8 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.slots_work: bool | None = None
+        self.product_dtype: torch.dtype | None = None
+        self.gradient_checkpointing = False
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
         self.context_length = context_length(model.config.get_text_config())
@@ -153,6 +161,33 @@ class LanguageModel:
         device: torch.device = self.model.device
         return device
 
+    def running(self) -> torch.autocast:
+        """The context in which the network runs: it rounds products to :attr:`product_dtype`.
+
+        It also tells the layers whether to checkpoint. They do so in training mode, which nothing else of the network is in.
+        """
+        if self.gradient_checkpointing:
+            for layer in checkpointed_layers(self.model):
+                layer.training = torch.is_grad_enabled()
+        return torch.autocast(self.device.type, self.product_dtype, enabled=self.product_dtype is not None)
+
+    def decoding_copy(self) -> LanguageModel:
+        """The model for decoding: itself, or on the same tensors with the weights of products rounded once.
+
+        Autocast would round every weight again for every token; the results are the same. The copy does not follow later
+        changes of the weights.
+        """
+        if self.product_dtype is None:
+            return self
+        other = copy.copy(self)
+        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        other.model = copy.deepcopy(self.model, shared)
+        for layer in other.model.modules():
+            # A new parameter, as the old one may be tied to embeddings, which are not rounded.
+            if isinstance(layer, nn.Linear | Conv1D):
+                layer.weight = nn.Parameter(layer.weight.detach().to(self.product_dtype), requires_grad=False)
+        return other
+
     @property
     def trunk(self) -> nn.Module:
         """The model without its head."""
@@ -197,7 +232,8 @@ class LanguageModel:
             given["position_ids"] = position_ids
         if cache is not None:
             given[cache_argument(type(self.trunk).forward)] = cache
-        hidden = self.trunk(**given).last_hidden_state
+        with self.running():
+            hidden = self.trunk(**given).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden
 
@@ -226,11 +262,12 @@ class LanguageModel:
         the model's own forward, with a trunk that returns ``hidden``: exact, at a little more overhead a call.
         """
         logits: Tensor | None
-        if self._head_is_plain:
-            assert self.head is not None
-            logits = self.head(hidden)
-        else:
-            logits = logits_by_forward(self.model, hidden)
+        with self.running():
+            if self._head_is_plain:
+                assert self.head is not None
+                logits = self.head(hidden)
+            else:
+                logits = logits_by_forward(self.model, hidden)
         assert logits is not None
         return logits.float()
 
@@ -341,7 +378,8 @@ class Seq2SeqModel(LanguageModel):
         ids = pad_right(texts, self.tokenizer.pad_id).to(self.device)
         lengths = torch.tensor([len(text) for text in texts], device=self.device)
         seen = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
-        states = run_encoder(self.model, ids, seen)
+        with self.running():
+            states = run_encoder(self.model, ids, seen)
         index = torch.tensor(where, device=self.device)
         return states[index], seen[index]
 
@@ -360,7 +398,8 @@ class Seq2SeqModel(LanguageModel):
         Returns:
             ``[B, T, D]``.
         """
-        return run_decoder(self.model, ids, states, seen, mask, cache)
+        with self.running():
+            return run_decoder(self.model, ids, states, seen, mask, cache)
 
     def response_states(self, batch: SequenceBatch) -> Tensor:
         """Hidden states ``[N, D]`` that predict the response tokens. See :meth:`LanguageModel.response_states`."""
@@ -403,7 +442,8 @@ class Seq2SeqModel(LanguageModel):
     def _scaled_logits(self, hidden: Tensor, scale: float) -> Tensor:
         head = self.head
         assert head is not None
-        logits: Tensor = head(hidden * scale)
+        with self.running():
+            logits: Tensor = head(hidden * scale)
         bias = getattr(self.model, "final_logits_bias", None)
         return (logits if bias is None else logits + bias).float()
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf_gym.errors import ModelError
@@ -69,6 +71,30 @@ def equal_but_for_rounding(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> b
     """
     largest = (1e-4 if dtype == torch.float32 else 5e-2) * max(1.0, float(exact.abs().max()))
     return ours.shape == exact.shape and torch.allclose(ours.float(), exact.float(), rtol=0, atol=largest)
+
+
+def checkpointed_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers that transformers can checkpoint one by one; none in families without such layers."""
+    return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def checkpoint_layers(network: nn.Module) -> None:
+    """Have these layers compute their activations anew in the backward pass, where they are in training mode.
+
+    Args:
+        network: a transformers model.
+
+    Raises:
+        ModelError: its family has no such layers.
+    """
+    layers: list[Any] = checkpointed_layers(network)
+    if not layers:
+        raise ModelError(
+            f"gradient_checkpointing: transformers cannot checkpoint the layers of {type(network).__name__}; leave it off"
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def logits_by_forward(network: PreTrainedModel, hidden: Tensor) -> Tensor | None:

@@ -1,0 +1,88 @@
+"""An agent's optimizer, its learning rate over the course of training, and a step that clips gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.settings import AgentSettings
+
+FIRST_RATE = 0.1
+"""Part of the learning rate that a warm-up begins with: at 0, the first iteration would be for nothing."""
+
+
+def rate_at(progress_remaining: float, decay: str, warmup: float) -> float:
+    """The part of the learning rate that holds at a place in training.
+
+    Args:
+        progress_remaining: from 1 at the start to 0 at the end.
+        decay: ``"constant"``, ``"linear"`` or ``"cosine"``: over the part of training after the warm-up.
+        warmup: the part of training in which the rate rises, in [0, 1).
+    """
+    done = 1 - progress_remaining
+    if done < warmup:
+        return FIRST_RATE + (1 - FIRST_RATE) * done / warmup
+    left = progress_remaining / (1 - warmup)
+    if decay == "linear":
+        return left
+    if decay == "cosine":
+        return (1 - math.cos(math.pi * left)) / 2
+    return 1.0
+
+
+def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) for the weights that learn; with a learning rate of its own for the value function.
+
+    Args:
+        policy: whose weights learn.
+        given: the agent's settings.
+        learning_rate: at the start.
+
+    Returns:
+        The optimizer. Each of its groups has a key ``share``: its part of the learning rate.
+    """
+    values, others = split_weights(policy)
+    own_rate = getattr(given, "value_learning_rate", None)
+    groups: list[dict[str, Any]] = [{"params": [*others, *values], "share": 1.0}]
+    if own_rate is not None and values:
+        rate = given.learning_rate(1.0) if callable(given.learning_rate) else given.learning_rate
+        groups = [{"params": others, "share": 1.0}, {"params": values, "share": own_rate / rate}]
+    for group in groups:
+        group["lr"] = learning_rate * group["share"]
+    return torch.optim.AdamW(
+        groups, betas=(given.adam_beta1, given.adam_beta2), eps=given.adam_epsilon, weight_decay=given.weight_decay,
+        fused=policy.language_model.device.type in ("cpu", "cuda"),
+    )  # fmt: skip
+
+
+def split_weights(policy: LMPolicy) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights that learn: those of the value function alone, and all others."""
+    own: list[nn.Module] = [] if policy.value_head is None else [policy.value_head]
+    if policy.value_trunk is not None:
+        own.append(policy.value_network)
+    values: dict[int, Tensor] = {id(p): p for module in own for p in module.parameters() if p.requires_grad}
+    others: list[Tensor] = [p for p in policy.parameters() if p.requires_grad and id(p) not in values]
+    return list(values.values()), others
+
+
+def clip_gradients(policy: LMPolicy, max_norm: float, value_max_norm: float | None) -> dict[str, Tensor]:
+    """Clip the norm of the gradient, and that of the value function's own weights by itself where it has a limit.
+
+    Args:
+        policy: with gradients.
+        max_norm: of all weights; with ``value_max_norm``, of the others.
+        value_max_norm: of the value function's own weights; None clips all weights by one norm.
+
+    Returns:
+        The norms before clipping, by the name of their metric.
+    """
+    clip: Callable[..., Tensor] = torch.nn.utils.clip_grad_norm_
+    if value_max_norm is None:
+        return {"train/grad_norm": clip(policy.parameters(), max_norm)}
+    values, others = split_weights(policy)
+    return {"train/grad_norm": clip(others, max_norm), "train/value_grad_norm": clip(values, value_max_norm)}

@@ -1,0 +1,84 @@
+"""`rlhf-gym plan`: the memory that a run's training takes, and what would make it fit."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.config import Config
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def print_plan(config: Config, options: argparse.Namespace) -> int:
+    """Print what holds memory, the peak of each phase, and whether it fits.
+
+    Args:
+        config: the run's configuration.
+        options: the command line's.
+
+    Returns:
+        The exit code: 1 where nothing makes the run fit.
+
+    Raises:
+        ConfigError: a number of tokens below 1, or a size that is none.
+    """
+    from rlhf_gym.loop.memory_plan import RESERVE, plan_memory, smaller
+
+    response = options.response_tokens or config.task.max_new_tokens or 64
+    if min(options.prompt_tokens, response) < 1:
+        raise ConfigError("--prompt-tokens and --response-tokens must be at least 1")
+    room = None if options.memory is None else bytes_of(options.memory)
+
+    def peak_of(config: Config) -> int:
+        return plan_memory(config, prompt_tokens=options.prompt_tokens, response_tokens=response).peak
+
+    plan = plan_memory(config, prompt_tokens=options.prompt_tokens, response_tokens=response)
+    print(
+        f"{config.model.name}: {plan.parameters:,} parameters, {plan.trainable:,} of them learn; agent {config.agent.name}"
+    )
+    print(f"prompts of {options.prompt_tokens} tokens, responses of {response}, {config.agent.environments} at once\n")
+    rows = [("Python and libraries", plan.libraries)] if plan.libraries else []
+    for name, size in [*rows, *plan.held.items()]:
+        print(f"  {name:<24}{in_words(size):>10}")
+    print("\npeak of each phase, all of that included:")
+    for name, size in plan.phases.items():
+        print(f"  {name:<24}{in_words(plan.libraries + size):>10}")
+    print(f"\nat most {in_words(plan.peak)}, with {RESERVE:.0%} for kernels and the allocator's reserve")
+    if room is None:
+        return 0
+    if plan.peak <= room:
+        print(f"\nIt fits in {options.memory}.")
+        return 0
+    print(f"\nIt does not fit in {options.memory}. Each change with those before it:")
+    for changes, other in smaller(config):
+        peak = peak_of(other)
+        print(f"  --set {changes[-1]:<40} {in_words(peak):>10}")
+        if peak <= room:
+            print("\nIt fits with " + " ".join(f"--set '{change}'" for change in changes))
+            return 0
+    print("\nNo setting makes it fit: take a smaller model, fewer n_envs, or shorter responses.")
+    return 1
+
+
+def bytes_of(text: str) -> int:
+    """The bytes of a size: ``24GB``, ``512MiB``, ``8e9``.
+
+    Args:
+        text: a number, with a unit or without.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?", text.strip(), re.IGNORECASE)
+    try:
+        assert found is not None
+        return int(float(found[1]) * UNITS[found[2].upper()])
+    except (AssertionError, KeyError, ValueError):
+        raise ConfigError(f"--memory: expected a size such as 24GB or 512MiB, got {text!r}") from None
+
+
+def in_words(size: int) -> str:
+    """A number of bytes for readers: ``1.5 GiB``."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,313 @@
+"""The memory that training would take, phase by phase, before a weight is loaded.
+
+The phases of an iteration are run on tensors without data (:mod:`rlhf_gym.lm.traced_memory`): what is alive at once is counted.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.cache import SPARE
+from rlhf_gym.lm.language_model import DTYPES, LanguageModel
+from rlhf_gym.lm.loading import find, is_encoder_decoder, load_options, pick_device
+from rlhf_gym.lm.log_probs import token_log_probs
+from rlhf_gym.lm.lora import Lora, target_layers
+from rlhf_gym.lm.networks import cache_argument, checkpoint_layers
+from rlhf_gym.lm.precision import product_dtype
+from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.traced_memory import LiveBytes, traced_memory
+from rlhf_gym.loop.config import Config
+
+LOGIT_COPIES = 4
+"""Tables ``[responses, V]`` in float32 while a token is drawn: logits, log-probabilities, probabilities, masked logits."""
+
+
+RESERVE = 0.08
+"""Share for kernels' scratch memory and an allocator's reserve, which are not traced: of the size that measurements show."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory that a run's training takes at its peaks.
+
+    Attributes:
+        parameters: of the language model.
+        trainable: those that learn, a value network's included.
+        libraries: bytes that Python and its libraries take on the processor; 0 for a GPU.
+        held: bytes that stay through all phases, by what holds them.
+        phases: most bytes alive in each phase, ``held`` included, ``libraries`` not.
+    """
+
+    parameters: int
+    trainable: int
+    libraries: int
+    held: Mapping[str, int]
+    phases: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        """The most bytes at once, the reserve included."""
+        return int((1 + RESERVE) * (self.libraries + max(self.phases.values())))
+
+
+class _Outline(LanguageModel):
+    """A language model without data, which cannot be checked by running it."""
+
+    def _check_model(self) -> tuple[int, int]:
+        self._head_is_plain = True
+        head: Any = self.head
+        return int(head.weight.shape[0]), int(head.weight.shape[1])
+
+
+def plan_memory(config: Config, *, prompt_tokens: int, response_tokens: int) -> MemoryPlan:
+    """Trace one iteration of a run's agent.
+
+    Args:
+        config: the run's configuration; of the model nothing but its own configuration is read.
+        prompt_tokens: tokens of each prompt.
+        response_tokens: tokens of each response.
+
+    Raises:
+        ModelError: there is no such model.
+        ConfigError: it is an encoder-decoder model, or cannot take prompts and responses of that length.
+    """
+    from transformers import AutoConfig
+
+    source = find(config.model.name, revision=config.model.revision)
+    options = load_options(source, config.model.revision, config.model.trust_remote_code)
+    if is_encoder_decoder(source, options):
+        raise ConfigError(f"{config.model.name!r} is an encoder-decoder model; a plan can be made for causal ones only")
+    network_config = AutoConfig.from_pretrained(source.location, **options)
+    libraries = _resident_bytes() if pick_device(config.model.device).type == "cpu" else 0
+    with traced_memory() as live:
+        return _Training(config, live, network_config, prompt_tokens, response_tokens).plan(libraries)
+
+
+class _LowRank(nn.Module):
+    """A linear layer with the adapter that peft would give it; peft cannot work on tensors without data."""
+
+    def __init__(self, layer: nn.Module, lora: Lora) -> None:
+        super().__init__()
+        self.layer = layer
+        weight: Any = layer.weight
+        rows, columns = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
+        self.down, self.up = nn.Linear(rows, lora.rank, bias=False), nn.Linear(lora.rank, columns, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``W x + B A x``.
+
+        Args:
+            x: ``[..., in]``.
+        """
+        change: Tensor = self.up(self.down(x.to(self.down.weight.dtype)))
+        out: Tensor = self.layer(x)
+        return out + change.to(out.dtype)
+
+
+def adapt(model: LanguageModel, lora: Lora) -> None:
+    """Put an adapter on a model, and freeze all other weights.
+
+    Args:
+        model: the model.
+        lora: the adapter's settings.
+    """
+    model.model.requires_grad_(False)
+    for name, layer in target_layers(model, lora.targets):
+        parent, _, last = name.rpartition(".")
+        setattr(model.model.get_submodule(parent), last, _LowRank(layer, lora))
+
+
+def share(network: nn.Module, base: nn.Module) -> None:
+    """Have a network use a base's frozen weights in place of its own.
+
+    Args:
+        network: an adapted network.
+        base: the same network with another adapter.
+    """
+    for ours, theirs in zip(network.modules(), base.modules(), strict=True):
+        for name, weight in theirs.named_parameters(recurse=False):
+            if not weight.requires_grad:
+                setattr(ours, name, weight)
+
+
+class _Training:
+    """An iteration of a run's agent on tensors without data."""
+
+    def __init__(
+        self, config: Config, live: LiveBytes, network_config: Any, prompt_tokens: int, response_tokens: int
+    ) -> None:
+        self.config, self.network_config, self.live = config, network_config, live
+        self.settings = config.agent.settings
+        self.prompt, self.response = prompt_tokens, response_tokens
+        self.held: dict[str, int] = {}
+        self.seen = 0
+        base = self.model()
+        base.check_fits(prompt_tokens, response_tokens)
+        self.parameters = sum(p.numel() for p in base.model.parameters())
+        self.hold("policy")
+        lora = Lora.of(config.model.lora) if config.model.lora else None
+        self.policy = base
+        if lora is not None:
+            adapt(base, lora)
+        self.hold("adapter")
+        self.reference = base if lora is not None else self.model()
+        self.hold("reference")
+        self.value: LanguageModel | None = None
+        if self.settings.get("value_network") == "separate":
+            self.value = self.model()
+            if lora is not None:
+                adapt(self.value, lora)
+                share(self.value.model, base.model)
+        self.hold("value network")
+        self.reward = self.model() if config.reward_model.enabled else None
+        self.hold("reward model")
+        if self.settings["gradient_checkpointing"]:
+            for model in filter(None, (self.policy, self.value)):
+                checkpoint_layers(model.model)
+                model.gradient_checkpointing = True
+        self.weights = [
+            p for m in filter(None, (self.policy, self.value)) for p in m.model.parameters() if p.requires_grad
+        ]
+        self.moments = [torch.zeros_like(p, dtype=torch.float32) for p in self.weights for _ in range(2)]
+        self.hold("optimizer")
+        self.environments = config.agent.environments
+
+    def model(self) -> LanguageModel:
+        """Another language model of the run's kind."""
+        from transformers import AutoModelForCausalLM
+
+        settings = self.config.model
+        auto: Any = AutoModelForCausalLM
+        network = auto.from_config(self.network_config, dtype=DTYPES[settings.dtype])
+        ids: Any = SimpleNamespace(eos_id=0, pad_id=0, vocab_size=0)
+        model = _Outline(network, ids, settings.name)
+        dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
+        model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
+        return model
+
+    def hold(self, name: str) -> None:
+        """Count what is alive more than before under a name."""
+        if self.live.now > self.seen:
+            self.held[name] = self.live.now - self.seen
+        self.seen = self.live.now
+
+    def plan(self, libraries: int) -> MemoryPlan:
+        """Run the phases, one after the other."""
+        phases = {
+            "generation": self.generation(),
+            "reference": self.live.peak_of(self.reference_pass),
+            "learning": self.live.peak_of(self.learning),
+        }
+        trainable = sum(p.numel() for p in self.weights)
+        return MemoryPlan(self.parameters, trainable, libraries, self.held, phases)
+
+    @torch.no_grad()
+    def generation(self) -> int:
+        """Prompts are read, and keys and values grow to the length of prompt and response."""
+        before = self.live.now
+        model = self.policy.decoding_copy()
+        rounded = self.live.now - before
+        cache: Any = None
+
+        def read() -> None:
+            nonlocal cache
+            given = {"input_ids": self.ids(self.environments, self.prompt), "use_cache": True}
+            with model.running():
+                out = model.trunk(**given)
+            cache = getattr(out, cache_argument(type(model.trunk).forward), None) or out.past_key_values
+
+        peak = self.live.peak_of(read)
+        stored: int = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
+        columns = _capacity(self.prompt, self.prompt + self.response)
+        drawn = 4 * LOGIT_COPIES * self.environments * model.vocab_size
+        return max(peak, before + rounded + stored * columns // self.prompt + drawn)
+
+    @torch.no_grad()
+    def reference_pass(self) -> None:
+        """Log-probabilities of a micro-batch."""
+        self.log_probs(self.reference, self.rows())
+
+    def learning(self) -> None:
+        """Two micro-batches, where a minibatch has that many: the second one meets the first one's gradients."""
+        episodes = int(self.settings["n_episodes"])
+        minibatch = min(int(self.settings.get("batch_size") or episodes), episodes)
+        rows = min(self.rows(), minibatch)
+        for _ in range(min(2, -(-minibatch // rows))):
+            loss = self.log_probs(self.policy, rows).sum()
+            if self.value is not None:
+                loss = loss + self.states(self.value, rows).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        for weight in self.weights:
+            weight.grad = None
+
+    def log_probs(self, model: LanguageModel, rows: int) -> Tensor:
+        """Log-probabilities ``[rows * response]`` of a micro-batch's response tokens."""
+        hidden = self.states(model, rows)
+        tokens = torch.zeros(len(hidden), dtype=torch.long)
+        limits = Limits(0, max_new_tokens=self.response)
+        entropy = torch.is_grad_enabled() and self.settings.get("ent_coef", 0) > 0
+        logs, entropies = token_log_probs(model, hidden, tokens, tokens, Sampling(), limits, entropy=entropy)
+        return logs if entropies is None else logs + entropies
+
+    def states(self, model: LanguageModel, rows: int) -> Tensor:
+        """Hidden states ``[rows * response, D]`` before a micro-batch's response tokens."""
+        hidden = model.hidden(self.ids(rows, self.prompt + self.response))
+        return hidden[:, self.prompt - 1 : -1].flatten(0, 1)
+
+    def rows(self) -> int:
+        """Sequences of a micro-batch."""
+        tokens = int(self.settings["tokens_per_batch"])
+        return max(1, min(tokens // (self.prompt + self.response), int(self.settings["n_episodes"])))
+
+    def ids(self, rows: int, columns: int) -> Tensor:
+        """Ids ``[rows, columns]``."""
+        return torch.zeros(rows, columns, dtype=torch.long)
+
+
+def _capacity(first: int, last: int) -> int:
+    """Columns of the rectangle of keys and values once it has grown to a length; see :mod:`rlhf_gym.lm.cache`."""
+    columns = first + SPARE
+    while columns < last:
+        columns += 1 + max(SPARE, columns // 2)
+    return columns
+
+
+def _resident_bytes() -> int:
+    """Bytes of this process: Python and the libraries that training needs."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def smaller(config: Config) -> Iterator[tuple[list[str], Config]]:
+    """Configurations that take less memory, one change after the other, each with the changes so far as ``--set`` takes them.
+
+    What costs no quality comes first: activations computed anew, smaller micro-batches; then rounded products, a shared value
+    head, and an adapter in place of all weights.
+
+    Args:
+        config: the run's configuration.
+    """
+    changes: list[str] = []
+    wanted: list[tuple[str, Any]] = [
+        ("gradient_checkpointing", True), ("tokens_per_batch", 1024), ("precision", "bf16"), ("value_network", "shared")
+    ]  # fmt: skip
+    for name, value in wanted:
+        settings = config.agent.settings
+        if name not in settings or settings[name] == value or (name == "tokens_per_batch" and settings[name] <= value):
+            continue
+        changes.append(f"agent.{name}={str(value).lower()}")
+        config = replace(config, agent=replace(config.agent, settings={**settings, name: value}))
+        yield list(changes), config
+    if not config.model.lora:
+        changes.append("model.lora={rank: 8}")
+        yield list(changes), replace(config, model=replace(config.model, lora={"rank": 8}))

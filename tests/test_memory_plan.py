@@ -1,0 +1,94 @@
+"""The memory plan: bytes that can be counted by hand, settings that save memory, and what the command says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_language_model
+
+from rlhf_gym.cli.main import main
+from rlhf_gym.cli.plan_command import bytes_of
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.traced_memory import traced_memory
+from rlhf_gym.loop.config_file import build
+from rlhf_gym.loop.memory_plan import MemoryPlan, plan_memory
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny_language_model("llama").save(path)
+    return path
+
+
+def planned(folder: Path, **settings: Any) -> MemoryPlan:
+    model = {"name": str(folder), "device": "cpu", **settings.pop("model", {})}
+    agent = {"n_episodes": 8, "batch_size": 8, **settings}
+    config = build({"model": model, "agent": agent, "reward_model": {"enabled": False}})
+    return plan_memory(config, prompt_tokens=4, response_tokens=8)
+
+
+def test_live_bytes_by_hand() -> None:
+    def work() -> torch.Tensor:
+        first = torch.zeros(100)  # 400 bytes
+        second = first + 1  # 800 alive
+        del first
+        third = second.double()  # 400 + 800
+        return third.view(10, 10)  # no storage of its own
+
+    with traced_memory() as live:
+        kept = torch.zeros(10)
+        assert live.peak_of(work) == 40 + 1200
+        assert live.now == kept.numel() * 4
+
+
+def test_what_is_held_by_hand(folder: Path) -> None:
+    size = sum(p.numel() for p in tiny_language_model("llama").model.parameters())
+    plain = planned(folder)
+    assert (plain.parameters, plain.trainable) == (size, size)
+    buffers = plain.held["policy"] - 4 * size
+    assert 0 <= buffers < 2000  # rotary frequencies
+    assert plain.held["reference"] == plain.held["policy"]
+    assert plain.held["optimizer"] == 8 * size
+    assert plain.phases["learning"] > sum(plain.held.values()) + 4 * size
+    separate = planned(folder, value_network="separate")
+    assert separate.held["value network"] == plain.held["policy"]
+    assert separate.held["optimizer"] == 16 * size
+    adapter = planned(folder, model={"lora": {"rank": 2, "targets": ["q_proj"]}})
+    assert "reference" not in adapter.held
+    assert adapter.held["adapter"] == 4 * adapter.trainable
+    assert adapter.held["optimizer"] == 8 * adapter.trainable
+
+
+def test_settings_that_save_memory_do(folder: Path) -> None:
+    plain = planned(folder).phases["learning"]
+    assert planned(folder, gradient_checkpointing=True).phases["learning"] < plain
+    assert planned(folder, tokens_per_batch=24).phases["learning"] < plain
+    assert planned(folder, model={"dtype": "bfloat16"}).held["policy"] < 0.6 * planned(folder).held["policy"]
+
+
+def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["plan", "--model", str(folder), "--prompt-tokens", "4", "--response-tokens", "8", "--device", "cpu"]
+    assert main([*options, "--memory", "64GB"]) == 0
+    assert "It fits in 64GB." in capsys.readouterr().out
+    assert main([*options, "--memory", "1MB", "--set", "model.lora={rank: 2}"]) == 1
+    out = capsys.readouterr().out
+    assert "--set agent.gradient_checkpointing=true" in out
+    assert "No setting makes it fit" in out
+
+
+@pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("1.5 GiB", 1.5 * 2**30), ("512mib", 2**29), ("8e9", 8e9)])
+def test_sizes(text: str, size: float) -> None:
+    assert bytes_of(text) == size
+
+
+def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a size such as 24GB"):
+        bytes_of("much")
+    assert main(["plan", "--model", str(folder), "--prompt-tokens", "0"]) != 0
+    assert main(["plan", "--model", str(tmp_path / "none")]) != 0
+    assert main(["plan", "--model", str(folder), "--response-tokens", "100000"]) != 0
+    assert "Traceback" not in capsys.readouterr().err
