@@ -70,6 +70,7 @@ class Handing(RuleBasedStateMachine):
         self.start()
         self.known: dict[str, Assignment] = {}
         self.acknowledged: list[str] = []
+        self.seconds = 0
         self.said: dict[str, Answer] = {}
         self.surplus: set[str] = set()  # queries that may have more answers than asked for, and why is known
 
@@ -117,17 +118,18 @@ class Handing(RuleBasedStateMachine):
     def answer(self, data: st.DataObject, answer: Answer, count: int) -> None:
         # In the order in which they were handed out: their ids are random, and order by id would not be the same in every run.
         a = self.known[data.draw(st.sampled_from(list(self.known)))]
-        receipt, following = self.queue.exchange(a.id, a.rater, answer, seconds=1, count=count)
+        self.seconds += 1  # each is an answer of its own, and no retry
+        receipt, following = self.queue.exchange(a.id, a.rater, answer, seconds=self.seconds, count=count)
         self.hold(a.rater, following, count)
         assert a.id not in [f.id for f in following]
         # The same ones; a question that lapsed and came back stands last here, and at its old place from then on.
         assert {f.id: f for f in following} == {f.id: f for f in self.queue.next(a.rater, count=count)}
-        if receipt.late or receipt.repeated:
+        if receipt.late or receipt.repeated or receipt.replaced:
             self.surplus.add(a.query.id)
         if not receipt.repeated and receipt.judgement_id not in self.acknowledged:
             self.acknowledged.append(receipt.judgement_id)
             self.said[receipt.judgement_id] = answer
-        again = self.queue.submit(a.id, a.rater, answer, seconds=2)
+        again = self.queue.submit(a.id, a.rater, answer, seconds=self.seconds)
         assert (again.judgement_id, again.repeated) == (receipt.judgement_id, True)
 
     @rule(rater=st.sampled_from(RATERS))
