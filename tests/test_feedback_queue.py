@@ -303,7 +303,7 @@ def test_kill_9_of_the_page_loses_no_acknowledged_answer_and_doubles_none(store_
             assert {judgement for _, judgement in acknowledged} <= set(stored)
             assert len(stored) <= len(acknowledged) + attempt + 1  # at most the one in flight is more
             # Whoever did not hear the reply sends the answer again, and is told what they were told.
-            again = Queue(store).submit(acknowledged[-1][0], "web/a", Answer(choice=1), seconds=1)
+            again = Queue(store).submit(acknowledged[-1][0], "web/a", Answer(choice=0), seconds=2)
             assert (again.repeated, again.judgement_id) == (True, acknowledged[-1][1])
     assert len(acknowledged) > 20
 

@@ -151,7 +151,7 @@ def _add_doors(app: FastAPI, study: Study) -> None:
                 button = "Begin as somebody else"
                 if invitation.role != person.role:
                     role = ROLES[invitation.role]
-                    words.append(f"This link is for {role}. To use it is to be signed in anew, under another name.")
+                    words.append(f"This link is for {role}. It signs you in anew, under another name.")
                     button = f"Begin as {role}"
                 fields = [("token", token), (ANOTHER, "yes")]
                 another = {"action": "/join", "fields": fields, "button": button, "css": "quiet"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 
@@ -35,10 +36,16 @@ def problem_of(query: Query) -> str:
     texts = [("prompt", query.prompt), *((f"response {i + 1}", text) for i, text in enumerate(query.responses))]
     for what, text in texts:
         if not isinstance(text, str):
-            return f"its {what} is no text but {type(text).__name__}"
+            return f"its {what} is no text but {_named(text)}"
     if not isinstance(query.columns, Mapping):
-        return f"its columns are no mapping but {type(query.columns).__name__}"
+        return f"its columns are no object but {_named(query.columns)}"
     return ""
+
+
+def _named(value: Any) -> str:
+    """The kind of a JSON value that is no text."""
+    names = {type(None): "null", bool: "true or false", dict: "an object", list: "a list", str: "a text"}
+    return names.get(type(value), "a number")
 
 
 def queries_set_aside(store: FeedbackStore) -> list[SetAside]:

@@ -157,7 +157,10 @@ class Study:
                 try:
                     found[assignment.id] = None if assignment.id in have else self.card(assignment, session)
                 except Exception as error:
-                    _log.exception("query %s cannot be shown and is set aside", assignment.query.id)
+                    trace = not isinstance(error, FeedbackError)
+                    _log.error(
+                        "query %s cannot be shown and is set aside: %s", assignment.query.id, error, exc_info=trace
+                    )
                     bad.append(assignment.query.id)
                     self.queue.set_aside(assignment.query.id, f"{type(error).__name__}: {error}")
             if not bad or aside.intersection(bad):
