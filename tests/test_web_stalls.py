@@ -9,6 +9,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +20,8 @@ from web_attack import csrf_of, patient
 from web_study import answer, joined, pairs, question, study
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query, schema
+from rlhf_gym.feedback.rows import query_row
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.connections import ImpatientProtocol
 from rlhf_gym.web.security import RateLimit
@@ -132,13 +134,8 @@ def test_bytes_that_trickle_in_do_not_put_the_end_off() -> None:
 
 def broken(store: FeedbackStore, query: Query, **columns: Any) -> Query:
     """Store a query that no page can show, as an earlier version or a hand has put it there."""
-    row = {name: getattr(query, name) for name in ("id", "round", "index", "query_type", "prompt", "model_versions")}
-    from rlhf_gym.feedback import schema
-    from rlhf_gym.feedback.rows import query_row
-
-    found = {**query_row(query, Judgement(query_id="x", rater="x", choice=0).created_at), **row, **columns}
     with store.database.writing() as connection:
-        connection.execute(schema.queries.insert(), found)
+        connection.execute(schema.queries.insert(), {**query_row(query, datetime.now(UTC)), **columns})
     return query
 
 
@@ -151,7 +148,7 @@ def test_a_query_that_cannot_be_shown_is_set_aside_and_said(tmp_path: Path, capl
             broken(store, Query(prompt="number", responses=("a", "b"), index=2), prompt=7),
         ]
         for query in bad:
-            store.add_judgements([Judgement(query_id=query.id, rater="import", choice=0, created_at=sound_time())])
+            store.add_judgements([Judgement(query_id=query.id, rater="import", choice=0)])
     with study(tmp_path, sound) as found, caplog.at_level(logging.ERROR):
         rater, admin = patient(joined(found)), patient(joined(found, "admin"))
         seen = []
@@ -173,10 +170,6 @@ def test_a_query_that_cannot_be_shown_is_set_aside_and_said(tmp_path: Path, capl
         assert "Nothing to rate right now" in patient(joined(found)).get("/rate").text
     with study(tmp_path, []) as found:
         assert patient(joined(found)).get("/rate").status_code == 200
-
-
-def sound_time() -> Any:
-    return Judgement(query_id="x", rater="x", choice=0).created_at
 
 
 def test_whatever_makes_a_card_fail_costs_that_question_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
