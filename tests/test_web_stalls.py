@@ -22,6 +22,7 @@ from web_study import answer, joined, pairs, question, study
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query, schema
 from rlhf_gym.feedback.rows import query_row
+from rlhf_gym.web import study as study_module
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.connections import ImpatientProtocol
 from rlhf_gym.web.security import RateLimit
@@ -73,6 +74,19 @@ def test_writers_wait_for_each_other_no_longer_than_for_another_process(tmp_path
             store.add_queries(pairs(1))
         assert isinstance(caught.value.__cause__, TimeoutError)  # the page says to try again
         assert store.add_queries(pairs(1)) == 1
+
+
+def test_whoever_waited_for_a_thread_too_long_is_told_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with study(tmp_path, pairs(1)) as found:
+        rater = joined(found)
+        action, hidden, _ = question(rater)
+        with monkeypatch.context() as patched:
+            patched.setattr(study_module, "PATIENCE", -1.0)
+            reply = rater.post(action, data={**hidden, "answer": "a2"})
+        assert (reply.status_code, "send it again" in reply.text) == (503, True)
+        assert rater.post(action, data={**hidden, "answer": "a2"}).status_code == 303
 
 
 def until_closed(port: int, sent: bytes) -> bytes:

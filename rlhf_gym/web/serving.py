@@ -19,8 +19,6 @@ from rlhf_gym.web.server import LOOPBACK, Address, PageServer, require_web
 
 RATERS_A_LINK = 1000
 """The number of people that one printed link lets in; links for single people are made on the administration page."""
-PATIENCE = 10.0
-"""Seconds to wait for another process that keeps the store locked; then a rater is told, and the page's script tries again."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def serving(
     """
     require_web()
     from rlhf_gym.web.app import create_app
-    from rlhf_gym.web.study import Study
+    from rlhf_gym.web.study import PATIENCE, Study
 
     address = address or Address()
     with FeedbackStore(store, timeout=PATIENCE) as opened:

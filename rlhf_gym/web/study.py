@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ _SCRIPT = "text/javascript; charset=utf-8"
 STATIC = {"page.css": "text/css; charset=utf-8", "controls.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}
 WORKERS = 16
 """Threads that may write: the store has one writer at a time."""
+PATIENCE = 10.0
+"""Seconds to wait for a store that is locked; then a rater is told, and the page's script tries again."""
 WAITING = (
     "Nothing to rate right now",
     "All questions so far are answered. New ones appear here by themselves; you may also come back later.",
@@ -66,8 +69,20 @@ class Study:
 
         Args:
             work: takes nothing; what it returns or raises is returned or raised here.
+
+        Raises:
+            FeedbackError: no thread was free for as long as a store may stay locked; the same may be tried again.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        asked = time.monotonic()
+
+        def begin() -> T:
+            waited = time.monotonic() - asked
+            if waited > PATIENCE:  # whoever was before it has just found the store locked
+                late = TimeoutError(f"{waited:.0f} s")
+                raise FeedbackError(f"too many waited to write in {self.store.place} for too long ({late})") from late
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._workers, begin)
 
     def stop(self) -> None:
         """Wait for what is being written; what has not begun is given up. Nobody was told that it is stored."""
