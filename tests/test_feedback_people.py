@@ -80,12 +80,35 @@ def test_sent_twice_is_stored_once(store: FeedbackStore) -> None:
     [held] = queue.next("web/a")
     first = queue.submit(held.id, "web/a", A, seconds=1)
     again = queue.submit(held.id, "web/a", A, seconds=9)
-    other = queue.submit(held.id, "web/a", B, seconds=9)
     assert not first.repeated
     assert again.repeated
-    assert other.repeated
-    assert first.judgement_id == again.judgement_id == other.judgement_id
+    assert first.judgement_id == again.judgement_id
     assert [j.seconds for j in store.judgements()] == [1]
+
+
+def test_another_answer_from_a_second_window_corrects_the_first(store: FeedbackStore) -> None:
+    queue = Queue(store, QueueSettings(overlap=1))
+    [held] = queue.next("web/a")
+    first = queue.submit(held.id, "web/a", A, seconds=1.5)
+    other = queue.submit(held.id, "web/a", B, seconds=9)
+    assert (other.repeated, other.replaced and other.replaced.id) == (False, first.judgement_id)
+    # The first one's reply was lost, and it is sent again: it was said before the other one.
+    again = queue.submit(held.id, "web/a", A, seconds=1.5)
+    assert (again.repeated, again.judgement_id, again.replaced) == (True, other.judgement_id, None)
+    [standing] = store.judgements()
+    assert (standing.id, standing.supersedes) == (other.judgement_id, first.judgement_id)
+    assert [j.seconds for j in store.judgements(superseded=True)] == [1.5, 9]  # what was said first is kept
+    assert queue.counts("web/a").answered == 1
+    # The question counts as before: a skip hands it on, an answer takes it back.
+    queue.submit(held.id, "web/a", Answer(skipped=True), seconds=3)
+    assert held.query.id in {a.query.id for a in queue.next("web/b", count=9)}
+    third = queue.submit(held.id, "web/a", A, seconds=4)
+    assert third.replaced is not None
+    assert store.judgements(rater="web/a")[0].supersedes == third.replaced.id
+    back = queue.undo("web/a")
+    assert back is not None
+    assert back.earlier is not None
+    assert back.earlier.id == third.judgement_id
 
 
 def test_only_the_holder_may_answer_and_only_what_fits(store: FeedbackStore) -> None:

@@ -70,6 +70,7 @@ class Handing(RuleBasedStateMachine):
         self.start()
         self.known: dict[str, Assignment] = {}
         self.acknowledged: list[str] = []
+        self.seconds = 0
         self.said: dict[str, Answer] = {}
         self.surplus: set[str] = set()  # queries that may have more answers than asked for, and why is known
 
@@ -117,17 +118,18 @@ class Handing(RuleBasedStateMachine):
     def answer(self, data: st.DataObject, answer: Answer, count: int) -> None:
         # In the order in which they were handed out: their ids are random, and order by id would not be the same in every run.
         a = self.known[data.draw(st.sampled_from(list(self.known)))]
-        receipt, following = self.queue.exchange(a.id, a.rater, answer, seconds=1, count=count)
+        self.seconds += 1  # each is an answer of its own, and no retry
+        receipt, following = self.queue.exchange(a.id, a.rater, answer, seconds=self.seconds, count=count)
         self.hold(a.rater, following, count)
         assert a.id not in [f.id for f in following]
         # The same ones; a question that lapsed and came back stands last here, and at its old place from then on.
         assert {f.id: f for f in following} == {f.id: f for f in self.queue.next(a.rater, count=count)}
-        if receipt.late or receipt.repeated:
+        if receipt.late or receipt.repeated or receipt.replaced:
             self.surplus.add(a.query.id)
         if not receipt.repeated and receipt.judgement_id not in self.acknowledged:
             self.acknowledged.append(receipt.judgement_id)
             self.said[receipt.judgement_id] = answer
-        again = self.queue.submit(a.id, a.rater, answer, seconds=2)
+        again = self.queue.submit(a.id, a.rater, answer, seconds=self.seconds)
         assert (again.judgement_id, again.repeated) == (receipt.judgement_id, True)
 
     @rule(rater=st.sampled_from(RATERS))
@@ -301,7 +303,7 @@ def test_kill_9_of_the_page_loses_no_acknowledged_answer_and_doubles_none(store_
             assert {judgement for _, judgement in acknowledged} <= set(stored)
             assert len(stored) <= len(acknowledged) + attempt + 1  # at most the one in flight is more
             # Whoever did not hear the reply sends the answer again, and is told what they were told.
-            again = Queue(store).submit(acknowledged[-1][0], "web/a", Answer(choice=1), seconds=1)
+            again = Queue(store).submit(acknowledged[-1][0], "web/a", Answer(choice=0), seconds=2)
             assert (again.repeated, again.judgement_id) == (True, acknowledged[-1][1])
     assert len(acknowledged) > 20
 

@@ -81,6 +81,12 @@ def test_thresholds() -> None:
     assert not any(j.tie for j in answers(SimulatedRater(as_number, **knobs), pairs(20, ("0.5", "0"))))
     ranked = answers(SimulatedRater(as_number, **knobs), pairs(5, ("0", "0.3", "2", "1.6"), "ranking"))
     assert {j.ranking for j in ranked} == {((2, 3), (0, 1))}
+    # In a ranking they hold as well under noise that puts others between the two, under errors, and by way of a third.
+    rewards = (0.0, 1.1, 0.45, 2.0, 0.9, 4.0)  # 0, 2, 4, 1 and nothing else are tied
+    noisy = SimulatedRater(as_number, beta=0.3, error_rate=0.3, tie_threshold=0.5)
+    ranked = answers(noisy, pairs(60, tuple(map(str, rewards)), "ranking"))
+    assert {frozenset(j.ranking or ()) for j in ranked} == {frozenset({(0, 1, 2, 4), (3,), (5,)})}
+    assert len({j.ranking for j in ranked}) == 6  # any of them may come first, by noise or in error
     skips = answers(SimulatedRater(as_number, beta=INF, skip_below=-1.0), pairs(5, ("-1.1", "-3")))
     assert all(j.skipped for j in skips)
     assert not any(j.skipped for j in answers(SimulatedRater(as_number, skip_below=-1.0), pairs(5, ("-1", "-3"))))

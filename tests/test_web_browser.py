@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tiny_run import save_tiny_model, tiny_settings
-from waiting import LONG
+from waiting import LONG, wait_until
 from web_attack import store_down
 from web_study import answer, joined, pairs, start_run, study
 
@@ -43,6 +45,8 @@ HOSTILE = (
 def browser() -> Iterator[Any]:
     # Chromium's sandbox refuses to run as root, which is who tests in a container.
     arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    # Two sites: for cookies, ports and addresses of one machine are one.
+    arguments.append("--host-resolver-rules=MAP rate.test 127.0.0.1, MAP mail.example 127.0.0.1")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield browser
@@ -338,6 +342,11 @@ def test_the_administrator_s_page_looks_again_by_itself(browser: Any, tmp_path: 
         with PageServer(create_app(found, hosts=address.hosts()), address) as server:
             page = browser.new_page()
             said: list[str] = []
+
+            def later(words: str) -> None:
+                # Again and again: the slower a reply was by this clock, the later the page looks again.
+                wait_until(lambda: page.clock.run_for(16_000) or page.get_by_text(words).count(), words)
+
             page.on("console", lambda message: said.append(message.text))
             page.clock.install()
             page.goto(f"{server.url}/join/{found.people.invite(role='admin')}")
@@ -345,13 +354,11 @@ def test_the_administrator_s_page_looks_again_by_itself(browser: Any, tmp_path: 
             page.get_by_text("3 answers to go").wait_for()
             page.fill("[name=label]", "for Ki")
             answer(joined(found), "a2")
-            page.clock.run_for(16_000)
-            page.get_by_text("2 answers to go").wait_for()
+            later("2 answers to go")
             assert page.input_value("[name=label]") == "for Ki"  # nobody's typing is disturbed
             page.get_by_text("Forget …").last.click()
             answer(joined(found), "a2")
-            page.clock.run_for(16_000)
-            page.get_by_text("1 answer to go").wait_for()
+            later("1 answer to go")
             assert page.locator("details[open]").count() == 1
             assert said == []
             page.context.close()
@@ -430,3 +437,86 @@ def test_a_person_s_keys_train_a_model(browser: Any, tmp_path: Path) -> None:
             assert judgement.strength == 3
         assert store.count().judgements == 12
     assert (tmp_path / "run" / "evaluation.json").exists()
+
+
+@contextmanager
+def elsewhere(html: str) -> Iterator[str]:
+    """A page on another site."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://mail.example:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_links_clicked_on_another_site_know_the_rater_and_its_forms_are_refused(browser: Any, tmp_path: Path) -> None:
+    address = Address(port=0)
+    with study(tmp_path, pairs(3)) as found:
+        single, group = found.people.invite(), found.people.invite(uses=9)
+        with PageServer(create_app(found, hosts=("rate.test",)), address) as server:
+            rate = f"http://rate.test:{server.address.port}"
+            mail = f"""<a href="{rate}/join/{single}">yours</a> <a href="{rate}/join/{group}">everybody's</a>
+                <a href="{rate}/rate">go on</a>
+                <form method=post action="{rate}/leave"><button>leave</button></form>
+                <form method=post action="{rate}/join"><input name=token value={group}><input name=another value=yes>
+                <button>begin</button></form>"""
+            with elsewhere(mail) as site:
+                context = browser.new_context()
+                context.set_default_timeout(1000 * LONG)
+                page = context.new_page()
+                page.goto(site)
+                page.get_by_text("yours").click()
+                page.get_by_role("button", name="Begin").click()
+                page.wait_for_selector("body.has-script .card")
+                [person] = found.people.people()
+                for link in ("yours", "everybody's"):
+                    page.goto(site)
+                    with page.expect_request(re.compile("/join/")) as asked:
+                        page.get_by_text(link).click()
+                    assert asked.value.all_headers()["referer"] == site
+                    page.get_by_text(f"You take part already, as {person.name}").wait_for()
+                    page.get_by_role("link", name="Go on").click()
+                    page.wait_for_selector("body.has-script .card")
+                page.goto(site)
+                page.get_by_text("go on", exact=True).click()
+                page.wait_for_selector("body.has-script .card")
+                for button in ("leave", "begin"):
+                    page.goto(site)
+                    with page.expect_response(re.compile(re.escape(rate))) as got:
+                        page.get_by_role("button", name=button).click()
+                    assert got.value.status == 403
+                page.goto(f"{rate}/rate")
+                page.wait_for_selector("body.has-script .card")
+                context.close()
+        assert found.people.people() == [person]
+
+
+def test_two_windows_with_one_question_keep_the_later_answer(browser: Any, tmp_path: Path) -> None:
+    with study(tmp_path, pairs(3)) as found, opened(browser, found) as page:
+        other = page.context.new_page()
+        other.goto(page.url)
+        other.wait_for_selector("body.has-script .card")
+        assert other.locator(".card").get_attribute("data-id") == page.locator(".card").get_attribute("data-id")
+        press(page, "1")
+        settled(page, 1)
+        press(other, "t")
+        other.get_by_text("Tie. Stored instead of your answer in another window: A is much better.").wait_for()
+        settled(other, 1)
+        [standing] = found.store.judgements()
+        assert standing.tie
+        assert [j.strength for j in found.store.judgements(superseded=True)] == [3.0, None]
+        other.close()

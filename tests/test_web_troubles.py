@@ -383,7 +383,9 @@ def test_raters_under_a_clock_that_jumps_all_the_time(tmp_path: Path, clock: typ
             if reply.status_code == 303:
                 acknowledged.append(f"step {step}")
                 del open_[number]
-                raters[number].post(action_, data={**hidden, "answer": "b1", "reason": "a double click"})
+                raters[number].post(
+                    action_, data={**hidden, "answer": "b1", "reason": f"step {step}"}
+                )  # a double click
             else:
                 assert days == 35, reply.text
         assert refused > 3

@@ -25,12 +25,14 @@ class Database(ABC):
         engine: makes the connections.
         place: its place, for messages.
         read_only: never write to it.
+        timeout: seconds to wait for other writers.
     """
 
-    def __init__(self, engine: Engine, place: str, *, read_only: bool) -> None:
+    def __init__(self, engine: Engine, place: str, *, read_only: bool, timeout: float) -> None:
         self.place = place
         self.read_only = read_only
         self._engine = engine
+        self._timeout = timeout
         # Writers of one process queue up here: SQLite's own wait polls and is unfair, PostgreSQL's keeps a connection busy for
         # each.
         self._writers = threading.Lock()
@@ -53,8 +55,19 @@ class Database(ABC):
             raise FeedbackError(
                 f"the feedback store {self.place} was opened read-only; open it without read_only to write"
             )
-        with self._writers, self._explained("written"), self._begin_writing() as connection:
+        with self._turn(), self._explained("written"), self._begin_writing() as connection:
             yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for this process's other writers, no longer than for another process: each of them may be waiting as long."""
+        if not self._writers.acquire(timeout=min(self._timeout, threading.TIMEOUT_MAX)):
+            cause = TimeoutError(f"others waited before it for {self._timeout:g} s")
+            raise FeedbackError(self._failed("written", f"{cause}; try again in a while")) from cause
+        try:
+            yield
+        finally:
+            self._writers.release()
 
     def close(self) -> None:
         """Close every connection."""

@@ -48,7 +48,6 @@ class PostgresDatabase(Database):
 
     def __init__(self, url: str, *, read_only: bool, timeout: float) -> None:
         parsed = _parsed(url)
-        self._timeout = timeout
         try:
             engine = create_engine(
                 parsed,
@@ -60,7 +59,7 @@ class PostgresDatabase(Database):
             raise ConfigError(
                 "a feedback store in PostgreSQL needs psycopg: pip install 'rlhf-gym[postgres]'"
             ) from error
-        super().__init__(engine, parsed.render_as_string(hide_password=True), read_only=read_only)
+        super().__init__(engine, parsed.render_as_string(hide_password=True), read_only=read_only, timeout=timeout)
         event.listen(engine, "connect", self._set)
         self._snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         with self._explained("opened"):

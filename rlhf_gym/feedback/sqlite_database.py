@@ -46,11 +46,10 @@ class SqliteDatabase(Database):
 
     def __init__(self, path: Path, *, read_only: bool, timeout: float) -> None:
         self.path = path
-        self._timeout = timeout
         # A creator, not a URL: paths may hold '?', '%' and '#'. The pool keeps connections: closing the last one would
         # checkpoint the log after every call.
         engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool, json_serializer=to_json)
-        super().__init__(engine, os.fspath(path), read_only=read_only)
+        super().__init__(engine, os.fspath(path), read_only=read_only, timeout=timeout)
         event.listen(engine, "begin", _begin)
         self._immediate = engine.execution_options(immediate=True)
         with self._explained("opened"):

@@ -4,6 +4,7 @@
 ``config.yaml``                         the resolved configuration
 ``versions.json``                       versions of Python and of the packages, start and duration of the run
 ``feedback.sqlite``                     queries and judgements
+``feedback.sqlite-links.json``          with people: the links that the page printed, for you alone
 ``metrics.csv``                         a row for each iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the reward model, and its accuracy and calibration

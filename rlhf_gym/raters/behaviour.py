@@ -39,7 +39,8 @@ class Behaviour:
         noise: ``"gumbel"`` (Boltzmann, Plackett-Luce) or ``"normal"`` (Thurstone, with ``sigma = 1 / beta``).
         error_rate: share of answers, 0 to 1, given blindly: p' = error_rate / 2 + (1 - error_rate) p. Half of them are
             right by luck, so labels flip half as often.
-        tie_threshold: differences of felt reward smaller than this are always ties; in units of reward.
+        tie_threshold: differences of felt reward smaller than this are always ties, in pairs and rankings; in units of
+            reward. A ranking ties A with C where both are tied with B, however far A and C are apart.
         rao_kupper_theta: 1 or more; 1 is no such ties. Between equal responses P(tie) = (theta - 1) / (theta + 1).
         davidson_nu: 0 or more; 0 is no such ties. Between equal responses P(tie) = nu / (2 + nu). Pairs only.
         skip_rate: share of queries, 0 to 1, skipped for no reason.
@@ -192,17 +193,26 @@ class _Answer:
         """All responses, best first; indistinguishable responses share a place."""
         if self.behaviour.davidson_nu:
             raise FeedbackError("Davidson's ties are for pairs; for rankings use rao_kupper_theta or tie_threshold")
+        ties = self.below_threshold()
         if blind:
-            return {"ranking": tuple((int(i),) for i in self.blind_order)}
-        order = self.sorted()
-        groups = [[int(order[0])]]
-        for better, worse in pairwise(order):
-            gap = abs(self.felt[better] - self.felt[worse])
-            if gap < self.behaviour.tie_threshold or self.indistinct(better, worse):
-                groups[-1].append(int(worse))
-            else:
-                groups.append([int(worse)])
-        return {"ranking": tuple(tuple(sorted(group)) for group in groups)}
+            rank = np.argsort(self.blind_order)
+            groups = sorted(_grouped(len(rank), ties), key=lambda group: int(rank[group[0]]))
+        else:
+            order = self.sorted()
+            ties += [(int(a), int(b)) for a, b in pairwise(order) if self.indistinct(a, b)]
+            rank = np.argsort(order)
+            # What is tied below the threshold need not stand side by side once there is noise: a group has one place, by the
+            # mean of what is felt. Noise decides between equals.
+            groups = sorted(
+                _grouped(len(rank), ties), key=lambda group: (-self.value[group].mean(), int(rank[group].min()))
+            )
+        return {"ranking": tuple(map(tuple, groups))}
+
+    def below_threshold(self) -> list[tuple[int, int]]:
+        """Responses that are tied because their felt rewards differ by less than the threshold, two by two."""
+        by_reward = np.argsort(self.felt, kind="stable")
+        threshold = self.behaviour.tie_threshold
+        return [(int(a), int(b)) for a, b in pairwise(by_reward) if self.felt[b] - self.felt[a] < threshold]
 
     def rating(self, blind: bool) -> dict[str, Any]:
         """A level for each response, from 1 to one more than there are cuts."""
@@ -231,3 +241,17 @@ class _Answer:
     def sorted(self) -> NDArray[np.intp]:
         """Indices of the responses, best first; noise decides between equals."""
         return np.lexsort((-self.noise, -self.value))
+
+
+def _grouped(k: int, ties: list[tuple[int, int]]) -> list[list[int]]:
+    """The groups, each ascending, that ties between two responses make of ``k``; a tie's ties are ties.
+
+    Args:
+        k: number of responses.
+        ties: pairs of their indices.
+    """
+    group_of = list(range(k))
+    for a, b in ties:
+        keep, merge = sorted((group_of[a], group_of[b]))
+        group_of = [keep if group == merge else group for group in group_of]
+    return [[i for i in range(k) if group_of[i] == group] for group in sorted(set(group_of))]

@@ -99,6 +99,7 @@ class Receipt:
         judgement_id: the judgement that holds it.
         repeated: the answer was there already; this is its first receipt.
         late: the lease had run out; the answer is kept all the same.
+        replaced: the rater's earlier answer, given in another window, which this one corrects.
         correct: True if the answer is the expected one; for practice questions only.
         explanation: for practice questions only.
     """
@@ -106,6 +107,7 @@ class Receipt:
     judgement_id: str
     repeated: bool = False
     late: bool = False
+    replaced: Judgement | None = None
     correct: bool | None = None
     explanation: str = ""
 
@@ -183,6 +185,7 @@ def receipt_of(
     *,
     repeated: bool = False,
     late: bool = False,
+    replaced: Judgement | None = None,
 ) -> Receipt:
     """The receipt of an answer; that of a practice question also says if the answer was the expected one, and why.
 
@@ -192,8 +195,11 @@ def receipt_of(
         judgement: the answer to the question, for practice.
         repeated: the answer was there already.
         late: the lease had run out.
+        replaced: the answer that it corrects.
     """
     if assignment.kind != "practice" or judgement is None:
-        return Receipt(judgement_id, repeated, late)
+        return Receipt(judgement_id, repeated, late, replaced)
     columns = assignment.query.columns
-    return Receipt(judgement_id, repeated, late, meets(judgement, columns), str(columns.get("explanation", "")))
+    return Receipt(
+        judgement_id, repeated, late, replaced, meets(judgement, columns), str(columns.get("explanation", ""))
+    )

@@ -256,6 +256,13 @@ class People:
             statement = select(schema.people).order_by(schema.people.c.created_at, schema.people.c.name)
             return [_person(row) for row in connection.execute(statement).mappings()]
 
+    def invitation_of(self, token: str) -> Invitation | None:
+        """The invitation that a link's token belongs to; None if there is none."""
+        with self._database.reading() as connection:
+            named = select(schema.invitations).where(schema.invitations.c.hash == _hash(token))
+            row = connection.execute(named).mappings().one_or_none()
+        return None if row is None else _invitation(row)
+
     def invitations(self) -> list[Invitation]:
         """All invitations, newest first."""
         with self._database.reading() as connection:

@@ -1,9 +1,10 @@
 """The queue: every query goes to ``overlap`` people, to each once; no answer is lost or stored twice.
 
 A rater holds a query by a lease. Its random id is what an answer is sent with, so an answer that is sent twice (a double
-click, a retry after a lost reply) is one answer. One transaction writes the judgement, settles the lease and keeps the
-count; the reply comes after the commit. A lease that ran out goes to somebody else, and an answer that comes late all the
-same is kept as one more. An answer taken back is corrected by a further judgement, never overwritten.
+click, a retry after a lost reply) is one answer. Another answer to it, from a second window, corrects the first. One
+transaction writes the judgement, settles the lease and keeps the count; the reply comes after the commit. A lease that ran
+out goes to somebody else, and an answer that comes late all the same is kept as one more. An answer taken back is corrected
+by a further judgement, never overwritten.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.queries import Judgement
 from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.study.audit import record
 from rlhf_gym.study.checks import expected, refuse_old_check_questions
 from rlhf_gym.study.handing_out import (
     add_slots,
@@ -179,18 +181,26 @@ class Queue:
         if row is None or row["rater"] != rater:
             raise FeedbackError(f"there is no question {assignment_id[:40]!r} for {rater!r}; load the page again")
         assignment = assignment_of(connection, row)
-        if row["state"] == "done":
-            return receipt_of(assignment, row["judgement_id"], assignment.earlier, repeated=True)
-        judgement = judgement_of(assignment, answer, seconds, now)
         earlier = assignment.earlier
-        if earlier is None or not replace(judgement, supersedes=earlier.supersedes).same_answer(earlier):
-            rows.append_judgements(connection, [judgement], queries={assignment.query.id: assignment.query})
-        else:
+        judgement = judgement_of(assignment, answer, seconds, now)
+        again = earlier is not None and replace(judgement, supersedes=earlier.supersedes).same_answer(earlier)
+        if earlier is not None and row["state"] == "done":
+            if again or _sent_before(connection, judgement, earlier):
+                return receipt_of(assignment, earlier.id, earlier, repeated=True)
+            if assignment.kind == "practice":
+                raise FeedbackError(
+                    "you have answered this practice question already, in another window: the first answer counts; go on with "
+                    "the next question"
+                )
+        if earlier is not None and again:
             judgement = earlier  # taken back, and said again
+        else:
+            rows.append_judgements(connection, [judgement], queries={assignment.query.id: assignment.query})
         late = row["state"] == "lapsed" or row["expires_at"] < now
         connection.execute(_SETTLE, {"named": named, "judgement": judgement.id, "for_rater": rater})
         self._count(connection, row, judgement, earlier)
-        return receipt_of(assignment, judgement.id, judgement, late=late)
+        replaced = earlier if row["state"] == "done" else None
+        return receipt_of(assignment, judgement.id, judgement, late=late, replaced=replaced)
 
     def _next(self, connection: Connection, rater: str, count: int) -> list[Assignment]:
         now = datetime.now(UTC)
@@ -232,6 +242,26 @@ class Queue:
             held = (_A.rater == rater) & (_A.state == "open")
             connection.execute(update(schema.assignments).where(held).values(expires_at=datetime.fromtimestamp(0, UTC)))
             end_leases(connection, datetime.now(UTC), self.settings)
+
+    def set_aside(self, query_id: str, why: str) -> None:
+        """Hand a query that cannot be shown to nobody any more, and take it from those who hold it.
+
+        Args:
+            query_id: the query.
+            why: what is wrong with it, for the audit trail.
+        """
+        with self._database.writing() as connection:
+            held = (_A.query_id == query_id) & (_A.state == "open")
+            waited = connection.execute(select(_A.kind, _A.judgement_id).where(held)).all()
+            connection.execute(update(schema.assignments).where(held).values(state="lapsed"))
+            for kind, judgement in waited:
+                if kind == "query" and judgement is None:
+                    change_slot(connection, query_id, -1, self.settings.overlap)
+            slot = (_S.query_id == query_id) & _S.open
+            closed = connection.execute(update(schema.slots).where(slot).values(open=False)).rowcount
+            if waited or closed:
+                record(connection, "rating page", "set aside", query_id, {"why": why[:200]})
+        self._open = (-_REFRESH, 0)
 
     def counts(self, rater: str) -> RaterCount:
         """A rater's progress. With many open queries, their number may be a second old."""
@@ -283,3 +313,23 @@ class Queue:
         after = 0 if passed_on(judgement) else 1
         if after != before:
             change_slot(connection, row["query_id"], after - before, self.settings.overlap)
+
+
+def _sent_before(connection: Connection, judgement: Judgement, standing: Judgement) -> bool:
+    """True if an answer was stored, and then corrected in another window, and is now sent again: its reply was lost.
+
+    Args:
+        connection: a transaction.
+        judgement: the answer. A person who gives it anew does not take the same time, to the millisecond.
+        standing: the answer that stands.
+    """
+    earlier: Judgement | None = standing
+    while earlier is not None and earlier.supersedes is not None:
+        earlier = rows.judgements_by(connection, "id", {earlier.supersedes}).get(earlier.supersedes)
+        if earlier is None:
+            break
+        if earlier.seconds == judgement.seconds and replace(judgement, supersedes=earlier.supersedes).same_answer(
+            earlier
+        ):
+            return True
+    return False

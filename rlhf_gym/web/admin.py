@@ -9,7 +9,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from rlhf_gym.errors import ConfigError
@@ -22,6 +21,7 @@ from rlhf_gym.web.overview import overview
 from rlhf_gym.web.replies import ADMIN, CONFLICT, ELSEWHERE, EXPORTED, MISSING, POSTED, TEXT, choice, form, query
 from rlhf_gym.web.requests import checked, form_of, signed_in
 from rlhf_gym.web.security import csrf_token
+from rlhf_gym.web.set_aside import shown_answers
 from rlhf_gym.web.study import Study
 
 Action = Callable[[Person, str, dict[str, str], Request], str | None]
@@ -50,7 +50,7 @@ def admin_routes(study: Study) -> APIRouter:
             raise HTTPException(404, f"there is no format of that name; expected one of {', '.join(FORMATS)}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "export.jsonl"
-            written = export_feedback(study.store.answers(), path, name)
+            written = export_feedback(shown_answers(study.store), path, name)
             body = path.read_bytes()
         with study.store.database.writing() as connection:
             record(connection, person.name, "export", name, {"records": written.written})
@@ -69,7 +69,7 @@ def admin_routes(study: Study) -> APIRouter:
                 page = act(person, session, fields, request)
                 return HTMLResponse(page) if page else RedirectResponse("/admin", 303)
 
-            return await run_in_threadpool(work)
+            return await study.working(work)
 
         router.add_api_route(
             path, pressed, methods=["POST"], openapi_extra=form(**fields_of), name=path.rpartition("/")[2],

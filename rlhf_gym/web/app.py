@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from rlhf_gym.errors import FeedbackError
@@ -26,13 +26,20 @@ from rlhf_gym.web.replies import (
     STATIC_FILE,
     TEXT,
     PageApp,
+    choice,
     form,
 )
-from rlhf_gym.web.requests import SignInError, checked, form_of, signed_in, wants_json
+from rlhf_gym.web.requests import SignInError, checked, form_of, known, signed_in, wants_json
 from rlhf_gym.web.security import Guard
 from rlhf_gym.web.study import STATIC, Study, static
 
 MONTH = 30 * 24 * 3600
+SAME_SITE: Literal["lax"] = "lax"
+"""Not strict: a link that is clicked in a web mailer or a chat must know who is signed in. What changes something is a post:
+from another site, browsers send no such cookie with it, the guard refuses it, and so does the form's token."""
+ANOTHER = "another"
+"""The field by which somebody who is signed in takes another name."""
+ROLES = {"rater": "a rater", "admin": "an administrator"}
 TROUBLE = (
     "The study's database cannot store answers at the moment; the server's log says why. Everything that was stored before is "
     "still there. What you just sent is not stored yet: wait a little, then go back and send it again. It will be stored once."
@@ -120,12 +127,13 @@ def _refusal(
 def _add_doors(app: FastAPI, study: Study) -> None:
     """Add the routes to sign in by an invitation and to sign out, and the public ones."""
 
+    # These two wait for no thread: they answer, too, while every thread waits for the database.
     @app.get("/healthz", response_class=PlainTextResponse)
-    def healthz() -> str:
+    async def healthz() -> str:
         return "ok"
 
     @app.get("/static/{name}", response_class=Response, responses={**STATIC_FILE, **MISSING})
-    def file(name: str) -> Response:
+    async def file(name: str) -> Response:
         if name not in STATIC:
             raise HTTPException(404, "there is no such file")
         headers = {"cache-control": "public, max-age=31536000, immutable"}
@@ -133,18 +141,21 @@ def _add_doors(app: FastAPI, study: Study) -> None:
 
     @app.get("/join/{token}", response_class=HTMLResponse)
     def invited(request: Request, token: str) -> str:
-        session = request.cookies.get(study.cookie, "")
-        person = study.people.person_of(session) if session else None
+        person = known(study, request)
         if person is not None:
             # Whoever opens the link in their mail once more must not become a second rater, nor read that it is used.
-            words = f"You take part already, as {person.name}, and are still signed in."
-            another = {
-                "action": "/join",
-                "fields": [("token", token)],
-                "button": "Begin as somebody else",
-                "css": "quiet",
-            }
-            return study.message(study.settings.title, [words], link=("/", "Go on"), form=another)
+            words = [f"You take part already, as {person.name}, and are still signed in."]
+            invitation = study.people.invitation_of(token)
+            another = None
+            if invitation is not None and invitation.open:
+                button = "Begin as somebody else"
+                if invitation.role != person.role:
+                    role = ROLES[invitation.role]
+                    words.append(f"This link is for {role}. It signs you in anew, under another name.")
+                    button = f"Begin as {role}"
+                fields = [("token", token), (ANOTHER, "yes")]
+                another = {"action": "/join", "fields": fields, "button": button, "css": "quiet"}
+            return study.message(study.settings.title, words, link=("/", "Go on"), form=another)
         # Not yet used up: chat programs open links to preview them.
         return study.message(
             study.settings.title,
@@ -157,15 +168,28 @@ def _add_doors(app: FastAPI, study: Study) -> None:
         )  # fmt: skip
 
     @app.post(
-        "/join", response_class=RedirectResponse, status_code=303, openapi_extra=form(token=TEXT),
+        "/join", response_class=RedirectResponse, status_code=303, openapi_extra=form(token=TEXT, another=choice("", "yes")),
         responses={**ELSEWHERE, **POSTED, **CONFLICT},
     )  # fmt: skip
     async def join(request: Request) -> Response:
         fields = await form_of(request)
-        _person, session = await run_in_threadpool(study.people.accept, fields.get("token", ""))
         reply = RedirectResponse("/", 303)
-        secure = request.url.scheme == "https"
-        reply.set_cookie(study.cookie, session, max_age=MONTH, httponly=True, samesite="strict", secure=secure)
+
+        def work() -> str | None:
+            """The session of a new person; None for somebody who is signed in and asks for no other name."""
+            person = known(study, request)
+            if person is not None and fields.get(ANOTHER) != "yes":
+                return None  # the link was open in two windows, and was used in the other one
+            _, session = study.people.accept(fields.get("token", ""))
+            if person is not None:  # nobody has that cookie any more
+                study.queue.release(person.name)
+                study.people.sign_out(request.cookies[study.cookie])
+            return session
+
+        session = await study.working(work)
+        if session is not None:
+            secure = request.url.scheme == "https"
+            reply.set_cookie(study.cookie, session, max_age=MONTH, httponly=True, samesite=SAME_SITE, secure=secure)
         return reply
 
     @app.get("/", response_class=RedirectResponse, status_code=303, responses={**ELSEWHERE, **SIGNED_IN})
@@ -180,12 +204,17 @@ def _add_doors(app: FastAPI, study: Study) -> None:
 
     @app.post("/leave", response_class=HTMLResponse, openapi_extra=form(), responses={**SIGNED_IN, **POSTED})
     async def leave(request: Request) -> Response:
-        person, session = await run_in_threadpool(signed_in, study, request)
-        checked(session, await form_of(request))
-        await run_in_threadpool(study.queue.release, person.name)
-        await run_in_threadpool(study.people.sign_out, session)
-        page = study.message("Thank you", ["You are signed out, and all your answers are stored."])
-        reply = HTMLResponse(page)
+        fields = await form_of(request)
+
+        def work() -> None:
+            person, session = signed_in(study, request)
+            checked(session, fields)
+            study.queue.release(person.name)
+            study.people.sign_out(session)
+
+        await study.working(work)
+        words = "You are signed out, and all your answers are stored. To take part again you need a new link."
+        reply = HTMLResponse(study.message("Thank you", [words]))
         secure = request.url.scheme == "https"
-        reply.delete_cookie(study.cookie, httponly=True, samesite="strict", secure=secure)
+        reply.delete_cookie(study.cookie, httponly=True, samesite=SAME_SITE, secure=secure)
         return reply

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
-from starlette.concurrency import run_in_threadpool
+from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
 from rlhf_gym.study.leases import Assignment
 from rlhf_gym.study.people import Person
-from rlhf_gym.web.answers import answer_of, seconds_of
+from rlhf_gym.web.answers import answer_of, in_words, seconds_of
 from rlhf_gym.web.markup import coded
 from rlhf_gym.web.replies import (
     ANSWERED,
@@ -40,17 +40,23 @@ def rating_routes(study: Study) -> APIRouter:
     router = APIRouter()
 
     @router.get("/rate", response_class=HTMLResponse, responses=SIGNED_IN)
-    def rate(request: Request) -> str:
-        person, session = signed_in(study, request)
-        return _break(study) if person.paused else study.rating_page(person, session)
+    async def rate(request: Request) -> str:
+        def work() -> str:
+            person, session = signed_in(study, request)
+            return _break(study) if person.paused else study.rating_page(person, session)
+
+        return await study.working(work)
 
     @router.get("/rate/{assignment}/text/{slot}", response_class=PlainTextResponse, responses={**SIGNED_IN, **MISSING})
-    def whole_text(request: Request, assignment: str, slot: int) -> str:
-        person, _ = signed_in(study, request)
-        for found in study.queue.next(person.name, count=AHEAD):
-            if found.id == assignment and 0 <= slot < len(found.order_shown):
-                return coded(found.query.responses[found.order_shown[slot]])
-        raise HTTPException(404, "this question is not open any more")
+    async def whole_text(request: Request, assignment: str, slot: int) -> str:
+        def work() -> str:
+            person, _ = signed_in(study, request)
+            for found in study.queue.next(person.name, count=AHEAD):
+                if found.id == assignment and 0 <= slot < len(found.order_shown):
+                    return coded(found.query.responses[found.order_shown[slot]])
+            raise HTTPException(404, "this question is not open any more")
+
+        return await study.working(work)
 
     @router.post(
         "/rate/{assignment}", response_class=Response, openapi_extra=form(**ANSWER),
@@ -69,11 +75,19 @@ def rating_routes(study: Study) -> APIRouter:
             feedback = None
             if receipt.correct is not None:
                 feedback = {"correct": receipt.correct, "explanation": coded(receipt.explanation)}
+            earlier = receipt.replaced
+            replaced = in_words(earlier, earlier.order_shown, fields.get("query_type", "")) if earlier else None
             if wants_json(request):
-                return JSONResponse({"feedback": feedback, **_ahead(study, person, session, fields, following)})
+                cards = _cards(study, person, session, fields, following)
+                return JSONResponse({"feedback": feedback, "replaced": replaced, **_ahead(study, person, cards)})
+            if replaced:
+                words = (
+                    f"You had answered this question in another window ({replaced}). Your new answer replaces that one."
+                )
+                return HTMLResponse(study.message("Your answer is stored", [words], link=("/rate", "Go on")))
             return HTMLResponse(_told(study, feedback)) if feedback else RedirectResponse("/rate", 303)
 
-        return await run_in_threadpool(work)
+        return await study.working(work)
 
     @router.post(
         "/next", response_class=Response, openapi_extra=form(have=TEXT),
@@ -85,10 +99,10 @@ def rating_routes(study: Study) -> APIRouter:
         def work() -> Response:
             person, session = _rater(study, request, fields)
             assignments = [] if person.paused else study.queue.next(person.name, count=AHEAD)
-            held = [assignment.id for assignment in assignments]
-            return JSONResponse({**_ahead(study, person, session, fields, assignments), "held": held})
+            cards = _cards(study, person, session, fields, assignments)
+            return JSONResponse({**_ahead(study, person, cards), "held": list(cards)})
 
-        return await run_in_threadpool(work)
+        return await study.working(work)
 
     @router.post(
         "/undo", response_class=Response, openapi_extra=form(),
@@ -104,11 +118,12 @@ def rating_routes(study: Study) -> APIRouter:
                 return RedirectResponse("/rate", 303)
             if reopened is None:
                 return JSONResponse({"reopened": None})
-            return JSONResponse(
-                {"reopened": reopened.id, "card": study.card(reopened, session), **study.progress(person)}
-            )
+            card = study.cards(person.name, session, [reopened]).get(reopened.id)
+            if card is None:
+                return JSONResponse({"reopened": None})
+            return JSONResponse({"reopened": reopened.id, "card": card, **study.progress(person)})
 
-        return await run_in_threadpool(work)
+        return await study.working(work)
 
     return router
 
@@ -123,13 +138,17 @@ def _rater(study: Study, request: Request, fields: dict[str, str]) -> tuple[Pers
     return person, session
 
 
-def _ahead(
+def _cards(
     study: Study, person: Person, session: str, fields: dict[str, str], assignments: Sequence[Assignment]
-) -> dict[str, Any]:
-    """The cards that the rater holds and the page does not have yet, and the rater's progress."""
-    held = set(fields.get("have", "").split())
-    cards = [study.card(assignment, session) for assignment in assignments if assignment.id not in held]
-    return {"cards": cards, "paused": person.paused, **study.progress(person)}
+) -> dict[str, Markup | None]:
+    """The cards of questions in the rater's hands, by id; None for those that the page has."""
+    return study.cards(person.name, session, assignments, have=frozenset(fields.get("have", "").split()))
+
+
+def _ahead(study: Study, person: Person, cards: Mapping[str, Markup | None]) -> dict[str, Any]:
+    """The cards that the page does not have yet, and the rater's progress."""
+    new = [card for card in cards.values() if card is not None]
+    return {"cards": new, "paused": person.paused, **study.progress(person)}
 
 
 def _told(study: Study, feedback: dict[str, Any]) -> str:

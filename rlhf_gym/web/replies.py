@@ -17,6 +17,7 @@ _PAGE_OR_WORDS = {"text/html": _WORDS, "text/plain": _WORDS}  # for a browser, f
 _TEXT: dict[str, Any] = {"type": "string"}
 
 EVERYWHERE: Replies = {
+    408: {"description": "The request did not come to an end", "content": _PAGE_OR_WORDS},
     413: {"description": "The request is too large", "content": _PAGE_OR_WORDS},
     421: {"description": "The page is not served under that name", "content": {"text/plain": _WORDS}},
     429: {"description": "Too many requests; Retry-After says when", "content": {"text/plain": _WORDS}},
@@ -66,7 +67,8 @@ _FEEDBACK = {
     "required": ["correct", "explanation"],
     "properties": {"correct": {"type": "boolean"}, "explanation": _TEXT},
 }
-_AHEAD = {"cards": {"type": "array", "items": _TEXT}, "paused": {"type": "boolean"}, **_PROGRESS}
+_TEXTS = {"type": "array", "items": _TEXT}
+_AHEAD = {"cards": _TEXTS, "paused": {"type": "boolean"}, **_PROGRESS}
 
 
 def _object(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +79,10 @@ ANSWERED: Replies = {
     200: {
         "description": "It is stored: the next cards, and the reply to a practice answer",
         "content": {
-            "application/json": _object(["feedback", *_AHEAD], {"feedback": _FEEDBACK, **_AHEAD}),
+            "application/json": _object(
+                ["feedback", "replaced", *_AHEAD],
+                {"feedback": _FEEDBACK, "replaced": {"type": ["string", "null"]}, **_AHEAD},
+            ),
             "text/html": _WORDS,
         },
     }
@@ -85,9 +90,7 @@ ANSWERED: Replies = {
 FOLLOWING: Replies = {
     200: {
         "description": "The next cards, and all that the rater holds",
-        "content": {
-            "application/json": _object(["held", *_AHEAD], {"held": {"type": "array", "items": _TEXT}, **_AHEAD})
-        },
+        "content": {"application/json": _object(["held", *_AHEAD], {"held": _TEXTS, **_AHEAD})},
     }
 }
 UNDONE: Replies = {

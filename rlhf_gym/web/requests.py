@@ -16,6 +16,17 @@ class SignInError(Exception):
     """Nobody is signed in."""
 
 
+def known(study: Study, request: Request) -> Person | None:
+    """The person who is signed in; None if nobody is.
+
+    Args:
+        study: the study.
+        request: the request.
+    """
+    session = request.cookies.get(study.cookie, "")
+    return study.people.person_of(session) if session else None
+
+
 def signed_in(study: Study, request: Request) -> tuple[Person, str]:
     """The person who is signed in, and the session.
 
@@ -26,11 +37,10 @@ def signed_in(study: Study, request: Request) -> tuple[Person, str]:
     Raises:
         SignInError: nobody that the study knows.
     """
-    session = request.cookies.get(study.cookie, "")
-    person = study.people.person_of(session) if session else None
+    person = known(study, request)
     if person is None:
         raise SignInError
-    return person, session
+    return person, request.cookies[study.cookie]
 
 
 async def form_of(request: Request) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Guards the page: one middleware that every request and every reply goes through.
 
 Pure ASGI, since a rating page is judged by its slowest click. It refuses hosts it does not serve (DNS rebinding), bodies
-that are too large, posts that another site sent, and clients that send too many requests; it sets the security headers of
-every reply, errors included.
+that are too large or do not come to an end, posts that another site sent, and clients that send too many requests; it sets
+the security headers of every reply, errors included.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -25,6 +26,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _COOKIE = "rlhf_gym_session"
 LARGEST_BODY = 1 << 20
 """Bytes of a request's body; a corrected response of 100,000 characters fits."""
+BODY_SECONDS = 30.0
+"""Time for a request's body, from its headers on."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -107,6 +110,7 @@ class Guard:
         limit: rate limit of a session's requests.
         address_limit: rate limit of an address's requests, much higher: a class of raters may share one address.
         join_limit: rate limit of an address's tries of invitations, which are too long to guess anyway.
+        body_seconds: time for a request's body, from its headers on.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class Guard:
         limit: RateLimit | None = None,
         address_limit: RateLimit | None = None,
         join_limit: RateLimit | None = None,
+        body_seconds: float = BODY_SECONDS,
     ) -> None:
         self.app = app
         self.hosts = frozenset(host.lower().strip("[]") for host in hosts)
@@ -125,6 +130,7 @@ class Guard:
         self.limit = limit or RateLimit(per_second=20, burst=100)
         self.address_limit = address_limit or RateLimit(per_second=500, burst=2000)
         self.join_limit = join_limit or RateLimit(per_second=5, burst=500)
+        self.body_seconds = body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -138,7 +144,9 @@ class Guard:
         if refusal is not None:
             await _reply(send, *refusal)
             return
-        await self.app(scope, _bounded(receive), send)
+        if scope["method"] == "HEAD":  # mail programs look at links so
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        await self.app(scope, _bounded(receive, self.body_seconds), send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str, float] | None:
         host = headers.get(b"host", "")
@@ -163,18 +171,32 @@ class Guard:
         return self.address_limit.wait(address) or (self.limit.wait(session) if session else 0.0)
 
 
-def _bounded(receive: Receive) -> Receive:
-    """Read no more than :data:`LARGEST_BODY` of a request, whatever its length header says."""
+def _bounded(receive: Receive, seconds: float) -> Receive:
+    """Read no more than :data:`LARGEST_BODY` of a request, whatever its length header says, and for no longer than a while.
+
+    Args:
+        receive: the next part of the request.
+        seconds: time until the whole body is there.
+    """
     taken = 0
+    whole = False
+    end = asyncio.get_running_loop().time() + seconds
 
     async def bounded() -> MutableMapping[str, Any]:
-        nonlocal taken
-        message = await receive()
+        nonlocal taken, whole
+        if whole:
+            return await receive()  # after the body: waits for the client to go
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            # Inside a route, which turns it into a reply. What comes on this connection is no request of its own.
+            words = "the request did not come to an end; try again, nothing is lost"
+            raise HTTPException(408, words, {"connection": "close"}) from None
         taken += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
         if taken > LARGEST_BODY:
-            raise HTTPException(
-                413, f"the request is too large; the limit is {LARGEST_BODY:,} bytes"
-            )  # inside a route, which turns it into a reply
+            raise HTTPException(413, f"the request is too large; the limit is {LARGEST_BODY:,} bytes")
         return message
 
     return bounded
@@ -195,6 +217,13 @@ def _with_headers(send: Send, scope: Scope) -> Send:
         await send(message)
 
     return with_headers
+
+
+def _without_body(send: Send) -> Send:
+    async def without_body(message: MutableMapping[str, Any]) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return without_body
 
 
 async def _reply(send: Send, status: int, text: str, wait: float = 0) -> None:

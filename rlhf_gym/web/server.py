@@ -68,12 +68,15 @@ class PageServer:
         require_web()
         import uvicorn
 
+        from rlhf_gym.web.connections import ImpatientProtocol
+
         self._socket = _listen(address)
         self.address = Address(address.host, self._socket.getsockname()[1], address.url)
         # No access log: invitations stand in addresses. Only a proxy on this machine may say who asks, and over what.
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, proxy_headers=True, forwarded_allow_ips="127.0.0.1",
-            server_header=False, timeout_graceful_shutdown=5, lifespan="off", ws="none", h11_max_incomplete_event_size=65_536,
+            app, http=ImpatientProtocol, log_level="warning", access_log=False, proxy_headers=True,
+            forwarded_allow_ips="127.0.0.1", server_header=False,
+            timeout_graceful_shutdown=5, lifespan="off", ws="none", h11_max_incomplete_event_size=65_536,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="rating page", daemon=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.study.leases import QueueSettings
-from rlhf_gym.study.people import People
+from rlhf_gym.study.people import People, Role
 from rlhf_gym.study.queue import Queue
 from rlhf_gym.web.page_settings import PageSettings
+from rlhf_gym.web.printed_links import printed_token
 from rlhf_gym.web.server import LOOPBACK, Address, PageServer, require_web
 
 RATERS_A_LINK = 1000
@@ -38,14 +39,14 @@ class Page:
     people: People
     server: PageServer
 
-    def link(self, role: str) -> str:
-        """A new invitation as a link.
+    def link(self, role: Role) -> str:
+        """The link to print: the one of the last start, or a new one where that lets nobody in any more.
 
         Args:
             role: ``"rater"`` (a link that many may use) or ``"admin"`` (a link for one).
         """
         uses = 1 if role == "admin" else RATERS_A_LINK
-        return f"{self.url}/join/{self.people.invite(role=role, label='printed at the start', uses=uses)}"
+        return f"{self.url}/join/{printed_token(self.store, self.people, role, uses=uses)}"
 
     def lines(self) -> list[str]:
         """The lines to print for whoever started the page."""
@@ -88,13 +89,16 @@ def serving(
     """
     require_web()
     from rlhf_gym.web.app import create_app
-    from rlhf_gym.web.study import Study
+    from rlhf_gym.web.study import PATIENCE, Study
 
     address = address or Address()
-    with FeedbackStore(store) as opened:
+    with FeedbackStore(store, timeout=PATIENCE) as opened:
         study = Study(opened, People(opened), Queue(opened, queue, offered=offered), page or PageSettings(), run)
-        with PageServer(create_app(study, hosts=address.hosts()), address) as server:
-            yield Page(server.url, opened, study.queue, study.people, server)
+        try:
+            with PageServer(create_app(study, hosts=address.hosts()), address) as server:
+                yield Page(server.url, opened, study.queue, study.people, server)
+        finally:
+            study.stop()
 
 
 def store_of(path: str) -> tuple[str, Path | None]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup
 
+from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.study.leases import Assignment
 from rlhf_gym.study.people import People, Person
@@ -21,9 +26,17 @@ from rlhf_gym.web.cards import card_of
 from rlhf_gym.web.markup import coded, markdown_html
 from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import cookie_name, csrf_token
+from rlhf_gym.web.set_aside import SetAside, problem_of, queries_set_aside
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _SCRIPT = "text/javascript; charset=utf-8"
 STATIC = {"page.css": "text/css; charset=utf-8", "controls.js": _SCRIPT, "rate.js": _SCRIPT, "admin.js": _SCRIPT}
+WORKERS = 16
+"""Threads that may write: the store has one writer at a time."""
+PATIENCE = 10.0
+"""Seconds to wait for a store that is locked; then a rater is told, and the page's script tries again."""
 WAITING = (
     "Nothing to rate right now",
     "All questions so far are answered. New ones appear here by themselves; you may also come back later.",
@@ -47,6 +60,48 @@ class Study:
     queue: Queue
     settings: PageSettings = field(default_factory=PageSettings)
     run: Path | None = None
+
+    async def working(self, work: Callable[[], T]) -> T:
+        """Run what may have to wait for its turn to write in the store, in a thread.
+
+        They are threads of their own: however many raters wait for a database that is locked, pages that only read, and the
+        server itself, go on.
+
+        Args:
+            work: takes nothing; what it returns or raises is returned or raised here.
+
+        Raises:
+            FeedbackError: no thread was free for as long as a store may stay locked; the same may be tried again.
+        """
+        asked = time.monotonic()
+
+        def begin() -> T:
+            waited = time.monotonic() - asked
+            if waited > PATIENCE:  # whoever was before it has just found the store locked
+                late = TimeoutError(f"{waited:.0f} s")
+                raise FeedbackError(f"too many waited to write in {self.store.place} for too long ({late})") from late
+            return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._workers, begin)
+
+    def stop(self) -> None:
+        """Wait for what is being written; what has not begun is given up. Nobody was told that it is stored."""
+        self._workers.shutdown(cancel_futures=True)
+
+    @cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(WORKERS, thread_name_prefix="rating page")
+
+    def set_aside(self) -> list[SetAside]:
+        """The queries that no page can show. All queries are read, so again only when there are more."""
+        count = self.store.count().queries
+        if self._looked_through.get("count") != count:
+            self._looked_through.update(count=count, found=queries_set_aside(self.store))
+        return list(self._looked_through["found"])
+
+    @cached_property
+    def _looked_through(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def cookie(self) -> str:
@@ -87,8 +142,46 @@ class Study:
         Args:
             assignment: the question in the rater's hands.
             session: the session's token.
+
+        Raises:
+            FeedbackError: no page can show it.
         """
+        why = problem_of(assignment.query)
+        if why:
+            raise FeedbackError(why)
         return Markup(self.page("card.html.j2", card=card_of(assignment, self.settings), csrf=csrf_token(session)))
+
+    def cards(
+        self, rater: str, session: str, assignments: Sequence[Assignment], *, have: Collection[str] = ()
+    ) -> dict[str, Markup | None]:
+        """The cards of the questions in a rater's hands, by the questions' ids; None for those that the page has.
+
+        A question that no page can show, whatever is stored there, is set aside and replaced by the next: raters go on.
+
+        Args:
+            rater: the rater.
+            session: the session's token.
+            assignments: the questions.
+            have: the ids of those that the rater's page shows already.
+        """
+        found: dict[str, Markup | None] = {}
+        aside: set[str] = set()
+        while True:
+            bad = []
+            for assignment in assignments:
+                try:
+                    found[assignment.id] = None if assignment.id in have else self.card(assignment, session)
+                except Exception as error:
+                    trace = not isinstance(error, FeedbackError)
+                    _log.error(
+                        "query %s cannot be shown and is set aside: %s", assignment.query.id, error, exc_info=trace
+                    )
+                    bad.append(assignment.query.id)
+                    self.queue.set_aside(assignment.query.id, f"{type(error).__name__}: {error}")
+            if not bad or aside.intersection(bad):
+                return found
+            aside.update(bad)
+            assignments = self.queue.next(rater, count=len(assignments))
 
     def progress(self, person: Person) -> dict[str, Any]:
         """The rater's progress, in numbers and in words."""
@@ -104,7 +197,7 @@ class Study:
             session: the session's token.
         """
         heading, words = WAITING
-        cards = [self.card(assignment, session) for assignment in self.queue.next(person.name, count=2)]
+        cards = list(self.cards(person.name, session, self.queue.next(person.name, count=2)).values())
         return self.page(
             "rate.html.j2", person=person, csrf=csrf_token(session), cards=cards, guidelines=self.guidelines(),
             waiting=Markup(self.page("waiting.html.j2", heading=heading, words=words)), **self.progress(person),

@@ -10,7 +10,7 @@ const SETTLE = 200; // ms in which a new card takes no answer: a bounced key mus
 const ahead = [...$("ahead").content.querySelectorAll(".card")];
 const finished = new Set(); // assignments answered here, whatever the server still lists
 const unsent = restore();
-let sending = false, retryIn = 500, shownAt = 0, spent = 0, running = false, count = 0, blocked = false;
+let sending = false, retryIn = 500, shownAt = 0, spent = 0, running = false, count = 0, blocked = false, replaced = null;
 
 function restore() {
   try { return JSON.parse(sessionStorage.getItem("unsent") || "[]"); } catch { return []; }
@@ -74,6 +74,7 @@ async function send() {
     remember();
     if (!blocked) warn("");
     take(reply);
+    replaced = reply.replaced;
     if (reply.feedback) feedback(reply.feedback);
   }
   sending = false;
@@ -153,7 +154,9 @@ document.addEventListener("submit", (event) => {
     $("undo").querySelector("button").disabled = false;
     next(`${said}. Stored in a moment.`);
   }
-  send().then(() => { if (!blocked) told.textContent = `${said}. Stored.`; });
+  send().then(() => {
+    if (!blocked) told.textContent = replaced ? `${said}. Stored instead of your answer in another window: ${replaced}.` : `${said}. Stored.`;
+  });
 });
 function feedback(found) {
   const words = found.correct ? "As expected." : "Something else was expected.";
