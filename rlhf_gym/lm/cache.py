@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sequences import causal_mask, pad_left
+from rlhf_gym.lm.sequences import pad_left
 
 SPARE = 64  # columns of room that a new or grown rectangle has
 
@@ -158,9 +158,7 @@ class SlotCache:
         width, lengths = ids.shape[1], real.sum(1)
         positions = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
         prefilled = Layers(self.num_layers)
-        hidden = self.model.hidden(
-            ids, attention_mask=causal_mask(real), position_ids=positions.clamp(min=0), cache=prefilled
-        )
+        hidden = self.model.hidden(ids, attention_mask=real, position_ids=positions.clamp(min=0), cache=prefilled)
         if self.num_rows == 0 and list(rows) == list(range(len(prompts))):
             self.layers, self.lengths, self._starts = prefilled, lengths, width - lengths
         else:
@@ -221,7 +219,7 @@ class SlotCache:
         positions = self.lengths if live is None else self.lengths * live
         hidden = self.model.hidden(
             tokens[:, None],
-            attention_mask=(columns >= self._starts[:, None])[:, None, None, :],
+            attention_mask=columns >= self._starts[:, None],
             position_ids=positions[:, None],
             cache=self.layers,
         )

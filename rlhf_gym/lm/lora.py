@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.loading import one_thread_loads
 
 NAME = "default"
 """The name of a network's one adapter in peft."""
@@ -141,7 +142,8 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
             f"{base.name!r} has a LoRA adapter already, and an adapter needs a base without one: leave lora out to go on with "
             "that adapter, or save the model and load it again, which merges the adapter into the weights"
         )
-    from peft import LoraConfig, inject_adapter_in_model
+    with one_thread_loads():
+        from peft import LoraConfig, inject_adapter_in_model
 
     layers = dict(target_layers(base, lora.targets))
     other = copy.copy(base)
@@ -152,7 +154,7 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
         target_modules=list(layers), fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
         task_type="SEQ_2_SEQ_LM" if base.encoder_decoder else "CAUSAL_LM", base_model_name_or_path=base.name,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with one_thread_loads(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # where a model mixes both kinds of layers
         torch.manual_seed(seed)
         inject_adapter_in_model(config, other.model, NAME)
@@ -238,6 +240,11 @@ def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
         raise ModelError(
             f"there is no LoRA adapter in {str(folder)!r}: {error}. Expected peft's {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
+    if data.get("task_type") == "SEQ_CLS":
+        raise ModelError(
+            f"{folder} holds the adapter of a sequence classifier, which is a reward and not a language model: give it as one, "
+            f"load_reward({str(folder)!r}) or --reward {folder}"
+        )
     kind, bias = data.get("peft_type"), data.get("bias", "none")
     special = [f"type {kind!r}"] * (kind != "LORA") + [f"bias {bias!r}"] * (bias != "none")
     special += [
