@@ -30,6 +30,7 @@ from rlhf_gym.lm.networks import (
     cache_argument,
     check_causal,
     check_encoder_decoder,
+    constants,
     decoder_start,
     fuse_gelu,
     logits_by_forward,
@@ -99,9 +100,19 @@ class LanguageModel:
         self.base: LanguageModel | None = None
         config = model.config.get_text_config()
         self.context_length, self.windows = context_length(config), has_windows(config)
+        for parameter in constants(model):  # from_pretrained forgets that they are frozen
+            parameter.requires_grad_(False)
         fuse_gelu(model)
         mute_padding_warning(model)
-        self.vocab_size, self.hidden_size = self._check_model()
+        try:
+            self.vocab_size, self.hidden_size = self._check_model()
+        except ModelError:
+            raise
+        except Exception as error:  # a family that wants other arguments, or gives other outputs
+            raise ModelError(
+                f"{name!r} ({type(model).__name__}) cannot be run on ids alone: {type(error).__name__}: {error}; "
+                "use another model family"
+            ) from error
         for what, token in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
             if token >= self.vocab_size:
                 raise ModelError(
@@ -252,6 +263,12 @@ class LanguageModel:
         shared = () if self.base is None else (*self.base.model.parameters(), *self.base.model.buffers())
         other.model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
         return other
+
+    def unfreeze(self) -> None:
+        """Let all weights take gradients but those that are computed and never learned, which no file of the model may hold."""
+        self.model.requires_grad_(True)
+        for parameter in constants(self.model):
+            parameter.requires_grad_(False)
 
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
         """Refuse a prompt and a response that do not fit in the context together.

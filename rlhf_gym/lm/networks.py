@@ -65,6 +65,17 @@ def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+def constants(network: PreTrainedModel) -> list[nn.Parameter]:
+    """Weights that are computed and never learned: sinusoidal positions (Marian, Pegasus), and what no file would hold."""
+    unsaved = getattr(network, "_keys_to_ignore_on_save", None) or ()
+    return [
+        parameter
+        for above, module in network.named_modules()
+        for name, parameter in module.named_parameters(above, recurse=False)
+        if "Sinusoidal" in type(module).__name__ or name in unsaved
+    ]
+
+
 def fuse_gelu(network: nn.Module) -> None:
     """Replace GPT-2's GELU of eight operations by torch's own of one, which makes a decoding step a fifth faster."""
     for module in network.modules():
@@ -323,11 +334,12 @@ def check_encoder_decoder(
     words = int(embeddings.weight.shape[0])
     ids = torch.randint(words, (1, 8), generator=torch.Generator().manual_seed(0)).to(network.device)
     seen = torch.ones_like(ids, dtype=torch.bool)
-    states = run_encoder(network, ids, seen)
+    model: Any = network
+    encoded = model.get_encoder()(input_ids=ids, attention_mask=seen.long())  # of a class of the family's own
+    states = encoded.last_hidden_state
     whole = network(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=seen.long(), decoder_input_ids=ids,
-        decoder_attention_mask=seen.long(),
-    ).logits.float()  # fmt: skip
+        encoder_outputs=encoded, attention_mask=seen.long(), decoder_input_ids=ids, decoder_attention_mask=seen.long()
+    ).logits.float()
     hidden = decode(ids, states, seen)
     if not torch.isfinite(whole).all():
         raise ModelError(f"the logits of {name!r} ({family}) are not finite: its weights are broken")
