@@ -51,11 +51,11 @@ def grown(model: torch.nn.Module) -> None:
                 parameter.mul_(4.0)
 
 
-def windowed(name: str) -> LanguageModel:
+def windowed(name: str, **options: Any) -> LanguageModel:
     text = {"Gemma3": "Gemma3Text", "Llama4": "Llama4Text"}.get(name, name)
     torch.manual_seed(0)
     window = {} if name == "Llama4" else {"sliding_window": WINDOW}
-    config = getattr(transformers, f"{text}Config")(**SIZES | window | FAMILIES[name])
+    config = getattr(transformers, f"{text}Config")(**SIZES | window | FAMILIES[name] | options)
     network = getattr(transformers, f"{name}ForCausalLM")(config)
     grown(network)
     return LanguageModel(network, LetterTokenizer(28), name)
@@ -136,6 +136,15 @@ def test_slots_that_start_over_beyond_the_window(model: LanguageModel) -> None:
     with torch.no_grad():
         for ids, state in zip(rows.values(), hidden, strict=True):
             torch.testing.assert_close(model.logits(state), plain_logits(model, ids)[-1], atol=2e-4, rtol=1e-4)
+
+
+def test_a_temperature_bound_to_columns_decodes_without_a_cache() -> None:
+    model = windowed("Llama4", attn_temperature_tuning=True, floor_scale=4, attn_scale=2.0)
+    written = generate(model, PROMPTS, LIMITS, seed=3)
+    assert model.slots_work is False
+    logs = response_log_probs(model, PROMPTS, [g.ids for g in written], Sampling(), LIMITS)
+    for one, row in zip(written, logs, strict=True):
+        torch.testing.assert_close(torch.tensor(one.log_probs), row, atol=2e-5, rtol=0)
 
 
 def test_an_encoder_decoder_with_windows() -> None:

@@ -214,6 +214,9 @@ class SlotCache:
         Returns:
             ``[rows, D]``, the hidden state of each token.
         """
+        if self.num_columns >= self.model.context_length:  # some families (GPT-Neo) hold masks of that many columns
+            rows = range(self.num_rows) if live is None else live.nonzero().squeeze(1).tolist()
+            self.drop_columns(list(rows))
         columns = torch.arange(self.num_columns + 1, device=self.lengths.device)
         # A free row stands at position 0, so that it never leaves the model's context however long it lies idle.
         positions = self.lengths if live is None else self.lengths * live
