@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,8 +90,17 @@ def test_a_prompt_wider_than_what_is_stored_finds_room(model: LanguageModel) -> 
         torch.testing.assert_close(row, plain_hidden(model, ids), atol=1e-5, rtol=1e-5)
 
 
-def test_a_slot_that_lies_idle_never_leaves_the_context() -> None:
-    model = tiny_language_model(context=12)
+def gpt_neo(context: int) -> LanguageModel:
+    """Holds masks of as many columns as its context has."""
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    return family("GPTNeo", vocab_size=28, max_position_embeddings=context, window_size=4, **sizes)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda: tiny_language_model(context=12), lambda: gpt_neo(12)], ids=["gpt2", "gpt_neo"]
+)
+def test_a_slot_that_lies_idle_never_leaves_the_context(made: Callable[[], LanguageModel]) -> None:
+    model = made()
     decoder = CachedDecoder(model)
     decoder.start(range(5), [[2] * 11] * 5)
     decoder.append(range(5), torch.full((5,), 3))
@@ -98,6 +108,11 @@ def test_a_slot_that_lies_idle_never_leaves_the_context() -> None:
         decoder.start(range(4), [[4] * 11] * 4)
         last = decoder.append(range(4), torch.full((4,), 5))
     torch.testing.assert_close(last[0], plain_hidden(model, [4] * 11 + [5]), atol=1e-5, rtol=1e-5)
+    # A row that has ended at the last position leaves columns behind, and the others start over to the right of them.
+    decoder.start(range(1, 4), [[6]] * 3)
+    for _ in range(10):
+        last = decoder.append(range(1, 4), torch.full((3,), 7))
+    torch.testing.assert_close(last[0], plain_hidden(model, [6] + [7] * 10), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

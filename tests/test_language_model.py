@@ -60,10 +60,24 @@ def test_width_and_vocabulary_are_what_comes_out() -> None:
     assert (model.hidden_size, model.vocab_size) == (16, 28)
 
 
-def test_context_is_what_every_layer_sees() -> None:
+def test_context_is_all_positions_and_not_a_window() -> None:
     assert tiny_language_model("gpt2", context=48).context_length == 48
-    assert family("Mistral", **SIZES, max_position_embeddings=100, sliding_window=20).context_length == 20
-    assert family("Qwen2", **SIZES, max_position_embeddings=100, sliding_window=20).context_length == 100
+    windowed = family("Mistral", **SIZES, max_position_embeddings=100, sliding_window=20)
+    assert (windowed.context_length, windowed.windows) == (100, True)
+    plain = family("Qwen2", **SIZES, max_position_embeddings=100, sliding_window=20)  # use_sliding_window is off
+    assert (plain.context_length, plain.windows) == (100, False)
+    long = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "rope_theta": 1e4,
+        "factor": 4.0,
+    }
+    scaled = family(
+        "Phi3", **SIZES, max_position_embeddings=100,
+        rope_parameters=long, original_max_position_embeddings=25,
+    )  # fmt: skip
+    assert scaled.context_length == 25  # beyond it the frequencies of a whole batch change with its longest row
     bloom = family("Bloom", vocab_size=28, hidden_size=32, n_layer=1, n_head=4)
     bloom.check_fits(10_000, 10_000)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_language_model
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
@@ -18,11 +19,14 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     pipeline,
 )
 
 from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.lora import load_adapter
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards import load_reward, score
 from rlhf_gym.rewards.builtin.classifier import Classifier, sentiment_classifier, toxicity
@@ -198,8 +202,6 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 def test_reward_models_by_their_folder(tmp_path: Path) -> None:
     folder = gpt2(tmp_path / "theirs")
     assert values(load_reward(str(folder), device="cpu")) == values(Classifier(folder, device="cpu"))
-    from rlhf_gym.lm.language_model import LanguageModel
-
     ours = RewardModel(LanguageModel.load("embedded", device="cpu"), seed=1)
     ours.gain = 2.0
     ours.save(tmp_path / "ours")
@@ -210,6 +212,68 @@ def test_reward_models_by_their_folder(tmp_path: Path) -> None:
     (tmp_path / "ours" / "reward_model.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ConfigError, match="reward_model"):
         load_reward(str(tmp_path / "ours"))
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> tuple[Path, Any]:
+    """A folder with an adapter of a reward model, as TRL's reward trainer writes it, and the network that it was saved from."""
+    peft = pytest.importorskip("peft")
+    base = tiny_language_model("llama", vocab_size=25).model
+    base.save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    network = LlamaForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1, pad_token_id=0)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=2, target_modules=["q_proj", "down_proj"], modules_to_save=["score"]
+    )
+    trained = peft.get_peft_model(network, config).eval()
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_()
+    trained.save_pretrained(tmp_path / "adapter")
+    tokenizer(encloses=False).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", trained
+
+
+def test_an_adapter_of_a_reward_model_is_merged_into_its_base(adapter: tuple[Path, Any]) -> None:
+    folder, trained = adapter
+    made = tokenizer(encloses=False)
+    with torch.no_grad():
+        expected = [
+            float(trained(**made(p + r, return_tensors="pt")).logits) for p, r in zip(PROMPTS, RESPONSES, strict=True)
+        ]
+    np.testing.assert_allclose(values(load_reward(str(folder), device="cpu")), expected, rtol=1e-4, atol=1e-5)
+    (folder.parent / "base").rename(folder.parent / "elsewhere")
+    with pytest.raises(ModelError, match=r"holds an adapter of .*base', which is not there.*give base="):
+        Classifier(folder, device="cpu")
+    moved = Classifier(folder, base=folder.parent / "elsewhere", device="cpu")
+    np.testing.assert_allclose(values(moved), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_that_are_no_reward_are_refused_with_what_to_do(adapter: tuple[Path, Any]) -> None:
+    folder, _ = adapter
+    with pytest.raises(ModelError, match=r"adapter of a sequence classifier.*give it as one.*--reward"):
+        LanguageModel.load(str(folder))
+    with pytest.raises(ModelError, match=r"adapter of a sequence classifier.*give it as one"):
+        load_adapter(tiny_language_model("llama", vocab_size=25), folder)
+    file = folder / "adapter_model.safetensors"
+    whole = load_file(file)
+    head = "base_model.model.score.weight"
+    save_file({name: tensor for name, tensor in whole.items() if "down_proj" not in name}, file)
+    with pytest.raises(ModelError, match=r"does not fit.*down_proj.*None, expected"):
+        Classifier(folder, device="cpu")
+    save_file({name: tensor for name, tensor in whole.items() if name != head}, file)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps(settings | {"task_type": "CAUSAL_LM", "modules_to_save": None})
+    )
+    with pytest.raises(ModelError, match="adapter of a language model, without a classifier's output layer"):
+        Classifier(folder, device="cpu")
+    file.unlink()
+    with pytest.raises(ModelError, match=r"without adapter_model\.safetensors"):
+        Classifier(folder, device="cpu")
+    with pytest.raises(ConfigError, match="is no adapter"):
+        Classifier(gpt2(folder.parent / "whole"), base="x", device="cpu")
 
 
 def test_ensembles_of_reward_models(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_what_needs_one_sequence_says_so() -> None:
     bart.check_fits(63, 3)
     assert len(generate(bart, [[2] * 63], Limits(0, (1,), 0, 3))) == 1
     network: Any = model.model
-    network.config.decoder_start_token_id = None
+    network.config.decoder_start_token_id = network.generation_config.decoder_start_token_id = None
     with pytest.raises(ModelError, match="does not say what its decoder starts with"):
         Seq2SeqModel(network, LetterTokenizer(), "startless")
     assert not tiny_language_model().encoder_decoder

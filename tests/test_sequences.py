@@ -13,7 +13,7 @@ from tiny_models import tiny_language_model
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs
-from rlhf_gym.lm.sequences import SequenceBatch, batches_by_length, pack_sequences, response_positions
+from rlhf_gym.lm.sequences import SequenceBatch, batches_by_length, causal_mask, pack_sequences, response_positions
 
 PROMPTS = [[2, 3, 4], [5], [6, 7]]
 RESPONSES = [[8, 9], [10, 11, 12, 0], [13]]
@@ -50,9 +50,13 @@ def test_left_padding_worked_by_hand() -> None:
     assert batch.position_ids is not None
     assert batch.position_ids[2].tolist() == [0, 0, 0, 1, 2]
     assert batch.attention_mask is not None
+    assert batch.attention_mask[2].tolist() == [False, False, True, True, True]
     # The last token looks at the three real ones; padding at itself alone, so that no row is without any key.
-    assert batch.attention_mask[2, 0, 4].tolist() == [False, False, True, True, True]
-    assert batch.attention_mask[2, 0, 1].tolist() == [False, True, False, False, False]
+    mask = causal_mask(batch.attention_mask, 5)
+    assert mask[2, 0, 4].tolist() == [False, False, True, True, True]
+    assert mask[2, 0, 1].tolist() == [False, True, False, False, False]
+    assert torch.equal(causal_mask(batch.attention_mask, 1), mask[:, :, -1:])
+    assert torch.equal(causal_mask(batch.attention_mask, 2), mask[:, :, -2:])
 
 
 @pytest.mark.parametrize(("prompts", "responses"), [([], []), ([[2], []], [[3], [3]]), ([[2]], [[3], [4]])])

@@ -62,7 +62,7 @@ def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> Langu
         for parameter in adapter_weights(copy):
             parameter.requires_grad_(True)
         return copy
-    copy.model.requires_grad_(True)
+    copy.unfreeze()
     # The copy's vocabulary head is never used; without gradients it does not count among the weights that learn.
     network: Any = copy.model
     for parameter in network.get_output_embeddings().parameters():

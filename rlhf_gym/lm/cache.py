@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sequences import causal_mask, pad_left
+from rlhf_gym.lm.sequences import pad_left
 
 SPARE = 64  # columns of room that a new or grown rectangle has
 
@@ -158,9 +158,7 @@ class SlotCache:
         width, lengths = ids.shape[1], real.sum(1)
         positions = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
         prefilled = Layers(self.num_layers)
-        hidden = self.model.hidden(
-            ids, attention_mask=causal_mask(real), position_ids=positions.clamp(min=0), cache=prefilled
-        )
+        hidden = self.model.hidden(ids, attention_mask=real, position_ids=positions.clamp(min=0), cache=prefilled)
         if self.num_rows == 0 and list(rows) == list(range(len(prompts))):
             self.layers, self.lengths, self._starts = prefilled, lengths, width - lengths
         else:
@@ -216,12 +214,15 @@ class SlotCache:
         Returns:
             ``[rows, D]``, the hidden state of each token.
         """
+        if self.num_columns >= self.model.context_length:  # some families (GPT-Neo) hold masks of that many columns
+            rows = range(self.num_rows) if live is None else live.nonzero().squeeze(1).tolist()
+            self.drop_columns(list(rows))
         columns = torch.arange(self.num_columns + 1, device=self.lengths.device)
         # A free row stands at position 0, so that it never leaves the model's context however long it lies idle.
         positions = self.lengths if live is None else self.lengths * live
         hidden = self.model.hidden(
             tokens[:, None],
-            attention_mask=(columns >= self._starts[:, None])[:, None, None, :],
+            attention_mask=columns >= self._starts[:, None],
             position_ids=positions[:, None],
             cache=self.layers,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.cache import SlotCache
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.networks import equal_but_for_rounding
@@ -113,7 +114,16 @@ def slots_work(model: LanguageModel, decode: Callable[[], tuple[Tensor, Tensor]]
 
 
 def _slot_states(model: LanguageModel) -> tuple[Tensor, Tensor]:
-    """Decode two rows, of which the second starts over, with a cache and by plain passes."""
+    """Decode two rows, of which the second starts over, with a cache and by plain passes.
+
+    Raises:
+        ModelError: the family binds numbers to where a token is stored in a way that a few tokens do not show.
+    """
+    config = model.model.config.get_text_config()
+    if getattr(config, "attn_temperature_tuning", False) and model.context_length > config.floor_scale:  # Llama 4
+        raise ModelError(
+            f"from {config.floor_scale} tokens on, its attention's temperature follows the column of a token"
+        )
     a, b, c, d, e = torch.randint(model.vocab_size, (5,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def tokens(*ids: int) -> Tensor:

@@ -16,24 +16,30 @@ from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.loading import (
     context_length,
     find,
+    has_windows,
     is_encoder_decoder,
     load_options,
     load_weights,
-    no_progress_bars,
+    one_thread_loads,
     pick_device,
     refuse_adapter,
 )
 from rlhf_gym.lm.networks import (
-    added_mask,
+    attention_mask as network_mask,
+)
+from rlhf_gym.lm.networks import (
     cache_argument,
     check_causal,
     check_encoder_decoder,
     checkpointed_layers,
+    constants,
+    decoder_start,
     fuse_gelu,
     logits_by_forward,
     mute_padding_warning,
     run_decoder,
     run_encoder,
+    trunk_of,
 )
 from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
 from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
@@ -69,8 +75,9 @@ class LanguageModel:
         name: the name it was loaded from.
 
     Attributes:
-        context_length: most tokens (prompt and response) that the model can see. Where layers look back through a
-            window, the window: within it they see everything, and cached decoding equals the plain forward pass.
+        context_length: most tokens (prompt and response) that the model has positions for. Layers that look back through a
+            window do so in decoding as in learning.
+        windows: True where some layers look back through a window, or within chunks.
         vocab_size: number of logits ``V``.
         hidden_size: width ``D`` of the last hidden states.
         slots_work: True where cached rows (:class:`~rlhf_gym.lm.cache.SlotCache`) give this model's own hidden states; None
@@ -99,10 +106,21 @@ class LanguageModel:
         self.gradient_checkpointing = False
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
-        self.context_length = context_length(model.config.get_text_config())
+        config = model.config.get_text_config()
+        self.context_length, self.windows = context_length(config), has_windows(config)
+        for parameter in constants(model):  # from_pretrained forgets that they are frozen
+            parameter.requires_grad_(False)
         fuse_gelu(model)
         mute_padding_warning(model)
-        self.vocab_size, self.hidden_size = self._check_model()
+        try:
+            self.vocab_size, self.hidden_size = self._check_model()
+        except ModelError:
+            raise
+        except Exception as error:  # a family that wants other arguments, or gives other outputs
+            raise ModelError(
+                f"{name!r} ({type(model).__name__}) cannot be run on ids alone: {type(error).__name__}: {error}; "
+                "use another model family"
+            ) from error
         for what, token in (("EOS", tokenizer.eos_id), ("padding", tokenizer.pad_id)):
             if token >= self.vocab_size:
                 raise ModelError(
@@ -191,9 +209,7 @@ class LanguageModel:
     @property
     def trunk(self) -> nn.Module:
         """The model without its head."""
-        trunk = self.model.base_model
-        assert isinstance(trunk, nn.Module)
-        return trunk
+        return trunk_of(self.model)
 
     @property
     def head(self) -> nn.Module | None:
@@ -214,8 +230,8 @@ class LanguageModel:
 
         Args:
             ids: int64 ``[B, T]``.
-            attention_mask: None for plain causal attention (right padding needs no more), or bool ``[B, 1, T, K]``,
-                True where a query may attend to a key.
+            attention_mask: None for plain causal attention (right padding needs no more), or bool ``[B, K]``, True at each
+                row's own tokens, which stand on the right; the last ``T`` columns are those of ``ids``.
             position_ids: int64 ``[B, T]``; None counts from 0.
             cache: a transformers ``Cache`` to read from and append to.
 
@@ -225,9 +241,8 @@ class LanguageModel:
         given: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
         # Only what is given: some families have no position ids, others no cache of keys and values.
         if attention_mask is not None:
-            if self.model.config._attn_implementation == "eager":
-                attention_mask = added_mask(attention_mask, self.model.dtype)
-            given["attention_mask"] = attention_mask
+            eager = self.model.config._attn_implementation == "eager"
+            given["attention_mask"] = network_mask(attention_mask, ids.shape[1], self.model, self.windows, added=eager)
         if position_ids is not None:
             given["position_ids"] = position_ids
         if cache is not None:
@@ -286,6 +301,12 @@ class LanguageModel:
         other.model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
         return other
 
+    def unfreeze(self) -> None:
+        """Let all weights take gradients but those that are computed and never learned, which no file of the model may hold."""
+        self.model.requires_grad_(True)
+        for parameter in constants(self.model):
+            parameter.requires_grad_(False)
+
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
         """Refuse a prompt and a response that do not fit in the context together.
 
@@ -310,7 +331,7 @@ class LanguageModel:
         An adapter is merged into the weights: the folder holds an ordinary model
         (:func:`~rlhf_gym.lm.lora.save_adapter` writes the adapter alone). A tokenizer that is not Hugging Face's is left out.
         """
-        with no_progress_bars():
+        with one_thread_loads():
             if self.base is None or self.adapter is None:
                 self.model.save_pretrained(path)
             else:
@@ -341,15 +362,16 @@ class Seq2SeqModel(LanguageModel):
     @property
     def start_id(self) -> int:
         """The decoder's input before the first token of a response."""
-        return int(self.model.config.decoder_start_token_id)
+        start = decoder_start(self.model)
+        assert start is not None  # checked when the model was made
+        return start
 
     @property
     def num_decoder_layers(self) -> int:
         """Layers of the decoder."""
-        config: Any = self.model.config
-        return int(
-            getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", None) or config.num_layers
-        )
+        config: Any = self.model.config.get_text_config()
+        names = ("num_decoder_layers", "decoder_layers", "num_layers", "num_hidden_layers")
+        return next(int(number) for name in names if (number := getattr(config, name, None)))
 
     def hidden(self, ids: Tensor, **_: Any) -> Tensor:
         """Refuse: there is no one sequence of prompt and response.
@@ -384,7 +406,14 @@ class Seq2SeqModel(LanguageModel):
         return states[index], seen[index]
 
     def decode(
-        self, ids: Tensor, states: Tensor, seen: Tensor, *, mask: Tensor | None = None, cache: Any = None
+        self,
+        ids: Tensor,
+        states: Tensor,
+        seen: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
     ) -> Tensor:
         """Last hidden states of the decoder; see :func:`rlhf_gym.lm.networks.run_decoder`.
 
@@ -392,14 +421,24 @@ class Seq2SeqModel(LanguageModel):
             ids: int64 ``[B, T]``, the start token, then the response.
             states: the encoder's, ``[B, S, D]``.
             seen: bool ``[B, S]``, True at the prompt's tokens.
-            mask: None for plain causal attention, or bool ``[B, 1, T, K]``.
+            attention_mask: None for plain causal attention, or bool ``[B, K]``, True at each row's own tokens.
+            position_ids: int64 ``[B, T]``, of decoders that take them; None counts from 0.
             cache: a transformers ``EncoderDecoderCache``.
 
         Returns:
             ``[B, T, D]``.
         """
         with self.running():
-            return run_decoder(self.model, ids, states, seen, mask, cache)
+            return run_decoder(
+                self.model,
+                ids,
+                states,
+                seen,
+                windows=self.windows,
+                real=attention_mask,
+                position_ids=position_ids,
+                cache=cache,
+            )
 
     def response_states(self, batch: SequenceBatch) -> Tensor:
         """Hidden states ``[N, D]`` that predict the response tokens. See :meth:`LanguageModel.response_states`."""
@@ -437,11 +476,22 @@ class Seq2SeqModel(LanguageModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` in float32 from the decoder's last hidden states ``[..., D]``."""
-        return self._scaled_logits(hidden, self._scale)
+        logits = self._scaled_logits(hidden, self._scale)
+        assert logits is not None
+        return logits
 
-    def _scaled_logits(self, hidden: Tensor, scale: float) -> Tensor:
-        head = self.head
-        assert head is not None
+    def _scaled_logits(self, hidden: Tensor, scale: float | None) -> Tensor | None:
+        """Logits by the output layer; by the whole network's forward, where the scale is None and that is possible."""
+        if scale is None:
+            try:
+                with self.running():
+                    exact = logits_by_forward(self.model, hidden)
+            except Exception:  # a family whose forward wants more from its decoder
+                return None
+            return None if exact is None else exact.float()
+        head: Any = self.head
+        if head is None:
+            return None
         with self.running():
             logits: Tensor = head(hidden * scale)
         bias = getattr(self.model, "final_logits_bias", None)
@@ -473,7 +523,7 @@ class Seq2SeqModel(LanguageModel):
         hub = self.tokenizer.hub if isinstance(self.tokenizer, HubTokenizer) else None
         closes = hub is not None and list(hub.encode("a"))[-1:] == [self.tokenizer.eos_id]
         self._closing = [self.tokenizer.eos_id] if closes else []
-        vocab_size, width, self._scale = check_encoder_decoder(self.model, self.name, self._scaled_logits)
+        vocab_size, width, self._scale = check_encoder_decoder(self.model, self.name, self._scaled_logits, self.decode)
         return vocab_size, width
 
 

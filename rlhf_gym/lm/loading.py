@@ -10,7 +10,8 @@ torch and transformers are imported when weights are read: environments need a t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _ADVICE = (
 _HUB_TIMEOUT = 10.0  # seconds
 UNLIMITED = 1 << 30
 """The context length of a model whose configuration states none."""
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -192,13 +194,18 @@ def refuse_adapter(source: ModelSource) -> None:
     if not source.is_folder or not file.is_file():
         return
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        base = None
-    raise _adapter_error(source, base)
+        settings = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        settings = {}
+    raise _adapter_error(source, settings.get("base_model_name_or_path"), settings.get("task_type"))
 
 
-def _adapter_error(source: ModelSource, base: str | None) -> ModelError:
+def _adapter_error(source: ModelSource, base: str | None, task: str | None) -> ModelError:
+    if task == "SEQ_CLS":
+        return ModelError(
+            f"{source.name!r} holds the adapter of a sequence classifier (its base: {base or 'unknown'}), which is a reward "
+            f"and not a language model: give it as one, load_reward({source.name!r}) or --reward {source.name}"
+        )
     return ModelError(
         f"{source.name!r} holds a LoRA adapter and not a whole model (its base: {base or 'unknown'}): load the base, and "
         "rlhf_gym.lm.lora.load_adapter(base, folder); or merge the two with peft, and load the result"
@@ -207,7 +214,7 @@ def _adapter_error(source: ModelSource, base: str | None) -> ModelError:
 
 def load_weights(
     source: ModelSource, options: dict[str, Any], allow_pickle: bool, *, auto: Any = None,
-    what: str = "language model",
+    what: str = "language model", given: Container[str] = (),
 ) -> PreTrainedModel:  # fmt: skip
     """The model, all of its weights read from the files.
 
@@ -217,15 +224,15 @@ def load_weights(
         allow_pickle: take weights from a pickle where there are no safetensors.
         auto: the transformers class that knows what kind of model it is; default ``AutoModelForCausalLM``.
         what: name of that kind in messages.
+        given: names of weights that may be missing, since the caller has them.
 
     Raises:
         ModelError: it cannot be loaded, is no such model, or weights are missing.
     """
-    from transformers import AutoModelForCausalLM, PreTrainedModel
+    with one_thread_loads():
+        from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
     if source.gguf_file:
-        from transformers import GgufConfig
-
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
     elif not allow_pickle:
         options = options | {"use_safetensors": True}
@@ -236,7 +243,7 @@ def load_weights(
                 f"{source.name!r} has its weights only as a pickle ({pickles[0].name}), which can run any code when it "
                 f"is opened. If you trust it, load it once with allow_pickle=True and save it again as safetensors."
             )
-    with no_progress_bars():
+    with one_thread_loads():
         try:
             loaded: Any = (auto or AutoModelForCausalLM).from_pretrained(
                 source.location, output_loading_info=True, **options
@@ -245,8 +252,9 @@ def load_weights(
             raise source.cannot_load(what, error) from error
     model, report = loaded
     if adapters := getattr(model, "peft_config", None):  # from the hub; of folders, refuse_adapter has said so
-        raise _adapter_error(source, next(iter(adapters.values())).base_model_name_or_path)
-    if missing := sorted(report["missing_keys"]):
+        config = next(iter(adapters.values()))
+        raise _adapter_error(source, config.base_model_name_or_path, config.task_type)
+    if missing := sorted(name for name in report["missing_keys"] if name not in given):
         # transformers would fill them with random numbers.
         raise ModelError(
             f"the files of {source.name!r} lack {len(missing)} of the weights of {type(model).__name__} "
@@ -264,38 +272,63 @@ def is_encoder_decoder(source: ModelSource, options: dict[str, Any]) -> bool:
         source: the model's place.
         options: for ``from_pretrained``.
     """
-    from transformers import AutoConfig
-
     if source.gguf_file:
         return False  # no such family is stored so, and a GGUF file takes seconds to parse again
     options = {name: value for name, value in options.items() if name != "dtype"}
-    try:
-        config = AutoConfig.from_pretrained(source.location, **options)
-    except Exception:  # loading the weights will say what is wrong
-        return False
+    with one_thread_loads():
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(source.location, **options)
+        except Exception:  # loading the weights will say what is wrong
+            return False
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def context_length(config: Any) -> int:
-    """The most tokens that every layer attends to, from a model's configuration."""
+    """The most tokens that a model has positions for, from its configuration; windows of its layers do not count.
+
+    With LongRoPE it is the length before the extension: transformers changes the frequencies of a whole batch once one row
+    exceeds it, so that beyond it a row's numbers would depend on the rows next to it, and on what a cache holds.
+    """
     # Names that transformers' configurations give it; GPT-2's n_positions answers to the first.
-    names = ["max_position_embeddings", "max_seq_len", "max_sequence_length", "attention_chunk_size"]
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if slides and getattr(config, "use_sliding_window", True):
-        names.append("sliding_window")
-    return min(int(getattr(config, name, None) or UNLIMITED) for name in names)
+    names = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "max_target_positions")
+    length = min(int(getattr(config, name, None) or UNLIMITED) for name in names)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for scaling in (rotary, *rotary.values()):  # one for all layers, or one for each type of layer
+        if isinstance(scaling, dict) and scaling.get("rope_type") == "longrope":
+            length = min(length, int(scaling["original_max_position_embeddings"]))
+    return length
+
+
+def has_windows(config: Any) -> bool:
+    """True where a configuration says that some layers look back through a window, or within chunks."""
+    names = (
+        "sliding_window",
+        "sliding_window_size",
+        "attention_window_size",
+        "local_attention",
+        "attention_chunk_size",
+    )
+    return any(getattr(config, name, None) for name in names)
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Switch transformers' own progress bars off, which would break ours."""
-    from transformers.utils import logging
+def one_thread_loads() -> Iterator[None]:
+    """Let one thread at a time load, adapt or save models, without transformers' own progress bars, which would break ours.
 
-    hub_logging: Any = logging  # it has no types
-    shown = hub_logging.is_progress_bar_enabled()
-    hub_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hub_logging.enable_progress_bar()
+    While a model is read, transformers and peft change what the whole process shares: methods of their classes, torch's
+    functions and default dtype, filters of warnings, the random state. Two threads at once would restore each other's changes,
+    and everything that is loaded later would be broken too.
+    """
+    with _ONE_AT_A_TIME:
+        from transformers.utils import logging
+
+        hub_logging: Any = logging  # it has no types
+        shown = hub_logging.is_progress_bar_enabled()
+        hub_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                hub_logging.enable_progress_bar()

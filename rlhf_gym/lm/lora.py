@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.loading import one_thread_loads
 
 NAME = "default"
 """The name of a network's one adapter in peft."""
@@ -43,7 +44,8 @@ class Lora:
         rank: rank of each adapted layer's change, at least 1.
         alpha: the change is multiplied by ``alpha / rank``; None is ``2 * rank``.
         targets: names of linear layers, or ends of their names (``"c_attn"``, ``"mlp.c_fc"``); empty: all linear layers except
-            the output layer.
+            the output layer, those whose weights a network reads without calling them (Mamba's ``out_proj``), and those whose
+            names peft takes for a mixture's experts.
 
     Raises:
         ConfigError: a value out of its range.
@@ -133,7 +135,8 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
         seed: seed of ``A``'s random weights.
 
     Raises:
-        ConfigError: the base has an adapter already, a target names no linear layer of it, or `peft` is not installed.
+        ConfigError: the base has an adapter already, a target names no linear layer of it or one that cannot be adapted, no
+            layer is left, or `peft` is not installed.
     """
     require_peft()
     if base.adapter is not None:
@@ -141,7 +144,8 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
             f"{base.name!r} has a LoRA adapter already, and an adapter needs a base without one: leave lora out to go on with "
             "that adapter, or save the model and load it again, which merges the adapter into the weights"
         )
-    from peft import LoraConfig, inject_adapter_in_model
+    with one_thread_loads():
+        from peft import LoraConfig, inject_adapter_in_model
 
     layers = dict(target_layers(base, lora.targets))
     other = copy.copy(base)
@@ -152,38 +156,84 @@ def adapted(base: LanguageModel, lora: Lora, *, seed: int = 0) -> LanguageModel:
         target_modules=list(layers), fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
         task_type="SEQ_2_SEQ_LM" if base.encoder_decoder else "CAUSAL_LM", base_model_name_or_path=base.name,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with one_thread_loads(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # where a model mixes both kinds of layers
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, other.model, NAME)
+        try:
+            inject_adapter_in_model(config, other.model, NAME)
+        except ValueError as error:  # a layer that peft refuses in this family
+            family = type(base.model).__name__
+            raise ConfigError(
+                f"peft cannot adapt {base.name!r} ({family}) so: {error} Give others by lora.targets"
+            ) from error
     for parameter in adapter_weights(other):
         parameter.data = parameter.data.float()
     return other
 
 
 def target_layers(base: LanguageModel, targets: tuple[str, ...] = ()) -> list[tuple[str, nn.Module]]:
-    """The linear layers that some names match, with their full names; without names, all but the output layer.
+    """The linear layers that some names match, with their full names; without names, all that can be adapted.
 
     Args:
         base: the model.
         targets: names of linear layers, or ends of their names.
 
     Raises:
-        ConfigError: a name that no linear layer has.
+        ConfigError: a name that no linear layer has, or the name of one that cannot be adapted.
     """
     linear = [
         (name, layer)
         for name, layer in base.model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not base.head
+        # Not of a kind of its own that gives more than one tensor (Llama 4's router).
+        if type(layer).forward in (nn.Linear.forward, Conv1D.forward) and layer is not base.head
     ]
+    reasons = {name: reason for name, _ in linear if (reason := _why_not(base.model, name))}
     for target in targets:
+        if wrong := [name for name in reasons if _matches(target, name)]:
+            raise ConfigError(
+                f"lora.targets: {wrong[0]!r} of {base.name!r} ({type(base.model).__name__}) cannot be adapted: "
+                f"{reasons[wrong[0]]}; leave it out"
+            )
         if not any(_matches(target, name) for name, _ in linear):
             there = dict.fromkeys(name.rpartition(".")[2] for name, _ in linear)
             raise ConfigError(
                 f"lora.targets: {base.name!r} has no linear layer {target!r} that can be adapted; expected some of "
                 f"{', '.join(there)}"
             )
-    return [(name, layer) for name, layer in linear if not targets or any(_matches(t, name) for t in targets)]
+    found = [
+        (name, layer)
+        for name, layer in linear
+        if name not in reasons and (not targets or any(_matches(t, name) for t in targets))
+    ]
+    if not found:
+        raise ConfigError(f"LoRA: {base.name!r} ({type(base.model).__name__}) has no linear layer that can be adapted")
+    return found
+
+
+def _why_not(network: nn.Module, name: str) -> str:
+    """The reason why a linear layer cannot be adapted; empty where it can.
+
+    Args:
+        network: the whole network.
+        name: the layer's full name.
+    """
+    above, _, last = name.rpartition(".")
+    mixer = network.get_submodule(above)
+    if hasattr(mixer, "A_log") and hasattr(mixer, "D") and last in ("x_proj", "dt_proj", "out_proj"):
+        return "the network's state-space kernels read its weight without calling it"
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # a peft that takes names as they are
+        return ""
+    from peft import LoraConfig
+
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, network, None)
+        kept = name in (config.target_modules or ())
+    except ValueError:  # of experts that are stored together
+        kept = False
+    return "" if kept else "peft takes its name for that of the experts, which are no linear layers in transformers 5"
 
 
 def _matches(target: str, name: str) -> bool:
@@ -238,6 +288,11 @@ def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
         raise ModelError(
             f"there is no LoRA adapter in {str(folder)!r}: {error}. Expected peft's {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
+    if data.get("task_type") == "SEQ_CLS":
+        raise ModelError(
+            f"{folder} holds the adapter of a sequence classifier, which is a reward and not a language model: give it as one, "
+            f"load_reward({str(folder)!r}) or --reward {folder}"
+        )
     kind, bias = data.get("peft_type"), data.get("bias", "none")
     special = [f"type {kind!r}"] * (kind != "LORA") + [f"bias {bias!r}"] * (bias != "none")
     special += [

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from rlhf_gym.lm.cache import Layers, SlotCache
 from rlhf_gym.lm.decoding_state import RecomputedRows, slots_work
 from rlhf_gym.lm.language_model import Seq2SeqModel
-from rlhf_gym.lm.sequences import causal_mask, pad_left, split_responses
+from rlhf_gym.lm.sequences import pad_left, split_responses
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,11 @@ class EncodedRows(SlotCache):
         ids, real = (table.to(model.device) for table in padded)
         width, lengths = ids.shape[1], real.sum(1)
         prefilled, crossed = Layers(self.num_layers), DynamicCache()
-        hidden = model.decode(ids, states, seen, mask=causal_mask(real), cache=EncoderDecoderCache(prefilled, crossed))
+        positions = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
+        hidden = model.decode(
+            ids, states, seen, attention_mask=real, position_ids=positions.clamp(min=0),
+            cache=EncoderDecoderCache(prefilled, crossed),
+        )  # fmt: skip
         layers: list[Any] = list(crossed.layers)
         fresh = Encoded(seen, states, [table for layer in layers for table in (layer.keys, layer.values)])
         if self.encoded is None and list(rows) == list(range(len(prompts))):
@@ -132,9 +136,11 @@ class EncodedRows(SlotCache):
         """
         assert self.encoded is not None
         columns = torch.arange(self.num_columns + 1, device=self.lengths.device)
-        mask = (columns >= self._starts[:, None])[:, None, None, :]
-        cache = EncoderDecoderCache(self.layers, self._crossed)
-        hidden = self.model.decode(tokens[:, None], self.encoded.states, self.encoded.seen, mask=mask, cache=cache)
+        positions = self.lengths if live is None else self.lengths * live
+        hidden = self.model.decode(
+            tokens[:, None], self.encoded.states, self.encoded.seen, attention_mask=columns >= self._starts[:, None],
+            position_ids=positions[:, None], cache=EncoderDecoderCache(self.layers, self._crossed),
+        )  # fmt: skip
         self.lengths = self.lengths + (1 if live is None else live)
         return hidden[:, -1]
 

@@ -16,8 +16,8 @@ class SequenceBatch:
 
     Attributes:
         ids: int64 ``[B, T]``.
-        attention_mask: bool ``[B, 1, T, T]`` for left padding, or None: with right padding no real token can attend to
-            padding, and plain causal attention is fastest.
+        attention_mask: bool ``[B, T]`` for left padding, False at padding; or None: with right padding no real token can attend
+            to padding, and plain causal attention is fastest.
         position_ids: int64 ``[B, T]`` for left padding, else None.
         responses: int64 ``[B, R]``, padded on the right.
         response_mask: bool ``[B, R]``, True at the response's tokens, EOS included.
@@ -130,7 +130,7 @@ def pack_sequences(
     predicted_from = (starts + prompt_lengths - 1 + places).clamp(max=width - 1)
     attention_mask = position_ids = None
     if side == "left" and bool(starts.any()):
-        attention_mask = causal_mask(columns >= starts).to(device)
+        attention_mask = (columns >= starts).to(device)
         position_ids = (columns - starts).clamp(min=0).to(device)
     tensors = (t.to(device) for t in (response_ids, response_mask, predicted_from))
     return SequenceBatch(ids.to(device), attention_mask, position_ids, *tensors)
@@ -141,20 +141,23 @@ def _flat(rows: Iterable[Sequence[int]]) -> Tensor:
     return torch.tensor([token for row in rows for token in row], dtype=torch.long)
 
 
-def causal_mask(real: Tensor) -> Tensor:
+def causal_mask(real: Tensor, queries: int) -> Tensor:
     """Causal attention mask of left-padded rows.
 
     Args:
-        real: bool ``[B, T]``, False at padding.
+        real: bool ``[B, K]``, False at keys that are padding.
+        queries: number ``T`` of the last columns that attend: 1, or all.
 
     Returns:
-        bool ``[B, 1, T, T]``, True where a query may attend to a key. Padding attends to itself only: a row without
+        bool ``[B, 1, T, K]``, True where a query may attend to a key. Padding attends to itself only: a row without
         any key would be NaN, and NaN would spread.
     """
+    if queries == 1:  # the last token, which is never padding
+        return real[:, None, None, :]
     width = real.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
     own = torch.eye(width, dtype=torch.bool, device=real.device)
-    return ((causal & real[:, None, :]) | own)[:, None]
+    return ((causal & real[:, None, :]) | own)[:, None, width - queries :]
 
 
 def response_positions(batch: SequenceBatch) -> Tensor:

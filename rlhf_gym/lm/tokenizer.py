@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.loading import ModelSource, find, load_options
+from rlhf_gym.lm.loading import ModelSource, find, load_options, one_thread_loads
 
 
 @runtime_checkable
@@ -196,15 +196,16 @@ def load_tokenizer(
     Raises:
         ModelError: nothing by that name can be loaded, or the tokenizer has no EOS token.
     """
-    from transformers import AutoTokenizer
-
     source = find(name_or_path, revision=revision)
     options = load_options(source, revision, trust_remote_code)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-        vocab_size = _number_of_logits(source, options)
-    except Exception as error:  # transformers raises a dozen kinds
-        raise source.cannot_load("tokenizer", error) from error
+    with one_thread_loads():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+            vocab_size = _number_of_logits(source, options)
+        except Exception as error:  # transformers raises a dozen kinds
+            raise source.cannot_load("tokenizer", error) from error
     return HubTokenizer(tokenizer, name_or_path, vocab_size)
 
 

@@ -104,5 +104,5 @@ def _trainable(context: RunContext, number: int) -> LanguageModel:
         return load_adapter(context.reference, context.run.round(number - 1) / ADAPTER_FOLDER)
     policy = context.policy(number - 1)
     model = policy.frozen_copy() if policy is context.reference else policy
-    model.model.requires_grad_(True)
+    model.unfreeze()
     return model

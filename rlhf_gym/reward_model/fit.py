@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import ConfigError, FeedbackError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.lm.networks import constants
 from rlhf_gym.ranges import bounds_in_words, bounds_of, is_within, setting
 from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, split_by_prompt
 from rlhf_gym.reward_model.evaluation import FitResult, evaluate
@@ -242,6 +243,8 @@ def _trainable(model: RewardModel, config: FitConfig) -> Iterator[list[nn.Parame
     if config.trunk_layers is not None:
         for module in (model.head, *model.last_layers(config.trunk_layers)):
             module.requires_grad_(True)
+    for p in constants(model.language_model.model):
+        p.requires_grad_(False)
     device = model.language_model.device
     # For dropout; the caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -21,8 +21,12 @@ class Classifier:
     Batched by length. A text longer than the model can see loses its beginning, never the end of the response; a warning says
     so once. Weights come from safetensors; no code from the hub is run.
 
+    A folder may also hold an adapter of such a classifier, as TRL's reward trainer saves one with peft: it is merged into its
+    base (extra ``lora``).
+
     Args:
         model: a folder, or a name on the Hugging Face hub.
+        base: where ``model`` is an adapter, the model that it belongs to; None takes the one that it names.
         head: the output to read, by its label or its number; a model with one output needs none.
         output: ``"logit"``, as the model gives it, or ``"probability"``: by softmax over the outputs; by sigmoid where there
             is one output or the model is a multi-label one.
@@ -46,6 +50,7 @@ class Classifier:
         self,
         model: str | Path,
         *,
+        base: str | Path | None = None,
         head: str | int | None = None,
         output: Output = "logit",
         read: Read = "auto",
@@ -65,6 +70,7 @@ class Classifier:
                 f"{tokens_per_batch}"
             )
         self.model, self.head, self.output, self.read, self.name = str(model), head, output, read, name
+        self.base = None if base is None else str(base)
         self.max_tokens, self.tokens_per_batch = max_tokens, tokens_per_batch
         self.revision, self.device, self.dtype = revision, device, dtype
         self._warned = False
@@ -128,22 +134,31 @@ class Classifier:
         return encoded
 
     def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        from rlhf_gym.lm.loading import context_length, find, load_weights, pick_device
+        from rlhf_gym.lm.loading import context_length, find, load_weights, one_thread_loads, pick_device
+        from rlhf_gym.rewards.builtin.classifier_adapter import adapter_settings, load_adapted_classifier
 
         source = find(self.model, revision=self.revision)
-        options = {"revision": self.revision, "trust_remote_code": False}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.location, truncation_side="left", padding_side="right", **options
+        options: dict[str, Any] = {"revision": self.revision, "trust_remote_code": False}
+        adapter = adapter_settings(source, self.revision)
+        with one_thread_loads():
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source.location, truncation_side="left", padding_side="right", **options
+                )
+            except Exception as error:  # transformers raises a dozen kinds
+                raise source.cannot_load("tokenizer", error) from error
+        options["dtype"] = self.dtype
+        network: Any
+        if adapter is not None:
+            network = load_adapted_classifier(source, adapter, self.base, options)
+        elif self.base is not None:
+            raise ConfigError(f"reward {self.name!r}: {self.model!r} is no adapter: leave base={self.base!r} out")
+        else:
+            network = load_weights(
+                source, options, allow_pickle=False, auto=AutoModelForSequenceClassification, what="sequence classifier"
             )
-        except Exception as error:  # transformers raises a dozen kinds
-            raise source.cannot_load("tokenizer", error) from error
-        network: Any = load_weights(
-            source, {**options, "dtype": self.dtype}, allow_pickle=False, auto=AutoModelForSequenceClassification,
-            what="sequence classifier",
-        )  # fmt: skip
         network = network.eval().requires_grad_(False).to(pick_device(self.device))
         self._give_padding(network, tokenizer)
         seen = min(context_length(network.config), tokenizer.model_max_length)

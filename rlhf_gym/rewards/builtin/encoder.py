@@ -26,15 +26,16 @@ def load_encoder(model: str, *, revision: str | None = None, device: str = "cpu"
     Raises:
         ConfigError: it cannot be loaded, or weights are missing.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    from rlhf_gym.lm.loading import find, load_weights, pick_device
+    from rlhf_gym.lm.loading import find, load_weights, one_thread_loads, pick_device
 
     options = {"revision": revision, "trust_remote_code": False}
     try:
         source = find(model, revision=revision)
-        config = AutoConfig.from_pretrained(source.location, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        with one_thread_loads():
+            from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+            config = AutoConfig.from_pretrained(source.location, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
         # Checkpoints of masked language models have no pooling layer, and nothing here looks at one.
         made: Any = AutoModel._model_mapping[type(config)]
         no_pooling = "add_pooling_layer" in inspect.signature(made).parameters
