@@ -18,14 +18,17 @@ from rlhf_gym.envs.prompts import PromptTable
 from rlhf_gym.envs.scoring import EndedEpisodes, score_episodes
 from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
+from rlhf_gym.envs.token_rules import TokenRules
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.lm.tokenizer import Tokenizer, decode_all
+from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import ScoredBatch
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task
 
 # Tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does.
 _REACH = 8
+_KEPT = ("ids", "prompt_length", "length", "prompt_index", "running")
 
 
 class Episodes(TokenRows):
@@ -88,6 +91,25 @@ class Episodes(TokenRows):
                 "prompt_length": gym.spaces.Box(0, self.max_prompt_tokens, (1,), np.int64),
             }
         )
+
+    @property
+    def rules(self) -> TokenRules:
+        """The fixed rules of the episodes, for agents."""
+        task, tokenizer = self.task, self.tokenizer
+        return TokenRules(
+            tokenizer.eos_id,
+            tokenizer.pad_id,
+            self.suppress_tokens,
+            task.min_new_tokens,
+            task.max_new_tokens,
+            task.stop,
+        )
+
+    @property
+    def unbegun(self) -> Mask:
+        """bool ``[N]``, True where an episode runs that has no token of its response yet."""
+        unbegun: Mask = self.running & (self.length == self.prompt_length)
+        return unbegun
 
     def begin(self, slot: int, index: int) -> Ids:
         """Start an episode with the prompt of this number; returns the prompt's ids.
@@ -276,7 +298,16 @@ class Episodes(TokenRows):
         """bool ``[N, V]``, True where a token is allowed now; every row allows at least one."""
         return self.masks.rows(self)
 
-    def refresh(self) -> None:
-        """Compute again what follows from the rows, after a checkpoint has replaced them."""
+    def state(self) -> dict[str, Any]:
+        """The state that a checkpoint keeps, as JSON values: running episodes, and an adaptive reward's state."""
+        rows = {name: getattr(self, name).tolist() for name in _KEPT}
+        return {**rows, "reward": reward_state(self.reward)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state`, taken from episodes of the same task and number of slots."""
+        for name in _KEPT:
+            array = getattr(self, name)
+            array[...] = np.array(state[name], dtype=array.dtype)
         self._limit[...] = self.prompt_length + self.task.max_new_tokens
+        restore_reward(self.reward, state["reward"])
         self.masks.replay(self)

@@ -46,12 +46,21 @@ class VectorVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Start an episode in every slot."""
         seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
-        observations, infos = self.env.reset(seed=seeds)
+        observations, infos = self.env.reset(seed=seeds, options=self._common_options())
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [slot_info(infos, slot) for slot in range(self.num_envs)]
         self._returns[:], self._lengths[:] = 0.0, 0
         return _batch(observations)
+
+    def _common_options(self) -> dict[str, Any] | None:
+        """The options of the next reset, which the slots share."""
+        first = self._options[0]
+        if any(options != first for options in self._options):
+            raise ValueError(
+                f"set_options: the {self.num_envs} slots are one environment, whose reset takes one dict of options"
+            )
+        return dict(first) or None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the slots at the next reset, slot ``i`` with the ``i``-th number of the seed's own stream."""
@@ -69,13 +78,9 @@ class VectorVecEnv(VecEnv):
         """
         self._actions = np.asarray(actions)
 
-    def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Step the environment with the actions that were kept."""
-        return self.env.step(self._actions)
-
     def step_wait(self) -> VecEnvStepReturn:
         """Take one step in every slot."""
-        observations, rewards, terminations, truncations, infos = self._step()
+        observations, rewards, terminations, truncations, infos = self.env.step(self._actions)
         dones = terminations | truncations
         self._returns += rewards
         self._lengths += 1

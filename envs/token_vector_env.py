@@ -17,8 +17,17 @@ from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.prompts import PromptDraws
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots
-from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos, stack_observations
+from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE, TokenRules, begins_round
+from rlhf_gym.envs.vector_api import (
+    as_autoreset_mode,
+    check_num_envs,
+    note_seed,
+    reset_mask,
+    stack_infos,
+    stack_observations,
+)
 from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.rewards.adaptive import adaptive_parts
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
@@ -92,6 +101,13 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         self.draws = PromptDraws(num_envs, len(self.episodes.prompts))
         self._ended: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._any_ended = False
+        # In a round of an adaptive reward, the slots whose episode has ended and waits to be scored with the others.
+        self._held: Mask | None = None
+
+    @property
+    def token_rules(self) -> TokenRules:
+        """The fixed rules of the episodes, for agents."""
+        return self.episodes.rules
 
     def reset(
         self,
@@ -104,41 +120,47 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         Args:
             seed: ``s`` gives slot ``i`` the stream ``SeedSequence((s, i))``; a list gives each slot what a single environment
                 would have with that seed; None goes on with the random numbers there are.
-            options: ``reset_mask``, bool ``[N]``.
+            options: ``reset_mask``, bool ``[N]``; :data:`~rlhf_gym.envs.token_rules.ROUND` begins a round.
 
         Raises:
             ValueError: a list that has not one seed a slot, or a mask of another shape.
         """
         mask = reset_mask(options, self.num_envs)
+        self._held = None
+        if begins_round(options):
+            if seed is None:
+                mask &= ~self.episodes.unbegun
+            if self.max_episode_steps is None and adaptive_parts(self.episodes.reward):
+                self._held = np.zeros(self.num_envs, dtype=np.bool_)
+        note_seed(self, seed)
         self.draws.seed(seed, mask)
         self._begin(np.flatnonzero(mask))
         self._ended = self._ended & ~mask
         self._any_ended = bool(self._ended.any())
         return self._observe(), self._with_masks({}, mask)
 
-    def step(
-        self, actions: Ids, *, waiting: Mask | None = None
-    ) -> tuple[dict[str, Ids], Floats, Mask, Mask, dict[str, Any]]:
+    def step(self, actions: Ids) -> tuple[dict[str, Ids], Floats, Mask, Mask, dict[str, Any]]:
         """Append one token in every slot.
 
         Args:
-            actions: int64 ``[N]``.
-            waiting: bool ``[N]``, slots to leave as they are in this step; not in next-step mode.
+            actions: int64 ``[N]``; :data:`~rlhf_gym.envs.token_rules.WAIT` leaves a slot as it is, not in next-step mode.
 
         Raises:
             ResetNeeded: a slot has no running episode.
             InvalidAction: an action is not an id of the vocabulary, or outside a strict mask.
-            ValueError: ``waiting`` in next-step mode.
+            ValueError: a slot is to wait in next-step mode.
         """
         actions = as_token_ids(actions, (self.num_envs,))
-        if waiting is not None and self.autoreset_mode == AutoresetMode.NEXT_STEP:
+        stepped = actions != WAIT
+        waits = np.count_nonzero(stepped) < self.num_envs
+        if waits and self.autoreset_mode == AutoresetMode.NEXT_STEP:
             raise ValueError(
                 "waiting is for same-step and disabled mode; in next-step mode no slot can be left as it is"
             )
         restarted: Slots | None = None
         if self._any_ended and self.autoreset_mode == AutoresetMode.NEXT_STEP:
             restarted = np.flatnonzero(self._ended)
-        slots = np.flatnonzero(~waiting) if waiting is not None and np.count_nonzero(waiting) else None
+        slots = np.flatnonzero(stepped) if waits else None
         self.episodes.check_actions(actions, slots, restarted)
         if restarted is not None:
             self._begin(restarted)
@@ -146,6 +168,8 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {}
+        if self._held is not None and len(ended):
+            ended, infos = self._hold(ended, self.num_envs if slots is None else len(slots))
         if len(ended):
             terminations[ended] = True
             scored, columns = self.episodes.score_columns(ended)
@@ -165,6 +189,21 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         if self._any_ended and self.autoreset_mode == AutoresetMode.SAME_STEP:
             infos = self._restart(infos)
         return self._observe(), rewards, terminations, truncations, self._with_masks(infos, None)
+
+    def _hold(self, ended: Slots, stepped: int) -> tuple[Slots, dict[str, Any]]:
+        """Hold back episodes that have ended until no other goes on; returns those to score now, and infos of the others.
+
+        Args:
+            ended: int ``[n]``, the slots whose episode has just ended.
+            stepped: the number of slots that were stepped.
+        """
+        assert self._held is not None
+        self._held[ended] = True
+        held = np.flatnonzero(self._held)
+        if len(ended) < stepped:
+            return held[:0], stack_infos({WAITS_FOR_SCORE: self._held[held]}, held, self.num_envs)
+        self._held = None
+        return held, {}
 
     def _truncate(self, slots: Slots | None, restarted: Slots | None) -> Mask:
         """Time limit: slots with ``max_episode_steps`` response tokens, terminated or not, as TimeLimit has it."""
@@ -205,12 +244,15 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             infos["_action_mask"] = present
         return infos
 
-    def next_episode(self, slot: int) -> Ids:
-        """Start the slot's next episode, unless one has just started; returns the prompt's ids (agents' fast path)."""
-        episodes = self.episodes
-        if episodes.running[slot] and episodes.length[slot] == episodes.prompt_length[slot]:
-            return episodes.ids[slot, : episodes.length[slot]]
-        return episodes.begin(slot, int(self.draws.take(np.array([slot]))[0]))
+    def state(self) -> dict[str, Any]:
+        """The state that a checkpoint keeps, as JSON values: random numbers, running episodes, an adaptive reward's state."""
+        return {"generators": self.draws.states(), **self.episodes.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state`, taken from an environment of the same task and number of slots."""
+        self.reset()
+        self.draws.restore(state["generators"])
+        self.episodes.restore(state)
 
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token is allowed now."""

@@ -17,7 +17,7 @@ from rlhf_gym.envs.task_parts import as_task
 from rlhf_gym.envs.token_rows import Mask, Slots
 from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat
 from rlhf_gym.envs.turn_spaces import check_format
-from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos
+from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, note_seed, reset_mask, stack_infos
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
@@ -101,6 +101,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             ValueError: a list that has not one seed a slot, or a mask of another shape.
         """
         mask = reset_mask(options, self.num_envs)
+        note_seed(self, seed)
         self._draws.seed(seed, mask)
         slots = np.flatnonzero(mask)
         prompts = self._begin(slots)

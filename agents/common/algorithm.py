@@ -40,7 +40,6 @@ from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
     check_env,
-    group_slots,
     learning_model,
     limits_of,
     load_models,
@@ -49,6 +48,7 @@ from rlhf_gym.agents.common.setup import (
     sizes,
     timesteps_to_learn,
 )
+from rlhf_gym.agents.common.slots import check_groups_fit, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
@@ -173,6 +173,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """
         if self.env is None:
             raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
+        if rules_of(self.env) is None:
+            self._last_obs = None  # nobody knows who has moved it since: SB3 resets it
         total_timesteps, hook = self._setup_learn(
             timesteps_to_learn(
                 total_timesteps, iterations, done=self.iteration,
@@ -272,10 +274,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert self.seed is not None
         env, first = self._vec_env, self.episode_count
         per_slot = self.n_episodes // env.num_envs
+        # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring)
+            return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size)
         self._stepping = self._stepping or self.stepping_collector(env)
-        episodes = self._stepping.collect(first, per_slot, self._last_obs)
+        self._stepping.observation = self._last_obs
+        episodes = self._stepping.collect(first, per_slot)
         self._last_obs = self._stepping.observation
         return episodes
 
@@ -469,7 +473,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def reward_share(self) -> float | None:
         """Share of the last iteration's time that was spent waiting for rewards, 0 to 1.
 
-        None before the first iteration, and in environments that do not measure it: all but :class:`TokenVecEnv`.
+        None before the first iteration, and in environments that do not measure it: all but :class:`TokenVecEnv`, wrapped or
+        not.
         """
         return self.seconds.reward_share
 
@@ -515,6 +520,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._stepping = None
         self.rollout_buffer = None  # type: ignore[assignment]  # SB3's, for steps; sequences have their own
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed as stable-baselines3 does, but for the slots, which get the same seeds in every kind of environment."""
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None:
+            seed_slots(self.env, seed, self.group_size)
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Change the environment: other prompts, another reward, another number of slots.
 
@@ -531,18 +542,21 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
+        if self.group_size > 1 and token_env_inside(wrapped) is None:
+            assert self.seed is not None
+            seed_slots(wrapped, self.seed, self.group_size)
         self._counter = StepCounter(self.n_envs)
         self._stepping = None
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
         self.n_episodes, self.batch_size = sizes(self.n_episodes, self.settings.batch_size, env.num_envs)
-        group_slots(env, self.group_size)
+        check_groups_fit(env, self.group_size)
         return check_env(env, model, self.reference)
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""
         assert self.seed is not None
-        return SteppingCollector(env, self.policy, self.seed)
+        return SteppingCollector(env, self.policy, self.seed, self.group_size)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import check_spaces
 from rlhf_gym.agents.common.settings import AgentSettings
-from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.agents.common.slots import rules_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, require_peft
@@ -214,37 +214,13 @@ def limits_of(env: VecEnv | None, model: LanguageModel) -> Limits:
         env: the environment; None where an agent has none.
         model: its tokenizer says which tokens end and pad.
     """
-    if isinstance(env, TokenVecEnv):
-        return Limits(env.eos_id, env.suppress_tokens, env.min_new_tokens, env.max_new_tokens)
     special = model.tokenizer.eos_id, (model.tokenizer.pad_id,)
     if env is None:
         return Limits(*special)
+    if (rules := rules_of(env)) is not None:
+        return Limits(rules.eos_id, rules.suppress_tokens, rules.min_new_tokens, rules.max_new_tokens)
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
-    return Limits(*special, 0, int(space["ids"].shape[0]))  # type: ignore[index]
-
-
-def group_slots(env: VecEnv, size: int) -> None:
-    """Give every ``size`` slots in a row the same prompts.
-
-    Args:
-        env: the environment.
-        size: slots in a group.
-
-    Raises:
-        ConfigError: the environment cannot do that.
-    """
-    inside = token_env_inside(env)
-    if inside is not None:
-        inside.set_group_size(size)
-    elif size > 1:
-        raise ConfigError(
-            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...), wrapped "
-            f"or not; got {type(env.unwrapped).__name__}"
-        )
-
-
-def token_env_inside(env: VecEnv) -> TokenVecEnv | None:
-    """The token environment inside wrappers, if there is one."""
-    inner = env.unwrapped
-    return inner if isinstance(inner, TokenVecEnv) else None
+    capacity, longest_prompt = int(space["ids"].shape[0]), int(space["prompt_length"].high.max())  # type: ignore[index, attr-defined]
+    # The longest response fits behind the longest prompt.
+    return Limits(*special, 0, capacity - longest_prompt if 0 < longest_prompt < capacity else capacity)
