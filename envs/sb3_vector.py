@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from rlhf_gym.envs.vector_api import slot_info
@@ -39,6 +40,7 @@ class VectorVecEnv(VecEnv):
             )
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata["render_fps"] = env.metadata.get("render_fps", 10)  # of recorded videos
         self._actions: NDArray[Any] = np.zeros(env.num_envs, dtype=np.int64)
         self._returns: NDArray[np.float64] = np.zeros(env.num_envs)
         self._lengths: NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
@@ -145,13 +147,18 @@ class VectorVecEnv(VecEnv):
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """No slot is wrapped by itself.
+        """No slot is wrapped by itself; but each does what ``Monitor`` does, so that nobody need warn that it is missing.
 
         Args:
             wrapper_class: a wrapper.
             indices: slots; None: all.
         """
-        return [False for _ in self._get_indices(indices)]
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """Each slot's picture; None before the first reset, and where the environment does not render pictures."""
+        frames: Any = self.env.render() if self.render_mode == "rgb_array" else None
+        return [None] * self.num_envs if frames is None else list(frames)
 
     def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
         if indices is None:

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes
+from rlhf_gym.envs.episodes import Episodes, Infos
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.prompts import slot_generator
 from rlhf_gym.envs.token_rows import Ids, Mask
 from rlhf_gym.envs.token_rules import WAIT, TokenRules, begins_round
+from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 
@@ -40,6 +41,7 @@ class TokenEnv(gym.Env[Any, Any]):
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: the tokens that :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
             e.g. ``{"pattern": "[0-9]+"}``.
+        infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
         render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
 
@@ -61,10 +63,11 @@ class TokenEnv(gym.Env[Any, Any]):
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
+        infos: Infos = "texts",
         render_mode: str | None = None,
         render_model: LanguageModel | str | None = None,
     ) -> None:
-        self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
+        self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos)
         self.observation_space = self.episodes.observation_space()
         self.action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         rendering.check_render_mode(render_mode)
@@ -135,6 +138,8 @@ class TokenEnv(gym.Env[Any, Any]):
         self.episodes.restore(state)
 
     def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        if self.episodes.infos == "numbers":
+            info = row_of(self.episodes.numbers(np.zeros(1, dtype=np.intp)), 0)
         if self.episodes.masks.options.in_info:
             info["action_mask"] = self.action_masks().astype(np.int8)
         return info

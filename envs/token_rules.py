@@ -35,6 +35,7 @@ class TokenRules:
         min_new_tokens: EOS is not allowed before this many tokens.
         max_new_tokens: the length limit.
         stop: texts that end a response.
+        infos: what infos hold, ``"texts"`` or ``"numbers"``.
     """
 
     eos_id: int
@@ -43,6 +44,7 @@ class TokenRules:
     min_new_tokens: int
     max_new_tokens: int
     stop: tuple[str, ...]
+    infos: str
 
 
 def begins_round(options: Mapping[str, Any] | None) -> bool:

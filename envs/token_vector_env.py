@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes
+from rlhf_gym.envs.episodes import Episodes, Infos
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.prompts import PromptDraws
 from rlhf_gym.envs.token_env import as_token_ids
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rlhf_gym.lm.language_model import LanguageModel
 
 Floats = NDArray[np.float64]
+_OF_STEPS = ("final_obs", "final_info", WAITS_FOR_SCORE)  # infos that are not about an episode
 
 
 class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
@@ -50,6 +51,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         task_options: options of a task given by name.
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: the tokens that :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
+        infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
         autoreset_mode: ``next_step`` (the step after the end ignores the action and returns the new episode's first
             observation), ``same_step`` (the ending step returns it, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
@@ -74,6 +76,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
+        infos: Infos = "texts",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         copy_observations: bool = True,
@@ -82,7 +85,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
     ) -> None:
         check_num_envs(num_envs)
         self.num_envs = num_envs
-        self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
+        self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos)
         self.single_observation_space = self.episodes.observation_space()
         self.single_action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -237,7 +240,11 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         return self.episodes.observe() if self.copy_observations else self.episodes.look()
 
     def _with_masks(self, infos: dict[str, Any], slots: Mask | None) -> dict[str, Any]:
-        """Infos with the masks of these slots (None: of all), if ``mask`` has ``in_info``."""
+        """Infos with the numbers and the masks of these slots (None: of all), if ``infos`` and ``mask`` ask for them."""
+        if self.episodes.infos == "numbers":
+            chosen = np.arange(self.num_envs) if slots is None else np.flatnonzero(slots)
+            kept = {key: value for key, value in infos.items() if key.lstrip("_") in _OF_STEPS}
+            infos = kept | stack_infos(self.episodes.numbers(chosen), chosen, self.num_envs)
         if self.episodes.masks.options.in_info:
             present = np.ones(self.num_envs, dtype=np.bool_) if slots is None else slots.copy()
             infos["action_mask"] = self.action_masks().astype(np.int8) * present[:, None].astype(np.int8)

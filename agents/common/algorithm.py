@@ -536,7 +536,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Raises:
             ConfigError: it is no token environment, or does not fit the model or ``n_episodes``.
         """
-        wrapped = self._wrap_env(env, self.verbose)
+        wrapped = self._wrap_env(made_env(env), self.verbose)
         self.policy.limits = self._check(wrapped, self.policy.language_model)
         # SB3 demands the same spaces and number of slots; the weights depend on neither.
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space

@@ -35,13 +35,20 @@ def made_env(env: GymEnv | str | None) -> Any:
     """The environment, made where its id is given: stable-baselines3 would ask for a render mode, which no token env has.
 
     Raises:
-        ConfigError: it is neither an environment nor an id.
+        ConfigError: it is neither an environment nor an id, or not one that agents learn in. SB3 stumbles over some spaces.
     """
-    if isinstance(env, str):
-        return gym.make(env)
-    if env is not None and not isinstance(env, VecEnv | gym.Env):
-        raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(env).__name__}")
-    return env
+    made = gym.make(env) if isinstance(env, str) else env
+    if made is None:
+        return None
+    if isinstance(made, gym.vector.VectorEnv):
+        raise ConfigError(
+            f"env is a gymnasium.vector environment ({type(made.unwrapped).__name__}), agents need a VecEnv: give "
+            "make_sb3_env(n, task=...), or VectorVecEnv(env) around one made with autoreset_mode='same_step'"
+        )
+    if not isinstance(made, VecEnv | gym.Env):
+        raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(made).__name__}")
+    check_spaces(made.observation_space, made.action_space)
+    return made
 
 
 class Models(NamedTuple):
@@ -213,11 +220,19 @@ def limits_of(env: VecEnv | None, model: LanguageModel) -> Limits:
     Args:
         env: the environment; None where an agent has none.
         model: its tokenizer says which tokens end and pad.
+
+    Raises:
+        ConfigError: the environment leaves out of its infos what agents need, or its slots have different rules.
     """
     special = model.tokenizer.eos_id, (model.tokenizer.pad_id,)
     if env is None:
         return Limits(*special)
     if (rules := rules_of(env)) is not None:
+        if rules.infos != "texts":
+            raise ConfigError(
+                f"the environment was made with infos={rules.infos!r}, which leaves out what agents learn from: the rewards of "
+                "single tokens, and which rewards failed; make it with infos='texts', the default"
+            )
         return Limits(rules.eos_id, rules.suppress_tokens, rules.min_new_tokens, rules.max_new_tokens)
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
