@@ -16,11 +16,13 @@ class LibraryMissingError(TaskError, ConfigError, DependencyNotInstalled):
 
 @contextmanager
 def libraries_needed() -> Iterator[None]:
-    """Raise :class:`LibraryMissingError` in the place of this package's errors about libraries that cannot be imported."""
+    """In this block, this package's errors about libraries that cannot be imported are Gymnasium's too.
+
+    Raises:
+        LibraryMissingError: in the place of such an error, with its message.
+    """
     try:
         yield
-    except LibraryMissingError:
-        raise
     except RlhfGymError as error:
         if isinstance(error.__cause__, ImportError):
             raise LibraryMissingError(str(error)) from error.__cause__

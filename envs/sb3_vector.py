@@ -156,7 +156,7 @@ class VectorVecEnv(VecEnv):
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """Each slot's picture; None before the first reset, and where the environment does not render pictures."""
+        """Each slot's picture, uint8 ``[height, width, 3]``; None before the first reset, and without pictures to render."""
         frames: Any = self.env.render() if self.render_mode == "rgb_array" else None
         return [None] * self.num_envs if frames is None else list(frames)
 
