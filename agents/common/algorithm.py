@@ -48,7 +48,7 @@ from rlhf_gym.agents.common.setup import (
     sizes,
     timesteps_to_learn,
 )
-from rlhf_gym.agents.common.slots import check_groups_fit, rules_of, seed_slots, token_env_inside
+from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
@@ -550,7 +550,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
         self.n_episodes, self.batch_size = sizes(self.n_episodes, self.settings.batch_size, env.num_envs)
-        check_groups_fit(env, self.group_size)
+        group_slots(env, self.group_size)
         return check_env(env, model, self.reference)
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:

@@ -54,8 +54,8 @@ def token_env_inside(env: VecEnv) -> TokenVecEnv | None:
     return inner if isinstance(inner, TokenVecEnv) else None
 
 
-def check_groups_fit(env: VecEnv, size: int) -> None:
-    """Refuse groups of slots that the environment cannot have; a :class:`TokenVecEnv` forms them.
+def group_slots(env: VecEnv, size: int) -> None:
+    """Give every ``size`` slots in a row the same prompts: a :class:`TokenVecEnv` at once, others by :func:`seed_slots`.
 
     Args:
         env: the environment.
