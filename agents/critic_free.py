@@ -110,12 +110,12 @@ def check_groups(rollout: Rollout, size: int) -> None:
         size: of a group.
 
     Raises:
-        TrainingError: a group answers several prompts, since the environment's slots were seeded one by one.
+        TrainingError: a group answers several prompts, though the environment's slots have the same seeds.
     """
     prompts = [e.prompt_ids for e in rollout.episodes]
     for first in range(0, len(prompts), size):
         if any(prompt != prompts[first] for prompt in prompts[first : first + size]):
             raise TrainingError(
-                f"episodes {first} to {first + size - 1} are a group and should answer one prompt, but do not: seed the "
-                "environment with env.seed(...) only, which keeps groups together"
+                f"episodes {first} to {first + size - 1} are a group and should answer one prompt, but do not, though their "
+                "slots have the same seeds: a wrapper around the environment gives slots prompts of their own; take it away"
             )

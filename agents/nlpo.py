@@ -100,7 +100,7 @@ class NLPO(PPO):
     def stepping_collector(self, env: VecEnv) -> NucleusCollector:
         """The collector that steps the environment within the lagging policy's set."""
         assert self.seed is not None
-        return NucleusCollector(env, self.policy, self.seed, self.lagging, self.mask_top_p)
+        return NucleusCollector(env, self.policy, self.seed, self.group_size, self.lagging, self.mask_top_p)
 
     def after_learning(self, rollout: Rollout) -> None:
         """Every ``mask_refresh`` iterations, bring the lagging policy up to date."""
@@ -140,26 +140,28 @@ class NucleusCollector(SteppingCollector):
         env: any VecEnv of token observations.
         policy: generates the responses.
         seed: seed of the noise.
+        group_size: slots in a row that get the same prompts.
         lagging: the policy that masks.
         p: total probability of its set, at least.
     """
 
-    def __init__(self, env: VecEnv, policy: LMPolicy, seed: int, lagging: LanguageModel, p: float) -> None:
-        super().__init__(env, policy, seed)
+    def __init__(
+        self, env: VecEnv, policy: LMPolicy, seed: int, group_size: int, lagging: LanguageModel, p: float
+    ) -> None:
+        super().__init__(env, policy, seed, group_size)
         self.lagging = lagging
         self.p = p
 
-    def collect(self, first_episode: int, per_slot: int, observation: Any) -> list[Episode]:
+    def collect(self, first_episode: int, per_slot: int) -> list[Episode]:
         """Collect as the base does; the lagging policy's cache starts empty, since its weights may have changed.
 
         Args:
             first_episode: number of the first episode, for the noise.
             per_slot: episodes per slot.
-            observation: the environment's last observation, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
         """
         self._lagging = self.lagging.decoding_copy()
         self._decoder = CachedDecoder(self._lagging)
-        return super().collect(first_episode, per_slot, observation)
+        return super().collect(first_episode, per_slot)
 
     def _act(self, live: list[int], open_: list[Episode | None], hidden: Tensor, noise: list[Any]) -> Any:
         episodes = [episode for i in live if (episode := open_[i])]

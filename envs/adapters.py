@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rlhf_gym.envs.missing import LibraryMissingError
 from rlhf_gym.envs.rendering import check_render_mode
 from rlhf_gym.envs.turn_spaces import AnyText, as_text_action
 from rlhf_gym.errors import ConfigError
@@ -233,7 +234,7 @@ def _make(module: str, advice: str, env: Any, options: dict[str, Any]) -> Any:
     try:
         library = import_module(module)
     except ImportError as error:
-        raise ConfigError(f"the environment {env!r} needs {module}: {advice} ({error})") from error
+        raise LibraryMissingError(f"the environment {env!r} needs {module}: {advice} ({error})") from error
     try:
         return library.make(env, **options)
     except Exception as error:  # each library has its own kinds

@@ -106,7 +106,7 @@ class ConversationEnv(gym.Env[Any, Any]):
         """
         super().reset(seed=seed)
         if seed is not None:
-            self.np_random = slot_generator(seed, 0)
+            self._np_random = slot_generator(seed, 0)  # setting `np_random` would forget the seed
         self.prompt = self.task.prompts[int(self.np_random.integers(len(self.task.prompts)))]
         self.messages = first_messages(self.prompt)
         self.turn, self._running, self._last_reward = 0, True, None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -18,14 +18,24 @@ from rlhf_gym.envs.prompts import PromptTable
 from rlhf_gym.envs.scoring import EndedEpisodes, score_episodes
 from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
+from rlhf_gym.envs.token_rules import TokenRules
 from rlhf_gym.envs.vector_api import row_of
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer, decode_all
+from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import ScoredBatch
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task
 
 # Tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does.
 _REACH = 8
+Infos = Literal["texts", "numbers"]
+"""What infos hold.
+
+``"texts"``: a step that ends an episode says all of it, texts too, and other steps say nothing. ``"numbers"``, for clients that
+keep infos in arrays: every step, and every reset, says ``ended`` (bool) and ``response_length`` (int), and nothing else.
+"""
+_KEPT = ("ids", "prompt_length", "length", "prompt_index", "running")
 
 
 class Episodes(TokenRows):
@@ -39,6 +49,7 @@ class Episodes(TokenRows):
         task_options: options of a task given by name.
         max_prompt_tokens: longest prompt allowed; None takes the task's longest.
         mask: the tokens that are allowed.
+        infos: see :data:`Infos`.
 
     Attributes:
         ids: int64 ``[N, L]``, prompt and response, padded on the right; ``L`` is the longest prompt plus the longest response.
@@ -61,7 +72,11 @@ class Episodes(TokenRows):
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
+        infos: Infos = "texts",
     ) -> None:
+        if infos not in get_args(Infos):
+            raise ConfigError(f"infos must be one of {', '.join(get_args(Infos))}, got {infos!r}")
+        self.infos = infos
         self.task = as_task(task, task_options)
         self.tokenizer = as_tokenizer(tokenizer, self.task)
         self.reward = reward_of(reward, self.task)
@@ -88,6 +103,26 @@ class Episodes(TokenRows):
                 "prompt_length": gym.spaces.Box(0, self.max_prompt_tokens, (1,), np.int64),
             }
         )
+
+    @property
+    def rules(self) -> TokenRules:
+        """The fixed rules of the episodes, for agents."""
+        task, tokenizer = self.task, self.tokenizer
+        return TokenRules(
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            suppress_tokens=self.suppress_tokens,
+            min_new_tokens=task.min_new_tokens,
+            max_new_tokens=task.max_new_tokens,
+            stop=task.stop,
+            infos=self.infos,
+        )
+
+    @property
+    def unbegun(self) -> Mask:
+        """bool ``[N]``, True where an episode runs that has no token of its response yet."""
+        unbegun: Mask = self.running & (self.length == self.prompt_length)
+        return unbegun
 
     def begin(self, slot: int, index: int) -> Ids:
         """Start an episode with the prompt of this number; returns the prompt's ids.
@@ -272,11 +307,31 @@ class Episodes(TokenRows):
         places = (self._starts.take(slots) + starts)[:, None] + np.arange(sizes.max())
         return decode_all(self.tokenizer, self.ids.take(places), sizes)
 
+    def numbers(self, slots: Slots) -> dict[str, Any]:
+        """The infos that are numbers: bool ``ended`` and int64 ``response_length``, ``[n]`` each, of the episodes as they are.
+
+        Args:
+            slots: int ``[n]``.
+        """
+        ended: Mask = ~self.running[slots]
+        if ended.any():
+            ended &= self.read_ended(slots).ended
+        return {"ended": ended, "response_length": self.length[slots] - self.prompt_length[slots]}
+
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token is allowed now; every row allows at least one."""
         return self.masks.rows(self)
 
-    def refresh(self) -> None:
-        """Compute again what follows from the rows, after a checkpoint has replaced them."""
+    def state(self) -> dict[str, Any]:
+        """The state that a checkpoint keeps, as JSON values: running episodes, and an adaptive reward's state."""
+        rows = {name: getattr(self, name).tolist() for name in _KEPT}
+        return {**rows, "reward": reward_state(self.reward)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state`, taken from episodes of the same task and number of slots."""
+        for name in _KEPT:
+            array = getattr(self, name)
+            array[...] = np.array(state[name], dtype=array.dtype)
         self._limit[...] = self.prompt_length + self.task.max_new_tokens
+        restore_reward(self.reward, state["reward"])
         self.masks.replay(self)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_gym.errors import TaskError
+from rlhf_gym.envs.missing import LibraryMissingError
 from rlhf_gym.text import visible
 
 Frame = NDArray[np.uint8]
@@ -28,7 +28,7 @@ def picture(spans: Sequence[Span], bottom: Span | None) -> Frame:
         bottom: the last line, with its colour; None leaves it empty.
 
     Raises:
-        TaskError: Pillow is not installed.
+        LibraryMissingError: Pillow is not installed.
     """
     image_module, draw_module = _pillow()
     image = image_module.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
@@ -86,7 +86,7 @@ def _pillow() -> tuple[Any, Any]:
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
-        raise TaskError("render_mode 'rgb_array' needs Pillow: pip install 'rlhf-gym[render]'") from error
+        raise LibraryMissingError("render_mode 'rgb_array' needs Pillow: pip install 'rlhf-gym[render]'") from error
     return Image, ImageDraw
 
 

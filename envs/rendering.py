@@ -209,6 +209,17 @@ def as_frame(episodes: Episodes, slot: int, painter: Painter) -> Frame:
     return picture(spans, _reward_line(reward, painter))
 
 
+def turn_line(prompt: str, response: str, reward: float | None) -> str:
+    """A prompt and a whole response in one line.
+
+    Args:
+        prompt: the prompt's text.
+        response: the response's text.
+        reward: the reward; None while the episode runs.
+    """
+    return visible(f"{prompt} │{response}") + ("" if reward is None else f"  [{reward:.3f}]")
+
+
 def turn_frame(prompt: str, response: str, reward: float | None, painter: Painter) -> Frame:
     """A prompt and a whole response as a picture, uint8 ``[240, 640, 3]``, coloured by its reward once there is one.
 

@@ -1,9 +1,8 @@
 """Token environments as stable-baselines3's `VecEnv`, with a fast path for whole responses.
 
-Agents may take the fast path where a step only appends a token (``append_only`` is True):
-:meth:`TokenVecEnv.begin_episodes` gives the prompts that a reset would give, the agent generates whole responses by itself,
-:meth:`TokenVecEnv.end_episodes` stores them, and :meth:`TokenVecEnv.score_ended` scores them all with one call. Stepping token
-by token gives the same episodes, only slower.
+Agents may take the fast path where a step only appends a token (``append_only`` is True): a reset gives the prompts, the agent
+generates whole responses by itself, :meth:`TokenVecEnv.end_episodes` stores them, and :meth:`TokenVecEnv.score_ended` scores
+them all with one call. Stepping token by token gives the same episodes, only slower.
 """
 
 from __future__ import annotations
@@ -17,19 +16,14 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.sb3_vector import VectorVecEnv
 from rlhf_gym.envs.scoring import EndedEpisodes
-from rlhf_gym.envs.token_rows import Ids
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import TermReward
-
-WAIT = -1
-"""The action that leaves a slot as it is: for agents that collect the same number of episodes in every slot."""
 
 
 class TokenVecEnv(VectorVecEnv):
-    """A :class:`TokenVectorEnv` as stable-baselines3's `VecEnv`; an action of :data:`WAIT` leaves a slot as it is.
+    """A :class:`TokenVectorEnv` as stable-baselines3's `VecEnv`.
 
     Args:
         env: a vector environment in same-step autoreset mode.
@@ -95,20 +89,11 @@ class TokenVecEnv(VectorVecEnv):
         """True if ``suppress_tokens`` and ``min_new_tokens`` are all of the action masks."""
         return self.env.episodes.masks.fixed
 
-    def begin_episodes(self, slots: Sequence[int]) -> list[Ids]:
-        """The prompts' ids of each slot's next episode, drawing exactly what stepping would draw.
-
-        An episode that a reset has started and that has no response yet is that next episode.
-        """
-        if not self.env.draws.seeded:
-            self.reset()
-        return [self.env.next_episode(slot).copy() for slot in slots]
-
     def end_episodes(self, slots: Sequence[int], responses: Sequence[Sequence[int]]) -> EndedEpisodes:
         """Store whole responses and leave the scoring to :meth:`score_ended`.
 
         Args:
-            slots: where :meth:`begin_episodes` started the episodes.
+            slots: where a reset began episodes.
             responses: ids of each response, EOS included where it was generated.
         """
         episodes = self.env.episodes
@@ -139,26 +124,11 @@ class TokenVecEnv(VectorVecEnv):
 
     def state(self) -> dict[str, Any]:
         """The state that a checkpoint keeps, as JSON values: random numbers, running episodes, an adaptive reward's state."""
-        episodes = self.env.episodes
-        return {
-            "generators": self.env.draws.states(),
-            "ids": episodes.ids.tolist(),
-            "prompt_length": episodes.prompt_length.tolist(),
-            "length": episodes.length.tolist(),
-            "prompt_index": episodes.prompt_index.tolist(),
-            "running": episodes.running.tolist(),
-            "reward": reward_state(episodes.reward),
-        }
+        return self.env.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore a :meth:`state`, taken from an environment of the same task and number of slots."""
-        self.env.reset()
-        self.env.draws.restore(state["generators"])
-        for name in ("ids", "prompt_length", "length", "prompt_index", "running"):
-            array = getattr(self.env.episodes, name)
-            array[...] = np.array(state[name], dtype=array.dtype)
-        self.env.episodes.refresh()
-        restore_reward(self.env.episodes.reward, state["reward"])
+        self.env.restore(state)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the slots at the next reset, group ``i`` of slots with the ``i``-th number of the seed's own stream."""
@@ -188,9 +158,6 @@ class TokenVecEnv(VectorVecEnv):
         if size != self.group_size:
             self.group_size = size
             self.seed(self._last_seed)
-
-    def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        return self.env.step(self._actions, waiting=self._actions == WAIT)
 
     def _episode(self, slot: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
         # From the last observation, which a checkpoint restores; the reward comes at the end only.

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from rlhf_gym.envs.vector_api import slot_info
@@ -39,6 +40,7 @@ class VectorVecEnv(VecEnv):
             )
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata["render_fps"] = env.metadata.get("render_fps", 10)  # of recorded videos
         self._actions: NDArray[Any] = np.zeros(env.num_envs, dtype=np.int64)
         self._returns: NDArray[np.float64] = np.zeros(env.num_envs)
         self._lengths: NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
@@ -46,12 +48,21 @@ class VectorVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Start an episode in every slot."""
         seeds: Any = None if all(s is None for s in self._seeds) else self._seeds
-        observations, infos = self.env.reset(seed=seeds)
+        observations, infos = self.env.reset(seed=seeds, options=self._common_options())
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [slot_info(infos, slot) for slot in range(self.num_envs)]
         self._returns[:], self._lengths[:] = 0.0, 0
         return _batch(observations)
+
+    def _common_options(self) -> dict[str, Any] | None:
+        """The options of the next reset, which the slots share."""
+        first = self._options[0]
+        if any(options != first for options in self._options):
+            raise ValueError(
+                f"set_options: the {self.num_envs} slots are one environment, whose reset takes one dict of options"
+            )
+        return dict(first) or None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the slots at the next reset, slot ``i`` with the ``i``-th number of the seed's own stream."""
@@ -69,13 +80,9 @@ class VectorVecEnv(VecEnv):
         """
         self._actions = np.asarray(actions)
 
-    def _step(self) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Step the environment with the actions that were kept."""
-        return self.env.step(self._actions)
-
     def step_wait(self) -> VecEnvStepReturn:
         """Take one step in every slot."""
-        observations, rewards, terminations, truncations, infos = self._step()
+        observations, rewards, terminations, truncations, infos = self.env.step(self._actions)
         dones = terminations | truncations
         self._returns += rewards
         self._lengths += 1
@@ -140,13 +147,18 @@ class VectorVecEnv(VecEnv):
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """No slot is wrapped by itself.
+        """No slot is wrapped by itself; but each does what ``Monitor`` does, so that nobody need warn that it is missing.
 
         Args:
             wrapper_class: a wrapper.
             indices: slots; None: all.
         """
-        return [False for _ in self._get_indices(indices)]
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """Each slot's picture, uint8 ``[height, width, 3]``; None before the first reset, and without pictures to render."""
+        frames: Any = self.env.render() if self.render_mode == "rgb_array" else None
+        return [None] * self.num_envs if frames is None else list(frames)
 
     def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
         if indices is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_gym.envs.missing import libraries_needed
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, load_tokenizer
 from rlhf_gym.rewards.base import TermReward, as_term
@@ -22,9 +23,11 @@ def as_task(task: Task | str, options: dict[str, Any] | None) -> Task:
 
     Raises:
         TaskError: no such task, or options for a task that is already built.
+        LibraryMissingError: the task needs a library that is not installed.
     """
     if isinstance(task, str):
-        return load_task(task, **(options or {}))
+        with libraries_needed():
+            return load_task(task, **(options or {}))
     if options:
         raise TaskError(f"task_options {options!r} are for a task given by name; task {task.name!r} is already built")
     return task

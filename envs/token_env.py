@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes
+from rlhf_gym.envs.episodes import Episodes, Infos
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.prompts import slot_generator
 from rlhf_gym.envs.token_rows import Ids, Mask
+from rlhf_gym.envs.token_rules import WAIT, TokenRules, begins_round
+from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 
@@ -39,6 +41,7 @@ class TokenEnv(gym.Env[Any, Any]):
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: the tokens that :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
             e.g. ``{"pattern": "[0-9]+"}``.
+        infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
         render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
 
@@ -60,15 +63,22 @@ class TokenEnv(gym.Env[Any, Any]):
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
+        infos: Infos = "texts",
         render_mode: str | None = None,
         render_model: LanguageModel | str | None = None,
     ) -> None:
-        self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
+        self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos)
         self.observation_space = self.episodes.observation_space()
         self.action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         rendering.check_render_mode(render_mode)
         self.render_mode = render_mode
         self._painter = rendering.Painter(render_model)
+        self._waited = False
+
+    @property
+    def token_rules(self) -> TokenRules:
+        """The fixed rules of the episodes, for agents."""
+        return self.episodes.rules
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -77,24 +87,31 @@ class TokenEnv(gym.Env[Any, Any]):
 
         Args:
             seed: of the prompts from here on; None goes on with the random numbers there are.
-            options: not used.
+            options: :data:`~rlhf_gym.envs.token_rules.ROUND` keeps an episode that has no token of its response yet; so does a
+                reset after a step of :data:`~rlhf_gym.envs.token_rules.WAIT` (a time limit counts such steps, too).
         """
         super().reset(seed=seed)
         if seed is not None:
-            self.np_random = slot_generator(seed, 0)
-        self.episodes.begin(0, int(self.np_random.integers(len(self.episodes.prompts))))
+            self._np_random = slot_generator(seed, 0)  # setting `np_random` would forget the seed
+        kept = seed is None and (begins_round(options) or self._waited) and self.episodes.unbegun[0]
+        if not kept:
+            self.episodes.begin(0, int(self.np_random.integers(len(self.episodes.prompts))))
+        self._waited = False
         if self.render_mode == "human":
             self.render()
         return self.episodes.observe_one(0), self._with_mask({})
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Ids], float, bool, bool, dict[str, Any]]:
-        """Append one token.
+        """Append one token; :data:`~rlhf_gym.envs.token_rules.WAIT` leaves the episode as it is.
 
         Raises:
             ResetNeeded: no episode was started, or it has ended.
             InvalidAction: the action is not an id of the vocabulary, or outside a strict mask.
         """
         actions = as_token_ids(action, ()).reshape(1)
+        self._waited = bool(actions[0] == WAIT) and bool(self.episodes.running[0])
+        if self._waited:
+            return self.episodes.observe_one(0), 0.0, False, False, self._with_mask({})
         self.episodes.check_actions(actions)
         reward, info = 0.0, {}
         terminated = len(self.episodes.append(actions)) > 0
@@ -111,7 +128,18 @@ class TokenEnv(gym.Env[Any, Any]):
         masks: NDArray[np.bool_] = self.episodes.action_masks()[0]
         return masks
 
+    def state(self) -> dict[str, Any]:
+        """The state that a checkpoint keeps, as JSON values: random numbers, the episode, an adaptive reward's state."""
+        return {"generators": [self.np_random.bit_generator.state], **self.episodes.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state`, taken from an environment of the same task."""
+        self.np_random.bit_generator.state = state["generators"][0]
+        self.episodes.restore(state)
+
     def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:
+        if self.episodes.infos == "numbers":
+            info = row_of(self.episodes.numbers(np.zeros(1, dtype=np.intp)), 0)
         if self.episodes.masks.options.in_info:
             info["action_mask"] = self.action_masks().astype(np.int8)
         return info

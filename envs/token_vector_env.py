@@ -12,19 +12,29 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
-from rlhf_gym.envs.episodes import Episodes
+from rlhf_gym.envs.episodes import Episodes, Infos
 from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.prompts import PromptDraws
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots
-from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos, stack_observations
+from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE, TokenRules, begins_round
+from rlhf_gym.envs.vector_api import (
+    as_autoreset_mode,
+    check_num_envs,
+    note_seed,
+    reset_mask,
+    stack_infos,
+    stack_observations,
+)
 from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.rewards.adaptive import adaptive_parts
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
     from rlhf_gym.lm.language_model import LanguageModel
 
 Floats = NDArray[np.float64]
+_OF_STEPS = ("final_obs", "final_info", WAITS_FOR_SCORE)  # infos that are not about an episode
 
 
 class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
@@ -41,6 +51,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         task_options: options of a task given by name.
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: the tokens that :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
+        infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
         autoreset_mode: ``next_step`` (the step after the end ignores the action and returns the new episode's first
             observation), ``same_step`` (the ending step returns it, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
@@ -65,6 +76,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
+        infos: Infos = "texts",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         copy_observations: bool = True,
@@ -73,7 +85,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
     ) -> None:
         check_num_envs(num_envs)
         self.num_envs = num_envs
-        self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask)
+        self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos)
         self.single_observation_space = self.episodes.observation_space()
         self.single_action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -92,6 +104,13 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         self.draws = PromptDraws(num_envs, len(self.episodes.prompts))
         self._ended: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._any_ended = False
+        # In a round of an adaptive reward, the slots whose episode has ended and waits to be scored with the others.
+        self._held: Mask | None = None
+
+    @property
+    def token_rules(self) -> TokenRules:
+        """The fixed rules of the episodes, for agents."""
+        return self.episodes.rules
 
     def reset(
         self,
@@ -104,41 +123,47 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         Args:
             seed: ``s`` gives slot ``i`` the stream ``SeedSequence((s, i))``; a list gives each slot what a single environment
                 would have with that seed; None goes on with the random numbers there are.
-            options: ``reset_mask``, bool ``[N]``.
+            options: ``reset_mask``, bool ``[N]``; :data:`~rlhf_gym.envs.token_rules.ROUND` begins a round.
 
         Raises:
             ValueError: a list that has not one seed a slot, or a mask of another shape.
         """
         mask = reset_mask(options, self.num_envs)
+        self._held = None
+        if begins_round(options):
+            if seed is None:
+                mask &= ~self.episodes.unbegun
+            if self.max_episode_steps is None and adaptive_parts(self.episodes.reward):
+                self._held = np.zeros(self.num_envs, dtype=np.bool_)
+        note_seed(self, seed)
         self.draws.seed(seed, mask)
         self._begin(np.flatnonzero(mask))
         self._ended = self._ended & ~mask
         self._any_ended = bool(self._ended.any())
         return self._observe(), self._with_masks({}, mask)
 
-    def step(
-        self, actions: Ids, *, waiting: Mask | None = None
-    ) -> tuple[dict[str, Ids], Floats, Mask, Mask, dict[str, Any]]:
+    def step(self, actions: Ids) -> tuple[dict[str, Ids], Floats, Mask, Mask, dict[str, Any]]:
         """Append one token in every slot.
 
         Args:
-            actions: int64 ``[N]``.
-            waiting: bool ``[N]``, slots to leave as they are in this step; not in next-step mode.
+            actions: int64 ``[N]``; :data:`~rlhf_gym.envs.token_rules.WAIT` leaves a slot as it is, not in next-step mode.
 
         Raises:
             ResetNeeded: a slot has no running episode.
             InvalidAction: an action is not an id of the vocabulary, or outside a strict mask.
-            ValueError: ``waiting`` in next-step mode.
+            ValueError: a slot is to wait in next-step mode.
         """
         actions = as_token_ids(actions, (self.num_envs,))
-        if waiting is not None and self.autoreset_mode == AutoresetMode.NEXT_STEP:
+        stepped = actions != WAIT
+        waits = np.count_nonzero(stepped) < self.num_envs
+        if waits and self.autoreset_mode == AutoresetMode.NEXT_STEP:
             raise ValueError(
                 "waiting is for same-step and disabled mode; in next-step mode no slot can be left as it is"
             )
         restarted: Slots | None = None
         if self._any_ended and self.autoreset_mode == AutoresetMode.NEXT_STEP:
             restarted = np.flatnonzero(self._ended)
-        slots = np.flatnonzero(~waiting) if waiting is not None and np.count_nonzero(waiting) else None
+        slots = np.flatnonzero(stepped) if waits else None
         self.episodes.check_actions(actions, slots, restarted)
         if restarted is not None:
             self._begin(restarted)
@@ -146,6 +171,8 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[str, Any] = {}
+        if self._held is not None and len(ended):
+            ended, infos = self._hold(ended, self.num_envs if slots is None else len(slots))
         if len(ended):
             terminations[ended] = True
             scored, columns = self.episodes.score_columns(ended)
@@ -165,6 +192,21 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         if self._any_ended and self.autoreset_mode == AutoresetMode.SAME_STEP:
             infos = self._restart(infos)
         return self._observe(), rewards, terminations, truncations, self._with_masks(infos, None)
+
+    def _hold(self, ended: Slots, stepped: int) -> tuple[Slots, dict[str, Any]]:
+        """Hold back episodes that have ended until no other goes on; returns those to score now, and infos of the others.
+
+        Args:
+            ended: int ``[n]``, the slots whose episode has just ended.
+            stepped: the number of slots that were stepped.
+        """
+        assert self._held is not None
+        self._held[ended] = True
+        held = np.flatnonzero(self._held)
+        if len(ended) < stepped:
+            return held[:0], stack_infos({WAITS_FOR_SCORE: self._held[held]}, held, self.num_envs)
+        self._held = None
+        return held, {}
 
     def _truncate(self, slots: Slots | None, restarted: Slots | None) -> Mask:
         """Time limit: slots with ``max_episode_steps`` response tokens, terminated or not, as TimeLimit has it."""
@@ -198,19 +240,26 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         return self.episodes.observe() if self.copy_observations else self.episodes.look()
 
     def _with_masks(self, infos: dict[str, Any], slots: Mask | None) -> dict[str, Any]:
-        """Infos with the masks of these slots (None: of all), if ``mask`` has ``in_info``."""
+        """Infos with the numbers and the masks of these slots (None: of all), if ``infos`` and ``mask`` ask for them."""
+        if self.episodes.infos == "numbers":
+            chosen = np.arange(self.num_envs) if slots is None else np.flatnonzero(slots)
+            kept = {key: value for key, value in infos.items() if key.lstrip("_") in _OF_STEPS}
+            infos = kept | stack_infos(self.episodes.numbers(chosen), chosen, self.num_envs)
         if self.episodes.masks.options.in_info:
             present = np.ones(self.num_envs, dtype=np.bool_) if slots is None else slots.copy()
             infos["action_mask"] = self.action_masks().astype(np.int8) * present[:, None].astype(np.int8)
             infos["_action_mask"] = present
         return infos
 
-    def next_episode(self, slot: int) -> Ids:
-        """Start the slot's next episode, unless one has just started; returns the prompt's ids (agents' fast path)."""
-        episodes = self.episodes
-        if episodes.running[slot] and episodes.length[slot] == episodes.prompt_length[slot]:
-            return episodes.ids[slot, : episodes.length[slot]]
-        return episodes.begin(slot, int(self.draws.take(np.array([slot]))[0]))
+    def state(self) -> dict[str, Any]:
+        """The state that a checkpoint keeps, as JSON values: random numbers, running episodes, an adaptive reward's state."""
+        return {"generators": self.draws.states(), **self.episodes.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state`, taken from an environment of the same task and number of slots."""
+        self.reset()
+        self.draws.restore(state["generators"])
+        self.episodes.restore(state)
 
     def action_masks(self) -> Mask:
         """bool ``[N, V]``, True where a token is allowed now."""

@@ -9,12 +9,11 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.envs.picture import Frame
-from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, turn_frame
+from rlhf_gym.envs.rendering import RENDER_MODES
 from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
 from rlhf_gym.envs.vector_api import slot_info
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
-from rlhf_gym.text import visible
 
 
 class TurnEnv(gym.Env[Any, Any]):
@@ -56,7 +55,6 @@ class TurnEnv(gym.Env[Any, Any]):
         max_prompt_tokens: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        check_render_mode(render_mode)
         self._vector = TurnVectorEnv(
             1,
             task,
@@ -67,14 +65,11 @@ class TurnEnv(gym.Env[Any, Any]):
             max_characters=max_characters,
             max_prompt_tokens=max_prompt_tokens,
             autoreset_mode=AutoresetMode.DISABLED,
+            render_mode=render_mode,
         )
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
         self.render_mode = render_mode
-        self._painter = Painter()
-        self._prompt: str | None = None
-        self._response, self._reward = "", 0.0
-        self._ended = False
 
     @property
     def task(self) -> Task:
@@ -90,10 +85,7 @@ class TurnEnv(gym.Env[Any, Any]):
         """
         super().reset(seed=seed)
         observations, infos = self._vector.reset(seed=[seed])
-        info = slot_info(infos, 0)
-        self._prompt, self._response, self._ended = info["prompt"], "", False
-        self._print()
-        return _only(observations), info
+        return _only(observations), slot_info(infos, 0)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Answer the prompt; every step ends its episode.
@@ -104,27 +96,14 @@ class TurnEnv(gym.Env[Any, Any]):
             RewardError: the reward failed; the same prompt still waits for a response.
         """
         observations, rewards, _, _, infos = self._vector.step([action])
-        info = slot_info(infos, 0)
-        self._response, self._reward, self._ended = info["response"], float(rewards[0]), True
-        self._painter.note(0, self._reward)
-        self._print()
-        return _only(observations), self._reward, True, False, info
+        return _only(observations), float(rewards[0]), True, False, slot_info(infos, 0)
 
     def render(self) -> str | Frame | None:
-        """Prompt, response and reward: in one line (``ansi``) or a picture; None before the first reset and for ``human``."""
-        if self._prompt is None or self.render_mode in (None, "human"):
-            return None
-        if self.render_mode == "ansi":
-            return self._line()
-        return turn_frame(self._prompt, self._response, self._reward if self._ended else None, self._painter)
-
-    def _line(self) -> str:
-        reward = f"  [{self._reward:.3f}]" if self._ended else ""
-        return visible(f"{self._prompt} │{self._response}") + reward
-
-    def _print(self) -> None:
+        """Prompt, response and reward: in one line (``ansi``) or a picture; None before the first reset, and for ``human``."""
         if self.render_mode == "human":
-            print(self._line())
+            return None  # each step has printed it
+        shown = self._vector.render()
+        return None if shown is None else shown[0]
 
 
 def _only(observations: Any) -> Any:

@@ -121,6 +121,9 @@ class TextFormat:
         Raises:
             InvalidAction: the actions are not one text for each slot, or one is too long.
         """
+        actions = (
+            actions.tolist() if isinstance(actions, np.ndarray) and actions.ndim == 1 else actions
+        )  # SB3 gives arrays
         if isinstance(actions, str) or not isinstance(actions, Sequence) or len(actions) != len(self.shown):
             shown = f"{len(actions)} of them" if isinstance(actions, list | tuple) else type(actions).__name__
             raise gym.error.InvalidAction(f"expected a list of {len(self.shown)} responses, got {shown}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -13,14 +13,23 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
 from rlhf_gym.envs.prompts import PromptDraws
+from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, turn_frame, turn_line
 from rlhf_gym.envs.task_parts import as_task
 from rlhf_gym.envs.token_rows import Mask, Slots
 from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat
 from rlhf_gym.envs.turn_spaces import check_format
-from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos
+from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, note_seed, reset_mask, stack_infos
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
+
+
+class Turn(NamedTuple):
+    """A turn as it is rendered: a prompt, and once it is answered a response and its reward."""
+
+    prompt: str = ""
+    response: str = ""
+    reward: float | None = None
 
 
 class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
@@ -42,6 +51,8 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             (the step returns the next prompt, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
         max_episode_steps: a time limit of 1 also truncates every episode; longer ones are never met.
+        render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``, of every slot. In same-step mode the last response is shown,
+            not the prompt that follows it.
 
     Raises:
         TaskError, ConfigError: the task, the tokenizer or the format cannot be used, with the reason.
@@ -61,8 +72,10 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         max_prompt_tokens: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
+        render_mode: str | None = None,
     ) -> None:
         check_num_envs(num_envs)
+        check_render_mode(render_mode)
         check_format(format)
         self.num_envs = num_envs
         self.format: TurnFormat
@@ -76,7 +89,10 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.autoreset_mode = as_autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self._painter = Painter()
+        self._turns = [Turn()] * num_envs
         self.max_episode_steps = max_episode_steps
         self._draws = PromptDraws(num_envs, len(self.task.prompts))
         self._running: Mask = np.zeros(num_envs, dtype=np.bool_)
@@ -101,9 +117,13 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             ValueError: a list that has not one seed a slot, or a mask of another shape.
         """
         mask = reset_mask(options, self.num_envs)
+        note_seed(self, seed)
         self._draws.seed(seed, mask)
         slots = np.flatnonzero(mask)
         prompts = self._begin(slots)
+        self._show(slots, prompts)
+        if self.render_mode == "human":
+            self.render()
         return self.format.observe(), stack_infos({"prompt": prompts}, slots, self.num_envs)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
@@ -138,6 +158,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             rewards[slots] = scored.values
             infos = stack_infos(columns, slots, self.num_envs)
             self._running[slots] = False
+            self._show(slots, columns["prompt"], columns["response"], scored.values.tolist())
         terminations = ~waiting
         truncations = terminations & (self.max_episode_steps == 1)
         restarted = np.flatnonzero(waiting)
@@ -151,13 +172,42 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             }
             restarted = slots
         if len(restarted):
-            fresh = stack_infos({"prompt": self._begin(restarted)}, restarted, self.num_envs)
+            prompts = self._begin(restarted)
+            if self.autoreset_mode != AutoresetMode.SAME_STEP:
+                self._show(restarted, prompts)
+            fresh = stack_infos({"prompt": prompts}, restarted, self.num_envs)
             if "prompt" in infos:  # those of the slots that answered in this step
                 infos["prompt"][restarted] = fresh["prompt"][restarted]
                 infos["_prompt"] |= fresh["_prompt"]
             else:
                 infos |= fresh
+        if self.render_mode == "human":
+            self.render()
         return self.format.observe(), rewards, terminations, truncations, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Every slot's prompt, response and reward: texts (``ansi``), frames (``rgb_array``), or None, printed (``human``)."""
+        if self.render_mode is None or not self._started.all():
+            return None
+        if self.render_mode == "rgb_array":
+            return tuple(turn_frame(t.prompt, t.response, t.reward, self._painter) for t in self._turns)
+        lines = tuple(turn_line(t.prompt, t.response, t.reward) for t in self._turns)
+        if self.render_mode == "ansi":
+            return lines
+        print("\n".join(lines))
+        return None
+
+    def _show(
+        self, slots: Slots, prompts: Sequence[str], responses: Sequence[str] = (), rewards: Sequence[float] = ()
+    ) -> None:
+        """Keep what is rendered of these slots."""
+        if self.render_mode is None:
+            return
+        answered = zip(responses, rewards, strict=True) if responses else (("", None) for _ in prompts)
+        for slot, prompt, (response, reward) in zip(slots.tolist(), prompts, answered, strict=True):
+            self._turns[slot] = Turn(prompt, response, reward)
+            if reward is not None:
+                self._painter.note(slot, reward)
 
     def _begin(self, slots: Slots) -> list[str]:
         self._running[slots] = self._started[slots] = True

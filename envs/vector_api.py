@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Mask, Slots
@@ -106,6 +106,21 @@ def reset_mask(options: Mapping[str, Any] | None, num_envs: int) -> Mask:
         raise ValueError("options['reset_mask'] must be True somewhere; it is False for every environment")
     chosen: NDArray[np.bool_] = mask
     return chosen
+
+
+def note_seed(env: VectorEnv[Any, Any, Any], seed: int | Sequence[int | None] | None) -> None:
+    """Have the environment's ``np_random_seed`` say what ``reset`` was given, as Gymnasium's own vector environments do.
+
+    Args:
+        env: a vector environment.
+        seed: a number, one for each slot (then it is a tuple of them), or None, which leaves it as it is.
+    """
+    if seed is None:
+        return
+    if isinstance(seed, int | np.integer):
+        VectorEnv.reset(env, seed=int(seed))
+    else:
+        env._np_random_seed = tuple(seed)  # type: ignore[assignment]  # as SyncVectorEnv has it
 
 
 def as_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
+import gymnasium as gym
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -15,7 +16,7 @@ from rlhf_gym.agents import PPO
 from rlhf_gym.agents.common.collect import Scoring, decode_episodes
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout
-from rlhf_gym.envs import TokenVecEnv, make_sb3_env
+from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
 
 NUM_ENVS = 16
 LIMIT = 8
@@ -81,6 +82,19 @@ def decoded(env: TokenVecEnv, policy: LMPolicy, *, seed: int, first_episode: int
         rollout = Rollout.of(decode_episodes(env, policy, seed, first_episode, per_slot, scoring))
         scoring.finish(rollout)
     return rollout.episodes
+
+
+class Foreign(gym.Env[Any, Any]):
+    """An environment of somebody else's, which makes no promises: only its spaces are those of a token environment."""
+
+    def __init__(self, env: TokenEnv) -> None:
+        self.inside, self.observation_space, self.action_space = env, env.observation_space, env.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.inside.reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        return self.inside.step(action)
 
 
 class NoCallback(BaseCallback):

@@ -62,7 +62,7 @@ def test_decoding_and_stepping_agree(name: str, kind: Any) -> None:
     policy = policy_for(env, model)
     env.reset()
     fast = decoded(env, policy, seed=5, first_episode=0, per_slot=PER_SLOT)
-    slow = SteppingCollector(stepped, policy, seed=5).collect(0, PER_SLOT, stepped.reset())
+    slow = SteppingCollector(stepped, policy, seed=5).collect(0, PER_SLOT)
     assert len({len(e.response_ids) for e in fast}) > 1
     assert len({tuple(e.prompt_ids) for e in fast}) > 1
     assert [e.prompt_ids for e in fast] == [e.prompt_ids for e in slow]
@@ -84,8 +84,8 @@ def test_stock_vec_envs_of_single_environments_agree_too(name: str) -> None:
     policy = policy_for(env, model_for(env, "llama"))
     for vec_env in (env, stock):
         vec_env.seed(7)
-    ours = SteppingCollector(env, policy, seed=5).collect(0, 2, env.reset())
-    theirs = SteppingCollector(stock, policy, seed=5).collect(0, 2, stock.reset())
+    ours = SteppingCollector(env, policy, seed=5).collect(0, 2)
+    theirs = SteppingCollector(stock, policy, seed=5).collect(0, 2)
     for episode in theirs:
         assert len(episode.log_probs) == len(episode.response_ids) == len(episode.rewards) == len(episode.values)
         assert episode.ended == (episode.response_ids[-1] == env.eos_id)

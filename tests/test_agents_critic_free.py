@@ -10,6 +10,7 @@ import torch
 from ppo_setups import (
     LIMIT,
     NUM_ENVS,
+    Foreign,
     assert_same_weights,
     collected,
     gradient,
@@ -20,7 +21,7 @@ from ppo_setups import (
     weights,
 )
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
@@ -178,12 +179,25 @@ def test_groups_go_through_wrappers_and_a_new_environment() -> None:
     assert all((ids[i] == ids[i // 4 * 4]).all() for i in range(NUM_ENVS))
 
 
-def test_broken_groups_are_noticed() -> None:
+class OwnPrompts(VecEnvWrapper):
+    """Gives the first slot a prompt of its own."""
+
+    def reset(self) -> Any:
+        observation: Any = self.venv.reset()
+        observation["ids"][0, 0] = 9
+        return observation
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def test_groups_that_were_moved_apart_are_brought_together_and_broken_ones_are_noticed() -> None:
     env = letters_env()
-    agent = small_agent(GRPO, env, group_size=4)
+    agent = small_agent(GRPO, env, group_size=4, kl_coef=0.0)
     env._seeds = list(range(NUM_ENVS))
+    agent.learn(100)
     with pytest.raises(TrainingError, match="should answer one prompt"):
-        agent.learn(100)
+        small_agent(GRPO, OwnPrompts(letters_env()), group_size=4).learn(100)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +226,7 @@ def test_settings_that_contradict_one_another_are_refused(kind: Any, options: di
 
 
 def test_groups_need_an_environment_that_can() -> None:
-    foreign = DummyVecEnv([lambda: TokenEnv(letter_task(), LetterTokenizer()) for _ in range(4)])
+    foreign = DummyVecEnv([lambda: Foreign(TokenEnv(letter_task(), LetterTokenizer())) for _ in range(4)])
     with pytest.raises(ConfigError, match="needs an environment whose slots can be given the same prompts"):
         small_agent(GRPO, foreign, group_size=2, batch_size=4)
 

@@ -286,7 +286,7 @@ def test_bad_settings_are_refused_by_name(options: dict[str, Any], message: str)
 
 
 def test_environments_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="token environment"):
+    with pytest.raises(ConfigError, match="agents learn token by token"):
         small_ppo("CartPole-v1")
     with pytest.raises(ConfigError, match="28 actions, but 'tiny-gpt2' has 30 logits"):
         small_ppo(letters_env(), language_model=tiny_language_model(vocab_size=30))

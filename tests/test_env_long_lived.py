@@ -25,6 +25,7 @@ from toy_tasks import letter_task
 
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, make_sb3_env
+from rlhf_gym.envs.token_rules import WAIT
 from rlhf_gym.errors import ConfigError, RewardError, TaskError
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
@@ -352,7 +353,7 @@ def test_no_environment_can_wait_in_next_step_mode() -> None:
     env = batched(2)
     env.reset(seed=0)
     with pytest.raises(ValueError, match="waiting is for same-step and disabled mode"):
-        env.step(np.array([A, A]), waiting=np.array([True, False]))
+        env.step(np.array([WAIT, A]))
 
 
 @pytest.mark.parametrize("mode", ["ansi", "rgb_array", None])

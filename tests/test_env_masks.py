@@ -24,6 +24,7 @@ from toy_tasks import letter_task
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, make_sb3_env
 from rlhf_gym.envs.grammar import drops_first_space, token_bytes, words_pattern
 from rlhf_gym.envs.masks import TokenMask, refuse_empty
+from rlhf_gym.envs.token_rules import WAIT
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
 from rlhf_gym.tasks import Task
@@ -345,7 +346,7 @@ def test_top_k_of_slots_that_wait() -> None:
     options: dict[str, Any] = {"task": letter_task(), "tokenizer": LetterTokenizer(), "seed": 1}
     env = make_sb3_env(2, mask=TokenMask(top_k=4, model=model), **options)
     env.reset()
-    for actions in ([A, -1], [B, -1], [-1, C], [A, B]):
+    for actions in ([A, WAIT], [B, WAIT], [WAIT, C], [A, B]):
         before = np.stack(env.env_method("action_masks"))
         env.step(np.array(actions))
         after = np.stack(env.env_method("action_masks"))
@@ -353,7 +354,7 @@ def test_top_k_of_slots_that_wait() -> None:
         for name in ("ids", "length", "prompt_length", "running"):
             getattr(fresh.episodes, name)[...] = getattr(env.env.episodes, name)
         assert np.array_equal(after, fresh.action_masks())
-        assert all(np.array_equal(before[i], after[i]) for i in (0, 1) if actions[i] == -1)
+        assert all(np.array_equal(before[i], after[i]) for i in (0, 1) if actions[i] == WAIT)
 
 
 @pytest.mark.parametrize(

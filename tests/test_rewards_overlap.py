@@ -115,15 +115,15 @@ class Rounds:
     def __init__(self, env: TokenVecEnv, before: Callable[[int], Any] = lambda k: None) -> None:
         self.begun = [threading.Event() for _ in range(10)]
         self.count = 0
-        begin = env.begin_episodes
+        begin = env.reset
 
-        def begin_episodes(slots: Any) -> Any:
+        def reset() -> Any:
             before(self.count)
             self.begun[self.count].set()
             self.count += 1
-            return begin(slots)
+            return begin()
 
-        env.begin_episodes = begin_episodes  # type: ignore[method-assign]
+        env.reset = reset  # type: ignore[method-assign]
 
 
 def test_a_round_is_scored_while_the_next_one_is_generated(model: LanguageModel) -> None:

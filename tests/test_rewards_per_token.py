@@ -117,7 +117,7 @@ def test_rewards_that_value_no_tokens_are_told_nothing_of_ids() -> None:
 
     for reward in (curious, term(curious) + term(letters)):
         env = make_sb3_env(1, task=letter_task(reward, limit=2), tokenizer=LetterTokenizer())
-        env.begin_episodes([0])
+        env.reset()
         env.score_ended(env.end_episodes([0], [[A, 0]]))
     assert seen == [["number"], ["number", "response_ids"]]
 

@@ -199,7 +199,7 @@ def test_an_environment_says_so() -> None:
     assert said == [(2, ""), (0, "picky")]
     assert "reward_skipped" not in _ending_info(letter_task(limit=1))
     vector = make_sb3_env(2, **options)
-    vector.begin_episodes([0, 1])
+    vector.reset()
     rewards, infos = vector.score_ended(
         vector.end_episodes([0, 1], [LetterTokenizer().encode("aa"), LetterTokenizer().encode("ba")])
     )

@@ -43,7 +43,6 @@ from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
     check_env,
-    group_slots,
     learning_model,
     limits_of,
     load_models,
@@ -52,6 +51,7 @@ from rlhf_gym.agents.common.setup import (
     sizes,
     timesteps_to_learn,
 )
+from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, TrainingStopped
@@ -184,6 +184,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """
         if self.env is None:
             raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
+        if rules_of(self.env) is None:
+            self._last_obs = None  # nobody knows who has moved it since: SB3 resets it
         total_timesteps, hook = self._setup_learn(
             timesteps_to_learn(
                 total_timesteps, iterations, done=self.iteration,
@@ -284,10 +286,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert self.seed is not None
         env, first = self._vec_env, self.episode_count
         per_slot = self.n_episodes // env.num_envs
+        # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring)
+            return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size)
         self._stepping = self._stepping or self.stepping_collector(env)
-        episodes = self._stepping.collect(first, per_slot, self._last_obs)
+        self._stepping.observation = self._last_obs
+        episodes = self._stepping.collect(first, per_slot)
         self._last_obs = self._stepping.observation
         return episodes
 
@@ -530,7 +534,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def reward_share(self) -> float | None:
         """Share of the last iteration's time that was spent waiting for rewards, 0 to 1.
 
-        None before the first iteration, and in environments that do not measure it: all but :class:`TokenVecEnv`.
+        None before the first iteration, and in environments that do not measure it: all but :class:`TokenVecEnv`, wrapped or
+        not.
         """
         return self.seconds.reward_share
 
@@ -578,6 +583,12 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._stepping = None
         self.rollout_buffer = None  # type: ignore[assignment]  # SB3's, for steps; sequences have their own
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed as stable-baselines3 does, but for the slots, which get the same seeds in every kind of environment."""
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None:
+            seed_slots(self.env, seed, self.group_size)
+
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Change the environment: other prompts, another reward, another number of slots.
 
@@ -588,12 +599,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Raises:
             ConfigError: it is no token environment, or does not fit the model or ``n_episodes``.
         """
-        wrapped = self._wrap_env(env, self.verbose)
+        wrapped = self._wrap_env(made_env(env), self.verbose)
         self.policy.limits = self._check(wrapped, self.policy.language_model)
         # SB3 demands the same spaces and number of slots; the weights depend on neither.
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
+        if self.group_size > 1 and token_env_inside(wrapped) is None:
+            assert self.seed is not None
+            seed_slots(wrapped, self.seed, self.group_size)
         self._counter = StepCounter(self.n_envs)
         self._stepping = None
 
@@ -605,7 +619,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""
         assert self.seed is not None
-        return SteppingCollector(env, self.policy, self.seed)
+        return SteppingCollector(env, self.policy, self.seed, self.group_size)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from rlhf_gym.agents.common.kl import LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.settings import is_json
+from rlhf_gym.agents.common.setup import made_env
+from rlhf_gym.agents.common.slots import tokenizer_of
 from rlhf_gym.agents.common.training_state import Agent
-from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import fingerprint
@@ -115,7 +116,7 @@ def load_agent(
         device: device of the weights.
         changes: settings to use instead of the saved ones.
         language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by its old name.
-        tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
+        tokenizer: needed where the tokenizer is not a Hugging Face one and no token environment is given that has it.
 
     Raises:
         ModelError: there is no such file, or it is no checkpoint of this class.
@@ -132,8 +133,9 @@ def load_agent(
                 raise ModelError(
                     f"{path} holds a {data['class']} in format {data['format']}; expected a {cls.__name__} in format {FORMAT}"
                 )
-            if tokenizer is None and isinstance(env, TokenVecEnv):
-                tokenizer = env.env.episodes.tokenizer
+            env = made_env(env)
+            if tokenizer is None and env is not None:
+                tokenizer = tokenizer_of(env)
             return _build(cls, folder, data, env, device, language_model, tokenizer, changes)
     except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
         raise ModelError(

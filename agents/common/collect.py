@@ -1,8 +1,9 @@
-"""Two ways to collect whole episodes, with one result: the same seeds give the same episodes and log-probabilities.
+"""Two ways to collect whole episodes, with one result: the same seeds give the same episodes and numbers, bit for bit.
 
-*Decoding* generates whole responses and hands them to environments that only append tokens. *Stepping* goes through
-``VecEnv.step`` token by token and works with any token environment, action masks and per-step rewards included. A step that
-ends an episode returns its reward, so it waits for the score; decoding may overlap with scoring.
+Episodes come in *rounds* of one a slot. *Decoding* generates whole responses and hands them to environments that only append
+tokens. *Stepping* goes through ``VecEnv.step`` token by token and works with any token environment, action masks, wrappers and
+per-step rewards included; slots whose episode has ended wait for the others. A step that ends an episode returns its reward,
+so it waits for the score; decoding may overlap with scoring.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
-from rlhf_gym.agents.common.setup import token_env_inside
-from rlhf_gym.envs.sb3 import WAIT, TokenVecEnv
+from rlhf_gym.agents.common.slots import Rounds, token_env_inside
+from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.decoding import CachedDecoder, generate
 from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
@@ -91,7 +93,14 @@ class Scoring:
 
 
 def decode_episodes(
-    env: TokenVecEnv, policy: LMPolicy, seed: int, first_episode: int, per_slot: int, scoring: Scoring
+    env: TokenVecEnv,
+    policy: LMPolicy,
+    seed: int,
+    first_episode: int,
+    per_slot: int,
+    scoring: Scoring,
+    *,
+    group_size: int = 1,
 ) -> list[Episode]:
     """Generate ``per_slot`` episodes in every slot by decoding whole responses.
 
@@ -105,6 +114,7 @@ def decode_episodes(
             ``first_episode + k * num_envs + i``.
         per_slot: episodes per slot.
         scoring: takes the responses; :meth:`Scoring.finish` fills in rewards and infos.
+        group_size: slots in a row that get the same prompts.
 
     Returns:
         ``per_slot * num_envs`` episodes; values are 0 where the policy does not read them from its own hidden states.
@@ -113,14 +123,15 @@ def decode_episodes(
         RewardError: the reward failed; no further responses are generated then.
     """
     episodes: list[Episode] = []
+    rounds = Rounds(env, group_size, seed)
     slots = list(range(env.num_envs))
     head = policy.values if policy.values_from_trunk else None
-    for k in range(per_slot):
+    for first in range(first_episode, first_episode + per_slot * env.num_envs, env.num_envs):
         scoring.calls.check()
-        prompts = [ids.tolist() for ids in env.begin_episodes(slots)]
+        prompts = observed_ids(rounds.begin(first))
         generations = generate(
             policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed,
-            first_episode=first_episode + k * env.num_envs, stop=env.stop, value_head=head, batch_size=env.num_envs,
+            first_episode=first, stop=env.stop, value_head=head, batch_size=env.num_envs,
             on_progress=lambda _: scoring.calls.check(),
         )  # fmt: skip
         scoring.submit(env, slots, [g.ids for g in generations])
@@ -131,81 +142,126 @@ def decode_episodes(
     return episodes
 
 
+def observed_ids(observation: dict[str, Any]) -> list[list[int]]:
+    """The ids of batched observations: ``ids [N, L]``, of which ``length [N, 1]`` count."""
+    return [
+        row[: int(length)].tolist() for row, length in zip(observation["ids"], observation["length"][:, 0], strict=True)
+    ]
+
+
 class SteppingCollector:
-    """Collects by ``VecEnv.step``, and keeps the observation from one iteration to the next.
+    """Collects by ``VecEnv.step``.
+
+    Where the environment can neither begin rounds nor wait (:mod:`rlhf_gym.envs.token_rules`), the episodes of a slot follow
+    one another, the collector goes on from the last observation, and slots that are done end surplus episodes with EOS.
 
     Args:
         env: any VecEnv of token observations.
         policy: generates the responses.
         seed: seed of the noise.
+        group_size: slots in a row that get the same prompts.
+
+    Attributes:
+        observation: the environment's last one; None where it does not count, and the next rollout begins with a reset.
     """
 
-    def __init__(self, env: VecEnv, policy: LMPolicy, seed: int) -> None:
+    def __init__(self, env: VecEnv, policy: LMPolicy, seed: int, group_size: int = 1) -> None:
         self.env = env
         self.policy = policy
         self.seed = seed
+        self.rounds = Rounds(env, group_size, seed)
         # Masks that the policy's own limits contain already need not be queried at every token.
-        known = isinstance(env, TokenVecEnv) and env.fixed_masks
+        inside = token_env_inside(env)
+        known = inside is not None and inside.fixed_masks
         self.has_masks = not known and env.has_attr("action_masks")
-        self.observation: dict[str, Any] = {}
+        self.observation: Any = None
         self.model = policy.language_model
 
-    def collect(self, first_episode: int, per_slot: int, observation: Any) -> list[Episode]:
+    def collect(self, first_episode: int, per_slot: int) -> list[Episode]:
         """Collect ``per_slot`` episodes in every slot; numbered and ordered as by :func:`decode_episodes`.
 
         Args:
             first_episode: number of the first episode, for the noise.
             per_slot: episodes per slot.
-            observation: the environment's last observation, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``; every
-                slot stands at the beginning of an episode. The next one is left in ``self.observation``.
+        """
+        if self.rounds.rules is None:
+            observation, self.observation = self.observation, None  # an interrupted rollout leaves slots anywhere
+            if observation is None:
+                observation = self.rounds.reset()
+            return self._run(first_episode, per_slot, observation)
+        n = self.env.num_envs
+        return [
+            episode
+            for first in range(first_episode, first_episode + per_slot * n, n)
+            for episode in self._run(first, 1, self.rounds.begin(first))
+        ]
+
+    def _run(self, first_episode: int, per_slot: int, observation: Any) -> list[Episode]:
+        """Collect ``per_slot`` episodes in every slot, one after the other.
+
+        Args:
+            first_episode: number of the first episode, for the noise.
+            per_slot: episodes per slot.
+            observation: ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``; every slot stands at the beginning of an
+                episode.
         """
         n = self.env.num_envs
         self.model = self.policy.language_model.decoding_copy()
         decoder = CachedDecoder(self.model)
         done_count = np.zeros(n, dtype=np.int64)
         open_: list[Episode | None] = [None] * n
+        held: set[int] = set()  # slots whose episode has ended and waits to be scored with the others
         noise = [np.zeros(0)] * n
         finished: dict[int, Episode] = {}
         hidden = torch.zeros(n, self.policy.language_model.hidden_size, device=self.policy.device)
         while len(finished) < n * per_slot:
-            live = [i for i in range(n) if done_count[i] < per_slot]
+            live = [i for i in range(n) if done_count[i] < per_slot and i not in held]
             fresh = [i for i in live if open_[i] is None]
-            for i in fresh:
-                length = int(observation["length"][i, 0])
-                open_[i] = Episode(observation["ids"][i, :length].tolist(), [], [], [], [], ended=False)
-                number = first_episode + int(done_count[i]) * n + i
-                noise[i] = episode_uniforms(self.seed, number, self.policy.limits.max_new_tokens)
             if fresh:
-                prompts = [episode.prompt_ids for i in fresh if (episode := open_[i])]
+                prompts = observed_ids({key: observation[key][fresh] for key in ("ids", "length")})
+                for i, prompt in zip(fresh, prompts, strict=True):
+                    open_[i] = Episode(prompt, [], [], [], [], ended=False)
+                    number = first_episode + int(done_count[i]) * n + i
+                    noise[i] = episode_uniforms(self.seed, number, observation["ids"].shape[1])
                 hidden[fresh] = decoder.start(fresh, prompts).float()
             actions = self._act(live, open_, hidden, noise)
-            new, rewards, dones, infos = self.env.step(actions)
-            observation = new
+            observation, rewards, dones, infos = self.env.step(actions)
             going_on = []
-            for i in live:
+            for i in [*live, *held]:
                 episode = open_[i]
                 assert episode is not None
-                episode.response_ids.append(int(actions[i]))
-                episode.rewards.append(float(rewards[i]))
-                if not dones[i]:
+                if i in held:
+                    episode.rewards[-1] += float(rewards[i])
+                else:
+                    episode.response_ids.append(int(actions[i]))
+                    episode.rewards.append(float(rewards[i]))
+                if dones[i]:
+                    self._end(episode, infos[i])
+                    finished[int(done_count[i]) * n + i] = episode
+                    done_count[i] += 1
+                    open_[i] = None
+                elif infos[i].get(WAITS_FOR_SCORE):
+                    held.add(i)
+                elif i not in held:
                     going_on.append(i)
-                    continue
-                episode.info = infos[i]
-                episode.spread()
-                eos = actions[i] == self.policy.limits.eos_id
-                episode.ended = bool(infos[i].get("ended", eos))
-                if infos[i].get("TimeLimit.truncated", False) and self.policy.value_head is not None:
-                    # An unscored time limit: the value function estimates the rewards that would have come.
-                    whole = [*episode.prompt_ids, *episode.response_ids]
-                    episode.bootstrap = float(self.policy.state_values([whole], [len(episode.response_ids)])[0])
-                finished[int(done_count[i]) * n + i] = episode
-                done_count[i] += 1
-                open_[i] = None
+            held = {i for i in held if open_[i] is not None}
             if going_on:
                 tokens = torch.as_tensor(actions[going_on], device=self.policy.device)
                 hidden[going_on] = decoder.append(going_on, tokens).float()
-        self.observation = dict(observation)
+        self.observation = observation
         return [finished[k] for k in sorted(finished)]
+
+    def _end(self, episode: Episode, info: dict[str, Any]) -> None:
+        """Complete an episode by the ``info`` of its last step."""
+        episode.info = info
+        episode.spread()
+        episode.ended = bool(info.get("ended", episode.response_ids[-1] == self.policy.limits.eos_id))
+        if "episode" in info:  # a monitor has counted steps of waiting, too
+            info["episode"] = {**info["episode"], "l": len(episode.response_ids)}
+        if info.get("TimeLimit.truncated", False) and self.policy.value_head is not None:
+            # An unscored time limit: the value function estimates the rewards that would have come.
+            whole = [*episode.prompt_ids, *episode.response_ids]
+            episode.bootstrap = float(self.policy.state_values([whole], [len(episode.response_ids)])[0])
 
     def _act(self, live: list[int], open_: list[Episode | None], hidden: Tensor, noise: list[Any]) -> Any:
         """Draw a token for every live slot, and note its log-probability, value and mask; the others wait."""
@@ -231,7 +287,7 @@ class SteppingCollector:
                 packed = np.packbits(masks[row])[None]
                 episode.masks = packed if episode.masks is None else np.concatenate([episode.masks, packed])
         # Slots that are done wait where the environment can; elsewhere they end their surplus episodes at once.
-        idle = WAIT if isinstance(self.env, TokenVecEnv) else policy.limits.eos_id
+        idle = policy.limits.eos_id if self.rounds.rules is None else WAIT
         actions = np.full(self.env.num_envs, idle, dtype=np.int64)
         actions[live] = tokens.cpu().numpy()
         return actions

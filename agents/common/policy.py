@@ -305,10 +305,19 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
     fits = {"ids", "length", "prompt_length"} <= set(parts) and len(parts["ids"].shape or ()) == 1
     if not fits or not isinstance(action_space, spaces.Discrete):
+        whole = isinstance(action_space, spaces.Text | spaces.MultiDiscrete)
+        advice = "its actions are whole responses: take the token level of its task, " if whole else "take "
         raise ConfigError(
-            "this algorithm learns in token environments: observations Dict(ids [L], length [1], prompt_length [1]) and "
-            f"actions Discrete(vocabulary); got {observation_space} and {action_space}"
+            "agents learn token by token, in observations Dict(ids [L], length [1], prompt_length [1]) and actions "
+            f"Discrete(vocabulary); got observations {_short(observation_space)} and actions {_short(action_space)}: {advice}"
+            "rlhf_gym/NAME-v0, TokenEnv(task) or make_sb3_env(n, task=task)"
         )
     shape = parts["ids"].shape
     assert shape is not None
     return int(shape[0]), int(action_space.n)
+
+
+def _short(space: spaces.Space[Any]) -> str:
+    """A space in a few words."""
+    text = " ".join(str(space).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import check_spaces
 from rlhf_gym.agents.common.settings import AgentSettings
-from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.agents.common.slots import rules_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, require_peft
@@ -38,13 +38,20 @@ def made_env(env: GymEnv | str | None) -> Any:
     """The environment, made where its id is given: stable-baselines3 would ask for a render mode, which no token env has.
 
     Raises:
-        ConfigError: it is neither an environment nor an id.
+        ConfigError: it is neither an environment nor an id, or not one that agents learn in. SB3 stumbles over some spaces.
     """
-    if isinstance(env, str):
-        return gym.make(env)
-    if env is not None and not isinstance(env, VecEnv | gym.Env):
-        raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(env).__name__}")
-    return env
+    made = gym.make(env) if isinstance(env, str) else env
+    if made is None:
+        return None
+    if isinstance(made, gym.vector.VectorEnv):
+        raise ConfigError(
+            f"env is a gymnasium.vector environment ({type(made.unwrapped).__name__}), agents need a VecEnv: give "
+            "make_sb3_env(n, task=...), or VectorVecEnv(env) around one made with autoreset_mode='same_step'"
+        )
+    if not isinstance(made, VecEnv | gym.Env):
+        raise ConfigError(f"env must be a VecEnv, a gymnasium.Env or the id of one; got {type(made).__name__}")
+    check_spaces(made.observation_space, made.action_space)
+    return made
 
 
 class Models(NamedTuple):
@@ -243,38 +250,22 @@ def limits_of(env: VecEnv | None, model: LanguageModel) -> Limits:
     Args:
         env: the environment; None where an agent has none.
         model: its tokenizer says which tokens end and pad.
+
+    Raises:
+        ConfigError: the environment leaves out of its infos what agents need, or its slots have different rules.
     """
-    if isinstance(env, TokenVecEnv):
-        return Limits(env.eos_id, env.suppress_tokens, env.min_new_tokens, env.max_new_tokens)
     special = model.tokenizer.eos_id, (model.tokenizer.pad_id,)
     if env is None:
         return Limits(*special)
+    if (rules := rules_of(env)) is not None:
+        if rules.infos != "texts":
+            raise ConfigError(
+                f"the environment was made with infos={rules.infos!r}, which leaves out what agents learn from: the rewards of "
+                "single tokens, and which rewards failed; make it with infos='texts', the default"
+            )
+        return Limits(rules.eos_id, rules.suppress_tokens, rules.min_new_tokens, rules.max_new_tokens)
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
-    return Limits(*special, 0, int(space["ids"].shape[0]))  # type: ignore[index]
-
-
-def group_slots(env: VecEnv, size: int) -> None:
-    """Give every ``size`` slots in a row the same prompts.
-
-    Args:
-        env: the environment.
-        size: slots in a group.
-
-    Raises:
-        ConfigError: the environment cannot do that.
-    """
-    inside = token_env_inside(env)
-    if inside is not None:
-        inside.set_group_size(size)
-    elif size > 1:
-        raise ConfigError(
-            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...), wrapped "
-            f"or not; got {type(env.unwrapped).__name__}"
-        )
-
-
-def token_env_inside(env: VecEnv) -> TokenVecEnv | None:
-    """The token environment inside wrappers, if there is one."""
-    inner = env.unwrapped
-    return inner if isinstance(inner, TokenVecEnv) else None
+    capacity, longest_prompt = int(space["ids"].shape[0]), int(space["prompt_length"].high.max())  # type: ignore[index, attr-defined]
+    # The longest response fits behind the longest prompt.
+    return Limits(*special, 0, capacity - longest_prompt if 0 < longest_prompt < capacity else capacity)

@@ -14,7 +14,7 @@ from rlhf_gym.agents.common.callbacks import StepCounter
 from rlhf_gym.agents.common.kl import KLController, KLLimit
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.settings import AgentSettings
-from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.agents.common.slots import restore_slots, slots_state
 from rlhf_gym.lm.language_model import LanguageModel
 
 
@@ -55,7 +55,7 @@ def training_state(agent: Agent) -> dict[str, Any]:
         "tokens_waiting": agent._counter.waiting,
         "seed": agent.seed,
         "update_rng": agent._update_rng.bit_generator.state,
-        "env": agent.env.state() if isinstance(agent.env, TokenVecEnv) else None,
+        "env": None if agent.env is None else slots_state(agent.env),
         "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in agent.ep_info_buffer or ()],
         # These move only after learning, so they fit the state at a rollout's start, too.
         "kl_coef": agent.kl_controller.coef,
@@ -82,7 +82,6 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
     agent.scaler.load_state_dict(state["loss_scaler"])
     agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
-    if isinstance(agent.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == agent.env.num_envs:
-        agent.env.restore(state["env"])
+    if agent.env is not None and restore_slots(agent.env, state["env"]):
         # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
-        agent._last_obs = dict(agent.env.env.episodes.observe())
+        agent._last_obs = {}

@@ -1,0 +1,178 @@
+"""The slots of an environment, asked for through whatever wraps it: rules, groups of slots with the same prompts, rounds.
+
+All questions go through stable-baselines3's own ``get_attr``, ``set_options`` and ``reset``, so that the answers do not depend
+on wrappers or on how the slots are made; see :mod:`rlhf_gym.envs.token_rules` for what environments promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.envs.sb3_vector import VectorVecEnv
+from rlhf_gym.envs.token_rules import ROUND, TokenRules
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.tokenizer import Tokenizer
+
+
+def rules_of(env: VecEnv) -> TokenRules | None:
+    """The rules of an environment's episodes, however it is wrapped; None for environments that do not say.
+
+    Raises:
+        ConfigError: the slots have different rules.
+    """
+    if not env.has_attr("token_rules"):
+        return None
+    rules: list[TokenRules] = env.get_attr("token_rules")
+    if different := [slot for slot, theirs in enumerate(rules) if theirs != rules[0]]:
+        raise ConfigError(
+            f"the environment's slots have different rules: slot 0 has {rules[0]}, slot {different[0]} has "
+            f"{rules[different[0]]}; an agent needs slots of one task and one tokenizer"
+        )
+    return rules[0]
+
+
+def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:
+    """The tokenizer of an environment, however it is wrapped; None where it has none."""
+    try:
+        episodes = env.get_attr("episodes", 0)[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("episodes")
+    except AttributeError:
+        return None
+    tokenizer: Tokenizer = episodes.tokenizer
+    return tokenizer
+
+
+def token_env_inside(env: VecEnv) -> TokenVecEnv | None:
+    """The token environment inside wrappers, if there is one."""
+    inner = env.unwrapped
+    return inner if isinstance(inner, TokenVecEnv) else None
+
+
+def group_slots(env: VecEnv, size: int) -> None:
+    """Give every ``size`` slots in a row the same prompts: a :class:`TokenVecEnv` at once, others by :func:`seed_slots`.
+
+    Args:
+        env: the environment.
+        size: slots in a group.
+
+    Raises:
+        ConfigError: the environment cannot do that.
+    """
+    if (inside := token_env_inside(env)) is not None:
+        inside.set_group_size(size)
+    elif size > 1 and rules_of(env) is None:
+        raise ConfigError(
+            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...) or a VecEnv "
+            f"of TokenEnv, wrapped or not; got {type(env.unwrapped).__name__}"
+        )
+    elif env.num_envs % size:
+        raise ConfigError(
+            f"group_size ({size}) must divide the number of environments ({env.num_envs}): a group is that many slots in a row "
+            "with the same prompt"
+        )
+
+
+def seed_slots(env: VecEnv, seed: int, group_size: int) -> None:
+    """Seed the slots at the next reset; the same seed gives the same prompts in every kind of environment.
+
+    Args:
+        env: the environment.
+        seed: group ``i`` of slots gets the ``i``-th number of its stream.
+        group_size: slots in a group.
+    """
+    if rules_of(env) is None or token_env_inside(env) is not None:
+        env.seed(seed)
+        return
+    groups = np.random.SeedSequence(seed).generate_state(env.num_envs // group_size)
+    # What the next reset of any VecEnv gives its slots. `seed()` counts up from a number: no group could share one.
+    env.unwrapped._seeds = [int(s) for s in np.repeat(groups, group_size)]
+
+
+class Rounds:
+    """Begins the rounds of an environment: every slot stands at the beginning of an episode, whoever has moved it before.
+
+    Args:
+        env: any VecEnv of token observations.
+        group_size: slots in a group.
+        seed: of the agent.
+
+    Attributes:
+        rules: the environment's; None where it cannot begin rounds.
+        seed: as given.
+    """
+
+    def __init__(self, env: VecEnv, group_size: int, seed: int) -> None:
+        self.env, self.group_size, self.seed = env, group_size, seed
+        self.rules = rules_of(env)
+
+    def begin(self, first_episode: int) -> dict[str, Any]:
+        """The first observations of a round, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
+
+        Args:
+            first_episode: the number of the round's first episode.
+        """
+        self.env.set_options(dict(ROUND))
+        observation = self.reset()
+        if not _together(observation["ids"], self.group_size):
+            # Somebody has moved the slots of a group apart: give the groups new random numbers.
+            fresh = np.random.SeedSequence((self.seed, 2, first_episode)).generate_state(1)
+            seed_slots(self.env, int(fresh[0]), self.group_size)
+            self.env.set_options(dict(ROUND))
+            observation = self.reset()
+        return observation
+
+    def reset(self) -> dict[str, Any]:
+        """The observations of new episodes in all slots."""
+        observation = self.env.reset()
+        assert isinstance(observation, dict)
+        return observation
+
+
+def _together(ids: NDArray[np.int64], group_size: int) -> bool:
+    """True if every group of slots has one prompt.
+
+    Args:
+        ids: int64 ``[N, L]``.
+        group_size: slots in a group, divides ``N``.
+    """
+    groups = ids.reshape(-1, group_size, ids.shape[-1])
+    return bool((groups == groups[:, :1]).all())
+
+
+def slots_state(env: VecEnv) -> list[dict[str, Any]] | None:
+    """The states that a checkpoint keeps, one for each slot or one for all; None where the environment has none to give."""
+    if rules_of(env) is None or not env.has_attr("state"):
+        return None
+    states: list[dict[str, Any]] = env.env_method("state", indices=_holders(env))
+    return states
+
+
+def restore_slots(env: VecEnv, states: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Restore :func:`slots_state`.
+
+    Args:
+        env: the environment.
+        states: of an environment of the same task, or None.
+
+    Returns:
+        False where there is no state of an environment with the same slots.
+    """
+    holders = _holders(env)
+    generators = sum(len(state["generators"]) for state in states or ())
+    if states is None or len(states) != len(holders) or generators != env.num_envs or not env.has_attr("restore"):
+        return False
+    for slot, state in zip(holders, states, strict=True):
+        env.env_method("restore", state, indices=[slot])
+    env.unwrapped._reset_seeds()  # those that the agent gave when it was made are not for the next reset
+    return True
+
+
+def _holders(env: VecEnv) -> list[int]:
+    """The slots to ask for their state: one where all share an environment."""
+    return [0] if isinstance(env.unwrapped, VectorVecEnv) else list(range(env.num_envs))
