@@ -22,7 +22,7 @@ from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration
 from rlhf_gym.agents.common.checkpoint import load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes
-from rlhf_gym.agents.common.forward import rollout_log_probs, rollout_values
+from rlhf_gym.agents.common.forward import fill_reference, rollout_values
 from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import (
@@ -282,7 +282,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
         with self.seconds.phase("reference"):
-            rollout.reference_log_probs = rollout_log_probs(self.policy, self.reference, rollout, self.tokens_per_batch)
+            fill_reference(self.policy, self.reference, rollout, self.tokens_per_batch)
             if self.policy.value_trunk is not None:
                 rollout.values = rollout_values(self.policy, rollout, self.tokens_per_batch)
 

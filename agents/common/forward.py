@@ -12,6 +12,7 @@ from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad, unpack_masks
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import token_log_probs
+from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.lm.sequences import (
     SequenceBatch,
     batches_by_length,
@@ -86,6 +87,44 @@ def rollout_log_probs(policy: LMPolicy, model: LanguageModel, rollout: Rollout, 
         for i, row in zip(rows, torch.split(values, [rollout.lengths[i] for i in rows]), strict=True):
             logs[i] = row.cpu()
     return pad(rollout.mask, logs)
+
+
+@torch.no_grad()
+def fill_reference(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, tokens_per_batch: int) -> None:
+    """Fill in a rollout's two tables of the reference's log-probabilities, in one pass of it.
+
+    One is under the policy's sampling and masks. The other is the reference's own: under the same temperature and the
+    environment's fixed limits, but without top-k, top-p and masks. Where there are none of these, the two are one.
+
+    Args:
+        policy: its sampling and limits hold.
+        reference: the reference.
+        rollout: the episodes.
+        tokens_per_batch: padded tokens per pass.
+    """
+    episodes, sampling = rollout.episodes, policy.sampling
+    truncated = sampling.top_k > 0 or sampling.top_p < 1
+    rollout.restricted = truncated or any(e.masks is not None for e in episodes)
+    if not rollout.restricted:
+        rollout.reference_log_probs = rollout_log_probs(policy, reference, rollout, tokens_per_batch)
+        rollout.own_reference_log_probs = rollout.reference_log_probs
+        return
+    within: list[Tensor] = [torch.zeros(0)] * len(episodes)
+    own = list(within)
+    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+        chosen = [episodes[i] for i in rows]
+        batch = pack_episodes(policy, chosen)
+        hidden = reference.response_states(batch)
+        restricted, _ = episode_log_probs(policy, reference, chosen, hidden=hidden, batch=batch)
+        free, _ = token_log_probs(
+            reference, hidden, batch.responses[batch.response_mask], response_positions(batch),
+            Sampling(sampling.temperature), policy.limits,
+        )  # fmt: skip
+        sizes = [rollout.lengths[i] for i in rows]
+        for i, row, own_row in zip(rows, torch.split(restricted, sizes), torch.split(free, sizes), strict=True):
+            within[i], own[i] = row.cpu(), own_row.cpu()
+    rollout.reference_log_probs = pad(rollout.mask, within)
+    rollout.own_reference_log_probs = pad(rollout.mask, own)
 
 
 @torch.no_grad()

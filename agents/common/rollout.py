@@ -56,6 +56,12 @@ class Episode:
         return str(self.info.get("reward_skipped") or "")
 
 
+TABLES = (
+    "mask", "log_probs", "values", "rewards", "reference_log_probs", "own_reference_log_probs", "advantages", "returns",
+)  # fmt: skip
+"""The tables ``[B, R]`` of a rollout."""
+
+
 @dataclass
 class Rollout:
     """One iteration's episodes as padded tensors ``[B, R]``, on the CPU.
@@ -66,12 +72,15 @@ class Rollout:
         log_probs: old log-probabilities.
         values: old values.
         rewards: the environment's rewards.
-        reference_log_probs: filled in by the agent.
+        reference_log_probs: filled in by the agent: the reference's, within what the policy may sample (top-k, top-p, masks),
+            which penalties and losses compare with.
+        own_reference_log_probs: filled in by the agent: the reference's own, whatever the policy may sample.
         advantages: filled in by the agent.
         returns: filled in by the agent.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
         together: this many of these in a row always share a minibatch (the two of a pair).
         left_out: episodes without a score, and the rest of their groups; they are in no table.
+        restricted: True where the policy may not sample every token, so that the reference's two tables differ.
     """
 
     episodes: list[Episode]
@@ -80,11 +89,13 @@ class Rollout:
     values: Tensor
     rewards: Tensor
     reference_log_probs: Tensor
+    own_reference_log_probs: Tensor
     advantages: Tensor
     returns: Tensor
     learn_from: list[int] | None = None
     together: int = 1
     left_out: list[Episode] = field(default_factory=list)
+    restricted: bool = False
 
     def scored(self, group_size: int = 1) -> Rollout:
         """The rollout without the episodes whose reward failed.
@@ -98,23 +109,20 @@ class Rollout:
             return self
         rows = [i for group, kept in zip(groups, whole, strict=True) if kept for i in group]
         longest = max((len(self.episodes[i].response_ids) for i in rows), default=0)
-        mask, log_probs, values, rewards, reference, advantages, returns = (
-            table[rows, :longest]
-            for table in (
-                self.mask, self.log_probs, self.values, self.rewards, self.reference_log_probs, self.advantages, self.returns,
-            )
-        )  # fmt: skip
+        tables = {name: getattr(self, name)[rows, :longest] for name in TABLES}
         left_out = [
             e
             for group, kept in zip(groups, whole, strict=True)
             if not kept
             for e in self.episodes[group.start : group.stop]
         ]
-        episodes = [self.episodes[i] for i in rows]
         return Rollout(
-            episodes, mask, log_probs, values, rewards, reference, advantages, returns, together=self.together,
+            [self.episodes[i] for i in rows],
+            **tables,
+            together=self.together,
             left_out=left_out,
-        )  # fmt: skip
+            restricted=self.restricted,
+        )
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> Rollout:
@@ -123,20 +131,19 @@ class Rollout:
         mask = torch.zeros(len(episodes), longest, dtype=torch.bool)
         for row, episode in enumerate(episodes):
             mask[row, : len(episode.response_ids)] = True
-        zeros = torch.zeros(mask.shape)
-        return cls(
-            episodes, mask, pad(mask, [e.log_probs for e in episodes]), pad(mask, [e.values for e in episodes]),
-            pad(mask, [e.rewards for e in episodes]), zeros, zeros.clone(), zeros.clone(),
-        )  # fmt: skip
+        known = {name: pad(mask, [getattr(e, name) for e in episodes]) for name in ("log_probs", "values", "rewards")}
+        others = {name: torch.zeros(mask.shape) for name in TABLES if name not in ("mask", *known)}
+        return cls(episodes, mask, **known, **others)
 
     @classmethod
     def joined(cls, parts: Sequence[Rollout]) -> Rollout:
         """Several rollouts, with values and reference log-probabilities, as one."""
         whole = cls.of([episode for part in parts for episode in part.episodes])
-        for name in ("values", "reference_log_probs"):
+        for name in ("values", "reference_log_probs", "own_reference_log_probs"):
             rows = [row[kept] for part in parts for row, kept in zip(getattr(part, name), part.mask, strict=True)]
             setattr(whole, name, pad(whole.mask, rows))
         whole.left_out = [episode for part in parts for episode in part.left_out]
+        whole.restricted = any(part.restricted for part in parts)
         return whole
 
     @property
@@ -148,6 +155,11 @@ class Rollout:
     def totals(self) -> list[int]:
         """Lengths of prompts and responses together."""
         return [len(e.prompt_ids) + len(e.response_ids) for e in self.episodes]
+
+    @property
+    def kl(self) -> Tensor:
+        """float32 ``[B, R]``: the k1 estimate of the KL from the reference's own distribution at each token; 0 at padding."""
+        return (self.log_probs - self.own_reference_log_probs) * self.mask
 
     @property
     def bootstrap(self) -> Tensor:

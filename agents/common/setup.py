@@ -15,9 +15,12 @@ from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, adapted, require_peft
+from rlhf_gym.lm.lora import Lora, adapted, begins_as_base, require_peft
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.reward_model import RewardModel
+
+BASE = "base"
+"""The name, as a reference, of the model beneath the policy's adapter."""
 
 
 def sb3_arguments(given: AgentSettings) -> dict[str, Any]:
@@ -80,18 +83,24 @@ def load_models(given: AgentSettings) -> Models:
 def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, adapted: bool) -> LanguageModel:
     """The frozen model that KL is measured from: the given one, or the policy as it is now.
 
-    A base never changes while adapters learn, so it can be the reference itself, which costs no memory.
+    A base never changes while adapters learn, so it can be the reference itself, which costs no memory. The copy of a policy
+    that came with an adapter (of supervised fine-tuning, say) costs that of the adapter.
 
     Args:
         model: the policy before training.
-        given: the reference, its name, or None.
-        adapted: an adapter will learn on top of ``model``.
+        given: the reference, its name, :data:`BASE`, or None.
+        adapted: a new adapter will learn on top of ``model``.
 
     Raises:
-        ConfigError: the two have different vocabularies.
+        ConfigError: the two have different vocabularies, or the base is wanted where there is no adapter.
     """
     base = model if adapted else model.base
-    if base is not None and (given is None or given is base):
+    if given == BASE and base is None:
+        raise ConfigError(
+            f"reference={BASE!r} is the model beneath an adapter, and {model.name!r} has none: leave it out to measure KL from "
+            "the policy as it is given, or give lora={...}"
+        )
+    if base is not None and (given in (BASE, base) or (given is None and (adapted or begins_as_base(model)))):
         return base
     if given is None:
         return model.frozen_copy()
