@@ -125,7 +125,7 @@ def test_the_kl_is_that_from_the_references_own_distribution(restriction: str) -
         agent.reference.model.get_output_embeddings().weight.mul_(0.5)
     rollout = collected(agent)
     expected = []
-    for i, episode in enumerate(rollout.episodes):
+    for episode in rollout.episodes:
         with torch.no_grad():
             logits = agent.reference.model(torch.tensor([episode.prompt_ids + episode.response_ids])).logits[0] / 0.8
         logits[:, 1] = -torch.inf

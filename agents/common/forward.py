@@ -11,8 +11,8 @@ from torch import Tensor
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad, unpack_masks
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.log_probs import token_log_probs
-from rlhf_gym.lm.sampling import Sampling
+from rlhf_gym.lm.log_probs import CHUNK, masked_logits, token_log_probs
+from rlhf_gym.lm.sampling import Sampling, behaviour_log_probs
 from rlhf_gym.lm.sequences import (
     SequenceBatch,
     batches_by_length,
@@ -125,6 +125,35 @@ def fill_reference(policy: LMPolicy, reference: LanguageModel, rollout: Rollout,
             within[i], own[i] = row.cpu(), own_row.cpu()
     rollout.reference_log_probs = pad(rollout.mask, within)
     rollout.own_reference_log_probs = pad(rollout.mask, own)
+
+
+@torch.no_grad()
+def kl_along(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, tokens_per_batch: int) -> float:
+    """The KL of the policy as it is now along a rollout's responses, in nats per response: exact at each of their tokens.
+
+    Each token's is ``sum_x pi(x) log(pi(x) / pi_ref(x))``: ``pi`` is what the policy samples from, masks included, ``pi_ref``
+    the reference's own distribution.
+
+    Args:
+        policy: the policy.
+        reference: the reference.
+        rollout: the episodes; an older policy may have generated them.
+        tokens_per_batch: padded tokens per pass.
+    """
+    total, own = 0.0, Sampling(policy.sampling.temperature)
+    step = max(1, CHUNK // policy.language_model.vocab_size)
+    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+        episodes = [rollout.episodes[i] for i in rows]
+        batch = pack_episodes(policy, episodes)
+        ours, theirs = policy.language_model.response_states(batch), reference.response_states(batch)
+        positions, allowed = response_positions(batch), unpack_masks(episodes, reference.vocab_size)
+        for begin in range(0, len(positions), step):
+            part = slice(begin, begin + step)
+            mask = None if allowed is None else allowed[part].to(ours.device)
+            log_p = policy.distribution(ours[part], positions[part], mask)
+            log_q = behaviour_log_probs(masked_logits(reference, theirs[part], positions[part], policy.limits), own)
+            total += float(torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum())
+    return total / len(rollout.episodes)
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class Rollout:
             return self
         rows = [i for group, kept in zip(groups, whole, strict=True) if kept for i in group]
         longest = max((len(self.episodes[i].response_ids) for i in rows), default=0)
-        tables = {name: getattr(self, name)[rows, :longest] for name in TABLES}
+        tables: dict[str, Any] = {name: getattr(self, name)[rows, :longest] for name in TABLES}
         left_out = [
             e
             for group, kept in zip(groups, whole, strict=True)
@@ -131,8 +131,10 @@ class Rollout:
         mask = torch.zeros(len(episodes), longest, dtype=torch.bool)
         for row, episode in enumerate(episodes):
             mask[row, : len(episode.response_ids)] = True
-        known = {name: pad(mask, [getattr(e, name) for e in episodes]) for name in ("log_probs", "values", "rewards")}
-        others = {name: torch.zeros(mask.shape) for name in TABLES if name not in ("mask", *known)}
+        known: dict[str, Any] = {
+            name: pad(mask, [getattr(e, name) for e in episodes]) for name in ("log_probs", "values", "rewards")
+        }
+        others: dict[str, Any] = {name: torch.zeros(mask.shape) for name in TABLES if name not in ("mask", *known)}
         return cls(episodes, mask, **known, **others)
 
     @classmethod

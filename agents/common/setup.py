@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -65,7 +67,8 @@ def load_models(given: AgentSettings) -> Models:
     """Load the models that were given by name.
 
     Raises:
-        ConfigError: policy and reference have different vocabularies, or LoRA's library is not installed.
+        ConfigError: policy and reference have different vocabularies, the policy is in float16, or LoRA's library is not
+            installed.
         ModelError: a model cannot be loaded.
     """
     if given.lora is not None:
@@ -73,11 +76,36 @@ def load_models(given: AgentSettings) -> Models:
     model = given.language_model
     if isinstance(model, str):
         model = LanguageModel.load(model, device=str(given.device))
+    check_precision(model, adapted=given.lora is not None)
     reference = reference_of(model, given.reference, adapted=given.lora is not None)
     start = getattr(given, "value_start", None)
     if isinstance(start, str | Path):
         start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
     return Models(model, reference, start)
+
+
+def check_precision(model: LanguageModel, *, adapted: bool) -> None:
+    """Refuse to train in float16, and warn of weights in bfloat16.
+
+    Args:
+        model: the policy before training.
+        adapted: an adapter, which is in float32, will learn on top of it.
+
+    Raises:
+        ConfigError: the model is in float16.
+    """
+    if model.model.dtype == torch.float16:
+        raise ConfigError(
+            f"{model.name!r} is in float16, in which gradients vanish without loss scaling: load it to train with "
+            "dtype='bfloat16' or 'float32' (a reference or a reward may be in float16)"
+        )
+    learns = [p.dtype for p in model.model.parameters() if p.requires_grad]
+    if not adapted and torch.bfloat16 in learns:
+        warnings.warn(
+            f"the weights of {model.name!r} that learn are in bfloat16: updates below 0.4% of a weight are lost, and the first "
+            "ratios are not exactly 1; float32, or a LoRA adapter (always float32), has neither",
+            stacklevel=2,
+        )
 
 
 def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, adapted: bool) -> LanguageModel:

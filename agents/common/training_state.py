@@ -29,6 +29,7 @@ class Agent(Protocol):
     env: VecEnv | None
     num_timesteps: int
     iteration: int
+    stopped: str | None
     episode_count: int
     seed: int | None
     ep_info_buffer: deque[Any] | None
@@ -58,6 +59,7 @@ def training_state(agent: Agent) -> dict[str, Any]:
         # These move only after learning, so they fit the state at a rollout's start, too.
         "kl_coef": agent.kl_controller.coef,
         "kl_back_offs": agent.kl_guard.back_offs,
+        "stopped": agent.stopped,
     }
 
 
@@ -76,6 +78,7 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
     agent._update_rng.bit_generator.state = state["update_rng"]
     agent.kl_controller.coef = float(state["kl_coef"])
     agent.kl_guard.back_offs = int(state["kl_back_offs"])
+    agent.stopped = state["stopped"]
     agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
     if isinstance(agent.env, TokenVecEnv) and state["env"] and len(state["env"]["generators"]) == agent.env.num_envs:

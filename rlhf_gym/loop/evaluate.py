@@ -49,6 +49,7 @@ def evaluate(context: RunContext, number: int) -> None:
     Raises:
         RewardError: rewards failed on every prompt.
     """
+    context.restore_reward_state(number)
     prompts = context.task.held_out[: context.config.evaluation.prompts]
     tokenizer = context.reference.tokenizer
     ids = [tokenizer.encode_prompt(p.text) for p in prompts]
