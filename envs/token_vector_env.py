@@ -27,7 +27,7 @@ from rlhf_gym.envs.vector_api import (
     stack_observations,
 )
 from rlhf_gym.lm.tokenizer import Tokenizer
-from rlhf_gym.rewards.adaptive import adaptive_parts
+from rlhf_gym.rewards.adaptive import stateful_parts
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         if begins_round(options):
             if seed is None:
                 mask &= ~self.episodes.unbegun
-            if self.max_episode_steps is None and adaptive_parts(self.episodes.reward):
+            if self.max_episode_steps is None and stateful_parts(self.episodes.reward):
                 self._held = np.zeros(self.num_envs, dtype=np.bool_)
         note_seed(self, seed)
         self.draws.seed(seed, mask)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_setups import assert_same_weights, letters_env, small_ppo, weights
+from ppo_setups import LIMIT, NUM_ENVS, assert_same_weights, letters_env, small_ppo, weights
 from stable_baselines3.common.callbacks import BaseCallback
-from tiny_models import tiny_language_model
+from tiny_models import LetterTokenizer, tiny_language_model
+from toy_tasks import letter_task
 
 from rlhf_gym.agents import A2C, GRPO, PPO, RAFT, RLOO, TRPO, OnlineDPO
 from rlhf_gym.agents.common.kl import MOST_BACK_OFFS, KLLimit
+from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError, TrainingStopped
 
 FAST: dict[str, Any] = {"learning_rate": 0.05, "kl_coef": 0.0}  # leaves the reference within an iteration or two
@@ -65,6 +67,29 @@ def test_backing_off_halves_the_rate_and_goes_on_from_the_last_good_weights() ->
     assert model.logger.name_to_value.get("train/kl_back_offs", model.kl_guard.back_offs) == model.kl_guard.back_offs
     rate = model.policy.optimizer.param_groups[0]["lr"]
     assert rate == pytest.approx(0.05 * 0.5**model.kl_guard.back_offs)
+
+
+@pytest.mark.parametrize("action", ["stop", "back_off"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_last_update_does_not_leave_the_policy_beyond_the_limit(action: Any, masked: bool) -> None:
+    """One iteration at a rate that runs away; and within the limit nothing is put back."""
+    for limit in (0.5, 1e6):
+        env = letters_env() if not masked else make_sb3_env(
+            NUM_ENVS, task=letter_task(limit=LIMIT), tokenizer=LetterTokenizer(), mask={"pattern": "[a-z]*"}
+        )  # fmt: skip
+        model = small_ppo(env, kl_limit=limit, on_kl_limit=action, **{**FAST, "learning_rate": 0.5})
+        before = weights(model)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.learn(iterations=1)
+        told = [str(one.message) for one in caught if one.category is TrainingStopped]
+        if limit > 1:
+            assert not told
+            continue
+        assert "after the last update is above kl_limit (0.5): the weights of the last rollout" in told[0]
+        assert model.stopped == told[0]
+        assert_same_weights(weights(model), before)
+        assert model.kl_guard.back_offs == (action == "back_off")
 
 
 def test_it_gives_up_after_so_many_halvings() -> None:
@@ -147,3 +172,17 @@ def test_a_checkpoint_holds_the_way_back(tmp_path: Path) -> None:
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small_ppo(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": {"rank": 2}}])
+def test_float16_is_refused_for_training_and_bfloat16_warned_of(options: dict[str, Any]) -> None:
+    model = tiny_language_model()
+    model.model.half()
+    with pytest.raises(ConfigError, match=r"is in float16, .* precision='fp16' .*dtype='float32'"):
+        small_ppo(language_model=model, **options)
+    assert small_ppo(reference=model).reference.model.dtype == torch.float16
+    model.model.bfloat16()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small_ppo(language_model=model, **options)
+    assert len([one for one in caught if "that learn are in bfloat16" in str(one.message)]) == (0 if options else 1)

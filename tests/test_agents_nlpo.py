@@ -27,8 +27,10 @@ from tiny_models import LetterTokenizer
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import NLPO, TRPO
+from rlhf_gym.agents.common.metrics import rollout_metrics
 from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
-from rlhf_gym.envs import TokenEnv
+from rlhf_gym.agents.common.traces import traces
+from rlhf_gym.envs import TokenEnv, make_sb3_env
 from rlhf_gym.errors import ConfigError
 
 
@@ -101,6 +103,43 @@ def test_both_renormalise_over_the_same_set() -> None:
     gradient(agent, rollout, list(range(8)))
     assert agent.minibatch_metrics["val/ratio"][0] == pytest.approx(1, abs=1e-5)
     assert agent.minibatch_metrics["train/approx_kl"][0] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("restriction", ["nucleus", "top-k", "top-p", "environment's masks"])
+def test_the_kl_is_that_from_the_references_own_distribution(restriction: str) -> None:
+    """By plain passes of the models; what is measured within the restriction has a name of its own."""
+    options: dict[str, Any] = {"top-k": {"top_k": 4}, "top-p": {"top_p": 0.5}}.get(restriction, {})
+    if restriction == "nucleus":
+        agent = nlpo(scale=4.0, mask_top_p=0.4, temperature=0.8)
+        move_lagging(agent)
+    else:
+        masked = restriction == "environment's masks"
+        env = make_sb3_env(
+            16,
+            task=letter_task(limit=LIMIT),
+            tokenizer=LetterTokenizer(),
+            mask={"pattern": "[aei]*"} if masked else None,
+        )
+        agent = small_ppo(env, scale=4.0, temperature=0.8, **options)
+    with torch.no_grad():
+        agent.reference.model.get_output_embeddings().weight.mul_(0.5)
+    rollout = collected(agent)
+    expected = []
+    for episode in rollout.episodes:
+        with torch.no_grad():
+            logits = agent.reference.model(torch.tensor([episode.prompt_ids + episode.response_ids])).logits[0] / 0.8
+        logits[:, 1] = -torch.inf
+        logs = logits[len(episode.prompt_ids) - 1 : -1].log_softmax(-1)
+        own = logs.gather(-1, torch.tensor(episode.response_ids)[:, None]).sum()
+        expected.append(float(sum(episode.log_probs) - own))
+    metrics = rollout_metrics(rollout, 0)
+    assert metrics["objective/kl"] == pytest.approx(np.mean(expected), abs=1e-3)
+    assert metrics["objective/kl"] > metrics["objective/kl_in_mask"] + 1
+    within = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean()
+    assert metrics["objective/kl_in_mask"] == pytest.approx(float(within), abs=1e-5)
+    agent.kl_guard.nats = metrics["objective/kl"] - 0.5
+    assert not agent._keep_within_kl_limit(rollout)
+    assert traces(agent, 1)[0].kl == pytest.approx(expected[0], abs=1e-3)
 
 
 def test_tokens_outside_the_set_have_no_gradient() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.loop.after_iteration import iteration_line
+from rlhf_gym.loop.config import TaskConfig
 from rlhf_gym.loop.evaluate import distinct_2, wilson_interval
 from rlhf_gym.loop.label import queries_of
-from rlhf_gym.loop.run_task import split_prompts
+from rlhf_gym.loop.run_task import split_prompts, task_of
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.tasks.samples import Prompt, Sample
 
@@ -78,3 +80,13 @@ def test_the_line_of_metrics() -> None:
     line = "round 1 PPO  3/40  proxy +0.50  KL 0.00  clipped 12.5%"
     assert iteration_line(row, "PPO", 40) == line
     assert iteration_line(row, "PPO", 40, 0.0712) == line + "  rewards 7.1% of the time"
+
+
+def test_held_out_prompts_that_are_trained_on_are_counted_and_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "held.txt").write_text("two\nfour\nthree\ntwo\n")
+    files = {"prompts": str(tmp_path / "train.txt"), "held_out": str(tmp_path / "held.txt")}
+    with pytest.raises(TaskError, match=r"2 of the 3 held-out prompts are among those to train on \(one is .three"):
+        task_of(TaskConfig(**files))
+    (tmp_path / "held.txt").write_text("four\n")
+    assert [p.text for p in task_of(TaskConfig(**files)).held_out] == ["four"]

@@ -24,7 +24,7 @@ from rlhf_gym.agents.common.forward import rollout_log_probs
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, adapted, adapter_weights, load_adapter, save_adapter
+from rlhf_gym.lm.lora import Lora, adapted, adapter_weights, from_peft, load_adapter, save_adapter
 from rlhf_gym.lm.sequences import pack_sequences
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
@@ -118,7 +118,7 @@ def test_the_base_is_the_reference_and_never_moves(kind: str, network: Any) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_ratio_is_1(kind: str) -> None:
-    agent = small_ppo(language_model=moved(adapted(KINDS[kind](scale=3.0), Lora(4))), temperature=0.8)
+    agent = small_ppo(language_model=moved(adapted(KINDS[kind](scale=3.0), Lora(4))), reference="base", temperature=0.8)
     rollout = collected(agent)
     assert float((rollout.log_probs - rollout.reference_log_probs).abs().max()) > 0.01
     gradient(agent, rollout, list(range(16)))
@@ -215,6 +215,72 @@ def test_a_lagging_policy_and_a_reference_of_its_own_are_kept(tmp_path: Path) ->
     agent.save(tmp_path / "ppo")
     other = PPO.load(tmp_path / "ppo", language_model=tiny_language_model(), tokenizer=LetterTokenizer())
     assert_same_weights(tensors(other.reference.model), tensors(elsewhere.model))
+
+
+def peft_trained(base: LanguageModel) -> Any:
+    """The base with an adapter of peft that says something."""
+    import peft
+
+    target = rlhf_gym.lm.lora.target_layers(base)[0][0].rpartition(".")[2]
+    trained = peft.get_peft_model(copy.deepcopy(base.model), peft.LoraConfig(r=2, target_modules=[target]), "tuned")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(0, 0.3)
+    return trained
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("origin", ["SFT", "peft"])
+def test_kl_is_measured_from_the_policy_as_it_was_handed_over(kind: str, origin: str, tmp_path: Path) -> None:
+    """After supervised fine-tuning of an adapter, here or by peft; and save, load and going on keep to it exactly."""
+    base = KINDS[kind](scale=3.0)
+    apart = copy.deepcopy(base)
+    if origin == "SFT":
+        tuner = agent_of("SFT", lora=LORA, language_model=base, learning_rate=3e-2)
+        tuner.learn(200)
+        model = tuner.policy.language_model
+    else:
+        trained = peft_trained(base)
+        with pytest.raises(ModelError, match="from_peft"):
+            LanguageModel(trained, base.tokenizer, "tuned")
+        model = from_peft(trained, base.tokenizer, "tuned")
+    start = logits(model)
+    options: dict[str, Any] = {"learning_rate": 1e-2, "kl_limit": 90.0}
+    whole = small_ppo(language_model=model, **options)
+    assert whole.reference.base is model.base  # the base's tensors are there once
+    rows = learn(whole, 400)
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(rows[-1]["objective/kl"]) > 0.01
+    assert torch.equal(logits(whole.reference), start)
+    assert not torch.allclose(start, logits(apart), atol=1e-3)
+    whole.save(tmp_path / "agent")
+    resumed = PPO.load(tmp_path / "agent", env=letters_env(), language_model=apart)
+    assert torch.equal(logits(resumed.reference), start)
+    for agent in (whole, resumed):
+        agent.learn(200, reset_num_timesteps=False)
+    assert_same_weights(weights(resumed), weights(whole))
+    from_base = small_ppo(language_model=whole.policy.language_model, reference="base")
+    assert from_base.reference is model.base
+    assert abs(collected(from_base).kl.sum()) > 0.1
+    from_base.save(tmp_path / "base")
+    assert PPO.load(tmp_path / "base", language_model=apart).reference is apart
+
+
+def test_the_base_as_reference_needs_an_adapter() -> None:
+    with pytest.raises(ConfigError, match="reference='base' is the model beneath an adapter, and 'tiny-gpt2' has none"):
+        small_ppo(reference="base")
+
+
+def test_a_loaded_reference_keeps_its_own_dtype(tmp_path: Path) -> None:
+    rough = tiny_language_model(seed=7)
+    rough.model.bfloat16()
+    agent = small_ppo(reference=rough)
+    agent.save(tmp_path / "agent")
+    loaded = PPO.load(tmp_path / "agent", tokenizer=LetterTokenizer())
+    assert (loaded.reference.model.dtype, loaded.policy.lm.dtype) == (torch.bfloat16, torch.float32)
+    assert_same_weights(tensors(loaded.reference.model), tensors(rough.model))
 
 
 NEW_PROCESS = """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import save_tiny_model, tiny_settings
+from tiny_run import metrics_table, save_tiny_model, tiny_settings
 from waiting import limit_time_by
 
 from rlhf_gym.errors import RewardError
@@ -120,3 +120,46 @@ def test_the_line_says_what_there_is() -> None:
         {**row, "reward/left_out": "3"}, "PPO", 4, 0.071
     )
     assert "mine_multiplier 2.00" in iteration_line({**row, "reward/mine_multiplier": "2"}, "PPO", 4)
+
+
+HABITUAL = """
+class Habitual:
+    learned = 0
+
+    def __call__(self, prompts, responses):
+        scores = [len(text) / (10 + self.learned) for text in responses]
+        self.learned += len(responses)
+        return scores
+
+    def state_dict(self):
+        return {"learned": self.learned}
+
+    def load_state_dict(self, state):
+        self.learned = state["learned"]
+
+
+reward = Habitual()
+"""
+
+
+def test_rewards_that_learn_are_part_of_a_run(model: Path, tmp_path: Path) -> None:
+    """A user's own object and a built-in one: a round added later equals the longer run, in training and in evaluation."""
+    for kind in ("plain", "running"):
+        found = []
+        for plan in ((2,), (1, 2)):
+            out = tmp_path / f"{kind}-{len(plan)}"
+            for rounds in plan:
+                mine = tmp_path / f"{kind}_{len(plan)}.py"
+                mine.write_text(HABITUAL)
+                running = tmp_path / f"{kind}.yaml"
+                running.write_text(f"reward: {mine}:reward\nrunning: true\n")
+                spec = str(running) if kind == "running" else f"{mine}:reward"
+                settings = tiny_settings(
+                    model, run={"rounds": rounds}, reward_model={"enabled": False}, task={"reward": spec},
+                    agent={"iterations": 2}, evaluation={"prompts": 4},
+                )  # fmt: skip
+                run = run_loop(build(settings), out, resume=True, progress=Progress(quiet=True))
+            found.append((metrics_table(run.path), run.evaluation_file.read_text()))
+        assert found[0] == found[1]
+        states = json.loads((run.path / "round-2" / "reward_state.json").read_text())
+        assert states[-1] == {"name": "Habitual", "state": {"learned": 32}}

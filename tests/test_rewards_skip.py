@@ -114,7 +114,7 @@ def test_combinations_leave_the_whole_sample_out_and_learn_nothing_from_it() -> 
     some = score(running, prompts, responses, may_skip=True)
     without = score(clean, prompts[:3], ["aa", "a", ""])
     assert some.values[some.kept].tolist() == without.values.tolist()
-    assert running.state() == clean.state()
+    assert running.state_dict() == clean.state_dict()
 
     held, alone = (Constrained(r, length, level=3, rate=0.1) for r in (skipping(), picky))
     score(held, prompts, responses, may_skip=True)

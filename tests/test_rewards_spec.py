@@ -187,7 +187,7 @@ def test_every_combinator_in_yaml(folder):
     assert one(held, "a b") == (0 + 1 * (2 - 4)) / 2
     learned = load_reward(held)
     score(learned, ["p"], ["a b"])
-    assert reward_state(learned) == [{"name": "constrained", "multiplier": 2.0}]
+    assert reward_state(learned) == [{"name": "constrained", "state": {"multiplier": 2.0}}]
     assert one({"reward": "length", "standardise": str(folder / "samples.jsonl")}, "a a a") == 1
     assert one({"reward": "length", "running": True}, "a a a") == 0
     assert one({"reward": "length", "running": {"shift": False, "clip": 2}}, "a a a") == 2

@@ -21,8 +21,8 @@ from torch import Tensor
 from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration
 from rlhf_gym.agents.common.checkpoint import load_agent, save_agent
-from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes
-from rlhf_gym.agents.common.forward import rollout_log_probs, rollout_values
+from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
+from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
 from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import (
@@ -146,6 +146,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.seconds = PhaseSeconds()  # the last iteration's
         self.minibatch_metrics: dict[str, list[float]] = {}
         self._rollout_start: dict[str, Any] | None = None
+        self._learned_from: Rollout | None = None  # the last rollout, until the update by it is checked
         if _init_setup_model:
             self._setup_model()
 
@@ -199,6 +200,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self._current_progress_remaining = 1 - progress
             if not self.iterate(hook):
                 break
+            if self._progress(total_timesteps, iterations) >= 1:
+                self._check_last_update()
             rows += 1
             if log_interval is not None and rows % log_interval == 0:
                 self.dump_logs(self.iteration)
@@ -207,6 +210,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
             if self.stopped is not None or not goes_on:
                 break
+        if self.stopped is None and self._check_last_update():  # a callback has ended training
+            warnings.warn(str(self.stopped), TrainingStopped, stacklevel=2)
         hook.on_training_end()
         return self
 
@@ -236,6 +241,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                     if not self.update(rollout, rows):
                         break
                 self.after_learning(rollout)
+        self._learned_from = rollout if may_learn else None
         self._end_iteration()
         self.log(rollout)
         return True
@@ -298,9 +304,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
         with self.seconds.phase("reference"):
-            rollout.reference_log_probs = self.within_memory(
-                lambda tokens: rollout_log_probs(self.policy, self.reference, rollout, tokens)
-            )
+            self.within_memory(lambda tokens: fill_reference(self.policy, self.reference, rollout, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
             if self.policy.value_trunk is not None:
@@ -347,6 +351,22 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return False
         if rollout.episodes:
             self.kl_guard.remember(self.policy)
+        return True
+
+    def _check_last_update(self) -> bool:
+        """With a ``kl_limit``, measure the policy that training ends with; True if it had to be given good weights back."""
+        rollout, self._learned_from = self._learned_from, None
+        if rollout is None or self.kl_guard.nats is None:
+            return False
+        assert self.seed is not None
+        kl = kl_now(
+            self.policy, self.reference, rollout, self._vec_env, self.seed, self.episode_count, self.tokens_per_batch
+        )
+        self.logger.record("objective/kl_at_end", kl)
+        if not self.kl_guard.exceeded(kl):
+            return False
+        self.stopped = self.kl_guard.restore_after_last_update(self.policy, kl, f"iteration {self.iteration}")
+        self.policy.forget()
         return True
 
     def _fill_advantages(self, rollout: Rollout) -> None:

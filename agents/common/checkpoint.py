@@ -24,12 +24,13 @@ from rlhf_gym.agents.common.slots import tokenizer_of
 from rlhf_gym.agents.common.training_state import Agent
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import fingerprint
+from rlhf_gym.lm.lora import fingerprint, load_adapter, save_adapter
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.version import __version__
 
 FORMAT = 1
+REFERENCE, REFERENCE_ADAPTER = "reference", "reference_adapter"  # folders in a checkpoint
 NOTHING = "nothing"  # safetensors cannot hold no tensor at all: a policy without a value function
 
 A = TypeVar("A")
@@ -74,8 +75,14 @@ def _write(agent: Agent, folder: Path) -> None:
     model = agent.policy.language_model
     if model.base is None:
         model.save(folder / "model")
-    if not isinstance(agent.settings.reference, str) and agent.reference is not model.base:
-        agent.reference.save(folder / "reference")
+    reference = agent.reference
+    if not isinstance(agent.settings.reference, str) and reference is not model.base:
+        # An adapter is kept as one: merged into weights, it would give other log-probabilities by rounding.
+        whole = reference if reference.base is None else reference.base
+        if whole is not model.base:
+            whole.save(folder / REFERENCE)
+        if reference.adapter is not None:
+            save_adapter(reference, folder / REFERENCE_ADAPTER)
     save_file(_separate(own_weights(agent.policy)), folder / "policy.safetensors")
     tensors, scalars = _flatten(agent.policy.optimizer.state_dict())
     save_file(tensors, folder / "optimizer.safetensors")
@@ -87,11 +94,11 @@ def _write(agent: Agent, folder: Path) -> None:
     assert isinstance(agent.observation_space, spaces.Dict)
     data = {
         "format": FORMAT, "version": __version__, "class": type(agent).__name__, "settings": agent.settings.as_json(),
-        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "dtype": _dtype(model), "reference_dtype": _dtype(reference),
         "spaces": {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()},
         "optimizer": scalars, "limits": asdict(agent.policy.limits), "state": agent.state(), "last_good": kept,
         "base": None if model.base is None else {
-            "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": agent.reference is model.base,
+            "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": reference is model.base,
         },
     }  # fmt: skip
     (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
@@ -170,9 +177,9 @@ def _build(
         )
     model = _load_base(base, data, device, given, tokenizer) if base else None
     if model is None:
-        model = _load_model(folder / "model", data, device, tokenizer)
+        model = _load_model(folder / "model", data, data["dtype"], device, tokenizer)
     if settings["reference"] is None and not (base and base["is_reference"]):
-        settings["reference"] = _load_model(folder / "reference", data, device, tokenizer)
+        settings["reference"] = _load_reference(folder, model, data, device, tokenizer)
     make: Any = cls
     agent = make(env=env, language_model=model, device=device, _init_setup_model=False, **settings)
     names = {name: saved[name] for name in ("language_model", "value_start") if name in saved}
@@ -197,13 +204,35 @@ def _build(
     return loaded
 
 
-def _load_model(folder: Path, data: dict[str, Any], device: str, tokenizer: Tokenizer | None) -> LanguageModel:
+def _load_reference(
+    folder: Path, model: LanguageModel, data: dict[str, Any], device: str, tokenizer: Tokenizer | None
+) -> LanguageModel:
+    """The reference that a checkpoint holds: a model, an adapter on the policy's base, or both.
+
+    Args:
+        folder: the checkpoint's.
+        model: the policy before its adapter is put on.
+        data: the checkpoint's values.
+        device: device of the weights.
+        tokenizer: the user's own, if any.
+    """
+    reference = model
+    if (folder / REFERENCE).is_dir():
+        reference = _load_model(folder / REFERENCE, data, data["reference_dtype"], device, tokenizer)
+    if (folder / REFERENCE_ADAPTER).is_dir():
+        reference = load_adapter(reference, folder / REFERENCE_ADAPTER)
+    return reference
+
+
+def _load_model(
+    folder: Path, data: dict[str, Any], dtype: str, device: str, tokenizer: Tokenizer | None
+) -> LanguageModel:
     """A model of the checkpoint, under the name that it was first loaded by."""
     # The user's own tokenizer is not in the checkpoint.
     own = (folder / "tokenizer_config.json").exists()
     if not own and tokenizer is None:
         raise ModelError("the checkpoint's tokenizer is not a Hugging Face one; give it: load(path, tokenizer=...)")
-    model = LanguageModel.load(str(folder), device=device, dtype=data["dtype"], tokenizer=None if own else tokenizer)
+    model = LanguageModel.load(str(folder), device=device, dtype=dtype, tokenizer=None if own else tokenizer)
     model.name = str(data["settings"]["language_model"] or "checkpoint")
     return model
 
@@ -259,6 +288,10 @@ def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict,
     lengths = spaces.Box(0, capacity, (1,), np.int64)
     ids = spaces.Box(0, vocab_size - 1, (capacity,), np.int64)
     return spaces.Dict(ids=ids, length=lengths, prompt_length=lengths), spaces.Discrete(vocab_size)
+
+
+def _dtype(model: LanguageModel) -> str:
+    return str(model.model.dtype).removeprefix("torch.")
 
 
 def pack(folder: Path, target: Any) -> None:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from rlhf_gym.agents.common.forward import fill_reference, kl_along
+from rlhf_gym.agents.common.metrics import response_kl
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
 from rlhf_gym.agents.common.slots import Rounds, token_env_inside
@@ -25,6 +27,7 @@ from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.decoding import CachedDecoder, generate
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
 from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
 
@@ -147,6 +150,42 @@ def observed_ids(observation: dict[str, Any]) -> list[list[int]]:
     return [
         row[: int(length)].tolist() for row, length in zip(observation["ids"], observation["length"][:, 0], strict=True)
     ]
+
+
+def kl_now(
+    policy: LMPolicy, reference: LanguageModel, rollout: Rollout, env: VecEnv, seed: int, first_episode: int,
+    tokens_per_batch: int,
+) -> float:  # fmt: skip
+    """``objective/kl`` of the policy as it is now, on a rollout's prompts; no environment is stepped, nothing is scored.
+
+    New responses are generated. Where masks are known token by token only, as an environment gives them, the rollout's own
+    responses are taken (:func:`~rlhf_gym.agents.common.forward.kl_along`).
+
+    Args:
+        policy: the policy.
+        reference: the reference.
+        rollout: the episodes whose prompts are used, at least one.
+        env: the environment; its stop sequences hold.
+        seed: seed of the noise.
+        first_episode: number of the first episode, for the noise.
+        tokens_per_batch: padded tokens per pass.
+    """
+    if any(episode.masks is not None for episode in rollout.episodes):
+        return kl_along(policy, reference, rollout, tokens_per_batch)
+    inside = token_env_inside(env)
+    prompts = [episode.prompt_ids for episode in rollout.episodes]
+    generations = generate(
+        policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed, first_episode=first_episode,
+        stop=() if inside is None else inside.stop, batch_size=env.num_envs,
+    )  # fmt: skip
+    fresh = Rollout.of(
+        [
+            Episode(prompt, g.ids, g.log_probs, [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
+            for prompt, g in zip(prompts, generations, strict=True)
+        ]
+    )
+    fill_reference(policy, reference, fresh, tokens_per_batch)
+    return response_kl(fresh)
 
 
 class SteppingCollector:

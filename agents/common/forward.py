@@ -11,7 +11,8 @@ from torch import Tensor
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad, unpack_masks
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.log_probs import token_log_probs
+from rlhf_gym.lm.log_probs import CHUNK, masked_logits, token_log_probs
+from rlhf_gym.lm.sampling import Sampling, behaviour_log_probs
 from rlhf_gym.lm.sequences import (
     SequenceBatch,
     batches_by_length,
@@ -86,6 +87,73 @@ def rollout_log_probs(policy: LMPolicy, model: LanguageModel, rollout: Rollout, 
         for i, row in zip(rows, torch.split(values, [rollout.lengths[i] for i in rows]), strict=True):
             logs[i] = row.cpu()
     return pad(rollout.mask, logs)
+
+
+@torch.no_grad()
+def fill_reference(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, tokens_per_batch: int) -> None:
+    """Fill in a rollout's two tables of the reference's log-probabilities, in one pass of it.
+
+    One is under the policy's sampling and masks. The other is the reference's own: under the same temperature and the
+    environment's fixed limits, but without top-k, top-p and masks. Where there are none of these, the two are one.
+
+    Args:
+        policy: its sampling and limits hold.
+        reference: the reference.
+        rollout: the episodes.
+        tokens_per_batch: padded tokens per pass.
+    """
+    episodes, sampling = rollout.episodes, policy.sampling
+    truncated = sampling.top_k > 0 or sampling.top_p < 1
+    rollout.restricted = truncated or any(e.masks is not None for e in episodes)
+    if not rollout.restricted:
+        rollout.reference_log_probs = rollout_log_probs(policy, reference, rollout, tokens_per_batch)
+        rollout.own_reference_log_probs = rollout.reference_log_probs
+        return
+    within: list[Tensor] = [torch.zeros(0)] * len(episodes)
+    own = list(within)
+    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+        chosen = [episodes[i] for i in rows]
+        batch = pack_episodes(policy, chosen)
+        hidden = reference.response_states(batch)
+        restricted, _ = episode_log_probs(policy, reference, chosen, hidden=hidden, batch=batch)
+        free, _ = token_log_probs(
+            reference, hidden, batch.responses[batch.response_mask], response_positions(batch),
+            Sampling(sampling.temperature), policy.limits,
+        )  # fmt: skip
+        sizes = [rollout.lengths[i] for i in rows]
+        for i, row, own_row in zip(rows, torch.split(restricted, sizes), torch.split(free, sizes), strict=True):
+            within[i], own[i] = row.cpu(), own_row.cpu()
+    rollout.reference_log_probs = pad(rollout.mask, within)
+    rollout.own_reference_log_probs = pad(rollout.mask, own)
+
+
+@torch.no_grad()
+def kl_along(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, tokens_per_batch: int) -> float:
+    """The KL of the policy as it is now along a rollout's responses, in nats per response: exact at each of their tokens.
+
+    Each token's is ``sum_x pi(x) log(pi(x) / pi_ref(x))``: ``pi`` is what the policy samples from, masks included, ``pi_ref``
+    the reference's own distribution.
+
+    Args:
+        policy: the policy.
+        reference: the reference.
+        rollout: the episodes; an older policy may have generated them.
+        tokens_per_batch: padded tokens per pass.
+    """
+    total, own = 0.0, Sampling(policy.sampling.temperature)
+    step = max(1, CHUNK // policy.language_model.vocab_size)
+    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+        episodes = [rollout.episodes[i] for i in rows]
+        batch = pack_episodes(policy, episodes)
+        ours, theirs = policy.language_model.response_states(batch), reference.response_states(batch)
+        positions, allowed = response_positions(batch), unpack_masks(episodes, reference.vocab_size)
+        for begin in range(0, len(positions), step):
+            part = slice(begin, begin + step)
+            mask = None if allowed is None else allowed[part].to(ours.device)
+            log_p = policy.distribution(ours[part], positions[part], mask)
+            log_q = behaviour_log_probs(masked_logits(reference, theirs[part], positions[part], policy.limits), own)
+            total += float(torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum())
+    return total / len(rollout.episodes)
 
 
 @torch.no_grad()

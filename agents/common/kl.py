@@ -157,7 +157,8 @@ class KLLimit:
 
     KL is a rollout's mean k1 estimate in nats per response, ``objective/kl``. The agent does not learn from a rollout beyond
     the limit; the weights of the last rollout within it are restored. ``"stop"`` then ends training, ``"back_off"`` goes on at
-    half the learning rate, until it has been halved ``MOST_BACK_OFFS`` times.
+    half the learning rate, until it has been halved ``MOST_BACK_OFFS`` times. At the end of training the policy is measured
+    once more, so that its last update does not leave it beyond the limit.
 
     Args:
         nats: the limit; None sets none, and keeps no copy of the weights.
@@ -207,6 +208,25 @@ class KLLimit:
         return (
             f"{message}{halved}: training has stopped with the weights of the last rollout within it; raise kl_coef or "
             "kl_limit, or lower the learning rate"
+        )
+
+    def restore_after_last_update(self, policy: LMPolicy, kl: float, where: str) -> str:
+        """Give a policy that its last update moved beyond the limit its last good weights back; with back_off, halve the rate.
+
+        Args:
+            policy: the policy.
+            kl: its KL now, in nats per response.
+            where: the place in training, for the message.
+
+        Returns:
+            What was done, for the user.
+        """
+        assert self.last_good is not None
+        self.last_good.put_back(policy)
+        self.back_offs += int(self.action == "back_off" and self.back_offs < MOST_BACK_OFFS)
+        return (
+            f"{where}: KL {kl:.2f} nats per response after the last update is above kl_limit ({self.nats:g}): the weights "
+            "of the last rollout within it are restored; raise kl_coef or kl_limit, or lower the learning rate"
         )
 
     @property

@@ -18,7 +18,9 @@ from rlhf_gym.errors import TrainingError
 def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
     """Metrics of a rollout: sums over each response, averaged over responses.
 
-    ``objective/kl`` is the k1 estimate in nats per response, whatever ``kl_estimator`` is; ``objective/entropy`` the samples'
+    ``objective/kl`` is the k1 estimate in nats per response, whatever ``kl_estimator`` is, of the KL from the reference's own
+    distribution. Where the policy may not sample every token (NLPO's or an environment's masks, top-k, top-p),
+    ``objective/kl_in_mask`` is that from the reference within what it may sample. ``objective/entropy`` is the samples'
     negative log-probability per response; ``objective/scores`` the environment's reward before any shaping. Episodes whose
     reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their groups as ``reward/left_out``, and are
     in no other metric.
@@ -30,12 +32,11 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
     skipped = skipped_metrics(rollout)
     if not rollout.episodes:
         return skipped
-    kl = (kl_estimate(rollout.log_probs, rollout.reference_log_probs) * rollout.mask).sum(1)
     scores = torch.tensor([e.score for e in rollout.episodes])
     lengths = torch.tensor(rollout.lengths, dtype=torch.float32)
     eos_tokens = sum(e.response_ids[-1] == eos_id for e in rollout.episodes)
     out = {
-        "objective/kl": kl.mean().item(),
+        "objective/kl": response_kl(rollout),
         "objective/entropy": -(rollout.log_probs * rollout.mask).sum(1).mean().item(),
         "objective/scores": scores.mean().item(),
         "objective/scores_std": scores.std(correction=0).item(),
@@ -45,6 +46,9 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
         "eos_rate": eos_tokens / len(rollout.episodes),
         "ended_rate": float(np.mean([e.ended for e in rollout.episodes])),
     }
+    if rollout.restricted:
+        within = (kl_estimate(rollout.log_probs, rollout.reference_log_probs) * rollout.mask).sum(1)
+        out["objective/kl_in_mask"] = within.mean().item()
     terms: dict[str, list[float]] = {}
     for episode in rollout.episodes:
         for name, value in episode.info.get("reward_terms", {}).items():
@@ -53,8 +57,8 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
 
 
 def response_kl(rollout: Rollout) -> float:
-    """The k1 estimate in nats per response, the mean over a rollout's responses; NaN for none."""
-    return float(((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean())
+    """``objective/kl``, the mean over a rollout's responses; NaN for none."""
+    return float(rollout.kl.sum(1).mean())
 
 
 # A minibatch's metrics under TRL's names and stable-baselines3's, with their sign.
@@ -157,6 +161,7 @@ def check_rollout(rollout: Rollout, where: str) -> None:
     tables = {
         "the environment's rewards are": rollout.rewards, "log-probabilities are": rollout.log_probs,
         "values are": rollout.values, "the reference's log-probabilities are": rollout.reference_log_probs,
+        "the reference's own log-probabilities are": rollout.own_reference_log_probs,
         "advantages are": rollout.advantages, "returns are": rollout.returns,
     }  # fmt: skip
     check_finite(tables, where)

@@ -57,8 +57,10 @@ class Episode:
 
 
 TABLES = (
-    "mask", "log_probs", "values", "rewards", "reference_log_probs", "advantages", "returns", "importance"
+    "mask", "log_probs", "values", "rewards", "reference_log_probs", "own_reference_log_probs", "advantages", "returns",
+    "importance",
 )  # fmt: skip
+"""The tables ``[B, R]`` of a rollout."""
 
 
 @dataclass
@@ -71,13 +73,16 @@ class Rollout:
         log_probs: old log-probabilities.
         values: old values.
         rewards: the environment's rewards.
-        reference_log_probs: filled in by the agent.
+        reference_log_probs: filled in by the agent: the reference's, within what the policy may sample (top-k, top-p, masks),
+            which penalties and losses compare with.
+        own_reference_log_probs: filled in by the agent: the reference's own, whatever the policy may sample.
         advantages: filled in by the agent.
         returns: filled in by the agent.
         importance: weights of the tokens' policy losses; ones unless the agent corrects for a mismatch.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
         together: this many of these in a row always share a minibatch (the two of a pair).
         left_out: episodes without a score, and the rest of their groups; they are in no table.
+        restricted: True where the policy may not sample every token, so that the reference's two tables differ.
     """
 
     episodes: list[Episode]
@@ -86,12 +91,14 @@ class Rollout:
     values: Tensor
     rewards: Tensor
     reference_log_probs: Tensor
+    own_reference_log_probs: Tensor
     advantages: Tensor
     returns: Tensor
     importance: Tensor
     learn_from: list[int] | None = None
     together: int = 1
     left_out: list[Episode] = field(default_factory=list)
+    restricted: bool = False
 
     def scored(self, group_size: int = 1) -> Rollout:
         """The rollout without the episodes whose reward failed.
@@ -105,7 +112,7 @@ class Rollout:
             return self
         rows = [i for group, kept in zip(groups, whole, strict=True) if kept for i in group]
         longest = max((len(self.episodes[i].response_ids) for i in rows), default=0)
-        tables = {name: getattr(self, name)[rows, :longest] for name in TABLES}
+        tables: dict[str, Any] = {name: getattr(self, name)[rows, :longest] for name in TABLES}
         left_out = [
             e
             for group, kept in zip(groups, whole, strict=True)
@@ -121,20 +128,22 @@ class Rollout:
         mask = torch.zeros(len(episodes), longest, dtype=torch.bool)
         for row, episode in enumerate(episodes):
             mask[row, : len(episode.response_ids)] = True
-        zeros = torch.zeros(mask.shape)
-        return cls(
-            episodes, mask, pad(mask, [e.log_probs for e in episodes]), pad(mask, [e.values for e in episodes]),
-            pad(mask, [e.rewards for e in episodes]), zeros, zeros.clone(), zeros.clone(), torch.ones(mask.shape),
-        )  # fmt: skip
+        known: dict[str, Any] = {
+            name: pad(mask, [getattr(e, name) for e in episodes]) for name in ("log_probs", "values", "rewards")
+        }
+        others: dict[str, Any] = {name: torch.zeros(mask.shape) for name in TABLES if name not in ("mask", *known)}
+        others["importance"] = torch.ones(mask.shape)
+        return cls(episodes, mask, **known, **others)
 
     @classmethod
     def joined(cls, parts: Sequence[Rollout]) -> Rollout:
         """Several rollouts, with all that was computed for them before learning, as one."""
         whole = cls.of([episode for part in parts for episode in part.episodes])
-        for name in ("log_probs", "values", "reference_log_probs", "importance"):
+        for name in ("log_probs", "values", "reference_log_probs", "own_reference_log_probs", "importance"):
             rows = [row[kept] for part in parts for row, kept in zip(getattr(part, name), part.mask, strict=True)]
             setattr(whole, name, pad(whole.mask, rows))
         whole.left_out = [episode for part in parts for episode in part.left_out]
+        whole.restricted = any(part.restricted for part in parts)
         return whole
 
     @property
@@ -146,6 +155,11 @@ class Rollout:
     def totals(self) -> list[int]:
         """Lengths of prompts and responses together."""
         return [len(e.prompt_ids) + len(e.response_ids) for e in self.episodes]
+
+    @property
+    def kl(self) -> Tensor:
+        """float32 ``[B, R]``: the k1 estimate of the KL from the reference's own distribution at each token; 0 at padding."""
+        return (self.log_probs - self.own_reference_log_probs) * self.mask
 
     @property
     def bootstrap(self) -> Tensor:

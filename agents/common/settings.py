@@ -179,12 +179,14 @@ class AgentSettings:
 
     language_model: LanguageModel | str = argument("embedded", "the model that is trained (in place), or its name")
     reference: LanguageModel | str | None = argument(
-        None, "the model that KL is measured from, or its name; None takes a frozen copy of `language_model`"
+        None,
+        "the model that KL is measured from, or its name. None takes the policy as it was handed over, an adapter that it came "
+        "with included; `base` takes the model beneath the adapter",
     )
     lora: Lora | Mapping[str, Any] | None = argument(
         None,
         'trains a LoRA adapter: `{"rank": 8, "alpha": 16, "targets": [...]}`, each of which may be left out. The model itself '
-        "is frozen, and is the reference. An adapter needs a learning rate about ten times as high",
+        "is frozen, and is the reference by default. An adapter needs a learning rate about ten times as high",
     )
     learning_rate: float | Schedule = setting(
         1e-4,

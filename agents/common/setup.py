@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,14 @@ from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.slots import rules_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, adapted, require_peft
+from rlhf_gym.lm.lora import Lora, adapted, begins_as_base, require_peft
 from rlhf_gym.lm.networks import checkpoint_layers
 from rlhf_gym.lm.precision import product_dtype, use_fast_float32
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.reward_model import RewardModel
+
+BASE = "base"
+"""The name, as a reference, of the model beneath the policy's adapter."""
 
 
 def sb3_arguments(given: AgentSettings) -> dict[str, Any]:
@@ -72,7 +76,8 @@ def load_models(given: AgentSettings) -> Models:
     """Load the models that were given by name.
 
     Raises:
-        ConfigError: policy and reference have different vocabularies, or LoRA's library is not installed.
+        ConfigError: policy and reference have different vocabularies, the policy is in float16, or LoRA's library is not
+            installed.
         ModelError: a model cannot be loaded.
     """
     if given.lora is not None:
@@ -80,6 +85,8 @@ def load_models(given: AgentSettings) -> Models:
     model = given.language_model
     if isinstance(model, str):
         model = LanguageModel.load(model, device=str(given.device))
+    if given.precision == "float32":  # the others learn with float32 weights
+        check_precision(model, adapted=given.lora is not None)
     reference = reference_of(model, given.reference, adapted=given.lora is not None)
     start = getattr(given, "value_start", None)
     if isinstance(start, str | Path):
@@ -107,21 +114,51 @@ def set_precision(models: Models, given: AgentSettings) -> None:
         model.product_dtype = None if model.model.dtype == dtype or dtype == torch.float32 else dtype
 
 
-def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, adapted: bool) -> LanguageModel:
-    """The frozen model that KL is measured from: the given one, or the policy as it is now.
-
-    A base never changes while adapters learn, so it can be the reference itself, which costs no memory.
+def check_precision(model: LanguageModel, *, adapted: bool) -> None:
+    """Refuse to train in float16, and warn of weights in bfloat16.
 
     Args:
         model: the policy before training.
-        given: the reference, its name, or None.
-        adapted: an adapter will learn on top of ``model``.
+        adapted: an adapter, which is in float32, will learn on top of it.
 
     Raises:
-        ConfigError: the two have different vocabularies.
+        ConfigError: the model is in float16.
+    """
+    if model.model.dtype == torch.float16:
+        raise ConfigError(
+            f"{model.name!r} is in float16, in which small gradients and updates vanish: give precision='fp16' (or 'bf16'), "
+            "which keeps float32 weights, or load it with dtype='float32' (a reference or a reward may be in float16)"
+        )
+    learns = [p.dtype for p in model.model.parameters() if p.requires_grad]
+    if not adapted and torch.bfloat16 in learns:
+        warnings.warn(
+            f"the weights of {model.name!r} that learn are in bfloat16: updates below 0.4% of a weight are lost, and the first "
+            "ratios are not exactly 1; precision='bf16' keeps float32 weights, and so does a LoRA adapter",
+            stacklevel=2,
+        )
+
+
+def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, adapted: bool) -> LanguageModel:
+    """The frozen model that KL is measured from: the given one, or the policy as it is now.
+
+    A base never changes while adapters learn, so it can be the reference itself, which costs no memory. The copy of a policy
+    that came with an adapter (of supervised fine-tuning, say) costs that of the adapter.
+
+    Args:
+        model: the policy before training.
+        given: the reference, its name, :data:`BASE`, or None.
+        adapted: a new adapter will learn on top of ``model``.
+
+    Raises:
+        ConfigError: the two have different vocabularies, or the base is wanted where there is no adapter.
     """
     base = model if adapted else model.base
-    if base is not None and (given is None or given is base):
+    if given == BASE and base is None:
+        raise ConfigError(
+            f"reference={BASE!r} is the model beneath an adapter, and {model.name!r} has none: leave it out to measure KL from "
+            "the policy as it is given, or give lora={...}"
+        )
+    if base is not None and (given in (BASE, base) or (given is None and (adapted or begins_as_base(model)))):
         return base
     if given is None:
         return model.frozen_copy()

@@ -81,7 +81,7 @@ def _chosen(rollout: Rollout, count: int) -> list[tuple[int, str]]:
 def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_values: bool) -> Trace:
     episode = rollout.episodes[row]
     n = len(episode.response_ids)
-    kls = (rollout.log_probs - rollout.reference_log_probs)[row, :n].tolist()
+    kls = rollout.kl[row, :n].tolist()
     ids = episode.response_ids
     without_eos = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
     return Trace(

@@ -31,6 +31,7 @@ class Agent(Protocol):
     env: VecEnv | None
     num_timesteps: int
     iteration: int
+    stopped: str | None
     episode_count: int
     seed: int | None
     ep_info_buffer: deque[Any] | None
@@ -61,6 +62,7 @@ def training_state(agent: Agent) -> dict[str, Any]:
         "kl_coef": agent.kl_controller.coef,
         "kl_back_offs": agent.kl_guard.back_offs,
         "loss_scaler": agent.scaler.state_dict(),
+        "stopped": agent.stopped,
     }
 
 
@@ -80,6 +82,7 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
     agent.kl_controller.coef = float(state["kl_coef"])
     agent.kl_guard.back_offs = int(state["kl_back_offs"])
     agent.scaler.load_state_dict(state["loss_scaler"])
+    agent.stopped = state["stopped"]
     agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
     if agent.env is not None and restore_slots(agent.env, state["env"]):

@@ -97,6 +97,10 @@ class LanguageModel:
     encoder_decoder: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
+        if hasattr(model, "peft_config"):
+            raise ModelError(
+                f"{name!r} has an adapter of peft on it: rlhf_gym.lm.lora.from_peft(model, tokenizer, name) takes it"
+            )
         model.train(False)
         self.model = model
         self.tokenizer = tokenizer

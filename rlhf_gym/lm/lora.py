@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.loading import one_thread_loads
+from rlhf_gym.lm.tokenizer import Tokenizer
 
 NAME = "default"
 """The name of a network's one adapter in peft."""
@@ -245,6 +247,11 @@ def adapter_weights(model: LanguageModel) -> list[nn.Parameter]:
     return [p for name, p in model.model.named_parameters() if ".lora_" in name]
 
 
+def begins_as_base(model: LanguageModel) -> bool:
+    """True of an adapted model that nobody has trained yet: ``B`` is 0, and its outputs are its base's."""
+    return not any(bool(p.any()) for name, p in model.model.named_parameters() if ".lora_B." in name)
+
+
 def save_adapter(model: LanguageModel, folder: Path | str) -> None:
     """Write a model's adapter in peft's format: ``PeftModel.from_pretrained(base, folder)`` reads it.
 
@@ -320,6 +327,37 @@ def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
         for name, parameter in own.items():
             parameter.copy_(weights[name])
     return model
+
+
+def from_peft(model: nn.Module, tokenizer: Tokenizer, name: str) -> LanguageModel:
+    """A model with an adapter that peft has put on it; training can go on.
+
+    Args:
+        model: a ``PeftModel``. It is taken apart: its base stays in use.
+        tokenizer: the base's.
+        name: the name that the base was loaded from.
+
+    Raises:
+        ModelError: as :func:`load_adapter`; or it is no ``PeftModel`` with one active adapter.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    if not isinstance(model, PeftModel) or len(active := model.active_adapters) != 1:
+        raise ModelError(
+            f"{name!r} must be a model of peft with one active adapter, got {type(model).__name__}: load the base without it, "
+            "and peft.PeftModel.from_pretrained(base, folder)"
+        )
+    network: Any = model.get_base_model()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, selected_adapters=active)
+        for place, layer in list(network.named_modules()):
+            if isinstance(layer, LoraLayer):
+                network.set_submodule(place, layer.get_base_layer())
+        vars(network).pop("peft_config", None)
+        kind = Seq2SeqModel if network.config.is_encoder_decoder else LanguageModel
+        named = Path(folder) / active[0]
+        return load_adapter(kind(network, tokenizer, name), named if named.is_dir() else folder)
 
 
 def fingerprint(model: LanguageModel) -> str:

@@ -103,10 +103,9 @@ class RunCompletions(IterationCallback):
 
 
 class Checkpoints(IterationCallback):
-    """Saves the agent every few iterations and after the last, but not once training has stopped by itself.
+    """Saves the agent every few iterations, after the last, and once training has stopped by itself.
 
-    A run that is killed after that goes back to the checkpoint before, trains and stops again. From a checkpoint of the last
-    iteration it would train on.
+    The checkpoint says that it has stopped: a run that is killed after that trains no further.
 
     Args:
         context: the run.
@@ -120,8 +119,8 @@ class Checkpoints(IterationCallback):
 
     def on_iteration_end(self, agent: Any) -> bool:
         """Save a checkpoint if it is due."""
-        due = agent.iteration % self._settings.checkpoint_every == 0 or agent.iteration == self._settings.iterations
-        if due and agent.stopped is None:
+        last = agent.iteration == self._settings.iterations or agent.stopped is not None
+        if last or agent.iteration % self._settings.checkpoint_every == 0:
             agent.save(self._folder / CHECKPOINT)
             write_json(self._folder / SECONDS_FILE, self._table.seconds)
         return True

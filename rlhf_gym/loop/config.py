@@ -67,7 +67,7 @@ class ModelConfig:
         "embedded", "embedded (comes with the package), a folder, folder:file.gguf, or a name on the Hugging Face hub"
     )
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, ...; auto takes a GPU if there is one")
-    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "number format of the weights")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "number format of the weights")
     revision: str | None = setting(None, "commit, tag or branch on the hub; null takes the hub's default")
     trust_remote_code: bool = setting(False, "allow the model's repository to run its own Python code on this machine")
     allow_pickle: bool = setting(

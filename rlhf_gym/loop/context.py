@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
@@ -22,12 +23,17 @@ from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
 from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of
+from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.text import shorten
+
+REWARD_STATE = "reward_state.json"
+"""The states of rewards that learn, after a round's training."""
 
 
 class PeoplePage(Protocol):
@@ -146,6 +152,25 @@ class RunContext:
         if round_number == 0:
             return self.reference
         return load_policy(self.config, self.run, round_number, like=self.reference)
+
+    def save_reward_state(self, round_number: int) -> None:
+        """Write the states that the gold reward and the task's metrics have after a round's training; no file without any."""
+        if states := reward_state(self._scored_by):
+            write_json(self.run.round(round_number) / REWARD_STATE, states)
+
+    def restore_reward_state(self, round_number: int) -> None:
+        """Set the rewards to their states after a round's training, whatever this process has scored.
+
+        Raises:
+            ConfigError: the states are another reward's.
+        """
+        if round_number and (states := read_json(self.run.round(round_number) / REWARD_STATE)):
+            restore_reward(self._scored_by, states)
+
+    @property
+    def _scored_by(self) -> SimpleNamespace:
+        """The rewards that live as long as the run; a reward model has no state."""
+        return SimpleNamespace(parts=(self.gold, *self.task.metrics.values()))
 
     def proxy(self, round_number: int) -> Reward:
         """The reward that the agent is trained against in a round: its reward model, or the gold reward without one."""

@@ -49,6 +49,7 @@ def evaluate(context: RunContext, number: int) -> None:
     Raises:
         RewardError: rewards failed on every prompt.
     """
+    context.restore_reward_state(number)
     prompts = context.task.held_out[: context.config.evaluation.prompts]
     tokenizer = context.reference.tokenizer
     ids = [tokenizer.encode_prompt(p.text) for p in prompts]
@@ -114,9 +115,9 @@ def _respond(
 def _response_kls(
     context: RunContext, policy: LanguageModel, ids: Sequence[Sequence[int]], generations: Sequence[Generation]
 ) -> Scores:
-    """``log pi - log pi_ref`` of each response, under the distributions that tokens are drawn from."""
+    """``log pi - log pi_ref`` of each response: from the distribution that tokens are drawn from to the reference's own."""
     ours = _log_probs(context, policy, ids, generations, context.sampling)
-    theirs = _log_probs(context, context.reference, ids, generations, context.sampling)
+    theirs = _log_probs(context, context.reference, ids, generations, Sampling(context.sampling.temperature))
     return np.array([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)])
 
 

@@ -19,6 +19,7 @@ from rlhf_gym.loop.progress import Bar
 from rlhf_gym.loop.rater_catalogue import find_rater
 from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
+from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks.samples import Sample
 
@@ -63,7 +64,8 @@ def _label(context: RunContext, number: int, queries: list[Query], store: Feedba
             # In batches, so that a simulated rater's answers, too, are stored and shown as they come.
             for begin in range(0, len(others), settings.batch_size):
                 batch = others[begin : begin + settings.batch_size]
-                ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
+                with frozen(context.gold):  # a rater's answer does not depend on what was judged before
+                    ask(rater, batch, store, on_progress=lambda done, _, begin=begin: bar.update(begin + done))  # type: ignore[misc]
             if isinstance(rater, JudgeRater):
                 context.progress.say(str(rater))
         if context.people and people:
@@ -101,7 +103,8 @@ def reference_rewards(context: RunContext) -> np.ndarray:
     names = {name: None for s in samples for name in s.prompt.columns}
     columns = {name: [s.prompt.columns.get(name) for s in samples] for name in names}
     texts, responses = [s.prompt.text for s in samples], [s.response for s in samples]
-    scored = score(context.gold, texts, responses, columns, may_skip=True)
+    with frozen(context.gold):
+        scored = score(context.gold, texts, responses, columns, may_skip=True)
     shape = (-1, context.config.sampling.candidates)
     return scored.values.reshape(shape)[scored.kept.reshape(shape).all(axis=1)]
 

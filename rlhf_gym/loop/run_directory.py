@@ -13,6 +13,7 @@
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
 ``round-N/agent_seconds.json``          seconds of the iterations up to that checkpoint, by phase
+``round-N/reward_state.json``           with rewards that learn: their states after training
 ``round-N/policy/``                     the tuned model, as transformers saves one
 ``round-N/adapter/``                    with ``model.lora``: the adapter, as peft saves it
 ``round-N/evaluation.json``             tuned model against reference; the last round's is also at the top

@@ -22,7 +22,7 @@ def task_of(config: TaskConfig) -> Task:
     """Load the configured task, with the configuration's prompts and limits in the place of its own.
 
     Raises:
-        TaskError: there is no such task, it has no prompts, or none to hold out.
+        TaskError: there is no such task, it has no prompts, none to hold out, or some that are trained on, too.
     """
     task = load_task(config.name, **config.options)
     if config.prompts is not None:
@@ -37,6 +37,13 @@ def task_of(config: TaskConfig) -> Task:
     if not task.held_out:
         raise TaskError(
             f"task {task.name!r} has no held-out prompts to evaluate on; give some: --set task.held_out=FILE"
+        )
+    shared = {p.text for p in task.prompts} & {p.text for p in task.held_out}
+    if shared and (config.prompts is not None or config.held_out is not None):
+        raise TaskError(
+            f"{len(shared)} of the {len({p.text for p in task.held_out})} held-out prompts are among those to train on (one is "
+            f"{shorten(min(shared))}), so that the evaluation would not be of unseen prompts: take them out of task.prompts or "
+            "task.held_out, or leave task.held_out out to have a share of task.prompts held out"
         )
     if config.max_new_tokens is not None:
         low = min(task.min_new_tokens, config.max_new_tokens)

@@ -37,6 +37,7 @@ def train(context: RunContext, number: int) -> None:
     """
     folder, iterations = context.run.round(number), context.config.agent.iterations
     table = MetricsTable(context.run.metrics_file)
+    context.restore_reward_state(number - 1)
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
     agent = make_agent(context, number, table, reward)
     title = type(agent).__name__
@@ -51,9 +52,11 @@ def train(context: RunContext, number: int) -> None:
                 ProgressLines(context, number, table, bar), RunCompletions(context, number, agent.iteration, logger),
                 Checkpoints(context, number, table), Refits(context, number, reward),
             ]  # fmt: skip
-            agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
+            if agent.stopped is None:  # else the checkpoint is of a policy that kl_limit has stopped
+                agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
     finally:
         logger.close()
+    context.save_reward_state(number)
     with whole_folder(context.run.policy(number)) as target:
         agent.policy.language_model.save(target)
     if agent.policy.language_model.adapter is not None:

@@ -6,11 +6,12 @@ training reward); :func:`reward_state` and :func:`restore_reward` carry it over 
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,12 +30,12 @@ class Adaptive(Combination):
     learns: bool = True
 
     @abstractmethod
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """Return the state, as JSON values."""
 
     @abstractmethod
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Set the state to what :meth:`state` returned."""
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Set the state to what :meth:`state_dict` returned."""
 
 
 class RunningStandardise(Adaptive):
@@ -75,12 +76,12 @@ class RunningStandardise(Adaptive):
         out = (x - self.mean * self.shift) / (std if std > 1e-12 else 1.0)
         return np.clip(out, -self.clip_at, self.clip_at), {}
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """Return count, mean and sum of squared deviations."""
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Set the state to what :meth:`state` returned."""
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Set the state to what :meth:`state_dict` returned."""
         self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
 
 
@@ -155,12 +156,12 @@ class Constrained(Adaptive):
         }
         return np.sum(contributed, axis=0), more | contributions(self.parts, contributed)
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """Return the learned multiplier."""
         return {"multiplier": self.multiplier}
 
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Set the state to what :meth:`state` returned."""
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Set the state to what :meth:`state_dict` returned."""
         self.multiplier = state["multiplier"]
 
 
@@ -195,48 +196,73 @@ class Scheduled(Adaptive):
             self.samples += len(values[0])
         return weight * values[0], {f"{self.name}_weight": np.full(len(values[0]), weight)}
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """Return the number of samples scored."""
         return {"samples": self.samples}
 
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Set the state to what :meth:`state` returned."""
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Set the state to what :meth:`state_dict` returned."""
         self.samples = state["samples"]
 
 
-def adaptive_parts(reward: object) -> list[Adaptive]:
-    """Every adaptive combination inside a reward, each once, in a fixed order.
+class Stateful(Protocol):
+    """A reward whose scores depend on what it has scored before: any object with these two methods, a user's own included.
 
-    Searched are the reward itself, the one that it wraps (``reward``) and those that it combines (``parts``).
+    Its state is part of checkpoints and runs. An object with an attribute ``learns`` has it set to False where it must not
+    learn from what it scores (evaluation, raters); the state of one without is put back afterwards.
     """
-    found: list[Adaptive] = [reward] if isinstance(reward, Adaptive) else []
-    inside = [reward.reward] if hasattr(reward, "score_terms") and hasattr(reward, "reward") else []
-    for part in (*inside, *getattr(reward, "parts", ())):
-        found += [inner for inner in adaptive_parts(part) if not any(inner is known for known in found)]
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state, as values that JSON can hold."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> object:
+        """Set the state to what :meth:`state_dict` returned."""
+        ...
+
+
+def stateful_parts(reward: object) -> list[Stateful]:
+    """Every part of a reward that has a state, each once, in a fixed order.
+
+    Searched are the reward itself, the one that it wraps (``reward``) and those that it combines (``parts``). A module of torch
+    is taken for fixed: its ``state_dict`` is its weights.
+    """
+    own: Any = reward
+    has_state = callable(getattr(own, "state_dict", None)) and callable(getattr(own, "load_state_dict", None))
+    found: list[Stateful] = [own] if has_state and not isinstance(own, type) and not hasattr(own, "parameters") else []
+    inside = [own.reward] if hasattr(own, "score_terms") and hasattr(own, "reward") else []
+    for part in (*inside, *getattr(own, "parts", ())):
+        found += [inner for inner in stateful_parts(part) if not any(inner is known for known in found)]
     return found
 
 
 @contextmanager
 def frozen(reward: object) -> Iterator[None]:
     """A context in which the reward scores without changing its state, as evaluation must."""
-    parts = adaptive_parts(reward)
-    before = [part.learns for part in parts]
+    parts: list[Any] = stateful_parts(reward)
+    before = [part.learns if hasattr(part, "learns") else copy.deepcopy(part.state_dict()) for part in parts]
     try:
         for part in parts:
-            part.learns = False
+            if hasattr(part, "learns"):
+                part.learns = False
         yield
     finally:
-        for part, learns in zip(parts, before, strict=True):
-            part.learns = learns
+        for part, value in zip(parts, before, strict=True):
+            if hasattr(part, "learns"):
+                part.learns = value
+            else:
+                part.load_state_dict(value)
 
 
 def reward_state(reward: object) -> list[dict[str, Any]]:
-    """The states of all adaptive combinations inside a reward, as JSON values; empty for a reward without any."""
-    return [{"name": part.name, **part.state()} for part in adaptive_parts(reward)]
+    """The states of all parts of a reward that have one, as JSON values; empty for a reward without any."""
+    return [
+        {"name": reward_name(part), "state": copy.deepcopy(dict(part.state_dict()))} for part in stateful_parts(reward)
+    ]
 
 
 def restore_reward(reward: object, states: Sequence[Mapping[str, Any]]) -> None:
-    """Set the states of all adaptive combinations inside a reward.
+    """Set the states of all parts of a reward that have one.
 
     Args:
         reward: the reward, built as the one that the states are of.
@@ -245,11 +271,11 @@ def restore_reward(reward: object, states: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ConfigError: the states are another reward's.
     """
-    parts = adaptive_parts(reward)
-    if [part.name for part in parts] != [state.get("name") for state in states]:
+    parts = stateful_parts(reward)
+    if (names := [reward_name(part) for part in parts]) != [state.get("name") for state in states]:
         raise ConfigError(
-            f"the saved states are of {[state.get('name') for state in states]}, but the reward has "
-            f"{[part.name for part in parts]}; resume with the reward that the run began with"
+            f"the saved states are of {[state.get('name') for state in states]}, but the reward has {names}; resume with the "
+            "reward that the run began with"
         )
     for part, state in zip(parts, states, strict=True):
-        part.restore(state)
+        part.load_state_dict(copy.deepcopy(state["state"]))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.rewards.adaptive import adaptive_parts
+from rlhf_gym.rewards.adaptive import stateful_parts
 from rlhf_gym.rewards.base import AnyReward, Failure, ScoredBatch, TermReward, as_term, reward_name
 
 Known = tuple[float, dict[str, float]]
@@ -38,7 +38,7 @@ class CachedReward(TermReward):
     def __init__(self, reward: AnyReward, *, size: int = 100_000) -> None:
         if size < 1:
             raise ConfigError(f"the cache's size must be at least 1, got {size}")
-        if changing := [part.name for part in adaptive_parts(reward)]:
+        if changing := [reward_name(part) for part in stateful_parts(reward)]:
             raise ConfigError(
                 f"a cache is for rewards that always give a sample the same score, and {changing[0]!r} changes while it "
                 "scores; put the cache around its parts"
