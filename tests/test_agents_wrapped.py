@@ -84,7 +84,7 @@ def test_the_same_is_learned_however_the_environment_is_wrapped(kind: Any, optio
     for make, more in [(own, {"collect": "step"}), (WRAPPED["nested"], {})]:
         agent, theirs = run(make, **more)
         assert episodes_of(agent) == episodes_of(expected)
-        assert theirs.state() == reward.state()
+        assert theirs.state_dict() == reward.state_dict()
         assert reward.count == 3 * 2 * N
         assert_same_weights(weights(agent), weights(expected))
         assert agent.reward_share is not None
