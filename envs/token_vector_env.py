@@ -18,7 +18,7 @@ from rlhf_gym.envs.prompts import PromptDraws
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots
 from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, reset_mask, stack_infos, stack_observations
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         self,
         num_envs: int = 1,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str | None = None,
+        tokenizer: AnyTokenizer | str | None = None,
         *,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,

@@ -190,7 +190,7 @@ class SteppingCollector:
                     continue
                 episode.info = infos[i]
                 episode.spread()
-                eos = actions[i] == self.policy.limits.eos_id
+                eos = int(actions[i]) in self.policy.limits.eos_ids
                 episode.ended = bool(infos[i].get("ended", eos))
                 if infos[i].get("TimeLimit.truncated", False) and self.policy.value_head is not None:
                     # An unscored time limit: the value function estimates the rewards that would have come.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,9 +148,10 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
             f"environment with the model's own tokenizer: tokenizer={model.name!r}"
         )
     limits = limits_of(env, model)
-    if limits.eos_id != model.tokenizer.eos_id:
+    ends = Limits.of(model.tokenizer)
+    if limits.eos_id != ends.eos_id or set(limits.eos_ids) != set(ends.eos_ids):
         raise ConfigError(
-            f"the environment ends responses with id {limits.eos_id}, {model.name!r} with {model.tokenizer.eos_id}; "
+            f"the environment ends responses with {_listed(limits.eos_ids)}, {model.name!r} with {_listed(ends.eos_ids)}; "
             f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
         )
     model.check_fits(capacity, 0)
@@ -215,13 +216,17 @@ def limits_of(env: VecEnv | None, model: LanguageModel) -> Limits:
         model: its tokenizer says which tokens end and pad.
     """
     if isinstance(env, TokenVecEnv):
-        return Limits(env.eos_id, env.suppress_tokens, env.min_new_tokens, env.max_new_tokens)
-    special = model.tokenizer.eos_id, (model.tokenizer.pad_id,)
+        return Limits(env.eos_id, env.suppress_tokens, env.min_new_tokens, env.max_new_tokens, env.eos_ids[1:])
     if env is None:
-        return Limits(*special)
+        return Limits.of(model.tokenizer)
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
-    return Limits(*special, 0, int(space["ids"].shape[0]))  # type: ignore[index]
+    return Limits.of(model.tokenizer, 0, int(space["ids"].shape[0]))  # type: ignore[index]
+
+
+def _listed(ids: Sequence[int]) -> str:
+    """Write the ids for a message: ``id 2``, ``ids 2 and 7``."""
+    return f"id {ids[0]}" if len(ids) == 1 else f"ids {', '.join(map(str, ids[:-1]))} and {ids[-1]}"
 
 
 def group_slots(env: VecEnv, size: int) -> None:
