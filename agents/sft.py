@@ -21,7 +21,7 @@ from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSetting
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.feedback.exchange.transcripts import transcript
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
@@ -50,8 +50,11 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         if not self.data:
             raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
         for number, pair in enumerate(self.data):
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise ConfigError(f"data[{number}] must be a pair (prompt, response) of texts, got {pair!r:.80}")
+            if isinstance(pair, str) or len(pair) != 2 or not _is_prompt(pair[0]) or not isinstance(pair[1], str):
+                raise ConfigError(
+                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's and "
+                    f"a text; got {pair!r:.80}"
+                )
 
 
 class SFT(CriticFree):
@@ -133,6 +136,10 @@ class SFT(CriticFree):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens (none here).
         """
         return {"policy": -log_probs}, {}
+
+
+def _is_prompt(prompt: object) -> bool:
+    return isinstance(prompt, str) or messages_before(prompt) is not None
 
 
 def prompt_text(prompt: str | Messages) -> str:

@@ -169,8 +169,8 @@ def _compile(pattern: str, tokenizer: Tokenizer) -> Any:
             ids.setdefault(text, []).append(token)
     # The whole response has to match in any case; the library has no marks of begin and end.
     body = pattern.removeprefix("^") if pattern.endswith("\\$") else pattern.removeprefix("^").removesuffix("$")
-    # A response that begins with a space is decoded without it by some tokenizers: the text that remains must match.
-    space = " ?" if drops_first_space(tokenizer, texts) else ""
+    # A chat model's response is decoded alone, by some tokenizers without its first space: the text that remains must match.
+    space = " ?" if getattr(tokenizer, "is_chat", False) and drops_first_space(tokenizer, texts) else ""
     try:
         return Index(f"{space}({body})\\x00", Vocabulary(tokenizer.eos_id, ids))
     except (ValueError, TypeError) as error:

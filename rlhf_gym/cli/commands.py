@@ -130,13 +130,13 @@ def sample(options: argparse.Namespace) -> None:
     if folder is not None:
         model = LanguageModel.load(
             folder, device=options.device, dtype=settings.model.dtype, trust_remote_code=trusted,
-            chat_template=settings.model.chat_template,
+            chat_template=options.chat_template or "auto",  # the run's own is in the folder
         )  # fmt: skip
     else:
         model = LanguageModel.load(
             options.model or settings.model.name, device=options.device, dtype=settings.model.dtype,
             revision=settings.model.revision, trust_remote_code=trusted, allow_pickle=settings.model.allow_pickle,
-            chat_template=settings.model.chat_template,
+            chat_template=options.chat_template or settings.model.chat_template,
         )  # fmt: skip
     tokens = options.tokens if options.tokens is not None else settings.task.max_new_tokens or 32
     sampling = Sampling(

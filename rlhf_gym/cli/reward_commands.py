@@ -49,7 +49,7 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.lm.sampling import Limits, Sampling
     from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
 
-    model = LanguageModel.load(options.model, device=ModelConfig().device)
+    model = LanguageModel.load(options.model, device=ModelConfig().device, chat_template=options.chat_template)
     tokenizer = model.tokenizer
     limits = Limits.of(tokenizer, task.min_new_tokens, task.max_new_tokens)
     ids = [encode_conversation(tokenizer, prompt.text, prompt.columns.get("messages")) for prompt in prompts]

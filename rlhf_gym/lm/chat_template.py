@@ -87,6 +87,8 @@ def messages_before(messages: Any, response: str | None = None) -> Messages | No
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return None
+    if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
+        return None
     if messages[-1]["role"] != "assistant":
         return messages
     return messages[:-1] if len(messages) > 1 and messages[-1]["content"] == response else None

@@ -76,7 +76,7 @@ class Limits:
         return (self.eos_id, *self.more_eos_ids)
 
     def ends(self, tokens: Tensor) -> Tensor:
-        """True at tokens that end a response: bool of the shape of ``tokens``."""
+        """True at tokens that end a response: bool ``[N]`` for ``tokens`` int64 ``[N]``."""
         ended = tokens == self.eos_id
         for token in self.more_eos_ids:
             ended |= tokens == token

@@ -224,7 +224,9 @@ class HubTokenizer:
     @cached_property
     def joins_plainly(self) -> bool:
         """True where a text's ids decode to the texts of its parts, one after the other; see :func:`joins_plainly`."""
-        return _joins(self, range(len(self.hub)))
+        size = len(self.hub)
+        marked = [i for piece, i in self.hub.get_vocab().items() if piece.startswith("\u2581")]
+        return _joins(self, [*range(0, size, max(1, size // _PROBES)), *sorted(marked)[:_PROBES]])
 
     def decode_batch(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
         """The texts of many rows of ids, as :meth:`decode` gives them one by one; see :func:`decode_all`.
@@ -300,16 +302,17 @@ def joins_plainly(tokenizer: Tokenizer) -> bool:
     Byte-level tokenizers do. SentencePiece's family drops the first space of a text, and WordPiece puts spaces between words.
     """
     own = getattr(tokenizer, "joins_plainly", None)
-    return _joins(tokenizer, range(tokenizer.vocab_size)) if own is None else bool(own)
+    size = tokenizer.vocab_size
+    return _joins(tokenizer, range(0, size, max(1, size // _PROBES))) if own is None else bool(own)
 
 
 _PROBES = 64
 
 
-def _joins(tokenizer: Tokenizer, ids: range) -> bool:
-    """:func:`joins_plainly`, from some of these ids."""
+def _joins(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    """:func:`joins_plainly`, as far as these ids show."""
     unused = set(never_drawn(tokenizer))
-    some = [i for i in ids[:: max(1, len(ids) // _PROBES)] if i not in unused]
+    some = [i for i in ids if i not in unused]
     texts = {i: tokenizer.decode([i]) for i in some}
     # Parts of characters are read only together, by every tokenizer.
     whole = [i for i in some if texts[i] and "\N{REPLACEMENT CHARACTER}" not in texts[i]]

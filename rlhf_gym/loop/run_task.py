@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf_gym.errors import TaskError
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.loop.config import TaskConfig
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.on_error import on_error
@@ -83,7 +83,10 @@ def target_pairs(task: Task, column: str) -> list[tuple[str | Messages, str]]:
                 f"the prompt {shorten(prompt.text)} of task {task.name!r} has no text in column {column!r} to learn from (its "
                 f"columns: {known}); give agent.target_column, or prompts with such a column: --prompts FILE"
             )
-    return [(prompt.columns.get("messages") or prompt.text, prompt.columns[column]) for prompt in task.prompts]
+    return [
+        (messages_before(prompt.columns.get("messages")) or prompt.text, prompt.columns[column])
+        for prompt in task.prompts
+    ]
 
 
 def split_prompts(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:
