@@ -52,8 +52,8 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         for number, pair in enumerate(self.data):
             if isinstance(pair, str) or len(pair) != 2 or not _is_prompt(pair[0]) or not isinstance(pair[1], str):
                 raise ConfigError(
-                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's and "
-                    f"a text; got {pair!r:.80}"
+                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's "
+                    f"and a text; got {pair!r:.80}"
                 )
 
 
