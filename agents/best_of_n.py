@@ -13,6 +13,7 @@ from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.rewards.base import Reward, reward_name, score
 from rlhf_gym.text import shorten
 
@@ -53,7 +54,7 @@ def best_of_n(
         reward: scores them, all in one call.
         n: responses to each prompt, at least 1.
         limits: forbidden tokens and the length limit.
-        columns: the prompts' columns, one value per prompt.
+        columns: the prompts' columns, one value per prompt; ``messages`` are prompts that are conversations.
         sampling: temperature, top-k, top-p.
         stop: texts that end a response.
         seed: seed of the noise.
@@ -69,7 +70,9 @@ def best_of_n(
     """
     if n < 1:
         raise ConfigError(f"best-of-n needs n of at least 1, got {n}")
-    ids = [model.tokenizer.encode_prompt(prompt) for prompt in prompts for _ in range(n)]
+    messages = (columns or {}).get("messages", [None] * len(prompts))
+    encoded = [encode_conversation(model.tokenizer, *one) for one in zip(prompts, messages, strict=True)]
+    ids = [one for one in encoded for _ in range(n)]
     responses = generate(
         model, ids, limits, sampling=sampling, stop=stop, seed=seed, first_episode=first_episode, batch_size=batch_size
     )

@@ -20,8 +20,11 @@ from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.feedback.exchange.transcripts import transcript
+from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
 from rlhf_gym.text import shorten
 
 if TYPE_CHECKING:
@@ -34,9 +37,10 @@ if TYPE_CHECKING:
 class SFTSettings(EpochSettings, LossSettings, EntropySettings):
     """The settings of SFT."""
 
-    data: Sequence[tuple[str, str]] = argument(
-        help="pairs `(prompt, response)` of texts. A response is learned with EOS at its end; one that is longer than the "
-        "environment's length limit is cut, and has no EOS. They are not part of a checkpoint: give them to `load`, too"
+    data: Sequence[tuple[str | Messages, str]] = argument(
+        help="pairs `(prompt, response)` of texts; a prompt may be chat messages, too. A response is learned with EOS at its "
+        "end; one that is longer than the environment's length limit is cut, and has no EOS. They are not part of a "
+        "checkpoint: give them to `load`, too"
     )
     n_epochs: int = setting(1, "passes over an iteration's pairs")
     batch_size: int | None = setting(16, "whole responses per minibatch; None takes all of them")
@@ -46,8 +50,11 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         if not self.data:
             raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
         for number, pair in enumerate(self.data):
-            if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-                raise ConfigError(f"data[{number}] must be a pair (prompt, response) of texts, got {pair!r:.80}")
+            if isinstance(pair, str) or len(pair) != 2 or not _is_prompt(pair[0]) or not isinstance(pair[1], str):
+                raise ConfigError(
+                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's "
+                    f"and a text; got {pair!r:.80}"
+                )
 
 
 class SFT(CriticFree):
@@ -67,7 +74,7 @@ class SFT(CriticFree):
 
     Settings: ClassVar[type[AgentSettings]] = SFTSettings
 
-    data: Sequence[tuple[str, str]]
+    data: Sequence[tuple[str | Messages, str]]
 
     if TYPE_CHECKING:
 
@@ -98,8 +105,8 @@ class SFT(CriticFree):
 
     def _episode(self, place: int) -> Episode:
         (prompt, response), (prompt_ids, ids) = self.data[place], self._ids[place]
-        ended, zeros = ids[-1] == self.policy.limits.eos_id, [0.0] * len(ids)
-        info = {"prompt": prompt, "response": response, "ended": ended, "response_length": len(ids)}
+        ended, zeros = ids[-1] in self.policy.limits.eos_ids, [0.0] * len(ids)
+        info = {"prompt": prompt_text(prompt), "response": response, "ended": ended, "response_length": len(ids)}
         return Episode(prompt_ids, ids, zeros, zeros, list(zeros), ended, info)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
@@ -131,8 +138,19 @@ class SFT(CriticFree):
         return {"policy": -log_probs}, {}
 
 
+def _is_prompt(prompt: object) -> bool:
+    return isinstance(prompt, str) or messages_before(prompt) is not None
+
+
+def prompt_text(prompt: str | Messages) -> str:
+    """A prompt as one text: chat messages as a transcript, one message as its text."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(prompt[0]["content"]) if len(prompt) == 1 else transcript(prompt)
+
+
 def encoded_pairs(
-    data: Sequence[tuple[str, str]], model: LanguageModel, limits: Limits
+    data: Sequence[tuple[str | Messages, str]], model: LanguageModel, limits: Limits
 ) -> list[tuple[list[int], list[int]]]:
     """The ids of each pair's prompt and response, EOS included, cut at the length limit.
 
@@ -147,13 +165,15 @@ def encoded_pairs(
     """
     out = []
     for number, (prompt, response) in enumerate(data):
-        prompt_ids = model.tokenizer.encode_prompt(prompt)
-        ids = [*model.tokenizer.encode(response), limits.eos_id][: limits.max_new_tokens]
+        prompt_ids = encode_conversation(
+            model.tokenizer, prompt_text(prompt), None if isinstance(prompt, str) else prompt
+        )
+        ids = [*encode_response(model.tokenizer, response), limits.eos_id][: limits.max_new_tokens]
         try:
             model.check_fits(len(prompt_ids), len(ids))
         except ModelError as error:
             raise ModelError(f"data[{number}]: {error}") from error
-        early = [limits.eos_id] if limits.eos_id in ids[: limits.min_new_tokens] else []
+        early = [token for token in ids[: limits.min_new_tokens] if token in limits.eos_ids]
         if forbidden := early or [token for token in ids if token in limits.suppress_tokens]:
             rule = (
                 f"EOS is not allowed in the first {limits.min_new_tokens}" if early else f"id {forbidden[0]} never is"

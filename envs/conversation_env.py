@@ -16,7 +16,8 @@ from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
 from rlhf_gym.envs.turn_spaces import AnyText, as_ids_action, as_text_action, check_format, longest_text
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.response_text import ResponseText
+from rlhf_gym.lm.tokenizer import AnyTokenizer, end_ids
 from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message, render_messages
@@ -58,7 +59,7 @@ class ConversationEnv(gym.Env[Any, Any]):
     def __init__(
         self,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str | None = None,
+        tokenizer: AnyTokenizer | str | None = None,
         *,
         user: UserSpec | None = None,
         max_turns: int = 3,
@@ -244,10 +245,11 @@ class _AsTokens:
         task: Task,
         max_turns: int,
         template: str | None,
-        tokenizer: Tokenizer | str | None,
+        tokenizer: AnyTokenizer | str | None,
         max_context: int | None,
     ) -> None:
         self.tokenizer = as_tokenizer(tokenizer, task)
+        self._text, self._ends = ResponseText(self.tokenizer, task.stop), end_ids(self.tokenizer)
         self.template, self.limit = template, task.max_new_tokens
         longest = max(len(self._encode(first_messages(p))) for p in task.prompts)
         self.room = max_context or longest + max_turns * (task.max_new_tokens + LINE_TOKENS)
@@ -281,9 +283,8 @@ class _AsTokens:
 
     def read(self, action: Any) -> str:
         ids = as_ids_action(action, self.limit, self.tokenizer)
-        if self.tokenizer.eos_id in ids:
-            ids = ids[: ids.index(self.tokenizer.eos_id)]
-        return self.tokenizer.decode(ids)
+        end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        return self._text.read(ids[:end])[0]
 
 
 def _check_room(longest: int, room: int, unit: str, task: Task) -> None:

@@ -21,14 +21,13 @@ from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
 from rlhf_gym.envs.token_rules import TokenRules
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.tokenizer import Tokenizer, decode_all
+from rlhf_gym.lm.response_text import ResponseText
+from rlhf_gym.lm.tokenizer import AnyTokenizer, end_ids
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import ScoredBatch
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks import Task
 
-# Tokens beyond a stop sequence's own characters that are decoded to look for it, as `decoding.generate` does.
-_REACH = 8
 Infos = Literal["texts", "numbers"]
 """What infos hold.
 
@@ -44,7 +43,8 @@ class Episodes(TokenRows):
     Args:
         num_slots: ``N``.
         task: a task or the name of one.
-        tokenizer: a tokenizer or the name of a model; None takes the task's own, or else the embedded model's.
+        tokenizer: a tokenizer, ours or a transformers one, or the name of a model; None takes the task's own, or else the
+            embedded model's.
         reward: replaces the task's reward.
         task_options: options of a task given by name.
         max_prompt_tokens: longest prompt allowed; None takes the task's longest.
@@ -67,7 +67,7 @@ class Episodes(TokenRows):
         self,
         num_slots: int,
         task: Task | str,
-        tokenizer: Tokenizer | str | None = None,
+        tokenizer: AnyTokenizer | str | None = None,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,
         max_prompt_tokens: int | None = None,
@@ -85,6 +85,8 @@ class Episodes(TokenRows):
         self.max_prompt_tokens = self.prompts.longest
         self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
         self.reward_seconds = 0.0
+        self._text = ResponseText(self.tokenizer, self.task.stop)
+        self._ends = end_ids(self.tokenizer)
         self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
         self.suppress_tokens = self.masks.suppress_tokens
         super().__init__(num_slots, self.capacity, self.tokenizer.pad_id)
@@ -115,6 +117,7 @@ class Episodes(TokenRows):
             min_new_tokens=task.min_new_tokens,
             max_new_tokens=task.max_new_tokens,
             stop=task.stop,
+            more_eos_ids=end_ids(tokenizer)[1:],
             infos=self.infos,
         )
 
@@ -224,7 +227,8 @@ class Episodes(TokenRows):
             self.ids[rows, self.length[rows]] = taken
             self.length[rows] += 1
             ends = self.length[rows] >= self._limit[rows]
-        ends |= taken == self.tokenizer.eos_id
+        for end in self._ends:
+            ends |= taken == end
         if idle is not None:
             self.length[idle] -= 1
             self.ids[idle, self.length[idle]] = self.tokenizer.pad_id
@@ -244,20 +248,25 @@ class Episodes(TokenRows):
         if self.task.stop:
             rows = slots if len(ends) == len(self.length) else np.arange(len(slots))
             for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
-                ends[row] = ends[row] or self._stopped(self._tail(slot))
+                ends[row] = ends[row] or self._text.stopped(*self._ids(slot))
 
     def response(self, slot: int) -> str:
-        """The response so far, as it was generated."""
-        return self.tokenizer.decode(self.ids[slot, self.prompt_length[slot] : self.length[slot]].tolist())
+        """The response so far, cut before a stop sequence."""
+        return self.text_of(*self._ids(slot))
 
-    def _tail(self, slot: int) -> str:
-        """The end of the response, long enough to hold any stop sequence: the whole would cost more at every token."""
-        end = int(self.length[slot])
-        start = max(int(self.prompt_length[slot]), end - max(map(len, self.task.stop)) - _REACH)
-        return self.tokenizer.decode(self.ids[slot, start:end].tolist())
+    def text_of(self, ids: Sequence[int], prompt_ids: Sequence[int]) -> str:
+        """The text of a response, cut before a stop sequence.
 
-    def _stopped(self, text: str) -> bool:
-        return any(s in text for s in self.task.stop)
+        Args:
+            ids: ids of the response.
+            prompt_ids: ids of its prompt.
+        """
+        return self._text.read(ids, prompt_ids)[0]
+
+    def _ids(self, slot: int) -> tuple[list[int], list[int]]:
+        """The ids of a slot's response and of its prompt."""
+        start, row = int(self.prompt_length[slot]), self.ids[slot, : self.length[slot]].tolist()
+        return row[start:], row[:start]
 
     def score(self, slots: Sequence[int]) -> tuple[ScoredBatch, list[dict[str, Any]]]:
         """Score the episodes in these slots with one call of the reward.
@@ -276,15 +285,12 @@ class Episodes(TokenRows):
         """Read the episodes in these slots; the slots' next episodes may begin before they are scored."""
         # take() is several times faster than indexing by so few numbers.
         starts, lengths = self.prompt_length.take(slots), self.length.take(slots)
-        raw = self._responses(slots, starts, lengths)
-        responses = [self.task.cut(text) for text in raw] if self.task.stop else raw
+        responses, stopped = self._responses(slots, starts, lengths)
         index = self.prompt_index.take(slots)
         texts, extra = self.prompts.texts(index), self.prompts.columns(index)
         if self._wants_ids:
             extra[IDS] = [self.ids[slot, a:b].tolist() for slot, a, b in zip(slots, starts, lengths, strict=True)]
-        ended = self.ids.take(self._starts.take(slots) + lengths - 1) == self.tokenizer.eos_id
-        if self.task.stop:
-            ended |= np.fromiter(map(self._stopped, raw), dtype=np.bool_, count=len(raw))
+        ended = stopped | np.isin(self.ids.take(self._starts.take(slots) + lengths - 1), self._ends)
         return EndedEpisodes(texts, responses, extra, ended, lengths - starts)
 
     def score_ended(self, episodes: EndedEpisodes) -> tuple[ScoredBatch, dict[str, Any]]:
@@ -300,12 +306,13 @@ class Episodes(TokenRows):
         self.reward_seconds += perf_counter() - began
         return scored
 
-    def _responses(self, slots: Slots, starts: Ids, lengths: Ids) -> list[str]:
-        """The responses of some slots, decoded at once."""
+    def _responses(self, slots: Slots, starts: Ids, lengths: Ids) -> tuple[list[str], Mask]:
+        """The responses of some slots, decoded at once; and bool ``[n]``, True where a stop sequence cut them."""
         sizes = lengths - starts
         # No row is left: the longest response fits behind the longest prompt.
         places = (self._starts.take(slots) + starts)[:, None] + np.arange(sizes.max())
-        return decode_all(self.tokenizer, self.ids.take(places), sizes)
+        prompts = lambda: [self._ids(slot)[1] for slot in slots.tolist()]  # noqa: E731
+        return self._text.read_all(self.ids.take(places), sizes, prompts)
 
     def numbers(self, slots: Slots) -> dict[str, Any]:
         """The infos that are numbers: bool ``ended`` and int64 ``response_length``, ``[n]`` each, of the episodes as they are.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Mask
 from rlhf_gym.errors import TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import Tokenizer, end_ids
 from rlhf_gym.tasks import Task
 from rlhf_gym.text import shorten
 
@@ -75,16 +75,17 @@ class Grammar:
                 f"than {LARGEST_TABLE} entries; simplify it (counted repetitions like {{1,500}} make many states)"
             )
         self.start = number[index.get_initial_state()]
-        self.eos_id = tokenizer.eos_id
+        ends = set(end_ids(tokenizer))
+        self._ends = [end for end in ends if base[end]]
         self.table: NDArray[np.int32] = np.full((len(number), tokenizer.vocab_size), DEAD, dtype=np.int32)
         self.accepting: Mask = np.zeros(len(number), dtype=np.bool_)
         closing = tokenizer.vocab_size + _END[0]
         for state, moves in transitions.items():
-            tokens = [token for token in moves if token < tokenizer.vocab_size and token != self.eos_id]
+            tokens = [token for token in moves if token < tokenizer.vocab_size and token not in ends]
             self.table[number[state], tokens] = [number[moves[token]] for token in tokens]
             self.accepting[number[state]] = closing in moves and index.is_final_state(moves[closing])
         self.table[:, ~base] = DEAD
-        self._hopeful = self._completable(task, may_end=bool(base[self.eos_id]))
+        self._hopeful = self._completable(task, may_end=bool(self._ends))
         if not self._hopeful[0, self.start]:
             raise TaskError(
                 f"no response of task {task.name!r} can match {shorten(pattern)}: expected a match of at least "
@@ -92,7 +93,7 @@ class Grammar:
                 f"{tokenizer.name!r}; change the pattern, the limits or the suppressed tokens"
             )
         self._may_end: Mask = np.zeros(task.max_new_tokens + 1, dtype=np.bool_)
-        self._may_end[task.min_new_tokens :] = bool(base[self.eos_id])
+        self._may_end[task.min_new_tokens :] = bool(self._ends)
 
     def _completable(self, task: Task, may_end: bool) -> Mask:
         """bool ``[T + 2, S + 1]``: True where a state can still end in a complete match after ``t`` tokens.
@@ -139,7 +140,7 @@ class Grammar:
         places, row_of = np.unique(np.stack([generated, states]), axis=1, return_inverse=True)
         counts, where = places
         rows: Mask = np.take_along_axis(self._hopeful[counts + 1], self.table[where].astype(np.intp), axis=1)
-        rows[:, self.eos_id] = self.accepting[where] & self._may_end[counts]
+        rows[:, self._ends] = (self.accepting[where] & self._may_end[counts])[:, None]
         rows[where == DEAD] = False
         masks: Mask = rows[row_of.ravel()]
         return masks
@@ -168,8 +169,8 @@ def _compile(pattern: str, tokenizer: Tokenizer) -> Any:
             ids.setdefault(text, []).append(token)
     # The whole response has to match in any case; the library has no marks of begin and end.
     body = pattern.removeprefix("^") if pattern.endswith("\\$") else pattern.removeprefix("^").removesuffix("$")
-    # A response that begins with a space is decoded without it by some tokenizers: the text that remains must match.
-    space = " ?" if drops_first_space(tokenizer, texts) else ""
+    # A chat model's response is decoded alone, by some tokenizers without its first space: the text that remains must match.
+    space = " ?" if getattr(tokenizer, "is_chat", False) and drops_first_space(tokenizer, texts) else ""
     try:
         return Index(f"{space}({body})\\x00", Vocabulary(tokenizer.eos_id, ids))
     except (ValueError, TypeError) as error:
@@ -191,10 +192,10 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         return [tokenizer.decode([i]).encode() for i in range(tokenizer.vocab_size)]
     decoder = backend.decoder
     kinds = _kinds(json.loads(decoder.__getstate__())) if decoder is not None else set()
-    special = set(hub.all_special_ids)
+    special = {*hub.all_special_ids, *end_ids(tokenizer)}
     out = [b""] * tokenizer.vocab_size
     for text, index in hub.get_vocab().items():
-        if index >= tokenizer.vocab_size or index in special or index in (tokenizer.eos_id, tokenizer.pad_id):
+        if index >= tokenizer.vocab_size or index in special or index == tokenizer.pad_id:
             continue
         added = index in hub.added_tokens_decoder
         if added:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Mask, Slots, TokenRows
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import Tokenizer, end_ids, never_drawn
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Masks:
 
     Attributes:
         options: as given.
-        suppress_tokens: ids that are never allowed, padding first.
+        suppress_tokens: ids that are never allowed, padding first, then ids that no token has.
         follows: True if :meth:`advance` must be called with every token that is appended.
 
     Raises:
@@ -111,11 +111,11 @@ class Masks:
     ) -> None:
         self.options = TokenMask.of(options)
         self.suppress_tokens = (
-            tokenizer.pad_id,
+            *never_drawn(tokenizer),
             *(_token_id(token, tokenizer) for token in self.options.suppress_tokens),
         )
         self.min_new_tokens = task.min_new_tokens
-        self.eos_id = tokenizer.eos_id
+        self.eos_ids = list(end_ids(tokenizer))
         self.base: Mask = np.ones(tokenizer.vocab_size, dtype=np.bool_)
         self.base[list(self.suppress_tokens)] = False
         if not self.base.any():
@@ -123,7 +123,7 @@ class Masks:
                 f"the mask of task {task.name!r} allows nothing: all {tokenizer.vocab_size} tokens are suppressed"
             )
         self._early = self.base.copy()
-        self._early[self.eos_id] = False
+        self._early[self.eos_ids] = False
         if self.min_new_tokens and not self._early.any():
             raise TaskError(
                 f"the mask of task {task.name!r} allows nothing at first: every token but EOS is suppressed, and EOS is not "
@@ -136,7 +136,8 @@ class Masks:
             pattern = self.options.pattern if self.options.pattern is not None else words_pattern(self.options.words)
             self.grammar = Grammar(pattern, task, tokenizer, self.base)
             self._states: NDArray[np.int32] = np.zeros(num_slots, dtype=np.int32)
-            self._lost: Mask = np.arange(tokenizer.vocab_size) == self.eos_id if self.base[self.eos_id] else self.base
+            ends: Mask = self.base & np.isin(np.arange(tokenizer.vocab_size), self.eos_ids)
+            self._lost = ends if ends.any() else self.base
         self._reader = None
         if self.options.top_k:
             from rlhf_gym.envs.reading import Reader

@@ -7,14 +7,13 @@ characters spelled out: a terminal must not obey them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
 from rlhf_gym.envs.picture import Colour, Frame, Span, picture
-from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.text import visible
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class Painter:
         probabilities: Sequence[float | None] = [None] * (end - start)
         if self.model is not None and end > start:
             probabilities = self._probabilities(ids, start)
-        return split_pieces(ids[start:], probabilities, episodes.tokenizer)
+        return split_pieces(ids[start:], probabilities, lambda some: episodes.text_of(some, ids[:start]))
 
     def _probabilities(self, ids: list[int], start: int) -> list[float | None]:
         from rlhf_gym.lm.language_model import LanguageModel
@@ -123,22 +122,30 @@ class Painter:
         return _RESPONSE if ended_with is None else self.reward_colour(ended_with)
 
 
-def split_pieces(ids: list[int], probabilities: Sequence[float | None], tokenizer: Tokenizer) -> list[Piece]:
+def split_pieces(
+    ids: list[int], probabilities: Sequence[float | None], read: Callable[[list[int]], str]
+) -> list[Piece]:
     """Cut a text into its tokens; tokens that end inside a character are kept together until it is whole.
 
     Args:
         ids: token ids of the response.
         probabilities: of each id, or None for each.
-        tokenizer: decodes the ids.
+        read: gives the text of the first ids; where a stop sequence cuts the text of all, the pieces are cut, too.
     """
     pieces: list[Piece] = []
-    done = ""
+    done = text = ""
     for i, probability in enumerate(probabilities, start=1):
-        text = tokenizer.decode(ids[:i])
+        text = read(ids[:i])
         unfinished = text.endswith("\N{REPLACEMENT CHARACTER}") and i < len(ids)
         if not unfinished and len(text) > len(done) and text.startswith(done):
             pieces.append(Piece(text[len(done) :], probability))
             done = text
+    while pieces and len(done) > len(text):
+        piece = pieces.pop()
+        done = done[: -len(piece.text)]
+        if kept := text[len(done) :]:
+            pieces.append(Piece(kept, piece.probability))
+            break
     return pieces
 
 

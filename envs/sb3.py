@@ -19,6 +19,7 @@ from rlhf_gym.envs.scoring import EndedEpisodes
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.tokenizer import end_ids
 from rlhf_gym.rewards.base import TermReward
 
 
@@ -58,6 +59,11 @@ class TokenVecEnv(VectorVecEnv):
     def eos_id(self) -> int:
         """The id that ends a response."""
         return self.env.episodes.tokenizer.eos_id
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All ids that end a response, ``eos_id`` first."""
+        return end_ids(self.env.episodes.tokenizer)
 
     @property
     def pad_id(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_gym.envs.missing import libraries_needed
 from rlhf_gym.errors import TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer, load_tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer, Tokenizer, load_tokenizer, wrap_tokenizer
 from rlhf_gym.rewards.base import TermReward, as_term
 from rlhf_gym.tasks import Task, load_task
 
@@ -33,19 +33,19 @@ def as_task(task: Task | str, options: dict[str, Any] | None) -> Task:
     return task
 
 
-def as_tokenizer(tokenizer: Tokenizer | str | None, task: Task) -> Tokenizer:
+def as_tokenizer(tokenizer: AnyTokenizer | str | None, task: Task) -> Tokenizer:
     """The tokenizer given, or else the task's own, or else the embedded model's.
 
     Args:
-        tokenizer: a tokenizer, the name of a model, or None.
+        tokenizer: a tokenizer, ours or a transformers one; the name of a model; or None.
         task: the task.
 
     Raises:
         TaskError: its EOS or padding is missing, outside its vocabulary, or one and the same.
         ModelError: there is no tokenizer of that name.
     """
-    given = tokenizer or task.tokenizer or "embedded"
-    chosen = load_tokenizer(given) if isinstance(given, str) else given
+    given = next((one for one in (tokenizer, task.tokenizer) if one is not None), "embedded")
+    chosen = load_tokenizer(given) if isinstance(given, str) else wrap_tokenizer(given)
     _check_special_ids(chosen)
     return chosen
 

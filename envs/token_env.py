@@ -17,7 +17,7 @@ from rlhf_gym.envs.prompts import slot_generator
 from rlhf_gym.envs.token_rows import Ids, Mask
 from rlhf_gym.envs.token_rules import WAIT, TokenRules, begins_round
 from rlhf_gym.envs.vector_api import row_of
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TokenEnv(gym.Env[Any, Any]):
     def __init__(
         self,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str | None = None,
+        tokenizer: AnyTokenizer | str | None = None,
         *,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,

@@ -35,6 +35,7 @@ class TokenRules:
         min_new_tokens: EOS is not allowed before this many tokens.
         max_new_tokens: the length limit.
         stop: texts that end a response.
+        more_eos_ids: further ids that end a response.
         infos: what infos hold, ``"texts"`` or ``"numbers"``.
     """
 
@@ -44,6 +45,7 @@ class TokenRules:
     min_new_tokens: int
     max_new_tokens: int
     stop: tuple[str, ...]
+    more_eos_ids: tuple[int, ...]
     infos: str
 
 

@@ -26,7 +26,7 @@ from rlhf_gym.envs.vector_api import (
     stack_infos,
     stack_observations,
 )
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.rewards.adaptive import stateful_parts
 from rlhf_gym.tasks import Task
 
@@ -70,7 +70,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         self,
         num_envs: int = 1,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str | None = None,
+        tokenizer: AnyTokenizer | str | None = None,
         *,
         reward: Callable[..., Any] | None = None,
         task_options: dict[str, Any] | None = None,

@@ -12,7 +12,7 @@ from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.rendering import RENDER_MODES
 from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
 from rlhf_gym.envs.vector_api import slot_info
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
 
 
@@ -46,7 +46,7 @@ class TurnEnv(gym.Env[Any, Any]):
     def __init__(
         self,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str | None = None,
+        tokenizer: AnyTokenizer | str | None = None,
         *,
         format: Literal["text", "tokens"] = "text",  # noqa: A002 - what Gymnasium's users write
         reward: Callable[..., Any] | None = None,

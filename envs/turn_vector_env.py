@@ -20,7 +20,7 @@ from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat
 from rlhf_gym.envs.turn_spaces import check_format
 from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, note_seed, reset_mask, stack_infos
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
 
 
@@ -63,7 +63,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         self,
         num_envs: int = 1,
         task: Task | str = "sentiment",
-        tokenizer: Tokenizer | str | None = None,
+        tokenizer: AnyTokenizer | str | None = None,
         *,
         format: Literal["text", "tokens"] = "text",  # noqa: A002 - what Gymnasium's users write
         reward: Callable[..., Any] | None = None,

@@ -1,4 +1,4 @@
-"""Text for messages and screens: hidden characters made visible, long texts shortened, the nearest known name."""
+"""Text for messages and screens: hidden characters made visible, long texts shortened or cut, the nearest known name."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def shorten(text: str, limit: int = 80) -> str:
     """
     shown = repr(text)
     return shown if len(shown) <= limit else shown[: limit - 2] + "…" + shown[-1]
+
+
+def cut_at_stop(text: str, stop: Iterable[str]) -> str:
+    r"""The text before the first stop sequence in it.
+
+    Args:
+        text: any text.
+        stop: stop sequences.
+
+    >>> cut_at_stop("good.\n\nHuman: why", ["Human:", "\n"])
+    'good.'
+    """
+    places = [place for place in (text.find(s) for s in stop) if place >= 0]
+    return text[: min(places)] if places else text
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

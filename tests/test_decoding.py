@@ -13,11 +13,12 @@ from tiny_models import family, tiny_language_model
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.cache import SPARE, SlotCache
-from rlhf_gym.lm.decoding import CachedDecoder, cut_at_stop, generate
+from rlhf_gym.lm.decoding import CachedDecoder, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.sequences import pack_sequences, response_positions
+from rlhf_gym.text import cut_at_stop
 
 KINDS = ("gpt2", "llama")
 PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 9, 10, 11], [3, 3]]

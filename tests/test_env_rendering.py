@@ -85,7 +85,7 @@ def test_probabilities_are_the_models_own() -> None:
 def test_pieces_of_a_character_of_several_tokens_wait_for_its_end() -> None:
     tokenizer = load_tokenizer("embedded")
     ids = tokenizer.encode("né ☃")
-    pieces = split_pieces(ids, [i / 10 for i in range(len(ids))], tokenizer)
+    pieces = split_pieces(ids, [i / 10 for i in range(len(ids))], tokenizer.decode)
     assert "".join(p.text for p in pieces) == "né ☃"
     assert len(pieces) < len(ids)
     assert all("\N{REPLACEMENT CHARACTER}" not in p.text for p in pieces)

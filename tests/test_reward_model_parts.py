@@ -17,7 +17,7 @@ from rlhf_gym.reward_model.batches import ComparisonSet
 from rlhf_gym.reward_model.evaluation import clustered_standard_error
 
 
-def letters(prompt: str, response: str) -> list[int]:
+def letters(prompt: str, response: str, messages: object = None) -> list[int]:
     return [ord(c) for c in prompt + response]
 
 

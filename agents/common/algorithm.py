@@ -58,7 +58,7 @@ from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 T = TypeVar("T")
 
@@ -541,7 +541,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def log(self, rollout: Rollout) -> None:
         """Hand the iteration's metrics to stable-baselines3's logger, under the names of the field's dashboards."""
-        metrics = rollout_metrics(rollout, self.policy.limits.eos_id) | means(self.minibatch_metrics)
+        metrics = rollout_metrics(rollout, self.policy.limits.eos_ids) | means(self.minibatch_metrics)
         metrics |= self.seconds.metrics(sum(rollout.lengths))
         metrics |= {"episode": self.episode_count, "lr": self.policy.optimizer.param_groups[0]["lr"]}
         if self.kl_guard.nats is not None:
@@ -674,7 +674,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         force_reset: bool = True,
         *,
         language_model: LanguageModel | str | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: AnyTokenizer | None = None,
         **changes: Any,
     ) -> Self:
         """Read a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.load_agent`.

@@ -26,7 +26,7 @@ from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import fingerprint, load_adapter, save_adapter
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.version import __version__
 
 FORMAT = 1
@@ -112,7 +112,7 @@ def load_agent(
     changes: dict[str, Any],
     *,
     language_model: LanguageModel | str | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
 ) -> A:
     """Read a checkpoint. Nothing in it is executed, so it need not be trusted.
 
@@ -157,7 +157,7 @@ def _build(
     env: Any,
     device: str,
     given: LanguageModel | str | None,
-    tokenizer: Tokenizer | None,
+    tokenizer: AnyTokenizer | None,
     changes: dict[str, Any],
 ) -> A:
     saved = data["settings"]
@@ -188,7 +188,8 @@ def _build(
         agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
     agent._setup_model()
     if env is None:
-        agent.policy.limits = Limits(**{**data["limits"], "suppress_tokens": tuple(data["limits"]["suppress_tokens"])})
+        limits: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in data["limits"].items()}
+        agent.policy.limits = Limits(**limits)
     extra = {k: v for k, v in load_file(folder / "policy.safetensors").items() if k != NOTHING}
     _, unexpected = agent.policy.load_state_dict(extra, strict=False)
     missing = [key for key in own_weights(agent.policy) if key not in extra]
@@ -205,7 +206,7 @@ def _build(
 
 
 def _load_reference(
-    folder: Path, model: LanguageModel, data: dict[str, Any], device: str, tokenizer: Tokenizer | None
+    folder: Path, model: LanguageModel, data: dict[str, Any], device: str, tokenizer: AnyTokenizer | None
 ) -> LanguageModel:
     """The reference that a checkpoint holds: a model, an adapter on the policy's base, or both.
 
@@ -225,7 +226,7 @@ def _load_reference(
 
 
 def _load_model(
-    folder: Path, data: dict[str, Any], dtype: str, device: str, tokenizer: Tokenizer | None
+    folder: Path, data: dict[str, Any], dtype: str, device: str, tokenizer: AnyTokenizer | None
 ) -> LanguageModel:
     """A model of the checkpoint, under the name that it was first loaded by."""
     # The user's own tokenizer is not in the checkpoint.
@@ -242,7 +243,7 @@ def _load_base(
     data: dict[str, Any],
     device: str,
     given: LanguageModel | str | None,
-    tokenizer: Tokenizer | None,
+    tokenizer: AnyTokenizer | None,
 ) -> LanguageModel:
     """The model that a checkpoint's adapter belongs to.
 

@@ -294,7 +294,7 @@ class SteppingCollector:
         """Complete an episode by the ``info`` of its last step."""
         episode.info = info
         episode.spread()
-        episode.ended = bool(info.get("ended", episode.response_ids[-1] == self.policy.limits.eos_id))
+        episode.ended = bool(info.get("ended", episode.response_ids[-1] in self.policy.limits.eos_ids))
         if "episode" in info:  # a monitor has counted steps of waiting, too
             info["episode"] = {**info["episode"], "l": len(episode.response_ids)}
         if info.get("TimeLimit.truncated", False) and self.policy.value_head is not None:

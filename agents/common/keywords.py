@@ -16,6 +16,7 @@ from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.lm.chat_template import Messages
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.precision import Precision
@@ -451,4 +452,4 @@ class SFTKeywords(AgentKeywords, total=False):
     ent_coef: float
     aggregation: Aggregation
     n_epochs: int
-    data: Required[Sequence[tuple[str, str]]]
+    data: Required[Sequence[tuple[str | Messages, str]]]

@@ -15,7 +15,7 @@ from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.errors import TrainingError
 
 
-def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
+def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float]:
     """Metrics of a rollout: sums over each response, averaged over responses.
 
     ``objective/kl`` is the k1 estimate in nats per response, whatever ``kl_estimator`` is, of the KL from the reference's own
@@ -27,14 +27,14 @@ def rollout_metrics(rollout: Rollout, eos_id: int) -> dict[str, float]:
 
     Args:
         rollout: the episodes.
-        eos_id: the token that ends a response.
+        eos_ids: the tokens that end a response.
     """
     skipped = skipped_metrics(rollout)
     if not rollout.episodes:
         return skipped
     scores = torch.tensor([e.score for e in rollout.episodes])
     lengths = torch.tensor(rollout.lengths, dtype=torch.float32)
-    eos_tokens = sum(e.response_ids[-1] == eos_id for e in rollout.episodes)
+    eos_tokens = sum(e.response_ids[-1] in eos_ids for e in rollout.episodes)
     out = {
         "objective/kl": response_kl(rollout),
         "objective/entropy": -(rollout.log_probs * rollout.mask).sum(1).mean().item(),

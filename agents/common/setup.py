@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,9 +222,10 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
             f"environment with the model's own tokenizer: tokenizer={model.name!r}"
         )
     limits = limits_of(env, model)
-    if limits.eos_id != model.tokenizer.eos_id:
+    ends = Limits.of(model.tokenizer)
+    if limits.eos_id != ends.eos_id or set(limits.eos_ids) != set(ends.eos_ids):
         raise ConfigError(
-            f"the environment ends responses with id {limits.eos_id}, {model.name!r} with {model.tokenizer.eos_id}; "
+            f"the environment ends responses with {_listed(limits.eos_ids)}, {model.name!r} with {_listed(ends.eos_ids)}; "
             f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
         )
     model.check_fits(capacity, 0)
@@ -291,18 +292,25 @@ def limits_of(env: VecEnv | None, model: LanguageModel) -> Limits:
     Raises:
         ConfigError: the environment leaves out of its infos what agents need, or its slots have different rules.
     """
-    special = model.tokenizer.eos_id, (model.tokenizer.pad_id,)
     if env is None:
-        return Limits(*special)
+        return Limits.of(model.tokenizer)
     if (rules := rules_of(env)) is not None:
         if rules.infos != "texts":
             raise ConfigError(
                 f"the environment was made with infos={rules.infos!r}, which leaves out what agents learn from: the rewards of "
                 "single tokens, and which rewards failed; make it with infos='texts', the default"
             )
-        return Limits(rules.eos_id, rules.suppress_tokens, rules.min_new_tokens, rules.max_new_tokens)
+        return Limits(
+            rules.eos_id, rules.suppress_tokens, rules.min_new_tokens, rules.max_new_tokens, rules.more_eos_ids
+        )
     space = env.observation_space
     assert isinstance(space, gym.spaces.Dict)
     capacity, longest_prompt = int(space["ids"].shape[0]), int(space["prompt_length"].high.max())  # type: ignore[index, attr-defined]
     # The longest response fits behind the longest prompt.
-    return Limits(*special, 0, capacity - longest_prompt if 0 < longest_prompt < capacity else capacity)
+    room = capacity - longest_prompt if 0 < longest_prompt < capacity else capacity
+    return Limits.of(model.tokenizer, 0, room)
+
+
+def _listed(ids: Sequence[int]) -> str:
+    """Write the ids for a message: ``id 2``, ``ids 2 and 7``."""
+    return f"id {ids[0]}" if len(ids) == 1 else f"ids {', '.join(map(str, ids[:-1]))} and {ids[-1]}"

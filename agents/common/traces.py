@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import Tokenizer, end_ids
 
 END = "⟨end⟩"
 """The token that ends a response, in a trace."""
@@ -83,7 +83,7 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
     n = len(episode.response_ids)
     kls = rollout.kl[row, :n].tolist()
     ids = episode.response_ids
-    without_eos = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
+    without_eos = ids[:-1] if ids[-1] in end_ids(tokenizer) else ids
     return Trace(
         why=why,
         prompt=str(episode.info.get("prompt", tokenizer.decode(episode.prompt_ids))),
@@ -107,9 +107,9 @@ def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
         ids: ids of a response.
         tokenizer: decodes them.
     """
-    texts, done = [], ""
+    texts, done, ends = [], "", end_ids(tokenizer)
     for i, token in enumerate(ids, start=1):
-        if token == tokenizer.eos_id:
+        if token in ends:
             texts.append(END)
             continue
         text = tokenizer.decode(list(ids[:i]))

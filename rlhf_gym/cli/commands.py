@@ -135,11 +135,15 @@ def sample(options: argparse.Namespace) -> None:
 
     trusted = settings.model.trust_remote_code
     if folder is not None:
-        model = LanguageModel.load(folder, device=options.device, dtype=settings.model.dtype, trust_remote_code=trusted)
+        model = LanguageModel.load(
+            folder, device=options.device, dtype=settings.model.dtype, trust_remote_code=trusted,
+            chat_template=options.chat_template or "auto",  # the run's own is in the folder
+        )  # fmt: skip
     else:
         model = LanguageModel.load(
             options.model or settings.model.name, device=options.device, dtype=settings.model.dtype,
             revision=settings.model.revision, trust_remote_code=trusted, allow_pickle=settings.model.allow_pickle,
+            chat_template=options.chat_template or settings.model.chat_template,
         )  # fmt: skip
     tokens = options.tokens if options.tokens is not None else settings.task.max_new_tokens or 32
     sampling = Sampling(
@@ -148,7 +152,7 @@ def sample(options: argparse.Namespace) -> None:
         settings.sampling.top_p if options.top_p is None else options.top_p,
     )
     tokenizer = model.tokenizer
-    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), min(settings.task.min_new_tokens or 0, tokens), tokens)
+    limits = Limits.of(tokenizer, min(settings.task.min_new_tokens or 0, tokens), tokens)
     prompt = tokenizer.encode_prompt(options.prompt)
     stop = settings.task.stop or ()
     # A chat model answers; any other goes on where the prompt ends.

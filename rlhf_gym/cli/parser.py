@@ -24,6 +24,7 @@ FLAGS = {
     "--kl-coef": ("agent.kl_coef", "X"),
     "--seed": ("run.seed", "N"),
     "--device": ("model.device", "DEVICE"),
+    "--chat-template": ("model.chat_template", "auto|on|off|FILE"),
     "--log": ("log.to", "NAME,..."),
 }
 """Settings with a flag of their own, and the word for its value; all others are set by ``--set section.key=value``."""
@@ -31,6 +32,11 @@ FLAGS = {
 REWARD_HELP = (
     "a built-in name (`rlhf-gym rewards` lists them), path/file.py:function, module:function, a reward model's folder, "
     "http(s)://..., judge:URL, a YAML file, or a mapping such as '{reward: length, unit: characters}'"
+)
+
+CHAT_TEMPLATE_HELP = (
+    "the tokenizer's chat template: auto, used where it has one (default); on, it must have one; off, never used; or a file "
+    "with another one"
 )
 
 
@@ -134,6 +140,7 @@ def _add_sample(commands: Commands) -> None:
     sample.add_argument(
         "--model", metavar="NAME_OR_PATH", help="embedded, a folder or a name on the hub (default: embedded)"
     )
+    sample.add_argument("--chat-template", metavar="auto|on|off|FILE", help=CHAT_TEMPLATE_HELP)
     sample.add_argument("--run", metavar="RUN_DIR", help="directory of a run, whose tuned policy responds instead")
     sample.add_argument(
         "--round",
@@ -177,6 +184,7 @@ def _add_check_reward(commands: Commands) -> None:
     check.add_argument(
         "--model", metavar="NAME_OR_PATH", default="embedded", help="model that responds (default: embedded)"
     )
+    check.add_argument("--chat-template", metavar="auto|on|off|FILE", default="auto", help=CHAT_TEMPLATE_HELP)
     check.add_argument(
         "-n", "--samples", metavar="N", type=int, default=64, help="number of responses, at least 2 (default: 64)"
     )

@@ -47,18 +47,17 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.lm.decoding import generate
     from rlhf_gym.lm.language_model import LanguageModel
     from rlhf_gym.lm.sampling import Limits, Sampling
+    from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
 
-    model = LanguageModel.load(options.model, device=ModelConfig().device)
+    model = LanguageModel.load(options.model, device=ModelConfig().device, chat_template=options.chat_template)
     tokenizer = model.tokenizer
-    limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
-    responses = generate(
-        model, [tokenizer.encode_prompt(text) for text in texts], limits, sampling=Sampling(), stop=task.stop,
-        seed=options.seed,
-    )  # fmt: skip
+    limits = Limits.of(tokenizer, task.min_new_tokens, task.max_new_tokens)
+    ids = [encode_conversation(tokenizer, prompt.text, prompt.columns.get("messages")) for prompt in prompts]
+    responses = generate(model, ids, limits, sampling=Sampling(), stop=task.stop, seed=options.seed)
     print(f"honest samples: {len(texts)} responses of {model.name} to prompts of task {task.name}", file=sys.stderr)
     report = check_reward(
         reward, texts, [response.text for response in responses], columns_of(prompts),
-        encode=lambda text: [*tokenizer.encode(text), tokenizer.eos_id],
+        encode=lambda text: [*encode_response(tokenizer, text), tokenizer.eos_id],
     )  # fmt: skip
     print(report.as_text())
     for trouble in report.troubles:

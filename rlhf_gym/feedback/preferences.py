@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
+from typing import Any
 
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 
@@ -25,6 +26,7 @@ class Preference:
         query_id: the query it comes from; all pairs of one ranking share it, and belong in the same batch and on the
             same side of a train/validation split (Ouyang et al. 2022, section 3.5).
         rater: name of the rater.
+        messages: the prompt as chat messages, where it is a conversation.
     """
 
     prompt: str
@@ -34,6 +36,7 @@ class Preference:
     tie: bool = False
     query_id: str = ""
     rater: str = ""
+    messages: Sequence[Mapping[str, Any]] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,17 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
     >>> [p.chosen for p in preferences_from(query, Judgement(query_id=query.id, rater="ann", choice=1))]
     ['4']
     """
+    messages = query.columns.get("messages")
     found = [
-        Preference(query.prompt, query.responses[a], query.responses[b], margin, tie, query.id, judgement.rater)
+        Preference(
+            query.prompt, query.responses[a], query.responses[b], margin, tie, query.id, judgement.rater, messages
+        )
         for a, b, margin, tie in judged_pairs(query, judgement, attribute=attribute)
     ]
     demonstration = demonstration_from(query, judgement)
     if demonstration is not None and demonstration.corrects:
         better, worse = demonstration.response, query.responses[0]
-        found.append(Preference(query.prompt, better, worse, None, False, query.id, judgement.rater))
+        found.append(Preference(query.prompt, better, worse, None, False, query.id, judgement.rater, messages))
     return found
 
 
@@ -123,7 +129,16 @@ def preferences_of(answers: Iterable[tuple[Query, Judgement]], *, attribute: str
             better, worse = (one, other) if share[one] > share[other] else (other, one)
             raters = dict.fromkeys(j.rater for query in (better, worse) for j in of_query[query])
             found.append(
-                Preference(prompt, better.responses[0], worse.responses[0], None, False, group, ", ".join(raters))
+                Preference(
+                    prompt,
+                    better.responses[0],
+                    worse.responses[0],
+                    None,
+                    False,
+                    group,
+                    ", ".join(raters),
+                    better.columns.get("messages"),
+                )
             )
     return found
 

@@ -15,6 +15,7 @@ from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.cache import SlotCache
 from rlhf_gym.lm.decoding_state import RecomputedRows, decoding_state
 from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
+from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, episode_uniforms, sample_tokens
 from rlhf_gym.lm.seq2seq_cache import seq2seq_decoding_state
 
@@ -102,7 +103,8 @@ class Generation:
         log_probs: float32 ``[len(ids)]``, under the distribution each token was drawn from.
         values: float32 ``[len(ids)]``, the value head's output before each token; empty without a value head.
         ended: True where EOS or a stop sequence ended it, False at the length limit.
-        text: the response as text, cut before a stop sequence, special tokens left out.
+        text: the response as text, cut before a stop sequence, special tokens left out; see
+            :class:`~rlhf_gym.lm.response_text.ResponseText`.
     """
 
     ids: list[int]
@@ -184,7 +186,8 @@ class _Generator:
     ) -> None:
         n, device = len(prompts), model.device
         self.model, self.limits, self.sampling = model, limits, sampling
-        self.greedy, self.stop, self.value_head = greedy, stop, value_head
+        self.greedy, self.value_head = greedy, value_head
+        self.text = ResponseText(model.tokenizer, stop)
         self.prompts = prompts
         self.waiting = deque(range(n))
         self.num_done = 0
@@ -219,8 +222,8 @@ class _Generator:
         if self.value_head is not None:
             self.values[live, position] = self.value_head(self.hidden).float()
         self.lengths[live] = position + 1
-        ended = tokens == self.limits.eos_id
-        if self.stop:
+        ended = self.limits.ends(tokens)
+        if self.text.stop:
             ended |= torch.tensor(self._stopped(live), device=live.device)
         done = ended | (position + 1 >= self.limits.max_new_tokens)
         num_done = int(done.sum())
@@ -236,28 +239,25 @@ class _Generator:
         return num_done > 0
 
     def _stopped(self, live: Tensor) -> list[bool]:
-        """True for each response that a stop sequence has just ended; only the ends of the responses can hold it."""
-        # A token is at least a character of text, but for special tokens and parts of a character: room for a few.
-        reach = max(map(len, self.stop)) + 8
-        ends = [
-            ids[max(0, length - reach) : length]
-            for ids, length in zip(self.ids[live].tolist(), self.lengths[live].tolist(), strict=True)
-        ]
-        return [any(s in text for s in self.stop) for text in map(self.model.tokenizer.decode, ends)]
+        """True for each response that a stop sequence has just ended."""
+        columns = (live.tolist(), self.ids[live].tolist(), self.lengths[live].tolist())
+        return [self.text.stopped(ids[:length], self.prompts[i]) for i, ids, length in zip(*columns, strict=True)]
 
     def generations(self) -> list[Generation]:
         """All responses, in the order of the prompts."""
         tensors = (self.ids, self.log_probs, self.values, self.lengths, self.ended)
-        with_values, decode = self.value_head is not None, self.model.tokenizer.decode
+        with_values, read = self.value_head is not None, self.text.read
         return [
             Generation(
                 ids=ids[:length],
                 log_probs=logs[:length],
                 values=values[:length] if with_values else [],
                 ended=ended,
-                text=cut_at_stop(decode(ids[:length]), self.stop),
+                text=read(ids[:length], prompt)[0],
             )
-            for ids, logs, values, length, ended in zip(*(t.tolist() for t in tensors), strict=True)
+            for prompt, ids, logs, values, length, ended in zip(
+                self.prompts, *(t.tolist() for t in tensors), strict=True
+            )
         ]
 
 
@@ -270,14 +270,3 @@ def _check_prompt(model: LanguageModel, index: int, prompt: Sequence[int], limit
             f"from 0 to {model.vocab_size - 1}: was it encoded by another model's tokenizer?"
         )
     model.check_fits(len(prompt), limits.max_new_tokens)
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop sequence in it.
-
-    Args:
-        text: any text.
-        stop: stop sequences.
-    """
-    places = [place for place in (text.find(s) for s in stop) if place >= 0]
-    return text[: min(places)] if places else text

@@ -24,6 +24,7 @@ from rlhf_gym.lm.loading import (
     pick_device,
     refuse_adapter,
 )
+from rlhf_gym.lm.model_ends import ends_of_model
 from rlhf_gym.lm.networks import (
     attention_mask as network_mask,
 )
@@ -42,7 +43,7 @@ from rlhf_gym.lm.networks import (
     trunk_of,
 )
 from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
-from rlhf_gym.lm.tokenizer import HubTokenizer, Tokenizer, load_tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer, HubTokenizer, Tokenizer, fit_tokenizer, load_tokenizer, wrap_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,8 +72,10 @@ class LanguageModel:
 
     Args:
         model: a transformers causal language model.
-        tokenizer: its tokenizer; its ``vocab_size`` is set to the model's number of logits.
+        tokenizer: its tokenizer, ours or a transformers one; it is told the model's number of logits and the ids that end its
+            responses.
         name: the name it was loaded from.
+        chat_template: for a transformers tokenizer: ``"auto"``, ``"on"``, ``"off"`` or a file, as for :meth:`load`.
 
     Attributes:
         context_length: most tokens (prompt and response) that the model has positions for. Layers that look back through a
@@ -96,15 +99,24 @@ class LanguageModel:
 
     encoder_decoder: ClassVar[bool] = False
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: AnyTokenizer, name: str = "", *, chat_template: str = "auto"
+    ) -> None:
+        name = name or model.config.name_or_path or type(model).__name__
         if hasattr(model, "peft_config"):
             raise ModelError(
                 f"{name!r} has an adapter of peft on it: rlhf_gym.lm.lora.from_peft(model, tokenizer, name) takes it"
             )
         model.train(False)
         self.model = model
-        self.tokenizer = tokenizer
         self.name = name
+        if not isinstance(tokenizer, Tokenizer):
+            tokenizer = wrap_tokenizer(tokenizer, name, chat_template=chat_template)
+        elif chat_template != "auto":
+            raise ModelError(
+                "chat_template is for a transformers tokenizer; make this one with the template that it should use"
+            )
+        self.tokenizer: Tokenizer = tokenizer
         self.slots_work: bool | None = None
         self.product_dtype: torch.dtype | None = None
         self.gradient_checkpointing = False
@@ -131,7 +143,7 @@ class LanguageModel:
                     f"the tokenizer of {name!r} uses id {token} for {what}, but the model has {self.vocab_size} "
                     f"logits: tokenizer and model do not belong together"
                 )
-        tokenizer.vocab_size = self.vocab_size
+        fit_tokenizer(tokenizer, self.vocab_size, ends_of_model(model.config, model.generation_config))
 
     @classmethod
     def load(
@@ -143,7 +155,8 @@ class LanguageModel:
         revision: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: AnyTokenizer | None = None,
+        chat_template: str = "auto",
     ) -> LanguageModel:
         """Load a model and its tokenizer.
 
@@ -155,7 +168,10 @@ class LanguageModel:
             trust_remote_code: let the hub's repository run its own Python code here. Off unless you trust it.
             allow_pickle: take weights from ``pytorch_model.bin`` where there are no safetensors. A pickle can run code
                 when it is opened: off unless you trust where it comes from.
-            tokenizer: use this one instead of the model's own.
+            tokenizer: use this one, ours or a transformers one, instead of the model's own.
+            chat_template: ``"auto"``: prompts go through the tokenizer's chat template where it has one. ``"on"``: it must
+                have one. ``"off"``: prompts are plain text, and :meth:`save` leaves the template out. Else a file with a
+                template in Jinja.
 
         Raises:
             ModelError: nothing by that name can be loaded, it is not a causal language model, or some of its weights
@@ -167,7 +183,11 @@ class LanguageModel:
         source = find(name_or_path, revision=revision)
         refuse_adapter(source)
         if tokenizer is None:
-            tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(
+                name_or_path, revision=revision, trust_remote_code=trust_remote_code, chat_template=chat_template
+            )
+        elif not isinstance(tokenizer, Tokenizer):
+            tokenizer = wrap_tokenizer(tokenizer, name_or_path, chat_template=chat_template)
         options = load_options(source, revision, trust_remote_code) | {"dtype": DTYPES[dtype]}
         if is_encoder_decoder(source, options):
             model = load_weights(source, options, allow_pickle, auto=AutoModelForSeq2SeqLM)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.tokenizer import Tokenizer, end_ids, never_drawn
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,42 @@ class Limits:
     """Tokens that a response may not hold, and its length.
 
     Attributes:
-        eos_id: the id that ends a response.
+        eos_id: the id that ends a response: the tokenizer's own, which SFT teaches.
         suppress_tokens: ids that are never drawn (padding, at least).
-        min_new_tokens: EOS is not drawn before this many tokens; ``max_new_tokens`` gives responses of one length.
+        min_new_tokens: no end is drawn before this many tokens; ``max_new_tokens`` gives responses of one length.
         max_new_tokens: most tokens in a response, EOS included.
+        more_eos_ids: further ids that end a response (chat models end turns and texts by different ones).
     """
 
     eos_id: int
     suppress_tokens: tuple[int, ...] = ()
     min_new_tokens: int = 0
     max_new_tokens: int = 32
+    more_eos_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, min_new_tokens: int = 0, max_new_tokens: int = 32) -> Limits:
+        """The limits that a tokenizer sets: its ends; padding and ids without a token are never drawn.
+
+        Args:
+            tokenizer: the model's.
+            min_new_tokens: no end is drawn before this many tokens.
+            max_new_tokens: most tokens in a response.
+        """
+        eos_id, *more = end_ids(tokenizer)
+        return cls(eos_id, never_drawn(tokenizer), min_new_tokens, max_new_tokens, tuple(more))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All ids that end a response, ``eos_id`` first."""
+        return (self.eos_id, *self.more_eos_ids)
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """True at tokens that end a response: bool ``[N]`` for ``tokens`` int64 ``[N]``."""
+        ended = tokens == self.eos_id
+        for token in self.more_eos_ids:
+            ended |= tokens == token
+        return ended
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -83,7 +110,7 @@ class Limits:
         if not some_early:
             return logits + bias
         without_eos = bias.clone()
-        without_eos[self.eos_id] = -torch.inf
+        without_eos[list(self.eos_ids)] = -torch.inf
         return logits + torch.stack([bias, without_eos])[early.long()]
 
 

@@ -31,7 +31,7 @@ def sample(context: RunContext, number: int) -> None:
         return
     policy = context.policy(number - 1)
     prompts = [p for p in round_prompts(context, number) for _ in range(settings.candidates)]
-    ids = {p.text: policy.tokenizer.encode_prompt(p.text) for p in prompts}
+    ids = {id(p): context.prompt_ids(p) for p in prompts}  # a prompt's object stands there once for each candidate
     written = _keep_whole_batches(part, settings.batch_size)
     with (
         context.progress.stage(f"round {number} samples", len(prompts)) as bar,
@@ -41,13 +41,13 @@ def sample(context: RunContext, number: int) -> None:
             bar.update(begin)
             batch = prompts[begin : begin + settings.batch_size]
             responses = generate(
-                policy, [ids[p.text] for p in batch], context.limits, sampling=context.sampling, stop=context.task.stop,
+                policy, [ids[id(p)] for p in batch], context.limits, sampling=context.sampling, stop=context.task.stop,
                 seed=context.seed(number, "sample"), first_episode=begin, batch_size=settings.batch_size,
             )  # fmt: skip
             for prompt, response in zip(batch, responses, strict=True):
                 line = {
                     "prompt": prompt.text, "response": response.text, "columns": dict(prompt.columns),
-                    "prompt_ids": ids[prompt.text], "response_ids": response.ids, "ended": response.ended,
+                    "prompt_ids": ids[id(prompt)], "response_ids": response.ids, "ended": response.ended,
                 }  # fmt: skip
                 out.write(json.dumps(line) + "\n")
             out.flush()

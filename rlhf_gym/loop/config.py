@@ -69,6 +69,11 @@ class ModelConfig:
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "number format of the weights")
     revision: str | None = setting(None, "commit, tag or branch on the hub; null takes the hub's default")
+    chat_template: str = setting(
+        "auto",
+        "prompts go through the tokenizer's chat template: auto, where it has one; on, it must have one; off, never (a base "
+        "model that ships one); or a file with a template in Jinja",
+    )
     trust_remote_code: bool = setting(False, "allow the model's repository to run its own Python code on this machine")
     allow_pickle: bool = setting(
         False,

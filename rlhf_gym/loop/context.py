@@ -16,6 +16,7 @@ from rlhf_gym.errors import ConfigError, ModelError, TaskError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import AgentConfig, Config
 from rlhf_gym.loop.metrics_table import check_loggers
@@ -111,7 +112,7 @@ class RunContext:
         """
         room = self.reference.context_length - self.task.max_new_tokens
         for prompt in prompts:
-            length = len(self.reference.tokenizer.encode_prompt(prompt.text))
+            length = len(self.prompt_ids(prompt))
             if length > room:
                 raise TaskError(
                     f"the prompt {shorten(prompt.text)} has {length} tokens; with responses of up to "
@@ -119,6 +120,10 @@ class RunContext:
                     f"{self.reference.context_length}) takes prompts of at most {max(room, 0)}. Shorten it, leave it out, or "
                     "lower task.max_new_tokens"
                 )
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The ids that the model starts a response to this prompt from."""
+        return encode_conversation(self.reference.tokenizer, prompt.text, prompt.columns.get("messages"))
 
     @cached_property
     def sampling(self) -> Sampling:
@@ -129,9 +134,7 @@ class RunContext:
     @cached_property
     def limits(self) -> Limits:
         """Length limits and suppressed tokens, the same as the environment's."""
-        tokenizer = self.reference.tokenizer
-        task = self.task
-        return Limits(tokenizer.eos_id, (tokenizer.pad_id,), task.min_new_tokens, task.max_new_tokens)
+        return Limits.of(self.reference.tokenizer, self.task.min_new_tokens, self.task.max_new_tokens)
 
     def seed(self, round_number: int, stage: str) -> int:
         """The seed of one stage, derived from the run's seed, the round and the stage: their random streams are independent.
@@ -194,6 +197,7 @@ def load_reference(config: Config) -> LanguageModel:
     reference = LanguageModel.load(
         settings.name, device=settings.device, dtype=settings.dtype, revision=settings.revision,
         trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle,
+        chat_template=settings.chat_template,
     ).frozen_copy()  # fmt: skip
     if reference.encoder_decoder and config.reward_model.enabled:
         raise ConfigError(

@@ -51,8 +51,7 @@ def evaluate(context: RunContext, number: int) -> None:
     """
     context.restore_reward_state(number)
     prompts = context.task.held_out[: context.config.evaluation.prompts]
-    tokenizer = context.reference.tokenizer
-    ids = [tokenizer.encode_prompt(p.text) for p in prompts]
+    ids = [context.prompt_ids(p) for p in prompts]
     texts = [p.text for p in prompts]
     names = {name: None for p in prompts for name in p.columns}
     columns = {name: [p.columns.get(name) for p in prompts] for name in names}

@@ -20,6 +20,7 @@ from rlhf_gym.loop.whole_files import write_json, write_text
 from rlhf_gym.reward_model import FitConfig, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.study.checks import expected
+from rlhf_gym.tasks.samples import Prompt
 
 NORMALISED_ON = 256
 """Most responses that a reward model is normalised on: the standard deviation of their scores is then known to 5%."""
@@ -62,7 +63,8 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             config,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
         )
-        model.normalise(*_reference_samples(context, number))
+        prompts, responses = _reference_samples(context, number)
+        model.normalise([p.text for p in prompts], responses, [p.columns.get("messages") for p in prompts])
     folder = context.run.round(number)
     model.save(context.run.reward_model(number))
     metrics = result.as_dict()
@@ -82,11 +84,11 @@ def fits(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
-def _reference_samples(context: RunContext, number: int) -> tuple[list[str], list[str]]:
+def _reference_samples(context: RunContext, number: int) -> tuple[list[Prompt], list[str]]:
     """Generate responses of the reference that no rater has seen; their prompts come first."""
-    prompts = [p.text for p in round_prompts(context, number) * context.config.sampling.candidates][:NORMALISED_ON]
+    prompts = (round_prompts(context, number) * context.config.sampling.candidates)[:NORMALISED_ON]
     responses = generate(
-        context.reference, [context.reference.tokenizer.encode_prompt(p) for p in prompts], context.limits,
+        context.reference, [context.prompt_ids(p) for p in prompts], context.limits,
         sampling=context.sampling, stop=context.task.stop, seed=context.seed(number, "fit"),
         batch_size=context.config.sampling.batch_size,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.loop.config import TaskConfig
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.on_error import on_error
@@ -72,7 +73,7 @@ def gold_of(config: TaskConfig, task: Task) -> Reward:
     return on_error(gold, config.on_error)
 
 
-def target_pairs(task: Task, column: str) -> list[tuple[str, str]]:
+def target_pairs(task: Task, column: str) -> list[tuple[str | Messages, str]]:
     """The task's prompts with the responses to learn, for supervised fine-tuning.
 
     Args:
@@ -89,7 +90,10 @@ def target_pairs(task: Task, column: str) -> list[tuple[str, str]]:
                 f"the prompt {shorten(prompt.text)} of task {task.name!r} has no text in column {column!r} to learn from (its "
                 f"columns: {known}); give agent.target_column, or prompts with such a column: --prompts FILE"
             )
-    return [(prompt.text, prompt.columns[column]) for prompt in task.prompts]
+    return [
+        (messages_before(prompt.columns.get("messages")) or prompt.text, prompt.columns[column])
+        for prompt in task.prompts
+    ]
 
 
 def split_prompts(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:

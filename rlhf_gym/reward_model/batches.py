@@ -68,13 +68,13 @@ class ComparisonSet:
 
     Args:
         preferences: at least one.
-        encode: maps a prompt and a response to ids; called once for each distinct pair.
+        encode: maps a prompt, a response and the prompt's messages (or None) to ids; called once for each distinct pair.
     """
 
-    def __init__(self, preferences: Sequence[Preference], encode: Callable[[str, str], list[int]]) -> None:
+    def __init__(self, preferences: Sequence[Preference], encode: Callable[..., list[int]]) -> None:
         self.preferences = list(preferences)
-        texts = dict.fromkeys((p.prompt, response) for p in preferences for response in (p.chosen, p.rejected))
-        self._encoded = {text: encode(*text) for text in texts}
+        texts = {(p.prompt, response): p.messages for p in preferences for response in (p.chosen, p.rejected)}
+        self._encoded = {text: encode(*text, messages) for text, messages in texts.items()}
         groups: dict[tuple[str, str | int], list[int]] = {}
         for i, p in enumerate(self.preferences):
             groups.setdefault((p.prompt, p.query_id or i), []).append(i)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 FORMAT = 1
 PROBE_LENGTH = 8
@@ -94,7 +94,7 @@ def write_folder(saved: SavedRewardModel, path: Path | str) -> None:
 
 
 def read_folder(
-    path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: Tokenizer | None = None
+    path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: AnyTokenizer | None = None
 ) -> SavedRewardModel:
     """Read a folder written by :func:`write_folder`.
 

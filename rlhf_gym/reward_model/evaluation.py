@@ -98,8 +98,8 @@ def score_differences(model: RewardModel, preferences: Sequence[Preference]) -> 
     Returns:
         float64 ``[N]``.
     """
-    texts = list(dict.fromkeys((p.prompt, r) for p in preferences for r in (p.chosen, p.rejected)))
-    raw = model.raw([prompt for prompt, _ in texts], [response for _, response in texts])
+    texts = {(p.prompt, r): p.messages for p in preferences for r in (p.chosen, p.rejected)}
+    raw = model.raw([prompt for prompt, _ in texts], [response for _, response in texts], list(texts.values()))
     scores = dict(zip(texts, raw.tolist(), strict=True))
     return np.array([scores[p.prompt, p.chosen] - scores[p.prompt, p.rejected] for p in preferences], dtype=np.float64)
 

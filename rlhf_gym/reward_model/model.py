@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlhf_gym.errors import ModelError
+from rlhf_gym.lm.chat_template import Messages
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sequences import batches_by_length, pad_right
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer, encode_conversation, encode_response
 from rlhf_gym.reward_model.checkpoint import (
     SavedRewardModel,
     check_head,
@@ -109,17 +110,19 @@ class RewardModel:
                 layer.p = p
                 layer.train(training)
 
-    def encode(self, prompt: str, response: str) -> list[int]:
-        """Prompt, response and EOS as ids.
+    def encode(self, prompt: str, response: str, messages: Messages | None = None) -> list[int]:
+        """Prompt, response and EOS as ids; a conversation's through the chat template, the response as the assistant's turn.
 
         Where they exceed the context the beginning is cut, the end of the response never; a warning says so once.
 
         Args:
             prompt: the prompt.
             response: the response, without EOS.
+            messages: the prompt as chat messages, where it is a conversation.
         """
         tokenizer = self.language_model.tokenizer
-        ids = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(response), tokenizer.eos_id]
+        asked = encode_conversation(tokenizer, prompt, messages, response)
+        ids = [*asked, *encode_response(tokenizer, response), tokenizer.eos_id]
         limit = self.language_model.context_length
         if len(ids) > limit and not self._warned:
             self._warned = True
@@ -168,19 +171,26 @@ class RewardModel:
 
     @torch.no_grad()
     def raw(
-        self, prompts: Sequence[str], responses: Sequence[str], *, tokens_per_batch: int = 8192
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        messages: Sequence[Messages | None] | None = None,
+        *,
+        tokens_per_batch: int = 8192,
     ) -> NDArray[np.float64]:
         """Scores before normalisation, in batches of like length.
 
         Args:
             prompts: ``N`` prompts.
             responses: ``N`` responses.
+            messages: the prompts as chat messages, ``N`` of them, None for those that are no conversations.
             tokens_per_batch: most padded tokens of one forward pass; changes memory and speed, not the scores.
 
         Returns:
             float64 ``[N]``.
         """
-        sequences = [self.encode(p, r) for p, r in zip(prompts, responses, strict=True)]
+        told = [None] * len(prompts) if messages is None else messages
+        sequences = [self.encode(*sample) for sample in zip(prompts, responses, told, strict=True)]
         out = np.zeros(len(sequences))
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
             out[rows] = self.scores([sequences[i] for i in rows]).cpu().double().numpy()
@@ -192,25 +202,30 @@ class RewardModel:
         Args:
             prompts: ``N`` prompts.
             responses: ``N`` responses.
-            columns: the samples' other columns, which a reward model does not read.
+            columns: the samples' other columns, of which a reward model reads ``messages``: conversations.
 
         Returns:
             ``N`` scores.
         """
-        normalised: list[float] = (self.raw(prompts, responses) * self.gain + self.bias).tolist()
+        normalised: list[float] = (
+            self.raw(prompts, responses, columns.get("messages")) * self.gain + self.bias
+        ).tolist()
         return normalised
 
-    def normalise(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+    def normalise(
+        self, prompts: Sequence[str], responses: Sequence[str], messages: Sequence[Messages | None] | None = None
+    ) -> None:
         """Set gain and bias so that these samples (the reference's) score mean 0 and standard deviation 1.
 
         Args:
             prompts: ``N`` prompts, at least 2.
             responses: a response of the reference to each.
+            messages: the prompts as chat messages; see :meth:`raw`.
 
         Raises:
             ModelError: fewer than two samples, or all score the same.
         """
-        raw = self.raw(prompts, responses)
+        raw = self.raw(prompts, responses, messages)
         mean, spread = (float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)
         # Relative to the scores' size: float32 noise around one and the same score is no spread.
         if not spread > 1e-6 * max(1.0, abs(mean)):
@@ -235,7 +250,7 @@ class RewardModel:
 
     @classmethod
     def load(
-        cls, path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: Tokenizer | None = None
+        cls, path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: AnyTokenizer | None = None
     ) -> RewardModel:
         """Read a folder written by :meth:`save`.
 

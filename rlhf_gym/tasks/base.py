@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.text import cut_at_stop
 
 if TYPE_CHECKING:
-    from rlhf_gym.lm.tokenizer import Tokenizer
+    from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Task:
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    tokenizer: Tokenizer | None = None
+    tokenizer: AnyTokenizer | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -54,8 +55,7 @@ class Task:
 
     def cut(self, text: str) -> str:
         """A response up to the first of the task's stop sequences in it."""
-        places = [place for place in (text.find(s) for s in self.stop) if place >= 0]
-        return text[: min(places)] if places else text
+        return cut_at_stop(text, self.stop)
 
 
 def whole_number(what: str, value: object, low: int, high: int | None = None) -> None:

@@ -32,7 +32,7 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
 
     Args:
         rows: the table.
-        column: the column that holds the prompt: a text that is not blank.
+        column: the column that holds the prompt: a text that is not blank, or chat messages of which the last is the user's.
         where: name of the table in messages.
 
     Raises:
@@ -40,13 +40,38 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
     """
     prompts = []
     for number, row in enumerate(rows, start=1):
-        text = row.get(column)
+        text, columns = row.get(column), {k: v for k, v in row.items() if k != column}
+        if isinstance(text, list):
+            text, columns["messages"] = _from_messages(text, column, f"{where}, row {number}")
         if not isinstance(text, str) or not text.strip():
             raise TaskError(
                 f"{where}, row {number}: expected a text in column {column!r}, got {text!r}; the row's columns are "
                 f"{', '.join(map(str, row)) or 'none'}"
             )
-        prompts.append(Prompt(text, {k: v for k, v in row.items() if k != column}))
+        prompts.append(Prompt(text, columns))
     if not prompts:
         raise TaskError(f"{where} holds no prompts; expected at least one")
     return prompts
+
+
+def _from_messages(messages: list[Any], column: str, where: str) -> tuple[str, list[dict[str, Any]]]:
+    """The prompt of chat messages: one message's text, or several as a transcript; and the messages.
+
+    Args:
+        messages: as they stand in the table.
+        column: their column.
+        where: the row, for the message.
+
+    Raises:
+        TaskError: they are no messages, or end with the assistant's.
+    """
+    texts = ("role", "content")
+    good = messages and all(isinstance(m, Mapping) and all(isinstance(m.get(t), str) for t in texts) for m in messages)
+    if not good or messages[-1]["role"] == "assistant":
+        raise TaskError(
+            f"{where}: expected a text or chat messages that end with the user's in column {column!r}, got {messages!r:.80}"
+        )
+    from rlhf_gym.feedback.exchange.transcripts import transcript
+
+    kept = [dict(m) for m in messages]
+    return kept[0]["content"] if len(kept) == 1 else transcript(kept), kept

@@ -146,8 +146,6 @@ class _Reader:
         out |= {new: row[old] for new, old in self.columns.items()}
         if self.template is not None:
             out[self.prompt] = self.template.format(**row)
-        elif isinstance(row.get(self.prompt), list):
-            out |= _from_messages(row[self.prompt], self.prompt, f"{where}, row {number}")
         return out
 
 
@@ -165,17 +163,3 @@ def _rows(data: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
                 f"the table ({type(data).__name__}), row {number}: expected a mapping of columns, got {type(row).__name__}"
             )
         yield row
-
-
-def _from_messages(messages: list[Any], column: str, where: str) -> dict[str, Any]:
-    """The prompt of chat messages: one message's text, or several as a transcript; all stay in the column ``messages``."""
-    texts = ("role", "content")
-    good = messages and all(isinstance(m, Mapping) and all(isinstance(m.get(t), str) for t in texts) for m in messages)
-    if not good or messages[-1]["role"] == "assistant":
-        raise TaskError(
-            f"{where}: expected a text or chat messages that end with the user's in column {column!r}, got {messages!r:.80}"
-        )
-    from rlhf_gym.feedback.exchange.transcripts import transcript
-
-    kept = [dict(m) for m in messages]
-    return {column: kept[0]["content"] if len(kept) == 1 else transcript(kept), "messages": kept}

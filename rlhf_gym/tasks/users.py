@@ -102,8 +102,7 @@ class ModelUser:
         ids, stop = self._prompt(messages)
         # A conversation that exceeds the context loses its beginning.
         ids = ids[-(self.model.context_length - self.max_new_tokens) :]
-        tokenizer = self.model.tokenizer
-        limits = Limits(tokenizer.eos_id, (tokenizer.pad_id,), max_new_tokens=self.max_new_tokens)
+        limits = Limits.of(self.model.tokenizer, max_new_tokens=self.max_new_tokens)
         seed = int(rng.integers(2**31))
         written = generate(
             self.model, [ids], limits, sampling=Sampling(temperature=self.temperature), seed=seed, stop=stop

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.chat_template import messages_before, render_chat
 
 Read = Literal["auto", "chat", "continuation", "pair", "response"]
 Output = Literal["logit", "probability"]
@@ -77,14 +78,17 @@ class Classifier:
         self._network, self._tokenizer = self._load()
         self._place = self._find_place(self._network.config)
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Score a batch."""
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], messages: Sequence[Any] | None = None
+    ) -> list[float]:
+        """Score a batch; ``messages`` are prompts that are conversations, which ``"chat"`` reads turn by turn."""
         import torch
 
         from rlhf_gym.lm.sequences import batches_by_length
 
         network, tokenizer = self._network, self._tokenizer
-        encoded = [self._encode(tokenizer, p, r) for p, r in zip(prompts, responses, strict=True)]
+        told = [None] * len(prompts) if messages is None else messages
+        encoded = [self._encode(tokenizer, *sample) for sample in zip(prompts, responses, told, strict=True)]
         out = np.zeros(len(encoded))
         for rows in batches_by_length([len(e["input_ids"]) for e in encoded], self.tokens_per_batch):
             batch = tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(network.device)
@@ -100,15 +104,16 @@ class Classifier:
         several = logits.shape[-1] > 1 and config.problem_type != "multi_label_classification"
         return logits.softmax(-1) if several else logits.sigmoid()
 
-    def _encode(self, tokenizer: Any, prompt: str, response: str) -> dict[str, list[int]]:
+    def _encode(self, tokenizer: Any, prompt: str, response: str, messages: Any = None) -> dict[str, list[int]]:
         """Ids, mask and further inputs of the model; too long texts are cut at the front."""
         read = self.read
         if read == "auto":
             read = "chat" if tokenizer.chat_template else "continuation"
         texts, options = [prompt + response], {}
         if read == "chat":
-            said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            texts, options = [tokenizer.apply_chat_template(said, tokenize=False)], {"add_special_tokens": False}
+            asked = messages_before(messages, response) or [{"role": "user", "content": prompt}]
+            said = [*asked, {"role": "assistant", "content": response}]
+            texts, options = [render_chat(tokenizer, said, add_generation_prompt=False)], {"add_special_tokens": False}
         elif read == "pair":
             texts = [prompt, response]
         elif read == "response":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_gym.errors import ConfigError, ModelError, RewardError
+from rlhf_gym.lm.tokenizer import encode_conversation, encode_response, end_ids
 
 if TYPE_CHECKING:
     from rlhf_gym.reward_model import RewardModel
@@ -41,13 +42,19 @@ class PerToken:
             raise ConfigError(f"per_token: {error}") from error
 
     def __call__(
-        self, prompts: list[str], responses: list[str], response_ids: Sequence[Sequence[int]] | None = None
+        self,
+        prompts: list[str],
+        responses: list[str],
+        response_ids: Sequence[Sequence[int]] | None = None,
+        messages: Sequence[Any] | None = None,
     ) -> list[list[float]]:
         """Values of each token; without ids, of the tokens that the reward model's tokenizer makes of the response."""
         tokenizer = self.model.language_model.tokenizer
         if response_ids is None:
-            response_ids = [tokenizer.encode(response) or [tokenizer.eos_id] for response in responses]
-        heads = [self._head(prompt, len(ids)) for prompt, ids in zip(prompts, response_ids, strict=True)]
+            response_ids = [encode_response(tokenizer, response) or [tokenizer.eos_id] for response in responses]
+        told = [None] * len(prompts) if messages is None else messages
+        asked = [encode_conversation(tokenizer, *one) for one in zip(prompts, told, responses, strict=True)]
+        heads = [self._head(prompt, len(ids)) for prompt, ids in zip(asked, response_ids, strict=True)]
         whole = [[*head, *ids, *self._closing(ids)] for head, ids in zip(heads, response_ids, strict=True)]
         every = self.model.prefix_scores(whole)
         return [
@@ -55,7 +62,7 @@ class PerToken:
             for head, ids, values in zip(heads, response_ids, every, strict=True)
         ]
 
-    def _head(self, prompt: str, length: int) -> list[int]:
+    def _head(self, prompt: list[int], length: int) -> list[int]:
         """A prompt's ids, at least one; where prompt, response and EOS exceed the context, it loses its beginning."""
         model = self.model.language_model
         room = model.context_length - length - 1
@@ -64,11 +71,11 @@ class PerToken:
                 f"reward 'per_token': a response of {length} tokens leaves no room for a prompt in the reward model's context "
                 f"of {model.context_length}; take a shorter length limit"
             )
-        return (model.tokenizer.encode_prompt(prompt) or [model.tokenizer.eos_id])[-room:]
+        return (prompt or [model.tokenizer.eos_id])[-room:]
 
     def _closing(self, ids: Sequence[int]) -> list[int]:
-        eos = self.model.language_model.tokenizer.eos_id
-        return [] if len(ids) and ids[-1] == eos else [eos]
+        ends = end_ids(self.model.language_model.tokenizer)
+        return [] if len(ids) and ids[-1] in ends else [ends[0]]
 
     @staticmethod
     def _paid(values: list[float], length: int) -> list[float]:

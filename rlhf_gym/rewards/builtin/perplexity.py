@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,19 +33,21 @@ class Perplexity:
             raise ConfigError(f"perplexity's limit must be at least 1, got {limit}")
         self.model, self.limit = model, limit
 
-    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
-        """Score a batch."""
+    def __call__(self, prompts: list[str], responses: list[str], messages: Sequence[Any] | None = None) -> list[float]:
+        """Score a batch; ``messages`` are prompts that are conversations, for a chat model."""
         from rlhf_gym.lm.language_model import LanguageModel
         from rlhf_gym.lm.log_probs import response_log_probs
         from rlhf_gym.lm.sampling import Limits, Sampling
+        from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
 
         if isinstance(self.model, str):
             self.model = LanguageModel.load(self.model)
         tokenizer = self.model.tokenizer
-        contexts = [tokenizer.encode_prompt(p) for p in prompts]
+        told = [None] * len(prompts) if messages is None else messages
+        contexts = [encode_conversation(tokenizer, p, m, r) for p, m, r in zip(prompts, told, responses, strict=True)]
         room = [self.model.context_length - len(ids) for ids in contexts]
         # Tokens beyond the context have no logits; they are left out.
-        written = [tokenizer.encode(r)[: max(0, n)] for r, n in zip(responses, room, strict=True)]
+        written = [encode_response(tokenizer, r)[: max(0, n)] for r, n in zip(responses, room, strict=True)]
         some = [i for i, ids in enumerate(written) if ids]
         scores = np.ones(len(responses))
         if some:

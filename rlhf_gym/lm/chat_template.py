@@ -1,0 +1,94 @@
+"""Chat templates of transformers tokenizers: which one is used, and what it makes of a conversation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rlhf_gym.errors import ModelError
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+def with_template(hub: Any, setting: str, name: str) -> Any:
+    """The transformers tokenizer with the chat template that is asked for.
+
+    Args:
+        hub: the transformers tokenizer, not changed.
+        setting: ``auto``, ``on``, ``off`` or a file.
+        name: for messages.
+
+    Raises:
+        ModelError: there is no template, or no such file.
+    """
+    template = getattr(hub, "chat_template", None)
+    if setting == "on" and not template:
+        raise ModelError(
+            f"chat_template is 'on', but the tokenizer of {name!r} has no chat template; give a file with one, or 'off'"
+        )
+    if setting in ("auto", "on") or (setting == "off" and not template):
+        return hub
+    if setting == "off":
+        template = None
+    else:
+        try:
+            template = Path(setting).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"chat_template must be auto, on, off or a file with a template in Jinja; {setting!r} cannot be read: {error}"
+            ) from error
+        if not template.strip():
+            raise ModelError(f"the file {setting!r}, given as chat_template, is empty; expected a template in Jinja")
+    hub = copy.deepcopy(hub)
+    hub.chat_template = template
+    return hub
+
+
+def render_chat(hub: Any, messages: Messages, *, add_generation_prompt: bool) -> str:
+    """A conversation as the tokenizer's chat template writes it.
+
+    A template that refuses the system's role (Gemma's) gets its words before the user's first, as its authors advise.
+
+    Args:
+        hub: a transformers tokenizer with a chat template.
+        messages: the conversation.
+        add_generation_prompt: end where the assistant is to speak.
+
+    Raises:
+        Exception: whatever the template raises.
+    """
+    given = [dict(m) for m in messages]
+
+    def render(conversation: list[dict[str, Any]]) -> str:
+        return str(hub.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, tokenize=False))
+
+    try:
+        return render(given)
+    except Exception:
+        if [m.get("role") for m in given[:2]] != ["system", "user"]:
+            raise
+        system, user, *rest = given
+        try:
+            return render([{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest])
+        except Exception:
+            pass
+        raise
+
+
+def messages_before(messages: Any, response: str | None = None) -> Messages | None:
+    """The conversation that a response answers; None where there is none, and the prompt's text is to be taken.
+
+    Args:
+        messages: the column ``messages`` of the prompt, or None.
+        response: the response. Messages may end with it, as a conversation's do when it is scored; others that end with the
+            assistant are not this response's prompt.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        return None
+    if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
+        return None
+    if messages[-1]["role"] != "assistant":
+        return messages
+    return messages[:-1] if len(messages) > 1 and messages[-1]["content"] == response else None
