@@ -16,7 +16,8 @@ from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.exchange.formats import FORMATS
-from rlhf_gym.study.checks import check_questions, expected, is_practice
+from rlhf_gym.feedback.purposes import expected, is_practice
+from rlhf_gym.study.checks import check_questions
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "people.md").read_text(encoding="utf-8")
 
