@@ -15,7 +15,7 @@ from rlhf_gym.cli.main import main
 from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
-from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.feedback.exchange.formats import WRITTEN
 from rlhf_gym.feedback.purposes import expected, is_practice
 from rlhf_gym.study.checks import check_questions
 
@@ -92,4 +92,4 @@ def test_its_table_of_formats_says_what_each_loses() -> None:
         for line in PAGE.partition("## Export and import")[2].splitlines()
         if "| `" in line
     ]
-    assert {row[0].strip("`"): row[-1] for row in rows if len(row) == 4} == {n: f.loses for n, f in FORMATS.items()}
+    assert {row[0].strip("`"): row[-1] for row in rows if len(row) == 4} == {n: f.loses for n, f in WRITTEN.items()}

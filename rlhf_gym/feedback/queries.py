@@ -82,7 +82,9 @@ class Query:
         # Before anything is stored: what is no text would fail later, on the page, in an export or in a tokenizer.
         for what, text in (("prompt", self.prompt), *((f"response {i + 1}", r) for i, r in enumerate(self.responses))):
             if not isinstance(text, str):
-                raise FeedbackError(f"a query's {what} must be text, got {type(text).__name__} ({shorten(str(text), 60)})")
+                raise FeedbackError(
+                    f"a query's {what} must be text, got {type(text).__name__} ({shorten(str(text), 60)})"
+                )
         if self.query_type not in QUERY_TYPES:
             raise FeedbackError(f"query_type must be one of {', '.join(QUERY_TYPES)}; got {self.query_type!r}")
         k, fewest = len(self.responses), _FEWEST_RESPONSES[self.query_type]

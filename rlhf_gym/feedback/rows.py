@@ -27,6 +27,13 @@ _QUERIES = select(*query_columns).where(schema.queries.c.id.in_(_VALUES))
 _JUDGEMENTS: dict[str, Select[Any]] = {
     name: select(*judgement_columns).where(schema.judgements.c[name].in_(_VALUES)) for name in ("id", "supersedes")
 }
+_LATER = schema.judgements.alias("later")
+_CURRENT = (
+    select(*judgement_columns)
+    .where(schema.judgements.c.query_id.in_(_VALUES))
+    .where(~select(_LATER.c.id).where(_LATER.c.supersedes == schema.judgements.c.id).exists())
+    .order_by(schema.judgements.c.sequence)
+)
 _INSERTS = {table: insert(table) for table in (schema.queries, schema.judgements)}
 # Below the number of variables that any database takes in one statement.
 _CHUNK = 500
@@ -98,6 +105,18 @@ def judgements_by(connection: Connection, column: str, values: Collection[str]) 
         for row in connection.execute(_JUDGEMENTS[column], {"values": chunk}).mappings():
             found[row[f"judgement_{column}"]] = judgement_of(row)
     return found
+
+
+def current_judgements(connection: Connection, query_ids: Collection[str]) -> Iterator[Judgement]:
+    """The judgements of some queries that nothing supersedes, in the order in which they came.
+
+    Args:
+        connection: a transaction.
+        query_ids: ids of queries.
+    """
+    for chunk in chunks(query_ids):
+        for row in connection.execute(_CURRENT, {"values": chunk}).mappings():
+            yield judgement_of(row)
 
 
 def raters_by_query(connection: Connection, ids: Collection[str]) -> dict[str, set[str]]:

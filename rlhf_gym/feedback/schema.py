@@ -1,7 +1,7 @@
 """The feedback store's tables, one schema for every database that SQLAlchemy speaks, and the triggers that guard them.
 
-The database itself refuses what this package never does: to change or remove a query, a judgement, a withdrawal or a line of the
-audit trail.
+The database itself refuses what this package never does: to change or remove a query, a judgement, a withdrawal or a line of
+the audit trail.
 
 Texts that people or models wrote are kept as JSON strings: JSON in ASCII spells what a text column of some database
 refuses (NUL, lone surrogates), so that nothing a model writes can fail to be stored.

@@ -109,5 +109,7 @@ def _find(connection: Connection, given: str) -> tuple[Withdrawable, str]:
             "messages about what was set aside name ids"
         )
     if len(found_here) > 1:
-        raise FeedbackError(f"{given!r} is the beginning of several ids, e.g. {found_here[0][1]} and {found_here[1][1]}")
+        raise FeedbackError(
+            f"{given!r} is the beginning of several ids, e.g. {found_here[0][1]} and {found_here[1][1]}"
+        )
     return found_here[0]

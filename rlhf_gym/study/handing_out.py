@@ -179,7 +179,11 @@ def _special(connection: Connection, rater: str, settings: QueueSettings) -> tup
 def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> str | None:
     """A check or practice question that this rater has not seen; each rater gets check questions in a random order."""
     seen = select(_A.id).where(_A.rater == rater, _A.query_id == _Q.id).exists()
-    found = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0, ~seen, ~withdrawn("query", _Q.id)).order_by(_Q["index"], _Q.id))
+    found = connection.execute(
+        select(_Q.id, _Q["columns"])
+        .where(_Q.round == 0, ~seen, ~withdrawn("query", _Q.id))
+        .order_by(_Q["index"], _Q.id)
+    )
     fitting: list[str] = [
         i for i, columns in found if expected(columns) is not None and is_practice(columns) == practice
     ]
