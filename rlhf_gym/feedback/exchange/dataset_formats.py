@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record, left_out, ordered_pairs
 from rlhf_gym.feedback.exchange.sides import compared, prompt_of, side_of, text_of, transcripts
-from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_transcript, messages_of, transcript
+from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_talk, is_transcript, messages_of, transcript
 from rlhf_gym.feedback.preferences import demonstration_from, judged_pairs
 from rlhf_gym.feedback.queries import Judgement, Query
 
@@ -67,8 +67,11 @@ def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
     prompt, chosen, rejected = compared(record.get("prompt"), record["chosen"], record["rejected"])
     margin = number(record.get("margin"))
     columns = {
-        k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected", "margin", "messages", *_MODELS)
+        k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected", "margin", "rater", *_MODELS)
     }
+    talk = columns.get("messages")
+    if not is_talk(talk) or talk[-1]["role"] == "assistant":  # a conversation with its response is not the prompt's
+        columns.pop("messages", None)
     scores = [number(record.get(f"score_{side}")) for side in ("chosen", "rejected")]
     said: dict[str, Any] = {}
     if margin is None and scores[0] is not None and scores[1] is not None and scores[0] >= scores[1]:
