@@ -111,7 +111,7 @@ def test_an_import_may_begin_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "run" / "feedback.sqlite").is_file()
     RunDirectory(tmp_path / "run").check(build({}), resume=False)  # `run --out` takes it
     assert rate("import", lines(tmp_path / "y.jsonl", [{"z": 1}]), "--store", tmp_path / "other") == 2
-    assert not (tmp_path / "other" / "feedback.sqlite").exists()
+    assert not (tmp_path / "other").exists()
     assert rate("import", tmp_path / "none.jsonl", "--store", tmp_path / "other") == 2
     assert rate("import", file, "--store", tmp_path / "run", "--columns", "prompt") == 2
     assert "--columns takes NAME=COLUMN" in capsys.readouterr().err

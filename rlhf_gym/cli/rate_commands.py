@@ -109,6 +109,8 @@ def _import(options: argparse.Namespace) -> None:
     if not Path(options.file).is_file():
         raise ConfigError(f"{options.file} could not be read: there is no such file")
     place, new = _store_to_fill(options.store)
+    folder = Path(place).parent
+    new_folder = new and not folder.exists()
     try:
         with FeedbackStore(place) as store:
             added, rows = import_into(
@@ -119,6 +121,8 @@ def _import(options: argparse.Namespace) -> None:
         if new:  # a file that is refused leaves nothing behind
             for path in (place, f"{place}-wal", f"{place}-shm"):
                 Path(path).unlink(missing_ok=True)
+            if new_folder and folder.is_dir():
+                folder.rmdir()
         raise
     if rows.found:
         print(f"{options.file}: read as {rows.format}", file=sys.stderr)
