@@ -1,73 +1,178 @@
-"""The rows of a table in a file: plain text, JSON lines, a JSON list, CSV or Parquet."""
+"""The rows of a table in a file: plain text, JSON lines, a JSON list, CSV or Parquet; all but Parquet also with gzip.
+
+Rows are read as they are asked for, so that a file may be larger than the memory. A line ends at a newline and nowhere else:
+a text may hold carriage returns, form feeds and Unicode's separators.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
+import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlhf_gym.errors import TaskError
 
-FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+# In the metadata of Parquet files that this package writes: columns that hold JSON text, and columns in whose lists of
+# mappings Arrow has filled in nulls.
+JSON_COLUMNS = b"rlhf_gym.json_columns"
+FILLED_COLUMNS = b"rlhf_gym.filled_columns"
+
+_CHUNK = 1 << 20  # characters of a JSON list that are read at once
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Stands for a carriage return inside a CSV line, which Python's reader refuses; no UTF-8 text can hold it.
+_RETURN = "\ud800"
 
 
 def rows_from_file(path: Path | str, *, column: str = "prompt") -> Iterator[dict[str, Any]]:
     """The rows of a file, as they are; read as they are asked for.
 
     Args:
-        path: ``.txt`` (a row a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects), ``.csv`` (with a header) or
-            ``.parquet`` (needs ``pyarrow``).
+        path: ``.txt`` (a row a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects, or as ``.jsonl``), ``.csv``
+            or ``.tsv`` (with a header), each also with ``.gz``, or ``.parquet`` (needs ``pyarrow``).
         column: name of a text file's one column.
 
     Raises:
         TaskError: no such file, an unknown format, or a file that is not what its name says.
     """
     path = Path(path)
+    kind = table_format(path)
     if not path.is_file():
         raise TaskError(f"there is no file {str(path)!r}; give a file ending in {', '.join(FORMATS)}")
-    if path.suffix == ".txt":
-        return ({column: line.rstrip("\n")} for line in _lines(path) if line.strip())
-    if path.suffix in (".jsonl", ".json"):
-        return _json_rows(path)
-    if path.suffix == ".csv":
-        return _csv_rows(path)
-    if path.suffix == ".parquet":
+    if kind == ".txt":
+        return ({column: line.removesuffix("\n").removesuffix("\r")} for line in _lines(path) if line.strip())
+    if kind in (".csv", ".tsv"):
+        return _csv_rows(path, "," if kind == ".csv" else "\t")
+    if kind == ".parquet":
         return _parquet_rows(path)
-    raise TaskError(f"cannot read rows from {str(path)!r}: expected a file ending in {', '.join(FORMATS)}")
+    return _json_rows(path) if kind == ".json" or _first(path) == "[" else _json_lines(path)
 
 
-def _lines(path: Path) -> list[str]:
+def table_format(path: Path) -> str:
+    """The format that a file's name says, one of :data:`FORMATS`.
+
+    Raises:
+        TaskError: it says none.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes[-1:] == [".gz"]:
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in FORMATS or (path.suffix == ".gz" and suffixes[-1] == ".parquet"):
+        raise TaskError(f"cannot read rows from {str(path)!r}: expected a file ending in {', '.join(FORMATS)}")
+    return suffixes[-1]
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text, each with its newline. Not text mode, which also ends lines elsewhere."""
     try:
-        # Not splitlines: texts and JSON may hold form feeds and Unicode's line separators inside a row.
-        return list(io.StringIO(path.read_text(encoding="utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        with _open(path) as file:
+            for number, raw in enumerate(file, start=1):
+                if number == 1 and raw.startswith(_UTF_16):
+                    raise TaskError(f"{path} is UTF-16 text; save it as UTF-8")
+                try:
+                    yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise TaskError(
+                        f"{path} is not UTF-8 text ({error.reason} at byte {error.start} of line {number}); save it as UTF-8"
+                    ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise TaskError(f"{path} could not be read: {error}") from error
+
+
+def _first(path: Path) -> str:
+    """The first character that is no space."""
+    return next((line.lstrip()[0] for line in _lines(path) if line.strip()), "")
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            try:
+                yield _object(json.loads(line), f"{path}, line {number}")
+            except json.JSONDecodeError as error:
+                raise TaskError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+            except RecursionError:
+                raise TaskError(f"{path}, line {number}: JSON nested too deeply") from None
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON list or of JSON lines."""
-    if path.suffix == ".json":
-        texts = [(1, "".join(_lines(path)))]
-    else:
-        texts = [(n, line) for n, line in enumerate(_lines(path), start=1) if line.strip()]
-    for number, text in texts:
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            line = error.lineno if path.suffix == ".json" else number
-            raise TaskError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from error
-        for item, row in enumerate(value if isinstance(value, list) else [value], start=1):
-            if not isinstance(row, dict):
-                place = f"item {item}" if path.suffix == ".json" else f"line {number}"
-                raise TaskError(f"{path}, {place}: expected an object, got {type(row).__name__}")
-            yield row
+    """The items of a JSON list, or the values that stand one after another."""
+    lines, decode = _lines(path), json.JSONDecoder().raw_decode
+    text, start, line, column = "", 0, 1, 1  # the place of `start` in the file, for messages
+    listed, after, item = False, False, 0
+
+    def more(fewest: int) -> bool:
+        """Read on, keeping what is not parsed yet; False at the end of the file."""
+        nonlocal text, start, line, column
+        read = text[:start]
+        line += read.count("\n")
+        column = len(read) - read.rfind("\n") if "\n" in read else column + len(read)
+        parts, length = [text[start:]], 0
+        for part in lines:
+            parts.append(part)
+            length += len(part)
+            if length >= fewest:
+                break
+        text, start = "".join(parts), 0
+        return length > 0
+
+    def refuse(problem: str, at: int) -> TaskError:
+        before = text[:at]
+        there = len(before) - before.rfind("\n") if "\n" in before else column + len(before)
+        return TaskError(f"{path}, line {line + before.count(chr(10))}: not JSON ({problem} at column {there})")
+
+    while True:
+        while start < len(text) and text[start] in " \t\r\n":
+            start += 1
+        if start == len(text):
+            if more(_CHUNK):
+                continue
+            if listed:
+                raise refuse("the list does not end", start)
+            return
+        character = text[start]
+        if item == 0 and not listed and character == "[":
+            listed, start = True, start + 1
+        elif listed and after and character == ",":
+            after, start = False, start + 1
+        elif listed and character == "]":
+            rest = text[start + 1 :].strip()
+            if rest or any(part.strip() for part in lines):
+                raise refuse("something stands after the list", start + 1)
+            return
+        elif listed and after:
+            raise refuse("Expecting ',' delimiter", start)
+        else:
+            try:
+                value, start = decode(text, start)
+            except json.JSONDecodeError as error:
+                at = error.pos - start
+                if more(max(_CHUNK, 2 * (len(text) - start))):  # it may only be cut
+                    continue
+                raise refuse(error.msg, at) from error
+            except RecursionError:
+                raise TaskError(f"{path}, item {item + 1}: JSON nested too deeply") from None
+            item, after = item + 1, True
+            yield _object(value, f"{path}, item {item}")
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    reader = csv.DictReader(_lines(path))
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TaskError(f"{place}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(map(_hide_returns, _lines(path)), delimiter=delimiter)
     try:
         for row in reader:
             extra = row.pop(None, [])
@@ -76,9 +181,16 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}, line {reader.line_num}: {len(reader.fieldnames or ()) + len(extra)} fields, expected the "
                     f"{len(reader.fieldnames or ())} of the header; quote a field that holds a comma"
                 )
-            yield row
+            yield {name: value and value.replace(_RETURN, "\r") for name, value in row.items()}
     except csv.Error as error:
         raise TaskError(f"{path}, line {reader.reader.line_num}: {error}; save long texts as .jsonl instead") from error
+
+
+def _hide_returns(line: str) -> str:
+    if "\r" not in line:
+        return line
+    end = "\r\n" if line.endswith("\r\n") else ""
+    return line.removesuffix(end).replace("\r", _RETURN) + end
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -87,6 +199,22 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise TaskError(f"reading {path} needs pyarrow: pip install pyarrow") from error
     try:
-        yield from parquet.read_table(path).to_pylist()
-    except (OSError, ArrowException) as error:
+        with parquet.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+            spelled, filled = (set(json.loads(metadata.get(kind, b"[]"))) for kind in (JSON_COLUMNS, FILLED_COLUMNS))
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    for name in row.keys() & spelled:
+                        row[name] = None if row[name] is None else json.loads(row[name])
+                    for name in row.keys() & filled:
+                        row[name] = without_nulls(row[name])
+                    yield row
+    except (OSError, ValueError, ArrowException) as error:
         raise TaskError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+
+
+def without_nulls(value: Any) -> Any:
+    """A value without the fields of mappings that are null."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value

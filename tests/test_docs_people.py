@@ -15,8 +15,9 @@ from rlhf_gym.cli.main import main
 from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
-from rlhf_gym.feedback.exchange.formats import FORMATS
-from rlhf_gym.study.checks import check_questions, expected, is_practice
+from rlhf_gym.feedback.exchange.formats import FORMATS, WRITTEN
+from rlhf_gym.feedback.purposes import expected, is_practice
+from rlhf_gym.study.checks import check_questions
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "people.md").read_text(encoding="utf-8")
 
@@ -73,7 +74,8 @@ def test_its_exports_and_imports_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         opened.add_judgements([first, replace(first, choice=1, supersedes=first.id, id="")])
         export_feedback(opened.answers(), "comparisons.json", "label-studio")
     lines = [line for line in commands() if line.startswith(("rlhf-gym rate export", "rlhf-gym rate import"))]
-    assert len(lines) == 3
+    assert len(lines) == 4
+    Path("mine.csv").write_text("question,better,worse\r\nP,good,bad\r\n")
     for line in lines:
         assert main(shlex.split(line.replace("runs/study", "study.sqlite"))[1:]) == 0
     loaded: dict[str, Any] = {}
@@ -82,7 +84,7 @@ def test_its_exports_and_imports_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert loaded["pairs"][:] == {"prompt": [pair.prompt], "chosen": [chosen], "rejected": [rejected]}
     assert len(loaded["everything"]) == 2
     with FeedbackStore("study.sqlite", read_only=True) as opened:
-        assert opened.count().judgements == 3
+        assert opened.count().judgements == 4
 
 
 def test_its_table_of_formats_says_what_each_loses() -> None:
@@ -91,4 +93,7 @@ def test_its_table_of_formats_says_what_each_loses() -> None:
         for line in PAGE.partition("## Export and import")[2].splitlines()
         if "| `" in line
     ]
-    assert {row[0].strip("`"): row[-1] for row in rows if len(row) == 4} == {n: f.loses for n, f in FORMATS.items()}
+    assert {row[0].strip("`"): row[-1] for row in rows if len(row) == 4} == {n: f.loses for n, f in WRITTEN.items()}
+    only_read = PAGE.partition("### Formats that are only read")[2].partition("## What is promised")[0]
+    names = {line.split("`")[1] for line in only_read.splitlines() if line.startswith("| `")}
+    assert names == FORMATS.keys() - WRITTEN.keys()

@@ -21,7 +21,8 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange import record_files
 from rlhf_gym.feedback.exchange.files import add_imported, export_feedback, import_feedback
-from rlhf_gym.feedback.exchange.formats import FORMATS, Imported, from_records, to_records
+from rlhf_gym.feedback.exchange.formats import FORMATS, WRITTEN, to_records
+from rlhf_gym.feedback.exchange.incoming import Imported, from_records
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 HOSTILE = st.text(max_size=40) | st.sampled_from(
@@ -69,7 +70,7 @@ ANSWERS = st.lists(
 )
 
 
-@given(answers=ANSWERS, name=st.sampled_from(sorted(FORMATS)), suffix=st.sampled_from(SUFFIXES))
+@given(answers=ANSWERS, name=st.sampled_from(sorted(WRITTEN)), suffix=st.sampled_from(SUFFIXES))
 @settings(max_examples=150, deadline=None)
 def test_a_file_holds_what_its_records_hold(answers: list[tuple[Query, Judgement]], name: str, suffix: str) -> None:
     records, dropped = to_records(answers, name)
@@ -99,7 +100,7 @@ def test_files(tmp_path: Path) -> None:
     assert isinstance(json.loads((tmp_path / "pairs.json").read_text()), list)
     empty = tmp_path / "empty.jsonl"
     export_feedback([], empty, "hh")
-    assert import_feedback(empty, "hh") == Imported()
+    assert import_feedback(empty, "hh") == Imported(format="hh")
 
 
 def test_a_message_keeps_its_own_fields(tmp_path: Path) -> None:
@@ -145,38 +146,40 @@ def test_halves_of_characters(tmp_path: Path) -> None:
     answers = pair(0, "\ud83d\ude00", ("\ud83dx\ude00", "y"), choice=0)  # two halves side by side are one character
     assert export_feedback(answers, tmp_path / "x.jsonl", "trl-explicit").replaced == 2
     found = import_feedback(tmp_path / "x.jsonl", "trl-explicit").queries[0]
-    assert (found.prompt, found.responses) == ("\U0001f600", ("\ufffdx\ufffd", "y"))
+    assert (found.prompt, found.responses) == ("\U0001f600", ("y", "\ufffdx\ufffd"))
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
-    path.write_text('{"chosen": "a"}\n{"chosen"\n')
-    with pytest.raises(
-        FeedbackError, match=r"broken.jsonl: record 1 is not of the format 'trl-explicit': it has no 'rejected'"
-    ):
-        import_feedback(path, "trl-explicit")
     path.write_text('{"chosen": "a", "rejected": "b"}\n\n{"chosen"\n')
-    with pytest.raises(FeedbackError, match=r"broken.jsonl, line 3, is not JSON"):
+    with pytest.raises(FeedbackError, match=r"broken.jsonl, line 3: not JSON"):
         import_feedback(path, "trl-implicit")
-    with pytest.raises(FeedbackError, match="could not be read"):
+    with pytest.raises(FeedbackError, match="there is no file"):
         import_feedback(tmp_path / "missing.jsonl", "hh")
     with pytest.raises(FeedbackError, match="could not be written"):
         export_feedback(everything(), tmp_path / "missing" / "x.jsonl", "hh")
     with pytest.raises(FeedbackError, match="did you mean 'alpacafarm'"):
         to_records([], "alpaca-farm")
+    with pytest.raises(FeedbackError, match="is only read; to write, choose one of native"):
+        to_records([], "oasst")
+    path.write_text('{"query": {}}\n')
+    with pytest.raises(
+        FeedbackError, match=r"broken.jsonl: record 1 is not of the format 'native': it has no 'judgement'"
+    ):
+        import_feedback(path, "native")
     for name in FORMATS:
-        with pytest.raises(FeedbackError, match=f"record 1 is not of the format '{name}'"):
-            from_records([{"something": "else"}], name)
-        with pytest.raises(FeedbackError, match=f"record 1 is not of the format '{name}'"):
-            from_records(["text"], name)  # type: ignore[list-item]
+        if name != "native":
+            found = from_records([{"something": "else"}, "text"], name)  # type: ignore[list-item]
+            assert (sum(found.dropped.values()), found.queries) == (2, []), name
+            assert next(iter(found.examples.values())).startswith("row 1")
 
 
 def test_parquet_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.parquet"
     path.write_text("no parquet")
-    with pytest.raises(FeedbackError, match=r"x\.parquet could not be read"):
+    with pytest.raises(FeedbackError, match=r"x\.parquet cannot be read as Parquet"):
         import_feedback(path, "hh")
-    with pytest.raises(FeedbackError, match="could not be read"):
+    with pytest.raises(FeedbackError, match="there is no file"):
         import_feedback(tmp_path / "missing.parquet", "hh")
     with pytest.raises(FeedbackError, match="could not be written"):
         export_feedback(everything(), tmp_path / "missing" / "x.parquet", "hh")
@@ -192,7 +195,7 @@ def load(path: Path, **options: Any) -> Any:
     return datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache, **options)
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", sorted(WRITTEN))
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_datasets_reads_every_export(name: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"pairs{suffix}"
@@ -211,7 +214,7 @@ def test_datasets_reads_every_export(name: str, suffix: str, tmp_path: Path) -> 
         assert rows["prompt"][2:] == ["P\ufffd", "P\x00", "P\u2028", "P" + "x" * 100_000, "P\r\n\t\x1b"]
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_datasets_reads_what_comes_late_in_long_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,14 +329,17 @@ def test_the_commands_refuse_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         (("import", tmp_path / "none.jsonl", "--store", tmp_path / "s.sqlite"), "could not be read"),
         (
             ("import", file, "--store", tmp_path / "s.sqlite", "--format", "trl-explicit"),
-            "record 1 is not of the format",
+            "nothing was taken of 1 rows, read as trl-explicit: 1 rows that are not of the format 'trl-explicit' (e.g. row 1",
         ),
         (
             ("import", file, "--store", tmp_path / "s.sqlite", "--format", "trl"),
             "there is no format 'trl'; did you mean",
         ),
         (("import", good, "--store", tmp_path), "is a folder without a run in it"),
-        (("import", good, "--store", tmp_path / "s.sqlite", "--round", 2), "--round does not go with --format native"),
+        (
+            ("import", good, "--store", tmp_path / "s.sqlite", "--round", 2),
+            "a round does not go with the format native",
+        ),
         (("export", file, "--store", good, "--all", "--format", "hh"), "--all goes with --format native"),
         (("export", file, "--store", good, "--format", "hhh"), "there is no format 'hhh'; did you mean 'hh'"),
     ):

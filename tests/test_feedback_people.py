@@ -305,7 +305,9 @@ def test_answers_from_before_the_page_count(store: FeedbackStore) -> None:
     first, second = store.queries()[:2]
     store.add_judgements([Judgement(query_id=first.id, rater="web/old", choice=0)])
     store.add_judgements([Judgement(query_id=second.id, rater="simulated", choice=0)])
-    assert [a.query.index for a in Queue(store).next("web/a", count=9)] == [1, 2, 3, 4, 5]
+    # What somebody else has answered (a file, a simulated rater) is handed out where that is asked for, and not otherwise.
+    assert [a.query.index for a in Queue(store).next("web/a", count=9)] == [2, 3, 4, 5]
+    assert [a.query.index for a in Queue(store, QueueSettings(answered=True)).next("web/b", count=9)] == [1]
 
 
 @pytest.mark.parametrize("wrong", [{"overlap": 0}, {"check_share": 1.0}, {"lease_seconds": 0}, {"repeat_share": -0.1}])

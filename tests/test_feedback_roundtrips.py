@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_gym.feedback import Judgement, Query, preferences_from
-from rlhf_gym.feedback.exchange.formats import FORMATS, Imported, from_records, to_records
+from rlhf_gym.feedback.exchange.formats import WRITTEN, to_records
+from rlhf_gym.feedback.exchange.incoming import Imported, from_records
 from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_transcript
 
 Answer = tuple[Query, Judgement]
@@ -87,7 +88,7 @@ def said_in(name: str, prompt: str, chosen: str, rejected: str) -> tuple[str, ..
     return prompt, chosen, rejected
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("native", "trl-unpaired")])
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name not in ("native", "trl-unpaired")])
 @given(given=st.lists(answers(), max_size=4))
 @settings(max_examples=80, deadline=None)
 def test_comparisons_come_back(name: str, given: list[Answer]) -> None:
@@ -155,7 +156,7 @@ def test_thumbs_come_back(given: list[Answer]) -> None:
     assert thumbs == ours
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", list(WRITTEN))
 @given(answer=answers())
 @settings(max_examples=60, deadline=None)
 def test_no_answer_goes_without_a_word(name: str, answer: Answer) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from test_feedback_formats import everything, pair, ranking
 
-from rlhf_gym.feedback.exchange.formats import from_records, to_records
+from rlhf_gym.feedback.exchange.formats import to_records
+from rlhf_gym.feedback.exchange.incoming import from_records
 from rlhf_gym.feedback.queries import Judgement, Query
 
 # As Label Studio exports a project: two people on one task, one of whom gave it back.
@@ -103,7 +104,7 @@ RECORD: dict[str, Any] = {
 
 def test_argilla_exports_are_read() -> None:
     found = from_records([RECORD, {"fields": {"instruction": "?", "response1": "x", "response2": "y"}}], "argilla")
-    assert found.dropped == {"drafts": 1, "records without a response to 'ranking' or a rating": 1}
+    assert found.dropped == {"drafts": 1, "records without a ranking, a rating or a choice of one response": 1}
     assert {q.responses for q in found.queries} == {("a", "b", "c")}
     assert [(j.rater, j.ranking, j.skipped) for j in found.judgements] == [
         ("user-u1", ((2,), (0,), (1,)), False),

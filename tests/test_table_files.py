@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
+from rlhf_gym import table_files
 from rlhf_gym.errors import TaskError
 from rlhf_gym.table_files import rows_from_file
 
-# Each of these ends a line for `str.splitlines`: form feed, next line, line and paragraph separator.
-TEXT = "one\x0ctwo\x85three\u2028four\u2029five"
+# Each of these ends a line for `str.splitlines`: carriage return, form feed, next line, line and paragraph separator.
+TEXT = "zero\rone\x0ctwo\x85three\u2028four\u2029five"
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".json"])
 def test_separators_inside_a_text_do_not_end_its_row(tmp_path: Path, suffix: str) -> None:
     lines = {
         ".txt": [TEXT, "second"],
         ".jsonl": [json.dumps({"prompt": text}, ensure_ascii=False) for text in (TEXT, "second")],
         ".csv": ["prompt", TEXT, "second"],
     }
-    file = tmp_path / f"rows{suffix}"
-    file.write_text("\n".join(lines[suffix]), encoding="utf-8")
-    assert list(rows_from_file(file)) == [{"prompt": TEXT}, {"prompt": "second"}]
+    lines[".json"] = ["[" + ",".join(lines[".jsonl"]) + "]"]
+    for zipped in (False, True):
+        file = tmp_path / f"rows{suffix}{'.gz' * zipped}"
+        raw = ("\ufeff" + "\n".join(lines[suffix])).encode()
+        file.write_bytes(gzip.compress(raw) if zipped else raw)
+        assert list(rows_from_file(file)) == [{"prompt": TEXT}, {"prompt": "second"}]
+
+
+def test_a_json_file_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list on one line or many, one object, or lines of JSON under the name of a list; cut anywhere."""
+    rows = [{"prompt": f"{i} ] , [ \\" * i, "n": [i, {"x": i}]} for i in range(40)]
+    file = tmp_path / "rows.json"
+    for chunk in (1, 50, 1 << 20):
+        monkeypatch.setattr(table_files, "_CHUNK", chunk)
+        for text in (json.dumps(rows), json.dumps(rows, indent=2), "\n".join(map(json.dumps, rows))):
+            file.write_text(text)
+            assert list(rows_from_file(file)) == rows
+        file.write_text(json.dumps(rows[3], indent=1))
+        assert list(rows_from_file(file)) == [rows[3]]
+        file.write_text("[]\n")
+        assert list(rows_from_file(file)) == []
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows, indent=2))  # a list under the name of lines
+    assert list(rows_from_file(tmp_path / "rows.jsonl")) == rows
+    reader = rows_from_file(file)
+    file.write_text(json.dumps(rows)[:-5])
+    with pytest.raises(TaskError, match="not JSON"):
+        list(reader)
 
 
 def test_quoted_fields_and_windows_line_ends_in_csv(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes(b'prompt,label\r\n"two\r\nlines, one comma",a\r\nplain,b\r\n')
     assert list(rows_from_file(file)) == [
-        {"prompt": "two\nlines, one comma", "label": "a"},
+        {"prompt": "two\r\nlines, one comma", "label": "a"},
         {"prompt": "plain", "label": "b"},
     ]
     file.write_text("prompt,label\na,b,\n")  # a comma at the end
@@ -46,6 +72,9 @@ def test_quoted_fields_and_windows_line_ends_in_csv(tmp_path: Path) -> None:
         ("rows.jsonl", '{"prompt": "a"}\n3\n', "line 2: expected an object, got int"),
         ("rows.csv", "prompt,label\na,b\na, well,b\n", "line 3: 3 fields, expected the 2 of the header; quote"),
         ("rows.csv", f"prompt\n{'a' * 200_000}\n", "line 2: field larger than field limit .*as .jsonl instead"),
+        ("rows.json", '[{"prompt": "a"}', "line 1: not JSON .the list does not end"),
+        ("rows.json", '[{"prompt": "a"} {"prompt": "b"}]', "not JSON .Expecting ',' delimiter at column 18"),
+        ("rows.json", '[{"prompt": "a"}]\n{}', "something stands after the list"),
         ("rows.ods", "", "cannot read rows from .*expected a file ending in .txt"),
     ],
 )
@@ -60,3 +89,11 @@ def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("prompt\n")
     with pytest.raises(TaskError, match="cannot be read as Parquet: "):
         list(rows_from_file(tmp_path / "rows.parquet"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.txt", "rows.json"])
+@pytest.mark.parametrize(("encoding", "said"), [("latin-1", "not UTF-8 text .* of line 1"), ("utf-16", "UTF-16")])
+def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, said: str) -> None:
+    (tmp_path / name).write_bytes('{"prompt": "caf\xe9 x"}'.encode(encoding))
+    with pytest.raises(TaskError, match=said):
+        list(rows_from_file(tmp_path / name))

@@ -17,7 +17,7 @@ from waiting import LONG
 from web_attack import JSON, contents, csrf_of, every_route, filled, patient, store_down
 from web_study import answer, client, joined, pairs, question, study
 
-from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.feedback.exchange.formats import WRITTEN
 from rlhf_gym.study import people as people_module
 from rlhf_gym.study.people import People
 from rlhf_gym.web import security
@@ -65,7 +65,7 @@ def test_every_page_of_the_administrator_is_closed_to_raters(found: Study) -> No
     closed = [(method, path) for method, path in every_route(rater) if path.startswith("/admin")]
     assert len(closed) >= 8
     for method, path in closed:
-        for name in ("x", *FORMATS):
+        for name in ("x", *WRITTEN):
             data = {"csrf": csrf_of(found, rater), "subject": found.people.people()[0].name}
             reply = rater.request(method, path.replace("{name}", name), data=data if method == "POST" else None)
             assert reply.status_code == 403, (method, path)

@@ -326,7 +326,7 @@ def test_people_say_of_each_response_alone_how_good_it_is(model: Path, tmp_path:
 
 @pytest.mark.parametrize("query_type", ["best", "rating"])
 def test_check_questions_and_repetitions_in_a_run(model: Path, tmp_path: Path, query_type: str) -> None:
-    """Practice first, check questions and repetitions among the rest; what is fitted is the run's own queries only."""
+    """Practice first, check questions and repetitions among the rest; what is fitted is the run's own queries, each once."""
     expected = {"choice": 1} if query_type == "best" else {"ratings": {"helpful": [1, 7], "honest": [1, 7]}}
     checks = [
         {"prompt": f"{i}?", "responses": ["no", "yes, it is"], "query_type": query_type, "expected": expected}
@@ -355,7 +355,8 @@ def test_check_questions_and_repetitions_in_a_run(model: Path, tmp_path: Path, q
     if query_type == "rating":
         assert all(set(j.ratings or ()) == {"helpful", "honest"} for _, j in answers)
     fit = json.loads((run.path / "round-1" / "reward_model.json").read_text())
-    own = [preference for query, j in answers if query.round for preference in preferences_from(query, j)]
+    asked = [(query, j) for query, j in answers if query.round and j.details.get("kind") != "repeat"]
+    own = [preference for query, j in asked for preference in preferences_from(query, j)]
     ties = sum(preference.tie for preference in own)
     assert len(own) - ties <= fit["n_train"] + fit["n_validation"] <= len(own)
 

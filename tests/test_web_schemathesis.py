@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from web_study import client, pairs, routes, study
 
 from rlhf_gym.feedback import Query
-from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.feedback.exchange.formats import WRITTEN
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.security import POLICY, RateLimit, csrf_token
@@ -88,7 +88,7 @@ def meaningful(case: Any, who: Caller, found: Study, token: str, data: Any) -> N
         held = [one.id for one in found.queue.next(person.name, count=2)] if person else []
     places = {
         "assignment": held,
-        "name": [*STATIC] if case.path.startswith("/static") else [*FORMATS],
+        "name": [*STATIC] if case.path.startswith("/static") else [*WRITTEN],
         "token": [token],
     }
     for name in case.path_parameters or {}:
@@ -206,7 +206,7 @@ def test_what_each_route_is_there_for(tmp_path: Path, accept: str) -> None:
         ask(rater, "post", "/leave", 200, form={})
         ask(admin, "get", "/admin", 200)
         ask(admin, "get", "/admin/answers", 200)
-        for format_ in FORMATS:
+        for format_ in WRITTEN:
             ask(admin, "get", "/admin/export/{name}", 200, name=format_)
         ask(admin, "post", "/admin/invite", 200, form={"role": "rater", "uses": "2", "days": "1.5", "label": "Kim"})
         ask(admin, "post", "/admin/revoke", 303, form={"subject": found.people.invitations()[0].id})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_gym.errors import ConfigError
@@ -18,11 +17,13 @@ def rate(options: argparse.Namespace) -> None:
     """
     if options.action is None and options.serve is None:
         raise ConfigError(
-            "say what to serve: rlhf-gym rate --serve RUN_OR_STORE (or an action: invite, forget, export, import)"
+            "say what to serve: rlhf-gym rate --serve RUN_OR_STORE (or an action: invite, forget, export, import, withdraw)"
         )
     if options.action is not None and options.serve is not None:
         raise ConfigError(f"--serve does not go with {options.action}: give --store after {options.action} instead")
-    actions = {None: _serve, "invite": _invite, "forget": _forget, "export": _export, "import": _import}
+    actions = {
+        None: _serve, "invite": _invite, "forget": _forget, "export": _export, "import": _import, "withdraw": _withdraw,
+    }  # fmt: skip
     actions[options.action](options)
 
 
@@ -37,11 +38,12 @@ def _serve(options: argparse.Namespace) -> None:
     address = Address(options.host, options.port, options.url)
     page = PageSettings(
         title=options.title, guidelines=guidelines_from(options.guidelines), text=options.text, url=options.url,
-        attributes=tuple(options.attributes.split(",")),
+        attributes=_attributes(options.attributes),
     )  # fmt: skip
     queue = QueueSettings(
         overlap=options.overlap, lease_seconds=options.lease, check_share=options.check_share,
-        repeat_share=options.repeat_share, practice=options.practice, seed=options.seed,
+        repeat_share=options.repeat_share, practice=options.practice, answered=options.include_answered,
+        seed=options.seed,
     )  # fmt: skip
     checks = check_questions(options.check_questions)
     with serving(store, queue=queue, page=page, address=address, run=run) as served:
@@ -91,8 +93,10 @@ def _export(options: argparse.Namespace) -> None:
         )
     with FeedbackStore(store_of(options.store)[0], read_only=True) as store:
         answers = store.answers(options.round, superseded=options.all)
-    done = export_feedback(answers, options.file, options.format)
-    print(f"{options.file}: {done.written} records of {len(answers)} answers{_left_out(done.dropped)}", file=sys.stderr)
+    done = export_feedback(answers, options.file, options.format, every_purpose=options.every_purpose)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items())
+    left_out = f"; left out: {reasons}" if reasons else ""
+    print(f"{options.file}: {done.written} records of {len(answers)} answers{left_out}", file=sys.stderr)
     if done.replaced:
         print(f"{done.replaced} lone surrogates, which only {NATIVE} can hold, became U+FFFD", file=sys.stderr)
     print(f"{options.format} has no place for: {done.loses}", file=sys.stderr)
@@ -100,24 +104,95 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.exchange.files import add_imported, import_feedback
-    from rlhf_gym.feedback.exchange.formats import NATIVE
+    from rlhf_gym.feedback.exchange.files import import_into
+
+    if not Path(options.file).is_file():
+        raise ConfigError(f"{options.file} could not be read: there is no such file")
+    place, new = _store_to_fill(options.store)
+    folder = Path(place).parent
+    new_folder = new and not folder.exists()
+    try:
+        with FeedbackStore(place) as store:
+            added, rows = import_into(
+                store, options.file, options.format, rater=options.rater, round=options.round,
+                columns=_columns(options.columns),
+            )  # fmt: skip
+    except BaseException:
+        if new:  # a file that is refused leaves nothing behind
+            for path in (place, f"{place}-wal", f"{place}-shm"):
+                Path(path).unlink(missing_ok=True)
+            if new_folder and folder.is_dir():
+                folder.rmdir()
+        raise
+    if rows.found:
+        print(f"{options.file}: read as {rows.format}", file=sys.stderr)
+    told = [f"{added.judgements} new answers to {added.queries} new queries"]
+    told += [f"{added.changed} of them supersede an earlier one"] if added.changed else []
+    told += [f"{added.known} that were there already"] if added.known else []
+    print(f"{place}: {', '.join(told)}{f'; left out: {rows.dropped}' if rows.dropped.counts else ''}", file=sys.stderr)
+    if rows.noted.counts:
+        print(f"taken all the same: {rows.noted}", file=sys.stderr)
+    if added.again:
+        print(
+            f"{added.again} answers are to a query that the same rater answers in an earlier row, {added.otherwise} of them "
+            "otherwise than the first",
+            file=sys.stderr,
+        )
+    if added.gone:
+        print(
+            f"{added.gone} answers that an earlier import brought are not in the file any more; they stay. "
+            "`rlhf-gym rate withdraw` takes one out",
+            file=sys.stderr,
+        )
+
+
+def _withdraw(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback import FeedbackStore
     from rlhf_gym.web.serving import store_of
 
-    if options.round is not None and options.format == NATIVE:
-        raise ConfigError(f"--round does not go with --format {NATIVE}: its queries name their own rounds")
-    # All of the file is read before the store is opened: a file that is refused leaves nothing behind.
-    found = import_feedback(options.file, options.format, rater=options.rater, round=options.round or 0)
-    exists = "://" in options.store or Path(options.store).exists()
-    with FeedbackStore(store_of(options.store)[0] if exists else options.store) as store:
-        added = add_imported(store, found)
-    print(
-        f"{options.store}: {added.judgements} new answers to {added.queries} new queries"
-        f"{f', {added.known} that were there already' if added.known else ''}{_left_out(found.dropped)}",
-        file=sys.stderr,
-    )
+    with FeedbackStore(store_of(options.store)[0]) as store:
+        for number in options.id:
+            done = store.withdraw(number, reason=options.reason)
+            what = "query" if done.kind == "query" else "answer"
+            print(f"withdrawn: {what} {done.id} ({done.at:%Y-%m-%d %H:%M} UTC); it stays in the store", file=sys.stderr)
 
 
-def _left_out(dropped: Mapping[str, int]) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-    return f"; left out: {reasons}" if reasons else ""
+def _attributes(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, without the spaces around them."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"--attributes takes names with commas between them, each once; got {text!r}")
+    return names
+
+
+def _columns(given: list[str]) -> dict[str, str]:
+    """``NAME=COLUMN`` as a mapping."""
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, column = one.partition("=")
+        if not (name and equals and column) or name in found:
+            raise ConfigError(f"--columns takes NAME=COLUMN, each name once, e.g. prompt=question; got {one!r}")
+        found[name] = column
+    return found
+
+
+def _store_to_fill(given: str) -> tuple[str, bool]:
+    """The store that an import goes to, and True if it is new.
+
+    A name without an ending is a run's directory, also before there is a run in it: ``run --out`` begins one there.
+    """
+    from rlhf_gym.web.serving import store_of
+
+    path = Path(given)
+    if "://" in given or path.is_file():
+        return given, False
+    if path.suffix and not path.is_dir():
+        return given, True
+    if (path / "config.yaml").exists():
+        return store_of(given)[0], False
+    if path.is_dir() and any(
+        one.name[0] != "." and not one.name.startswith("feedback.sqlite") for one in path.iterdir()
+    ):
+        return store_of(given)[0], False  # refuses a folder of something else
+    store = path / "feedback.sqlite"
+    return str(store), not store.exists()

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_WRITTEN = (
+    "trl-explicit, trl-implicit, trl-conversational, trl-unpaired, hh, alpacafarm, openai-summarize, label-studio, argilla; "
+    "docs/people.md says what each keeps"
+)
+_READ = (
+    "openai-axes, openai-preference, oasst, ultrafeedback, pku-saferlhf, shp, chatbot-arena, helpsteer, helpsteer-preference, "
+    "nectar, webgpt, prodigy, rewardbench-2, llama-factory, pairs"
+)
 STORE_HELP = "the run's directory, the feedback store's file, or its database's URL"
 
 
 def add_rate(commands: Commands) -> None:
     """Add the command `rate` with its actions."""
     rate = commands.add_parser(
-        "rate", allow_abbrev=False, help="serve the rating page, invite people, export and import their answers",
+        "rate", allow_abbrev=False, help="serve the rating page, invite people, export, import and withdraw answers",
         description="Serve the rating page of a run or of a feedback store, until Ctrl-C, and print links that invite to it; "
         "or do one of the actions below. A run with `--rater web` serves its own page.",
     )  # fmt: skip
@@ -65,6 +73,10 @@ def add_rate(commands: Commands) -> None:
         help="share of a rater's questions that repeat an earlier one, from 0 to below 1 (default: 0)",
     )  # fmt: skip
     rate.add_argument(
+        "--include-answered", action="store_true",
+        help="hand out queries, too, that a file or a simulated rater has answered already (default: only open ones)",
+    )  # fmt: skip
+    rate.add_argument(
         "--seed", metavar="N", type=int, default=0, help="seed of the orders shown and of the shares (default: 0)"
     )
     actions = rate.add_subparsers(dest="action", metavar="ACTION", title="actions")
@@ -72,6 +84,7 @@ def add_rate(commands: Commands) -> None:
     _add_forget(actions)
     _add_export(actions)
     _add_import(actions)
+    _add_withdraw(actions)
 
 
 def _add_invite(actions: Commands) -> None:
@@ -112,8 +125,12 @@ def _add_export(actions: Commands) -> None:
     )  # fmt: skip
     export.add_argument("file", metavar="FILE", help="file to write")
     _add_store(export)
-    _add_format(export)
+    export.add_argument("--format", metavar="NAME", default="native", help=f"native (the default), {_WRITTEN}")
     export.add_argument("--round", metavar="N", type=int, help="answers of this round only (default: of all rounds)")
+    export.add_argument(
+        "--every-purpose", action="store_true",
+        help="include answers to check questions, practice and repetitions, marked by a column `purpose` (native always does)",
+    )  # fmt: skip
     export.add_argument(
         "--all", action="store_true", help="include answers that were corrected later (format native only)"
     )
@@ -122,18 +139,43 @@ def _add_export(actions: Commands) -> None:
 def _add_import(actions: Commands) -> None:
     take = actions.add_parser(
         "import", allow_abbrev=False, help="add the answers in a file to a store",
-        description="Add the answers in FILE (.jsonl, .json, either with .gz, or .parquet) to a store, which is made if "
-        "there is none. An answer that is in the store already is not added again.",
+        description="Add the answers in FILE (.jsonl, .json, .csv, .tsv, also with .gz, or .parquet) to a store, which is made "
+        "if there is none: a file, or a folder for a run that is to begin with these answers. An answer that is in the store "
+        "already is not added again, one that has changed supersedes it. Rows that are left out are counted by reason.",
     )  # fmt: skip
     take.add_argument("file", metavar="FILE", help="file to read")
     _add_store(take)
-    _add_format(take)
+    take.add_argument(
+        "--format",
+        metavar="NAME",
+        default="auto",
+        help=f"auto (the default: by the columns), native, {_READ}, {_WRITTEN}",
+    )
+    take.add_argument(
+        "--columns", metavar="NAME=COLUMN", nargs="+", action="extend", default=[],
+        help="which column is what, where it has another name: prompt=... chosen=... rejected=..., or prompt=... "
+        "response_a=... response_b=... choice=..., or prompt=... completion=... label=...; also rater=, margin=, and any field "
+        "of the format that --format names. Dots lead into mappings and lists: prompt=data.question",
+    )  # fmt: skip
     take.add_argument(
         "--round", metavar="N", type=int, help="round of the answers (default: 0; format native has its own)"
     )
     take.add_argument(
         "--rater", metavar="NAME", default="import", help="signs answers that name no rater (default: import)"
     )
+
+
+def _add_withdraw(actions: Commands) -> None:
+    withdraw = actions.add_parser(
+        "withdraw", allow_abbrev=False, help="take a query or an answer out of everything that reads the store",
+        description="Withdraw queries (with all answers to them) or single answers. They stay stored, with a record of the "
+        "withdrawal, and are not shown, exported or learned from any more. A run does not ask about them again.",
+    )  # fmt: skip
+    withdraw.add_argument(
+        "id", metavar="ID", nargs="+", help="id of a query or an answer, or its first 6 characters or more"
+    )
+    _add_store(withdraw)
+    withdraw.add_argument("--reason", metavar="TEXT", default="", help="why; kept with the record")
 
 
 def add_address(parser: argparse.ArgumentParser, *, port: int) -> None:
@@ -154,11 +196,3 @@ def add_address(parser: argparse.ArgumentParser, *, port: int) -> None:
 
 def _add_store(action: argparse.ArgumentParser) -> None:
     action.add_argument("--store", metavar="RUN_OR_STORE", required=True, help=STORE_HELP)
-
-
-def _add_format(action: argparse.ArgumentParser) -> None:
-    action.add_argument(
-        "--format", metavar="NAME", default="native",
-        help="native (everything; the default), trl-explicit, trl-implicit, trl-conversational, trl-unpaired, hh, alpacafarm, "
-        "openai-summarize, label-studio, argilla; docs/people.md says what each keeps",
-    )  # fmt: skip

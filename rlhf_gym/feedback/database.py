@@ -31,6 +31,7 @@ class Database(ABC):
     def __init__(self, engine: Engine, place: str, *, read_only: bool, timeout: float) -> None:
         self.place = place
         self.read_only = read_only
+        self.version = 0
         self._engine = engine
         self._timeout = timeout
         # Writers of one process queue up here: SQLite's own wait polls and is unfair, PostgreSQL's keeps a connection busy for
@@ -109,6 +110,9 @@ class Database(ABC):
         if found < SCHEMA_VERSION and not self.read_only:
             with self._begin_migrating() as connection:
                 _migrate(connection, self._version(connection))
+                found = SCHEMA_VERSION
+        # The tables that can be read: a store of an older version that is opened read-only lacks the newer ones.
+        self.version = found
 
     def _version(self, connection: Connection | None) -> int:
         """The schema's version; 0 for an empty database.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from rlhf_gym.errors import FeedbackError
+from rlhf_gym.text import shorten
 
 QueryType = Literal["pair", "ranking", "rating", "best", "thumbs", "edit"]
 QUERY_TYPES: tuple[QueryType, ...] = get_args(QueryType)
@@ -57,7 +58,8 @@ class Query:
         id: derived from round, index, query_type, prompt and responses where it is not given.
 
     Raises:
-        FeedbackError: a query type that does not exist, or the wrong number of responses or model versions.
+        FeedbackError: a query type that does not exist, the wrong number of responses or model versions, or a prompt or a
+            response that is no text.
 
     >>> Query(prompt="2 + 2?", responses=("4", "5")).id == Query(prompt="2 + 2?", responses=("4", "5")).id
     True
@@ -73,8 +75,16 @@ class Query:
     id: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.responses, str) or not isinstance(self.responses, Iterable):
+            raise FeedbackError(f"a query's responses must be a list of texts, got {type(self.responses).__name__}")
         object.__setattr__(self, "responses", tuple(self.responses))
         object.__setattr__(self, "model_versions", tuple(self.model_versions))
+        # Before anything is stored: what is no text would fail later, on the page, in an export or in a tokenizer.
+        for what, text in (("prompt", self.prompt), *((f"response {i + 1}", r) for i, r in enumerate(self.responses))):
+            if not isinstance(text, str):
+                raise FeedbackError(
+                    f"a query's {what} must be text, got {type(text).__name__} ({shorten(str(text), 60)})"
+                )
         if self.query_type not in QUERY_TYPES:
             raise FeedbackError(f"query_type must be one of {', '.join(QUERY_TYPES)}; got {self.query_type!r}")
         k, fewest = len(self.responses), _FEWEST_RESPONSES[self.query_type]

@@ -1,6 +1,7 @@
 """The feedback store's tables, one schema for every database that SQLAlchemy speaks, and the triggers that guard them.
 
-The database itself refuses what this package never does: to change or remove a query, a judgement or a line of the audit trail.
+The database itself refuses what this package never does: to change or remove a query, a judgement, a withdrawal or a line of
+the audit trail.
 
 Texts that people or models wrote are kept as JSON strings: JSON in ASCII spells what a text column of some database
 refuses (NUL, lone surrogates), so that nothing a model writes can fail to be stored.
@@ -34,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version of the tables below; a change of a table adds 1, and a step in ``migrations/versions``."""
 
 metadata = MetaData(
@@ -245,7 +246,20 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
-GUARDED = ("queries", "judgements", "audit")
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column("kind", String, nullable=False),
+    Column("id", String, nullable=False),
+    Column("reason", json_column(), nullable=False),
+    Column("actor", String, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    UniqueConstraint("kind", "id"),
+    sqlite_autoincrement=True,
+)
+
+GUARDED = ("queries", "judgements", "audit", "withdrawals")
 """Tables that are only ever added to."""
 
 _FUNCTION = """

@@ -1,29 +1,35 @@
 """The feedback store: every query and every judgement, in one database that loses nothing.
 
 Append-only: what is stored is never changed or removed (triggers in the database hold that), a correction is a further
-judgement. Idempotent: what is stored twice under one id is stored once. Several processes may write and read at once.
+judgement, a withdrawal a further record. Idempotent: what is stored twice under one id is stored once. Several processes may
+write and read at once. One bad row hides no other: what was stored and is no query is set aside, which is said once.
 """
 
 # ruff: noqa: A002 - a round is called a round everywhere, although Python has a function of that name.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, select
 
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback import rows, schema
+from rlhf_gym.feedback import rows, schema, withdrawals
 from rlhf_gym.feedback.database import Database
 from rlhf_gym.feedback.preferences import Preference, preferences_of
-from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.feedback.purposes import to_learn_from
+from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 from rlhf_gym.feedback.sqlite_database import SqliteDatabase
+from rlhf_gym.feedback.withdrawals import Withdrawable, Withdrawal
 
 POSTGRES_URLS = ("postgresql+psycopg://", "postgresql://", "postgres://")
+
+log = logging.getLogger(__name__)
 
 _Q, _J = schema.queries.c, schema.judgements.c
 # A judgement that nothing supersedes.
@@ -76,6 +82,7 @@ class FeedbackStore:
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> None:
         self._database = open_database(path, read_only=read_only, timeout=timeout)
+        self._set_aside: set[str] = set()
 
     @property
     def database(self) -> Database:
@@ -126,11 +133,40 @@ class FeedbackStore:
         with self._database.writing() as connection:
             return rows.append_judgements(connection, list(judgements))
 
+    def withdraw(self, given: str, *, reason: str = "", actor: str = "command line") -> Withdrawal:
+        """Withdraw a query with all answers to it, or one answer: it stays stored, and is not read any more.
+
+        Args:
+            given: its id, or the first six characters or more.
+            reason: why.
+            actor: who withdraws it.
+
+        Returns:
+            The record of the withdrawal; the earlier one if it was withdrawn before.
+
+        Raises:
+            FeedbackError: no query and no answer has that id, several begin so, or the database cannot be written.
+        """
+        with self._database.writing() as connection:
+            return withdrawals.withdraw(connection, given, reason=reason, actor=actor)
+
+    def withdrawals(self) -> list[Withdrawal]:
+        """All withdrawals, in the order in which they came."""
+        if not self._knows_withdrawals:
+            return []
+        with self._database.reading() as connection:
+            return withdrawals.withdrawals(connection)
+
+    def withdrawn_queries(self) -> set[str]:
+        """The ids of the queries that are withdrawn."""
+        return {withdrawal.id for withdrawal in self.withdrawals() if withdrawal.kind == "query"}
+
     def queries(self, round: int | None = None) -> list[Query]:
         """The queries of one round, or of all."""
         with self._database.reading() as connection:
-            statement = select(*rows.query_columns).where(*_in_round(round)).order_by(*_QUERY_ORDER)
-            return [rows.query_of(row) for row in connection.execute(statement).mappings()]
+            statement = select(*rows.query_columns).where(*self._among(round)).order_by(*_QUERY_ORDER)
+            found = [self._usable(row) for row in connection.execute(statement).mappings()]
+            return [query for query in found if query is not None]
 
     def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
         """The raters who have judged each of some queries; queries without a judgement are left out."""
@@ -148,7 +184,7 @@ class FeedbackStore:
             superseded: True includes superseded judgements.
         """
         with self._database.reading() as connection:
-            return [judgement for _, judgement in _answers(connection, round, rater, superseded)]
+            return [judgement for _, judgement in self._answers(connection, round, rater, superseded)]
 
     def answers(
         self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
@@ -161,40 +197,103 @@ class FeedbackStore:
             superseded: True includes superseded judgements.
         """
         with self._database.reading() as connection:
-            return list(_answers(connection, round, rater, superseded))
+            return list(self._answers(connection, round, rater, superseded))
 
     def preferences(
-        self, round: int | None = None, *, rater: str | None = None, attribute: str | None = None, ties: bool = True
+        self,
+        round: int | None = None,
+        *,
+        rater: str | None = None,
+        attribute: str | None = None,
+        ties: bool = True,
+        every_purpose: bool = False,
     ) -> list[Preference]:
         """The preferences that follow from the current judgements; see :func:`preferences_of`. Skips give none.
+
+        Answers to check questions, practice and repetitions are left out: they measure people.
 
         Args:
             round: one round; default all.
             rater: one rater; default all.
             attribute: the attribute whose ratings are compared; default their mean.
             ties: False leaves out the pairs that were held equal.
+            every_purpose: True includes answers to check questions, practice and repetitions.
         """
-        found = preferences_of(self.answers(round, rater=rater), attribute=attribute)
+        answers = self.answers(round, rater=rater)
+        found = preferences_of(answers if every_purpose else to_learn_from(answers), attribute=attribute)
         return [preference for preference in found if ties or not preference.tie]
 
     def count(self, round: int | None = None) -> StoreCount:
-        """Count queries, judgements and raters, of one round or of all."""
+        """Count queries, judgements and raters, of one round or of all; what is withdrawn does not count."""
         with self._database.reading() as connection:
-            asked = connection.scalar(select(func.count()).select_from(schema.queries).where(*_in_round(round)))
+            asked = connection.scalar(select(func.count()).select_from(schema.queries).where(*self._among(round)))
             answered = schema.judgements.join(schema.queries, _J.query_id == _Q.id)
+            among = [*self._among(round), *self._not_withdrawn("judgement", _J.id)]
             of_round = select(
                 func.count(_J.query_id.distinct()).label("answered"),
                 func.count().label("judgements"),
                 func.count(_J.rater.distinct()).label("raters"),
             )
-            totals = connection.execute(of_round.select_from(answered).where(*_in_round(round))).mappings().one()
+            totals = connection.execute(of_round.select_from(answered).where(*among)).mappings().one()
             of_current = select(
                 func.count().label("current"),
                 func.count().filter(_J.skipped).label("skipped"),
                 func.count().filter(_J.tie).label("ties"),
             )
-            current = connection.execute(of_current.select_from(answered).where(_CURRENT, *_in_round(round)))
+            current = connection.execute(of_current.select_from(answered).where(_CURRENT, *among))
             return StoreCount(queries=asked or 0, **totals, **current.mappings().one())
+
+    @property
+    def _knows_withdrawals(self) -> bool:
+        return self._database.version >= 3
+
+    def _not_withdrawn(self, kind: Withdrawable, column: ColumnElement[str]) -> list[ColumnElement[bool]]:
+        return [~withdrawals.withdrawn(kind, column)] if self._knows_withdrawals else []
+
+    def _among(self, round: int | None) -> list[ColumnElement[bool]]:
+        """The conditions on the queries that are read: of one round or of all, and not withdrawn."""
+        return [*([] if round is None else [_Q.round == round]), *self._not_withdrawn("query", _Q.id)]
+
+    def _usable(self, row: RowMapping) -> Query | None:
+        """The query in a row; None where there is none in it, which is said once."""
+        query = rows.usable(row)
+        if isinstance(query, Query):
+            return query
+        self._say_once(row["asked_id"], f"query {row['asked_id']}", query)
+        return None
+
+    def _say_once(self, key: str, what: str, error: FeedbackError) -> None:
+        if key not in self._set_aside:
+            self._set_aside.add(key)
+            log.warning(
+                "the feedback store %s: %s was set aside, with what belongs to it: %s. To leave it out without this message: "
+                "rlhf-gym rate withdraw %s --store %s",
+                self.place, what, error, key, self.place,
+            )  # fmt: skip
+
+    def _answers(
+        self, connection: Connection, round: int | None, rater: str | None, superseded: bool
+    ) -> Iterator[tuple[Query, Judgement]]:
+        statement = select(*rows.query_columns, *rows.judgement_columns).join_from(
+            schema.queries, schema.judgements, _J.query_id == _Q.id
+        )
+        statement = statement.where(*self._among(round), *self._not_withdrawn("judgement", _J.id))
+        statement = statement.order_by(*_QUERY_ORDER, _J.sequence)
+        if rater is not None:
+            statement = statement.where(_J.rater == rater)
+        if not superseded:
+            statement = statement.where(_CURRENT)
+        for row in connection.execute(statement).mappings():
+            query = self._usable(row)
+            if query is None:
+                continue
+            try:
+                judgement = rows.judgement_of(row)
+                check_judgement(query, judgement)
+            except FeedbackError as error:
+                self._say_once(row["judgement_id"], f"answer {row['judgement_id']}", error)
+                continue
+            yield query, judgement
 
     def close(self) -> None:
         """Close the database. The store cannot be used afterwards."""
@@ -232,22 +331,3 @@ def open_database(path: str | os.PathLike[str], *, read_only: bool = False, time
             f"a feedback store is a file, sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE; got {text!r}"
         )
     return SqliteDatabase(Path(text), read_only=read_only, timeout=timeout)
-
-
-def _in_round(round: int | None) -> list[ColumnElement[bool]]:
-    return [] if round is None else [_Q.round == round]
-
-
-def _answers(
-    connection: Connection, round: int | None, rater: str | None, superseded: bool
-) -> Iterator[tuple[Query, Judgement]]:
-    statement = select(*rows.query_columns, *rows.judgement_columns).join_from(
-        schema.queries, schema.judgements, _J.query_id == _Q.id
-    )
-    statement = statement.where(*_in_round(round)).order_by(*_QUERY_ORDER, _J.sequence)
-    if rater is not None:
-        statement = statement.where(_J.rater == rater)
-    if not superseded:
-        statement = statement.where(_CURRENT)
-    for row in connection.execute(statement).mappings():
-        yield rows.query_of(row), rows.judgement_of(row)

@@ -12,14 +12,12 @@ from typing import Any
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.preferences import preferences_of
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.whole_files import write_json, write_text
 from rlhf_gym.reward_model import FitConfig, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
-from rlhf_gym.study.checks import expected
 from rlhf_gym.tasks.samples import Prompt
 
 NORMALISED_ON = 256
@@ -45,9 +43,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     """
     with FeedbackStore(context.run.store_file, read_only=True) as store:
         judgements = store.count().current  # counted first: an answer that comes meanwhile counts as new next time
-        # Answers to check questions measure people; the preferences to be learned are not in them.
-        answers = [answer for answer in store.answers() if expected(answer[0].columns) is None]
-    preferences = preferences_of(answers)
+        preferences = store.preferences()
     if all(p.tie for p in preferences):
         raise FeedbackError(
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "

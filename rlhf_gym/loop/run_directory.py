@@ -138,7 +138,9 @@ class RunDirectory:
         if self.config_file.exists():
             self._check_same(config, resume)
         elif self.path.is_dir():
-            others = [p.name for p in self.path.iterdir() if p.name[0] != "." and p.name != "versions.json"]
+            # A store without a run: answers that were imported before the run begins with them.
+            ours = ("versions.json", *(f"{self.store_file.name}{end}" for end in ("", "-wal", "-shm")))
+            others = [p.name for p in self.path.iterdir() if p.name[0] != "." and p.name not in ours]
             if others:
                 raise ConfigError(
                     f"{self.path} is not a run directory and not empty (it holds {others[0]!r}); give another --out"

@@ -25,7 +25,8 @@ def ask(
 ) -> int:
     """Store queries, have a rater answer those it has not answered yet, and store every answer as it comes.
 
-    To resume, call it again with the same queries: stored answers are neither requested nor stored twice.
+    To resume, call it again with the same queries: stored answers are neither requested nor stored twice. A query that was
+    withdrawn, before or meanwhile, is not waited for.
 
     Args:
         rater: answers the queries: a rater, or a function as :class:`~rlhf_gym.raters.function.FunctionRater` takes it.
@@ -44,7 +45,8 @@ def ask(
     """
     rater = as_rater(rater)
     store.add_queries(queries)
-    asked = {query.id: query for query in queries}
+    withdrawn = store.withdrawn_queries()
+    asked = {query.id: query for query in queries if query.id not in withdrawn}
     answered = _answered(rater, asked, store)
     with explained(rater):
         tickets = rater.submit([query for query_id, query in asked.items() if query_id not in answered])
@@ -60,6 +62,8 @@ def ask(
             store.add_judgements(error.judgements)
             raise
         if not judgements:
+            withdrawn = store.withdrawn_queries()
+            tickets = [ticket for ticket in tickets if ticket.query_id not in withdrawn]
             if on_progress:
                 on_progress(total - len({ticket.query_id for ticket in tickets}), total)
             time.sleep(0.01)  # for a rater that does not wait itself

@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.feedback.purposes import expected, is_answer
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
 
 _FIELDS = ("prompt", "responses", "query_type", "expected", "practice", "explanation", "messages")
-
-
-def expected(columns: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The expected answer in a query's columns; None for a query that is no check question."""
-    answer = columns.get("expected")
-    return answer if _is_answer(answer) else None
 
 
 def refuse_old_check_questions(queries: Iterable[tuple[str, Mapping[str, Any]]], place: str) -> None:
@@ -38,17 +33,12 @@ def refuse_old_check_questions(queries: Iterable[tuple[str, Mapping[str, Any]]],
         FeedbackError: there is such a query.
     """
     for query_id, columns in queries:
-        if "expected" not in columns and _is_answer(columns.get("gold")):
+        if "expected" not in columns and is_answer(columns.get("gold")):
             raise FeedbackError(
                 f"query {query_id} of the feedback store {place} is a check question of an earlier version: its answer is in "
                 "the column 'gold', and is now expected in 'expected'. Make a new store of the queries, with that column "
                 "renamed; a run begins anew"
             )
-
-
-def is_practice(columns: Mapping[str, Any]) -> bool:
-    """True for a practice question: the rater sees the expected answer afterwards."""
-    return columns.get("practice") is True
 
 
 def meets(judgement: Judgement, columns: Mapping[str, Any]) -> bool:
@@ -116,10 +106,6 @@ def _question(row: Mapping[str, Any], index: int) -> Query:
     answer = {name: _tuples(value) for name, value in row["expected"].items()}
     check_judgement(query, Judgement(query_id=query.id, rater="check", **answer))  # an answer that the query can have
     return query
-
-
-def _is_answer(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(name in value for name in ("choice", "tie", "ranking", "ratings"))
 
 
 def _tuples(value: Any) -> Any:

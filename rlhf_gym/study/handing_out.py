@@ -15,8 +15,9 @@ from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, func, i
 from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.feedback import rows, schema
+from rlhf_gym.feedback.purposes import expected, is_practice
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
-from rlhf_gym.study.checks import expected, is_practice
+from rlhf_gym.feedback.withdrawals import withdrawn
 from rlhf_gym.study.leases import WEB, Assignment, Kind, QueueSettings
 
 _A, _S, _Q, _J = schema.assignments.c, schema.slots.c, schema.queries.c, schema.judgements.c
@@ -68,13 +69,16 @@ def _answer(connection: Connection, row: Mapping[str, Any] | RowMapping) -> Judg
     return rows.judgements_by(connection, "id", {row["judgement_id"]}).get(row["judgement_id"])
 
 
-def add_slots(connection: Connection, given: Collection[tuple[str, int, int]], overlap: int) -> None:
+def add_slots(
+    connection: Connection, given: Collection[tuple[str, int, int]], overlap: int, *, answered: bool = True
+) -> None:
     """Offer queries that are not offered yet; what people have answered before counts.
 
     Args:
         connection: writing.
         given: each query's id, round and index.
         overlap: people who answer each.
+        answered: offer those, too, that somebody who is not on the page has answered.
     """
     ids = {query_id for query_id, _, _ in given}
     have = {
@@ -84,8 +88,10 @@ def add_slots(connection: Connection, given: Collection[tuple[str, int, int]], o
     new = []
     for query_id, number, index in given:
         if query_id not in have:
-            taken = sum(name.startswith(f"{WEB}/") for name in raters.get(query_id, ()))
-            new.append({"query_id": query_id, "round": number, "index": index, "taken": taken, "open": taken < overlap})
+            names = raters.get(query_id, ())
+            taken = sum(name.startswith(f"{WEB}/") for name in names)
+            open_ = taken < overlap and (answered or taken == len(names))
+            new.append({"query_id": query_id, "round": number, "index": index, "taken": taken, "open": open_})
     if new:
         connection.execute(insert(schema.slots), new)
 
@@ -136,7 +142,9 @@ def hand_out(connection: Connection, rater: str, expires: datetime, settings: Qu
     special = _special(connection, rater, settings)
     if special is not None:
         query_id, kind = special
-        return _lease(connection, rows.queries_by_id(connection, {query_id})[query_id], rater, kind, expires, settings)
+        found = rows.queries_by_id(connection, {query_id}).get(query_id)
+        if found is not None:
+            return _lease(connection, found, rater, kind, expires, settings)
     row = connection.execute(_FRESH, {"for_rater": rater}).mappings().one_or_none()
     if row is None:
         return None
@@ -171,7 +179,11 @@ def _special(connection: Connection, rater: str, settings: QueueSettings) -> tup
 def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> str | None:
     """A check or practice question that this rater has not seen; each rater gets check questions in a random order."""
     seen = select(_A.id).where(_A.rater == rater, _A.query_id == _Q.id).exists()
-    found = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0, ~seen).order_by(_Q["index"], _Q.id))
+    found = connection.execute(
+        select(_Q.id, _Q["columns"])
+        .where(_Q.round == 0, ~seen, ~withdrawn("query", _Q.id))
+        .order_by(_Q["index"], _Q.id)
+    )
     fitting: list[str] = [
         i for i, columns in found if expected(columns) is not None and is_practice(columns) == practice
     ]
@@ -186,6 +198,7 @@ def _to_repeat(connection: Connection, rater: str) -> str | None:
     repeated = select(_A.query_id).where(_A.rater == rater, _A.kind == "repeat")
     back = coalesce(select(func.max(_A.answered)).where(_A.rater == rater).scalar_subquery(), 0) - _REPEAT_AFTER
     done = (_A.rater == rater) & (_A.kind == "query") & (_A.state == "done") & (_A.answered <= back)
+    done &= ~withdrawn("query", _A.query_id)
     statement = select(_A.query_id).where(done, _A.query_id.not_in(repeated)).order_by(_A.answered).limit(1)
     return connection.scalar(statement)
 

@@ -26,6 +26,8 @@ class QueueSettings:
         check_share: share of a rater's questions that are check questions, where there are any.
         repeat_share: share of a rater's questions that repeat an earlier one.
         practice: practice questions before a rater's first real one.
+        answered: where all queries of a store are handed out, those, too, that somebody who is not on the page (a file, a
+            simulated rater) has answered already.
         seed: seed of the orders shown and of the shares.
 
     Raises:
@@ -37,6 +39,7 @@ class QueueSettings:
     check_share: float = 0.0
     repeat_share: float = 0.0
     practice: int = 0
+    answered: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

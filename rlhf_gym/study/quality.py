@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
+from rlhf_gym.feedback.purposes import expected, is_practice
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.study.agreement import Agreement, Period, agreement, agreement_over_time
-from rlhf_gym.study.checks import expected, is_practice, meets
+from rlhf_gym.study.checks import meets
 
 Answers = Sequence[tuple[Query, Judgement]]
 _Z = 1.959964  # of a 95% interval

@@ -21,10 +21,12 @@ from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
-from rlhf_gym.feedback.queries import Judgement
+from rlhf_gym.feedback.purposes import expected
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.feedback.withdrawals import stop_handing_out, withdrawn
 from rlhf_gym.study.audit import record
-from rlhf_gym.study.checks import expected, refuse_old_check_questions
+from rlhf_gym.study.checks import refuse_old_check_questions
 from rlhf_gym.study.handing_out import (
     add_slots,
     assigned,
@@ -34,6 +36,7 @@ from rlhf_gym.study.handing_out import (
     hand_out,
 )
 from rlhf_gym.study.leases import (
+    WEB,
     Answer,
     Assignment,
     QueueSettings,
@@ -45,7 +48,7 @@ from rlhf_gym.study.leases import (
     receipt_of,
 )
 
-_A, _S, _Q = schema.assignments.c, schema.slots.c, schema.queries.c
+_A, _S, _Q, _W = schema.assignments.c, schema.slots.c, schema.queries.c, schema.withdrawals.c
 _REFRESH = 1.0  # seconds for which counts, and the knowledge of which queries there are, may be old
 _EXACT = 1000  # open queries up to which they are counted after every answer; counting reads them all
 
@@ -76,6 +79,12 @@ _IN_HANDS = (
     .where(_A.state == "open", _A.kind == "query", _A.judgement_id.is_(None))
     .group_by(_S.round)
 )
+_J = schema.judgements.c
+_ANSWERED_ELSEWHERE = select(_J.id).where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/")).exists()
+_HANDED_OUT = select(*rows.query_columns, withdrawn("query", _Q.id).label("withdrawn")).where(
+    select(_S.query_id).where(_S.query_id == _Q.id).exists()
+    | select(_A.id).where(_A.query_id == _Q.id, _A.state == "open").exists()
+)
 _OPEN = select(func.count()).select_from(schema.slots).where(_S.open)
 
 
@@ -105,7 +114,14 @@ class Queue:
             not_of_a_round = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0))
             refuse_old_check_questions(((row[0], row[1]) for row in not_of_a_round), store.place)
         with self._database.writing() as connection:
-            connection.execute(update(schema.slots).values(open=_S.taken < self.settings.overlap))
+            wanted = _S.taken < self.settings.overlap
+            if self._everything and not self.settings.answered:
+                wanted &= ~_ANSWERED_ELSEWHERE
+            connection.execute(update(schema.slots).values(open=wanted))
+            # Handed out by an earlier version, or since withdrawn by another program: no page can show them.
+            for row in connection.execute(_HANDED_OUT).mappings().all():
+                if row["withdrawn"] or not isinstance(rows.usable(row), Query):
+                    stop_handing_out(connection, row["asked_id"])
         self.offer(offered or ())
 
     def offer(self, query_ids: Collection[str]) -> None:
@@ -115,6 +131,8 @@ class Queue:
         self._everything = False
         with self._database.writing() as connection:
             found = rows.queries_by_id(connection, set(query_ids))
+            for query_id in connection.scalars(select(_W.id).where(_W.kind == "query")):
+                found.pop(query_id, None)
             add_slots(connection, [(q.id, q.round, q.index) for q in found.values()], self.settings.overlap)
         self._open = (-_REFRESH, 0)
 
@@ -293,14 +311,15 @@ class Queue:
             if time.monotonic() - self._looked < _REFRESH:
                 return
             self._looked = time.monotonic()
-        missing = select(_Q.id, _Q.round, _Q["index"], _Q["columns"]).where(
-            ~select(_S.query_id).where(_S.query_id == _Q.id).exists()
+        missing = select(*rows.query_columns).where(
+            ~select(_S.query_id).where(_S.query_id == _Q.id).exists(), ~withdrawn("query", _Q.id)
         )
         with self._database.reading() as connection:
-            new = [(i, n, k) for i, n, k, columns in connection.execute(missing) if expected(columns) is None]
+            found = [rows.usable(row) for row in connection.execute(missing).mappings()]
+        new = [(q.id, q.round, q.index) for q in found if isinstance(q, Query) and expected(q.columns) is None]
         if new:
             with self._database.writing() as connection:
-                add_slots(connection, new, self.settings.overlap)
+                add_slots(connection, new, self.settings.overlap, answered=self.settings.answered)
             self._open = (-_REFRESH, 0)
 
     def _count(self, connection: Connection, row: RowMapping, judgement: Judgement, earlier: Judgement | None) -> None:

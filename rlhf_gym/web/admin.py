@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.exchange.files import export_feedback
-from rlhf_gym.feedback.exchange.formats import FORMATS
+from rlhf_gym.feedback.exchange.formats import WRITTEN
 from rlhf_gym.study.audit import record
 from rlhf_gym.study.people import Person
 from rlhf_gym.web.browse import FILTERS, browse
@@ -46,8 +46,8 @@ def admin_routes(study: Study) -> APIRouter:
     @router.get("/admin/export/{name}", response_class=Response, responses={**EXPORTED, **ADMIN, **MISSING})
     def export(request: Request, name: str) -> Response:
         person, _ = _admin(study, request)
-        if name not in FORMATS:
-            raise HTTPException(404, f"there is no format of that name; expected one of {', '.join(FORMATS)}")
+        if name not in WRITTEN:
+            raise HTTPException(404, f"there is no format of that name; expected one of {', '.join(WRITTEN)}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "export.jsonl"
             written = export_feedback(shown_answers(study.store), path, name)
@@ -112,4 +112,4 @@ def _admin(study: Study, request: Request) -> tuple[Person, str]:
 
 def _page(study: Study, person: Person, session: str, *, link: str = "") -> str:
     values: dict[str, Any] = overview(study)
-    return study.page("admin.html.j2", person=person, csrf=csrf_token(session), link=link, formats=FORMATS, **values)
+    return study.page("admin.html.j2", person=person, csrf=csrf_token(session), link=link, formats=WRITTEN, **values)

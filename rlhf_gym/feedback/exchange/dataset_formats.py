@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record, left_out, ordered_pairs
-from rlhf_gym.feedback.exchange.transcripts import (
-    ASSISTANT,
-    is_transcript,
-    messages_of,
-    shared_prompt,
-    split_turns,
-    transcript,
-)
+from rlhf_gym.feedback.exchange.sides import compared, prompt_of, side_of, text_of, transcripts
+from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_talk, is_transcript, messages_of, transcript
 from rlhf_gym.feedback.preferences import demonstration_from, judged_pairs
 from rlhf_gym.feedback.queries import Judgement, Query
+
+_MODELS = ("chosen_model", "rejected_model")
+_TRUE = {"true": True, "1": True, "1.0": True, "yes": True, "good": True, "false": False, "0": False, "0.0": False}
+_TRUE |= {"no": False, "bad": False, "desirable": True, "undesirable": False}
 
 
 def write_trl_explicit(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
@@ -57,27 +56,31 @@ def write_trl_conversational(query: Query, judgement: Judgement) -> Iterator[Rec
 
 
 def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Any paired format of TRL: prompt explicit or implicit, texts or messages.
+    """Any paired format of TRL: prompt explicit, repeated or implicit, texts or messages.
+
+    A difference of ``score_chosen`` and ``score_rejected`` (binarised UltraFeedback) is the strength, where there is no margin.
 
     Args:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
     """
-    chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
-    margin = record.get("margin")
-    columns = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected", "margin")}
-    if prompt is None:
-        prompt, chosen, rejected = shared_prompt(chosen, rejected)
-    if not isinstance(chosen, str):
-        if len(chosen) != 1 or len(rejected) != 1:
-            return Dropped("responses of several messages")
-        columns["messages"] = prompt
-        chosen, rejected = chosen[0]["content"], rejected[0]["content"]
-        prompt = prompt[0]["content"] if len(prompt) == 1 else transcript(prompt)
-    # TRL allows a negative margin, but a strength is 0 or more: the margin goes to the details.
-    strength = {"strength": margin} if margin is not None and margin >= 0 else {}
-    details = {"details": {"margin": margin}} if margin is not None and margin < 0 else {}
-    return origin.answer(record, (chosen, rejected), prompt, choice=0, columns=columns, **strength, **details)
+    prompt, chosen, rejected = compared(record.get("prompt"), record["chosen"], record["rejected"])
+    margin = number(record.get("margin"))
+    columns = {
+        k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected", "margin", "rater", *_MODELS)
+    }
+    talk = columns.get("messages")
+    if not is_talk(talk) or talk[-1]["role"] == "assistant":  # a conversation with its response is not the prompt's
+        columns.pop("messages", None)
+    scores = [number(record.get(f"score_{side}")) for side in ("chosen", "rejected")]
+    said: dict[str, Any] = {}
+    if margin is None and scores[0] is not None and scores[1] is not None and scores[0] >= scores[1]:
+        said["strength"] = scores[0] - scores[1]
+    if margin is not None:
+        # TRL allows a negative margin, but a strength is 0 or more: the margin goes to the details.
+        said |= {"strength": margin} if margin >= 0 else {"details": {"margin": margin}}
+    models = [str(record[name]) for name in _MODELS if isinstance(record.get(name), str)]
+    return origin.preferred(prompt, chosen, [rejected], models, columns=columns, rater=record.get("rater"), **said)
 
 
 def write_trl_unpaired(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
@@ -113,17 +116,35 @@ def read_trl_unpaired(record: Mapping[str, Any], origin: Origin) -> Answer | Dro
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
     """
-    columns = {k: v for k, v in record.items() if k not in ("prompt", "completion", "label")}
-    query = Query(
-        prompt=record["prompt"],
-        responses=(record["completion"],),
-        query_type="rating",
-        columns=columns,
-        round=origin.round,
-        index=origin.index,
-    )
-    ratings = {"overall": (float(bool(record["label"])),)}
-    return query, Judgement(query_id=query.id, rater=origin.rater, ratings=ratings)
+    columns = {k: v for k, v in record.items() if k not in ("prompt", "completion", "label", "rater")}
+    return thumb(record["prompt"], record["completion"], record["label"], record, columns, origin)
+
+
+def thumb(
+    prompt: Any, response: Any, label: Any, record: Mapping[str, Any], columns: Mapping[str, Any], origin: Origin
+) -> Answer | Dropped:
+    """A thumb up or down for one response, given as a text or as messages that end with it.
+
+    Args:
+        prompt: the prompt; None where the messages begin with it.
+        response: the response.
+        label: true or false, as the file spells it.
+        record: one record of the format.
+        columns: the query's other columns.
+        origin: the record's place, rater and round, where it does not name them.
+    """
+    up = _TRUE.get(str(label).strip().casefold())
+    if up is None:
+        return Dropped("labels that are neither true nor false")
+    said = side_of(response, "completion")
+    if not isinstance(said, str):
+        before = [] if prompt is None else said[:-1]
+        if before or said[-1]["role"] != "assistant":
+            return Dropped("responses of several messages" if before else "responses that are not the assistant's")
+        prompt, said = said[:-1] if prompt is None else prompt, said[-1]["content"]
+    ratings = {"overall": (float(up),)}
+    fields = {"query_type": "rating", "columns": columns, "rater": record.get("rater")}
+    return origin.answer(prompt_of(prompt), (said,), ratings=ratings, **fields)
 
 
 def write_hh(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
@@ -151,15 +172,9 @@ def read_hh(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
     """
-    sides = [split_turns(record[side]) for side in ("chosen", "rejected")]
-    if sides[0] is None or sides[1] is None:
-        return Dropped("transcripts without an assistant's turn")
-    (prompt, chosen), (other, rejected) = sides[0], sides[1]
-    if prompt != other:
-        return Dropped("pairs whose prompts differ")
-    if not chosen.strip() or not rejected.strip():
-        return Dropped("pairs with an empty response")
-    return origin.answer(record, (chosen, rejected), prompt, choice=0)
+    prompt, chosen, rejected = transcripts(record["chosen"], record["rejected"])
+    columns = {k: v for k, v in record.items() if k not in ("chosen", "rejected", "rater")}
+    return origin.preferred(prompt, chosen, [rejected], columns=columns, rater=record.get("rater"))
 
 
 def write_alpacafarm(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
@@ -170,7 +185,7 @@ def write_alpacafarm(query: Query, judgement: Judgement) -> Iterator[Record | Dr
         judgement: the answer to it.
     """
     instruction, extra = query.columns.get("instruction"), query.columns.get("input", "")
-    if instruction is None or _alpaca_prompt(instruction, extra) != query.prompt:
+    if instruction is None or alpaca_prompt(instruction, extra) != query.prompt:
         instruction, extra = query.prompt, ""
 
     def record(a: int, b: int, preference: float | None) -> Record:
@@ -195,26 +210,26 @@ def write_alpacafarm(query: Query, judgement: Judgement) -> Iterator[Record | Dr
 
 
 def read_alpacafarm(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Also AlpacaEval's weighted preferences between 1 and 2: the number is kept in ``details``.
+    """Also AlpacaEval's weighted preferences between 1 and 2, and 0 for a tie: the number is kept in ``details``.
 
     Args:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
     """
     instruction, extra = record["instruction"], record.get("input") or ""
-    preference = record.get("preference")
+    preference = number(record.get("preference"))
     known = ("output_1", "output_2", "preference", "annotator")
     columns = {"input": extra, **{k: v for k, v in record.items() if k not in known and v is not None}}
     said: dict[str, Any] = {"skipped": True}
     if preference is not None:
-        if not 1 <= preference <= 2:
-            return Dropped("preferences outside of 1..2")
-        said = {"tie": True} if preference == 1.5 else {"choice": 0 if preference < 1.5 else 1}
+        if preference != 0 and not 1 <= preference <= 2:
+            return Dropped("preferences that are neither 0 nor within 1..2")
+        said = {"tie": True} if preference in (0, 1.5) else {"choice": 0 if preference < 1.5 else 1}
         if preference not in (1, 1.5, 2):
             said["details"] = {"preference": preference}
-    rater = record.get("annotator") or origin.rater
+    prompt = alpaca_prompt(text_of(instruction, "'instruction'"), text_of(extra, "'input'"))
     outputs = (record["output_1"], record["output_2"])
-    return origin.answer(record, outputs, _alpaca_prompt(instruction, extra), columns=columns, rater=rater, **said)
+    return origin.answer(prompt, outputs, columns=columns, rater=record.get("annotator"), **said)
 
 
 def write_openai_summarize(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
@@ -253,16 +268,37 @@ def read_openai_summarize(record: Mapping[str, Any], origin: Origin) -> Answer |
         return Dropped("records that do not compare two summaries")
     policies = tuple(str(summary.get("policy") or "") for summary in summaries)
     return origin.answer(
-        record,
+        summary_prompt(info),
         (summaries[0]["text"], summaries[1]["text"]),
-        info.get("post") or info.get("article") or "",
         choice=choice,
         columns={"info": info, **{k: record[k] for k in ("batch", "split") if k in record}},
         model_versions=policies if any(policies) else (),
-        rater=record.get("worker") or origin.rater,
+        rater=record.get("worker"),
         details={"extra": record["extra"]} if record.get("extra") else {},
     )
 
 
-def _alpaca_prompt(instruction: str, extra: str) -> str:
+def summary_prompt(info: Mapping[str, Any]) -> str:
+    """The text that was to be summarised."""
+    return text_of(info.get("post") or info.get("article") or "", "the post")
+
+
+def number(value: Any) -> float | None:
+    """A number, also where a table spells it; None for what is none, and for NaN and infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def alpaca_prompt(instruction: str, extra: str) -> str:
+    """An instruction and its input, as one prompt.
+
+    Args:
+        instruction: the instruction.
+        extra: its input; may be empty.
+    """
     return f"{instruction}\n\n{extra}" if extra else instruction

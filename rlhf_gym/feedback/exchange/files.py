@@ -1,20 +1,20 @@
-"""Writes judgements to files and reads them (JSON Lines, a JSON array, Parquet), and adds what was read to a store."""
+"""Writes judgements to files (JSON Lines, a JSON array, Parquet), and adds what files hold to a store."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
-
 from rlhf_gym.errors import FeedbackError
-from rlhf_gym.feedback import rows
-from rlhf_gym.feedback.exchange.formats import NATIVE, Imported, format_of, from_records, to_records
-from rlhf_gym.feedback.exchange.record_files import json_bytes, read_json, read_parquet, write_parquet
+from rlhf_gym.feedback.exchange.adding import Added, add_answers, add_as_they_are
+from rlhf_gym.feedback.exchange.formats import NATIVE, format_of, to_records
+from rlhf_gym.feedback.exchange.incoming import AUTO, Imported, Rows
+from rlhf_gym.feedback.exchange.record_files import json_bytes, read_records, write_parquet
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
 
@@ -38,25 +38,12 @@ class Exported:
     replaced: int = 0
 
 
-@dataclass(frozen=True)
-class Added:
-    """The result of an import into a store.
-
-    Attributes:
-        queries: number of new queries.
-        judgements: number of new judgements.
-        known: number of judgements that were there already.
-    """
-
-    queries: int
-    judgements: int
-    known: int
-
-
 def export_feedback(
     answers: Iterable[tuple[Query, Judgement]],
     path: str | os.PathLike[str],
     format: str,  # noqa: A002
+    *,
+    every_purpose: bool = False,
 ) -> Exported:
     """Write answers to a file: Parquet (``.parquet``), one JSON array (``.json``), or JSON Lines; the latter two also ``.gz``.
 
@@ -68,13 +55,15 @@ def export_feedback(
         answers: judgements with their queries.
         path: the file to write.
         format: the name of an exchange format.
+        every_purpose: include answers to check questions, practice and repetitions, marked by ``purpose``; ``native``, which
+            keeps everything, always does.
 
     Raises:
         FeedbackError: a format that does not exist, or a file that cannot be written.
         ConfigError: Parquet without its library.
     """
     path = Path(path)
-    written, dropped = to_records(answers, format)
+    written, dropped = to_records(answers, format, every_purpose=every_purpose)
     replaced = 0
     if format != NATIVE:
         written, replaced = _whole_characters(written)
@@ -99,39 +88,37 @@ def export_feedback(
 
 def import_feedback(
     path: str | os.PathLike[str],
-    format: str,  # noqa: A002
+    format: str = AUTO,  # noqa: A002
     *,
     rater: str = "import",
     round: int = 0,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
 ) -> Imported:
-    """Read a file of JSON Lines, one JSON array (either with gzip, ``.gz``), or Parquet. See :func:`from_records`.
+    """Read a file of JSON Lines, one JSON array, CSV (all also with gzip, ``.gz``) or Parquet into memory.
 
     Args:
         path: the file.
-        format: the name of an exchange format.
+        format: the name of an exchange format; ``auto`` finds it by the fields of the first rows.
         rater: signs judgements of records that name no rater.
         round: the round that imported queries belong to.
+        columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
 
     Raises:
-        FeedbackError: a file that cannot be read, or a record that is not of the format.
+        FeedbackError: a file that cannot be read, or whose format cannot be found; a record that is not ``native``.
         ConfigError: Parquet without its library.
     """
     path = Path(path)
-    format_of(format)  # before the file is read
-    records = read_parquet(path) if path.suffix == ".parquet" else read_json(path)
-    try:
-        return from_records(records, format, rater=rater, round=round)
-    except FeedbackError as error:
-        if str(error).startswith("record "):
-            raise FeedbackError(f"{path}: {error}") from error
-        raise
+    rows = _rows(path, format, rater, round, columns)
+    with _named(path):
+        answers = list(rows)
+    return Imported(
+        [query for query, _ in answers], [judgement for _, judgement in answers], dict(rows.dropped.counts),
+        rows.dropped.examples, rows.format,
+    )  # fmt: skip
 
 
 def add_imported(store: FeedbackStore, found: Imported) -> Added:
-    """Add what a file held to a store, all or nothing; what is there already is left as it is.
-
-    A correction whose original is neither in the file nor in the store (a file of current answers only) is added as an
-    answer of its own.
+    """Add what a file held to a store, all or nothing; what is there already is left as it is. See :func:`import_into`.
 
     Args:
         store: the store.
@@ -141,27 +128,74 @@ def add_imported(store: FeedbackStore, found: Imported) -> Added:
         FeedbackError: the store holds another answer or query under an id, or cannot be written.
     """
     with store.database.writing() as connection:
-        queries = rows.append_queries(connection, found.queries)
-        judgements = rows.append_judgements(connection, _originals_first(connection, found.judgements))
-    return Added(queries, judgements, len(found.judgements) - judgements)
+        if found.format == NATIVE:
+            return add_as_they_are(connection, found.queries, found.judgements)
+        return add_answers(connection, zip(found.queries, found.judgements, strict=True), found.format)
 
 
-def _originals_first(connection: Connection, given: Sequence[Judgement]) -> list[Judgement]:
-    """Judgements in an order that a store takes: a correction after the judgement that it corrects."""
-    by_id = {judgement.id: judgement for judgement in given}
-    ordered, placed = list[Judgement](), set[str]()
-    for judgement in given:
-        chain: list[Judgement] = []
-        link: Judgement | None = judgement
-        while link is not None and link.id not in placed:  # corrections in a ring end here, and the store refuses them
-            placed.add(link.id)
-            chain.append(link)
-            link = by_id.get(link.supersedes or "")
-        # One that was given twice comes twice: the store compares the two.
-        ordered += reversed(chain) if chain else [judgement]
-    corrected = {judgement.supersedes for judgement in given if judgement.supersedes is not None}
-    known = by_id.keys() | rows.judgements_by(connection, "id", corrected).keys()
-    return [j if j.supersedes is None or j.supersedes in known else replace(j, supersedes=None) for j in ordered]
+def import_into(
+    store: FeedbackStore,
+    path: str | os.PathLike[str],
+    format: str = AUTO,  # noqa: A002
+    *,
+    rater: str = "import",
+    round: int | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+) -> tuple[Added, Rows]:
+    """Add the answers in a file to a store, all or nothing, without holding all of the file in memory.
+
+    New answers are added, changed ones supersede what they changed, and those that were there are left as they are.
+
+    Args:
+        store: the store.
+        path: the file.
+        format: the name of an exchange format; ``auto`` finds it by the fields of the first rows.
+        rater: signs judgements of records that name no rater.
+        round: the round that imported queries belong to (default: 0); ``native`` has its own.
+        columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
+
+    Returns:
+        What was added, and what was left out (``dropped``) or is worth saying (``noted``).
+
+    Raises:
+        FeedbackError: a file that cannot be read, whose format cannot be found, or out of whose rows none was taken; the
+            store holds another answer or query under an id, or cannot be written.
+        ConfigError: Parquet without its library.
+    """
+    path = Path(path)
+    rows = _rows(path, format, rater, round or 0, columns)
+    if round is not None and rows.format == NATIVE:
+        raise FeedbackError(f"a round does not go with the format {NATIVE}: its queries name their own rounds")
+    with _named(path), store.database.writing() as connection:
+        if rows.format == NATIVE:
+            answers = list(rows)  # which may name one another
+            added = add_as_they_are(
+                connection, [query for query, _ in answers], [judgement for _, judgement in answers]
+            )
+        else:
+            added = add_answers(connection, rows, rows.format)
+        if added.judgements + added.known == 0:
+            if rows.read == 0:
+                raise FeedbackError(f"{path} holds no rows")
+            raise FeedbackError(
+                f"{path}: nothing was taken of {rows.read:,} rows, read as {rows.format}: {rows.dropped}"
+            )
+    return added, rows
+
+
+def _rows(path: Path, format: str, rater: str, round: int, columns: Mapping[str, str] | None) -> Rows:  # noqa: A002
+    return Rows(read_records(path), format, rater=rater, round=round, columns=columns, place=str(path))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an error that names its row only."""
+    try:
+        yield
+    except FeedbackError as error:
+        if str(error).startswith("record "):
+            raise FeedbackError(f"{path}: {error}") from error
+        raise
 
 
 def _whole_characters(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:

@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.errors import ConfigError, FeedbackError, TaskError
 from rlhf_gym.feedback.exchange.records import Record
 from rlhf_gym.feedback.schema import to_json
+from rlhf_gym.table_files import FILLED_COLUMNS, JSON_COLUMNS, rows_from_file, table_format, without_nulls
 
 _INFERRED = 10 << 20  # bytes of JSON Lines from which `datasets` infers the columns' types; it refuses others later
-_JSON_COLUMNS = b"rlhf_gym.json_columns"
-_FILLED_COLUMNS = b"rlhf_gym.filled_columns"
 
 
 def json_bytes(records: Sequence[Record], path: Path) -> bytes:
@@ -47,30 +46,23 @@ def json_bytes(records: Sequence[Record], path: Path) -> bytes:
     return gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw
 
 
-def read_json(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The records of a file.
+def read_records(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The records of a file, read as they are asked for: JSON, CSV or Parquet, as :func:`rows_from_file` takes them.
+
+    Of Parquet without the nulls, of CSV without the empty fields: there, every row has every column.
 
     Raises:
-        FeedbackError: it cannot be read, or is no JSON.
+        FeedbackError: it cannot be read, or is not what its name says.
     """
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise FeedbackError(f"{path} could not be read: {error}") from error
-    array = text.lstrip().startswith("[")
-    # Not splitlines: JSON may hold line separators of Unicode inside a record.
-    for number, part in enumerate([text] if array else text.split("\n"), start=1):
-        if not part.strip():
-            continue
-        try:
-            parsed = json.loads(part)
-        except json.JSONDecodeError as error:
-            line = error.lineno if array else number
-            raise FeedbackError(f"{path}, line {line}, is not JSON: {error.msg}") from error
-        except RecursionError:
-            raise FeedbackError(f"{path}, line {number}, is JSON nested too deeply") from None
-        yield from parsed if array else [parsed]
+        kind = table_format(path)
+        if kind == ".txt":
+            raise FeedbackError(f"{path} holds lines of text and no records; give a file of JSON, CSV or Parquet")
+        absent = {".parquet": (None,), ".csv": (None, ""), ".tsv": (None, "")}.get(kind)
+        for row in rows_from_file(path):
+            yield row if absent is None else {name: value for name, value in row.items() if value not in absent}
+    except TaskError as error:
+        raise FeedbackError(str(error)) from error
 
 
 def _new_shapes_first(records: Sequence[Record], lines: Sequence[str]) -> list[str]:
@@ -118,45 +110,15 @@ def write_parquet(records: Sequence[Record], path: Path) -> None:
             columns[name] = pa.array(values)
             there = columns[name].to_pylist()
             if there != values:
-                if _without_nulls(there) != values:
+                if without_nulls(there) != values:
                     raise ValueError("Arrow would change it")
                 filled.append(name)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):  # UnicodeEncodeError is a ValueError
             columns[name] = pa.array([to_json(record[name]) if name in record else None for record in records])
             spelled.append(name)
-    kinds = {_JSON_COLUMNS: json.dumps(spelled), _FILLED_COLUMNS: json.dumps(filled)}
+    kinds = {JSON_COLUMNS: json.dumps(spelled), FILLED_COLUMNS: json.dumps(filled)}
     table = pa.table(columns).replace_schema_metadata(kinds)
     pq.write_table(table, path)
-
-
-def read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows as records, without their nulls.
-
-    Raises:
-        FeedbackError: the file cannot be read, or is no Parquet.
-        ConfigError: pyarrow is not installed.
-    """
-    pa, pq = _arrow()
-    try:
-        table = pq.read_table(path, partitioning=None)
-        metadata = table.schema.metadata or {}
-        spelled, filled = (set(json.loads(metadata.get(kind, b"[]"))) for kind in (_JSON_COLUMNS, _FILLED_COLUMNS))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise FeedbackError(f"{path} could not be read: {str(error).splitlines()[0]}") from error
-    for row in table.to_pylist():
-        record = {name: value for name, value in row.items() if value is not None}
-        for name in record.keys() & spelled:
-            record[name] = json.loads(record[name])
-        for name in record.keys() & filled:
-            record[name] = _without_nulls(record[name])
-        yield record
-
-
-def _without_nulls(value: Any) -> Any:
-    """A value without the fields of mappings that are null."""
-    if isinstance(value, Mapping):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _arrow() -> tuple[Any, Any]:

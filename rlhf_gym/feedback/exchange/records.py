@@ -6,13 +6,14 @@ judgement, or the reason why the record is not a comparison.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
+from rlhf_gym.feedback.exchange.sides import Prompt, text_of
 from rlhf_gym.feedback.preferences import demonstration_from, judged_pairs
-from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.feedback.queries import Judgement, Query, QueryType, content_id
 
 Record = dict[str, Any]
 Answer = tuple[Query, Judgement]
@@ -20,9 +21,17 @@ Answer = tuple[Query, Judgement]
 
 @dataclass(frozen=True)
 class Dropped:
-    """The reason why something was left out."""
+    """Something that was left out.
+
+    Attributes:
+        reason: why, in the plural, as it is counted.
+        row: its row in the file, from 1; 0 where there is none.
+        detail: what was wrong with it, where the reason does not say.
+    """
 
     reason: str
+    row: int = 0
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,25 +48,69 @@ class Origin:
     rater: str
     round: int
 
-    def answer(self, record: Mapping[str, Any], responses: tuple[str, str], prompt: str, **fields: Any) -> Answer:
-        """A pair query with its judgement.
+    def query(
+        self, prompt: str | Prompt, responses: Sequence[Any], query_type: QueryType = "pair", **fields: Any
+    ) -> Query:
+        """A query, whose id depends on its content alone: the same row in next week's file is the same query.
 
         Args:
-            record: one record of the format.
-            responses: the two responses.
-            prompt: the prompt of the responses.
-            **fields: of the judgement; ``columns`` and ``model_versions`` are the query's.
+            prompt: the prompt, whose messages go to the columns.
+            responses: the responses.
+            query_type: type of the query.
+            **fields: ``columns`` and ``model_versions``.
+
+        Raises:
+            NoTextError: a response is no text.
         """
-        columns, versions = fields.pop("columns", {}), fields.pop("model_versions", ())
-        query = Query(
-            prompt=prompt,
-            responses=responses,
-            columns=columns,
-            model_versions=versions,
-            round=self.round,
-            index=self.index,
-        )
-        return query, Judgement(query_id=query.id, rater=fields.pop("rater", self.rater), **fields)
+        if isinstance(prompt, Prompt):
+            fields["columns"] = {**fields.get("columns", {}), **prompt.columns}
+            prompt = prompt.text
+        texts = tuple(text_of(response, "a response") for response in responses)
+        number = content_id("imported", self.round, query_type, prompt, texts)
+        return Query(
+            prompt=prompt, responses=texts, query_type=query_type, round=self.round, index=self.index, id=number, **fields
+        )  # fmt: skip
+
+    def answer(self, prompt: str | Prompt, responses: Sequence[Any], **fields: Any) -> Answer:
+        """A query with its judgement.
+
+        Args:
+            prompt: the prompt of the responses.
+            responses: the responses.
+            **fields: of the judgement; ``columns``, ``model_versions`` and ``query_type`` are the query's.
+
+        Raises:
+            NoTextError: a response is no text.
+        """
+        asked = {name: fields.pop(name) for name in ("columns", "model_versions", "query_type") if name in fields}
+        query = self.query(prompt, responses, **asked)
+        rater = str(fields.pop("rater", None) or self.rater)
+        return query, Judgement(query_id=query.id, rater=rater if rater.isprintable() else repr(rater), **fields)
+
+    def preferred(
+        self, prompt: str | Prompt, chosen: str, rejected: Sequence[str], models: Sequence[str] = (), **fields: Any
+    ) -> Answer:
+        """One response that is better than one or several others, as a query with its judgement.
+
+        The responses are put in the order of their texts: place would give the answer away, and a row whose answer was
+        changed would ask another question.
+
+        Args:
+            prompt: the prompt of the responses.
+            chosen: the better response.
+            rejected: the others.
+            models: the models that wrote the chosen and the others.
+            **fields: as for :meth:`answer`.
+
+        Raises:
+            NoTextError: a response is no text.
+        """
+        texts = [text_of(chosen, "the chosen response"), *(text_of(other, "a rejected response") for other in rejected)]
+        order = sorted(range(len(texts)), key=lambda i: (texts[i], i))
+        if len(models) == len(texts):
+            fields["model_versions"] = tuple(models[i] for i in order)
+        fields.setdefault("query_type", "pair" if len(texts) == 2 else "best")
+        return self.answer(prompt, [texts[i] for i in order], choice=order.index(0), **fields)
 
 
 Writer = Callable[[Query, Judgement], Iterator[Record | Dropped]]
@@ -137,3 +190,9 @@ def left_out(query: Query, judgement: Judgement) -> Iterator[Dropped]:
     for *_, tie in judged_pairs(query, judgement):
         if tie:
             yield Dropped("ties")
+
+
+def user_name(given: Any) -> str | None:
+    """A signature for an annotation tool's user: its number, never an address."""
+    number = given.get("id") if isinstance(given, Mapping) else given
+    return None if number is None else f"user-{number}"

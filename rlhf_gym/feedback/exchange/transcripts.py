@@ -7,7 +7,7 @@ lists of ``{"role", "content"}``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from rlhf_gym.feedback.queries import Query
 
@@ -41,7 +41,17 @@ def _other(role: str) -> str:
 def messages_of(query: Query) -> list[Mapping[str, Any]]:
     """The query's prompt as messages: its column ``messages``, or one message of the user."""
     messages = query.columns.get("messages")
-    return list(messages) if messages else [{"role": "user", "content": query.prompt}]
+    return list(messages) if is_talk(messages) else [{"role": "user", "content": query.prompt}]
+
+
+def is_talk(messages: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    """True for messages that each have a role and a content, both texts; at least one."""
+    return (
+        isinstance(messages, Sequence)
+        and len(messages) > 0
+        and all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in messages)
+        and all(isinstance(m.get("content"), str) for m in messages)
+    )
 
 
 def shared_prompt(chosen: Side, rejected: Side) -> tuple[Side, Side, Side]:

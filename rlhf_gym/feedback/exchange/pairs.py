@@ -1,0 +1,123 @@
+"""Tables of two responses and a choice, as anybody may have them: the columns are found by their names.
+
+Whatever is called otherwise is mapped with ``--columns prompt=... response_a=... response_b=... choice=...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_gym.feedback.exchange.dataset_formats import number
+from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
+from rlhf_gym.feedback.exchange.sides import prompt_of, side_of
+
+PROMPTS = ("prompt", "instruction", "question", "input", "query", "context", "text")
+_STEMS = ("response", "answer", "output", "completion", "summary", "reply", "candidate", "text", "option", "generation")
+_SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"))
+_CHOICES = (
+    "choice",
+    "winner",
+    "preference",
+    "preferred",
+    "better",
+    "best",
+    "chosen",
+    "selected",
+    "label",
+    "comparison",
+)
+_RATERS = ("rater", "annotator", "worker", "judge", "user", "annotator_id", "worker_id", "user_id")
+_TIES = ("tie", "tied", "ties", "both", "equal", "same", "neither", "draw", "both_bad", "bothbad", "tie (bothbad)")
+_SKIPS = ("skip", "skipped")
+
+
+def prompt_column(record: Mapping[str, Any]) -> str | None:
+    """The name of the column that holds the prompt; None where no name is known."""
+    known = {name.casefold(): name for name in record}
+    return next((known[name] for name in PROMPTS if name in known), None)
+
+
+def pair_columns(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, str]] | None:
+    """The columns of the two responses, with what tells them apart; None where no names are known."""
+    known = {name.casefold().replace("-", "_").replace(" ", "_"): name for name in record}
+    for stem in _STEMS:
+        for suffixes in _SUFFIXES:
+            for join in ("_", ""):
+                one, other = (known.get(f"{stem}{join}{suffix}") for suffix in suffixes)
+                # Numbered from 0 or from 1: of three responses, the two are not all there is.
+                if one is not None and other is not None:
+                    return one, other, suffixes
+    return None
+
+
+def choice_column(record: Mapping[str, Any]) -> str | None:
+    """The name of the column that holds the choice; None where no name is known."""
+    known = {name.casefold(): name for name in record}
+    return next((known[name] for name in _CHOICES if name in known), None)
+
+
+def is_pair(record: Mapping[str, Any]) -> bool:
+    """True if a record has two responses, a prompt and a choice under known names."""
+    return None not in (pair_columns(record), prompt_column(record), choice_column(record))
+
+
+def read_pair(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
+    """Two responses and a choice, which names one by its column, by what tells the columns apart, by its model or its text.
+
+    Args:
+        record: one record of the format.
+        origin: the record's place, rater and round, where it does not name them.
+
+    Raises:
+        KeyError: a column is missing; it names the missing one.
+    """
+    asked, pair, choice = prompt_column(record), pair_columns(record), choice_column(record)
+    if asked is None or pair is None or choice is None:
+        raise KeyError("prompt" if asked is None else "response_a" if pair is None else "choice")
+    one, other, suffixes = pair
+    responses = [side_of(record[name], name) for name in (one, other)]
+    texts = [said if isinstance(said, str) else said[-1]["content"] for said in responses if len(said) > 0]
+    if len(texts) != 2 or any(not isinstance(said, str) and len(said) != 1 for said in responses):
+        return Dropped("responses that are empty or several messages")
+    said = answer_of(record[choice], (one, other), suffixes, record, texts)
+    if said is None:
+        return Dropped("choices that name neither response")
+    rater = next((record[name] for name in _RATERS if record.get(name) not in (None, "")), None)
+    used = (asked, one, other, choice)
+    columns = {name: value for name, value in record.items() if name not in used}
+    strength = number(record.get("margin", record.get("strength")))
+    if strength is not None and strength >= 0 and "choice" in said:
+        said["strength"] = strength
+    return origin.answer(prompt_of(record[asked], asked), texts, columns=columns, rater=rater, **said)
+
+
+def answer_of(
+    value: Any, names: tuple[str, str], suffixes: tuple[str, str], record: Mapping[str, Any], texts: list[str]
+) -> dict[str, Any] | None:
+    """What a choice says, as the fields of a judgement; None where it says nothing.
+
+    Args:
+        value: the choice as the file has it.
+        names: the columns of the two responses.
+        suffixes: what tells them apart: ``a`` and ``b``, ``0`` and ``1``, ...
+        record: the record, in which models may be named.
+        texts: the two responses.
+    """
+    if value is None or str(value).strip() == "":
+        return {"skipped": True}
+    given = number(value)
+    said = str(int(given)) if given is not None and given == int(given) else str(value).strip()
+    plain = said.casefold().replace("-", "_")
+    if plain in _TIES or (given == 0 and suffixes == ("1", "2")) or (given == 1.5 and suffixes == ("1", "2")):
+        return {"tie": True}
+    if plain in _SKIPS:
+        return {"skipped": True}
+    for index, (name, suffix) in enumerate(zip(names, suffixes, strict=True)):
+        # Columns called A and B, or left and right, are also numbered from 0 or from 1: that says nothing for sure.
+        spellings = {name.casefold(), suffix, f"model_{suffix}", f"response_{suffix}", f"response{suffix}"}
+        if plain in spellings or (len(said.split()) <= 2 and plain.endswith((f"_{suffix}", f" {suffix}"))):
+            return {"choice": index}
+        if said in (str(record.get(f"model_{suffix}")), texts[index]) and texts[0] != texts[1]:
+            return {"choice": index}
+    return None

@@ -1,0 +1,231 @@
+"""Stores that live on: later states of the same file, rows stored badly, withdrawals, answers with another purpose."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_gym.cli.main import main
+from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback.exchange.files import export_feedback, import_into
+from rlhf_gym.feedback.exchange.formats import WRITTEN
+from rlhf_gym.loop.config_file import build
+from rlhf_gym.loop.run_directory import RunDirectory
+from rlhf_gym.raters import ask
+from rlhf_gym.study.leases import Answer
+from rlhf_gym.study.queue import Queue
+
+
+def row(prompt: str, chosen: Any = "good", rejected: Any = "bad", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+def lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def rate(*arguments: Any) -> int:
+    return main(["rate", *map(str, arguments)])
+
+
+def chosen(store: FeedbackStore) -> list[tuple[str, str]]:
+    return sorted((p.prompt, p.chosen) for p in store.preferences())
+
+
+def test_a_later_state_of_the_same_file_gives_the_new_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, file = tmp_path / "s.sqlite", tmp_path / "x.jsonl"
+    lines(file, [row("1"), row("2"), row("3"), row("3"), row("4", "bad", "good")])
+    assert rate("import", file, "--store", store) == 0
+    said = capsys.readouterr().err
+    assert "read as trl-explicit" in said
+    assert "5 new answers to 4 new queries" in said
+    assert "1 answers are to a query that the same rater answers in an earlier row, 0 of them otherwise" in said
+    # A row deleted at the beginning, one added, one answer changed; the same question twice, once with another answer.
+    lines(file, [row("2"), row("0"), row("3"), row("3", "bad", "good"), row("4")])
+    assert rate("import", file, "--store", store) == 0
+    said = capsys.readouterr().err
+    assert "3 new answers to 1 new queries, 2 of them supersede an earlier one, 2 that were there already" in said
+    assert "1 answers that an earlier import brought are not in the file any more; they stay" in said
+    with FeedbackStore(store, read_only=True) as opened:
+        assert chosen(opened) == [(p, "good") for p in "012"] + [("3", "bad"), ("3", "good"), ("4", "good")]
+        assert len(opened.judgements(superseded=True)) == 8
+    assert rate("import", file, "--store", store) == 0
+    assert "0 new answers to 0 new queries, 5 that were there already" in capsys.readouterr().err
+    lines(file, [row("4", "bad", "good")])  # changed back
+    assert rate("import", file, "--store", store) == 0
+    assert "1 new answers to 0 new queries, 1 of them supersede" in capsys.readouterr().err
+
+
+def task(number: int, prompt: str, *selected: str) -> dict[str, Any]:
+    return {
+        "id": number, "data": {"prompt": prompt, "answer1": "a", "answer2": "b"},
+        "annotations": [
+            {"id": 10 * number + i, "completed_by": i, "result": [{"type": "pairwise", "value": {"selected": side}}]}
+            for i, side in enumerate(selected)
+        ],
+    }  # fmt: skip
+
+
+def test_next_weeks_export_of_a_project(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        first = [task(1, "P", "left"), task(2, "Q", "left", "right"), task(3, "R", "left")]
+        assert import_into(store, lines(tmp_path / "1.jsonl", first))[0].judgements == 4
+        later = [task(2, "Q", "left", "left"), task(3, "R", "left"), task(4, "S", "right")]
+        added, rows = import_into(store, lines(tmp_path / "2.jsonl", later))
+        assert rows.format == "label-studio"
+        assert (added.judgements, added.changed, added.known, added.gone) == (2, 1, 2, 1)
+        assert [(q.prompt, j.rater, j.choice) for q, j in store.answers(rater="user-1")] == [("Q", "user-1", 0)]
+
+
+@pytest.mark.parametrize("bad", [None, ["bad"], {"text": "bad"}, [{"role": "assistant", "content": None}]])
+def test_a_row_without_texts_changes_nothing(tmp_path: Path, bad: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    store, file = tmp_path / "s.sqlite", lines(tmp_path / "x.jsonl", [row("1", rejected=bad)])
+    assert rate("import", file, "--store", store) == 2
+    said = capsys.readouterr().err
+    assert "nothing was taken of 1 rows" in said
+    assert "(e.g. row 1" in said
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+    lines(file, [row("1"), row("2", rejected=bad)])
+    assert rate("import", file, "--store", store, "--format", "trl-explicit") == 0
+    assert "1 new answers to 1 new queries; left out: 1 " in (said := capsys.readouterr().err)
+    assert "(e.g. row 2" in said
+    for wrong in ({"prompt": bad, "responses": ("a", "b")}, {"prompt": "P", "responses": ("a", bad)}):
+        with pytest.raises(FeedbackError, match="must be text"):
+            Query(**wrong)
+
+
+def test_an_import_may_begin_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = lines(tmp_path / "x.jsonl", [row("1")])
+    for _ in range(2):
+        assert rate("import", file, "--store", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "feedback.sqlite").is_file()
+    RunDirectory(tmp_path / "run").check(build({}), resume=False)  # `run --out` takes it
+    assert rate("import", lines(tmp_path / "y.jsonl", [{"z": 1}]), "--store", tmp_path / "other") == 2
+    assert not (tmp_path / "other").exists()
+    assert rate("import", tmp_path / "none.jsonl", "--store", tmp_path / "other") == 2
+    assert rate("import", file, "--store", tmp_path / "run", "--columns", "prompt") == 2
+    assert "--columns takes NAME=COLUMN" in capsys.readouterr().err
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Path:
+    """A store of an earlier version, which checked no texts: three good queries, and one with a null, handed out."""
+    path = tmp_path / "spoiled.sqlite"
+    with FeedbackStore(path) as store:
+        good = [Query(prompt=f"P{i}", responses=("a", "b"), index=i) for i in range(1, 4)]
+        store.add_queries(good)
+        store.add_judgements([Judgement(query_id=good[0].id, rater="ann", choice=0)])
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        """INSERT INTO queries VALUES ('badbad01', 1, 0, 'pair', '"P"', '["a",null]', '{}', '[]', '2026-01-02 03:04:05.000006');
+        INSERT INTO judgements (id, query_id, rater, choice, tie, skipped, order_shown, created_at, reason, details)
+          VALUES ('j-of-bad', 'badbad01', 'ann', 0, 0, 0, '[]', '2026-01-02 03:04:05.000006', '""', '{}');
+        INSERT INTO slots VALUES ('badbad01', 1, 0, 0, 1);
+        INSERT INTO assignments (id, query_id, rater, kind, state, order_shown, expires_at, answered)
+          VALUES ('lease', 'badbad01', 'web/a', 'query', 'open', '[0,1]', '2999-01-02 03:04:05.000006', 0);"""
+    )
+    connection.close()
+    return path
+
+
+def test_a_bad_row_hides_no_other(spoiled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with FeedbackStore(spoiled) as store, caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert [query.prompt for query in store.queries()] == ["P1", "P2", "P3"]
+            assert [(p.prompt, p.chosen) for p in store.preferences()] == [("P1", "a")]
+        [said] = [record.getMessage() for record in caplog.records]
+        assert "query badbad01 was set aside" in said
+        assert "response 2 must be text, got NoneType" in said
+        assert "rlhf-gym rate withdraw badbad01" in said
+        for name in WRITTEN:
+            assert export_feedback(store.answers(), tmp_path / "x.jsonl", name).written >= 1
+        assert [a.query.prompt for a in Queue(store).next("web/a", count=9)] == ["P2", "P3"]
+        caplog.clear()
+        assert store.withdraw("badbad01").kind == "query"
+    with FeedbackStore(spoiled, read_only=True) as store:
+        assert store.count().queries == len(store.queries()) == 3
+    assert caplog.records == []
+
+
+def test_a_withdrawal_is_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.sqlite"
+    asked = [Query(prompt=f"P{i}", responses=("a", "b"), index=i) for i in range(4)]
+    with FeedbackStore(path) as store:
+        store.add_queries(asked)
+        given = [Judgement(query_id=query.id, rater="ann", choice=0) for query in asked[:3]]
+        store.add_judgements(given)
+        queue = Queue(store)
+        [held] = queue.next("web/a")
+        assert held.query == asked[3]
+        assert rate("withdraw", held.query.id[:8], given[1].id, asked[0].id, "--store", path, "--reason", "spam") == 0
+        said = capsys.readouterr().err
+        assert f"withdrawn: query {asked[3].id}" in said
+        assert f"withdrawn: answer {given[1].id}" in said
+        assert [q.prompt for q, _ in store.answers()] == ["P2"]
+        assert (store.count().queries, store.count().judgements, len(store.preferences())) == (2, 1, 1)
+        assert queue.next("web/a") == queue.next("web/b") == []
+        queue.submit(
+            held.id, "web/a", Answer(choice=0), seconds=1.0
+        )  # who had it before them may send it: it counts for nothing
+        assert len(store.preferences()) == 1
+        again = store.withdraw(asked[0].id, reason="another")
+        assert (again.reason, len(store.withdrawals())) == ("spam", 3)
+        # A run goes on without them, and waits for nobody to answer them.
+        assert ask(lambda prompt, a, b: 0, asked, store) == 2
+        assert {q.prompt for q, _ in store.answers(rater="<lambda>")} == {"P1", "P2"}
+        for statement in ("UPDATE withdrawals SET reason = '\"\"'", "DELETE FROM withdrawals"):
+            with pytest.raises(FeedbackError, match="append-only"), store.database.writing() as connection:
+                connection.exec_driver_sql(statement)
+    assert rate("withdraw", "nothing", "--store", path) == 2
+    assert "no query and no answer with the id 'nothing'" in capsys.readouterr().err
+
+
+def purposeful() -> list[tuple[Query, Judgement]]:
+    known = {"columns": {"expected": {"choice": 0}}, "round": 0}
+    check = Query(prompt="2 + 2?", responses=("4", "5"), **known)  # type: ignore[arg-type]
+    real = Query(prompt="P", responses=("a", "b"))
+    return [
+        (check, Judgement(query_id=check.id, rater="web/a", choice=0, details={"kind": "check"})),
+        (check, Judgement(query_id=check.id, rater="simulated", choice=1)),
+        (real, Judgement(query_id=real.id, rater="web/a", choice=0)),
+        (real, Judgement(query_id=real.id, rater="web/a", choice=1, details={"kind": "repeat"}, id="again")),
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name != "native"])
+def test_answers_that_measure_people_are_not_handed_on(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "x.jsonl"
+    done = export_feedback(purposeful(), file, name)
+    pairs = 2 if name == "trl-unpaired" else 1
+    assert (done.written, done.dropped) == (
+        pairs,
+        {"answers whose purpose is check": 2, "answers whose purpose is repeat": 1},
+    )
+    assert "purpose" not in file.read_text()
+    assert export_feedback(purposeful(), file, name, every_purpose=True).written == 4 * pairs
+    assert [file.read_text().count(f'"purpose":"{p}"') for p in ("check", "repeat")] == [2 * pairs, pairs]
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        import_into(store, file, name)
+        # The marks come back: what measured people there teaches nothing here.
+        assert len(store.preferences()) == (0 if name == "trl-unpaired" else 1)
+        assert len(store.judgements()) == 4 * pairs
+
+
+def test_preferences_are_learned_from_answers_meant_for_it(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        store.add_queries({query.id: query for query, _ in purposeful()}.values())
+        store.add_judgements([judgement for _, judgement in purposeful()])
+        assert [(p.prompt, p.chosen) for p in store.preferences()] == [("P", "a")]
+        assert len(store.preferences(every_purpose=True)) == 4
+        export_feedback(store.answers(), tmp_path / "x.jsonl", "native")
+    assert (tmp_path / "x.jsonl").read_text().count('"purpose":"check"') == 2
