@@ -28,7 +28,6 @@ class AgentKeywords(TypedDict, total=False):
     language_model: LanguageModel | str
     reference: LanguageModel | str | None
     lora: Lora | Mapping[str, Any] | None
-    learning_rate: float | Schedule
     learning_rate_decay: Literal["constant", "linear"]
     n_episodes: int | None
     batch_size: int | None
