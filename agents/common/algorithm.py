@@ -51,6 +51,7 @@ from rlhf_gym.agents.common.setup import (
     sizes,
     slots_of,
     timesteps_to_learn,
+    usable_device,
 )
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
@@ -650,7 +651,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             cls,
             path,
             env,
-            str(device),
+            usable_device(device),
             {**custom_settings(cls.Settings, custom_objects or {}), **changes},
             language_model=language_model,
             tokenizer=tokenizer,

@@ -120,7 +120,9 @@ def check_whole(agent: Agent, exclude: Iterable[str], include: Iterable[str]) ->
     Raises:
         ConfigError: a name of ``exclude`` that a checkpoint holds, or one of ``include`` that it does not.
     """
-    held = {*agent.settings.names(), *training_state(agent), *HELD}
+    held = {*agent.settings.names(), *training_state(agent), *HELD} - {
+        "env"
+    }  # the state of the environment, not itself
     if less := sorted(held.intersection(exclude)):
         raise ConfigError(
             f"a checkpoint goes on exactly where it was taken, so it holds {', '.join(less)}; leave exclude out"

@@ -136,6 +136,20 @@ class LMPolicy(ActorCriticPolicy):
         """Drop what :meth:`predict` remembers of earlier observations."""
         self._predictor = CachedPredictor(self.language_model)
 
+    def save(self, path: str) -> None:
+        """Refuse stable-baselines3's file, which is a pickle.
+
+        Args:
+            path: not used.
+
+        Raises:
+            ConfigError: always; it names the ways to save a policy.
+        """
+        raise ConfigError(
+            "a policy has no file of its own (stable-baselines3's is a pickle): agent.save(path) writes all of the agent, and "
+            "agent.policy.language_model.save(folder) the model, as transformers reads it"
+        )
+
     def values(self, hidden: Tensor) -> Tensor:
         """float32 ``[n]`` from hidden states ``[n, D]`` of the trunk that the value is read from."""
         assert self.value_head is not None

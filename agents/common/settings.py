@@ -18,6 +18,7 @@ import collections.abc
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from inspect import Parameter, Signature, get_annotations
 from pathlib import Path
 from types import NoneType, UnionType
@@ -318,7 +319,8 @@ class AgentSettings:
         return {**out, "given_at_load": [name for name in values if name not in out]}
 
 
-def settings_of(cls: type[AgentSettings]) -> dict[str, Setting]:
+@cache
+def settings_of(cls: type[AgentSettings]) -> Mapping[str, Setting]:
     """The fields of a settings class by name, in their order; bounds and help are inherited where a subclass gives none."""
     hints, out = get_type_hints(cls), {}
     for f in fields(cls):
