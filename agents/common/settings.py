@@ -319,9 +319,13 @@ class AgentSettings:
         return {**out, "given_at_load": [name for name in values if name not in out]}
 
 
-@cache
 def settings_of(cls: type[AgentSettings]) -> Mapping[str, Setting]:
     """The fields of a settings class by name, in their order; bounds and help are inherited where a subclass gives none."""
+    return _described(cls)  # type: ignore[arg-type]  # mypy takes a class of unhashable objects for unhashable
+
+
+@cache
+def _described(cls: Any) -> Mapping[str, Setting]:
     hints, out = get_type_hints(cls), {}
     for f in fields(cls):
         merged: dict[str, Any] = {}
