@@ -70,7 +70,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "kl_estimator": ("k2", {"kl_in": "reward"}), "kl_in": ("loss", {"kl_in": "reward"}), "temperature": (0.5, {}),
     "top_k": (3, {}), "top_p": (0.5, {}), "clip_scores": (0.5, {"kl_coef": 0.0}), "missing_eos_penalty": (2.0, {}),
     "missing_eos_score": (-2.0, {}), "kl_limit": (1e-6, {}), "mask_top_p": (0.3, {}), "mask_refresh": (1, {}),
-    "on_kl_limit": ("back_off", {"kl_limit": 1e-9, "reference": None, "iterations": 5}), "max_kl": (1e-3, {}),
+     "max_kl": (1e-3, {}),
     "cg_steps": (5, {}), "cg_damping": (10.0, {}), "sub_sampling_factor": (2, {}),
     "line_search_steps": (1, {"max_kl": 1.0, "cg_damping": 1e-3, "cg_steps": 20}),
     "group_size": (4, {}),
@@ -138,6 +138,13 @@ def steps_taken(name: str, tmp_path: Path) -> bool:
     return bool(stepped.called) and not float((decoded - one).abs().max()) > 1e-3
 
 
+def backs_off(name: str, tmp_path: Path) -> bool:
+    """on_kl_limit: at a limit that learning exceeds, training stops or goes on at a lower rate."""
+    given = {"kl_limit": 1e-9, "reference": None, "iterations": 6}
+    stopped, slower = (trained(name, **given, on_kl_limit=action) for action in ("stop", "back_off"))
+    return stopped.stopped is not None and slower.stopped is None and slower.kl_guard.back_offs > 0
+
+
 def window(name: str, tmp_path: Path) -> bool:
     return bool(trained(name, stats_window_size=3).ep_info_buffer.maxlen == 3)
 
@@ -178,7 +185,7 @@ def reported(name: str, tmp_path: Path) -> bool:
 
 Effect = Callable[[str, Path], bool]
 EFFECTS: dict[str, Effect] = {
-    "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window, "device": device,
+    "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window, "on_kl_limit": backs_off, "device": device,
     "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
 }  # fmt: skip
 
