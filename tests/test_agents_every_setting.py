@@ -185,7 +185,8 @@ def reported(name: str, tmp_path: Path) -> bool:
 
 Effect = Callable[[str, Path], bool]
 EFFECTS: dict[str, Effect] = {
-    "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window, "on_kl_limit": backs_off, "device": device,
+    "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
+    "on_kl_limit": backs_off, "device": device,
     "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
 }  # fmt: skip
 
