@@ -170,7 +170,7 @@ class BestOfN:
             deterministic: not used: responses are always sampled.
 
         Returns:
-            int64 actions, ``[N]`` or a scalar array, and ``state``.
+            int64 actions, ``[N]`` or ``[]``, and ``state``.
 
         Raises:
             ConfigError: an observation holds another response than the chosen one.
@@ -191,7 +191,7 @@ class BestOfN:
                 )
             actions.append(response[len(begun)])
         chosen = np.array(actions, dtype=np.int64)
-        return (chosen[0] if single else chosen), state
+        return (chosen.squeeze(axis=0) if single else chosen), state
 
     def _plan(self, slots: list[int], prompts: list[list[int]]) -> None:
         """Generate and choose the responses of slots at the beginning of an episode."""

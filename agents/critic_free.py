@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import CriticFreeKeywords
+    from rlhf_gym.agents.common.policy import LMPolicy
 
 
 class CriticFree(TokenAlgorithm):
@@ -40,7 +41,6 @@ class CriticFree(TokenAlgorithm):
     Settings: ClassVar[type[AgentSettings]] = CriticFreeSettings
 
     # The values for agents that do not have the setting.
-    clip_range: float | Schedule | None = None
     clip_range_high: float | None = None
     dual_clip: float | None = None
     overlong_buffer: int | None = None
@@ -48,7 +48,11 @@ class CriticFree(TokenAlgorithm):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[CriticFreeKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[CriticFreeKeywords],
         ) -> None: ...
 
     def prepare(self, rollout: Rollout) -> None:

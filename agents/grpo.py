@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import GRPOKeywords, GSPOKeywords
+    from rlhf_gym.agents.common.policy import LMPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,11 @@ class GRPO(CriticFree):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[GRPOKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[GRPOKeywords],
         ) -> None: ...
 
     def needs_more(self, rollout: Rollout) -> bool:
@@ -165,7 +170,11 @@ class GSPO(GRPO):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[GSPOKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[GSPOKeywords],
         ) -> None: ...
 
     def losses(

@@ -83,7 +83,11 @@ class NLPO(PPO):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[NLPOKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[NLPOKeywords],
         ) -> None: ...
 
     def _setup_model(self) -> None:
@@ -92,9 +96,9 @@ class NLPO(PPO):
         self.policy.mask_network = self.lagging.model  # a checkpoint holds it with the policy's other weights
         predictor = CachedPredictor(self.lagging)
 
-        def allowed(rows: Rows, positions: Tensor) -> Tensor:
+        def allowed(rows: Rows, positions: Tensor, possible: Tensor | None) -> Tensor:
             hidden = predictor.last_hidden(rows, positions.tolist())
-            return nucleus(self.policy, self.lagging, hidden, positions, self.mask_top_p)
+            return nucleus(self.policy, self.lagging, hidden, positions, self.mask_top_p, possible)
 
         self.policy.allowed_tokens = allowed
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import equal_groups
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import OnlineDPOKeywords
+    from rlhf_gym.agents.common.policy import LMPolicy
 
 
 def preference_loss(margins: Tensor, beta: float, loss: PairLoss = "dpo", *, label_smoothing: float = 0.0) -> Tensor:
@@ -117,6 +118,17 @@ class OnlineDPOSettings(RolloutSettings, CollectSettings, EpochSettings, Overlon
         if self.rater is not None:
             object.__setattr__(self, "rater", as_rater(self.rater))
 
+    @classmethod
+    def adapted_defaults(cls, given: Mapping[str, Any], num_envs: int | None) -> dict[str, Any]:
+        """As of every agent; a minibatch is of whole pairs.
+
+        Args:
+            given: values by name, not yet checked.
+            num_envs: the number of environments; None where it is not known.
+        """
+        adapted = super().adapted_defaults(given, num_envs)
+        return {**adapted, "batch_size": max(2, adapted["batch_size"] // 2 * 2)} if "batch_size" in adapted else adapted
+
 
 class OnlineDPO(CriticFree):
     """Online DPO: a reward or a rater says which of two responses to a prompt is better, and DPO's loss learns from that.
@@ -143,7 +155,11 @@ class OnlineDPO(CriticFree):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[OnlineDPOKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[OnlineDPOKeywords],
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:

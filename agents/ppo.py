@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import PPOKeywords
+    from rlhf_gym.agents.common.policy import LMPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,11 @@ class PPO(TokenAlgorithm):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[PPOKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[PPOKeywords],
         ) -> None: ...
 
     def prepare(self, rollout: Rollout) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import REINFORCEKeywords, ReinforcePlusPlusKeywords
+    from rlhf_gym.agents.common.policy import LMPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,11 @@ class REINFORCE(CriticFree):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[REINFORCEKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[REINFORCEKeywords],
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
@@ -135,8 +140,9 @@ class ReinforcePlusPlus(CriticFree):
 
         def __init__(
             self,
-            policy: str = "LMPolicy",
+            policy: str | type[LMPolicy] = "LMPolicy",
             env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
             **settings: Unpack[ReinforcePlusPlusKeywords],
         ) -> None: ...
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import RLOOKeywords
+    from rlhf_gym.agents.common.policy import LMPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,11 @@ class RLOO(CriticFree):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[RLOOKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[RLOOKeywords],
         ) -> None: ...
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:

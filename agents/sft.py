@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from rlhf_gym.agents.common.keywords import SFTKeywords
+    from rlhf_gym.agents.common.policy import LMPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,11 @@ class SFT(CriticFree):
     if TYPE_CHECKING:
 
         def __init__(
-            self, policy: str = "LMPolicy", env: GymEnv | str | None = None, **settings: Unpack[SFTKeywords]
+            self,
+            policy: str | type[LMPolicy] = "LMPolicy",
+            env: GymEnv | str | None = None,
+            learning_rate: float | Schedule = ...,
+            **settings: Unpack[SFTKeywords],
         ) -> None: ...
 
     def generate(self, scoring: Scoring) -> list[Episode]:

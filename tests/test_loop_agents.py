@@ -88,9 +88,9 @@ def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
         ({"name": "rloo", "vf_coef": 0.1}, "RLOO has no vf_coef: it learns without a value function"),
         ({"name": "a2c", "clip_range": 0.1}, "A2C has no setting clip_range; leave it out"),
         ({"name": "ppo", "group_size": 4}, "PPO has no setting group_size; leave it out"),
-        ({"name": "grpo", "n_episodes": 48, "n_envs": 12}, "GRPO puts 8 environments in a group"),
+        ({"name": "grpo", "n_episodes": 48, "n_envs": 12, "group_size": 8}, "GRPO puts 8 environments in a group"),
         ({"name": "reinforce", "n_epochs": 3}, "without a clip_range there cannot be n_epochs above 1"),
-        ({"name": "ppo", "n_episodes": 8}, r"batch_size \(16\) must be at most n_episodes \(8\)"),
+        ({"name": "ppo", "n_episodes": 8, "batch_size": 16}, r"batch_size \(16\) must be at most n_episodes \(8\)"),
         ({"n_episodes": None}, "agent.n_episodes must be a whole number, got null"),
         ({"name": "ppo", "target_column": "answer"}, "there is no key 'agent.target_column'"),
     ],
@@ -98,6 +98,19 @@ def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
 def test_what_does_not_fit_is_refused_before_any_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({"agent": settings})
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ({"n_episodes": 8}, (8, 8, None)), ({"n_envs": 10}, (60, 16, None)), ({"n_envs": 100}, (100, 16, None)),
+        ({"name": "grpo", "n_episodes": 48, "n_envs": 12}, (48, 16, 6)), ({"name": "rloo", "n_envs": 2}, (64, None, 2)),
+        ({"name": "online_dpo", "n_episodes": 10}, (10, 10, None)), ({"name": "grpo"}, (64, 16, 8)),
+    ],
+)  # fmt: skip
+def test_defaults_of_a_run_adapt_to_what_was_given(given: dict[str, Any], sizes: tuple[Any, ...]) -> None:
+    settings = build({"agent": given}).agent.settings
+    assert (settings["n_episodes"], settings["batch_size"], settings.get("group_size")) == sizes
 
 
 def test_an_agent_of_the_users_own_is_configured_as_ours_are(tmp_path: Path, model: Path) -> None:

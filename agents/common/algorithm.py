@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration
-from rlhf_gym.agents.common.checkpoint import load_agent, save_agent
+from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
 from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
@@ -38,18 +38,22 @@ from rlhf_gym.agents.common.metrics import (
 from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mismatch_metrics
 from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
-from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork, check_spaces
+from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
-from rlhf_gym.agents.common.settings import AgentSettings, signature_of
+from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
     check_env,
+    check_observations,
     learning_model,
     limits_of,
     load_models,
     made_env,
+    policy_class,
     sb3_arguments,
     sizes,
+    slots_of,
     timesteps_to_learn,
+    usable_device,
 )
 from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
@@ -67,12 +71,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     """Base of the agents: :meth:`iterate` is an iteration; a subclass defines :meth:`prepare` (advantages) and :meth:`losses`.
 
     Args:
-        policy: ``"LMPolicy"``.
+        policy: ``"LMPolicy"``, or a subclass of :class:`~rlhf_gym.agents.common.policy.LMPolicy`.
         env: a :class:`~rlhf_gym.envs.TokenVecEnv` (fast), or any environment of token observations.
+        learning_rate: a setting like the others, which stable-baselines3 takes in the third place.
         settings: the fields of the class's ``Settings``. Each becomes an attribute of its name.
 
     Attributes:
-        settings: as given, with models by name.
+        settings: all of them, with models by name; defaults are adapted to the environment.
         rollout: the last iteration's rollout.
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
@@ -104,6 +109,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     value_network: ValueNetwork | None = None
     value_start: Any = None
     aggregation: Aggregation = "token"
+    clip_range: float | Schedule | None = None
+    clip_range_vf: float | None = None
     target_kl: float | None = None
     max_ratio: float = math.inf
     old_log_probs: str = "rollout"
@@ -123,14 +130,18 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def __init__(
         self,
-        policy: str = "LMPolicy",
+        policy: str | type[LMPolicy] = "LMPolicy",
         env: GymEnv | str | None = None,
+        learning_rate: Any = UNSET,
         *,
         _init_setup_model: bool = True,
         **settings: Any,
     ) -> None:
-        given = self.Settings.of(settings, type(self).__name__)
-        super().__init__(policy, made_env(env), _init_setup_model=False, **sb3_arguments(given))
+        if learning_rate is not UNSET:
+            settings["learning_rate"] = learning_rate
+        self._chosen_sizes = {name: settings[name] for name in SIZES if name in settings}
+        given = self.Settings.of(settings, type(self).__name__, num_envs=slots_of(env))
+        super().__init__(policy_class(policy), made_env(env), _init_setup_model=False, **sb3_arguments(given))
         for name in given.names() - AgentSettings.argument_names():
             setattr(self, name, getattr(given, name))
         self._given = given
@@ -277,9 +288,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 if scoring.waited is not None:
                     self.seconds["reward"] += scoring.waited
                     self.seconds["scoring"] += scoring.seconds or 0.0
-            episodes, part = part.episodes, part.scored(self.group_size)
-            self.rollout = rollout = part if rollout is None else Rollout.joined([rollout, part])
-            if not self._count_steps(episodes, part, callback):
+            scored = part.scored(self.group_size)
+            self.rollout = rollout = scored if rollout is None else Rollout.joined([rollout, scored])
+            if not self._count_steps(part, scored, callback):
                 return None
         return rollout
 
@@ -327,14 +338,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """True where further episodes must be collected before learning begins; False by default."""
         return False
 
-    def _count_steps(self, episodes: list[Episode], scored: Rollout, callback: BaseCallback) -> bool:
+    def _count_steps(self, rollout: Rollout, scored: Rollout, callback: BaseCallback) -> bool:
         """Count the tokens, and tell the callback of them; False if it stopped training."""
-        self.episode_count += len(episodes)
-        infos = [episode.info for episode in episodes if not episode.skipped]
+        self.episode_count += len(rollout.episodes)
+        infos = [episode.info for episode in rollout.episodes if not episode.skipped]
         self._update_info_buffer(infos, np.ones(len(infos), dtype=np.bool_))
-        for step in self._counter.steps(episodes):
+        for n_steps, step in enumerate(self._counter.steps(rollout)):
             self.num_timesteps += self._vec_env.num_envs
-            callback.update_locals({"self": self, "env": self._vec_env, **vars(step)})
+            callback.update_locals({"self": self, "env": self._vec_env, "callback": callback, "n_steps": n_steps})
+            callback.update_locals({**vars(step), "clipped_actions": step.actions})
             if not callback.on_step():
                 return False
         callback.update_locals({"rollout": scored})
@@ -544,6 +556,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         metrics = rollout_metrics(rollout, self.policy.limits.eos_ids) | means(self.minibatch_metrics)
         metrics |= self.seconds.metrics(sum(rollout.lengths))
         metrics |= {"episode": self.episode_count, "lr": self.policy.optimizer.param_groups[0]["lr"]}
+        clips = {"train/clip_range": self.clip_range, "train/clip_range_vf": self.clip_range_vf}
+        metrics |= {name: self.now(clip) for name, clip in clips.items() if clip is not None}
         if self.kl_guard.nats is not None:
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
         for name, value in metrics.items():
@@ -576,7 +590,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Load and check what was given, then build policy and optimizer."""
         if self.env is not None:
-            check_spaces(self.observation_space, self.action_space)  # first: a model takes long to load
+            check_observations(self.env)  # first: a model takes long to load
         elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
         models = load_models(self._given)
@@ -589,7 +603,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         model = learning_model(
             models.policy, self._given.lora, self.seed, gradient_checkpointing=self._given.gradient_checkpointing
         )
-        self.policy = LMPolicy(
+        self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, model, self.sampling, limits, self.value_network,
             models.value_start,
         )  # fmt: skip
@@ -612,12 +626,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Change the environment: other prompts, another reward, another number of slots.
 
+        ``n_episodes``, ``batch_size`` and ``group_size`` adapt to the number of slots, unless somebody gave them.
+
         Args:
             env: the environment.
             force_reset: as in stable-baselines3.
 
         Raises:
-            ConfigError: it is no token environment, or does not fit the model or ``n_episodes``.
+            ConfigError: it is no token environment, or does not fit the model or a number that somebody gave.
         """
         wrapped = self._wrap_env(made_env(env), self.verbose)
         self.policy.limits = self._check(wrapped, self.policy.language_model)
@@ -632,14 +648,41 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._stepping = None
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        self.n_episodes, self.batch_size = sizes(self.n_episodes, self.settings.batch_size, env.num_envs)
+        self.settings = self.settings.adapted(self._chosen_sizes, env.num_envs)
+        self.group_size = getattr(self.settings, "group_size", self.group_size)
         group_slots(env, self.group_size)
+        self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
         return check_env(env, model, self.reference)
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""
         assert self.seed is not None
         return SteppingCollector(env, self.policy, self.seed, self.group_size)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """The next tokens; see :meth:`LMPolicy.predict <rlhf_gym.agents.common.policy.LMPolicy.predict>`.
+
+        Args:
+            observation: one observation, or observations stacked along a first axis.
+            state: returned as it is.
+            episode_start: ignored.
+            deterministic: take the most probable token.
+            action_masks: bool ``[n, V]`` or ``[V]``, tokens that may be taken, as sb3-contrib hands them over; None: all.
+
+        Returns:
+            int64 actions, ``[n]`` or ``[]``, and ``state``.
+
+        Raises:
+            ConfigError: this is no observation of a token environment, or masks that do not fit it.
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -658,9 +701,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
         Args:
             path: where to (``.zip`` is added where it is missing), or a binary file.
-            exclude: not used; part of stable-baselines3's signature.
-            include: not used; likewise.
+            exclude: names of attributes, as in stable-baselines3: none that a checkpoint holds.
+            include: names of attributes: only such as a checkpoint holds.
+
+        Raises:
+            ConfigError: ``exclude`` or ``include`` would make it more or less than a whole checkpoint.
         """
+        check_whole(self, exclude or (), include or ())
         save_agent(self, path)
 
     @classmethod
@@ -686,9 +733,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             path: as :meth:`save` was given it.
             env: the environment to go on in; None is enough for ``predict``.
             device: device of the weights.
-            custom_objects: like ``changes``, in stable-baselines3's form.
+            custom_objects: like ``changes``, in stable-baselines3's form: names that the agent does not have are ignored, and
+                a learning rate of 0 (of an agent that is only to be evaluated) is allowed.
             print_system_info: print the versions of libraries and machine.
-            force_reset: not used; part of stable-baselines3's signature.
+            force_reset: either value does the same: learning goes on from the state of the environment that the checkpoint
+                holds, and begins with a reset where it holds none.
             language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by its old name.
             tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
             changes: settings to use instead of the saved ones.
@@ -699,8 +748,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             cls,
             path,
             env,
-            str(device),
-            {**(custom_objects or {}), **changes},
+            usable_device(device),
+            {**custom_settings(cls.Settings, custom_objects or {}), **changes},
             language_model=language_model,
             tokenizer=tokenizer,
         )

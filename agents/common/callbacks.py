@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from torch import Tensor
 
-from rlhf_gym.agents.common.rollout import Episode
+from rlhf_gym.agents.common.rollout import Rollout
 
 
 class IterationCallback(BaseCallback):
@@ -56,12 +58,16 @@ class Step:
         rewards: float32 ``[num_envs]``.
         dones: bool ``[num_envs]``, True where the token is its episode's last.
         infos: the episode's info where it ended, else empty.
+        log_probs: float32 ``[num_envs]``, of the actions.
+        values: float32 ``[num_envs, 1]``, the value function's before each token; 0 for agents without one.
     """
 
     actions: NDArray[np.int64]
     rewards: NDArray[np.float32]
     dones: NDArray[np.bool_]
     infos: list[dict[str, Any]]
+    log_probs: Tensor
+    values: Tensor
 
 
 class StepCounter:
@@ -73,7 +79,8 @@ class StepCounter:
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
-        self._waiting: list[tuple[int, float, dict[str, Any] | None]] = []  # token, reward, info if it is the last
+        # Token, reward, info if it is the last, log-probability, value.
+        self._waiting: list[tuple[int, float, dict[str, Any] | None, float, float]] = []
 
     @property
     def waiting(self) -> int:
@@ -82,24 +89,26 @@ class StepCounter:
 
     @waiting.setter
     def waiting(self, tokens: int) -> None:
-        self._waiting = [(0, 0.0, None)] * tokens
+        self._waiting = [(0, 0.0, None, 0.0, 0.0)] * tokens
 
-    def steps(self, episodes: Sequence[Episode]) -> Iterator[Step]:
+    def steps(self, rollout: Rollout) -> Iterator[Step]:
         """Every full step of what waited and of these episodes' tokens, in order."""
-        for episode in episodes:
-            last = len(episode.response_ids) - 1
-            self._waiting += [
-                (token, reward, episode.info if t == last else None)
-                for t, (token, reward) in enumerate(zip(episode.response_ids, episode.rewards, strict=True))
-            ]
+        for episode, log_probs, values in zip(
+            rollout.episodes, rollout.log_probs.tolist(), rollout.values.tolist(), strict=True
+        ):
+            n = len(episode.response_ids)
+            ends = [None] * (n - 1) + [episode.info]
+            self._waiting += zip(episode.response_ids, episode.rewards, ends, log_probs[:n], values[:n], strict=True)
         n = self.num_envs
         full = len(self._waiting) // n * n
         ready, self._waiting = self._waiting[:full], self._waiting[full:]
         for begin in range(0, full, n):
-            tokens, rewards, infos = zip(*ready[begin : begin + n], strict=True)
+            tokens, rewards, infos, log_probs, values = zip(*ready[begin : begin + n], strict=True)
             yield Step(
                 np.array(tokens, dtype=np.int64),
                 np.array(rewards, dtype=np.float32),
                 np.array([info is not None for info in infos]),
                 [info or {} for info in infos],
+                torch.tensor(log_probs),
+                torch.tensor(values)[:, None],
             )

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,14 +15,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
+from stable_baselines3.common.utils import ConstantSchedule
 from torch import Tensor
 
 from rlhf_gym.agents.common.kl import LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
-from rlhf_gym.agents.common.settings import is_json
+from rlhf_gym.agents.common.settings import SIZES, AgentSettings, is_json
 from rlhf_gym.agents.common.setup import made_env
 from rlhf_gym.agents.common.slots import tokenizer_of
-from rlhf_gym.agents.common.training_state import Agent
+from rlhf_gym.agents.common.training_state import Agent, training_state
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import fingerprint, load_adapter, save_adapter
@@ -31,6 +33,16 @@ from rlhf_gym.version import __version__
 
 FORMAT = 1
 REFERENCE, REFERENCE_ADAPTER = "reference", "reference_adapter"  # folders in a checkpoint
+HELD = (
+    "policy",
+    "policy.optimizer",
+    "policy_class",
+    "observation_space",
+    "action_space",
+    "ep_info_buffer",
+    "kl_controller",
+)
+"""What a checkpoint holds besides the settings and the state of training, by the names of an agent's attributes."""
 NOTHING = "nothing"  # safetensors cannot hold no tensor at all: a policy without a value function
 
 A = TypeVar("A")
@@ -97,11 +109,50 @@ def _write(agent: Agent, folder: Path) -> None:
         "dtype": _dtype(model), "reference_dtype": _dtype(reference),
         "spaces": {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()},
         "optimizer": scalars, "limits": asdict(agent.policy.limits), "state": agent.state(), "last_good": kept,
+        "chosen": agent._chosen_sizes, "policy": type(agent.policy).__name__,
         "base": None if model.base is None else {
             "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": reference is model.base,
         },
     }  # fmt: skip
     (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def check_whole(agent: Agent, exclude: Iterable[str], include: Iterable[str]) -> None:
+    """Refuse a checkpoint that would hold less than training needs, or more than can be held.
+
+    Args:
+        agent: the agent.
+        exclude: names of attributes to leave out, as stable-baselines3 has them.
+        include: names of attributes that are not to be left out.
+
+    Raises:
+        ConfigError: a name of ``exclude`` that a checkpoint holds, or one of ``include`` that it does not.
+    """
+    held = {*agent.settings.names(), *training_state(agent), *HELD} - {
+        "env"
+    }  # the state of the environment, not itself
+    if less := sorted(held.intersection(exclude)):
+        raise ConfigError(
+            f"a checkpoint goes on exactly where it was taken, so it holds {', '.join(less)}; leave exclude out"
+        )
+    if more := sorted(set(include) - held):
+        raise ConfigError(
+            f"a checkpoint does not hold {', '.join(more)}: leave include out, and give an environment to load"
+        )
+
+
+def custom_settings(cls: type[AgentSettings], custom: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in stable-baselines3's ``custom_objects``, which may name anything that a file could hold.
+
+    Args:
+        cls: the settings of the agent.
+        custom: values by name.
+    """
+    known = {name: value for name, value in custom.items() if name in cls.names()}
+    rate = known.get("learning_rate")
+    if callable(rate) or rate == 0:  # 0 is refused where an agent is made to learn
+        known |= {"learning_rate": rate if callable(rate) else ConstantSchedule(0.0), "learning_rate_decay": "constant"}
+    return known
 
 
 def load_agent(
@@ -166,7 +217,10 @@ def _build(
             f"the checkpoint was made with values of {', '.join(lacking)} that it cannot hold (functions, raters, data): give "
             f"them again, load(path, {', '.join(f'{name}=...' for name in lacking)})"
         )
-    elsewhere = ("given_at_load", "language_model", "value_start")  # the value network is among the weights
+    if data["policy"] != LMPolicy.__name__ and "policy" not in changes:
+        raise ConfigError(f"the checkpoint's policy is of a class of its own: load(path, policy={data['policy']})")
+    elsewhere = {"given_at_load", "language_model", "value_start"}  # the value network is among the weights
+    elsewhere |= {name for name in SIZES if name not in data["chosen"]}  # they adapt to this environment
     settings = {name: value for name, value in saved.items() if name not in elsewhere}
     settings |= {"seed": data["state"]["seed"], **changes}
     base = data.get("base")

@@ -31,7 +31,6 @@ class AgentKeywords(TypedDict, total=False):
     language_model: LanguageModel | str
     reference: LanguageModel | str | None
     lora: Lora | Mapping[str, Any] | None
-    learning_rate: float | Schedule
     learning_rate_decay: Literal["constant", "linear", "cosine"]
     learning_rate_warmup: float
     adam_beta1: float

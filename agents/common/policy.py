@@ -22,8 +22,9 @@ from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, sample_t
 from rlhf_gym.reward_model import RewardModel
 
 Rows = list[list[int]]
-Allowed = Callable[[Rows, Tensor], Tensor]
-"""The ids of ``n`` states, and int64 ``[n]`` response tokens in each, to bool ``[n, V]``: the tokens allowed next."""
+Allowed = Callable[[Rows, Tensor, Tensor | None], Tensor]
+"""The ids of ``n`` states, int64 ``[n]`` response tokens in each, and bool ``[n, V]``, the tokens that are possible (None:
+all), to bool ``[n, V]``: those of them that are allowed next."""
 ValueNetwork = Literal["shared", "separate"]
 
 
@@ -136,6 +137,20 @@ class LMPolicy(ActorCriticPolicy):
         """Drop what :meth:`predict` remembers of earlier observations."""
         self._predictor = CachedPredictor(self.language_model)
 
+    def save(self, path: str) -> None:
+        """Refuse stable-baselines3's file, which is a pickle.
+
+        Args:
+            path: not used.
+
+        Raises:
+            ConfigError: always; it names the ways to save a policy.
+        """
+        raise ConfigError(
+            "a policy has no file of its own (stable-baselines3's is a pickle): agent.save(path) writes all of the agent, and "
+            "agent.policy.language_model.save(folder) the model, as transformers reads it"
+        )
+
     def values(self, hidden: Tensor) -> Tensor:
         """float32 ``[n]`` from hidden states ``[n, D]`` of the trunk that the value is read from."""
         assert self.value_head is not None
@@ -186,6 +201,7 @@ class LMPolicy(ActorCriticPolicy):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """The next token of one observation or of a batch of them.
 
@@ -197,13 +213,18 @@ class LMPolicy(ActorCriticPolicy):
             state: returned as it is.
             episode_start: ignored.
             deterministic: take the most probable token.
+            action_masks: bool ``[n, V]`` or ``[V]``, tokens that may be taken; None: all.
 
         Returns:
-            int64 actions, ``[n]`` or a scalar array, and ``state``.
+            int64 actions, ``[n]`` or ``[]``, and ``state``.
 
         Raises:
-            ConfigError: this is no observation of a token environment.
+            ConfigError: this is no observation of a token environment, or masks that do not fit it.
         """
+        if isinstance(observation, tuple):
+            raise ConfigError(
+                "expected an observation, got a tuple: a Gymnasium environment's reset returns (observation, info)"
+            )
         if not isinstance(observation, dict) or not {"ids", "length", "prompt_length"} <= observation.keys():
             got = ", ".join(observation) if isinstance(observation, dict) else type(observation).__name__
             raise ConfigError(
@@ -213,10 +234,27 @@ class LMPolicy(ActorCriticPolicy):
         batch = {key: np.atleast_2d(value) for key, value in observation.items()}
         rows, positions = observed_rows(batch, self.language_model.device)
         with torch.no_grad():
-            allowed = None if self.allowed_tokens is None else self.allowed_tokens(rows, positions)
+            allowed = self._masks(action_masks, len(rows))
+            if self.allowed_tokens is not None:
+                allowed = self.allowed_tokens(rows, positions, allowed)
             hidden = self._predictor.last_hidden(rows, positions.tolist())
             actions = self._act(hidden, positions, deterministic, allowed)[0].cpu().numpy()
-        return (actions[0] if single else actions), state
+        return (actions.squeeze(axis=0) if single else actions), state
+
+    def _masks(self, masks: np.ndarray | None, n: int) -> Tensor | None:
+        """A caller's action masks as bool ``[n, V]``."""
+        if masks is None:
+            return None
+        given = torch.as_tensor(np.asarray(masks, dtype=np.bool_), device=self.language_model.device)
+        shape = (n, self.language_model.vocab_size)
+        if given.numel() != n * shape[1]:
+            raise ConfigError(f"action_masks must be of shape {list(shape)}, got {list(given.shape)}")
+        given = given.view(shape)
+        if not given.any(dim=1).all():
+            raise ConfigError(
+                f"row {int(given.any(dim=1).int().argmin())} of action_masks allows no token; it must allow one"
+            )
+        return given
 
     def _act(
         self, hidden: Tensor, positions: Tensor, deterministic: bool, allowed: Tensor | None = None
@@ -237,11 +275,14 @@ class LMPolicy(ActorCriticPolicy):
         return self._act(self.language_model.last_states(rows, positions.tolist()), positions, deterministic)[0]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log-probabilities, ``[n]`` each.
+        """Actions ``[n]``, values ``[n, 1]`` and log-probabilities ``[n]``.
 
         Args:
             obs: ``n`` observations.
             deterministic: take the most probable tokens.
+
+        Raises:
+            ConfigError: the policy has no value function.
         """
         rows, positions = observed_rows(obs, self.language_model.device)
         hidden = self.language_model.last_states(rows, positions.tolist())
@@ -249,11 +290,14 @@ class LMPolicy(ActorCriticPolicy):
         return tokens, self._values_of(obs, hidden), log_probs
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, log-probabilities and entropies of given actions, ``[n]`` each.
+        """Values ``[n, 1]``, log-probabilities ``[n]`` and entropies ``[n]`` of given actions.
 
         Args:
             obs: ``n`` observations.
             actions: int64 ``[n]``, token ids.
+
+        Raises:
+            ConfigError: the policy has no value function.
         """
         rows, positions = observed_rows(obs, self.language_model.device)
         hidden = self.language_model.last_states(rows, positions.tolist())
@@ -263,13 +307,22 @@ class LMPolicy(ActorCriticPolicy):
         return self._values_of(obs, hidden), log_probs, entropies
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
-        """float32 ``[n]``; differentiable."""
+        """float32 ``[n, 1]``; differentiable.
+
+        Raises:
+            ConfigError: the policy has no value function.
+        """
+        if self.value_head is None:
+            raise ConfigError(
+                "this policy has no value function: get_distribution(obs) gives the probabilities of tokens; PPO, NLPO, TRPO "
+                "and A2C have values, too"
+            )
         rows, positions = observed_rows(obs, self.language_model.device)
-        return self.values(self.value_model.last_states(rows, positions.tolist()))
+        return self.values(self.value_model.last_states(rows, positions.tolist()))[:, None]
 
     def _values_of(self, obs: PyTorchObs, hidden: Tensor) -> Tensor:
         """Values, from hidden states of the policy's trunk that are at hand where it is the value's trunk too."""
-        return self.values(hidden) if self.values_from_trunk else self.predict_values(obs)
+        return self.values(hidden)[:, None] if self.values_from_trunk else self.predict_values(obs)
 
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
         """The next token's distribution as SB3 wraps it."""

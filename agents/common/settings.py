@@ -18,6 +18,7 @@ import collections.abc
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from inspect import Parameter, Signature, get_annotations
 from pathlib import Path
 from types import NoneType, UnionType
@@ -26,6 +27,7 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, ge
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.sb3_names import in_our_words
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
@@ -34,6 +36,12 @@ from rlhf_gym.ranges import bounds_of, is_within
 from rlhf_gym.text import closest
 
 SCHEDULE = "a function of the remaining progress (1 to 0)"
+SIZES = ("n_episodes", "batch_size", "group_size")
+"""The settings whose defaults adapt to the number of environments."""
+POSITIONAL = "learning_rate"
+"""The setting that may be given by its place, the third, as in stable-baselines3."""
+UNSET: Any = MISSING
+"""The value of an argument that was not given, where None means something."""
 
 
 def setting(
@@ -214,7 +222,11 @@ class AgentSettings:
         None, "episodes per iteration, a multiple of the number of environments; None takes one episode per environment",
         at_least=1,
     )  # fmt: skip
-    batch_size: int | None = setting(None, "whole episodes per minibatch; None takes all of them", at_least=1)
+    batch_size: int | None = setting(
+        None,
+        "whole episodes per minibatch; None takes all of them. The default is lowered to the episodes of an iteration",
+        at_least=1,
+    )
     tokens_per_batch: int = setting(
         4096,
         "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only. It halves itself "
@@ -257,25 +269,52 @@ class AgentSettings:
             raise ConfigError(f"batch_size ({self.batch_size}) must be at most n_episodes ({self.n_episodes})")
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], owner: str | None = None) -> Self:
+    def of(cls, given: Mapping[str, Any], owner: str | None = None, *, num_envs: int | None = None) -> Self:
         """Settings from keywords.
 
         Args:
             given: values by name; the others take their defaults.
             owner: the agent's name, for messages.
+            num_envs: the number of environments, which some defaults adapt to; None where it is not known.
 
         Raises:
             ConfigError: an unknown name (with the nearest known one), a missing or bad value, or a contradiction.
         """
         owner = owner or owner_of(cls)
         known = settings_of(cls)
+        given = in_our_words(given, known, owner)
         for name in given:
             if name not in known:
                 raise ConfigError(_unknown(cls, name, owner))
         for spec in known.values():
             if spec.default is MISSING and spec.name not in given:
                 raise ConfigError(f"{owner} needs {spec.name}: {spec.help}")
-        return cls(**given)
+        return cls(**{**cls.adapted_defaults(given, num_envs), **given})
+
+    @classmethod
+    def adapted_defaults(cls, given: Mapping[str, Any], num_envs: int | None) -> dict[str, Any]:
+        """The defaults that adapt to what was given and to the environment, by name; all others are the class's own.
+
+        Args:
+            given: values by name, not yet checked.
+            num_envs: the number of environments; None where it is not known.
+        """
+        known = settings_of(cls)
+        episodes, size = given.get("n_episodes", known["n_episodes"].default) or num_envs, known["batch_size"].default
+        if "batch_size" in given or size is None or not isinstance(episodes, int):
+            return {}
+        return {"batch_size": min(size, episodes)}
+
+    def adapted(self, chosen: Mapping[str, Any], num_envs: int) -> Self:
+        """The same for another number of environments.
+
+        Args:
+            chosen: those of :data:`SIZES` that somebody gave; the others are adapted.
+            num_envs: the number of environments.
+        """
+        known = settings_of(type(self))
+        defaults = {name: known[name].default for name in SIZES if name in known}
+        return replace(self, **{**defaults, **self.adapted_defaults(chosen, num_envs), **chosen})
 
     @classmethod
     def names(cls) -> set[str]:
@@ -310,8 +349,13 @@ class AgentSettings:
         return {**out, "given_at_load": [name for name in values if name not in out]}
 
 
-def settings_of(cls: type[AgentSettings]) -> dict[str, Setting]:
+def settings_of(cls: type[AgentSettings]) -> Mapping[str, Setting]:
     """The fields of a settings class by name, in their order; bounds and help are inherited where a subclass gives none."""
+    return _described(cls)  # type: ignore[arg-type]  # mypy takes a class of unhashable objects for unhashable
+
+
+@cache
+def _described(cls: Any) -> Mapping[str, Setting]:
     hints, out = get_type_hints(cls), {}
     for f in fields(cls):
         merged: dict[str, Any] = {}
@@ -337,13 +381,16 @@ def settings_of(cls: type[AgentSettings]) -> dict[str, Setting]:
 
 def signature_of(cls: type[AgentSettings]) -> Signature:
     """The signature of the constructor of an agent with these settings."""
+    places = Parameter.POSITIONAL_OR_KEYWORD
     parameters = [
-        Parameter("policy", Parameter.POSITIONAL_OR_KEYWORD, default="LMPolicy", annotation="str"),
-        Parameter("env", Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation="GymEnv | str | None"),
+        Parameter("policy", places, default="LMPolicy", annotation="str | type[LMPolicy]"),
+        Parameter("env", places, default=None, annotation="GymEnv | str | None"),
     ]
-    for spec in settings_of(cls).values():
+    specs = settings_of(cls)
+    for name in (POSITIONAL, *(name for name in specs if name != POSITIONAL)):
+        spec, kind = specs[name], places if name == POSITIONAL else Parameter.KEYWORD_ONLY
         default = Parameter.empty if spec.default is MISSING else spec.default
-        parameters.append(Parameter(spec.name, Parameter.KEYWORD_ONLY, default=default, annotation=spec.annotation))
+        parameters.append(Parameter(name, kind, default=default, annotation=spec.annotation))
     return Signature(parameters)
 
 

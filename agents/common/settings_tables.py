@@ -14,7 +14,7 @@ from dataclasses import MISSING
 from importlib import import_module
 from pathlib import Path
 
-from rlhf_gym.agents.common.settings import AgentSettings, Setting, settings_of
+from rlhf_gym.agents.common.settings import POSITIONAL, AgentSettings, Setting, settings_of
 
 AGENTS = {
     "PPO": "ppo", "NLPO": "nlpo", "TRPO": "trpo", "A2C": "a2c", "CriticFree": "critic_free", "GRPO": "grpo", "GSPO": "grpo",
@@ -59,10 +59,10 @@ def settings_classes() -> dict[str, type[AgentSettings]]:
 
 def keywords_source() -> str:
     """The text of ``keywords.py``."""
-    shared = settings_of(AgentSettings)
+    shared = {name: spec for name, spec in settings_of(AgentSettings).items() if name != POSITIONAL}
     parts = [HEADER, _typed_dict("AgentKeywords", "TypedDict, total=False", "The settings of every agent.", shared)]
     for name, cls in settings_classes().items():
-        own = {key: spec for key, spec in settings_of(cls).items() if key not in shared}
+        own = {key: spec for key, spec in settings_of(cls).items() if key not in (*shared, POSITIONAL)}
         parts.append(_typed_dict(f"{name}Keywords", "AgentKeywords, total=False", f"The settings of {name}.", own))
     return "\n\n".join(parts)
 

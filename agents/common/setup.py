@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import torch
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from rlhf_gym.agents.common.policy import check_spaces
+from rlhf_gym.agents.common.policy import LMPolicy, check_spaces
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.slots import rules_of
 from rlhf_gym.errors import ConfigError
@@ -36,6 +36,34 @@ def sb3_arguments(given: AgentSettings) -> dict[str, Any]:
         "use_sde": False, "sde_sample_freq": -1, "stats_window_size": given.stats_window_size,
         "tensorboard_log": given.tensorboard_log, "verbose": given.verbose, "seed": given.seed, "device": "cpu",
     }  # fmt: skip
+
+
+def slots_of(env: GymEnv | str | None) -> int | None:
+    """The number of environments in what an agent was given; None where it was given none."""
+    return None if env is None else env.num_envs if isinstance(env, VecEnv) else 1
+
+
+def policy_class(policy: object) -> Any:
+    """The policy as stable-baselines3's constructor takes it.
+
+    Raises:
+        ConfigError: it is neither ``"LMPolicy"`` nor a subclass of :class:`LMPolicy`.
+    """
+    if policy == LMPolicy.__name__ or (isinstance(policy, type) and issubclass(policy, LMPolicy)):
+        return policy
+    raise ConfigError(
+        f"policy must be 'LMPolicy' or a subclass of it, got {policy!r}: the policy is a language model, which language_model "
+        "names"
+    )
+
+
+def usable_device(device: object) -> str:
+    """The device's name; the CPU, with a warning, in the place of a GPU where CUDA does not work."""
+    name = str(device)
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        warnings.warn(f"device {name!r}: there is no CUDA here; the CPU takes its place", stacklevel=3)
+        return "cpu"
+    return name
 
 
 def made_env(env: GymEnv | str | None) -> Any:
@@ -84,7 +112,7 @@ def load_models(given: AgentSettings) -> Models:
         require_peft()
     model = given.language_model
     if isinstance(model, str):
-        model = LanguageModel.load(model, device=str(given.device))
+        model = LanguageModel.load(model, device=usable_device(given.device))
     if given.precision == "float32":  # the others learn with float32 weights
         check_precision(model, adapted=given.lora is not None)
     reference = reference_of(model, given.reference, adapted=given.lora is not None)
@@ -215,7 +243,7 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
         ConfigError: it has other tokens than the model.
         ModelError: prompts and responses are too long for a model.
     """
-    capacity, actions = check_spaces(env.observation_space, env.action_space)
+    capacity, actions = check_observations(env)
     if actions != model.vocab_size:
         raise ConfigError(
             f"the environment has {actions} actions, but {model.name!r} has {model.vocab_size} logits; make the "
@@ -231,6 +259,21 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
     model.check_fits(capacity, 0)
     reference.check_fits(capacity, 0)
     return limits
+
+
+def check_observations(env: VecEnv) -> tuple[int, int]:
+    """The longest observation and the number of actions of a token environment.
+
+    Raises:
+        ConfigError: its observations are not the ids of tokens, or a wrapper changes them.
+    """
+    normalized = unwrap_vec_normalize(env)
+    if normalized is not None and normalized.norm_obs:
+        raise ConfigError(
+            "VecNormalize would turn the ids of tokens into other numbers: give VecNormalize(env, norm_obs=False), which "
+            "scales rewards only"
+        )
+    return check_spaces(env.observation_space, env.action_space)
 
 
 def sizes(n_episodes: int | None, batch_size: int | None, num_envs: int) -> tuple[int, int]:
@@ -251,7 +294,7 @@ def sizes(n_episodes: int | None, batch_size: int | None, num_envs: int) -> tupl
     if not 1 <= size <= episodes:
         raise ConfigError(
             f"batch_size ({size}, episodes in a minibatch) must lie in 1..n_episodes ({episodes}): give a smaller "
-            f"batch_size, or more n_episodes (a multiple of the {num_envs} environments)"
+            f"batch_size, or more n_episodes (a multiple of the number of environments, {num_envs})"
         )
     return episodes, size
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from stable_baselines3.common.type_aliases import Schedule
 
@@ -12,7 +13,7 @@ from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
-from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
+from rlhf_gym.agents.common.settings import AgentSettings, argument, setting, settings_of
 from rlhf_gym.agents.common.value_head import SECOND_BASE
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.reward_model import RewardModel
@@ -307,13 +308,33 @@ class GroupSettings(AgentSettings):
     """Groups of responses to one prompt."""
 
     group_size: int = setting(
-        1, "size of a group: slots that answer the same prompt. It must divide the number of environments", at_least=1
+        1,
+        "size of a group: slots that answer the same prompt. It must divide the number of environments; the default adapts to "
+        "that number: it is the largest divisor up to the one stated, or else the smallest above it",
+        at_least=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_episodes is not None and self.n_episodes % self.group_size:
             raise ConfigError(f"group_size ({self.group_size}) must divide n_episodes ({self.n_episodes})")
+
+    @classmethod
+    def adapted_defaults(cls, given: Mapping[str, Any], num_envs: int | None) -> dict[str, Any]:
+        """As of every agent; the size of a group divides the number of environments.
+
+        Args:
+            given: values by name, not yet checked.
+            num_envs: the number of environments; None where it is not known.
+        """
+        adapted, slots = super().adapted_defaults(given, num_envs), num_envs or given.get("n_episodes")
+        if "group_size" in given or not isinstance(slots, int):
+            return adapted
+        spec = settings_of(cls)["group_size"]
+        divisors = [size for size in range(int(spec.bounds["at_least"]), slots + 1) if slots % size == 0]
+        if divisors:
+            adapted["group_size"] = max((size for size in divisors if size <= spec.default), default=divisors[0])
+        return adapted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,11 @@ def group_slots(env: VecEnv, size: int) -> None:
     Raises:
         ConfigError: the environment cannot do that.
     """
+    if size > env.num_envs and rules_of(env) is not None:
+        raise ConfigError(
+            f"group_size ({size}) is the number of environments that answer one prompt, and there are only {env.num_envs}: "
+            f"take make_sb3_env({size}, ...), or a multiple of it"
+        )
     if (inside := token_env_inside(env)) is not None:
         inside.set_group_size(size)
     elif size > 1 and rules_of(env) is None:

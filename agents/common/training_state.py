@@ -41,6 +41,7 @@ class Agent(Protocol):
     _update_rng: np.random.Generator
     _stats_window_size: int
     _last_obs: Any
+    _chosen_sizes: dict[str, Any]
 
     def state(self) -> dict[str, Any]:
         """Counters and random states."""

@@ -14,7 +14,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import SECTIONS, Config
 from rlhf_gym.loop.config_checks import check_config
 from rlhf_gym.loop.config_values import convert, describe, literal_choices, parse, to_yaml
-from rlhf_gym.loop.sections import DEFAULT_AGENT, Key, keys, unknown_agent_key
+from rlhf_gym.loop.sections import DEFAULT_AGENT, Key, adapted_defaults, keys, unknown_agent_key
 from rlhf_gym.text import closest
 
 Settings = dict[str, dict[str, Any]]
@@ -23,7 +23,7 @@ Settings = dict[str, dict[str, Any]]
 QUICK: Settings = {
     "sampling": {"prompts": 32},
     "reward_model": {"epochs": 1},
-    "agent": {"iterations": 3, "n_episodes": 32, "batch_size": 16, "n_epochs": 2},
+    "agent": {"iterations": 3, "n_episodes": 32, "n_epochs": 2},
     "evaluation": {"prompts": 32},
 }
 """Settings of ``--quick`` with PPO: the whole loop at a size that only shows that it works."""
@@ -52,6 +52,8 @@ def build(settings: Settings) -> Config:
         if section in HEAVY_SECTIONS:
             _check_known(section, given, known, agent)
         values = {name: _value(given, name, key) for name, key in known.items()}
+        if section == "agent":
+            values |= adapted_defaults({name: values[name] for name in given}, agent)
         own = {f.name: values.pop(f.name) for f in fields(cls) if f.name in values}
         sections[section] = cls(**own, settings=values) if section in HEAVY_SECTIONS else cls(**own)
     config = Config(**sections)

@@ -97,6 +97,21 @@ def _agent_keys(own: list[Key], agent: str) -> list[Key]:
     return found
 
 
+def adapted_defaults(given: Mapping[str, Any], agent: str) -> dict[str, Any]:
+    """The defaults of the section ``agent`` that adapt to what was given, by name.
+
+    Args:
+        given: the section's values by name.
+        agent: the agent's name.
+    """
+    known, n_envs = keys("agent", agent), given.get("n_envs")
+    episodes = given.get("n_episodes", known["n_episodes"].default)
+    if n_envs is not None and "n_episodes" not in given:
+        episodes = max(episodes // n_envs, 1) * n_envs
+    chosen = {**given, "n_episodes": episodes}
+    return {"n_episodes": episodes, **find_agent(agent).Settings.adapted_defaults(chosen, n_envs or episodes)}
+
+
 def unknown_agent_key(name: str, agent: str) -> str | None:
     """Say why the section ``agent`` lacks a key that exists elsewhere; None for a misspelling.
 

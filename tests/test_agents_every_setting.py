@@ -1,0 +1,213 @@
+"""Every setting of every agent takes effect: with another value, two iterations end in other weights.
+
+The few settings that are to change no weight stand in ``EFFECTS``, each with the effect that it has instead. A new setting
+needs a line in one of the two tables: the test fails without.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from stable_baselines3.common.logger import Logger
+from test_agents_guarantees import NAMES
+from tiny_models import LetterTokenizer, tiny_language_model
+from toy_tasks import count_a, letter_task
+
+from rlhf_gym import agents
+from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.errors import TrainingStopped
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.reward_model import RewardModel
+
+PAIRS = [("abc", "ba"), ("d", "aaa"), ("bb", "c"), ("efg", "abab"), ("ab", "b"), ("d", "ca")]
+BASE: dict[str, Any] = {
+    "learning_rate": 0.03, "n_episodes": 8, "batch_size": 8, "n_epochs": 2, "clip_range": 0.2, "clip_range_high": None,
+    "kl_coef": 0.5, "group_size": 2, "mask_top_p": 0.7, "cg_steps": 2, "data": PAIRS, "seed": 0, "device": "cpu",
+}  # fmt: skip
+"""What the runs start from; agents leave out what they do not have."""
+
+
+@cache
+def built(seed: int) -> LanguageModel:
+    return tiny_language_model(layers=1, hidden=16, context=16, scale=3.0, seed=seed)
+
+
+def model(seed: int = 0) -> LanguageModel:
+    made = built(seed)
+    return LanguageModel(deepcopy(made.model), made.tokenizer, made.name)
+
+
+def late_letters(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """A score that hardly two responses share."""
+    return [sum(ord(letter) - 97 for letter in response) / 20 for response in responses]
+
+
+def no_score(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    return [0.0] * len(responses)
+
+
+# A value other than that of BASE or the default, and what else both runs have for it to matter.
+OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
+    "reference": (lambda: model(seed=5), {}), "language_model": (lambda: model(seed=6), {}), "lora": ({"rank": 2}, {}),
+    "learning_rate": (0.01, {}), "learning_rate_decay": ("linear", {}), "n_episodes": (16, {}), "batch_size": (2, {}),
+    "max_grad_norm": (1e-4, {}), "seed": (1, {}), "gamma": (0.5, {}), "gae_lambda": (0.5, {}),
+    "normalize_advantage": (False, {}), "whiten_rewards": (True, {}), "vf_coef": (3.0, {}),
+    "value_network": ("separate", {}), "value_start": (lambda: RewardModel(model(seed=7)), {"value_network": "separate"}),
+    "clip_range_vf": (1e-3, {}), "ent_coef": (1.0, {}), "max_ratio": (1e-6, {}), "n_epochs": (3, {}),
+    "clip_range": (0.01, {}), "clip_range_high": (3.0, {}), "dual_clip": (1.001, {"learning_rate": 0.1}),
+    "target_kl": (1e-6, {}), "aggregation": ("sequence", {"aggregation": "token"}), "kl_coef": (0.1, {"kl_in": "loss"}),
+    "kl_target": (0.1, {"kl_horizon": 10.0, "kl_in": "loss"}),
+    "kl_horizon": (1000.0, {"kl_target": 0.1, "kl_horizon": 10.0, "kl_in": "loss"}),
+    "kl_estimator": ("k2", {"kl_in": "reward"}), "kl_in": ("loss", {"kl_in": "reward"}), "temperature": (0.5, {}),
+    "top_k": (3, {}), "top_p": (0.5, {}), "clip_scores": (0.5, {"kl_coef": 0.0}), "missing_eos_penalty": (2.0, {}),
+    "missing_eos_score": (-2.0, {}), "kl_limit": (1e-6, {}), "mask_top_p": (0.3, {}), "mask_refresh": (1, {}),
+     "max_kl": (1e-3, {}),
+    "cg_steps": (5, {}), "cg_damping": (10.0, {}), "sub_sampling_factor": (2, {}),
+    "line_search_steps": (1, {"max_kl": 1.0, "cg_damping": 1e-3, "cg_steps": 20}),
+    "group_size": (4, {}),
+    "overlong_buffer": (2, {"n_episodes": 32, "score": no_score, "kl_coef": 0.0}),
+    "scale_rewards": ("none", {}), "dynamic_sampling": (True, {"score": count_a}),
+    "max_resamples": (2, {"dynamic_sampling": True, "kl_in": "loss", "score": count_a}), "baseline": ("none", {}),
+    "baseline_decay": (0.1, {"baseline": "running", "iterations": 3}), "beta": (2.0, {}), "loss": ("ipo", {}),
+    "label_smoothing": (0.3, {}), "rater": (lambda: (lambda prompt, a, b: 0), {}), "data": (PAIRS[::-1], {}),
+}  # fmt: skip
+
+
+def trained(name: str, **options: Any) -> Any:
+    """An agent after two iterations, from a policy that is not the reference."""
+    kind: Any = getattr(agents, name)
+    given = {**BASE, "language_model": model(), "reference": model(seed=4), **options}
+    iterations, score = given.pop("iterations", 2), given.pop("score", late_letters)
+    has = kind.Settings.names()
+    if "clip_range" not in has:
+        given.pop("clip_range_high")
+    env = make_sb3_env(8, task=letter_task(score, limit=4), tokenizer=LetterTokenizer())
+    agent = kind("LMPolicy", env, **{key: value for key, value in given.items() if key in has})
+    agent.set_logger(Logger(None, []))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingStopped)
+        agent.learn(iterations=iterations)
+    return agent
+
+
+def weights(agent: Any) -> torch.Tensor:
+    return torch.cat(
+        [tensor.flatten() for name, tensor in sorted(agent.policy.state_dict().items()) if "mask_" not in name]
+    )
+
+
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape != other.shape or float((one - other).abs().max()) > 1e-5
+
+
+# ---------------------------------------------------------------------------- effects of settings that change no weight
+
+
+def smaller_passes(name: str, tmp_path: Path) -> bool:
+    """tokens_per_batch: more and smaller passes, the same weights."""
+    passes: list[int] = []
+    hidden = LanguageModel.hidden
+
+    def counted(self: LanguageModel, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        passes[-1] += 1
+        return hidden(self, ids, **kwargs)
+
+    with patch.object(LanguageModel, "hidden", counted):
+        found = []
+        for size in (4096, 20):
+            passes.append(0)
+            found.append(weights(trained(name, tokens_per_batch=size, learning_rate=1e-3)))
+    return passes[1] > passes[0] and not float((found[0] - found[1]).abs().max()) > 1e-3
+
+
+def steps_taken(name: str, tmp_path: Path) -> bool:
+    """collect: the environment is stepped, and the weights are the same."""
+    with patch.object(TokenVecEnv, "step_async", autospec=True, side_effect=TokenVecEnv.step_async) as stepped:
+        decoded = weights(trained(name, learning_rate=1e-3))
+        assert not stepped.called
+        one = weights(trained(name, learning_rate=1e-3, collect="step"))
+    return bool(stepped.called) and not float((decoded - one).abs().max()) > 1e-3
+
+
+def backs_off(name: str, tmp_path: Path) -> bool:
+    """on_kl_limit: at a limit that learning exceeds, training stops or goes on at a lower rate."""
+    given = {"kl_limit": 1e-9, "reference": None, "iterations": 6}
+    stopped, slower = (trained(name, **given, on_kl_limit=action) for action in ("stop", "back_off"))
+    return stopped.stopped is not None and slower.stopped is None and slower.kl_guard.back_offs > 0
+
+
+def window(name: str, tmp_path: Path) -> bool:
+    return bool(trained(name, stats_window_size=3).ep_info_buffer.maxlen == 3)
+
+
+def device(name: str, tmp_path: Path) -> bool:
+    """The device of models that are given by name."""
+    with patch.object(LanguageModel, "load", return_value=model()) as load:
+        trained(name, language_model="named", reference=None, device="cpu")
+    return bool(load.call_args.kwargs["device"] == "cpu")
+
+
+def written(name: str, tmp_path: Path) -> bool:
+    agent = made(name, tensorboard_log=str(tmp_path / "logs"))
+    agent.learn(1)
+    return any((tmp_path / "logs").rglob("events*"))
+
+
+def printed(name: str, tmp_path: Path) -> bool:
+    with patch("builtins.print"), patch("sys.stdout.write") as write:
+        made(name, verbose=1).learn(1)
+    return bool(write.called)
+
+
+def made(name: str, **options: Any) -> Any:
+    """An agent with its own logger, which is to be made."""
+    with patch.object(getattr(agents, name), "learn"), patch.object(getattr(agents, name), "set_logger"):
+        return trained(name, **options)
+
+
+def reported(name: str, tmp_path: Path) -> bool:
+    """SFT's reference is measured against, and not learned from."""
+    kls = []
+    for seed in (4, 5):
+        agent = trained(name, reference=model(seed=seed))
+        kls.append(float(agent.rollout.reference_log_probs.sum()))
+    return kls[0] != kls[1]
+
+
+Effect = Callable[[str, Path], bool]
+EFFECTS: dict[str, Effect] = {
+    "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
+    "on_kl_limit": backs_off, "device": device,
+    "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_takes_effect(name: str, tmp_path: Path) -> None:
+    names = getattr(agents, name).Settings.names()
+    runs: dict[str, torch.Tensor] = {}
+    dead = []
+    for setting in sorted(names):
+        effect = EFFECTS.get(f"{name}.{setting}") or EFFECTS.get(setting)
+        if effect is not None:
+            if not effect(name, tmp_path):
+                dead.append(setting)
+            continue
+        assert setting in OTHER, f"give {setting} another value in OTHER, or its effect in EFFECTS"
+        value, beside = OTHER[setting]
+        beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score")}
+        key = str(sorted(beside.items()))
+        if key not in runs:
+            runs[key] = weights(trained(name, **beside))
+        if not differ(runs[key], weights(trained(name, **beside | {setting: value() if callable(value) else value}))):
+            dead.append(setting)
+    assert not dead, dead
