@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model import FitConfig, bradley_terry_loss, calibration, split_by_prompt
+from rlhf_gym.reward_model import FitConfig, bradley_terry_loss, calibration, expected_ece, split_by_prompt
 from rlhf_gym.reward_model.batches import ComparisonSet
 from rlhf_gym.reward_model.evaluation import clustered_standard_error
 
@@ -81,6 +81,20 @@ def test_calibration_of_a_calibrated_model():
     assert calibration(np.where(chosen_first, differences, -differences))[1] < 0.015
 
 
+def test_the_floor_of_the_calibration_error():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0, 2, 20_000)
+    chosen_first = rng.random(20_000) < 1 / (1 + np.exp(-differences))
+    signed = np.where(chosen_first, differences, -differences)
+    for n in (60, 1000):
+        floor = expected_ece(differences[:n])
+        measured = np.mean([calibration(part)[1] for part in signed[: 20_000 // n * n].reshape(-1, n)])
+        assert floor == pytest.approx(measured, rel=0.15)  # what calibrated models of that size do show
+    assert expected_ece(np.array([1e3, -1e3])) == pytest.approx(0)
+    assert expected_ece(np.zeros(4)) == pytest.approx(3 / 16, abs=0.03)  # mean of |heads / 4 - 1/2| of four coins
+    assert math.isnan(expected_ece(np.zeros(0)))
+
+
 def test_standard_error():
     values = np.array([1.0, 0.0, 1.0, 1.0])
     assert clustered_standard_error(values, ["a", "b", "c", "d"]) == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
@@ -108,6 +122,20 @@ def test_split_by_prompt(prompts, share, seed):
     assert len(train) + len(held) == len(preferences)
     again = split_by_prompt(preferences[::-1], share, seed)
     assert {p.prompt for p in again[1]} == {p.prompt for p in held}
+
+
+def test_stages_of_one_dialogue_are_split_together():
+    first = "\n\nHuman: Hi {}\n\nAssistant:"
+    preferences = [
+        preference(first.format(i) + later, "x", "y")
+        for i in range(10)
+        for later in ("", " Hello\n\nHuman: Bye\n\nAssistant:")
+    ]
+    train, held = split_by_prompt(preferences, 0.3, 0)
+    assert (len(train), len(held)) == (14, 6)
+    assert not {p.prompt.split("\n\nAssistant:")[0] for p in train} & {
+        p.prompt.split("\n\nAssistant:")[0] for p in held
+    }
 
 
 def test_a_ranking_goes_through_once_and_together():
@@ -155,7 +183,8 @@ def test_parts_stay_below_the_token_limit():
     ("name", "value"),
     [
         ("learning_rate", 0.0), ("epochs", 0), ("label_smoothing", 0.5), ("validation_fraction", 1.0), ("dropout", 1.0),
-        ("batch_size", 0), ("patience", 0), ("trunk_layers", -1), ("learning_rate", math.nan), ("seed", -1),
+        ("batch_size", 0), ("patience", 0), ("trunk_layers", -2), ("layers", 0), ("pooling", "first"), ("precision", "int8"),
+        ("learning_rate", math.nan), ("seed", -1),
     ],
 )  # fmt: skip
 def test_settings_out_of_range(name, value):

@@ -53,7 +53,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
     config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
-    model = RewardModel(context.reference.frozen_copy(), seed=config.seed)
+    model = RewardModel(context.reference.frozen_copy(), readout=config.readout, seed=config.seed)
     title = f"round {number} reward model"
     with context.progress.stage(title, 0) as bar:
         result = fit_reward_model(
@@ -61,6 +61,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             preferences,
             config,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
+            on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )
         model.normalise(*_reference_samples(context, number))
     folder = context.run.round(number)
@@ -72,7 +73,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     write_text(folder / FITS_FILE, "".join(f"{json.dumps(row)}\n" for row in [*earlier, line]))
     context.progress.say(
         f"{title}: accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.n_validation} held-out comparisons, "
-        f"calibration error {result.ece:.3f}, fitted on {result.n_train}"
+        f"calibration error {result.ece:.3f} (chance alone {result.ece_floor:.3f}), fitted on {result.n_train}"
     )
 
 

@@ -1,19 +1,25 @@
 """Reward models: networks fitted to preferences, and used as rewards."""
 
 from rlhf_gym.reward_model.batches import split_by_prompt
-from rlhf_gym.reward_model.evaluation import CalibrationBin, FitResult, calibration, evaluate
-from rlhf_gym.reward_model.fit import FitConfig, fit
+from rlhf_gym.reward_model.evaluation import CalibrationBin, FitResult, calibration, evaluate, expected_ece
+from rlhf_gym.reward_model.features import Features
+from rlhf_gym.reward_model.fit import fit
+from rlhf_gym.reward_model.fit_config import FitConfig
 from rlhf_gym.reward_model.losses import bradley_terry_loss
 from rlhf_gym.reward_model.model import RewardModel
+from rlhf_gym.reward_model.readout import Readout
 
 __all__ = [
     "CalibrationBin",
+    "Features",
     "FitConfig",
     "FitResult",
+    "Readout",
     "RewardModel",
     "bradley_terry_loss",
     "calibration",
     "evaluate",
+    "expected_ece",
     "fit",
     "split_by_prompt",
 ]

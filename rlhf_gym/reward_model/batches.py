@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_transcript
 from rlhf_gym.feedback.preferences import Preference
 
 
@@ -16,7 +17,8 @@ def split_by_prompt(
 ) -> tuple[list[Preference], list[Preference]]:
     """Training and validation preferences, no prompt on both sides.
 
-    Comparisons of one prompt share their responses, so a random split would test on what was trained on.
+    Comparisons of one prompt share their responses, so a random split would test on what was trained on. Dialogues that begin
+    with the same turn count as one prompt: data sets hold several stages of a dialogue.
 
     Args:
         preferences: all of them.
@@ -26,7 +28,7 @@ def split_by_prompt(
     Raises:
         FeedbackError: fewer than two prompts.
     """
-    prompts = sorted({p.prompt for p in preferences})
+    prompts = sorted({first_turn(p.prompt) for p in preferences})
     if len(prompts) < 2:
         raise FeedbackError(
             f"a reward model needs preferences on at least 2 prompts (one is held out), got {len(preferences)} on "
@@ -35,7 +37,17 @@ def split_by_prompt(
     order = np.random.default_rng(seed).permutation(len(prompts))
     number = min(max(1, round(share * len(prompts))), len(prompts) - 1)
     held = {prompts[i] for i in order[:number]}
-    return [p for p in preferences if p.prompt not in held], [p for p in preferences if p.prompt in held]
+    train = [p for p in preferences if first_turn(p.prompt) not in held]
+    return train, [p for p in preferences if first_turn(p.prompt) in held]
+
+
+def first_turn(prompt: str) -> str:
+    r"""A transcript up to its first ``Assistant:``; any other prompt as it is.
+
+    >>> first_turn("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant:")
+    '\n\nHuman: Hi'
+    """
+    return prompt.partition(ASSISTANT)[0] if is_transcript(prompt) else prompt
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,21 @@ from rlhf_gym.reward_model.checkpoint import (
     read_folder,
     write_folder,
 )
+from rlhf_gym.reward_model.readout import Readout, keep_layers, layer_stack, mean_states
 
 
 class RewardModel:
-    """Scores a prompt with a response by one number: a linear head on the hidden state of the last real token.
+    """Scores a prompt with a response by one number: a linear head on a hidden state, that of the last real token by default.
 
-    Every text is closed by EOS, whether or not the policy generated one, and the score is read there. As a reward it is
+    Every text is closed by EOS, whether or not the policy generated one, and the score is read there (``readout`` says how
+    else). As a reward it is
     normalised: gain and bias map the scores of the reference's samples to mean 0 and standard deviation 1, so that the KL
     coefficient keeps its meaning from one reward model to the next (Ziegler et al. 2019, section 2.2).
 
     Args:
-        language_model: its trunk is trained in place, so give it one of its own; its language-model head is not used.
+        language_model: its trunk is trained (and cut, where ``readout`` says so) in place, so give it one of its own; its
+            language-model head is not used.
+        readout: the layers to run, and the tokens to read; default all layers, the last token.
         seed: seed of the head's initial weights: normal with standard deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
 
     Attributes:
@@ -44,15 +48,18 @@ class RewardModel:
         bias: added after that.
 
     Raises:
-        ModelError: the language model has an encoder.
+        ModelError: the language model has an encoder, or fewer layers than are asked for.
     """
 
     name = "reward_model"
 
-    def __init__(self, language_model: LanguageModel, *, seed: int = 0) -> None:
+    def __init__(self, language_model: LanguageModel, *, readout: Readout | None = None, seed: int = 0) -> None:
         if language_model.encoder_decoder:
             raise ModelError(f"a reward model needs a causal language model; {language_model.name!r} has an encoder")
         self.language_model = language_model
+        self.readout = readout or Readout()
+        if self.readout.layers is not None:
+            keep_layers(language_model, self.readout.layers)
         width = language_model.hidden_size
         generator = torch.Generator().manual_seed(seed)
         self.head = nn.Linear(width, 1)
@@ -77,16 +84,17 @@ class RewardModel:
         """
         if number == 0:
             return []
-        children = list(self.language_model.trunk.children())
-        stacks = [i for i, child in enumerate(children) if isinstance(child, nn.ModuleList)]
-        layers = list(children[stacks[-1]].children()) if stacks else []
+        stack_name, stack = layer_stack(self.language_model)
+        layers = list(stack)
         if number > len(layers):
             raise ModelError(
                 f"cannot train the last {number} layers of {self.language_model.name!r}, which has {len(layers) or 'none'} "
                 "that can be trained apart; use trunk_layers=None to train it all, or 0 to train the head alone"
             )
-        after = [m for m in children[stacks[-1] + 1 :] if not isinstance(m, nn.Embedding)]
-        return [*layers[len(layers) - number :], *after]
+        children = dict(self.language_model.trunk.named_children())
+        after = list(children)[list(children).index(stack_name) + 1 :]
+        norms = [children[name] for name in after if not isinstance(children[name], nn.Embedding)]
+        return [*layers[len(layers) - number :], *norms]
 
     @contextmanager
     def dropout(self, rate: float) -> Iterator[None]:
@@ -112,23 +120,53 @@ class RewardModel:
     def encode(self, prompt: str, response: str) -> list[int]:
         """Prompt, response and EOS as ids.
 
-        Where they exceed the context the beginning is cut, the end of the response never; a warning says so once.
+        Where they exceed the context the beginning is cut, the end of the response never.
 
         Args:
             prompt: the prompt.
             response: the response, without EOS.
         """
-        tokenizer = self.language_model.tokenizer
-        ids = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(response), tokenizer.eos_id]
-        limit = self.language_model.context_length
-        if len(ids) > limit and not self._warned:
+        return self._whole(prompt, response)[-self.language_model.context_length :]
+
+    def encode_all(self, texts: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:
+        """Many texts as :meth:`encode` has them, and how many exceeded the context; the first time, a warning counts them.
+
+        Args:
+            texts: prompts with their responses.
+        """
+        limit, longest, cut = self.language_model.context_length, 0, 0
+        sequences = []
+        for prompt, response in texts:
+            ids = self._whole(prompt, response)
+            cut, longest = cut + (len(ids) > limit), max(longest, len(ids))
+            sequences.append(ids[-limit:])
+        if cut and not self._warned:
             self._warned = True
             warnings.warn(
-                f"a sample of {len(ids)} tokens exceeds the {limit} that the reward model can see; its beginning is cut "
-                "(this is said once)",
-                stacklevel=2,
+                f"{cut} of {len(texts)} texts exceed the {limit} tokens that the reward model can see (the longest has "
+                f"{longest}): their beginning is cut, the end of the response never (this is said once)",
+                stacklevel=3,
             )
-        return ids[-limit:]
+        return sequences, cut
+
+    def _whole(self, prompt: str, response: str) -> list[int]:
+        tokenizer = self.language_model.tokenizer
+        return [*tokenizer.encode_prompt(prompt), *tokenizer.encode(response), tokenizer.eos_id]
+
+    def states(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """The hidden states that the head reads, in one pass, differentiable.
+
+        Args:
+            sequences: ``N`` lists of ids, at least one id each.
+
+        Returns:
+            ``[N, D]``.
+        """
+        model = self.language_model
+        if self.readout.pooling == "last":
+            return model.last_states(sequences)
+        ids = pad_right(sequences, model.tokenizer.pad_id).to(model.device)
+        return mean_states(model.hidden(ids), [len(sequence) for sequence in sequences])
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded sequences in one pass, differentiable.
@@ -137,11 +175,21 @@ class RewardModel:
             sequences: ``N`` lists of ids, at least one id each.
 
         Returns:
-            float32 ``[N]``, each read at its sequence's last id.
+            float32 ``[N]``.
         """
-        read = self.language_model.last_states(sequences)  # [N, D]
-        read = nn.functional.dropout(read.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
-        scores = self.head(read).squeeze(-1)
+        return self.read(self.states(sequences))
+
+    def read(self, states: Tensor) -> Tensor:
+        """Raw scores from the hidden states that the head reads, differentiable.
+
+        Args:
+            states: ``[N, D]``, as :meth:`states` gives them.
+
+        Returns:
+            float32 ``[N]``.
+        """
+        dropped = nn.functional.dropout(states.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
+        scores = self.head(dropped).squeeze(-1)
         assert isinstance(scores, Tensor)
         return scores
 
@@ -161,7 +209,10 @@ class RewardModel:
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
             # Padded on the right: under causal attention no token sees padding.
             ids = pad_right([sequences[i] for i in rows], model.tokenizer.pad_id).to(model.device)
-            scores = self.head(model.hidden(ids).to(self.head.weight.dtype)).squeeze(-1)  # [n, T]
+            hidden = model.hidden(ids).to(self.head.weight.dtype)  # [n, T, D]
+            if self.readout.pooling == "mean":
+                hidden = hidden.cumsum(dim=1) / torch.arange(1, ids.shape[1] + 1, device=ids.device)[:, None]
+            scores = self.head(hidden).squeeze(-1)  # [n, T]
             for i, values in zip(rows, (scores.double() * self.gain + self.bias).tolist(), strict=True):
                 out[i] = values[: len(sequences[i])]
         return out
@@ -180,7 +231,7 @@ class RewardModel:
         Returns:
             float64 ``[N]``.
         """
-        sequences = [self.encode(p, r) for p, r in zip(prompts, responses, strict=True)]
+        sequences, _ = self.encode_all(list(zip(prompts, responses, strict=True)))
         out = np.zeros(len(sequences))
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
             out[rows] = self.scores([sequences[i] for i in rows]).cpu().double().numpy()
@@ -230,7 +281,9 @@ class RewardModel:
         Raises:
             ModelError: it cannot be written; an older one is untouched.
         """
-        saved = SavedRewardModel(self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe())
+        saved = SavedRewardModel(
+            self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe(), self.readout
+        )
         write_folder(saved, path)
 
     @classmethod
@@ -249,7 +302,7 @@ class RewardModel:
             ModelError: the folder is not a reward model, is of another format, or its files do not belong together.
         """
         saved = read_folder(path, device=device, dtype=dtype, tokenizer=tokenizer)
-        model = cls(saved.language_model)
+        model = cls(saved.language_model, readout=saved.readout)
         check_head(path, saved.head, model.head.state_dict())
         model.head.load_state_dict(saved.head)
         model.gain, model.bias = saved.gain, saved.bias
