@@ -79,14 +79,29 @@ def evaluate(model: RewardModel, preferences: Sequence[Preference], *, features:
         features: the model's own, where its trunk is frozen: texts that are in there do not go through the trunk again.
     """
     texts = texts_of(preferences)
-    if features is None:
-        raw = model.raw([prompt for prompt, _ in texts], [response for _, response in texts])
-    else:
-        with torch.no_grad():
-            raw = model.read(features[features.rows(texts)]).cpu().double().numpy()
-    scores = dict(zip(texts, raw.tolist(), strict=True))
+    scores = dict(zip(texts, raw_scores(model, texts, features).tolist(), strict=True))
     differences = [scores[p.prompt, p.chosen] - scores[p.prompt, p.rejected] for p in preferences]
     return judged(np.array(differences, dtype=np.float64), preferences)
+
+
+@torch.no_grad()
+def raw_scores(
+    model: RewardModel, texts: Sequence[tuple[str, str]], features: Features | None = None
+) -> NDArray[np.float64]:
+    """Raw scores of texts, by a pass of the trunk or from its features.
+
+    Args:
+        model: the reward model.
+        texts: ``N`` prompts with their responses.
+        features: the model's own, where its trunk is frozen.
+
+    Returns:
+        float64 ``[N]``.
+    """
+    if features is None:
+        return model.raw([prompt for prompt, _ in texts], [response for _, response in texts])
+    scores: NDArray[np.float64] = model.read(features[features.rows(texts)]).cpu().double().numpy()
+    return scores
 
 
 def judged(differences: NDArray[np.float64], preferences: Sequence[Preference]) -> FitResult:

@@ -60,7 +60,7 @@ def fit(
     else:
         train, validation = list(preferences), list(validation)
         _check_split(train, validation)
-    trunk_layers = config.trains(sum(p.numel() for p in model.language_model.trunk.parameters()))
+    trunk_layers = config.trains(model)
     texts = texts_of([*train, *validation])
     if trunk_layers == 0:
         if features is None:

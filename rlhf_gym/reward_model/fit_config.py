@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.ranges import bounds_in_words, bounds_of, is_within, setting
 from rlhf_gym.reward_model.features import Precision
+from rlhf_gym.reward_model.model import RewardModel
 from rlhf_gym.reward_model.readout import Pooling, Readout
 
 SMALL_TRUNK = 20_000_000
@@ -103,12 +104,9 @@ class FitConfig:
         """The part of the settings that a reward model is made with."""
         return Readout(self.layers, self.pooling)
 
-    def trains(self, weights: int) -> int:
-        """The number of the trunk's last layers to train; 0 for the head alone, -1 for everything.
-
-        Args:
-            weights: number of the trunk's weights.
-        """
+    def trains(self, model: RewardModel) -> int:
+        """The number of a trunk's last layers to train; 0 for the head alone, -1 for everything."""
         if self.trunk_layers is not None:
             return self.trunk_layers
+        weights = sum(p.numel() for p in model.language_model.trunk.parameters())
         return -1 if weights <= SMALL_TRUNK else 0

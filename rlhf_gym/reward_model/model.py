@@ -261,7 +261,14 @@ class RewardModel:
         Raises:
             ModelError: fewer than two samples, or all score the same.
         """
-        raw = self.raw(prompts, responses)
+        self.normalise_to(self.raw(prompts, responses))
+
+    def normalise_to(self, raw: NDArray[np.float64]) -> None:
+        """Set gain and bias so that these raw scores become mean 0 and standard deviation 1.
+
+        Raises:
+            ModelError: fewer than two scores, or all are the same.
+        """
         mean, spread = (float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)
         # Relative to the scores' size: float32 noise around one and the same score is no spread.
         if not spread > 1e-6 * max(1.0, abs(mean)):

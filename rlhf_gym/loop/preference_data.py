@@ -1,0 +1,135 @@
+"""Judgements to fit or to judge a reward model on: a run's, those of a store, or a file that the importer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.exchange.files import import_feedback
+from rlhf_gym.feedback.exchange.formats import FORMATS, from_records
+from rlhf_gym.feedback.exchange.record_files import read_json, read_parquet
+from rlhf_gym.feedback.preferences import Preference, preferences_of
+from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.study.checks import expected
+
+SQLITE = b"SQLite format 3\x00"
+PROBED = 50
+"""Records of a file that tell its format."""
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """Judgements with their queries, and what was left out.
+
+    Attributes:
+        answers: judgements with their queries.
+        source: where they come from, in words.
+        dropped: number of records that were left out, by reason.
+    """
+
+    answers: list[tuple[Query, Judgement]]
+    source: str
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def preferences(self) -> list[Preference]:
+        """What the judgements say of two responses; two equal responses compare nothing and are left out (and counted).
+
+        Raises:
+            FeedbackError: no judgement prefers one response to another.
+        """
+        found = preferences_of(self.answers)
+        kept = [p for p in found if p.chosen != p.rejected]
+        if len(kept) < len(found):
+            self.dropped["pairs of equal responses"] = len(found) - len(kept)
+        if all(p.tie for p in kept):
+            raise FeedbackError(
+                f"no judgement in {self.source} prefers one response to another ({len(self.answers)} judgements, "
+                f"{len(kept)} ties): there is nothing to learn or to judge by"
+            )
+        return kept
+
+    def left_out(self) -> str:
+        """What was left out, in words; empty for nothing."""
+        return ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
+
+
+def read_data(data: str, format: str | None = None) -> PreferenceData:  # noqa: A002
+    """Read judgements. Answers to check questions, which measure people, are left out.
+
+    Args:
+        data: a run's directory, a feedback store (a file, or a database's URL), or a file of an exchange format.
+        format: the file's exchange format; None finds it.
+
+    Raises:
+        ConfigError: there is nothing, or the format does not go with the data.
+        FeedbackError: a file that cannot be read, or whose format is not known or not plain.
+    """
+    path = Path(data)
+    if "://" not in data and not path.exists():
+        raise ConfigError(f"there is no run, store or file {data!r}")
+    if path.is_dir() and not (path / "config.yaml").exists():
+        raise ConfigError(
+            f"{data} is a folder without a run in it; give a run's directory, a store or a file of judgements"
+        )
+    if path.is_dir():
+        return _of_store(str(path / "feedback.sqlite"), f"the run {data}")
+    if "://" in data or _begins_with(path, SQLITE):
+        if format is not None:
+            raise ConfigError(f"--format {format} does not go with the feedback store {data}: leave it out")
+        return _of_store(data, f"the store {data}")
+    name = format or find_format(path)
+    found = import_feedback(path, name)
+    by_id = {query.id: query for query in found.queries}
+    answers = [(by_id[judgement.query_id], judgement) for judgement in found.judgements]
+    return _without_checks(answers, f"{data} (format {name})", dict(found.dropped))
+
+
+def find_format(path: Path) -> str:
+    """The exchange format of a file, by its first records: the only one that reads them, or the one that says most.
+
+    Raises:
+        FeedbackError: none reads them.
+    """
+    records = list(islice(read_parquet(path) if path.suffix == ".parquet" else read_json(path), PROBED))
+    if not records:
+        raise FeedbackError(f"{path} holds no records")
+    # Transcripts are of the format hh, although their two texts are also a pair of trl-implicit.
+    names = sorted(FORMATS, key=lambda name: name != "hh")
+    for name in names:
+        try:
+            found = from_records(records, name)
+        except FeedbackError:
+            continue
+        if found.judgements:
+            return name
+    raise FeedbackError(
+        f"{path} is of no format that is known here (its first record has {', '.join(map(repr, records[0])) or 'nothing'}); "
+        f"formats: {', '.join(FORMATS)}. Give --format if it is one of them"
+    )
+
+
+def _of_store(store: str, source: str) -> PreferenceData:
+    with FeedbackStore(store, read_only=True) as opened:
+        return _without_checks(list(opened.answers()), source, {})
+
+
+def _without_checks(answers: list[tuple[Query, Judgement]], source: str, dropped: dict[str, int]) -> PreferenceData:
+    reasons: dict[str, Callable[[Query, Judgement], bool]] = {
+        "answers to check questions": lambda query, _: expected(query.columns) is not None,
+        "skips": lambda _, judgement: judgement.skipped,
+    }
+    for reason, is_so in reasons.items():
+        kept = [answer for answer in answers if not is_so(*answer)]
+        if len(kept) < len(answers):
+            dropped[reason] = dropped.get(reason, 0) + len(answers) - len(kept)
+        answers = kept
+    return PreferenceData(answers, source, dropped)
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
