@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,17 @@ from tiny_models import LetterTokenizer, tiny_language_model
 
 from rlhf_gym.errors import FeedbackError, ModelError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model import Features, FitConfig, Readout, RewardModel, evaluate, fit, fit_config, split_by_prompt
+from rlhf_gym.reward_model import (
+    Features,
+    FitConfig,
+    Rating,
+    Readout,
+    RewardModel,
+    evaluate,
+    fit,
+    fit_config,
+    split_by_prompt,
+)
 from rlhf_gym.reward_model import checkpoint as checkpoints
 from rlhf_gym.reward_model import features as features_module
 from rlhf_gym.rewards import score
@@ -195,6 +206,33 @@ def test_a_frozen_trunk_sees_each_text_once(monkeypatch):
     on_disk.rows([("a", "b")])
     fit(model, preferences, config, features=on_disk)
     assert model.raw(["ab"], ["cd"]) == scores
+
+
+@pytest.mark.parametrize("loss", ["rao_kupper", "davidson", "plackett_luce", "regression", "ordinal"])
+def test_every_loss_learns_what_the_rater_likes(loss):
+    model, preferences = reward_model(), likes_a(200)
+    ties = [replace(p, rejected=p.chosen[::-1], tie=True) for p in preferences[:40] if p.chosen != p.chosen[::-1]]
+    ratings = [
+        Rating(p.prompt, r, float(r.count("a")), p.query_id, "ann") for p in preferences for r in (p.chosen, p.rejected)
+    ]
+    config = FitConfig(loss=loss, trunk_layers=0, head_learning_rate=0.03, epochs=15, patience=15, seed=1)
+    result = fit(model, [*preferences, *ties], config, ratings=ratings)
+    assert result.accuracy > 0.7
+    losses = [epoch["validation_loss"] for epoch in result.epochs]
+    assert losses[result.best_epoch - 1] == min(losses) < losses[0]
+    assert result.n_train == (320 if loss in ("regression", "ordinal") else result.n_train)
+
+
+def test_a_rater_who_contradicts_the_others_counts_less():
+    preferences = likes_a(300)
+    said = [
+        replace(p, rater="carl", chosen=p.rejected, rejected=p.chosen) if i % 3 == 0 else replace(p, rater="ann")
+        for i, p in enumerate(preferences)
+    ]
+    config = FitConfig(trunk_layers=0, head_learning_rate=0.03, epochs=10, patience=10, rater_weights="learned")
+    result = fit(reward_model(), said, config)
+    assert result.raters["carl"] < 0.8 < 1.2 < result.raters["ann"]
+    assert json.loads(json.dumps(result.as_dict()))["raters"] == result.raters
 
 
 def test_a_large_trunk_is_frozen_unless_asked_for(monkeypatch):

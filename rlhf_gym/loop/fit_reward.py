@@ -13,8 +13,9 @@ from rlhf_gym.loop.preference_data import read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_evaluation import RewardEvaluation, judge
 from rlhf_gym.loop.whole_files import write_json
-from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, split_by_prompt
-from rlhf_gym.reward_model.evaluation import raw_scores, texts_of
+from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, ratings_of, split_by_prompt
+from rlhf_gym.reward_model.batches import texts_of
+from rlhf_gym.reward_model.evaluation import raw_scores
 
 FIT_FILE = "fit.json"
 
@@ -79,7 +80,7 @@ def fit_reward(
     features = Features(reward_model, precision=config.precision) if frozen else None
     with progress.stage("reward model", 0) as bar:
         result = fit(
-            reward_model, train, config, validation=held_out, features=features,
+            reward_model, train, config, validation=held_out, ratings=ratings_of(read.answers), features=features,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
             on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )  # fmt: skip

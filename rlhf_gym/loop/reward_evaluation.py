@@ -15,7 +15,8 @@ from rlhf_gym.feedback.preferences import Preference, preferences_from
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.loop.preference_data import PreferenceData
 from rlhf_gym.reward_model import FitResult, RewardModel
-from rlhf_gym.reward_model.evaluation import judged, raw_scores, texts_of
+from rlhf_gym.reward_model.batches import texts_of
+from rlhf_gym.reward_model.evaluation import judged, raw_scores
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.rewards.base import AnyReward, score
 from rlhf_gym.study.agreement import accuracy_from_agreement

@@ -17,7 +17,7 @@ from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.whole_files import write_json, write_text
-from rlhf_gym.reward_model import FitConfig, RewardModel
+from rlhf_gym.reward_model import FitConfig, RewardModel, ratings_of
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.study.checks import expected
 
@@ -60,6 +60,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             model,
             preferences,
             config,
+            ratings=ratings_of(answers),
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
             on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )

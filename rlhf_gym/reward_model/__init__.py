@@ -7,6 +7,7 @@ from rlhf_gym.reward_model.fit import fit
 from rlhf_gym.reward_model.fit_config import FitConfig
 from rlhf_gym.reward_model.losses import bradley_terry_loss
 from rlhf_gym.reward_model.model import RewardModel
+from rlhf_gym.reward_model.ratings import Rating, ratings_of
 from rlhf_gym.reward_model.readout import Readout
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Features",
     "FitConfig",
     "FitResult",
+    "Rating",
     "Readout",
     "RewardModel",
     "bradley_terry_loss",
@@ -21,5 +23,6 @@ __all__ = [
     "evaluate",
     "expected_ece",
     "fit",
+    "ratings_of",
     "split_by_prompt",
 ]

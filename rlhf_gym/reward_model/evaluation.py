@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.reward_model.batches import texts_of
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.reward_model.model import RewardModel
 
@@ -47,6 +48,7 @@ class FitResult:
         curve: the training loss during the fit: ``loss`` (nats), the mean over a twentieth of an epoch that ends at ``epoch``.
         loss: mean loss on the held-out comparisons, ties included, in nats; ln 2 is that of a coin.
         best_epoch: the epoch, from 1, whose weights were kept; 0 if nothing was fitted.
+        raters: each rater's rationality relative to the others' (geometric mean 1), where ``rater_weights`` are learned.
         n_texts: number of different texts (prompt and response) fitted or held out.
         n_cut: those that exceeded the model's context, of which the beginning was cut.
     """
@@ -62,6 +64,7 @@ class FitResult:
     loss: float = math.nan
     best_epoch: int = 0
     ece_floor: float = math.nan
+    raters: dict[str, float] = field(default_factory=dict)
     n_texts: int = 0
     n_cut: int = 0
 
@@ -126,11 +129,6 @@ def judged(differences: NDArray[np.float64], preferences: Sequence[Preference]) 
     prompts = [p.prompt for p in preferences if not p.tie]
     error = clustered_standard_error(right, prompts)
     return FitResult(float(right.mean()), error, 0, n, ece, bins, loss=loss, ece_floor=expected_ece(decided))
-
-
-def texts_of(preferences: Sequence[Preference]) -> list[tuple[str, str]]:
-    """The different texts of preferences: each prompt with each of its responses."""
-    return list(dict.fromkeys((p.prompt, r) for p in preferences for r in (p.chosen, p.rejected)))
 
 
 def clustered_standard_error(values: NDArray[np.float64], clusters: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""Fits a reward model to preferences: Bradley-Terry, AdamW, early stopping on prompts that are held out."""
+"""Fits a reward model to preferences or ratings: AdamW, early stopping on prompts that are held out."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import FeedbackError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, first_turn, split_by_prompt
-from rlhf_gym.reward_model.evaluation import FitResult, evaluate, texts_of
+from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, Item, first_turn, split_by_prompt, texts_of
+from rlhf_gym.reward_model.evaluation import FitResult, evaluate
 from rlhf_gym.reward_model.features import Features
-from rlhf_gym.reward_model.fit_config import EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD, FitConfig
-from rlhf_gym.reward_model.losses import bradley_terry_loss
+from rlhf_gym.reward_model.fit_config import EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD, RATING_LOSSES, FitConfig
 from rlhf_gym.reward_model.model import RewardModel
+from rlhf_gym.reward_model.objective import Objective
+from rlhf_gym.reward_model.ratings import Rating
 from rlhf_gym.reward_model.trained_part import HeadOnFeatures, TrainedPart, TrunkAndHead
 
 OnProgress = Callable[[int, int, float], None]
+OF_THE_OBJECTIVE = 0.02
+"""AdamW's peak for the few parameters of an objective, such as its probability of ties."""
 
 
 def fit(
@@ -29,6 +32,7 @@ def fit(
     preferences: Sequence[Preference],
     config: FitConfig | None = None,
     *,
+    ratings: Sequence[Rating] = (),
     validation: Sequence[Preference] | None = None,
     features: Features | None = None,
     on_progress: OnProgress | None = None,
@@ -43,25 +47,23 @@ def fit(
 
     Args:
         model: the reward model; its gain and bias go back to 1 and 0, since a fit changes the scale of scores.
-        preferences: comparisons; ties count with a target of 1/2.
+        preferences: comparisons. With a loss on ratings, they judge the fit only.
         config: settings; default ``FitConfig()``. Its ``layers`` and ``pooling`` are the model's, and not read here.
+        ratings: ratings of single responses, for the losses that are fitted to those.
         validation: held-out comparisons of your own, on other prompts; default a share of the prompts.
         features: of this model, from an earlier fit on the same frozen trunk: texts in there do not go through it again.
         on_progress: called after each step with the comparisons done, their total, and the step's loss in nats.
         on_features: called with the number of texts that have gone through a frozen trunk, and the number of all.
 
     Raises:
-        FeedbackError: too few preferences to hold any out, or a prompt on both sides.
+        FeedbackError: too few preferences to hold any out, a prompt on both sides, or no ratings for a loss on ratings.
         TrainingError: the loss is not finite.
     """
     config = config or FitConfig()
-    if validation is None:
-        train, validation = split_by_prompt(preferences, config.validation_fraction, config.seed)
-    else:
-        train, validation = list(preferences), list(validation)
-        _check_split(train, validation)
+    train, held_out, validation = _split(preferences, ratings, validation, config)
     trunk_layers = config.trains(model)
-    texts = texts_of([*train, *validation])
+    objective = Objective(config, train).to(model.language_model.device)
+    texts = texts_of([*train, *held_out, *validation])
     if trunk_layers == 0:
         if features is None:
             features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
@@ -72,6 +74,7 @@ def fit(
         sequences, n_cut = model.encode_all(texts)
         encoded = dict(zip(texts, sequences, strict=True))
     comparisons = ComparisonSet(train, lambda prompt, response: encoded[prompt, response])
+    held_comparisons = ComparisonSet(held_out, lambda prompt, response: encoded[prompt, response])
     rng = np.random.default_rng(config.seed)
     most = config.epochs or (1 if features is None else EPOCHS_OF_A_HEAD)
     patience = config.patience or (1 if features is None else PATIENCE_WITH_A_HEAD)
@@ -79,38 +82,42 @@ def fit(
     epochs: list[dict[str, float]] = []
     losses: list[tuple[int, float]] = []
     best: tuple[FitResult, dict[str, Tensor]] | None = None
+    raters: dict[str, float] = {}
     with _seeded(model, config), _trained_part(model, config, trunk_layers, features, encoded, train) as part:
-        optimizer = _optimizer(part, config)
+        optimizer = _optimizer(part, objective, config)
         for epoch in range(1, most + 1):
             seen, loss_sum = 0, 0.0
             for minibatch in comparisons.minibatches(config.batch_size, config.tokens_per_batch, rng):
                 number = sum(map(len, minibatch))
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * learning_rate_factor(done + number / 2, total)
-                loss = _step(part, minibatch, optimizer, config, done)
+                loss = _step(part, minibatch, optimizer, objective, done)
                 done, seen, loss_sum = done + number, seen + number, loss_sum + loss * number
                 losses.append((number, loss))
                 if on_progress:
                     on_progress(done, total, loss)
             part.settle()
             held = evaluate(model, validation, features=features)
+            criterion = held.loss if not held_out else _mean_loss(part, held_comparisons, objective)
             epochs.append(
                 {
                     "train_loss": loss_sum / seen,
-                    "validation_loss": held.loss,
+                    "validation_loss": criterion,
                     "validation_accuracy": held.accuracy,
                 }
             )
-            if best is None or held.loss < best[0].loss:
+            if best is None or criterion < epochs[best[0].best_epoch - 1]["validation_loss"]:
                 best = (replace(held, best_epoch=epoch), part.weights())
+                raters = objective.raters_found()
             elif epoch - best[0].best_epoch >= patience:
                 break
         assert best is not None
         part.restore(best[1])
     model.gain, model.bias = 1.0, 0.0
     return replace(
-        best[0], n_train=len(train), epochs=epochs, curve=_curve(losses, len(train)), n_texts=len(texts), n_cut=n_cut
-    )
+        best[0], n_train=len(train), epochs=epochs, curve=_curve(losses, len(train)), n_texts=len(texts), n_cut=n_cut,
+        raters=raters,
+    )  # fmt: skip
 
 
 def learning_rate_factor(done: float, total: int) -> float:
@@ -144,7 +151,7 @@ def _step(
     part: TrainedPart,
     minibatch: list[Comparisons],
     optimizer: torch.optim.Optimizer,
-    config: FitConfig,
+    objective: Objective,
     done: int,
 ) -> float:
     """One optimiser step; returns the mean loss. The parts add up to the gradient of the whole minibatch's mean."""
@@ -152,46 +159,37 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for comparisons in minibatch:
-        scores = part.scores(comparisons.sequences)
-        target = torch.where(torch.tensor(comparisons.tie), 0.5, 1.0).to(scores.device)
-        margin = torch.tensor(comparisons.margin, device=scores.device) * config.margin_scale
-        losses = bradley_terry_loss(
-            scores[comparisons.chosen],
-            scores[comparisons.rejected],
-            target=target,
-            margin=margin,
-            label_smoothing=config.label_smoothing,
-        )
-        loss = losses.sum() / number
+        loss = objective(part.scores(comparisons.sequences), comparisons) / number
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     if not math.isfinite(total):
         raise TrainingError(
             f"the reward model's loss is {total} after {done} comparisons; lower its learning_rate "
-            f"({config.learning_rate:g}), or look for margins that are NaN or infinite"
+            f"({objective.config.learning_rate:g}), or look for margins that are NaN or infinite"
         )
-    nn.utils.clip_grad_norm_(part.parameters(), config.max_grad_norm)
+    nn.utils.clip_grad_norm_(part.parameters(), objective.config.max_grad_norm)
     optimizer.step()
     return total
 
 
-def _optimizer(part: TrainedPart, config: FitConfig) -> torch.optim.AdamW:
+def _optimizer(part: TrainedPart, objective: Objective, config: FitConfig) -> torch.optim.AdamW:
     peaks = {False: config.learning_rate, True: config.head_learning_rate or config.learning_rate}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for in_head, parameters in ((False, part.trunk), (True, part.head)):
         for p in parameters:
             groups.setdefault((in_head, p.ndim >= 2), []).append(p)
-    return torch.optim.AdamW(
-        [
-            {"params": own, "peak": peaks[in_head], "lr": peaks[in_head], "weight_decay": config.weight_decay * matrix}
-            for (in_head, matrix), own in groups.items()
-        ]
-    )
+    settings = [
+        {"params": own, "peak": peaks[in_head], "lr": peaks[in_head], "weight_decay": config.weight_decay * matrix}
+        for (in_head, matrix), own in groups.items()
+    ]
+    if learned := list(objective.parameters()):  # not clipped with the others: their gradients are of another size
+        settings.append({"params": learned, "peak": OF_THE_OBJECTIVE, "lr": OF_THE_OBJECTIVE, "weight_decay": 0.0})
+    return torch.optim.AdamW(settings)
 
 
 def _trained_part(
     model: RewardModel, config: FitConfig, trunk_layers: int, features: Features | None,
-    encoded: Mapping[tuple[str, str], list[int]], train: Sequence[Preference],
+    encoded: Mapping[tuple[str, str], list[int]], train: Sequence[Item],
 ) -> AbstractContextManager[TrainedPart]:  # fmt: skip
     if features is None:
         return TrunkAndHead(model, None if trunk_layers == -1 else trunk_layers, config.dropout)
@@ -206,6 +204,35 @@ def _seeded(model: RewardModel, config: FitConfig) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         yield
+
+
+@torch.no_grad()
+def _mean_loss(part: TrainedPart, items: ComparisonSet, objective: Objective) -> float:
+    """The objective's mean on held-out items, without dropout."""
+    total = 0.0
+    for minibatch in items.minibatches(512, objective.config.tokens_per_batch, np.random.default_rng(0)):
+        total += sum(float(objective(part.scores(c.sequences, dropout=False), c)) for c in minibatch)
+    return total / len(items)
+
+
+def _split(
+    preferences: Sequence[Preference], ratings: Sequence[Rating], validation: Sequence[Preference] | None, config: FitConfig
+) -> tuple[Sequence[Item], list[Rating], list[Preference]]:  # fmt: skip
+    """What is fitted, the ratings that choose the epoch (none for a loss on comparisons), and the preferences that judge it."""
+    if validation is None:
+        everything: list[Item] = [*preferences, *(ratings if config.loss in RATING_LOSSES else ())]
+        _, held = split_by_prompt(everything, config.validation_fraction, config.seed)
+        held_prompts = {first_turn(item.prompt) for item in held}
+        train = [p for p in preferences if first_turn(p.prompt) not in held_prompts]
+        validation = [p for p in preferences if first_turn(p.prompt) in held_prompts]
+    else:
+        train, validation = list(preferences), list(validation)
+        _check_split(train, validation)
+        held_prompts = {first_turn(p.prompt) for p in validation}
+    if config.loss not in RATING_LOSSES:
+        return train, [], validation
+    held_out = [r for r in ratings if first_turn(r.prompt) in held_prompts]
+    return [r for r in ratings if first_turn(r.prompt) not in held_prompts], held_out, validation
 
 
 def _check_split(train: list[Preference], validation: list[Preference]) -> None:

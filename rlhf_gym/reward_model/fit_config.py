@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.ranges import bounds_in_words, bounds_of, is_within, setting
@@ -11,6 +11,10 @@ from rlhf_gym.reward_model.features import Precision
 from rlhf_gym.reward_model.model import RewardModel
 from rlhf_gym.reward_model.readout import Pooling, Readout
 
+Loss = Literal["bradley_terry", "rao_kupper", "davidson", "plackett_luce", "regression", "ordinal"]
+RATING_LOSSES: tuple[Loss, ...] = ("regression", "ordinal")
+"""Losses on ratings of single responses; the others are on comparisons."""
+RaterWeights = Literal["equal", "learned"]
 SMALL_TRUNK = 20_000_000
 """Most weights of a trunk that is trained as a whole where ``trunk_layers`` is None."""
 EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD = 200, 10
@@ -29,6 +33,12 @@ class FitConfig:
         ConfigError: a value out of its range.
     """
 
+    loss: Loss = setting(  # noqa: RUF009 - it is a field
+        "bradley_terry",
+        "of comparisons: bradley_terry (a tie is half a win), rao_kupper or davidson (ties have a probability, which is "
+        "learned), plackett_luce (a ranking or the best of k as a whole); of ratings and thumbs: regression, ordinal "
+        "(cumulative logit)",
+    )
     learning_rate: float = setting(
         1e-3,
         "AdamW's peak for the trunk, after a warm-up over a tenth of the comparisons, then linear to 0; trunks of 100M "
@@ -59,6 +69,14 @@ class FitConfig:
         at_least=0,
     )
     label_smoothing: float = setting(0.0, "chance that a judgement is the wrong way round", at_least=0, below=0.5)
+    centring: float = setting(
+        0.0, "weight of the squared sum of two compared scores, which pulls scores to a mean of 0", at_least=0
+    )
+    rater_weights: RaterWeights = setting(  # noqa: RUF009 - it is a field
+        "equal",
+        "equal, or learned: each rater's rationality is fitted with the model (not with losses of ratings), so that who "
+        "contradicts the others counts less",
+    )
     dropout: float = setting(
         0.0, "in the trunk's dropout layers (where it has some) and before the head, while fitting", at_least=0, below=1
     )

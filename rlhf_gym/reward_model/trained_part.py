@@ -31,8 +31,16 @@ class TrainedPart(AbstractContextManager["TrainedPart"]):
         """All weights that are trained."""
         return [*self.trunk, *self.head]
 
-    def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """Raw scores ``[N]`` of encoded sequences, differentiable, with dropout."""
+    def scores(self, sequences: Sequence[Sequence[int]], *, dropout: bool = True) -> Tensor:
+        """Raw scores of encoded sequences, differentiable.
+
+        Args:
+            sequences: ``N`` sequences.
+            dropout: with the dropout of the fit.
+
+        Returns:
+            ``[N]``.
+        """
         raise NotImplementedError
 
     def settle(self) -> None:
@@ -85,9 +93,16 @@ class TrunkAndHead(TrainedPart):
             p.requires_grad_(flag)
             p.grad = None
 
-    def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """See :meth:`TrainedPart.scores`."""
-        with self.model.dropout(self._dropout):  # not around a whole fit: the held-out loss is measured without
+    def scores(self, sequences: Sequence[Sequence[int]], *, dropout: bool = True) -> Tensor:
+        """See :meth:`TrainedPart.scores`.
+
+        Args:
+            sequences: ``N`` sequences.
+            dropout: with the dropout of the fit.
+        """
+        with self.model.dropout(
+            self._dropout * dropout
+        ):  # not around a whole fit: the held-out loss is measured without
             return self.model.scores(sequences)
 
     def _changing(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -123,10 +138,15 @@ class HeadOnFeatures(TrainedPart):
     ) -> None:
         """Nothing to put back: the model's own weights took no gradients."""
 
-    def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """See :meth:`TrainedPart.scores`."""
+    def scores(self, sequences: Sequence[Sequence[int]], *, dropout: bool = True) -> Tensor:
+        """See :meth:`TrainedPart.scores`.
+
+        Args:
+            sequences: ``N`` sequences, each a row of the features.
+            dropout: with the dropout of the fit.
+        """
         states = (self._features[[row for (row,) in sequences]] - self._mean) / self._std
-        scores = self._head(nn.functional.dropout(states, self._dropout)).squeeze(-1)
+        scores = self._head(nn.functional.dropout(states, self._dropout * dropout)).squeeze(-1)
         assert isinstance(scores, Tensor)
         return scores
 
