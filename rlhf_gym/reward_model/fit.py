@@ -160,7 +160,7 @@ def _step(
     total = 0.0
     for comparisons in minibatch:
         loss = objective(part.scores(comparisons.sequences), comparisons) / number
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
         raise TrainingError(

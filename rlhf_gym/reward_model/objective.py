@@ -55,7 +55,8 @@ class Objective(nn.Module):
                 "different values: ask for ratings (rater.query_type rating), or take a loss on comparisons"
             )
         self.mean, self.std, self.levels = 0.0, 1.0, dict[float, int]()
-        self.first_cut = self.gaps = None
+        self.first_cut: nn.Parameter | None = None
+        self.gaps: nn.Parameter | None = None
         if config.loss == "regression":
             spread = torch.tensor(values, dtype=torch.float64)
             self.mean, self.std = float(spread.mean()), float(spread.std(correction=0))
