@@ -266,6 +266,9 @@ class RewardModel:
     def normalise_to(self, raw: NDArray[np.float64]) -> None:
         """Set gain and bias so that these raw scores become mean 0 and standard deviation 1.
 
+        Args:
+            raw: float64 ``[N]``, at least 2.
+
         Raises:
             ModelError: fewer than two scores, or all are the same.
         """

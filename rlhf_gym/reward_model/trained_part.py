@@ -47,12 +47,12 @@ class TrainedPart(AbstractContextManager["TrainedPart"]):
         """Write what was learned to the model, where it is not there already."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the model's weights that are trained, by name."""
+        """Copies of the model's weights that are trained, by name, each in its own shape (the head's ``[1, D]``)."""
         return {name: tensor.detach().clone() for name, tensor in self._changing()}
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Give the model weights of an earlier moment, as :meth:`weights` copied them."""
+        """Give the model weights of an earlier moment, as :meth:`weights` copied them: the head's ``[1, D]``."""
         for name, tensor in self._changing():
             tensor.copy_(weights[name])
 
@@ -99,6 +99,9 @@ class TrunkAndHead(TrainedPart):
         Args:
             sequences: ``N`` sequences.
             dropout: with the dropout of the fit.
+
+        Returns:
+            ``[N]``.
         """
         with self.model.dropout(
             self._dropout * dropout
@@ -144,6 +147,9 @@ class HeadOnFeatures(TrainedPart):
         Args:
             sequences: ``N`` sequences, each a row of the features.
             dropout: with the dropout of the fit.
+
+        Returns:
+            ``[N]``.
         """
         states = (self._features[[row for (row,) in sequences]] - self._mean) / self._std
         scores = self._head(nn.functional.dropout(states, self._dropout * dropout)).squeeze(-1)
