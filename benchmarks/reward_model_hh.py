@@ -43,10 +43,11 @@ def main() -> None:
     config = FitConfig(**settings)
 
     def fresh() -> RewardModel:
-        return RewardModel(LanguageModel.load(options.model), readout=config.readout)
+        language_model = LanguageModel.load(options.model)
+        return RewardModel(language_model, readout=config.readout(language_model))
 
     model, features, seconds = fresh(), None, 0.0
-    if config.trains(model) == 0:
+    if config.trains(model.language_model) == 0:
         features, began = Features(model, precision=config.precision), time.perf_counter()
         features.rows(
             texts_of(preferences), lambda done, total: print(f"\rfeatures {done} of {total}", end="", flush=True)

@@ -263,6 +263,12 @@ def test_reads_earlier_layers_and_means(kind, tmp_path):
         # The input of the last layer is the output of the one before it.
         states = norm(network(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[2])[0]
         assert score_ == pytest.approx(model.head(states.mean(dim=0)).item(), abs=1e-5)
+    answered = RewardModel(tiny_language_model(kind, hidden=16, layers=3), readout=Readout(pooling="response"))
+    states = answered.language_model.hidden(torch.tensor([answered.encode("abc", "de")]))[0]
+    assert answered.raw(["abc"], ["de"])[0] == pytest.approx(answered.head(states[3:].mean(dim=0)).item(), abs=1e-5)
+    assert answered.encode("abc" * 20, "de" * 40).num_response == 64  # a response longer than the context fills it
+    with pytest.raises(ModelError, match="no score before one begins"):
+        answered.prefix_scores(rows)
     prefixes = model.prefix_scores(rows)
     assert [values[-1] for values in prefixes] == pytest.approx(model.scores(rows).tolist(), abs=1e-5)
     assert prefixes[1][2] == pytest.approx(model.scores([rows[1][:3]]).item(), abs=1e-5)

@@ -75,8 +75,8 @@ def fit_reward(
     left_out = read.left_out()
     progress.say(f"{len(preferences)} comparisons of {read.source}{f'; left out: {left_out}' if left_out else ''}")
     language_model = LanguageModel.load(model, device=device)
-    reward_model = RewardModel(language_model, readout=config.readout, seed=config.seed)
-    frozen = config.trains(reward_model) == 0
+    reward_model = RewardModel(language_model, readout=config.readout(language_model), seed=config.seed)
+    frozen = config.trains(language_model) == 0
     features = Features(reward_model, precision=config.precision) if frozen else None
     with progress.stage("reward model", 0) as bar:
         result = fit(

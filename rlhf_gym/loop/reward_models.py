@@ -7,6 +7,7 @@ machine       |fit|train|fit|train|fit|train|
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,11 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
     config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
-    model = RewardModel(context.reference.frozen_copy(), readout=config.readout, seed=config.seed)
+    trunk = context.reference.frozen_copy()
+    readout = config.readout(trunk)
+    if context.config.agent.value_start == "reward_model":
+        readout = replace(readout, layers=None)  # the value network starts from the whole trunk
+    model = RewardModel(trunk, readout=readout, seed=config.seed)
     title = f"round {number} reward model"
     with context.progress.stage(title, 0) as bar:
         result = fit_reward_model(

@@ -67,7 +67,7 @@ class Comparisons:
         margin: ``[N]``, the rater's margin; 0 where none was given, and for ties.
     """
 
-    sequences: list[list[int]]
+    sequences: Sequence[Sequence[int]]
     items: Sequence[Item]
     chosen: list[int]
     rejected: list[int]
@@ -89,7 +89,7 @@ class ComparisonSet:
         encode: maps a prompt and a response to ids; called once for each distinct pair.
     """
 
-    def __init__(self, items: Sequence[Item], encode: Callable[[str, str], list[int]]) -> None:
+    def __init__(self, items: Sequence[Item], encode: Callable[[str, str], Sequence[int]]) -> None:
         self.items = list(items)
         self._encoded = {text: encode(*text) for text in texts_of(items)}
         groups: dict[tuple[str, str | int], list[int]] = {}
@@ -139,7 +139,7 @@ class ComparisonSet:
             sequences += own
         return [self._compare(rows) for rows in parts]
 
-    def _pair(self, i: int) -> tuple[list[int], list[int]]:
+    def _pair(self, i: int) -> tuple[Sequence[int], Sequence[int]]:
         one, other = _sides(self.items[i])
         return self._encoded[one], self._encoded[other]
 

@@ -61,7 +61,7 @@ def fit(
     """
     config = config or FitConfig()
     train, held_out, validation = _split(preferences, ratings, validation, config)
-    trunk_layers = config.trains(model)
+    trunk_layers = config.trains(model.language_model)
     objective = Objective(config, train).to(model.language_model.device)
     texts = texts_of([*train, *held_out, *validation])
     if trunk_layers == 0:
@@ -189,7 +189,7 @@ def _optimizer(part: TrainedPart, objective: Objective, config: FitConfig) -> to
 
 def _trained_part(
     model: RewardModel, config: FitConfig, trunk_layers: int, features: Features | None,
-    encoded: Mapping[tuple[str, str], list[int]], train: Sequence[Item],
+    encoded: Mapping[tuple[str, str], Sequence[int]], train: Sequence[Item],
 ) -> AbstractContextManager[TrainedPart]:  # fmt: skip
     if features is None:
         return TrunkAndHead(model, None if trunk_layers == -1 else trunk_layers, config.dropout)

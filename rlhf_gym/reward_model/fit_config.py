@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.ranges import bounds_in_words, bounds_of, is_within, setting
 from rlhf_gym.reward_model.features import Precision
-from rlhf_gym.reward_model.model import RewardModel
-from rlhf_gym.reward_model.readout import Pooling, Readout
+from rlhf_gym.reward_model.readout import Pooling, Readout, layer_stack
 
 Loss = Literal["bradley_terry", "rao_kupper", "davidson", "plackett_luce", "regression", "ordinal"]
 RATING_LOSSES: tuple[Loss, ...] = ("regression", "ordinal")
@@ -17,6 +17,8 @@ RATING_LOSSES: tuple[Loss, ...] = ("regression", "ordinal")
 RaterWeights = Literal["equal", "learned"]
 SMALL_TRUNK = 20_000_000
 """Most weights of a trunk that is trained as a whole where ``trunk_layers`` is None."""
+PART_OF_A_FROZEN_TRUNK = 0.9
+"""Part of a frozen trunk's layers that is run by default: the last ones turn to the next token (docs/reward-models.md)."""
 EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD = 200, 10
 """Epochs and patience of a head on a frozen trunk, where they are None; an epoch then takes well under a second."""
 
@@ -87,10 +89,14 @@ class FitConfig:
         at_least=-1,
     )
     layers: int | None = setting(
-        None, "run this many of the trunk's first layers, and read the states there; null runs all", at_least=1
+        None,
+        "run this many of the trunk's first layers, and read the states there; null runs all, of a frozen trunk nine tenths",
+        at_least=1,
     )
-    pooling: Pooling = setting(  # noqa: RUF009 - it is a field
-        "last", "the states that the head reads: last, that of the last token (EOS), or mean, of all tokens"
+    pooling: Pooling | None = setting(  # noqa: RUF009 - it is a field
+        None,
+        "the states that the head reads: last, that of the last token (EOS), or the mean over the response or over all "
+        "tokens (mean); null takes last, and response with a frozen trunk",
     )
     precision: Precision = setting(  # noqa: RUF009 - it is a field
         "auto",
@@ -110,21 +116,30 @@ class FitConfig:
         for f in fields(self):
             value, bounds = getattr(self, f.name), bounds_of(f.metadata)
             optional = "None" in str(f.type)
-            if (optional and value is None) or (isinstance(value, str) and value in get_args(hints[f.name])):
+            choices = _choices(hints[f.name])
+            if (optional and value is None) or value in choices:
                 continue
             if isinstance(value, str) or not is_within(value, bounds):
-                choices = [repr(choice) for choice in get_args(hints[f.name]) if isinstance(choice, str)]
-                expected = (", ".join(choices) or bounds_in_words(bounds)) + (", or None" if optional else "")
+                expected = (", ".join(map(repr, choices)) or bounds_in_words(bounds)) + (
+                    ", or None" if optional else ""
+                )
                 raise ConfigError(f"a reward model's {f.name} must be {expected}, got {value}")
 
-    @property
-    def readout(self) -> Readout:
-        """The part of the settings that a reward model is made with."""
-        return Readout(self.layers, self.pooling)
+    def readout(self, language_model: LanguageModel) -> Readout:
+        """What a reward model on this language model reads, with the defaults that suit its trunk."""
+        frozen = self.trains(language_model) == 0
+        number = len(layer_stack(language_model)[1])
+        layers = round(PART_OF_A_FROZEN_TRUNK * number) if frozen and self.layers is None and number else self.layers
+        return Readout(layers, self.pooling or ("response" if frozen else "last"))
 
-    def trains(self, model: RewardModel) -> int:
+    def trains(self, language_model: LanguageModel) -> int:
         """The number of a trunk's last layers to train; 0 for the head alone, -1 for everything."""
         if self.trunk_layers is not None:
             return self.trunk_layers
-        weights = sum(p.numel() for p in model.language_model.trunk.parameters())
+        weights = sum(p.numel() for p in language_model.trunk.parameters())
         return -1 if weights <= SMALL_TRUNK else 0
+
+
+def _choices(hint: object) -> list[str]:
+    """The texts that a literal type, or a union with one, allows."""
+    return [c for part in (hint, *get_args(hint)) for c in get_args(part) if isinstance(c, str)]

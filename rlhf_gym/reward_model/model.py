@@ -25,7 +25,7 @@ from rlhf_gym.reward_model.checkpoint import (
     read_folder,
     write_folder,
 )
-from rlhf_gym.reward_model.readout import Readout, keep_layers, layer_stack, mean_states
+from rlhf_gym.reward_model.readout import EncodedText, Readout, first_read, keep_layers, layer_stack, mean_states
 
 
 class RewardModel:
@@ -117,7 +117,7 @@ class RewardModel:
                 layer.p = p
                 layer.train(training)
 
-    def encode(self, prompt: str, response: str) -> list[int]:
+    def encode(self, prompt: str, response: str) -> EncodedText:
         """Prompt, response and EOS as ids.
 
         Where they exceed the context the beginning is cut, the end of the response never.
@@ -126,9 +126,12 @@ class RewardModel:
             prompt: the prompt.
             response: the response, without EOS.
         """
-        return self._whole(prompt, response)[-self.language_model.context_length :]
+        return self._cut(self._whole(prompt, response))
 
-    def encode_all(self, texts: Sequence[tuple[str, str]]) -> tuple[list[list[int]], int]:
+    def _cut(self, ids: EncodedText) -> EncodedText:
+        return EncodedText(ids[-self.language_model.context_length :], ids.num_response)
+
+    def encode_all(self, texts: Sequence[tuple[str, str]]) -> tuple[list[EncodedText], int]:
         """Many texts as :meth:`encode` has them, and how many exceeded the context; the first time, a warning counts them.
 
         Args:
@@ -139,7 +142,7 @@ class RewardModel:
         for prompt, response in texts:
             ids = self._whole(prompt, response)
             cut, longest = cut + (len(ids) > limit), max(longest, len(ids))
-            sequences.append(ids[-limit:])
+            sequences.append(self._cut(ids))
         if cut and not self._warned:
             self._warned = True
             warnings.warn(
@@ -149,15 +152,17 @@ class RewardModel:
             )
         return sequences, cut
 
-    def _whole(self, prompt: str, response: str) -> list[int]:
+    def _whole(self, prompt: str, response: str) -> EncodedText:
         tokenizer = self.language_model.tokenizer
-        return [*tokenizer.encode_prompt(prompt), *tokenizer.encode(response), tokenizer.eos_id]
+        answer = [*tokenizer.encode(response), tokenizer.eos_id]
+        return EncodedText([*tokenizer.encode_prompt(prompt), *answer], len(answer))
 
     def states(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """The hidden states that the head reads, in one pass, differentiable.
 
         Args:
-            sequences: ``N`` lists of ids, at least one id each.
+            sequences: ``N`` lists of ids, at least one id each; of :class:`~rlhf_gym.reward_model.readout.EncodedText` the mean
+                over the response is known, of other lists it is that over all ids.
 
         Returns:
             ``[N, D]``.
@@ -166,7 +171,8 @@ class RewardModel:
         if self.readout.pooling == "last":
             return model.last_states(sequences)
         ids = pad_right(sequences, model.tokenizer.pad_id).to(model.device)
-        return mean_states(model.hidden(ids), [len(sequence) for sequence in sequences])
+        begins = [first_read(sequence, self.readout.pooling) for sequence in sequences]
+        return mean_states(model.hidden(ids), begins, [len(sequence) for sequence in sequences])
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded sequences in one pass, differentiable.
@@ -203,7 +209,15 @@ class RewardModel:
 
         Returns:
             For each sequence a list as long as it is.
+
+        Raises:
+            ModelError: the head reads means over the response, and there is none yet after a prompt.
         """
+        if self.readout.pooling == "response":
+            raise ModelError(
+                "this reward model reads means over the response, so it has no score before one begins: for scores token by "
+                "token (per_token) fit one with pooling last or mean"
+            )
         out: list[list[float]] = [[] for _ in sequences]
         model = self.language_model
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,32 @@ from torch import Tensor, nn
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 
-Pooling = Literal["last", "mean"]
+Pooling = Literal["last", "mean", "response"]
+
+
+class EncodedText(list[int]):
+    """Ids of a prompt with its response and EOS, which know how many of them are the response's.
+
+    Args:
+        ids: all ids.
+        num_response: number of the last ids that are the response's, EOS included; at least 1.
+    """
+
+    def __init__(self, ids: Iterable[int], num_response: int) -> None:
+        super().__init__(ids)
+        self.num_response = min(num_response, len(self))
+
+
+def first_read(sequence: Sequence[int], pooling: Pooling) -> int:
+    """The place of the first id whose state a mean is taken of: 0, or the response's begin where that is known.
+
+    Args:
+        sequence: ids.
+        pooling: ``"mean"`` or ``"response"``.
+    """
+    if pooling == "response" and isinstance(sequence, EncodedText):
+        return len(sequence) - sequence.num_response
+    return 0
 
 
 @dataclass(frozen=True)
@@ -20,7 +46,8 @@ class Readout:
 
     Attributes:
         layers: number of the trunk's first layers to run; later ones are dropped, which also saves their time. None: all.
-        pooling: ``"last"`` reads the state of the last token (EOS), ``"mean"`` the mean over all tokens.
+        pooling: ``"last"`` reads the state of the last token (EOS), ``"mean"`` the mean over all tokens, ``"response"`` that
+            over the response's tokens, EOS included.
 
     Raises:
         ConfigError: a value out of its range.
@@ -71,18 +98,20 @@ def keep_layers(language_model: LanguageModel, number: int) -> None:
         config.layer_types = config.layer_types[:number]
 
 
-def mean_states(hidden: Tensor, lengths: list[int]) -> Tensor:
-    """Means of hidden states over the real tokens.
+def mean_states(hidden: Tensor, begins: list[int], ends: list[int]) -> Tensor:
+    """Means of hidden states over some tokens of each row.
 
     Args:
         hidden: ``[N, T, D]``, padded on the right.
-        lengths: number of real tokens of each row, ``N`` of them.
+        begins: the place of each row's first token that counts, ``N`` of them.
+        ends: the place after each row's last one, ``N`` of them.
 
     Returns:
         float32 ``[N, D]``.
     """
-    count = torch.tensor(lengths, device=hidden.device)
-    real = torch.arange(hidden.shape[1], device=hidden.device) < count[:, None]  # [N, T]
+    first, after = torch.tensor(begins, device=hidden.device), torch.tensor(ends, device=hidden.device)
+    place = torch.arange(hidden.shape[1], device=hidden.device)
+    counts = (place >= first[:, None]) & (place < after[:, None])  # [N, T]
     # masked_fill, not a product: states at padding may be anything.
-    total = hidden.float().masked_fill(~real[..., None], 0.0).sum(dim=1)
-    return total / count[:, None]
+    total = hidden.float().masked_fill(~counts[..., None], 0.0).sum(dim=1)
+    return total / (after - first)[:, None]
