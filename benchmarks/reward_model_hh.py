@@ -53,7 +53,9 @@ def main() -> None:
             texts_of(preferences), lambda done, total: print(f"\rfeatures {done} of {total}", end="", flush=True)
         )
         seconds = time.perf_counter() - began
-        print(f"\rfeatures of {len(features)} texts in {seconds:.0f} s ({features.n_cut} exceed the context)")
+        print(
+            f"\rfeatures of {len(features)} texts in {seconds:.0f} s ({features.n_cut(texts_of(preferences))} exceed the context)"
+        )
     rows = []
     for split in range(options.splits):
         rest, test = split_by_prompt(preferences, TEST_SHARE, 1000 + split)

@@ -125,7 +125,7 @@ def evaluate_reward(
     if isinstance(reward, RewardModel):
         features = Features(reward)
         features.rows(texts, on_features)
-        values, n_cut = raw_scores(reward, texts, features).tolist(), features.n_cut
+        values, n_cut = raw_scores(reward, texts, features).tolist(), features.n_cut(texts)
     else:
         columns = {query.prompt: query.columns for query, _ in data.answers}
         names = dict.fromkeys(name for found in columns.values() for name in found)

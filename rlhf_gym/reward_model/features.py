@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -43,14 +43,11 @@ class Features:
         precision: of the trunk's matrix products: ``"float32"`` (the weights' own), ``"bfloat16"``, or ``"auto"``: bfloat16
             where the device is faster in it.
         tokens_per_batch: most padded tokens of one forward pass.
-
-    Attributes:
-        n_cut: texts that exceeded the trunk's context, of which the beginning was cut.
     """
 
     def __init__(self, model: RewardModel, *, precision: Precision = "auto", tokens_per_batch: int = 8192) -> None:
         self.model = model
-        self.n_cut = 0
+        self._cut = set[Text]()
         self._tokens_per_batch = tokens_per_batch
         device = model.language_model.device
         self._in_bfloat16 = precision == "bfloat16" or (precision == "auto" and multiplies_faster_in_bfloat16(device))
@@ -72,6 +69,10 @@ class Features:
         if new:
             self._add(new, on_progress)
         return [self._place[text] for text in texts]
+
+    def n_cut(self, texts: Iterable[Text]) -> int:
+        """The number of texts that exceeded the trunk's context, of which the beginning was cut."""
+        return len(self._cut.intersection(texts))
 
     def __getitem__(self, rows: Sequence[int]) -> Tensor:
         """Features float32 ``[len(rows), D]``, on the head's device."""
@@ -114,7 +115,7 @@ class Features:
         # Last: an interrupted pass leaves no text with an empty row.
         self._table = table
         self._place.update((text, first + i) for i, text in enumerate(texts))
-        self.n_cut += cut
+        self._cut.update(text for text, is_cut in zip(texts, cut, strict=True) if is_cut)
 
     def _grown(self, rows: int) -> NDArray[np.float32]:
         """A table of more rows that begins with the present ones, in memory or in a file."""

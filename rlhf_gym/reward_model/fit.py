@@ -68,10 +68,11 @@ def fit(
         if features is None:
             features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
         encoded = {text: [row] for text, row in zip(texts, features.rows(texts, on_features), strict=True)}
-        n_cut = features.n_cut
+        n_cut = features.n_cut(texts)
     else:
         features = None
-        sequences, n_cut = model.encode_all(texts)
+        sequences, cut = model.encode_all(texts)
+        n_cut = sum(cut)
         encoded = dict(zip(texts, sequences, strict=True))
     comparisons = ComparisonSet(train, lambda prompt, response: encoded[prompt, response])
     held_comparisons = ComparisonSet(held_out, lambda prompt, response: encoded[prompt, response])

@@ -131,22 +131,23 @@ class RewardModel:
     def _cut(self, ids: EncodedText) -> EncodedText:
         return EncodedText(ids[-self.language_model.context_length :], ids.num_response)
 
-    def encode_all(self, texts: Sequence[tuple[str, str]]) -> tuple[list[EncodedText], int]:
-        """Many texts as :meth:`encode` has them, and how many exceeded the context; the first time, a warning counts them.
+    def encode_all(self, texts: Sequence[tuple[str, str]]) -> tuple[list[EncodedText], list[bool]]:
+        """Many texts as :meth:`encode` has them, and which exceeded the context; the first time, a warning counts them.
 
         Args:
             texts: prompts with their responses.
         """
-        limit, longest, cut = self.language_model.context_length, 0, 0
-        sequences = []
+        limit, longest = self.language_model.context_length, 0
+        sequences, cut = [], []
         for prompt, response in texts:
             ids = self._whole(prompt, response)
-            cut, longest = cut + (len(ids) > limit), max(longest, len(ids))
+            cut.append(len(ids) > limit)
+            longest = max(longest, len(ids))
             sequences.append(self._cut(ids))
-        if cut and not self._warned:
+        if any(cut) and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{cut} of {len(texts)} texts exceed the {limit} tokens that the reward model can see (the longest has "
+                f"{sum(cut)} of {len(texts)} texts exceed the {limit} tokens that the reward model can see (the longest has "
                 f"{longest}): their beginning is cut, the end of the response never (this is said once)",
                 stacklevel=3,
             )
