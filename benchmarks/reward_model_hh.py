@@ -46,16 +46,13 @@ def main() -> None:
         language_model = LanguageModel.load(options.model)
         return RewardModel(language_model, readout=config.readout(language_model))
 
-    model, features, seconds = fresh(), None, 0.0
+    model, features = fresh(), None
     if config.trains(model.language_model) == 0:
         features, began = Features(model, precision=config.precision), time.perf_counter()
-        features.rows(
-            texts_of(preferences), lambda done, total: print(f"\rfeatures {done} of {total}", end="", flush=True)
-        )
-        seconds = time.perf_counter() - began
-        print(
-            f"\rfeatures of {len(features)} texts in {seconds:.0f} s ({features.n_cut(texts_of(preferences))} exceed the context)"
-        )
+        texts = texts_of(preferences)
+        features.rows(texts, lambda done, total: print(f"\rfeatures {done} of {total}", end="", flush=True))
+        seconds, cut = time.perf_counter() - began, features.n_cut(texts)
+        print(f"\rfeatures of {len(texts)} texts in {seconds:.0f} s ({cut} exceed the context)")
     rows = []
     for split in range(options.splits):
         rest, test = split_by_prompt(preferences, TEST_SHARE, 1000 + split)
