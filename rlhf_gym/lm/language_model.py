@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -203,7 +204,7 @@ class LanguageModel:
         device: torch.device = self.model.device
         return device
 
-    def running(self) -> torch.autocast:
+    def running(self) -> AbstractContextManager[object]:
         """The context in which the network runs: it rounds products to :attr:`product_dtype`.
 
         It also tells the layers whether to checkpoint. They do so in training mode, which nothing else of the network is in.
@@ -211,7 +212,9 @@ class LanguageModel:
         if self.gradient_checkpointing:
             for layer in checkpointed_layers(self.model):
                 layer.training = torch.is_grad_enabled()
-        return torch.autocast(self.device.type, self.product_dtype, enabled=self.product_dtype is not None)
+        if self.product_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.product_dtype)
 
     def decoding_copy(self) -> LanguageModel:
         """The model for decoding: itself, or on the same tensors with the weights of products rounded once.

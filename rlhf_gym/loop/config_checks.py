@@ -57,6 +57,10 @@ def _check_value_start(config: Config) -> None:
         raise ConfigError(
             "agent.value_start reward_model needs a reward model, and reward_model.enabled is false: give policy"
         )
+    if config.reward_model.settings["layers"] is not None:
+        raise ConfigError(
+            "agent.value_start reward_model needs the whole trunk: leave agent.value_start or reward_model.layers out"
+        )
     if config.model.lora:
         raise ConfigError("agent.value_start reward_model does not go with model.lora: leave one of them out")
     if config.agent.settings.get("value_network", "separate") != "separate":
