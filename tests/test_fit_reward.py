@@ -85,7 +85,7 @@ def test_data_of_a_store_and_of_files(tmp_path: Path) -> None:
         said += [Judgement(query_id=q.id, rater="bob", choice=int(q is asked[2])) for q in asked[:3]]
         store.add_judgements([*said, Judgement(query_id=asked[3].id, rater="bob", skipped=True)])
     data = read_data(store_file)
-    assert data.dropped == {"answers to check questions": 1, "skips": 1}
+    assert data.dropped == {"answers to check questions, practice and repetitions": 1, "skips": 1}
     assert len(data.preferences()) == 6
     assert agreement_of(data.answers) == pytest.approx(2 / 3)
     evaluation = evaluate_reward(lambda prompts, responses: [len(r) for r in responses], data)
