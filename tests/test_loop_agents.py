@@ -204,6 +204,18 @@ def test_every_setting_of_every_agent_arrives(agent: str, context: RunContext) -
         assert value != keys("agent", agent)[name].default, name
 
 
+def test_an_entropy_bonus_reaches_the_training_of_a_run(tmp_path: Path, model: Path) -> None:
+    rows = []
+    for coef in ("0", "5"):
+        settings = tiny_settings(model, reward_model={"enabled": False}, evaluation={"prompts": 2})
+        settings["agent"] = {"iterations": 2, "n_episodes": 8}
+        config = build(merge(settings, parse_override(f"agent.ent_coef={coef}")))
+        run = run_loop(config, tmp_path / coef, progress=Progress(quiet=True))
+        rows.append(MetricsTable(run.metrics_file).rows)
+    assert rows[0][0]["objective/scores"] == rows[1][0]["objective/scores"]  # the same first rollout
+    assert rows[0][1]["objective/entropy"] != rows[1][1]["objective/entropy"]
+
+
 def test_supervised_fine_tuning_learns_the_tasks_targets(tmp_path: Path, model: Path) -> None:
     rows = [{"prompt": f"The film {i}", "answer": "was good"} for i in range(10)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -626,7 +626,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Change the environment: other prompts, another reward, another number of slots.
 
-        ``n_episodes``, ``batch_size`` and ``group_size`` adapt to the number of slots, unless somebody gave them.
+        ``n_episodes`` stays where it is a multiple of the number of slots; where it is not, it adapts, unless somebody gave it.
+        ``batch_size`` and ``group_size`` adapt likewise.
 
         Args:
             env: the environment.
@@ -648,7 +649,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._stepping = None
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        self.settings = self.settings.adapted(self._chosen_sizes, env.num_envs)
+        # In another environment the number of episodes stays where it can.
+        fits = self.n_episodes is not None and self.n_episodes % env.num_envs == 0
+        kept = {"n_episodes": self.n_episodes} if fits else {}
+        self.settings = self.settings.adapted({**kept, **self._chosen_sizes}, env.num_envs)
         self.group_size = getattr(self.settings, "group_size", self.group_size)
         group_slots(env, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
