@@ -100,7 +100,9 @@ class SFT(CriticFree):
     def complete(self, rollout: Rollout) -> None:
         """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
         super().complete(rollout)
-        rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
+        rollout.log_probs = self.within_memory(
+            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
+        )
 
     def _place(self, number: int) -> int:
         """The pair that is the ``number``-th to be learned: each once per pass, in an order of the pass's own."""

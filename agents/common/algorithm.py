@@ -507,10 +507,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Clip the gradient, refuse NaN and infinity in it, and step."""
         self.scaler.unscale_(self.policy.optimizer)
         norms = clip_gradients(self.policy, self.max_grad_norm, self.value_max_grad_norm)
-        if self.scaler.is_enabled():  # it skips the step where the scaled gradient overflowed, and lowers the scale
-            self.record(**{"train/loss_scale": self.scaler.get_scale()})
+        table = torch.stack(list(norms.values()))
+        if self.scaler.is_enabled():  # it skips a step whose scaled gradient overflowed, and lowers the scale
+            scale = self.scaler.get_scale()
+            self.record(**{"train/loss_scale": scale, "train/overflows": float(not table.isfinite().all())})
+            if scale < 1:  # overflow is not the reason any more
+                check_finite({"the gradient is": table}, self.where)
         else:
-            check_finite({"the gradient is": torch.stack(list(norms.values()))}, self.where)
+            check_finite({"the gradient is": table}, self.where)
+        if table.isfinite().all():
             self.record(**norms)
         self.scaler.step(self.policy.optimizer)
         self.scaler.update()
@@ -524,7 +529,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         super()._update_learning_rate(optimizers)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] *= self.kl_guard.rate * group["share"]
+                if group["own_rate"] is not None:
+                    decay, warmup = self.learning_rate_decay, self.learning_rate_warmup
+                    group["lr"] = group["own_rate"] * rate_at(self._current_progress_remaining, decay, warmup)
+                group["lr"] *= self.kl_guard.rate
             self.logger.record("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def now(self, value: float | Schedule) -> float:

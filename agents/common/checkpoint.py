@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.kl import LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.sb3_names import our_name
 from rlhf_gym.agents.common.settings import SIZES, AgentSettings, is_json
 from rlhf_gym.agents.common.setup import made_env
 from rlhf_gym.agents.common.slots import tokenizer_of
@@ -31,7 +32,7 @@ from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 REFERENCE, REFERENCE_ADAPTER = "reference", "reference_adapter"  # folders in a checkpoint
 HELD = (
     "policy",
@@ -148,10 +149,12 @@ def custom_settings(cls: type[AgentSettings], custom: Mapping[str, Any]) -> dict
         cls: the settings of the agent.
         custom: values by name.
     """
-    known = {name: value for name, value in custom.items() if name in cls.names()}
+    ours = {our_name(name, cls.names()): value for name, value in custom.items()}
+    known = {name: value for name, value in ours.items() if name in cls.names()}
     rate = known.get("learning_rate")
     if callable(rate) or rate == 0:  # 0 is refused where an agent is made to learn
         known |= {"learning_rate": rate if callable(rate) else ConstantSchedule(0.0), "learning_rate_decay": "constant"}
+        known["learning_rate_warmup"] = 0.0
     return known
 
 
@@ -222,6 +225,7 @@ def _build(
     elsewhere = {"given_at_load", "language_model", "value_start"}  # the value network is among the weights
     elsewhere |= {name for name in SIZES if name not in data["chosen"]}  # they adapt to this environment
     settings = {name: value for name, value in saved.items() if name not in elsewhere}
+    changes = {our_name(name, saved): value for name, value in changes.items()}
     settings |= {"seed": data["state"]["seed"], **changes}
     base = data.get("base")
     if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
@@ -249,10 +253,14 @@ def _build(
     missing = [key for key in own_weights(agent.policy) if key not in extra]
     if unexpected or missing:
         raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
-    agent.policy.optimizer.load_state_dict(_unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"]))
-    if (groups := data.get("last_good")) is not None:
-        moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), groups)
-        agent.kl_guard.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
+    moments = _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])["state"]
+    # The groups' options are the settings', some of which may have been changed; the weights' order never differs.
+    groups = agent.policy.optimizer.state_dict()["param_groups"]
+    agent.policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if (last_good := data.get("last_good")) is not None:
+        moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), last_good)["state"]
+        kept = {"state": moments, "param_groups": groups}
+        agent.kl_guard.last_good = LastGood(load_file(folder / "last_good.safetensors"), kept)
     agent.restore(data["state"])
     agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
     loaded: A = agent

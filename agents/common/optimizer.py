@@ -44,16 +44,15 @@ def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float)
         learning_rate: at the start.
 
     Returns:
-        The optimizer. Each of its groups has a key ``share``: its part of the learning rate.
+        The optimizer. A group with a learning rate of its own has it under the key ``own_rate``; the others have None.
     """
     values, others = split_weights(policy)
     own_rate = getattr(given, "value_learning_rate", None)
-    groups: list[dict[str, Any]] = [{"params": [*others, *values], "share": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": [*others, *values], "own_rate": None}]
     if own_rate is not None and values:
-        rate = given.learning_rate(1.0) if callable(given.learning_rate) else given.learning_rate
-        groups = [{"params": others, "share": 1.0}, {"params": values, "share": own_rate / rate}]
+        groups = [{"params": others, "own_rate": None}, {"params": values, "own_rate": own_rate}]
     for group in groups:
-        group["lr"] = learning_rate * group["share"]
+        group["lr"] = learning_rate if group["own_rate"] is None else own_rate
     return torch.optim.AdamW(
         groups, betas=(given.adam_beta1, given.adam_beta2), eps=given.adam_epsilon, weight_decay=given.weight_decay,
         fused=policy.language_model.device.type in ("cpu", "cuda"),

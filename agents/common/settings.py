@@ -230,7 +230,7 @@ class AgentSettings:
     tokens_per_batch: int = setting(
         4096,
         "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only. It halves itself "
-        "where a GPU's memory runs out",
+        "where a GPU's memory runs out (in TRPO's policy step it does not)",
         at_least=1,
     )
     precision: Precision = setting(

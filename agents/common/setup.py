@@ -222,9 +222,7 @@ def learning_model(
             f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
             "language_model.model.requires_grad_(True), or give lora={...}"
         )
-    if gradient_checkpointing:
-        checkpoint_layers(model.model)
-    model.gradient_checkpointing = gradient_checkpointing
+    checkpoint_layers(model.model, gradient_checkpointing)
     return model
 
 

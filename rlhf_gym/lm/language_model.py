@@ -33,7 +33,6 @@ from rlhf_gym.lm.networks import (
     cache_argument,
     check_causal,
     check_encoder_decoder,
-    checkpointed_layers,
     constants,
     decoder_start,
     fuse_gelu,
@@ -88,8 +87,6 @@ class LanguageModel:
             before the first decoder has checked.
         product_dtype: the dtype that products of matrices are rounded to (:mod:`rlhf_gym.lm.precision`); None is the
             weights' own.
-        gradient_checkpointing: True computes each layer's activations anew in the backward pass (Chen et al. 2016) in place of
-            keeping them: memory for one layer at a time, and about a third more time.
         adapter: the LoRA adapter (:func:`~rlhf_gym.lm.lora.adapted`), whose weights alone are trained; or None.
         base: the model without its adapter, on the same tensors; None for a model without an adapter.
 
@@ -120,7 +117,6 @@ class LanguageModel:
         self.tokenizer: Tokenizer = tokenizer
         self.slots_work: bool | None = None
         self.product_dtype: torch.dtype | None = None
-        self.gradient_checkpointing = False
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
         config = model.config.get_text_config()
@@ -205,13 +201,7 @@ class LanguageModel:
         return device
 
     def running(self) -> AbstractContextManager[object]:
-        """The context in which the network runs: it rounds products to :attr:`product_dtype`.
-
-        It also tells the layers whether to checkpoint. They do so in training mode, which nothing else of the network is in.
-        """
-        if self.gradient_checkpointing:
-            for layer in checkpointed_layers(self.model):
-                layer.training = torch.is_grad_enabled()
+        """The context in which the network runs: it rounds products to :attr:`product_dtype`."""
         if self.product_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.product_dtype)

@@ -173,8 +173,7 @@ class _Training:
         self.hold("reward model")
         if self.settings["gradient_checkpointing"]:
             for model in filter(None, (self.policy, self.value)):
-                checkpoint_layers(model.model)
-                model.gradient_checkpointing = True
+                checkpoint_layers(model.model, True)
         self.weights = [
             p for m in filter(None, (self.policy, self.value)) for p in m.model.parameters() if p.requires_grad
         ]
