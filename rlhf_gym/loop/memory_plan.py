@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,6 +57,23 @@ class MemoryPlan:
     def peak(self) -> int:
         """The most bytes at once, the reserve included."""
         return int((1 + RESERVE) * (self.libraries + max(self.phases.values())))
+
+
+class _NoTokens:
+    """A tokenizer of no text: a plan needs lengths alone."""
+
+    name = "plan"
+    vocab_size = eos_id = pad_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        """No ids."""
+        return []
+
+    encode_prompt = encode
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """No text."""
+        return ""
 
 
 class _Outline(LanguageModel):
@@ -188,8 +204,7 @@ class _Training:
         settings = self.config.model
         auto: Any = AutoModelForCausalLM
         network = auto.from_config(self.network_config, dtype=DTYPES[settings.dtype])
-        ids: Any = SimpleNamespace(eos_id=0, pad_id=0, vocab_size=0)
-        model = _Outline(network, ids, settings.name)
+        model = _Outline(network, _NoTokens(), settings.name)
         dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
         model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
         return model
