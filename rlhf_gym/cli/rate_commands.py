@@ -105,9 +105,11 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
     from rlhf_gym.feedback.exchange.files import import_into
+    from rlhf_gym.table_files import not_readable
 
-    if not Path(options.file).is_file():
-        raise ConfigError(f"{options.file} could not be read: there is no such file")
+    problem = not_readable(Path(options.file))
+    if problem:
+        raise ConfigError(f"{options.file} could not be read: {problem}")
     place, new = _store_to_fill(options.store)
     folder = Path(place).parent
     new_folder = new and not folder.exists()

@@ -78,8 +78,12 @@ def read_data(data: str, format: str | None = None) -> PreferenceData:  # noqa: 
         return _of_store(data, f"the store {data}")
     found = import_feedback(path, format or AUTO)
     by_id = {query.id: query for query in found.queries}
-    answers = [(by_id[judgement.query_id], judgement) for judgement in found.judgements]
-    return _to_learn_from(answers, f"{data} (format {found.format})", dict(found.dropped))
+    superseded = {judgement.supersedes for judgement in found.judgements}
+    answers = [(by_id[j.query_id], j) for j in found.judgements if j.id not in superseded]
+    dropped = dict(found.dropped)
+    if len(answers) < len(found.judgements):
+        dropped["superseded answers"] = len(found.judgements) - len(answers)
+    return _to_learn_from(answers, f"{data} (format {found.format})", dropped)
 
 
 def _of_store(store: str, source: str) -> PreferenceData:
