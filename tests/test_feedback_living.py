@@ -17,7 +17,7 @@ from rlhf_gym.feedback.exchange.files import export_feedback, import_into
 from rlhf_gym.feedback.exchange.formats import WRITTEN
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.run_directory import RunDirectory
-from rlhf_gym.raters import ask
+from rlhf_gym.raters import FunctionRater, ask
 from rlhf_gym.study.leases import Answer
 from rlhf_gym.study.queue import Queue
 
@@ -188,6 +188,40 @@ def test_a_withdrawal_is_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[
                 connection.exec_driver_sql(statement)
     assert rate("withdraw", "nothing", "--store", path) == 2
     assert "no query and no answer with the id 'nothing'" in capsys.readouterr().err
+
+
+def test_a_withdrawn_answer_is_none(tmp_path: Path) -> None:
+    """It supersedes nothing, its query is asked again, and undo does not bring a withdrawn query back."""
+    asked = [Query(prompt=f"P{i}", responses=("a", "b"), index=i) for i in range(2)]
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        store.add_queries(asked)
+        chain = [Judgement(query_id=asked[0].id, rater="ann", choice=0)]
+        for choice in (1, 0, 1):
+            chain.append(Judgement(query_id=asked[0].id, rater="ann", choice=choice, supersedes=chain[-1].id))
+        store.add_judgements(chain)
+        for gone, current in ((2, 3), (3, 1), (1, 0), (0, None)):
+            store.withdraw(chain[gone].id)
+            assert [j.id for j in store.judgements()] == ([] if current is None else [chain[current].id])
+            assert store.count().current == len(store.judgements())
+        assert store.raters([asked[0].id]) == {}
+        queue = Queue(store, offered=[query.id for query in asked])
+        [first] = queue.next("web/a")
+        receipt = queue.submit(first.id, "web/a", Answer(choice=0), seconds=1.0)
+        assert queue.next("web/b")[0].query == asked[1]
+        store.withdraw(receipt.judgement_id)
+        assert queue.next("web/c")[0].query == first.query == asked[0]
+        store.withdraw(asked[0].id)
+        assert queue.undo("web/a") is None
+
+
+def test_a_rater_is_asked_again_where_the_answer_was_withdrawn(tmp_path: Path) -> None:
+    query = Query(prompt="P", responses=("a", "b"))
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        for choice in (0, 1, 1):
+            assert ask(FunctionRater(lambda prompt, a, b, c=choice: c, name="f"), [query], store) == 1
+            [said] = store.judgements()
+            assert said.choice == choice
+            store.withdraw(said.id)
 
 
 def purposeful() -> list[tuple[Query, Judgement]]:

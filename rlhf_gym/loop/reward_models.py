@@ -14,7 +14,6 @@ from typing import Any
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.preferences import preferences_of
-from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
@@ -46,7 +45,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     """
     with FeedbackStore(context.run.store_file, read_only=True) as store:
         judgements = store.count().current  # counted first: an answer that comes meanwhile counts as new next time
-        answers = to_learn_from(store.answers())
+        answers = store.answers(to_learn=True)
     preferences = preferences_of(answers)
     if all(p.tie for p in preferences):
         raise FeedbackError(
