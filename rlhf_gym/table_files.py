@@ -61,7 +61,11 @@ def not_readable(path: Path) -> str:
         return ""
     if path.is_dir():
         return f"{str(path)!r} is a folder, not a file"
-    return f"{str(path)!r} is a pipe or a device: save its content to a file" if path.exists() else f"there is no file {str(path)!r}"
+    return (
+        f"{str(path)!r} is a pipe or a device: save its content to a file"
+        if path.exists()
+        else f"there is no file {str(path)!r}"
+    )
 
 
 def table_format(path: Path) -> str:

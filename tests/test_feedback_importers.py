@@ -366,7 +366,9 @@ def test_columns_of_any_table_are_named(tmp_path: Path, suffix: str) -> None:
 
 def choices(given: list[Any], **columns: Any) -> tuple[list[Any], dict[str, int]]:
     """What each of some choices between responses 1 and 2 says (an index, ``tie``, ``skip``), and what was left out."""
-    rows = [{"prompt": f"P{i}", "response_1": "x", "response_2": "y", **columns, "choice": c} for i, c in enumerate(given)]
+    rows = [
+        {"prompt": f"P{i}", "response_1": "x", "response_2": "y", **columns, "choice": c} for i, c in enumerate(given)
+    ]
     found = from_records(rows, "pairs")
     return ["skip" if j.skipped else "tie" if j.tie else j.choice for j in found.judgements], found.dropped
 

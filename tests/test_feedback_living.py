@@ -13,7 +13,7 @@ import pytest
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.feedback.exchange.files import export_feedback, import_into
+from rlhf_gym.feedback.exchange.files import export_feedback, import_into, spooled
 from rlhf_gym.feedback.exchange.formats import WRITTEN
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.run_directory import RunDirectory
@@ -84,6 +84,30 @@ def test_next_weeks_export_of_a_project(tmp_path: Path) -> None:
         assert rows.format == "label-studio"
         assert (added.judgements, added.changed, added.known, added.gone) == (2, 1, 2, 1)
         assert [(q.prompt, j.rater, j.choice) for q, j in store.answers(rater="user-1")] == [("Q", "user-1", 0)]
+
+
+def test_other_files_are_no_later_states(tmp_path: Path) -> None:
+    """Answers of another file are not gone, nor are those withdrawn, which a file that still holds them tells."""
+    one, other = (lines(tmp_path / f"{name}.jsonl", [row(f"{name}{i}") for i in range(3)]) for name in "ab")
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        import_into(store, one)
+        import_into(store, other)
+        assert import_into(store, one)[0].gone == 0
+        withdrawn = store.judgements()[0]
+        store.withdraw(withdrawn.id)
+        added = import_into(store, one)[0]
+        assert (added.known, added.withdrawn, added.gone) == (3, 1, 0)
+        assert import_into(store, lines(one, [row("a1")]))[0].gone == 1
+        mixed = lines(tmp_path / "c.jsonl", [row("b0"), row("c0")])
+        assert import_into(store, mixed)[0].gone == 0
+
+
+def test_a_file_is_read_before_the_store_is_locked(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.sqlite", timeout=0.1) as store:
+        store.add_queries([Query(prompt="P", responses=("a", "b"))])
+        with spooled(lines(tmp_path / "a.jsonl", [row("1"), row("2", "x\ud800")])) as spool:
+            store.add_queries([Query(prompt="Q", responses=("a", "b"))])
+            assert spool.add_to(store).judgements == 2
 
 
 @pytest.mark.parametrize("bad", [None, ["bad"], {"text": "bad"}, [{"role": "assistant", "content": None}]])

@@ -32,7 +32,8 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
 
     Args:
         rows: the table.
-        column: the column that holds the prompt: a text that is not blank, or chat messages (also spelled as JSON in a text) of which the last is the user's.
+        column: the column that holds the prompt: a text that is not blank, or chat messages of which the last is the user's,
+            also where a text spells them in JSON.
         where: name of the table in messages.
 
     Raises:

@@ -183,7 +183,9 @@ class Rows:
         if purpose in OTHER_PURPOSES:
             columns.pop("purpose", None)
             judgement = replace(judgement, details={**judgement.details, "kind": purpose})
-            self.noted.add(Dropped(f"answers that are not learned from, since their column 'purpose' says {purpose}", number))
+            self.noted.add(
+                Dropped(f"answers that are not learned from, since their column 'purpose' says {purpose}", number)
+            )
         details, _ = plain(judgement.details)
         query = replace(query, columns=columns)
         if len(set(query.responses)) < len(query.responses):

@@ -78,7 +78,9 @@ class PairReader:
     def __init__(self, first: Sequence[Mapping[str, Any]]) -> None:
         header = {name: None for row in first if isinstance(row, Mapping) for name in row}
         self._prompt, self._pair, self._choice = prompt_column(header), pair_columns(header), choice_column(header)
-        given = {number(row.get(self._choice)) for row in first if isinstance(row, Mapping) and self._choice is not None}
+        given = {
+            number(row.get(self._choice)) for row in first if isinstance(row, Mapping) and self._choice is not None
+        }
         self._zero_ties = 2 in given
         self._ambiguous = 0 in given and not self._zero_ties
 
@@ -103,7 +105,9 @@ class PairReader:
         given = number(record[choice]) if suffixes == ("1", "2") else None
         if (given == 0 and not self._zero_ties) or (given == 1 and self._ambiguous):
             return Dropped(_AMBIGUOUS)
-        said = {"tie": True} if given == 0 else answer_of(record[choice], (one, other), suffixes, record, texts)
+        said: dict[str, Any] | None = (
+            {"tie": True} if given == 0 else answer_of(record[choice], (one, other), suffixes, record, texts)
+        )
         if said is None:
             return Dropped("choices that name neither response")
         rater = next((record[name] for name in _RATERS if record.get(name) not in (None, "")), None)
