@@ -285,5 +285,12 @@ def test_preferences_are_learned_from_answers_meant_for_it(tmp_path: Path) -> No
         store.add_judgements([judgement for _, judgement in purposeful()])
         assert [(p.prompt, p.chosen) for p in store.preferences()] == [("P", "a")]
         assert len(store.preferences(every_purpose=True)) == 4
+        assert [j.choice for _, j in store.answers(to_learn=True)] == [0]
+        last = store.last_number()
+        [_, _, (real, said), _] = purposeful()
+        store.add_judgements([Judgement(query_id=real.id, rater="web/b", choice=1)])
+        correction = Judgement(query_id=real.id, rater="web/a", choice=1, supersedes=said.id)
+        store.add_judgements([correction, Judgement(query_id=real.id, rater="c", choice=0, details={"kind": "check"})])
+        assert len(store.answers(to_learn=True, after=last)) == 2  # a correction is new, a check answer teaches nothing
         export_feedback(store.answers(), tmp_path / "x.jsonl", "native")
-    assert (tmp_path / "x.jsonl").read_text().count('"purpose":"check"') == 2
+    assert (tmp_path / "x.jsonl").read_text().count('"purpose":"check"') == 3

@@ -194,6 +194,7 @@ class FeedbackStore:
         rater: str | None = None,
         superseded: bool = False,
         to_learn: bool = False,
+        after: int = 0,
     ) -> list[tuple[Query, Judgement]]:
         """The same as :meth:`judgements`, each with its query.
 
@@ -202,10 +203,16 @@ class FeedbackStore:
             rater: one rater; default all.
             superseded: True includes superseded judgements.
             to_learn: True leaves out answers to check questions, practice and repetitions, which measure people.
+            after: only what was stored after the judgement of this number; see :meth:`last_number`.
         """
         with self._database.reading() as connection:
-            found = list(self._answers(connection, round, rater, superseded))
+            found = list(self._answers(connection, round, rater, superseded, after))
         return to_learn_from(found) if to_learn else found
+
+    def last_number(self) -> int:
+        """The number of the judgement that was stored last, by which later ones are told; 0 in an empty store."""
+        with self._database.reading() as connection:
+            return connection.scalar(select(func.max(_J.sequence))) or 0
 
     def preferences(
         self,
@@ -284,7 +291,7 @@ class FeedbackStore:
             )  # fmt: skip
 
     def _answers(
-        self, connection: Connection, round: int | None, rater: str | None, superseded: bool
+        self, connection: Connection, round: int | None, rater: str | None, superseded: bool, after: int = 0
     ) -> Iterator[tuple[Query, Judgement]]:
         statement = select(*rows.query_columns, *rows.judgement_columns).join_from(
             schema.queries, schema.judgements, _J.query_id == _Q.id
@@ -293,6 +300,8 @@ class FeedbackStore:
         statement = statement.order_by(*_QUERY_ORDER, _J.sequence)
         if rater is not None:
             statement = statement.where(_J.rater == rater)
+        if after:
+            statement = statement.where(_J.sequence > after)
         if not superseded:
             statement = statement.where(self._current)
         for row in connection.execute(statement).mappings():
