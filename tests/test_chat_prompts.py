@@ -187,6 +187,9 @@ def test_a_run_s_file_of_prompts_may_hold_messages(tmp_path: Path) -> None:
     file.write_text(json.dumps({"messages": ASKED}) + "\n", encoding="utf-8")
     (asked,) = prompts_from_file(file, column="messages")
     assert asked.columns["messages"] == ASKED
+    table = tmp_path / "asked.csv"
+    table.write_text('prompt\n"' + json.dumps(ASKED).replace('"', '""') + '"\n', encoding="utf-8")
+    assert prompts_from_file(table)[0].columns["messages"] == ASKED
     file.write_text(json.dumps({"prompt": ASKED[:3]}) + "\n", encoding="utf-8")
     with pytest.raises(TaskError, match="row 1: expected a text or chat messages that end with the user's"):
         prompts_from_file(file)

@@ -10,6 +10,7 @@ import pytest
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.loop.fit_reward import fit_reward
 from rlhf_gym.loop.preference_data import read_data
@@ -93,18 +94,26 @@ def test_data_of_a_store_and_of_files(tmp_path: Path) -> None:
     assert {(row.name, row.n) for row in evaluation.slices if row.by == "rater"} == {("ann", 3), ("bob", 3)}
     with pytest.raises(ConfigError, match="does not go with the feedback store"):
         read_data(store_file, "hh")
+    corrected = Judgement(query_id=asked[0].id, rater="ann", choice=1, supersedes=said[0].id)
+    file = tmp_path / "all.jsonl"
+    export_feedback([(asked[0], said[0]), (asked[0], corrected)], file, "native")
+    assert [(j, read_data(str(file)).dropped) for _, j in read_data(str(file)).answers] == [
+        (corrected, {"superseded answers": 1})
+    ]
     turn = "\n\nHuman: Hi\n\nAssistant:"
     transcripts = write(tmp_path / "hh.jsonl", [{"chosen": turn + " Hello", "rejected": turn + " No"}])
     assert "(format hh)" in read_data(transcripts).source
     assert read_data(transcripts).preferences()[0].prompt == turn
-    with pytest.raises(FeedbackError, match="of no format that is known here"):
+    with pytest.raises(FeedbackError, match="is not plain from its columns"):
         read_data(write(tmp_path / "other.jsonl", [{"left": 1}]))
     with pytest.raises(FeedbackError, match="prefers one response to another"):
         read_data(write(tmp_path / "same.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])).preferences()
     with pytest.raises(ConfigError, match="there is no run, store or file"):
         read_data(str(tmp_path / "nowhere"))
+    assert read_data(str(tmp_path)).answers == data.answers  # a folder that an import filled
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="a folder without a run"):
-        read_data(str(tmp_path))
+        read_data(str(tmp_path / "empty"))
 
 
 def test_an_evaluation_by_hand() -> None:

@@ -32,9 +32,6 @@ POSTGRES_URLS = ("postgresql+psycopg://", "postgresql://", "postgres://")
 log = logging.getLogger(__name__)
 
 _Q, _J = schema.queries.c, schema.judgements.c
-# A judgement that nothing supersedes.
-_LATER = schema.judgements.alias("later")
-_CURRENT = ~select(_LATER.c.id).where(_LATER.c.supersedes == _J.id).exists()
 _QUERY_ORDER = (_Q.round, _Q["index"], _Q.id)
 
 
@@ -157,6 +154,10 @@ class FeedbackStore:
         with self._database.reading() as connection:
             return withdrawals.withdrawals(connection)
 
+    def withdrawn_judgements(self) -> set[str]:
+        """The ids of the judgements that are withdrawn."""
+        return {withdrawal.id for withdrawal in self.withdrawals() if withdrawal.kind == "judgement"}
+
     def withdrawn_queries(self) -> set[str]:
         """The ids of the queries that are withdrawn."""
         return {withdrawal.id for withdrawal in self.withdrawals() if withdrawal.kind == "query"}
@@ -169,9 +170,9 @@ class FeedbackStore:
             return [query for query in found if query is not None]
 
     def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
-        """The raters who have judged each of some queries; queries without a judgement are left out."""
+        """The raters who have judged each of some queries; queries without a judgement, and withdrawn ones, are left out."""
         with self._database.reading() as connection:
-            return rows.raters_by_query(connection, set(query_ids))
+            return rows.raters_by_query(connection, set(query_ids), self._not_withdrawn("judgement", _J.id))
 
     def judgements(
         self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
@@ -187,7 +188,13 @@ class FeedbackStore:
             return [judgement for _, judgement in self._answers(connection, round, rater, superseded)]
 
     def answers(
-        self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
+        self,
+        round: int | None = None,
+        *,
+        rater: str | None = None,
+        superseded: bool = False,
+        to_learn: bool = False,
+        after: int = 0,
     ) -> list[tuple[Query, Judgement]]:
         """The same as :meth:`judgements`, each with its query.
 
@@ -195,9 +202,17 @@ class FeedbackStore:
             round: one round; default all.
             rater: one rater; default all.
             superseded: True includes superseded judgements.
+            to_learn: True leaves out answers to check questions, practice and repetitions, which measure people.
+            after: only what was stored after the judgement of this number; see :meth:`last_number`.
         """
         with self._database.reading() as connection:
-            return list(self._answers(connection, round, rater, superseded))
+            found = list(self._answers(connection, round, rater, superseded, after))
+        return to_learn_from(found) if to_learn else found
+
+    def last_number(self) -> int:
+        """The number of the judgement that was stored last, by which later ones are told; 0 in an empty store."""
+        with self._database.reading() as connection:
+            return connection.scalar(select(func.max(_J.sequence))) or 0
 
     def preferences(
         self,
@@ -219,8 +234,7 @@ class FeedbackStore:
             ties: False leaves out the pairs that were held equal.
             every_purpose: True includes answers to check questions, practice and repetitions.
         """
-        answers = self.answers(round, rater=rater)
-        found = preferences_of(answers if every_purpose else to_learn_from(answers), attribute=attribute)
+        found = preferences_of(self.answers(round, rater=rater, to_learn=not every_purpose), attribute=attribute)
         return [preference for preference in found if ties or not preference.tie]
 
     def count(self, round: int | None = None) -> StoreCount:
@@ -240,12 +254,17 @@ class FeedbackStore:
                 func.count().filter(_J.skipped).label("skipped"),
                 func.count().filter(_J.tie).label("ties"),
             )
-            current = connection.execute(of_current.select_from(answered).where(_CURRENT, *among))
+            current = connection.execute(of_current.select_from(answered).where(self._current, *among))
             return StoreCount(queries=asked or 0, **totals, **current.mappings().one())
 
     @property
     def _knows_withdrawals(self) -> bool:
         return self._database.version >= 3
+
+    @property
+    def _current(self) -> ColumnElement[bool]:
+        """The condition that nothing supersedes a judgement but what is withdrawn."""
+        return withdrawals.CURRENT if self._knows_withdrawals else withdrawals.NOT_SUPERSEDED
 
     def _not_withdrawn(self, kind: Withdrawable, column: ColumnElement[str]) -> list[ColumnElement[bool]]:
         return [~withdrawals.withdrawn(kind, column)] if self._knows_withdrawals else []
@@ -272,7 +291,7 @@ class FeedbackStore:
             )  # fmt: skip
 
     def _answers(
-        self, connection: Connection, round: int | None, rater: str | None, superseded: bool
+        self, connection: Connection, round: int | None, rater: str | None, superseded: bool, after: int = 0
     ) -> Iterator[tuple[Query, Judgement]]:
         statement = select(*rows.query_columns, *rows.judgement_columns).join_from(
             schema.queries, schema.judgements, _J.query_id == _Q.id
@@ -281,8 +300,10 @@ class FeedbackStore:
         statement = statement.order_by(*_QUERY_ORDER, _J.sequence)
         if rater is not None:
             statement = statement.where(_J.rater == rater)
+        if after:
+            statement = statement.where(_J.sequence > after)
         if not superseded:
-            statement = statement.where(_CURRENT)
+            statement = statement.where(self._current)
         for row in connection.execute(statement).mappings():
             query = self._usable(row)
             if query is None:

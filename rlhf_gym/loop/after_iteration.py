@@ -147,9 +147,9 @@ class Refits(IterationCallback):
         if self._after is None or agent.iteration >= self._context.config.agent.iterations:
             return True
         run = self._context.run
-        seen = max((one["judgements"] for one in fits(run.round(self._number))), default=0)
+        seen = max((one["last"] for one in fits(run.round(self._number))), default=0)
         with FeedbackStore(run.store_file, read_only=True) as store:
-            new = store.count().current - seen
+            new = len(store.answers(to_learn=True, after=seen))
         if new >= self._after:
             self._context.progress.say(f"{new} new answers: fitting the reward model again")
             fit(self._context, self._number, iteration=agent.iteration)

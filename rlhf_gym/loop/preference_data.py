@@ -9,6 +9,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_feedback
 from rlhf_gym.feedback.exchange.incoming import AUTO
+from rlhf_gym.feedback.places import store_of
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
@@ -66,20 +67,21 @@ def read_data(data: str, format: str | None = None) -> PreferenceData:  # noqa: 
     path = Path(data)
     if "://" not in data and not path.exists():
         raise ConfigError(f"there is no run, store or file {data!r}")
-    if path.is_dir() and not (path / "config.yaml").exists():
-        raise ConfigError(
-            f"{data} is a folder without a run in it; give a run's directory, a store or a file of judgements"
-        )
     if path.is_dir():
-        return _of_store(str(path / "feedback.sqlite"), f"the run {data}")
+        store, run = store_of(data)
+        return _of_store(store, f"the store {store}" if run is None else f"the run {data}")
     if "://" in data or _begins_with(path, SQLITE):
         if format is not None:
             raise ConfigError(f"--format {format} does not go with the feedback store {data}: leave it out")
         return _of_store(data, f"the store {data}")
     found = import_feedback(path, format or AUTO)
     by_id = {query.id: query for query in found.queries}
-    answers = [(by_id[judgement.query_id], judgement) for judgement in found.judgements]
-    return _to_learn_from(answers, f"{data} (format {found.format})", dict(found.dropped))
+    superseded = {judgement.supersedes for judgement in found.judgements}
+    answers = [(by_id[j.query_id], j) for j in found.judgements if j.id not in superseded]
+    dropped = dict(found.dropped)
+    if len(answers) < len(found.judgements):
+        dropped["superseded answers"] = len(found.judgements) - len(answers)
+    return _to_learn_from(answers, f"{data} (format {found.format})", dropped)
 
 
 def _of_store(store: str, source: str) -> PreferenceData:

@@ -14,7 +14,6 @@ from typing import Any
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.preferences import preferences_of
-from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
@@ -45,8 +44,9 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
         FeedbackError: no judgement prefers one response to another.
     """
     with FeedbackStore(context.run.store_file, read_only=True) as store:
-        judgements = store.count().current  # counted first: an answer that comes meanwhile counts as new next time
-        answers = to_learn_from(store.answers())
+        last = store.last_number()  # first: an answer that comes meanwhile counts as new next time
+        judgements = store.count().current
+        answers = store.answers(to_learn=True)
     preferences = preferences_of(answers)
     if all(p.tie for p in preferences):
         raise FeedbackError(
@@ -75,7 +75,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     model.save(context.run.reward_model(number))
     metrics = result.as_dict()
     write_json(folder / "reward_model.json", metrics)
-    line = {"iteration": iteration, "judgements": judgements, **{name: metrics[name] for name in _KEPT}}
+    line = {"iteration": iteration, "judgements": judgements, "last": last, **{name: metrics[name] for name in _KEPT}}
     earlier = [fit for fit in fits(folder) if fit["iteration"] < iteration]
     write_text(folder / FITS_FILE, "".join(f"{json.dumps(row)}\n" for row in [*earlier, line]))
     context.progress.say(
@@ -85,7 +85,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
 
 
 def fits(folder: Path) -> list[dict[str, Any]]:
-    """The fits of a round so far: ``iteration``, ``judgements``, ``accuracy`` and the like of each."""
+    """The fits of a round so far: ``iteration``, ``judgements``, the ``last`` one's number, ``accuracy`` and the like."""
     file = folder / FITS_FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 

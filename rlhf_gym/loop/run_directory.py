@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.places import STORE_FILE
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
 from rlhf_gym.loop.config_values import to_yaml
@@ -83,7 +84,7 @@ class RunDirectory:
     @property
     def store_file(self) -> Path:
         """The feedback store."""
-        return self.path / "feedback.sqlite"
+        return self.path / STORE_FILE
 
     @property
     def evaluation_file(self) -> Path:
@@ -139,8 +140,8 @@ class RunDirectory:
             self._check_same(config, resume)
         elif self.path.is_dir():
             # A store without a run: answers that were imported before the run begins with them.
-            ours = ("versions.json", *(f"{self.store_file.name}{end}" for end in ("", "-wal", "-shm")))
-            others = [p.name for p in self.path.iterdir() if p.name[0] != "." and p.name not in ours]
+            ours = ("versions.json", STORE_FILE)  # beside the store lie its journal and the links to its page
+            others = [p.name for p in self.path.iterdir() if p.name[0] != "." and not p.name.startswith(ours)]
             if others:
                 raise ConfigError(
                     f"{self.path} is not a run directory and not empty (it holds {others[0]!r}); give another --out"

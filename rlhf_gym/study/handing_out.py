@@ -84,7 +84,7 @@ def add_slots(
     have = {
         i for chunk in rows.chunks(ids) for i in connection.scalars(select(_S.query_id).where(_S.query_id.in_(chunk)))
     }
-    raters = rows.raters_by_query(connection, ids - have)
+    raters = rows.raters_by_query(connection, ids - have, [~withdrawn("judgement", _J.id)])
     new = []
     for query_id, number, index in given:
         if query_id not in have:

@@ -80,7 +80,11 @@ _IN_HANDS = (
     .group_by(_S.round)
 )
 _J = schema.judgements.c
-_ANSWERED_ELSEWHERE = select(_J.id).where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/")).exists()
+_ANSWERED_ELSEWHERE = (
+    select(_J.id)
+    .where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/"), ~withdrawn("judgement", _J.id))
+    .exists()
+)
 _HANDED_OUT = select(*rows.query_columns, withdrawn("query", _Q.id).label("withdrawn")).where(
     select(_S.query_id).where(_S.query_id == _Q.id).exists()
     | select(_A.id).where(_A.query_id == _Q.id, _A.state == "open").exists()
@@ -245,6 +249,7 @@ class Queue:
         """
         expires = datetime.now(UTC) + timedelta(seconds=self.settings.lease_seconds)
         done = (_A.rater == rater) & (_A.state != "open") & _A.judgement_id.is_not(None) & (_A.kind != "practice")
+        done &= ~withdrawn("query", _A.query_id)
         with self._database.writing() as connection:
             last = assigned.where(done).order_by(_A.answered.desc()).limit(1)
             row = connection.execute(last).mappings().one_or_none()

@@ -32,7 +32,8 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
 
     Args:
         rows: the table.
-        column: the column that holds the prompt: a text that is not blank, or chat messages of which the last is the user's.
+        column: the column that holds the prompt: a text that is not blank, or chat messages of which the last is the user's,
+            also where a text spells them in JSON.
         where: name of the table in messages.
 
     Raises:
@@ -41,6 +42,8 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
     prompts = []
     for number, row in enumerate(rows, start=1):
         text, columns = row.get(column), {k: v for k, v in row.items() if k != column}
+        if isinstance(text, str) and text.startswith("[{"):  # as a table spells messages
+            text = _spelled(text, f"{where}, row {number}")
         if isinstance(text, list):
             text, columns["messages"] = _from_messages(text, column, f"{where}, row {number}")
         if not isinstance(text, str) or not text.strip():
@@ -52,6 +55,25 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
     if not prompts:
         raise TaskError(f"{where} holds no prompts; expected at least one")
     return prompts
+
+
+def _spelled(text: str, where: str) -> str | list[Any]:
+    """The messages that a text spells, as the importer reads them; any other text as it is.
+
+    Args:
+        text: a field of a table.
+        where: the row, for the message.
+
+    Raises:
+        TaskError: it spells messages without a text.
+    """
+    from rlhf_gym.feedback.exchange.sides import NoTextError, spelled_messages
+
+    try:
+        found = spelled_messages(text)
+    except NoTextError as error:
+        raise TaskError(f"{where}: {error}") from error
+    return text if found is None else list(found)
 
 
 def _from_messages(messages: list[Any], column: str, where: str) -> tuple[str, list[dict[str, Any]]]:
