@@ -34,5 +34,9 @@ class TrainingError(RlhfGymError):
     """Training that cannot go on: a loss or a parameter is not finite, or settings contradict one another."""
 
 
+class TextsTooLong(UserWarning):
+    """Some given texts exceed a model's context or a length limit, and were skipped or cut; the message counts them."""
+
+
 class TrainingStopped(UserWarning):
     """Training ended before its time, in good order; the message says why."""

@@ -13,7 +13,7 @@ from tokenizers import processors
 
 from rlhf_gym.agents import SFT
 from rlhf_gym.agents.best_of_n import best_of_n
-from rlhf_gym.agents.sft import encoded_pairs
+from rlhf_gym.agents.common.given_pairs import encoded_pairs
 from rlhf_gym.envs import TokenEnv, make_sb3_env
 from rlhf_gym.errors import ModelError, TaskError
 from rlhf_gym.feedback import Judgement, Query
@@ -154,7 +154,8 @@ def test_every_prompt_of_a_chat_model_is_its_conversation(tmp_path: Path) -> Non
         [prompt.text], ["6"], messages=[[*ASKED, {"role": "assistant", "content": "6"}]]
     ) == pytest.approx([raw])
     # SFT, best-of-n, perplexity.
-    assert encoded_pairs([(ASKED, "6")], model, Limits.of(tokenizer)) == [(expected[0], whole[len(expected[0]) :])]
+    ((pair,), _) = encoded_pairs([(ASKED, "6")], model, Limits.of(tokenizer))
+    assert (pair.prompt_ids, pair.response_ids) == (expected[0], whole[len(expected[0]) :])
     generated = best_of_n(
         model, [prompt.text], lambda prompts, responses: [0.0] * len(prompts), 2, Limits.of(tokenizer, 0, 4),
         columns={"messages": [ASKED]}, seed=1,

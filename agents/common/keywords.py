@@ -452,3 +452,4 @@ class SFTKeywords(AgentKeywords, total=False):
     aggregation: Aggregation
     n_epochs: int
     data: Required[Sequence[tuple[str | Messages, str]]]
+    on_too_long: Literal["refuse", "skip", "truncate"]

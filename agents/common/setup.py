@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from rlhf_gym.agents.common.policy import LMPolicy, check_spaces
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.slots import rules_of
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, begins_as_base, require_peft
 from rlhf_gym.lm.networks import checkpoint_layers
@@ -254,8 +254,13 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
             f"the environment ends responses with {_listed(limits.eos_ids)}, {model.name!r} with {_listed(ends.eos_ids)}; "
             f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
         )
-    model.check_fits(capacity, 0)
-    reference.check_fits(capacity, 0)
+    for one in (model, reference):
+        try:
+            one.check_fits(capacity - limits.max_new_tokens, limits.max_new_tokens)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}; rlhf_gym.tasks.too_long.fit_task(task, model, 'skip' or 'truncate') gives a task whose prompts fit"
+            ) from None
     return limits
 
 

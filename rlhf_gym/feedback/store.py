@@ -58,6 +58,21 @@ class StoreCount:
     raters: int
 
 
+@dataclass(frozen=True)
+class SetAside:
+    """A stored query that is not used: it is no question, or no page could show it.
+
+    Attributes:
+        id: the query's id.
+        round: its round.
+        why: what is wrong with it.
+    """
+
+    id: str
+    round: int
+    why: str
+
+
 class FeedbackStore:
     """Queries and judgements in one SQLite file, or in a PostgreSQL database.
 
@@ -79,7 +94,7 @@ class FeedbackStore:
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> None:
         self._database = open_database(path, read_only=read_only, timeout=timeout)
-        self._set_aside: set[str] = set()
+        self._said: set[str] = set()
 
     @property
     def database(self) -> Database:
@@ -168,6 +183,20 @@ class FeedbackStore:
             statement = select(*rows.query_columns).where(*self._among(round)).order_by(*_QUERY_ORDER)
             found = [self._usable(row) for row in connection.execute(statement).mappings()]
             return [query for query in found if query is not None]
+
+    def set_aside(self) -> list[SetAside]:
+        """The queries that are left out wherever queries are read, because what is stored there is no question.
+
+        Those that are withdrawn are not among them.
+        """
+        statement = select(*rows.query_columns).where(*self._among(None)).order_by(*_QUERY_ORDER)
+        with self._database.reading() as connection:
+            found = connection.execution_options(yield_per=500).execute(statement).mappings()
+            return [
+                SetAside(row["asked_id"], row["asked_round"], str(wrong))
+                for row in found
+                if isinstance(wrong := rows.usable(row), FeedbackError)
+            ]
 
     def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
         """The raters who have judged each of some queries; queries without a judgement, and withdrawn ones, are left out."""
@@ -282,8 +311,8 @@ class FeedbackStore:
         return None
 
     def _say_once(self, key: str, what: str, error: FeedbackError) -> None:
-        if key not in self._set_aside:
-            self._set_aside.add(key)
+        if key not in self._said:
+            self._said.add(key)
             log.warning(
                 "the feedback store %s: %s was set aside, with what belongs to it: %s. To leave it out without this message: "
                 "rlhf-gym rate withdraw %s --store %s",

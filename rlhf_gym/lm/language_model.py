@@ -324,6 +324,14 @@ class LanguageModel:
         for parameter in constants(self.model):
             parameter.requires_grad_(False)
 
+    def prompt_room(self, response_length: int) -> int:
+        """Most tokens of a prompt with a response of so many tokens; below 1 where there is no room for such a response."""
+        return self.context_length - response_length
+
+    def response_room(self, prompt_length: int) -> int:
+        """Most tokens of a response to a prompt of so many tokens."""
+        return self.context_length - prompt_length
+
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
         """Refuse a prompt and a response that do not fit in the context together.
 
@@ -513,6 +521,14 @@ class Seq2SeqModel(LanguageModel):
             logits: Tensor = head(hidden * scale)
         bias = getattr(self.model, "final_logits_bias", None)
         return (logits if bias is None else logits + bias).float()
+
+    def prompt_room(self, response_length: int) -> int:
+        """Most tokens of a prompt: the encoder's. See :meth:`LanguageModel.prompt_room`."""
+        return self.context_length - len(self._closing) if response_length <= self.context_length else 0
+
+    def response_room(self, prompt_length: int) -> int:
+        """Most tokens of a response: the decoder's, whatever the prompt."""
+        return self.context_length
 
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
         """Refuse a prompt that the encoder has no room for, or a response that the decoder has none for.

@@ -57,6 +57,11 @@ class TaskConfig:
         None, "shortest response, in tokens: EOS is not sampled before; null takes the task's own limit", at_least=0
     )
     stop: tuple[str, ...] | None = setting(None, "texts that end a response; null takes the task's own")
+    on_too_long: Literal["refuse", "skip", "truncate"] = setting(
+        "refuse",
+        "if prompts are too long for the model's context: refuse ends the run before any work, skip leaves them out, truncate "
+        "cuts their beginning (of conversations the oldest turns); they are counted",
+    )
 
 
 @dataclass(frozen=True)

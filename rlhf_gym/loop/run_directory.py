@@ -5,6 +5,7 @@
 ``versions.json``                       versions of Python and of the packages, start and duration of the run
 ``feedback.sqlite``                     queries and judgements
 ``feedback.sqlite-links.json``          with people: the links that the page printed, for you alone
+``too_long.json``                       prompts and responses that were too long, where there are any: how many, what was done
 ``metrics.csv``                         a row for each iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the reward model, and its accuracy and calibration
@@ -75,6 +76,11 @@ class RunDirectory:
     def versions_file(self) -> Path:
         """Versions of the packages, the run's start and, once it has ended, its duration."""
         return self.path / "versions.json"
+
+    @property
+    def too_long_file(self) -> Path:
+        """The counts of texts that were too long for the model; missing where none was."""
+        return self.path / "too_long.json"
 
     @property
     def metrics_file(self) -> Path:

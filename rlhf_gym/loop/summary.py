@@ -35,6 +35,7 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
         f"{len(run.finished_rounds())} of {_setting(settings, 'run', 'rounds')} rounds trained, "
         f"{_duration(run.seconds())} of work",
     ]
+    lines += [found["in_words"] for found in read_json(run.too_long_file) or []]
     for number in run.finished_rounds():
         fitted = read_json(run.path / f"round-{number}" / "reward_model.json")
         if fitted:

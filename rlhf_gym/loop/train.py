@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rlhf_gym.agents import TokenAlgorithm
 from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.errors import TrainingStopped
+from rlhf_gym.errors import TextsTooLong, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
@@ -39,7 +39,9 @@ def train(context: RunContext, number: int) -> None:
     table = MetricsTable(context.run.metrics_file)
     context.restore_reward_state(number - 1)
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
-    agent = make_agent(context, number, table, reward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextsTooLong)  # the run has said it at its start
+        agent = make_agent(context, number, table, reward)
     title = type(agent).__name__
     write_json(folder / "agent.json", {"class": title, **agent.settings.as_json()})
     logger = make_logger(context.run, context.config, table)
@@ -80,6 +82,8 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
     given: dict[str, Any] = {"reference": context.reference}
     if needs_targets(config):
         given["data"] = target_pairs(context.task, config.target_column)
+        if "on_too_long" in cls.Settings.names():
+            given["on_too_long"] = context.config.task.on_too_long
     if checkpoint.exists():
         base = {"language_model": context.reference} if context.config.model.lora else {}
         resumed: TokenAlgorithm = cls.load(checkpoint, env=env, device=device, **base, **given)

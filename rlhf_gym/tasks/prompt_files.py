@@ -93,7 +93,7 @@ def _from_messages(messages: list[Any], column: str, where: str) -> tuple[str, l
         raise TaskError(
             f"{where}: expected a text or chat messages that end with the user's in column {column!r}, got {messages!r:.80}"
         )
-    from rlhf_gym.feedback.exchange.transcripts import transcript
+    from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 
     kept = [dict(m) for m in messages]
-    return kept[0]["content"] if len(kept) == 1 else transcript(kept), kept
+    return prompt_of_messages(kept), kept

@@ -34,6 +34,11 @@ def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
     return "".join(turns) + ASSISTANT
 
 
+def prompt_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt, as one text, that chat messages are: one message's own text, several as a transcript."""
+    return str(messages[0]["content"]) if len(messages) == 1 else transcript(messages)
+
+
 def _other(role: str) -> str:
     return f"\n\n{role}:"
 

@@ -107,6 +107,7 @@ class RunData:
         problems: a sentence for each file that could not be read.
         completions: sample completions of the first and of the last iteration that has some, by the iteration's title.
         seconds: seconds of the iterations of all rounds, by phase.
+        too_long: a line for each kind of texts that were too long for the model.
     """
 
     run_dir: Path
@@ -121,6 +122,7 @@ class RunData:
     problems: tuple[str, ...]
     completions: Mapping[str, list[Mapping[str, Any]]]
     seconds: Mapping[str, float]
+    too_long: tuple[str, ...] = ()
 
     def series(self, key: str) -> list[float | None]:
         """A metric by iteration; None where an iteration lacks it."""
@@ -220,6 +222,9 @@ def read_run(run_dir: Path) -> RunData:
         problems=tuple(problems),
         completions=_first_and_last(run_dir),
         seconds=seconds,
+        too_long=tuple(
+            str(row.get("in_words")) for row in read("too_long.json", json.loads, no_rows) if isinstance(row, Mapping)
+        ),
     )
 
 
