@@ -146,6 +146,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             setattr(self, name, getattr(given, name))
         self._given = given
         self.settings = given.named()
+        self._model_by_name = isinstance(given.language_model, str)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
@@ -656,7 +657,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.group_size = getattr(self.settings, "group_size", self.group_size)
         group_slots(env, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
-        return check_env(env, model, self.reference)
+        return check_env(env, model, self.reference, by_name=self._model_by_name)
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""
