@@ -21,7 +21,7 @@ from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSetting
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.feedback.exchange.transcripts import transcript
-from rlhf_gym.lm.chat_template import Messages, messages_before
+from rlhf_gym.lm.chat_template import Messages, content_text, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
@@ -53,8 +53,8 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         for number, pair in enumerate(self.data):
             if isinstance(pair, str) or len(pair) != 2 or not _is_prompt(pair[0]) or not isinstance(pair[1], str):
                 raise ConfigError(
-                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's "
-                    f"and a text; got {pair!r:.80}"
+                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's, "
+                    f"each with a text as content (or parts that are all texts), and a text; got {pair!r:.80}"
                 )
 
 
@@ -144,14 +144,17 @@ class SFT(CriticFree):
 
 
 def _is_prompt(prompt: object) -> bool:
-    return isinstance(prompt, str) or messages_before(prompt) is not None
+    try:
+        return isinstance(prompt, str) or messages_before(prompt) is not None
+    except ModelError:
+        return False
 
 
 def prompt_text(prompt: str | Messages) -> str:
     """A prompt as one text: chat messages as a transcript, one message as its text."""
     if isinstance(prompt, str):
         return prompt
-    return str(prompt[0]["content"]) if len(prompt) == 1 else transcript(prompt)
+    return content_text(prompt[0]["content"]) if len(prompt) == 1 else transcript(prompt)
 
 
 def encoded_pairs(

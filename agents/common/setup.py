@@ -270,7 +270,9 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel, *, by
         ModelError: prompts and responses are too long for a model.
     """
     capacity, actions = check_observations(env)
-    own = repr(model.name) if by_name else "language_model.tokenizer (of an agent: agent.policy.language_model.tokenizer)"
+    own = (
+        repr(model.name) if by_name else "language_model.tokenizer (of an agent: agent.policy.language_model.tokenizer)"
+    )
     if actions != model.vocab_size:
         raise ConfigError(
             f"the environment has {actions} actions, but {model.name!r} has {model.vocab_size} logits; make the "

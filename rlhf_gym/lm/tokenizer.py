@@ -278,9 +278,10 @@ def encode_conversation(
         response: the response that follows; see :func:`~rlhf_gym.lm.chat_template.messages_before`.
 
     Raises:
-        ModelError: the chat template refuses the messages.
+        ModelError: the chat template refuses the messages, they hold something other than text, or they end with a turn of
+            the assistant that is not the response.
     """
-    asked = messages_before(messages, response) if getattr(tokenizer, "is_chat", False) else None
+    asked = messages_before(messages, response, text=text) if getattr(tokenizer, "is_chat", False) else None
     if asked is None:
         return tokenizer.encode_prompt(text)
     return list(tokenizer.encode_messages(asked))  # type: ignore[attr-defined]
