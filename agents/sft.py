@@ -21,7 +21,7 @@ from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError, TextsTooLong
+from rlhf_gym.errors import ConfigError, ModelError, TextsTooLong
 from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
@@ -58,8 +58,8 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         for number, pair in enumerate(self.data):
             if isinstance(pair, str) or len(pair) != 2 or not _is_prompt(pair[0]) or not isinstance(pair[1], str):
                 raise ConfigError(
-                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's "
-                    f"and a text; got {pair!r:.80}"
+                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's, "
+                    f"each with a text as content (or parts that are all texts), and a text; got {pair!r:.80}"
                 )
 
 
@@ -155,4 +155,7 @@ class SFT(CriticFree):
 
 
 def _is_prompt(prompt: object) -> bool:
-    return isinstance(prompt, str) or messages_before(prompt) is not None
+    try:
+        return isinstance(prompt, str) or messages_before(prompt) is not None
+    except ModelError:
+        return False

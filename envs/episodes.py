@@ -55,6 +55,7 @@ class Episodes(TokenRows):
         ids: int64 ``[N, L]``, prompt and response, padded on the right; ``L`` is the longest prompt plus the longest response.
         prompt_length: int64 ``[N]``.
         length: int64 ``[N]``, prompt and response so far.
+        eos_ids: all ids that end a response, the tokenizer's ``eos_id`` first.
         running: bool ``[N]``, False before the first reset and after the end.
         reward_seconds: seconds that calls of the reward have taken so far.
 
@@ -86,7 +87,7 @@ class Episodes(TokenRows):
         self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
         self.reward_seconds = 0.0
         self._text = ResponseText(self.tokenizer, self.task.stop)
-        self._ends = end_ids(self.tokenizer)
+        self.eos_ids = end_ids(self.tokenizer)
         self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
         self.suppress_tokens = self.masks.suppress_tokens
         super().__init__(num_slots, self.capacity, self.tokenizer.pad_id)
@@ -117,7 +118,7 @@ class Episodes(TokenRows):
             min_new_tokens=task.min_new_tokens,
             max_new_tokens=task.max_new_tokens,
             stop=task.stop,
-            more_eos_ids=end_ids(tokenizer)[1:],
+            more_eos_ids=self.eos_ids[1:],
             infos=self.infos,
         )
 
@@ -227,7 +228,7 @@ class Episodes(TokenRows):
             self.ids[rows, self.length[rows]] = taken
             self.length[rows] += 1
             ends = self.length[rows] >= self._limit[rows]
-        for end in self._ends:
+        for end in self.eos_ids:
             ends |= taken == end
         if idle is not None:
             self.length[idle] -= 1
@@ -290,7 +291,7 @@ class Episodes(TokenRows):
         texts, extra = self.prompts.texts(index), self.prompts.columns(index)
         if self._wants_ids:
             extra[IDS] = [self.ids[slot, a:b].tolist() for slot, a, b in zip(slots, starts, lengths, strict=True)]
-        ended = stopped | np.isin(self.ids.take(self._starts.take(slots) + lengths - 1), self._ends)
+        ended = stopped | np.isin(self.ids.take(self._starts.take(slots) + lengths - 1), self.eos_ids)
         return EndedEpisodes(texts, responses, extra, ended, lengths - starts)
 
     def score_ended(self, episodes: EndedEpisodes) -> tuple[ScoredBatch, dict[str, Any]]:

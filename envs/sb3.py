@@ -19,7 +19,6 @@ from rlhf_gym.envs.scoring import EndedEpisodes
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.tokenizer import end_ids
 from rlhf_gym.rewards.base import TermReward
 
 
@@ -63,7 +62,7 @@ class TokenVecEnv(VectorVecEnv):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """All ids that end a response, ``eos_id`` first."""
-        return end_ids(self.env.episodes.tokenizer)
+        return self.env.episodes.eos_ids
 
     @property
     def pad_id(self) -> int:

@@ -80,6 +80,11 @@ class TokenEnv(gym.Env[Any, Any]):
         """The fixed rules of the episodes, for agents."""
         return self.episodes.rules
 
+    @property
+    def unbegun_prompt(self) -> list[int] | None:
+        """The prompt's ids where the episode has no token of its response yet; else None."""
+        return self.episodes.ids[0, : self.episodes.length[0]].tolist() if self.episodes.unbegun[0] else None
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Ids], dict[str, Any]]:

@@ -6,6 +6,8 @@ An environment with an attribute ``token_rules`` (``env.get_attr("token_rules")`
 - ``reset(options=ROUND)`` begins a round, one episode in every slot. A slot keeps an episode that has no token of its response
   yet, so that no prompt is drawn and left out. An environment that scores several slots with one call scores a round of an
   adaptive reward with one call, when the last episode has ended; until then ``info["waits_for_score"]`` is True where one has.
+- Where it has an attribute ``unbegun_prompt`` (the ids of the prompt of an episode that has no token of its response yet, else
+  None), a round may go without that reset if some wrapper refuses resets before an episode's end.
 - A slot draws one prompt an episode from random numbers of its own: slots with the same seed get the same prompts.
 """
 

@@ -65,6 +65,7 @@ from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 T = TypeVar("T")
+KL_AT_END = "objective/kl_at_end"
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -146,6 +147,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             setattr(self, name, getattr(given, name))
         self._given = given
         self.settings = given.named()
+        self._model_by_name = isinstance(given.language_model, str)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
@@ -223,6 +225,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 break
         if self.stopped is None and self._check_last_update():  # a callback has ended training
             warnings.warn(str(self.stopped), TrainingStopped, stacklevel=2)
+        if (
+            log_interval is not None and KL_AT_END in self.logger.name_to_value
+        ):  # measured after the last row was written
+            self.dump_logs(self.iteration)
         hook.on_training_end()
         return self
 
@@ -372,9 +378,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return False
         assert self.seed is not None
         kl = kl_now(
-            self.policy, self.reference, rollout, self._vec_env, self.seed, self.episode_count, self.tokens_per_batch
+            self.policy, self.reference, rollout, self._vec_env, self.seed, self.episode_count, self.within_memory
         )
-        self.logger.record("objective/kl_at_end", kl)
+        self.logger.record(KL_AT_END, kl)
         if not self.kl_guard.exceeded(kl):
             return False
         self.stopped = self.kl_guard.restore_after_last_update(self.policy, kl, f"iteration {self.iteration}")
@@ -664,7 +670,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.group_size = getattr(self.settings, "group_size", self.group_size)
         group_slots(env, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
-        return check_env(env, model, self.reference)
+        return check_env(env, model, self.reference, by_name=self._model_by_name)
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""

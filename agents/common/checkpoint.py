@@ -89,10 +89,12 @@ def _write(agent: Agent, folder: Path) -> None:
     if model.base is None:
         model.save(folder / "model")
     reference = agent.reference
-    if not isinstance(agent.settings.reference, str) and reference is not model.base:
+    # Of one network there may be two LanguageModels: products are rounded, or not, for each alone.
+    is_base = model.base is not None and reference.model is model.base.model
+    if not isinstance(agent.settings.reference, str) and not is_base:
         # An adapter is kept as one: merged into weights, it would give other log-probabilities by rounding.
         whole = reference if reference.base is None else reference.base
-        if whole is not model.base:
+        if model.base is None or whole.model is not model.base.model:
             whole.save(folder / REFERENCE)
         if reference.adapter is not None:
             save_adapter(reference, folder / REFERENCE_ADAPTER)
@@ -112,7 +114,7 @@ def _write(agent: Agent, folder: Path) -> None:
         "optimizer": scalars, "limits": asdict(agent.policy.limits), "state": agent.state(), "last_good": kept,
         "chosen": agent._chosen_sizes, "policy": type(agent.policy).__name__,
         "base": None if model.base is None else {
-            "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": reference is model.base,
+            "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": is_base,
         },
     }  # fmt: skip
     (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")

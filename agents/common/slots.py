@@ -115,13 +115,19 @@ class Rounds:
     def __init__(self, env: VecEnv, group_size: int, seed: int) -> None:
         self.env, self.group_size, self.seed = env, group_size, seed
         self.rules = rules_of(env)
+        # stable-baselines3's Monitor may refuse a reset before an episode's end. A time limit needs it, as it counts waiting.
+        strict = env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets"))
+        self._spares_resets = strict and not env.has_attr("_max_episode_steps")
 
-    def begin(self, first_episode: int) -> dict[str, Any]:
+    def begin(self, first_episode: int, last: dict[str, Any] | None = None) -> dict[str, Any]:
         """The first observations of a round, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
 
         Args:
             first_episode: the number of the round's first episode.
+            last: the observation that the caller has last got of the environment, if any.
         """
+        if last and self._spares_resets and self._stands_at(last):
+            return last
         self.env.set_options(dict(ROUND))
         observation = self.reset()
         if not _together(observation["ids"], self.group_size):
@@ -131,6 +137,13 @@ class Rounds:
             self.env.set_options(dict(ROUND))
             observation = self.reset()
         return observation
+
+    def _stands_at(self, last: dict[str, Any]) -> bool:
+        """True if every slot stands where it was observed last, at the beginning of an episode, and no seed waits."""
+        if any(seed is not None for seed in self.env.unwrapped._seeds) or not self.env.has_attr("unbegun_prompt"):
+            return False
+        seen = [row[: int(n)].tolist() for row, n in zip(last["ids"], last["length"][:, 0], strict=True)]
+        return self.env.get_attr("unbegun_prompt") == seen and _together(last["ids"], self.group_size)
 
     def reset(self) -> dict[str, Any]:
         """The observations of new episodes in all slots."""

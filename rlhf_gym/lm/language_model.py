@@ -72,8 +72,8 @@ class LanguageModel:
 
     Args:
         model: a transformers causal language model.
-        tokenizer: its tokenizer, ours or a transformers one; it is told the model's number of logits and the ids that end its
-            responses.
+        tokenizer: its tokenizer, ours or a transformers one. Where it does not know the model's number of logits and the ids
+            that end its responses, the model has a copy that does, as its attribute ``tokenizer``.
         name: the name it was loaded from.
         chat_template: for a transformers tokenizer: ``"auto"``, ``"on"``, ``"off"`` or a file, as for :meth:`load`.
 
@@ -140,7 +140,7 @@ class LanguageModel:
                     f"the tokenizer of {name!r} uses id {token} for {what}, but the model has {self.vocab_size} "
                     f"logits: tokenizer and model do not belong together"
                 )
-        fit_tokenizer(tokenizer, self.vocab_size, ends_of_model(model.config, model.generation_config))
+        self.tokenizer = fit_tokenizer(tokenizer, self.vocab_size, ends_of_model(model.config, model.generation_config))
 
     @classmethod
     def load(

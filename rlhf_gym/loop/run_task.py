@@ -91,7 +91,7 @@ def target_pairs(task: Task, column: str) -> list[tuple[str | Messages, str]]:
                 f"columns: {known}); give agent.target_column, or prompts with such a column: --prompts FILE"
             )
     return [
-        (messages_before(prompt.columns.get("messages")) or prompt.text, prompt.columns[column])
+        (messages_before(prompt.columns.get("messages"), text=prompt.text) or prompt.text, prompt.columns[column])
         for prompt in task.prompts
     ]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.errors import TaskError
+from rlhf_gym.errors import ModelError, TaskError
+from rlhf_gym.lm.chat_template import content_text
 from rlhf_gym.table_files import rows_from_file
 from rlhf_gym.tasks.samples import Prompt
 
@@ -85,11 +86,14 @@ def _from_messages(messages: list[Any], column: str, where: str) -> tuple[str, l
         where: the row, for the message.
 
     Raises:
-        TaskError: they are no messages, or end with the assistant's.
+        TaskError: they are no messages, hold something other than text, or end with the assistant's.
     """
-    texts = ("role", "content")
-    good = messages and all(isinstance(m, Mapping) and all(isinstance(m.get(t), str) for t in texts) for m in messages)
-    if not good or messages[-1]["role"] == "assistant":
+    if good := all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in messages):
+        try:
+            messages = [{**m, "content": content_text(m.get("content"))} for m in messages]
+        except ModelError as error:
+            raise TaskError(f"{where}, column {column!r}: {error}") from error
+    if not messages or not good or messages[-1]["role"] == "assistant":
         raise TaskError(
             f"{where}: expected a text or chat messages that end with the user's in column {column!r}, got {messages!r:.80}"
         )
