@@ -96,8 +96,8 @@ def test_parts_that_are_texts_are_text_and_what_cannot_be_a_prompt_is_refused() 
     ids = encode_conversation(tokenizer, "a transcript", whole)
     assert tokenizer.decode_special(ids) == SHOWN[CHATML]
     assert prompt_of_messages(whole) == prompt_of_messages(ASKED)
-    ((asked, _),) = encoded_pairs([(whole, "6")], random_model(chat_hub(), len(chat_hub())), Limits.of(tokenizer))
-    assert asked == ids
+    ((one,), _) = encoded_pairs([(whole, "6")], random_model(chat_hub(), len(chat_hub())), Limits.of(tokenizer))
+    assert one.prompt_ids == ids
     picture = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}]
     with pytest.raises(ModelError, match=r"must be a text, or parts that are all texts, .* got \[\{'type': 'image'"):
         encode_conversation(tokenizer, "what is this?", picture)
