@@ -6,7 +6,7 @@ on wrappers or on how the slots are made; see :mod:`rlhf_gym.envs.token_rules` f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -46,6 +46,15 @@ def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:
         return None
     tokenizer: Tokenizer = episodes.tokenizer
     return tokenizer
+
+
+def reward_of(env: VecEnv) -> Callable[..., Any] | None:
+    """The reward of an environment, however it is wrapped; None where it has none that can be called by itself."""
+    try:
+        reward: Callable[..., Any] = env.get_attr("episodes", 0)[0].reward
+    except AttributeError:
+        return None
+    return reward
 
 
 def token_env_inside(env: VecEnv) -> TokenVecEnv | None:

@@ -23,7 +23,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of
+from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -69,6 +69,7 @@ class RunContext:
         gold: the gold reward: what the simulated rater prefers by, and what the evaluation measures.
         reference: the language model as it was given, frozen.
         people: the rater who stands for the people on the run's rating page; None if the run serves no page.
+        validation: prompts of the evaluation during training, which are neither trained on nor held out.
     """
 
     config: Config
@@ -78,6 +79,7 @@ class RunContext:
     gold: Reward
     reference: LanguageModel
     people: Rater | None = None
+    validation: tuple[Prompt, ...] = ()
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
@@ -95,13 +97,16 @@ class RunContext:
             torch.set_num_threads(config.run.threads)
         task = task_of(config.task)
         gold = gold_of(config.task, task)
+        validation: list[Prompt] = []
+        if config.evaluation.every is not None:
+            task, validation = with_validation(task, config.evaluation.validation_prompts)
         check_loggers(config.log)
         if config.reward_model.enabled:
             check_rater(config.rater)
         if needs_targets(config.agent):
             target_pairs(task, config.agent.target_column)
-        context = cls(config, run, progress, task, gold, load_reference(config))
-        context.check_prompts([*task.prompts, *task.held_out])
+        context = cls(config, run, progress, task, gold, load_reference(config), validation=tuple(validation))
+        context.check_prompts([*task.prompts, *validation, *task.held_out])
         return context
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
