@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,8 +70,8 @@ def update_norms(groups: Mapping[str, list[Tensor]], optimizer: torch.optim.Opti
     return norms
 
 
-def _adam_step(state: Mapping[str, Tensor], options: Mapping[str, float]) -> Tensor:
-    beta1, beta2 = options["betas"]  # type: ignore[misc]
+def _adam_step(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
+    beta1, beta2 = options["betas"]
     t = float(state["step"])
     scale = (state["exp_avg_sq"] / (1 - beta2**t)).sqrt_().add_(options["eps"])
     return state["exp_avg"].div(scale).mul_(options["lr"] / (1 - beta1**t))

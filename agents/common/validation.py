@@ -78,7 +78,8 @@ class Validation(IterationCallback):
             )
         self.prompts = [Prompt(p) if isinstance(p, str) else p for p in prompts]
         self.reward, self.every, self.metric, self.stop_at, self.patience = reward, every, metric, stop_at, patience
-        self.best, self.history = best and Path(best), history and Path(history)
+        self.best = None if best is None else Path(best)
+        self.history = None if history is None else Path(history)
         self.greedy, self.batch_size, self.seed = greedy, batch_size, seed
         self.evaluations: list[dict[str, float]] = []
 

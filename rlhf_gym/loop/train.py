@@ -146,9 +146,9 @@ def _given(context: RunContext) -> dict[str, Any]:
 
 def _load(context: RunContext, checkpoint: Path, env: TokenVecEnv | None) -> TokenAlgorithm:
     """An agent from one of the run's checkpoints."""
-    base = {"language_model": context.reference} if context.config.model.lora else {}
+    base = context.reference if context.config.model.lora else None
     cls, device = find_agent(context.config.agent.name), str(context.reference.device)
-    return cls.load(checkpoint, env=env, device=device, **base, **_given(context))
+    return cls.load(checkpoint, env=env, device=device, language_model=base, **_given(context))
 
 
 def _trainable(context: RunContext, number: int) -> LanguageModel:
