@@ -19,7 +19,7 @@ _EMBEDDINGS = re.compile(r"emb|wte|wpe|shared")
 
 
 def layer_groups(policy: LMPolicy) -> dict[str, list[Tensor]]:
-    """The weights that learn, by group of layers; groups without any are left out. The value function's own are ``value``."""
+    """The weights that learn, of any shape ``[...]``, by group of layers; the value function's own are the group ``value``."""
     own = {id(weight) for weight in split_weights(policy)[0]}
     named = [(name, weight) for name, weight in policy.named_parameters() if weight.requires_grad]
     blocks = [int(found[1]) for name, weight in named if id(weight) not in own and (found := _BLOCK.search(name))]

@@ -50,6 +50,11 @@ class TaskConfig:
         "longest call of the gold reward, in seconds; in a combination, of each reward; null sets no limit",
         above=0,
     )
+    prompt_order: Literal["random", "epochs"] = setting(
+        "random",
+        "the order of prompts in training: random draws them with replacement; in epochs all of them come, in random order, "
+        "before one comes again",
+    )
     max_new_tokens: int | None = setting(
         None, "longest response, in tokens; null takes the task's own limit", at_least=1
     )

@@ -114,7 +114,10 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
         reward: the reward that the agent is trained against.
     """
     config = context.config.agent
-    env = make_sb3_env(config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward)
+    env = make_sb3_env(
+        config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,
+        prompt_order=context.config.task.prompt_order,
+    )  # fmt: skip
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
     given = _given(context)
