@@ -242,11 +242,16 @@ class EpochDraws:
         Raises:
             ValueError: a list that has not one seed a slot.
         """
-        together = seed is None or isinstance(seed, int | np.integer)
-        seeds = [seed] * self.num_slots if together else list(seed)  # type: ignore[arg-type]
-        if len(seeds) != self.num_slots:
-            raise ValueError(f"got {len(seeds)} seeds for {self.num_slots} environments; expected one each")
-        parts, of = self._parts or ((range(self.num_slots), self.num_slots) if together else ([0] * self.num_slots, 1))
+        if seed is None and self.seeded:
+            return
+        count = self.num_slots
+        seeds: list[int | None]
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds, (parts, of) = [seed] * count, self._parts or (range(count), count)
+        else:
+            seeds, (parts, of) = list(seed), self._parts or ([0] * count, 1)
+        if len(seeds) != count:
+            raise ValueError(f"got {len(seeds)} seeds for {count} environments; expected one each")
         entropy = int(np.random.SeedSequence().generate_state(1)[0])  # for the slots that nobody seeds
         fresh = [_EpochStream(entropy if s is None else int(s), part, of) for s, part in zip(seeds, parts, strict=True)]
         if not self.seeded:

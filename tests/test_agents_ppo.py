@@ -337,6 +337,8 @@ def test_metrics_have_the_names_that_dashboards_use() -> None:
         "mismatch/effective_sample_size",
         "train/approx_kl",
         "train/clip_fraction",
+        "train/clip_range",
+        "train/clip_range_vf",
         "train/entropy_loss",
         "train/explained_variance",
         "train/grad_norm",

@@ -72,9 +72,9 @@ def update_norms(groups: Mapping[str, list[Tensor]], optimizer: torch.optim.Opti
 
 def _adam_step(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
     beta1, beta2 = options["betas"]
-    t = float(state["step"])
-    scale = (state["exp_avg_sq"] / (1 - beta2**t)).sqrt_().add_(options["eps"])
-    return state["exp_avg"].div(scale).mul_(options["lr"] / (1 - beta1**t))
+    step = state["step"]  # stays on its device: a transfer for each weight would wait for it
+    scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(options["eps"])
+    return state["exp_avg"].div(scale).mul_(options["lr"] / (1 - beta1**step))
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
