@@ -253,7 +253,10 @@ class EpochDraws:
         if len(seeds) != count:
             raise ValueError(f"got {len(seeds)} seeds for {count} environments; expected one each")
         entropy = int(np.random.SeedSequence().generate_state(1)[0])  # for the slots that nobody seeds
-        fresh = [_EpochStream(entropy if s is None else int(s), part, of) for s, part in zip(seeds, parts, strict=True)]
+        fresh = [
+            _EpochStream(entropy, slot, count) if s is None else _EpochStream(int(s), part, of)
+            for slot, (s, part) in enumerate(zip(seeds, parts, strict=True))
+        ]
         if not self.seeded:
             self._streams, self.seeded = fresh, True
             return

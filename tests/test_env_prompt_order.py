@@ -77,8 +77,9 @@ def test_single_and_vector_environments_go_through_every_prompt() -> None:
     assert flat[:12].tolist() == first  # slots share the epochs that a single environment goes through
     listed = many.reset(seed=[3, 4, 3, 5, 6])[0]["ids"][:, 0]
     assert listed[0] == listed[2] == first[0]
-    other = TokenVectorEnv(5, **GIVEN)
-    assert len(set(other.reset()[0]["ids"][:, 0])) == 5  # nobody seeded it
+    for nothing in (None, [None] * 5):
+        unseeded = TokenVectorEnv(5, **GIVEN)
+        assert len(set(unseeded.reset(seed=nothing)[0]["ids"][:, 0])) == 5
 
 
 @pytest.mark.parametrize("kind", [PPO, GRPO])

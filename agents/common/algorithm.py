@@ -530,11 +530,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             self.record_all(by_group)
         self.scaler.step(self.policy.optimizer)
         self.scaler.update()
-        if not any(
-            name.startswith("update_norm/") for name in self.minibatch_metrics
-        ):  # once: it costs as much as the step
+        if not self._knows_update_norms:  # once an iteration: it costs as much as the step
             self.record_all(update_norms(groups, self.policy.optimizer))
         self.policy.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def _knows_update_norms(self) -> bool:
+        return any(name.startswith("update_norm/") for name in self.minibatch_metrics)
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""
