@@ -14,11 +14,11 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf_gym.envs.masks import Masks, TokenMask
-from rlhf_gym.envs.prompts import PromptTable
+from rlhf_gym.envs.prompts import EpochDraws, PromptTable, prompt_draws
 from rlhf_gym.envs.scoring import EndedEpisodes, score_episodes
 from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
-from rlhf_gym.envs.token_rules import TokenRules
+from rlhf_gym.envs.token_rules import PromptOrder, TokenRules
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.response_text import ResponseText
@@ -50,8 +50,10 @@ class Episodes(TokenRows):
         max_prompt_tokens: longest prompt allowed; None takes the task's longest.
         mask: the tokens that are allowed.
         infos: see :data:`Infos`.
+        prompt_order: see :data:`~rlhf_gym.envs.token_rules.PromptOrder`.
 
     Attributes:
+        draws: the draws of the slots' prompts.
         ids: int64 ``[N, L]``, prompt and response, padded on the right; ``L`` is the longest prompt plus the longest response.
         prompt_length: int64 ``[N]``.
         length: int64 ``[N]``, prompt and response so far.
@@ -74,6 +76,7 @@ class Episodes(TokenRows):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
+        prompt_order: PromptOrder = "random",
     ) -> None:
         if infos not in get_args(Infos):
             raise ConfigError(f"infos must be one of {', '.join(get_args(Infos))}, got {infos!r}")
@@ -83,6 +86,7 @@ class Episodes(TokenRows):
         self.reward = reward_of(reward, self.task)
         self._wants_ids = wants_token_ids(self.reward)
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
+        self.prompt_order, self.draws = prompt_order, prompt_draws(prompt_order, num_slots, len(self.prompts))
         self.max_prompt_tokens = self.prompts.longest
         self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
         self.reward_seconds = 0.0
@@ -120,7 +124,18 @@ class Episodes(TokenRows):
             stop=task.stop,
             more_eos_ids=self.eos_ids[1:],
             infos=self.infos,
+            prompt_order=self.prompt_order,
         )
+
+    def share_prompts(self, parts: Sequence[int], of: int) -> None:
+        """With ``prompt_order="epochs"``, say which part of each epoch a slot gets from the next seed on.
+
+        Args:
+            parts: the part of each slot, from 0.
+            of: the number of parts.
+        """
+        if isinstance(self.draws, EpochDraws):
+            self.draws.share(parts, of)
 
     @property
     def unbegun(self) -> Mask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import shape_scores
-from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration
+from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iteration_callbacks
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
@@ -37,6 +37,7 @@ from rlhf_gym.agents.common.metrics import (
 )
 from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mismatch_metrics
+from rlhf_gym.agents.common.norms import gradient_norms, layer_groups, update_norms
 from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
@@ -58,7 +59,7 @@ from rlhf_gym.agents.common.setup import (
 from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
-from rlhf_gym.errors import ConfigError, TrainingStopped
+from rlhf_gym.errors import ConfigError, NotFiniteError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.sampling import Limits, Sampling
@@ -158,6 +159,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.stopped: str | None = None
         self.seconds = PhaseSeconds()  # the last iteration's
         self.minibatch_metrics: dict[str, list[float]] = {}
+        self.updating: list[int] | None = None  # the rows of the minibatch that is being learned from
         self._rollout_start: dict[str, Any] | None = None
         self._learned_from: Rollout | None = None  # the last rollout, until the update by it is checked
         if _init_setup_model:
@@ -211,11 +213,19 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.stopped, rows = None, 0
         while (progress := self._progress(total_timesteps, iterations)) < 1:
             self._current_progress_remaining = 1 - progress
-            if not self.iterate(hook):
+            try:
+                goes_on = self.iterate(hook)
+            except NotFiniteError as error:
+                for one in iteration_callbacks(hook):
+                    one.on_divergence(self, error)
+                raise
+            if not goes_on:
                 break
             if self._progress(total_timesteps, iterations) >= 1:
                 self._check_last_update()
             rows += 1
+            for one in iteration_callbacks(hook):
+                one.before_logging(self)
             if log_interval is not None and rows % log_interval == 0:
                 self.dump_logs(self.iteration)
             goes_on = end_iteration(hook, self)
@@ -223,7 +233,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
             if self.stopped is not None or not goes_on:
                 break
-        if self.stopped is None and self._check_last_update():  # a callback has ended training
+        if self._check_last_update():  # a callback has ended training
             warnings.warn(str(self.stopped), TrainingStopped, stacklevel=2)
         if (
             log_interval is not None and KL_AT_END in self.logger.name_to_value
@@ -255,8 +265,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             with self.seconds.phase("learning"):
                 self._fill_advantages(rollout)
                 for rows in self._minibatches(rollout):
+                    self.updating = rows
                     if not self.update(rollout, rows):
                         break
+                self.updating = None
                 self.after_learning(rollout)
         self._learned_from = rollout if may_learn else None
         self._end_iteration()
@@ -266,7 +278,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _begin_iteration(self) -> None:
         self._rollout_start = None
         self._rollout_start = self.state()  # a checkpoint from within the rollout goes back here
-        self.seconds, self.minibatch_metrics = PhaseSeconds(), {}
+        self.seconds, self.minibatch_metrics, self.updating = PhaseSeconds(), {}, None
         self.where = f"iteration {self.iteration + 1}, rollout"
 
     def _end_iteration(self) -> None:
@@ -444,6 +456,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
             self.record(**mismatch_metrics(table["difference"], table["ratio"], table["squared ratio"]))
         self.record(**{name: sign * table[key] for name, (sign, key) in MINIBATCH_METRICS.items() if key in table})
+        self.record(**{name: value for name, value in table.items() if name.startswith("ratio/")})
         stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
         skip = table["ratio"] > self.max_ratio
         self.record(**{"policy/skipped_updates": float(stop or skip)})
@@ -512,6 +525,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
         self.scaler.unscale_(self.policy.optimizer)
+        groups = layer_groups(self.policy)
+        by_group = gradient_norms(groups)
         norms = clip_gradients(self.policy, self.max_grad_norm, self.value_max_grad_norm)
         table = torch.stack(list(norms.values()))
         if self.scaler.is_enabled():  # it skips a step whose scaled gradient overflowed, and lowers the scale
@@ -523,9 +538,16 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             check_finite({"the gradient is": table}, self.where)
         if table.isfinite().all():
             self.record(**norms)
+            self.record_all(by_group)
         self.scaler.step(self.policy.optimizer)
         self.scaler.update()
+        if not self._knows_update_norms:  # once an iteration: it costs as much as the step
+            self.record_all(update_norms(groups, self.policy.optimizer))
         self.policy.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def _knows_update_norms(self) -> bool:
+        return any(name.startswith("update_norm/") for name in self.minibatch_metrics)
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""
@@ -564,6 +586,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Keep metrics of a minibatch; the mean over the iteration's minibatches is logged under each name."""
         for name, value in metrics.items():
             self.minibatch_metrics.setdefault(name, []).append(float(value))
+
+    def record_all(self, metrics: Mapping[str, Tensor]) -> None:
+        """:meth:`record` metrics ``[]`` with one transfer from the device."""
+        amounts = torch.stack([metric.to(self.device) for metric in metrics.values()]).tolist()
+        self.record(**dict(zip(metrics, amounts, strict=True)))
 
     def log(self, rollout: Rollout) -> None:
         """Hand the iteration's metrics to stable-baselines3's logger, under the names of the field's dashboards."""

@@ -6,7 +6,7 @@ on wrappers or on how the slots are made; see :mod:`rlhf_gym.envs.token_rules` f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.envs.sb3 import TokenVecEnv, group_seeds, group_shares
 from rlhf_gym.envs.sb3_vector import VectorVecEnv
 from rlhf_gym.envs.token_rules import ROUND, TokenRules
 from rlhf_gym.errors import ConfigError
@@ -46,6 +46,15 @@ def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:
         return None
     tokenizer: Tokenizer = episodes.tokenizer
     return tokenizer
+
+
+def reward_of(env: VecEnv) -> Callable[..., Any] | None:
+    """The reward of an environment, however it is wrapped; None where it has none that can be called by itself."""
+    try:
+        reward: Callable[..., Any] = env.get_attr("episodes", 0)[0].reward
+    except AttributeError:
+        return None
+    return reward
 
 
 def token_env_inside(env: VecEnv) -> TokenVecEnv | None:
@@ -91,12 +100,19 @@ def seed_slots(env: VecEnv, seed: int, group_size: int) -> None:
         seed: group ``i`` of slots gets the ``i``-th number of its stream.
         group_size: slots in a group.
     """
-    if rules_of(env) is None or token_env_inside(env) is not None:
+    rules = rules_of(env)
+    if rules is None or token_env_inside(env) is not None:
         env.seed(seed)
         return
-    groups = np.random.SeedSequence(seed).generate_state(env.num_envs // group_size)
+    order = rules.prompt_order
     # What the next reset of any VecEnv gives its slots. `seed()` counts up from a number: no group could share one.
-    env.unwrapped._seeds = [int(s) for s in np.repeat(groups, group_size)]
+    env.unwrapped._seeds = group_seeds(seed, env.num_envs, group_size, order)
+    if order == "epochs":
+        parts, of = group_shares(env.num_envs, group_size)
+        holders = _holders(env)
+        for slot in holders:
+            mine = parts if len(holders) == 1 else [parts[slot]]
+            env.env_method("share_prompts", mine, of, indices=[slot])
 
 
 class Rounds:

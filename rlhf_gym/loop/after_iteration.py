@@ -21,7 +21,8 @@ from rlhf_gym.loop.whole_files import write_json, write_text
 
 # What an iteration's line shows: the column of metrics.csv, its word on the line, its format.
 ON_THE_LINE = (
-    ("objective/scores", "proxy", "+z.2f"), ("gold", "gold", "+z.2f"), ("objective/kl", "KL", "z.2f"),
+    ("objective/scores", "proxy", "+z.2f"), ("gold", "gold", "+z.2f"), ("validation/gold", "validation gold", "+z.2f"),
+    ("objective/kl", "KL", "z.2f"),
     ("objective/entropy", "entropy", ".1f"), ("response_length", "length", ".1f"), ("loss/value_avg", "value loss", ".3f"),
     ("policy/clipfrac_avg", "clipped", ".1%"),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of
+from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -71,6 +71,7 @@ class RunContext:
         reference: the language model as it was given, frozen.
         people: the rater who stands for the people on the run's rating page; None if the run serves no page.
         too_long: the texts that exceed the model's context or a limit, and what was done with them.
+        validation: prompts of the evaluation during training, which are neither trained on nor held out.
     """
 
     config: Config
@@ -81,6 +82,7 @@ class RunContext:
     reference: LanguageModel
     people: Rater | None = None
     too_long: list[TooLong] = field(default_factory=list)
+    validation: tuple[Prompt, ...] = ()
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
@@ -105,7 +107,10 @@ class RunContext:
             target_pairs(task, config.agent.target_column)
         reference = load_reference(config)
         task, too_long = fit_task(task, reference, config.task.on_too_long)
-        context = cls(config, run, progress, task, gold, reference, too_long=too_long)
+        validation: list[Prompt] = []
+        if config.evaluation.every is not None:
+            task, validation = with_validation(task, config.evaluation.validation_prompts)
+        context = cls(config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation))
         if needs_targets(config.agent):
             pairs = target_pairs(task, config.agent.target_column)
             too_long += encoded_pairs(pairs, reference, context.limits, config.task.on_too_long)[1]

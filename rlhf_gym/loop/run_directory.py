@@ -13,6 +13,10 @@
 ``round-N/agent.json``                  the agent's class and all its settings
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
+``round-N/training.json``               how training ended: why, if early; the iteration whose policy the round ends with
+``round-N/validation.jsonl``            with ``evaluation.every``: the evaluations during training
+``round-N/best.zip``                    likewise: the checkpoint of the best one
+``round-N/divergence-ITERATION.zip``    where training diverged: the batch that did it
 ``round-N/agent_seconds.json``          seconds of the iterations up to that checkpoint, by phase
 ``round-N/reward_state.json``           with rewards that learn: their states after training
 ``round-N/policy/``                     the tuned model, as transformers saves one

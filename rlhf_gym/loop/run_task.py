@@ -96,6 +96,21 @@ def target_pairs(task: Task, column: str) -> list[tuple[str | Messages, str]]:
     ]
 
 
+def with_validation(task: Task, number: int) -> tuple[Task, list[Prompt]]:
+    """Take validation prompts from those to train on; no text stays in both parts.
+
+    Args:
+        task: the run's task.
+        number: validation prompts; at most half of the different texts are taken.
+
+    Returns:
+        The task without them, and the validation prompts, each text once.
+    """
+    texts = len({p.text for p in task.prompts})
+    train, taken = split_prompts(task.prompts, min(number / texts, 0.5), f"task {task.name!r}")
+    return replace(task, prompts=train), list({p.text: p for p in taken}.values())
+
+
 def split_prompts(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:
     """Split prompts into those to train on and those to hold out, by a hash of the text.
 
