@@ -91,12 +91,12 @@ class Models(NamedTuple):
 
     Attributes:
         policy: the language model to train, without its adapter.
-        reference: the frozen model that KL is measured from.
+        reference: the frozen model that KL is measured from, or None where nothing needs it.
         value_start: the reward model that a separate value network starts from, or None.
     """
 
     policy: LanguageModel
-    reference: LanguageModel
+    reference: LanguageModel | None
     value_start: RewardModel | None
 
 
@@ -115,7 +115,8 @@ def load_models(given: AgentSettings) -> Models:
         model = LanguageModel.load(model, device=usable_device(given.device))
     if given.precision == "float32":  # the others learn with float32 weights
         check_precision(model, adapted=given.lora is not None)
-    reference = reference_of(model, given.reference, adapted=given.lora is not None)
+    adapted = given.lora is not None
+    reference = reference_of(model, given.reference, adapted=adapted) if given.needs_reference(vars(given)) else None
     start = getattr(given, "value_start", None)
     if isinstance(start, str | Path):
         start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
@@ -138,7 +139,7 @@ def set_precision(models: Models, given: AgentSettings) -> None:
     dtype = product_dtype(given.precision, models.policy.device)
     if dtype != torch.float32 and given.lora is None:
         torch.nn.Module.to(models.policy.model, torch.float32)
-    for model in {id(m): m for m in (models.policy, models.reference)}.values():
+    for model in {id(m): m for m in (models.policy, models.reference) if m is not None}.values():
         model.product_dtype = None if model.model.dtype == dtype or dtype == torch.float32 else dtype
 
 
@@ -228,13 +229,13 @@ def learning_model(
     return model
 
 
-def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Limits:
+def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel | None) -> Limits:
     """Refuse, before any work starts, an environment that could not work.
 
     Args:
         env: the environment.
         model: the policy.
-        reference: what KL is measured from.
+        reference: what KL is measured from, or None.
 
     Returns:
         The environment's fixed limits on tokens.
@@ -257,7 +258,8 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
             f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
         )
     model.check_fits(capacity, 0)
-    reference.check_fits(capacity, 0)
+    if reference is not None:
+        reference.check_fits(capacity, 0)
     return limits
 
 

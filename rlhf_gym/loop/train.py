@@ -77,9 +77,11 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
     env = make_sb3_env(config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward)
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
-    given: dict[str, Any] = {"reference": context.reference}
+    given: dict[str, Any] = {}
     if needs_targets(config):
         given["data"] = target_pairs(context.task, config.target_column)
+    if cls.Settings.needs_reference(config.settings):
+        given["reference"] = context.reference
     if checkpoint.exists():
         base = {"language_model": context.reference} if context.config.model.lora else {}
         resumed: TokenAlgorithm = cls.load(checkpoint, env=env, device=device, **base, **given)
