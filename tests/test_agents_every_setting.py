@@ -11,6 +11,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +25,7 @@ from toy_tasks import count_a, letter_task
 from rlhf_gym import agents
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.envs.sb3 import TokenVecEnv
-from rlhf_gym.errors import TrainingStopped
+from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.reward_model import RewardModel
 
@@ -51,6 +52,11 @@ def late_letters(prompts: list[str], responses: list[str], **columns: Any) -> li
     return [sum(ord(letter) - 97 for letter in response) / 20 for response in responses]
 
 
+def brevity(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """The best responses are of several lengths, unlike those by :func:`late_letters`."""
+    return [late - len(response) for late, response in zip(late_letters(prompts, responses), responses, strict=True)]
+
+
 def no_score(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
     return [0.0] * len(responses)
 
@@ -58,16 +64,29 @@ def no_score(prompts: list[str], responses: list[str], **columns: Any) -> list[f
 # A value other than that of BASE or the default, and what else both runs have for it to matter.
 OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "reference": (lambda: model(seed=5), {}), "language_model": (lambda: model(seed=6), {}), "lora": ({"rank": 2}, {}),
+    "learning_rate_warmup": (0.9, {}), "adam_beta1": (0.1, {}), "adam_beta2": (0.1, {}), "adam_epsilon": (1.0, {}),
+    "weight_decay": (5.0, {}), "precision": ("bf16", {}), "value_learning_rate": (1e-3, {}), "value_max_grad_norm": (1e-4, {}),
+    "importance_sampling": ("token_truncate", {"old_log_probs": "recompute", "precision": "bf16"}),
+    "importance_cap": (
+        1.0001, {"old_log_probs": "recompute", "precision": "bf16", "importance_sampling": "token_truncate"},
+    ),
+    "old_log_probs": ("recompute", {"precision": "bf16"}),
     "learning_rate": (0.01, {}), "learning_rate_decay": ("linear", {}), "n_episodes": (16, {}), "batch_size": (2, {}),
     "max_grad_norm": (1e-4, {}), "seed": (1, {}), "gamma": (0.5, {}), "gae_lambda": (0.5, {}),
     "normalize_advantage": (False, {}), "whiten_rewards": (True, {}), "vf_coef": (3.0, {}),
     "value_network": ("separate", {}), "value_start": (lambda: RewardModel(model(seed=7)), {"value_network": "separate"}),
     "clip_range_vf": (1e-3, {}), "ent_coef": (1.0, {}), "max_ratio": (1e-6, {}), "n_epochs": (3, {}),
     "clip_range": (0.01, {}), "clip_range_high": (3.0, {}), "dual_clip": (1.001, {"learning_rate": 0.1}),
-    "target_kl": (1e-6, {}), "aggregation": ("sequence", {"aggregation": "token"}), "kl_coef": (0.1, {"kl_in": "loss"}),
+    "target_kl": (1e-6, {}),
+    "aggregation": ("sequence", {"aggregation": "token", "n_episodes": 32, "score": brevity}),
+    "kl_coef": (0.1, {"kl_in": "loss"}),
     "kl_target": (0.1, {"kl_horizon": 10.0, "kl_in": "loss"}),
     "kl_horizon": (1000.0, {"kl_target": 0.1, "kl_horizon": 10.0, "kl_in": "loss"}),
-    "kl_estimator": ("k2", {"kl_in": "reward"}), "kl_in": ("loss", {"kl_in": "reward"}), "temperature": (0.5, {}),
+    "kl_estimator": ("k2", {"kl_in": "loss", "kl_estimator": "k3"}),
+    "kl_in": ("loss", {"kl_in": "reward"}), "kl_gradient": ("sequence", {"kl_in": "loss"}),
+    "kl_importance": (True, {"kl_in": "loss", "kl_estimator": "k3"}),
+    "value_warmup": (1, {}), "value_gae_lambda": (0.3, {}), "gae_lambda_alpha": (0.4, {}), "scale_returns": (True, {}),
+    "temperature": (0.5, {}),
     "top_k": (3, {}), "top_p": (0.5, {}), "clip_scores": (0.5, {"kl_coef": 0.0}), "missing_eos_penalty": (2.0, {}),
     "missing_eos_score": (-2.0, {}), "kl_limit": (1e-6, {}), "mask_top_p": (0.3, {}), "mask_refresh": (1, {}),
      "max_kl": (1e-3, {}),
@@ -145,6 +164,20 @@ def backs_off(name: str, tmp_path: Path) -> bool:
     return stopped.stopped is not None and slower.stopped is None and slower.kl_guard.back_offs > 0
 
 
+def recomputed(name: str, tmp_path: Path) -> bool:
+    """gradient_checkpointing: activations are computed anew, and the weights are the same."""
+    plain, anew = (trained(name, learning_rate=1e-3, gradient_checkpointing=on) for on in (False, True))
+    switched = [bool(agent.policy.lm.is_gradient_checkpointing) for agent in (plain, anew)]
+    return switched == [False, True] and not float((weights(plain) - weights(anew)).abs().max()) > 1e-3
+
+
+def refused(name: str, tmp_path: Path) -> bool:
+    """TRPO differentiates twice, in float32 only."""
+    with pytest.raises(ConfigError, match="float32"):
+        trained(name, precision="bf16")
+    return True
+
+
 def window(name: str, tmp_path: Path) -> bool:
     return bool(trained(name, stats_window_size=3).ep_info_buffer.maxlen == 3)
 
@@ -188,6 +221,7 @@ EFFECTS: dict[str, Effect] = {
     "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
     "on_kl_limit": backs_off, "device": device,
     "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
+    "gradient_checkpointing": recomputed, "TRPO.precision": refused,
 }  # fmt: skip
 
 
@@ -211,3 +245,26 @@ def test_every_setting_takes_effect(name: str, tmp_path: Path) -> None:
         if not differ(runs[key], weights(trained(name, **beside | {setting: value() if callable(value) else value}))):
             dead.append(setting)
     assert not dead, dead
+
+
+@pytest.mark.parametrize("name", ["PPO", "A2C", "GRPO", "RLOO", "REINFORCE", "ReinforcePlusPlus"])
+def test_an_entropy_bonus_alone_raises_the_entropy(name: str) -> None:
+    given = {"ent_coef": 1.0, "kl_coef": 0.0, "score": no_score, "n_episodes": 32, "learning_rate": 0.01}
+    before, after = (
+        trained(
+            name, language_model=tiny_language_model(layers=1, hidden=16, context=16, scale=12.0), iterations=n, **given
+        )
+        for n in (1, 6)
+    )
+    entropies = [agent.minibatch_metrics["policy/entropy_avg"] for agent in (before, after)]
+    assert entropies[1][-1] > entropies[0][0] + 0.1
+
+
+@pytest.mark.parametrize("name", ["REINFORCE", "ReinforcePlusPlus"])
+def test_a_discount_halves_returns_token_by_token(name: str) -> None:
+    agent = trained(name, gamma=0.5, baseline="none", iterations=1)
+    rollout = SimpleNamespace(mask=torch.ones(2, 4, dtype=torch.bool), lengths=[4, 4])
+    agent.group_size = 1
+    with patch("rlhf_gym.agents.reinforce.whiten", lambda returns, mask: returns):
+        returns = agent.advantages(rollout, torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 2))
+    assert returns.tolist() == [[0.125, 0.25, 0.5, 1.0]] * 2
