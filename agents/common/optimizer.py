@@ -85,4 +85,6 @@ def clip_gradients(policy: LMPolicy, max_norm: float, value_max_norm: float | No
     if value_max_norm is None:
         return {"train/grad_norm": clip(policy.parameters(), max_norm)}
     values, others = split_weights(policy)
-    return {"train/grad_norm": clip(others, max_norm), "train/value_grad_norm": clip(values, value_max_norm)}
+    norms = {"train/grad_norm": clip(others, max_norm), "train/value_grad_norm": clip(values, value_max_norm)}
+    # Where no weight has a gradient, as the policy's during a warm-up, torch gives a 0 on the CPU.
+    return {name: norm.to(policy.language_model.device) for name, norm in norms.items()}

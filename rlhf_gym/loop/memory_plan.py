@@ -9,7 +9,6 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -209,7 +208,7 @@ class _Training:
         """Run the phases, one after the other."""
         phases = {"generation": self.generation()}
         if self.reference is not None:
-            phases["reference"] = self.live.peak_of(partial(self.reference_pass, self.reference))
+            phases["reference"] = self.live.peak_of(self.reference_pass)
         phases["learning"] = self.live.peak_of(self.learning)
         trainable = sum(p.numel() for p in self.weights)
         return MemoryPlan(self.parameters, trainable, libraries, self.held, phases)
@@ -236,9 +235,10 @@ class _Training:
         return max(peak, before + rounded + stored * columns // self.prompt + drawn)
 
     @torch.no_grad()
-    def reference_pass(self, reference: LanguageModel) -> None:
+    def reference_pass(self) -> None:
         """Log-probabilities of a micro-batch."""
-        self.log_probs(reference, self.rows())
+        assert self.reference is not None
+        self.log_probs(self.reference, self.rows())
 
     def learning(self) -> None:
         """Two micro-batches, where a minibatch has that many: the second one meets the first one's gradients."""
