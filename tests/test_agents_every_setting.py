@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -66,11 +67,11 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "reference": (lambda: model(seed=5), {}), "language_model": (lambda: model(seed=6), {}), "lora": ({"rank": 2}, {}),
     "learning_rate_warmup": (0.9, {}), "adam_beta1": (0.1, {}), "adam_beta2": (0.1, {}), "adam_epsilon": (1.0, {}),
     "weight_decay": (5.0, {}), "precision": ("bf16", {}), "value_learning_rate": (1e-3, {}), "value_max_grad_norm": (1e-4, {}),
-    "importance_sampling": ("token_truncate", {"old_log_probs": "recompute", "precision": "bf16"}),
+    "importance_sampling": ("token_truncate", {"old_log_probs": "recompute", "mismatch": True}),
     "importance_cap": (
-        1.0001, {"old_log_probs": "recompute", "precision": "bf16", "importance_sampling": "token_truncate"},
+        1.0001, {"old_log_probs": "recompute", "mismatch": True, "importance_sampling": "token_truncate"},
     ),
-    "old_log_probs": ("recompute", {"precision": "bf16"}),
+    "old_log_probs": ("recompute", {"mismatch": True}),
     "learning_rate": (0.01, {}), "learning_rate_decay": ("linear", {}), "n_episodes": (16, {}), "batch_size": (2, {}),
     "max_grad_norm": (1e-4, {}), "seed": (1, {}), "gamma": (0.5, {}), "gae_lambda": (0.5, {}),
     "normalize_advantage": (False, {}), "whiten_rewards": (True, {}), "vf_coef": (3.0, {}),
@@ -83,13 +84,12 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "kl_target": (0.1, {"kl_horizon": 10.0, "kl_in": "loss"}),
     "kl_horizon": (1000.0, {"kl_target": 0.1, "kl_horizon": 10.0, "kl_in": "loss"}),
     "kl_estimator": ("k2", {"kl_in": "loss", "kl_estimator": "k3"}),
-    "kl_in": ("loss", {"kl_in": "reward"}), "kl_gradient": ("sequence", {"kl_in": "loss"}),
-    "kl_importance": (True, {"kl_in": "loss", "kl_estimator": "k3"}),
+    "kl_in": ("loss", {"kl_in": "reward"}), "temperature": (0.5, {}),
+    "kl_gradient": ("sequence", {"kl_in": "loss"}), "kl_importance": (True, {"kl_in": "loss", "kl_estimator": "k3"}),
     "value_warmup": (1, {}), "value_gae_lambda": (0.3, {}), "gae_lambda_alpha": (0.4, {}), "scale_returns": (True, {}),
-    "temperature": (0.5, {}),
     "top_k": (3, {}), "top_p": (0.5, {}), "clip_scores": (0.5, {"kl_coef": 0.0}), "missing_eos_penalty": (2.0, {}),
     "missing_eos_score": (-2.0, {}), "kl_limit": (1e-6, {}), "mask_top_p": (0.3, {}), "mask_refresh": (1, {}),
-     "max_kl": (1e-3, {}),
+    "max_kl": (1e-3, {}),
     "cg_steps": (5, {}), "cg_damping": (10.0, {}), "sub_sampling_factor": (2, {}),
     "line_search_steps": (1, {"max_kl": 1.0, "cg_damping": 1e-3, "cg_steps": 20}),
     "group_size": (4, {}),
@@ -106,16 +106,26 @@ def trained(name: str, **options: Any) -> Any:
     kind: Any = getattr(agents, name)
     given = {**BASE, "language_model": model(), "reference": model(seed=4), **options}
     iterations, score = given.pop("iterations", 2), given.pop("score", late_letters)
+    mismatch = given.pop("mismatch", False)
     has = kind.Settings.names()
     if "clip_range" not in has:
         given.pop("clip_range_high")
     env = make_sb3_env(8, task=letter_task(score, limit=4), tokenizer=LetterTokenizer())
     agent = kind("LMPolicy", env, **{key: value for key, value in given.items() if key in has})
     agent.set_logger(Logger(None, []))
-    with warnings.catch_warnings():
+    other = patch.object(LanguageModel, "decoding_copy", flatter) if mismatch else nullcontext()
+    with warnings.catch_warnings(), other:
         warnings.simplefilter("ignore", TrainingStopped)
         agent.learn(iterations=iterations)
     return agent
+
+
+def flatter(self: LanguageModel) -> LanguageModel:
+    """What responses are drawn from, where it is not what learns from them."""
+    other: Any = self.frozen_copy()
+    with torch.no_grad():
+        other.head.weight *= 0.7
+    return other
 
 
 def weights(agent: Any) -> torch.Tensor:
