@@ -248,7 +248,7 @@ def test_every_setting_takes_effect(name: str, tmp_path: Path) -> None:
             continue
         assert setting in OTHER, f"give {setting} another value in OTHER, or its effect in EFFECTS"
         value, beside = OTHER[setting]
-        beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score")}
+        beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score", "mismatch")}
         key = str(sorted(beside.items()))
         if key not in runs:
             runs[key] = weights(trained(name, **beside))
