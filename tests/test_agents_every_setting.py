@@ -85,6 +85,8 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "kl_horizon": (1000.0, {"kl_target": 0.1, "kl_horizon": 10.0, "kl_in": "loss"}),
     "kl_estimator": ("k2", {"kl_in": "loss", "kl_estimator": "k3"}),
     "kl_in": ("loss", {"kl_in": "reward"}), "temperature": (0.5, {}),
+    "kl_gradient": ("sequence", {"kl_in": "loss"}), "kl_importance": (True, {"kl_in": "loss", "kl_estimator": "k3"}),
+    "value_warmup": (1, {}), "value_gae_lambda": (0.3, {}), "gae_lambda_alpha": (0.4, {}), "scale_returns": (True, {}),
     "top_k": (3, {}), "top_p": (0.5, {}), "clip_scores": (0.5, {"kl_coef": 0.0}), "missing_eos_penalty": (2.0, {}),
     "missing_eos_score": (-2.0, {}), "kl_limit": (1e-6, {}), "mask_top_p": (0.3, {}), "mask_refresh": (1, {}),
     "max_kl": (1e-3, {}), "on_too_long": ("skip", {"on_too_long": "truncate", "data": [*PAIRS, ("a" * 20, "ba")]}),
@@ -246,7 +248,7 @@ def test_every_setting_takes_effect(name: str, tmp_path: Path) -> None:
             continue
         assert setting in OTHER, f"give {setting} another value in OTHER, or its effect in EFFECTS"
         value, beside = OTHER[setting]
-        beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score")}
+        beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score", "mismatch")}
         key = str(sorted(beside.items()))
         if key not in runs:
             runs[key] = weights(trained(name, **beside))

@@ -174,7 +174,7 @@ def test_every_agent_has_it(kind: Any) -> None:
         model.learn(20_000)
     within = model.kl_guard.last_good
     assert within is not None
-    now = dict(model.policy.named_parameters())
+    now = model.policy.state_dict()
     assert all(torch.equal(now[name].detach(), value) for name, value in within.weights.items())
 
 

@@ -23,7 +23,16 @@ from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iterati
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
-from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
+from rlhf_gym.agents.common.kl import (
+    Action,
+    Estimator,
+    KLController,
+    KLLimit,
+    kl_controller,
+    kl_estimate,
+    sequence_kl_loss,
+    weighted_kl_estimate,
+)
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
@@ -80,6 +89,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     Attributes:
         settings: all of them, with models by name; defaults are adapted to the environment.
+        reference: the frozen model that KL is measured from; None where nothing needs it and none was given.
         rollout: the last iteration's rollout.
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
@@ -127,6 +137,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     kl_horizon: float = math.inf
     kl_estimator: Estimator = "k1"
     kl_in: str = "reward"
+    kl_gradient: str = "token"
+    kl_importance: bool = False
     kl_limit: float | None = None
     on_kl_limit: Action | None = None
 
@@ -332,8 +344,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
+        reference = self.reference
         with self.seconds.phase("reference"):
-            self.within_memory(lambda tokens: fill_reference(self.policy, self.reference, rollout, tokens))
+            if reference is not None:
+                self.within_memory(lambda tokens: fill_reference(self.policy, reference, rollout, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
             if self.policy.value_trunk is not None:
@@ -389,6 +403,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if rollout is None or self.kl_guard.nats is None:
             return False
         assert self.seed is not None
+        assert self.reference is not None
         kl = kl_now(
             self.policy, self.reference, rollout, self._vec_env, self.seed, self.episode_count, self.within_memory
         )
@@ -420,7 +435,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Scores, and the KL penalty where it is part of the reward, token by token: float32 ``[B, R]``."""
         rewards = self.scores(rollout)
         penalty = torch.zeros_like(rewards)
-        if self.kl_in == "reward":
+        if self.kl_in == "reward" and rollout.has_reference:
             kl = kl_estimate(rollout.log_probs, rollout.reference_log_probs, self.kl_estimator)
             penalty = self.kl_controller.coef * kl * rollout.mask
         rewards = rewards - penalty
@@ -511,16 +526,22 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return {"policy": 1.0, "entropy": self.ent_coef, "kl": self.kl_controller.coef}[loss]
 
     def kl_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Terms:
-        """The KL loss by its name, ``[N]``; empty where the KL is part of the reward.
+        """The KL loss by its name, ``[N]``; empty where the KL is part of the reward, or there is no reference.
 
         Args:
             rollout: the episodes.
             rows: the micro-batch's episodes.
             log_probs: ``[N]``, of their response tokens under the policy now.
         """
-        if self.kl_in != "loss":
+        if self.kl_in != "loss" or not rollout.has_reference:
             return {}
-        return {"kl": kl_estimate(log_probs, self.flat(rollout.reference_log_probs, rows), self.kl_estimator)}
+        reference = self.flat(rollout.reference_log_probs, rows)
+        old = self.flat(rollout.log_probs, rows) if self.kl_importance else None
+        if self.kl_gradient == "sequence":
+            return {"kl": sequence_kl_loss(log_probs, reference, [rollout.lengths[i] for i in rows], old)}
+        if old is None:
+            return {"kl": kl_estimate(log_probs, reference, self.kl_estimator)}
+        return {"kl": weighted_kl_estimate(log_probs, reference, old, self.kl_estimator)}
 
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""

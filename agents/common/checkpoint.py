@@ -22,7 +22,7 @@ from rlhf_gym.agents.common.kl import LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.sb3_names import our_name
 from rlhf_gym.agents.common.settings import SIZES, AgentSettings, is_json
-from rlhf_gym.agents.common.setup import made_env
+from rlhf_gym.agents.common.setup import BASE, made_env
 from rlhf_gym.agents.common.slots import tokenizer_of
 from rlhf_gym.agents.common.training_state import Agent, training_state
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
@@ -90,8 +90,8 @@ def _write(agent: Agent, folder: Path) -> None:
         model.save(folder / "model")
     reference = agent.reference
     # Of one network there may be two LanguageModels: products are rounded, or not, for each alone.
-    is_base = model.base is not None and reference.model is model.base.model
-    if not isinstance(agent.settings.reference, str) and not is_base:
+    is_base = model.base is not None and reference is not None and reference.model is model.base.model
+    if reference is not None and not isinstance(agent.settings.reference, str) and not is_base:
         # An adapter is kept as one: merged into weights, it would give other log-probabilities by rounding.
         whole = reference if reference.base is None else reference.base
         if model.base is None or whole.model is not model.base.model:
@@ -109,7 +109,7 @@ def _write(agent: Agent, folder: Path) -> None:
     assert isinstance(agent.observation_space, spaces.Dict)
     data = {
         "format": FORMAT, "version": __version__, "class": type(agent).__name__, "settings": agent.settings.as_json(),
-        "dtype": _dtype(model), "reference_dtype": _dtype(reference),
+        "dtype": _dtype(model), "reference_dtype": None if reference is None else _dtype(reference),
         "spaces": {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()},
         "optimizer": scalars, "limits": asdict(agent.policy.limits), "state": agent.state(), "last_good": kept,
         "chosen": agent._chosen_sizes, "policy": type(agent.policy).__name__,
@@ -238,11 +238,18 @@ def _build(
     model = _load_base(base, data, device, given, tokenizer) if base else None
     if model is None:
         model = _load_model(folder / "model", data, data["dtype"], device, tokenizer)
-    if settings["reference"] is None and not (base and base["is_reference"]):
-        settings["reference"] = _load_reference(folder, model, data, device, tokenizer)
+    if settings["reference"] is None and data["reference_dtype"] is not None:
+        is_base = base is not None and base["is_reference"]
+        settings["reference"] = BASE if is_base else _load_reference(folder, model, data, device, tokenizer)
     make: Any = cls
     agent = make(env=env, language_model=model, device=device, _init_setup_model=False, **settings)
-    names = {name: saved[name] for name in ("language_model", "value_start") if name in saved}
+    if settings["reference"] is None and agent.settings.needs_reference(vars(agent.settings)):
+        raise ConfigError(
+            "the checkpoint holds no reference, since it was trained without one (kl_coef=0 and no kl_limit), and the settings "
+            "that it is loaded with need one: load(path, reference=...)"
+        )
+    by_name = [name for name in ("language_model", "value_start", "reference") if name not in changes]
+    names = {name: saved[name] for name in by_name if name in saved}
     agent.settings = replace(agent.settings, **names)
     if env is None:
         agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)

@@ -55,6 +55,10 @@ class PPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -80,6 +84,8 @@ class PPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -95,6 +101,10 @@ class NLPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -119,6 +129,8 @@ class NLPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -136,6 +148,10 @@ class TRPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -150,6 +166,8 @@ class TRPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -170,6 +188,10 @@ class A2CKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -189,6 +211,8 @@ class A2CKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -217,6 +241,8 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -249,6 +275,8 @@ class GRPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -284,6 +312,8 @@ class GSPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -319,6 +349,8 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -351,6 +383,8 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -386,6 +420,8 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -434,6 +470,8 @@ class RAFTKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     temperature: float
     top_k: int

@@ -22,10 +22,10 @@ def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float
 
     ``objective/kl`` is the k1 estimate in nats per response, whatever ``kl_estimator`` is, of the KL from the reference's own
     distribution. Where the policy may not sample every token (NLPO's or an environment's masks, top-k, top-p),
-    ``objective/kl_in_mask`` is that from the reference within what it may sample. ``objective/entropy`` is the samples'
-    negative log-probability per response, ``objective/entropy_per_token`` that per token; ``objective/scores``
-    the environment's reward before any shaping. Episodes whose reward failed are counted (``reward/skipped``,
-    ``reward/skipped_NAME``), with their groups as ``reward/left_out``, and are in no other metric.
+    ``objective/kl_in_mask`` is that from the reference within what it may sample. Without a reference there is neither.
+    ``objective/entropy`` is the samples' negative log-probability per response, ``objective/entropy_per_token`` that per token;
+    ``objective/scores`` the environment's reward before any shaping. Episodes whose reward failed are counted
+    (``reward/skipped``, ``reward/skipped_NAME``), with their groups as ``reward/left_out``, and are in no other metric.
 
     Args:
         rollout: the episodes.
@@ -37,8 +37,8 @@ def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float
     scores = torch.tensor([e.score for e in rollout.episodes])
     lengths = torch.tensor(rollout.lengths, dtype=torch.float32)
     eos_tokens = sum(e.response_ids[-1] in eos_ids for e in rollout.episodes)
-    out = {
-        "objective/kl": response_kl(rollout),
+    out = {"objective/kl": response_kl(rollout)} if rollout.has_reference else {}
+    out |= {
         "objective/entropy": -(rollout.log_probs * rollout.mask).sum(1).mean().item(),
         "objective/scores": scores.mean().item(),
         "objective/scores_std": scores.std(correction=0).item(),
@@ -81,7 +81,7 @@ def quantiles(name: str, values: Tensor) -> dict[str, float]:
 
 
 def response_kl(rollout: Rollout) -> float:
-    """``objective/kl``, the mean over a rollout's responses; NaN for none."""
+    """``objective/kl``, the mean over a rollout's responses; NaN for none, and without a reference."""
     return float(rollout.kl.sum(1).mean())
 
 

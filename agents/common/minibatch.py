@@ -43,7 +43,7 @@ def accumulate_gradient(
         tokens_per_batch: padded tokens per micro-batch.
         entropy: compute entropies exactly.
         where: the place in training, for messages.
-        scale: multiplies the loss before its gradient is taken, as float16 needs it; the optimizer divides again.
+        scale: multiplies the loss ``[]`` before its gradient is taken, as float16 needs it; the optimizer divides again.
 
     Returns:
         The minibatch's metrics, means over tokens, and its losses, each as ``"NAME loss"`` and together as ``"loss"``.

@@ -60,7 +60,7 @@ def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float)
 
 
 def split_weights(policy: LMPolicy) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights that learn: those of the value function alone, and all others."""
+    """The weights that learn, each in its own shape ``[...]``: those of the value function alone, and all others."""
     own: list[nn.Module] = [] if policy.value_head is None else [policy.value_head]
     if policy.value_trunk is not None:
         own.append(policy.value_network)
@@ -78,10 +78,12 @@ def clip_gradients(policy: LMPolicy, max_norm: float, value_max_norm: float | No
         value_max_norm: of the value function's own weights; None clips all weights by one norm.
 
     Returns:
-        The norms before clipping, by the name of their metric.
+        The norms before clipping, ``[]`` each, by the name of their metric.
     """
     clip: Callable[..., Tensor] = torch.nn.utils.clip_grad_norm_
     if value_max_norm is None:
         return {"train/grad_norm": clip(policy.parameters(), max_norm)}
     values, others = split_weights(policy)
-    return {"train/grad_norm": clip(others, max_norm), "train/value_grad_norm": clip(values, value_max_norm)}
+    norms = {"train/grad_norm": clip(others, max_norm), "train/value_grad_norm": clip(values, value_max_norm)}
+    # Where no weight has a gradient, as the policy's during a warm-up, torch gives a 0 on the CPU.
+    return {name: norm.to(policy.language_model.device) for name, norm in norms.items()}

@@ -92,12 +92,12 @@ class Models(NamedTuple):
 
     Attributes:
         policy: the language model to train, without its adapter.
-        reference: the frozen model that KL is measured from.
+        reference: the frozen model that KL is measured from, or None where nothing needs it.
         value_start: the reward model that a separate value network starts from, or None.
     """
 
     policy: LanguageModel
-    reference: LanguageModel
+    reference: LanguageModel | None
     value_start: RewardModel | None
 
 
@@ -116,7 +116,8 @@ def load_models(given: AgentSettings) -> Models:
         model = LanguageModel.load(model, device=usable_device(given.device))
     if product_dtype(given.precision, model.device) == torch.float32:  # the others learn with float32 weights
         check_precision(model, adapted=given.lora is not None)
-    reference = reference_of(model, given.reference, adapted=given.lora is not None)
+    adapted = given.lora is not None
+    reference = reference_of(model, given.reference, adapted=adapted) if given.needs_reference(vars(given)) else None
     start = getattr(given, "value_start", None)
     if isinstance(start, str | Path):
         start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
@@ -139,7 +140,9 @@ def with_precision(models: Models, given: AgentSettings) -> Models:
     if dtype != torch.float32 and given.lora is None:
         torch.nn.Module.to(models.policy.model, torch.float32)
     policy = _computing_in(dtype, models.policy)
-    reference = policy if models.reference is models.policy else _computing_in(dtype, models.reference)
+    reference = models.reference
+    if reference is not None:
+        reference = policy if reference is models.policy else _computing_in(dtype, reference)
     if given.lora is None:
         models.policy.product_dtype, policy = policy.product_dtype, models.policy
     return Models(policy, reference, models.value_start)
@@ -251,13 +254,13 @@ def learning_model(
     return model
 
 
-def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel, *, by_name: bool = True) -> Limits:
+def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel | None, *, by_name: bool = True) -> Limits:
     """Refuse, before any work starts, an environment that could not work.
 
     Args:
         env: the environment.
         model: the policy.
-        reference: what KL is measured from.
+        reference: what KL is measured from, or None.
         by_name: False where the model was given as an object: its name need not lead to it then.
 
     Returns:
@@ -283,7 +286,7 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel, *, by
             f"the environment ends responses with {_listed(limits.eos_ids)}, {model.name!r} with {_listed(ends.eos_ids)}; "
             f"make the environment with the model's own tokenizer: tokenizer={own}"
         )
-    for one in (model, reference):
+    for one in filter(None, (model, reference)):
         try:
             one.check_fits(capacity - limits.max_new_tokens, limits.max_new_tokens)
         except ModelError as error:

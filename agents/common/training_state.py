@@ -23,7 +23,7 @@ class Agent(Protocol):
 
     policy: LMPolicy
     settings: AgentSettings
-    reference: LanguageModel
+    reference: LanguageModel | None
     kl_guard: KLLimit
     kl_controller: KLController
     scaler: torch.amp.GradScaler

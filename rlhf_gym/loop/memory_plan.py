@@ -25,6 +25,7 @@ from rlhf_gym.lm.networks import cache_argument, checkpoint_layers
 from rlhf_gym.lm.precision import product_dtype
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.traced_memory import LiveBytes, traced_memory
+from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import Config
 
 LOGIT_COPIES = 4
@@ -176,7 +177,9 @@ class _Training:
         if lora is not None:
             adapt(base, lora)
         self.hold("adapter")
-        self.reference = base if lora is not None else self.model()
+        self.reference: LanguageModel | None = None
+        if find_agent(config.agent.name).Settings.needs_reference(self.settings):
+            self.reference = base if lora is not None else self.model()
         self.hold("reference")
         self.value: LanguageModel | None = None
         if self.settings.get("value_network") == "separate":
@@ -217,11 +220,10 @@ class _Training:
 
     def plan(self, libraries: int) -> MemoryPlan:
         """Run the phases, one after the other."""
-        phases = {
-            "generation": self.generation(),
-            "reference": self.live.peak_of(self.reference_pass),
-            "learning": self.live.peak_of(self.learning),
-        }
+        phases = {"generation": self.generation()}
+        if self.reference is not None:
+            phases["reference"] = self.live.peak_of(self.reference_pass)
+        phases["learning"] = self.live.peak_of(self.learning)
         trainable = sum(p.numel() for p in self.weights)
         return MemoryPlan(self.parameters, trainable, libraries, self.held, phases)
 
@@ -249,6 +251,7 @@ class _Training:
     @torch.no_grad()
     def reference_pass(self) -> None:
         """Log-probabilities of a micro-batch."""
+        assert self.reference is not None
         self.log_probs(self.reference, self.rows())
 
     def learning(self) -> None:

@@ -143,7 +143,9 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
 
 def _given(context: RunContext) -> dict[str, Any]:
     """The arguments of the agent that are no settings of a run."""
-    given: dict[str, Any] = {"reference": context.reference}
+    config = context.config.agent
+    needed = find_agent(config.name).Settings.needs_reference(config.settings)
+    given: dict[str, Any] = {"reference": context.reference} if needed else {}
     if needs_targets(context.config.agent):
         given["data"] = target_pairs(context.task, context.config.agent.target_column)
         if "on_too_long" in find_agent(context.config.agent.name).Settings.names():
