@@ -165,6 +165,7 @@ def another(key: Key, known: Setting) -> Any:
 # What a setting needs beside it, or cannot be: contradictions are refused.
 BESIDE: dict[str, dict[str, Any]] = {
     "importance_sampling": {"old_log_probs": "recompute"},
+    "kl_gradient": {"kl_in": "loss"}, "kl_importance": {"kl_in": "loss", "kl_estimator": "k3"},
     "clip_range": {"clip_range_high": 5.0}, "kl_target": {"kl_coef": 0.2}, "on_kl_limit": {"kl_limit": 5.0},
     "clip_range_high": {"clip_range": 0.1},
     "dual_clip": {"clip_range": 0.1}, "n_epochs": {"clip_range": 0.1}, "kl_estimator": {"kl_in": "reward"},
