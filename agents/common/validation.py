@@ -31,8 +31,9 @@ class Validation(IterationCallback):
     Every prompt is answered once, with the same random numbers each time and none of training's: with it, an agent learns what
     it learns without it. Logged with the iteration's other metrics: ``validation/scores`` and its standard error
     ``validation/scores_se``, the mean of each of the reward's terms as ``validation/TERM``, ``validation/kl`` (nats per
-    response, from the reference's own distribution), ``validation/response_length``, ``validation/ended_rate``,
-    ``validation/distinct_2``, and ``validation/skipped``, prompts whose reward failed and may be skipped.
+    response, from the reference's own distribution, where the agent holds a reference), ``validation/response_length``,
+    ``validation/ended_rate``, ``validation/distinct_2``, and ``validation/skipped``, prompts whose reward failed and may be
+    skipped.
 
     Args:
         prompts: prompts that are neither trained on nor those of a final test.
@@ -151,8 +152,8 @@ class Validation(IterationCallback):
             RewardError: the reward failed on every prompt.
         """
         policy = agent.policy
-        model, reference, tokenizer = policy.language_model, agent.reference, policy.language_model.tokenizer
-        ids = [encode_conversation(tokenizer, p.text, p.columns.get("messages")) for p in self.prompts]
+        model, reference = policy.language_model, agent.reference
+        ids = [encode_conversation(model.tokenizer, p.text, p.columns.get("messages")) for p in self.prompts]
         rules = rules_of(agent.get_env())
         reward = self.reward or reward_of(agent.get_env())
         if reward is None:
@@ -173,20 +174,21 @@ class Validation(IterationCallback):
         if not kept.any():
             raise RewardError(f"the reward failed on every one of the {len(texts)} validation prompts")
         values = scored.values[kept]
-        ours, theirs = (
-            response_log_probs(one, ids, answers, sampling, policy.limits, tokens_per_batch=agent.tokens_per_batch)
-            for one, sampling in ((model, agent.sampling), (reference, Sampling(agent.sampling.temperature)))
-        )
         metrics = {name: float(term[kept].mean()) for name, term in scored.terms.items()}
         metrics |= {
             "scores": float(values.mean()),
             "scores_se": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan,
-            "kl": float(np.mean([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)])),
             "response_length": float(np.mean([len(answer) for answer in answers])),
             "ended_rate": float(np.mean([g.ended for g in generations])),
             "distinct_2": distinct_2(responses),
             "skipped": float((~kept).sum()),
         }
+        if reference is not None:  # an agent that does not use one has none in memory
+            ours, theirs = (
+                response_log_probs(one, ids, answers, sampling, policy.limits, tokens_per_batch=agent.tokens_per_batch)
+                for one, sampling in ((model, agent.sampling), (reference, Sampling(agent.sampling.temperature)))
+            )
+            metrics["kl"] = float(np.mean([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)]))
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _write_history(self) -> None:
