@@ -18,6 +18,7 @@ from toy_tasks import count_a, letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.envs import ConversationEnv, TurnEnv
+from rlhf_gym.envs.conversation_users import as_user
 from rlhf_gym.errors import ConfigError, ModelError, RewardError, TaskError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import HubTokenizer, load_tokenizer
@@ -25,7 +26,7 @@ from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.tasks import Task, chat
 from rlhf_gym.tasks.chat import render_messages
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.users import ModelUser, ScriptedUser, as_user
+from rlhf_gym.tasks.users import ModelUser, ScriptedUser
 
 EOS, PAD, A, B = 0, 1, 2, 3
 CONTINUE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -291,7 +292,7 @@ def test_users_by_function_list_mapping_and_name() -> None:
         ([], "needs a list of lines"),
         ([3], "needs a list of lines"),
         ("nowhere:user", "user 'nowhere:user': there is no module 'nowhere'"),
-        ({"words": []}, "needs 'lines' or 'model', got 'words'"),
+        ({"words": []}, "needs 'lines', 'model', 'chat' or 'web', got 'words'"),
         ({"lines": ["a"], "size": 3}, "size"),
         ({"lines": ["a"], "order": "best"}, "'given' or 'random', got 'best'"),
         ({"model": "embedded", "template": "chat"}, "template must be one of continuation, transcript"),
