@@ -1,6 +1,6 @@
 """A person in the browser as the user in a conversation: rates each answer of the model, and writes the next message.
 
-Each answer is a rating query with the conversation above it and a field for the next message, so that everything the rating page
+Each answer is a rating query with the conversation above it and a field for the next message, so that all the rating page
 has (invitations, leases, a store that loses nothing, exports) holds for conversations, too.
 """
 
