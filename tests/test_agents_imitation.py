@@ -28,8 +28,9 @@ from toy_tasks import count_a
 
 from rlhf_gym.agents import RAFT, SFT, BestOfN, OnlineDPO
 from rlhf_gym.agents.best_of_n import best_of_n, best_of_n_kl
+from rlhf_gym.agents.common.preference_losses import preference_loss
 from rlhf_gym.agents.common.setup import limits_of
-from rlhf_gym.agents.online_dpo import preference_loss, preferred
+from rlhf_gym.agents.online_dpo import preferred
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.sampling import Limits

@@ -13,7 +13,7 @@ from tokenizers import processors
 
 from rlhf_gym.agents import SFT
 from rlhf_gym.agents.best_of_n import best_of_n
-from rlhf_gym.agents.sft import encoded_pairs
+from rlhf_gym.agents.common.given_responses import encoded_pairs
 from rlhf_gym.envs import TokenEnv, make_sb3_env
 from rlhf_gym.errors import ModelError, TaskError
 from rlhf_gym.feedback import Judgement, Query

@@ -16,6 +16,7 @@ from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.common.preference_losses import PreferenceLoss
 from rlhf_gym.lm.chat_template import Messages
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
@@ -443,6 +444,19 @@ class RAFTKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+
+
+class PreferenceOptimizationKeywords(AgentKeywords, total=False):
+    """The settings of PreferenceOptimization."""
+
+    n_epochs: int
+    data: Required[Sequence[tuple[str | Messages, str | None, str | None]]]
+    loss: PreferenceLoss
+    beta: float | None
+    label_smoothing: float
+    target_margin: float
+    desirable_weight: float
+    undesirable_weight: float
 
 
 class SFTKeywords(AgentKeywords, total=False):
