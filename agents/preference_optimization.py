@@ -48,10 +48,10 @@ PreferenceRow = tuple[str | Messages, str | None, str | None]
 class PreferenceOptimizationSettings(EpochSettings):
     """The settings of offline preference learning. The reference is part of the loss: there is no KL penalty."""
 
-    data: Sequence[tuple[str | Messages, str | None, str | None]] = argument(
+    preferences: Sequence[tuple[str | Messages, str | None, str | None]] = argument(
         help="triples `(prompt, chosen, rejected)` of texts; a prompt may be chat messages, too. With `loss: kto` one of the "
-        "two responses may be None. Responses are learned with EOS at their end; longer ones than the environment's length limit "
-        "are cut, and have no EOS. They are not part of a checkpoint: give them to `load`, too"
+        "two responses may be None. Responses are learned with EOS at their end; longer ones than the environment's length "
+        "limit are cut, and have no EOS. They are not part of a checkpoint: give them to `load`, too"
     )
     loss: PreferenceLoss = setting(
         "dpo", "the loss of a pair (kto: of each response)",
@@ -92,9 +92,11 @@ class PreferenceOptimizationSettings(EpochSettings):
             number = getattr(self, name)
             if self.loss != "kto" and number is not None and number % 2:
                 raise ConfigError(f"loss={self.loss!r} learns from pairs: {name} must be even, got {number}")
-        if not self.data:
-            raise ConfigError("PreferenceOptimization needs data: a list of (prompt, chosen, rejected) texts, got none")
-        for number, row in enumerate(self.data):
+        if not self.preferences:
+            raise ConfigError(
+                "PreferenceOptimization needs preferences: a list of (prompt, chosen, rejected) texts, got none"
+            )
+        for number, row in enumerate(self.preferences):
             check_row(number, row, self.loss)
 
     @classmethod
@@ -128,7 +130,7 @@ class PreferenceOptimization(CriticFree):
 
     Settings: ClassVar[type[AgentSettings]] = PreferenceOptimizationSettings
 
-    data: Sequence[PreferenceRow]
+    preferences: Sequence[PreferenceRow]
     loss: PreferenceLoss
     beta: float
     label_smoothing: float
@@ -159,7 +161,7 @@ class PreferenceOptimization(CriticFree):
                 "environments, where it is not given)"
             )
         self.beta = self.beta or (2.0 if self.loss == "simpo" else 0.1)
-        self._given_rows = self._encoded(self.data, model, limits)
+        self._given_rows = self._encoded(self.preferences, model, limits)
         return limits
 
     def _encoded(self, data: Sequence[PreferenceRow], model: LanguageModel, limits: Limits) -> list[list[Episode]]:
@@ -230,7 +232,7 @@ class PreferenceOptimization(CriticFree):
         """The loss and the implicit rewards of preferences, without learning from them.
 
         Args:
-            data: as the setting ``data``.
+            data: as the setting ``preferences``.
 
         Returns:
             Means by name: ``loss``; ``rewards/chosen`` and ``rewards/rejected``; of pairs ``rewards/margins`` and
@@ -333,12 +335,13 @@ def check_row(number: int, row: Any, loss: PreferenceLoss) -> None:
     texts = [text for text in row[1:] if text is not None] if whole else []
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
-            f"data[{number}] must be a triple (prompt, chosen, rejected) of texts, the prompt a text or chat messages that end "
-            f"with the user's; got {row!r:.80}"
+            f"preferences[{number}] must be a triple (prompt, chosen, rejected) of texts, the prompt a text or chat messages that "
+            f"end with the user's; got {row!r:.80}"
         )
     if len(texts) < 2 and loss != "kto":
         raise ConfigError(
-            f"data[{number}] has only one response, and loss={loss!r} learns from pairs: leave it out, or take loss='kto'"
+            f"preferences[{number}] has only one response, and loss={loss!r} learns from pairs: leave it out, or take "
+            "loss='kto'"
         )
 
 

@@ -99,6 +99,30 @@ class SFT(CriticFree):
         super().complete(rollout)
         rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
 
+    @torch.no_grad()
+    def measure(self, data: Sequence[tuple[str | Messages, str]]) -> dict[str, float]:
+        """The cross-entropy of given responses, in nats per token, without learning from them.
+
+        Args:
+            data: as the setting ``data``.
+
+        Returns:
+            ``loss`` of the policy, and ``reference_loss``.
+
+        Raises:
+            ConfigError: a response that the environment's limits do not allow.
+        """
+        model, limits = self.policy.language_model, self.policy.limits
+        ids = encoded_pairs(data, model, limits)
+        rollout = Rollout.of([given_episode(*pair, one, limits) for pair, one in zip(data, ids, strict=True)])
+        tables = {"loss": model, "reference_loss": self.reference}
+        return {
+            name: -float(
+                rollout_log_probs(self.policy, m, rollout, self.tokens_per_batch).double().sum() / sum(rollout.lengths)
+            )
+            for name, m in tables.items()
+        }  # fmt: skip
+
     def _episode(self, place: int) -> Episode:
         (prompt, response), ids = self.data[place], self._ids[place]
         return given_episode(prompt, response, ids, self.policy.limits)

@@ -47,16 +47,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "online IPO": ("OnlineDPO", {"loss": "ipo"}),
     "RAFT": ("RAFT", {}),
     "SFT": ("SFT", {"data": [("ab", "ccaab"), ("b", "a"), ("abc", "bb")], "n_episodes": NUM_ENVS}),
-    "offline DPO": ("PreferenceOptimization", {"data": PREFERENCES, "n_episodes": NUM_ENVS}),
+    "offline DPO": ("PreferenceOptimization", {"preferences": PREFERENCES, "n_episodes": NUM_ENVS}),
 }
-GIVEN = {name: options["data"] for name, options in VARIANTS.values() if "data" in options}
+GIVEN = {
+    name: {key: options[key]}
+    for name, options in VARIANTS.values() for key in ("data", "preferences") if key in options
+}  # fmt: skip
+"""What agents learn from that do not generate."""
 NAMES = sorted({name for name, _ in VARIANTS.values()} | {"TRPO"})
 
 
 def agent_of(name: str, **options: Any) -> Any:
     kind: Any = getattr(agents, name)
     if name in GIVEN:
-        options = {"data": GIVEN[name], "n_episodes": NUM_ENVS} | options
+        options = {**GIVEN[name], "n_episodes": NUM_ENVS} | options
     given = {"kl_coef": 0.05, "batch_size": 8, **options}
     has = kind.Settings.names() - ({"batch_size"} if name == "TRPO" else set())
     env, model = options.pop("env", None), options.pop("language_model", None)

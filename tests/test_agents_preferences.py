@@ -29,7 +29,7 @@ DATA = [("abc", "aab", "c"), ("d", "aaaa", "dd"), ("efg", "aa", "fff"), ("bb", "
 
 
 def agent_of(loss: str, **options: Any) -> Any:
-    options = {"data": DATA, "n_episodes": NUM_ENVS, "loss": loss} | options
+    options = {"preferences": DATA, "n_episodes": NUM_ENVS, "loss": loss} | options
     make: Any = PreferenceOptimization
     return small_agent(lambda *a, **k: make(*a, **{key: v for key, v in k.items() if key != "kl_coef"}), **options)
 
@@ -121,7 +121,7 @@ def test_it_learns_what_was_preferred_and_goes_on_from_a_checkpoint(loss: str, t
     agent = agent_of(loss, **options)
     before = agent.measure(DATA)
     agent.learn(iterations=4).save(tmp_path / "half")
-    loaded = PreferenceOptimization.load(tmp_path / "half", env=letters_env(), data=DATA)
+    loaded = PreferenceOptimization.load(tmp_path / "half", env=letters_env(), preferences=DATA)
     agent.learn(iterations=8, reset_num_timesteps=False)
     loaded.learn(iterations=8, reset_num_timesteps=False)
     assert_same_weights(weights(agent), weights(loaded))
@@ -134,7 +134,7 @@ def test_it_learns_what_was_preferred_and_goes_on_from_a_checkpoint(loss: str, t
 
 
 def test_kto_takes_single_responses() -> None:
-    agent = agent_of("kto", data=[("ab", "a", None), ("b", None, "bb"), ("c", "aa", None)], batch_size=2)
+    agent = agent_of("kto", preferences=[("ab", "a", None), ("b", None, "bb"), ("c", "aa", None)], batch_size=2)
     agent.learn(iterations=1)
     assert [e.info["chosen"] for e in agent.rollout.episodes].count(False) in (5, 6)  # each third of 16
     assert agent.n_episodes == NUM_ENVS
@@ -143,11 +143,17 @@ def test_kto_takes_single_responses() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: agent_of("dpo", data=[]), "PreferenceOptimization needs data"),
-        (lambda: agent_of("dpo", data=["abc"]), r"data\[0\] must be a triple \(prompt, chosen, rejected\)"),
-        (lambda: agent_of("dpo", data=[*DATA, ("a", "b", 3)]), r"data\[5\] must be a triple"),
-        (lambda: agent_of("dpo", data=[("a", "b", None)]), "has only one response, and loss='dpo' learns from pairs"),
-        (lambda: agent_of("kto", data=[("a", None, None)]), r"data\[0\] must be a triple"),
+        (lambda: agent_of("dpo", preferences=[]), "PreferenceOptimization needs preferences"),
+        (
+            lambda: agent_of("dpo", preferences=["abc"]),
+            r"preferences\[0\] must be a triple \(prompt, chosen, rejected\)",
+        ),
+        (lambda: agent_of("dpo", preferences=[*DATA, ("a", "b", 3)]), r"preferences\[5\] must be a triple"),
+        (
+            lambda: agent_of("dpo", preferences=[("a", "b", None)]),
+            "has only one response, and loss='dpo' learns from pairs",
+        ),
+        (lambda: agent_of("kto", preferences=[("a", None, None)]), r"preferences\[0\] must be a triple"),
         (lambda: agent_of("simpo", batch_size=3), "learns from pairs: batch_size must be even, got 3"),
         (lambda: agent_of("kto", batch_size=1), "batch_size must be at least 2"),
         (lambda: agent_of("kto", label_smoothing=0.1), "belongs to loss='dpo'"),
@@ -160,6 +166,6 @@ def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
 
 
 def test_longer_responses_than_the_limit_are_cut() -> None:
-    agent = agent_of("dpo", data=[("a", "b" * (LIMIT + 3), "c")])
+    agent = agent_of("dpo", preferences=[("a", "b" * (LIMIT + 3), "c")])
     [[chosen, rejected]] = agent._given_rows
     assert (len(chosen.response_ids), chosen.ended, rejected.ended) == (LIMIT, False, True)

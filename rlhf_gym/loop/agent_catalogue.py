@@ -30,8 +30,13 @@ SET_ELSEWHERE = {
 }  # fmt: skip
 """Settings of agents that another section of the configuration sets."""
 
-LOOP_KEYS_FOR = {"value_start": "value_start", "target_column": "data"}
-"""The loop's own keys that only some agents have, with the argument by which these agents are known."""
+GIVEN = ("data", "preferences")
+"""Arguments of agents that learn from given responses."""
+
+LOOP_KEYS_FOR: Mapping[str, tuple[str, ...]] = {
+    "value_start": ("value_start",), "target_column": ("data",), "data": GIVEN, "data_format": GIVEN,
+}  # fmt: skip
+"""The loop's own keys that only some agents have, with the arguments by which these agents are known."""
 
 
 @cache

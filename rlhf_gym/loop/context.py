@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import encode_conversation
-from rlhf_gym.loop.agent_catalogue import find_agent
+from rlhf_gym.loop.agent_catalogue import GIVEN, find_agent
 from rlhf_gym.loop.config import AgentConfig, Config
+from rlhf_gym.loop.given_data import DATA_TASK, GivenData, Unscored, data_task, read_given
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
@@ -69,6 +70,7 @@ class RunContext:
         gold: the gold reward: what the simulated rater prefers by, and what the evaluation measures.
         reference: the language model as it was given, frozen.
         people: the rater who stands for the people on the run's rating page; None if the run serves no page.
+        given: what an agent learns from that does not generate; None where it generates, or learns the task's targets.
     """
 
     config: Config
@@ -78,6 +80,7 @@ class RunContext:
     gold: Reward
     reference: LanguageModel
     people: Rater | None = None
+    given: GivenData | None = None
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
@@ -93,16 +96,67 @@ class RunContext:
         """
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
-        task = task_of(config.task)
-        gold = gold_of(config.task, task)
+        argument, given, reference = given_argument(config.agent), None, None
+        if argument and config.agent.data is not None:
+            given = read_given(config.agent, argument, config.task.held_out_fraction)
+        if config.task.name == DATA_TASK:
+            if given is None:
+                raise ConfigError(
+                    "task data has the prompts of agent.data: give agent.data, to an agent that has that setting"
+                )
+            reference = load_reference(config)
+            task, given = data_task(config.task, given, reference)
+        else:
+            task = task_of(config.task)
+        no_reward = task.reward is None and config.task.reward is None and config.task.name == DATA_TASK
+        gold: Reward = Unscored() if no_reward else gold_of(config.task, task)
         check_loggers(config.log)
         if config.reward_model.enabled:
+            if no_reward:
+                raise ConfigError(
+                    "task data has no reward for a rater to prefer by: give --reward, or reward_model.enabled=false"
+                )
             check_rater(config.rater)
-        if needs_targets(config.agent):
+        if argument == "data" and given is None:
             target_pairs(task, config.agent.target_column)
-        context = cls(config, run, progress, task, gold, load_reference(config))
+        elif argument == "preferences" and given is None:
+            raise ConfigError(
+                f"agent {config.agent.name} learns from stored preferences: give agent.data, a run, store or file"
+            )
+        reference = reference or load_reference(config)
+        if given is not None and config.task.name != DATA_TASK:
+            given = given.fitting(reference, task.max_new_tokens)
+        context = cls(config, run, progress, task, gold, reference, given=given)
+        context.check_given()
         context.check_prompts([*task.prompts, *task.held_out])
         return context
+
+    @property
+    def has_gold(self) -> bool:
+        """True if there is a gold reward to measure responses with."""
+        return not isinstance(self.gold, Unscored)
+
+    @property
+    def given_to_agent(self) -> dict[str, Any]:
+        """What an agent learns from that does not generate, as its argument; empty for an agent that generates."""
+        argument = given_argument(self.config.agent)
+        if argument is None:
+            return {}
+        if self.given is None:
+            return {argument: target_pairs(self.task, self.config.agent.target_column)}
+        return {argument: self.given.for_agent(self.given.train, argument)}
+
+    def check_given(self) -> None:
+        """Check the settings of an agent that learns from given responses, and say what it will learn from.
+
+        Raises:
+            ConfigError: settings that contradict one another, or do not go with the responses.
+        """
+        if self.given is not None:
+            config = self.config.agent
+            cls = find_agent(config.name)
+            cls.Settings.of({**config.settings, **self.given_to_agent}, cls.__name__, num_envs=config.environments)
+            self.progress.say(str(self.given))
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Check that every prompt leaves room for a response in the model's context.
@@ -230,6 +284,7 @@ def load_policy(config: Config, run: RunDirectory, round_number: int, like: Lang
     )  # fmt: skip
 
 
-def needs_targets(config: AgentConfig) -> bool:
-    """True for an agent that learns from given responses, such as SFT."""
-    return "data" in find_agent(config.name).Settings.names()
+def given_argument(config: AgentConfig) -> str | None:
+    """The argument of an agent that learns from given responses, such as SFT's ``data``; None for one that generates."""
+    names = find_agent(config.name).Settings.names()
+    return next((name for name in GIVEN if name in names), None)

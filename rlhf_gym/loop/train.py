@@ -14,13 +14,15 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
 from rlhf_gym.loop.agent_catalogue import find_agent
-from rlhf_gym.loop.context import RunContext, needs_targets
+from rlhf_gym.loop.context import RunContext, given_argument
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
-from rlhf_gym.loop.run_task import target_pairs
+from rlhf_gym.loop.summary import held_out_line
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.loop.whole_files import read_json, whole_folder, write_json
 
 ADAPTER_FOLDER = "adapter"
+HELD_OUT_FILE = "held_out.json"
+"""The last measurement on given rows that were held out."""
 
 
 def train(context: RunContext, number: int) -> None:
@@ -56,12 +58,24 @@ def train(context: RunContext, number: int) -> None:
                 agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
     finally:
         logger.close()
+    _measure_held_out(context, number, agent)
     context.save_reward_state(number)
     with whole_folder(context.run.policy(number)) as target:
         agent.policy.language_model.save(target)
     if agent.policy.language_model.adapter is not None:
         with whole_folder(folder / ADAPTER_FOLDER) as target:
             save_adapter(agent.policy.language_model, target)
+
+
+def _measure_held_out(context: RunContext, number: int, agent: Any) -> None:
+    """Write ``round-N/held_out.json``: what the agent says of given rows whose prompts it has not learned from."""
+    argument = given_argument(context.config.agent)
+    if context.given is None or argument is None or not context.given.held_out or not hasattr(agent, "measure"):
+        return
+    rows = context.given.for_agent(context.given.held_out, argument)
+    measured = {"n": len(rows), **agent.measure(rows)}
+    write_json(context.run.round(number) / HELD_OUT_FILE, measured)
+    context.progress.say(f"round {number} held out: {held_out_line(measured)}")
 
 
 def make_agent(context: RunContext, number: int, table: MetricsTable, reward: ProxyAndGold) -> TokenAlgorithm:
@@ -77,9 +91,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
     env = make_sb3_env(config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward)
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
-    given: dict[str, Any] = {"reference": context.reference}
-    if needs_targets(config):
-        given["data"] = target_pairs(context.task, config.target_column)
+    given: dict[str, Any] = {"reference": context.reference, **context.given_to_agent}
     if checkpoint.exists():
         base = {"language_model": context.reference} if context.config.model.lora else {}
         resumed: TokenAlgorithm = cls.load(checkpoint, env=env, device=device, **base, **given)
