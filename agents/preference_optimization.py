@@ -335,8 +335,8 @@ def check_row(number: int, row: Any, loss: PreferenceLoss) -> None:
     texts = [text for text in row[1:] if text is not None] if whole else []
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ConfigError(
-            f"preferences[{number}] must be a triple (prompt, chosen, rejected) of texts, the prompt a text or chat messages that "
-            f"end with the user's; got {row!r:.80}"
+            f"preferences[{number}] must be a triple (prompt, chosen, rejected) of texts, the prompt a text or chat messages "
+            f"that end with the user's; got {row!r:.80}"
         )
     if len(texts) < 2 and loss != "kto":
         raise ConfigError(

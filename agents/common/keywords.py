@@ -450,7 +450,7 @@ class PreferenceOptimizationKeywords(AgentKeywords, total=False):
     """The settings of PreferenceOptimization."""
 
     n_epochs: int
-    data: Required[Sequence[tuple[str | Messages, str | None, str | None]]]
+    preferences: Required[Sequence[tuple[str | Messages, str | None, str | None]]]
     loss: PreferenceLoss
     beta: float | None
     label_smoothing: float

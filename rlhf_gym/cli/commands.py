@@ -163,7 +163,7 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run, "config": config, "plan": plan, "report": report, "sample": sample, "rewards": rewards,
-    "check-reward": check_reward, "serve-reward": serve_reward, "sft": sft, "train-preferences": train_preferences, "label": label,
-    "eval": evaluate, "export": export, "rate": rate,
+    "check-reward": check_reward, "serve-reward": serve_reward, "sft": sft, "train-preferences": train_preferences,
+    "label": label, "eval": evaluate, "export": export, "rate": rate,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

@@ -101,9 +101,9 @@ def model_card(run: RunDirectory, config: Config, number: int) -> str:
         "## Use", "", "```python", "from transformers import pipeline", "",
         'print(pipeline("text-generation", model="PATH")("PROMPT")[0]["generated_text"])', "```", "",
         "## Limits", "",
-        "The numbers above were measured on the prompts of this run alone. A policy that is optimised against a reward finds "
-        "what the reward overlooks: read responses before you use it. The licence is that of the base model and of the data; this "
-        "card does not know it.", "",
+        "The numbers above were measured on the prompts of this run alone. A policy that is optimised against a reward "
+        "finds what the reward overlooks: read responses before you use it. The licence is that of the base model and of "
+        "the data; this card does not know it.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

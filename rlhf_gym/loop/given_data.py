@@ -14,13 +14,13 @@ from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_feedback
 from rlhf_gym.feedback.exchange.record_files import read_records
 from rlhf_gym.feedback.preferences import demonstration_from, preferences_from, preferences_of
+from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
 from rlhf_gym.loop.config import AgentConfig, TaskConfig
 from rlhf_gym.loop.run_task import split_prompts
-from rlhf_gym.study.checks import expected
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
 
@@ -88,22 +88,25 @@ class GivenData:
         Raises:
             ConfigError: nothing is left to learn from.
         """
-        room, dropped, kept = model.context_length - max_new_tokens, Counter(self.dropped), []
-        for rows in (self.train, self.held_out):
-            fits = [row for row in rows if len(encode_conversation(model.tokenizer, row.prompt, row.messages)) <= room]
-            dropped["prompts too long for the model's context"] += len(rows) - len(fits)
-            kept.append(fits)
-        if not kept[0]:
+        room = model.context_length - max_new_tokens
+        train, held_out = (
+            [row for row in rows if len(encode_conversation(model.tokenizer, row.prompt, row.messages)) <= room]
+            for rows in (self.train, self.held_out)
+        )
+        dropped = Counter(self.dropped)
+        dropped["prompts too long for the model's context"] += len(self.train) + len(self.held_out)
+        dropped["prompts too long for the model's context"] -= len(train) + len(held_out)
+        if not train or not held_out:
             raise ConfigError(
-                f"every prompt in {self.source} is too long: {model.name!r} (context of {model.context_length} tokens) takes "
-                f"prompts of at most {max(room, 0)} with responses of up to {max_new_tokens}; lower task.max_new_tokens, or "
-                "give a model with a longer context"
+                f"the prompts in {self.source} are too long: {model.name!r} (context of {model.context_length} tokens) takes "
+                f"prompts of at most {max(room, 0)} with responses of up to {max_new_tokens}, and none is left to "
+                f"{'hold out' if train else 'learn from'}; lower task.max_new_tokens, or give a model with a longer context"
             )
         cut = sum(
-            len(encode_response(model.tokenizer, text)) >= max_new_tokens for row in kept[0] for text in row.responses
+            len(encode_response(model.tokenizer, text)) >= max_new_tokens for row in train for text in row.responses
         )
         source = self.source + (f" ({cut} responses cut at {max_new_tokens} tokens)" if cut else "")
-        return GivenData(*kept, source, +dropped)
+        return GivenData(train, held_out, source, +dropped)
 
     def for_agent(self, rows: Sequence[Given], argument: str) -> list[Any]:
         """Rows as an agent takes them.
@@ -118,7 +121,7 @@ class GivenData:
 
 
 class Unscored:
-    """The gold reward of a task that has none: nothing is scored by it."""
+    """Stands for the reward of a task that has none: nothing is scored by it."""
 
     name = "unscored"
 
@@ -128,7 +131,7 @@ class Unscored:
         Raises:
             ConfigError: always.
         """
-        raise ConfigError("the prompts of agent.data have no reward of their own; give one: --reward REWARD")
+        raise ConfigError("the prompts have no reward of their own to score responses by; give one: --reward REWARD")
 
 
 def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> GivenData:
@@ -157,12 +160,12 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
         dropped["repeated rows"] += len(rows) - len(different)
     if not different:
         wanted = "a response to imitate" if argument == "data" else "one response preferred to another"
-        reasons = "".join(f", {number} {reason}" for reason, number in dropped.items())
+        reasons = "".join(f", {number} {reason}" for reason, number in (+dropped).items())
         raise FeedbackError(f"{source} holds nothing to learn from: there is not {wanted} in it{reasons}")
     _, held_out = split_prompts([Prompt(row.prompt) for row in different], held_out_fraction, source)
     held = {prompt.text for prompt in held_out}
     train, rest = ([row for row in different if (row.prompt in held) is side] for side in (False, True))
-    return GivenData(train, rest, source, dropped)
+    return GivenData(train, rest, source, +dropped)
 
 
 def read_answers(
@@ -204,11 +207,10 @@ def read_answers(
         dropped.update(found.dropped)
         by_id = {query.id: query for query in found.queries}
         answers, source = [(by_id[j.query_id], j) for j in found.judgements], f"{data} (format {found.format})"
-    kept = [(q, j) for q, j in answers if not j.skipped and expected(q.columns) is None]
-    if skips := sum(j.skipped for _, j in answers):
-        dropped["skips"] += skips
-    if checks := len(answers) - len(kept) - skips:
-        dropped["answers to check questions"] += checks
+    given = [answer for answer in answers if not answer[1].skipped]
+    kept = to_learn_from(given)
+    dropped["skips"] += len(answers) - len(given)
+    dropped["answers to check questions, practice and repetitions"] += len(given) - len(kept)
     return kept, source
 
 
@@ -245,21 +247,23 @@ def _prompts(rows: Sequence[Given]) -> list[Prompt]:
 
 
 def _preferred(answers: Sequence[tuple[Query, Judgement]], dropped: Counter[str], *, single: bool) -> Iterable[Given]:
-    """Every pair that judgements order; with ``single`` a thumb is a row by itself, else it is compared with other thumbs."""
-    thumbs = [(query, judgement) for query, judgement in answers if query.query_type == "thumbs"]
+    """Every pair that judgements order; with ``single`` a response called good or bad is a row by itself, too."""
+    alone = [(query, good) for query, judgement in answers if (good := _called_good(query, judgement)) is not None]
     if single:
-        for query, judgement in thumbs:
-            (response,), up = query.responses, _thumb(judgement)
-            yield Given(query.prompt, response if up else None, None if up else response, query.columns.get("messages"))
+        for query, good in alone:
+            (response,) = query.responses
+            yield Given(
+                query.prompt, response if good else None, None if good else response, query.columns.get("messages")
+            )
     compared = set()
-    for p in preferences_of(a for a in answers if not single or a[0].query_type != "thumbs"):
+    for p in preferences_of(a for a in answers if not single or _called_good(*a) is None):
         compared |= {(p.prompt, p.chosen), (p.prompt, p.rejected)}
         if p.tie or p.chosen == p.rejected:
             dropped["ties" if p.tie else "pairs of equal responses"] += 1
         else:
             yield Given(p.prompt, p.chosen, p.rejected, p.messages)
-    if not single and (alone := sum((query.prompt, query.responses[0]) not in compared for query, _ in thumbs)):
-        dropped["thumbs that no other response compares with (loss kto learns from them)"] += alone
+    if not single and (number := sum((query.prompt, query.responses[0]) not in compared for query, _ in alone)):
+        dropped["responses that no other is compared with (loss kto learns from them)"] += number
 
 
 def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]:
@@ -268,8 +272,8 @@ def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]
         messages = query.columns.get("messages")
         if (example := demonstration_from(query, judgement)) is not None:
             yield Given(query.prompt, example.response, None, messages)
-        elif query.query_type == "thumbs":
-            if _thumb(judgement):
+        elif (good := _called_good(query, judgement)) is not None:
+            if good:
                 yield Given(query.prompt, query.responses[0], None, messages)
         elif query.query_type != "edit":
             pairs = [p for p in preferences_from(query, judgement) if not p.tie]
@@ -278,9 +282,17 @@ def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]
                 yield Given(query.prompt, best, None, messages)
 
 
-def _thumb(judgement: Judgement) -> bool:
-    values = [v for column in (judgement.ratings or {}).values() for v in column if v is not None]
-    return sum(values) * 2 > len(values)
+def _called_good(query: Query, judgement: Judgement) -> bool | None:
+    """What a judgement says of a single response, by a thumb or by ratings of 0 or 1; None where it says neither."""
+    values = [value for column in (judgement.ratings or {}).values() for value in column]
+    if (
+        len(query.responses) != 1
+        or query.query_type not in ("thumbs", "rating")
+        or not set(values) <= {0, 1}
+        or not values
+    ):
+        return None
+    return sum(value or 0 for value in values) * 2 > len(values)
 
 
 def _examples(data: str, dropped: Counter[str]) -> list[Given] | None:

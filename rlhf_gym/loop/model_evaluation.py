@@ -20,7 +20,7 @@ from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.evaluate import distinct_2, standard_error
-from rlhf_gym.loop.given_data import DATA_TASK
+from rlhf_gym.loop.given_data import DATA_TASK, Unscored
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater, find_rater
 from rlhf_gym.loop.run_directory import RunDirectory
@@ -208,7 +208,9 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
         raise RewardError(f"the reward failed on every one of the {len(prompts)} prompts")
     wins: NDArray[np.float64] | None = None
     if theirs is not None and rater is not None:
-        found_rater = find_rater(rater, gold or _no_reward, lambda: _reference_rewards(scores, other)[kept], settings.seed)
+        found_rater = find_rater(
+            rater, Unscored() if gold is None else gold, lambda: _reference_rewards(scores, other)[kept], settings.seed
+        )
         wins = _judged(found_rater, prompts, ours, theirs, settings.seed)[kept]
     elif scores is not None and other is not None:
         wins = np.sign(scores - other)[kept]
@@ -275,8 +277,9 @@ def _task_config(model: str, settings: EvalSettings) -> TaskConfig:
             raise ConfigError(f"the run {model} has the prompts of its data, and no task: give --task, or --prompts")
     if settings.task is not None:
         config = replace(build({}).task, name=settings.task)
-    given = {"reward": settings.reward, "max_new_tokens": settings.max_new_tokens}
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
+    if settings.reward is not None:
+        config = replace(config, reward=settings.reward)
+    return config if settings.max_new_tokens is None else replace(config, max_new_tokens=settings.max_new_tokens)
 
 
 def _task(config: TaskConfig, settings: EvalSettings) -> Task:
@@ -362,10 +365,6 @@ def _reference_rewards(*tables: NDArray[np.float64] | None) -> NDArray[np.float6
     if not found:
         raise ConfigError("a preset of the simulated rater is fitted to rewards, and the task has none: give --reward")
     return np.concatenate(found, axis=1)
-
-
-def _no_reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
-    raise ConfigError("a simulated rater prefers by a reward, and the task has none: give --reward")
 
 
 def _percent(value: Measured) -> str:
