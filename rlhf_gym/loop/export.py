@@ -78,7 +78,8 @@ def model_card(run: RunDirectory, config: Config, number: int) -> str:
         "---",
     ]
     rows = {
-        "base model": base, "task": _public(config.task.name), "algorithm": agent.get("class", _public(config.agent.name)),
+        "base model": Path(base).name if Path(base).exists() else base,  # a path says where things lie on this machine
+        "task": _public(config.task.name), "algorithm": agent.get("class", _public(config.agent.name)),
         "round": f"{number} of {config.run.rounds}", "seed": config.run.seed, "iterations": config.agent.iterations,
     }  # fmt: skip
     if config.task.reward is not None:
@@ -94,7 +95,7 @@ def model_card(run: RunDirectory, config: Config, number: int) -> str:
         rows["LoRA"] = ", ".join(f"{key} {value}" for key, value in config.model.lora.items())
     lines = [
         *front, "", f"# {Path(base).name}, tuned with {rows['algorithm']}", "",
-        f"A language model fine-tuned with [rlhf-gym](https://pypi.org/project/rlhf-gym/) {__version__}.", "",
+        f"A language model fine-tuned with rlhf-gym {__version__}.", "",
         "## Training", "", *_table("", "", rows), "",
         "Settings of the algorithm:", "", *_table("setting", "value", dict(sorted(config.agent.settings.items()))), "",
         "## Evaluation", "", *_evaluation(evaluation, read_json(run.path / f"round-{number}" / "held_out.json")), "",

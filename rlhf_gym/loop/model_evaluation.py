@@ -97,13 +97,13 @@ class Measured:
 
     @classmethod
     def mean(cls, values: NDArray[np.float64]) -> Measured:
-        """The mean of independent values, plus or minus 1.96 standard errors."""
+        """The mean of independent values ``[n]``, plus or minus 1.96 standard errors."""
         half = 1.96 * standard_error(values)
         return cls(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
     @classmethod
     def share(cls, values: NDArray[np.float64]) -> Measured:
-        """The mean of shares in [0, 1], one for each prompt, with Wilson's interval.
+        """The mean of shares ``[n]`` in [0, 1], one for each prompt, with Wilson's interval.
 
         It is too wide rather than too narrow: the variance of shares is at most that of a coin.
         """
