@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring
 from rlhf_gym.agents.common.forward import episode_log_probs, fill_reference, rollout_log_probs
-from rlhf_gym.agents.common.given_responses import encoded_pairs, given_episode, is_prompt, place_in_pass
+from rlhf_gym.agents.common.given_pairs import (
+    EncodedPair,
+    EncodedPreference,
+    PreferenceRow,
+    encoded_preferences,
+    is_prompt,
+    place_in_pass,
+)
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.preference_losses import (
@@ -28,11 +36,11 @@ from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EpochSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.errors import ConfigError, TextsTooLong
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.sequences import batches_by_length
+from rlhf_gym.tasks.too_long import OnTooLong
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -40,18 +48,23 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.keywords import PreferenceOptimizationKeywords
     from rlhf_gym.agents.common.policy import LMPolicy
 
-PreferenceRow = tuple[str | Messages, str | None, str | None]
-"""``(prompt, chosen, rejected)``; for KTO one of the responses may be None."""
+WITHOUT_REFERENCE = ("orpo", "simpo")
+"""Losses of log-probabilities alone; with a reference, the KL is measured all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceOptimizationSettings(EpochSettings):
     """The settings of offline preference learning. The reference is part of the loss: there is no KL penalty."""
 
-    preferences: Sequence[tuple[str | Messages, str | None, str | None]] = argument(
+    preferences: Sequence[PreferenceRow | EncodedPreference] = argument(
         help="triples `(prompt, chosen, rejected)` of texts; a prompt may be chat messages, too. With `loss: kto` one of the "
         "two responses may be None. Responses are learned with EOS at their end; longer ones than the environment's length "
         "limit are cut, and have no EOS. They are not part of a checkpoint: give them to `load`, too"
+    )
+    on_too_long: Literal["refuse", "skip", "truncate"] = setting(
+        "refuse",
+        "if a pair exceeds the model's context: refuse it; skip it; or truncate its prompt at the beginning, its responses at "
+        "the end. They are counted before anything is learned",
     )
     loss: PreferenceLoss = setting(
         "dpo", "the loss of a pair (kto: of each response)",
@@ -100,6 +113,15 @@ class PreferenceOptimizationSettings(EpochSettings):
             check_row(number, row, self.loss)
 
     @classmethod
+    def needs_reference(cls, values: Mapping[str, Any]) -> bool:
+        """As of every agent; the losses of log-ratios need one.
+
+        Args:
+            values: of all settings, by name.
+        """
+        return super().needs_reference(values) or values.get("loss") not in WITHOUT_REFERENCE
+
+    @classmethod
     def adapted_defaults(cls, given: Mapping[str, Any], num_envs: int | None) -> dict[str, Any]:
         """As of every agent; a minibatch is of whole pairs.
 
@@ -130,7 +152,8 @@ class PreferenceOptimization(CriticFree):
 
     Settings: ClassVar[type[AgentSettings]] = PreferenceOptimizationSettings
 
-    preferences: Sequence[PreferenceRow]
+    preferences: Sequence[PreferenceRow | EncodedPreference]
+    on_too_long: OnTooLong
     loss: PreferenceLoss
     beta: float
     label_smoothing: float
@@ -161,35 +184,25 @@ class PreferenceOptimization(CriticFree):
                 "environments, where it is not given)"
             )
         self.beta = self.beta or (2.0 if self.loss == "simpo" else 0.1)
-        self._given_rows = self._encoded(self.preferences, model, limits)
+        self._rows, found = encoded_preferences(self.preferences, model, limits, self.on_too_long)
+        if self.loss == "kto":
+            self._rows = _single(self._rows)
+        for one in found:
+            warnings.warn(str(one), TextsTooLong, stacklevel=2)
         return limits
-
-    def _encoded(self, data: Sequence[PreferenceRow], model: LanguageModel, limits: Limits) -> list[list[Episode]]:
-        """What the loss sees together: pairs of episodes, or single ones, each with ``info["chosen"]``."""
-        sides = [
-            (prompt, text, chosen)
-            for prompt, *texts in data
-            for text, chosen in zip(texts, (True, False), strict=True)
-            if text is not None
-        ]
-        ids = encoded_pairs([(prompt, text) for prompt, text, _ in sides], model, limits)
-        episodes = []
-        for (prompt, text, chosen), one in zip(sides, ids, strict=True):
-            episode = given_episode(prompt, text, one, limits)
-            episode.info["chosen"] = chosen
-            episodes.append(episode)
-        return [episodes[i : i + self.together] for i in range(0, len(episodes), self.together)]
 
     def generate(self, scoring: Scoring) -> list[Episode]:
         """Take the next pairs (or responses) from the data as episodes."""
         numbers = range(self.episode_count // self.together, (self.episode_count + self.n_episodes) // self.together)
-        places = (place_in_pass(number, len(self._given_rows), self.seed or 0) for number in numbers)
-        return [replace(e, info=dict(e.info)) for place in places for e in self._given_rows[place]]
+        places = (place_in_pass(number, len(self._rows), self.seed or 0) for number in numbers)
+        return [episode for place in places for episode in _episodes(self._rows[place], self.policy.limits)]
 
     def complete(self, rollout: Rollout) -> None:
         """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
         super().complete(rollout)
-        rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
+        rollout.log_probs = self.within_memory(
+            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
+        )
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Give chosen responses +1 and rejected ones -1.
@@ -243,12 +256,21 @@ class PreferenceOptimization(CriticFree):
         """
         for number, row in enumerate(data):
             check_row(number, row, self.loss)
-        rows = self._encoded(data, self.policy.language_model, self.policy.limits)
-        rollout = Rollout.of([episode for row in rows for episode in row])
-        fill_reference(self.policy, self.reference, rollout, self.tokens_per_batch)
+        rows, _ = encoded_preferences(data, self.policy.language_model, self.policy.limits, self.on_too_long)
+        if self.loss == "kto":
+            rows = _single(rows)
+        rollout = Rollout.of([episode for row in rows for episode in _episodes(row, self.policy.limits)])
         everything = list(range(len(rollout.episodes)))
-        found = _summed([metrics for _, metrics in self._passes(rollout, everything, self.tokens_per_batch)])
-        return {name.replace("train/loss", "loss"): float(value) for name, value in found.items()}
+
+        def measured(tokens: int) -> Terms:
+            if self.loss not in WITHOUT_REFERENCE:
+                assert self.reference is not None
+                fill_reference(self.policy, self.reference, rollout, tokens)
+            return _summed([metrics for _, metrics in self._passes(rollout, everything, tokens)])
+
+        return {
+            name.replace("train/loss", "loss"): float(value) for name, value in self.within_memory(measured).items()
+        }
 
     def _passes(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Iterator[tuple[Tensor, Terms]]:
         """A minibatch's loss in parts, each the sum over a micro-batch divided by the minibatch's size, and their metrics."""
@@ -262,12 +284,12 @@ class PreferenceOptimization(CriticFree):
             episodes = [rollout.episodes[i] for i in micro]
             logs, _ = episode_log_probs(self.policy, self.policy.language_model, episodes)
             lengths = [rollout.lengths[i] for i in micro]
-            theirs = flat(rollout.reference_log_probs, micro, rollout.mask).to(self.device)
             chosen = torch.tensor([e.info["chosen"] for e in episodes], device=self.device)
             ours = _sums(logs, lengths)
-            if self.loss in ("orpo", "simpo"):
+            if self.loss in WITHOUT_REFERENCE:
                 implicit = ours / torch.tensor(lengths, device=self.device)
             else:
+                theirs = flat(rollout.reference_log_probs, micro, rollout.mask).to(self.device)
                 implicit = ours - _sums(theirs, lengths)
             losses = self._losses(implicit, chosen, point)
             rewards = self.beta * implicit.detach()
@@ -306,18 +328,33 @@ class PreferenceOptimization(CriticFree):
     def _reference_point(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Tensor:
         """KTO's reference point: each prompt of the minibatch with the next one's response."""
         others = rows[1:] + rows[:1] if len(rows) > 1 else [(rows[0] + 1) % len(rollout.episodes)]
-        mismatched = [
-            replace(rollout.episodes[other], prompt_ids=rollout.episodes[row].prompt_ids)
-            for row, other in zip(rows, others, strict=True)
-        ]
-        ratios = []
+        mismatched, ratios, policy, reference = [], [], self.policy.language_model, self.reference
+        assert reference is not None
+        for row, other in zip(rows, others, strict=True):
+            prompt_ids, response_ids = rollout.episodes[row].prompt_ids, rollout.episodes[other].response_ids
+            room = policy.response_room(len(prompt_ids))  # which the prompt's own response has
+            mismatched.append(replace(rollout.episodes[other], prompt_ids=prompt_ids, response_ids=response_ids[:room]))
         for group in batches_by_length([len(e.prompt_ids) + len(e.response_ids) for e in mismatched], tokens_per_batch):
             part = [mismatched[g] for g in group]
-            ours, theirs = (
-                episode_log_probs(self.policy, m, part)[0] for m in (self.policy.language_model, self.reference)
-            )
+            ours, theirs = (episode_log_probs(self.policy, model, part)[0] for model in (policy, reference))
             ratios.append(_sums(ours - theirs, [len(e.response_ids) for e in part]))
         return kto_reference_point(torch.cat(ratios))
+
+
+def _single(rows: Sequence[EncodedPreference]) -> list[EncodedPreference]:
+    """The responses of preferences, each by itself."""
+    sides = ((EncodedPreference(row.chosen, None), EncodedPreference(None, row.rejected)) for row in rows)
+    return [one for both in sides for one in both if (one.chosen or one.rejected) is not None]
+
+
+def _episodes(row: EncodedPreference, limits: Limits) -> list[Episode]:
+    """What the loss sees together: the chosen response before the rejected one, each with ``info["chosen"]``."""
+    episodes = []
+    for pair, chosen in ((row.chosen, True), (row.rejected, False)):
+        if pair is not None:
+            episodes.append(pair.episode(limits))
+            episodes[-1].info["chosen"] = chosen
+    return episodes
 
 
 def check_row(number: int, row: Any, loss: PreferenceLoss) -> None:
@@ -331,9 +368,11 @@ def check_row(number: int, row: Any, loss: PreferenceLoss) -> None:
     Raises:
         ConfigError: it is none, or lacks a response that the loss needs.
     """
-    whole = not isinstance(row, str) and len(row) == 3 and is_prompt(row[0])
-    texts = [text for text in row[1:] if text is not None] if whole else []
-    if not texts or not all(isinstance(text, str) for text in texts):
+    encoded = isinstance(row, EncodedPreference)
+    whole = encoded or (not isinstance(row, str) and len(row) == 3 and is_prompt(row[0]))
+    sides = (row.chosen, row.rejected) if encoded else row[1:] if whole else ()
+    texts = [side for side in sides if side is not None]
+    if not texts or not all(isinstance(text, EncodedPair if encoded else str) for text in texts):
         raise ConfigError(
             f"preferences[{number}] must be a triple (prompt, chosen, rejected) of texts, the prompt a text or chat messages "
             f"that end with the user's; got {row!r:.80}"

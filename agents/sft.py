@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -13,16 +14,16 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring
 from rlhf_gym.agents.common.forward import rollout_log_probs
-from rlhf_gym.agents.common.given_responses import encoded_pairs, given_episode, is_prompt, place_in_pass
+from rlhf_gym.agents.common.given_pairs import EncodedPair, Pair, encoded_pairs, is_prompt, place_in_pass
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.errors import ConfigError, TextsTooLong
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.tasks.too_long import OnTooLong
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -35,10 +36,15 @@ if TYPE_CHECKING:
 class SFTSettings(EpochSettings, LossSettings, EntropySettings):
     """The settings of SFT."""
 
-    data: Sequence[tuple[str | Messages, str]] = argument(
+    data: Sequence[Pair | EncodedPair] = argument(
         help="pairs `(prompt, response)` of texts; a prompt may be chat messages, too. A response is learned with EOS at its "
         "end; one that is longer than the environment's length limit is cut, and has no EOS. They are not part of a "
         "checkpoint: give them to `load`, too"
+    )
+    on_too_long: Literal["refuse", "skip", "truncate"] = setting(
+        "refuse",
+        "if a pair exceeds the model's context: refuse it; skip it; or truncate its prompt at the beginning, its response at "
+        "the end. They are counted before anything is learned",
     )
     n_epochs: int = setting(1, "passes over an iteration's pairs")
     batch_size: int | None = setting(16, "whole responses per minibatch; None takes all of them")
@@ -48,10 +54,12 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         if not self.data:
             raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
         for number, pair in enumerate(self.data):
+            if isinstance(pair, EncodedPair):
+                continue
             if isinstance(pair, str) or len(pair) != 2 or not is_prompt(pair[0]) or not isinstance(pair[1], str):
                 raise ConfigError(
-                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's "
-                    f"and a text; got {pair!r:.80}"
+                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's, "
+                    f"each with a text as content (or parts that are all texts), and a text; got {pair!r:.80}"
                 )
 
 
@@ -72,7 +80,8 @@ class SFT(CriticFree):
 
     Settings: ClassVar[type[AgentSettings]] = SFTSettings
 
-    data: Sequence[tuple[str | Messages, str]]
+    data: Sequence[Pair | EncodedPair]
+    on_too_long: OnTooLong
 
     if TYPE_CHECKING:
 
@@ -87,45 +96,40 @@ class SFT(CriticFree):
     def generate(self, scoring: Scoring) -> list[Episode]:
         """Take the next pairs from the data as episodes."""
         numbers = range(self.episode_count, self.episode_count + self.n_episodes)
-        return [self._episode(place_in_pass(number, len(self.data), self.seed or 0)) for number in numbers]
+        places = (place_in_pass(number, len(self._pairs), self.seed or 0) for number in numbers)
+        return [self._pairs[place].episode(self.policy.limits) for place in places]
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
         limits = super()._check(env, model)
-        self._ids = encoded_pairs(self.data, model, limits)
+        self._pairs, found = encoded_pairs(self.data, model, limits, self.on_too_long)
+        for one in found:
+            warnings.warn(str(one), TextsTooLong, stacklevel=2)
         return limits
 
     def complete(self, rollout: Rollout) -> None:
         """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
         super().complete(rollout)
-        rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
+        rollout.log_probs = self.within_memory(
+            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
+        )
 
     @torch.no_grad()
-    def measure(self, data: Sequence[tuple[str | Messages, str]]) -> dict[str, float]:
-        """The cross-entropy of given responses, in nats per token, without learning from them.
+    def measure(self, data: Sequence[Pair | EncodedPair], model: LanguageModel | None = None) -> dict[str, float]:
+        """The cross-entropy of given responses, in nats per token, as ``loss``, without learning from them.
 
         Args:
             data: as the setting ``data``.
-
-        Returns:
-            ``loss`` of the policy, and ``reference_loss``.
+            model: the language model to measure; None takes the policy's.
 
         Raises:
             ConfigError: a response that the environment's limits do not allow.
+            ModelError: a pair that does not fit in the model's context and is to be refused.
         """
-        model, limits = self.policy.language_model, self.policy.limits
-        ids = encoded_pairs(data, model, limits)
-        rollout = Rollout.of([given_episode(*pair, one, limits) for pair, one in zip(data, ids, strict=True)])
-        tables = {"loss": model, "reference_loss": self.reference}
-        return {
-            name: -float(
-                rollout_log_probs(self.policy, m, rollout, self.tokens_per_batch).double().sum() / sum(rollout.lengths)
-            )
-            for name, m in tables.items()
-        }  # fmt: skip
-
-    def _episode(self, place: int) -> Episode:
-        (prompt, response), ids = self.data[place], self._ids[place]
-        return given_episode(prompt, response, ids, self.policy.limits)
+        model, limits = model or self.policy.language_model, self.policy.limits
+        pairs, _ = encoded_pairs(data, model, limits, self.on_too_long)
+        rollout = Rollout.of([pair.episode(limits) for pair in pairs])
+        log_probs = self.within_memory(lambda tokens: rollout_log_probs(self.policy, model, rollout, tokens))
+        return {"loss": -float(log_probs.double().sum() / sum(rollout.lengths))}
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Give every response the advantage 1: all are to be imitated.

@@ -28,7 +28,7 @@ from toy_tasks import count_a
 
 from rlhf_gym.agents import RAFT, SFT, BestOfN, OnlineDPO
 from rlhf_gym.agents.best_of_n import best_of_n, best_of_n_kl
-from rlhf_gym.agents.common.given_responses import place_in_pass
+from rlhf_gym.agents.common.given_pairs import place_in_pass
 from rlhf_gym.agents.common.preference_losses import preference_loss
 from rlhf_gym.agents.common.setup import limits_of
 from rlhf_gym.agents.online_dpo import preferred

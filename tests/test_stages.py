@@ -13,6 +13,7 @@ import pytest
 from tiny_run import save_tiny_model
 
 from rlhf_gym.cli.main import main
+from rlhf_gym.errors import TaskError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_into
 from rlhf_gym.lm.language_model import LanguageModel
@@ -93,9 +94,11 @@ def test_what_is_left_out_is_counted(pairs: Path, model: Path) -> None:
     given = read_given(config, "preferences", 0.2)
     assert (len(given.train), len(given.held_out)) == (17, 4)
     assert given.dropped == {"repeated rows": 1, "pairs of equal responses": 1}
-    fits = given.fitting(LanguageModel.load(str(model)), 8)
-    assert fits.dropped["prompts too long for the model's context"] == 1
-    assert "1 prompts too long" in str(fits)
+    fits, [found] = given.fitting(LanguageModel.load(str(model)), 8, "skip")
+    assert len(fits.train) == 16
+    assert str(found).startswith("1 of 17 prompts of the data exceed")
+    with pytest.raises(TaskError, match="1 of 17 prompts are too long"):
+        given.fitting(LanguageModel.load(str(model)), 8, "refuse")
 
 
 def test_kto_learns_from_thumbs_and_a_store(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.given_pairs import EncodedPair, EncodedPreference, Pair, PreferenceRow
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
 from rlhf_gym.agents.common.preference_losses import PreferenceLoss
-from rlhf_gym.lm.chat_template import Messages
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.precision import Precision
@@ -56,6 +56,10 @@ class PPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -81,6 +85,8 @@ class PPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -96,6 +102,10 @@ class NLPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -120,6 +130,8 @@ class NLPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -137,6 +149,10 @@ class TRPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -151,6 +167,8 @@ class TRPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -171,6 +189,10 @@ class A2CKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -190,6 +212,8 @@ class A2CKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -218,6 +242,8 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -250,6 +276,8 @@ class GRPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -285,6 +313,8 @@ class GSPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -320,6 +350,8 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -352,6 +384,8 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -387,6 +421,8 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -435,6 +471,8 @@ class RAFTKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     temperature: float
     top_k: int
@@ -450,7 +488,8 @@ class PreferenceOptimizationKeywords(AgentKeywords, total=False):
     """The settings of PreferenceOptimization."""
 
     n_epochs: int
-    preferences: Required[Sequence[tuple[str | Messages, str | None, str | None]]]
+    preferences: Required[Sequence[PreferenceRow | EncodedPreference]]
+    on_too_long: Literal["refuse", "skip", "truncate"]
     loss: PreferenceLoss
     beta: float | None
     label_smoothing: float
@@ -465,4 +504,5 @@ class SFTKeywords(AgentKeywords, total=False):
     ent_coef: float
     aggregation: Aggregation
     n_epochs: int
-    data: Required[Sequence[tuple[str | Messages, str]]]
+    data: Required[Sequence[Pair | EncodedPair]]
+    on_too_long: Literal["refuse", "skip", "truncate"]

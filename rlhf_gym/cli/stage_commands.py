@@ -135,7 +135,7 @@ def _train_on_data(options: argparse.Namespace, agent: str, argument: str) -> No
         raise ConfigError(f"--passes must be a number above 0, got {options.passes}")
     if (config := _resumed(options)) is None:
         first: Settings = {
-            "task": {"name": options.task or "data"},
+            "task": {"name": options.task or "data", "on_too_long": "truncate"},
             "reward_model": {"enabled": False},
             "agent": {"name": agent, "data": options.data, "data_format": options.format or "auto"},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -12,19 +12,19 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rlhf_gym.errors import ConfigError, ModelError, TaskError
+from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.agent_catalogue import GIVEN, find_agent
 from rlhf_gym.loop.config import AgentConfig, Config
-from rlhf_gym.loop.given_data import DATA_TASK, GivenData, Unscored, data_task, read_given
+from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored, data_task, read_given
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of
+from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -32,7 +32,7 @@ from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.text import shorten
+from rlhf_gym.tasks.too_long import TooLong, fit_task
 
 REWARD_STATE = "reward_state.json"
 """The states of rewards that learn, after a round's training."""
@@ -70,7 +70,9 @@ class RunContext:
         gold: the gold reward: what the simulated rater prefers by, and what the evaluation measures.
         reference: the language model as it was given, frozen.
         people: the rater who stands for the people on the run's rating page; None if the run serves no page.
-        given: what an agent learns from that does not generate; None where it generates, or learns the task's targets.
+        given: what an agent learns from that does not generate, encoded; None for an agent that generates.
+        too_long: the texts that exceed the model's context or a limit, and what was done with them.
+        validation: prompts of the evaluation during training, which are neither trained on nor held out.
     """
 
     config: Config
@@ -80,7 +82,9 @@ class RunContext:
     gold: Reward
     reference: LanguageModel
     people: Rater | None = None
-    given: GivenData | None = None
+    given: EncodedData | None = None
+    too_long: list[TooLong] = field(default_factory=list)
+    validation: tuple[Prompt, ...] = ()
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
@@ -97,25 +101,21 @@ class RunContext:
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         argument, given, reference = given_argument(config.agent), None, None
-        if argument and config.agent.data is not None:
+        if argument is not None and config.agent.data is not None:
             given = read_given(config.agent, argument, config.task.held_out_fraction)
+        too_long: list[TooLong] = []
         if config.task.name == DATA_TASK:
             if given is None:
                 raise ConfigError(
                     "task data has the prompts of agent.data: give agent.data, to an agent that has that setting"
                 )
             reference = load_reference(config)
-            task, given = data_task(config.task, given, reference)
+            task, given, too_long = data_task(config.task, given, reference)
         else:
             task = task_of(config.task)
-        no_reward = task.reward is None and config.task.reward is None and config.task.name == DATA_TASK
-        gold: Reward = Unscored() if no_reward else gold_of(config.task, task)
+        gold = _gold(config, task)
         check_loggers(config.log)
         if config.reward_model.enabled:
-            if no_reward:
-                raise ConfigError(
-                    "task data has no reward for a rater to prefer by: give --reward, or reward_model.enabled=false"
-                )
             check_rater(config.rater)
         if argument == "data" and given is None:
             target_pairs(task, config.agent.target_column)
@@ -123,57 +123,48 @@ class RunContext:
             raise ConfigError(
                 f"agent {config.agent.name} learns from stored preferences: give agent.data, a run, store or file"
             )
-        reference = reference or load_reference(config)
-        if given is not None and config.task.name != DATA_TASK:
-            given = given.fitting(reference, task.max_new_tokens)
-        context = cls(config, run, progress, task, gold, reference, given=given)
-        context.check_given()
-        context.check_prompts([*task.prompts, *task.held_out])
+        if reference is None:
+            reference = load_reference(config)
+            task, too_long = fit_task(task, reference, config.task.on_too_long)
+            if given is not None:
+                given, found = given.fitting(reference, task.max_new_tokens, config.task.on_too_long)
+                too_long += found
+        validation: list[Prompt] = []
+        if config.evaluation.every is not None:
+            task, validation = with_validation(task, config.evaluation.validation_prompts)
+        context = cls(config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation))
+        if argument is not None:
+            context = context._with_given(argument, given)
+        for one in context.too_long:
+            progress.say(str(one))
         return context
+
+    def _with_given(self, argument: str, given: GivenData | None) -> RunContext:
+        """Encode what the agent learns from, check its settings with it, and say what it is.
+
+        Raises:
+            ConfigError: settings that contradict one another, or do not go with the responses.
+        """
+        config = self.config.agent
+        train: Sequence[Any]
+        held_out: Sequence[Any] = ()
+        if given is None:
+            train = target_pairs(self.task, config.target_column)
+        else:
+            given = given.without({prompt.text for prompt in self.validation})
+            train, held_out = (given.for_agent(rows, argument) for rows in (given.train, given.held_out))
+            self.progress.say(str(given))
+        encoded, found = EncodedData.of(
+            argument, train, held_out, self.reference, self.limits, self.config.task.on_too_long
+        )
+        cls = find_agent(config.name)
+        cls.Settings.of({**config.settings, argument: encoded.train}, cls.__name__, num_envs=config.environments)
+        return replace(self, given=encoded, too_long=[*self.too_long, *found])
 
     @property
     def has_gold(self) -> bool:
         """True if there is a gold reward to measure responses with."""
         return not isinstance(self.gold, Unscored)
-
-    @property
-    def given_to_agent(self) -> dict[str, Any]:
-        """What an agent learns from that does not generate, as its argument; empty for an agent that generates."""
-        argument = given_argument(self.config.agent)
-        if argument is None:
-            return {}
-        if self.given is None:
-            return {argument: target_pairs(self.task, self.config.agent.target_column)}
-        return {argument: self.given.for_agent(self.given.train, argument)}
-
-    def check_given(self) -> None:
-        """Check the settings of an agent that learns from given responses, and say what it will learn from.
-
-        Raises:
-            ConfigError: settings that contradict one another, or do not go with the responses.
-        """
-        if self.given is not None:
-            config = self.config.agent
-            cls = find_agent(config.name)
-            cls.Settings.of({**config.settings, **self.given_to_agent}, cls.__name__, num_envs=config.environments)
-            self.progress.say(str(self.given))
-
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Check that every prompt leaves room for a response in the model's context.
-
-        Raises:
-            TaskError: a prompt is too long; the message names it.
-        """
-        room = self.reference.context_length - self.task.max_new_tokens
-        for prompt in prompts:
-            length = len(self.prompt_ids(prompt))
-            if length > room:
-                raise TaskError(
-                    f"the prompt {shorten(prompt.text)} has {length} tokens; with responses of up to "
-                    f"{self.task.max_new_tokens} tokens, {self.reference.name!r} (context of "
-                    f"{self.reference.context_length}) takes prompts of at most {max(room, 0)}. Shorten it, leave it out, or "
-                    "lower task.max_new_tokens"
-                )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model starts a response to this prompt from."""
@@ -235,6 +226,25 @@ class RunContext:
             return self.gold
         folder, reference = self.run.reward_model(round_number), self.reference
         return RewardModel.load(folder, device=str(reference.device), tokenizer=reference.tokenizer)
+
+
+def _gold(config: Config, task: Task) -> Reward:
+    """The gold reward; one that refuses to score where the task ``data`` is given none.
+
+    Raises:
+        ConfigError: something is to be measured, and there is no reward.
+    """
+    if config.task.name != DATA_TASK or config.task.reward is not None:
+        return gold_of(config.task, task)
+    if config.reward_model.enabled:
+        raise ConfigError(
+            "task data has no reward for a rater to prefer by: give --reward, or reward_model.enabled=false"
+        )
+    if config.evaluation.every is not None:
+        raise ConfigError(
+            "task data has no reward to measure by during training: give --reward, or leave out evaluation.every"
+        )
+    return Unscored()
 
 
 def load_reference(config: Config) -> LanguageModel:

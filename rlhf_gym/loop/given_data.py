@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.agents.common.given_responses import prompt_text
+from rlhf_gym.agents.common.given_pairs import encoded_pairs, encoded_preferences
 from rlhf_gym.errors import ConfigError, FeedbackError, TaskError
-from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.exchange.files import import_feedback
 from rlhf_gym.feedback.exchange.record_files import read_records
+from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.feedback.preferences import demonstration_from, preferences_from, preferences_of
-from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
+from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.lm.tokenizer import encode_response
 from rlhf_gym.loop.config import AgentConfig, TaskConfig
+from rlhf_gym.loop.preference_data import is_store, read_data
 from rlhf_gym.loop.run_task import split_prompts
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.tasks.too_long import OnTooLong, TooLong, fit_task
 
 DATA_TASK = "data"
 """The name of the task whose prompts are those of ``agent.data``."""
@@ -78,35 +80,42 @@ class GivenData:
         rows = f"{len(self.train)} rows of {self.source} to learn from, {len(self.held_out)} held out"
         return rows + (f"; left out: {left_out}" if left_out else "")
 
-    def fitting(self, model: LanguageModel, max_new_tokens: int) -> GivenData:
-        """Leave out rows whose prompts leave no room for a response, and count them, and the responses that will be cut.
+    def fitting(
+        self, model: LanguageModel, max_new_tokens: int, on_too_long: OnTooLong
+    ) -> tuple[GivenData, list[TooLong]]:
+        """The rows with prompts that leave room for a response in a model's context.
 
         Args:
-            model: its context must hold prompt and response.
+            model: the model that learns them.
             max_new_tokens: the length limit of a response.
+            on_too_long: what is done with prompts that are too long.
+
+        Returns:
+            The rows, and what was done with prompts that were too long.
 
         Raises:
-            ConfigError: nothing is left to learn from.
+            TaskError: some are to be refused, or nothing is left to learn from or to hold out.
         """
-        room = model.context_length - max_new_tokens
-        train, held_out = (
-            [row for row in rows if len(encode_conversation(model.tokenizer, row.prompt, row.messages)) <= room]
-            for rows in (self.train, self.held_out)
-        )
-        dropped = Counter(self.dropped)
-        dropped["prompts too long for the model's context"] += len(self.train) + len(self.held_out)
-        dropped["prompts too long for the model's context"] -= len(train) + len(held_out)
-        if not train or not held_out:
-            raise ConfigError(
-                f"the prompts in {self.source} are too long: {model.name!r} (context of {model.context_length} tokens) takes "
-                f"prompts of at most {max(room, 0)} with responses of up to {max_new_tokens}, and none is left to "
-                f"{'hold out' if train else 'learn from'}; lower task.max_new_tokens, or give a model with a longer context"
-            )
-        cut = sum(
-            len(encode_response(model.tokenizer, text)) >= max_new_tokens for row in train for text in row.responses
-        )
-        source = self.source + (f" ({cut} responses cut at {max_new_tokens} tokens)" if cut else "")
-        return GivenData(train, held_out, source, +dropped)
+
+        def prompts(rows: Sequence[Given]) -> list[Prompt]:
+            return [Prompt(row.prompt, {"messages": row.messages, "row": row}) for row in rows]
+
+        def fitted(prompts: Sequence[Prompt]) -> list[Given]:
+            return [
+                replace(p.columns["row"], prompt=p.text, messages=messages_before(p.columns["messages"]))
+                for p in prompts
+            ]
+
+        task = Task(self.source, prompts(self.train), prompts(self.held_out), max_new_tokens=max_new_tokens)
+        task, found = fit_task(task, model, on_too_long)
+        if not found:
+            return self, []
+        rows = GivenData(fitted(task.prompts), fitted(task.held_out), self.source, self.dropped)
+        return rows, [replace(one, what=f"{one.what} of the data") for one in found]
+
+    def without(self, prompts: AbstractSet[str]) -> GivenData:
+        """The data without the rows to learn from that have one of these prompts."""
+        return replace(self, train=[row for row in self.train if row.prompt not in prompts])
 
     def for_agent(self, rows: Sequence[Given], argument: str) -> list[Any]:
         """Rows as an agent takes them.
@@ -118,6 +127,49 @@ class GivenData:
         if argument == "data":
             return [(row.asked, row.chosen) for row in rows]
         return [(row.asked, row.chosen, row.rejected) for row in rows]
+
+
+@dataclass(frozen=True)
+class EncodedData:
+    """What an agent learns from that does not generate, as token ids.
+
+    Attributes:
+        argument: the agent's argument that it is: ``data`` or ``preferences``.
+        train: encoded pairs or preferences to learn from.
+        held_out: those to measure on; empty where the agent learns the task's targets.
+    """
+
+    argument: str
+    train: Sequence[Any]
+    held_out: Sequence[Any] = ()
+
+    @classmethod
+    def of(
+        cls, argument: str, train: Sequence[Any], held_out: Sequence[Any], model: LanguageModel, limits: Limits,
+        on_too_long: OnTooLong,
+    ) -> tuple[EncodedData, list[TooLong]]:  # fmt: skip
+        """Encode rows once, for everything that learns from them.
+
+        Args:
+            argument: the agent's argument.
+            train: rows as the agent takes them.
+            held_out: those to measure on.
+            model: its tokenizer encodes them.
+            limits: the environment's.
+            on_too_long: what is done with those that do not fit in the model's context.
+
+        Returns:
+            The rows, and what was done with those that were too long.
+
+        Raises:
+            ConfigError: a response that the limits do not allow.
+            ModelError: a row does not fit, or none is left.
+        """
+        encode: Any = encoded_pairs if argument == "data" else encoded_preferences
+        learned, found = encode(train, model, limits, on_too_long)
+        measured, more = encode(held_out, model, limits, on_too_long) if held_out else ([], [])
+        more = [replace(one, what=f"held-out {one.what.removesuffix(' to learn')}") for one in more]
+        return cls(argument, learned, measured), [*found, *more]
 
 
 class Unscored:
@@ -150,7 +202,9 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     dropped: Counter[str] = Counter()
     examples = _examples(config.data, dropped) if argument == "data" and config.data_format == "auto" else None
     if examples is None:
-        answers, source = read_answers(config.data, config.data_format, dropped)
+        read = read_data(config.data, None if config.data_format == "auto" else config.data_format)
+        answers, source = read.answers, read.source
+        dropped.update(read.dropped)
         single = config.settings.get("loss") == "kto"
         rows = list(_demonstrated(answers) if argument == "data" else _preferred(answers, dropped, single=single))
     else:
@@ -168,53 +222,7 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     return GivenData(train, rest, source, +dropped)
 
 
-def read_answers(
-    data: str,
-    format: str,  # noqa: A002
-    dropped: Counter[str],
-) -> tuple[list[tuple[Query, Judgement]], str]:
-    """Read judgements with their queries, but for skips and answers to check questions, which measure people.
-
-    Args:
-        data: a run's directory, a feedback store (a file, or a database's URL), or a file that the importer reads.
-        format: the file's exchange format; ``auto`` finds it.
-        dropped: counts what is left out, by reason.
-
-    Returns:
-        The answers, and where they come from, in words.
-
-    Raises:
-        ConfigError: there is nothing, or the format does not go with the data.
-        FeedbackError: a file that cannot be read.
-    """
-    path = Path(data)
-    if "://" not in data and not path.exists():
-        raise ConfigError(f"there is no run, store or file {data!r}")
-    if path.is_dir() and not (path / "config.yaml").exists():
-        raise ConfigError(f"{data} is a folder without a run in it; give a run's directory, a store or a file")
-    if "://" in data or path.is_dir() or _is_store(path):
-        if format != "auto":
-            raise ConfigError(f"the format {format} does not go with a feedback store ({data}): leave it out")
-        store, source = (
-            (str(path / "feedback.sqlite"), f"the run {data}") if path.is_dir() else (data, f"the store {data}")
-        )
-        if path.is_dir() and not Path(store).exists():
-            raise ConfigError(f"the run {data} has asked nobody yet: there is no feedback in it")
-        with FeedbackStore(store, read_only=True) as opened:
-            answers = list(opened.answers())
-    else:
-        found = import_feedback(path, format)
-        dropped.update(found.dropped)
-        by_id = {query.id: query for query in found.queries}
-        answers, source = [(by_id[j.query_id], j) for j in found.judgements], f"{data} (format {found.format})"
-    given = [answer for answer in answers if not answer[1].skipped]
-    kept = to_learn_from(given)
-    dropped["skips"] += len(answers) - len(given)
-    dropped["answers to check questions, practice and repetitions"] += len(given) - len(kept)
-    return kept, source
-
-
-def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tuple[Task, GivenData]:
+def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tuple[Task, GivenData, list[TooLong]]:
     """The task ``data``: the prompts of the rows, without a reward; and the rows that fit in the model's context.
 
     Args:
@@ -222,8 +230,11 @@ def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tup
         given: the rows.
         model: its tokenizer counts tokens.
 
+    Returns:
+        The task, the rows, and what was done with prompts that were too long.
+
     Raises:
-        TaskError: settings that belong to other tasks.
+        TaskError: settings that belong to other tasks; or prompts that are too long, and are to be refused.
     """
     if config.prompts is not None or config.held_out is not None or config.options:
         raise TaskError(
@@ -233,12 +244,12 @@ def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tup
     if longest is None:
         texts = {text for row in (*given.train, *given.held_out) for text in row.responses}
         longest = min(max(len(encode_response(model.tokenizer, text)) for text in texts) + 1, model.context_length // 2)
-    fits = given.fitting(model, longest)
+    given, found = given.fitting(model, longest, config.on_too_long)
     task = Task(
-        DATA_TASK, _prompts(fits.train), _prompts(fits.held_out), max_new_tokens=longest,
+        DATA_TASK, _prompts(given.train), _prompts(given.held_out), max_new_tokens=longest,
         min_new_tokens=config.min_new_tokens or 0, stop=config.stop or (),
     )  # fmt: skip
-    return task, fits
+    return task, given, found
 
 
 def _prompts(rows: Sequence[Given]) -> list[Prompt]:
@@ -298,7 +309,7 @@ def _called_good(query: Query, judgement: Judgement) -> bool | None:
 def _examples(data: str, dropped: Counter[str]) -> list[Given] | None:
     """The rows of a file of prompts with responses; None for a store, and for a file that compares responses."""
     path = Path(data)
-    if "://" in data or not path.is_file() or _is_store(path):
+    if "://" in data or not path.is_file() or is_store(path):
         return None
     rows: list[Given] = []
     column = ""
@@ -313,10 +324,7 @@ def _examples(data: str, dropped: Counter[str]) -> list[Given] | None:
         if not isinstance(response, str) or not (isinstance(prompt, str) or messages):
             dropped["rows without a prompt or a response"] += 1
             continue
-        rows.append(Given(prompt if isinstance(prompt, str) else prompt_text(messages or ()), response, None, messages))
+        rows.append(
+            Given(prompt if isinstance(prompt, str) else prompt_of_messages(messages or ()), response, None, messages)
+        )
     return rows
-
-
-def _is_store(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(16) == b"SQLite format 3\x00"

@@ -19,7 +19,7 @@ from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
-from rlhf_gym.loop.evaluate import distinct_2, standard_error
+from rlhf_gym.loop.evaluate import standard_error
 from rlhf_gym.loop.given_data import DATA_TASK, Unscored
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater, find_rater
@@ -30,6 +30,7 @@ from rlhf_gym.rewards.base import Reward, score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.samples import Prompt, columns_of
+from rlhf_gym.text import distinct_2
 
 BATCH = 64
 """Responses generated at once."""

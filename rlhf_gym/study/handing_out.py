@@ -18,6 +18,7 @@ from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.purposes import expected, is_practice
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.feedback.withdrawals import withdrawn
+from rlhf_gym.study.audit import set_aside_by_page
 from rlhf_gym.study.leases import WEB, Assignment, Kind, QueueSettings
 
 _A, _S, _Q, _J = schema.assignments.c, schema.slots.c, schema.queries.c, schema.judgements.c
@@ -84,7 +85,7 @@ def add_slots(
     have = {
         i for chunk in rows.chunks(ids) for i in connection.scalars(select(_S.query_id).where(_S.query_id.in_(chunk)))
     }
-    raters = rows.raters_by_query(connection, ids - have)
+    raters = rows.raters_by_query(connection, ids - have, [~withdrawn("judgement", _J.id)])
     new = []
     for query_id, number, index in given:
         if query_id not in have:
@@ -181,7 +182,7 @@ def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> 
     seen = select(_A.id).where(_A.rater == rater, _A.query_id == _Q.id).exists()
     found = connection.execute(
         select(_Q.id, _Q["columns"])
-        .where(_Q.round == 0, ~seen, ~withdrawn("query", _Q.id))
+        .where(_Q.round == 0, ~seen, ~withdrawn("query", _Q.id), _Q.id.not_in(set_aside_by_page()))
         .order_by(_Q["index"], _Q.id)
     )
     fitting: list[str] = [
@@ -198,7 +199,7 @@ def _to_repeat(connection: Connection, rater: str) -> str | None:
     repeated = select(_A.query_id).where(_A.rater == rater, _A.kind == "repeat")
     back = coalesce(select(func.max(_A.answered)).where(_A.rater == rater).scalar_subquery(), 0) - _REPEAT_AFTER
     done = (_A.rater == rater) & (_A.kind == "query") & (_A.state == "done") & (_A.answered <= back)
-    done &= ~withdrawn("query", _A.query_id)
+    done &= ~withdrawn("query", _A.query_id) & _A.query_id.not_in(set_aside_by_page())
     statement = select(_A.query_id).where(done, _A.query_id.not_in(repeated)).order_by(_A.answered).limit(1)
     return connection.scalar(statement)
 

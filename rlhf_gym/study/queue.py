@@ -16,16 +16,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Integer, RowMapping, bindparam, func, select, update
+from sqlalchemy import Connection, Integer, RowMapping, bindparam, func, select, union_all, update
 from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.purposes import expected
 from rlhf_gym.feedback.queries import Judgement, Query
-from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.feedback.store import FeedbackStore, SetAside
 from rlhf_gym.feedback.withdrawals import stop_handing_out, withdrawn
-from rlhf_gym.study.audit import record
+from rlhf_gym.study.audit import SET_ASIDE, record, set_aside_by_page
 from rlhf_gym.study.checks import refuse_old_check_questions
 from rlhf_gym.study.handing_out import (
     add_slots,
@@ -80,7 +80,11 @@ _IN_HANDS = (
     .group_by(_S.round)
 )
 _J = schema.judgements.c
-_ANSWERED_ELSEWHERE = select(_J.id).where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/")).exists()
+_ANSWERED_ELSEWHERE = (
+    select(_J.id)
+    .where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/"), ~withdrawn("judgement", _J.id))
+    .exists()
+)
 _HANDED_OUT = select(*rows.query_columns, withdrawn("query", _Q.id).label("withdrawn")).where(
     select(_S.query_id).where(_S.query_id == _Q.id).exists()
     | select(_A.id).where(_A.query_id == _Q.id, _A.state == "open").exists()
@@ -119,8 +123,9 @@ class Queue:
                 wanted &= ~_ANSWERED_ELSEWHERE
             connection.execute(update(schema.slots).values(open=wanted))
             # Handed out by an earlier version, or since withdrawn by another program: no page can show them.
+            aside = set(connection.scalars(set_aside_by_page()))
             for row in connection.execute(_HANDED_OUT).mappings().all():
-                if row["withdrawn"] or not isinstance(rows.usable(row), Query):
+                if row["withdrawn"] or row["asked_id"] in aside or not isinstance(rows.usable(row), Query):
                     stop_handing_out(connection, row["asked_id"])
         self.offer(offered or ())
 
@@ -131,7 +136,8 @@ class Queue:
         self._everything = False
         with self._database.writing() as connection:
             found = rows.queries_by_id(connection, set(query_ids))
-            for query_id in connection.scalars(select(_W.id).where(_W.kind == "query")):
+            left_out = union_all(select(_W.id).where(_W.kind == "query"), set_aside_by_page())
+            for query_id in connection.scalars(left_out):
                 found.pop(query_id, None)
             add_slots(connection, [(q.id, q.round, q.index) for q in found.values()], self.settings.overlap)
         self._open = (-_REFRESH, 0)
@@ -245,6 +251,7 @@ class Queue:
         """
         expires = datetime.now(UTC) + timedelta(seconds=self.settings.lease_seconds)
         done = (_A.rater == rater) & (_A.state != "open") & _A.judgement_id.is_not(None) & (_A.kind != "practice")
+        done &= ~withdrawn("query", _A.query_id)
         with self._database.writing() as connection:
             last = assigned.where(done).order_by(_A.answered.desc()).limit(1)
             row = connection.execute(last).mappings().one_or_none()
@@ -262,24 +269,29 @@ class Queue:
             end_leases(connection, datetime.now(UTC), self.settings)
 
     def set_aside(self, query_id: str, why: str) -> None:
-        """Hand a query that cannot be shown to nobody any more, and take it from those who hold it.
+        """Hand a query that cannot be shown to nobody any more, for good, and take it from those who hold it.
 
         Args:
             query_id: the query.
-            why: what is wrong with it, for the audit trail.
+            why: what is wrong with it, for the audit trail, by which it is known from now on.
         """
         with self._database.writing() as connection:
-            held = (_A.query_id == query_id) & (_A.state == "open")
-            waited = connection.execute(select(_A.kind, _A.judgement_id).where(held)).all()
-            connection.execute(update(schema.assignments).where(held).values(state="lapsed"))
-            for kind, judgement in waited:
-                if kind == "query" and judgement is None:
-                    change_slot(connection, query_id, -1, self.settings.overlap)
-            slot = (_S.query_id == query_id) & _S.open
-            closed = connection.execute(update(schema.slots).where(slot).values(open=False)).rowcount
-            if waited or closed:
-                record(connection, "rating page", "set aside", query_id, {"why": why[:200]})
+            stop_handing_out(connection, query_id)
+            if query_id not in set(connection.scalars(set_aside_by_page())):  # two raters may meet it at once
+                record(connection, "rating page", SET_ASIDE, query_id, {"why": why[:200]})
         self._open = (-_REFRESH, 0)
+
+    def set_aside_by_page(self) -> list[SetAside]:
+        """The queries that :meth:`set_aside` has left out, but for those that are withdrawn."""
+        entries = schema.audit.c
+        statement = (
+            select(_Q.id, _Q.round, entries.details)
+            .join_from(schema.audit, schema.queries, entries.subject == _Q.id)
+            .where(entries.action == SET_ASIDE, ~withdrawn("query", _Q.id))
+            .order_by(entries.sequence)
+        )
+        with self._database.reading() as connection:
+            return [SetAside(row[0], row[1], str(row[2].get("why", ""))) for row in connection.execute(statement)]
 
     def counts(self, rater: str) -> RaterCount:
         """A rater's progress. With many open queries, their number may be a second old."""
@@ -312,7 +324,9 @@ class Queue:
                 return
             self._looked = time.monotonic()
         missing = select(*rows.query_columns).where(
-            ~select(_S.query_id).where(_S.query_id == _Q.id).exists(), ~withdrawn("query", _Q.id)
+            ~select(_S.query_id).where(_S.query_id == _Q.id).exists(),
+            ~withdrawn("query", _Q.id),
+            _Q.id.not_in(set_aside_by_page()),
         )
         with self._database.reading() as connection:
             found = [rows.usable(row) for row in connection.execute(missing).mappings()]

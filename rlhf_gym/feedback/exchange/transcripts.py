@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard, TypeVar
 
 from rlhf_gym.feedback.queries import Query
+from rlhf_gym.lm.chat_template import content_text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _MARKERS = {"user": HUMAN, "assistant": ASSISTANT, "system": "\n\nSystem:"}
@@ -30,8 +31,13 @@ def split_turns(text: str) -> tuple[str, str] | None:
 
 def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
     """Messages as a transcript that ends where the assistant is to speak; an unknown role is written as it is."""
-    turns = [f"{_MARKERS.get(m['role'], _other(m['role']))} {m['content']}" for m in messages]
+    turns = [f"{_MARKERS.get(m['role'], _other(m['role']))} {content_text(m['content'])}" for m in messages]
     return "".join(turns) + ASSISTANT
+
+
+def prompt_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt, as one text, that chat messages are: one message's own text, several as a transcript."""
+    return content_text(messages[0]["content"]) if len(messages) == 1 else transcript(messages)
 
 
 def _other(role: str) -> str:
