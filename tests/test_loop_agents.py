@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from rlhf_gym.loop.agent_catalogue import AGENTS, SET_ELSEWHERE, find_agent
 from rlhf_gym.loop.config_file import build, merge, parse_override
 from rlhf_gym.loop.config_values import to_yaml
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.given_data import Given, GivenData
+from rlhf_gym.loop.given_data import EncodedData
 from rlhf_gym.loop.metrics_table import MetricsTable
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
@@ -199,8 +198,11 @@ def test_every_setting_of_every_agent_arrives(agent: str, context: RunContext) -
     assert set(configurable) <= set(keys("agent", agent))
     table = MetricsTable(context.run.metrics_file)
     reward = ProxyAndGold(context.gold, {})
-    pairs = [Given(f"The film {i}", " was good", " was bad") for i in range(10)]
-    given = GivenData(pairs, [], "pairs", Counter()) if agent == "preference_optimization" else None
+    rows = {
+        "sft": ("data", [(f"The film {i}", " was good") for i in range(10)]),
+        "preference_optimization": ("preferences", [(f"The film {i}", " was good", " was bad") for i in range(10)]),
+    }  # fmt: skip
+    given = EncodedData(*rows[agent]) if agent in rows else None
     own = {"name": agent, "n_episodes": 16} | ({"target_column": "answer"} if agent == "sft" else {})
     if agent == "trpo":
         configurable.remove("precision")  # it takes float32 alone

@@ -9,10 +9,10 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_feedback
 from rlhf_gym.feedback.exchange.incoming import AUTO
-from rlhf_gym.feedback.places import store_of
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.store_places import store_of
 
 SQLITE = b"SQLite format 3\x00"
 
