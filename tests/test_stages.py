@@ -71,6 +71,7 @@ def tuned(model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) ->
     )  # fmt: skip
     assert "prefers the chosen response in" in printed
     assert "gold" not in printed  # nothing was scored
+    assert not (out / "round-1" / "completions.jsonl").exists()
     return out
 
 
@@ -207,7 +208,9 @@ def test_models_are_evaluated(tuned: Path, model: Path, tmp_path: Path, capsys: 
         (["--out", tmp_path / "e.json"], "is there already"),
     ]:
         assert message in error(capsys, "eval", model, *common, *wrong)
-    assert "has the prompts of its data, and no task" in error(capsys, "eval", tuned)
+    own = output("eval", tuned, "--device", "cpu", "--tokens", 5)
+    assert "on task data: 4 prompts" in own
+    assert "reward" not in own
 
 
 def written_reward(folder: Path) -> Path:

@@ -114,7 +114,7 @@ def evaluate(options: argparse.Namespace) -> None:
             task=options.task, prompts=options.prompts, reward=options.reward, number=options.number,
             pass_at=tuple(options.pass_at), threshold=options.threshold, against=options.against, rater=options.rater,
             limit=options.limit, max_new_tokens=options.tokens, temperature=options.temperature, seed=options.seed,
-            device=options.device,
+            device=options.device, on_too_long=options.on_too_long,
         ),
     )  # fmt: skip
     print(found.as_text())

@@ -75,7 +75,9 @@ def add_eval(commands: Commands) -> None:
     judge.add_argument(
         "model", metavar="RUN_OR_MODEL", help="a run's directory (its last policy), or a model: " + MODEL_HELP
     )
-    judge.add_argument("--task", metavar="NAME", help="the task (default: the run's; sentiment for a model)")
+    judge.add_argument(
+        "--task", metavar="NAME", help="the task (default: the run's, or its data's prompts; sentiment for a model)"
+    )
     judge.add_argument(
         "--prompts", metavar="FILE", help="file of prompts to respond to, all of them, instead of the task's"
     )
@@ -92,6 +94,10 @@ def add_eval(commands: Commands) -> None:
     judge.add_argument("--rater", metavar="RATER", help="who compares the two (default: the reward)")
     judge.add_argument("--limit", metavar="N", type=int, default=200, help="prompts, at most (default: 200)")
     judge.add_argument("--tokens", metavar="N", type=int, help="longest response, in tokens (default: the task's)")
+    judge.add_argument(
+        "--on-too-long", choices=("refuse", "skip", "truncate"),
+        help="what is done with prompts that exceed the model's context (default: as the run does; refuse for a model)",
+    )  # fmt: skip
     judge.add_argument("--temperature", metavar="T", type=float, help="above 0 (default: the run's temperature, or 1)")
     judge.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the responses (default: 0)")
     judge.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda, ... (default: auto)")

@@ -19,8 +19,9 @@ from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
+from rlhf_gym.loop.context import given_argument
 from rlhf_gym.loop.evaluate import standard_error
-from rlhf_gym.loop.given_data import DATA_TASK, Unscored
+from rlhf_gym.loop.given_data import DATA_TASK, Unscored, data_task, read_given
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater, find_rater
 from rlhf_gym.loop.run_directory import RunDirectory
@@ -30,6 +31,7 @@ from rlhf_gym.rewards.base import Reward, score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.samples import Prompt, columns_of
+from rlhf_gym.tasks.too_long import OnTooLong, TooLong, fit_task
 from rlhf_gym.text import distinct_2
 
 BATCH = 64
@@ -54,6 +56,7 @@ class EvalSettings:
         temperature: None takes the run's, or 1.
         seed: seed of the responses, the same for both models.
         device: device of the models.
+        on_too_long: what is done with prompts that exceed the model's context; None takes the run's, or refuses them.
     """
 
     task: str | None = None
@@ -69,6 +72,7 @@ class EvalSettings:
     temperature: float | None = None
     seed: int = 0
     device: str = "auto"
+    on_too_long: OnTooLong | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("number", 1), ("limit", 1), ("seed", 0)):
@@ -129,6 +133,7 @@ class ModelEvaluation:
         length: mean response length, tokens.
         ended: share of responses that ended before the length limit.
         distinct_2: share of distinct word pairs among all.
+        too_long: prompts that exceed the model's context, and what was done with them, in words.
         responses: a row for each prompt, with all responses and their rewards.
     """
 
@@ -145,6 +150,7 @@ class ModelEvaluation:
     length: float
     ended: float
     distinct_2: float
+    too_long: list[str]
     responses: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -156,6 +162,7 @@ class ModelEvaluation:
     def as_text(self) -> str:
         """The evaluation as plain text."""
         lines = [f"{self.model} on task {self.task}: {self.n_prompts} prompts, {self.number} responses to each"]
+        lines += self.too_long
         if self.skipped:
             lines.append(f"{self.skipped} prompts left out: the reward failed there")
         if self.reward is not None:
@@ -188,7 +195,8 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
         RewardError: the reward fails on a response to every prompt.
     """
     config = _task_config(model, settings)
-    task = _task(config, settings)
+    policy = load_run_or_model(model, settings.device)
+    task, too_long = _task(model, config, policy, settings)
     gold = gold_of(config, task) if config.reward is not None or task.reward is not None else None
     needs = "pass@k" if settings.pass_at else "the win rate (without a --rater)"
     if gold is None and (settings.pass_at or (settings.against is not None and settings.rater is None)):
@@ -197,8 +205,11 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
     if rater is not None:
         check_rater(rater)
     prompts = list(task.held_out[: settings.limit])
-    ours = _responses(model, prompts, task, settings)
-    theirs = _responses(settings.against, prompts, task, settings) if settings.against is not None else None
+    ours, theirs = _responses(model, policy, prompts, task, settings), None
+    if settings.against is not None:
+        theirs = _responses(
+            settings.against, load_run_or_model(settings.against, settings.device), prompts, task, settings
+        )
     scores, other = (
         None if gold is None or found is None else _scores(gold, prompts, found) for found in (ours, theirs)
     )
@@ -226,7 +237,8 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
         win_rate=None if wins is None else Measured.share((1 + wins).mean(axis=1) / 2),
         against=settings.against or "", ties=0 if wins is None else int((wins == 0).sum()),
         length=float(np.mean([len(g.ids) for g in every])), ended=float(np.mean([g.ended for g in every])),
-        distinct_2=distinct_2([g.text for g in every]), responses=_rows(prompts, ours, theirs, scores, other),
+        distinct_2=distinct_2([g.text for g in every]), too_long=list(map(str, too_long)),
+        responses=_rows(prompts, ours, theirs, scores, other),
     )  # fmt: skip
 
 
@@ -272,25 +284,36 @@ def _task_config(model: str, settings: EvalSettings) -> TaskConfig:
     config = build({}).task
     if run.config_file.exists():
         own = run.config().task
-        if settings.task is None and own.name != DATA_TASK:
+        if settings.task is None and (own.name != DATA_TASK or settings.prompts is None):
             config = own
-        elif settings.task is None and settings.prompts is None:
-            raise ConfigError(f"the run {model} has the prompts of its data, and no task: give --task, or --prompts")
     if settings.task is not None:
         config = replace(build({}).task, name=settings.task)
     if settings.reward is not None:
         config = replace(config, reward=settings.reward)
+    if settings.on_too_long is not None:
+        config = replace(config, on_too_long=settings.on_too_long)
     return config if settings.max_new_tokens is None else replace(config, max_new_tokens=settings.max_new_tokens)
 
 
-def _task(config: TaskConfig, settings: EvalSettings) -> Task:
-    task = task_of(config)
-    return task if settings.prompts is None else replace(task, held_out=prompts_from_file(settings.prompts))
+def _task(name: str, config: TaskConfig, model: LanguageModel, settings: EvalSettings) -> tuple[Task, list[TooLong]]:
+    """The task, whose held-out prompts leave room for a response; of a run on data, the prompts that it held out."""
+    if config.name == DATA_TASK:
+        agent = RunDirectory(name).config().agent
+        argument = given_argument(agent)
+        assert argument is not None
+        task, _, found = data_task(config, read_given(agent, argument, config.held_out_fraction), model)
+    else:
+        task = task_of(config)
+        held_out = task.held_out if settings.prompts is None else prompts_from_file(settings.prompts)
+        task, found = fit_task(replace(task, prompts=held_out, held_out=()), model, config.on_too_long)
+        return replace(task, held_out=task.prompts), found
+    return task, [one for one in found if one.what.startswith("held-out")]
 
 
-def _responses(name: str, prompts: Sequence[Prompt], task: Task, settings: EvalSettings) -> list[list[Generation]]:
+def _responses(
+    name: str, model: LanguageModel, prompts: Sequence[Prompt], task: Task, settings: EvalSettings
+) -> list[list[Generation]]:
     """The responses to each prompt; both models draw with the same random numbers."""
-    model = load_run_or_model(name, settings.device)
     run = RunDirectory(name)
     sampling = Sampling(1.0 if settings.temperature is None else settings.temperature)
     if run.config_file.exists():
