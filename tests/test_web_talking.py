@@ -15,6 +15,8 @@ from rlhf_gym.envs import ConversationEnv, ConversationVectorEnv
 from rlhf_gym.envs.conversation_users import as_user
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback.queries import Judgement
+from rlhf_gym.study.queue import Queue
 from rlhf_gym.tasks.users import user_rating
 from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.study import Study
@@ -95,12 +97,33 @@ def test_what_is_no_reply_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_person_who_does_not_come_and_settings_that_cannot_be(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "talk.sqlite") as store:  # of a program that was interrupted
+        left = [
+            Query(prompt="p", responses=(r,), query_type="rating", columns={"reply": True}) for r in ("old", "said")
+        ]
+        store.add_queries(left)
+        store.add_judgements([Judgement(query_id=left[1].id, rater="web/x", ratings={"overall": (1.0,)})])
+        Queue(store).offer([query.id for query in left])
     user = as_user({"web": str(tmp_path / "talk.sqlite"), "port": 0, "timeout": 0.01, "say": lambda line: None})
+    assert isinstance(user, WebUser)
     env = ConversationEnv(letter_task(), user=user)
     env.reset(seed=0)
     with pytest.raises(ConfigError, match=r"nobody answered on the rating page within 0\.01 seconds"):
         env.step("a")
     assert env.turn == 0
+    assert len(user.page.store.withdrawn_queries()) == 2  # nobody is asked for nothing later
+    person = joined(Study(user.page.store, user.page.people, user.page.queue, user.settings))
+    assert 'action="/rate/' not in person.get("/rate").text
+    user.timeout = None
+    out: list[Any] = []
+    thread = threading.Thread(target=lambda: out.append(env.step("a")), daemon=True)
+    thread.start()
+    wait_for_question(person)
+    answer(person, "skip")
+    thread.join(60)
+    assert out[0][2]
+    assert (out[0][4]["ended_by"], out[0][4]["user_rating"]) == ("user", None)
+    assert len(user.page.store.withdrawn_queries()) == 3
     env.close()
     assert isinstance(as_user("web"), WebUser)
     with pytest.raises(ConfigError, match="timeout must be above 0"):

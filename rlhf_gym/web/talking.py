@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.tasks.chat import Messages, render_messages
 from rlhf_gym.tasks.users import UserReply
@@ -88,6 +89,7 @@ class WebUser:
                     serving(self.store, page=self.settings, address=self.address, offered=())
                 )
                 self._open = stack
+                _withdraw_unanswered(self._page.store)
                 for line in self._page.lines():
                     self._say(line)
             return self._page
@@ -135,12 +137,27 @@ class WebUser:
         )  # fmt: skip
         page.store.add_queries([query])
         rater = WebRater(page.store, page.queue)
-        found = rater.collect(rater.submit([query]), self.timeout)
+        found: list[Judgement] = []
+        try:
+            found = rater.collect(rater.submit([query]), self.timeout)
+        finally:
+            if (
+                not found or found[0].skipped
+            ):  # nobody else needs to answer: the conversation does not wait for it any more
+                page.store.withdraw(query.id, reason="the conversation has ended", actor="conversation")
         if not found:
             raise ConfigError(
                 f"nobody answered on the rating page within {self.timeout:g} seconds; give the user more (timeout=...)"
             )
         return found[0]
+
+
+def _withdraw_unanswered(store: FeedbackStore) -> None:
+    """Withdraw what a program that was interrupted has asked: its conversations wait for no answer any more."""
+    answered = {judgement.query_id for judgement in store.judgements()}
+    for query in store.queries():
+        if "reply" in query.columns and query.id not in answered:
+            store.withdraw(query.id, reason="the program was interrupted", actor="conversation")
 
 
 def _rating(answer: Judgement) -> float | None:
