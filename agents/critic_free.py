@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import overlong_penalty
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
-from rlhf_gym.agents.common.losses import clipped_policy_loss
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings
@@ -41,9 +40,8 @@ class CriticFree(TokenAlgorithm):
     Settings: ClassVar[type[AgentSettings]] = CriticFreeSettings
 
     # The values for agents that do not have the setting.
-    clip_range_high: float | None = None
-    dual_clip: float | None = None
     overlong_buffer: int | None = None
+    overlong_filtering: bool = False
 
     if TYPE_CHECKING:
 
@@ -59,6 +57,9 @@ class CriticFree(TokenAlgorithm):
         """Compute each token's reward, from score and KL penalty, and advantages."""
         check_groups(rollout, self.group_size)
         rollout.advantages = self.advantages(rollout, self.shaped_rewards(rollout)) * rollout.mask
+        if self.overlong_filtering:
+            rows = range(len(rollout.episodes)) if rollout.learn_from is None else rollout.learn_from
+            rollout.learn_from = [row for row in rows if rollout.episodes[row].ended]
 
     def scores(self, rollout: Rollout) -> Tensor:
         """The environment's rewards less the penalty for length, float32 ``[B, R]``."""
@@ -85,7 +86,7 @@ class CriticFree(TokenAlgorithm):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """The policy's loss, clipped where there is a ``clip_range``, and the KL where it is a loss.
+        """The policy's loss, the plain policy gradient without a ``clip_range``, and the KL where it is a loss.
 
         Args:
             rollout: the episodes, advantages filled in.
@@ -96,13 +97,10 @@ class CriticFree(TokenAlgorithm):
         Returns:
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
         """
-        advantages = self.flat(rollout.advantages, rows)
-        if self.clip_range is None:
-            return {"policy": -advantages * log_probs, **self.kl_loss(rollout, rows, log_probs)}, {}
-        loss, clipped = clipped_policy_loss(
-            log_probs, self.flat(rollout.log_probs, rows), advantages, clip_low=self.now(self.clip_range),
-            clip_high=self.clip_range_high, dual_clip=self.dual_clip,
-        )  # fmt: skip
+        if self.clip_range is None and self.policy_loss == "ppo":
+            loss = -self.flat(rollout.advantages, rows) * log_probs
+            return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {}
+        loss, clipped = self.surrogate(rollout, rows, log_probs)
         return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import gae, whiten
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
-from rlhf_gym.agents.common.losses import clipped_policy_loss, clipped_value_loss
+from rlhf_gym.agents.common.losses import clipped_value_loss
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
@@ -63,8 +63,6 @@ class PPO(TokenAlgorithm):
     Settings: ClassVar[type[AgentSettings]] = PPOSettings
 
     clip_range: float | Schedule
-    clip_range_high: float | None
-    dual_clip: float | None
     clip_range_vf: float | None
     normalize_advantage: bool
     whiten_rewards: bool
@@ -108,10 +106,7 @@ class PPO(TokenAlgorithm):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
         """
         assert values is not None
-        policy_loss, clipped = clipped_policy_loss(
-            log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            clip_low=self.now(self.clip_range), clip_high=self.clip_range_high, dual_clip=self.dual_clip,
-        )  # fmt: skip
+        policy_loss, clipped = self.surrogate(rollout, rows, log_probs)
         value_loss, value_clipped = clipped_value_loss(
             values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), self.clip_range_vf
         )

@@ -24,7 +24,7 @@ from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
 from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
-from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.losses import Aggregation, Clipped
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
     PhaseSeconds,
@@ -39,6 +39,7 @@ from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mismatch_metrics
 from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
+from rlhf_gym.agents.common.policy_losses import PolicyLoss, policy_loss
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
@@ -110,6 +111,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     value_start: Any = None
     aggregation: Aggregation = "token"
     clip_range: float | Schedule | None = None
+    clip_range_high: float | None = None
+    dual_clip: float | None = None
+    policy_loss: PolicyLoss = "ppo"
+    sapo_temperature: float = 1.0
+    sapo_temperature_negative: float = 1.05
     clip_range_vf: float | None = None
     target_kl: float | None = None
     max_ratio: float = math.inf
@@ -503,6 +509,21 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return {}
         return {"kl": kl_estimate(log_probs, self.flat(rollout.reference_log_probs, rows), self.kl_estimator)}
 
+    def surrogate(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Clipped:
+        """The policy loss that ``policy_loss`` names, ``[N]``.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now.
+        """
+        return policy_loss(
+            self.policy_loss, log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
+            torch.tensor([rollout.lengths[i] for i in rows], device=self.device),
+            clip_low=0.0 if self.clip_range is None else self.now(self.clip_range), clip_high=self.clip_range_high,
+            dual_clip=self.dual_clip, temperatures=(self.sapo_temperature, self.sapo_temperature_negative),
+        )  # fmt: skip
+
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
         self.scaler.unscale_(self.policy.optimizer)
@@ -574,6 +595,18 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return self.seconds.reward_share
 
     # ------------------------------------------------------------------------------------------------ what it is made of
+
+    @classmethod
+    def preset(cls, name: str) -> dict[str, Any]:
+        """The settings of a published method, e.g. ``GRPO(env=env, **GRPO.preset("dapo"))``; docs/algorithms.md lists them.
+
+        Args:
+            name: of the preset; ``Settings.presets`` has them all.
+
+        Raises:
+            ConfigError: the agent has no preset of that name.
+        """
+        return cls.Settings.preset(name, cls.__name__)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Show the settings in the constructor's signature, for ``help`` and notebooks."""

@@ -16,6 +16,7 @@ from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.common.policy_losses import PolicyLoss, TokenPolicyLoss
 from rlhf_gym.lm.chat_template import Messages
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
@@ -70,6 +71,9 @@ class PPOKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: TokenPolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -109,6 +113,9 @@ class NLPOKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: TokenPolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -209,6 +216,9 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
     aggregation: Aggregation
@@ -229,6 +239,7 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
 
 
 class GRPOKeywords(AgentKeywords, total=False):
@@ -241,6 +252,9 @@ class GRPOKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
     aggregation: Aggregation
@@ -261,6 +275,7 @@ class GRPOKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
     dynamic_sampling: bool
     max_resamples: int
@@ -276,6 +291,9 @@ class GSPOKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
     aggregation: Aggregation
@@ -296,6 +314,7 @@ class GSPOKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
     dynamic_sampling: bool
     max_resamples: int
@@ -311,6 +330,9 @@ class RLOOKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
     aggregation: Aggregation
@@ -331,6 +353,7 @@ class RLOOKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
 
 
 class REINFORCEKeywords(AgentKeywords, total=False):
@@ -343,6 +366,9 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
     aggregation: Aggregation
@@ -363,6 +389,7 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     gamma: float
     baseline: Literal["none", "running", "batch"]
     baseline_decay: float
@@ -378,6 +405,9 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
     aggregation: Aggregation
@@ -398,6 +428,7 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     gamma: float
 
 

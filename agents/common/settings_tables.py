@@ -42,6 +42,7 @@ from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.common.policy_losses import PolicyLoss, TokenPolicyLoss
 from rlhf_gym.lm.chat_template import Messages
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
