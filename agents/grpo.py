@@ -50,6 +50,17 @@ class GRPOSettings(CriticFreeSettings):
             "clip_range_high": 4.0, "kl_coef": 0.0,
         },
         "sapo": {"policy_loss": "sapo", "scale_rewards": "group", "aggregation": "sequence", "kl_coef": 0.0},
+        "opo": {
+            "group_baseline": "length_weighted", "scale_rewards": "none", "aggregation": "constant", "n_epochs": 1,
+            "batch_size": None, "kl_coef": 0.0,
+        },
+        "clip_cov": {
+            "cov_control": "clip", "cov_share": 2e-4, "scale_rewards": "group", "aggregation": "token", "kl_coef": 0.0,
+        },
+        "kl_cov": {
+            "cov_control": "kl", "cov_share": 2e-3, "cov_kl_coef": 1.0, "policy_loss": "ratio", "scale_rewards": "group",
+            "aggregation": "token", "kl_coef": 0.0,
+        },
         "gmpo": {
             "policy_loss": "gmpo", "scale_rewards": "group", "aggregation": "sequence", "clip_range": 0.4, "kl_coef": 0.0,
         },
@@ -61,6 +72,11 @@ class GRPOSettings(CriticFreeSettings):
         "the difference from the group's mean is divided by the standard deviation of the group, by that of the batch, or by "
         "nothing (none)",
         source="Shao et al. 2024; none: Liu et al. 2025",
+    )
+    group_baseline: Literal["mean", "length_weighted"] = setting(
+        "mean",
+        "subtracted from a response's reward: the mean of its group, or that mean weighed by the responses' lengths",
+        source="length_weighted: Hao et al. 2025",
     )
     dynamic_sampling: bool = setting(
         False,
@@ -113,6 +129,9 @@ class GRPO(CriticFree):
                   ``overlong_buffer``
     ``cispo``     the clipped ratio as a constant weight, at most 5 (MiniMax 2025; the bound of Khatri et al. 2025)
     ``sapo``      a sigmoid of the ratio in the place of the clip (Gao et al. 2025)
+    ``opo``       the group's mean weighed by length as baseline, one step an iteration, no KL (Hao et al. 2025)
+    ``clip_cov``  Clip-Cov: the clip, and no gradient for tokens of high covariance (Cui et al. 2025)
+    ``kl_cov``    KL-Cov: the ratio, and a penalty for tokens of high covariance (Cui et al. 2025)
     ``gmpo``      the geometric mean of clipped ratios (Zhao et al. 2025)
     ============  ======================================================================================================
 
@@ -128,6 +147,7 @@ class GRPO(CriticFree):
     Settings: ClassVar[type[AgentSettings]] = GRPOSettings
 
     scale_rewards: Literal["group", "batch", "none"]
+    group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
     loss_kl_estimator: ClassVar[Estimator] = "k3"
@@ -169,7 +189,8 @@ class GRPO(CriticFree):
         if self.dynamic_sampling:
             kept = torch.repeat_interleave(~equal, self.group_size)
             rollout.learn_from = torch.nonzero(kept).flatten().tolist()[: self.n_episodes]
-        return group_relative(scores, self.group_size, self.scale_rewards)[:, None]
+        lengths = torch.tensor(rollout.lengths) if self.group_baseline == "length_weighted" else None
+        return group_relative(scores, self.group_size, self.scale_rewards, lengths=lengths)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import (
     ActorCriticSettings,
-    ClipSettings,
     CollectSettings,
     EntropySettings,
     MismatchSettings,
+    TokenClipSettings,
     ValueClipSettings,
     ValueLossSettings,
 )
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class PPOSettings(
     ActorCriticSettings,
     MismatchSettings,
-    ClipSettings,
+    TokenClipSettings,
     EntropySettings,
     CollectSettings,
     ValueClipSettings,
@@ -106,7 +106,7 @@ class PPO(TokenAlgorithm):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
         """
         assert values is not None
-        policy_loss, clipped = self.surrogate(rollout, rows, log_probs)
+        policy_loss, clipped = self.ratio_loss(rollout, rows, log_probs)
         value_loss, value_clipped = clipped_value_loss(
             values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), self.clip_range_vf
         )

@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "REINFORCE, ratio without a clip": ("REINFORCE", {"policy_loss": "ratio", "n_epochs": 2}),
     "PPO, SAPO": ("PPO", {"vf_coef": 0.5, "policy_loss": "sapo"}),
     "GMPO": ("GRPO", {"policy_loss": "gmpo", "overlong_filtering": True, "kl_coef": 0.0}),
+    "GRPO, Clip-Cov": ("GRPO", {"cov_control": "clip", "cov_share": 0.3, "cov_low": 0.0, "kl_coef": 0.0}),
     "online DPO": ("OnlineDPO", {}),
     "online IPO": ("OnlineDPO", {"loss": "ipo"}),
     "RAFT": ("RAFT", {}),

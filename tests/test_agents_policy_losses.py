@@ -88,3 +88,20 @@ def test_responses_that_were_cut_leave_the_loss_and_stay_in_the_metrics() -> Non
         assert rows[0][key] == rows[1][key]
     cut = small_agent(GRPO, letters_env(limit=1), overlong_filtering=True, group_size=4)  # nearly all of them, or all
     assert learn(cut, 1)[0]["response_length"] == 1
+
+
+VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{name: (GRPO, GRPO.preset(name)) for name in ("cispo", "sapo", "gmpo", "opo", "clip_cov", "kl_cov")},
+    "RLOO, several passes": (RLOO, {"policy_loss": "response", "clip_range": 0.2, "n_epochs": 2, "batch_size": 8}),
+    "REINFORCE, several passes": (REINFORCE, {"policy_loss": "ratio", "n_epochs": 2, "batch_size": 8}),
+    "PPO, SAPO, entropy target": (PPO, {"policy_loss": "sapo", "ent_target": 0.3}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_learns_to_write_the_letter_that_is_paid_for(name: str) -> None:
+    """Untrained: 0.3."""
+    kind, options = VARIANTS[name]
+    given = {"learning_rate": 1e-2, "kl_coef": 0.0, "batch_size": 8, **options}
+    rows = learn(small_agent(kind, letters_env(), **given), 1, iterations=12)
+    assert sum(row["objective/scores"] for row in rows[-3:]) / 3 > 1.5

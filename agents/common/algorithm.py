@@ -22,6 +22,7 @@ from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
+from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
 from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
 from rlhf_gym.agents.common.losses import Aggregation, Clipped
@@ -126,6 +127,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     clip_scores: float | None = None
     missing_eos_penalty: float | None = None
     missing_eos_score: float | None = None
+    ent_coef: float = 0.0
+    ent_target: float | None = None
+    ent_coef_step: float = 0.0
     kl_coef: float = 0.0
     kl_target: float | None = None
     kl_horizon: float = math.inf
@@ -155,6 +159,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
+        self.entropy_controller = EntropyController(self.ent_coef, self.ent_target, self.ent_coef_step)
         self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)
         self.rollout: Rollout | None = None
         self.iteration = 0
@@ -390,6 +395,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _fill_advantages(self, rollout: Rollout) -> None:
         """Call :meth:`prepare`, and refuse NaN and infinity in the rollout before and after it."""
         check_rollout(rollout, self.where)
+        self.entropy_controller.begin(float(-rollout.log_probs[rollout.mask].mean()))
         self.prepare(rollout)
         check_rollout(rollout, self.where)
 
@@ -438,7 +444,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         table = self.within_memory(
             lambda tokens: accumulate_gradient(
                 self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
-                tokens_per_batch=tokens, entropy=self.ent_coef > 0, where=self.where, scale=self.scaler.scale,
+                tokens_per_batch=tokens, entropy=self.entropy_controller.bonus > 0, where=self.where, scale=self.scaler.scale,
             )
         )  # fmt: skip
         if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
@@ -495,7 +501,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def coefficient(self, loss: str) -> float:
         """The weight of a loss in the total."""
-        return {"policy": 1.0, "entropy": self.ent_coef, "kl": self.kl_controller.coef}[loss]
+        return {"policy": 1.0, "entropy": self.entropy_controller.bonus, "kl": self.kl_controller.coef}[loss]
 
     def kl_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Terms:
         """The KL loss by its name, ``[N]``; empty where the KL is part of the reward.
@@ -509,7 +515,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return {}
         return {"kl": kl_estimate(log_probs, self.flat(rollout.reference_log_probs, rows), self.kl_estimator)}
 
-    def surrogate(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Clipped:
+    def ratio_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Clipped:
         """The policy loss that ``policy_loss`` names, ``[N]``.
 
         Args:
@@ -581,6 +587,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         metrics |= {name: self.now(clip) for name, clip in clips.items() if clip is not None}
         if self.kl_guard.nats is not None:
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
+        if self.ent_target is not None:
+            metrics["train/ent_coef"] = self.entropy_controller.bonus
         for name, value in metrics.items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

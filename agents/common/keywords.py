@@ -12,6 +12,7 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
@@ -66,6 +67,8 @@ class PPOKeywords(AgentKeywords, total=False):
     clip_range_vf: float | None
     collect: Literal["auto", "step"]
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule
@@ -108,6 +111,8 @@ class NLPOKeywords(AgentKeywords, total=False):
     value_network: ValueNetwork
     clip_range_vf: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule
@@ -186,6 +191,8 @@ class A2CKeywords(AgentKeywords, total=False):
     value_network: ValueNetwork
     collect: Literal["auto", "step"]
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     max_ratio: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -210,6 +217,11 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     """The settings of CriticFree."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
@@ -221,6 +233,8 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -246,6 +260,11 @@ class GRPOKeywords(AgentKeywords, total=False):
     """The settings of GRPO."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
@@ -257,6 +276,8 @@ class GRPOKeywords(AgentKeywords, total=False):
     sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -277,6 +298,7 @@ class GRPOKeywords(AgentKeywords, total=False):
     on_kl_limit: Action | None
     overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
+    group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
 
@@ -285,6 +307,11 @@ class GSPOKeywords(AgentKeywords, total=False):
     """The settings of GSPO."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
@@ -296,6 +323,8 @@ class GSPOKeywords(AgentKeywords, total=False):
     sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -316,6 +345,7 @@ class GSPOKeywords(AgentKeywords, total=False):
     on_kl_limit: Action | None
     overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
+    group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
 
@@ -324,6 +354,11 @@ class RLOOKeywords(AgentKeywords, total=False):
     """The settings of RLOO."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
@@ -335,6 +370,8 @@ class RLOOKeywords(AgentKeywords, total=False):
     sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -360,6 +397,11 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     """The settings of REINFORCE."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
@@ -371,6 +413,8 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -399,6 +443,11 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     """The settings of ReinforcePlusPlus."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
@@ -410,6 +459,8 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -459,6 +510,8 @@ class RAFTKeywords(AgentKeywords, total=False):
     overlong_buffer: int | None
     n_epochs: int
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -480,6 +533,8 @@ class SFTKeywords(AgentKeywords, total=False):
     """The settings of SFT."""
 
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     n_epochs: int
     data: Required[Sequence[tuple[str | Messages, str]]]

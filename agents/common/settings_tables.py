@@ -38,6 +38,7 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.mismatch import Correction
@@ -123,6 +124,16 @@ class EntropySettings(AgentSettings):
     ent_coef: float = setting(
         0.0, "weight of the entropy bonus; above 0, entropies are computed exactly, which costs time", at_least=0
     )
+    ent_target: float | None = setting(
+        None,
+        "wanted entropy, in nats per token: `ent_coef` rises in iterations below it and falls in those above, which get no "
+        "bonus. None keeps it fixed",
+        above=0,
+        source="He et al. 2025",
+    )
+    ent_coef_step: float = setting(
+        0.005, "with `ent_target`: the change of `ent_coef` per iteration", above=0, source="He et al. 2025"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +195,14 @@ class ClipSettings(EpochSettings, RatioSettings):
         "the ratio is clipped at this where the advantage is negative, also called two-sided clipping; None does not clip it "
         "there", above=1, source="Ye et al. 2020",
     )  # fmt: skip
-    policy_loss: TokenPolicyLoss = setting(
+    policy_loss: PolicyLoss = setting(
         "ppo",
         "ppo clips the ratio, or takes the plain policy gradient without a clip_range; ratio weighs by it without a clip; "
-        "cispo takes the clipped ratio as a constant weight; sapo takes a sigmoid of the ratio in the place of a clip",
-        source="Schulman et al. 2017; MiniMax 2025; Gao et al. 2025",
+        "cispo takes the clipped ratio as a constant weight; sapo takes a sigmoid of the ratio in the place of a clip; gspo "
+        "clips the geometric mean of a response's ratios; gmpo takes that mean of ratios that are clipped one by one, by their "
+        "logarithms; response clips the ratio of the whole response. The last three take `aggregation: sequence` unless "
+        "another is given",
+        source="Schulman et al. 2017; MiniMax 2025; Gao et al. 2025; Zheng et al. 2025; Zhao et al. 2025",
     )
     sapo_temperature: float = setting(
         1.0, "with `policy_loss: sapo`: steepness of the sigmoid where the advantage is positive", above=0,
@@ -221,6 +235,18 @@ class ClipSettings(EpochSettings, RatioSettings):
                 unclipped += [f"policy_loss={self.policy_loss!r}"]
             if unclipped:
                 raise ConfigError(f"without a clip_range there cannot be {', '.join(unclipped)}; give a clip_range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClipSettings(ClipSettings):
+    """A clipped ratio of each token, for advantages that differ from token to token."""
+
+    policy_loss: TokenPolicyLoss = setting(
+        "ppo",
+        "ppo clips the ratio; ratio weighs by it without a clip; cispo takes the clipped ratio as a constant weight; sapo "
+        "takes a sigmoid of the ratio in the place of a clip",
+        source="Schulman et al. 2017; MiniMax 2025; Gao et al. 2025",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +386,36 @@ class GroupSettings(AgentSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CovarianceSettings(AgentSettings):
+    """A hold on the few tokens that take the entropy away."""
+
+    cov_control: CovarianceControl | None = setting(
+        None,
+        "clip (Clip-Cov) takes the gradient from tokens whose log-probability and advantage vary together; kl (KL-Cov) "
+        "penalises the distance of such tokens from the policy that generated them; None does neither",
+        source="Cui et al. 2025",
+    )
+    cov_share: float = setting(
+        2e-4, "with `cov_control`: the share of an iteration's tokens, at least one", above=0, at_most=1,
+        source="Cui et al. 2025",
+    )  # fmt: skip
+    cov_low: float = setting(
+        1.0, "with `cov_control: clip`: the least covariance of such tokens", source="Cui et al. 2025"
+    )
+    cov_high: float = setting(
+        5.0, "with `cov_control: clip`: the largest covariance of such tokens", source="Cui et al. 2025"
+    )
+    cov_kl_coef: float = setting(
+        1.0, "with `cov_control: kl`: weight of the penalty", above=0, source="Cui et al. 2025"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cov_low >= self.cov_high:
+            raise ConfigError(f"cov_low ({self.cov_low}) must be below cov_high ({self.cov_high})")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CriticFreeSettings(
     RolloutSettings,
     MismatchSettings,
@@ -369,19 +425,11 @@ class CriticFreeSettings(
     EntropySettings,
     ClipSettings,
     OverlongSettings,
+    CovarianceSettings,
     GroupSettings,
 ):
     """An agent without a value function."""
 
-    policy_loss: PolicyLoss = setting(
-        "ppo",
-        "ppo clips the ratio, or takes the plain policy gradient without a clip_range; ratio weighs by it without a clip; "
-        "cispo takes the clipped ratio as a constant weight; sapo takes a sigmoid of the ratio in the place of a clip; gspo "
-        "clips the geometric mean of a response's ratios; gmpo takes that mean of ratios that are clipped one by one, by their "
-        "logarithms; response clips the ratio of the whole response. The last three take `aggregation: sequence` unless "
-        "another is given",
-        source="Schulman et al. 2017; MiniMax 2025; Gao et al. 2025; Zheng et al. 2025; Zhao et al. 2025",
-    )
     overlong_filtering: bool = setting(
         False,
         "responses that the length limit cut leave the loss; they still count in metrics and in their group's mean",
