@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.algorithm import TokenAlgorithm
     from rlhf_gym.agents.common.callbacks import IterationCallback
     from rlhf_gym.agents.common.completions import Completions
+    from rlhf_gym.agents.common.divergence import SaveDivergence, replay_divergence
     from rlhf_gym.agents.common.policy import LMPolicy
+    from rlhf_gym.agents.common.validation import Validation
     from rlhf_gym.agents.critic_free import CriticFree
     from rlhf_gym.agents.grpo import GRPO, GSPO
     from rlhf_gym.agents.nlpo import NLPO
@@ -40,7 +42,10 @@ __all__ = [
     "LMPolicy",
     "OnlineDPO",
     "ReinforcePlusPlus",
+    "SaveDivergence",
     "TokenAlgorithm",
+    "Validation",
+    "replay_divergence",
 ]
 
 _PLACES = {
@@ -61,7 +66,10 @@ _PLACES = {
     "SFT": "rlhf_gym.agents.sft",
     "TRPO": "rlhf_gym.agents.trpo",
     "ReinforcePlusPlus": "rlhf_gym.agents.reinforce",
+    "SaveDivergence": "rlhf_gym.agents.common.divergence",
     "TokenAlgorithm": "rlhf_gym.agents.common.algorithm",
+    "Validation": "rlhf_gym.agents.common.validation",
+    "replay_divergence": "rlhf_gym.agents.common.divergence",
 }
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
-from rlhf_gym.agents.common.losses import clipped_value_loss
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
@@ -80,8 +79,6 @@ class A2C(PPO):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens (none here).
         """
         assert values is not None
-        value_loss, _ = clipped_value_loss(
-            values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), None
-        )
+        value_loss, _ = self.value_loss(rollout, rows, values)
         policy_loss = -self.flat(rollout.advantages, rows) * log_probs
         return {"policy": policy_loss, "value": value_loss, **self.kl_loss(rollout, rows, log_probs)}, {}

@@ -118,7 +118,7 @@ class GRPO(CriticFree):
 
     By default ``A = r - group mean``, every token counts the same, k3 in the loss. Neither the group's standard deviation nor a
     mean over each response is taken: the one gives prompts more weight that are nearly always, or nearly never, answered well,
-    the other gives the tokens of long responses less (Liu et al. 2025, section 3.1; Yu et al. 2025, section 3.3).
+    the other gives the tokens of long responses less (Liu et al. 2025; Yu et al. 2025).
 
     ============  ======================================================================================================
     ``original``  ``A = (r - group mean) / (group std)``, each response counts the same, k3 in the loss

@@ -119,6 +119,15 @@ class OnlineDPOSettings(RolloutSettings, CollectSettings, EpochSettings, Overlon
             object.__setattr__(self, "rater", as_rater(self.rater))
 
     @classmethod
+    def needs_reference(cls, values: Mapping[str, Any]) -> bool:
+        """True: implicit rewards are log-ratios to it.
+
+        Args:
+            values: of all settings, by name.
+        """
+        return True
+
+    @classmethod
     def adapted_defaults(cls, given: Mapping[str, Any], num_envs: int | None) -> dict[str, Any]:
         """As of every agent; a minibatch is of whole pairs.
 

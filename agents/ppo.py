@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
-from rlhf_gym.agents.common.advantages import gae, whiten
+from rlhf_gym.agents.common.advantages import gae, length_adaptive_lambda, returns_to_go, whiten
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
-from rlhf_gym.agents.common.losses import clipped_value_loss
+from rlhf_gym.agents.common.forward import pack_episodes
+from rlhf_gym.agents.common.losses import Clipped, clipped_value_loss, token_weights
+from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
@@ -24,6 +28,7 @@ from rlhf_gym.agents.common.shared_settings import (
     ValueClipSettings,
     ValueLossSettings,
 )
+from rlhf_gym.lm.sequences import batches_by_length
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -66,6 +71,10 @@ class PPO(TokenAlgorithm):
     clip_range_vf: float | None
     normalize_advantage: bool
     whiten_rewards: bool
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
 
     if TYPE_CHECKING:
 
@@ -83,9 +92,19 @@ class PPO(TokenAlgorithm):
         rewards = self.shaped_rewards(rollout)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
-        rollout.advantages, rollout.returns = gae(
-            rewards, rollout.values, mask, gamma=self.gamma, gae_lambda=self.gae_lambda, bootstrap=rollout.bootstrap
-        )
+        bootstrap = rollout.bootstrap
+        if self.scale_returns:
+            assert self.policy.value_head is not None
+            factor = self.policy.value_head.measure(returns_to_go(rewards, mask, gamma=self.gamma)[mask])
+            rollout.values, bootstrap = factor * rollout.values, factor * bootstrap
+        lambdas: float | Tensor = self.gae_lambda
+        if self.gae_lambda_alpha is not None:
+            lambdas = length_adaptive_lambda(mask.sum(1), self.gae_lambda_alpha)
+        estimate = partial(gae, rewards, rollout.values, mask, gamma=self.gamma, bootstrap=bootstrap)
+        rollout.advantages, rollout.returns = estimate(gae_lambda=lambdas)
+        if self.gae_lambda_alpha is not None or self.value_gae_lambda is not None:
+            targets = self.gae_lambda if self.value_gae_lambda is None else self.value_gae_lambda
+            _, rollout.returns = estimate(gae_lambda=targets)
         values, returns = rollout.values[mask].numpy(), rollout.returns[mask].numpy()
         self.logger.record("train/explained_variance", float(explained_variance(values, returns)))
         if self.normalize_advantage:
@@ -107,11 +126,77 @@ class PPO(TokenAlgorithm):
         """
         assert values is not None
         policy_loss, clipped = self.ratio_loss(rollout, rows, log_probs)
-        value_loss, value_clipped = clipped_value_loss(
-            values, self.flat(rollout.values, rows), self.flat(rollout.returns, rows), self.clip_range_vf
-        )
+        value_loss, value_clipped = self.value_loss(rollout, rows, values)
         losses = {"policy": policy_loss, "value": value_loss, **self.kl_loss(rollout, rows, log_probs)}
         return losses, {"clipped": clipped.sum(), "value clipped": value_clipped.sum()}
+
+    def value_loss(self, rollout: Rollout, rows: list[int], values: Tensor) -> Clipped:
+        """The clipped error of the values, in units of the returns where ``scale_returns`` is on.
+
+        Args:
+            rollout: the episodes, returns filled in.
+            rows: the micro-batch's episodes, whole.
+            values: ``[N]``, of their response tokens now, row after row.
+        """
+        assert self.policy.value_head is not None
+        unit = self.policy.value_head.unit
+        old, returns = self.flat(rollout.values, rows), self.flat(rollout.returns, rows)
+        return clipped_value_loss(values / unit, old / unit, returns / unit, self.clip_range_vf)
+
+    @property
+    def warming_up(self) -> bool:
+        """True in the first ``value_warmup`` iterations, in which only the value function learns."""
+        return self.iteration < self.value_warmup
+
+    def update(self, rollout: Rollout, rows: list[int]) -> bool:
+        """One optimizer step on one minibatch; during the warm-up, of the value function alone.
+
+        Args:
+            rollout: the episodes, advantages and returns filled in.
+            rows: the minibatch's episodes.
+
+        Returns:
+            False ends learning from this rollout.
+        """
+        if not self.warming_up:
+            return super().update(rollout, rows)
+        self.value_update(rollout, rows)
+        return True
+
+    def value_update(self, rollout: Rollout, rows: list[int]) -> None:
+        """One optimizer step of the value function's own weights on a minibatch; no other weight gets a gradient.
+
+        Args:
+            rollout: the episodes, returns filled in.
+            rows: the minibatch's episodes.
+        """
+        loss, clipped = self.within_memory(lambda tokens: self._value_gradient(rollout, rows, tokens))
+        self.record(**{"loss/value_avg": loss, "train/value_loss": loss, "val/clipfrac_avg": clipped})
+        self.step_optimizer()
+
+    def _value_gradient(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> tuple[float, float]:
+        """Add up the gradient of the value loss over micro-batches; returns the loss, and the share of clipped tokens."""
+        policy = self.policy
+        lengths = torch.tensor([rollout.lengths[i] for i in rows])
+        weights = token_weights(lengths, self.aggregation, constant_length=policy.limits.max_new_tokens)
+        total, clips = 0.0, 0.0
+        for group in batches_by_length([rollout.totals[i] for i in rows], tokens_per_batch):
+            micro = [rows[g] for g in group]
+            batch = pack_episodes(policy, [rollout.episodes[i] for i in micro])
+            with torch.set_grad_enabled(policy.value_trunk is not None):  # a shared trunk is the policy's
+                hidden = policy.value_model.response_states(batch)
+            loss, clipped = self.value_loss(rollout, micro, policy.values(hidden))
+            weight = torch.repeat_interleave(weights[group], lengths[group]).to(loss.device)
+            mean = (loss * weight).sum()
+            check_finite({"the value loss is": mean.detach()}, self.where)
+            self.scaler.scale(mean * self.coefficient("value")).backward()  # type: ignore[no-untyped-call]
+            total, clips = total + float(mean.detach()), clips + float(clipped.sum())
+        return total, clips / int(lengths.sum())
+
+    def after_learning(self, rollout: Rollout) -> None:
+        """Adapt the KL coefficient, once the policy learns."""
+        if not self.warming_up:
+            super().after_learning(rollout)
 
     def coefficient(self, loss: str) -> float:
         """The weight of a loss in the total."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,18 +15,17 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring
 from rlhf_gym.agents.common.forward import rollout_log_probs
+from rlhf_gym.agents.common.given_pairs import Pair, encoded_pairs
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.feedback.exchange.transcripts import transcript
+from rlhf_gym.errors import ConfigError, ModelError, TextsTooLong
 from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
-from rlhf_gym.text import shorten
+from rlhf_gym.tasks.too_long import OnTooLong
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -43,6 +43,11 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         "end; one that is longer than the environment's length limit is cut, and has no EOS. They are not part of a "
         "checkpoint: give them to `load`, too"
     )
+    on_too_long: Literal["refuse", "skip", "truncate"] = setting(
+        "refuse",
+        "if a pair exceeds the model's context: refuse it; skip it; or truncate its prompt at the beginning, its response at "
+        "the end. They are counted before anything is learned",
+    )
     n_epochs: int = setting(1, "passes over an iteration's pairs")
     batch_size: int | None = setting(16, "whole responses per minibatch; None takes all of them")
 
@@ -53,8 +58,8 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         for number, pair in enumerate(self.data):
             if isinstance(pair, str) or len(pair) != 2 or not _is_prompt(pair[0]) or not isinstance(pair[1], str):
                 raise ConfigError(
-                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's "
-                    f"and a text; got {pair!r:.80}"
+                    f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's, "
+                    f"each with a text as content (or parts that are all texts), and a text; got {pair!r:.80}"
                 )
 
 
@@ -75,7 +80,8 @@ class SFT(CriticFree):
 
     Settings: ClassVar[type[AgentSettings]] = SFTSettings
 
-    data: Sequence[tuple[str | Messages, str]]
+    data: Sequence[Pair]
+    on_too_long: OnTooLong
 
     if TYPE_CHECKING:
 
@@ -94,25 +100,30 @@ class SFT(CriticFree):
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
         limits = super()._check(env, model)
-        self._ids = encoded_pairs(self.data, model, limits)
+        self._pairs, found = encoded_pairs(self.data, model, limits, self.on_too_long)
+        for one in found:
+            warnings.warn(str(one), TextsTooLong, stacklevel=2)
         return limits
 
     def complete(self, rollout: Rollout) -> None:
         """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
         super().complete(rollout)
-        rollout.log_probs = rollout_log_probs(self.policy, self.policy.language_model, rollout, self.tokens_per_batch)
+        rollout.log_probs = self.within_memory(
+            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
+        )
 
     def _place(self, number: int) -> int:
         """The pair that is the ``number``-th to be learned: each once per pass, in an order of the pass's own."""
-        turn, place = divmod(number, len(self.data))
-        order = np.random.default_rng(np.random.SeedSequence((self.seed or 0, 2, turn))).permutation(len(self.data))
+        turn, place = divmod(number, len(self._pairs))
+        order = np.random.default_rng(np.random.SeedSequence((self.seed or 0, 2, turn))).permutation(len(self._pairs))
         return int(order[place])
 
     def _episode(self, place: int) -> Episode:
-        (prompt, response), (prompt_ids, ids) = self.data[place], self._ids[place]
+        pair = self._pairs[place]
+        ids = pair.response_ids
         ended, zeros = ids[-1] in self.policy.limits.eos_ids, [0.0] * len(ids)
-        info = {"prompt": prompt_text(prompt), "response": response, "ended": ended, "response_length": len(ids)}
-        return Episode(prompt_ids, ids, zeros, zeros, list(zeros), ended, info)
+        info = {"prompt": pair.prompt, "response": pair.response, "ended": ended, "response_length": len(ids)}
+        return Episode(pair.prompt_ids, ids, zeros, zeros, list(zeros), ended, info)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Give every response the advantage 1: all are to be imitated.
@@ -144,48 +155,7 @@ class SFT(CriticFree):
 
 
 def _is_prompt(prompt: object) -> bool:
-    return isinstance(prompt, str) or messages_before(prompt) is not None
-
-
-def prompt_text(prompt: str | Messages) -> str:
-    """A prompt as one text: chat messages as a transcript, one message as its text."""
-    if isinstance(prompt, str):
-        return prompt
-    return str(prompt[0]["content"]) if len(prompt) == 1 else transcript(prompt)
-
-
-def encoded_pairs(
-    data: Sequence[tuple[str | Messages, str]], model: LanguageModel, limits: Limits
-) -> list[tuple[list[int], list[int]]]:
-    """The ids of each pair's prompt and response, EOS included, cut at the length limit.
-
-    Args:
-        data: pairs of texts.
-        model: its tokenizer encodes them, and they must fit in its context.
-        limits: the environment's.
-
-    Raises:
-        ConfigError: a response holds a token that the limits forbid, so that its probability is 0.
-        ModelError: a pair does not fit in the model's context.
-    """
-    out = []
-    for number, (prompt, response) in enumerate(data):
-        prompt_ids = encode_conversation(
-            model.tokenizer, prompt_text(prompt), None if isinstance(prompt, str) else prompt
-        )
-        ids = [*encode_response(model.tokenizer, response), limits.eos_id][: limits.max_new_tokens]
-        try:
-            model.check_fits(len(prompt_ids), len(ids))
-        except ModelError as error:
-            raise ModelError(f"data[{number}]: {error}") from error
-        early = [token for token in ids[: limits.min_new_tokens] if token in limits.eos_ids]
-        if forbidden := early or [token for token in ids if token in limits.suppress_tokens]:
-            rule = (
-                f"EOS is not allowed in the first {limits.min_new_tokens}" if early else f"id {forbidden[0]} never is"
-            )
-            raise ConfigError(
-                f"data[{number}] has the response {shorten(response)} of {len(ids)} tokens, which the environment does not "
-                f"allow: {rule}. Leave the pair out, or change the environment's limits"
-            )
-        out.append((prompt_ids, ids))
-    return out
+    try:
+        return isinstance(prompt, str) or messages_before(prompt) is not None
+    except ModelError:
+        return False

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhf_gym.agents.common.forward import episode_log_probs, pack_episodes
-from rlhf_gym.agents.common.losses import clipped_value_loss, token_weights
+from rlhf_gym.agents.common.losses import token_weights
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
 from rlhf_gym.agents.common.settings import AgentSettings, setting
@@ -117,27 +117,18 @@ class TRPO(PPO):
         Returns:
             True: learning from this rollout always goes on.
         """
-        assert self.policy.value_trunk is not None
-        total, share = 0.0, 1 / sum(rollout.lengths[i] for i in rows)
-        for group in batches_by_length([rollout.totals[i] for i in rows], self.tokens_per_batch):
-            micro = [rows[g] for g in group]
-            batch = pack_episodes(self.policy, [rollout.episodes[i] for i in micro])
-            values = self.policy.values(self.policy.value_trunk.response_states(batch))
-            loss = clipped_value_loss(
-                values, self.flat(rollout.values, micro), self.flat(rollout.returns, micro), self.clip_range_vf
-            ).loss
-            mean = loss.sum() * share
-            check_finite({"the value loss is": mean.detach()}, self.where)
-            mean.backward()  # type: ignore[no-untyped-call]
-            total += float(mean.detach())
-        self.record(**{"loss/value_avg": total, "train/value_loss": total})
-        self.step_optimizer()
+        self.value_update(rollout, rows)
         return True
 
+    def coefficient(self, loss: str) -> float:
+        """The weight of a loss in its step; the value function has steps of its own."""
+        return 1.0 if loss == "value" else super().coefficient(loss)
+
     def after_learning(self, rollout: Rollout) -> None:
-        """Take the policy's step, then adapt the KL coefficient."""
-        self.where = f"iteration {self.iteration + 1}, policy step"
-        self.policy_step(rollout)
+        """Take the policy's step, unless the value function warms up, then adapt the KL coefficient."""
+        if not self.warming_up:
+            self.where = f"iteration {self.iteration + 1}, policy step"
+            self.policy_step(rollout)
         super().after_learning(rollout)
 
     def policy_step(self, rollout: Rollout) -> bool:

@@ -14,11 +14,11 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf_gym.envs.masks import Masks, TokenMask
-from rlhf_gym.envs.prompts import PromptTable
+from rlhf_gym.envs.prompts import EpochDraws, PromptTable, prompt_draws
 from rlhf_gym.envs.scoring import EndedEpisodes, score_episodes
 from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
-from rlhf_gym.envs.token_rules import TokenRules
+from rlhf_gym.envs.token_rules import PromptOrder, TokenRules
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.response_text import ResponseText
@@ -50,11 +50,14 @@ class Episodes(TokenRows):
         max_prompt_tokens: longest prompt allowed; None takes the task's longest.
         mask: the tokens that are allowed.
         infos: see :data:`Infos`.
+        prompt_order: see :data:`~rlhf_gym.envs.token_rules.PromptOrder`.
 
     Attributes:
+        draws: the draws of the slots' prompts.
         ids: int64 ``[N, L]``, prompt and response, padded on the right; ``L`` is the longest prompt plus the longest response.
         prompt_length: int64 ``[N]``.
         length: int64 ``[N]``, prompt and response so far.
+        eos_ids: all ids that end a response, the tokenizer's ``eos_id`` first.
         running: bool ``[N]``, False before the first reset and after the end.
         reward_seconds: seconds that calls of the reward have taken so far.
 
@@ -73,6 +76,7 @@ class Episodes(TokenRows):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
+        prompt_order: PromptOrder = "random",
     ) -> None:
         if infos not in get_args(Infos):
             raise ConfigError(f"infos must be one of {', '.join(get_args(Infos))}, got {infos!r}")
@@ -82,11 +86,12 @@ class Episodes(TokenRows):
         self.reward = reward_of(reward, self.task)
         self._wants_ids = wants_token_ids(self.reward)
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
+        self.prompt_order, self.draws = prompt_order, prompt_draws(prompt_order, num_slots, len(self.prompts))
         self.max_prompt_tokens = self.prompts.longest
         self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
         self.reward_seconds = 0.0
         self._text = ResponseText(self.tokenizer, self.task.stop)
-        self._ends = end_ids(self.tokenizer)
+        self.eos_ids = end_ids(self.tokenizer)
         self.masks = Masks(num_slots, self.task, self.tokenizer, mask)
         self.suppress_tokens = self.masks.suppress_tokens
         super().__init__(num_slots, self.capacity, self.tokenizer.pad_id)
@@ -117,9 +122,20 @@ class Episodes(TokenRows):
             min_new_tokens=task.min_new_tokens,
             max_new_tokens=task.max_new_tokens,
             stop=task.stop,
-            more_eos_ids=end_ids(tokenizer)[1:],
+            more_eos_ids=self.eos_ids[1:],
             infos=self.infos,
+            prompt_order=self.prompt_order,
         )
+
+    def share_prompts(self, parts: Sequence[int], of: int) -> None:
+        """With ``prompt_order="epochs"``, say which part of each epoch a slot gets from the next seed on.
+
+        Args:
+            parts: the part of each slot, from 0.
+            of: the number of parts.
+        """
+        if isinstance(self.draws, EpochDraws):
+            self.draws.share(parts, of)
 
     @property
     def unbegun(self) -> Mask:
@@ -227,7 +243,7 @@ class Episodes(TokenRows):
             self.ids[rows, self.length[rows]] = taken
             self.length[rows] += 1
             ends = self.length[rows] >= self._limit[rows]
-        for end in self._ends:
+        for end in self.eos_ids:
             ends |= taken == end
         if idle is not None:
             self.length[idle] -= 1
@@ -290,7 +306,7 @@ class Episodes(TokenRows):
         texts, extra = self.prompts.texts(index), self.prompts.columns(index)
         if self._wants_ids:
             extra[IDS] = [self.ids[slot, a:b].tolist() for slot, a, b in zip(slots, starts, lengths, strict=True)]
-        ended = stopped | np.isin(self.ids.take(self._starts.take(slots) + lengths - 1), self._ends)
+        ended = stopped | np.isin(self.ids.take(self._starts.take(slots) + lengths - 1), self.eos_ids)
         return EndedEpisodes(texts, responses, extra, ended, lengths - starts)
 
     def score_ended(self, episodes: EndedEpisodes) -> tuple[ScoredBatch, dict[str, Any]]:

@@ -6,13 +6,15 @@ Every slot draws from random numbers of its own, a block of prompts at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Ids, Slots
-from rlhf_gym.errors import TaskError
+from rlhf_gym.envs.token_rules import PromptOrder
+from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, encode_conversation
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import column_names
@@ -185,10 +187,150 @@ class PromptDraws:
         return dict(twin.bit_generator.state)
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Restore :meth:`states`; the streams must have been seeded before."""
+        """Restore :meth:`states`; the streams must have been seeded before.
+
+        Raises:
+            ConfigError: they are of another order of prompts.
+        """
+        if any("bit_generator" not in state for state in states):
+            raise ConfigError(_OTHER_ORDER)
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state
         self._drawn[:] = AHEAD
+
+
+class EpochDraws:
+    """The draws of ``N`` slots that go through all ``P`` prompts, in random order, before one comes again.
+
+    Slots of one seed share its epochs: slot with part ``i`` of ``n`` gets the prompts ``i``, ``i + n``, ``i + 2 n``, ... of all
+    permutations one behind the other. So ``n`` parts that draw equally often are without replacement together, and slots of the
+    same seed and part draw the same prompts.
+
+    Args:
+        num_slots: ``N``.
+        num_prompts: ``P``.
+
+    Attributes:
+        seeded: False before the first :meth:`seed`.
+    """
+
+    def __init__(self, num_slots: int, num_prompts: int) -> None:
+        self.num_slots, self.num_prompts = num_slots, num_prompts
+        self.seeded = False
+        self._parts: tuple[Sequence[int], int] | None = None
+        self._streams: list[_EpochStream] = []
+
+    def share(self, parts: Sequence[int], of: int) -> None:
+        """Say which part of each epoch a slot gets, from the next :meth:`seed` on.
+
+        Args:
+            parts: the part of each slot, from 0.
+            of: the number of parts.
+        """
+        self._parts = list(parts), of
+
+    def seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
+        """Seed some slots anew.
+
+        A number gives slot ``i`` part ``i`` of ``N``; a list gives each slot what a single environment would have with that
+        seed. :meth:`share` sets other parts.
+
+        Args:
+            seed: as ``reset`` got it; None, also in a list, goes on with the streams there are.
+            chosen: bool ``[N]``, the slots that are reset; the others keep their streams.
+
+        Raises:
+            ValueError: a list that has not one seed a slot.
+        """
+        if seed is None and self.seeded:
+            return
+        count = self.num_slots
+        seeds: list[int | None]
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds, (parts, of) = [seed] * count, self._parts or (range(count), count)
+        else:
+            seeds, (parts, of) = list(seed), self._parts or ([0] * count, 1)
+        if len(seeds) != count:
+            raise ValueError(f"got {len(seeds)} seeds for {count} environments; expected one each")
+        entropy = int(np.random.SeedSequence().generate_state(1)[0])  # for the slots that nobody seeds
+        fresh = [
+            _EpochStream(entropy, slot, count) if s is None else _EpochStream(int(s), part, of)
+            for slot, (s, part) in enumerate(zip(seeds, parts, strict=True))
+        ]
+        if not self.seeded:
+            self._streams, self.seeded = fresh, True
+            return
+        for slot in np.flatnonzero(chosen).tolist():
+            if seeds[slot] is not None:
+                self._streams[slot] = fresh[slot]
+
+    def take(self, slots: Slots) -> NDArray[np.int64]:
+        """int64 ``[n]``: the number of the next prompt of each of these slots; no slot may be named twice."""
+        return np.array([self._streams[slot].next(self.num_prompts) for slot in slots.tolist()], dtype=np.int64)
+
+    def states(self) -> list[dict[str, Any]]:
+        """Each slot's place in its epochs, as JSON values."""
+        return [{name: getattr(stream, name) for name in _PLACE} for stream in self._streams]
+
+    def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore :meth:`states`.
+
+        Raises:
+            ConfigError: they are of another order of prompts.
+        """
+        if any(set(state) != set(_PLACE) for state in states):
+            raise ConfigError(_OTHER_ORDER)
+        self._streams, self.seeded = [_EpochStream(**state) for state in states], True
+
+
+_PLACE = ("seed", "part", "parts", "drawn")
+_OTHER_ORDER = (
+    "the checkpoint's environment drew its prompts in another order: make the environment with its prompt_order"
+)
+
+
+class _EpochStream:
+    """One slot's way through the permutations of its seed.
+
+    Args:
+        seed: of the permutations.
+        part: the slot's part, from 0.
+        parts: the number of parts.
+        drawn: prompts drawn so far.
+    """
+
+    def __init__(self, seed: int, part: int, parts: int, drawn: int = 0) -> None:
+        self.seed, self.part, self.parts, self.drawn = seed, part, parts, drawn
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def next(self, num_prompts: int) -> int:
+        """The number of the next prompt."""
+        epoch, place = divmod(self.drawn * self.parts + self.part, num_prompts)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, _permutation(self.seed, epoch, num_prompts)
+        self.drawn += 1
+        return int(self._order[place])
+
+
+@lru_cache(maxsize=4)  # slots of one seed share it
+def _permutation(seed: int, epoch: int, num_prompts: int) -> NDArray[np.int64]:
+    return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(num_prompts)
+
+
+def prompt_draws(order: str, num_slots: int, num_prompts: int) -> PromptDraws | EpochDraws:
+    """The draws of slots, in one of the orders of :data:`~rlhf_gym.envs.token_rules.PromptOrder`.
+
+    Args:
+        order: its name.
+        num_slots: ``N``.
+        num_prompts: ``P``.
+
+    Raises:
+        ConfigError: there is no such order.
+    """
+    if order not in get_args(PromptOrder):
+        raise ConfigError(f"prompt_order must be one of {', '.join(get_args(PromptOrder))}, got {order!r}")
+    return (EpochDraws if order == "epochs" else PromptDraws)(num_slots, num_prompts)
 
 
 def slot_generator(seed: int | None, slot: int) -> np.random.Generator:

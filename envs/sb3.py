@@ -19,7 +19,6 @@ from rlhf_gym.envs.scoring import EndedEpisodes
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.lm.tokenizer import end_ids
 from rlhf_gym.rewards.base import TermReward
 
 
@@ -63,7 +62,7 @@ class TokenVecEnv(VectorVecEnv):
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """All ids that end a response, ``eos_id`` first."""
-        return end_ids(self.env.episodes.tokenizer)
+        return self.env.episodes.eos_ids
 
     @property
     def pad_id(self) -> int:
@@ -143,8 +142,8 @@ class TokenVecEnv(VectorVecEnv):
         self._last_seed = seed
         if seed is None:
             return super().seed(None)
-        groups = np.random.SeedSequence(seed).generate_state(self.num_envs // self.group_size)
-        self._seeds = [int(s) for s in np.repeat(groups, self.group_size)]
+        self._seeds = group_seeds(seed, self.num_envs, self.group_size, self.env.token_rules.prompt_order)
+        self.env.share_prompts(*group_shares(self.num_envs, self.group_size))
         return self._seeds
 
     def set_group_size(self, size: int) -> None:
@@ -169,6 +168,31 @@ class TokenVecEnv(VectorVecEnv):
         # From the last observation, which a checkpoint restores; the reward comes at the end only.
         final_obs = info["terminal_observation"]
         return {"r": reward, "l": int(final_obs["length"][0] - final_obs["prompt_length"][0]), "t": 0.0}
+
+
+def group_seeds(seed: int, num_envs: int, group_size: int, prompt_order: str) -> list[int | None]:
+    """The slots' seeds: one for each group, or where prompts come in epochs one for all, which the groups share.
+
+    Args:
+        seed: group ``i`` of slots gets the ``i``-th number of its stream.
+        num_envs: the number of slots.
+        group_size: slots in a group.
+        prompt_order: see :data:`~rlhf_gym.envs.token_rules.PromptOrder`.
+    """
+    groups = np.random.SeedSequence(seed).generate_state(num_envs // group_size)
+    if prompt_order == "epochs":
+        groups = groups[:1].repeat(len(groups))
+    return [int(s) for s in np.repeat(groups, group_size)]
+
+
+def group_shares(num_envs: int, group_size: int) -> tuple[list[int], int]:
+    """The part of each slot in an epoch of prompts, and the number of parts: a group is one part.
+
+    Args:
+        num_envs: the number of slots.
+        group_size: slots in a group.
+    """
+    return [slot // group_size for slot in range(num_envs)], num_envs // group_size
 
 
 def make_sb3_env(num_envs: int = 1, *, seed: int | None = None, **options: Any) -> TokenVecEnv:

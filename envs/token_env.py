@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.prompts import slot_generator
 from rlhf_gym.envs.token_rows import Ids, Mask
-from rlhf_gym.envs.token_rules import WAIT, TokenRules, begins_round
+from rlhf_gym.envs.token_rules import WAIT, PromptOrder, TokenRules, begins_round
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
@@ -42,6 +42,8 @@ class TokenEnv(gym.Env[Any, Any]):
         mask: the tokens that :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
             e.g. ``{"pattern": "[0-9]+"}``.
         infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
+        prompt_order: ``"random"`` draws prompts with replacement; in ``"epochs"`` all prompts come, in random order, before one
+            comes again.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
         render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
 
@@ -64,10 +66,11 @@ class TokenEnv(gym.Env[Any, Any]):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
+        prompt_order: PromptOrder = "random",
         render_mode: str | None = None,
         render_model: LanguageModel | str | None = None,
     ) -> None:
-        self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos)
+        self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos, prompt_order)
         self.observation_space = self.episodes.observation_space()
         self.action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         rendering.check_render_mode(render_mode)
@@ -79,6 +82,20 @@ class TokenEnv(gym.Env[Any, Any]):
     def token_rules(self) -> TokenRules:
         """The fixed rules of the episodes, for agents."""
         return self.episodes.rules
+
+    @property
+    def unbegun_prompt(self) -> list[int] | None:
+        """The prompt's ids where the episode has no token of its response yet; else None."""
+        return self.episodes.ids[0, : self.episodes.length[0]].tolist() if self.episodes.unbegun[0] else None
+
+    def share_prompts(self, parts: Sequence[int], of: int) -> None:
+        """With ``prompt_order="epochs"``, say which part of each epoch a slot gets from the next seed on.
+
+        Args:
+            parts: the part of each slot, from 0.
+            of: the number of parts.
+        """
+        self.episodes.share_prompts(parts, of)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,13 +110,25 @@ class TokenEnv(gym.Env[Any, Any]):
         super().reset(seed=seed)
         if seed is not None:
             self._np_random = slot_generator(seed, 0)  # setting `np_random` would forget the seed
+        if self._in_epochs:
+            self.episodes.draws.seed(seed, np.ones(1, dtype=np.bool_))
         kept = seed is None and (begins_round(options) or self._waited) and self.episodes.unbegun[0]
         if not kept:
-            self.episodes.begin(0, int(self.np_random.integers(len(self.episodes.prompts))))
+            self.episodes.begin(0, self._draw())
         self._waited = False
         if self.render_mode == "human":
             self.render()
         return self.episodes.observe_one(0), self._with_mask({})
+
+    @property
+    def _in_epochs(self) -> bool:
+        return self.episodes.prompt_order == "epochs"
+
+    def _draw(self) -> int:
+        """The number of the next prompt."""
+        if self._in_epochs:
+            return int(self.episodes.draws.take(np.zeros(1, dtype=np.intp))[0])
+        return int(self.np_random.integers(len(self.episodes.prompts)))
 
     def step(self, action: np.int64 | int) -> tuple[dict[str, Ids], float, bool, bool, dict[str, Any]]:
         """Append one token; :data:`~rlhf_gym.envs.token_rules.WAIT` leaves the episode as it is.
@@ -130,11 +159,15 @@ class TokenEnv(gym.Env[Any, Any]):
 
     def state(self) -> dict[str, Any]:
         """The state that a checkpoint keeps, as JSON values: random numbers, the episode, an adaptive reward's state."""
-        return {"generators": [self.np_random.bit_generator.state], **self.episodes.state()}
+        own = self.episodes.draws.states() if self._in_epochs else [self.np_random.bit_generator.state]
+        return {"generators": own, **self.episodes.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a :meth:`state`, taken from an environment of the same task."""
-        self.np_random.bit_generator.state = state["generators"][0]
+        if self._in_epochs:
+            self.episodes.draws.restore(state["generators"])
+        else:
+            self.np_random.bit_generator.state = state["generators"][0]
         self.episodes.restore(state)
 
     def _with_mask(self, info: dict[str, Any]) -> dict[str, Any]:

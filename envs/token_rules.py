@@ -6,20 +6,27 @@ An environment with an attribute ``token_rules`` (``env.get_attr("token_rules")`
 - ``reset(options=ROUND)`` begins a round, one episode in every slot. A slot keeps an episode that has no token of its response
   yet, so that no prompt is drawn and left out. An environment that scores several slots with one call scores a round of an
   adaptive reward with one call, when the last episode has ended; until then ``info["waits_for_score"]`` is True where one has.
-- A slot draws one prompt an episode from random numbers of its own: slots with the same seed get the same prompts.
+- Where it has an attribute ``unbegun_prompt`` (the ids of the prompt of an episode that has no token of its response yet, else
+  None), a round may go without that reset if some wrapper refuses resets before an episode's end.
+- A slot draws one prompt an episode from random numbers of its own: slots with the same seed get the same prompts. With
+  ``prompt_order="epochs"`` slots of one seed share epochs, in which every prompt comes once: ``share_prompts(parts, of)`` says
+  which part each slot gets from the next seed on, and slots with the same seed and part get the same prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 WAIT = -(2**31)
 """The action that leaves a slot as it is; neither an id nor the -1 of a mistake."""
 
 ROUND: Mapping[str, Any] = {"begin_round": True}
 """The options of a reset that begins a round."""
+
+PromptOrder = Literal["random", "epochs"]
+"""``"random"`` draws with replacement; in ``"epochs"`` all prompts come, in random order, before one comes again."""
 
 WAITS_FOR_SCORE = "waits_for_score"
 
@@ -37,6 +44,7 @@ class TokenRules:
         stop: texts that end a response.
         more_eos_ids: further ids that end a response.
         infos: what infos hold, ``"texts"`` or ``"numbers"``.
+        prompt_order: see :data:`PromptOrder`.
     """
 
     eos_id: int
@@ -47,6 +55,7 @@ class TokenRules:
     stop: tuple[str, ...]
     more_eos_ids: tuple[int, ...]
     infos: str
+    prompt_order: PromptOrder = "random"
 
 
 def begins_round(options: Mapping[str, Any] | None) -> bool:

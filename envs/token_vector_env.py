@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from rlhf_gym.envs import rendering
 from rlhf_gym.envs.episodes import Episodes, Infos
 from rlhf_gym.envs.masks import TokenMask
-from rlhf_gym.envs.prompts import PromptDraws
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots
-from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE, TokenRules, begins_round
+from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE, PromptOrder, TokenRules, begins_round
 from rlhf_gym.envs.vector_api import (
     as_autoreset_mode,
     check_num_envs,
@@ -52,6 +51,8 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: the tokens that :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
         infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
+        prompt_order: ``"random"`` draws prompts with replacement; in ``"epochs"`` all prompts come, in random order, before one
+            comes again, for all slots together: see :class:`~rlhf_gym.envs.prompts.EpochDraws`.
         autoreset_mode: ``next_step`` (the step after the end ignores the action and returns the new episode's first
             observation), ``same_step`` (the ending step returns it, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
@@ -77,6 +78,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
+        prompt_order: PromptOrder = "random",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         copy_observations: bool = True,
@@ -85,7 +87,9 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
     ) -> None:
         check_num_envs(num_envs)
         self.num_envs = num_envs
-        self.episodes = Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos)
+        self.episodes = Episodes(
+            num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos, prompt_order
+        )
         self.single_observation_space = self.episodes.observation_space()
         self.single_action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -101,7 +105,6 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         rendering.check_render_mode(render_mode)
         self.render_mode = render_mode
         self._painter = rendering.Painter(render_model)
-        self.draws = PromptDraws(num_envs, len(self.episodes.prompts))
         self._ended: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._any_ended = False
         # In a round of an adaptive reward, the slots whose episode has ended and waits to be scored with the others.
@@ -111,6 +114,15 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
     def token_rules(self) -> TokenRules:
         """The fixed rules of the episodes, for agents."""
         return self.episodes.rules
+
+    def share_prompts(self, parts: Sequence[int], of: int) -> None:
+        """With ``prompt_order="epochs"``, say which part of each epoch a slot gets from the next seed on.
+
+        Args:
+            parts: the part of each slot, from 0.
+            of: the number of parts.
+        """
+        self.episodes.share_prompts(parts, of)
 
     def reset(
         self,
@@ -136,7 +148,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             if self.max_episode_steps is None and stateful_parts(self.episodes.reward):
                 self._held = np.zeros(self.num_envs, dtype=np.bool_)
         note_seed(self, seed)
-        self.draws.seed(seed, mask)
+        self.episodes.draws.seed(seed, mask)
         self._begin(np.flatnonzero(mask))
         self._ended = self._ended & ~mask
         self._any_ended = bool(self._ended.any())
@@ -234,7 +246,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
 
     def _begin(self, slots: Slots) -> None:
         """Start the next episodes of these slots."""
-        self.episodes.begin_all(slots, self.draws.take(slots))
+        self.episodes.begin_all(slots, self.episodes.draws.take(slots))
 
     def _observe(self) -> dict[str, Ids]:
         return self.episodes.observe() if self.copy_observations else self.episodes.look()
@@ -253,12 +265,12 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
 
     def state(self) -> dict[str, Any]:
         """The state that a checkpoint keeps, as JSON values: random numbers, running episodes, an adaptive reward's state."""
-        return {"generators": self.draws.states(), **self.episodes.state()}
+        return {"generators": self.episodes.draws.states(), **self.episodes.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a :meth:`state`, taken from an environment of the same task and number of slots."""
         self.reset()
-        self.draws.restore(state["generators"])
+        self.episodes.draws.restore(state["generators"])
         self.episodes.restore(state)
 
     def action_masks(self) -> Mask:

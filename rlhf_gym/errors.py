@@ -34,5 +34,13 @@ class TrainingError(RlhfGymError):
     """Training that cannot go on: a loss or a parameter is not finite, or settings contradict one another."""
 
 
+class TextsTooLong(UserWarning):
+    """Some given texts exceed a model's context or a length limit, and were skipped or cut; the message counts them."""
+
+
+class NotFiniteError(TrainingError):
+    """Training that has diverged: a loss, a gradient or a table of a rollout is NaN or infinite."""
+
+
 class TrainingStopped(UserWarning):
     """Training ended before its time, in good order; the message says why."""

@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -42,8 +43,9 @@ def rows_from_file(path: Path | str, *, column: str = "prompt") -> Iterator[dict
     """
     path = Path(path)
     kind = table_format(path)
-    if not path.is_file():
-        raise TaskError(f"there is no file {str(path)!r}; give a file ending in {', '.join(FORMATS)}")
+    problem = not_readable(path)
+    if problem:
+        raise TaskError(f"{problem}; give a file ending in {', '.join(FORMATS)}")
     if kind == ".txt":
         return ({column: line.removesuffix("\n").removesuffix("\r")} for line in _lines(path) if line.strip())
     if kind in (".csv", ".tsv"):
@@ -51,6 +53,19 @@ def rows_from_file(path: Path | str, *, column: str = "prompt") -> Iterator[dict
     if kind == ".parquet":
         return _parquet_rows(path)
     return _json_rows(path) if kind == ".json" or _first(path) == "[" else _json_lines(path)
+
+
+def not_readable(path: Path) -> str:
+    """Why no rows can be read from a path, in words; empty where it is a file. A pipe cannot be read twice."""
+    if path.is_file():
+        return ""
+    if path.is_dir():
+        return f"{str(path)!r} is a folder, not a file"
+    return (
+        f"{str(path)!r} is a pipe or a device: save its content to a file"
+        if path.exists()
+        else f"there is no file {str(path)!r}"
+    )
 
 
 def table_format(path: Path) -> str:
@@ -172,18 +187,33 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
-    reader = csv.DictReader(map(_hide_returns, _lines(path)), delimiter=delimiter)
+    # Strict: a quote that nothing closes would swallow the rows that follow.
+    reader = csv.DictReader(map(_hide_returns, _lines(path)), delimiter=delimiter, strict=True)
+    begins = 1
     try:
+        header = reader.fieldnames or ()
+        if any(_RETURN in name for name in header):
+            raise TaskError(f"{path}: its lines end with carriage returns alone; save it with newlines")
+        twice = next((name for name, count in Counter(header).items() if name and count > 1), None)
+        if twice is not None:
+            raise TaskError(f"{path}, line 1: two columns are called {twice!r}; give each a name of its own")
+        begins = reader.line_num + 1
         for row in reader:
             extra = row.pop(None, [])
             if any(extra):  # a comma at the end of a line is only one empty field more
                 raise TaskError(
-                    f"{path}, line {reader.line_num}: {len(reader.fieldnames or ()) + len(extra)} fields, expected the "
-                    f"{len(reader.fieldnames or ())} of the header; quote a field that holds a comma"
+                    f"{path}, line {reader.line_num}: {len(header) + len(extra)} fields, expected the "
+                    f"{len(header)} of the header; quote a field that holds a comma"
                 )
+            begins = reader.line_num + 1
             yield {name: value and value.replace(_RETURN, "\r") for name, value in row.items()}
     except csv.Error as error:
-        raise TaskError(f"{path}, line {reader.reader.line_num}: {error}; save long texts as .jsonl instead") from error
+        fix = (
+            "save long texts as .jsonl instead"
+            if "limit" in str(error)
+            else "quote a field that holds a quote, and double the quotes in it"
+        )
+        raise TaskError(f"{path}, line {begins}: {error} in the row that begins there; {fix}") from error
 
 
 def _hide_returns(line: str) -> str:

@@ -1,10 +1,12 @@
-"""Text for messages and screens: hidden characters made visible, long texts shortened or cut, the nearest known name."""
+"""Texts for messages and screens: hidden characters made visible, long texts cut, the nearest name; how much texts repeat."""
 
 from __future__ import annotations
 
+import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 
 # Control, format (bidirectional, zero width), surrogate, private use, unassigned; line and paragraph separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
@@ -92,3 +94,13 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def _plain(name: str) -> str:
     return name.casefold().replace("-", "_")
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+    """Distinct word bigrams over all bigrams, of all texts together; NaN if there is none (Li et al. 2016).
+
+    >>> distinct_2(["so good so good", "so good"])
+    0.5
+    """
+    pairs = [pair for words in map(str.split, texts) for pair in pairwise(words)]
+    return len(set(pairs)) / len(pairs) if pairs else math.nan

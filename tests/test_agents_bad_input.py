@@ -43,7 +43,7 @@ PAIRS = [("ab", "ba")]
         ("PPO", {"top_k": 2.5}, "top_k must be a whole number"),
         ("PPO", {"normalize_advantage": "no"}, "normalize_advantage must be True or False, got 'no'"),
         ("GRPO", {"dynamic_sampling": 1}, "dynamic_sampling must be True or False, got 1"),
-        ("SFT", {"data": ["ab", "cd"]}, r"data\[0\] must be a pair \(prompt, response\) of texts, got 'ab'"),
+        ("SFT", {"data": ["ab", "cd"]}, r"data\[0\] must be a pair \(prompt, response\) of texts, .* got 'ab'"),
         ("SFT", {"data": [*PAIRS, ("a", "b", "c")]}, r"data\[1\] must be a pair"),
         ("SFT", {"data": PAIRS, "clip_range": 0.2}, "SFT has no setting clip_range; leave it out"),
         ("PPO", {"kl_in": "loss", "kl_estimator": "k1"}, "holds nothing back, since the gradient of k1 has mean 0"),

@@ -247,10 +247,10 @@ def test_steps_deal_out_every_token_once() -> None:
         return Episode([2], list(range(n)), [0.0] * n, [0.0] * n, [0.0] * (n - 1) + [1.0], True, {"n": n})
 
     counter = StepCounter(4)
-    first = list(counter.steps([episode(5), episode(2), episode(3)]))
+    first = list(counter.steps(Rollout.of([episode(5), episode(2), episode(3)])))
     assert len(first) == 2
     assert counter.waiting == 2
-    second = list(counter.steps([episode(2)]))
+    second = list(counter.steps(Rollout.of([episode(2)])))
     assert len(second) == 1
     assert counter.waiting == 0
     infos = [info for step in first + second for info, done in zip(step.infos, step.dones, strict=True) if done]

@@ -235,9 +235,10 @@ def test_groups_need_an_environment_that_can() -> None:
 
 
 def prepared(kind: Any, **options: Any) -> tuple[Any, Any]:
-    """An agent and its first rollout, with a reference that differs from the policy."""
+    """An agent and its first rollout, with a reference, if it has one, that differs from the policy."""
     agent = small_agent(kind, scale=4.0, **options)
-    move_reference(agent)
+    if agent.reference is not None:
+        move_reference(agent)
     return agent, collected(agent)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +26,7 @@ from toy_tasks import count_a, letter_task
 from rlhf_gym import agents
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.envs.sb3 import TokenVecEnv
-from rlhf_gym.errors import TrainingStopped
+from rlhf_gym.errors import ConfigError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.reward_model import RewardModel
 
@@ -51,6 +53,11 @@ def late_letters(prompts: list[str], responses: list[str], **columns: Any) -> li
     return [sum(ord(letter) - 97 for letter in response) / 20 for response in responses]
 
 
+def brevity(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """The best responses are of several lengths, unlike those by :func:`late_letters`."""
+    return [late - len(response) for late, response in zip(late_letters(prompts, responses), responses, strict=True)]
+
+
 def no_score(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
     return [0.0] * len(responses)
 
@@ -58,6 +65,13 @@ def no_score(prompts: list[str], responses: list[str], **columns: Any) -> list[f
 # A value other than that of BASE or the default, and what else both runs have for it to matter.
 OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "reference": (lambda: model(seed=5), {}), "language_model": (lambda: model(seed=6), {}), "lora": ({"rank": 2}, {}),
+    "learning_rate_warmup": (0.9, {}), "adam_beta1": (0.1, {}), "adam_beta2": (0.1, {}), "adam_epsilon": (1.0, {}),
+    "weight_decay": (5.0, {}), "precision": ("bf16", {}), "value_learning_rate": (1e-3, {}), "value_max_grad_norm": (1e-4, {}),
+    "importance_sampling": ("token_truncate", {"old_log_probs": "recompute", "mismatch": True}),
+    "importance_cap": (
+        1.0001, {"old_log_probs": "recompute", "mismatch": True, "importance_sampling": "token_truncate"},
+    ),
+    "old_log_probs": ("recompute", {"mismatch": True}),
     "learning_rate": (0.01, {}), "learning_rate_decay": ("linear", {}), "n_episodes": (16, {}), "batch_size": (2, {}),
     "max_grad_norm": (1e-4, {}), "seed": (1, {}), "gamma": (0.5, {}), "gae_lambda": (0.5, {}),
     "normalize_advantage": (False, {}), "whiten_rewards": (True, {}), "vf_coef": (3.0, {}),
@@ -72,13 +86,18 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "cov_high": (0.01, {"cov_control": "clip", "cov_share": 0.9, "cov_low": 0.0}),
     "cov_kl_coef": (20.0, {"cov_control": "kl", "cov_share": 0.9}),
     "ent_target": (100.0, {"ent_coef_step": 0.5}), "ent_coef_step": (0.5, {"ent_target": 100.0}),
-    "target_kl": (1e-6, {}), "aggregation": ("sequence", {"aggregation": "token"}), "kl_coef": (0.1, {"kl_in": "loss"}),
+    "target_kl": (1e-6, {}),
+    "aggregation": ("sequence", {"aggregation": "token", "n_episodes": 32, "score": brevity}),
+    "kl_coef": (0.1, {"kl_in": "loss"}),
     "kl_target": (0.1, {"kl_horizon": 10.0, "kl_in": "loss"}),
     "kl_horizon": (1000.0, {"kl_target": 0.1, "kl_horizon": 10.0, "kl_in": "loss"}),
-    "kl_estimator": ("k2", {"kl_in": "reward"}), "kl_in": ("loss", {"kl_in": "reward"}), "temperature": (0.5, {}),
+    "kl_estimator": ("k2", {"kl_in": "loss", "kl_estimator": "k3"}),
+    "kl_in": ("loss", {"kl_in": "reward"}), "temperature": (0.5, {}),
+    "kl_gradient": ("sequence", {"kl_in": "loss"}), "kl_importance": (True, {"kl_in": "loss", "kl_estimator": "k3"}),
+    "value_warmup": (1, {}), "value_gae_lambda": (0.3, {}), "gae_lambda_alpha": (0.4, {}), "scale_returns": (True, {}),
     "top_k": (3, {}), "top_p": (0.5, {}), "clip_scores": (0.5, {"kl_coef": 0.0}), "missing_eos_penalty": (2.0, {}),
     "missing_eos_score": (-2.0, {}), "kl_limit": (1e-6, {}), "mask_top_p": (0.3, {}), "mask_refresh": (1, {}),
-     "max_kl": (1e-3, {}),
+    "max_kl": (1e-3, {}), "on_too_long": ("skip", {"on_too_long": "truncate", "data": [*PAIRS, ("a" * 20, "ba")]}),
     "cg_steps": (5, {}), "cg_damping": (10.0, {}), "sub_sampling_factor": (2, {}),
     "line_search_steps": (1, {"max_kl": 1.0, "cg_damping": 1e-3, "cg_steps": 20}),
     "group_size": (4, {}),
@@ -95,16 +114,26 @@ def trained(name: str, **options: Any) -> Any:
     kind: Any = getattr(agents, name)
     given = {**BASE, "language_model": model(), "reference": model(seed=4), **options}
     iterations, score = given.pop("iterations", 2), given.pop("score", late_letters)
+    mismatch = given.pop("mismatch", False)
     has = kind.Settings.names()
     if "clip_range" not in has:
         given.pop("clip_range_high")
     env = make_sb3_env(8, task=letter_task(score, limit=4), tokenizer=LetterTokenizer())
     agent = kind("LMPolicy", env, **{key: value for key, value in given.items() if key in has})
     agent.set_logger(Logger(None, []))
-    with warnings.catch_warnings():
+    other = patch.object(LanguageModel, "decoding_copy", flatter) if mismatch else nullcontext()
+    with warnings.catch_warnings(), other:
         warnings.simplefilter("ignore", TrainingStopped)
         agent.learn(iterations=iterations)
     return agent
+
+
+def flatter(self: LanguageModel) -> LanguageModel:
+    """What responses are drawn from, where it is not what learns from them."""
+    other: Any = self.frozen_copy()
+    with torch.no_grad():
+        other.head.weight *= 0.7
+    return other
 
 
 def weights(agent: Any) -> torch.Tensor:
@@ -148,9 +177,24 @@ def steps_taken(name: str, tmp_path: Path) -> bool:
 
 def backs_off(name: str, tmp_path: Path) -> bool:
     """on_kl_limit: at a limit that learning exceeds, training stops or goes on at a lower rate."""
-    given = {"kl_limit": 1e-9, "reference": None, "iterations": 6}
+    # Within a mask, NLPO begins away from the reference.
+    given = {"kl_limit": 1e-9, "reference": None, "iterations": 6, "mask_top_p": 1.0}
     stopped, slower = (trained(name, **given, on_kl_limit=action) for action in ("stop", "back_off"))
     return stopped.stopped is not None and slower.stopped is None and slower.kl_guard.back_offs > 0
+
+
+def recomputed(name: str, tmp_path: Path) -> bool:
+    """gradient_checkpointing: activations are computed anew, and the weights are the same."""
+    plain, anew = (trained(name, learning_rate=1e-3, gradient_checkpointing=on) for on in (False, True))
+    switched = [any("forward" in vars(m) for m in agent.policy.lm.modules()) for agent in (plain, anew)]
+    return switched == [False, True] and not float((weights(plain) - weights(anew)).abs().max()) > 1e-3
+
+
+def refused(name: str, tmp_path: Path) -> bool:
+    """TRPO differentiates twice, in float32 only."""
+    with pytest.raises(ConfigError, match="float32"):
+        trained(name, precision="bf16")
+    return True
 
 
 def window(name: str, tmp_path: Path) -> bool:
@@ -196,6 +240,7 @@ EFFECTS: dict[str, Effect] = {
     "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
     "on_kl_limit": backs_off, "device": device,
     "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
+    "gradient_checkpointing": recomputed, "TRPO.precision": refused,
 }  # fmt: skip
 
 
@@ -212,10 +257,33 @@ def test_every_setting_takes_effect(name: str, tmp_path: Path) -> None:
             continue
         assert setting in OTHER, f"give {setting} another value in OTHER, or its effect in EFFECTS"
         value, beside = OTHER[setting]
-        beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score")}
+        beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score", "mismatch")}
         key = str(sorted(beside.items()))
         if key not in runs:
             runs[key] = weights(trained(name, **beside))
         if not differ(runs[key], weights(trained(name, **beside | {setting: value() if callable(value) else value}))):
             dead.append(setting)
     assert not dead, dead
+
+
+@pytest.mark.parametrize("name", ["PPO", "A2C", "GRPO", "RLOO", "REINFORCE", "ReinforcePlusPlus"])
+def test_an_entropy_bonus_alone_raises_the_entropy(name: str) -> None:
+    given = {"ent_coef": 1.0, "kl_coef": 0.0, "score": no_score, "n_episodes": 32, "learning_rate": 0.01}
+    before, after = (
+        trained(
+            name, language_model=tiny_language_model(layers=1, hidden=16, context=16, scale=12.0), iterations=n, **given
+        )
+        for n in (1, 6)
+    )
+    entropies = [agent.minibatch_metrics["policy/entropy_avg"] for agent in (before, after)]
+    assert entropies[1][-1] > entropies[0][0] + 0.1
+
+
+@pytest.mark.parametrize("name", ["REINFORCE", "ReinforcePlusPlus"])
+def test_a_discount_halves_returns_token_by_token(name: str) -> None:
+    agent = trained(name, gamma=0.5, baseline="none", iterations=1)
+    rollout = SimpleNamespace(mask=torch.ones(2, 4, dtype=torch.bool), lengths=[4, 4])
+    agent.group_size = 1
+    with patch("rlhf_gym.agents.reinforce.whiten", lambda returns, mask: returns):
+        returns = agent.advantages(rollout, torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 2))
+    assert returns.tolist() == [[0.125, 0.25, 0.5, 1.0]] * 2

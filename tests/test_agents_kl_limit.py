@@ -11,13 +11,17 @@ import pytest
 import torch
 from ppo_setups import LIMIT, NUM_ENVS, assert_same_weights, letters_env, small_ppo, weights
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import A2C, GRPO, PPO, RAFT, RLOO, TRPO, OnlineDPO
+from rlhf_gym.agents.common import collect
 from rlhf_gym.agents.common.kl import MOST_BACK_OFFS, KLLimit
-from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.envs import TokenEnv, make_sb3_env
 from rlhf_gym.errors import ConfigError, TrainingStopped
+from rlhf_gym.lm.decoding import generate
 
 FAST: dict[str, Any] = {"learning_rate": 0.05, "kl_coef": 0.0}  # leaves the reference within an iteration or two
 
@@ -92,6 +96,60 @@ def test_the_last_update_does_not_leave_the_policy_beyond_the_limit(action: Any,
         assert model.kl_guard.back_offs == (action == "back_off")
 
 
+class Stops(BaseCallback):
+    """Ends training in the second rollout."""
+
+    def _on_step(self) -> bool:
+        return self.model.iteration < 1  # type: ignore[attr-defined]
+
+
+class Maskless(TokenEnv):
+    """An environment of somebody's own that says its rules, and has no masks."""
+
+    @property
+    def action_masks(self) -> Any:  # type: ignore[override]
+        raise AttributeError("action_masks")
+
+
+@pytest.mark.parametrize("kind", ["stop", "time limit"])
+def test_the_kl_at_the_end_is_of_responses_that_end_as_the_environment_has_it(kind: str, monkeypatch: Any) -> None:
+    """Stop sequences of any VecEnv hold; at time limits, which a step alone tells, no response is generated."""
+
+    task = letter_task(limit=LIMIT, stop=("a", "b", "c", "d"))
+    env: Any = DummyVecEnv([lambda: Maskless(task, LetterTokenizer())] * NUM_ENVS)
+    if kind == "time limit":
+        env = make_sb3_env(NUM_ENVS, task=task, tokenizer=LetterTokenizer(), max_episode_steps=2)
+    drawn: list[list[int]] = []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        generations = generate(*given, **options)
+        drawn.extend(g.ids for g in generations)
+        return generations
+
+    monkeypatch.setattr(collect, "generate", noted)
+    model = small_ppo(env, kl_limit=1e6)
+    rows = RowsWritten()
+    model.set_logger(Logger(None, [rows]))
+    model.learn(100_000, callback=Stops())
+    assert rows.written[-1]["objective/kl_at_end"] != 0  # though a callback ended training
+    decode = LetterTokenizer().decode
+    assert bool(drawn) == (kind == "stop")
+    assert not any(letter in decode(ids[:-1]) for ids in drawn for letter in "abcd")
+
+
+class RowsWritten(KVWriter):
+    """Keeps the logger's rows."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.written.append(dict(key_values))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def test_it_gives_up_after_so_many_halvings() -> None:
     limit, policy = KLLimit(1.0, "back_off"), small_ppo().policy
     assert not limit.exceeded(0.5)
@@ -116,7 +174,7 @@ def test_every_agent_has_it(kind: Any) -> None:
         model.learn(20_000)
     within = model.kl_guard.last_good
     assert within is not None
-    now = dict(model.policy.named_parameters())
+    now = model.policy.state_dict()
     assert all(torch.equal(now[name].detach(), value) for name, value in within.weights.items())
 
 
@@ -178,7 +236,7 @@ def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
 def test_float16_is_refused_for_training_and_bfloat16_warned_of(options: dict[str, Any]) -> None:
     model = tiny_language_model()
     model.model.half()
-    with pytest.raises(ConfigError, match=r"is in float16, .* precision='fp16' .*dtype='float32'"):
+    with pytest.raises(ConfigError, match=r"is in float16.* precision='fp16'.*dtype='float32'"):
         small_ppo(language_model=model, **options)
     assert small_ppo(reference=model).reference.model.dtype == torch.float16
     model.model.bfloat16()

@@ -132,7 +132,7 @@ def test_the_kl_is_that_from_the_references_own_distribution(restriction: str) -
         logs = logits[len(episode.prompt_ids) - 1 : -1].log_softmax(-1)
         own = logs.gather(-1, torch.tensor(episode.response_ids)[:, None]).sum()
         expected.append(float(sum(episode.log_probs) - own))
-    metrics = rollout_metrics(rollout, 0)
+    metrics = rollout_metrics(rollout, [0])
     assert metrics["objective/kl"] == pytest.approx(np.mean(expected), abs=1e-3)
     assert metrics["objective/kl"] > metrics["objective/kl_in_mask"] + 1
     within = ((rollout.log_probs - rollout.reference_log_probs) * rollout.mask).sum(1).mean()

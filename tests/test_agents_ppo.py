@@ -298,6 +298,9 @@ def test_environments_that_do_not_fit_are_refused() -> None:
         small_ppo(letters_env(limit=80))
 
 
+LAYER_GROUPS = ("embeddings", "first_layers", "last_layers", "head", "value")
+
+
 def test_metrics_have_the_names_that_dashboards_use() -> None:
     rows = learn(small_ppo(scale=4.0), 200)
     expected = [
@@ -324,12 +327,18 @@ def test_metrics_have_the_names_that_dashboards_use() -> None:
         "ended_rate",
         "response_length",
         "response_length_std",
+        "truncated_rate",
+        "objective/entropy_per_token",
+        *(f"{name}/{quantile}" for name in ("advantages", "ratio") for quantile in ("q01", "q50", "q99")),
+        *(f"{what}_norm/{group}" for what in ("gradient", "update") for group in LAYER_GROUPS),
         "reward/count_a",
         "mismatch/log_prob_difference",
         "mismatch/ratio",
         "mismatch/effective_sample_size",
         "train/approx_kl",
         "train/clip_fraction",
+        "train/clip_range",
+        "train/clip_range_vf",
         "train/entropy_loss",
         "train/explained_variance",
         "train/grad_norm",

@@ -225,7 +225,7 @@ def test_another_environment_may_be_set() -> None:
     model.set_env(letters_env(8, limit=5, minimum=2))
     model.learn(100, reset_num_timesteps=False)
     assert model.policy.limits == Limits(0, (1,), 2, 5)
-    assert (model.n_episodes, model.batch_size) == (8, 8)
+    assert (model.n_episodes, model.batch_size) == (16, 8)
     with pytest.raises(ConfigError, match=r"batch_size \(8, .* multiple of the number of environments, 5\)"):
         model.set_env(letters_env(5))
 

@@ -111,6 +111,34 @@ def test_single_environments_score_nothing_that_is_not_learned_from() -> None:
     assert lengths.tolist() == agent.rollout.lengths
 
 
+def test_a_monitor_that_refuses_early_resets_is_asked_for_none() -> None:
+    expected = trained(PPO, own(count_a))
+
+    def strict() -> gym.Env[Any, Any]:
+        return Monitor(TokenEnv(letter_task(count_a, limit=LIMIT), TOKENIZER), allow_early_resets=False)
+
+    agent = trained(PPO, DummyVecEnv([strict for _ in range(N)]))
+    assert episodes_of(agent) == episodes_of(expected)
+    assert_same_weights(weights(agent), weights(expected))
+
+
+class StepCost(Plain):
+    """Charges every slot for every step, those that wait too."""
+
+    def step_wait(self) -> Any:
+        observation, rewards, dones, infos = self.venv.step_wait()
+        return observation, rewards - 100.0, dones, infos
+
+
+def test_what_a_slot_gets_while_it_waits_belongs_to_no_token() -> None:
+    agent = trained(PPO, StepCost(own(RunningStandardise(count_a))))
+    lengths = [len(e.response_ids) for e in agent.rollout.episodes]
+    assert len(set(lengths)) > 1
+    for episode, length in zip(agent.rollout.episodes, lengths, strict=True):
+        assert episode.rewards[:-1] == [-100.0] * (length - 1)
+        assert episode.rewards[-1] >= -200.0 - 10  # its last token's, and the step's in which it is scored
+
+
 def test_limits_are_the_tasks_everywhere() -> None:
     limits = [small_agent(PPO, make(count_a)).policy.limits for make in (own, *WRAPPED.values())]
     assert limits == [limits[0]] * len(limits)

@@ -13,10 +13,11 @@ from tokenizers import processors
 
 from rlhf_gym.agents import SFT
 from rlhf_gym.agents.best_of_n import best_of_n
-from rlhf_gym.agents.sft import encoded_pairs
+from rlhf_gym.agents.common.given_pairs import encoded_pairs
 from rlhf_gym.envs import TokenEnv, make_sb3_env
-from rlhf_gym.errors import ModelError, TaskError
+from rlhf_gym.errors import ConfigError, ModelError, TaskError
 from rlhf_gym.feedback import Judgement, Query
+from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.feedback.preferences import preferences_from
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
@@ -89,6 +90,26 @@ def test_messages_that_a_template_refuses_are_refused_with_its_reason() -> None:
         HubTokenizer(chat_hub(GEMMA)).encode_messages([ASKED[1], ASKED[1]])
 
 
+def test_parts_that_are_texts_are_text_and_what_cannot_be_a_prompt_is_refused() -> None:
+    tokenizer = HubTokenizer(chat_hub())
+    whole = [{"role": m["role"], "content": [{"type": "text", "text": t} for t in m["content"]]} for m in ASKED]
+    ids = encode_conversation(tokenizer, "a transcript", whole)
+    assert tokenizer.decode_special(ids) == SHOWN[CHATML]
+    assert prompt_of_messages(whole) == prompt_of_messages(ASKED)
+    ((one,), _) = encoded_pairs([(whole, "6")], random_model(chat_hub(), len(chat_hub())), Limits.of(tokenizer))
+    assert one.prompt_ids == ids
+    picture = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}]
+    with pytest.raises(ModelError, match=r"must be a text, or parts that are all texts, .* got \[\{'type': 'image'"):
+        encode_conversation(tokenizer, "what is this?", picture)
+    with pytest.raises(ConfigError, match=r"data\[0\] must be .* parts that are all texts"):
+        SFT.Settings(data=[(picture, "a cat")])
+    # A conversation that the assistant has ended is no prompt; its own user's text alone may be one.
+    with pytest.raises(ModelError, match=r"expected chat messages that end with the user's .* the assistant's '4'"):
+        encode_conversation(tokenizer, prompt_of_messages(ASKED[:3]), ASKED[:3])
+    assert encode_conversation(tokenizer, "2+2?", ASKED[:3]) == tokenizer.encode_prompt("2+2?")
+    assert encode_conversation(tokenizer, "x", ASKED[:3], "4") == tokenizer.encode_messages(ASKED[:2])
+
+
 def test_the_template_may_be_left_off_demanded_or_given(tmp_path: Path) -> None:
     text, file = "3+3?", tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}Q: {{ m.content }}{% endfor %} A:", encoding="utf-8")
@@ -154,7 +175,8 @@ def test_every_prompt_of_a_chat_model_is_its_conversation(tmp_path: Path) -> Non
         [prompt.text], ["6"], messages=[[*ASKED, {"role": "assistant", "content": "6"}]]
     ) == pytest.approx([raw])
     # SFT, best-of-n, perplexity.
-    assert encoded_pairs([(ASKED, "6")], model, Limits.of(tokenizer)) == [(expected[0], whole[len(expected[0]) :])]
+    ((pair,), _) = encoded_pairs([(ASKED, "6")], model, Limits.of(tokenizer))
+    assert (pair.prompt_ids, pair.response_ids) == (expected[0], whole[len(expected[0]) :])
     generated = best_of_n(
         model, [prompt.text], lambda prompts, responses: [0.0] * len(prompts), 2, Limits.of(tokenizer, 0, 4),
         columns={"messages": [ASKED]}, seed=1,
@@ -187,6 +209,18 @@ def test_a_run_s_file_of_prompts_may_hold_messages(tmp_path: Path) -> None:
     file.write_text(json.dumps({"messages": ASKED}) + "\n", encoding="utf-8")
     (asked,) = prompts_from_file(file, column="messages")
     assert asked.columns["messages"] == ASKED
+    table = tmp_path / "asked.csv"
+    table.write_text('prompt\n"' + json.dumps(ASKED).replace('"', '""') + '"\n', encoding="utf-8")
+    assert prompts_from_file(table)[0].columns["messages"] == ASKED
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    file.write_text(json.dumps({"prompt": parts}) + "\n", encoding="utf-8")
+    (asked,) = prompts_from_file(file)
+    assert (asked.text, asked.columns["messages"]) == ("hi", [{"role": "user", "content": "hi"}])
+    file.write_text(json.dumps({"prompt": [{"role": "user", "content": 3}]}) + "\n", encoding="utf-8")
+    with pytest.raises(
+        TaskError, match=r"row 1, column 'prompt': the content of a chat message must be a text.* got 3"
+    ):
+        prompts_from_file(file)
     file.write_text(json.dumps({"prompt": ASKED[:3]}) + "\n", encoding="utf-8")
     with pytest.raises(TaskError, match="row 1: expected a text or chat messages that end with the user's"):
         prompts_from_file(file)

@@ -137,7 +137,7 @@ def test_a_prompt_longer_than_the_context(capsys: pytest.CaptureFixture[str], tm
     (tmp_path / "p.txt").write_text("a film\n" + "so very long " * 40 + "\nanother film\n")
     config = config_file(tmp_path, model, task={"prompts": str(tmp_path / "p.txt")})
     errors = fails(capsys, "run", "--config", config, "--out", tmp_path / "run")
-    assert "the prompt 'so very long so very long" in errors
+    assert "1 of 2 prompts are too long. The longest, 'so very long so very long" in errors
     assert "(context of 64) takes prompts of at most 58" in errors
 
 

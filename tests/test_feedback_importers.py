@@ -15,7 +15,8 @@ import pytest
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import preferences_from
 from rlhf_gym.feedback.exchange.files import import_feedback
-from rlhf_gym.feedback.exchange.incoming import AUTO, Imported, from_records
+from rlhf_gym.feedback.exchange.incoming import AUTO, Imported, Rows, from_records
+from rlhf_gym.feedback.exchange.record_files import read_records
 
 Row = Mapping[str, Any]
 Edge = tuple[str, str, str, bool]
@@ -352,12 +353,52 @@ def test_columns_of_any_table_are_named(tmp_path: Path, suffix: str) -> None:
         import_feedback(path)
     named = {"prompt": "q", "chosen": "up", "rejected": "down", "rater": "who"}
     found = import_feedback(path, columns=named)
-    assert edges(found) == [("P", text, "bad", False)]
     assert (found.judgements[0].rater, found.queries[0].columns) == ("ann", {})
+    if suffix in (".csv", ".tsv"):  # tables do not tell a missing text from an empty one
+        assert edges(found) == [("P", text, "bad", False), ("P", "x", "", False)]
+        return
+    assert edges(found) == [("P", text, "bad", False)]
     assert (found.dropped, found.examples) == (
         {"rows without the column 'down'": 1},
         {"rows without the column 'down'": "row 2"},
     )
+
+
+def choices(given: list[Any], **columns: Any) -> tuple[list[Any], dict[str, int]]:
+    """What each of some choices between responses 1 and 2 says (an index, ``tie``, ``skip``), and what was left out."""
+    rows = [
+        {"prompt": f"P{i}", "response_1": "x", "response_2": "y", **columns, "choice": c} for i, c in enumerate(given)
+    ]
+    found = from_records(rows, "pairs")
+    return ["skip" if j.skipped else "tie" if j.tie else j.choice for j in found.judgements], found.dropped
+
+
+def test_choices_are_read_as_one_thing_or_left_out() -> None:
+    said, dropped = choices([0, "1", 1, 0])
+    assert said == []
+    assert list(dropped.values()) == [4]
+    assert "count from 0" in next(iter(dropped))
+    assert choices([0, 1, 2.0]) == (["tie", 0, 1], {})
+    assert choices([1, 1]) == ([0, 0], {})
+    assert choices([0, 0])[0] == []
+    unclear = ["None", "not 1", "unsure 2", "unclear 1", "m"]
+    assert choices(unclear, model_2="m", model_1="m") == ([], {"choices that name neither response": 5})
+    assert choices(["Model 2", "response-1", "Output_2", "m"], model_1="m")[0] == [1, 0, 1, 0]
+
+
+def test_empty_fields_of_a_table_are_empty_texts(tmp_path: Path) -> None:
+    """An empty winner is a skip and no reason to look for the choice elsewhere."""
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,response_a,response_b,winner,label,purpose\nP,x,y,,a,\nP,,z,b,a,check\n")
+    rows = Rows(read_records(path), place="t")
+    found = list(rows)
+    assert [(query.responses, judgement.skipped, judgement.choice) for query, judgement in found] == [
+        (("x", "y"), True, None), (("", "z"), False, 1)
+    ]  # fmt: skip
+    assert rows.noted.counts["answers that are not learned from, since their column 'purpose' says check"] == 1
+    path.write_text("a,b\n,\n1,\n")
+    with pytest.raises(FeedbackError, match=r"\('a, b'\)"):
+        import_feedback(path)
 
 
 def test_messages_in_a_table_and_names_inside_mappings(tmp_path: Path) -> None:

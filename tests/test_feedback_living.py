@@ -13,11 +13,11 @@ import pytest
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
-from rlhf_gym.feedback.exchange.files import export_feedback, import_into
+from rlhf_gym.feedback.exchange.files import export_feedback, import_into, spooled
 from rlhf_gym.feedback.exchange.formats import WRITTEN
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.run_directory import RunDirectory
-from rlhf_gym.raters import ask
+from rlhf_gym.raters import FunctionRater, ask
 from rlhf_gym.study.leases import Answer
 from rlhf_gym.study.queue import Queue
 
@@ -84,6 +84,30 @@ def test_next_weeks_export_of_a_project(tmp_path: Path) -> None:
         assert rows.format == "label-studio"
         assert (added.judgements, added.changed, added.known, added.gone) == (2, 1, 2, 1)
         assert [(q.prompt, j.rater, j.choice) for q, j in store.answers(rater="user-1")] == [("Q", "user-1", 0)]
+
+
+def test_other_files_are_no_later_states(tmp_path: Path) -> None:
+    """Answers of another file are not gone, nor are those withdrawn, which a file that still holds them tells."""
+    one, other = (lines(tmp_path / f"{name}.jsonl", [row(f"{name}{i}") for i in range(3)]) for name in "ab")
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        import_into(store, one)
+        import_into(store, other)
+        assert import_into(store, one)[0].gone == 0
+        withdrawn = store.judgements()[0]
+        store.withdraw(withdrawn.id)
+        added = import_into(store, one)[0]
+        assert (added.known, added.withdrawn, added.gone) == (3, 1, 0)
+        assert import_into(store, lines(one, [row("a1")]))[0].gone == 1
+        mixed = lines(tmp_path / "c.jsonl", [row("b0"), row("c0")])
+        assert import_into(store, mixed)[0].gone == 0
+
+
+def test_a_file_is_read_before_the_store_is_locked(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "s.sqlite", timeout=0.1) as store:
+        store.add_queries([Query(prompt="P", responses=("a", "b"))])
+        with spooled(lines(tmp_path / "a.jsonl", [row("1"), row("2", "x\ud800")])) as spool:
+            store.add_queries([Query(prompt="Q", responses=("a", "b"))])
+            assert spool.add_to(store).judgements == 2
 
 
 @pytest.mark.parametrize("bad", [None, ["bad"], {"text": "bad"}, [{"role": "assistant", "content": None}]])
@@ -190,6 +214,40 @@ def test_a_withdrawal_is_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no query and no answer with the id 'nothing'" in capsys.readouterr().err
 
 
+def test_a_withdrawn_answer_is_none(tmp_path: Path) -> None:
+    """It supersedes nothing, its query is asked again, and undo does not bring a withdrawn query back."""
+    asked = [Query(prompt=f"P{i}", responses=("a", "b"), index=i) for i in range(2)]
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        store.add_queries(asked)
+        chain = [Judgement(query_id=asked[0].id, rater="ann", choice=0)]
+        for choice in (1, 0, 1):
+            chain.append(Judgement(query_id=asked[0].id, rater="ann", choice=choice, supersedes=chain[-1].id))
+        store.add_judgements(chain)
+        for gone, current in ((2, 3), (3, 1), (1, 0), (0, None)):
+            store.withdraw(chain[gone].id)
+            assert [j.id for j in store.judgements()] == ([] if current is None else [chain[current].id])
+            assert store.count().current == len(store.judgements())
+        assert store.raters([asked[0].id]) == {}
+        queue = Queue(store, offered=[query.id for query in asked])
+        [first] = queue.next("web/a")
+        receipt = queue.submit(first.id, "web/a", Answer(choice=0), seconds=1.0)
+        assert queue.next("web/b")[0].query == asked[1]
+        store.withdraw(receipt.judgement_id)
+        assert queue.next("web/c")[0].query == first.query == asked[0]
+        store.withdraw(asked[0].id)
+        assert queue.undo("web/a") is None
+
+
+def test_a_rater_is_asked_again_where_the_answer_was_withdrawn(tmp_path: Path) -> None:
+    query = Query(prompt="P", responses=("a", "b"))
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        for choice in (0, 1, 1):
+            assert ask(FunctionRater(lambda prompt, a, b, c=choice: c, name="f"), [query], store) == 1
+            [said] = store.judgements()
+            assert said.choice == choice
+            store.withdraw(said.id)
+
+
 def purposeful() -> list[tuple[Query, Judgement]]:
     known = {"columns": {"expected": {"choice": 0}}, "round": 0}
     check = Query(prompt="2 + 2?", responses=("4", "5"), **known)  # type: ignore[arg-type]
@@ -227,5 +285,12 @@ def test_preferences_are_learned_from_answers_meant_for_it(tmp_path: Path) -> No
         store.add_judgements([judgement for _, judgement in purposeful()])
         assert [(p.prompt, p.chosen) for p in store.preferences()] == [("P", "a")]
         assert len(store.preferences(every_purpose=True)) == 4
+        assert [j.choice for _, j in store.answers(to_learn=True)] == [0]
+        last = store.last_number()
+        [_, _, (real, said), _] = purposeful()
+        store.add_judgements([Judgement(query_id=real.id, rater="web/b", choice=1)])
+        correction = Judgement(query_id=real.id, rater="web/a", choice=1, supersedes=said.id)
+        store.add_judgements([correction, Judgement(query_id=real.id, rater="c", choice=0, details={"kind": "check"})])
+        assert len(store.answers(to_learn=True, after=last)) == 2  # a correction is new, a check answer teaches nothing
         export_feedback(store.answers(), tmp_path / "x.jsonl", "native")
-    assert (tmp_path / "x.jsonl").read_text().count('"purpose":"check"') == 2
+    assert (tmp_path / "x.jsonl").read_text().count('"purpose":"check"') == 3

@@ -61,6 +61,12 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path, resume: bool) 
 def test_a_run_killed_before_its_configuration_was_written_begins_anew(tmp_path: Path) -> None:
     (tmp_path / "versions.json").write_text("{}")
     (tmp_path / ".config.yaml.part").write_text("pp")
+    for name in (
+        "feedback.sqlite",
+        "feedback.sqlite-wal",
+        "feedback.sqlite-links.json",
+    ):  # an import whose page was served
+        (tmp_path / name).touch()
     with RunDirectory(tmp_path).open(build({}), resume=True):
         assert RunDirectory(tmp_path).config() == build({})
 

@@ -59,7 +59,7 @@ def test_what_a_run_leaves_behind(whole: RunDirectory) -> None:
         left = (
             "samples.jsonl reward_model reward_model.json reward_models.jsonl agent.json agent.zip agent_seconds.json"
         )
-        left += " policy completions.jsonl evaluation.json stages.json"
+        left += " policy completions.jsonl evaluation.json stages.json training.json"
         assert {p.name for p in folder.iterdir()} == set(left.split())
     rows = metrics_table(whole.path).splitlines()
     assert len(rows) == 1 + 2 * 4

@@ -155,7 +155,7 @@ def test_every_agent_moves_the_adapter_alone(name: str) -> None:
     start = [weight.clone() for weight in adapter_weights(agent.policy.language_model)]
     agent.learn(200)
     assert_same_weights(tensors(base.model), before)
-    assert agent.reference is base
+    assert agent.reference is (None if name == "SFT" else base)  # nothing in SFT needs one
     now = adapter_weights(agent.policy.language_model)
     assert any(not torch.equal(a, b) for a, b in zip(start, now, strict=True))
     assert agent.settings.as_json()["lora"] == {"rank": 4, "alpha": None, "targets": []}
@@ -266,6 +266,14 @@ def test_kl_is_measured_from_the_policy_as_it_was_handed_over(kind: str, origin:
     assert abs(collected(from_base).kl.sum()) > 0.1
     from_base.save(tmp_path / "base")
     assert PPO.load(tmp_path / "base", language_model=apart).reference is apart
+    # A precision is the agent's alone: others who hold the base compute as before.
+    in_bf16 = small_ppo(language_model=model, reference="base", precision="bf16")
+    assert (in_bf16.reference.product_dtype, model.base.product_dtype) == (torch.bfloat16, None)
+    assert in_bf16.reference.model is model.base.model
+    in_bf16.save(tmp_path / "bf16")
+    with zipfile.ZipFile(tmp_path / "bf16.zip") as archive:
+        assert json.loads(archive.read("data.json"))["base"]["is_reference"]
+        assert not any(name.startswith("reference/") for name in archive.namelist())
 
 
 def test_the_base_as_reference_needs_an_adapter() -> None:
@@ -339,7 +347,8 @@ def test_the_adapter_is_pefts_own_and_a_merged_model_an_ordinary_one(kind: str, 
 def test_half_precision_keeps_its_adapter_in_float32(tmp_path: Path) -> None:
     base = tiny_language_model(scale=3.0)
     base.model.to(torch.bfloat16)
-    agent = small_ppo(language_model=base, lora=LORA, learning_rate=1e-2, value_network="separate")
+    with pytest.warns(UserWarning, match="the base 'tiny-gpt2' is in bfloat16 and computes in it, unlike its adapter"):
+        agent = small_ppo(language_model=base, lora=LORA, learning_rate=1e-2, value_network="separate")
     assert {p.dtype for p in adapter_weights(agent.policy.language_model)} == {torch.float32}
     agent.learn(300)
     agent.save(tmp_path / "agent")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_language_model
+from tiny_models import LetterTokenizer, tiny_language_model
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -21,7 +21,7 @@ from rlhf_gym.lm.decoding import generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import HubTokenizer, encode_response, joins_plainly, load_tokenizer, wrap_tokenizer
+from rlhf_gym.lm.tokenizer import HubTokenizer, encode_response, end_ids, joins_plainly, load_tokenizer, wrap_tokenizer
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
 
@@ -245,8 +245,29 @@ def test_a_padded_embedding_and_several_ends_hold_in_training() -> None:
     assert not masks[0, 257:].any()
     assert masks[0, :257].all()
     other = make_sb3_env(4, task=task, tokenizer=HubTokenizer(hub, vocab_size=264))
-    with pytest.raises(ConfigError, match="the environment ends responses with id 256, "):
+    # By its name, which need not lead anywhere, a model in memory has no tokenizer.
+    with pytest.raises(ConfigError, match=r"responses with id 256, 'tiny' .*: tokenizer=language_model\.tokenizer"):
         PPO("LMPolicy", other, language_model=model, batch_size=4)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_model_leaves_the_tokenizer_that_others_hold_as_it_is(own: bool) -> None:
+    tokenizer: Any = LetterTokenizer(28) if own else HubTokenizer(bytes_hub())
+    task = Task("t", [Prompt("x")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=8)
+    env = make_sb3_env(2, task=task, tokenizer=tokenizer)
+    before = vars(tokenizer).copy()
+    size, end = tokenizer.vocab_size, tokenizer.eos_id
+    first = random_model(tokenizer, size, eos_token_id=end)
+    second = random_model(tokenizer, size, eos_token_id=[end, 20, 21])
+    assert vars(tokenizer) == before
+    assert end_ids(first.tokenizer) == env.eos_ids == (end,)
+    assert end_ids(second.tokenizer) == (end, 20, 21)
+    assert env.env.token_rules.more_eos_ids == ()
+    PPO("LMPolicy", env, language_model=first, batch_size=2)
+    with pytest.raises(
+        ConfigError, match=f"the environment ends responses with id {end}, 'tiny' with ids {end}, 20 and 21"
+    ):
+        PPO("LMPolicy", env, language_model=second, batch_size=2)
 
 
 def test_ends_that_a_class_has_by_default_are_no_ends_of_another_vocabulary() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,19 @@ from tiny_models import LetterTokenizer, tiny_language_model
 
 from rlhf_gym.errors import FeedbackError, ModelError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model import FitConfig, RewardModel, evaluate, fit
+from rlhf_gym.reward_model import (
+    Features,
+    FitConfig,
+    Rating,
+    Readout,
+    RewardModel,
+    evaluate,
+    fit,
+    fit_config,
+    split_by_prompt,
+)
 from rlhf_gym.reward_model import checkpoint as checkpoints
+from rlhf_gym.reward_model import features as features_module
 from rlhf_gym.rewards import score
 
 FIT = FitConfig(learning_rate=3e-3, epochs=4, batch_size=16, seed=1)
@@ -79,12 +91,18 @@ def test_head_begins_small_and_seeded():
     assert first.head.bias.item() == 0
 
 
-def test_too_long_a_sample_keeps_the_end_and_says_so_once():
+def test_too_long_texts_keep_the_end_and_are_counted_once():
     model = RewardModel(tiny_language_model(context=8))
-    with pytest.warns(UserWarning, match="a sample of 14 tokens exceeds the 8"):
-        ids = model.encode("abcdefgh", "ijklm")
-    assert ids == [c + 2 for c in range(6, 13)] + [0]
-    model.encode("abcdefgh", "ijklm")  # a second warning would fail: warnings are caught once only
+    assert model.encode("abcdefgh", "ijklm") == [c + 2 for c in range(6, 13)] + [0]
+    with pytest.warns(UserWarning, match=r"2 of 3 texts exceed the 8 tokens .* \(the longest has 14\)"):
+        model.raw(["abcdefgh", "abcdefgh", "a"], ["ijklm", "ijkl", "b"])
+    model.raw(["abcdefgh"], ["ijklm"])  # a second warning would fail: warnings are caught once only
+    long = [Preference(p.prompt, p.chosen * 3, p.rejected) for p in likes_a(40) if p.chosen and p.rejected]
+    texts = {(p.prompt, r) for p in long for r in (p.chosen, p.rejected)}
+    for trunk_layers in (0, -1):
+        result = fit(model, long, FitConfig(epochs=1, trunk_layers=trunk_layers))
+        assert result.n_texts == len(texts)
+        assert result.n_cut == sum(len(p) + len(r) + 1 > 8 for p, r in texts) > 0
 
 
 def test_learns_what_the_rater_likes():
@@ -156,6 +174,112 @@ def test_the_head_alone_and_the_last_layer():
         fit(model, likes_a(60), FitConfig(trunk_layers=9))
 
 
+def test_a_frozen_trunk_sees_each_text_once(monkeypatch):
+    preferences = likes_a(400)
+    model = reward_model()
+    before = weights(model)
+    seen = []
+    encode = model.states
+    monkeypatch.setattr(model, "states", lambda rows: (seen.extend(rows), encode(rows))[1])
+    known, steps = Features(model, precision="float32", tokens_per_batch=200), []
+    config = FitConfig(trunk_layers=0, head_learning_rate=0.02, seed=1)
+    result = fit(model, preferences, config, features=known, on_features=lambda *step: steps.append(step))
+    assert 1 < result.best_epoch < len(result.epochs) < 200
+    assert result.accuracy > 0.7
+    texts = {(p.prompt, r) for p in preferences for r in (p.chosen, p.rejected)}
+    assert len(seen) == len(known) == result.n_texts == len(texts)
+    assert steps[-1] == (len(texts), len(texts))
+    assert len(steps) > 1
+    # Nothing but the head has changed, and it scores the states as they are.
+    assert all(torch.equal(a, b) for a, b in zip(before[:-2], weights(model)[:-2], strict=True))
+    _, validation = split_by_prompt(preferences, config.validation_fraction, config.seed)
+    assert evaluate(model, validation).loss == pytest.approx(result.loss, abs=1e-5)
+    # A later fit knows the features; kept in a file they are the same.
+    seen.clear()
+    scores = model.raw(["ab"], ["cd"])
+    seen.clear()
+    fit(model, preferences, config, features=known)
+    assert not seen
+    assert model.raw(["ab"], ["cd"]) == scores
+    monkeypatch.setattr(features_module, "IN_MEMORY", 10_000)
+    on_disk = Features(model, precision="float32", tokens_per_batch=200)
+    on_disk.rows({("a", "b"): None})
+    fit(model, preferences, config, features=on_disk)
+    assert model.raw(["ab"], ["cd"]) == scores
+
+
+@pytest.mark.parametrize("loss", ["rao_kupper", "davidson", "plackett_luce", "regression", "ordinal"])
+def test_every_loss_learns_what_the_rater_likes(loss):
+    model, preferences = reward_model(), likes_a(200)
+    ties = [replace(p, rejected=p.chosen[::-1], tie=True) for p in preferences[:40] if p.chosen != p.chosen[::-1]]
+    ratings = [
+        Rating(p.prompt, r, float(r.count("a")), p.query_id, "ann") for p in preferences for r in (p.chosen, p.rejected)
+    ]
+    config = FitConfig(loss=loss, trunk_layers=0, head_learning_rate=0.03, epochs=15, patience=15, seed=1)
+    result = fit(model, [*preferences, *ties], config, ratings=ratings)
+    assert result.accuracy > 0.7
+    losses = [epoch["validation_loss"] for epoch in result.epochs]
+    assert losses[result.best_epoch - 1] == min(losses) < losses[0]
+    prompts = {p.prompt for p in preferences}
+    train, _ = split_by_prompt([*preferences, *ties], config.validation_fraction, config.seed)
+    trained = prompts & {p.prompt for p in train}
+    of_ratings = sum(r.prompt in trained for r in ratings)
+    assert result.n_train == (of_ratings if loss in ("regression", "ordinal") else len(train))
+
+
+def test_a_rater_who_contradicts_the_others_counts_less():
+    preferences = likes_a(300)
+    said = [
+        replace(p, rater="carl", chosen=p.rejected, rejected=p.chosen) if i % 3 == 0 else replace(p, rater="ann")
+        for i, p in enumerate(preferences)
+    ]
+    config = FitConfig(trunk_layers=0, head_learning_rate=0.03, epochs=10, patience=10, rater_weights="learned")
+    result = fit(reward_model(), said, config)
+    assert result.raters["carl"] < 0.8 < 1.2 < result.raters["ann"]
+    assert json.loads(json.dumps(result.as_dict()))["raters"] == result.raters
+
+
+def test_a_large_trunk_is_frozen_unless_asked_for(monkeypatch):
+    model = reward_model()
+    before = weights(model)
+    monkeypatch.setattr(fit_config, "SMALL_TRUNK", 100)
+    in_bfloat16 = fit(model, likes_a(60), FitConfig(precision="bf16"))
+    assert all(torch.equal(a, b) for a, b in zip(before[:-2], weights(model)[:-2], strict=True))
+    in_float32 = fit(model, likes_a(60), FitConfig(precision="float32"))
+    assert in_bfloat16.loss != in_float32.loss
+    assert in_bfloat16.loss == pytest.approx(in_float32.loss, abs=0.02)
+    fit(model, likes_a(60), FitConfig(trunk_layers=-1))
+    assert not torch.equal(before[0], weights(model)[0])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_reads_earlier_layers_and_means(kind, tmp_path):
+    whole = tiny_language_model(kind, hidden=16, layers=3)
+    rows = [[2, 3, 4, 0], [5, 6, 7, 8, 9, 0], [0]]
+    model = RewardModel(tiny_language_model(kind, hidden=16, layers=3), readout=Readout(layers=2, pooling="mean"))
+    network: Any = whole.trunk
+    norm = network.ln_f if kind == "gpt2" else network.norm
+    for row, score_ in zip(rows, model.scores(rows).tolist(), strict=True):
+        # The input of the last layer is the output of the one before it.
+        states = norm(network(input_ids=torch.tensor([row]), output_hidden_states=True).hidden_states[2])[0]
+        assert score_ == pytest.approx(model.head(states.mean(dim=0)).item(), abs=1e-5)
+    answered = RewardModel(tiny_language_model(kind, hidden=16, layers=3), readout=Readout(pooling="response"))
+    states = answered.language_model.hidden(torch.tensor([answered.encode("abc", "de")]))[0]
+    assert answered.raw(["abc"], ["de"])[0] == pytest.approx(answered.head(states[3:].mean(dim=0)).item(), abs=1e-5)
+    assert answered.encode("abc" * 20, "de" * 40).num_response == 64  # a response longer than the context fills it
+    with pytest.raises(ModelError, match="no score before one begins"):
+        answered.prefix_scores(rows)
+    prefixes = model.prefix_scores(rows)
+    assert [values[-1] for values in prefixes] == pytest.approx(model.scores(rows).tolist(), abs=1e-5)
+    assert prefixes[1][2] == pytest.approx(model.scores([rows[1][:3]]).item(), abs=1e-5)
+    model.save(tmp_path / "rm")
+    other = load(tmp_path / "rm")
+    assert other.readout == model.readout
+    assert torch.equal(other.scores(rows), model.scores(rows))
+    with pytest.raises(ModelError, match="after 9 layers: it has 3"):
+        RewardModel(whole, readout=Readout(layers=9))
+
+
 def test_keeps_the_best_epoch_and_stops_early():
     preferences = likes_a(60)
     model = reward_model()
@@ -166,8 +290,6 @@ def test_keeps_the_best_epoch_and_stops_early():
     assert len(losses) < 30
     assert result.best_epoch == int(np.argmin(losses)) + 1
     assert len(losses) == result.best_epoch + 1
-    from rlhf_gym.reward_model import split_by_prompt
-
     _, validation = split_by_prompt(preferences, config.validation_fraction, config.seed)
     assert evaluate(model, validation).loss == pytest.approx(min(losses), abs=1e-6)
 

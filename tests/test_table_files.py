@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,15 @@ def test_quoted_fields_and_windows_line_ends_in_csv(tmp_path: Path) -> None:
         ("rows.json", '[{"prompt": "a"}', "line 1: not JSON .the list does not end"),
         ("rows.json", '[{"prompt": "a"} {"prompt": "b"}]', "not JSON .Expecting ',' delimiter at column 18"),
         ("rows.json", '[{"prompt": "a"}]\n{}', "something stands after the list"),
+        ("rows.csv", 'prompt,label\na,b\n"a,b\nc,d\ne,f\n', "line 3: unexpected end of data .*begins there; quote"),
+        ("rows.csv", 'prompt,label\n"a" x,b\nc,d\n', "line 2: .*double the quotes"),
+        ("rows.csv", "prompt,label,prompt\na,b,c\n", "line 1: two columns are called 'prompt'"),
+        ("rows.csv", "prompt,label\ra,b\r", "end with carriage returns alone"),
         ("rows.ods", "", "cannot read rows from .*expected a file ending in .txt"),
     ],
 )
 def test_files_that_are_not_what_their_names_say(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     with pytest.raises(TaskError, match=message):
         list(rows_from_file(tmp_path / name))
 
@@ -97,3 +102,11 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, sai
     (tmp_path / name).write_bytes('{"prompt": "caf\xe9 x"}'.encode(encoding))
     with pytest.raises(TaskError, match=said):
         list(rows_from_file(tmp_path / name))
+
+
+def test_folders_and_pipes_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    os.mkfifo(tmp_path / "b.csv")
+    for name, said in (("a.csv", "is a folder"), ("b.csv", "is a pipe"), ("c.csv", "there is no file")):
+        with pytest.raises(TaskError, match=said):
+            rows_from_file(tmp_path / name)

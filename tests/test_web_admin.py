@@ -152,6 +152,10 @@ def test_the_export_is_the_store(tmp_path: Path) -> None:
         assert [set(row) >= {"prompt", "chosen", "rejected"} for row in rows] == [True] * 3
         assert trail(found.store, 1)[0].action == "export"
         assert admin.get("/admin/export/nothing").status_code == 404
+        before = len(trail(found.store))
+        elsewhere = admin.get("/admin/export/native", headers={"sec-fetch-site": "cross-site"})
+        assert (elsewhere.status_code, admin.head("/admin/export/native").status_code) == (403, 405)
+        assert len(trail(found.store)) == before
 
 
 def test_drawings(tmp_path: Path) -> None:

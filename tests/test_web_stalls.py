@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+import sqlalchemy
 from waiting import LONG, wait_until
 from web_attack import csrf_of, patient
 from web_study import answer, joined, pairs, question, study
@@ -160,9 +161,12 @@ def test_a_query_that_cannot_be_shown_is_set_aside_and_said(tmp_path: Path, capl
             broken(store, Query(prompt="null", responses=("a", "b"), index=-3), responses=["a", None]),
             broken(store, Query(prompt="parts", responses=("a", "b"), index=-2), responses=[{"text": "a"}, "b"]),
             broken(store, Query(prompt="number", responses=("a", "b"), index=2), prompt=7),
+            broken(store, Query(prompt="no columns", responses=("a", "b"), round=0), columns=["a"]),
+            broken(store, Query(prompt="no responses", responses=("a", "b"), index=3), responses=sqlalchemy.JSON.NULL),
         ]
-        for query in bad:
-            store.add_judgements([Judgement(query_id=query.id, rater="import", choice=0)])
+        given = [vars(Judgement(query_id=query.id, rater="import", choice=0)) for query in bad]
+        with store.database.writing() as connection:
+            connection.execute(schema.judgements.insert(), given)
     with study(tmp_path, sound) as found, caplog.at_level(logging.ERROR):
         rater, admin = patient(joined(found)), patient(joined(found, "admin"))
         seen = []
@@ -174,9 +178,14 @@ def test_a_query_that_cannot_be_shown_is_set_aside_and_said(tmp_path: Path, capl
         reply = rater.post("/next", data={"csrf": csrf_of(found, rater)}, headers={"accept": "application/json"})
         assert (reply.status_code, reply.json()["cards"]) == (200, [])
         page = admin.get("/admin").text
-        assert "3 queries in the store cannot be shown" in page
+        assert "5 queries in the store cannot be shown" in page
         assert all(query.id in page for query in bad)
         assert "response 2" in page
+        assert "columns must be values by name, got list" in page
+        assert f"rlhf-gym rate withdraw ID --store {found.store.place}" in page
+        found.store.withdraw(bad[0].id)
+        page = admin.get("/admin").text
+        assert "4 queries in the store cannot be shown" in page
         for path in ("/admin/answers", "/admin/answers?text=a", "/admin/export/native", "/admin/export/hh"):
             reply = admin.get(path)
             assert (reply.status_code, "null" in reply.text and bad[0].id in reply.text) == (200, False), path
@@ -204,6 +213,12 @@ def test_whatever_makes_a_card_fail_costs_that_question_only(tmp_path: Path, mon
         trail = patient(joined(found, "admin")).get("/admin").text
         assert "set aside" in trail
         assert "RecursionError: no end" in trail
+        assert "1 query in the store cannot be shown" in trail
+    with study(tmp_path, []) as found:  # the page started again
+        assert "Nothing to rate right now" in patient(joined(found)).get("/rate").text
+        [aside] = found.set_aside()
+        found.store.withdraw(aside.id)
+        assert found.set_aside() == []
 
 
 def test_a_second_answer_from_another_window_is_said_to_replace_the_first(tmp_path: Path) -> None:

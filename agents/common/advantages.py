@@ -16,7 +16,7 @@ def gae(
     mask: Tensor,
     *,
     gamma: float = 1.0,
-    gae_lambda: float = 0.95,
+    gae_lambda: float | Tensor = 0.95,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equations 11 to 16), one response a row.
@@ -29,7 +29,7 @@ def gae(
         values: float ``[B, R]``, the value before each token.
         mask: bool ``[B, R]``, True at the response's tokens, which stand at the front of their row.
         gamma: discount in [0, 1]; 1 for responses, whose end alone is scored.
-        gae_lambda: in [0, 1]; 0 is one-step temporal difference, 1 is Monte Carlo.
+        gae_lambda: in [0, 1]; 0 is one-step temporal difference, 1 is Monte Carlo. A tensor ``[B]`` has one for each response.
         bootstrap: float ``[B]``, the value after the last token of episodes cut by an unscored time limit, else 0.
 
     Returns:
@@ -49,6 +49,21 @@ def gae(
         running = deltas[:, t] + gamma * gae_lambda * running
         advantages[:, t] = running
     return advantages, (advantages + values) * mask
+
+
+def length_adaptive_lambda(lengths: Tensor, alpha: float) -> Tensor:
+    """``1 - 1 / (alpha l)``: a lambda for each response, nearer to 1 the longer it is (Yue et al. 2025, VAPO).
+
+    The weights ``lambda^k`` of a response's errors then add up to about ``alpha l``, the same share of every response.
+
+    Args:
+        lengths: int ``[B]``, response tokens.
+        alpha: that share.
+
+    Returns:
+        float32 ``[B]``, in [0, 1): 0 for responses of at most ``1 / alpha`` tokens.
+    """
+    return (1 - 1 / (alpha * lengths)).clamp(min=0.0)
 
 
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
@@ -110,8 +125,8 @@ def group_relative(
             always, or nearly never, answered well).
         epsilon: added to the standard deviation.
         lengths: int ``[B]``, response tokens: the mean is weighed by them, ``sum_i l_i r_i / sum_i l_i``. That baseline gives
-            the gradient the least variance, if a response's squared gradient grows with its length (Hao et al. 2025, OPO,
-            section 3.2). None weighs all responses alike.
+            the gradient the least variance, if a response's squared gradient grows with its length (Hao et al. 2025, OPO).
+            None weighs all responses alike.
 
     Returns:
         float ``[B]``; exactly 0 in a group whose scores are all the same.

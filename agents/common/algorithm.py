@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -19,12 +19,21 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import shape_scores
-from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration
+from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iteration_callbacks
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
 from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
-from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller, kl_estimate
+from rlhf_gym.agents.common.kl import (
+    Action,
+    Estimator,
+    KLController,
+    KLLimit,
+    kl_controller,
+    kl_estimate,
+    sequence_kl_loss,
+    weighted_kl_estimate,
+)
 from rlhf_gym.agents.common.losses import Aggregation, Clipped
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
@@ -38,6 +47,7 @@ from rlhf_gym.agents.common.metrics import (
 )
 from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
 from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mismatch_metrics
+from rlhf_gym.agents.common.norms import gradient_norms, layer_groups, update_norms
 from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.policy_losses import PolicyLoss, policy_loss
@@ -60,13 +70,14 @@ from rlhf_gym.agents.common.setup import (
 from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
-from rlhf_gym.errors import ConfigError, TrainingStopped
+from rlhf_gym.errors import ConfigError, NotFiniteError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 T = TypeVar("T")
+KL_AT_END = "objective/kl_at_end"
 
 
 class TokenAlgorithm(OnPolicyAlgorithm):
@@ -80,6 +91,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     Attributes:
         settings: all of them, with models by name; defaults are adapted to the environment.
+        reference: the frozen model that KL is measured from; None where nothing needs it and none was given.
         rollout: the last iteration's rollout.
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
@@ -135,6 +147,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     kl_horizon: float = math.inf
     kl_estimator: Estimator = "k1"
     kl_in: str = "reward"
+    kl_gradient: str = "token"
+    kl_importance: bool = False
     kl_limit: float | None = None
     on_kl_limit: Action | None = None
 
@@ -156,6 +170,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             setattr(self, name, getattr(given, name))
         self._given = given
         self.settings = given.named()
+        self._model_by_name = isinstance(given.language_model, str)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
@@ -167,6 +182,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.stopped: str | None = None
         self.seconds = PhaseSeconds()  # the last iteration's
         self.minibatch_metrics: dict[str, list[float]] = {}
+        self.updating: list[int] | None = None  # the rows of the minibatch that is being learned from
         self._rollout_start: dict[str, Any] | None = None
         self._learned_from: Rollout | None = None  # the last rollout, until the update by it is checked
         if _init_setup_model:
@@ -220,11 +236,19 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.stopped, rows = None, 0
         while (progress := self._progress(total_timesteps, iterations)) < 1:
             self._current_progress_remaining = 1 - progress
-            if not self.iterate(hook):
+            try:
+                goes_on = self.iterate(hook)
+            except NotFiniteError as error:
+                for one in iteration_callbacks(hook):
+                    one.on_divergence(self, error)
+                raise
+            if not goes_on:
                 break
             if self._progress(total_timesteps, iterations) >= 1:
                 self._check_last_update()
             rows += 1
+            for one in iteration_callbacks(hook):
+                one.before_logging(self)
             if log_interval is not None and rows % log_interval == 0:
                 self.dump_logs(self.iteration)
             goes_on = end_iteration(hook, self)
@@ -232,8 +256,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
             if self.stopped is not None or not goes_on:
                 break
-        if self.stopped is None and self._check_last_update():  # a callback has ended training
+        if self._check_last_update():  # a callback has ended training
             warnings.warn(str(self.stopped), TrainingStopped, stacklevel=2)
+        # The KL at the end is measured after the last row was written.
+        if log_interval is not None and KL_AT_END in self.logger.name_to_value:
+            self.dump_logs(self.iteration)
         hook.on_training_end()
         return self
 
@@ -260,8 +287,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             with self.seconds.phase("learning"):
                 self._fill_advantages(rollout)
                 for rows in self._minibatches(rollout):
+                    self.updating = rows
                     if not self.update(rollout, rows):
                         break
+                self.updating = None
                 self.after_learning(rollout)
         self._learned_from = rollout if may_learn else None
         self._end_iteration()
@@ -271,7 +300,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _begin_iteration(self) -> None:
         self._rollout_start = None
         self._rollout_start = self.state()  # a checkpoint from within the rollout goes back here
-        self.seconds, self.minibatch_metrics = PhaseSeconds(), {}
+        self.seconds, self.minibatch_metrics, self.updating = PhaseSeconds(), {}, None
         self.where = f"iteration {self.iteration + 1}, rollout"
 
     def _end_iteration(self) -> None:
@@ -325,8 +354,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
+        reference = self.reference
         with self.seconds.phase("reference"):
-            self.within_memory(lambda tokens: fill_reference(self.policy, self.reference, rollout, tokens))
+            if reference is not None:
+                self.within_memory(lambda tokens: fill_reference(self.policy, reference, rollout, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
             if self.policy.value_trunk is not None:
@@ -382,10 +413,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if rollout is None or self.kl_guard.nats is None:
             return False
         assert self.seed is not None
+        assert self.reference is not None
         kl = kl_now(
-            self.policy, self.reference, rollout, self._vec_env, self.seed, self.episode_count, self.tokens_per_batch
+            self.policy, self.reference, rollout, self._vec_env, self.seed, self.episode_count, self.within_memory
         )
-        self.logger.record("objective/kl_at_end", kl)
+        self.logger.record(KL_AT_END, kl)
         if not self.kl_guard.exceeded(kl):
             return False
         self.stopped = self.kl_guard.restore_after_last_update(self.policy, kl, f"iteration {self.iteration}")
@@ -414,7 +446,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Scores, and the KL penalty where it is part of the reward, token by token: float32 ``[B, R]``."""
         rewards = self.scores(rollout)
         penalty = torch.zeros_like(rewards)
-        if self.kl_in == "reward":
+        if self.kl_in == "reward" and rollout.has_reference:
             kl = kl_estimate(rollout.log_probs, rollout.reference_log_probs, self.kl_estimator)
             penalty = self.kl_controller.coef * kl * rollout.mask
         rewards = rewards - penalty
@@ -450,6 +482,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
             self.record(**mismatch_metrics(table["difference"], table["ratio"], table["squared ratio"]))
         self.record(**{name: sign * table[key] for name, (sign, key) in MINIBATCH_METRICS.items() if key in table})
+        self.record(**{name: value for name, value in table.items() if name.startswith("ratio/")})
         stop = self.target_kl is not None and table["k3"] > 1.5 * self.target_kl
         skip = table["ratio"] > self.max_ratio
         self.record(**{"policy/skipped_updates": float(stop or skip)})
@@ -504,16 +537,22 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return {"policy": 1.0, "entropy": self.entropy_controller.bonus, "kl": self.kl_controller.coef}[loss]
 
     def kl_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Terms:
-        """The KL loss by its name, ``[N]``; empty where the KL is part of the reward.
+        """The KL loss by its name, ``[N]``; empty where the KL is part of the reward, or there is no reference.
 
         Args:
             rollout: the episodes.
             rows: the micro-batch's episodes.
             log_probs: ``[N]``, of their response tokens under the policy now.
         """
-        if self.kl_in != "loss":
+        if self.kl_in != "loss" or not rollout.has_reference:
             return {}
-        return {"kl": kl_estimate(log_probs, self.flat(rollout.reference_log_probs, rows), self.kl_estimator)}
+        reference = self.flat(rollout.reference_log_probs, rows)
+        old = self.flat(rollout.log_probs, rows) if self.kl_importance else None
+        if self.kl_gradient == "sequence":
+            return {"kl": sequence_kl_loss(log_probs, reference, [rollout.lengths[i] for i in rows], old)}
+        if old is None:
+            return {"kl": kl_estimate(log_probs, reference, self.kl_estimator)}
+        return {"kl": weighted_kl_estimate(log_probs, reference, old, self.kl_estimator)}
 
     def ratio_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Clipped:
         """The policy loss that ``policy_loss`` names, ``[N]``.
@@ -533,15 +572,29 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
         self.scaler.unscale_(self.policy.optimizer)
+        groups = layer_groups(self.policy)
+        by_group = gradient_norms(groups)
         norms = clip_gradients(self.policy, self.max_grad_norm, self.value_max_grad_norm)
-        if self.scaler.is_enabled():  # it skips the step where the scaled gradient overflowed, and lowers the scale
-            self.record(**{"train/loss_scale": self.scaler.get_scale()})
+        table = torch.stack(list(norms.values()))
+        if self.scaler.is_enabled():  # it skips a step whose scaled gradient overflowed, and lowers the scale
+            scale = self.scaler.get_scale()
+            self.record(**{"train/loss_scale": scale, "train/overflows": float(not table.isfinite().all())})
+            if scale < 1:  # overflow is not the reason any more
+                check_finite({"the gradient is": table}, self.where)
         else:
-            check_finite({"the gradient is": torch.stack(list(norms.values()))}, self.where)
+            check_finite({"the gradient is": table}, self.where)
+        if table.isfinite().all():
             self.record(**norms)
+            self.record_all(by_group)
         self.scaler.step(self.policy.optimizer)
         self.scaler.update()
+        if not self._knows_update_norms:  # once an iteration: it costs as much as the step
+            self.record_all(update_norms(groups, self.policy.optimizer))
         self.policy.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def _knows_update_norms(self) -> bool:
+        return any(name.startswith("update_norm/") for name in self.minibatch_metrics)
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""
@@ -551,7 +604,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         super()._update_learning_rate(optimizers)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] *= self.kl_guard.rate * group["share"]
+                if group["own_rate"] is not None:
+                    decay, warmup = self.learning_rate_decay, self.learning_rate_warmup
+                    group["lr"] = group["own_rate"] * rate_at(self._current_progress_remaining, decay, warmup)
+                group["lr"] *= self.kl_guard.rate
             self.logger.record("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def now(self, value: float | Schedule) -> float:
@@ -577,6 +633,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Keep metrics of a minibatch; the mean over the iteration's minibatches is logged under each name."""
         for name, value in metrics.items():
             self.minibatch_metrics.setdefault(name, []).append(float(value))
+
+    def record_all(self, metrics: Mapping[str, Tensor]) -> None:
+        """:meth:`record` metrics ``[]`` with one transfer from the device."""
+        amounts = torch.stack([metric.to(self.device) for metric in metrics.values()]).tolist()
+        self.record(**dict(zip(metrics, amounts, strict=True)))
 
     def log(self, rollout: Rollout) -> None:
         """Hand the iteration's metrics to stable-baselines3's logger, under the names of the field's dashboards."""
@@ -667,7 +728,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Change the environment: other prompts, another reward, another number of slots.
 
-        ``n_episodes``, ``batch_size`` and ``group_size`` adapt to the number of slots, unless somebody gave them.
+        ``n_episodes`` stays where it is a multiple of the number of slots; where it is not, it adapts, unless somebody gave it.
+        ``batch_size`` and ``group_size`` adapt likewise.
 
         Args:
             env: the environment.
@@ -689,11 +751,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._stepping = None
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        self.settings = self.settings.adapted(self._chosen_sizes, env.num_envs)
+        # In another environment the number of episodes stays where it can.
+        fits = self.n_episodes is not None and self.n_episodes % env.num_envs == 0
+        kept = {"n_episodes": self.n_episodes} if fits else {}
+        self.settings = self.settings.adapted({**kept, **self._chosen_sizes}, env.num_envs)
         self.group_size = getattr(self.settings, "group_size", self.group_size)
         group_slots(env, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
-        return check_env(env, model, self.reference)
+        return check_env(env, model, self.reference, by_name=self._model_by_name)
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from torch import Tensor
 
 from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.errors import NotFiniteError
 
 
 class IterationCallback(BaseCallback):
@@ -32,6 +33,30 @@ class IterationCallback(BaseCallback):
         """
         return True
 
+    def before_logging(self, agent: Any) -> None:
+        """An iteration has learned, and its row is about to be written: ``agent.logger.record`` adds to it.
+
+        Args:
+            agent: the agent that learns.
+        """
+
+    def on_divergence(self, agent: Any, error: NotFiniteError) -> None:
+        """Training ends because something is NaN or infinite; ``agent.rollout`` and ``agent.updating`` are what it was doing.
+
+        Args:
+            agent: the agent, its weights as before the failed step.
+            error: is raised after this.
+        """
+
+
+def iteration_callbacks(callback: BaseCallback) -> Iterator[IterationCallback]:
+    """Every :class:`IterationCallback` of what ``learn`` was given, in lists too."""
+    if isinstance(callback, CallbackList):
+        for one in callback.callbacks:
+            yield from iteration_callbacks(one)
+    elif isinstance(callback, IterationCallback):
+        yield callback
+
 
 def end_iteration(callback: BaseCallback, agent: Any) -> bool:
     """Call :meth:`IterationCallback.on_iteration_end` of every such callback, in lists too.
@@ -43,10 +68,8 @@ def end_iteration(callback: BaseCallback, agent: Any) -> bool:
     Returns:
         False if one of them stops training.
     """
-    if isinstance(callback, CallbackList):
-        goes_on = [end_iteration(one, agent) for one in callback.callbacks]  # every one is called
-        return all(goes_on)
-    return callback.on_iteration_end(agent) is not False if isinstance(callback, IterationCallback) else True
+    goes_on = [one.on_iteration_end(agent) is not False for one in iteration_callbacks(callback)]  # every one is called
+    return all(goes_on)
 
 
 @dataclass

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.kl import LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.sb3_names import our_name
 from rlhf_gym.agents.common.settings import SIZES, AgentSettings, is_json
-from rlhf_gym.agents.common.setup import made_env
+from rlhf_gym.agents.common.setup import BASE, made_env
 from rlhf_gym.agents.common.slots import tokenizer_of
 from rlhf_gym.agents.common.training_state import Agent, training_state
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
@@ -31,7 +32,7 @@ from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 REFERENCE, REFERENCE_ADAPTER = "reference", "reference_adapter"  # folders in a checkpoint
 HELD = (
     "policy",
@@ -88,10 +89,12 @@ def _write(agent: Agent, folder: Path) -> None:
     if model.base is None:
         model.save(folder / "model")
     reference = agent.reference
-    if not isinstance(agent.settings.reference, str) and reference is not model.base:
+    # Of one network there may be two LanguageModels: products are rounded, or not, for each alone.
+    is_base = model.base is not None and reference is not None and reference.model is model.base.model
+    if reference is not None and not isinstance(agent.settings.reference, str) and not is_base:
         # An adapter is kept as one: merged into weights, it would give other log-probabilities by rounding.
         whole = reference if reference.base is None else reference.base
-        if whole is not model.base:
+        if model.base is None or whole.model is not model.base.model:
             whole.save(folder / REFERENCE)
         if reference.adapter is not None:
             save_adapter(reference, folder / REFERENCE_ADAPTER)
@@ -106,12 +109,12 @@ def _write(agent: Agent, folder: Path) -> None:
     assert isinstance(agent.observation_space, spaces.Dict)
     data = {
         "format": FORMAT, "version": __version__, "class": type(agent).__name__, "settings": agent.settings.as_json(),
-        "dtype": _dtype(model), "reference_dtype": _dtype(reference),
+        "dtype": _dtype(model), "reference_dtype": None if reference is None else _dtype(reference),
         "spaces": {name: list(space.shape or ()) for name, space in agent.observation_space.spaces.items()},
         "optimizer": scalars, "limits": asdict(agent.policy.limits), "state": agent.state(), "last_good": kept,
         "chosen": agent._chosen_sizes, "policy": type(agent.policy).__name__,
         "base": None if model.base is None else {
-            "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": reference is model.base,
+            "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": is_base,
         },
     }  # fmt: skip
     (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
@@ -148,10 +151,12 @@ def custom_settings(cls: type[AgentSettings], custom: Mapping[str, Any]) -> dict
         cls: the settings of the agent.
         custom: values by name.
     """
-    known = {name: value for name, value in custom.items() if name in cls.names()}
+    ours = {our_name(name, cls.names()): value for name, value in custom.items()}
+    known = {name: value for name, value in ours.items() if name in cls.names()}
     rate = known.get("learning_rate")
     if callable(rate) or rate == 0:  # 0 is refused where an agent is made to learn
         known |= {"learning_rate": rate if callable(rate) else ConstantSchedule(0.0), "learning_rate_decay": "constant"}
+        known["learning_rate_warmup"] = 0.0
     return known
 
 
@@ -222,6 +227,7 @@ def _build(
     elsewhere = {"given_at_load", "language_model", "value_start"}  # the value network is among the weights
     elsewhere |= {name for name in SIZES if name not in data["chosen"]}  # they adapt to this environment
     settings = {name: value for name, value in saved.items() if name not in elsewhere}
+    changes = {our_name(name, saved): value for name, value in changes.items()}
     settings |= {"seed": data["state"]["seed"], **changes}
     base = data.get("base")
     if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
@@ -232,11 +238,18 @@ def _build(
     model = _load_base(base, data, device, given, tokenizer) if base else None
     if model is None:
         model = _load_model(folder / "model", data, data["dtype"], device, tokenizer)
-    if settings["reference"] is None and not (base and base["is_reference"]):
-        settings["reference"] = _load_reference(folder, model, data, device, tokenizer)
+    if settings["reference"] is None and data["reference_dtype"] is not None:
+        is_base = base is not None and base["is_reference"]
+        settings["reference"] = BASE if is_base else _load_reference(folder, model, data, device, tokenizer)
     make: Any = cls
     agent = make(env=env, language_model=model, device=device, _init_setup_model=False, **settings)
-    names = {name: saved[name] for name in ("language_model", "value_start") if name in saved}
+    if settings["reference"] is None and agent.settings.needs_reference(vars(agent.settings)):
+        raise ConfigError(
+            "the checkpoint holds no reference, since it was trained without one (kl_coef=0 and no kl_limit), and the settings "
+            "that it is loaded with need one: load(path, reference=...)"
+        )
+    by_name = [name for name in ("language_model", "value_start", "reference") if name not in changes]
+    names = {name: saved[name] for name in by_name if name in saved}
     agent.settings = replace(agent.settings, **names)
     if env is None:
         agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
@@ -249,10 +262,14 @@ def _build(
     missing = [key for key in own_weights(agent.policy) if key not in extra]
     if unexpected or missing:
         raise ModelError(f"the checkpoint's policy does not fit: missing {missing}, unexpected {unexpected}")
-    agent.policy.optimizer.load_state_dict(_unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"]))
-    if (groups := data.get("last_good")) is not None:
-        moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), groups)
-        agent.kl_guard.last_good = LastGood(load_file(folder / "last_good.safetensors"), moments)
+    moments = _unflatten(load_file(folder / "optimizer.safetensors"), data["optimizer"])["state"]
+    # The groups' options are the settings', some of which may have been changed; the weights' order never differs.
+    groups = agent.policy.optimizer.state_dict()["param_groups"]
+    agent.policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if (last_good := data.get("last_good")) is not None:
+        moments = _unflatten(load_file(folder / "last_good_optimizer.safetensors"), last_good)["state"]
+        kept = {"state": moments, "param_groups": groups}
+        agent.kl_guard.last_good = LastGood(load_file(folder / "last_good.safetensors"), kept)
     agent.restore(data["state"])
     agent.kl_controller.coef = changes.get("kl_coef", agent.kl_controller.coef)
     loaded: A = agent

@@ -8,6 +8,7 @@ so it waits for the score; decoding may overlap with scoring.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ from rlhf_gym.agents.common.forward import fill_reference, kl_along
 from rlhf_gym.agents.common.metrics import response_kl
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
-from rlhf_gym.agents.common.slots import Rounds, token_env_inside
+from rlhf_gym.agents.common.slots import Rounds, rules_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE
 from rlhf_gym.errors import TrainingError
@@ -154,12 +155,13 @@ def observed_ids(observation: dict[str, Any]) -> list[list[int]]:
 
 def kl_now(
     policy: LMPolicy, reference: LanguageModel, rollout: Rollout, env: VecEnv, seed: int, first_episode: int,
-    tokens_per_batch: int,
+    within_memory: Callable[[Callable[[int], Any]], Any],
 ) -> float:  # fmt: skip
     """``objective/kl`` of the policy as it is now, on a rollout's prompts; no environment is stepped, nothing is scored.
 
-    New responses are generated. Where masks are known token by token only, as an environment gives them, the rollout's own
-    responses are taken (:func:`~rlhf_gym.agents.common.forward.kl_along`).
+    New responses are generated. Where only the environment's steps would say what is allowed or where a response ends (masks,
+    time limits, rules that it does not tell), the rollout's own responses are taken
+    (:func:`~rlhf_gym.agents.common.forward.kl_along`).
 
     Args:
         policy: the policy.
@@ -168,15 +170,15 @@ def kl_now(
         env: the environment; its stop sequences hold.
         seed: seed of the noise.
         first_episode: number of the first episode, for the noise.
-        tokens_per_batch: padded tokens per pass.
+        within_memory: does work that takes the number of padded tokens per pass.
     """
-    if any(episode.masks is not None for episode in rollout.episodes):
-        return kl_along(policy, reference, rollout, tokens_per_batch)
-    inside = token_env_inside(env)
+    rules = rules_of(env)
+    if rules is None or not _ended_by_rules(env, policy, rollout):
+        return float(within_memory(lambda tokens: kl_along(policy, reference, rollout, tokens)))
     prompts = [episode.prompt_ids for episode in rollout.episodes]
     generations = generate(
         policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed, first_episode=first_episode,
-        stop=() if inside is None else inside.stop, batch_size=env.num_envs,
+        stop=rules.stop, batch_size=env.num_envs,
     )  # fmt: skip
     fresh = Rollout.of(
         [
@@ -184,8 +186,17 @@ def kl_now(
             for prompt, g in zip(prompts, generations, strict=True)
         ]
     )
-    fill_reference(policy, reference, fresh, tokens_per_batch)
+    within_memory(lambda tokens: fill_reference(policy, reference, fresh, tokens))
     return response_kl(fresh)
+
+
+def _ended_by_rules(env: VecEnv, policy: LMPolicy, rollout: Rollout) -> bool:
+    """True if the policy's limits and stop sequences alone explain where a rollout's responses end, and no masks hold."""
+    inside = token_env_inside(env)
+    return (inside is None or inside.append_only) and all(
+        episode.masks is None and (episode.ended or len(episode.response_ids) == policy.limits.max_new_tokens)
+        for episode in rollout.episodes
+    )
 
 
 class SteppingCollector:
@@ -229,11 +240,11 @@ class SteppingCollector:
                 observation = self.rounds.reset()
             return self._run(first_episode, per_slot, observation)
         n = self.env.num_envs
-        return [
-            episode
-            for first in range(first_episode, first_episode + per_slot * n, n)
-            for episode in self._run(first, 1, self.rounds.begin(first))
-        ]
+        episodes = []
+        for first in range(first_episode, first_episode + per_slot * n, n):
+            last, self.observation = self.observation, None
+            episodes += self._run(first, 1, self.rounds.begin(first, last))
+        return episodes
 
     def _run(self, first_episode: int, per_slot: int, observation: Any) -> list[Episode]:
         """Collect ``per_slot`` episodes in every slot, one after the other.
@@ -270,7 +281,8 @@ class SteppingCollector:
                 episode = open_[i]
                 assert episode is not None
                 if i in held:
-                    episode.rewards[-1] += float(rewards[i])
+                    if dones[i]:  # the score; what a wrapper gives a slot that waits belongs to no token
+                        episode.rewards[-1] += float(rewards[i])
                 else:
                     episode.response_ids.append(int(actions[i]))
                     episode.rewards.append(float(rewards[i]))

@@ -100,7 +100,7 @@ def as_table(found: Sequence[Trace], title: str) -> Table:
         prompt, response = (visible(text, LONGEST).replace("\n", "↵") for text in (trace.prompt, trace.response))
         end = prompt if len(prompt) <= PROMPT_END else "…" + prompt[-PROMPT_END:]  # the response goes on from there
         words = Text.assemble((end, "dim"), " | ", response.lstrip())
-        table.add_row(trace.why, f"{trace.score:+z.2f}", f"{trace.kl:z.2f}", length, words)
+        table.add_row(trace.why, f"{trace.score:+z.2f}", "" if trace.kl is None else f"{trace.kl:z.2f}", length, words)
     return table
 
 

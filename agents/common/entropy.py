@@ -8,7 +8,7 @@ class EntropyController:
 
     With a target, the bonus of iteration ``k`` has the weight ``c_k`` where its entropy is at most the target, else 0; then
     ``c`` rises by ``step`` where the entropy was below the target, and falls by it, down to 0, where it was above
-    (He et al. 2025, "Skywork Open Reasoner 1", section 4.4: adaptive entropy control).
+    (He et al. 2025, "Skywork Open Reasoner 1": adaptive entropy control).
 
     Args:
         coef: the coefficient, or its first value.

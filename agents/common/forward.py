@@ -104,6 +104,7 @@ def fill_reference(policy: LMPolicy, reference: LanguageModel, rollout: Rollout,
     """
     episodes, sampling = rollout.episodes, policy.sampling
     truncated = sampling.top_k > 0 or sampling.top_p < 1
+    rollout.has_reference = True
     rollout.restricted = truncated or any(e.masks is not None for e in episodes)
     if not rollout.restricted:
         rollout.reference_log_probs = rollout_log_probs(policy, reference, rollout, tokens_per_batch)

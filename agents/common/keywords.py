@@ -57,6 +57,10 @@ class PPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -87,6 +91,8 @@ class PPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -102,6 +108,10 @@ class NLPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -131,6 +141,8 @@ class NLPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -148,6 +160,10 @@ class TRPOKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -162,6 +178,8 @@ class TRPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -182,6 +200,10 @@ class A2CKeywords(AgentKeywords, total=False):
 
     gamma: float
     gae_lambda: float
+    gae_lambda_alpha: float | None
+    value_gae_lambda: float | None
+    value_warmup: int
+    scale_returns: bool
     normalize_advantage: bool
     whiten_rewards: bool
     value_learning_rate: float | None
@@ -203,6 +225,8 @@ class A2CKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     temperature: float
     top_k: int
     top_p: float
@@ -241,6 +265,8 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -284,6 +310,8 @@ class GRPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -331,6 +359,8 @@ class GSPOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -378,6 +408,8 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -421,6 +453,8 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -467,6 +501,8 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -518,6 +554,8 @@ class RAFTKeywords(AgentKeywords, total=False):
     kl_horizon: float
     kl_estimator: Estimator | None
     kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
     collect: Literal["auto", "step"]
     temperature: float
     top_k: int
@@ -538,3 +576,4 @@ class SFTKeywords(AgentKeywords, total=False):
     aggregation: Aggregation
     n_epochs: int
     data: Required[Sequence[tuple[str | Messages, str]]]
+    on_too_long: Literal["refuse", "skip", "truncate"]

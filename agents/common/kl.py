@@ -21,12 +21,30 @@ order near the reference: its value is right and its gradient is not. ``k2`` is 
 ``grad k2 = -log r s`` has the mean ``grad KL(pi || pi_ref)``: right. ``grad k3 = (1 - r) s`` has the mean
 ``grad KL(pi_ref || pi)``, the other direction (GRPO uses it; near the reference the two agree). These hold for
 samples of the current policy; from the second minibatch of a rollout on, samples are those of the policy that generated them.
+
+*Of a token or of the sequence.* All of the above is about one token's distribution, given the tokens before it. The KL of
+whole responses is ``E[sum_u l_u]`` with ``l_u = log pi(y_u | y_<u) - log pi_ref(y_u | y_<u)``, and its gradient is (Tang and
+Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL", arXiv 2506.09477)::
+
+    E[ sum_t s_t K_t ],  K_t = sum_{u >= t} l_u   (the KL to go)
+
+since a token changes the distribution of all later ones (``s_t l_u`` with ``u < t`` has mean 0). k2 in the loss, summed over
+tokens, has the gradient ``E[sum_t s_t l_t]``: the KL of later tokens is missing, and k3 misses it, too.
+:func:`sequence_kl_loss` has the exact gradient. In the reward nothing is missing where an advantage holds all later rewards
+(REINFORCE, RLOO, ``gae_lambda=1``); with a smaller lambda the value function stands for them.
+
+*Samples of an older policy*, from the second step of a rollout on, are weighed by ``w = pi / pi_old``
+(:func:`weighted_kl_estimate`). ``w k3`` is differentiated with its weight: ``grad (w k3) = w (k3 + 1 - r) s = -w log r s``. Its
+mean under ``pi_old`` is ``grad KL(pi || pi_ref)``, while k3 without a weight has the other direction even where ``w = 1``
+(DeepSeek-AI 2025, DeepSeek-V3.2). The weight of k2 is a constant, which gives ``-w log r s`` again.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,6 +78,54 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: Estimator =
     if estimator == "k3":
         return torch.expm1(log_r) - log_r  # expm1: no cancellation near the reference
     raise ValueError(f"unknown KL estimator {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
+
+
+def weighted_kl_estimate(
+    log_probs: Tensor, ref_log_probs: Tensor, old_log_probs: Tensor, estimator: Estimator = "k2"
+) -> Tensor:
+    """The estimator times the importance weight of its token, for samples of an older policy; see the module's text.
+
+    Args:
+        log_probs: log-probabilities under the policy, any shape ``[...]``.
+        ref_log_probs: log-probabilities under the reference, same shape.
+        old_log_probs: log-probabilities under the policy that generated the tokens, same shape.
+        estimator: ``"k2"`` or ``"k3"``.
+
+    Returns:
+        Same shape; its mean over samples of the old policy has the gradient of ``KL(pi || pi_ref)`` at each token.
+    """
+    weights = torch.exp(log_probs - old_log_probs)
+    return (weights if estimator == "k3" else weights.detach()) * kl_estimate(log_probs, ref_log_probs, estimator)
+
+
+def sequence_kl_loss(
+    log_probs: Tensor, ref_log_probs: Tensor, lengths: Sequence[int], old_log_probs: Tensor | None = None
+) -> Tensor:
+    """A loss for each token whose sum over a response has the gradient of the KL of whole responses; see the module's text.
+
+    The value is the k1 estimate ``l_t``, and the gradient is ``s_t K_t``. For samples of an older policy it is
+    ``s_t sum_{u >= t} w_u l_u`` with ``w_u = pi(y_<=u) / pi_old(y_<=u)``, the weight of all tokens up to ``u``: exact, too, and
+    noisier the further the two policies are apart.
+
+    Args:
+        log_probs: ``[N]``, of the tokens under the policy, response after response.
+        ref_log_probs: ``[N]``, under the reference.
+        lengths: tokens of each response; their sum is ``N``.
+        old_log_probs: ``[N]``, under the policy that generated the tokens; None where that is the policy.
+
+    Returns:
+        ``[N]``, differentiable in ``log_probs``.
+    """
+    now = log_probs.detach()
+    rows = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    sizes = list(lengths)
+    terms = now - ref_log_probs
+    if old_log_probs is not None:
+        prefixes = rows(list(torch.split(now - old_log_probs, sizes))).cumsum(1)
+        terms = terms * torch.cat([row[:size] for row, size in zip(prefixes, sizes, strict=True)]).exp()
+    to_go = rows(list(torch.split(terms, sizes))).flip(1).cumsum(1).flip(1)  # padding is 0 and adds nothing
+    credit = torch.cat([row[:size] for row, size in zip(to_go, sizes, strict=True)])
+    return terms + credit * (log_probs - now)
 
 
 @dataclass
@@ -144,6 +210,8 @@ class LastGood:
     def of(cls, policy: LMPolicy) -> LastGood:
         """A copy of a policy's weights, and of its optimizer's state."""
         learning = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+        # The unit of the values, which goes with the head's weights.
+        learning |= {name: b.clone() for name, b in policy.named_buffers() if name.startswith("value_head.")}
         return cls(learning, copy.deepcopy(policy.optimizer.state_dict()))
 
     def put_back(self, policy: LMPolicy) -> None:

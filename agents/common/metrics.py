@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.kl import kl_estimate
 from rlhf_gym.agents.common.rollout import Rollout
-from rlhf_gym.errors import TrainingError
+from rlhf_gym.errors import NotFiniteError
+from rlhf_gym.text import distinct_2
 
 
 def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float]:
@@ -20,10 +22,10 @@ def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float
 
     ``objective/kl`` is the k1 estimate in nats per response, whatever ``kl_estimator`` is, of the KL from the reference's own
     distribution. Where the policy may not sample every token (NLPO's or an environment's masks, top-k, top-p),
-    ``objective/kl_in_mask`` is that from the reference within what it may sample. ``objective/entropy`` is the samples'
-    negative log-probability per response; ``objective/scores`` the environment's reward before any shaping. Episodes whose
-    reward failed are counted (``reward/skipped``, ``reward/skipped_NAME``), with their groups as ``reward/left_out``, and are
-    in no other metric.
+    ``objective/kl_in_mask`` is that from the reference within what it may sample. Without a reference there is neither.
+    ``objective/entropy`` is the samples' negative log-probability per response, ``objective/entropy_per_token`` that per token;
+    ``objective/scores`` the environment's reward before any shaping. Episodes whose reward failed are counted
+    (``reward/skipped``, ``reward/skipped_NAME``), with their groups as ``reward/left_out``, and are in no other metric.
 
     Args:
         rollout: the episodes.
@@ -35,8 +37,8 @@ def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float
     scores = torch.tensor([e.score for e in rollout.episodes])
     lengths = torch.tensor(rollout.lengths, dtype=torch.float32)
     eos_tokens = sum(e.response_ids[-1] in eos_ids for e in rollout.episodes)
-    out = {
-        "objective/kl": response_kl(rollout),
+    out = {"objective/kl": response_kl(rollout)} if rollout.has_reference else {}
+    out |= {
         "objective/entropy": -(rollout.log_probs * rollout.mask).sum(1).mean().item(),
         "objective/scores": scores.mean().item(),
         "objective/scores_std": scores.std(correction=0).item(),
@@ -45,7 +47,13 @@ def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float
         "val/num_eos_tokens": float(eos_tokens),
         "eos_rate": eos_tokens / len(rollout.episodes),
         "ended_rate": float(np.mean([e.ended for e in rollout.episodes])),
+        "truncated_rate": float(np.mean([not e.ended for e in rollout.episodes])),
+        "objective/entropy_per_token": -rollout.log_probs[rollout.mask].mean().item(),
+        **quantiles("advantages", rollout.advantages[rollout.mask]),
     }
+    responses = [str(e.info["response"]) for e in rollout.episodes if "response" in e.info]
+    if not math.isnan(share := distinct_2(responses)):
+        out["distinct_2"] = share
     if rollout.restricted:
         within = (kl_estimate(rollout.log_probs, rollout.reference_log_probs) * rollout.mask).sum(1)
         out["objective/kl_in_mask"] = within.mean().item()
@@ -56,8 +64,24 @@ def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float
     return out | {f"reward/{name}": float(np.mean(values)) for name, values in terms.items()} | skipped
 
 
+QUANTILES = (0.01, 0.5, 0.99)
+"""The quantiles of ratios and advantages that are reported."""
+
+
+def quantiles(name: str, values: Tensor) -> dict[str, float]:
+    """Quantiles as metrics, ``NAME/q01``, ``NAME/q50`` and ``NAME/q99``: of the values themselves, without interpolation.
+
+    Args:
+        name: the values' name.
+        values: ``[N]``, at least one.
+    """
+    places = [round(share * (len(values) - 1)) for share in QUANTILES]
+    found = values.detach().sort().values[places].tolist()
+    return {f"{name}/q{round(100 * share):02}": value for share, value in zip(QUANTILES, found, strict=True)}
+
+
 def response_kl(rollout: Rollout) -> float:
-    """``objective/kl``, the mean over a rollout's responses; NaN for none."""
+    """``objective/kl``, the mean over a rollout's responses; NaN for none, and without a reference."""
     return float(rollout.kl.sum(1).mean())
 
 
@@ -156,7 +180,7 @@ def check_rollout(rollout: Rollout, where: str) -> None:
         where: the place in training, for the message.
 
     Raises:
-        TrainingError: names the first table that has one, and the place.
+        NotFiniteError: names the first table that has one, and the place.
     """
     tables = {
         "the environment's rewards are": rollout.rewards, "log-probabilities are": rollout.log_probs,
@@ -175,12 +199,12 @@ def check_finite(numbers: Mapping[str, Tensor], where: str) -> None:
         where: the place in training, for the message.
 
     Raises:
-        TrainingError: names the first tensor that has one, and the place.
+        NotFiniteError: names the first tensor that has one, and the place.
     """
     for name, tensor in numbers.items():
         if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
-            raise TrainingError(
+            raise NotFiniteError(
                 f"{where}: {name} not finite ({bad} of {tensor.numel()} numbers); the last checkpoint is untouched. Lower "
                 "the learning rate, clip the scores (clip_scores), or look at the rewards' scale"
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.forward import micro_batches
 from rlhf_gym.agents.common.losses import Aggregation, token_weights
-from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics
+from rlhf_gym.agents.common.metrics import check_finite, quantiles, ratio_metrics
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Rollout, flat
 
@@ -43,7 +43,7 @@ def accumulate_gradient(
         tokens_per_batch: padded tokens per micro-batch.
         entropy: compute entropies exactly.
         where: the place in training, for messages.
-        scale: multiplies the loss before its gradient is taken, as float16 needs it; the optimizer divides again.
+        scale: multiplies the loss ``[]`` before its gradient is taken, as float16 needs it; the optimizer divides again.
 
     Returns:
         The minibatch's metrics, means over tokens, and its losses, each as ``"NAME loss"`` and together as ``"loss"``.
@@ -57,6 +57,7 @@ def accumulate_gradient(
     weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
     device = policy.language_model.device
     sums: Terms = {}
+    log_ratios: list[Tensor] = []
     for micro, log_probs, entropies, values in micro_batches(policy, rollout, rows, tokens_per_batch, entropy=entropy):
         weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(device)
         terms, metrics = losses(rollout, micro, log_probs, values)
@@ -66,10 +67,13 @@ def accumulate_gradient(
         check_finite({f"the {name} loss is": loss.detach() for name, loss in means.items()}, where)
         total = torch.stack([means[name] * coefficient(name) for name in means]).sum()
         scale(total).backward()  # type: ignore[no-untyped-call]
-        metrics |= ratio_metrics(log_probs, flat(rollout.log_probs, micro, rollout.mask).to(device))
+        old_log_probs = flat(rollout.log_probs, micro, rollout.mask).to(device)
+        metrics |= ratio_metrics(log_probs, old_log_probs)
+        log_ratios.append(log_probs.detach() - old_log_probs)
         metrics["entropy"] = entropies.detach().sum()
         amounts = {name: amount * share for name, amount in metrics.items()}
         amounts |= {f"{name} loss": loss.detach() for name, loss in means.items()} | {"loss": total.detach()}
         sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
     # One transfer for all: each .item() would wait for the device.
-    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+    found = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+    return found | quantiles("ratio", torch.cat(log_ratios).exp())

@@ -36,7 +36,8 @@ def importance_weights(
     if correction.startswith("sequence"):
         difference = difference.sum(1, keepdim=True).expand_as(difference)
     ratio = difference.exp()
-    return ratio.clamp(max=cap) if correction.endswith("truncate") else ratio * (ratio <= cap)
+    # Where, not a product: the ratio may be infinite.
+    return ratio.clamp(max=cap) if correction.endswith("truncate") else torch.where(ratio <= cap, ratio, 0.0)
 
 
 def mismatch_metrics(difference: float, ratio: float, squared_ratio: float) -> dict[str, float]:

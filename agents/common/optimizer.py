@@ -44,16 +44,15 @@ def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float)
         learning_rate: at the start.
 
     Returns:
-        The optimizer. Each of its groups has a key ``share``: its part of the learning rate.
+        The optimizer. A group with a learning rate of its own has it under the key ``own_rate``; the others have None.
     """
     values, others = split_weights(policy)
     own_rate = getattr(given, "value_learning_rate", None)
-    groups: list[dict[str, Any]] = [{"params": [*others, *values], "share": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": [*others, *values], "own_rate": None}]
     if own_rate is not None and values:
-        rate = given.learning_rate(1.0) if callable(given.learning_rate) else given.learning_rate
-        groups = [{"params": others, "share": 1.0}, {"params": values, "share": own_rate / rate}]
+        groups = [{"params": others, "own_rate": None}, {"params": values, "own_rate": own_rate}]
     for group in groups:
-        group["lr"] = learning_rate * group["share"]
+        group["lr"] = learning_rate if group["own_rate"] is None else own_rate
     return torch.optim.AdamW(
         groups, betas=(given.adam_beta1, given.adam_beta2), eps=given.adam_epsilon, weight_decay=given.weight_decay,
         fused=policy.language_model.device.type in ("cpu", "cuda"),
@@ -61,7 +60,7 @@ def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float)
 
 
 def split_weights(policy: LMPolicy) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights that learn: those of the value function alone, and all others."""
+    """The weights that learn, each in its own shape ``[...]``: those of the value function alone, and all others."""
     own: list[nn.Module] = [] if policy.value_head is None else [policy.value_head]
     if policy.value_trunk is not None:
         own.append(policy.value_network)
@@ -79,10 +78,12 @@ def clip_gradients(policy: LMPolicy, max_norm: float, value_max_norm: float | No
         value_max_norm: of the value function's own weights; None clips all weights by one norm.
 
     Returns:
-        The norms before clipping, by the name of their metric.
+        The norms before clipping, ``[]`` each, by the name of their metric.
     """
     clip: Callable[..., Tensor] = torch.nn.utils.clip_grad_norm_
     if value_max_norm is None:
         return {"train/grad_norm": clip(policy.parameters(), max_norm)}
     values, others = split_weights(policy)
-    return {"train/grad_norm": clip(others, max_norm), "train/value_grad_norm": clip(values, value_max_norm)}
+    norms = {"train/grad_norm": clip(others, max_norm), "train/value_grad_norm": clip(values, value_max_norm)}
+    # Where no weight has a gradient, as the policy's during a warm-up, torch gives a 0 on the CPU.
+    return {name: norm.to(policy.language_model.device) for name, norm in norms.items()}

@@ -67,7 +67,7 @@ def policy_loss(
 def cispo_loss(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float | None = None
 ) -> Clipped:
-    """CISPO (MiniMax 2025, "MiniMax-M1", equations 4 and 5): the clipped ratio is a constant weight.
+    """CISPO (MiniMax 2025, "MiniMax-M1"): the clipped ratio is a constant weight.
 
     ``-stop_gradient(clip(ratio, 1 - clip_low, 1 + clip_high)) A log pi(y)``: every token keeps a gradient.
 
@@ -115,7 +115,7 @@ def gmpo_loss(
     clip_low: float,
     clip_high: float | None = None,
 ) -> Clipped:
-    """GMPO (Zhao et al. 2025, equation 4): the geometric mean, over a response, of ratios that are clipped token by token.
+    """GMPO (Zhao et al. 2025): the geometric mean, over a response, of ratios that are clipped token by token.
 
     The loss of every token of a response is ``-A exp(mean_t(d_t))``, where ``d = log pi - log pi_old`` is held at ``clip_high``
     from above where the advantage is positive, and at ``-clip_low`` from below where it is negative.

@@ -82,6 +82,7 @@ class Rollout:
         learn_from: the episodes that minibatches are drawn from; None is all of them.
         together: this many of these in a row always share a minibatch (the two of a pair).
         left_out: episodes without a score, and the rest of their groups; they are in no table.
+        has_reference: True once the reference's tables are filled in; without a reference they are zeros.
         restricted: True where the policy may not sample every token, so that the reference's two tables differ.
     """
 
@@ -98,6 +99,7 @@ class Rollout:
     learn_from: list[int] | None = None
     together: int = 1
     left_out: list[Episode] = field(default_factory=list)
+    has_reference: bool = False
     restricted: bool = False
 
     def scored(self, group_size: int = 1) -> Rollout:
@@ -143,6 +145,7 @@ class Rollout:
             rows = [row[kept] for part in parts for row, kept in zip(getattr(part, name), part.mask, strict=True)]
             setattr(whole, name, pad(whole.mask, rows))
         whole.left_out = [episode for part in parts for episode in part.left_out]
+        whole.has_reference = any(part.has_reference for part in parts)
         whole.restricted = any(part.restricted for part in parts)
         return whole
 
@@ -158,7 +161,12 @@ class Rollout:
 
     @property
     def kl(self) -> Tensor:
-        """float32 ``[B, R]``: the k1 estimate of the KL from the reference's own distribution at each token; 0 at padding."""
+        """float32 ``[B, R]``: the k1 estimate of the KL from the reference's own distribution at each token; 0 at padding.
+
+        NaN at every token without a reference.
+        """
+        if not self.has_reference:
+            return torch.full_like(self.log_probs, torch.nan)
         return (self.log_probs - self.own_reference_log_probs) * self.mask
 
     @property

@@ -24,7 +24,7 @@ _OWN_ROLLOUT = "a rollout is whole episodes, each stored once; there is no buffe
 _CONTINUOUS = (
     "state-dependent exploration is for continuous actions; temperature, top_k and top_p change how tokens are sampled"
 )
-_ADAM = "it learns with Adam (epsilon is 1e-5)"
+_ADAM = "it learns with AdamW: give adam_epsilon, adam_beta1, adam_beta2, weight_decay"
 COUNTERPARTS: Mapping[str, str] = {
     "n_steps": "an iteration is counted in whole episodes: give n_episodes, a multiple of the number of environments",
     "policy_kwargs": "the policy is a language model: give language_model and lora; a value function has value_network and "
@@ -44,6 +44,16 @@ COUNTERPARTS: Mapping[str, str] = {
 """For each keyword that is no setting here: what to give instead, or why there is nothing."""
 
 
+def our_name(name: str, known: Container[str]) -> str:
+    """A keyword's name here: that of a synonym, or its own.
+
+    Args:
+        name: the keyword.
+        known: the agent's own settings.
+    """
+    return SYNONYMS.get(name, name) if name not in known and "cg_steps" in known else name
+
+
 def in_our_words(given: Mapping[str, Any], known: Container[str], owner: str) -> dict[str, Any]:
     """Keywords with their names here; those that ask for what an agent does anyway are left out.
 
@@ -57,7 +67,7 @@ def in_our_words(given: Mapping[str, Any], known: Container[str], owner: str) ->
     """
     out: dict[str, Any] = {}
     for name, value in given.items():
-        ours = SYNONYMS.get(name, name) if name not in known and "cg_steps" in known else name
+        ours = our_name(name, known)
         if ours not in known:
             if any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL.get(name, ())):
                 continue

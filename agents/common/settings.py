@@ -190,7 +190,8 @@ class AgentSettings:
     reference: LanguageModel | str | None = argument(
         None,
         "the model that KL is measured from, or its name. None takes the policy as it was handed over, an adapter that it came "
-        "with included; `base` takes the model beneath the adapter",
+        "with included; where nothing needs the KL (a `kl_coef` of 0 and no `kl_limit`), None takes no reference, and "
+        "`objective/kl` is not measured. `base` takes the model beneath the adapter",
     )
     lora: Lora | Mapping[str, Any] | None = argument(
         None,
@@ -231,7 +232,7 @@ class AgentSettings:
     tokens_per_batch: int = setting(
         4096,
         "padded tokens per forward pass; gradients are accumulated, so it changes memory and speed only. It halves itself "
-        "where a GPU's memory runs out",
+        "where a GPU's memory runs out (in TRPO's policy step it does not)",
         at_least=1,
     )
     precision: Precision = setting(
@@ -268,6 +269,15 @@ class AgentSettings:
             )
         if self.n_episodes is not None and (self.batch_size or 1) > self.n_episodes:
             raise ConfigError(f"batch_size ({self.batch_size}) must be at most n_episodes ({self.n_episodes})")
+
+    @classmethod
+    def needs_reference(cls, values: Mapping[str, Any]) -> bool:
+        """True where KL is measured from a reference: one was given, or a setting needs it.
+
+        Args:
+            values: of all settings, by name; without ``reference``, none was given.
+        """
+        return values.get("reference") is not None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], owner: str | None = None, *, num_envs: int | None = None) -> Self:

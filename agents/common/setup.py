@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from rlhf_gym.agents.common.policy import LMPolicy, check_spaces
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.slots import rules_of
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, begins_as_base, require_peft
 from rlhf_gym.lm.networks import checkpoint_layers
@@ -91,12 +92,12 @@ class Models(NamedTuple):
 
     Attributes:
         policy: the language model to train, without its adapter.
-        reference: the frozen model that KL is measured from.
+        reference: the frozen model that KL is measured from, or None where nothing needs it.
         value_start: the reward model that a separate value network starts from, or None.
     """
 
     policy: LanguageModel
-    reference: LanguageModel
+    reference: LanguageModel | None
     value_start: RewardModel | None
 
 
@@ -113,22 +114,22 @@ def load_models(given: AgentSettings) -> Models:
     model = given.language_model
     if isinstance(model, str):
         model = LanguageModel.load(model, device=usable_device(given.device))
-    if given.precision == "float32":  # the others learn with float32 weights
+    if product_dtype(given.precision, model.device) == torch.float32:  # the others learn with float32 weights
         check_precision(model, adapted=given.lora is not None)
-    reference = reference_of(model, given.reference, adapted=given.lora is not None)
+    adapted = given.lora is not None
+    reference = reference_of(model, given.reference, adapted=adapted) if given.needs_reference(vars(given)) else None
     start = getattr(given, "value_start", None)
     if isinstance(start, str | Path):
         start = RewardModel.load(start, device=str(model.device), tokenizer=model.tokenizer)
-    models = Models(model, reference, start)
-    set_precision(models, given)
-    return models
+    return with_precision(Models(model, reference, start), given)
 
 
-def set_precision(models: Models, given: AgentSettings) -> None:
-    """Have the models compute in the wanted precision, with float32 weights where they learn.
+def with_precision(models: Models, given: AgentSettings) -> Models:
+    """The models, computing in the wanted precision, with float32 weights where they learn.
 
     Args:
-        models: those of an agent; changed in place.
+        models: those of an agent. Weights that learn are changed in place. A frozen base, which others may go on to use, stays
+            as it is: the agent has a :class:`LanguageModel` of its own on the same tensors.
         given: the agent's settings.
 
     Raises:
@@ -138,12 +139,27 @@ def set_precision(models: Models, given: AgentSettings) -> None:
     dtype = product_dtype(given.precision, models.policy.device)
     if dtype != torch.float32 and given.lora is None:
         torch.nn.Module.to(models.policy.model, torch.float32)
-    for model in {id(m): m for m in (models.policy, models.reference)}.values():
-        model.product_dtype = None if model.model.dtype == dtype or dtype == torch.float32 else dtype
+    policy = _computing_in(dtype, models.policy)
+    reference = models.reference
+    if reference is not None:
+        reference = policy if reference is models.policy else _computing_in(dtype, reference)
+    if given.lora is None:
+        models.policy.product_dtype, policy = policy.product_dtype, models.policy
+    return Models(policy, reference, models.value_start)
+
+
+def _computing_in(dtype: torch.dtype, model: LanguageModel) -> LanguageModel:
+    """The model where it rounds products to this dtype already, else one on the same tensors that does."""
+    wanted = None if dtype in (torch.float32, model.model.dtype) else dtype
+    if model.product_dtype == wanted:
+        return model
+    other = copy.copy(model)
+    other.product_dtype = wanted
+    return other
 
 
 def check_precision(model: LanguageModel, *, adapted: bool) -> None:
-    """Refuse to train in float16, and warn of weights in bfloat16.
+    """Refuse to train in float16, and warn of weights in bfloat16 and of a base that computes in it.
 
     Args:
         model: the policy before training.
@@ -152,13 +168,25 @@ def check_precision(model: LanguageModel, *, adapted: bool) -> None:
     Raises:
         ConfigError: the model is in float16.
     """
+    adapted = adapted or model.adapter is not None
+    if model.model.dtype == torch.float16 and adapted:
+        raise ConfigError(
+            f"the base {model.name!r} is in float16 and would compute in it, where small gradients of its adapter vanish: give "
+            "precision='fp16', which scales the loss up against that (or 'bf16'), or load the base with dtype='float32'"
+        )
     if model.model.dtype == torch.float16:
         raise ConfigError(
             f"{model.name!r} is in float16, in which small gradients and updates vanish: give precision='fp16' (or 'bf16'), "
             "which keeps float32 weights, or load it with dtype='float32' (a reference or a reward may be in float16)"
         )
     learns = [p.dtype for p in model.model.parameters() if p.requires_grad]
-    if not adapted and torch.bfloat16 in learns:
+    if adapted and model.model.dtype == torch.bfloat16:
+        warnings.warn(
+            f"precision is float32, but the base {model.name!r} is in bfloat16 and computes in it, unlike its adapter: give "
+            "precision='bf16' to say so, or load the base with dtype='float32'",
+            stacklevel=2,
+        )
+    elif torch.bfloat16 in learns:
         warnings.warn(
             f"the weights of {model.name!r} that learn are in bfloat16: updates below 0.4% of a weight are lost, and the first "
             "ratios are not exactly 1; precision='bf16' keeps float32 weights, and so does a LoRA adapter",
@@ -222,19 +250,18 @@ def learning_model(
             f"no weight of {model.name!r} learns: it is frozen (as the base of an adapter, perhaps); call "
             "language_model.model.requires_grad_(True), or give lora={...}"
         )
-    if gradient_checkpointing:
-        checkpoint_layers(model.model)
-    model.gradient_checkpointing = gradient_checkpointing
+    checkpoint_layers(model.model, gradient_checkpointing)
     return model
 
 
-def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Limits:
+def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel | None, *, by_name: bool = True) -> Limits:
     """Refuse, before any work starts, an environment that could not work.
 
     Args:
         env: the environment.
         model: the policy.
-        reference: what KL is measured from.
+        reference: what KL is measured from, or None.
+        by_name: False where the model was given as an object: its name need not lead to it then.
 
     Returns:
         The environment's fixed limits on tokens.
@@ -244,20 +271,28 @@ def check_env(env: VecEnv, model: LanguageModel, reference: LanguageModel) -> Li
         ModelError: prompts and responses are too long for a model.
     """
     capacity, actions = check_observations(env)
+    own = (
+        repr(model.name) if by_name else "language_model.tokenizer (of an agent: agent.policy.language_model.tokenizer)"
+    )
     if actions != model.vocab_size:
         raise ConfigError(
             f"the environment has {actions} actions, but {model.name!r} has {model.vocab_size} logits; make the "
-            f"environment with the model's own tokenizer: tokenizer={model.name!r}"
+            f"environment with the model's own tokenizer: tokenizer={own}"
         )
     limits = limits_of(env, model)
     ends = Limits.of(model.tokenizer)
     if limits.eos_id != ends.eos_id or set(limits.eos_ids) != set(ends.eos_ids):
         raise ConfigError(
             f"the environment ends responses with {_listed(limits.eos_ids)}, {model.name!r} with {_listed(ends.eos_ids)}; "
-            f"make the environment with the model's own tokenizer: tokenizer={model.name!r}"
+            f"make the environment with the model's own tokenizer: tokenizer={own}"
         )
-    model.check_fits(capacity, 0)
-    reference.check_fits(capacity, 0)
+    for one in filter(None, (model, reference)):
+        try:
+            one.check_fits(capacity - limits.max_new_tokens, limits.max_new_tokens)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}; rlhf_gym.tasks.too_long.fit_task(task, model, 'skip' or 'truncate') gives a task whose prompts fit"
+            ) from None
     return limits
 
 

@@ -69,6 +69,15 @@ class RolloutSettings(AgentSettings):
         if self.kl_limit is None and self.on_kl_limit is not None:
             raise ConfigError(f"on_kl_limit={self.on_kl_limit!r} needs a kl_limit, in nats per response")
 
+    @classmethod
+    def needs_reference(cls, values: Mapping[str, Any]) -> bool:
+        """As of every agent; a limit needs one, too.
+
+        Args:
+            values: of all settings, by name.
+        """
+        return super().needs_reference(values) or values["kl_limit"] is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class MismatchSettings(AgentSettings):
@@ -158,6 +167,19 @@ class KLSettings(AgentSettings):
     kl_in: Literal["reward", "loss"] = setting(
         "reward", "reward subtracts the KL penalty from the reward, as a constant; loss differentiates it"
     )
+    kl_gradient: Literal["token", "sequence"] = setting(
+        "token",
+        "with `kl_in: loss`: token takes the gradient of each token's KL, given the tokens before it; sequence that of whole "
+        "responses' KL, which a token changes through the later ones, too (exact with `aggregation` token or constant, which "
+        "give all tokens one weight)",
+        source="Tang and Munos 2025",
+    )
+    kl_importance: bool = setting(
+        False,
+        "with `kl_in: loss`: the KL loss is weighed by the ratio of new to old probabilities, so that it stays right when a "
+        "rollout is learned from in several steps",
+        source="DeepSeek-AI 2025, DeepSeek-V3.2",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,6 +190,25 @@ class KLSettings(AgentSettings):
                 "kl_in='loss' with kl_estimator='k1' holds nothing back, since the gradient of k1 has mean 0; take 'k2', "
                 "whose gradient is that of the KL, or 'k3'"
             )
+        if self.kl_in == "reward" and (self.kl_gradient == "sequence" or self.kl_importance):
+            name = "kl_importance" if self.kl_importance else "kl_gradient='sequence'"
+            raise ConfigError(
+                f"{name} is about the KL as a loss: give kl_in='loss', or leave it out (in the reward, the KL of later tokens "
+                "counts as any later reward does)"
+            )
+        if self.kl_gradient == "sequence" and self.kl_estimator is not None:
+            raise ConfigError(
+                f"kl_gradient='sequence' takes the log-ratios themselves: leave kl_estimator out, got {self.kl_estimator!r}"
+            )
+
+    @classmethod
+    def needs_reference(cls, values: Mapping[str, Any]) -> bool:
+        """As of every agent; a penalty needs one, too.
+
+        Args:
+            values: of all settings, by name.
+        """
+        return super().needs_reference(values) or values["kl_coef"] > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +306,28 @@ class ValueSettings(DiscountSettings):
     gae_lambda: float = setting(
         0.95, "lambda of generalised advantage estimation", at_least=0, at_most=1, source="Schulman et al. 2016"
     )
+    gae_lambda_alpha: float | None = setting(
+        None,
+        "lambda of the advantages grows with the response: `1 - 1 / (alpha * length)`, at least 0, in place of `gae_lambda`. "
+        "None takes one lambda for all lengths. Theirs is 0.05, for responses of thousands of tokens",
+        above=0, source="Yue et al. 2025, VAPO",
+    )  # fmt: skip
+    value_gae_lambda: float | None = setting(
+        None, "lambda of the value function's targets; 1 takes the sums of rewards. None takes `gae_lambda`", at_least=0,
+        at_most=1, source="Yuan et al. 2025, VC-PPO",
+    )  # fmt: skip
+    value_warmup: int = setting(
+        0,
+        "iterations at the start in which only the value function learns, from the policy's own responses (of a shared network "
+        "its head); the policy's weights and the KL coefficient stay as they are",
+        at_least=0, source="Yuan et al. 2025, VC-PPO",
+    )  # fmt: skip
+    scale_returns: bool = setting(
+        False,
+        "values are learned in units of the returns' root mean square over all iterations so far, so that the scale of the "
+        "rewards does not matter",
+        source="van Hasselt et al. 2016",
+    )
     normalize_advantage: bool = setting(
         True, "advantages are scaled to mean 0 and standard deviation 1 over all tokens of the iteration"
     )
@@ -312,7 +375,8 @@ class ValueClipSettings(ValueSettings):
 
     clip_range_vf: float | None = setting(
         0.2,
-        "values are clipped to this distance from the rollout's values, in units of the reward; None does not clip",
+        "values are clipped to this distance from the rollout's values, in units of the reward, or of the returns with "
+        "`scale_returns`; None does not clip",
         above=0,
     )
 

@@ -6,7 +6,7 @@ on wrappers or on how the slots are made; see :mod:`rlhf_gym.envs.token_rules` f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlhf_gym.envs.sb3 import TokenVecEnv
+from rlhf_gym.envs.sb3 import TokenVecEnv, group_seeds, group_shares
 from rlhf_gym.envs.sb3_vector import VectorVecEnv
 from rlhf_gym.envs.token_rules import ROUND, TokenRules
 from rlhf_gym.errors import ConfigError
@@ -46,6 +46,15 @@ def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:
         return None
     tokenizer: Tokenizer = episodes.tokenizer
     return tokenizer
+
+
+def reward_of(env: VecEnv) -> Callable[..., Any] | None:
+    """The reward of an environment, however it is wrapped; None where it has none that can be called by itself."""
+    try:
+        reward: Callable[..., Any] = env.get_attr("episodes", 0)[0].reward
+    except AttributeError:
+        return None
+    return reward
 
 
 def token_env_inside(env: VecEnv) -> TokenVecEnv | None:
@@ -91,12 +100,19 @@ def seed_slots(env: VecEnv, seed: int, group_size: int) -> None:
         seed: group ``i`` of slots gets the ``i``-th number of its stream.
         group_size: slots in a group.
     """
-    if rules_of(env) is None or token_env_inside(env) is not None:
+    rules = rules_of(env)
+    if rules is None or token_env_inside(env) is not None:
         env.seed(seed)
         return
-    groups = np.random.SeedSequence(seed).generate_state(env.num_envs // group_size)
+    order = rules.prompt_order
     # What the next reset of any VecEnv gives its slots. `seed()` counts up from a number: no group could share one.
-    env.unwrapped._seeds = [int(s) for s in np.repeat(groups, group_size)]
+    env.unwrapped._seeds = group_seeds(seed, env.num_envs, group_size, order)
+    if order == "epochs":
+        parts, of = group_shares(env.num_envs, group_size)
+        holders = _holders(env)
+        for slot in holders:
+            mine = parts if len(holders) == 1 else [parts[slot]]
+            env.env_method("share_prompts", mine, of, indices=[slot])
 
 
 class Rounds:
@@ -115,13 +131,19 @@ class Rounds:
     def __init__(self, env: VecEnv, group_size: int, seed: int) -> None:
         self.env, self.group_size, self.seed = env, group_size, seed
         self.rules = rules_of(env)
+        # stable-baselines3's Monitor may refuse a reset before an episode's end. A time limit needs it, as it counts waiting.
+        strict = env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets"))
+        self._spares_resets = strict and not env.has_attr("_max_episode_steps")
 
-    def begin(self, first_episode: int) -> dict[str, Any]:
+    def begin(self, first_episode: int, last: dict[str, Any] | None = None) -> dict[str, Any]:
         """The first observations of a round, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
 
         Args:
             first_episode: the number of the round's first episode.
+            last: the observation that the caller has last got of the environment, if any.
         """
+        if last and self._spares_resets and self._stands_at(last):
+            return last
         self.env.set_options(dict(ROUND))
         observation = self.reset()
         if not _together(observation["ids"], self.group_size):
@@ -131,6 +153,13 @@ class Rounds:
             self.env.set_options(dict(ROUND))
             observation = self.reset()
         return observation
+
+    def _stands_at(self, last: dict[str, Any]) -> bool:
+        """True if every slot stands where it was observed last, at the beginning of an episode, and no seed waits."""
+        if any(seed is not None for seed in self.env.unwrapped._seeds) or not self.env.has_attr("unbegun_prompt"):
+            return False
+        seen = [row[: int(n)].tolist() for row, n in zip(last["ids"], last["length"][:, 0], strict=True)]
+        return self.env.get_attr("unbegun_prompt") == seen and _together(last["ids"], self.group_size)
 
     def reset(self) -> dict[str, Any]:
         """The observations of new episodes in all slots."""

@@ -24,13 +24,13 @@ class Trace:
         prompt: the text that the model was given.
         response: the text that it generated.
         score: the environment's reward, before the agent's own shaping.
-        kl: the k1 estimate of its KL from the reference, in nats.
+        kl: the k1 estimate of its KL from the reference, in nats; None for agents without a reference.
         ended: by EOS or a stop sequence, not at the length limit.
         terms: the score's parts by name.
         tokens: the text of each of the response's ``R`` tokens.
         rewards: the environment's reward of each token.
         advantages: the advantage of each token.
-        kls: each token's part of ``kl``.
+        kls: each token's part of ``kl``, or None.
         values: the value function before each token; None for agents without one.
     """
 
@@ -38,13 +38,13 @@ class Trace:
     prompt: str
     response: str
     score: float
-    kl: float
+    kl: float | None
     ended: bool
     terms: dict[str, float]
     tokens: list[str]
     rewards: list[float]
     advantages: list[float]
-    kls: list[float]
+    kls: list[float] | None
     values: list[float] | None
 
 
@@ -81,7 +81,7 @@ def _chosen(rollout: Rollout, count: int) -> list[tuple[int, str]]:
 def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_values: bool) -> Trace:
     episode = rollout.episodes[row]
     n = len(episode.response_ids)
-    kls = rollout.kl[row, :n].tolist()
+    kls = rollout.kl[row, :n].tolist() if rollout.has_reference else None
     ids = episode.response_ids
     without_eos = ids[:-1] if ids[-1] in end_ids(tokenizer) else ids
     return Trace(
@@ -89,7 +89,7 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
         prompt=str(episode.info.get("prompt", tokenizer.decode(episode.prompt_ids))),
         response=str(episode.info.get("response", tokenizer.decode(without_eos))),
         score=episode.score,
-        kl=sum(kls),
+        kl=None if kls is None else sum(kls),
         ended=episode.ended,
         terms={name: float(value) for name, value in episode.info.get("reward_terms", {}).items()},
         tokens=token_texts(ids, tokenizer),

@@ -24,7 +24,7 @@ class Agent(Protocol):
 
     policy: LMPolicy
     settings: AgentSettings
-    reference: LanguageModel
+    reference: LanguageModel | None
     kl_guard: KLLimit
     kl_controller: KLController
     entropy_controller: EntropyController
@@ -87,7 +87,8 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
     if agent.entropy_controller.target is not None:
         agent.entropy_controller.coef = float(state["ent_coef"])
     agent.kl_guard.back_offs = int(state["kl_back_offs"])
-    agent.scaler.load_state_dict(state["loss_scaler"])
+    if state["loss_scaler"] and agent.scaler.is_enabled():  # the precision may have been changed
+        agent.scaler.load_state_dict(state["loss_scaler"])
     agent.stopped = state["stopped"]
     agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)

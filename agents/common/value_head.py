@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rlhf_gym.errors import ConfigError
@@ -21,14 +23,23 @@ class ValueHead(nn.Module):
 
     Args:
         hidden_size: ``D``.
-        scale: standard deviation of the first values, in units of the reward.
+        scale: standard deviation of the first values, in units of :attr:`unit`.
+
+    Attributes:
+        unit: the head's output is multiplied by it; 1, or the returns' root mean square (:meth:`measure`).
+        seen: number of returns that the unit was measured on.
     """
+
+    unit: Tensor
+    seen: Tensor
 
     def __init__(self, hidden_size: int, scale: float = 0.01) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.normal_(self.linear.weight, std=scale / (hidden_size + 1) ** 0.5)
         nn.init.zeros_(self.linear.bias)
+        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Values in float32, whatever the model's precision: targets and clipping need it.
@@ -41,7 +52,34 @@ class ValueHead(nn.Module):
         """
         values = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
         assert isinstance(values, Tensor)
-        return values.float()
+        return values.float() * self.unit
+
+    @torch.no_grad()
+    def measure(self, returns: Tensor) -> float:
+        """Take the root mean square of all returns so far, these included, as the unit.
+
+        The head's weights are divided by what the unit is multiplied by, so that no value changes (van Hasselt et al. 2016,
+        "Learning values across many orders of magnitude", without the shift). The first unit alone multiplies
+        them: the head starts near zero in units of the returns, whatever the scale of the rewards.
+
+        Args:
+            returns: ``[N]``, in units of the reward.
+
+        Returns:
+            The factor by which this changes the head's values: 1 but for the first unit.
+        """
+        squares = float(returns.double().square().sum())
+        if squares == 0:
+            return 1.0
+        old, seen = float(self.unit), float(self.seen)
+        new = math.sqrt((seen * old**2 + squares) / (seen + returns.numel()))
+        self.unit.fill_(new)
+        self.seen.fill_(seen + returns.numel())
+        if seen == 0:
+            return new / old
+        for weight in self.linear.parameters():
+            weight.mul_(old / new)
+        return 1.0
 
 
 def value_trunk(model: LanguageModel, start: RewardModel | None = None) -> LanguageModel:

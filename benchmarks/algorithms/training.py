@@ -61,7 +61,13 @@ def train(name: str, setting: str, seed: int, options: Options) -> dict[str, Any
     # RAFT has no KL coefficient.
     kl_coef = {"kl_coef": chosen.kl_coef} if "kl_coef" in algorithm.kind.Settings.names() else {}
     agent = algorithm.kind(
-        "LMPolicy", env, language_model=model, seed=seed, device="cpu", **(algorithm.options | kl_coef | options)
+        "LMPolicy",
+        env,
+        language_model=model,
+        reference=model,
+        seed=seed,
+        device="cpu",
+        **(algorithm.options | kl_coef | options),
     )
     curve = Curve()
     agent.set_logger(Logger(None, [curve]))

@@ -9,9 +9,9 @@ PPO on the embedded model and the sentiment task, 64 responses an iteration, mea
 - *in pairs*: an agent as it is, and one from the same seed whose metrics are switched off; otherwise they do the same work.
   The process's CPU time of an iteration with metrics over that without, within a turn; median and quartiles.
 
-Parts: ``minibatch`` is the ratio's statistics and the means kept of each minibatch; ``rollout`` the metrics of the rollout and
-handing all metrics to the logger; ``row`` writing `metrics.csv`, which is forced to the disk; ``guards`` the checks for NaN and
-infinite numbers, which are not statistics and stay on in the pairs.
+Parts: ``minibatch`` is the ratio's statistics, the norms by group of layers, and the means kept of each minibatch;
+``rollout`` the metrics of the rollout and handing all metrics to the logger; ``row`` writing `metrics.csv`, which is forced to
+the disk; ``guards`` the checks for NaN and infinite numbers, which are not statistics and stay on in the pairs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ from rlhf_gym.loop.metrics_table import MetricsTable
 
 EPISODES, MINIBATCH = 64, 16
 STATISTICS = ("minibatch", "rollout", "row")
+OF_MINIBATCHES: tuple[tuple[Any, str], ...] = (
+    (minibatch, "ratio_metrics"), (minibatch, "quantiles"), (algorithm, "layer_groups"), (algorithm, "gradient_norms"),
+    (algorithm, "update_norms"),
+)  # fmt: skip
 
 
 def lengths(prompts: list[str], responses: list[str]) -> list[float]:
@@ -84,12 +88,13 @@ class Trainer:
         if metrics:
             agent.log, agent.dump_logs = clock.timed(agent.log, "rollout"), clock.timed(agent.dump_logs, "row")
             agent.record = clock.timed(agent.record, "minibatch")
-            self.replaced[minibatch, "ratio_metrics"] = clock.timed(minibatch.ratio_metrics, "minibatch")
+            for module, name in OF_MINIBATCHES:
+                self.replaced[module, name] = clock.timed(getattr(module, name), "minibatch")
             for name in ("check_finite", "check_rollout"):
                 self.replaced[algorithm, name] = clock.timed(getattr(algorithm, name), "guards")
         else:
-            agent.log = agent.dump_logs = agent.record = nothing
-            self.replaced[minibatch, "ratio_metrics"] = no_ratio
+            agent.log = agent.dump_logs = agent.record = agent.record_all = nothing
+            self.replaced = dict.fromkeys(OF_MINIBATCHES, no_metrics) | {(minibatch, "ratio_metrics"): no_ratio}
         self.turn()  # warms up
 
     def turn(self) -> dict[str, Any]:
@@ -112,10 +117,15 @@ def nothing(*_arguments: Any, **_options: Any) -> None:
     """Replaces the methods that keep or write metrics."""
 
 
+def no_metrics(*_arguments: Any) -> dict[str, Any]:
+    """Replaces functions that compute metrics."""
+    return {}
+
+
 def no_ratio(*_arguments: Any) -> dict[str, torch.Tensor]:
-    """Replaces the ratio's statistics, with the keys that the guard on the mean ratio and `target_kl` read."""
-    zero = torch.zeros(())
-    return {"ratio": zero, "k3": zero, "k2": zero}
+    """Replaces the ratio's statistics, with the keys that the update reads."""
+    one = torch.ones(())
+    return dict.fromkeys(("ratio", "squared ratio", "difference", "k3", "k2"), one)
 
 
 def measure(turns: int, episodes: int) -> list[dict[str, dict[str, Any]]]:

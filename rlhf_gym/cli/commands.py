@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rlhf_gym.cli.fit_commands import eval_reward, fit_reward
 from rlhf_gym.cli.parser import FLAGS
 from rlhf_gym.cli.plan_command import print_plan
 from rlhf_gym.cli.quiet import quiet_libraries
@@ -179,6 +180,7 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run, "config": config, "plan": plan, "report": report, "sample": sample, "rewards": rewards,
-    "check-reward": check_reward, "serve-reward": serve_reward, "rate": rate,
+    "check-reward": check_reward, "serve-reward": serve_reward, "fit-reward": fit_reward, "eval-reward": eval_reward,
+    "rate": rate,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.fit_options import add_eval_reward, add_fit_reward
 from rlhf_gym.cli.rate_options import add_address, add_rate
 from rlhf_gym.loop.config import SECTIONS
 from rlhf_gym.version import __version__
@@ -57,6 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_rewards(commands)
     _add_check_reward(commands)
     _add_serve_reward(commands)
+    add_fit_reward(commands)
+    add_eval_reward(commands, REWARD_HELP)
     add_rate(commands)
     return parser
 

@@ -26,7 +26,9 @@ def print_plan(config: Config, options: argparse.Namespace) -> int:
     """
     from rlhf_gym.loop.memory_plan import RESERVE, plan_memory, smaller
 
-    response = options.response_tokens or config.task.max_new_tokens or 64
+    response = options.response_tokens
+    if response is None:
+        response = config.task.max_new_tokens or 64
     if min(options.prompt_tokens, response) < 1:
         raise ConfigError("--prompt-tokens and --response-tokens must be at least 1")
     room = None if options.memory is None else bytes_of(options.memory)
@@ -75,7 +77,7 @@ def bytes_of(text: str) -> int:
     try:
         assert found is not None
         return int(float(found[1]) * UNITS[found[2].upper()])
-    except (AssertionError, KeyError, ValueError):
+    except (AssertionError, KeyError, OverflowError, ValueError):
         raise ConfigError(f"--memory: expected a size such as 24GB or 512MiB, got {text!r}") from None
 
 

@@ -28,11 +28,12 @@ def rate(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from rlhf_gym.feedback.places import store_of
     from rlhf_gym.study.checks import check_questions
     from rlhf_gym.study.leases import QueueSettings
     from rlhf_gym.web.page_settings import PageSettings, guidelines_from
     from rlhf_gym.web.server import Address
-    from rlhf_gym.web.serving import serving, store_of
+    from rlhf_gym.web.serving import serving
 
     store, run = store_of(options.serve)
     address = Address(options.host, options.port, options.url)
@@ -55,8 +56,8 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _invite(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
+    from rlhf_gym.feedback.places import store_of
     from rlhf_gym.study.people import People
-    from rlhf_gym.web.serving import store_of
 
     url = (options.url or f"http://127.0.0.1:{options.port}").rstrip("/")
     if options.number < 1:
@@ -72,8 +73,8 @@ def _invite(options: argparse.Namespace) -> None:
 
 def _forget(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
+    from rlhf_gym.feedback.places import store_of
     from rlhf_gym.study.people import People
-    from rlhf_gym.web.serving import store_of
 
     with FeedbackStore(store_of(options.store)[0]) as store:
         People(store).forget(options.rater)
@@ -84,7 +85,7 @@ def _export(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
     from rlhf_gym.feedback.exchange.files import export_feedback
     from rlhf_gym.feedback.exchange.formats import NATIVE, format_of
-    from rlhf_gym.web.serving import store_of
+    from rlhf_gym.feedback.places import store_of
 
     format_of(options.format)
     if options.all and options.format != NATIVE:
@@ -104,31 +105,24 @@ def _export(options: argparse.Namespace) -> None:
 
 def _import(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.exchange.files import import_into
+    from rlhf_gym.feedback.exchange.files import spooled
+    from rlhf_gym.table_files import not_readable
 
-    if not Path(options.file).is_file():
-        raise ConfigError(f"{options.file} could not be read: there is no such file")
-    place, new = _store_to_fill(options.store)
-    folder = Path(place).parent
-    new_folder = new and not folder.exists()
-    try:
-        with FeedbackStore(place) as store:
-            added, rows = import_into(
-                store, options.file, options.format, rater=options.rater, round=options.round,
-                columns=_columns(options.columns),
-            )  # fmt: skip
-    except BaseException:
-        if new:  # a file that is refused leaves nothing behind
-            for path in (place, f"{place}-wal", f"{place}-shm"):
-                Path(path).unlink(missing_ok=True)
-            if new_folder and folder.is_dir():
-                folder.rmdir()
-        raise
+    problem = not_readable(Path(options.file))
+    if problem:
+        raise ConfigError(f"{options.file} could not be read: {problem}")
+    reading = spooled(
+        options.file, options.format, rater=options.rater, round=options.round, columns=_columns(options.columns)
+    )
+    place = _store_to_fill(options.store)
+    with reading as spool, FeedbackStore(place) as store:  # a file that is refused leaves no store behind
+        added, rows = spool.add_to(store), spool.rows
     if rows.found:
         print(f"{options.file}: read as {rows.format}", file=sys.stderr)
     told = [f"{added.judgements} new answers to {added.queries} new queries"]
     told += [f"{added.changed} of them supersede an earlier one"] if added.changed else []
     told += [f"{added.known} that were there already"] if added.known else []
+    told += [f"{added.withdrawn} of those were withdrawn, and stay so"] if added.withdrawn else []
     print(f"{place}: {', '.join(told)}{f'; left out: {rows.dropped}' if rows.dropped.counts else ''}", file=sys.stderr)
     if rows.noted.counts:
         print(f"taken all the same: {rows.noted}", file=sys.stderr)
@@ -148,7 +142,7 @@ def _import(options: argparse.Namespace) -> None:
 
 def _withdraw(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.web.serving import store_of
+    from rlhf_gym.feedback.places import store_of
 
     with FeedbackStore(store_of(options.store)[0]) as store:
         for number in options.id:
@@ -176,23 +170,16 @@ def _columns(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _store_to_fill(given: str) -> tuple[str, bool]:
-    """The store that an import goes to, and True if it is new.
+def _store_to_fill(given: str) -> str:
+    """The store that an import goes to, new or there already.
 
     A name without an ending is a run's directory, also before there is a run in it: ``run --out`` begins one there.
     """
-    from rlhf_gym.web.serving import store_of
+    from rlhf_gym.feedback.places import STORE_FILE, store_of
 
     path = Path(given)
-    if "://" in given or path.is_file():
-        return given, False
-    if path.suffix and not path.is_dir():
-        return given, True
-    if (path / "config.yaml").exists():
-        return store_of(given)[0], False
-    if path.is_dir() and any(
-        one.name[0] != "." and not one.name.startswith("feedback.sqlite") for one in path.iterdir()
-    ):
-        return store_of(given)[0], False  # refuses a folder of something else
-    store = path / "feedback.sqlite"
-    return str(store), not store.exists()
+    if "://" in given or path.is_file() or (path.suffix and not path.is_dir()):
+        return given
+    if path.is_dir() and any(one.name[0] != "." for one in path.iterdir()):
+        return store_of(given)[0]  # refuses a folder of something else
+    return str(path / STORE_FILE)

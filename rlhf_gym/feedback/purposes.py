@@ -16,9 +16,9 @@ OTHER_PURPOSES: tuple[Purpose, ...] = get_args(Purpose)[1:]
 """The purposes of answers that are not preferences to be learned."""
 
 
-def expected(columns: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The expected answer in a query's columns; None for a query that is no check question."""
-    answer = columns.get("expected")
+def expected(columns: Any) -> Mapping[str, Any] | None:
+    """The expected answer in a query's columns; None for a query that is no check question, whatever is stored there."""
+    answer = columns.get("expected") if isinstance(columns, Mapping) else None
     return answer if is_answer(answer) else None
 
 

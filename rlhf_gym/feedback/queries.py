@@ -58,8 +58,8 @@ class Query:
         id: derived from round, index, query_type, prompt and responses where it is not given.
 
     Raises:
-        FeedbackError: a query type that does not exist, the wrong number of responses or model versions, or a prompt or a
-            response that is no text.
+        FeedbackError: a query type that does not exist, the wrong number of responses or model versions, a prompt or a
+            response that is no text, or columns that have no names.
 
     >>> Query(prompt="2 + 2?", responses=("4", "5")).id == Query(prompt="2 + 2?", responses=("4", "5")).id
     True
@@ -77,6 +77,10 @@ class Query:
     def __post_init__(self) -> None:
         if isinstance(self.responses, str) or not isinstance(self.responses, Iterable):
             raise FeedbackError(f"a query's responses must be a list of texts, got {type(self.responses).__name__}")
+        if not isinstance(self.columns, Mapping):
+            raise FeedbackError(f"a query's columns must be values by name, got {type(self.columns).__name__}")
+        if isinstance(self.model_versions, str) or not isinstance(self.model_versions, Iterable):
+            raise FeedbackError(f"model_versions must be a list of names, got {type(self.model_versions).__name__}")
         object.__setattr__(self, "responses", tuple(self.responses))
         object.__setattr__(self, "model_versions", tuple(self.model_versions))
         # Before anything is stored: what is no text would fail later, on the page, in an export or in a tokenizer.

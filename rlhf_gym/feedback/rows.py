@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, RowMapping, Select, Table, bindparam, insert, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, RowMapping, Select, Table, bindparam, insert, select
 from sqlalchemy.exc import StatementError
 
 from rlhf_gym.errors import FeedbackError
@@ -119,16 +119,20 @@ def current_judgements(connection: Connection, query_ids: Collection[str]) -> It
             yield judgement_of(row)
 
 
-def raters_by_query(connection: Connection, ids: Collection[str]) -> dict[str, set[str]]:
+def raters_by_query(
+    connection: Connection, ids: Collection[str], among: Sequence[ColumnElement[bool]] = ()
+) -> dict[str, set[str]]:
     """The raters who have judged each of some queries; queries without a judgement are left out.
 
     Args:
         connection: a transaction.
         ids: ids of queries.
+        among: conditions on the judgements.
     """
     table, found = schema.judgements.c, dict[str, set[str]]()
     for chunk in chunks(ids):
-        for query_id, rater in connection.execute(select(table.query_id, table.rater).where(table.query_id.in_(chunk))):
+        statement = select(table.query_id, table.rater).where(table.query_id.in_(chunk), *among)
+        for query_id, rater in connection.execute(statement):
             found.setdefault(query_id, set()).add(rater)
     return found
 

@@ -32,9 +32,6 @@ POSTGRES_URLS = ("postgresql+psycopg://", "postgresql://", "postgres://")
 log = logging.getLogger(__name__)
 
 _Q, _J = schema.queries.c, schema.judgements.c
-# A judgement that nothing supersedes.
-_LATER = schema.judgements.alias("later")
-_CURRENT = ~select(_LATER.c.id).where(_LATER.c.supersedes == _J.id).exists()
 _QUERY_ORDER = (_Q.round, _Q["index"], _Q.id)
 
 
@@ -61,6 +58,21 @@ class StoreCount:
     raters: int
 
 
+@dataclass(frozen=True)
+class SetAside:
+    """A stored query that is not used: it is no question, or no page could show it.
+
+    Attributes:
+        id: the query's id.
+        round: its round.
+        why: what is wrong with it.
+    """
+
+    id: str
+    round: int
+    why: str
+
+
 class FeedbackStore:
     """Queries and judgements in one SQLite file, or in a PostgreSQL database.
 
@@ -82,7 +94,7 @@ class FeedbackStore:
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 30.0) -> None:
         self._database = open_database(path, read_only=read_only, timeout=timeout)
-        self._set_aside: set[str] = set()
+        self._said: set[str] = set()
 
     @property
     def database(self) -> Database:
@@ -157,6 +169,10 @@ class FeedbackStore:
         with self._database.reading() as connection:
             return withdrawals.withdrawals(connection)
 
+    def withdrawn_judgements(self) -> set[str]:
+        """The ids of the judgements that are withdrawn."""
+        return {withdrawal.id for withdrawal in self.withdrawals() if withdrawal.kind == "judgement"}
+
     def withdrawn_queries(self) -> set[str]:
         """The ids of the queries that are withdrawn."""
         return {withdrawal.id for withdrawal in self.withdrawals() if withdrawal.kind == "query"}
@@ -168,10 +184,24 @@ class FeedbackStore:
             found = [self._usable(row) for row in connection.execute(statement).mappings()]
             return [query for query in found if query is not None]
 
-    def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
-        """The raters who have judged each of some queries; queries without a judgement are left out."""
+    def set_aside(self) -> list[SetAside]:
+        """The queries that are left out wherever queries are read, because what is stored there is no question.
+
+        Those that are withdrawn are not among them.
+        """
+        statement = select(*rows.query_columns).where(*self._among(None)).order_by(*_QUERY_ORDER)
         with self._database.reading() as connection:
-            return rows.raters_by_query(connection, set(query_ids))
+            found = connection.execution_options(yield_per=500).execute(statement).mappings()
+            return [
+                SetAside(row["asked_id"], row["asked_round"], str(wrong))
+                for row in found
+                if isinstance(wrong := rows.usable(row), FeedbackError)
+            ]
+
+    def raters(self, query_ids: Iterable[str]) -> dict[str, set[str]]:
+        """The raters who have judged each of some queries; queries without a judgement, and withdrawn ones, are left out."""
+        with self._database.reading() as connection:
+            return rows.raters_by_query(connection, set(query_ids), self._not_withdrawn("judgement", _J.id))
 
     def judgements(
         self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
@@ -187,7 +217,13 @@ class FeedbackStore:
             return [judgement for _, judgement in self._answers(connection, round, rater, superseded)]
 
     def answers(
-        self, round: int | None = None, *, rater: str | None = None, superseded: bool = False
+        self,
+        round: int | None = None,
+        *,
+        rater: str | None = None,
+        superseded: bool = False,
+        to_learn: bool = False,
+        after: int = 0,
     ) -> list[tuple[Query, Judgement]]:
         """The same as :meth:`judgements`, each with its query.
 
@@ -195,9 +231,17 @@ class FeedbackStore:
             round: one round; default all.
             rater: one rater; default all.
             superseded: True includes superseded judgements.
+            to_learn: True leaves out answers to check questions, practice and repetitions, which measure people.
+            after: only what was stored after the judgement of this number; see :meth:`last_number`.
         """
         with self._database.reading() as connection:
-            return list(self._answers(connection, round, rater, superseded))
+            found = list(self._answers(connection, round, rater, superseded, after))
+        return to_learn_from(found) if to_learn else found
+
+    def last_number(self) -> int:
+        """The number of the judgement that was stored last, by which later ones are told; 0 in an empty store."""
+        with self._database.reading() as connection:
+            return connection.scalar(select(func.max(_J.sequence))) or 0
 
     def preferences(
         self,
@@ -219,8 +263,7 @@ class FeedbackStore:
             ties: False leaves out the pairs that were held equal.
             every_purpose: True includes answers to check questions, practice and repetitions.
         """
-        answers = self.answers(round, rater=rater)
-        found = preferences_of(answers if every_purpose else to_learn_from(answers), attribute=attribute)
+        found = preferences_of(self.answers(round, rater=rater, to_learn=not every_purpose), attribute=attribute)
         return [preference for preference in found if ties or not preference.tie]
 
     def count(self, round: int | None = None) -> StoreCount:
@@ -240,12 +283,17 @@ class FeedbackStore:
                 func.count().filter(_J.skipped).label("skipped"),
                 func.count().filter(_J.tie).label("ties"),
             )
-            current = connection.execute(of_current.select_from(answered).where(_CURRENT, *among))
+            current = connection.execute(of_current.select_from(answered).where(self._current, *among))
             return StoreCount(queries=asked or 0, **totals, **current.mappings().one())
 
     @property
     def _knows_withdrawals(self) -> bool:
         return self._database.version >= 3
+
+    @property
+    def _current(self) -> ColumnElement[bool]:
+        """The condition that nothing supersedes a judgement but what is withdrawn."""
+        return withdrawals.CURRENT if self._knows_withdrawals else withdrawals.NOT_SUPERSEDED
 
     def _not_withdrawn(self, kind: Withdrawable, column: ColumnElement[str]) -> list[ColumnElement[bool]]:
         return [~withdrawals.withdrawn(kind, column)] if self._knows_withdrawals else []
@@ -263,8 +311,8 @@ class FeedbackStore:
         return None
 
     def _say_once(self, key: str, what: str, error: FeedbackError) -> None:
-        if key not in self._set_aside:
-            self._set_aside.add(key)
+        if key not in self._said:
+            self._said.add(key)
             log.warning(
                 "the feedback store %s: %s was set aside, with what belongs to it: %s. To leave it out without this message: "
                 "rlhf-gym rate withdraw %s --store %s",
@@ -272,7 +320,7 @@ class FeedbackStore:
             )  # fmt: skip
 
     def _answers(
-        self, connection: Connection, round: int | None, rater: str | None, superseded: bool
+        self, connection: Connection, round: int | None, rater: str | None, superseded: bool, after: int = 0
     ) -> Iterator[tuple[Query, Judgement]]:
         statement = select(*rows.query_columns, *rows.judgement_columns).join_from(
             schema.queries, schema.judgements, _J.query_id == _Q.id
@@ -281,8 +329,10 @@ class FeedbackStore:
         statement = statement.order_by(*_QUERY_ORDER, _J.sequence)
         if rater is not None:
             statement = statement.where(_J.rater == rater)
+        if after:
+            statement = statement.where(_J.sequence > after)
         if not superseded:
-            statement = statement.where(_CURRENT)
+            statement = statement.where(self._current)
         for row in connection.execute(statement).mappings():
             query = self._usable(row)
             if query is None:

@@ -18,6 +18,8 @@ from rlhf_gym.feedback import schema
 Withdrawable = Literal["query", "judgement"]
 
 _W, _A = schema.withdrawals.c, schema.assignments.c
+_J = schema.judgements.c
+_LATER, _BEFORE = schema.judgements.alias("later"), schema.judgements.alias("before")
 _TABLES = {"query": schema.queries, "judgement": schema.judgements}
 
 
@@ -50,6 +52,25 @@ def withdrawn(kind: Withdrawable, column: ColumnElement[str]) -> ColumnElement[b
     return select(_W.id).where(_W.kind == kind, _W.id == column).exists()
 
 
+NOT_SUPERSEDED = ~select(_LATER.c.id).where(_LATER.c.supersedes == _J.id).exists()
+"""The SQL condition that no judgement supersedes one, withdrawn or not."""
+
+
+def _current() -> ColumnElement[bool]:
+    """A withdrawn judgement supersedes nothing: before the last ones of a chain, all withdrawn, another stands again."""
+    later = schema.judgements.alias("last")
+    last = ~select(later.c.id).where(later.c.supersedes == _BEFORE.c.id).exists()
+    gone = select(_BEFORE.c.supersedes).where(withdrawn("judgement", _BEFORE.c.id), last)
+    chain = gone.cte("withdrawn_corrections", recursive=True)
+    again = select(_LATER.c.supersedes).where(_LATER.c.id == chain.c.supersedes, withdrawn("judgement", _LATER.c.id))
+    chain = chain.union_all(again)
+    return NOT_SUPERSEDED | _J.id.in_(select(chain.c.supersedes).where(chain.c.supersedes.is_not(None)))
+
+
+CURRENT = _current()
+"""The SQL condition that a judgement is current: nothing supersedes it but what is withdrawn."""
+
+
 def withdraw(connection: Connection, given: str, *, reason: str, actor: str) -> Withdrawal:
     """Withdraw a query or an answer; what was withdrawn before stays as it was recorded then.
 
@@ -73,7 +94,22 @@ def withdraw(connection: Connection, given: str, *, reason: str, actor: str) -> 
     connection.execute(insert(schema.withdrawals), vars(new))
     if kind == "query":
         stop_handing_out(connection, subject)
+    else:
+        _hand_out_again(connection, subject)
     return new
+
+
+def _hand_out_again(connection: Connection, judgement_id: str) -> None:
+    """Offer the query of a withdrawn answer to one more person, if it was an answer to a query that somebody was handed."""
+    settled = select(_A.query_id, _J.skipped, _J.details).where(
+        _A.judgement_id == judgement_id, _A.kind == "query", _A.state == "done", _A.judgement_id == _J.id,
+        _J.supersedes.is_(None) | withdrawn("judgement", _J.supersedes),  # else the earlier answer stands again
+    )  # fmt: skip
+    for query_id, skipped, details in connection.execute(settled):
+        if not skipped or details.get("flagged"):  # a plain skip was passed on already
+            slot = schema.slots.c
+            changed = {"taken": slot.taken - 1, "open": True}
+            connection.execute(update(schema.slots).where(slot.query_id == query_id, slot.taken > 0).values(**changed))
 
 
 def stop_handing_out(connection: Connection, query_id: str) -> None:
@@ -92,6 +128,11 @@ def withdrawals(connection: Connection) -> list[Withdrawal]:
     """All withdrawals, in the order in which they came."""
     found = select(_W.kind, _W.id, _W.reason, _W.actor, _W.at).order_by(_W.sequence)
     return [Withdrawal(*row) for row in connection.execute(found)]
+
+
+def withdrawn_ids(connection: Connection) -> set[str]:
+    """The ids of all queries and judgements that are withdrawn."""
+    return set(connection.scalars(select(_W.id)))
 
 
 def _find(connection: Connection, given: str) -> tuple[Withdrawable, str]:

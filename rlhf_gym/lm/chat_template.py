@@ -57,9 +57,10 @@ def render_chat(hub: Any, messages: Messages, *, add_generation_prompt: bool) ->
         add_generation_prompt: end where the assistant is to speak.
 
     Raises:
+        ModelError: a message holds something other than text.
         Exception: whatever the template raises.
     """
-    given = [dict(m) for m in messages]
+    given = text_messages(messages)
 
     def render(conversation: list[dict[str, Any]]) -> str:
         return str(hub.apply_chat_template(conversation, add_generation_prompt=add_generation_prompt, tokenize=False))
@@ -77,18 +78,63 @@ def render_chat(hub: Any, messages: Messages, *, add_generation_prompt: bool) ->
         raise
 
 
-def messages_before(messages: Any, response: str | None = None) -> Messages | None:
+def content_text(content: Any) -> str:
+    """The text of a message's content: itself, or its parts joined, ``[{"type": "text", "text": ...}]``.
+
+    Raises:
+        ModelError: it is neither, or a part is no text.
+    """
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else ()
+    if parts and all(
+        isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts
+    ):
+        return "".join(part["text"] for part in parts)
+    raise ModelError(
+        "the content of a chat message must be a text, or parts that are all texts, [{'type': 'text', 'text': ...}]; got "
+        f"{content!r:.80}"
+    )
+
+
+def text_messages(messages: Messages) -> list[dict[str, Any]]:
+    """Messages whose content is text; one that calls tools may have none.
+
+    Raises:
+        ModelError: a content is no text.
+    """
+    silent = [m.get("content") is None and bool(m.get("tool_calls")) for m in messages]
+    return [
+        dict(m) if quiet else {**m, "content": content_text(m.get("content"))}
+        for m, quiet in zip(messages, silent, strict=True)
+    ]
+
+
+def messages_before(messages: Any, response: str | None = None, *, text: str | None = None) -> Messages | None:
     """The conversation that a response answers; None where there is none, and the prompt's text is to be taken.
 
     Args:
         messages: the column ``messages`` of the prompt, or None.
-        response: the response. Messages may end with it, as a conversation's do when it is scored; others that end with the
-            assistant are not this response's prompt.
+        response: the response. Messages may end with it, as a conversation's do when it is scored.
+        text: the prompt as one text. Messages that end with another turn of the assistant are not this response's prompt,
+            which is then the text alone: that must be something that the user says in them, and no transcript of several
+            turns, which a chat template would take for one turn of the user.
+
+    Raises:
+        ModelError: a content is no text, or messages end with the assistant's and the text is no turn of the user's.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return None
     if not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
         return None
-    if messages[-1]["role"] != "assistant":
-        return messages
-    return messages[:-1] if len(messages) > 1 and messages[-1]["content"] == response else None
+    talk = text_messages(messages)
+    if talk[-1]["role"] != "assistant":
+        return talk
+    if len(talk) > 1 and talk[-1]["content"] == response:
+        return talk[:-1]
+    if text is not None and any(m["role"] == "user" and m["content"] == text for m in talk):
+        return None
+    raise ModelError(
+        f"expected chat messages that end with the user's (or with the response itself), got messages that end with the "
+        f"assistant's {talk[-1]['content']!r:.80}: leave that turn out"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -32,7 +33,6 @@ from rlhf_gym.lm.networks import (
     cache_argument,
     check_causal,
     check_encoder_decoder,
-    checkpointed_layers,
     constants,
     decoder_start,
     fuse_gelu,
@@ -72,8 +72,8 @@ class LanguageModel:
 
     Args:
         model: a transformers causal language model.
-        tokenizer: its tokenizer, ours or a transformers one; it is told the model's number of logits and the ids that end its
-            responses.
+        tokenizer: its tokenizer, ours or a transformers one. Where it does not know the model's number of logits and the ids
+            that end its responses, the model has a copy that does, as its attribute ``tokenizer``.
         name: the name it was loaded from.
         chat_template: for a transformers tokenizer: ``"auto"``, ``"on"``, ``"off"`` or a file, as for :meth:`load`.
 
@@ -87,8 +87,6 @@ class LanguageModel:
             before the first decoder has checked.
         product_dtype: the dtype that products of matrices are rounded to (:mod:`rlhf_gym.lm.precision`); None is the
             weights' own.
-        gradient_checkpointing: True computes each layer's activations anew in the backward pass (Chen et al. 2016) in place of
-            keeping them: memory for one layer at a time, and about a third more time.
         adapter: the LoRA adapter (:func:`~rlhf_gym.lm.lora.adapted`), whose weights alone are trained; or None.
         base: the model without its adapter, on the same tensors; None for a model without an adapter.
 
@@ -119,7 +117,6 @@ class LanguageModel:
         self.tokenizer: Tokenizer = tokenizer
         self.slots_work: bool | None = None
         self.product_dtype: torch.dtype | None = None
-        self.gradient_checkpointing = False
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
         config = model.config.get_text_config()
@@ -143,7 +140,7 @@ class LanguageModel:
                     f"the tokenizer of {name!r} uses id {token} for {what}, but the model has {self.vocab_size} "
                     f"logits: tokenizer and model do not belong together"
                 )
-        fit_tokenizer(tokenizer, self.vocab_size, ends_of_model(model.config, model.generation_config))
+        self.tokenizer = fit_tokenizer(tokenizer, self.vocab_size, ends_of_model(model.config, model.generation_config))
 
     @classmethod
     def load(
@@ -203,15 +200,11 @@ class LanguageModel:
         device: torch.device = self.model.device
         return device
 
-    def running(self) -> torch.autocast:
-        """The context in which the network runs: it rounds products to :attr:`product_dtype`.
-
-        It also tells the layers whether to checkpoint. They do so in training mode, which nothing else of the network is in.
-        """
-        if self.gradient_checkpointing:
-            for layer in checkpointed_layers(self.model):
-                layer.training = torch.is_grad_enabled()
-        return torch.autocast(self.device.type, self.product_dtype, enabled=self.product_dtype is not None)
+    def running(self) -> AbstractContextManager[object]:
+        """The context in which the network runs: it rounds products to :attr:`product_dtype`."""
+        if self.product_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.product_dtype)
 
     def decoding_copy(self) -> LanguageModel:
         """The model for decoding: itself, or on the same tensors with the weights of products rounded once.
@@ -330,6 +323,14 @@ class LanguageModel:
         self.model.requires_grad_(True)
         for parameter in constants(self.model):
             parameter.requires_grad_(False)
+
+    def prompt_room(self, response_length: int) -> int:
+        """Most tokens of a prompt with a response of so many tokens; below 1 where there is no room for such a response."""
+        return self.context_length - response_length
+
+    def response_room(self, prompt_length: int) -> int:
+        """Most tokens of a response to a prompt of so many tokens."""
+        return self.context_length - prompt_length
 
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
         """Refuse a prompt and a response that do not fit in the context together.
@@ -520,6 +521,14 @@ class Seq2SeqModel(LanguageModel):
             logits: Tensor = head(hidden * scale)
         bias = getattr(self.model, "final_logits_bias", None)
         return (logits if bias is None else logits + bias).float()
+
+    def prompt_room(self, response_length: int) -> int:
+        """Most tokens of a prompt: the encoder's. See :meth:`LanguageModel.prompt_room`."""
+        return self.context_length - len(self._closing) if response_length <= self.context_length else 0
+
+    def response_room(self, prompt_length: int) -> int:
+        """Most tokens of a response: the decoder's, whatever the prompt."""
+        return self.context_length
 
     def check_fits(self, prompt_length: int, max_new_tokens: int) -> None:
         """Refuse a prompt that the encoder has no room for, or a response that the decoder has none for.

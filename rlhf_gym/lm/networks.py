@@ -109,28 +109,35 @@ def equal_but_for_rounding(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> b
     return ours.shape == exact.shape and torch.allclose(ours.float(), exact.float(), rtol=0, atol=largest)
 
 
-def checkpointed_layers(network: nn.Module) -> list[nn.Module]:
-    """The layers that transformers can checkpoint one by one; none in families without such layers."""
-    return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+def checkpoint_layers(network: nn.Module, on: bool) -> None:
+    """Have each layer compute its activations anew in the backward pass in place of keeping them (Chen et al. 2016).
 
-
-def checkpoint_layers(network: nn.Module) -> None:
-    """Have these layers compute their activations anew in the backward pass, where they are in training mode.
+    transformers' own switch works in training mode only, in which some layers drop units out.
 
     Args:
         network: a transformers model.
+        on: False undoes it.
 
     Raises:
-        ModelError: its family has no such layers.
+        ModelError: its family has no layers that can be run by themselves.
     """
-    layers: list[Any] = checkpointed_layers(network)
-    if not layers:
+    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if on and not layers:
         raise ModelError(
             f"gradient_checkpointing: transformers cannot checkpoint the layers of {type(network).__name__}; leave it off"
         )
     for layer in layers:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        own: Any = vars(layer)
+        if getattr(own.get("forward"), "func", None) is _computed_anew:
+            del own["forward"]
+        if on:
+            own["forward"] = partial(_computed_anew, layer.forward)
+
+
+def _computed_anew(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def trunk_of(network: PreTrainedModel) -> nn.Module:

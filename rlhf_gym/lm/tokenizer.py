@@ -5,6 +5,7 @@ Environments need token ids but no network, so nothing here loads a model.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -277,9 +278,10 @@ def encode_conversation(
         response: the response that follows; see :func:`~rlhf_gym.lm.chat_template.messages_before`.
 
     Raises:
-        ModelError: the chat template refuses the messages.
+        ModelError: the chat template refuses the messages, they hold something other than text, or they end with a turn of
+            the assistant that is not the response.
     """
-    asked = messages_before(messages, response) if getattr(tokenizer, "is_chat", False) else None
+    asked = messages_before(messages, response, text=text) if getattr(tokenizer, "is_chat", False) else None
     if asked is None:
         return tokenizer.encode_prompt(text)
     return list(tokenizer.encode_messages(asked))  # type: ignore[attr-defined]
@@ -348,25 +350,35 @@ def wrap_tokenizer(tokenizer: AnyTokenizer, name: str | None = None, *, chat_tem
     return HubTokenizer(tokenizer, name, max(size or 0, len(tokenizer)), ends=ends, chat_template=chat_template)
 
 
-def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int, ends: ModelEnds) -> None:
-    """Tell a tokenizer what its model says: the number of logits, and the ids that end responses.
+def fit_tokenizer(tokenizer: Tokenizer, vocab_size: int, ends: ModelEnds) -> Tokenizer:
+    """A tokenizer that knows what its model says: the number of logits, and the ids that end responses.
 
     Args:
-        tokenizer: the tokenizer, which is changed.
+        tokenizer: the tokenizer. It stays as it is, since environments and other models may hold it.
         vocab_size: number of logits.
         ends: the model's ends. Of those that the model's class has by default, a tokenizer that is not Hugging Face's has none.
+
+    Returns:
+        The tokenizer itself where it knows all that, else a shallow copy of it.
     """
-    if isinstance(tokenizer, HubTokenizer):
-        tokenizer.fit(vocab_size, ends)
+    own: Any = copy.copy(tokenizer)
+    _fit(own, vocab_size, ends)
+    known = ("vocab_size", "pad_id", "unused_ids", "eos_ids")
+    return tokenizer if all(getattr(own, a, ()) == getattr(tokenizer, a, ()) for a in known) else own
+
+
+def _fit(own: Any, vocab_size: int, ends: ModelEnds) -> None:
+    """:func:`fit_tokenizer`, in place."""
+    if isinstance(own, HubTokenizer):
+        own.fit(vocab_size, ends)
         return
-    own: Any = tokenizer
-    unused = [index for index in getattr(tokenizer, "unused_ids", ()) if index < vocab_size]
-    more = [end for end in ends.chosen if 0 <= end < vocab_size and end != tokenizer.pad_id]
-    if vocab_size > tokenizer.vocab_size or unused:
-        own.unused_ids = (*unused, *range(tokenizer.vocab_size, vocab_size))
+    unused = [index for index in getattr(own, "unused_ids", ()) if index < vocab_size]
+    more = [end for end in ends.chosen if 0 <= end < vocab_size and end != own.pad_id]
+    if vocab_size > own.vocab_size or unused:
+        own.unused_ids = (*unused, *range(own.vocab_size, vocab_size))
     if more:
-        own.eos_ids = tuple(dict.fromkeys((*end_ids(tokenizer), *more)))
-    tokenizer.vocab_size = vocab_size
+        own.eos_ids = tuple(dict.fromkeys((*end_ids(own), *more)))
+    own.vocab_size = vocab_size
 
 
 def _cut(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[list[int]]:

@@ -21,7 +21,8 @@ from rlhf_gym.loop.whole_files import write_json, write_text
 
 # What an iteration's line shows: the column of metrics.csv, its word on the line, its format.
 ON_THE_LINE = (
-    ("objective/scores", "proxy", "+z.2f"), ("gold", "gold", "+z.2f"), ("objective/kl", "KL", "z.2f"),
+    ("objective/scores", "proxy", "+z.2f"), ("gold", "gold", "+z.2f"), ("validation/gold", "validation gold", "+z.2f"),
+    ("objective/kl", "KL", "z.2f"),
     ("objective/entropy", "entropy", ".1f"), ("response_length", "length", ".1f"), ("loss/value_avg", "value loss", ".3f"),
     ("policy/clipfrac_avg", "clipped", ".1%"),
 )  # fmt: skip
@@ -147,9 +148,9 @@ class Refits(IterationCallback):
         if self._after is None or agent.iteration >= self._context.config.agent.iterations:
             return True
         run = self._context.run
-        seen = max((one["judgements"] for one in fits(run.round(self._number))), default=0)
+        seen = max((one["last"] for one in fits(run.round(self._number))), default=0)
         with FeedbackStore(run.store_file, read_only=True) as store:
-            new = store.count().current - seen
+            new = len(store.answers(to_learn=True, after=seen))
         if new >= self._after:
             self._context.progress.say(f"{new} new answers: fitting the reward model again")
             fit(self._context, self._number, iteration=agent.iteration)

@@ -27,6 +27,7 @@ RUN_DEFAULTS: Mapping[str, Any] = {"n_episodes": 64, "learning_rate_decay": "lin
 SET_ELSEWHERE = {
     "temperature": "sampling.temperature", "top_k": "sampling.top_k", "top_p": "sampling.top_p", "seed": "run.seed",
     "device": "model.device", "lora": "model.lora", "language_model": "model.name", "reference": "model.name",
+    "on_too_long": "task.on_too_long",
 }  # fmt: skip
 """Settings of agents that another section of the configuration sets."""
 

@@ -50,6 +50,11 @@ class TaskConfig:
         "longest call of the gold reward, in seconds; in a combination, of each reward; null sets no limit",
         above=0,
     )
+    prompt_order: Literal["random", "epochs"] = setting(
+        "random",
+        "the order of prompts in training: random draws them with replacement; in epochs all of them come, in random order, "
+        "before one comes again",
+    )
     max_new_tokens: int | None = setting(
         None, "longest response, in tokens; null takes the task's own limit", at_least=1
     )
@@ -57,6 +62,11 @@ class TaskConfig:
         None, "shortest response, in tokens: EOS is not sampled before; null takes the task's own limit", at_least=0
     )
     stop: tuple[str, ...] | None = setting(None, "texts that end a response; null takes the task's own")
+    on_too_long: Literal["refuse", "skip", "truncate"] = setting(
+        "refuse",
+        "if prompts are too long for the model's context: refuse ends the run before any work, skip leaves them out, truncate "
+        "cuts their beginning (of conversations the oldest turns); they are counted",
+    )
 
 
 @dataclass(frozen=True)
@@ -250,9 +260,35 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The evaluation: the tuned model against the reference, on held-out prompts."""
+    """The evaluation: the tuned model against the reference, on held-out prompts; and while the policy is trained."""
 
     prompts: int = setting(200, "most held-out prompts to use; both models answer each of them once", at_least=1)
+    every: int | None = setting(
+        None,
+        "iterations from one evaluation during training to the next, on validation prompts, which are neither trained on nor "
+        "held out; null evaluates at the end only",
+        at_least=1,
+    )
+    validation_prompts: int = setting(
+        64, "with `every`: validation prompts, taken from those to train on (at most half of them)", at_least=1
+    )
+    metric: str = setting(
+        "gold",
+        "with `every`: what makes a policy the best: gold, proxy, or another of the metrics validation/... that is better the "
+        "higher it is",
+    )
+    final: Literal["last", "best"] = setting(
+        "last",
+        "the policy that a round ends with: that of its last iteration, or with `every` that of the best evaluation",
+    )
+    stop_at: float | None = setting(
+        None, "with `every`: a round's training ends once `metric` has reached this; null sets no goal"
+    )
+    patience: int | None = setting(
+        None,
+        "with `every`: a round's training ends after so many evaluations in a row without a better one; null never ends it",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.agent_catalogue import find_agent, needs_more_than_settings
-from rlhf_gym.loop.config import AgentConfig, Config, PeopleConfig
+from rlhf_gym.loop.config import AgentConfig, Config, EvaluationConfig, PeopleConfig
 
 
 def check_config(config: Config) -> None:
@@ -15,6 +15,7 @@ def check_config(config: Config) -> None:
     """
     _check_agent(config.agent)
     _check_value_start(config)
+    _check_evaluation(config.evaluation)
     _check_people(config.people, asked=config.rater.name == "web" or config.people.share > 0)
     query_type, candidates = config.rater.query_type, config.sampling.candidates
     if query_type in ("thumbs", "edit") and config.rater.name == "web" and config.people.warm_up:
@@ -57,11 +58,29 @@ def _check_value_start(config: Config) -> None:
         raise ConfigError(
             "agent.value_start reward_model needs a reward model, and reward_model.enabled is false: give policy"
         )
+    if config.reward_model.settings["layers"] is not None:
+        raise ConfigError(
+            "agent.value_start reward_model needs the whole trunk: leave agent.value_start or reward_model.layers out"
+        )
     if config.model.lora:
         raise ConfigError("agent.value_start reward_model does not go with model.lora: leave one of them out")
     if config.agent.settings.get("value_network", "separate") != "separate":
         raise ConfigError(
             "agent.value_start reward_model needs a value network of its own: give agent.value_network separate"
+        )
+
+
+def _check_evaluation(evaluation: EvaluationConfig) -> None:
+    if evaluation.every is not None:
+        return
+    given = {
+        "final best": evaluation.final == "best",
+        "stop_at": evaluation.stop_at is not None,
+        "patience": evaluation.patience,
+    }
+    if needing := [f"evaluation.{name}" for name, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"{' and '.join(needing)} need an evaluation during training: give evaluation.every, in iterations"
         )
 
 

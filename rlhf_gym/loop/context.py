@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Protocol
@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from rlhf_gym.errors import ConfigError, ModelError, TaskError
+from rlhf_gym.agents.common.given_pairs import encoded_pairs
+from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
@@ -23,7 +24,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of
+from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -31,7 +32,7 @@ from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.text import shorten
+from rlhf_gym.tasks.too_long import TooLong, fit_task
 
 REWARD_STATE = "reward_state.json"
 """The states of rewards that learn, after a round's training."""
@@ -69,6 +70,8 @@ class RunContext:
         gold: the gold reward: what the simulated rater prefers by, and what the evaluation measures.
         reference: the language model as it was given, frozen.
         people: the rater who stands for the people on the run's rating page; None if the run serves no page.
+        too_long: the texts that exceed the model's context or a limit, and what was done with them.
+        validation: prompts of the evaluation during training, which are neither trained on nor held out.
     """
 
     config: Config
@@ -78,6 +81,8 @@ class RunContext:
     gold: Reward
     reference: LanguageModel
     people: Rater | None = None
+    too_long: list[TooLong] = field(default_factory=list)
+    validation: tuple[Prompt, ...] = ()
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
@@ -100,26 +105,18 @@ class RunContext:
             check_rater(config.rater)
         if needs_targets(config.agent):
             target_pairs(task, config.agent.target_column)
-        context = cls(config, run, progress, task, gold, load_reference(config))
-        context.check_prompts([*task.prompts, *task.held_out])
+        reference = load_reference(config)
+        task, too_long = fit_task(task, reference, config.task.on_too_long)
+        validation: list[Prompt] = []
+        if config.evaluation.every is not None:
+            task, validation = with_validation(task, config.evaluation.validation_prompts)
+        context = cls(config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation))
+        if needs_targets(config.agent):
+            pairs = target_pairs(task, config.agent.target_column)
+            too_long += encoded_pairs(pairs, reference, context.limits, config.task.on_too_long)[1]
+        for found in too_long:
+            progress.say(str(found))
         return context
-
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Check that every prompt leaves room for a response in the model's context.
-
-        Raises:
-            TaskError: a prompt is too long; the message names it.
-        """
-        room = self.reference.context_length - self.task.max_new_tokens
-        for prompt in prompts:
-            length = len(self.prompt_ids(prompt))
-            if length > room:
-                raise TaskError(
-                    f"the prompt {shorten(prompt.text)} has {length} tokens; with responses of up to "
-                    f"{self.task.max_new_tokens} tokens, {self.reference.name!r} (context of "
-                    f"{self.reference.context_length}) takes prompts of at most {max(room, 0)}. Shorten it, leave it out, or "
-                    "lower task.max_new_tokens"
-                )
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model starts a response to this prompt from."""

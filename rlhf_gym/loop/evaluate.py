@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, Scores, score
+from rlhf_gym.text import distinct_2
 
 
 def evaluate(context: RunContext, number: int) -> None:
@@ -138,16 +138,6 @@ def _log_probs(
         model, ids, [g.ids for g in generations], sampling, context.limits,
         tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
     )  # fmt: skip
-
-
-def distinct_2(texts: Sequence[str]) -> float:
-    """Distinct word bigrams over all bigrams, of all texts together; NaN if there is none.
-
-    >>> distinct_2(["so good so good", "so good"])
-    0.5
-    """
-    pairs = [pair for words in map(str.split, texts) for pair in pairwise(words)]
-    return len(set(pairs)) / len(pairs) if pairs else math.nan
 
 
 def _standard_error(values: Scores) -> float:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from rlhf_gym.lm.networks import cache_argument, checkpoint_layers
 from rlhf_gym.lm.precision import product_dtype
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.traced_memory import LiveBytes, traced_memory
+from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import Config
 
 LOGIT_COPIES = 4
@@ -58,6 +58,23 @@ class MemoryPlan:
     def peak(self) -> int:
         """The most bytes at once, the reserve included."""
         return int((1 + RESERVE) * (self.libraries + max(self.phases.values())))
+
+
+class _NoTokens:
+    """A tokenizer of no text: a plan needs lengths alone."""
+
+    name = "plan"
+    vocab_size = eos_id = pad_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        """No ids."""
+        return []
+
+    encode_prompt = encode
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """No text."""
+        return ""
 
 
 class _Outline(LanguageModel):
@@ -160,7 +177,9 @@ class _Training:
         if lora is not None:
             adapt(base, lora)
         self.hold("adapter")
-        self.reference = base if lora is not None else self.model()
+        self.reference: LanguageModel | None = None
+        if find_agent(config.agent.name).Settings.needs_reference(self.settings):
+            self.reference = base if lora is not None else self.model()
         self.hold("reference")
         self.value: LanguageModel | None = None
         if self.settings.get("value_network") == "separate":
@@ -173,8 +192,7 @@ class _Training:
         self.hold("reward model")
         if self.settings["gradient_checkpointing"]:
             for model in filter(None, (self.policy, self.value)):
-                checkpoint_layers(model.model)
-                model.gradient_checkpointing = True
+                checkpoint_layers(model.model, True)
         self.weights = [
             p for m in filter(None, (self.policy, self.value)) for p in m.model.parameters() if p.requires_grad
         ]
@@ -189,8 +207,7 @@ class _Training:
         settings = self.config.model
         auto: Any = AutoModelForCausalLM
         network = auto.from_config(self.network_config, dtype=DTYPES[settings.dtype])
-        ids: Any = SimpleNamespace(eos_id=0, pad_id=0, vocab_size=0)
-        model = _Outline(network, ids, settings.name)
+        model = _Outline(network, _NoTokens(), settings.name)
         dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
         model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
         return model
@@ -203,11 +220,10 @@ class _Training:
 
     def plan(self, libraries: int) -> MemoryPlan:
         """Run the phases, one after the other."""
-        phases = {
-            "generation": self.generation(),
-            "reference": self.live.peak_of(self.reference_pass),
-            "learning": self.live.peak_of(self.learning),
-        }
+        phases = {"generation": self.generation()}
+        if self.reference is not None:
+            phases["reference"] = self.live.peak_of(self.reference_pass)
+        phases["learning"] = self.live.peak_of(self.learning)
         trainable = sum(p.numel() for p in self.weights)
         return MemoryPlan(self.parameters, trainable, libraries, self.held, phases)
 
@@ -235,6 +251,7 @@ class _Training:
     @torch.no_grad()
     def reference_pass(self) -> None:
         """Log-probabilities of a micro-batch."""
+        assert self.reference is not None
         self.log_probs(self.reference, self.rows())
 
     def learning(self) -> None:

@@ -7,16 +7,18 @@ machine       |fit|train|fit|train|fit|train|
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.preferences import preferences_of
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.whole_files import write_json, write_text
-from rlhf_gym.reward_model import FitConfig, RewardModel
+from rlhf_gym.reward_model import FitConfig, RewardModel, ratings_of
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.tasks.samples import Prompt
 
@@ -42,22 +44,30 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
         FeedbackError: no judgement prefers one response to another.
     """
     with FeedbackStore(context.run.store_file, read_only=True) as store:
-        judgements = store.count().current  # counted first: an answer that comes meanwhile counts as new next time
-        preferences = store.preferences()
+        last = store.last_number()  # first: an answer that comes meanwhile counts as new next time
+        judgements = store.count().current
+        answers = store.answers(to_learn=True)
+    preferences = preferences_of(answers)
     if all(p.tie for p in preferences):
         raise FeedbackError(
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
             "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
     config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
-    model = RewardModel(context.reference.frozen_copy(), seed=config.seed)
+    trunk = context.reference.frozen_copy()
+    readout = config.readout(trunk)
+    if context.config.agent.value_start == "reward_model":
+        readout = replace(readout, layers=None)  # the value network starts from the whole trunk
+    model = RewardModel(trunk, readout=readout, seed=config.seed)
     title = f"round {number} reward model"
     with context.progress.stage(title, 0) as bar:
         result = fit_reward_model(
             model,
             preferences,
             config,
+            ratings=ratings_of(answers),
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
+            on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )
         prompts, responses = _reference_samples(context, number)
         model.normalise([p.text for p in prompts], responses, [p.columns.get("messages") for p in prompts])
@@ -65,17 +75,17 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     model.save(context.run.reward_model(number))
     metrics = result.as_dict()
     write_json(folder / "reward_model.json", metrics)
-    line = {"iteration": iteration, "judgements": judgements, **{name: metrics[name] for name in _KEPT}}
+    line = {"iteration": iteration, "judgements": judgements, "last": last, **{name: metrics[name] for name in _KEPT}}
     earlier = [fit for fit in fits(folder) if fit["iteration"] < iteration]
     write_text(folder / FITS_FILE, "".join(f"{json.dumps(row)}\n" for row in [*earlier, line]))
     context.progress.say(
         f"{title}: accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.n_validation} held-out comparisons, "
-        f"calibration error {result.ece:.3f}, fitted on {result.n_train}"
+        f"calibration error {result.ece:.3f} (chance alone {result.ece_floor:.3f}), fitted on {result.n_train}"
     )
 
 
 def fits(folder: Path) -> list[dict[str, Any]]:
-    """The fits of a round so far: ``iteration``, ``judgements``, ``accuracy`` and the like of each."""
+    """The fits of a round so far: ``iteration``, ``judgements``, the ``last`` one's number, ``accuracy`` and the like."""
     file = folder / FITS_FILE
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 

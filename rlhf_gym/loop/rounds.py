@@ -65,6 +65,8 @@ def run_loop(
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
     context = RunContext.of(config, run, progress)
     with run.open(config, resume=resume), ExitStack() as stack:
+        if context.too_long:
+            write_json(run.too_long_file, [found.as_json() for found in context.too_long])
         if config.asks_people and page is not None:
             context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
         for number in range(1, config.run.rounds + 1):

@@ -5,6 +5,7 @@
 ``versions.json``                       versions of Python and of the packages, start and duration of the run
 ``feedback.sqlite``                     queries and judgements
 ``feedback.sqlite-links.json``          with people: the links that the page printed, for you alone
+``too_long.json``                       prompts and responses that were too long, where there are any: how many, what was done
 ``metrics.csv``                         a row for each iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the reward model, and its accuracy and calibration
@@ -12,6 +13,10 @@
 ``round-N/agent.json``                  the agent's class and all its settings
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
+``round-N/training.json``               how training ended: why, if early; the iteration whose policy the round ends with
+``round-N/validation.jsonl``            with ``evaluation.every``: the evaluations during training
+``round-N/best.zip``                    likewise: the checkpoint of the best one
+``round-N/divergence-ITERATION.zip``    where training diverged: the batch that did it
 ``round-N/agent_seconds.json``          seconds of the iterations up to that checkpoint, by phase
 ``round-N/reward_state.json``           with rewards that learn: their states after training
 ``round-N/policy/``                     the tuned model, as transformers saves one
@@ -35,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.places import STORE_FILE
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
 from rlhf_gym.loop.config_values import to_yaml
@@ -76,6 +82,11 @@ class RunDirectory:
         return self.path / "versions.json"
 
     @property
+    def too_long_file(self) -> Path:
+        """The counts of texts that were too long for the model; missing where none was."""
+        return self.path / "too_long.json"
+
+    @property
     def metrics_file(self) -> Path:
         """The table of metrics: a row for each iteration."""
         return self.path / "metrics.csv"
@@ -83,7 +94,7 @@ class RunDirectory:
     @property
     def store_file(self) -> Path:
         """The feedback store."""
-        return self.path / "feedback.sqlite"
+        return self.path / STORE_FILE
 
     @property
     def evaluation_file(self) -> Path:
@@ -139,8 +150,8 @@ class RunDirectory:
             self._check_same(config, resume)
         elif self.path.is_dir():
             # A store without a run: answers that were imported before the run begins with them.
-            ours = ("versions.json", *(f"{self.store_file.name}{end}" for end in ("", "-wal", "-shm")))
-            others = [p.name for p in self.path.iterdir() if p.name[0] != "." and p.name not in ours]
+            ours = ("versions.json", STORE_FILE)  # beside the store lie its journal and the links to its page
+            others = [p.name for p in self.path.iterdir() if p.name[0] != "." and not p.name.startswith(ours)]
             if others:
                 raise ConfigError(
                     f"{self.path} is not a run directory and not empty (it holds {others[0]!r}); give another --out"

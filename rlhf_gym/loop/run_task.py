@@ -91,9 +91,24 @@ def target_pairs(task: Task, column: str) -> list[tuple[str | Messages, str]]:
                 f"columns: {known}); give agent.target_column, or prompts with such a column: --prompts FILE"
             )
     return [
-        (messages_before(prompt.columns.get("messages")) or prompt.text, prompt.columns[column])
+        (messages_before(prompt.columns.get("messages"), text=prompt.text) or prompt.text, prompt.columns[column])
         for prompt in task.prompts
     ]
+
+
+def with_validation(task: Task, number: int) -> tuple[Task, list[Prompt]]:
+    """Take validation prompts from those to train on; no text stays in both parts.
+
+    Args:
+        task: the run's task.
+        number: validation prompts; at most half of the different texts are taken.
+
+    Returns:
+        The task without them, and the validation prompts, each text once.
+    """
+    texts = len({p.text for p in task.prompts})
+    train, taken = split_prompts(task.prompts, min(number / texts, 0.5), f"task {task.name!r}")
+    return replace(task, prompts=train), list({p.text: p for p in taken}.values())
 
 
 def split_prompts(prompts: Sequence[Prompt], fraction: float, source: str) -> tuple[list[Prompt], list[Prompt]]:

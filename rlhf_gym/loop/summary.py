@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.loop.config_file import Settings
+from rlhf_gym.loop.report.run_data import ending
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.sections import keys
 from rlhf_gym.loop.whole_files import read_json
@@ -35,7 +36,10 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
         f"{len(run.finished_rounds())} of {_setting(settings, 'run', 'rounds')} rounds trained, "
         f"{_duration(run.seconds())} of work",
     ]
+    lines += [found["in_words"] for found in read_json(run.too_long_file) or []]
     for number in run.finished_rounds():
+        if sentence := ending(number, read_json(run.path / f"round-{number}" / "training.json") or {}):
+            lines.append(sentence)
         fitted = read_json(run.path / f"round-{number}" / "reward_model.json")
         if fitted:
             lines.append(

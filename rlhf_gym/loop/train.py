@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from rlhf_gym.agents import TokenAlgorithm
-from rlhf_gym.envs import make_sb3_env
-from rlhf_gym.errors import TrainingStopped
+from rlhf_gym.agents import SaveDivergence, TokenAlgorithm, Validation
+from rlhf_gym.envs import TokenVecEnv, make_sb3_env
+from rlhf_gym.errors import TextsTooLong, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
@@ -21,10 +22,18 @@ from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.loop.whole_files import read_json, whole_folder, write_json
 
 ADAPTER_FOLDER = "adapter"
+BEST = "best.zip"
+"""The checkpoint of a round's best evaluation during training."""
+VALIDATION_FILE = "validation.jsonl"
+TRAINING_FILE = "training.json"
+"""How a round's training ended: the reason if it was early, and the iteration whose policy the round ends with."""
 
 
 def train(context: RunContext, number: int) -> None:
     """Write ``round-N/agent.json`` and ``policy/``, rows of ``metrics.csv``, and ``agent.zip`` every few iterations.
+
+    With ``evaluation.every``, also ``validation.jsonl`` and ``best.zip``; how training ended is in ``training.json``. A batch
+    at which it diverges is written as ``divergence-ITERATION.zip``.
 
     In every round, KL is measured from the model as it was given: the metrics report the KL of all rounds together.
 
@@ -39,16 +48,20 @@ def train(context: RunContext, number: int) -> None:
     table = MetricsTable(context.run.metrics_file)
     context.restore_reward_state(number - 1)
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
-    agent = make_agent(context, number, table, reward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextsTooLong)  # the run has said it at its start
+        agent = make_agent(context, number, table, reward)
     title = type(agent).__name__
     write_json(folder / "agent.json", {"class": title, **agent.settings.as_json()})
     logger = make_logger(context.run, context.config, table)
     agent.set_logger(logger)
+    validation = make_validation(context, number, reward)
     try:
         with context.progress.stage(f"round {number} {title}", iterations) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainingStopped)  # ProgressLines says it
             bar.update(agent.iteration)
             after_iteration: list[BaseCallback] = [
+                SaveDivergence(folder), *([] if validation is None else [validation]),
                 ProgressLines(context, number, table, bar), RunCompletions(context, number, agent.iteration, logger),
                 Checkpoints(context, number, table), Refits(context, number, reward),
             ]  # fmt: skip
@@ -57,11 +70,40 @@ def train(context: RunContext, number: int) -> None:
     finally:
         logger.close()
     context.save_reward_state(number)
+    model, iteration, best = agent.policy.language_model, agent.iteration, None
+    if validation is not None:
+        validation.go_on_after(iteration)
+        best = validation.best_evaluation
+    if best is not None and context.config.evaluation.final == "best":
+        chosen = _load(context, folder / BEST, None)
+        model, iteration = chosen.policy.language_model, chosen.iteration
+    write_json(folder / TRAINING_FILE, {
+        "iterations": agent.iteration, "stopped": agent.stopped, "final": context.config.evaluation.final,
+        "policy_of": iteration, "metric": context.config.evaluation.metric, "best": best,
+    })  # fmt: skip
     with whole_folder(context.run.policy(number)) as target:
-        agent.policy.language_model.save(target)
-    if agent.policy.language_model.adapter is not None:
+        model.save(target)
+    if model.adapter is not None:
         with whole_folder(folder / ADAPTER_FOLDER) as target:
-            save_adapter(agent.policy.language_model, target)
+            save_adapter(model, target)
+
+
+def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> Validation | None:
+    """The callback that evaluates during a round's training; None where the configuration wants none.
+
+    Args:
+        context: the run.
+        number: the round, from 1.
+        reward: the reward that the agent is trained against, with the gold reward and the task's metrics.
+    """
+    wanted, folder = context.config.evaluation, context.run.round(number)
+    if wanted.every is None:
+        return None
+    return Validation(
+        context.validation, reward=reward, every=wanted.every, metric=wanted.metric, best=folder / BEST,
+        history=folder / VALIDATION_FILE, stop_at=wanted.stop_at, patience=wanted.patience,
+        batch_size=context.config.sampling.batch_size, seed=context.seed(0, "evaluate"),
+    )  # fmt: skip
 
 
 def make_agent(context: RunContext, number: int, table: MetricsTable, reward: ProxyAndGold) -> TokenAlgorithm:
@@ -74,15 +116,15 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
         reward: the reward that the agent is trained against.
     """
     config = context.config.agent
-    env = make_sb3_env(config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward)
+    env = make_sb3_env(
+        config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,
+        prompt_order=context.config.task.prompt_order,
+    )  # fmt: skip
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
-    given: dict[str, Any] = {"reference": context.reference}
-    if needs_targets(config):
-        given["data"] = target_pairs(context.task, config.target_column)
+    given = _given(context)
     if checkpoint.exists():
-        base = {"language_model": context.reference} if context.config.model.lora else {}
-        resumed: TokenAlgorithm = cls.load(checkpoint, env=env, device=device, **base, **given)
+        resumed = _load(context, checkpoint, env)
         table.keep_until(number, resumed.iteration)
         table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
         return resumed
@@ -97,6 +139,25 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
     table.keep_until(number, 0)
     agent.num_timesteps = table.timesteps()  # timesteps count on from round to round
     return agent
+
+
+def _given(context: RunContext) -> dict[str, Any]:
+    """The arguments of the agent that are no settings of a run."""
+    config = context.config.agent
+    needed = find_agent(config.name).Settings.needs_reference(config.settings)
+    given: dict[str, Any] = {"reference": context.reference} if needed else {}
+    if needs_targets(context.config.agent):
+        given["data"] = target_pairs(context.task, context.config.agent.target_column)
+        if "on_too_long" in find_agent(context.config.agent.name).Settings.names():
+            given["on_too_long"] = context.config.task.on_too_long
+    return given
+
+
+def _load(context: RunContext, checkpoint: Path, env: TokenVecEnv | None) -> TokenAlgorithm:
+    """An agent from one of the run's checkpoints."""
+    base = context.reference if context.config.model.lora else None
+    cls, device = find_agent(context.config.agent.name), str(context.reference.device)
+    return cls.load(checkpoint, env=env, device=device, language_model=base, **_given(context))
 
 
 def _trainable(context: RunContext, number: int) -> LanguageModel:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore
@@ -13,6 +14,7 @@ from rlhf_gym.raters.function import RaterFunction, as_rater
 
 # Seconds between two looks at raters who answer when they answer; also how often progress is reported.
 _POLL = 0.5
+_LOOK = 1.0  # seconds between two looks at what was withdrawn meanwhile
 
 
 def ask(
@@ -26,7 +28,7 @@ def ask(
     """Store queries, have a rater answer those it has not answered yet, and store every answer as it comes.
 
     To resume, call it again with the same queries: stored answers are neither requested nor stored twice. A query that was
-    withdrawn, before or meanwhile, is not waited for.
+    withdrawn, before or meanwhile, is not waited for. Where an answer was withdrawn before, the rater is asked again.
 
     Args:
         rater: answers the queries: a rater, or a function as :class:`~rlhf_gym.raters.function.FunctionRater` takes it.
@@ -45,12 +47,12 @@ def ask(
     """
     rater = as_rater(rater)
     store.add_queries(queries)
-    withdrawn = store.withdrawn_queries()
+    withdrawn, gone = store.withdrawn_queries(), store.withdrawn_judgements()
     asked = {query.id: query for query in queries if query.id not in withdrawn}
     answered = _answered(rater, asked, store)
     with explained(rater):
         tickets = rater.submit([query for query_id, query in asked.items() if query_id not in answered])
-    total, seen, new = len(asked), set[str](), 0
+    total, seen, new, looked = len(asked), set[str](), 0, time.monotonic()
     if on_progress:
         on_progress(len(answered), total)
     # Less a hair, so that 0.7 of 10 queries are 7.
@@ -59,21 +61,34 @@ def ask(
             with explained(rater):
                 judgements = rater.collect(tickets, timeout=_POLL)
         except RaterError as error:
-            store.add_judgements(error.judgements)
+            store.add_judgements([_anew(judgement, gone) for judgement in error.judgements])
             raise
         if not judgements:
-            withdrawn = store.withdrawn_queries()
+            if time.monotonic() - looked >= _LOOK:
+                looked, withdrawn = time.monotonic(), store.withdrawn_queries()
             tickets = [ticket for ticket in tickets if ticket.query_id not in withdrawn]
             if on_progress:
                 on_progress(total - len({ticket.query_id for ticket in tickets}), total)
             time.sleep(0.01)  # for a rater that does not wait itself
             continue
-        new += store.add_judgements(judgements)
+        new += store.add_judgements([_anew(judgement, gone) for judgement in judgements])
         tickets = _still_open(tickets, [judgement for judgement in judgements if judgement.id not in seen])
         seen.update(judgement.id for judgement in judgements)
         if on_progress:
             on_progress(total - len({ticket.query_id for ticket in tickets}), total)
     return new
+
+
+def _anew(judgement: Judgement, gone: Collection[str]) -> Judgement:
+    """An answer in place of the withdrawn one that has its id, if there is one.
+
+    Args:
+        judgement: the answer.
+        gone: the ids of withdrawn answers.
+    """
+    while judgement.id in gone:
+        judgement = replace(judgement, id="", supersedes=judgement.id)
+    return judgement
 
 
 def signed_by(signature: str, name: str) -> bool:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_transcript
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.reward_model.ratings import Rating
+
+Text = tuple[str, str]
+"""A prompt and a response."""
+Item = Preference | Rating
+"""What one rater says of two responses, or of one."""
+ItemT = TypeVar("ItemT", Preference, Rating, Item)
 
 
-def split_by_prompt(
-    preferences: Sequence[Preference], share: float, seed: int
-) -> tuple[list[Preference], list[Preference]]:
+def split_by_prompt(preferences: Sequence[ItemT], share: float, seed: int) -> tuple[list[ItemT], list[ItemT]]:
     """Training and validation preferences, no prompt on both sides.
 
-    Comparisons of one prompt share their responses, so a random split would test on what was trained on.
+    Comparisons of one prompt share their responses, so a random split would test on what was trained on. Dialogues that begin
+    with the same turn count as one prompt: data sets hold several stages of a dialogue.
 
     Args:
-        preferences: all of them.
+        preferences: all of them; or ratings.
         share: share of the *prompts*, in (0, 1), that is held out; at least one prompt is, and at least one is not.
         seed: seed of the draw of prompts; the preferences' order does not matter.
 
     Raises:
         FeedbackError: fewer than two prompts.
     """
-    prompts = sorted({p.prompt for p in preferences})
+    prompts = sorted({first_turn(p.prompt) for p in preferences})
     if len(prompts) < 2:
         raise FeedbackError(
             f"a reward model needs preferences on at least 2 prompts (one is held out), got {len(preferences)} on "
@@ -35,22 +44,34 @@ def split_by_prompt(
     order = np.random.default_rng(seed).permutation(len(prompts))
     number = min(max(1, round(share * len(prompts))), len(prompts) - 1)
     held = {prompts[i] for i in order[:number]}
-    return [p for p in preferences if p.prompt not in held], [p for p in preferences if p.prompt in held]
+    train = [p for p in preferences if first_turn(p.prompt) not in held]
+    return train, [p for p in preferences if first_turn(p.prompt) in held]
+
+
+def first_turn(prompt: str) -> str:
+    r"""A transcript up to its first ``Assistant:``; any other prompt as it is.
+
+    >>> first_turn("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant:")
+    '\n\nHuman: Hi'
+    """
+    return prompt.partition(ASSISTANT)[0] if is_transcript(prompt) else prompt
 
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Comparisons that go through the network in one pass, each distinct sequence once.
+    """Comparisons (or ratings) that go through the network in one pass, each distinct sequence once.
 
     Attributes:
         sequences: ``S`` encoded sequences.
+        items: ``[N]``, the comparisons; or ratings, of which ``chosen`` and ``rejected`` are both the one response.
         chosen: ``[N]``, for each comparison the place of its chosen sequence in ``sequences``.
         rejected: ``[N]``, likewise.
         tie: ``[N]``, True for ties.
         margin: ``[N]``, the rater's margin; 0 where none was given, and for ties.
     """
 
-    sequences: list[list[int]]
+    sequences: Sequence[Sequence[int]]
+    items: Sequence[Item]
     chosen: list[int]
     rejected: list[int]
     tie: list[bool]
@@ -61,28 +82,27 @@ class Comparisons:
 
 
 class ComparisonSet:
-    """Encoded preferences, from which minibatches are drawn.
+    """Encoded preferences, or ratings, from which minibatches are drawn.
 
     All comparisons of one query stay together: a ranking of ``k`` responses is ``k (k - 1) / 2`` comparisons but only
     ``k`` sequences, and taken apart it overfits within one epoch (Ouyang et al. 2022, section 3.5).
 
     Args:
-        preferences: at least one.
-        encode: maps a prompt, a response and the prompt's messages (or None) to ids; called once for each distinct pair.
+        items: at least one.
+        encode: maps a prompt and a response to ids; called once for each distinct pair.
     """
 
-    def __init__(self, preferences: Sequence[Preference], encode: Callable[..., list[int]]) -> None:
-        self.preferences = list(preferences)
-        texts = {(p.prompt, response): p.messages for p in preferences for response in (p.chosen, p.rejected)}
-        self._encoded = {text: encode(*text, messages) for text, messages in texts.items()}
+    def __init__(self, items: Sequence[Item], encode: Callable[[str, str], Sequence[int]]) -> None:
+        self.items = list(items)
+        self._encoded = {text: encode(*text) for text in texts_of(items)}
         groups: dict[tuple[str, str | int], list[int]] = {}
-        for i, p in enumerate(self.preferences):
+        for i, p in enumerate(self.items):
             groups.setdefault((p.prompt, p.query_id or i), []).append(i)
         self._groups = list(groups.values())
         self._lengths = [max(max(map(len, self._pair(i))) for i in group) for group in self._groups]
 
     def __len__(self) -> int:
-        return len(self.preferences)
+        return len(self.items)
 
     def minibatches(self, size: int, tokens: int, rng: np.random.Generator) -> list[list[Comparisons]]:
         """One epoch in random order.
@@ -122,19 +142,34 @@ class ComparisonSet:
             sequences += own
         return [self._compare(rows) for rows in parts]
 
-    def _pair(self, i: int) -> tuple[list[int], list[int]]:
-        p = self.preferences[i]
-        return self._encoded[p.prompt, p.chosen], self._encoded[p.prompt, p.rejected]
+    def _pair(self, i: int) -> tuple[Sequence[int], Sequence[int]]:
+        one, other = _sides(self.items[i])
+        return self._encoded[one], self._encoded[other]
 
     def _compare(self, rows: list[int]) -> Comparisons:
-        chosen = [(self.preferences[i].prompt, self.preferences[i].chosen) for i in rows]
-        rejected = [(self.preferences[i].prompt, self.preferences[i].rejected) for i in rows]
-        place = {text: number for number, text in enumerate(dict.fromkeys(chosen + rejected))}
-        tie = [self.preferences[i].tie for i in rows]
+        items = [self.items[i] for i in rows]
+        sides = [_sides(item) for item in items]
+        place = {
+            text: number for number, text in enumerate(dict.fromkeys([*(a for a, _ in sides), *(b for _, b in sides)]))
+        }
+        tie = [isinstance(item, Preference) and item.tie for item in items]
+        margins = [item.margin if isinstance(item, Preference) else None for item in items]
         return Comparisons(
             sequences=[self._encoded[text] for text in place],
-            chosen=[place[text] for text in chosen],
-            rejected=[place[text] for text in rejected],
+            items=items,
+            chosen=[place[one] for one, _ in sides],
+            rejected=[place[other] for _, other in sides],
             tie=tie,
-            margin=[0.0 if t else self.preferences[i].margin or 0.0 for i, t in zip(rows, tie, strict=True)],
+            margin=[0.0 if t else margin or 0.0 for margin, t in zip(margins, tie, strict=True)],
         )
+
+
+def texts_of(items: Iterable[Item]) -> dict[Text, Messages | None]:
+    """The different texts of preferences or ratings, each prompt with each of its responses; and its chat messages, if any."""
+    return {text: item.messages for item in items for text in _sides(item)}
+
+
+def _sides(item: Item) -> tuple[Text, Text]:
+    if isinstance(item, Rating):
+        return (item.prompt, item.response), (item.prompt, item.response)
+    return (item.prompt, item.chosen), (item.prompt, item.rejected)

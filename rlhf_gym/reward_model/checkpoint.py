@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import AnyTokenizer
+from rlhf_gym.reward_model.readout import Readout
 
 FORMAT = 1
 PROBE_LENGTH = 8
@@ -38,6 +39,7 @@ class SavedRewardModel:
         gain: multiplies raw scores.
         bias: added after that.
         probe: the raw score of :func:`probe_ids`.
+        readout: the layers that are run (the trunk is cut to them) and the tokens that are read.
     """
 
     language_model: LanguageModel
@@ -45,6 +47,7 @@ class SavedRewardModel:
     gain: float
     bias: float
     probe: float
+    readout: Readout
 
 
 def probe_ids(vocab_size: int) -> list[int]:
@@ -75,6 +78,7 @@ def write_folder(saved: SavedRewardModel, path: Path | str) -> None:
         "gain": saved.gain,
         "bias": saved.bias,
         "probe": saved.probe,
+        "readout": asdict(saved.readout),
     }
     head = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.head.items()}
     folder: Path | None = None
@@ -128,7 +132,8 @@ def read_folder(
                 f"the files in {path} do not belong together: its language model has {what} {found}, reward_model.json "
                 f"says {data.get(what)}"
             )
-    return SavedRewardModel(lm, head, float(data["gain"]), float(data["bias"]), float(data["probe"]))
+    gain, bias, probe = (float(data[name]) for name in ("gain", "bias", "probe"))
+    return SavedRewardModel(lm, head, gain, bias, probe, Readout(**data.get("readout", {})))
 
 
 def check_head(path: Path | str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

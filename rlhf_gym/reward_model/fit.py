@@ -1,83 +1,30 @@
-"""Fits a reward model to preferences: Bradley-Terry, AdamW, early stopping on prompts that are held out."""
+"""Fits a reward model to preferences or ratings: AdamW, early stopping on prompts that are held out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlhf_gym.errors import ConfigError, FeedbackError, TrainingError
+from rlhf_gym.errors import FeedbackError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.lm.networks import constants
-from rlhf_gym.ranges import bounds_in_words, bounds_of, is_within, setting
-from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, split_by_prompt
+from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, Item, first_turn, split_by_prompt, texts_of
 from rlhf_gym.reward_model.evaluation import FitResult, evaluate
-from rlhf_gym.reward_model.losses import bradley_terry_loss
+from rlhf_gym.reward_model.features import Features
+from rlhf_gym.reward_model.fit_config import EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD, RATING_LOSSES, FitConfig
 from rlhf_gym.reward_model.model import RewardModel
+from rlhf_gym.reward_model.objective import Objective
+from rlhf_gym.reward_model.ratings import Rating
+from rlhf_gym.reward_model.trained_part import HeadOnFeatures, TrainedPart, TrunkAndHead
 
 OnProgress = Callable[[int, int, float], None]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """Settings of a fit; each field's metadata holds its help and its range, and so does ``rlhf-gym config``.
-
-    The defaults suit trunks of a few million parameters. Larger ones want a lower learning rate (1e-5 from 100 million
-    on). One epoch, as in Ouyang et al. 2022: on the embedded model a second one fitted the raters' noise.
-
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    learning_rate: float = setting(
-        1e-3,
-        "AdamW's peak for the trunk, after a warm-up over a tenth of the comparisons, then linear to 0; models of 100M "
-        "parameters and more want less: 1e-5",
-        above=0,
-    )
-    head_learning_rate: float | None = setting(None, "AdamW's peak for the head; null takes learning_rate", above=0)
-    epochs: int = setting(
-        1, "most passes over the preferences; the one with the lowest validation loss is kept", at_least=1
-    )
-    patience: int | None = setting(
-        1, "stop after this many epochs without a lower validation loss; null never stops early", at_least=1
-    )
-    batch_size: int = setting(32, "comparisons a step", at_least=1)
-    tokens_per_batch: int = setting(
-        8192, "most padded tokens of one forward pass; changes memory and speed, not the result", at_least=1
-    )
-    weight_decay: float = setting(0.01, "AdamW's weight decay; not on biases and norms", at_least=0)
-    margin_scale: float = setting(
-        0.0,
-        "multiplies the raters' margins in the loss; 0 leaves them out (each rater has a scale of their own)",
-        at_least=0,
-    )
-    label_smoothing: float = setting(0.0, "chance that a judgement is the wrong way round", at_least=0, below=0.5)
-    dropout: float = setting(
-        0.0, "in the trunk's dropout layers (where it has some) and before the head, while fitting", at_least=0, below=1
-    )
-    trunk_layers: int | None = setting(
-        None, "train this many of the trunk's last layers, with its final norm; 0 trains the head alone, null everything",
-        at_least=0,
-    )  # fmt: skip
-    validation_fraction: float = setting(0.2, "share of the prompts held out to judge the fit", above=0, below=1)
-    max_grad_norm: float = setting(1.0, "largest norm of the gradient", above=0)
-    seed: int = setting(0, "seed of the split, of the order and of dropout", at_least=0)
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value, bounds = getattr(self, f.name), bounds_of(f.metadata)
-            optional = "None" in str(f.type)
-            if optional and value is None:
-                continue
-            if not is_within(value, bounds):
-                expected = bounds_in_words(bounds) + (", or None" if optional else "")
-                raise ConfigError(f"a reward model's {f.name} must be {expected}, got {value}")
+OF_THE_OBJECTIVE = 0.02
+"""AdamW's peak for the few parameters of an objective, such as its probability of ties."""
 
 
 def fit(
@@ -85,70 +32,93 @@ def fit(
     preferences: Sequence[Preference],
     config: FitConfig | None = None,
     *,
+    ratings: Sequence[Rating] = (),
     validation: Sequence[Preference] | None = None,
+    features: Features | None = None,
     on_progress: OnProgress | None = None,
+    on_features: Callable[[int, int], None] | None = None,
 ) -> FitResult:
     """Fit trunk and head to preferences, in place; the same seed gives the same weights on the same machine.
+
+    A frozen trunk computes its hidden states once (:class:`Features`); the head begins at 0 and is trained on them.
 
     The metrics returned are of the epoch that was kept, on the split that it was chosen by: a choice among a few epochs,
     so they are a little optimistic. Give :func:`evaluate` prompts that played no part for unbiased metrics.
 
     Args:
         model: the reward model; its gain and bias go back to 1 and 0, since a fit changes the scale of scores.
-        preferences: comparisons; ties count with a target of 1/2.
-        config: settings; default ``FitConfig()``.
+        preferences: comparisons. With a loss on ratings, they judge the fit only.
+        config: settings; default ``FitConfig()``. Its ``layers`` and ``pooling`` are the model's, and not read here.
+        ratings: ratings of single responses, for the losses that are fitted to those.
         validation: held-out comparisons of your own, on other prompts; default a share of the prompts.
+        features: of this model, from an earlier fit on the same frozen trunk: texts in there do not go through it again.
         on_progress: called after each step with the comparisons done, their total, and the step's loss in nats.
+        on_features: called with the number of texts that have gone through a frozen trunk, and the number of all.
 
     Raises:
-        FeedbackError: too few preferences to hold any out, or a prompt on both sides.
+        FeedbackError: too few preferences to hold any out, a prompt on both sides, or no ratings for a loss on ratings.
         TrainingError: the loss is not finite.
     """
     config = config or FitConfig()
-    if validation is None:
-        train, validation = split_by_prompt(preferences, config.validation_fraction, config.seed)
+    train, held_out, validation = _split(preferences, ratings, validation, config)
+    trunk_layers = config.trains(model.language_model)
+    objective = Objective(config, train).to(model.language_model.device)
+    texts = texts_of([*train, *held_out, *validation])
+    if trunk_layers == 0:
+        if features is None:
+            features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
+        encoded = {text: [row] for text, row in zip(texts, features.rows(texts, on_features), strict=True)}
+        n_cut = features.n_cut(texts)
     else:
-        train, validation = list(preferences), list(validation)
-        _check_split(train, validation)
-    comparisons = ComparisonSet(train, model.encode)
+        features = None
+        sequences, cut = model.encode_all([(*text, messages) for text, messages in texts.items()])
+        n_cut = sum(cut)
+        encoded = dict(zip(texts, sequences, strict=True))
+    comparisons = ComparisonSet(train, lambda prompt, response: encoded[prompt, response])
+    held_comparisons = ComparisonSet(held_out, lambda prompt, response: encoded[prompt, response])
     rng = np.random.default_rng(config.seed)
-    total, done = config.epochs * len(train), 0
+    most = config.epochs or (1 if features is None else EPOCHS_OF_A_HEAD)
+    patience = config.patience or (1 if features is None else PATIENCE_WITH_A_HEAD)
+    total, done = most * len(train), 0
     epochs: list[dict[str, float]] = []
     losses: list[tuple[int, float]] = []
     best: tuple[FitResult, dict[str, Tensor]] | None = None
-    with _trainable(model, config) as parameters:
-        optimizer = _optimizer(model, parameters, config)
-        for epoch in range(1, config.epochs + 1):
+    raters: dict[str, float] = {}
+    with _seeded(model, config), _trained_part(model, config, trunk_layers, features, encoded, train) as part:
+        optimizer = _optimizer(part, objective, config)
+        for epoch in range(1, most + 1):
             seen, loss_sum = 0, 0.0
             for minibatch in comparisons.minibatches(config.batch_size, config.tokens_per_batch, rng):
                 number = sum(map(len, minibatch))
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * learning_rate_factor(done + number / 2, total)
-                loss = _step(model, minibatch, optimizer, parameters, config, done)
+                loss = _step(part, minibatch, optimizer, objective, done)
                 done, seen, loss_sum = done + number, seen + number, loss_sum + loss * number
                 losses.append((number, loss))
                 if on_progress:
                     on_progress(done, total, loss)
-            held = evaluate(model, validation)
+            part.settle()
+            held = evaluate(model, validation, features=features)
+            criterion = held.loss if not held_out else _mean_loss(part, held_comparisons, objective)
             epochs.append(
                 {
                     "train_loss": loss_sum / seen,
-                    "validation_loss": held.loss,
+                    "validation_loss": criterion,
                     "validation_accuracy": held.accuracy,
                 }
             )
-            if best is None or held.loss < best[0].loss:
-                weights = {name: tensor.detach().clone() for name, tensor in _named(model) if tensor.requires_grad}
-                best = (replace(held, best_epoch=epoch), weights)
-            elif config.patience is not None and epoch - best[0].best_epoch >= config.patience:
+            if best is None or criterion < epochs[best[0].best_epoch - 1]["validation_loss"]:
+                best = (replace(held, best_epoch=epoch), part.weights())
+                raters = objective.raters_found()
+            elif epoch - best[0].best_epoch >= patience:
                 break
         assert best is not None
-        with torch.no_grad():
-            for name, tensor in _named(model):
-                if name in best[1]:
-                    tensor.copy_(best[1][name])
+        part.restore(best[1])
     model.gain, model.bias = 1.0, 0.0
-    return replace(best[0], n_train=len(train), epochs=epochs, curve=_curve(losses, len(train)))
+    return replace(
+        best[0], n_train=len(train), epochs=epochs, curve=_curve(losses, len(train)), n_texts=len(texts), n_cut=n_cut,
+        raters=raters,
+    )  # fmt: skip
 
 
 def learning_rate_factor(done: float, total: int) -> float:
@@ -179,82 +149,91 @@ def _curve(losses: Sequence[tuple[int, float]], per_epoch: int) -> list[dict[str
 
 
 def _step(
-    model: RewardModel,
+    part: TrainedPart,
     minibatch: list[Comparisons],
     optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    config: FitConfig,
+    objective: Objective,
     done: int,
 ) -> float:
     """One optimiser step; returns the mean loss. The parts add up to the gradient of the whole minibatch's mean."""
     number = sum(map(len, minibatch))
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for part in minibatch:
-        with model.dropout(config.dropout):  # not around the loop: the held-out loss is measured without
-            scores = model.scores(part.sequences)
-        target = torch.where(torch.tensor(part.tie), 0.5, 1.0).to(scores.device)
-        margin = torch.tensor(part.margin, device=scores.device) * config.margin_scale
-        losses = bradley_terry_loss(
-            scores[part.chosen],
-            scores[part.rejected],
-            target=target,
-            margin=margin,
-            label_smoothing=config.label_smoothing,
-        )
-        loss = losses.sum() / number
-        loss.backward()  # type: ignore[no-untyped-call]
+    for comparisons in minibatch:
+        loss = objective(part.scores(comparisons.sequences), comparisons) / number
+        loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
         raise TrainingError(
             f"the reward model's loss is {total} after {done} comparisons; lower its learning_rate "
-            f"({config.learning_rate:g}), or look for margins that are NaN or infinite"
+            f"({objective.config.learning_rate:g}), or look for margins that are NaN or infinite"
         )
-    nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    nn.utils.clip_grad_norm_(part.parameters(), objective.config.max_grad_norm)
     optimizer.step()
     return total
 
 
-def _optimizer(model: RewardModel, parameters: list[nn.Parameter], config: FitConfig) -> torch.optim.AdamW:
-    head = {id(p) for p in model.head.parameters()}
+def _optimizer(part: TrainedPart, objective: Objective, config: FitConfig) -> torch.optim.AdamW:
     peaks = {False: config.learning_rate, True: config.head_learning_rate or config.learning_rate}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for p in parameters:
-        groups.setdefault((id(p) in head, p.ndim >= 2), []).append(p)
-    return torch.optim.AdamW(
-        [
-            {"params": own, "peak": peaks[in_head], "lr": peaks[in_head], "weight_decay": config.weight_decay * matrix}
-            for (in_head, matrix), own in groups.items()
-        ]
-    )
+    for in_head, parameters in ((False, part.trunk), (True, part.head)):
+        for p in parameters:
+            groups.setdefault((in_head, p.ndim >= 2), []).append(p)
+    settings = [
+        {"params": own, "peak": peaks[in_head], "lr": peaks[in_head], "weight_decay": config.weight_decay * matrix}
+        for (in_head, matrix), own in groups.items()
+    ]
+    if learned := list(objective.parameters()):  # not clipped with the others: their gradients are of another size
+        settings.append({"params": learned, "peak": OF_THE_OBJECTIVE, "lr": OF_THE_OBJECTIVE, "weight_decay": 0.0})
+    return torch.optim.AdamW(settings)
 
 
-def _named(model: RewardModel) -> Iterator[tuple[str, nn.Parameter]]:
-    yield from ((f"trunk.{name}", p) for name, p in model.language_model.trunk.named_parameters())
-    yield from ((f"head.{name}", p) for name, p in model.head.named_parameters())
+def _trained_part(
+    model: RewardModel, config: FitConfig, trunk_layers: int, features: Features | None,
+    encoded: Mapping[tuple[str, str], Sequence[int]], train: Sequence[Item],
+) -> AbstractContextManager[TrainedPart]:  # fmt: skip
+    if features is None:
+        return TrunkAndHead(model, None if trunk_layers == -1 else trunk_layers, config.dropout)
+    rows = [row for text in texts_of(train) for row in encoded[text]]
+    return HeadOnFeatures(model, features, rows, config.dropout)
 
 
 @contextmanager
-def _trainable(model: RewardModel, config: FitConfig) -> Iterator[list[nn.Parameter]]:
-    """The parameters to train, with seeded random numbers; afterwards all is as it was, even after Ctrl-C."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    for p, _ in before:
-        p.requires_grad_(config.trunk_layers is None)
-    if config.trunk_layers is not None:
-        for module in (model.head, *model.last_layers(config.trunk_layers)):
-            module.requires_grad_(True)
-    for p in constants(model.language_model.model):
-        p.requires_grad_(False)
+def _seeded(model: RewardModel, config: FitConfig) -> Iterator[None]:
+    """Random numbers for dropout, seeded; the caller's are left alone."""
     device = model.language_model.device
-    # For dropout; the caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        try:
-            yield [p for p, _ in before if p.requires_grad]
-        finally:
-            for p, flag in before:
-                p.requires_grad_(flag)
-                p.grad = None
+        yield
+
+
+@torch.no_grad()
+def _mean_loss(part: TrainedPart, items: ComparisonSet, objective: Objective) -> float:
+    """The objective's mean on held-out items, without dropout."""
+    total = 0.0
+    for minibatch in items.minibatches(512, objective.config.tokens_per_batch, np.random.default_rng(0)):
+        total += sum(float(objective(part.scores(c.sequences, dropout=False), c)) for c in minibatch)
+    return total / len(items)
+
+
+def _split(
+    preferences: Sequence[Preference], ratings: Sequence[Rating], validation: Sequence[Preference] | None, config: FitConfig
+) -> tuple[Sequence[Item], list[Rating], list[Preference]]:  # fmt: skip
+    """What is fitted, the ratings that choose the epoch (none for a loss on comparisons), and the preferences that judge it."""
+    if validation is None:
+        everything: list[Item] = [*preferences, *(ratings if config.loss in RATING_LOSSES else ())]
+        _, held = split_by_prompt(everything, config.validation_fraction, config.seed)
+        held_prompts = {first_turn(item.prompt) for item in held}
+        train = [p for p in preferences if first_turn(p.prompt) not in held_prompts]
+        validation = [p for p in preferences if first_turn(p.prompt) in held_prompts]
+    else:
+        train, validation = list(preferences), list(validation)
+        _check_split(train, validation)
+        held_prompts = {first_turn(p.prompt) for p in validation}
+    if config.loss not in RATING_LOSSES:
+        return train, [], validation
+    held_out = [r for r in ratings if first_turn(r.prompt) in held_prompts]
+    return [r for r in ratings if first_turn(r.prompt) not in held_prompts], held_out, validation
 
 
 def _check_split(train: list[Preference], validation: list[Preference]) -> None:
@@ -262,7 +241,7 @@ def _check_split(train: list[Preference], validation: list[Preference]) -> None:
         raise FeedbackError(
             f"a reward model needs preferences to fit and to validate; got {len(train)} and {len(validation)}"
         )
-    if both := {p.prompt for p in train} & {p.prompt for p in validation}:
+    if both := {first_turn(p.prompt) for p in train} & {first_turn(p.prompt) for p in validation}:
         raise FeedbackError(
             f"{len(both)} prompts are in the training and in the validation preferences, so accuracy would be overestimated; "
             f"the first is {min(both)!r:.100}. Split by prompt."

@@ -26,17 +26,21 @@ from rlhf_gym.reward_model.checkpoint import (
     read_folder,
     write_folder,
 )
+from rlhf_gym.reward_model.readout import EncodedText, Readout, first_read, keep_layers, layer_stack, mean_states
 
 
 class RewardModel:
-    """Scores a prompt with a response by one number: a linear head on the hidden state of the last real token.
+    """Scores a prompt with a response by one number: a linear head on a hidden state, that of the last real token by default.
 
-    Every text is closed by EOS, whether or not the policy generated one, and the score is read there. As a reward it is
+    Every text is closed by EOS, whether or not the policy generated one, and the score is read there (``readout`` says how
+    else). As a reward it is
     normalised: gain and bias map the scores of the reference's samples to mean 0 and standard deviation 1, so that the KL
     coefficient keeps its meaning from one reward model to the next (Ziegler et al. 2019, section 2.2).
 
     Args:
-        language_model: its trunk is trained in place, so give it one of its own; its language-model head is not used.
+        language_model: its trunk is trained (and cut, where ``readout`` says so) in place, so give it one of its own; its
+            language-model head is not used.
+        readout: the layers to run, and the tokens to read; default all layers, the last token.
         seed: seed of the head's initial weights: normal with standard deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
 
     Attributes:
@@ -45,15 +49,18 @@ class RewardModel:
         bias: added after that.
 
     Raises:
-        ModelError: the language model has an encoder.
+        ModelError: the language model has an encoder, or fewer layers than are asked for.
     """
 
     name = "reward_model"
 
-    def __init__(self, language_model: LanguageModel, *, seed: int = 0) -> None:
+    def __init__(self, language_model: LanguageModel, *, readout: Readout | None = None, seed: int = 0) -> None:
         if language_model.encoder_decoder:
             raise ModelError(f"a reward model needs a causal language model; {language_model.name!r} has an encoder")
         self.language_model = language_model
+        self.readout = readout or Readout()
+        if self.readout.layers is not None:
+            keep_layers(language_model, self.readout.layers)
         width = language_model.hidden_size
         generator = torch.Generator().manual_seed(seed)
         self.head = nn.Linear(width, 1)
@@ -78,16 +85,17 @@ class RewardModel:
         """
         if number == 0:
             return []
-        children = list(self.language_model.trunk.children())
-        stacks = [i for i, child in enumerate(children) if isinstance(child, nn.ModuleList)]
-        layers = list(children[stacks[-1]].children()) if stacks else []
+        stack_name, stack = layer_stack(self.language_model)
+        layers = list(stack)
         if number > len(layers):
             raise ModelError(
                 f"cannot train the last {number} layers of {self.language_model.name!r}, which has {len(layers) or 'none'} "
                 "that can be trained apart; use trunk_layers=None to train it all, or 0 to train the head alone"
             )
-        after = [m for m in children[stacks[-1] + 1 :] if not isinstance(m, nn.Embedding)]
-        return [*layers[len(layers) - number :], *after]
+        children = dict(self.language_model.trunk.named_children())
+        after = list(children)[list(children).index(stack_name) + 1 :]
+        norms = [children[name] for name in after if not isinstance(children[name], nn.Embedding)]
+        return [*layers[len(layers) - number :], *norms]
 
     @contextmanager
     def dropout(self, rate: float) -> Iterator[None]:
@@ -110,28 +118,65 @@ class RewardModel:
                 layer.p = p
                 layer.train(training)
 
-    def encode(self, prompt: str, response: str, messages: Messages | None = None) -> list[int]:
+    def encode(self, prompt: str, response: str, messages: Messages | None = None) -> EncodedText:
         """Prompt, response and EOS as ids; a conversation's through the chat template, the response as the assistant's turn.
 
-        Where they exceed the context the beginning is cut, the end of the response never; a warning says so once.
+        Where they exceed the context the beginning is cut, the end of the response never.
 
         Args:
             prompt: the prompt.
             response: the response, without EOS.
             messages: the prompt as chat messages, where it is a conversation.
         """
-        tokenizer = self.language_model.tokenizer
-        asked = encode_conversation(tokenizer, prompt, messages, response)
-        ids = [*asked, *encode_response(tokenizer, response), tokenizer.eos_id]
-        limit = self.language_model.context_length
-        if len(ids) > limit and not self._warned:
+        return self._cut(self._whole(prompt, response, messages))
+
+    def _cut(self, ids: EncodedText) -> EncodedText:
+        return EncodedText(ids[-self.language_model.context_length :], ids.num_response)
+
+    def encode_all(self, texts: Sequence[tuple[str, str, Messages | None]]) -> tuple[list[EncodedText], list[bool]]:
+        """Many texts as :meth:`encode` has them, and which exceeded the context; the first time, a warning counts them.
+
+        Args:
+            texts: prompts with their responses, and the prompts as chat messages where they are conversations.
+        """
+        limit, longest = self.language_model.context_length, 0
+        sequences, cut = [], []
+        for text in texts:
+            ids = self._whole(*text)
+            cut.append(len(ids) > limit)
+            longest = max(longest, len(ids))
+            sequences.append(self._cut(ids))
+        if any(cut) and not self._warned:
             self._warned = True
             warnings.warn(
-                f"a sample of {len(ids)} tokens exceeds the {limit} that the reward model can see; its beginning is cut "
-                "(this is said once)",
-                stacklevel=2,
+                f"{sum(cut)} of {len(texts)} texts exceed the {limit} tokens that the reward model can see (the longest has "
+                f"{longest}): their beginning is cut, the end of the response never (this is said once)",
+                stacklevel=3,
             )
-        return ids[-limit:]
+        return sequences, cut
+
+    def _whole(self, prompt: str, response: str, messages: Messages | None) -> EncodedText:
+        tokenizer = self.language_model.tokenizer
+        asked = encode_conversation(tokenizer, prompt, messages, response)
+        answer = [*encode_response(tokenizer, response), tokenizer.eos_id]
+        return EncodedText([*asked, *answer], len(answer))
+
+    def states(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """The hidden states that the head reads, in one pass, differentiable.
+
+        Args:
+            sequences: ``N`` lists of ids, at least one id each; of :class:`~rlhf_gym.reward_model.readout.EncodedText` the mean
+                over the response is known, of other lists it is that over all ids.
+
+        Returns:
+            ``[N, D]``.
+        """
+        model = self.language_model
+        if self.readout.pooling == "last":
+            return model.last_states(sequences)
+        ids = pad_right(sequences, model.tokenizer.pad_id).to(model.device)
+        begins = [first_read(sequence, self.readout.pooling) for sequence in sequences]
+        return mean_states(model.hidden(ids), begins, [len(sequence) for sequence in sequences])
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded sequences in one pass, differentiable.
@@ -140,11 +185,21 @@ class RewardModel:
             sequences: ``N`` lists of ids, at least one id each.
 
         Returns:
-            float32 ``[N]``, each read at its sequence's last id.
+            float32 ``[N]``.
         """
-        read = self.language_model.last_states(sequences)  # [N, D]
-        read = nn.functional.dropout(read.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
-        scores = self.head(read).squeeze(-1)
+        return self.read(self.states(sequences))
+
+    def read(self, states: Tensor) -> Tensor:
+        """Raw scores from the hidden states that the head reads, differentiable.
+
+        Args:
+            states: ``[N, D]``, as :meth:`states` gives them.
+
+        Returns:
+            float32 ``[N]``.
+        """
+        dropped = nn.functional.dropout(states.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
+        scores = self.head(dropped).squeeze(-1)
         assert isinstance(scores, Tensor)
         return scores
 
@@ -158,13 +213,24 @@ class RewardModel:
 
         Returns:
             For each sequence a list as long as it is.
+
+        Raises:
+            ModelError: the head reads means over the response, and there is none yet after a prompt.
         """
+        if self.readout.pooling == "response":
+            raise ModelError(
+                "this reward model reads means over the response, so it has no score before one begins: for scores token by "
+                "token (per_token) fit one with pooling last or mean"
+            )
         out: list[list[float]] = [[] for _ in sequences]
         model = self.language_model
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
             # Padded on the right: under causal attention no token sees padding.
             ids = pad_right([sequences[i] for i in rows], model.tokenizer.pad_id).to(model.device)
-            scores = self.head(model.hidden(ids).to(self.head.weight.dtype)).squeeze(-1)  # [n, T]
+            hidden = model.hidden(ids).to(self.head.weight.dtype)  # [n, T, D]
+            if self.readout.pooling == "mean":
+                hidden = hidden.cumsum(dim=1) / torch.arange(1, ids.shape[1] + 1, device=ids.device)[:, None]
+            scores = self.head(hidden).squeeze(-1)  # [n, T]
             for i, values in zip(rows, (scores.double() * self.gain + self.bias).tolist(), strict=True):
                 out[i] = values[: len(sequences[i])]
         return out
@@ -190,7 +256,7 @@ class RewardModel:
             float64 ``[N]``.
         """
         told = [None] * len(prompts) if messages is None else messages
-        sequences = [self.encode(*sample) for sample in zip(prompts, responses, told, strict=True)]
+        sequences, _ = self.encode_all(list(zip(prompts, responses, told, strict=True)))
         out = np.zeros(len(sequences))
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
             out[rows] = self.scores([sequences[i] for i in rows]).cpu().double().numpy()
@@ -225,7 +291,17 @@ class RewardModel:
         Raises:
             ModelError: fewer than two samples, or all score the same.
         """
-        raw = self.raw(prompts, responses, messages)
+        self.normalise_to(self.raw(prompts, responses, messages))
+
+    def normalise_to(self, raw: NDArray[np.float64]) -> None:
+        """Set gain and bias so that these raw scores become mean 0 and standard deviation 1.
+
+        Args:
+            raw: float64 ``[N]``, at least 2.
+
+        Raises:
+            ModelError: fewer than two scores, or all are the same.
+        """
         mean, spread = (float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)
         # Relative to the scores' size: float32 noise around one and the same score is no spread.
         if not spread > 1e-6 * max(1.0, abs(mean)):
@@ -245,7 +321,9 @@ class RewardModel:
         Raises:
             ModelError: it cannot be written; an older one is untouched.
         """
-        saved = SavedRewardModel(self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe())
+        saved = SavedRewardModel(
+            self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe(), self.readout
+        )
         write_folder(saved, path)
 
     @classmethod
@@ -264,7 +342,7 @@ class RewardModel:
             ModelError: the folder is not a reward model, is of another format, or its files do not belong together.
         """
         saved = read_folder(path, device=device, dtype=dtype, tokenizer=tokenizer)
-        model = cls(saved.language_model)
+        model = cls(saved.language_model, readout=saved.readout)
         check_head(path, saved.head, model.head.state_dict())
         model.head.load_state_dict(saved.head)
         model.gain, model.bias = saved.gain, saved.bias

@@ -33,7 +33,7 @@ def refuse_old_check_questions(queries: Iterable[tuple[str, Mapping[str, Any]]],
         FeedbackError: there is such a query.
     """
     for query_id, columns in queries:
-        if "expected" not in columns and is_answer(columns.get("gold")):
+        if isinstance(columns, Mapping) and "expected" not in columns and is_answer(columns.get("gold")):
             raise FeedbackError(
                 f"query {query_id} of the feedback store {place} is a check question of an earlier version: its answer is in "
                 "the column 'gold', and is now expected in 'expected'. Make a new store of the queries, with that column "

@@ -23,9 +23,9 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.purposes import expected
 from rlhf_gym.feedback.queries import Judgement, Query
-from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.feedback.store import FeedbackStore, SetAside
 from rlhf_gym.feedback.withdrawals import stop_handing_out, withdrawn
-from rlhf_gym.study.audit import record
+from rlhf_gym.study.audit import SET_ASIDE, left_out, record, set_aside_by_page
 from rlhf_gym.study.checks import refuse_old_check_questions
 from rlhf_gym.study.handing_out import (
     add_slots,
@@ -48,7 +48,7 @@ from rlhf_gym.study.leases import (
     receipt_of,
 )
 
-_A, _S, _Q, _W = schema.assignments.c, schema.slots.c, schema.queries.c, schema.withdrawals.c
+_A, _S, _Q = schema.assignments.c, schema.slots.c, schema.queries.c
 _REFRESH = 1.0  # seconds for which counts, and the knowledge of which queries there are, may be old
 _EXACT = 1000  # open queries up to which they are counted after every answer; counting reads them all
 
@@ -80,8 +80,12 @@ _IN_HANDS = (
     .group_by(_S.round)
 )
 _J = schema.judgements.c
-_ANSWERED_ELSEWHERE = select(_J.id).where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/")).exists()
-_HANDED_OUT = select(*rows.query_columns, withdrawn("query", _Q.id).label("withdrawn")).where(
+_ANSWERED_ELSEWHERE = (
+    select(_J.id)
+    .where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/"), ~withdrawn("judgement", _J.id))
+    .exists()
+)
+_HANDED_OUT = select(*rows.query_columns, left_out(_Q.id).label("left_out")).where(
     select(_S.query_id).where(_S.query_id == _Q.id).exists()
     | select(_A.id).where(_A.query_id == _Q.id, _A.state == "open").exists()
 )
@@ -113,15 +117,19 @@ class Queue:
         with self._database.reading() as connection:
             not_of_a_round = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0))
             refuse_old_check_questions(((row[0], row[1]) for row in not_of_a_round), store.place)
+            # Handed out by an earlier version, or since withdrawn by another program: no page can show them.
+            unfit = [
+                row["asked_id"]
+                for row in connection.execute(_HANDED_OUT).mappings()
+                if row["left_out"] or not isinstance(rows.usable(row), Query)
+            ]
         with self._database.writing() as connection:
             wanted = _S.taken < self.settings.overlap
             if self._everything and not self.settings.answered:
                 wanted &= ~_ANSWERED_ELSEWHERE
             connection.execute(update(schema.slots).values(open=wanted))
-            # Handed out by an earlier version, or since withdrawn by another program: no page can show them.
-            for row in connection.execute(_HANDED_OUT).mappings().all():
-                if row["withdrawn"] or not isinstance(rows.usable(row), Query):
-                    stop_handing_out(connection, row["asked_id"])
+            for query_id in unfit:
+                stop_handing_out(connection, query_id)
         self.offer(offered or ())
 
     def offer(self, query_ids: Collection[str]) -> None:
@@ -131,7 +139,7 @@ class Queue:
         self._everything = False
         with self._database.writing() as connection:
             found = rows.queries_by_id(connection, set(query_ids))
-            for query_id in connection.scalars(select(_W.id).where(_W.kind == "query")):
+            for query_id in connection.scalars(select(_Q.id).where(left_out(_Q.id))):
                 found.pop(query_id, None)
             add_slots(connection, [(q.id, q.round, q.index) for q in found.values()], self.settings.overlap)
         self._open = (-_REFRESH, 0)
@@ -201,7 +209,7 @@ class Queue:
         assignment = assignment_of(connection, row)
         earlier = assignment.earlier
         judgement = judgement_of(assignment, answer, seconds, now)
-        again = earlier is not None and replace(judgement, supersedes=earlier.supersedes).same_answer(earlier)
+        again = earlier is not None and _says(judgement, earlier)
         if earlier is not None and row["state"] == "done":
             if again or _sent_before(connection, judgement, earlier):
                 return receipt_of(assignment, earlier.id, earlier, repeated=True)
@@ -245,6 +253,7 @@ class Queue:
         """
         expires = datetime.now(UTC) + timedelta(seconds=self.settings.lease_seconds)
         done = (_A.rater == rater) & (_A.state != "open") & _A.judgement_id.is_not(None) & (_A.kind != "practice")
+        done &= ~withdrawn("query", _A.query_id)
         with self._database.writing() as connection:
             last = assigned.where(done).order_by(_A.answered.desc()).limit(1)
             row = connection.execute(last).mappings().one_or_none()
@@ -262,24 +271,29 @@ class Queue:
             end_leases(connection, datetime.now(UTC), self.settings)
 
     def set_aside(self, query_id: str, why: str) -> None:
-        """Hand a query that cannot be shown to nobody any more, and take it from those who hold it.
+        """Hand a query that cannot be shown to nobody any more, for good, and take it from those who hold it.
 
         Args:
             query_id: the query.
-            why: what is wrong with it, for the audit trail.
+            why: what is wrong with it, for the audit trail, by which it is known from now on.
         """
         with self._database.writing() as connection:
-            held = (_A.query_id == query_id) & (_A.state == "open")
-            waited = connection.execute(select(_A.kind, _A.judgement_id).where(held)).all()
-            connection.execute(update(schema.assignments).where(held).values(state="lapsed"))
-            for kind, judgement in waited:
-                if kind == "query" and judgement is None:
-                    change_slot(connection, query_id, -1, self.settings.overlap)
-            slot = (_S.query_id == query_id) & _S.open
-            closed = connection.execute(update(schema.slots).where(slot).values(open=False)).rowcount
-            if waited or closed:
-                record(connection, "rating page", "set aside", query_id, {"why": why[:200]})
+            stop_handing_out(connection, query_id)
+            if query_id not in set(connection.scalars(set_aside_by_page())):  # two raters may meet it at once
+                record(connection, "rating page", SET_ASIDE, query_id, {"why": why[:200]})
         self._open = (-_REFRESH, 0)
+
+    def set_aside_by_page(self) -> list[SetAside]:
+        """The queries that :meth:`set_aside` has left out, but for those that are withdrawn."""
+        entries = schema.audit.c
+        statement = (
+            select(_Q.id, _Q.round, entries.details)
+            .join_from(schema.audit, schema.queries, entries.subject == _Q.id)
+            .where(entries.action == SET_ASIDE, ~withdrawn("query", _Q.id))
+            .order_by(entries.sequence)
+        )
+        with self._database.reading() as connection:
+            return [SetAside(row[0], row[1], str(row[2].get("why", ""))) for row in connection.execute(statement)]
 
     def counts(self, rater: str) -> RaterCount:
         """A rater's progress. With many open queries, their number may be a second old."""
@@ -312,7 +326,8 @@ class Queue:
                 return
             self._looked = time.monotonic()
         missing = select(*rows.query_columns).where(
-            ~select(_S.query_id).where(_S.query_id == _Q.id).exists(), ~withdrawn("query", _Q.id)
+            ~select(_S.query_id).where(_S.query_id == _Q.id).exists(),
+            ~left_out(_Q.id),
         )
         with self._database.reading() as connection:
             found = [rows.usable(row) for row in connection.execute(missing).mappings()]
@@ -347,8 +362,11 @@ def _sent_before(connection: Connection, judgement: Judgement, standing: Judgeme
         earlier = rows.judgements_by(connection, "id", {earlier.supersedes}).get(earlier.supersedes)
         if earlier is None:
             break
-        if earlier.seconds == judgement.seconds and replace(judgement, supersedes=earlier.supersedes).same_answer(
-            earlier
-        ):
+        if earlier.seconds == judgement.seconds and _says(judgement, earlier):
             return True
     return False
+
+
+def _says(judgement: Judgement, earlier: Judgement) -> bool:
+    """True if an answer says what an earlier one to the same question said, whatever each of them corrects."""
+    return replace(judgement, supersedes=earlier.supersedes).same_answer(earlier)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.errors import TaskError
+from rlhf_gym.errors import ModelError, TaskError
+from rlhf_gym.lm.chat_template import content_text
 from rlhf_gym.table_files import rows_from_file
 from rlhf_gym.tasks.samples import Prompt
 
@@ -32,7 +33,8 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
 
     Args:
         rows: the table.
-        column: the column that holds the prompt: a text that is not blank, or chat messages of which the last is the user's.
+        column: the column that holds the prompt: a text that is not blank, or chat messages of which the last is the user's,
+            also where a text spells them in JSON.
         where: name of the table in messages.
 
     Raises:
@@ -41,6 +43,8 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
     prompts = []
     for number, row in enumerate(rows, start=1):
         text, columns = row.get(column), {k: v for k, v in row.items() if k != column}
+        if isinstance(text, str) and text.startswith("[{"):  # as a table spells messages
+            text = _spelled(text, f"{where}, row {number}")
         if isinstance(text, list):
             text, columns["messages"] = _from_messages(text, column, f"{where}, row {number}")
         if not isinstance(text, str) or not text.strip():
@@ -54,6 +58,25 @@ def prompts_from_rows(rows: Iterable[Mapping[str, Any]], column: str, where: str
     return prompts
 
 
+def _spelled(text: str, where: str) -> str | list[Any]:
+    """The messages that a text spells, as the importer reads them; any other text as it is.
+
+    Args:
+        text: a field of a table.
+        where: the row, for the message.
+
+    Raises:
+        TaskError: it spells messages without a text.
+    """
+    from rlhf_gym.feedback.exchange.sides import NoTextError, spelled_messages
+
+    try:
+        found = spelled_messages(text)
+    except NoTextError as error:
+        raise TaskError(f"{where}: {error}") from error
+    return text if found is None else list(found)
+
+
 def _from_messages(messages: list[Any], column: str, where: str) -> tuple[str, list[dict[str, Any]]]:
     """The prompt of chat messages: one message's text, or several as a transcript; and the messages.
 
@@ -63,15 +86,18 @@ def _from_messages(messages: list[Any], column: str, where: str) -> tuple[str, l
         where: the row, for the message.
 
     Raises:
-        TaskError: they are no messages, or end with the assistant's.
+        TaskError: they are no messages, hold something other than text, or end with the assistant's.
     """
-    texts = ("role", "content")
-    good = messages and all(isinstance(m, Mapping) and all(isinstance(m.get(t), str) for t in texts) for m in messages)
-    if not good or messages[-1]["role"] == "assistant":
+    if good := all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in messages):
+        try:
+            messages = [{**m, "content": content_text(m.get("content"))} for m in messages]
+        except ModelError as error:
+            raise TaskError(f"{where}, column {column!r}: {error}") from error
+    if not messages or not good or messages[-1]["role"] == "assistant":
         raise TaskError(
             f"{where}: expected a text or chat messages that end with the user's in column {column!r}, got {messages!r:.80}"
         )
-    from rlhf_gym.feedback.exchange.transcripts import transcript
+    from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 
     kept = [dict(m) for m in messages]
-    return kept[0]["content"] if len(kept) == 1 else transcript(kept), kept
+    return prompt_of_messages(kept), kept

@@ -21,7 +21,6 @@ from rlhf_gym.web.overview import overview
 from rlhf_gym.web.replies import ADMIN, CONFLICT, ELSEWHERE, EXPORTED, MISSING, POSTED, TEXT, choice, form, query
 from rlhf_gym.web.requests import checked, form_of, signed_in
 from rlhf_gym.web.security import csrf_token
-from rlhf_gym.web.set_aside import shown_answers
 from rlhf_gym.web.study import Study
 
 Action = Callable[[Person, str, dict[str, str], Request], str | None]
@@ -50,7 +49,7 @@ def admin_routes(study: Study) -> APIRouter:
             raise HTTPException(404, f"there is no format of that name; expected one of {', '.join(WRITTEN)}")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "export.jsonl"
-            written = export_feedback(shown_answers(study.store), path, name)
+            written = export_feedback(study.store.answers(), path, name)
             body = path.read_bytes()
         with study.store.database.writing() as connection:
             record(connection, person.name, "export", name, {"records": written.written})

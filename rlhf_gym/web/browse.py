@@ -12,7 +12,6 @@ from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.study.checks import meets
 from rlhf_gym.web.answers import in_words
 from rlhf_gym.web.markup import plain_html
-from rlhf_gym.web.set_aside import shown_answers
 
 ON_A_PAGE = 25
 SHORT = 600
@@ -73,7 +72,7 @@ def browse(store: FeedbackStore, asked: Mapping[str, str]) -> Found:
         asked: the fields of the query string.
     """
     filters = {name: asked.get(name, "")[:200] for name in FILTERS if name != "page"}
-    everything = shown_answers(store)
+    everything = store.answers()
     words = filters["text"].casefold()
     kind = KINDS.get(filters["kind"], KINDS[""])
     found = [

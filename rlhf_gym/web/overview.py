@@ -20,7 +20,6 @@ from rlhf_gym.study.audit import trail
 from rlhf_gym.study.leases import RoundProgress
 from rlhf_gym.study.quality import Share, quality
 from rlhf_gym.web.agreement_view import agreement_chart, agreement_line, coefficients
-from rlhf_gym.web.set_aside import shown_answers
 from rlhf_gym.web.study import Study
 
 COLUMNS = (
@@ -35,7 +34,7 @@ RECENT = timedelta(minutes=15)
 
 def overview(study: Study) -> dict[str, Any]:
     """Everything the page's template is given."""
-    answers = shown_answers(study.store)
+    answers = study.store.answers()
     found = quality(answers)
     people = {person.name: person for person in study.people.people()}
     rows = {rater.rater: rater for rater in found.raters}
@@ -59,7 +58,8 @@ def overview(study: Study) -> dict[str, Any]:
         "coefficients": coefficients(found.agreement),
         "over_time": agreement_chart(found),
         "fits": fits,
-        "set_aside": study.set_aside(),
+        "set_aside": study.set_aside(count.queries),
+        "place": study.store.place,
         "accuracy": accuracy_chart(fits),
         "share": share,
         # A kind of question without answers has no column.

@@ -33,6 +33,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+WRITING = ("/admin/export/",)
+"""Paths that are read with GET and yet leave a record: for our own page alone."""
 _HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -152,8 +154,11 @@ class Guard:
         host = headers.get(b"host", "")
         if self.hosts and _name(host) not in self.hosts:
             return 421, "this page is not served under that name (see --url)", 0
-        if scope["method"] not in ("GET", "HEAD") and not _same_origin(headers, host):
-            return 403, "another site sent this form; open the page itself and try again", 0
+        writes = scope["path"].startswith(WRITING)
+        if (writes or scope["method"] not in ("GET", "HEAD")) and not _same_origin(headers, host):
+            return 403, "another site sent this form or link; open the page itself and try again", 0
+        if writes and scope["method"] == "HEAD":
+            return 405, "an export is written down in the audit trail: ask for it with GET", 0
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > LARGEST_BODY:
             return 413, f"the request is too large; the limit is {LARGEST_BODY:,} bytes", 0

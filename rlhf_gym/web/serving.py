@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.study.leases import QueueSettings
 from rlhf_gym.study.people import People, Role
@@ -99,21 +98,3 @@ def serving(
                 yield Page(server.url, opened, study.queue, study.people, server)
         finally:
             study.stop()
-
-
-def store_of(path: str) -> tuple[str, Path | None]:
-    """The store that a run directory, a file or a database's URL means, and the run directory if it is one.
-
-    Raises:
-        ConfigError: there is neither a run nor a store.
-    """
-    if "://" in path:
-        return path, None
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.yaml").exists():
-            raise ConfigError(f"{path} is a folder without a run in it; give a run's directory or a store's file")
-        return str(folder / "feedback.sqlite"), folder
-    if not folder.exists():
-        raise ConfigError(f"there is no run and no feedback store at {path}")
-    return path, None

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.store import SetAside
 from rlhf_gym.study.leases import Assignment
 from rlhf_gym.study.people import People, Person
 from rlhf_gym.study.queue import Queue
@@ -26,7 +27,6 @@ from rlhf_gym.web.cards import card_of
 from rlhf_gym.web.markup import coded, markdown_html
 from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.security import cookie_name, csrf_token
-from rlhf_gym.web.set_aside import SetAside, problem_of, queries_set_aside
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -92,16 +92,18 @@ class Study:
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(WORKERS, thread_name_prefix="rating page")
 
-    def set_aside(self) -> list[SetAside]:
-        """The queries that no page can show. All queries are read, so again only when there are more."""
-        count = self.store.count().queries
-        if self._looked_through.get("count") != count:
-            self._looked_through.update(count=count, found=queries_set_aside(self.store))
-        return list(self._looked_through["found"])
+    def set_aside(self, queries: int) -> list[SetAside]:
+        """The queries that no page can show. All queries are read, so again only when their number changes.
+
+        Args:
+            queries: number of queries in the store.
+        """
+        unreadable = self._unreadable(queries)
+        return list({one.id: one for one in (*unreadable, *self.queue.set_aside_by_page())}.values())
 
     @cached_property
-    def _looked_through(self) -> dict[str, Any]:
-        return {}
+    def _unreadable(self) -> Callable[[int], list[SetAside]]:
+        return lru_cache(maxsize=1)(lambda queries: self.store.set_aside())
 
     @cached_property
     def cookie(self) -> str:
@@ -142,13 +144,7 @@ class Study:
         Args:
             assignment: the question in the rater's hands.
             session: the session's token.
-
-        Raises:
-            FeedbackError: no page can show it.
         """
-        why = problem_of(assignment.query)
-        if why:
-            raise FeedbackError(why)
         return Markup(self.page("card.html.j2", card=card_of(assignment, self.settings), csrf=csrf_token(session)))
 
     def cards(

@@ -6,8 +6,8 @@ added, changed ones supersede what they changed, and those that are gone are cou
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -17,9 +17,11 @@ from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.exchange.incoming import nth_id
 from rlhf_gym.feedback.exchange.records import Answer
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.feedback.withdrawals import CURRENT, withdrawn_ids
 
 _AT_ONCE = 500
-_FROM = "imported"  # in an answer's details: the format of the file that brought it
+# In an answer's details: the format and the name of the file that brought it.
+_FROM, _FILE = "imported", "imported_from"
 Key = tuple[str, str]
 
 
@@ -34,7 +36,9 @@ class Added:
         changed: judgements that supersede one that was there.
         again: answers of the file to a query that the same rater answers in an earlier row.
         otherwise: out of these, those that say something else.
-        gone: answers of an earlier state of the file that it does not hold any more; they stay.
+        gone: answers of an earlier state of the file (of the same name, or most of which it holds) that it does not hold any
+            more; they stay.
+        withdrawn: out of the known answers, those that were withdrawn, or whose query was; they stay withdrawn.
     """
 
     queries: int = 0
@@ -44,20 +48,22 @@ class Added:
     again: int = 0
     otherwise: int = 0
     gone: int = 0
+    withdrawn: int = 0
 
 
-def add_answers(connection: Connection, answers: Iterable[Answer], format: str) -> Added:  # noqa: A002
+def add_answers(connection: Connection, answers: Iterable[Answer], format: str, file: str = "") -> Added:  # noqa: A002
     """Add answers within a transaction, some at a time.
 
     Args:
         connection: writing.
         answers: the answers of one file, in order.
         format: the format of the file; not ``native``, see :func:`add_as_they_are`.
+        file: its name, by which a later state of it is known.
 
     Raises:
         FeedbackError: the store holds another answer or query under an id, or cannot be written.
     """
-    adding, given = _Adding(connection, format), iter(answers)
+    adding, given = _Adding(connection, format, file), iter(answers)
     while some := list(islice(given, _AT_ONCE)):
         adding.add(some)
     adding.finish()
@@ -67,19 +73,22 @@ def add_answers(connection: Connection, answers: Iterable[Answer], format: str) 
 class _Adding:
     """Matches each rater's answers to each query with those in the store."""
 
-    def __init__(self, connection: Connection, format: str) -> None:  # noqa: A002
+    def __init__(self, connection: Connection, format: str, file: str) -> None:  # noqa: A002
         self.added = Added()
         self._connection = connection
-        self._format = format
+        self._origin = {_FROM: format, _FILE: file}
+        self._withdrawn = withdrawn_ids(connection)
         self._taken: set[str] = set()  # ids that were added, or found to be there
+        self._held = Counter[str]()  # answers that this file has, too, by the file that brought them
         self._first: dict[Key, tuple[object, ...]] = {}  # what a rater's first answer to a query says
         self._stored: dict[Key, list[Judgement]] = {}  # answers in the store that no row has met yet
         self._waiting: dict[Key, list[Judgement]] = defaultdict(list)  # rows that say something else than these
 
     def add(self, answers: Sequence[Answer]) -> None:
         """Add some answers."""
+        queries = {query.id: query for query, _ in answers}
         self.added.queries += rows.append_queries(self._connection, [query for query, _ in answers])
-        there = self._there({query.id for query, _ in answers})
+        there = self._there(queries.keys())
         new: list[Judgement] = []
         for query, judgement in answers:
             key, said = (query.id, judgement.rater), _said(judgement)
@@ -92,13 +101,14 @@ class _Adding:
             match = next((stored for stored in self._stored[key] if _said(stored) == said), None)
             if match is not None:
                 self._stored[key].remove(match)
-                self._taken.add(match.id)
+                self._hold(match)
                 self.added.known += 1
+                self.added.withdrawn += not self._withdrawn.isdisjoint((match.id, query.id))
             elif self._stored[key]:
                 self._waiting[key].append(judgement)
             else:
                 new.append(judgement)
-        self._append(new)
+        self._append(new, queries)
 
     def finish(self) -> None:
         """Let what is left over supersede what is left over in the store, and count what is gone."""
@@ -108,17 +118,14 @@ class _Adding:
             for judgement in waiting:
                 if stored:
                     earlier = stored.pop(0)
-                    self._taken.add(earlier.id)
+                    self._hold(earlier)
                     self.added.changed += 1
                     judgement = replace(judgement, id="", supersedes=earlier.id)
                 new.append(judgement)
         self._append(new)
-        # Only where the file is a later state of one that was read before: other files hold other answers.
-        if self.added.known or self.added.changed:
-            raters = {rater for _, rater in self._first}
-            self.added.gone = sum(rater in raters for rater in self._earlier())
+        self.added.gone = self._gone()
 
-    def _append(self, given: Sequence[Judgement]) -> None:
+    def _append(self, given: Sequence[Judgement], queries: Mapping[str, Query] | None = None) -> None:
         free: list[Judgement] = []
         taken = set(rows.judgements_by(self._connection, "id", [judgement.id for judgement in given if judgement.id]))
         for judgement in given:
@@ -128,10 +135,10 @@ class _Adding:
                 judgement = replace(judgement, id=nth_id(key, number))
                 taken |= rows.judgements_by(self._connection, "id", [judgement.id]).keys()
             self._taken.add(judgement.id)
-            free.append(replace(judgement, details={**judgement.details, _FROM: self._format}))
-        self.added.judgements += rows.append_judgements(self._connection, free)
+            free.append(replace(judgement, details={**judgement.details, **self._origin}))
+        self.added.judgements += rows.append_judgements(self._connection, free, queries=queries)
 
-    def _there(self, query_ids: set[str]) -> dict[Key, list[Judgement]]:
+    def _there(self, query_ids: Collection[str]) -> dict[Key, list[Judgement]]:
         """The current answers to some queries in the store, without those of this file, by query and rater."""
         found: dict[Key, list[Judgement]] = defaultdict(list)
         for judgement in rows.current_judgements(self._connection, query_ids):
@@ -139,21 +146,27 @@ class _Adding:
                 found[judgement.query_id, judgement.rater].append(judgement)
         return found
 
-    def _earlier(self) -> Iterable[str]:
-        """The raters of current answers that files of this format brought before, and this one did not hold."""
-        table = schema.judgements
-        later = table.alias("later")
-        current = ~select(later.c.id).where(later.c.supersedes == table.c.id).exists()
-        for number, rater, details in self._connection.execute(
-            select(table.c.id, table.c.rater, table.c.details).where(current)
-        ):
-            if details.get(_FROM) == self._format and number not in self._taken:
-                yield rater
+    def _gone(self) -> int:
+        """Answers that earlier states of this file brought, and that it does not hold; of its name, or most of it held."""
+        missing, table = Counter[str](), schema.judgements.c
+        raters = {rater for _, rater in self._first}
+        name = table.details[_FILE].as_string()
+        brought = select(table.id, table.query_id, table.rater, name)
+        brought = brought.where(table.details[_FROM].as_string() == self._origin[_FROM], CURRENT)
+        for number, query_id, rater, file in self._connection.execute(brought):
+            if rater in raters and number not in self._taken and self._withdrawn.isdisjoint((number, query_id)):
+                missing[file or ""] += 1
+        own = self._origin[_FILE]
+        return sum(n for name, n in missing.items() if self._held[name] > (0 if own and name == own else n))
+
+    def _hold(self, earlier: Judgement) -> None:
+        self._taken.add(earlier.id)
+        self._held[str(earlier.details.get(_FILE, ""))] += 1
 
 
 def _said(judgement: Judgement) -> tuple[object, ...]:
     """What an answer says, by whichever file it came."""
-    details = {name: value for name, value in judgement.details.items() if name != _FROM}
+    details = {name: value for name, value in judgement.details.items() if name not in (_FROM, _FILE)}
     answer = (judgement.choice, judgement.ranking, judgement.ratings, judgement.tie, judgement.skipped)
     return (*answer, judgement.strength, judgement.reason, details)
 
@@ -174,7 +187,9 @@ def add_as_they_are(connection: Connection, queries: Sequence[Query], judgements
     """
     new_queries = rows.append_queries(connection, queries)
     new = rows.append_judgements(connection, _originals_first(connection, judgements))
-    return Added(new_queries, new, len(judgements) - new)
+    gone = withdrawn_ids(connection)
+    withdrawn = sum(not gone.isdisjoint((judgement.id, judgement.query_id)) for judgement in judgements)
+    return Added(new_queries, new, len(judgements) - new, withdrawn=withdrawn)
 
 
 def _originals_first(connection: Connection, given: Sequence[Judgement]) -> list[Judgement]:

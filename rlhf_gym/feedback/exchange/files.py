@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback.exchange.adding import Added, add_answers, add_as_they_are
 from rlhf_gym.feedback.exchange.formats import NATIVE, format_of, to_records
 from rlhf_gym.feedback.exchange.incoming import AUTO, Imported, Rows
 from rlhf_gym.feedback.exchange.record_files import json_bytes, read_records, write_parquet
+from rlhf_gym.feedback.exchange.records import stored_answer, write_native
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.feedback.schema import to_json
 from rlhf_gym.feedback.store import FeedbackStore
 
 _LONE = re.compile("[\ud800-\udfff]")
@@ -133,6 +137,78 @@ def add_imported(store: FeedbackStore, found: Imported) -> Added:
         return add_answers(connection, zip(found.queries, found.judgements, strict=True), found.format)
 
 
+@contextmanager
+def spooled(
+    path: str | os.PathLike[str],
+    format: str = AUTO,  # noqa: A002
+    *,
+    rater: str = "import",
+    round: int | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+) -> Iterator[Spool]:
+    """Read and check all of a file, before a store is touched: whoever rates meanwhile must not wait for the reading.
+
+    Args:
+        path: the file.
+        format: the name of an exchange format; ``auto`` finds it by the fields of the first rows.
+        rater: signs judgements of records that name no rater.
+        round: the round that imported queries belong to (default: 0); ``native`` has its own.
+        columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
+
+    Raises:
+        FeedbackError: a file that cannot be read, whose format cannot be found, or out of whose rows none was taken.
+        ConfigError: Parquet without its library.
+    """
+    path = Path(path)
+    rows = _rows(path, format, rater, round or 0, columns)
+    if round is not None and rows.format == NATIVE:
+        raise FeedbackError(f"a round does not go with the format {NATIVE}: its queries name their own rounds")
+    taken = 0
+    with tempfile.TemporaryFile("w+", encoding="ascii") as file:
+        with _named(path):
+            for query, judgement in rows:
+                taken += 1
+                file.writelines(f"{to_json(record)}\n" for record in write_native(query, judgement))
+        if taken == 0:
+            if rows.read == 0:
+                raise FeedbackError(f"{path} holds no rows")
+            raise FeedbackError(
+                f"{path}: nothing was taken of {rows.read:,} rows, read as {rows.format}: {rows.dropped}"
+            )
+        yield Spool(path, rows, file)
+
+
+@dataclass(frozen=True)
+class Spool:
+    """A file that was read and checked, and waits in a temporary file to be added to a store.
+
+    Attributes:
+        path: the file.
+        rows: what was left out (``dropped``) or is worth saying (``noted``), and the format.
+        file: its answers, in the native format.
+    """
+
+    path: Path
+    rows: Rows
+    file: IO[str]
+
+    def add_to(self, store: FeedbackStore) -> Added:
+        """Add the answers to a store, all or nothing.
+
+        Raises:
+            FeedbackError: the store holds another answer or query under an id, or cannot be written.
+        """
+        with store.database.writing() as connection:
+            if self.rows.format == NATIVE:
+                answers = list(self._answers())  # which may name one another
+                return add_as_they_are(connection, [query for query, _ in answers], [said for _, said in answers])
+            return add_answers(connection, self._answers(), self.rows.format, self.path.name)
+
+    def _answers(self) -> Iterator[tuple[Query, Judgement]]:
+        self.file.seek(0)
+        return (stored_answer(json.loads(line)) for line in self.file)
+
+
 def import_into(
     store: FeedbackStore,
     path: str | os.PathLike[str],
@@ -162,25 +238,8 @@ def import_into(
             store holds another answer or query under an id, or cannot be written.
         ConfigError: Parquet without its library.
     """
-    path = Path(path)
-    rows = _rows(path, format, rater, round or 0, columns)
-    if round is not None and rows.format == NATIVE:
-        raise FeedbackError(f"a round does not go with the format {NATIVE}: its queries name their own rounds")
-    with _named(path), store.database.writing() as connection:
-        if rows.format == NATIVE:
-            answers = list(rows)  # which may name one another
-            added = add_as_they_are(
-                connection, [query for query, _ in answers], [judgement for _, judgement in answers]
-            )
-        else:
-            added = add_answers(connection, rows, rows.format)
-        if added.judgements + added.known == 0:
-            if rows.read == 0:
-                raise FeedbackError(f"{path} holds no rows")
-            raise FeedbackError(
-                f"{path}: nothing was taken of {rows.read:,} rows, read as {rows.format}: {rows.dropped}"
-            )
-    return added, rows
+    with spooled(path, format, rater=rater, round=round, columns=columns) as spool:
+        return spool.add_to(store), spool.rows
 
 
 def _rows(path: Path, format: str, rater: str, round: int, columns: Mapping[str, str] | None) -> Rows:  # noqa: A002

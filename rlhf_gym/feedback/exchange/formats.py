@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback.exchange import argilla, dataset_formats, label_studio, records
 from rlhf_gym.feedback.exchange import preference_sets as sets
 from rlhf_gym.feedback.exchange.oasst import read_oasst
-from rlhf_gym.feedback.exchange.pairs import is_pair, read_pair
+from rlhf_gym.feedback.exchange.pairs import PairReader, is_pair, read_pair
 from rlhf_gym.feedback.exchange.prodigy import read_prodigy
 from rlhf_gym.feedback.exchange.records import Dropped, Reader, Record, Writer
 from rlhf_gym.feedback.exchange.sides import spelled_messages
@@ -34,6 +34,7 @@ class Format:
         write: one answer to records; None for a format that is only read.
         loses: the parts that no record of this format can hold, in words.
         together: records that follow one another and have the same key are read as one, with ``rows``; None: each by itself.
+        read_by_file: makes the reader out of a file's first rows, where one record does not tell what it means.
     """
 
     read: Reader
@@ -41,6 +42,7 @@ class Format:
     write: Writer | None = None
     loses: str = ""
     together: Callable[[Row], Hashable] | None = None
+    read_by_file: Callable[[Sequence[Row]], Reader] | None = None
 
 
 NATIVE = "native"
@@ -154,7 +156,7 @@ FORMATS: dict[str, Format] = {
         dataset_formats.read_trl_unpaired, _has("prompt", "completion", "label"), dataset_formats.write_trl_unpaired,
         f"{_PAIRS}, strengths, which pairs belong together",
     ),
-    "pairs": Format(read_pair, is_pair),
+    "pairs": Format(read_pair, is_pair, read_by_file=PairReader),
 }  # fmt: skip
 
 WRITTEN = {name: one for name, one in FORMATS.items() if one.write is not None}

@@ -22,6 +22,7 @@ AUTO = "auto"
 """Finds the format by the fields of the first rows."""
 
 _LOOKED_AT = 100  # rows in which the format is looked for
+_READ_FIRST = 1000  # rows by which a reader finds what the file's values mean
 _PLAIN = (str, int, bool, type(None))
 
 
@@ -132,6 +133,11 @@ class Rows:
         first = list(islice(renamed, _LOOKED_AT)) if format == AUTO else []
         self.found = format == AUTO and len(first) > 0
         self.format = _found(first, place) if self.found else NATIVE if format == AUTO else format
+        one = format_of(self.format)
+        self._read = one.read
+        if one.read_by_file is not None:
+            first += islice(renamed, _READ_FIRST - len(first))
+            self._read = one.read_by_file(first)
         self.read = 0
         self.dropped, self.noted = Tally(), Tally()
         self._given = chain(first, renamed)
@@ -142,7 +148,7 @@ class Rows:
         one = format_of(self.format)
         for number, record in _together(self._given, one):
             self.read = number + len(record["rows"]) - 1 if one.together and "rows" in record else number
-            for answer in self._answers(one, number, record):
+            for answer in self._answers(number, record):
                 if isinstance(answer, Dropped):
                     self.dropped.add(replace(answer, row=number))
                 elif self.format == NATIVE:
@@ -150,11 +156,11 @@ class Rows:
                 else:
                     yield self._finished(record, answer, number)
 
-    def _answers(self, one: Format, number: int, record: Mapping[str, Any]) -> Sequence[Answer | Dropped]:
+    def _answers(self, number: int, record: Mapping[str, Any]) -> Sequence[Answer | Dropped]:
         try:
             if isinstance(record.get(_MISSING), str):
                 return [Dropped(f"rows without the column {record[_MISSING]!r}")]
-            answer = one.read(record, Origin(number - 1, self._rater, self._round))
+            answer = self._read(record, Origin(number - 1, self._rater, self._round))
         except NoTextError as error:
             return [Dropped(str(error))]
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, FeedbackError) as error:
@@ -177,6 +183,9 @@ class Rows:
         if purpose in OTHER_PURPOSES:
             columns.pop("purpose", None)
             judgement = replace(judgement, details={**judgement.details, "kind": purpose})
+            self.noted.add(
+                Dropped(f"answers that are not learned from, since their column 'purpose' says {purpose}", number)
+            )
         details, _ = plain(judgement.details)
         query = replace(query, columns=columns)
         if len(set(query.responses)) < len(query.responses):
@@ -259,7 +268,8 @@ def _found(rows: Sequence[Mapping[str, Any]], place: str) -> str:
         name = recognise(row) if isinstance(row, Mapping) else None
         if name is not None:
             return name
-    names = ", ".join(map(str, rows[0])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+    columns = dict.fromkeys(str(name) for row in rows if isinstance(row, Mapping) for name in row)
+    names = ", ".join(columns) or type(rows[0]).__name__
     raise FeedbackError(
         f"the format of {place} is not plain from its columns ({shorten(names, 300)}): "
         f"name it (--format {', '.join(FORMATS)}), "

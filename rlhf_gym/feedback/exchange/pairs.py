@@ -5,7 +5,7 @@ Whatever is called otherwise is mapped with ``--columns prompt=... response_a=..
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_gym.feedback.exchange.dataset_formats import number
@@ -30,6 +30,12 @@ _CHOICES = (
 _RATERS = ("rater", "annotator", "worker", "judge", "user", "annotator_id", "worker_id", "user_id")
 _TIES = ("tie", "tied", "ties", "both", "equal", "same", "neither", "draw", "both_bad", "bothbad", "tie (bothbad)")
 _SKIPS = ("skip", "skipped")
+# Words that may stand before what tells the responses apart: "Model A", but never "not a".
+_BEFORE = (*_STEMS, "model", "choice", "assistant", "system", "chatbot", "bot", "sample", "version", "side", "column")
+_AMBIGUOUS = (
+    "choices of 0 and 1 between responses 1 and 2, which may count from 0 or call 0 a tie (name the columns, e.g. "
+    "--columns response_0=... response_1=..., or --format alpacafarm)"
+)
 
 
 def prompt_column(record: Mapping[str, Any]) -> str | None:
@@ -62,8 +68,59 @@ def is_pair(record: Mapping[str, Any]) -> bool:
     return None not in (pair_columns(record), prompt_column(record), choice_column(record))
 
 
+class PairReader:
+    """Reads two responses and a choice, which names one by its column, by what tells the columns apart, by model or text.
+
+    Args:
+        first: the first rows of the file: its columns, and whether its choices are counted from 0 or from 1.
+    """
+
+    def __init__(self, first: Sequence[Mapping[str, Any]]) -> None:
+        header = {name: None for row in first if isinstance(row, Mapping) for name in row}
+        self._prompt, self._pair, self._choice = prompt_column(header), pair_columns(header), choice_column(header)
+        given = {
+            number(row.get(self._choice)) for row in first if isinstance(row, Mapping) and self._choice is not None
+        }
+        self._zero_ties = 2 in given
+        self._ambiguous = 0 in given and not self._zero_ties
+
+    def __call__(self, record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
+        """The answer in one record.
+
+        Args:
+            record: one record of the format.
+            origin: the record's place, rater and round, where it does not name them.
+
+        Raises:
+            KeyError: a column is missing; it names the missing one.
+        """
+        asked, pair, choice = self._prompt, self._pair, self._choice
+        if asked is None or pair is None or choice is None:
+            raise KeyError("prompt" if asked is None else "response_a" if pair is None else "choice")
+        one, other, suffixes = pair
+        responses = [side_of(record[name], name) for name in (one, other)]
+        if any(not isinstance(said, str) and len(said) != 1 for said in responses):
+            return Dropped("responses of several messages")
+        texts = [said if isinstance(said, str) else said[-1]["content"] for said in responses]
+        given = number(record[choice]) if suffixes == ("1", "2") else None
+        if (given == 0 and not self._zero_ties) or (given == 1 and self._ambiguous):
+            return Dropped(_AMBIGUOUS)
+        said: dict[str, Any] | None = (
+            {"tie": True} if given == 0 else answer_of(record[choice], (one, other), suffixes, record, texts)
+        )
+        if said is None:
+            return Dropped("choices that name neither response")
+        rater = next((record[name] for name in _RATERS if record.get(name) not in (None, "")), None)
+        used = (asked, one, other, choice)
+        columns = {name: value for name, value in record.items() if name not in used}
+        strength = number(record.get("margin", record.get("strength")))
+        if strength is not None and strength >= 0 and "choice" in said:
+            said["strength"] = strength
+        return origin.answer(prompt_of(record[asked], asked), texts, columns=columns, rater=rater, **said)
+
+
 def read_pair(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
-    """Two responses and a choice, which names one by its column, by what tells the columns apart, by its model or its text.
+    """The answer in a record that stands alone; see :class:`PairReader`.
 
     Args:
         record: one record of the format.
@@ -72,24 +129,7 @@ def read_pair(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
     Raises:
         KeyError: a column is missing; it names the missing one.
     """
-    asked, pair, choice = prompt_column(record), pair_columns(record), choice_column(record)
-    if asked is None or pair is None or choice is None:
-        raise KeyError("prompt" if asked is None else "response_a" if pair is None else "choice")
-    one, other, suffixes = pair
-    responses = [side_of(record[name], name) for name in (one, other)]
-    texts = [said if isinstance(said, str) else said[-1]["content"] for said in responses if len(said) > 0]
-    if len(texts) != 2 or any(not isinstance(said, str) and len(said) != 1 for said in responses):
-        return Dropped("responses that are empty or several messages")
-    said = answer_of(record[choice], (one, other), suffixes, record, texts)
-    if said is None:
-        return Dropped("choices that name neither response")
-    rater = next((record[name] for name in _RATERS if record.get(name) not in (None, "")), None)
-    used = (asked, one, other, choice)
-    columns = {name: value for name, value in record.items() if name not in used}
-    strength = number(record.get("margin", record.get("strength")))
-    if strength is not None and strength >= 0 and "choice" in said:
-        said["strength"] = strength
-    return origin.answer(prompt_of(record[asked], asked), texts, columns=columns, rater=rater, **said)
+    return PairReader([record])(record, origin)
 
 
 def answer_of(
@@ -109,15 +149,17 @@ def answer_of(
     given = number(value)
     said = str(int(given)) if given is not None and given == int(given) else str(value).strip()
     plain = said.casefold().replace("-", "_")
-    if plain in _TIES or (given == 0 and suffixes == ("1", "2")) or (given == 1.5 and suffixes == ("1", "2")):
+    if plain in _TIES or (given == 1.5 and suffixes == ("1", "2")):
         return {"tie": True}
     if plain in _SKIPS:
         return {"skipped": True}
+    models = [record.get(f"model_{suffix}") for suffix in suffixes]
     for index, (name, suffix) in enumerate(zip(names, suffixes, strict=True)):
         # Columns called A and B, or left and right, are also numbered from 0 or from 1: that says nothing for sure.
-        spellings = {name.casefold(), suffix, f"model_{suffix}", f"response_{suffix}", f"response{suffix}"}
-        if plain in spellings or (len(said.split()) <= 2 and plain.endswith((f"_{suffix}", f" {suffix}"))):
+        spellings = {f"{word}{join}{suffix}" for word in _BEFORE for join in ("", "_", " ")}
+        if plain in {name.casefold().replace("-", "_"), suffix, *spellings}:
             return {"choice": index}
-        if said in (str(record.get(f"model_{suffix}")), texts[index]) and texts[0] != texts[1]:
+        by_model = isinstance(models[index], str) and models[0] != models[1] and said == models[index]
+        if by_model or (said == texts[index] and texts[0] != texts[1]):
             return {"choice": index}
     return None

@@ -49,7 +49,8 @@ def json_bytes(records: Sequence[Record], path: Path) -> bytes:
 def read_records(path: Path) -> Iterator[Mapping[str, Any]]:
     """The records of a file, read as they are asked for: JSON, CSV or Parquet, as :func:`rows_from_file` takes them.
 
-    Of Parquet without the nulls, of CSV without the empty fields: there, every row has every column.
+    Of Parquet without the nulls: there, every row has every column. Of CSV without the fields that a short row lacks; an empty
+    field is an empty text, as in JSON.
 
     Raises:
         FeedbackError: it cannot be read, or is not what its name says.
@@ -58,9 +59,9 @@ def read_records(path: Path) -> Iterator[Mapping[str, Any]]:
         kind = table_format(path)
         if kind == ".txt":
             raise FeedbackError(f"{path} holds lines of text and no records; give a file of JSON, CSV or Parquet")
-        absent = {".parquet": (None,), ".csv": (None, ""), ".tsv": (None, "")}.get(kind)
+        full = kind in (".parquet", ".csv", ".tsv")
         for row in rows_from_file(path):
-            yield row if absent is None else {name: value for name, value in row.items() if value not in absent}
+            yield {name: value for name, value in row.items() if value is not None} if full else row
     except TaskError as error:
         raise FeedbackError(str(error)) from error
 

@@ -137,6 +137,11 @@ def read_native(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
     """
+    return stored_answer(record)
+
+
+def stored_answer(record: Mapping[str, Any]) -> Answer:
+    """The query and judgement in a native record."""
     query, judgement = record["query"], record["judgement"]
     created_at = datetime.fromisoformat(judgement["created_at"])
     return Query(**query), Judgement(**{**judgement, "created_at": created_at})

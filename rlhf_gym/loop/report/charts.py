@@ -43,7 +43,9 @@ def learning_curve(run: RunData, metric: Metric) -> Markup:
         chart.segment((chart.left, chart.y(mark[0])), (chart.right, chart.y(mark[0])), "mark-line")
     css = metric.key if metric.key in ("proxy", "gold") else "other"
     points = list(enumerate(values, start=1))
-    if count >= _SMOOTH_FROM:
+    if metric.sparse:
+        points = [point for point in points if point[1] is not None]
+    elif count >= _SMOOTH_FROM:
         chart.line(points, f"{css} faint")
         points = list(enumerate(_smoothed(values, max(3, count // 20)), start=1))
     chart.line(points, css)

@@ -33,6 +33,7 @@ class Metric:
         unit: its unit.
         column: its column in `metrics.csv`.
         from_zero: True if its axis starts at zero (for metrics that cannot be negative).
+        sparse: True if most iterations lack it, so that its points are joined over them.
         drawn: True for a chart; False for a column of the table of numbers only.
     """
 
@@ -42,11 +43,16 @@ class Metric:
     column: str
     from_zero: bool = False
     drawn: bool = True
+    sparse: bool = False
 
 
 METRICS = (
     Metric("proxy", "Proxy reward", "mean per response", "objective/scores"),
     Metric("gold", "Gold reward", "mean per response", "gold"),
+    Metric(
+        "validation_proxy", "Proxy reward, validation prompts", "mean per response", "validation/proxy", sparse=True
+    ),
+    Metric("validation_gold", "Gold reward, validation prompts", "mean per response", "validation/gold", sparse=True),
     Metric("kl", "KL to the reference", "nats per response", "objective/kl", from_zero=True),
     Metric("entropy", "Entropy", "nats per response", "objective/entropy"),
     Metric("length", "Response length", "tokens per response", "response_length"),
@@ -107,6 +113,8 @@ class RunData:
         problems: a sentence for each file that could not be read.
         completions: sample completions of the first and of the last iteration that has some, by the iteration's title.
         seconds: seconds of the iterations of all rounds, by phase.
+        too_long: a line for each kind of texts that were too long for the model.
+        endings: a sentence for each round whose training ended early, or whose policy is not that of its last iteration.
     """
 
     run_dir: Path
@@ -121,6 +129,8 @@ class RunData:
     problems: tuple[str, ...]
     completions: Mapping[str, list[Mapping[str, Any]]]
     seconds: Mapping[str, float]
+    too_long: tuple[str, ...] = ()
+    endings: tuple[str, ...] = ()
 
     def series(self, key: str) -> list[float | None]:
         """A metric by iteration; None where an iteration lacks it."""
@@ -197,11 +207,14 @@ def read_run(run_dir: Path) -> RunData:
     versions = read("versions.json", json.loads, nothing)
     rounds = []
     seconds: dict[str, float] = {}
+    endings: dict[int, str] = {}
     for folder in run_dir.glob("round-*"):
         match = re.fullmatch(r"round-(\d+)", folder.name)
         spent = read(f"{folder.name}/agent_seconds.json", json.loads, nothing) if match else nothing
         for phase, value in spent.items():
             seconds[str(phase)] = seconds.get(str(phase), 0.0) + (finite(value) or 0.0)
+        if match and (sentence := ending(int(match[1]), read(f"{folder.name}/training.json", json.loads, nothing))):
+            endings[int(match[1])] = sentence
         metrics = read(f"{folder.name}/reward_model.json", json.loads, nothing) if match else nothing
         if match and metrics:
             fits = read(f"{folder.name}/reward_models.jsonl", _json_lines, no_rows)
@@ -220,7 +233,31 @@ def read_run(run_dir: Path) -> RunData:
         problems=tuple(problems),
         completions=_first_and_last(run_dir),
         seconds=seconds,
+        too_long=tuple(
+            str(row.get("in_words")) for row in read("too_long.json", json.loads, no_rows) if isinstance(row, Mapping)
+        ),
+        endings=tuple(endings[number] for number in sorted(endings)),
     )
+
+
+def ending(number: int, training: Mapping[str, Any]) -> str:
+    """Say how a round's training ended, where it did not simply come to its last iteration; else empty.
+
+    Args:
+        number: the round.
+        training: the round's ``training.json``.
+    """
+    parts = []
+    if training.get("stopped"):
+        parts.append(f"Training of round {number} ended early: {training['stopped']}.")
+    best = training.get("best")
+    if isinstance(best, Mapping) and training.get("final") == "best":
+        metric = training.get("metric")
+        parts.append(
+            f"Round {number} ends with the policy of iteration {training.get('policy_of')} of {training.get('iterations')}, "
+            f"the best by validation/{metric} ({finite(best.get(metric)) or 0.0:.4g})."
+        )
+    return " ".join(parts)
 
 
 def _json_lines(text: str) -> list[Mapping[str, Any]]:

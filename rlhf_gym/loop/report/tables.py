@@ -107,6 +107,7 @@ def verdict(run: RunData, found: Frontier | None) -> list[str]:
                 f"The gold reward was best near {number(best.root_kl**2, 1)} nats and fell from there while the proxy "
                 "rose: the policy is over-optimised."
             )
+    sentences += run.endings
     if not sentences:
         sentences.append("This run has not come to its evaluation yet. Below is what there is so far.")
     return sentences

@@ -111,7 +111,7 @@ class Classifier:
             read = "chat" if tokenizer.chat_template else "continuation"
         texts, options = [prompt + response], {}
         if read == "chat":
-            asked = messages_before(messages, response) or [{"role": "user", "content": prompt}]
+            asked = messages_before(messages, response, text=prompt) or [{"role": "user", "content": prompt}]
             said = [*asked, {"role": "assistant", "content": response}]
             texts, options = [render_chat(tokenizer, said, add_generation_prompt=False)], {"add_special_tokens": False}
         elif read == "pair":

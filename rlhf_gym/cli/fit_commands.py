@@ -1,0 +1,53 @@
+"""The commands that fit and judge reward models without a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rlhf_gym.cli.quiet import quiet_libraries
+from rlhf_gym.errors import ConfigError
+
+
+def fit_reward(options: argparse.Namespace) -> None:
+    """`rlhf-gym fit-reward`: fit a reward model to judgements, and print what it is worth.
+
+    Raises:
+        ConfigError: an unknown setting, or one out of bounds.
+    """
+    from rlhf_gym.loop.config_file import build, merge, parse_override
+
+    if options.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {options.seed}")
+    given = [f"reward_model.{text.removeprefix('reward_model.')}" for text in options.overrides]
+    settings = build(merge(*map(parse_override, given))).reward_model.settings
+    quiet_libraries()
+    from rlhf_gym.loop.fit_reward import fit_reward
+    from rlhf_gym.loop.progress import Progress
+
+    fitted = fit_reward(
+        options.data, options.out, model=options.model, format=options.format, settings=settings, seed=options.seed,
+        device=options.device, progress=Progress(quiet=options.quiet),
+    )  # fmt: skip
+    result = fitted.result
+    print(f"fitted on {result.n_train} comparisons, kept epoch {result.best_epoch} of {len(result.epochs)}; held out:")
+    print(fitted.evaluation.as_text())
+    print(f"written: {fitted.folder} (a reward: --reward {fitted.folder})")
+
+
+def eval_reward(options: argparse.Namespace) -> None:
+    """`rlhf-gym eval-reward`: compare a reward with judgements."""
+    quiet_libraries()
+    from rlhf_gym.loop.preference_data import read_data
+    from rlhf_gym.loop.reward_evaluation import evaluate_reward
+    from rlhf_gym.loop.whole_files import write_json
+    from rlhf_gym.rewards.spec import load_reward
+
+    data = read_data(options.data, options.format)
+    evaluation = evaluate_reward(load_reward(options.reward), data)
+    if left_out := data.left_out():
+        print(f"left out of {data.source}: {left_out}", file=sys.stderr)
+    print(evaluation.as_text())
+    if options.json:
+        write_json(Path(options.json), evaluation.as_dict())

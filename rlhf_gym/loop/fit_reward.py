@@ -1,0 +1,96 @@
+"""The fit of a reward model by itself, without a run: from judgements to a folder that ``--reward`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.reward_evaluation import RewardEvaluation, judge
+from rlhf_gym.loop.whole_files import write_json
+from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, ratings_of, split_by_prompt
+from rlhf_gym.reward_model.batches import texts_of
+from rlhf_gym.reward_model.evaluation import raw_scores
+
+FIT_FILE = "fit.json"
+
+
+@dataclass(frozen=True)
+class FittedReward:
+    """A fit, and what it says of the held-out judgements.
+
+    Attributes:
+        result: the fit.
+        evaluation: of the model on the judgements held out.
+        folder: the reward model's folder.
+    """
+
+    result: FitResult
+    evaluation: RewardEvaluation
+    folder: Path
+
+
+def fit_reward(
+    data: str,
+    out: Path | str,
+    *,
+    model: str = "embedded",
+    format: str | None = None,  # noqa: A002
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> FittedReward:
+    """Fit a reward model to judgements and write it to a folder; ``fit.json`` in there holds the metrics of the fit.
+
+    It is normalised on the held-out texts, to mean 0 and standard deviation 1.
+
+    Args:
+        data: a run's directory, a feedback store or a file of judgements (:func:`~rlhf_gym.loop.preference_data.read_data`).
+        out: the folder; a reward model that is there is replaced.
+        model: the language model whose trunk it gets: ``"embedded"``, a folder, a GGUF file, or a name on the hub.
+        format: the file's exchange format; None finds it.
+        settings: fields of :class:`~rlhf_gym.reward_model.FitConfig`.
+        seed: seed of the split, the order and dropout.
+        device: device of the weights.
+        progress: shows the user what goes on; None shows nothing.
+
+    Raises:
+        ConfigError: there is no such data, a setting is out of its range, or ``out`` holds something else.
+        FeedbackError: too few judgements, or a file that cannot be read.
+        ModelError: there is no such model, or it cannot be written.
+    """
+    out, progress = Path(out), progress or Progress(quiet=True)
+    if out.exists() and not (out / "reward_model.json").is_file():
+        raise ConfigError(f"{out} is there and is no reward model: nothing is written over it; give another --out")
+    config = FitConfig(**(settings or {}), seed=seed)
+    read = read_data(data, format)
+    preferences = read.preferences()
+    train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
+    left_out = read.left_out()
+    progress.say(f"{len(preferences)} comparisons of {read.source}{f'; left out: {left_out}' if left_out else ''}")
+    language_model = LanguageModel.load(model, device=device)
+    reward_model = RewardModel(language_model, readout=config.readout(language_model), seed=config.seed)
+    frozen = config.trains(language_model) == 0
+    features = Features(reward_model, precision=config.precision) if frozen else None
+    with progress.stage("reward model", 0) as bar:
+        result = fit(
+            reward_model, train, config, validation=held_out, ratings=ratings_of(read.answers), features=features,
+            on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
+            on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
+        )  # fmt: skip
+        texts = texts_of(held_out)
+        raw = raw_scores(reward_model, texts, features)
+        reward_model.normalise_to(raw)
+    scores = dict(zip(texts, raw.tolist(), strict=True))
+    evaluation = judge(
+        held_out, scores, calibrated=True, answers=read.answers, n_cut=result.n_cut, n_texts=result.n_texts
+    )
+    reward_model.save(out)
+    write_json(out / FIT_FILE, {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()})
+    return FittedReward(result, evaluation, out)

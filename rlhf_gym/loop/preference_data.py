@@ -1,0 +1,107 @@
+"""Judgements to fit or to judge a reward model on: a run's, those of a store, or a file that the importer reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.exchange.files import import_feedback
+from rlhf_gym.feedback.exchange.incoming import AUTO
+from rlhf_gym.feedback.places import store_of
+from rlhf_gym.feedback.preferences import Preference, preferences_of
+from rlhf_gym.feedback.purposes import to_learn_from
+from rlhf_gym.feedback.queries import Judgement, Query
+
+SQLITE = b"SQLite format 3\x00"
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """Judgements with their queries, and what was left out.
+
+    Attributes:
+        answers: judgements with their queries.
+        source: where they come from, in words.
+        dropped: number of records that were left out, by reason.
+    """
+
+    answers: list[tuple[Query, Judgement]]
+    source: str
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def preferences(self) -> list[Preference]:
+        """What the judgements say of two responses; two equal responses compare nothing and are left out (and counted).
+
+        Raises:
+            FeedbackError: no judgement prefers one response to another.
+        """
+        found = preferences_of(self.answers)
+        kept = [p for p in found if p.chosen != p.rejected]
+        if len(kept) < len(found):
+            self.dropped["pairs of equal responses"] = len(found) - len(kept)
+        if all(p.tie for p in kept):
+            raise FeedbackError(
+                f"no judgement in {self.source} prefers one response to another ({len(self.answers)} judgements, "
+                f"{len(kept)} ties): there is nothing to learn or to judge by"
+            )
+        return kept
+
+    def left_out(self) -> str:
+        """What was left out, in words; empty for nothing."""
+        return ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
+
+
+def read_data(data: str, format: str | None = None) -> PreferenceData:  # noqa: A002
+    """Read judgements. Answers to check questions, which measure people, are left out.
+
+    Args:
+        data: a run's directory, a feedback store (a file, or a database's URL), or a file of an exchange format.
+        format: the file's exchange format; None finds it.
+
+    Raises:
+        ConfigError: there is nothing, or the format does not go with the data.
+        FeedbackError: a file that cannot be read, or whose format is not known or not plain.
+    """
+    path = Path(data)
+    if "://" not in data and not path.exists():
+        raise ConfigError(f"there is no run, store or file {data!r}")
+    if path.is_dir():
+        store, run = store_of(data)
+        return _of_store(store, f"the store {store}" if run is None else f"the run {data}")
+    if "://" in data or _begins_with(path, SQLITE):
+        if format is not None:
+            raise ConfigError(f"--format {format} does not go with the feedback store {data}: leave it out")
+        return _of_store(data, f"the store {data}")
+    found = import_feedback(path, format or AUTO)
+    by_id = {query.id: query for query in found.queries}
+    superseded = {judgement.supersedes for judgement in found.judgements}
+    answers = [(by_id[j.query_id], j) for j in found.judgements if j.id not in superseded]
+    dropped = dict(found.dropped)
+    if len(answers) < len(found.judgements):
+        dropped["superseded answers"] = len(found.judgements) - len(answers)
+    return _to_learn_from(answers, f"{data} (format {found.format})", dropped)
+
+
+def _of_store(store: str, source: str) -> PreferenceData:
+    with FeedbackStore(store, read_only=True) as opened:
+        return _to_learn_from(list(opened.answers()), source, {})
+
+
+def _to_learn_from(answers: list[tuple[Query, Judgement]], source: str, dropped: dict[str, int]) -> PreferenceData:
+    kept = to_learn_from(answers)
+    said = [answer for answer in kept if not answer[1].skipped]
+    reasons = {
+        "answers to check questions, practice and repetitions": len(answers) - len(kept),
+        "skips": len(kept) - len(said),
+    }
+    for reason, number in reasons.items():
+        if number:
+            dropped[reason] = dropped.get(reason, 0) + number
+    return PreferenceData(said, source, dropped)
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark

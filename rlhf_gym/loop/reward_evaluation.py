@@ -1,0 +1,240 @@
+"""A reward's agreement with judgements: accuracy, calibration, by margin, rater and length, and the ceiling of the raters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_gym.feedback.preferences import Preference, preferences_from
+from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.loop.preference_data import PreferenceData
+from rlhf_gym.reward_model import FitResult, RewardModel
+from rlhf_gym.reward_model.batches import texts_of
+from rlhf_gym.reward_model.evaluation import judged, raw_scores
+from rlhf_gym.reward_model.features import Features
+from rlhf_gym.rewards.base import AnyReward, score
+from rlhf_gym.study.agreement import accuracy_from_agreement
+
+MOST_ROWS = 12
+"""Rows of a table, at most: the raters or groups with the most comparisons."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Accuracy on some of the comparisons.
+
+    Attributes:
+        by: what the comparisons are told apart by, e.g. ``"rater"``.
+        name: e.g. the rater's name.
+        accuracy: share in which the reward agrees.
+        standard_error: of the accuracy.
+        n: comparisons.
+    """
+
+    by: str
+    name: str
+    accuracy: float
+    standard_error: float
+    n: int
+
+
+@dataclass(frozen=True)
+class RewardEvaluation:
+    """A reward's agreement with judgements.
+
+    Attributes:
+        fit: accuracy, loss and calibration on all of them.
+        slices: accuracy on parts of them: by margin, rater, length, and the prompts' column ``subset``, where there are such.
+        shorter_wins: share of comparisons in which the shorter response was chosen; equal lengths count half.
+        length_correlation: correlation of differences in score with differences in length (characters), over comparisons.
+        agreement: share of equal verdicts of two raters on the same two responses; None where no two raters judged the same.
+        ceiling: the accuracy of a perfect model on single labels of raters who agree so; None where it is not known.
+        calibrated: the scores are log-odds, so that loss and calibration mean something.
+        n_texts: different texts read.
+        n_cut: those that exceeded the model's context.
+    """
+
+    fit: FitResult
+    slices: list[Slice]
+    shorter_wins: float
+    length_correlation: float
+    agreement: float | None
+    ceiling: float | None
+    calibrated: bool
+    n_texts: int = 0
+    n_cut: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "fit": self.fit.as_dict()}
+
+    def as_text(self) -> str:
+        """The evaluation as a table of plain text."""
+        fit, half = self.fit, 1.96 * self.fit.standard_error
+        lines = [
+            f"accuracy             {fit.accuracy:.1%}  [{max(0.0, fit.accuracy - half):.1%}, "
+            f"{min(1.0, fit.accuracy + half):.1%}] (95% interval; {fit.n_validation} comparisons)"
+        ]
+        if self.calibrated:
+            lines += [
+                f"log-loss             {fit.loss:.3f} nats (a coin: 0.693)",
+                f"calibration error    {fit.ece:.3f} (a perfectly calibrated model of this size: {fit.ece_floor:.3f})",
+            ]
+        if self.agreement is not None:
+            ceiling = "" if self.ceiling is None else f", so no model gets above about {self.ceiling:.1%}"
+            lines.append(f"raters' agreement    {self.agreement:.1%}{ceiling}")
+        lines += [
+            f"the shorter response was chosen in {self.shorter_wins:.1%}; scores correlate with length by "
+            f"{self.length_correlation:+.2f}"
+        ]
+        if self.n_cut:
+            lines.append(
+                f"{self.n_cut} of {self.n_texts} texts exceed the model's context: their beginning was cut, the end never"
+            )
+        by = ""
+        for row in self.slices:
+            lines += [f"by {row.by}"] * (row.by != by)
+            by = row.by
+            lines.append(f"  {row.name:<28} {row.accuracy:>6.1%} ± {row.standard_error:.1%}  of {row.n}")
+        return "\n".join(lines)
+
+
+def evaluate_reward(
+    reward: AnyReward, data: PreferenceData, *, on_features: Callable[[int, int], None] | None = None
+) -> RewardEvaluation:
+    """Judge a reward by judgements that it was not fitted to.
+
+    Args:
+        reward: a reward model, or any other reward. Only a reward model's scores are log-odds, with a loss and a calibration.
+        data: the judgements.
+        on_features: called with the number of texts that a reward model has read, and the number of all.
+
+    Raises:
+        FeedbackError: no judgement prefers one response to another.
+        RewardError: the reward fails on a sample.
+    """
+    preferences = data.preferences()
+    texts = texts_of(preferences)
+    n_cut = 0
+    if isinstance(reward, RewardModel):
+        features = Features(reward)
+        features.rows(texts, on_features)
+        values, n_cut = raw_scores(reward, texts, features).tolist(), features.n_cut(texts)
+    else:
+        columns = {query.prompt: query.columns for query, _ in data.answers}
+        names = dict.fromkeys(name for found in columns.values() for name in found)
+        given = {name: [columns[prompt].get(name) for prompt, _ in texts] for name in names}
+        values = score(reward, [prompt for prompt, _ in texts], [r for _, r in texts], given).values.tolist()
+    scores = dict(zip(texts, values, strict=True))
+    return judge(preferences, scores, calibrated=isinstance(reward, RewardModel), answers=data.answers, n_cut=n_cut)
+
+
+def judge(
+    preferences: Sequence[Preference],
+    scores: Mapping[tuple[str, str], float],
+    *,
+    calibrated: bool,
+    answers: Iterable[tuple[Query, Judgement]] = (),
+    n_cut: int = 0,
+    n_texts: int | None = None,
+) -> RewardEvaluation:
+    """Judge scores by preferences.
+
+    Args:
+        preferences: the preferences, ties too.
+        scores: raw scores by prompt and response.
+        calibrated: the scores are log-odds.
+        answers: the judgements that the preferences come from, for the raters' agreement and the column ``subset``.
+        n_cut: texts that exceeded the model's context.
+        n_texts: the texts that these are counted among; None: those with a score.
+    """
+    difference = np.array([scores[p.prompt, p.chosen] - scores[p.prompt, p.rejected] for p in preferences])
+    whole = judged(difference, preferences)
+    kept = [i for i, p in enumerate(preferences) if not p.tie]
+    longer = np.array([len(preferences[i].chosen) - len(preferences[i].rejected) for i in kept], dtype=np.float64)
+    decided = difference[kept]
+    varies = len(kept) > 1 and longer.std() > 0 and decided.std() > 0
+    # Chosen first or rejected first is no more than an order: both count, so that the means are 0.
+    correlation = (
+        float((longer * decided).mean() / np.sqrt((longer**2).mean() * (decided**2).mean())) if varies else 0.0
+    )
+    answers = list(answers)
+    subsets = {query.id: str(query.columns["subset"]) for query, _ in answers if "subset" in query.columns}
+    names: dict[str, Callable[[int], str]] = {
+        "length": lambda i: _length(preferences[i]),
+        "margin": _margins([p.margin for p in preferences]),
+        "rater": lambda i: preferences[i].rater or "(no name)",
+        "subset": lambda i: subsets.get(preferences[i].query_id, ""),
+    }
+    slices = [row for by, name in names.items() for row in _sliced(by, name, kept, difference, preferences)]
+    agreement = agreement_of(answers)
+    return RewardEvaluation(
+        whole, slices, float(((longer < 0) + 0.5 * (longer == 0)).mean()) if kept else float("nan"), correlation,
+        agreement, accuracy_from_agreement(agreement) if agreement is not None and agreement >= 0.5 else None,
+        calibrated, len(scores) if n_texts is None else n_texts, n_cut,
+    )  # fmt: skip
+
+
+def agreement_of(answers: Iterable[tuple[Query, Judgement]]) -> float | None:
+    """The share of equal verdicts of two raters on the same two responses, over all pairs of raters; None where there is none.
+
+    >>> agreement_of([])
+    """
+    verdicts: dict[tuple[str, frozenset[str]], dict[str, str]] = defaultdict(dict)
+    for query, judgement in answers:
+        for p in preferences_from(query, judgement):
+            if p.chosen != p.rejected and not p.tie:
+                verdicts[p.prompt, frozenset((p.chosen, p.rejected))][p.rater] = p.chosen
+    equal = [a == b for by_rater in verdicts.values() for a, b in combinations(by_rater.values(), 2)]
+    return sum(equal) / len(equal) if equal else None
+
+
+def _length(p: Preference) -> str:
+    if len(p.chosen) == len(p.rejected):
+        return "equally long"
+    return "the chosen is shorter" if len(p.chosen) < len(p.rejected) else "the chosen is longer"
+
+
+def _margins(margins: Sequence[float | None]) -> Callable[[int], str]:
+    """Names for margins: each value where they are few, else quarters of the comparisons that have one."""
+    known = sorted(m for m in margins if m is not None)
+    values = sorted(set(known))
+    if len(values) <= 6:
+        return lambda i: "" if margins[i] is None else f"{margins[i]:g}"
+    cuts = sorted(set(np.quantile(known, [0.25, 0.5, 0.75]).tolist()))
+
+    def name(i: int) -> str:
+        margin = margins[i]
+        if margin is None:
+            return ""
+        place = int(np.searchsorted(cuts, margin))
+        above = f"above {cuts[place - 1]:.3g}" if place else ""
+        up_to = f"up to {cuts[place]:.3g}" if place < len(cuts) else ""
+        return ", ".join(filter(None, (above, up_to)))
+
+    return name
+
+
+def _sliced(
+    by: str,
+    name: Callable[[int], str],
+    kept: Sequence[int],
+    difference: NDArray[np.float64],
+    preferences: Sequence[Preference],
+) -> list[Slice]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i in kept:
+        groups[name(i)].append(i)
+    if set(groups) <= {""} or (by == "rater" and len(groups) == 1):
+        return []
+    rows = []
+    for group, members in sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_ROWS]:
+        result = judged(difference[members], [preferences[i] for i in members])
+        rows.append(Slice(by, group or "(none)", result.accuracy, result.standard_error, len(members)))
+    return sorted(rows, key=lambda row: row.name) if by in ("length", "margin", "subset") else rows

@@ -1,0 +1,117 @@
+"""How a reward model reads its trunk: after how many layers, and at which tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.language_model import LanguageModel
+
+Pooling = Literal["last", "mean", "response"]
+
+
+class EncodedText(list[int]):
+    """Ids of a prompt with its response and EOS, which know how many of them are the response's.
+
+    Args:
+        ids: all ids.
+        num_response: number of the last ids that are the response's, EOS included; at least 1.
+    """
+
+    def __init__(self, ids: Iterable[int], num_response: int) -> None:
+        super().__init__(ids)
+        self.num_response = min(num_response, len(self))
+
+
+def first_read(sequence: Sequence[int], pooling: Pooling) -> int:
+    """The place of the first id whose state a mean is taken of: 0, or the response's begin where that is known.
+
+    Args:
+        sequence: ids.
+        pooling: ``"mean"`` or ``"response"``.
+    """
+    if pooling == "response" and isinstance(sequence, EncodedText):
+        return len(sequence) - sequence.num_response
+    return 0
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Where a reward model's head reads the trunk's hidden states.
+
+    Attributes:
+        layers: number of the trunk's first layers to run; later ones are dropped, which also saves their time. None: all.
+        pooling: ``"last"`` reads the state of the last token (EOS), ``"mean"`` the mean over all tokens, ``"response"`` that
+            over the response's tokens, EOS included.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    layers: int | None = None
+    pooling: Pooling = "last"
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and self.layers < 1:
+            raise ConfigError(f"a reward model's layers must be at least 1, or None, got {self.layers}")
+        if self.pooling not in get_args(Pooling):
+            raise ConfigError(
+                f"a reward model's pooling must be one of {', '.join(get_args(Pooling))}; got {self.pooling!r}"
+            )
+
+
+def layer_stack(language_model: LanguageModel) -> tuple[str, nn.ModuleList]:
+    """The list of a trunk's layers, with its name in the trunk; an empty list where it is kept in a way that is not known."""
+    stacks = [
+        (name, child) for name, child in language_model.trunk.named_children() if isinstance(child, nn.ModuleList)
+    ]
+    return stacks[-1] if stacks else ("", nn.ModuleList())
+
+
+def keep_layers(language_model: LanguageModel, number: int) -> None:
+    """Drop all layers of a trunk after its first ones, in place; its final norm stays.
+
+    Args:
+        language_model: the model; its configuration is changed with it, so that it is saved and loaded as it is.
+        number: layers to keep, at least 1.
+
+    Raises:
+        ModelError: there are fewer layers, or they are kept in a way that is not known.
+    """
+    name, stack = layer_stack(language_model)
+    if number > len(stack):
+        raise ModelError(
+            f"cannot read {language_model.name!r} after {number} layers: it has {len(stack) or 'none'} that can be read apart; "
+            "leave layers at None to read it after all of them"
+        )
+    if number == len(stack):
+        return
+    setattr(language_model.trunk, name, stack[:number])
+    config: Any = language_model.model.config.get_text_config()
+    config.num_hidden_layers = number
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:number]
+
+
+def mean_states(hidden: Tensor, begins: list[int], ends: list[int]) -> Tensor:
+    """Means of hidden states over some tokens of each row.
+
+    Args:
+        hidden: ``[N, T, D]``, padded on the right.
+        begins: the place of each row's first token that counts, ``N`` of them.
+        ends: the place after each row's last one, ``N`` of them.
+
+    Returns:
+        float32 ``[N, D]``.
+    """
+    first, after = torch.tensor(begins, device=hidden.device), torch.tensor(ends, device=hidden.device)
+    place = torch.arange(hidden.shape[1], device=hidden.device)
+    counts = (place >= first[:, None]) & (place < after[:, None])  # [N, T]
+    # masked_fill, not a product: states at padding may be anything.
+    total = hidden.float().masked_fill(~counts[..., None], 0.0).sum(dim=1)
+    return total / (after - first)[:, None]

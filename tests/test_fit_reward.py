@@ -1,0 +1,153 @@
+"""The commands `fit-reward` and `eval-reward`: from a file, a store or a run to a reward model, and what it is worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_gym.cli.main import main
+from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.feedback import FeedbackStore, Judgement, Query
+from rlhf_gym.feedback.exchange.files import export_feedback
+from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.loop.fit_reward import fit_reward
+from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
+from rlhf_gym.rewards.spec import load_reward
+
+SETTINGS = ["--set", "trunk_layers=0", "--set", "epochs=3", "--set", "reward_model.layers=1"]
+
+
+def pairs(number: int) -> list[tuple[str, str, str]]:
+    return [(f"film {i} was", " a good one", " a bad film" if i % 2 else " bad") for i in range(number)]
+
+
+def write(path: Path, records: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("fit")
+    records = [{"prompt": p, "chosen": c, "rejected": r, "margin": 2.0} for p, c, r in pairs(30)]
+    data = write(folder / "pairs.jsonl", [*records, {"prompt": "x", "chosen": " same", "rejected": " same"}])
+    assert main(["fit-reward", data, "--out", str(folder / "rm"), *SETTINGS]) == 0
+    return folder, data
+
+
+def test_a_file_becomes_a_reward(fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, data = fitted
+    reward = load_reward(str(folder / "rm"))
+    good, bad = reward(["film 3 was"] * 2, [" a good one", " bad"])
+    assert good > bad
+    found = json.loads((folder / "rm" / "fit.json").read_text())
+    assert found["fit"]["n_train"] + found["fit"]["n_validation"] == 30
+    assert 0 < found["fit"]["ece_floor"] < 0.5
+    assert reward.readout.layers == 1
+    capsys.readouterr()
+    assert main(["eval-reward", str(folder / "rm"), data, "--json", str(folder / "e.json")]) == 0
+    out, err = capsys.readouterr()
+    assert "1 pairs of equal responses" in err
+    assert "30 comparisons" in out
+    assert "a perfectly calibrated model of this size" in out
+    assert json.loads((folder / "e.json").read_text())["fit"]["accuracy"] > 0.9
+    # Any other reward can be judged, too; its scores are no log-odds.
+    assert main(["eval-reward", "length", data]) == 0
+    assert "log-loss" not in capsys.readouterr().out
+
+
+def test_nothing_is_written_over_and_settings_are_known(
+    fitted: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, data = fitted
+    (folder / "mine").mkdir(exist_ok=True)
+    for arguments, message in (
+        (["--out", str(folder / "mine")], "is no reward model: nothing is written over it"),
+        (["--out", str(folder / "n"), "--set", "epoch=3"], "did you mean 'reward_model.epochs'"),
+        (["--out", str(folder / "n"), "--set", "layers=99"], "cannot read 'embedded' after 99 layers"),
+        (["--out", str(folder / "n"), "--seed", "-1"], "--seed must be at least 0"),
+        (["--out", str(folder / "n"), "--format", "nonsense"], "there is no format 'nonsense'"),
+    ):
+        assert main(["fit-reward", data, *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not (folder / "n").exists()
+
+
+def test_data_of_a_store_and_of_files(tmp_path: Path) -> None:
+    store_file = str(tmp_path / "feedback.sqlite")
+    with FeedbackStore(store_file) as store:
+        asked = [Query(prompt=p, responses=(c, r), index=i) for i, (p, c, r) in enumerate(pairs(4))]
+        check = Query(prompt="check", responses=("a", "b"), columns={"expected": {"choice": 0}}, index=9)
+        store.add_queries([*asked, check])
+        said = [Judgement(query_id=q.id, rater="ann", choice=0) for q in (*asked[:3], check)]
+        said += [Judgement(query_id=q.id, rater="bob", choice=int(q is asked[2])) for q in asked[:3]]
+        store.add_judgements([*said, Judgement(query_id=asked[3].id, rater="bob", skipped=True)])
+    data = read_data(store_file)
+    assert data.dropped == {"answers to check questions, practice and repetitions": 1, "skips": 1}
+    assert len(data.preferences()) == 6
+    assert agreement_of(data.answers) == pytest.approx(2 / 3)
+    evaluation = evaluate_reward(lambda prompts, responses: [len(r) for r in responses], data)
+    assert evaluation.ceiling == pytest.approx(0.5 + (1 / 3) ** 0.5 / 2)
+    assert {(row.name, row.n) for row in evaluation.slices if row.by == "rater"} == {("ann", 3), ("bob", 3)}
+    with pytest.raises(ConfigError, match="does not go with the feedback store"):
+        read_data(store_file, "hh")
+    corrected = Judgement(query_id=asked[0].id, rater="ann", choice=1, supersedes=said[0].id)
+    file = tmp_path / "all.jsonl"
+    export_feedback([(asked[0], said[0]), (asked[0], corrected)], file, "native")
+    assert [(j, read_data(str(file)).dropped) for _, j in read_data(str(file)).answers] == [
+        (corrected, {"superseded answers": 1})
+    ]
+    turn = "\n\nHuman: Hi\n\nAssistant:"
+    transcripts = write(tmp_path / "hh.jsonl", [{"chosen": turn + " Hello", "rejected": turn + " No"}])
+    assert "(format hh)" in read_data(transcripts).source
+    assert read_data(transcripts).preferences()[0].prompt == turn
+    with pytest.raises(FeedbackError, match="is not plain from its columns"):
+        read_data(write(tmp_path / "other.jsonl", [{"left": 1}]))
+    with pytest.raises(FeedbackError, match="prefers one response to another"):
+        read_data(write(tmp_path / "same.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])).preferences()
+    with pytest.raises(ConfigError, match="there is no run, store or file"):
+        read_data(str(tmp_path / "nowhere"))
+    assert read_data(str(tmp_path)).answers == data.answers  # a folder that an import filled
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="a folder without a run"):
+        read_data(str(tmp_path / "empty"))
+
+
+def test_an_evaluation_by_hand() -> None:
+    def preference(chosen: str, rejected: str, margin: float, subset: int) -> Preference:
+        return Preference("p", chosen, rejected, margin, query_id=f"q{subset}")
+
+    preferences = [preference("a", "bbb", 1, 0), preference("cc", "d", 2, 1), preference("ee", "f", 2, 1)]
+    scores = {
+        ("p", text): value for text, value in zip(("a", "bbb", "cc", "d", "ee", "f"), (1, 0, 3, 0, 0, 1), strict=True)
+    }
+    queries = [
+        Query(prompt="p", responses=("x", "y"), columns={"subset": name}, id=f"q{i}") for i, name in enumerate("st")
+    ]
+    answers = [(query, Judgement(query_id=query.id, rater="r", choice=0)) for query in queries]
+    found = judge(preferences, scores, calibrated=True, answers=answers)
+    assert found.fit.accuracy == pytest.approx(2 / 3)
+    assert found.shorter_wins == pytest.approx(1 / 3)
+    # Lengths differ by -2, 1, 1 and scores by 1, 3, -1: (-2 + 3 - 1) / ... = 0.
+    assert found.length_correlation == pytest.approx(0)
+    rows = {(row.by, row.name): (row.accuracy, row.n) for row in found.slices}
+    assert rows == {
+        ("length", "the chosen is shorter"): (1, 1), ("length", "the chosen is longer"): (0.5, 2),
+        ("margin", "1"): (1, 1), ("margin", "2"): (0.5, 2), ("subset", "s"): (1, 1), ("subset", "t"): (0.5, 2),
+    }  # fmt: skip
+    assert (found.agreement, found.ceiling) == (None, None)
+
+
+def test_a_run_gives_its_judgements(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run: {seed: 0}\n")
+    with FeedbackStore(tmp_path / "feedback.sqlite") as store:
+        asked = [Query(prompt=p, responses=(c, r), index=i) for i, (p, c, r) in enumerate(pairs(6))]
+        store.add_queries(asked)
+        store.add_judgements([Judgement(query_id=q.id, rater="ann", choice=0) for q in asked])
+    out = tmp_path / "rm"
+    done = fit_reward(str(tmp_path), out, settings={"trunk_layers": 0, "epochs": 1})
+    assert (done.result.n_train, done.result.n_validation) == (5, 1)
+    assert (out / "reward_model.json").is_file()
