@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 import torch
 from ppo_setups import NUM_ENVS, collected, gradient, learn, letters_env, small_agent
+from tiny_models import tiny_language_model
+from toy_tasks import count_a
 
 from rlhf_gym.agents import GRPO, PPO, REINFORCE, RLOO
-from rlhf_gym.agents.common.policy_losses import gmpo_loss, policy_loss
+from rlhf_gym.agents.common.policy_losses import OF_RESPONSES, gmpo_loss, policy_loss
 from rlhf_gym.errors import ConfigError
+
+
+def no_score(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    return [0.0] * len(responses)
 
 
 def test_gmpo_by_hand() -> None:
@@ -51,6 +57,25 @@ def test_every_loss_begins_with_the_policy_gradient(kind: str) -> None:
             rollout.advantages = rollout.advantages * torch.tensor(rollout.lengths)[:, None]
         found.append(gradient(agent, rollout, list(range(NUM_ENVS))))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "ratio", "cispo", "sapo", "gspo", "gmpo", "response"])
+def test_responses_of_one_token_and_groups_of_equal_scores(kind: Any) -> None:
+    """With one token, a response's ratio is its token's; an advantage of 0 has no gradient, however far the policy has moved."""
+    new = torch.tensor([0.1, -0.1, 0.5, -0.5], requires_grad=True)
+    old, clips = torch.zeros(4), {"clip_low": 0.2, "clip_high": 0.3}
+    nothing = policy_loss(kind, new, old, torch.zeros(4), torch.tensor([3, 1]), **clips).loss
+    assert torch.equal(nothing, torch.zeros(4))
+    assert torch.equal(torch.autograd.grad(nothing.sum(), new)[0], torch.zeros(4))
+    if kind in OF_RESPONSES:
+        advantages, ones = torch.tensor([2.0, -1.0, 2.0, -1.0]), torch.ones(4, dtype=torch.long)
+        if kind == "gmpo":  # it clips the logarithm of the ratio, at the same two points here
+            clips = {"clip_low": -math.log(0.8), "clip_high": math.log(1.3)}
+        found = policy_loss(kind, new, old, advantages, ones, **clips)
+        plain = policy_loss("ppo", new, old, advantages, ones, clip_low=0.2, clip_high=0.3)
+        torch.testing.assert_close(found.loss, plain.loss)
+        for one, other in zip(*(torch.autograd.grad(x.loss.sum(), new) for x in (found, plain)), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_a_response_has_one_ratio_and_counts_once() -> None:
@@ -105,3 +130,16 @@ def test_it_learns_to_write_the_letter_that_is_paid_for(name: str) -> None:
     given = {"learning_rate": 1e-2, "kl_coef": 0.0, "batch_size": 8, **options}
     rows = learn(small_agent(kind, letters_env(), **given), 1, iterations=12)
     assert sum(row["objective/scores"] for row in rows[-3:]) / 3 > 1.5
+
+
+def test_a_policy_learns_from_a_teacher_and_from_the_reward_at_once() -> None:
+    """On-policy distillation: without a reward the policy becomes its teacher; with one it becomes what is paid for, nearby."""
+    teacher = tiny_language_model(seed=5, scale=30.0)
+    options: dict[str, Any] = {"kl_in": "loss", "kl_estimator": "k2", "reference": teacher}
+    found = []
+    for reward, coef in ((no_score, 1.0), (count_a, 0.01)):
+        agent = small_agent(GRPO, letters_env(reward=reward), **(options | {"kl_coef": coef}))
+        found.append(learn(agent, 1, iterations=12))
+    alone, mixed = found
+    assert alone[-1]["objective/kl"] < 0.6 * alone[0]["objective/kl"]
+    assert mixed[-1]["objective/scores"] > mixed[0]["objective/scores"] + 1
