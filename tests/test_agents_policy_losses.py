@@ -61,7 +61,7 @@ def test_every_loss_begins_with_the_policy_gradient(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ppo", "ratio", "cispo", "sapo", "gspo", "gmpo", "response"])
 def test_responses_of_one_token_and_groups_of_equal_scores(kind: Any) -> None:
-    """With one token, a response's ratio is its token's; an advantage of 0 has no gradient, however far the policy has moved."""
+    """With one token, a response's ratio is its token's; an advantage of 0 has no gradient wherever the policy is."""
     new = torch.tensor([0.1, -0.1, 0.5, -0.5], requires_grad=True)
     old, clips = torch.zeros(4), {"clip_low": 0.2, "clip_high": 0.3}
     nothing = policy_loss(kind, new, old, torch.zeros(4), torch.tensor([3, 1]), **clips).loss
