@@ -177,8 +177,8 @@ def steps_taken(name: str, tmp_path: Path) -> bool:
 
 def backs_off(name: str, tmp_path: Path) -> bool:
     """on_kl_limit: at a limit that learning exceeds, training stops or goes on at a lower rate."""
-    # Within a mask, NLPO begins away from the reference. Every other rollout must be beyond the limit, the sixth among them: else
-    # the policy is measured once more at the end, and training stops there.
+    # Within a mask, NLPO begins away from the reference. Every other rollout must be beyond the limit, the sixth among them:
+    # else the policy is measured once more at the end, and training stops there.
     given = {"kl_limit": 1e-9, "reference": None, "iterations": 6, "mask_top_p": 1.0, "scale_rewards": "group"}
     stopped, slower = (trained(name, **given, on_kl_limit=action) for action in ("stop", "back_off"))
     return stopped.stopped is not None and slower.stopped is None and slower.kl_guard.back_offs > 0
