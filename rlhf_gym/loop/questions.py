@@ -125,4 +125,4 @@ def labels_of_rounds(total: int, rounds: int, schedule: Schedule) -> list[int]:
     labels = np.floor(exact).astype(int)
     for place in np.argsort(-(exact - labels), kind="stable")[: total - rounds - labels.sum()]:
         labels[place] += 1
-    return (labels + 1).tolist()
+    return [int(n) + 1 for n in labels]

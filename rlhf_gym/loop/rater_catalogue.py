@@ -183,7 +183,7 @@ def _scaled(knobs: dict[str, Any], config: RaterConfig, rewards: ArrayLike) -> d
     """
     if config.unit == "reward" or not knobs:
         return knobs
-    scaled = Behaviour(**knobs).in_unit(float(np.std(rewards)))
+    scaled = Behaviour(**knobs).in_unit(float(np.asarray(rewards).std()))
     return {name: getattr(scaled, name) for name in knobs}
 
 

@@ -94,8 +94,18 @@ class Answers:
                     float(tuple(shown) == orders[0] and len(orders) == 1) if shown else 1 / math.factorial(size)
                 )
         reward, early_table, word_table = map(torch.from_numpy, tables)
-        shape = [torch.from_numpy(array) for array in (present, stages, is_pair, tie, blind, lapse)]
-        return cls(reward, early_table, word_table, *shape, prompts=[query.prompt for query, _ in answers])
+        return cls(
+            reward=reward,
+            early=early_table,
+            words=word_table,
+            present=torch.from_numpy(present),
+            stages=torch.from_numpy(stages),
+            is_pair=torch.from_numpy(is_pair),
+            tie=torch.from_numpy(tie),
+            blind=torch.from_numpy(blind),
+            lapse=torch.from_numpy(lapse),
+            prompts=[query.prompt for query, _ in answers],
+        )
 
 
 def orders_of(query: Query, judgement: Judgement) -> list[tuple[int, ...]]:

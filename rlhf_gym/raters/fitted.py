@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class FittedRater:
     @property
     def behaviour(self) -> Behaviour:
         """The rater's behaviour, in the unit of the reward that it was fitted with."""
-        return Behaviour(**self.knobs)
+        return Behaviour(**cast(Any, self.knobs))
 
     def behaviour_for(self, reward_std: float) -> Behaviour:
         """The behaviour for a reward in another unit: alike in units of the rewards' standard deviations.
@@ -271,7 +271,7 @@ def _predictions(
     by_default = probabilities(data, default)[0].clamp_min(1e-12).log()
     by_coin = torch.where(decided, data.blind, 1.0).log()
     log_odds, verdicts, predicted = _comparisons(answers, rewards, held, best)
-    rows, ece = calibration(log_odds)
+    bins, ece = calibration(log_odds)
     same = [(a == b) for given in verdicts.values() for i, a in enumerate(given) for b in given[:i]]
     twins = [
         predicted[key] ** 2 + (1 - predicted[key]) ** 2
@@ -288,7 +288,7 @@ def _predictions(
             (by_fitted - by_coin)[decided].numpy(),
             [p for p, counts in zip(data.prompts, decided, strict=True) if counts],
         ),
-        "calibration": rows,
+        "calibration": bins,
         "ece": ece,
         "ece_floor": expected_ece(log_odds),
         "agreement": sum(same) / len(same) if same else None,
