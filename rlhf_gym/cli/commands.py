@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_gym.cli.fit_commands import eval_reward, fit_reward
+from rlhf_gym.cli.fit_commands import eval_reward, fit_rater, fit_reward
 from rlhf_gym.cli.parser import FLAGS
 from rlhf_gym.cli.plan_command import print_plan
 from rlhf_gym.cli.quiet import quiet_libraries
@@ -165,6 +165,7 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run, "config": config, "plan": plan, "report": report, "sample": sample, "rewards": rewards,
     "check-reward": check_reward, "serve-reward": serve_reward, "label": label, "sft": sft, "fit-reward": fit_reward,
+    "fit-rater": fit_rater,
     "eval-reward": eval_reward, "train-preferences": train_preferences, "eval": evaluate, "export": export, "rate": rate,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

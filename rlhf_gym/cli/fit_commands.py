@@ -51,3 +51,27 @@ def eval_reward(options: argparse.Namespace) -> None:
     print(evaluation.as_text())
     if options.json:
         write_json(Path(options.json), evaluation.as_dict())
+
+
+def fit_rater(options: argparse.Namespace) -> None:
+    """`rlhf-gym fit-rater`: fit a simulated rater to answers, and print what it predicts.
+
+    Raises:
+        ConfigError: a negative seed, or too few bootstrap samples.
+    """
+    if options.seed < 0 or options.resamples < 2:
+        raise ConfigError(
+            f"--seed must be at least 0 and --resamples at least 2, got {options.seed} and {options.resamples}"
+        )
+    quiet_libraries()
+    from rlhf_gym.loop.fit_rater import fit_rater
+    from rlhf_gym.loop.progress import Progress
+
+    fitted = fit_rater(
+        options.data, reward=options.reward, format=options.format, raters=options.only, resamples=options.resamples,
+        seed=options.seed, progress=Progress(quiet=options.quiet),
+    )  # fmt: skip
+    print(fitted.as_text())
+    if options.out:
+        fitted.save(options.out)
+        print(f"written: {options.out} (a rater: --rater fitted:{options.out})")

@@ -54,3 +54,34 @@ def add_eval_reward(commands: Commands, reward_help: str) -> None:
     judge.add_argument("data", metavar="DATA", help=DATA_HELP)
     judge.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
     judge.add_argument("--json", metavar="FILE", help="write everything to this file, too")
+
+
+def add_fit_rater(commands: Commands, reward_help: str) -> None:
+    """Add the command `fit-rater`.
+
+    Args:
+        commands: the parser's commands.
+        reward_help: what may be given as a reward, in words.
+    """
+    fit = commands.add_parser(
+        "fit-rater", allow_abbrev=False, help="fit a simulated rater to the answers that people gave",
+        description="Estimate the simulated rater's rationality, biases, errors, lapses, ties and skips from answers, by "
+        "maximum likelihood, with 95%% intervals; and say how well it predicts answers that were held out: against a coin "
+        "and the default simulated rater, with its calibration. The file of --out is a rater: --rater fitted:FILE.",
+    )  # fmt: skip
+    fit.add_argument("data", metavar="STORE_OR_RUN", help=DATA_HELP)
+    fit.add_argument(
+        "--reward", metavar="REWARD",
+        help=f"what the rater is taken to prefer by: {reward_help} (default: the run's gold reward; needed for other data)",
+    )  # fmt: skip
+    fit.add_argument("--out", metavar="FILE", help="write the rater to this JSON file; replaces one that is there")
+    fit.add_argument(
+        "--only", action="append", metavar="RATER",
+        help="fit to the answers of this rater, or of these if given several times (default: everybody's)",
+    )  # fmt: skip
+    fit.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
+    fit.add_argument(
+        "--resamples", metavar="N", type=int, default=100, help="bootstrap samples for the intervals (default: 100)"
+    )
+    fit.add_argument("--seed", metavar="N", type=int, default=0, help="seed of folds and bootstrap (default: 0)")
+    fit.add_argument("--quiet", action="store_true", help="print only the result")

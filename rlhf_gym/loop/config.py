@@ -122,7 +122,8 @@ class RaterConfig:
         "simulated",
         "simulated (Boltzmann-rational, prefers by the gold reward), a preset of it (oracle, hh_like, alpacafarm, bpref_stoc, "
         "...), web (people in a browser: section people), terminal (you, in this terminal), judge:URL or judge:MODEL@URL (a "
-        "chat model), or path/file.py:name or module:name of your own: a function (prompt, a, b) that returns 0, 1 or None, "
+        "chat model), fitted:FILE (a simulated rater fitted to answers by `rlhf-gym fit-rater`), or path/file.py:name or "
+        "module:name of your own: a function (prompt, a, b) that returns 0, 1 or None, "
         "or a factory (reward=, seed=) of a rater",
     )
     query_type: Literal["ranking", "pair", "best", "rating", "thumbs", "edit"] = setting(
@@ -130,6 +131,22 @@ class RaterConfig:
         "a number; pair: choose the better of two, candidates two by two; thumbs: is this candidate good; edit: accept this "
         "candidate or correct it",
     )  # fmt: skip
+    labels: int | None = setting(
+        None,
+        "queries that are put to raters, in all rounds together, out of those that the candidates make; null puts all of them",
+        at_least=1,
+    )
+    schedule: Literal["constant", "inverse", "hyperbolic"] = setting(
+        "constant",
+        "division of `labels` among rounds t = 0, 1, ..., T - 1: constant; inverse, as 1 / (1 + t); hyperbolic, as T / (T + t)",
+    )
+    select: Literal["random", "disagreement", "margin", "entropy", "information", "k_center", "fresh"] = setting(
+        "random",
+        "with `labels`: which queries, for people and simulated raters alike. disagreement, margin, entropy, information: what "
+        "an ensemble of heads, fitted to the answers so far, disagrees about, finds closest, is least certain of, or would "
+        "learn most from; k_center: those least like others on the frozen model's features; fresh: those whose responses the "
+        "last round's training has made likelier (docs/raters.md)",
+    )
     beta: float | None = setting(
         None,
         "simulated raters: rationality per unit of the gold reward, P(a over b) = sigmoid(beta (gold(a) - gold(b))); null "
@@ -150,6 +167,12 @@ class RaterConfig:
     )
     position_bias: float | None = setting(
         None, "simulated raters: gold reward added to the response shown first; null takes the preset's"
+    )
+    unit: Literal["reward", "standard_deviation"] = setting(
+        "reward",
+        "simulated raters: the unit of beta, tie_threshold and the biases. reward: the gold reward's own; standard_deviation: "
+        "that of the gold reward over the reference's candidates, so that the rater stays as rational when the reward's scale "
+        "changes",
     )
     rubric: str | None = setting(
         None, "judges: the criteria, as a text or as a .md or .txt file; null takes the built-in ones"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.agent_catalogue import find_agent, needs_more_than_settings
 from rlhf_gym.loop.config import AgentConfig, Config, EvaluationConfig, PeopleConfig
+from rlhf_gym.loop.questions import labels_of_rounds
 
 
 def check_config(config: Config) -> None:
@@ -27,6 +28,7 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"rater.query_type pair takes candidates two by two: sampling.candidates must be even, got {candidates}"
         )
+    _check_labels(config)
     longest, shortest = config.task.max_new_tokens, config.task.min_new_tokens
     if longest is not None and shortest is not None and shortest > longest:
         raise ConfigError(f"task.min_new_tokens ({shortest}) must be at most task.max_new_tokens ({longest})")
@@ -67,6 +69,33 @@ def _check_value_start(config: Config) -> None:
     if config.agent.settings.get("value_network", "separate") != "separate":
         raise ConfigError(
             "agent.value_start reward_model needs a value network of its own: give agent.value_network separate"
+        )
+
+
+def _check_labels(config: Config) -> None:
+    rater, rounds = config.rater, config.run.rounds
+    if rater.labels is None:
+        if given := [
+            f"rater.{name}" for name in ("select", "schedule") if getattr(rater, name) not in ("random", "constant")
+        ]:
+            raise ConfigError(
+                f"{' and '.join(given)} choose among the queries that the candidates make, and all of them are asked: give "
+                "rater.labels, the number to ask in all rounds"
+            )
+        return
+    size = {"pair": 2, "thumbs": 1, "edit": 1}.get(rater.query_type, config.sampling.candidates)
+    most = config.sampling.prompts * config.sampling.candidates // size
+    if rater.labels < rounds:
+        raise ConfigError(f"rater.labels ({rater.labels}) must be at least run.rounds ({rounds}): one query a round")
+    if (first := max(labels_of_rounds(rater.labels, rounds, rater.schedule))) > most:
+        raise ConfigError(
+            f"rater.labels ({rater.labels}) puts {first} queries into one round, and its candidates make {most}: give more "
+            "sampling.prompts, or fewer labels"
+        )
+    if rater.select in ("disagreement", "margin", "entropy", "information") and rater.query_type in ("thumbs", "edit"):
+        raise ConfigError(
+            f"rater.select {rater.select} compares responses, and a {rater.query_type} query has one: give random, k_center or "
+            "fresh"
         )
 
 

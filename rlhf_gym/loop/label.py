@@ -17,6 +17,7 @@ from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.progress import Bar
 from rlhf_gym.loop.rater_catalogue import find_rater
+from rlhf_gym.loop.select_queries import select_queries
 from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.adaptive import frozen
@@ -38,8 +39,10 @@ def label(context: RunContext, number: int) -> None:
         FeedbackError: the rater cannot go on, or the store cannot be written; judgements so far are stored.
     """
     config = context.config
-    queries = queries_of(read_samples(context, number), config.sampling.candidates, config.rater.query_type, number)
+    samples = read_samples(context, number)
+    queries = queries_of(samples, config.sampling.candidates, config.rater.query_type, number)
     with FeedbackStore(context.run.store_file) as store:
+        queries = select_queries(context, number, queries, samples, store)
         if config.rater.name == "terminal":
             # One person at the keyboard: no bar in between, and the whole round at once, so that undo reaches back.
             ask(TerminalRater(store=store, seed=config.run.seed), queries, store)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from rlhf_gym.errors import ConfigError, RlhfGymError
@@ -13,10 +15,11 @@ from rlhf_gym.loop.config import RaterConfig
 from rlhf_gym.objects import is_place, load_object, place_in_code
 from rlhf_gym.raters import Behaviour, FunctionRater, Rater, SimulatedRater, as_rater
 from rlhf_gym.raters.behaviour import ANSWERED as SIMULATED
+from rlhf_gym.raters.fitted import FITTED_PREFIX, FittedRater
 from rlhf_gym.raters.function import ANSWERED as BY_FUNCTIONS
 from rlhf_gym.raters.function import is_factory
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
-from rlhf_gym.rewards.base import Reward
+from rlhf_gym.rewards.base import Reward, reward_name
 from rlhf_gym.rewards.spec import JUDGE_PREFIX, judge_address
 from rlhf_gym.text import nearest
 
@@ -39,19 +42,26 @@ def check_rater(config: RaterConfig) -> None:
         _given(config, OF_JUDGES),
         config.name.startswith(JUDGE_PREFIX),
     )
+    is_fitted = config.name.startswith(FITTED_PREFIX)
     if of_judges and not is_judge:
         raise ConfigError(
             f"rater.{next(iter(of_judges))} is for judges (judge:URL), not for {config.name!r}: leave it out"
         )
-    if behaviour and (is_judge or is_place(config.name) or config.name == "terminal"):
+    if config.unit != "reward":
+        behaviour["unit"] = config.unit
+    if behaviour and not is_fitted and (is_judge or is_place(config.name) or config.name == "terminal"):
         raise ConfigError(
             f"rater.{next(iter(behaviour))} is for simulated raters, not for {config.name!r}: leave it out"
         )
+    behaviour.pop("unit", None)
     if is_judge:
         from rlhf_gym.judge.rater import ANSWERED as BY_JUDGES
 
         _check_answers(config, "a judge", BY_JUDGES)
         _judge(config)
+    elif is_fitted:
+        _check_answers(config, "a simulated rater", SIMULATED)
+        replace(_fitted(config).behaviour, **behaviour)
     elif config.name in ("simulated", *PRESETS):
         _check_answers(config, "a simulated rater", SIMULATED)
         Behaviour(**behaviour)
@@ -64,7 +74,7 @@ def check_rater(config: RaterConfig) -> None:
         hint = nearest(config.name, ["simulated", *PRESETS, *PEOPLE])
         raise ConfigError(
             f"there is no rater {config.name!r}{hint} Expected one of simulated, {', '.join((*PRESETS, *PEOPLE))}, judge:URL, "
-            "module:function or path/file.py:function"
+            "fitted:FILE, module:function or path/file.py:function"
         )
     else:
         found = load_object(config.name, kind="rater")
@@ -80,18 +90,25 @@ def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Callable[[]
     Args:
         config: the section ``rater``.
         gold: the reward that a simulated rater prefers by.
-        reference_rewards: computes gold rewards ``[n, k]`` of reference samples; called for presets alone, which are fitted to
-            them.
+        reference_rewards: computes gold rewards ``[n, k]`` of reference samples; called only for raters that are scaled to
+            them: presets, fitted raters for another reward, and those in units of the standard deviation.
         seed: seed of the rater's noise.
 
     Raises:
         ConfigError: the user's factory raised, or what it returned is not a rater.
     """
-    if config.name == "simulated":
-        return SimulatedRater(gold, seed=seed, batch_size=config.batch_size, **_given(config, OF_SIMULATED))
+    if config.name == "simulated" or config.name.startswith(FITTED_PREFIX):
+        behaviour = _behaviour(config, reward_name(gold), reference_rewards)
+        return SimulatedRater(gold, behaviour, seed=seed, batch_size=config.batch_size)
     if config.name in PRESETS:
         rewards = reference_rewards()
-        return simulated_rater(config.name, gold, reference_rewards=rewards, seed=seed, **_given(config, OF_SIMULATED))
+        return simulated_rater(
+            config.name,
+            gold,
+            reference_rewards=rewards,
+            seed=seed,
+            **_scaled(_given(config, OF_SIMULATED), config, rewards),
+        )
     if config.name.startswith(JUDGE_PREFIX):
         return _judge(config)
     found = load_object(config.name, kind="rater")
@@ -125,6 +142,49 @@ def _judge(config: RaterConfig) -> Rater:
 
     url, model = judge_address(config.name)
     return JudgeRater(url, model, batch_size=config.batch_size, **_given(config, OF_JUDGES))
+
+
+def _fitted(config: RaterConfig) -> FittedRater:
+    return FittedRater.load(config.name.removeprefix(FITTED_PREFIX))
+
+
+def _behaviour(config: RaterConfig, reward: str, reference_rewards: Callable[[], ArrayLike]) -> Behaviour:
+    """The behaviour of ``simulated`` or of a fitted rater, in the unit of the gold reward.
+
+    A fitted rater is taken as it is for the reward that it was fitted with, and carried over to another one by the two rewards'
+    standard deviations.
+
+    Args:
+        config: the section ``rater``.
+        reward: name of the gold reward.
+        reference_rewards: computes gold rewards of reference samples.
+    """
+    knobs = _given(config, OF_SIMULATED)
+    if config.name == "simulated":
+        if config.unit == "reward":
+            return Behaviour(**knobs)
+        rewards = np.asarray(reference_rewards())
+        return Behaviour(**knobs).in_unit(float(rewards.std()), float(rewards.mean()))
+    fitted = _fitted(config)
+    if reward == fitted.reward and config.unit == "reward":
+        return replace(fitted.behaviour, **knobs)
+    rewards = np.asarray(reference_rewards())
+    spread = float(rewards.std())
+    return replace(fitted.behaviour_for(spread), **_scaled(knobs, config, rewards))
+
+
+def _scaled(knobs: dict[str, Any], config: RaterConfig, rewards: ArrayLike) -> dict[str, Any]:
+    """Those knobs that are given, from ``rater.unit`` to the unit of the gold reward.
+
+    Args:
+        knobs: fields of :class:`~rlhf_gym.raters.Behaviour`.
+        config: the section ``rater``.
+        rewards: gold rewards of reference samples.
+    """
+    if config.unit == "reward" or not knobs:
+        return knobs
+    scaled = Behaviour(**knobs).in_unit(float(np.asarray(rewards).std()))
+    return {name: getattr(scaled, name) for name in knobs}
 
 
 def _given(config: RaterConfig, names: Sequence[str]) -> dict[str, Any]:

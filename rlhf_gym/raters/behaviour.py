@@ -10,7 +10,7 @@ case V; a pair that is a tie where ``|v_a - v_b| < ln theta`` is Rao and Kupper'
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from statistics import NormalDist
 from typing import Any, Literal
@@ -102,6 +102,32 @@ class Behaviour:
     def knobs(cls) -> tuple[str, ...]:
         """The names of all attributes."""
         return tuple(field.name for field in fields(cls))
+
+    def in_unit(self, unit: float, origin: float = 0.0) -> Behaviour:
+        """The same behaviour for rewards on another scale: answers to ``origin + unit * reward`` as to ``reward`` before.
+
+        Args:
+            unit: the new scale's rewards for each unit of the old, above 0; e.g. a reward's standard deviation.
+            origin: the new scale's value of the old 0; e.g. a reward's mean.
+
+        Raises:
+            ConfigError: ``unit`` is not a finite number above 0.
+        """
+        if not (math.isfinite(unit) and unit > 0 and math.isfinite(origin)):
+            raise ConfigError(
+                f"a simulated rater cannot be scaled to a reward of standard deviation {unit} and mean {origin}: "
+                "the reward must tell responses apart"
+            )
+        return replace(
+            self,
+            beta=self.beta / unit,
+            tie_threshold=self.tie_threshold * unit,
+            skip_below=self.skip_below * unit + origin,
+            position_bias=self.position_bias * unit,
+            length_bias=self.length_bias * unit,
+            strength_cuts=tuple(cut * unit for cut in self.strength_cuts),
+            rating_cuts=tuple(cut * unit + origin for cut in self.rating_cuts),
+        )
 
     def answer(self, query: Query, rewards: Array, rng: np.random.Generator) -> dict[str, Any]:
         """Answer a query.
