@@ -39,9 +39,7 @@ def learned(agent: Any, iterations: int = ITERATIONS) -> dict[str, Any]:
     rows = Rows()
     agent.set_logger(Logger(None, [rows]))
     agent.learn(iterations=iterations, reset_num_timesteps=False)
-    numbers = [
-        {name: float(value) for name, value in row.items() if not name.startswith("time/")} for row in rows.rows
-    ]
+    numbers = [{name: float(value) for name, value in row.items() if not name.startswith("time/")} for row in rows.rows]
     episodes = [(e.prompt_ids, e.response_ids, e.rewards) for e in agent.rollout.episodes]
     return {"rows": numbers, "episodes": episodes, "weights": weights(agent), "timesteps": agent.num_timesteps}
 

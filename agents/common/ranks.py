@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
@@ -313,7 +312,10 @@ class Ranks:
         if self.size > 1:
             self.gather(lambda: None)
             dist.destroy_process_group()
-            _join.cache_clear()
+
+
+_joined = Ranks()
+"""A process can be one rank only: torch.distributed's own state is the process's, too."""
 
 
 def process_ranks() -> Ranks:
@@ -322,12 +324,19 @@ def process_ranks() -> Ranks:
     Raises:
         ConfigError: it was launched as one of several, and cannot join them, or in a way that is not built.
     """
-    begun = dist.is_available() and dist.is_initialized()
-    size = dist.get_world_size() if begun else _number("WORLD_SIZE", 1)
-    return Ranks() if size == 1 else _join(size)
+    global _joined
+    if _joined.size == 1:
+        begun = dist.is_available() and dist.is_initialized()
+        size = dist.get_world_size() if begun else _number("WORLD_SIZE", 1)
+        _joined = Ranks() if size == 1 else _join(size)
+    return _joined
 
 
-@lru_cache(maxsize=1)
+def joined_ranks() -> Ranks:
+    """The ranks that this process has joined; it joins none."""
+    return _joined
+
+
 def _join(size: int) -> Ranks:
     check_launch(size)
     from accelerate import PartialState
@@ -402,7 +411,7 @@ def check_divides(ranks: Ranks, environments: int, group_size: int) -> None:
     Raises:
         ConfigError: with the numbers.
     """
-    if environments % (ranks.size * group_size) == 0:
+    if ranks.size == 1 or environments % (ranks.size * group_size) == 0:
         return
     groups = f" in groups of {group_size}" if group_size > 1 else ""
     fit = ranks.size * group_size

@@ -43,18 +43,23 @@ def run(options: argparse.Namespace) -> None:
             raise ConfigError("--resume needs the run's directory: --out DIR")
         options.out = f"runs/{config.task.name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
     quiet_libraries()
+    from rlhf_gym.agents.common.ranks import process_ranks
     from rlhf_gym.loop.progress import Progress
     from rlhf_gym.loop.rounds import run_loop
 
-    if options.resume and not RunDirectory(options.out).config_file.exists():
+    ranks = process_ranks()
+    options.out = ranks.from_main(lambda: options.out)  # a name of rank 0's clock
+    if ranks.is_main and options.resume and not RunDirectory(options.out).config_file.exists():
         print(f"rlhf-gym: there is no run in {options.out} to go on with; a new one begins", file=sys.stderr)
     page = None
-    if config.asks_people:
+    if config.asks_people and ranks.is_main:
         from rlhf_gym.web.run_page import RunPage
 
         page = RunPage()
     directory = run_loop(config, options.out, resume=options.resume, progress=Progress(quiet=options.quiet), page=page)
-    print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
+    if ranks.is_main:
+        print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
+    ranks.leave()
 
 
 def resume_hint(options: argparse.Namespace) -> str:
