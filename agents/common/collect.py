@@ -137,16 +137,14 @@ def decode_episodes(
     block = ranks.block(env.num_envs)
     head = policy.values if policy.values_from_trunk else None
     for first in range(first_episode, first_episode + per_slot * env.num_envs, env.num_envs):
-        scoring.calls.check()
-        prompts = ranks.from_main(partial(_round_prompts, rounds, first))
+        prompts = ranks.from_main(partial(_round_prompts, rounds, first, scoring))
         own = partial(
             generate, policy.language_model, prompts[block], policy.limits, sampling=policy.sampling, seed=seed,
             first_episode=first + block.start, stop=env.stop, value_head=head, batch_size=env.num_envs,
             on_progress=lambda _: scoring.calls.check(),
         )  # fmt: skip
         generations = [one for part in ranks.gather(own) for one in part]
-        if ranks.is_main:
-            scoring.submit(env, slots, [g.ids for g in generations])
+        ranks.from_main(partial(scoring.submit, env, slots, [g.ids for g in generations]))
         episodes += [
             Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
             for prompt, g in zip(prompts, generations, strict=True)
@@ -154,13 +152,15 @@ def decode_episodes(
     return episodes
 
 
-def _round_prompts(rounds: Rounds, first_episode: int) -> list[list[int]]:
-    """The prompts of a new round, one for each slot.
+def _round_prompts(rounds: Rounds, first_episode: int, scoring: Scoring) -> list[list[int]]:
+    """The prompts of a new round, one for each slot, unless the reward has failed meanwhile.
 
     Args:
         rounds: of the environment.
         first_episode: the number of the round's first episode.
+        scoring: of the episodes before.
     """
+    scoring.calls.check()
     return observed_ids(rounds.begin(first_episode))
 
 
