@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py docs/scaling.md    # writes the tables between the page's markers; without a file, prints them
 
-Nothing is run: it is arithmetic on the constants below, each cited or marked as assumed. Memory with all weights on every GPU is
-traced on tensors without data by ``rlhf_gym.loop.memory_plan``, which takes minutes for the largest model.
+Nothing is run: it is arithmetic on the constants below, each cited or marked as assumed. Memory with all weights on every GPU
+is traced on tensors without data by ``rlhf_gym.loop.memory_plan``, which takes minutes for the largest model.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def tensor_parallel(size: Size, machine: Machine) -> int:
 
 
 def decode_seconds(size: Size, machine: Machine, work: Work, gpus: int) -> float:
-    """Seconds to generate an iteration's responses: a step reads all weights and the cache, or computes, whichever takes longer.
+    """Seconds to generate an iteration's responses: a step reads weights and cache, or computes, whichever takes longer.
 
     Args:
         size: the model.
@@ -242,12 +242,12 @@ def planned_bytes(size: Size, work: Work, gpus: int, lora: Mapping[str, Any] | N
     from rlhf_gym.loop.config_file import build
     from rlhf_gym.loop.memory_plan import plan_memory
 
-    slots = min(64, work.episodes // gpus)
+    slots = min(64, max(8, work.episodes // gpus))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(size.config()), encoding="utf-8")
         model: dict[str, Any] = {"name": folder, "device": "cpu", "dtype": "bfloat16"}
         agent = {
-            "name": "grpo", "n_envs": max(8, slots), "n_episodes": max(8, slots), "batch_size": max(8, slots), "precision": "bf16",
+            "name": "grpo", "n_envs": slots, "n_episodes": slots, "batch_size": slots, "precision": "bf16",
             "gradient_checkpointing": True, "tokens_per_batch": 4096,
         }  # fmt: skip
         config = build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,7 @@ def run_loop(
     resume: bool = False,
     progress: Progress | None = None,
     page: PeoplePage | None = None,
+    stages: Sequence[str] | None = None,
 ) -> RunDirectory:
     """Run the whole loop in a directory.
 
@@ -52,6 +54,7 @@ def run_loop(
         resume: go on with the run that is there.
         progress: shows the user what goes on; by default bars on a terminal, lines elsewhere.
         page: serves the rating page if the configuration asks people: :class:`rlhf_gym.web.run_page.RunPage`.
+        stages: the stages of each round to do; None does all. Others can follow later, with ``resume=True``.
 
     Returns:
         The run's directory, with ``report.html`` and ``summary.txt`` in it.
@@ -66,15 +69,15 @@ def run_loop(
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
     context = ranks.each(lambda: RunContext.of(config, run, progress))
     with ExitStack() as stack:
-        if ranks.is_main:
-            stack.enter_context(run.open(config, resume=resume))
-            if context.too_long:
-                write_json(run.too_long_file, [found.as_json() for found in context.too_long])
-            if config.asks_people and page is not None:
-                context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
+        ranks.from_main(lambda: stack.enter_context(run.open(config, resume=resume)))
+        if ranks.is_main and context.too_long:
+            write_json(run.too_long_file, [found.as_json() for found in context.too_long])
+        if ranks.is_main and config.asks_people and page is not None:
+            context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
         for number in range(1, config.run.rounds + 1):
             for stage in STAGE_FUNCTIONS:
-                if ranks.from_main(partial(_is_left, config, run, number, stage)):
+                wanted = stages is None or stage in stages
+                if wanted and ranks.from_main(partial(_is_left, config, run, number, stage)):
                     _work(ranks, context, number, stage)
         ranks.from_main(lambda: _conclude(run))
     return run
