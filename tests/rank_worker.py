@@ -33,6 +33,13 @@ def agent_of(name: str, env: Any = None, **options: Any) -> Any:
     given = {"learning_rate": 1e-2, "kl_coef": 0.05, "batch_size": 8, "n_episodes": 32, "seed": 3} | options
     if name == "SFT":
         given["data"] = [("abc", "aaa"), ("d", "ab"), ("efghij", "aaaaa"), ("bb", "a")] * 5
+    if name == "PreferenceOptimization":
+        given["preferences"] = [
+            ("abc", "aaa", "c"),
+            ("d", "ab", "ddd"),
+            ("efghij", "aaaaa", "b"),
+            ("bb", "a", "bb"),
+        ] * 5
     return kind(
         "LMPolicy", env or letters_env(), language_model=tiny_language_model(scale=4.0), device="cpu",
         **{key: value for key, value in given.items() if key in kind.Settings.names()},
@@ -175,6 +182,7 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped,
     **{name: every(name) for name in (
         "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "SFT",
+        "PreferenceOptimization",
     )},
 }  # fmt: skip
 
