@@ -268,9 +268,13 @@ def memory_table(work: Work, machine: Machine) -> list[str]:
         "| --- | --- | --- | --- |",
     ]
     for size in SIZES:
-        whole, adapter = (planned_bytes(size, work, 16, lora) for lora in (None, {"rank": 16}))
         cut = ", ".join(f"{sharded_bytes(size, gpus) / GB:.3g}" for gpus in GPUS[1:])
-        marks = [f"{amount / GB:.0f}{'' if amount <= machine.memory else ' (too much)'}" for amount in (whole, adapter)]
+        marks = []
+        for least, lora in ((18 * size.parameters, None), (2 * size.parameters, {"rank": 16})):
+            if least > machine.memory:  # nothing to trace
+                marks.append(f"above {least / GB:.0f}: does not fit")
+            else:
+                marks.append(f"{planned_bytes(size, work, 16, lora) / GB:.0f}")
         rows.append(f"| {size.name} | {marks[0]} | {marks[1]} | {cut} |")
     return rows
 
@@ -326,9 +330,12 @@ def main() -> None:
     """Write or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", nargs="?", type=Path, help="the page to write them into")
-    page = parser.parse_args().page
-    work, machine = Work(), Machine()
-    tables = {"memory": memory_table(work, machine), "time": time_table(work, machine)}
+    parser.add_argument("--time-only", action="store_true", help="leave the table of memory, which is traced, as it is")
+    options = parser.parse_args()
+    page, work, machine = options.page, Work(), Machine()
+    tables = {"time": time_table(work, machine)}
+    if not options.time_only:
+        tables["memory"] = memory_table(work, machine)
     if page is None:
         print("\n\n".join("\n".join(table) for table in tables.values()))
         return
