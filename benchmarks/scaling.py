@@ -245,7 +245,8 @@ def planned_bytes(size: Size, work: Work, gpus: int, lora: Mapping[str, Any] | N
     slots = min(64, max(8, work.episodes // gpus))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(size.config()), encoding="utf-8")
-        model: dict[str, Any] = {"name": folder, "device": "cpu", "dtype": "bfloat16"}
+        # Weights that learn are float32 at any precision, and a run's reference is of their dtype; a base stays bfloat16.
+        model: dict[str, Any] = {"name": folder, "device": "cpu", "dtype": "bfloat16" if lora else "float32"}
         agent = {
             "name": "grpo", "n_envs": slots, "n_episodes": slots, "batch_size": slots, "precision": "bf16",
             "gradient_checkpointing": True, "tokens_per_batch": 4096,
