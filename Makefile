@@ -18,11 +18,12 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings docs_referen
 # One half of all tests, by the time that they take.
 HALF := $(wildcard tests/test_[a-k]*.py tests/test_la*.py tests/test_lora*.py)
 
-.PHONY: help demo test check lint types layers unit unit-1 unit-2 quick format docs clean
+.PHONY: help demo test check lint types layers unit unit-1 unit-2 distributed quick format docs clean
 
 help:
 	@echo "make demo    set up, then run the whole RLHF loop on the embedded language model (a few minutes)"
 	@echo "make test    set up, then run every check: format, lint, types, import layers, all tests (on the installed wheel)"
+	@echo "make distributed  every agent in two processes against one (minutes)"
 	@echo "make check   the same with the quick tests only: before every commit"
 	@echo "make format  format the sources"
 	@echo "make docs    write the generated parts of the documentation anew, after a change of a setting"
@@ -58,6 +59,10 @@ unit-1:
 
 unit-2:
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(filter-out $(HALF),$(wildcard tests/test_*.py)) $(ARGS)
+
+# Every agent in two processes against one: longer than CI's time allows.
+distributed: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m distributed tests/test_ranks.py $(ARGS)
 
 quick: $(VENV)/.installed-test
 	$(BIN)/pytest -m "not slow" $(QUICK) $(ARGS)

@@ -20,6 +20,7 @@ from rlhf_gym.agents.common.preference_losses import preference_loss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import CollectSettings, EpochSettings, OverlongSettings, RolloutSettings
+from rlhf_gym.agents.common.shares import sum_tables
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
@@ -181,7 +182,7 @@ class OnlineDPO(CriticFree):
             if a != b
         }
         sign = torch.zeros(len(prompts))
-        sign[list(queries)] = preferred(list(queries.values()), rater)
+        sign[list(queries)] = self.ranks.from_main(lambda: preferred(list(queries.values()), rater))
         return sign
 
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
@@ -194,14 +195,28 @@ class OnlineDPO(CriticFree):
         Returns:
             True: learning from this rollout always goes on.
         """
-        self.record(**self.within_memory(lambda tokens: self._gradient(rollout, rows, tokens)))
+        longest = {first: 2 * max(rollout.totals[first], rollout.totals[first + 1]) for first in rows[::2]}
+        sizes = [longest.get(row, 0) for row in range(len(rollout.episodes))]
+        own = self.ranks.share(rows[::2], sizes)
+        found = self.gradient(
+            lambda tokens: self._gradient(rollout, own, len(longest), [sizes[i] for i in own], tokens)
+        )
+        self.record(**sum_tables(found))
         self.step_optimizer()
         return True
 
-    def _gradient(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Terms:
-        """Add the gradient of a minibatch of pairs to the policy's weights; returns its metrics."""
-        firsts = rows[::2]
-        longest = [2 * max(rollout.totals[i], rollout.totals[i + 1]) for i in firsts]
+    def _gradient(
+        self, rollout: Rollout, firsts: list[int], pairs_in_all: int, longest: list[int], tokens_per_batch: int
+    ) -> dict[str, float]:
+        """Add the gradient of pairs of a minibatch to the policy's weights; returns their part of its metrics.
+
+        Args:
+            rollout: the episodes.
+            firsts: the first episode of each pair.
+            pairs_in_all: the minibatch's number of pairs.
+            longest: tokens of each pair, padded.
+            tokens_per_batch: padded tokens per pass.
+        """
         metrics: Terms = {}
         for group in batches_by_length(longest, tokens_per_batch):
             pairs = [firsts[g] for g in group]
@@ -212,16 +227,16 @@ class OnlineDPO(CriticFree):
             sign = rollout.advantages[pairs, 0].to(self.device)
             margins = sign * (sums[0::2] - sums[1::2])
             losses = preference_loss(margins, self.beta, self.loss, label_smoothing=self.label_smoothing)
-            total = losses.sum() / len(firsts)
+            total = losses.sum() / pairs_in_all
             check_finite({"the preference loss is": total.detach()}, self.where)
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             chosen = torch.where(sign > 0, sums[0::2], sums[1::2]).detach()
             rejected = torch.where(sign > 0, sums[1::2], sums[0::2]).detach()
             amounts = {
-                "train/loss": total.detach(), "rewards/chosen": self.beta * chosen.sum() / len(firsts),
-                "rewards/rejected": self.beta * rejected.sum() / len(firsts),
-                "rewards/margins": self.beta * margins.detach().sum() / len(firsts),
-                "rewards/accuracies": (margins.detach() > 0).float().sum() / len(firsts),
+                "train/loss": total.detach(), "rewards/chosen": self.beta * chosen.sum() / pairs_in_all,
+                "rewards/rejected": self.beta * rejected.sum() / pairs_in_all,
+                "rewards/margins": self.beta * margins.detach().sum() / pairs_in_all,
+                "rewards/accuracies": (margins.detach() > 0).float().sum() / pairs_in_all,
             }  # fmt: skip
             metrics = {name: metrics.get(name, 0) + amount for name, amount in amounts.items()}
-        return metrics
+        return {name: float(amount) for name, amount in metrics.items()}

@@ -170,23 +170,35 @@ class PPO(TokenAlgorithm):
             rollout: the episodes, returns filled in.
             rows: the minibatch's episodes.
         """
-        loss, clipped = self.within_memory(lambda tokens: self._value_gradient(rollout, rows, tokens))
+        own = self.ranks.share(rows, rollout.totals)
+        found = self.gradient(lambda tokens: self._value_gradient(rollout, rows, own, tokens))
+        loss, clipped = (sum(amounts) for amounts in zip(*found, strict=True))
         self.record(**{"loss/value_avg": loss, "train/value_loss": loss, "val/clipfrac_avg": clipped})
         self.step_optimizer()
 
-    def _value_gradient(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> tuple[float, float]:
-        """Add up the gradient of the value loss over micro-batches; returns the loss, and the share of clipped tokens."""
+    def _value_gradient(
+        self, rollout: Rollout, rows: list[int], own: list[int], tokens_per_batch: int
+    ) -> tuple[float, float]:
+        """Add up the gradient of the value loss over micro-batches; returns the loss, and the share of clipped tokens.
+
+        Args:
+            rollout: the episodes.
+            rows: the minibatch's episodes.
+            own: the part of them whose gradient is computed; the parts' results add up.
+            tokens_per_batch: padded tokens per pass.
+        """
         policy = self.policy
         lengths = torch.tensor([rollout.lengths[i] for i in rows])
         weights = token_weights(lengths, self.aggregation, constant_length=policy.limits.max_new_tokens)
         total, clips = 0.0, 0.0
-        for group in batches_by_length([rollout.totals[i] for i in rows], tokens_per_batch):
-            micro = [rows[g] for g in group]
+        weight_of = dict(zip(rows, weights, strict=True))
+        for group in batches_by_length([rollout.totals[i] for i in own], tokens_per_batch):
+            micro = [own[g] for g in group]
             batch = pack_episodes(policy, [rollout.episodes[i] for i in micro])
             with torch.set_grad_enabled(policy.value_trunk is not None):  # a shared trunk is the policy's
                 hidden = policy.value_model.response_states(batch)
             loss, clipped = self.value_loss(rollout, micro, policy.values(hidden))
-            weight = torch.repeat_interleave(weights[group], lengths[group]).to(loss.device)
+            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(loss.device)
             mean = (loss * weight).sum()
             check_finite({"the value loss is": mean.detach()}, self.where)
             self.scaler.scale(mean * self.coefficient("value")).backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring
-from rlhf_gym.agents.common.forward import episode_log_probs, fill_reference, rollout_log_probs
+from rlhf_gym.agents.common.forward import episode_log_probs, fill_log_probs, fill_reference
 from rlhf_gym.agents.common.given_pairs import (
     EncodedPair,
     EncodedPreference,
@@ -35,6 +35,7 @@ from rlhf_gym.agents.common.preference_losses import (
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EpochSettings
+from rlhf_gym.agents.common.shares import sum_tables
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.errors import ConfigError, TextsTooLong
 from rlhf_gym.lm.language_model import LanguageModel
@@ -200,9 +201,7 @@ class PreferenceOptimization(CriticFree):
     def complete(self, rollout: Rollout) -> None:
         """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
         super().complete(rollout)
-        rollout.log_probs = self.within_memory(
-            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
-        )
+        self.fill(rollout, ("log_probs",), lambda part, tokens: fill_log_probs(self.policy, part, tokens))
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Give chosen responses +1 and rejected ones -1.
@@ -227,18 +226,19 @@ class PreferenceOptimization(CriticFree):
         Returns:
             True: learning from this rollout always goes on.
         """
-        self.record(**self.within_memory(lambda tokens: self._gradient(rollout, rows, tokens)))
+        own = self.ranks.share(rows[:: self.together], rollout.totals)
+        self.record(**sum_tables(self.gradient(lambda tokens: self._gradient(rollout, rows, own, tokens))))
         self.step_optimizer()
         return True
 
-    def _gradient(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Terms:
-        """Add the gradient of a minibatch to the policy's weights; returns its metrics."""
+    def _gradient(self, rollout: Rollout, rows: list[int], own: list[int], tokens_per_batch: int) -> dict[str, float]:
+        """Add the gradient of this rank's share of a minibatch to the policy's weights; returns its part of the metrics."""
         parts = []
-        for loss, metrics in self._passes(rollout, rows, tokens_per_batch):
+        for loss, metrics in self._passes(rollout, rows, tokens_per_batch, own):
             check_finite({"the preference loss is": loss.detach()}, self.where)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             parts.append(metrics)
-        return _summed(parts)
+        return {name: float(amount) for name, amount in _summed(parts).items()}
 
     @torch.no_grad()
     def measure(self, data: Sequence[PreferenceRow]) -> dict[str, float]:
@@ -272,10 +272,20 @@ class PreferenceOptimization(CriticFree):
             name.replace("train/loss", "loss"): float(value) for name, value in self.within_memory(measured).items()
         }
 
-    def _passes(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Iterator[tuple[Tensor, Terms]]:
-        """A minibatch's loss in parts, each the sum over a micro-batch divided by the minibatch's size, and their metrics."""
+    def _passes(
+        self, rollout: Rollout, rows: list[int], tokens_per_batch: int, own: list[int] | None = None
+    ) -> Iterator[tuple[Tensor, Terms]]:
+        """A minibatch's loss in parts, each the sum over a micro-batch divided by the minibatch's size, and their metrics.
+
+        Args:
+            rollout: the episodes.
+            rows: the minibatch's.
+            tokens_per_batch: padded tokens per pass.
+            own: the first episodes of those pairs (or responses) that are passed through; None for all.
+        """
         size = self.together
-        firsts = rows[::size]
+        number = len(rows) // size
+        firsts = rows[::size] if own is None else own
         point = self._reference_point(rollout, rows, tokens_per_batch) if self.loss == "kto" else None
         counts = {chosen: sum(rollout.episodes[i].info["chosen"] is chosen for i in rows) for chosen in (True, False)}
         longest = [size * max(rollout.totals[first : first + size]) for first in firsts]
@@ -293,7 +303,7 @@ class PreferenceOptimization(CriticFree):
                 implicit = ours - _sums(theirs, lengths)
             losses = self._losses(implicit, chosen, point)
             rewards = self.beta * implicit.detach()
-            metrics = {"train/loss": losses.detach().sum() / len(firsts)}
+            metrics = {"train/loss": losses.detach().sum() / number}
             metrics |= {
                 f"rewards/{name}": rewards[chosen == side].sum() / counts[side]
                 for name, side in (("chosen", True), ("rejected", False)) if counts[side]
@@ -301,12 +311,12 @@ class PreferenceOptimization(CriticFree):
             if size == 2:
                 margins = rewards[0::2] - rewards[1::2]
                 metrics |= {
-                    "rewards/margins": margins.sum() / len(firsts),
-                    "rewards/accuracies": ((margins > 0).float() + 0.5 * (margins == 0)).sum() / len(firsts),
+                    "rewards/margins": margins.sum() / number,
+                    "rewards/accuracies": ((margins > 0).float() + 0.5 * (margins == 0)).sum() / number,
                 }
             if point is not None:
                 metrics["rewards/reference_point"] = point * len(micro) / len(rows)
-            yield losses.sum() / len(firsts), metrics
+            yield losses.sum() / number, metrics
 
     def _losses(self, implicit: Tensor, chosen: Tensor, point: Tensor | None) -> Tensor:
         """The loss of each pair (or response); ``implicit`` is a log-ratio, or a mean log-probability where there is no ref."""

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring
-from rlhf_gym.agents.common.forward import rollout_log_probs
+from rlhf_gym.agents.common.forward import fill_log_probs, rollout_log_probs
 from rlhf_gym.agents.common.given_pairs import EncodedPair, Pair, encoded_pairs, is_prompt, place_in_pass
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Episode, Rollout
@@ -109,9 +109,7 @@ class SFT(CriticFree):
     def complete(self, rollout: Rollout) -> None:
         """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
         super().complete(rollout)
-        rollout.log_probs = self.within_memory(
-            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
-        )
+        self.fill(rollout, ("log_probs",), lambda part, tokens: fill_log_probs(self.policy, part, tokens))
 
     @torch.no_grad()
     def measure(self, data: Sequence[Pair | EncodedPair], model: LanguageModel | None = None) -> dict[str, float]:

@@ -185,7 +185,7 @@ class TRPO(PPO):
             torch.tensor(rollout.lengths), self.aggregation, constant_length=self.policy.limits.max_new_tokens
         )
         value, slope = 0.0, torch.zeros(sum(p.numel() for p in parameters) if gradient else 0, device=self.device)
-        for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
+        for rows in self._batches(rollout, range(len(rollout.episodes))):
             with torch.set_grad_enabled(gradient):
                 logs, _ = episode_log_probs(
                     self.policy, self.policy.language_model, [rollout.episodes[i] for i in rows]
@@ -198,7 +198,20 @@ class TRPO(PPO):
             value += float(part.detach())
             if gradient:
                 slope += flatten(torch.autograd.grad(part, parameters, materialize_grads=True))
+        value = sum(self.ranks.gather(lambda: value))
+        self.ranks.sum_tensors([slope])
         return value, slope
+
+    def _batches(self, rollout: Rollout, rows: Sequence[int]) -> list[list[int]]:
+        """This rank's share of some episodes, in batches of like length.
+
+        Args:
+            rollout: the episodes.
+            rows: the places of those to share out.
+        """
+        own = self.ranks.share(rows, rollout.totals)
+        batches = batches_by_length([rollout.totals[i] for i in own], self.tokens_per_batch)
+        return [[own[place] for place in batch] for batch in batches]
 
     def fisher_product(self, rollout: Rollout, vector: Tensor) -> Tensor:
         """``F v``: the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice).
@@ -211,12 +224,13 @@ class TRPO(PPO):
         tokens = sum(rollout.lengths[i] for i in seen)
         parameters, out = self.policy_parameters(), torch.zeros_like(vector)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-            for group in batches_by_length([rollout.totals[i] for i in seen], self.tokens_per_batch):
-                rows = [seen[g] for g in group]
+            for rows in self._batches(rollout, seen):
                 log_probs = self._distribution(rollout, self.policy.language_model, rows)
                 kl = kl_divergences(log_probs.detach(), log_probs).sum() / tokens
                 slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
                 out += flatten(torch.autograd.grad(slope @ vector, parameters, materialize_grads=True))
+        self.ranks.gather(lambda: None)  # all are there
+        self.ranks.sum_tensors([out])
         return out
 
     @torch.no_grad()
@@ -228,12 +242,12 @@ class TRPO(PPO):
             old: the policy before the step.
         """
         total = 0.0
-        for rows in batches_by_length(rollout.totals, self.tokens_per_batch):
+        for rows in self._batches(rollout, range(len(rollout.episodes))):
             before = self._distribution(rollout, old, rows)
             # A token that leaves or enters a top-p set would make the KL infinite: it is measured within the old set.
             now = self._distribution(rollout, self.policy.language_model, rows, before > -torch.inf)
             total += float(kl_divergences(before, now).sum())
-        return total / sum(rollout.lengths)
+        return sum(self.ranks.gather(lambda: total)) / sum(rollout.lengths)
 
     def _distribution(
         self, rollout: Rollout, model: LanguageModel, rows: list[int], kept: Tensor | None = None

@@ -44,3 +44,7 @@ class NotFiniteError(TrainingError):
 
 class TrainingStopped(UserWarning):
     """Training ended before its time, in good order; the message says why."""
+
+
+class RankError(TrainingError):
+    """One of several processes that learn together has ended, or does not answer."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import get_system_info
@@ -23,7 +25,7 @@ from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iterati
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
 from rlhf_gym.agents.common.entropy import EntropyController
-from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
+from rlhf_gym.agents.common.forward import fill_log_probs, fill_reference, fill_values
 from rlhf_gym.agents.common.kl import (
     Action,
     Estimator,
@@ -41,6 +43,7 @@ from rlhf_gym.agents.common.metrics import (
     check_finite,
     check_rollout,
     means,
+    quantiles,
     ratio_metrics,
     response_kl,
     rollout_metrics,
@@ -51,6 +54,7 @@ from rlhf_gym.agents.common.norms import gradient_norms, layer_groups, update_no
 from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.policy_losses import PolicyLoss, policy_loss
+from rlhf_gym.agents.common.ranks import check_divides, process_ranks
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
@@ -67,6 +71,7 @@ from rlhf_gym.agents.common.setup import (
     timesteps_to_learn,
     usable_device,
 )
+from rlhf_gym.agents.common.shares import check_agreement, check_weights, fill_tables, finish_scores, sum_tables
 from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.envs.sb3 import TokenVecEnv
@@ -95,6 +100,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         rollout: the last iteration's rollout.
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
+        ranks: the processes that learn together.
 
     Raises:
         ConfigError: an unknown setting, one out of range, or settings that contradict one another; before any work starts.
@@ -163,6 +169,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     ) -> None:
         if learning_rate is not UNSET:
             settings["learning_rate"] = learning_rate
+        self.ranks = process_ranks()  # first: it may choose the device
         self._chosen_sizes = {name: settings[name] for name in SIZES if name in settings}
         given = self.Settings.of(settings, type(self).__name__, num_envs=slots_of(env))
         super().__init__(policy_class(policy), made_env(env), _init_setup_model=False, **sb3_arguments(given))
@@ -225,6 +232,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             raise ConfigError("there is no environment to learn in: set_env(env), or load(path, env=env)")
         if rules_of(self.env) is None:
             self._last_obs = None  # nobody knows who has moved it since: SB3 resets it
+        if not self.ranks.is_main:  # rank 0 writes, and calls the callbacks
+            callback, progress_bar = None, False
+            self.set_logger(Logger(None, []))
         total_timesteps, hook = self._setup_learn(
             timesteps_to_learn(
                 total_timesteps, iterations, done=self.iteration,
@@ -232,26 +242,29 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             ),
             callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar,
         )  # fmt: skip
-        hook.on_training_start(locals(), globals())
+        plan = {
+            "the number of environments": self.n_envs,
+            "iterations done": self.iteration,
+            "timesteps": total_timesteps,
+        }
+        check_agreement(self.ranks, self.policy, self.settings, plan | {"iterations": iterations})
+        started = dict(locals())
+        self.ranks.lead(lambda: hook.on_training_start(started, globals()))
         self.stopped, rows = None, 0
         while (progress := self._progress(total_timesteps, iterations)) < 1:
             self._current_progress_remaining = 1 - progress
             try:
                 goes_on = self.iterate(hook)
             except NotFiniteError as error:
-                for one in iteration_callbacks(hook):
-                    one.on_divergence(self, error)
+                self.ranks.each(partial(self._tell_divergence, hook, error))
                 raise
             if not goes_on:
                 break
             if self._progress(total_timesteps, iterations) >= 1:
                 self._check_last_update()
             rows += 1
-            for one in iteration_callbacks(hook):
-                one.before_logging(self)
-            if log_interval is not None and rows % log_interval == 0:
-                self.dump_logs(self.iteration)
-            goes_on = end_iteration(hook, self)
+            write = log_interval is not None and rows % log_interval == 0
+            goes_on, self.stopped = self.ranks.lead(partial(self._report, hook, write))
             if self.stopped is not None:
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
             if self.stopped is not None or not goes_on:
@@ -261,8 +274,20 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         # The KL at the end is measured after the last row was written.
         if log_interval is not None and KL_AT_END in self.logger.name_to_value:
             self.dump_logs(self.iteration)
-        hook.on_training_end()
+        self.ranks.lead(hook.on_training_end)
         return self
+
+    def _tell_divergence(self, hook: BaseCallback, error: NotFiniteError) -> None:
+        for one in iteration_callbacks(hook):
+            one.on_divergence(self, error)
+
+    def _report(self, hook: BaseCallback, write: bool) -> tuple[bool, str | None]:
+        """Write an iteration's row, and call the callbacks at its end; returns their answer, and why training has stopped."""
+        for one in iteration_callbacks(hook):
+            one.before_logging(self)
+        if write:
+            self.dump_logs(self.iteration)
+        return end_iteration(hook, self), self.stopped
 
     def _progress(self, total_timesteps: int, iterations: int | None) -> float:
         """The part of training that is done: from 0 to 1, where it ends, or a little above."""
@@ -306,6 +331,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _end_iteration(self) -> None:
         self.policy.forget()
         self.iteration += 1
+        check_weights(self.ranks, self.policy, f"iteration {self.iteration}")
         self._rollout_start = None
 
     # ------------------------------------------------------------------------------------------------ the rollout
@@ -319,18 +345,19 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """Generate and score episodes, with the reference's log-probabilities; None if the callback stopped training."""
         rollout: Rollout | None = None
         while rollout is None or self.needs_more(rollout):
-            callback.on_rollout_start()
+            self.ranks.lead(callback.on_rollout_start)
             with self.seconds.phase("generation"):
                 with Scoring(self._vec_env) as scoring:  # slow rewards score while generation and the reference go on
                     part = Rollout.of(self.generate(scoring))
                     self.complete(part)
-                    scoring.finish(part)
+                    finish_scores(self.ranks, scoring, part)
                 if scoring.waited is not None:
                     self.seconds["reward"] += scoring.waited
                     self.seconds["scoring"] += scoring.seconds or 0.0
             scored = part.scored(self.group_size)
             self.rollout = rollout = scored if rollout is None else Rollout.joined([rollout, scored])
-            if not self._count_steps(part, scored, callback):
+            goes_on, self.num_timesteps = self.ranks.lead(partial(self._count_steps, part, scored, callback))
+            if not goes_on:
                 return None
         return rollout
 
@@ -345,30 +372,45 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         per_slot = self.n_episodes // env.num_envs
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size)
-        self._stepping = self._stepping or self.stepping_collector(env)
-        self._stepping.observation = self._last_obs
-        episodes = self._stepping.collect(first, per_slot)
-        self._last_obs = self._stepping.observation
-        return episodes
+            return decode_episodes(
+                env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size, ranks=self.ranks
+            )
+
+        def stepped() -> list[Episode]:
+            self._stepping = self._stepping or self.stepping_collector(env)
+            self._stepping.observation = self._last_obs
+            episodes = self._stepping.collect(first, per_slot)
+            self._last_obs = self._stepping.observation
+            return episodes
+
+        return self.ranks.from_main(stepped)  # the slots of one environment cannot be stepped in several processes
 
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
         reference = self.reference
         with self.seconds.phase("reference"):
             if reference is not None:
-                self.within_memory(lambda tokens: fill_reference(self.policy, reference, rollout, tokens))
+                tables = ("reference_log_probs", "own_reference_log_probs")
+                self.fill(rollout, tables, lambda part, tokens: fill_reference(self.policy, reference, part, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
             if self.policy.value_trunk is not None:
-                rollout.values = self.within_memory(lambda tokens: rollout_values(self.policy, rollout, tokens))
+                self.fill(rollout, ("values",), lambda part, tokens: fill_values(self.policy, part, tokens))
+
+    def fill(self, rollout: Rollout, names: Sequence[str], work: Callable[[Rollout, int], None]) -> None:
+        """Fill in tables of a rollout within memory; ranks share the episodes out.
+
+        Args:
+            rollout: the episodes.
+            names: of the tables.
+            work: takes a rollout and the tokens per pass, and fills the tables in from the rollout's episodes alone.
+        """
+        fill_tables(self.ranks, rollout, names, lambda part: self.within_memory(lambda tokens: work(part, tokens)))
 
     def _recompute(self, rollout: Rollout) -> None:
         """Take the old log-probabilities from the pass that learns, and weigh tokens for the mismatch if wanted."""
         drawn, mask = rollout.log_probs, rollout.mask
-        rollout.log_probs = self.within_memory(
-            lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
-        )
+        self.fill(rollout, ("log_probs",), lambda part, tokens: fill_log_probs(self.policy, part, tokens))
         rollout.importance = importance_weights(
             rollout.log_probs, drawn, mask, self.importance_sampling, self.importance_cap
         )
@@ -380,8 +422,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         """True where further episodes must be collected before learning begins; False by default."""
         return False
 
-    def _count_steps(self, rollout: Rollout, scored: Rollout, callback: BaseCallback) -> bool:
-        """Count the tokens, and tell the callback of them; False if it stopped training."""
+    def _count_steps(self, rollout: Rollout, scored: Rollout, callback: BaseCallback) -> tuple[bool, int]:
+        """Count the tokens, and tell the callback of them; False if it stopped training, and the tokens so far."""
         self.episode_count += len(rollout.episodes)
         infos = [episode.info for episode in rollout.episodes if not episode.skipped]
         self._update_info_buffer(infos, np.ones(len(infos), dtype=np.bool_))
@@ -390,10 +432,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             callback.update_locals({"self": self, "env": self._vec_env, "callback": callback, "n_steps": n_steps})
             callback.update_locals({**vars(step), "clipped_actions": step.actions})
             if not callback.on_step():
-                return False
+                return False, self.num_timesteps
         callback.update_locals({"rollout": scored})
         callback.on_rollout_end()
-        return True
+        return True, self.num_timesteps
 
     # ------------------------------------------------------------------------------------------------ learning from it
 
@@ -412,10 +454,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         rollout, self._learned_from = self._learned_from, None
         if rollout is None or self.kl_guard.nats is None:
             return False
-        assert self.seed is not None
-        assert self.reference is not None
-        kl = kl_now(
-            self.policy, self.reference, rollout, self._vec_env, self.seed, self.episode_count, self.within_memory
+        seed, reference, first = self.seed, self.reference, self.episode_count
+        assert seed is not None
+        assert reference is not None
+        kl = self.ranks.from_main(
+            lambda: kl_now(self.policy, reference, rollout, self._vec_env, seed, first, self.within_memory)
         )
         self.logger.record(KL_AT_END, kl)
         if not self.kl_guard.exceeded(kl):
@@ -473,12 +516,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         Returns:
             False ends learning from this rollout.
         """
-        table = self.within_memory(
+        own = self.ranks.share(rows, rollout.totals)
+        found = self.gradient(
             lambda tokens: accumulate_gradient(
                 self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
-                tokens_per_batch=tokens, entropy=self.entropy_controller.bonus > 0, where=self.where, scale=self.scaler.scale,
+                tokens_per_batch=tokens, entropy=self.entropy_controller.bonus > 0, where=self.where,
+                scale=self.scaler.scale, own=own,
             )
         )  # fmt: skip
+        table = sum_tables([sums for sums, _ in found]) | quantiles("ratio", torch.cat([ratios for _, ratios in found]))
         if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
             self.record(**mismatch_metrics(table["difference"], table["ratio"], table["squared ratio"]))
         self.record(**{name: sign * table[key] for name, (sign, key) in MINIBATCH_METRICS.items() if key in table})
@@ -491,6 +537,22 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return not stop
         self.step_optimizer()
         return True
+
+    def gradient(self, work: Callable[[int], T]) -> list[T]:
+        """Do work that adds a gradient to the weights, within memory; the gradients of all ranks are added up.
+
+        Args:
+            work: takes the tokens per pass, and adds the gradient of this rank's share of a minibatch.
+
+        Returns:
+            The results of every rank.
+
+        Raises:
+            TrainingError: a loss is NaN or infinite, on any rank.
+        """
+        found = self.ranks.gather(lambda: self.within_memory(work))
+        self.ranks.sum_gradients(list(self.policy.parameters()))
+        return found
 
     def within_memory(self, work: Callable[[int], T]) -> T:
         """Do work with ``tokens_per_batch`` tokens at a time; where a GPU's memory runs out, with half as many from then on.
@@ -699,7 +761,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.device, self.reference = models.policy.device, models.reference
         limits = limits_of(None, models.policy) if self.env is None else self._check(self.env, models.policy)
         if self.seed is None:
-            self.seed = int(np.random.SeedSequence().generate_state(1)[0])
+            self.seed = self.ranks.from_main(lambda: int(np.random.SeedSequence().generate_state(1)[0]))
         self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
         self._setup_lr_schedule()
         model = learning_model(
@@ -757,6 +819,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.settings = self.settings.adapted({**kept, **self._chosen_sizes}, env.num_envs)
         self.group_size = getattr(self.settings, "group_size", self.group_size)
         group_slots(env, self.group_size)
+        check_divides(self.ranks, env.num_envs, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
         return check_env(env, model, self.reference, by_name=self._model_by_name)
 
@@ -814,7 +877,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             ConfigError: ``exclude`` or ``include`` would make it more or less than a whole checkpoint.
         """
         check_whole(self, exclude or (), include or ())
-        save_agent(self, path)
+        self.ranks.from_main(lambda: save_agent(self, path))
 
     @classmethod
     def load(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from rlhf_gym.agents.common.forward import fill_reference, kl_along
 from rlhf_gym.agents.common.metrics import response_kl
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
 from rlhf_gym.agents.common.slots import Rounds, rules_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
@@ -105,6 +107,7 @@ def decode_episodes(
     scoring: Scoring,
     *,
     group_size: int = 1,
+    ranks: Ranks | None = None,
 ) -> list[Episode]:
     """Generate ``per_slot`` episodes in every slot by decoding whole responses.
 
@@ -119,6 +122,7 @@ def decode_episodes(
         per_slot: episodes per slot.
         scoring: takes the responses; :meth:`Scoring.finish` fills in rewards and infos.
         group_size: slots in a row that get the same prompts.
+        ranks: the processes that share the slots out; rank 0 holds the environment and has the responses scored.
 
     Returns:
         ``per_slot * num_envs`` episodes; values are 0 where the policy does not read them from its own hidden states.
@@ -129,21 +133,35 @@ def decode_episodes(
     episodes: list[Episode] = []
     rounds = Rounds(env, group_size, seed)
     slots = list(range(env.num_envs))
+    ranks = ranks or Ranks()
+    block = ranks.block(env.num_envs)
     head = policy.values if policy.values_from_trunk else None
     for first in range(first_episode, first_episode + per_slot * env.num_envs, env.num_envs):
-        scoring.calls.check()
-        prompts = observed_ids(rounds.begin(first))
-        generations = generate(
-            policy.language_model, prompts, policy.limits, sampling=policy.sampling, seed=seed,
-            first_episode=first, stop=env.stop, value_head=head, batch_size=env.num_envs,
+        prompts = ranks.from_main(partial(_round_prompts, rounds, first, scoring))
+        own = partial(
+            generate, policy.language_model, prompts[block], policy.limits, sampling=policy.sampling, seed=seed,
+            first_episode=first + block.start, stop=env.stop, value_head=head, batch_size=env.num_envs,
             on_progress=lambda _: scoring.calls.check(),
         )  # fmt: skip
-        scoring.submit(env, slots, [g.ids for g in generations])
+        generations = [one for part in ranks.gather(own) for one in part]
+        ranks.from_main(partial(scoring.submit, env, slots, [g.ids for g in generations]))
         episodes += [
             Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
             for prompt, g in zip(prompts, generations, strict=True)
         ]
     return episodes
+
+
+def _round_prompts(rounds: Rounds, first_episode: int, scoring: Scoring) -> list[list[int]]:
+    """The prompts of a new round, one for each slot, unless the reward has failed meanwhile.
+
+    Args:
+        rounds: of the environment.
+        first_episode: the number of the round's first episode.
+        scoring: of the episodes before.
+    """
+    scoring.calls.check()
+    return observed_ids(rounds.begin(first_episode))
 
 
 def observed_ids(observation: dict[str, Any]) -> list[list[int]]:

@@ -158,16 +158,25 @@ def kl_along(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, token
 
 
 @torch.no_grad()
-def rollout_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> Tensor:
-    """The values before a rollout's tokens, from a separate value network.
+def fill_log_probs(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> None:
+    """Fill in a rollout's old log-probabilities by a pass of the policy.
+
+    Args:
+        policy: the policy.
+        rollout: the episodes.
+        tokens_per_batch: padded tokens per pass.
+    """
+    rollout.log_probs = rollout_log_probs(policy, policy.language_model, rollout, tokens_per_batch)
+
+
+@torch.no_grad()
+def fill_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> None:
+    """Fill in the values before a rollout's tokens, from a separate value network.
 
     Args:
         policy: a policy with such a network.
         rollout: the episodes.
         tokens_per_batch: padded tokens per pass.
-
-    Returns:
-        float32 ``[B, R]`` on the CPU, 0 at padding.
     """
     assert policy.value_trunk is not None
     values: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
@@ -176,7 +185,7 @@ def rollout_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) ->
         flat_values = policy.values(policy.value_trunk.response_states(batch))
         for i, row in zip(rows, torch.split(flat_values, [rollout.lengths[i] for i in rows]), strict=True):
             values[i] = row.cpu()
-    return pad(rollout.mask, values)
+    rollout.values = pad(rollout.mask, values)
 
 
 def episode_log_probs(

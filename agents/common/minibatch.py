@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.forward import micro_batches
 from rlhf_gym.agents.common.losses import Aggregation, token_weights
-from rlhf_gym.agents.common.metrics import check_finite, quantiles, ratio_metrics
+from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Rollout, flat
 
@@ -30,7 +30,8 @@ def accumulate_gradient(
     entropy: bool,
     where: str,
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
-) -> dict[str, float]:
+    own: list[int] | None = None,
+) -> tuple[dict[str, float], Tensor]:
     """Add the gradient of a minibatch's loss to the policy's weights.
 
     Args:
@@ -44,9 +45,12 @@ def accumulate_gradient(
         entropy: compute entropies exactly.
         where: the place in training, for messages.
         scale: multiplies the loss ``[]`` before its gradient is taken, as float16 needs it; the optimizer divides again.
+        own: the part of ``rows`` whose gradient and metrics are computed, with the weights that they have in the whole
+            minibatch; None for all of them. The parts' results add up to the minibatch's.
 
     Returns:
-        The minibatch's metrics, means over tokens, and its losses, each as ``"NAME loss"`` and together as ``"loss"``.
+        The minibatch's metrics, means over tokens, and its losses, each as ``"NAME loss"`` and together as ``"loss"``; and the
+        ratios of the tokens, float32 ``[N]`` on the CPU.
 
     Raises:
         TrainingError: a loss is NaN or infinite.
@@ -58,7 +62,9 @@ def accumulate_gradient(
     device = policy.language_model.device
     sums: Terms = {}
     log_ratios: list[Tensor] = []
-    for micro, log_probs, entropies, values in micro_batches(policy, rollout, rows, tokens_per_batch, entropy=entropy):
+    for micro, log_probs, entropies, values in micro_batches(
+        policy, rollout, rows if own is None else own, tokens_per_batch, entropy=entropy
+    ):
         weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(device)
         terms, metrics = losses(rollout, micro, log_probs, values)
         terms["policy"] = terms["policy"] * flat(rollout.importance, micro, rollout.mask).to(device)
@@ -74,6 +80,8 @@ def accumulate_gradient(
         amounts = {name: amount * share for name, amount in metrics.items()}
         amounts |= {f"{name} loss": loss.detach() for name, loss in means.items()} | {"loss": total.detach()}
         sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
+    if not sums:
+        return {}, torch.zeros(0)
     # One transfer for all: each .item() would wait for the device.
     found = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
-    return found | quantiles("ratio", torch.cat(log_ratios).exp())
+    return found, torch.cat(log_ratios).exp().cpu()

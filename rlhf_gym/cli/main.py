@@ -19,10 +19,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.errors import RewardError, RlhfGymError
+
+if TYPE_CHECKING:
+    from rlhf_gym.agents.common.ranks import Ranks
 
 USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_nowhere(sys.stdout)
         return _interrupted("nobody reads the output any more", options) if options.command == "run" else 0
     except TerminatedError:
-        _interrupted("terminated", options)
+        _interrupted(_terminated(), options)
         return TERMINATED
     except KeyboardInterrupt:
         return _interrupted("interrupted", options)
@@ -66,6 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(message)
+
+
+def _terminated() -> str:
+    if (ranks := _ranks()) is None:
+        return "terminated"
+    return f"rank {ranks.rank} of {ranks.size}: terminated; its launcher does that when another process has ended"
+
+
+def _ranks() -> Ranks | None:
+    """The processes of a run that has several, as this one sees them; None for a process by itself."""
+    module = sys.modules.get("rlhf_gym.agents.common.ranks")  # not imported for this: it is heavy
+    ranks: Ranks | None = None if module is None else module.joined_ranks()
+    return ranks if ranks is not None and ranks.size > 1 else None
 
 
 def _interrupted(why: str, options: argparse.Namespace) -> int:
@@ -88,7 +104,14 @@ def _hint(options: argparse.Namespace) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"rlhf-gym: {message}", file=sys.stderr)
+    ranks = _ranks()
+    if ranks is not None and not ranks.is_main:
+        if ranks.told:  # rank 0 prints it
+            ranks.outlive_main()
+            return USER_ERROR
+        place = f"rank {ranks.rank} of {ranks.size}"
+        message = message if message.startswith(place) else f"{place}: {message}"
+    print(f"rlhf-gym: {message}", file=sys.stderr, flush=True)
     return USER_ERROR
 
 

@@ -81,19 +81,24 @@ def run_stages(options: argparse.Namespace, config: Config, stages: Sequence[str
         name = config.task.name.rpartition(":")[2] if options.command == "run" else options.command
         options.out = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     quiet_libraries()
+    from rlhf_gym.agents.common.ranks import process_ranks
     from rlhf_gym.loop.progress import Progress
     from rlhf_gym.loop.rounds import run_loop
 
-    if options.resume and not RunDirectory(options.out).config_file.exists():
+    ranks = process_ranks()
+    options.out = ranks.from_main(lambda: options.out)  # a name by rank 0's clock
+    if ranks.is_main and options.resume and not RunDirectory(options.out).config_file.exists():
         print(f"rlhf-gym: there is no run in {options.out} to go on with; a new one begins", file=sys.stderr)
     page = None
-    if config.asks_people:
+    if ranks.is_main and config.asks_people:
         from rlhf_gym.web.run_page import RunPage
 
         page = RunPage()
     progress = Progress(quiet=options.quiet)
     directory = run_loop(config, options.out, resume=options.resume, progress=progress, page=page, stages=stages)
-    print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
+    if ranks.is_main:
+        print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
+    ranks.leave()
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -6,11 +6,15 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from rlhf_gym.agents.common.ranks import Ranks, check_divides, process_ranks
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.config_file import to_settings
 from rlhf_gym.loop.context import PeoplePage, RunContext
 from rlhf_gym.loop.evaluate import evaluate
 from rlhf_gym.loop.label import label
@@ -42,6 +46,8 @@ def run_loop(
     A run that was killed goes on with ``resume=True``: no judgement is lost, no finished stage is done again, the agent goes on
     from its latest checkpoint, and on CPU the metrics are those of a run that was never interrupted.
 
+    Launched as several processes (docs/scaling.md), all of them train the agent; everything else is rank 0's.
+
     Args:
         config: the configuration.
         out: the run's directory.
@@ -56,35 +62,81 @@ def run_loop(
     Raises:
         RlhfGymError: something that the user can correct; what was finished before is kept.
     """
-    run, progress = RunDirectory(out), progress or Progress()
-    run.check(config, resume=resume)
-    if config.asks_people:
-        if page is None:
-            raise ConfigError(
-                "people are to answer (rater.name web, or a people.share), and this run has no page for them: start it with "
-                "`rlhf-gym run`, or with run_loop(..., page=rlhf_gym.web.run_page.RunPage())"
-            )
-        page.check(config)
+    run, ranks = RunDirectory(out), process_ranks()
+    progress = (progress or Progress()) if ranks.is_main else Progress(quiet=True)
+    check_ranks(ranks, config, run, resume=resume)
+    ranks.from_main(partial(_check, config, run, page, resume=resume))
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
-    context = RunContext.of(config, run, progress)
-    with run.open(config, resume=resume), ExitStack() as stack:
-        if context.too_long:
+    context = ranks.each(lambda: RunContext.of(config, run, progress))
+    with ExitStack() as stack:
+        ranks.from_main(lambda: stack.enter_context(run.open(config, resume=resume)))
+        if ranks.is_main and context.too_long:
             write_json(run.too_long_file, [found.as_json() for found in context.too_long])
-        if config.asks_people and page is not None:
+        if ranks.is_main and config.asks_people and page is not None:
             context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
         for number in range(1, config.run.rounds + 1):
-            for stage, work in STAGE_FUNCTIONS.items():
-                if (
-                    run.done(number, stage)
-                    or (stages is not None and stage not in stages)
-                    or (stage in FEEDBACK_STAGES and not config.reward_model.enabled)
-                ):
-                    continue
-                started = time.perf_counter()
-                work(context, number)
-                run.mark_done(number, stage, time.perf_counter() - started)
-        versions = read_json(run.versions_file) or {}
-        write_json(run.versions_file, {**versions, "wall_seconds": round(run.seconds(), 1)})
-        write_report(run.path)
-        write_text(run.path / "summary.txt", summary(run.path))
+            for stage in STAGE_FUNCTIONS:
+                wanted = stages is None or stage in stages
+                if wanted and ranks.from_main(partial(_is_left, config, run, number, stage)):
+                    _work(ranks, context, number, stage)
+        ranks.from_main(lambda: _conclude(run))
     return run
+
+
+def check_ranks(ranks: Ranks, config: Config, run: RunDirectory, *, resume: bool) -> None:
+    """Refuse processes that would not run the same, or cannot share the environments.
+
+    Args:
+        ranks: the processes.
+        config: the configuration.
+        run: the run's directory.
+        resume: go on with the run that is there.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    sections = to_settings(config)
+    settings = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    facts = {**settings, "the run's directory": str(run.path), "--resume": resume}
+    ranks.check_same(lambda: facts, "start every process with the same command and the same files")
+    cls = find_agent(config.agent.name)
+    group_size = config.agent.settings.get("group_size", cls.group_size)
+    check_divides(ranks, config.agent.environments, int(group_size))
+
+
+def _check(config: Config, run: RunDirectory, page: PeoplePage | None, *, resume: bool) -> None:
+    """Check, before anything is loaded, that the run may go there and that its page can be served."""
+    run.check(config, resume=resume)
+    if not config.asks_people:
+        return
+    if page is None:
+        raise ConfigError(
+            "people are to answer (rater.name web, or a people.share), and this run has no page for them: start it with "
+            "`rlhf-gym run`, or with run_loop(..., page=rlhf_gym.web.run_page.RunPage())"
+        )
+    page.check(config)
+
+
+def _is_left(config: Config, run: RunDirectory, number: int, stage: str) -> bool:
+    """True for a stage that is still to be done."""
+    return not run.done(number, stage) and (stage not in FEEDBACK_STAGES or config.reward_model.enabled)
+
+
+def _work(ranks: Ranks, context: RunContext, number: int, stage: str) -> None:
+    """Do a stage: all ranks train, and rank 0 does everything else."""
+    started = time.perf_counter()
+    work = partial(STAGE_FUNCTIONS[stage], context, number)
+    if stage == "train":
+        work()
+    else:
+        ranks.from_main(work, patient=True)  # people may take days to answer
+    if ranks.is_main:
+        context.run.mark_done(number, stage, time.perf_counter() - started)
+
+
+def _conclude(run: RunDirectory) -> None:
+    """Write a finished run's duration, report and summary."""
+    versions = read_json(run.versions_file) or {}
+    write_json(run.versions_file, {**versions, "wall_seconds": round(run.seconds(), 1)})
+    write_report(run.path)
+    write_text(run.path / "summary.txt", summary(run.path))

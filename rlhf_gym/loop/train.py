@@ -9,6 +9,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlhf_gym.agents import SaveDivergence, TokenAlgorithm, Validation
+from rlhf_gym.agents.common.ranks import process_ranks
 from rlhf_gym.envs import TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TextsTooLong, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
@@ -37,6 +38,8 @@ def train(context: RunContext, number: int) -> None:
     With ``evaluation.every``, also ``validation.jsonl`` and ``best.zip``; how training ended is in ``training.json``. A batch
     at which it diverges is written as ``divergence-ITERATION.zip``.
 
+    Of several processes, rank 0 writes all of this; the others only learn.
+
     In every round, KL is measured from the model as it was given: the metrics report the KL of all rounds together.
 
     Args:
@@ -46,13 +49,18 @@ def train(context: RunContext, number: int) -> None:
     Raises:
         TrainingError: a loss or a gradient is NaN or infinite.
     """
+    ranks = process_ranks()
+    if not ranks.is_main:
+        _learn_along(context, number)
+        return
     folder, iterations = context.run.round(number), context.config.agent.iterations
     table = MetricsTable(context.run.metrics_file)
     context.restore_reward_state(number - 1)
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsTooLong)  # the run has said it at its start
-        agent = make_agent(context, number, table, reward)
+        agent = ranks.each(lambda: make_agent(context, number, table, reward))
+    ranks.from_main(lambda: agent.num_timesteps)
     title = type(agent).__name__
     write_json(folder / "agent.json", {"class": title, **agent.settings.as_json()})
     logger = make_logger(context.run, context.config, table)
@@ -71,6 +79,19 @@ def train(context: RunContext, number: int) -> None:
                 agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
     finally:
         logger.close()
+    ranks.from_main(lambda: _keep(context, number, agent, validation))
+
+
+def _keep(context: RunContext, number: int, agent: TokenAlgorithm, validation: Validation | None) -> None:
+    """Write what a round's training has led to.
+
+    Args:
+        context: the run.
+        number: the round, from 1.
+        agent: has been trained.
+        validation: has evaluated it meanwhile; None where the configuration wants none.
+    """
+    folder = context.run.round(number)
     context.save_reward_state(number)
     chosen, best = agent, None
     if validation is not None:
@@ -89,6 +110,23 @@ def train(context: RunContext, number: int) -> None:
     if model.adapter is not None:
         with whole_folder(folder / ADAPTER_FOLDER) as target:
             save_adapter(model, target)
+
+
+def _learn_along(context: RunContext, number: int) -> None:
+    """Train as one of the other ranks, which write nothing.
+
+    Args:
+        context: the run.
+        number: the round, from 1.
+    """
+    ranks = process_ranks()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rank 0 has the same ones
+        agent = ranks.each(lambda: make_agent(context, number, None, ProxyAndGold(context.proxy(number), {})))
+        agent.num_timesteps = ranks.from_main(lambda: agent.num_timesteps)
+        if agent.stopped is None:
+            agent.learn(iterations=context.config.agent.iterations, reset_num_timesteps=False)
+    ranks.from_main(lambda: None)  # rank 0 writes
 
 
 def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> Validation | None:
@@ -121,13 +159,14 @@ def _measure_held_out(context: RunContext, number: int, agent: Any) -> None:
     context.progress.say(f"round {number} held out: {held_out_line(measured)}")
 
 
-def make_agent(context: RunContext, number: int, table: MetricsTable, reward: ProxyAndGold) -> TokenAlgorithm:
+def make_agent(context: RunContext, number: int, table: MetricsTable | None, reward: ProxyAndGold) -> TokenAlgorithm:
     """Make the agent of a round, or load it from the round's latest checkpoint.
 
     Args:
         context: the run.
         number: the round, from 1.
-        table: ``metrics.csv``; rows of later iterations are dropped, because they are written again.
+        table: ``metrics.csv``; rows of later iterations are dropped, because they are written again. None for a process that
+            writes nothing.
         reward: the reward that the agent is trained against.
     """
     config = context.config.agent
@@ -140,8 +179,9 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
     given = _given(context)
     if checkpoint.exists():
         resumed = _load(context, checkpoint, env)
-        table.keep_until(number, resumed.iteration)
-        table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
+        if table is not None:
+            table.keep_until(number, resumed.iteration)
+            table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
         return resumed
     if config.value_start == "reward_model":
         given["value_start"] = context.run.reward_model(number)
@@ -151,8 +191,9 @@ def make_agent(context: RunContext, number: int, table: MetricsTable, reward: Pr
         env=env, language_model=_trainable(context, number), seed=context.seed(number, "train"), device=device, **given,
         **config.settings,
     )  # fmt: skip
-    table.keep_until(number, 0)
-    agent.num_timesteps = table.timesteps()  # timesteps count on from round to round
+    if table is not None:
+        table.keep_until(number, 0)
+        agent.num_timesteps = table.timesteps()  # timesteps count on from round to round
     return agent
 
 

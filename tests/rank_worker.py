@@ -1,0 +1,194 @@
+"""One of several processes that learn together, for tests: `python rank_worker.py FOLDER CASE...` in a launcher's environment.
+
+Each case is a function below; rank 0 leaves what it returns in ``FOLDER/CASE.pt``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ppo_setups import Rows, letters_env, weights
+from stable_baselines3.common.logger import Logger
+from tiny_models import tiny_language_model
+from toy_tasks import count_a, letter_task
+
+from rlhf_gym import agents
+from rlhf_gym.agents.common.callbacks import IterationCallback
+from rlhf_gym.agents.common.ranks import process_ranks
+from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.rewards import RunningStandardise
+
+ITERATIONS = 3
+
+
+def agent_of(name: str, env: Any = None, **options: Any) -> Any:
+    """An agent with a tiny model over letters; settings that it does not have are left out."""
+    kind: Any = getattr(agents, name)
+    given = {"learning_rate": 1e-2, "kl_coef": 0.05, "batch_size": 8, "n_episodes": 32, "seed": 3} | options
+    if name == "SFT":
+        given["data"] = [("abc", "aaa"), ("d", "ab"), ("efghij", "aaaaa"), ("bb", "a")] * 5
+    if name == "PreferenceOptimization":
+        given["preferences"] = [
+            ("abc", "aaa", "c"),
+            ("d", "ab", "ddd"),
+            ("efghij", "aaaaa", "b"),
+            ("bb", "a", "bb"),
+        ] * 5
+    return kind(
+        "LMPolicy", env or letters_env(), language_model=tiny_language_model(scale=4.0), device="cpu",
+        **{key: value for key, value in given.items() if key in kind.Settings.names()},
+    )  # fmt: skip
+
+
+def learned(agent: Any, iterations: int = ITERATIONS, **options: Any) -> dict[str, Any]:
+    """Train, and return everything that must not depend on the number of processes."""
+    rows = Rows()
+    agent.set_logger(Logger(None, [rows]))
+    agent.learn(iterations=iterations, reset_num_timesteps=False, **options)
+    numbers = [{name: float(value) for name, value in row.items() if not name.startswith("time/")} for row in rows.rows]
+    episodes = [(e.prompt_ids, e.response_ids, e.rewards) for e in agent.rollout.episodes]
+    return {"rows": numbers, "episodes": episodes, "weights": weights(agent), "timesteps": agent.num_timesteps}
+
+
+def adaptive_env() -> Any:
+    """Prompts in epochs, and a reward whose scale is learned from the scores so far."""
+    task = letter_task(RunningStandardise(count_a), limit=8)
+    tokenizer = letters_env(1).env.episodes.tokenizer
+    return make_sb3_env(16, task=task, tokenizer=tokenizer, prompt_order="epochs")
+
+
+def ppo_agent() -> Any:
+    """PPO with an adaptive reward and KL coefficient, a separate value network, early stops and a limit of the KL."""
+    return agent_of(
+        "PPO", adaptive_env(), kl_target=0.1, kl_horizon=100, value_network="separate", target_kl=0.02, kl_limit=5.0,
+        value_warmup=1, whiten_rewards=True, ent_coef=0.01,
+    )  # fmt: skip
+
+
+def ppo(folder: Path) -> dict[str, Any]:
+    """The first iteration, a checkpoint, and the others."""
+    agent = ppo_agent()
+    agent.learn(iterations=1, reset_num_timesteps=False)
+    agent.save(folder / "saved_by_several")
+    return learned(agent)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """The others from a checkpoint of one process."""
+    return learned(agents.PPO.load(folder / "saved_by_one", env=adaptive_env()))
+
+
+def grpo(folder: Path) -> dict[str, Any]:
+    """GRPO with dynamic sampling, which leaves minibatches of uneven sizes, and with a seed that rank 0 draws."""
+    agent = agent_of("GRPO", group_size=4, dynamic_sampling=True, max_resamples=1, kl_coef=0.1, batch_size=7, seed=None)
+    assert process_ranks().lead(lambda: agent.seed) == agent.seed
+    return learned(agent_of("GRPO", group_size=4, dynamic_sampling=True, max_resamples=1, kl_coef=0.1, batch_size=7))
+
+
+def every(name: str) -> Callable[[Path], dict[str, Any]]:
+    """The case of an agent with the settings that it begins with."""
+    return lambda folder: learned(agent_of(name))
+
+
+def stepped(folder: Path) -> dict[str, Any]:
+    """Responses by steps of the environment, which rank 0 takes alone."""
+    return learned(agent_of("PPO", collect="step"))
+
+
+class Stops(IterationCallback):
+    """Stops after an iteration, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = self.ends = 0
+
+    def _on_step(self) -> bool:
+        self.steps += 1
+        return True
+
+    def on_iteration_end(self, agent: Any) -> bool:
+        self.ends += 1
+        agent.save("by_a_callback")  # of one rank alone: it must not wait for the others
+        return False
+
+
+def faults(folder: Path) -> dict[str, Any]:
+    """What each rank reports of every fault, and that callbacks are called by rank 0."""
+    ranks, found = process_ranks(), {}
+    second = ranks.rank == 1
+
+    def note(fault: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            found[fault] = f"{type(error).__name__}: {error}"
+
+    def fails(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+        raise ValueError("no score today")
+
+    os.chdir(folder)
+    hook = Stops()
+    agent_of("PPO").learn(iterations=3, callback=hook)
+    calls = (hook.ends, hook.steps > 0)
+    note("settings", lambda: agent_of("PPO", kl_coef=0.1 if second else 0.2).learn(iterations=1))
+    note("slots", lambda: agent_of("PPO", letters_env(15), n_episodes=30))
+    note("groups", lambda: agent_of("GRPO", letters_env(12), n_episodes=24, group_size=4, batch_size=4))
+    reward = make_sb3_env(16, task=letter_task(fails), tokenizer=letters_env(1).env.episodes.tokenizer)
+    note("reward", lambda: agent_of("PPO", reward).learn(iterations=1))
+    agent = agent_of("PPO")
+    losses = agent.losses
+
+    def out_of_memory(*arguments: Any) -> Any:
+        if second:
+            raise MemoryError
+        return losses(*arguments)
+
+    agent.losses = out_of_memory
+    note("memory", lambda: agent.learn(iterations=1))
+
+    def infinite(*arguments: Any) -> Any:
+        terms, metrics = losses(*arguments)
+        return {name: loss / (0.0 if second else 1.0) for name, loss in terms.items()}, metrics
+
+    agent.losses = infinite
+    told: list[str] = []
+
+    class Divergence(IterationCallback):
+        def on_divergence(self, agent: Any, error: Exception) -> None:
+            told.append(str(error))
+
+    note("divergence", lambda: agent.learn(iterations=1, callback=Divergence()))
+    agent = agent_of("PPO")
+    if second:
+        with torch.no_grad():
+            next(agent.policy.parameters()).view(-1)[0] += 1e-6
+    note("weights", lambda: agent.learn(iterations=1))
+    both = ranks.gather(lambda: (found, calls, told))
+    if second:
+        os.kill(os.getpid(), signal.SIGKILL)
+    lost: dict[str, str] = {}
+    found = lost
+    note("killed", lambda: ranks.gather(lambda: 0))
+    return {"both": both, "killed": lost["killed"]}
+
+
+CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped,
+    **{name: every(name) for name in (
+        "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "SFT",
+        "PreferenceOptimization",
+    )},
+}  # fmt: skip
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    for case in sys.argv[2:]:
+        result = CASES[case](target)
+        if process_ranks().is_main:
+            torch.save(result, target / f"{case}.pt")
