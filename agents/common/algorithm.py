@@ -50,6 +50,7 @@ from rlhf_gym.agents.common.norms import gradient_norms, layer_groups, update_no
 from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
+from rlhf_gym.agents.common.rollout_engine import engine_of
 from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
     check_env,
@@ -90,6 +91,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     Attributes:
         settings: all of them, with models by name; defaults are adapted to the environment.
         reference: the frozen model that KL is measured from; None where nothing needs it and none was given.
+        rollout_engine: what generates responses (:mod:`rlhf_gym.lm.engines`); None for the built-in engine.
         rollout: the last iteration's rollout.
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
@@ -162,6 +164,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.settings = given.named()
         self._model_by_name = isinstance(given.language_model, str)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
+        self.rollout_engine = engine_of(given)
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
         self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)
@@ -335,7 +338,13 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         per_slot = self.n_episodes // env.num_envs
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size)
+            engine = None
+            if self.rollout_engine is not None:
+                with self.seconds.phase("weights"):
+                    engine = self.rollout_engine.with_weights(self.policy, env, self.iteration)
+            return decode_episodes(
+                env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size, engine=engine
+            )
         self._stepping = self._stepping or self.stepping_collector(env)
         self._stepping.observation = self._last_obs
         episodes = self._stepping.collect(first, per_slot)
@@ -343,14 +352,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return episodes
 
     def complete(self, rollout: Rollout) -> None:
-        """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
+        """Compute the reference's log-probabilities, and the values that generation did not give: neither depends on scores."""
         reference = self.reference
         with self.seconds.phase("reference"):
             if reference is not None:
                 self.within_memory(lambda tokens: fill_reference(self.policy, reference, rollout, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
-            if self.policy.value_trunk is not None:
+            if self.policy.value_trunk is not None or (self.policy.value_head and self.rollout_engine):
                 rollout.values = self.within_memory(lambda tokens: rollout_values(self.policy, rollout, tokens))
 
     def _recompute(self, rollout: Rollout) -> None:
@@ -622,6 +631,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         metrics |= {name: self.now(clip) for name, clip in clips.items() if clip is not None}
         if self.kl_guard.nats is not None:
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
+        if self.rollout_engine is not None:
+            metrics |= self.rollout_engine.engine.metrics()
         for name, value in metrics.items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -718,7 +729,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.group_size = getattr(self.settings, "group_size", self.group_size)
         group_slots(env, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
-        return check_env(env, model, self.reference, by_name=self._model_by_name)
+        limits = check_env(env, model, self.reference, by_name=self._model_by_name)
+        if self.rollout_engine is not None:
+            self.rollout_engine.refuse(env, model, limits, self.sampling)
+        return limits
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""
