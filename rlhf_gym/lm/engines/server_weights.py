@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from rlhf_gym.errors import EngineError
+from rlhf_gym.lm.engines.served_folder import save_uniform, save_untied, shared_output
 from rlhf_gym.lm.engines.server_connection import ServerConnection
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import save_adapter
@@ -17,6 +19,8 @@ RELOAD = ("/collective_rpc", "/reset_prefix_cache", "/update_weight_version", "/
 """The paths that vLLM offers with ``VLLM_SERVER_DEV_MODE=1`` and that new weights in full need."""
 ADAPTER = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 """The paths that vLLM offers with ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=1``."""
+PROBE_NOISE = 0.01
+"""Nats by which a uniform distribution may differ: bfloat16, and rows of padding in the output layer."""
 
 
 class ServerWeights(ABC):
@@ -91,6 +95,17 @@ class ServerWeights(ABC):
 class ReloadedWeights(ServerWeights):
     """All weights, as a model's folder that the server reloads in place."""
 
+    def put(self, model: LanguageModel, label: str) -> None:
+        """Write the model's weights and have the server load them; the first time, see that it loads all of them.
+
+        Args:
+            model: the model that learns.
+            label: a name that no other weights have.
+        """
+        if not self.label and shared_output(model) is not None:
+            self._check_output_layer(model)
+        super().put(model, label)
+
     def write(self, model: LanguageModel, target: Path) -> None:
         """Write the model, an adapter merged into it.
 
@@ -98,7 +113,33 @@ class ReloadedWeights(ServerWeights):
             model: the model that learns.
             target: folder.
         """
-        model.save(target)
+        save_untied(model, target)
+
+    def _check_output_layer(self, model: LanguageModel) -> None:
+        """Refuse a server that goes on with its old output layer, where that shares the input's weights.
+
+        It is given embeddings of zeros for a moment: then every token has the same probability, or the output layer is stale.
+        """
+        self.label = "rlhf-gym-probe"
+        target = self.folder / self.label
+        save_uniform(model, target)
+        self.load()
+        reply = self.connection.call("POST", "/v1/completions", {
+            "model": self.served, "prompt": [model.tokenizer.eos_id], "max_tokens": 1, "temperature": 1.0, "logprobs": 0,
+            "ignore_eos": True, "stop_token_ids": [model.tokenizer.eos_id], "top_k": 0, "top_p": 1.0, "min_tokens": 0, "seed": 0,
+        })  # fmt: skip
+        self.label = ""
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            log_prob = float(reply["choices"][0]["logprobs"]["token_logprobs"][0])
+        except (TypeError, KeyError, IndexError, ValueError):
+            raise EngineError(f"engine {self.connection.name} returns no log-probabilities (logprobs); vLLM does") from None
+        if abs(log_prob + math.log(model.vocab_size)) > PROBE_NOISE:
+            raise EngineError(
+                f"engine {self.connection.name} goes on with the output layer that it started with, since {model.name!r} shares "
+                "it with the input and its server has packed it: serve a folder that "
+                "rlhf_gym.lm.engines.served_folder.save_untied(model, folder) has written"
+            )
 
     def load(self) -> None:
         """Reload, forget what was cached with the old weights, and only then take the new label."""

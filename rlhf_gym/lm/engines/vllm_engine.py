@@ -12,6 +12,7 @@ from rlhf_gym.errors import ConfigError, EngineError
 from rlhf_gym.lm.decoding import Generation
 from rlhf_gym.lm.engines.completions_engine import refuse_for_vllm, sampling_fields
 from rlhf_gym.lm.engines.engine import Engine, ResponseReader, ResponseSettings, request_seed, weights_marker
+from rlhf_gym.lm.engines.served_folder import save_untied
 from rlhf_gym.lm.language_model import LanguageModel
 
 VLLM = "vllm"
@@ -67,7 +68,7 @@ class VLLMEngine(Engine):
             return
         self._loaded, self._model, target = None, model, self._folder / "weights"
         shutil.rmtree(target, ignore_errors=True)
-        model.save(target)
+        save_untied(model, target)
         try:
             if self._llm is None:
                 dtype = str(model.product_dtype or model.model.dtype).removeprefix("torch.")
