@@ -25,7 +25,7 @@ class CompletionsServer(ThreadingHTTPServer):
 
     Attributes:
         calls: the paths that were asked for, and the bodies.
-        before: called with each completion's body; may raise :class:`Refusal`, or change what follows.
+        before: called with each completion's body; may raise :class:`RefusalError`, or change what follows.
         change: called with each completion, which it may change.
     """
 
@@ -54,7 +54,7 @@ class CompletionsServer(ThreadingHTTPServer):
 
     def answer(self, path: str, body: Any) -> Any:
         if path == "/openapi.json":
-            return {"paths": dict.fromkeys(self.paths, {})}
+            return {"paths": dict.fromkeys(self.paths)}
         if path == "/v1/models":
             adapters = [{"id": name, "parent": "tiny"} for name in self.adapters]
             return {"data": [*adapters, {"id": "tiny", "parent": None}]}
@@ -84,7 +84,7 @@ class CompletionsServer(ThreadingHTTPServer):
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         model = self.model if body["model"] == "tiny" else self.adapters.get(body["model"])
         if model is None:
-            raise Refusal(404, f"The model `{body['model']}` does not exist.")
+            raise RefusalError(404, f"The model `{body['model']}` does not exist.")
         eos, *more = body["stop_token_ids"]
         assert body["ignore_eos"]
         limits = Limits(
@@ -103,7 +103,7 @@ class CompletionsServer(ThreadingHTTPServer):
         return {"model": body["model"], "choices": [choice]}
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A reply with an error's status; status 0 closes the connection without a reply."""
 
     def __init__(self, status: int, message: str = "") -> None:
@@ -113,10 +113,10 @@ class Refusal(Exception):
 class Handler(BaseHTTPRequestHandler):
     server: CompletionsServer
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         self._reply(None)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._reply(json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "null"))
 
     def _reply(self, body: Any) -> None:
@@ -124,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         status = 200
         try:
             value = self.server.answer(self.path, body)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             if refusal.status == 0:
                 self.close_connection = True
                 return

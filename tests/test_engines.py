@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from completions_server import ADAPTER_PATHS, PATHS, CompletionsServer, Refusal, serving
+from completions_server import ADAPTER_PATHS, PATHS, CompletionsServer, RefusalError, serving
 from held_port import held_port
 from ppo_setups import assert_same_weights, learn, letters_env, small_agent, small_ppo, weights
 from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
@@ -135,7 +135,7 @@ def test_a_server_that_dies_and_comes_back_without_its_weights(server: Completio
         answered.append(body)
         if len(answered) == 1 + 4 + 16 + 9:  # in the second iteration
             server.restart()
-            raise Refusal(0)
+            raise RefusalError(0)
 
     server.before = die
     agent = ppo_at(server)
@@ -155,7 +155,7 @@ def test_one_lost_request_is_sent_again_alone(server: CompletionsServer) -> None
     def lose(body: dict[str, Any]) -> None:
         if not lost:
             lost.append(body)
-            raise Refusal(500, "EngineCore died")
+            raise RefusalError(500, "EngineCore died")
 
     engine = engine_at(server)
     engine.load_weights(model, 0)
@@ -243,7 +243,7 @@ def short_context(server: CompletionsServer) -> str:
 
 def refuses(server: CompletionsServer) -> str:
     def refuse(body: dict[str, Any]) -> None:
-        raise Refusal(400, "top_k is not supported")
+        raise RefusalError(400, "top_k is not supported")
 
     server.before = refuse
     return "refused /v1/completions with status 400: 'top_k is not supported'"
@@ -256,7 +256,17 @@ def ignores_the_ban(server: CompletionsServer) -> str:
 
 @pytest.mark.parametrize(
     "fault",
-    [other_model, raw_log_probs, no_ids, no_log_probs, no_means, no_completions, short_context, refuses, ignores_the_ban],
+    [
+        other_model,
+        raw_log_probs,
+        no_ids,
+        no_log_probs,
+        no_means,
+        no_completions,
+        short_context,
+        refuses,
+        ignores_the_ban,
+    ],
 )
 def test_a_server_that_will_not_do_is_refused_before_anything_is_learned(server: CompletionsServer, fault: Any) -> None:
     agent = ppo_at(server, temperature=0.5)
@@ -278,7 +288,7 @@ def test_an_adapter_is_swapped_and_the_base_stays(server: CompletionsServer) -> 
         if body["model"].split("-")[3] == "2" and not died:
             died.append(body)
             server.restart()
-            raise Refusal(404, f"The model `{body['model']}` does not exist.")
+            raise RefusalError(404, f"The model `{body['model']}` does not exist.")
 
     server.before = die
     rows = learn(agent, None, iterations=3)  # type: ignore[arg-type]
@@ -323,7 +333,11 @@ def test_a_stop_sequence_of_the_servers_own_is_gone_on_from(server: CompletionsS
     settings = replace(settings_of(server.first, min_new_tokens=8), stop=("zzz",))
     [response] = engine.generate(PROMPTS[:1], settings, seed=0, episodes=[0])
     assert len(response.ids) == 8
-    assert (asked[1]["prompt"], asked[1]["max_tokens"], asked[1]["min_tokens"]) == ([*PROMPTS[0], *response.ids[:2]], 6, 6)
+    assert (asked[1]["prompt"], asked[1]["max_tokens"], asked[1]["min_tokens"]) == (
+        [*PROMPTS[0], *response.ids[:2]],
+        6,
+        6,
+    )
     assert "stop" not in asked[1]
 
 

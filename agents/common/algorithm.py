@@ -164,7 +164,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.settings = given.named()
         self._model_by_name = isinstance(given.language_model, str)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
-        self.rollout_engine = engine_of(given)
+        self.rollout_engine = engine_of(vars(given))
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
         self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)

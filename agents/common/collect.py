@@ -146,7 +146,13 @@ def decode_episodes(
         scoring.submit(env, slots, [g.ids for g in generations])
         episodes += [
             Episode(
-                prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended, version=g.version
+                prompt,
+                g.ids,
+                g.log_probs,
+                g.values or [0.0] * len(g.ids),
+                [0.0] * len(g.ids),
+                g.ended,
+                version=g.version,
             )
             for prompt, g in zip(prompts, generations, strict=True)
         ]

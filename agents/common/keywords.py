@@ -68,6 +68,11 @@ class PPOKeywords(AgentKeywords, total=False):
     value_network: ValueNetwork
     clip_range_vf: float | None
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     ent_coef: float
     max_ratio: float
     n_epochs: int
@@ -159,6 +164,11 @@ class TRPOKeywords(AgentKeywords, total=False):
     value_start: RewardModel | str | Path | None
     clip_range_vf: float | None
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     n_epochs: int
     aggregation: Aggregation
     kl_coef: float
@@ -200,6 +210,11 @@ class A2CKeywords(AgentKeywords, total=False):
     vf_coef: float
     value_network: ValueNetwork
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     ent_coef: float
     max_ratio: float
     old_log_probs: Literal["rollout", "recompute"]
@@ -244,6 +259,11 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -278,6 +298,11 @@ class GRPOKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -315,6 +340,11 @@ class GSPOKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -352,6 +382,11 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -386,6 +421,11 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -423,6 +463,11 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -443,6 +488,11 @@ class OnlineDPOKeywords(AgentKeywords, total=False):
     overlong_buffer: int | None
     n_epochs: int
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     temperature: float
     top_k: int
     top_p: float
@@ -473,6 +523,11 @@ class RAFTKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     temperature: float
     top_k: int
     top_p: float

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import LMPolicy
-from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.engines.builtin_engine import BUILTIN, BuiltinEngine
@@ -26,13 +26,30 @@ def builtin_engine(policy: LMPolicy) -> BuiltinEngine:
     return engine
 
 
-def engine_of(settings: AgentSettings) -> RolloutEngine | None:
+def connect_engine(values: Mapping[str, Any]) -> None:
+    """Reach the engine that an agent will use, before anything is loaded or anybody is asked.
+
+    Args:
+        values: the agent's settings by name.
+
+    Raises:
+        ConfigError: there is no such engine.
+        EngineError: it is not there.
+    """
+    if (made := engine_of(values)) is not None:
+        made.engine.connect()
+        made.engine.close()
+
+
+def engine_of(values: Mapping[str, Any]) -> RolloutEngine | None:
     """The engine that an agent's settings name; None for the built-in one, and for agents that have no choice.
+
+    Args:
+        values: the agent's settings by name.
 
     Raises:
         ConfigError: there is no such engine.
     """
-    values: dict[str, Any] = vars(settings)
     name = values.get("engine", BUILTIN)
     if name == BUILTIN:
         return None

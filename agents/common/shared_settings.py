@@ -121,11 +121,13 @@ class CollectSettings(AgentSettings):
     )
     engine_folder: str | None = setting(
         None,
-        "folder that weights for an engine are written to; a server must see it under the same path. None takes temporary files",
+        "folder that weights for an engine are written to; a server must see it under this path. None takes temporary files",
     )
     engine_timeout: float = setting(600.0, "seconds to wait for one response of an engine's server", above=0)
     engine_patience: float = setting(
-        120.0, "seconds to go on trying where an engine's server does not answer; then training stops with one line", at_least=0
+        120.0,
+        "seconds to go on trying where an engine's server does not answer; then training stops with one line",
+        at_least=0,
     )
     engine_tolerance: float = setting(
         0.15,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rlhf_gym.agents.common.given_pairs import encoded_pairs
+from rlhf_gym.agents.common.rollout_engine import connect_engine
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
@@ -101,6 +102,7 @@ class RunContext:
         task = task_of(config.task)
         gold = gold_of(config.task, task)
         check_loggers(config.log)
+        connect_engine(config.agent.settings)
         if config.reward_model.enabled:
             check_rater(config.rater)
         if needs_targets(config.agent):

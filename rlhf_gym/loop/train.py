@@ -69,6 +69,8 @@ def train(context: RunContext, number: int) -> None:
                 agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
     finally:
         logger.close()
+        if agent.rollout_engine is not None:
+            agent.rollout_engine.engine.close()
     context.save_reward_state(number)
     model, iteration, best = agent.policy.language_model, agent.iteration, None
     if validation is not None:

@@ -60,7 +60,7 @@ def compare(
         )
     if difference > most:
         raise EngineError(
-            f"engine {engine.name} is not the model that learns: its tokens' log-probabilities differ by {difference:.3g} nats on "
-            f"average (engine_tolerance is {most:g}). Serve {model.name!r} there, with its own tokenizer and close to its precision"
+            f"engine {engine.name} is not the model that learns: its tokens' log-probabilities differ by {difference:.3g} nats "
+            f"on average (engine_tolerance is {most:g}). Serve {model.name!r} there, with its tokenizer and near its precision"
         )
     return difference

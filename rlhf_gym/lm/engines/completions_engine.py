@@ -63,7 +63,9 @@ def refuse_for_vllm(name: str, model: LanguageModel, settings: ResponseSettings)
         ConfigError: names the engine and the setting.
     """
     if model.encoder_decoder:
-        raise ConfigError(f"engine {name!r} generates with causal models only, and {model.name!r} is an encoder-decoder model")
+        raise ConfigError(
+            f"engine {name!r} generates with causal models only, and {model.name!r} is an encoder-decoder model"
+        )
     if settings.limits.suppress_tokens and settings.sampling.temperature > MOST_TEMPERATURE:
         raise ConfigError(
             f"engine {name!r} keeps tokens from being drawn by a bias of {SUPPRESSED:g}, which a temperature above "
@@ -122,7 +124,9 @@ class CompletionsEngine(Engine):
         said = self.connection.call("GET", "/openapi.json")
         paths = said.get("paths") if isinstance(said, dict) else None
         if not isinstance(paths, dict) or "/v1/completions" not in paths:
-            raise EngineError(f"{self.connection.url} offers no /v1/completions: expected a vLLM server, or one that speaks like it")
+            raise EngineError(
+                f"{self.connection.url} offers no /v1/completions: expected a vLLM server, or one that speaks like it"
+            )
         return list(paths)
 
     def load_weights(self, model: LanguageModel, version: int) -> None:
@@ -161,7 +165,13 @@ class CompletionsEngine(Engine):
         """
         assert self._weights is not None
         assert self._model is not None
+        if not prompts:
+            return []
         reader = ResponseReader(self.name, self._model, settings)
+
+        def respond(i: int) -> Generation:
+            return self._respond(prompts[i], settings, reader, request_seed(seed, episodes[i]))
+
         done: dict[int, Generation] = {}
         problem: EngineError | None = None
         for attempt in range(ATTEMPTS):
@@ -170,24 +180,33 @@ class CompletionsEngine(Engine):
                 self._weights.load()
             missing = [i for i in range(len(prompts)) if i not in done]
             self.resent += len(missing) if attempt else 0
-
-            def respond(i: int) -> Generation:
-                return self._respond(prompts[i], settings, reader, request_seed(seed, episodes[i]))
-
-            fresh, problem = self._send(missing, respond, lambda n: on_progress and on_progress(len(done) + n))
+            fresh, problem = self._send(missing, respond, len(done), on_progress)
             if self._weights.held():
                 done |= fresh
             else:
                 self.stale += len(fresh)
             if len(done) == len(prompts):
                 return [done[i] for i in range(len(prompts))]
-        why = problem or EngineError(f"the weights of engine {self.name} were changed by somebody else: give each run a server")
+        why = problem or EngineError(
+            f"the weights of engine {self.name} were changed by somebody else: give each run a server"
+        )
         raise EngineError(f"{why} ({len(done)} of {len(prompts)} responses after {ATTEMPTS} attempts)")
 
     def _send(
-        self, wanted: list[int], respond: Callable[[int], Generation], on_progress: Callable[[int], Any]
+        self,
+        wanted: list[int],
+        respond: Callable[[int], Generation],
+        before: int,
+        on_progress: Callable[[int], None] | None,
     ) -> tuple[dict[int, Generation], EngineError | None]:
-        """Send requests, each once; returns the responses that came, and what kept the others from coming."""
+        """Send requests, each once; returns the responses that came, and what kept the others from coming.
+
+        Args:
+            wanted: numbers of the responses.
+            respond: sends a request.
+            before: responses that came earlier.
+            on_progress: called with the number of responses so far.
+        """
         finished: dict[int, Generation] = {}
         problem: EngineError | None = None
         pool = ThreadPoolExecutor(min(self.concurrency, len(wanted)), thread_name_prefix="engine")
@@ -206,7 +225,8 @@ class CompletionsEngine(Engine):
                     problem = problem or error
                     for other in number:
                         other.cancel()
-                on_progress(len(finished))
+                if on_progress is not None:
+                    on_progress(before + len(finished))
             whole = True
         finally:
             if not whole:  # an error or Ctrl-C: do not wait for the rest

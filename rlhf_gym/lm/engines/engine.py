@@ -1,6 +1,6 @@
 """The interface of an engine: token ids in; token ids, log-probabilities and ends out; weights in, versioned.
 
-An engine draws tokens; what a response is stays this package's own definition: :class:`ResponseReader` reads what an engine drew
+An engine draws tokens; where a response ends stays this package's own definition: :class:`ResponseReader` reads what was drawn
 by the same limits and stop sequences that the built-in decoder has, so that a setting means the same everywhere.
 """
 
@@ -144,7 +144,7 @@ class ResponseReader:
         """
         if len(log_probs) != len(ids) or not all(np.isfinite(log_probs)):
             raise EngineError(
-                f"engine {self.engine}: {len(ids)} tokens came with {sum(map(np.isfinite, log_probs))} finite log-probabilities; "
+                f"engine {self.engine}: {len(ids)} tokens came with {sum(map(np.isfinite, log_probs))} finite log-probs; "
                 "every drawn token needs one"
             )
         ended = False

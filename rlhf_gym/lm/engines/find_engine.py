@@ -12,9 +12,7 @@ NAMES = (BUILTIN, "transformers", "vllm", "vllm:http://host:port", "openai:http:
 """The engines there are; the last two are the same client of a completions server."""
 
 
-def find_engine(
-    name: str, *, folder: str | None = None, timeout: float = 600.0, patience: float = 120.0
-) -> Engine:
+def find_engine(name: str, *, folder: str | None = None, timeout: float = 600.0, patience: float = 120.0) -> Engine:
     """Make an engine. Nothing is loaded, and no server is asked.
 
     Args:
@@ -47,4 +45,6 @@ def find_engine(
         if isinstance(made, Engine):
             return made
         raise ConfigError(f"engine {name!r} is {type(made).__name__}, no subclass of rlhf_gym.lm.engines.engine.Engine")
-    raise ConfigError(f"there is no engine {name!r}{nearest(name, NAMES)} Expected one of {', '.join(NAMES)}, or module:Class")
+    raise ConfigError(
+        f"there is no engine {name!r}{nearest(name, NAMES)} Expected one of {', '.join(NAMES)}, or module:Class"
+    )

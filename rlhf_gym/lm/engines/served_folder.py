@@ -27,7 +27,7 @@ def shared_output(model: LanguageModel) -> tuple[str, str] | None:
 
 
 def save_untied(model: LanguageModel, folder: Path | str) -> None:
-    """Write a model as :meth:`LanguageModel.save` does, but with an output layer of its own where it shares the input's weights.
+    """Write a model as :meth:`LanguageModel.save` does, with an output layer of its own where it shares the input's weights.
 
     vLLM on a CPU packs the output layer when it starts and, where that is the input's, never again: a server of such a folder
     takes new weights in full.

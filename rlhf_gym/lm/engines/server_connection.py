@@ -61,11 +61,17 @@ class ServerConnection:
         except ValueError:
             host, port = None, None
         if not host or parts.scheme not in ("http", "https"):
-            raise ConfigError(f"engine {name!r} needs the http:// or https:// address of a server, e.g. vllm:http://localhost:8000")
+            raise ConfigError(
+                f"engine {name!r} needs the http:// or https:// address of a server, e.g. vllm:http://localhost:8000"
+            )
         if parts.username or parts.password:
-            raise ConfigError(f"an engine's key does not belong into its address: set {KEY_VARIABLE} in the environment")
+            raise ConfigError(
+                f"an engine's key does not belong into its address: set {KEY_VARIABLE} in the environment"
+            )
         if not timeout > 0 or not patience >= 0:
-            raise ConfigError(f"an engine needs a timeout above 0 and a patience of 0 or more, got {timeout} and {patience}")
+            raise ConfigError(
+                f"an engine needs a timeout above 0 and a patience of 0 or more, got {timeout} and {patience}"
+            )
         self.name, self.timeout, self.patience = name, timeout, patience
         self._host, self._port, self._tls = host, port, parts.scheme == "https"
         self._root = parts.path.rstrip("/").removesuffix("/v1")
@@ -136,7 +142,9 @@ class ServerConnection:
                 f"engine {self.name} did not reply to {path} within {self.timeout:g} s (engine_timeout)"
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            raise ServerAbsentError(f"engine {self.name} cannot be reached ({type(error).__name__}: {error})") from error
+            raise ServerAbsentError(
+                f"engine {self.name} cannot be reached ({type(error).__name__}: {error})"
+            ) from error
         finally:
             with self._lock:
                 self._open.discard(connection)

@@ -53,7 +53,9 @@ class ServerWeights(ABC):
         try:
             self.write(model, target)
         except OSError as error:
-            raise EngineError(f"the weights for engine {self.connection.name} cannot be written to {target}: {error}") from error
+            raise EngineError(
+                f"the weights for engine {self.connection.name} cannot be written to {target}: {error}"
+            ) from error
         self.load()
         if earlier:
             self.leave(earlier)
@@ -126,31 +128,38 @@ class ReloadedWeights(ServerWeights):
         self.load()
         reply = self.connection.call("POST", "/v1/completions", {
             "model": self.served, "prompt": [model.tokenizer.eos_id], "max_tokens": 1, "temperature": 1.0, "logprobs": 0,
-            "ignore_eos": True, "stop_token_ids": [model.tokenizer.eos_id], "top_k": 0, "top_p": 1.0, "min_tokens": 0, "seed": 0,
+            "ignore_eos": True, "stop_token_ids": [model.tokenizer.eos_id], "top_k": 0, "top_p": 1.0, "min_tokens": 0,
+            "seed": 0,
         })  # fmt: skip
         self.label = ""
         shutil.rmtree(target, ignore_errors=True)
         try:
             log_prob = float(reply["choices"][0]["logprobs"]["token_logprobs"][0])
         except (TypeError, KeyError, IndexError, ValueError):
-            raise EngineError(f"engine {self.connection.name} returns no log-probabilities (logprobs); vLLM does") from None
+            raise EngineError(
+                f"engine {self.connection.name} returns no log-probabilities (logprobs); vLLM does"
+            ) from None
         if abs(log_prob + math.log(model.vocab_size)) > PROBE_NOISE:
             raise EngineError(
-                f"engine {self.connection.name} goes on with the output layer that it started with, since {model.name!r} shares "
-                "it with the input and its server has packed it: serve a folder that "
+                f"engine {self.connection.name} goes on with the output layer that it started with, since {model.name!r} "
+                "shares it with the input and its server has packed it: serve a folder that "
                 "rlhf_gym.lm.engines.served_folder.save_untied(model, folder) has written"
             )
 
     def load(self) -> None:
         """Reload, forget what was cached with the old weights, and only then take the new label."""
         call = self.connection.call
-        call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder / self.label)}})
+        call(
+            "POST",
+            "/collective_rpc",
+            {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder / self.label)}},
+        )
         end = time.monotonic() + self.connection.patience
         while not (call("POST", "/reset_prefix_cache") or {}).get("success", True):  # something runs that was given up
             if time.monotonic() > end:
                 raise EngineError(
-                    f"engine {self.connection.name} cannot forget the prompts that it has read with older weights, since others "
-                    "use it at the same time: give the run a server of its own"
+                    f"engine {self.connection.name} cannot forget the prompts that it has read with older weights, since "
+                    "others use it at the same time: give the run a server of its own"
                 )
             time.sleep(0.1)
         call("POST", "/update_weight_version", {"new_version": self.label})
@@ -202,7 +211,9 @@ def served_models(connection: ServerConnection) -> list[str]:
     said = connection.call("GET", "/v1/models")
     listed = said.get("data") if isinstance(said, dict) else None
     if not isinstance(listed, list) or not all(isinstance(one, dict) and "id" in one for one in listed):
-        raise EngineError(f"{connection.url}/v1/models lists no models: expected an OpenAI-compatible completions server")
+        raise EngineError(
+            f"{connection.url}/v1/models lists no models: expected an OpenAI-compatible completions server"
+        )
     return [str(one["id"]) for one in sorted(listed, key=lambda one: one.get("parent") is not None)]
 
 
@@ -225,8 +236,8 @@ def choose_weights(
     if not adapters and missing:
         more = " (or, for the LoRA adapter alone, with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora)"
         raise EngineError(
-            f"engine {connection.name} cannot take new weights: its server lacks {', '.join(missing)}. Start vLLM (0.32 has them) "
-            f"with VLLM_SERVER_DEV_MODE=1{more * (model.adapter is not None)}"
+            f"engine {connection.name} cannot take new weights: its server lacks {', '.join(missing)}. Start vLLM (0.32 has "
+            f"them) with VLLM_SERVER_DEV_MODE=1{more * (model.adapter is not None)}"
         )
     names = served_models(connection)
     if not names:

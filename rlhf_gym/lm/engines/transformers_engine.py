@@ -80,7 +80,7 @@ class TransformersEngine(Engine):
     ) -> list[Generation]:
         """Generate one response to each prompt; see :meth:`Engine.generate`.
 
-        The noise depends on the seed and the first number alone, so on the whole batch. Stop sequences are looked for afterwards.
+        The noise depends on the seed and the whole batch. Stop sequences are looked for afterwards.
 
         Args:
             prompts: ids of each prompt.
@@ -90,6 +90,8 @@ class TransformersEngine(Engine):
             on_progress: called once, at the end.
         """
         assert self._model is not None
+        if not prompts:
+            return []
         limits, sampling, network = settings.limits, settings.sampling, self._model.model
         config = GenerationConfig(
             do_sample=True, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
@@ -116,7 +118,9 @@ class TransformersEngine(Engine):
         for prompt, output in zip(prompts, outputs.values(), strict=True):
             response = reader.read(prompt, output.generated_tokens, output.logprobs, self.version)
             if response is None:
-                raise EngineError(f"engine {self.name} ended a response after {len(output.generated_tokens)} tokens without an end")
+                raise EngineError(
+                    f"engine {self.name} ended a response after {len(output.generated_tokens)} tokens without an end"
+                )
             responses.append(replace(response, version=self.version))
         if on_progress is not None:
             on_progress(len(responses))

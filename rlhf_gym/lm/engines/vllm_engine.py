@@ -103,10 +103,14 @@ class VLLMEngine(Engine):
         assert self._model is not None
         limits = settings.limits
         # Stop sequences are looked for afterwards, by our rules: their text may end a response early by vLLM's own.
-        fields = sampling_fields(ResponseSettings(limits, settings.sampling), limits.max_new_tokens, limits.min_new_tokens)
+        fields = sampling_fields(
+            ResponseSettings(limits, settings.sampling), limits.max_new_tokens, limits.min_new_tokens
+        )
         bias = {int(token): amount for token, amount in fields.pop("logit_bias", {}).items()}
         each = [
-            self._vllm.SamplingParams(**fields, logit_bias=bias or None, seed=request_seed(seed, episode), detokenize=False)
+            self._vllm.SamplingParams(
+                **fields, logit_bias=bias or None, seed=request_seed(seed, episode), detokenize=False
+            )
             for episode in episodes
         ]
         given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
