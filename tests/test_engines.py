@@ -12,10 +12,13 @@ import torch
 from completions_server import ADAPTER_PATHS, PATHS, CompletionsServer, RefusalError, serving
 from held_port import held_port
 from ppo_setups import assert_same_weights, learn, letters_env, small_agent, small_ppo, weights
+from stable_baselines3.common.vec_env import VecMonitor
 from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
+from tiny_run import metrics_table, save_tiny_model, tiny_settings
 
 from rlhf_gym.agents import GRPO, NLPO, PPO
 from rlhf_gym.agents.common.rollout import flat
+from rlhf_gym.cli.parser import make_parser
 from rlhf_gym.errors import ConfigError, EngineError, RewardError
 from rlhf_gym.lm.engines.comparison import compare
 from rlhf_gym.lm.engines.completions_engine import CompletionsEngine
@@ -25,6 +28,9 @@ from rlhf_gym.lm.engines.served_folder import save_untied
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.loop.config_file import build
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.rounds import run_loop
 
 PROMPTS = [[2, 3, 4], [5, 6], [7], [3, 3, 3, 3], [9, 8]]
 
@@ -345,8 +351,6 @@ def test_what_an_engine_cannot_do_is_refused_by_name() -> None:
     url = "vllm:http://127.0.0.1:9"
     with pytest.raises(ConfigError, match="leave collect='step' out"):
         small_ppo(engine=url, collect="step")
-    from stable_baselines3.common.vec_env import VecMonitor
-
     with pytest.raises(ConfigError, match="must be stepped token by token"):
         small_ppo(VecMonitor(letters_env()), engine=url)
     with pytest.raises(ConfigError, match="encoder-decoder"):
@@ -365,7 +369,6 @@ def test_what_an_engine_cannot_do_is_refused_by_name() -> None:
         small_ppo(engine="openai:http://me:secret@localhost:8000")
     with pytest.raises(ConfigError, match="no subclass of"):
         small_ppo(engine="collections:OrderedDict")
-    pytest.importorskip("torch")
     with pytest.raises(ConfigError, match=r"needs vllm in this environment .*vllm:http://host:port"):
         small_ppo(engine="vllm")
 
@@ -407,3 +410,21 @@ def test_a_folder_with_an_output_layer_of_its_own_is_the_same_model(kind: str, t
     torch.testing.assert_close(again.logits(again.hidden(ids)), model.logits(model.hidden(ids)))
     network: Any = again.model
     assert network.get_output_embeddings().weight is not network.get_input_embeddings().weight
+
+
+def test_a_run_asks_for_its_engine_first_and_trains_by_it(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    settings = tiny_settings(folder, reward_model={"enabled": False}, agent={"iterations": 2, "engine_patience": 0})
+    with held_port() as port:
+        settings["agent"]["engine"] = f"vllm:http://127.0.0.1:{port}"
+        with pytest.raises(EngineError, match="cannot be reached"):
+            run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
+        assert not (tmp_path / "run").exists()  # nothing was loaded or asked
+    with serving(LanguageModel.load(str(folder))) as server:
+        parsed = vars(make_parser().parse_args(["run", "--engine", f"vllm:{server.url}"]))
+        settings["agent"]["engine"] = parsed["agent.engine"]
+        run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
+        header, *rows = [line.split(",") for line in metrics_table(run.path).splitlines()]
+        assert [float(row[header.index("engine/stale")]) for row in rows] == [0, 0]
+        assert all(float(row[header.index("mismatch/log_prob_difference")]) < 1e-4 for row in rows)
+        assert len(server.bodies("/v1/completions")) >= 16

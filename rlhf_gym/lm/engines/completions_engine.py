@@ -277,6 +277,8 @@ class CompletionsEngine(Engine):
                 raise EngineError(f"engine {self.name} returns no {words} ({field}), which learning needs; vLLM does")
         if served != model or reason == "abort":
             raise ServerAbsentError(f"engine {self.name} answered for {served!r} in place of {model!r} ({reason})")
+        assert ids is not None
+        assert log_probs is not None
         return ids, [float(one) for one in log_probs]
 
     def metrics(self) -> dict[str, float]:

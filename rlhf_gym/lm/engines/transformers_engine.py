@@ -8,8 +8,7 @@ from importlib.metadata import version as installed
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
-from transformers.generation import GenerationMixin
+import transformers
 
 from rlhf_gym.errors import ConfigError, EngineError
 from rlhf_gym.lm.decoding import Generation
@@ -31,11 +30,9 @@ class TransformersEngine(Engine):
     def __init__(self) -> None:
         super().__init__(TRANSFORMERS)
         try:
-            from transformers.generation import ContinuousBatchingConfig
-
-            self._make_config: Any = ContinuousBatchingConfig
+            self._make_config: Any = getattr(transformers.generation, "ContinuousBatchingConfig")  # noqa: B009
             self._make_config(return_logprobs=True, seed=0)
-        except (ImportError, TypeError):
+        except (AttributeError, TypeError):
             raise ConfigError(
                 "engine 'transformers' needs a transformers whose continuous batching returns log-probabilities (5.24 does), "
                 f"found {installed('transformers')}"
@@ -49,7 +46,7 @@ class TransformersEngine(Engine):
             model: the model that learns.
             settings: what responses are drawn with.
         """
-        if model.encoder_decoder or not isinstance(model.model, GenerationMixin):
+        if model.encoder_decoder or not isinstance(model.model, transformers.GenerationMixin):
             raise ConfigError(
                 f"engine {self.name!r} generates with causal models of transformers, and {model.name!r} is none (an adapter "
                 "is not, either)"
@@ -93,7 +90,7 @@ class TransformersEngine(Engine):
         if not prompts:
             return []
         limits, sampling, network = settings.limits, settings.sampling, self._model.model
-        config = GenerationConfig(
+        config = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=True, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
             max_new_tokens=limits.max_new_tokens, eos_token_id=list(limits.eos_ids),
             pad_token_id=self._model.tokenizer.pad_id, suppress_tokens=list(limits.suppress_tokens) or None,
