@@ -162,6 +162,9 @@ class CompletionsEngine(Engine):
             seed: seed of the noise.
             episodes: number of each response; its noise is the same whenever it is sent.
             on_progress: called with the number of responses finished so far.
+
+        Raises:
+            EngineError: the server does not answer, refuses, or fails again and again.
         """
         assert self._weights is not None
         assert self._model is not None

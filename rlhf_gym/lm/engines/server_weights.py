@@ -47,6 +47,9 @@ class ServerWeights(ABC):
         Args:
             model: the model that learns.
             label: a name that no other weights have.
+
+        Raises:
+            EngineError: they cannot be written, or the server does not take them.
         """
         earlier, self.label = self.label, label
         target = self.folder / label
@@ -147,7 +150,11 @@ class ReloadedWeights(ServerWeights):
             )
 
     def load(self) -> None:
-        """Reload, forget what was cached with the old weights, and only then take the new label."""
+        """Reload, forget what was cached with the old weights, and only then take the new label.
+
+        Raises:
+            EngineError: the server does not answer, refuses them, or is busy with others' prompts.
+        """
         call = self.connection.call
         call(
             "POST",
@@ -207,7 +214,11 @@ class HotSwappedAdapter(ServerWeights):
 
 
 def served_models(connection: ServerConnection) -> list[str]:
-    """The names of the models and adapters that a server lists, its own model first."""
+    """The names of the models and adapters that a server lists, its own model first.
+
+    Raises:
+        EngineError: it does not answer, or lists none.
+    """
     said = connection.call("GET", "/v1/models")
     listed = said.get("data") if isinstance(said, dict) else None
     if not isinstance(listed, list) or not all(isinstance(one, dict) and "id" in one for one in listed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version as installed
@@ -16,6 +17,7 @@ from rlhf_gym.lm.engines.engine import Engine, ResponseReader, ResponseSettings,
 from rlhf_gym.lm.language_model import LanguageModel
 
 TRANSFORMERS = "transformers"
+_LOG = logging.getLogger("ContinuousBatchingLogger")
 PAGE = 32
 """Tokens of a block of keys and values on the CPU, where transformers' own size would waste most of each."""
 
@@ -45,6 +47,9 @@ class TransformersEngine(Engine):
         Args:
             model: the model that learns.
             settings: what responses are drawn with.
+
+        Raises:
+            ConfigError: names the engine and what it cannot do.
         """
         if model.encoder_decoder or not isinstance(model.model, transformers.GenerationMixin):
             raise ConfigError(
@@ -85,6 +90,9 @@ class TransformersEngine(Engine):
             seed: seed of the noise.
             episodes: number of each response.
             on_progress: called once, at the end.
+
+        Raises:
+            EngineError: transformers failed.
         """
         assert self._model is not None
         if not prompts:
@@ -99,7 +107,10 @@ class TransformersEngine(Engine):
         if self._model.device.type == "cpu":
             longest = max(map(len, prompts)) + limits.max_new_tokens
             batching |= {"page_size": PAGE, "num_blocks": len(prompts) * -(-longest // PAGE) + 1}
-        state = torch.random.get_rng_state()
+        state, level = torch.random.get_rng_state(), _LOG.level
+        _LOG.setLevel(
+            logging.ERROR
+        )  # it warns of processors that it does not know to work; the reader checks their work
         try:
             outputs = network.generate_batch(  # type: ignore[operator]
                 [list(prompt) for prompt in prompts], generation_config=config, progress_bar=False,
@@ -107,6 +118,7 @@ class TransformersEngine(Engine):
             )  # fmt: skip
         finally:
             torch.random.set_rng_state(state)  # training's own noise goes on as if nobody had drawn
+            _LOG.setLevel(level)
         failed = [output.error for output in outputs.values() if output.error]
         if len(outputs) != len(prompts) or failed:
             why = failed[0] if failed else f"{len(outputs)} of {len(prompts)} responses came"

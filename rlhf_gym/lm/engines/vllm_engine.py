@@ -62,6 +62,9 @@ class VLLMEngine(Engine):
         Args:
             model: the model that learns.
             version: number of its weights.
+
+        Raises:
+            EngineError: vLLM does not load them.
         """
         wanted = (version, weights_marker(model))
         if wanted == self._loaded and model is self._model:
@@ -99,6 +102,9 @@ class VLLMEngine(Engine):
             seed: seed of the noise.
             episodes: number of each response, for the noise.
             on_progress: called once, at the end.
+
+        Raises:
+            EngineError: vLLM failed.
         """
         assert self._model is not None
         limits = settings.limits
