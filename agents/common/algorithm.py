@@ -359,7 +359,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 self.within_memory(lambda tokens: fill_reference(self.policy, reference, rollout, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
-            if self.policy.value_trunk is not None or (self.policy.value_head and self.rollout_engine):
+            engine = self.rollout_engine
+            without_values = engine is not None and not engine.engine.gives_values and self.policy.values_from_trunk
+            if self.policy.value_trunk is not None or without_values:
                 rollout.values = self.within_memory(lambda tokens: rollout_values(self.policy, rollout, tokens))
 
     def _recompute(self, rollout: Rollout) -> None:

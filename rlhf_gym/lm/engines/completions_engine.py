@@ -8,6 +8,7 @@ its weights before and after each batch; responses of a batch in which it change
 from __future__ import annotations
 
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -178,6 +179,8 @@ class CompletionsEngine(Engine):
         done: dict[int, Generation] = {}
         problem: EngineError | None = None
         for attempt in range(ATTEMPTS):
+            if problem is not None:  # it may be overloaded, or about to end
+                time.sleep(min(self.connection.patience, 0.25 * 2**attempt))
             if not self._weights.held():  # a server that was restarted, or another run's weights
                 self.reloads += 1
                 self._weights.load()
@@ -293,5 +296,6 @@ class CompletionsEngine(Engine):
     def close(self) -> None:
         """End requests under way, and remove temporary weights."""
         self.connection.abort()
+        self._loaded = self._weights = None
         if self._temporary is not None:
             self._temporary.cleanup()
