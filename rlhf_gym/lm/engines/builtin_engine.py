@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,11 +21,9 @@ class BuiltinEngine(Engine):
         value_head: maps hidden states ``[n, D]`` to values ``[n]``; None gives no values.
     """
 
-    gives_values: ClassVar[bool] = True
-
     def __init__(self, value_head: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__(BUILTIN)
-        self.value_head = value_head
+        self.value_head, self.gives_values = value_head, value_head is not None
         self._model: LanguageModel | None = None
 
     def load_weights(self, model: LanguageModel, version: int) -> None:

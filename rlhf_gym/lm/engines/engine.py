@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -44,10 +43,8 @@ class Engine(ABC):
         gives_values: True where responses come with the value head's outputs.
     """
 
-    gives_values: ClassVar[bool] = False
-
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.gives_values = name, False
         self.version: int | None = None
 
     def refuse(self, model: LanguageModel, settings: ResponseSettings) -> None:  # noqa: B027 - most can do everything
