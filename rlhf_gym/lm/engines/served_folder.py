@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -57,7 +56,9 @@ def save_untied(model: LanguageModel, folder: Path | str) -> None:
 
 
 def save_uniform(model: LanguageModel, folder: Path | str) -> None:
-    """Write a model whose embeddings are zeros, so that every token is as probable as any other.
+    """Write a model whose tokens all have the embedding of the first, so that each is as probable as any other.
+
+    They are not zeros: then an output layer of any weights would give every token the same.
 
     Args:
         model: a model whose input and output embeddings are one.
@@ -67,6 +68,6 @@ def save_uniform(model: LanguageModel, folder: Path | str) -> None:
     names = shared_output(model) or ()
     for file in Path(folder).glob("*.safetensors"):
         tensors = load_file(file)
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if name in names}
-        if zeros:
-            save_file(tensors | zeros, file, metadata={"format": "pt"})
+        alike = {name: tensor[:1].repeat(len(tensor), 1) for name, tensor in tensors.items() if name in names}
+        if alike:
+            save_file(tensors | alike, file, metadata={"format": "pt"})

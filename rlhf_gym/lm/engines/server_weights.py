@@ -121,9 +121,10 @@ class ReloadedWeights(ServerWeights):
         save_untied(model, target)
 
     def _check_output_layer(self, model: LanguageModel) -> None:
-        """Refuse a server that goes on with its old output layer, where that shares the input's weights.
+        """Refuse a server that goes on with its old output layer.
 
-        It is given embeddings of zeros for a moment: then every token has the same probability, or the output layer is stale.
+        It is given equal embeddings for all tokens for a moment: then every token has the same probability, or the output
+        layer is stale.
         """
         self.label = "rlhf-gym-probe"
         target = self.folder / self.label
