@@ -77,7 +77,7 @@ class CompletionsServer(ThreadingHTTPServer):
             return "unloaded"
         assert path == "/v1/completions", path
         self.before(body)
-        reply = self.complete(body)
+        reply = {**self.complete(body), "request": body}  # several are under way at once
         self.change(reply)
         return reply
 

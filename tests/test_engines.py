@@ -208,7 +208,7 @@ def raw_log_probs(server: CompletionsServer) -> str:
     plain = Sampling()
 
     def before_temperature(reply: dict[str, Any]) -> None:
-        body = server.bodies("/v1/completions")[-1]
+        body = reply["request"]
         choice = reply["choices"][0]
         limits = Limits(0, max_new_tokens=64)
         [own] = response_log_probs(server.model, [body["prompt"]], [choice["token_ids"]], plain, limits)
