@@ -34,6 +34,10 @@ class TrainingError(RlhfGymError):
     """Training that cannot go on: a loss or a parameter is not finite, or settings contradict one another."""
 
 
+class EngineError(RlhfGymError):
+    """An engine that cannot be reached, refuses, dies, or does not generate what it was told to."""
+
+
 class TextsTooLong(UserWarning):
     """Some given texts exceed a model's context or a length limit, and were skipped or cut; the message counts them."""
 

@@ -241,11 +241,33 @@ def reported(name: str, tmp_path: Path) -> bool:
     return kls[0] != kls[1]
 
 
+def other_engine(name: str, tmp_path: Path) -> bool:
+    """engine: it generates, with the weights of each iteration, and the weights learned are the same."""
+    own, other = (
+        trained(name, learning_rate=1e-3, engine=engine)
+        for engine in ("builtin", "rlhf_gym.lm.engines.builtin_engine:BuiltinEngine")
+    )
+    same = float((weights(own) - weights(other)).abs().max()) < 1e-3
+    return bool(own.rollout_engine is None and other.rollout_engine.engine.version == 1 and same)
+
+
+def given_to_the_engine(name: str, tmp_path: Path) -> bool:
+    """engine_folder, engine_timeout, engine_patience, engine_tolerance."""
+    agent = made(
+        name, engine="vllm:http://127.0.0.1:9", engine_folder=str(tmp_path), engine_timeout=7.0, engine_patience=3.0,
+        engine_tolerance=0.5,
+    )  # fmt: skip
+    engine, most = agent.rollout_engine.engine, agent.rollout_engine.most
+    return (engine._folder, engine.connection.timeout, engine.connection.patience, most) == (tmp_path, 7.0, 3.0, 0.5)
+
+
 Effect = Callable[[str, Path], bool]
 EFFECTS: dict[str, Effect] = {
     "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
     "on_kl_limit": backs_off, "device": device,
     "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
+    "engine": other_engine,
+    **dict.fromkeys(["engine_folder", "engine_timeout", "engine_patience", "engine_tolerance"], given_to_the_engine),
     "gradient_checkpointing": recomputed, "TRPO.precision": refused,
 }  # fmt: skip
 

@@ -56,6 +56,7 @@ from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.policy_losses import PolicyLoss, policy_loss
 from rlhf_gym.agents.common.ranks import check_divides, process_ranks
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
+from rlhf_gym.agents.common.rollout_engine import engine_of
 from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
     check_env,
@@ -97,6 +98,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     Attributes:
         settings: all of them, with models by name; defaults are adapted to the environment.
         reference: the frozen model that KL is measured from; None where nothing needs it and none was given.
+        rollout_engine: what generates responses (:mod:`rlhf_gym.lm.engines`); None for the built-in engine.
         rollout: the last iteration's rollout.
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
@@ -179,6 +181,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.settings = given.named()
         self._model_by_name = isinstance(given.language_model, str)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
+        self.rollout_engine = engine_of(vars(given))
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
         self.entropy_controller = EntropyController(self.ent_coef, self.ent_target, self.ent_coef_step)
@@ -372,9 +375,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         per_slot = self.n_episodes // env.num_envs
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
+            engine = None
+            if self.rollout_engine is not None:
+                with self.seconds.phase("weights"):
+                    engine = self.rollout_engine.with_weights(self.policy, env, self.iteration)
             return decode_episodes(
-                env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size, ranks=self.ranks
-            )
+                env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size, ranks=self.ranks,
+                engine=engine,
+            )  # fmt: skip
 
         def stepped() -> list[Episode]:
             self._stepping = self._stepping or self.stepping_collector(env)
@@ -386,7 +394,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return self.ranks.from_main(stepped)  # the slots of one environment cannot be stepped in several processes
 
     def complete(self, rollout: Rollout) -> None:
-        """Compute the reference's log-probabilities, and a separate network's values: neither depends on scores."""
+        """Compute the reference's log-probabilities, and the values that generation did not give: neither depends on scores."""
         reference = self.reference
         with self.seconds.phase("reference"):
             if reference is not None:
@@ -394,7 +402,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 self.fill(rollout, tables, lambda part, tokens: fill_reference(self.policy, reference, part, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
-            if self.policy.value_trunk is not None:
+            engine = self.rollout_engine
+            without_values = engine is not None and not engine.engine.gives_values and self.policy.values_from_trunk
+            if self.policy.value_trunk is not None or without_values:
                 self.fill(rollout, ("values",), lambda part, tokens: fill_values(self.policy, part, tokens))
 
     def fill(self, rollout: Rollout, names: Sequence[str], work: Callable[[Rollout, int], None]) -> None:
@@ -710,6 +720,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         metrics |= {name: self.now(clip) for name, clip in clips.items() if clip is not None}
         if self.kl_guard.nats is not None:
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
+        if self.rollout_engine is not None:
+            metrics |= self.rollout_engine.engine.metrics()
         if self.ent_target is not None:
             metrics["train/ent_coef"] = self.entropy_controller.bonus
         for name, value in metrics.items():
@@ -821,7 +833,10 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         group_slots(env, self.group_size)
         check_divides(self.ranks, env.num_envs, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
-        return check_env(env, model, self.reference, by_name=self._model_by_name)
+        limits = check_env(env, model, self.reference, by_name=self._model_by_name)
+        if self.rollout_engine is not None:
+            self.rollout_engine.refuse(env, model, limits, self.sampling, processes=self.ranks.size)
+        return limits
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""

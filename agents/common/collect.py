@@ -25,11 +25,13 @@ from rlhf_gym.agents.common.metrics import response_kl
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.agents.common.rollout import Episode, Rollout, pad
+from rlhf_gym.agents.common.rollout_engine import builtin_engine
 from rlhf_gym.agents.common.slots import Rounds, rules_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE
 from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.decoding import CachedDecoder, generate
+from rlhf_gym.lm.engines.engine import Engine, ResponseSettings
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
 from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
@@ -108,6 +110,7 @@ def decode_episodes(
     *,
     group_size: int = 1,
     ranks: Ranks | None = None,
+    engine: Engine | None = None,
 ) -> list[Episode]:
     """Generate ``per_slot`` episodes in every slot by decoding whole responses.
 
@@ -123,30 +126,39 @@ def decode_episodes(
         scoring: takes the responses; :meth:`Scoring.finish` fills in rewards and infos.
         group_size: slots in a row that get the same prompts.
         ranks: the processes that share the slots out; rank 0 holds the environment and has the responses scored.
+        engine: generates the responses, with the policy's weights; None is the built-in one.
 
     Returns:
-        ``per_slot * num_envs`` episodes; values are 0 where the policy does not read them from its own hidden states.
+        ``per_slot * num_envs`` episodes; values are 0 where the pass that generates does not give them.
 
     Raises:
         RewardError: the reward failed; no further responses are generated then.
+        EngineError: the engine failed.
     """
     episodes: list[Episode] = []
     rounds = Rounds(env, group_size, seed)
     slots = list(range(env.num_envs))
-    ranks = ranks or Ranks()
+    ranks, engine = ranks or Ranks(), engine or builtin_engine(policy)
     block = ranks.block(env.num_envs)
-    head = policy.values if policy.values_from_trunk else None
+    settings = ResponseSettings(policy.limits, policy.sampling, tuple(env.stop))
     for first in range(first_episode, first_episode + per_slot * env.num_envs, env.num_envs):
         prompts = ranks.from_main(partial(_round_prompts, rounds, first, scoring))
         own = partial(
-            generate, policy.language_model, prompts[block], policy.limits, sampling=policy.sampling, seed=seed,
-            first_episode=first + block.start, stop=env.stop, value_head=head, batch_size=env.num_envs,
+            engine.generate, prompts[block], settings, seed=seed, episodes=range(first, first + len(prompts))[block],
             on_progress=lambda _: scoring.calls.check(),
         )  # fmt: skip
         generations = [one for part in ranks.gather(own) for one in part]
         ranks.from_main(partial(scoring.submit, env, slots, [g.ids for g in generations]))
         episodes += [
-            Episode(prompt, g.ids, g.log_probs, g.values or [0.0] * len(g.ids), [0.0] * len(g.ids), g.ended)
+            Episode(
+                prompt,
+                g.ids,
+                g.log_probs,
+                g.values or [0.0] * len(g.ids),
+                [0.0] * len(g.ids),
+                g.ended,
+                version=g.version,
+            )
             for prompt, g in zip(prompts, generations, strict=True)
         ]
     return episodes

@@ -171,18 +171,17 @@ def fill_log_probs(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) ->
 
 @torch.no_grad()
 def fill_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> None:
-    """Fill in the values before a rollout's tokens, from a separate value network.
+    """Fill in the values before a rollout's tokens, by a pass of their own.
 
     Args:
-        policy: a policy with such a network.
+        policy: a policy with a value function.
         rollout: the episodes.
         tokens_per_batch: padded tokens per pass.
     """
-    assert policy.value_trunk is not None
     values: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
     for rows in batches_by_length(rollout.totals, tokens_per_batch):
         batch = pack_episodes(policy, [rollout.episodes[i] for i in rows])
-        flat_values = policy.values(policy.value_trunk.response_states(batch))
+        flat_values = policy.values(policy.value_model.response_states(batch))
         for i, row in zip(rows, torch.split(flat_values, [rollout.lengths[i] for i in rows]), strict=True):
             values[i] = row.cpu()
     rollout.values = pad(rollout.mask, values)

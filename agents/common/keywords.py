@@ -71,6 +71,11 @@ class PPOKeywords(AgentKeywords, total=False):
     value_network: ValueNetwork
     clip_range_vf: float | None
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     ent_coef: float
     ent_target: float | None
     ent_coef_step: float
@@ -172,6 +177,11 @@ class TRPOKeywords(AgentKeywords, total=False):
     value_start: RewardModel | str | Path | None
     clip_range_vf: float | None
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     n_epochs: int
     aggregation: Aggregation
     kl_coef: float
@@ -213,6 +223,11 @@ class A2CKeywords(AgentKeywords, total=False):
     vf_coef: float
     value_network: ValueNetwork
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     ent_coef: float
     ent_target: float | None
     ent_coef_step: float
@@ -269,6 +284,11 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -314,6 +334,11 @@ class GRPOKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -363,6 +388,11 @@ class GSPOKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -412,6 +442,11 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -457,6 +492,11 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -505,6 +545,11 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -526,6 +571,11 @@ class OnlineDPOKeywords(AgentKeywords, total=False):
     overlong_buffer: int | None
     n_epochs: int
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     temperature: float
     top_k: int
     top_p: float
@@ -558,6 +608,11 @@ class RAFTKeywords(AgentKeywords, total=False):
     kl_gradient: Literal["token", "sequence"]
     kl_importance: bool
     collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
     temperature: float
     top_k: int
     top_p: float

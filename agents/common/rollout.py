@@ -26,6 +26,7 @@ class Episode:
         info: the ending step's ``info``.
         bootstrap: the value after the last token of an episode that an unscored time limit cut, else 0.
         masks: allowed tokens at each step, packed to bits, uint8 ``[len, ceil(V / 8)]``; None where only fixed limits hold.
+        version: of the weights that generated it, the iterations learned before; None where it was collected by stepping.
     """
 
     prompt_ids: list[int]
@@ -37,6 +38,7 @@ class Episode:
     info: dict[str, Any] = field(default_factory=dict)
     bootstrap: float = 0.0
     masks: NDArray[np.uint8] | None = None
+    version: int | None = None
 
     @property
     def score(self) -> float:

@@ -18,6 +18,7 @@ from rlhf_gym.agents.common.policy_losses import DUAL_CLIPPED, OF_RESPONSES, UNC
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting, settings_of
 from rlhf_gym.agents.common.value_head import SECOND_BASE
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.engines.builtin_engine import BUILTIN
 from rlhf_gym.reward_model import RewardModel
 
 
@@ -108,11 +109,39 @@ class MismatchSettings(AgentSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CollectSettings(AgentSettings):
-    """The way in which a rollout is collected."""
+    """The way in which a rollout is collected, and what generates its responses."""
+
+    absence: ClassVar[str] = "its responses are not generated whole, by the built-in engine or another; leave it out"
 
     collect: Literal["auto", "step"] = setting(
         "auto", "auto decodes whole responses where the environment allows it; step steps it token by token"
     )
+    engine: str = setting(
+        BUILTIN,
+        "what generates the responses: builtin, transformers (its continuous batching), vllm (in this process), "
+        "vllm:http://host:port or openai:http://host:port (a completions server), or module:Class of your own",
+    )
+    engine_folder: str | None = setting(
+        None,
+        "folder that weights for an engine are written to; a server must see it under this path. None takes temporary files",
+    )
+    engine_timeout: float = setting(600.0, "seconds to wait for one response of an engine's server", above=0)
+    engine_patience: float = setting(
+        120.0,
+        "seconds to go on trying where an engine's server does not answer; then training stops with one line",
+        at_least=0,
+    )
+    engine_tolerance: float = setting(
+        0.15,
+        "an engine is refused before anything is learned if its log-probabilities differ from the learner's by more, in nats "
+        "per token on average",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine != BUILTIN and self.collect == "step":
+            raise ConfigError(f"engine={self.engine!r} generates whole responses: leave collect='step' out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ FLAGS = {
     "--rounds": ("run.rounds", "N"),
     "--iterations": ("agent.iterations", "N"),
     "--kl-coef": ("agent.kl_coef", "X"),
+    "--engine": ("agent.engine", "ENGINE"),
     "--seed": ("run.seed", "N"),
     "--device": ("model.device", "DEVICE"),
     "--chat-template": ("model.chat_template", "auto|on|off|FILE"),
@@ -122,8 +123,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="few prompts and iterations: shows within a minute that everything works"
     )
-    # The agents' settings stand with the agents, whose import takes seconds: the help of this one is repeated here.
-    helps = {"agent.kl_coef": "weight of the KL penalty"}
+    # The agents' settings stand with the agents, whose import takes seconds: the help of these is repeated here.
+    helps = {
+        "agent.kl_coef": "weight of the KL penalty",
+        "agent.engine": "what generates the agent's responses: builtin, transformers, vllm, vllm:http://host:port, "
+        "openai:http://host:port or module:Class; see docs/engines.md",
+    }
     helps |= {
         f"{name}.{f.name}": f.metadata["help"] for name, cls in SECTIONS.items() for f in fields(cls) if f.metadata
     }

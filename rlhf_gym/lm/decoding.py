@@ -113,6 +113,7 @@ class Generation:
         ended: True where EOS or a stop sequence ended it, False at the length limit.
         text: the response as text, cut before a stop sequence, special tokens left out; see
             :class:`~rlhf_gym.lm.response_text.ResponseText`.
+        version: of the weights that generated it, where an engine counts them (:mod:`rlhf_gym.lm.engines`).
     """
 
     ids: list[int]
@@ -120,6 +121,7 @@ class Generation:
     values: list[float]
     ended: bool
     text: str = ""
+    version: int | None = None
 
 
 @torch.no_grad()

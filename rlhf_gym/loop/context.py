@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from rlhf_gym.agents.common.rollout_engine import connect_engine
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
@@ -115,6 +116,7 @@ class RunContext:
             task = task_of(config.task)
         gold = _gold(config, task)
         check_loggers(config.log)
+        connect_engine(config.agent.settings)
         if config.reward_model.enabled:
             check_rater(config.rater)
         if argument == "data" and given is None:

@@ -79,6 +79,8 @@ def train(context: RunContext, number: int) -> None:
                 agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
     finally:
         logger.close()
+        if agent.rollout_engine is not None:
+            agent.rollout_engine.engine.close()
     ranks.from_main(lambda: _keep(context, number, agent, validation))
 
 

@@ -1,0 +1,1 @@
+"""What generates responses for an agent: the built-in decoder, transformers, vLLM, a completions server; one interface."""

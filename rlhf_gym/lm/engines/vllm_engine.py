@@ -1,0 +1,144 @@
+"""The engine ``vllm``: vLLM in this process, beside the weights that learn."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.errors import ConfigError, EngineError
+from rlhf_gym.lm.decoding import Generation
+from rlhf_gym.lm.engines.completions_engine import refuse_for_vllm, sampling_fields
+from rlhf_gym.lm.engines.engine import Engine, ResponseReader, ResponseSettings, request_seed, weights_marker
+from rlhf_gym.lm.engines.served_folder import save_untied
+from rlhf_gym.lm.language_model import LanguageModel
+
+VLLM = "vllm"
+
+
+class VLLMEngine(Engine):
+    """vLLM's ``LLM``, made when the first weights come; later weights are reloaded in place from a folder.
+
+    An adapter is merged into the weights. vLLM takes the precision that the model learns with, and the GPU memory that its own
+    variables and defaults say.
+
+    Args:
+        folder: where weights are written; None takes a new folder for temporary files.
+
+    Raises:
+        ConfigError: vllm is not installed.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        super().__init__(VLLM)
+        try:
+            import vllm
+        except ImportError as error:
+            raise ConfigError(
+                f"engine 'vllm' needs vllm in this environment ({error}): install it, or run a server elsewhere and give "
+                "vllm:http://host:port"
+            ) from None
+        self._vllm: Any = vllm
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="rlhf-gym-engine-")
+        self._folder = Path(folder or self._temporary.name).absolute()  # type: ignore[union-attr]
+        self._llm: Any = None
+        self._loaded: tuple[int, int] | None = None
+        self._model: LanguageModel | None = None
+
+    def refuse(self, model: LanguageModel, settings: ResponseSettings) -> None:
+        """Refuse what no vLLM engine can do.
+
+        Args:
+            model: the model that learns.
+            settings: what responses are drawn with.
+        """
+        refuse_for_vllm(self.name, model, settings)
+
+    def load_weights(self, model: LanguageModel, version: int) -> None:
+        """Write the weights and load them, unless they are loaded already; see :meth:`Engine.load_weights`.
+
+        Args:
+            model: the model that learns.
+            version: number of its weights.
+
+        Raises:
+            EngineError: vLLM does not load them.
+        """
+        wanted = (version, weights_marker(model))
+        if wanted == self._loaded and model is self._model:
+            return
+        self._loaded, self._model, target = None, model, self._folder / "weights"
+        shutil.rmtree(target, ignore_errors=True)
+        save_untied(model, target)
+        try:
+            if self._llm is None:
+                dtype = str(model.product_dtype or model.model.dtype).removeprefix("torch.")
+                self._llm = self._vllm.LLM(
+                    model=str(target), dtype=dtype, logprobs_mode="processed_logprobs", generation_config="vllm"
+                )
+            else:
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(target)})
+                self._llm.reset_prefix_cache()
+        except Exception as error:  # vLLM raises what its workers raise
+            raise EngineError(f"engine {self.name} cannot load the weights: {error}") from error
+        self._loaded, self.version = wanted, version
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: ResponseSettings,
+        *,
+        seed: int,
+        episodes: Sequence[int],
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Generation]:
+        """Generate one response to each prompt; see :meth:`Engine.generate`.
+
+        Args:
+            prompts: ids of each prompt.
+            settings: what the responses are drawn with.
+            seed: seed of the noise.
+            episodes: number of each response, for the noise.
+            on_progress: called once, at the end.
+
+        Raises:
+            EngineError: vLLM failed.
+        """
+        assert self._model is not None
+        limits = settings.limits
+        # Stop sequences are looked for afterwards, by our rules: their text may end a response early by vLLM's own.
+        fields = sampling_fields(
+            ResponseSettings(limits, settings.sampling), limits.max_new_tokens, limits.min_new_tokens
+        )
+        bias = {int(token): amount for token, amount in fields.pop("logit_bias", {}).items()}
+        each = [
+            self._vllm.SamplingParams(
+                **fields, logit_bias=bias or None, seed=request_seed(seed, episode), detokenize=False
+            )
+            for episode in episodes
+        ]
+        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        try:
+            outputs = self._llm.generate(given, each, use_tqdm=False)
+        except Exception as error:
+            raise EngineError(f"engine {self.name} failed: {error}") from error
+        reader, responses = ResponseReader(self.name, self._model, settings), []
+        for prompt, output in zip(prompts, outputs, strict=True):
+            drawn = output.outputs[0]
+            ids = list(drawn.token_ids)
+            log_probs = [float(at[token].logprob) for token, at in zip(ids, drawn.logprobs, strict=True)]
+            response = reader.read(prompt, ids, log_probs, self.version)
+            if response is None:
+                raise EngineError(f"engine {self.name} ended a response after {len(ids)} tokens without an end")
+            responses.append(response)
+        if on_progress is not None:
+            on_progress(len(responses))
+        return responses
+
+    def close(self) -> None:
+        """Let vLLM and its memory go, and remove temporary weights."""
+        self._llm = self._loaded = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
