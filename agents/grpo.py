@@ -16,6 +16,7 @@ from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
+from rlhf_gym.agents.common.turn_credit import group_relative_turns
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.errors import ConfigError
 
@@ -36,6 +37,12 @@ class GRPOSettings(CriticFreeSettings):
         "the difference from the group's mean is divided by the standard deviation of the group, by that of the batch, or by "
         "nothing (none)",
         source="Shao et al. 2024; none: Liu et al. 2025",
+    )
+    compare: Literal["response", "turn"] = setting(
+        "response",
+        "in a conversation, response compares the sum of its rewards with its group's, and all its tokens get the same "
+        "advantage; turn compares each turn's reward with those of all turns of its group, and a token gets the sum from its turn on",
+        source="Shao et al. 2024, section 4.1.3",
     )
     dynamic_sampling: bool = setting(
         False,
@@ -65,6 +72,11 @@ class GRPOSettings(CriticFreeSettings):
             raise ConfigError(
                 f"max_resamples ({self.max_resamples}) replaces the groups that dynamic_sampling leaves out: give "
                 "dynamic_sampling=True, or leave max_resamples at 0"
+            )
+        if self.dynamic_sampling and self.compare == "turn":
+            raise ConfigError(
+                "dynamic_sampling leaves out groups whose responses have equal scores, and compare='turn' learns from the "
+                "rewards of turns, which may differ there: leave one of them out"
             )
         if self.max_resamples and self.kl_in == "reward" and self.kl_coef:
             raise ConfigError(
@@ -97,6 +109,7 @@ class GRPO(CriticFree):
     Settings: ClassVar[type[AgentSettings]] = GRPOSettings
 
     scale_rewards: Literal["group", "batch", "none"]
+    compare: Literal["response", "turn"]
     dynamic_sampling: bool
     max_resamples: int
     loss_kl_estimator: ClassVar[Estimator] = "k3"
@@ -123,14 +136,14 @@ class GRPO(CriticFree):
         return False
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Compare each response's reward with its group's; all tokens of a response get the same advantage.
+        """Compare each response's reward with its group's, whose tokens all get the same advantage; or each turn's.
 
         Args:
             rollout: the episodes, group after group.
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
-            float32 ``[B, 1]``.
+            float32 ``[B, 1]``, or ``[B, R]`` where turns are compared.
         """
         scores = rewards.sum(1)
         equal = equal_groups(rewards, self.group_size)
@@ -138,6 +151,8 @@ class GRPO(CriticFree):
         if self.dynamic_sampling:
             kept = torch.repeat_interleave(~equal, self.group_size)
             rollout.learn_from = torch.nonzero(kept).flatten().tolist()[: self.n_episodes]
+        if self.compare == "turn":
+            return group_relative_turns(rollout, rewards, self.group_size, self.scale_rewards)
         return group_relative(scores, self.group_size, self.scale_rewards)[:, None]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rlhf_gym.envs.masks import TokenMask
     from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
     from rlhf_gym.envs.sb3_vector import VectorVecEnv
+    from rlhf_gym.envs.text_vec_env import TextVecEnv, wrap_text_env
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
     from rlhf_gym.envs.turn_env import TurnEnv
@@ -31,6 +32,7 @@ __all__ = [
     "PotentialShaping",
     "SmallVocabulary",
     "TextArenaEnv",
+    "TextVecEnv",
     "TokenEnv",
     "TokenMask",
     "TokenVecEnv",
@@ -45,6 +47,7 @@ __all__ = [
     "VectorVecEnv",
     "make_sb3_env",
     "register_all",
+    "wrap_text_env",
 ]
 
 _PLACES = {
@@ -56,6 +59,7 @@ _PLACES = {
     "PotentialShaping": "rlhf_gym.envs.wrappers.shaping",
     "SmallVocabulary": "rlhf_gym.envs.wrappers.action",
     "TextArenaEnv": "rlhf_gym.envs.adapters",
+    "TextVecEnv": "rlhf_gym.envs.text_vec_env",
     "TokenEnv": "rlhf_gym.envs.token_env",
     "TokenMask": "rlhf_gym.envs.masks",
     "TokenVecEnv": "rlhf_gym.envs.sb3",
@@ -69,6 +73,7 @@ _PLACES = {
     "VectorSmallVocabulary": "rlhf_gym.envs.wrappers.action",
     "VectorVecEnv": "rlhf_gym.envs.sb3_vector",
     "make_sb3_env": "rlhf_gym.envs.sb3",
+    "wrap_text_env": "rlhf_gym.envs.text_vec_env",
 }
 
 

@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iteration_callbacks
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
+from rlhf_gym.agents.common.collect_turns import collect_conversations, text_env_inside
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
 from rlhf_gym.agents.common.kl import (
     Action,
@@ -67,6 +68,7 @@ from rlhf_gym.agents.common.setup import (
 )
 from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
+from rlhf_gym.agents.common.turn_credit import per_turn
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, NotFiniteError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
@@ -118,6 +120,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     top_k: int = 0
     top_p: float = 1.0
     collect: str = "auto"
+    discount_per: Literal["token", "turn"] = "token"
     value_network: ValueNetwork | None = None
     value_start: Any = None
     aggregation: Aggregation = "token"
@@ -333,6 +336,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert self.seed is not None
         env, first = self._vec_env, self.episode_count
         per_slot = self.n_episodes // env.num_envs
+        if (talking := text_env_inside(env)) is not None:
+            return collect_conversations(talking, self.policy, self.seed, first, per_slot, group_size=self.group_size)
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
             return decode_episodes(env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size)
@@ -443,6 +448,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.logger.record("objective/non_score_reward", -penalty.sum(1).mean().item())
         self.logger.record("objective/kl_coef", self.kl_controller.coef)
         return rewards
+
+    def discount(self, rollout: Rollout, factor: float) -> float | Tensor:
+        """``gamma`` or ``gae_lambda`` as ``discount_per`` says: one number, or float32 ``[B, R]``, one after each token.
+
+        Args:
+            rollout: the episodes.
+            factor: the setting.
+        """
+        return factor if self.discount_per == "token" else per_turn(rollout, factor)
 
     def _minibatches(self, rollout: Rollout) -> Iterator[list[int]]:
         """The minibatches of all epochs, each as the rows of its episodes."""

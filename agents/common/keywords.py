@@ -54,6 +54,7 @@ class PPOKeywords(AgentKeywords, total=False):
     """The settings of PPO."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -100,6 +101,7 @@ class NLPOKeywords(AgentKeywords, total=False):
     """The settings of NLPO."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -147,6 +149,7 @@ class TRPOKeywords(AgentKeywords, total=False):
     """The settings of TRPO."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -187,6 +190,7 @@ class A2CKeywords(AgentKeywords, total=False):
     """The settings of A2C."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -290,6 +294,7 @@ class GRPOKeywords(AgentKeywords, total=False):
     kl_limit: float | None
     on_kl_limit: Action | None
     scale_rewards: Literal["group", "batch", "none"]
+    compare: Literal["response", "turn"]
     dynamic_sampling: bool
     max_resamples: int
 
@@ -327,6 +332,7 @@ class GSPOKeywords(AgentKeywords, total=False):
     kl_limit: float | None
     on_kl_limit: Action | None
     scale_rewards: Literal["group", "batch", "none"]
+    compare: Literal["response", "turn"]
     dynamic_sampling: bool
     max_resamples: int
 
@@ -398,6 +404,7 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     kl_limit: float | None
     on_kl_limit: Action | None
     gamma: float
+    discount_per: Literal["token", "turn"]
     baseline: Literal["none", "running", "batch"]
     baseline_decay: float
 
@@ -435,6 +442,7 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     kl_limit: float | None
     on_kl_limit: Action | None
     gamma: float
+    discount_per: Literal["token", "turn"]
 
 
 class OnlineDPOKeywords(AgentKeywords, total=False):
