@@ -40,8 +40,8 @@ class GRPOSettings(CriticFreeSettings):
     )
     compare: Literal["response", "turn"] = setting(
         "response",
-        "in a conversation, response compares the sum of its rewards with its group's, and all its tokens get the same "
-        "advantage; turn compares each turn's reward with those of all turns of its group, and a token gets the sum from its turn on",
+        "of a conversation, response compares the sum of its rewards with its group's, and all its tokens get one advantage; "
+        "turn compares each turn's reward with those of all turns of its group, and a token gets the sum from its turn on",
         source="Shao et al. 2024, section 4.1.3",
     )
     dynamic_sampling: bool = setting(

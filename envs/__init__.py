@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rlhf_gym.envs.masks import TokenMask
     from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
     from rlhf_gym.envs.sb3_vector import VectorVecEnv
-    from rlhf_gym.envs.text_vec_env import TextVecEnv, wrap_text_env
+    from rlhf_gym.envs.text_vec_env import TextVecEnv, make_conversation_env, wrap_text_env
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
     from rlhf_gym.envs.turn_env import TurnEnv
@@ -45,6 +45,7 @@ __all__ = [
     "VectorPotentialShaping",
     "VectorSmallVocabulary",
     "VectorVecEnv",
+    "make_conversation_env",
     "make_sb3_env",
     "register_all",
     "wrap_text_env",
@@ -72,6 +73,7 @@ _PLACES = {
     "VectorPotentialShaping": "rlhf_gym.envs.wrappers.shaping",
     "VectorSmallVocabulary": "rlhf_gym.envs.wrappers.action",
     "VectorVecEnv": "rlhf_gym.envs.sb3_vector",
+    "make_conversation_env": "rlhf_gym.envs.text_vec_env",
     "make_sb3_env": "rlhf_gym.envs.sb3",
     "wrap_text_env": "rlhf_gym.envs.text_vec_env",
 }

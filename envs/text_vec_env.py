@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import gymnasium as gym
@@ -15,7 +16,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from rlhf_gym.envs.talks import Overflow, Talk, TalkRules
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import AnyTokenizer, load_tokenizer, wrap_tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer, Tokenizer, load_tokenizer, never_drawn, wrap_tokenizer
+from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.turn_template import TurnTemplate
 
 AnyTextEnv = gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]] | str
@@ -25,10 +27,10 @@ AnyTextEnv = gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]] | str
 class TextVecEnv(VecEnv):
     """Text environments as a stable-baselines3 ``VecEnv`` over tokens, for agents that talk with them.
 
-    :func:`wrap_text_env` makes it. Agents hand over whole turns, by :attr:`talks`. Stepped token by token it gives the same: an action is a token id, an
-    observation ``Dict(ids int64 [L], length int64 [1], prompt_length int64 [1])`` holds what the policy reads, of which
-    the first ``prompt_length`` ids came before the turn that it is in. A turn ends by EOS, a stop sequence or
-    ``max_new_tokens``; then the environment answers.
+    :func:`wrap_text_env` makes it. Agents hand over whole turns, by :attr:`talks`. Stepped token by token it gives the same:
+    an action is a token id, an observation ``Dict(ids int64 [L], length int64 [1], prompt_length int64 [1])`` holds what the
+    policy reads, of which the first ``prompt_length`` ids came before the turn that it is in. A turn ends by EOS, a stop
+    sequence or ``max_new_tokens``; then the environment answers.
 
     Args:
         envs: the environments, each with texts as observations and actions.
@@ -175,6 +177,7 @@ def wrap_text_env(
     template: str | None = None,
     system: str = "",
     stop: Sequence[str] = (),
+    vocabulary: Sequence[str] = (),
     max_new_tokens: int = 32,
     min_new_tokens: int = 0,
     max_turns: int = 16,
@@ -195,6 +198,7 @@ def wrap_text_env(
             tokenizer's chat template, or ``"continuation"`` where it has none.
         system: a message of the system's that begins every conversation.
         stop: texts that end a turn where they appear.
+        vocabulary: texts; only their tokens, and those that end a turn, are ever drawn. Empty allows every token.
         max_new_tokens: the most tokens of a turn.
         min_new_tokens: no EOS before this many tokens of a turn.
         max_turns: the most turns of an episode, which is truncated then.
@@ -217,6 +221,8 @@ def wrap_text_env(
         raise ConfigError(f"on_overflow must be one of {', '.join(get_args(Overflow))}, got {on_overflow!r}")
     loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else wrap_tokenizer(tokenizer)
     limits = Limits.of(loaded, min_new_tokens, max_new_tokens)
+    if vocabulary:
+        limits = replace(limits, suppress_tokens=_all_but(vocabulary, loaded, limits))
     if max_context <= max_new_tokens:
         raise ConfigError(
             f"max_context ({max_context}) must exceed max_new_tokens ({max_new_tokens}): the policy reads something first"
@@ -229,6 +235,45 @@ def wrap_text_env(
     envs = [_made(env, slot) for slot in range(num_envs)]
     _check_spaces(envs[0])
     return TextVecEnv(envs, rules)
+
+
+def make_conversation_env(
+    num_envs: int = 1, *, task: Task | str, tokenizer: AnyTokenizer | str = "embedded", **options: Any
+) -> TextVecEnv:
+    """The conversations of a task of the catalogue (``"guess_number"``, ``"book_table"``), or of one of your own.
+
+    Args:
+        num_envs: the number of environments.
+        task: a task with a :class:`~rlhf_gym.tasks.Conversation`, or its name.
+        tokenizer: the policy's, or the name of its model.
+        options: of :func:`wrap_text_env`, in the place of the task's.
+
+    Raises:
+        TaskError: there is no such task.
+        ConfigError: it is no conversation, or an option is out of range.
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    if (talk := task.conversation) is None:
+        raise ConfigError(f"task {task.name!r} is no conversation: take make_sb3_env({num_envs}, task={task.name!r})")
+    own: dict[str, Any] = {
+        "chat": talk.chat, "template": talk.template, "stop": task.stop, "vocabulary": talk.vocabulary,
+        "max_new_tokens": task.max_new_tokens, "min_new_tokens": task.min_new_tokens, "max_turns": talk.max_turns,
+        "max_context": talk.max_context,
+    }  # fmt: skip
+    return wrap_text_env(talk.environment, num_envs, tokenizer=tokenizer, **(own | options))
+
+
+def _all_but(vocabulary: Sequence[str], tokenizer: Tokenizer, limits: Limits) -> tuple[int, ...]:
+    """All ids but the ends and those of some texts: of each its shortest spellings, at a line's start or behind a space."""
+    kept = {*limits.eos_ids}
+    for text in vocabulary:
+        spellings = [tokenizer.encode(text)]
+        if hasattr(tokenizer, "hub"):  # the others may know no space
+            spellings.append(tokenizer.encode(f" {text}"))
+        fewest = min(map(len, spellings))
+        kept |= {token for ids in spellings if len(ids) == fewest for token in ids}
+    kept -= {*never_drawn(tokenizer)}
+    return tuple(i for i in range(tokenizer.vocab_size) if i not in kept)
 
 
 def _made(env: AnyTextEnv, slot: int) -> gym.Env[Any, Any]:

@@ -56,13 +56,6 @@ def pack_turns(rows: Sequence[Turns], pad_id: int, *, device: torch.device | str
     predicted_from[lengths == 0, 0] = torch.tensor(
         [len(i) - 1 for i, own in zip(ids, ours, strict=True) if not own], dtype=torch.long
     )
-    tensors = (
-        pad_right(ids, pad_id),
-        None,
-        None,
-        responses,
-        mask,
-        predicted_from,
-        torch.tensor(places, dtype=torch.long),
-    )
-    return SequenceBatch(*(t if t is None else t.to(device) for t in tensors))
+    inner = torch.tensor(places, dtype=torch.long)
+    padded, *tables = (t.to(device) for t in (pad_right(ids, pad_id), responses, mask, predicted_from, inner))
+    return SequenceBatch(padded, None, None, *tables)
