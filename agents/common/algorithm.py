@@ -104,6 +104,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     policy: LMPolicy
     policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
+    in_conversations: ClassVar[bool] = True  # False for agents that cannot learn in several turns
     loss_kl_estimator: ClassVar[Estimator] = "k2"  # for kl_in="loss" without a kl_estimator
 
     n_episodes: int
@@ -666,6 +667,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Load and check what was given, then build policy and optimizer."""
         if self.env is not None:
+            self._check_talks(self.env)
             check_observations(self.env)  # first: a model takes long to load
         elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
@@ -713,6 +715,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             ConfigError: it is no token environment, or does not fit the model or a number that somebody gave.
         """
         wrapped = self._wrap_env(made_env(env), self.verbose)
+        self._check_talks(wrapped)
         self.policy.limits = self._check(wrapped, self.policy.language_model)
         # SB3 demands the same spaces and number of slots; the weights depend on neither.
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
@@ -723,6 +726,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             seed_slots(wrapped, self.seed, self.group_size)
         self._counter = StepCounter(self.n_envs)
         self._stepping = None
+
+    def _check_talks(self, env: VecEnv) -> None:
+        """Refuse an environment of conversations where the agent cannot learn in them."""
+        if text_env_inside(env) is not None and not self.in_conversations:
+            able = "PPO, A2C, TRPO, GRPO, GSPO, RLOO, REINFORCE"
+            raise ConfigError(
+                f"{type(self).__name__} does not learn in conversations (wrap_text_env): take {able} or RAFT"
+            )
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
         # In another environment the number of episodes stays where it can.

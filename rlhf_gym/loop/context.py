@@ -24,7 +24,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_validation
+from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_own_rewards, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -99,6 +99,7 @@ class RunContext:
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         task = task_of(config.task)
+        config = with_own_rewards(config, task)
         gold = gold_of(config.task, task)
         check_loggers(config.log)
         if config.reward_model.enabled:
@@ -116,6 +117,11 @@ class RunContext:
             too_long += encoded_pairs(pairs, reference, context.limits, config.task.on_too_long)[1]
         for found in too_long:
             progress.say(str(found))
+        if task.conversation is not None:
+            progress.say(
+                f"task {task.name} is a conversation: its environment gives the rewards, so that no rater is asked and no reward "
+                "model is fitted"
+            )
         return context
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:

@@ -71,7 +71,7 @@ def run_loop(
             context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
         for number in range(1, config.run.rounds + 1):
             for stage, work in STAGE_FUNCTIONS.items():
-                if run.done(number, stage) or (stage in FEEDBACK_STAGES and not config.reward_model.enabled):
+                if run.done(number, stage) or (stage in FEEDBACK_STAGES and not context.config.reward_model.enabled):
                     continue
                 started = time.perf_counter()
                 work(context, number)

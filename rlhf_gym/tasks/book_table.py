@@ -15,17 +15,17 @@ from rlhf_gym.tasks.samples import Prompt
 SLOTS = {"day": ("friday", "sunday", "today"), "time": ("early", "late", "noon"), "people": ("two", "three", "four")}
 """What is needed for a booking, by the word that asks for it, with the user's possible answers."""
 BOOK = "book"
-QUESTION, AGAIN, WRONG = -0.1, -0.2, -1.0
-"""What a question costs that is needed, what anything else costs, and what a booking costs for which something is missing."""
+QUESTION, OTHER, BOOKED, EARLY = 0.2, -0.2, 1.0, -0.5
+"""The rewards of a question that is needed, of another action, and of a booking: complete, or with something missing."""
 _TEXTS = string.ascii_letters + string.digits + string.punctuation + " \n"
 
 
 class BookTableEnv(gym.Env[str, str]):
     """A scripted user wants a table, and says at the beginning some of the day, the time and the number of people.
 
-    Observations and actions are texts. An action that begins with ``day``, ``time`` or ``people`` asks for it (-0.1; -0.2 where
-    the user has said it already). ``book`` books and ends the episode: 1 if nothing is missing, else -1. Anything else costs
-    0.2.
+    Observations and actions are texts. An action that begins with ``day``, ``time`` or ``people`` asks for it: 0.2, or -0.2 where
+    the user has said it already. ``book`` books and ends the episode: 1 if nothing is missing, else -0.5. Anything else is worth
+    -0.2.
 
     Args:
         turns: the most actions in an episode, at least 4.
@@ -78,12 +78,12 @@ class BookTableEnv(gym.Env[str, str]):
         word, booked = next((w for w in (*SLOTS, BOOK) if asked.startswith(w)), ""), False
         if word == BOOK:
             booked = len(self.said) == len(SLOTS)
-            line, reward = ("thanks" if booked else "no"), (1.0 if booked else WRONG)
+            line, reward = ("thanks" if booked else "no"), (BOOKED if booked else EARLY)
         elif word:
-            line, reward = self.wishes[word], (AGAIN if word in self.said else QUESTION)
+            line, reward = self.wishes[word], (OTHER if word in self.said else QUESTION)
             self.said.add(word)
         else:
-            line, reward = "sorry", AGAIN
+            line, reward = "sorry", OTHER
         self.lines += [action, line]
         over = word == BOOK or self.turn == self.turns
         self._running = not over
