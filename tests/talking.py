@@ -34,6 +34,26 @@ class Letters(gym.Env[str, str]):
         return "".join(self.np_random.choice(list("xyz"), self.np_random.integers(least, 5)))
 
 
+class Script(gym.Env[str, str]):
+    """Says the letters of its script one by one; a turn is worth the number of letters said."""
+
+    def __init__(self, lines: tuple[str, ...] = ("x", "y", "z"), last: str = "terminated") -> None:
+        self.observation_space, self.action_space = Letters.observation_space, Letters.action_space
+        self.lines, self.last, self.told = lines, last, list[str]()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.told = []
+        return self.lines[0], {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.told.append(action)
+        turn = len(self.told)
+        over = turn == len(self.lines)
+        line = "" if over else self.lines[turn]
+        return line, float(turn), over and self.last == "terminated", over and self.last == "truncated", {}
+
+
 def letters_talk(num_envs: int = 8, env: Any = Letters, **options: Any) -> TextVecEnv:
     tokenizer = options.pop("tokenizer", None) or LetterTokenizer()
     defaults: dict[str, Any] = {"template": PLAIN, "max_new_tokens": 4, "max_turns": 5, "max_context": 60}

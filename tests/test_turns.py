@@ -14,7 +14,7 @@ import pytest
 import torch
 from ppo_setups import assert_same_weights, collected, learn, small_ppo, weights
 from stable_baselines3.common.vec_env import VecMonitor
-from talking import PLAIN, Letters, letters_talk, talker
+from talking import PLAIN, Script, letters_talk, talker
 from test_response_text import bytes_hub, llama_hub
 from tiny_models import LetterTokenizer, family, tiny_language_model, tiny_seq2seq
 from toy_tasks import count_a
@@ -213,26 +213,6 @@ def test_collecting_equals_stepping() -> None:
         assert infos[0]["end"] == episode.end
         assert infos[0]["TimeLimit.truncated"] == (episode.end != "terminated")
         assert infos[0]["episode"]["r"] == episode.score
-
-
-class Script(gym.Env[str, str]):
-    """Says the letters of its script one by one; a turn is worth the number of letters said."""
-
-    def __init__(self, lines: tuple[str, ...] = ("x", "y", "z"), last: str = "terminated") -> None:
-        self.observation_space, self.action_space = Letters.observation_space, Letters.action_space
-        self.lines, self.last, self.told = lines, last, list[str]()
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.told = []
-        return self.lines[0], {}
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        self.told.append(action)
-        turn = len(self.told)
-        over = turn == len(self.lines)
-        line = "" if over else self.lines[turn]
-        return line, float(turn), over and self.last == "terminated", over and self.last == "truncated", {}
 
 
 @pytest.mark.parametrize(

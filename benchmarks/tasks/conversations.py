@@ -3,7 +3,7 @@
     python benchmarks/tasks/conversations.py                    # both tasks, five seeds
     python benchmarks/tasks/conversations.py book_table --seeds 2 --iterations 40
 
-The model is a GPT-2 of two layers and width 64 with random weights and the embedded model's tokenizer; it is trained by PPO with
+The model is a GPT-2 of two layers and width 64 with random weights and the embedded model's tokenizer. PPO trains it with
 64 conversations an iteration. Prints a line for each seed, and a row for the task's page: mean and standard error over seeds.
 """
 

@@ -119,8 +119,8 @@ class RunContext:
             progress.say(str(found))
         if task.conversation is not None:
             progress.say(
-                f"task {task.name} is a conversation: its environment gives the rewards, so that no rater is asked and no reward "
-                "model is fitted"
+                f"task {task.name} is a conversation: its environment gives the rewards, so that no rater is asked and no "
+                "reward model is fitted"
             )
         return context
 

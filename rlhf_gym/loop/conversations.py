@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rlhf_gym.agents.common.collect_turns import collect_conversations
@@ -15,10 +13,8 @@ from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.envs.text_vec_env import TextVecEnv, make_conversation_env
-from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Sampling
-from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.whole_files import write_json

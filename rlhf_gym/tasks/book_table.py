@@ -23,9 +23,9 @@ _TEXTS = string.ascii_letters + string.digits + string.punctuation + " \n"
 class BookTableEnv(gym.Env[str, str]):
     """A scripted user wants a table, and says at the beginning some of the day, the time and the number of people.
 
-    Observations and actions are texts. An action that begins with ``day``, ``time`` or ``people`` asks for it: 0.2, or -0.2 where
-    the user has said it already. ``book`` books and ends the episode: 1 if nothing is missing, else -0.5. Anything else is worth
-    -0.2.
+    Observations and actions are texts. An action that begins with ``day``, ``time`` or ``people`` asks for it: 0.2, or -0.2
+    where the user has said it already. ``book`` books and ends the episode: 1 if nothing is missing, else -0.5. Anything else
+    is worth -0.2.
 
     Args:
         turns: the most actions in an episode, at least 4.
