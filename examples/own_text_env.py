@@ -1,6 +1,6 @@
 """Training in a text environment of one's own: any ``gymnasium.Env`` whose observations and actions are texts.
 
-``python examples/own_text_env.py`` trains for a few hundred turns; ``python examples/own_text_env.py 100000`` for that many tokens.
+``python examples/own_text_env.py`` trains for a thousand tokens, ``python examples/own_text_env.py 100000`` for that many.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ class Cheer(gym.Env[str, str]):
     action_space = gym.spaces.Text(256)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Begin a conversation.
+
+        Args:
+            seed: not needed: nothing is drawn.
+            options: not used.
+        """
         super().reset(seed=seed)
         self.turn = 0
         return "the film", {}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Hear the policy's turn, and name the next topic."""
         self.turn += 1
         topic = ("the music", "the ending", "")[self.turn - 1]
         return topic, float("!" in action), self.turn == 3, False, {}
