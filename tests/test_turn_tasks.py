@@ -69,7 +69,7 @@ def test_a_table_is_booked_once_everything_is_known() -> None:
     assert np.mean(rewards) == pytest.approx(
         1.3, abs=0.03
     )  # 0.2 for each of the three that is missing, half of the time
-    env.reset(seed=next(s for s in range(9) if env.reset(seed=s)[0] == "a table"))
+    env.reset(seed=next(s for s in range(99) if env.reset(seed=s)[0] == "a table"))
     assert [env.step(action)[1] for action in ("day", "day", "hello")] == [0.2, -0.2, -0.2]
     assert env.step("book")[:3] == ("no", -0.5, True)
     with pytest.raises(TaskError, match="at least 4"):
@@ -107,11 +107,11 @@ class Replies(Script):
 
 def test_a_policy_learns_to_answer_what_was_said_last() -> None:
     env = letters_talk(32, env=Replies, max_new_tokens=1, vocabulary=("a", "b", "c"))
-    options = {"n_episodes": 32, "batch_size": 16, "learning_rate": 1e-2, "n_epochs": 4, "kl_coef": 0.0}
+    options = {"n_episodes": 32, "batch_size": 32, "n_epochs": 4, "kl_coef": 0.0, "gamma": 0.0, "discount_per": "turn"}
     agent = talker(PPO, env, language_model=tiny_language_model(layers=1), **options)
-    scores = [row["objective/scores"] for row in learn(agent, 1, iterations=25)]
+    scores = [row["objective/scores"] for row in learn(agent, 1, iterations=16)]
     assert scores[0] < 1.6  # one of three turns right, by chance
-    assert np.mean(scores[-3:]) > 2.6
+    assert np.mean(scores[-3:]) > 2.7
 
 
 def test_a_whole_run_of_a_conversation(tmp_path: Path) -> None:

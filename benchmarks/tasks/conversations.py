@@ -30,7 +30,11 @@ from rlhf_gym.tasks.guess_number import fewest_guesses
 WORDS = {"guess_number": tuple("0123456789"), "book_table": (*SLOTS, BOOK)}
 BEST = {"guess_number": fewest_guesses(10, 5), "book_table": BOOKED + QUESTION * len(SLOTS) / 2}
 """The mean reward of the best policy: bisection; asking for what is missing (half of it, on average) and booking."""
-SETTINGS: dict[str, Any] = {"learning_rate": 3e-3, "n_epochs": 4, "batch_size": 32, "kl_coef": 0.0, "ent_coef": 0.01}
+SHARED: dict[str, Any] = {"n_epochs": 4, "batch_size": 32, "kl_coef": 0.0}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "guess_number": {**SHARED, "learning_rate": 1.5e-3, "ent_coef": 0.03},
+    "book_table": {**SHARED, "learning_rate": 3e-3, "ent_coef": 0.01},
+}
 EPISODES = 64
 LAST = 5  # iterations whose mean is reported
 
@@ -84,7 +88,7 @@ def main() -> None:
         for seed in range(options.seeds):
             began, scores = time.process_time(), Scores()
             env = make_conversation_env(EPISODES, task=name)
-            agent = PPO(env=env, language_model=tiny_model(seed), seed=seed, device="cpu", **SETTINGS)
+            agent = PPO(env=env, language_model=tiny_model(seed), seed=seed, device="cpu", **SETTINGS[name])
             agent.set_logger(Logger(None, [scores]))
             agent.learn(iterations=options.iterations)
             untrained.append(scores.all[0])
