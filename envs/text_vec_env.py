@@ -57,7 +57,11 @@ class TextVecEnv(VecEnv):
         self._actions: NDArray[Any] = np.zeros(len(self.envs), dtype=np.int64)
 
     def reset(self) -> dict[str, NDArray[np.int64]]:
-        """Start an episode in every environment, with the seeds that :meth:`seed` gave."""
+        """Start an episode in every environment, with the seeds that :meth:`seed` gave.
+
+        Returns:
+            ``ids`` int64 ``[N, L]``, ``length`` and ``prompt_length`` int64 ``[N, 1]``.
+        """
         for slot, talk in enumerate(self.talks):
             talk.begin(seed=self._seeds[slot], options=self._options[slot] or None)
             self._turns[slot] = []

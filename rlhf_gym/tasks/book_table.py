@@ -103,6 +103,7 @@ def book_table_task(turns: int = 6) -> Task:
     Raises:
         TaskError: too few turns.
     """
+    BookTableEnv(turns)  # refuses too few
     line = Prompt("a table")
     return Task(
         name="book_table", prompts=[line], held_out=[line], max_new_tokens=2,
