@@ -28,6 +28,8 @@ BUILT_IN = {
     # Conversations, for any language model.
     "guess_number": "rlhf_gym.tasks.guess_number:guess_number_task",
     "book_table": "rlhf_gym.tasks.book_table:book_table_task",
+    # For tools.
+    "calculation": "rlhf_gym.tasks.calculation:calculation_task",
     # Prompts and rewards of one's own.
     "table": "rlhf_gym.tasks.table:table_task",
     # Data sets of the Hugging Face hub.
