@@ -221,7 +221,7 @@ class _Collector:
             "turns": len(episode.turns),
             "messages": [dict(m) for m in talk.messages],
         }
-        info["prompt"] = next(m["content"] for m in talk.messages if m["role"] == "user")
+        info["prompt"] = next((m["content"] for m in talk.messages if m["role"] == "user"), "")
         info["response"] = "\n".join(one.texts)
         if one.terms:
             info["reward_terms"] = one.terms
