@@ -1,7 +1,7 @@
 """Rewards of the catalogue's conversations: a random policy's, an untrained and a trained model's, and the best there is.
 
-    python benchmarks/tasks/conversations.py                    # both tasks, five seeds
-    python benchmarks/tasks/conversations.py book_table --seeds 2 --iterations 40
+    python benchmarks/tasks/conversations.py book_table                     # five seeds
+    python benchmarks/tasks/conversations.py guess_number --iterations 80
 
 The model is a GPT-2 of two layers and width 64 with random weights and the embedded model's tokenizer. PPO trains it with
 64 conversations an iteration. Prints a line for each seed, and a row for the task's page: mean and standard error over seeds.
