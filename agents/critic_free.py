@@ -95,8 +95,11 @@ class CriticFree(TokenAlgorithm):
         scores = super().scores(rollout)
         if self.overlong_buffer is not None:
             lengths = torch.tensor(rollout.lengths)
-            limit = self.policy.limits.max_new_tokens
-            penalty = overlong_penalty(lengths, limit, min(self.overlong_buffer, limit))
+            longest = torch.tensor(
+                [max((t.length for t in e.turns), default=len(e.response_ids)) for e in rollout.episodes]
+            )
+            limit = self.policy.limits.max_new_tokens  # of a turn
+            penalty = overlong_penalty(longest, limit, min(self.overlong_buffer, limit))
             scores[torch.arange(len(lengths)), lengths - 1] += penalty
         return scores
 

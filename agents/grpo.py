@@ -17,6 +17,7 @@ from rlhf_gym.agents.common.policy_losses import PolicyLoss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
+from rlhf_gym.agents.common.turn_credit import group_relative_turns
 from rlhf_gym.agents.critic_free import CriticFree
 from rlhf_gym.errors import ConfigError
 
@@ -73,6 +74,12 @@ class GRPOSettings(CriticFreeSettings):
         "nothing (none)",
         source="Shao et al. 2024; none: Liu et al. 2025",
     )
+    compare: Literal["response", "turn"] = setting(
+        "response",
+        "of a conversation, response compares the sum of its rewards with its group's, and all its tokens get one advantage; "
+        "turn compares each turn's reward with those of all turns of its group, and a token gets the sum from its turn on",
+        source="Shao et al. 2024, section 4.1.3",
+    )
     group_baseline: Literal["mean", "length_weighted"] = setting(
         "mean",
         "subtracted from a response's reward: the mean of its group, or that mean weighed by the responses' lengths",
@@ -105,6 +112,16 @@ class GRPOSettings(CriticFreeSettings):
             raise ConfigError(
                 f"max_resamples ({self.max_resamples}) replaces the groups that dynamic_sampling leaves out: give "
                 "dynamic_sampling=True, or leave max_resamples at 0"
+            )
+        if self.group_baseline != "mean" and self.compare == "turn":
+            raise ConfigError(
+                f"group_baseline={self.group_baseline!r} weighs responses by their lengths, and compare='turn' compares turns: "
+                "leave one of them out"
+            )
+        if self.dynamic_sampling and self.compare == "turn":
+            raise ConfigError(
+                "dynamic_sampling leaves out groups whose responses have equal scores, and compare='turn' learns from the "
+                "rewards of turns, which may differ there: leave one of them out"
             )
         if self.max_resamples and self.kl_in == "reward" and self.kl_coef:
             raise ConfigError(
@@ -147,6 +164,7 @@ class GRPO(CriticFree):
     Settings: ClassVar[type[AgentSettings]] = GRPOSettings
 
     scale_rewards: Literal["group", "batch", "none"]
+    compare: Literal["response", "turn"]
     group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
@@ -174,14 +192,14 @@ class GRPO(CriticFree):
         return False
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Compare each response's reward with its group's; all tokens of a response get the same advantage.
+        """Compare each response's reward with its group's, whose tokens all get the same advantage; or each turn's.
 
         Args:
             rollout: the episodes, group after group.
             rewards: float32 ``[B, R]``, shaped, 0 at padding.
 
         Returns:
-            float32 ``[B, 1]``.
+            float32 ``[B, 1]``, or ``[B, R]`` where turns are compared.
         """
         scores = rewards.sum(1)
         equal = equal_groups(rewards, self.group_size)
@@ -189,6 +207,8 @@ class GRPO(CriticFree):
         if self.dynamic_sampling:
             kept = torch.repeat_interleave(~equal, self.group_size)
             rollout.learn_from = torch.nonzero(kept).flatten().tolist()[: self.n_episodes]
+        if self.compare == "turn":
+            return group_relative_turns(rollout, rewards, self.group_size, self.scale_rewards)
         lengths = torch.tensor(rollout.lengths) if self.group_baseline == "length_weighted" else None
         return group_relative(scores, self.group_size, self.scale_rewards, lengths=lengths)[:, None]
 

@@ -75,6 +75,7 @@ class NLPO(PPO):
     """
 
     Settings: ClassVar[type[AgentSettings]] = NLPOSettings
+    in_conversations: ClassVar[bool] = False
 
     mask_top_p: float
     mask_refresh: int

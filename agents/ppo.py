@@ -92,19 +92,19 @@ class PPO(TokenAlgorithm):
         rewards = self.shaped_rewards(rollout)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
-        bootstrap = rollout.bootstrap
+        bootstrap, gamma = rollout.bootstrap, self.discount(rollout, self.gamma)
         if self.scale_returns:
             assert self.policy.value_head is not None
-            factor = self.policy.value_head.measure(returns_to_go(rewards, mask, gamma=self.gamma)[mask])
+            factor = self.policy.value_head.measure(returns_to_go(rewards, mask, gamma=gamma)[mask])
             rollout.values, bootstrap = factor * rollout.values, factor * bootstrap
-        lambdas: float | Tensor = self.gae_lambda
+        lambdas = self.discount(rollout, self.gae_lambda)
         if self.gae_lambda_alpha is not None:
             lambdas = length_adaptive_lambda(mask.sum(1), self.gae_lambda_alpha)
-        estimate = partial(gae, rewards, rollout.values, mask, gamma=self.gamma, bootstrap=bootstrap)
+        estimate = partial(gae, rewards, rollout.values, mask, gamma=gamma, bootstrap=bootstrap)
         rollout.advantages, rollout.returns = estimate(gae_lambda=lambdas)
         if self.gae_lambda_alpha is not None or self.value_gae_lambda is not None:
             targets = self.gae_lambda if self.value_gae_lambda is None else self.value_gae_lambda
-            _, rollout.returns = estimate(gae_lambda=targets)
+            _, rollout.returns = estimate(gae_lambda=self.discount(rollout, targets))
         values, returns = rollout.values[mask].numpy(), rollout.returns[mask].numpy()
         self.logger.record("train/explained_variance", float(explained_variance(values, returns)))
         if self.normalize_advantage:

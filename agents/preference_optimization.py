@@ -152,6 +152,7 @@ class PreferenceOptimization(CriticFree):
     """
 
     Settings: ClassVar[type[AgentSettings]] = PreferenceOptimizationSettings
+    in_conversations: ClassVar[bool] = False
 
     preferences: Sequence[PreferenceRow | EncodedPreference]
     on_too_long: OnTooLong

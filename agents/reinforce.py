@@ -81,7 +81,7 @@ class REINFORCE(CriticFree):
         Returns:
             float32 ``[B, R]``; values at padding do not count.
         """
-        returns = returns_to_go(rewards, rollout.mask, gamma=self.gamma)
+        returns = returns_to_go(rewards, rollout.mask, gamma=self.discount(rollout, self.gamma))
         totals = returns[:, 0]
         n = len(totals)
         if self.baseline == "running":
@@ -167,4 +167,4 @@ class ReinforcePlusPlus(CriticFree):
             rewards = rewards.clone()
             for row, length in enumerate(rollout.lengths):
                 rewards[row, length - 1] -= means[row]
-        return whiten(returns_to_go(rewards, rollout.mask, gamma=self.gamma), rollout.mask)
+        return whiten(returns_to_go(rewards, rollout.mask, gamma=self.discount(rollout, self.gamma)), rollout.mask)

@@ -79,6 +79,7 @@ class SFT(CriticFree):
     """
 
     Settings: ClassVar[type[AgentSettings]] = SFTSettings
+    in_conversations: ClassVar[bool] = False
 
     data: Sequence[Pair | EncodedPair]
     on_too_long: OnTooLong

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rlhf_gym.envs.masks import TokenMask
     from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
     from rlhf_gym.envs.sb3_vector import VectorVecEnv
+    from rlhf_gym.envs.text_vec_env import TextVecEnv, make_conversation_env, wrap_text_env
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
     from rlhf_gym.envs.tool_env import ToolEnv
@@ -34,6 +35,7 @@ __all__ = [
     "PotentialShaping",
     "SmallVocabulary",
     "TextArenaEnv",
+    "TextVecEnv",
     "TokenEnv",
     "TokenMask",
     "TokenVecEnv",
@@ -48,8 +50,10 @@ __all__ = [
     "VectorPotentialShaping",
     "VectorSmallVocabulary",
     "VectorVecEnv",
+    "make_conversation_env",
     "make_sb3_env",
     "register_all",
+    "wrap_text_env",
 ]
 
 _PLACES = {
@@ -62,6 +66,7 @@ _PLACES = {
     "PotentialShaping": "rlhf_gym.envs.wrappers.shaping",
     "SmallVocabulary": "rlhf_gym.envs.wrappers.action",
     "TextArenaEnv": "rlhf_gym.envs.adapters",
+    "TextVecEnv": "rlhf_gym.envs.text_vec_env",
     "TokenEnv": "rlhf_gym.envs.token_env",
     "TokenMask": "rlhf_gym.envs.masks",
     "TokenVecEnv": "rlhf_gym.envs.sb3",
@@ -76,7 +81,9 @@ _PLACES = {
     "VectorPotentialShaping": "rlhf_gym.envs.wrappers.shaping",
     "VectorSmallVocabulary": "rlhf_gym.envs.wrappers.action",
     "VectorVecEnv": "rlhf_gym.envs.sb3_vector",
+    "make_conversation_env": "rlhf_gym.envs.text_vec_env",
     "make_sb3_env": "rlhf_gym.envs.sb3",
+    "wrap_text_env": "rlhf_gym.envs.text_vec_env",
 }
 
 

@@ -336,7 +336,7 @@ def test_users_by_their_short_names(tmp_path: Path) -> None:
         ({"words": []}, "needs 'lines', 'model', 'chat' or 'web', got 'words'"),
         ({"lines": ["a"], "size": 3}, "size"),
         ({"lines": ["a"], "order": "best"}, "'given' or 'random', got 'best'"),
-        ({"model": "embedded", "template": "chat"}, "template must be one of continuation, transcript"),
+        ({"model": "embedded", "template": "chat"}, "template must be one of continuation, lines, transcript"),
         ({"model": "embedded", "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ],
 )

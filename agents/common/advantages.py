@@ -15,7 +15,7 @@ def gae(
     values: Tensor,
     mask: Tensor,
     *,
-    gamma: float = 1.0,
+    gamma: float | Tensor = 1.0,
     gae_lambda: float | Tensor = 0.95,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -28,8 +28,9 @@ def gae(
         rewards: float ``[B, R]``, the reward of each token.
         values: float ``[B, R]``, the value before each token.
         mask: bool ``[B, R]``, True at the response's tokens, which stand at the front of their row.
-        gamma: discount in [0, 1]; 1 for responses, whose end alone is scored.
-        gae_lambda: in [0, 1]; 0 is one-step temporal difference, 1 is Monte Carlo. A tensor ``[B]`` has one for each response.
+        gamma: discount in [0, 1]; 1 for responses, whose end alone is scored. A tensor ``[B, R]`` has one after each token.
+        gae_lambda: in [0, 1]; 0 is one-step temporal difference, 1 is Monte Carlo. A tensor ``[B]`` has one for each
+            response, one ``[B, R]`` one after each token.
         bootstrap: float ``[B]``, the value after the last token of episodes cut by an unscored time limit, else 0.
 
     Returns:
@@ -45,8 +46,10 @@ def gae(
     deltas = (rewards + gamma * following - values) * mask
     advantages = torch.zeros_like(rewards)
     running = torch.zeros_like(rewards[:, 0])
+    decay = gamma * gae_lambda
+    each = isinstance(decay, Tensor) and decay.ndim == 2
     for t in range(width - 1, -1, -1):  # padding has delta 0, so nothing runs from it into the response
-        running = deltas[:, t] + gamma * gae_lambda * running
+        running = deltas[:, t] + (decay[:, t] if each else decay) * running  # type: ignore[index]
         advantages[:, t] = running
     return advantages, (advantages + values) * mask
 
@@ -91,13 +94,13 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, epsilon: fl
     return torch.zeros_like(values).masked_scatter(mask, whitened.to(values.dtype))
 
 
-def returns_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
+def returns_to_go(rewards: Tensor, mask: Tensor, *, gamma: float | Tensor = 1.0) -> Tensor:
     """``G_t = r_t + gamma G_{t+1}``, the discounted sum of the rewards from each token on.
 
     Args:
         rewards: float ``[B, R]``.
         mask: bool ``[B, R]``, True at the response's tokens, which stand at the front of their row.
-        gamma: discount in [0, 1].
+        gamma: discount in [0, 1]; a tensor ``[B, R]`` has one after each token.
 
     Returns:
         float ``[B, R]``, 0 where the mask is False.

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iteration_callbacks
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
+from rlhf_gym.agents.common.collect_turns import collect_conversations, text_env_inside
 from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.forward import fill_log_probs, fill_reference, fill_values
 from rlhf_gym.agents.common.kl import (
@@ -75,6 +76,7 @@ from rlhf_gym.agents.common.setup import (
 from rlhf_gym.agents.common.shares import check_agreement, check_weights, fill_tables, finish_scores, sum_tables
 from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
+from rlhf_gym.agents.common.turn_credit import per_turn
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, NotFiniteError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
@@ -112,6 +114,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     policy: LMPolicy
     policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
+    in_conversations: ClassVar[bool] = True  # False for agents that cannot learn in several turns
     loss_kl_estimator: ClassVar[Estimator] = "k2"  # for kl_in="loss" without a kl_estimator
 
     n_episodes: int
@@ -128,6 +131,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     top_k: int = 0
     top_p: float = 1.0
     collect: str = "auto"
+    discount_per: Literal["token", "turn"] = "token"
     value_network: ValueNetwork | None = None
     value_start: Any = None
     aggregation: Aggregation = "token"
@@ -373,6 +377,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         assert self.seed is not None
         env, first = self._vec_env, self.episode_count
         per_slot = self.n_episodes // env.num_envs
+        if (talking := text_env_inside(env)) is not None:
+            return collect_conversations(talking, self.policy, self.seed, first, per_slot, group_size=self.group_size)
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
             engine = None
@@ -507,6 +513,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.logger.record("objective/non_score_reward", -penalty.sum(1).mean().item())
         self.logger.record("objective/kl_coef", self.kl_controller.coef)
         return rewards
+
+    def discount(self, rollout: Rollout, factor: float) -> float | Tensor:
+        """``gamma`` or ``gae_lambda`` as ``discount_per`` says: one number, or float32 ``[B, R]``, one after each token.
+
+        Args:
+            rollout: the episodes.
+            factor: the setting.
+        """
+        return factor if self.discount_per == "token" else per_turn(rollout, factor)
 
     def _minibatches(self, rollout: Rollout) -> Iterator[list[int]]:
         """The minibatches of all epochs, each as the rows of its episodes."""
@@ -766,6 +781,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         """Load and check what was given, then build policy and optimizer."""
         if self.env is not None:
+            self._check_talks(self.env)
             check_observations(self.env)  # first: a model takes long to load
         elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
@@ -813,6 +829,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             ConfigError: it is no token environment, or does not fit the model or a number that somebody gave.
         """
         wrapped = self._wrap_env(made_env(env), self.verbose)
+        self._check_talks(wrapped)
         self.policy.limits = self._check(wrapped, self.policy.language_model)
         # SB3 demands the same spaces and number of slots; the weights depend on neither.
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
@@ -823,6 +840,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             seed_slots(wrapped, self.seed, self.group_size)
         self._counter = StepCounter(self.n_envs)
         self._stepping = None
+
+    def _check_talks(self, env: VecEnv) -> None:
+        """Refuse an environment of conversations where the agent cannot learn in them."""
+        if text_env_inside(env) is not None and not self.in_conversations:
+            able = "PPO, A2C, TRPO, GRPO, GSPO, RLOO, REINFORCE"
+            raise ConfigError(
+                f"{type(self).__name__} does not learn in conversations (wrap_text_env): take {able} or RAFT"
+            )
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
         # In another environment the number of episodes stays where it can.

@@ -19,6 +19,7 @@ from rlhf_gym.lm.sequences import (
     pack_sequences,
     response_positions,
 )
+from rlhf_gym.lm.turn_sequences import pack_turns
 
 
 class MicroBatch(NamedTuple):
@@ -221,5 +222,7 @@ def pack_episodes(policy: LMPolicy, episodes: list[Episode]) -> SequenceBatch:
         episodes: ``B`` episodes.
     """
     model = policy.language_model
+    if any(len(e.turns) > 1 for e in episodes):
+        return pack_turns([row for e in episodes for row in e.rows], model.tokenizer.pad_id, device=model.device)
     prompts, responses = [e.prompt_ids for e in episodes], [e.response_ids for e in episodes]
     return pack_sequences(prompts, responses, model.tokenizer.pad_id, device=model.device)

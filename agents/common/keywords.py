@@ -57,6 +57,7 @@ class PPOKeywords(AgentKeywords, total=False):
     """The settings of PPO."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -113,6 +114,7 @@ class NLPOKeywords(AgentKeywords, total=False):
     """The settings of NLPO."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -165,6 +167,7 @@ class TRPOKeywords(AgentKeywords, total=False):
     """The settings of TRPO."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -210,6 +213,7 @@ class A2CKeywords(AgentKeywords, total=False):
     """The settings of A2C."""
 
     gamma: float
+    discount_per: Literal["token", "turn"]
     gae_lambda: float
     gae_lambda_alpha: float | None
     value_gae_lambda: float | None
@@ -352,6 +356,7 @@ class GRPOKeywords(AgentKeywords, total=False):
     on_kl_limit: Action | None
     overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
+    compare: Literal["response", "turn"]
     group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
@@ -406,6 +411,7 @@ class GSPOKeywords(AgentKeywords, total=False):
     on_kl_limit: Action | None
     overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
+    compare: Literal["response", "turn"]
     group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
@@ -510,6 +516,7 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     on_kl_limit: Action | None
     overlong_filtering: bool
     gamma: float
+    discount_per: Literal["token", "turn"]
     baseline: Literal["none", "running", "batch"]
     baseline_decay: float
 
@@ -563,6 +570,7 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     on_kl_limit: Action | None
     overlong_filtering: bool
     gamma: float
+    discount_per: Literal["token", "turn"]
 
 
 class OnlineDPOKeywords(AgentKeywords, total=False):

@@ -61,7 +61,30 @@ def rollout_metrics(rollout: Rollout, eos_ids: Sequence[int]) -> dict[str, float
     for episode in rollout.episodes:
         for name, value in episode.info.get("reward_terms", {}).items():
             terms.setdefault(name, []).append(float(value))
-    return out | {f"reward/{name}": float(np.mean(values)) for name, values in terms.items()} | skipped
+    out |= {f"reward/{name}": float(np.mean(values)) for name, values in terms.items()}
+    return out | conversation_metrics(rollout) | skipped
+
+
+ENDS = ("terminated", "truncated", "turn_limit", "token_limit")
+"""Why a conversation ends; see :attr:`~rlhf_gym.agents.common.rollout.Episode.end`."""
+
+
+def conversation_metrics(rollout: Rollout) -> dict[str, float]:
+    """Metrics of conversations; empty where there are none.
+
+    ``conversation/turns`` counts the policy's turns, ``conversation/context_tokens`` the tokens that a pass reads beside
+    those that it learns from, ``conversation/END_share`` is the share of the episodes that ended so.
+
+    Args:
+        rollout: the episodes, at least one.
+    """
+    episodes = [e for e in rollout.episodes if e.turns]
+    if not episodes:
+        return {}
+    context = [sum(e.row_lengths) - len(e.response_ids) for e in episodes]
+    shares = {f"conversation/{end}_share": float(np.mean([e.end == end for e in episodes])) for end in ENDS}
+    turns = float(np.mean([len(e.turns) for e in episodes]))
+    return {"conversation/turns": turns, "conversation/context_tokens": float(np.mean(context)), **shares}
 
 
 QUANTILES = (0.01, 0.5, 0.99)

@@ -358,8 +358,15 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
     fits = {"ids", "length", "prompt_length"} <= set(parts) and len(parts["ids"].shape or ()) == 1
     if not fits or not isinstance(action_space, spaces.Discrete):
+        texts = isinstance(observation_space, spaces.Text) and isinstance(action_space, spaces.Text)
         whole = isinstance(action_space, spaces.Text | spaces.MultiDiscrete)
-        advice = "its actions are whole responses: take the token level of its task, " if whole else "take "
+        advice = (
+            "it talks in texts: take wrap_text_env(env, n, tokenizer=...), or "
+            if texts
+            else "its actions are whole responses: take the token level of its task, "
+            if whole
+            else "take "
+        )
         raise ConfigError(
             "agents learn token by token, in observations Dict(ids [L], length [1], prompt_length [1]) and actions "
             f"Discrete(vocabulary); got observations {_short(observation_space)} and actions {_short(action_space)}: {advice}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-@dataclass
-class Episode:
-    """One prompt with one response, as collected.
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the policy in a trajectory.
 
     Attributes:
-        prompt_ids: ids that the model was given.
-        response_ids: ids that it generated, EOS included.
+        context: the environment's ids before it, that is those since the policy's last turn; or where ``fresh`` all that
+            the policy read, some of which it may have written itself in earlier turns.
+        length: the policy's tokens, EOS included.
+        fresh: True where the policy read nothing but ``context``; False where it read on behind its last turn.
+    """
+
+    context: list[int]
+    length: int
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a trajectory.
+
+    Attributes:
+        ids: token ids, as they were generated, or encoded once.
+        ours: True where the policy generated them; only these have log-probabilities, values, rewards and a loss.
+    """
+
+    ids: list[int]
+    ours: bool
+
+
+@dataclass
+class Episode:
+    """One trajectory: one prompt with one response, or the turns of a conversation, as collected.
+
+    What the policy wrote is ``response_ids``, whatever came in between; all other lists go with it, token by token.
+
+    Attributes:
+        prompt_ids: ids that the model was given first.
+        response_ids: ids that it generated, of all its turns, EOS included.
         log_probs: of each response token, under the distribution it was drawn from.
         values: the value head's output before each token.
         rewards: the environment's reward of each token: 0 but for the last one, unless the environment shapes.
@@ -27,6 +59,9 @@ class Episode:
         bootstrap: the value after the last token of an episode that an unscored time limit cut, else 0.
         masks: allowed tokens at each step, packed to bits, uint8 ``[len, ceil(V / 8)]``; None where only fixed limits hold.
         version: of the weights that generated it, the iterations learned before; None where it was collected by stepping.
+        turns: of a conversation, the first included; empty where one response follows one prompt.
+        end: why a conversation ended: ``"terminated"`` or ``"truncated"`` (by the environment), ``"turn_limit"`` or
+            ``"token_limit"``; empty for one prompt with one response, where :attr:`ended` says it.
     """
 
     prompt_ids: list[int]
@@ -39,6 +74,42 @@ class Episode:
     bootstrap: float = 0.0
     masks: NDArray[np.uint8] | None = None
     version: int | None = None
+    turns: tuple[Turn, ...] = ()
+    end: str = ""
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The trajectory in order: what others wrote, what the policy wrote, and so on; a single response makes two."""
+        out: list[Segment] = []
+        for context, ours in self._parts:
+            out += [Segment(context, False), Segment(ours, True)]
+        return out
+
+    @property
+    def _parts(self) -> list[tuple[list[int], list[int]]]:
+        """Each turn's context and the policy's own ids."""
+        if not self.turns:
+            return [(self.prompt_ids, self.response_ids)]
+        parts, begin = [], 0
+        for turn in self.turns:
+            parts.append((turn.context, self.response_ids[begin : begin + turn.length]))
+            begin += turn.length
+        return parts
+
+    @cached_property
+    def rows(self) -> list[list[tuple[list[int], list[int]]]]:
+        """The sequences that the policy read: each the turns in it, as their contexts and the policy's own ids."""
+        rows: list[list[tuple[list[int], list[int]]]] = []
+        for turn, part in zip(self.turns or (Turn(self.prompt_ids, 0, True),), self._parts, strict=True):
+            if turn.fresh or not rows:
+                rows.append([])
+            rows[-1].append(part)
+        return rows
+
+    @cached_property
+    def row_lengths(self) -> list[int]:
+        """Tokens of each of :attr:`rows`."""
+        return [sum(len(context) + len(ours) for context, ours in row) for row in self.rows]
 
     @property
     def score(self) -> float:
@@ -158,8 +229,16 @@ class Rollout:
 
     @property
     def totals(self) -> list[int]:
-        """Lengths of prompts and responses together."""
-        return [len(e.prompt_ids) + len(e.response_ids) for e in self.episodes]
+        """Padded tokens that a pass reads of each episode: the lengths of prompt and response together.
+
+        Where the policy has read several sequences in an episode, each counts as much as the longest of all.
+        """
+        if all(len(e.turns) < 2 for e in self.episodes):
+            return [len(e.prompt_ids) + len(e.response_ids) for e in self.episodes]
+        if all(len(e.rows) == 1 for e in self.episodes):
+            return [e.row_lengths[0] for e in self.episodes]
+        longest = max(max(e.row_lengths) for e in self.episodes)
+        return [len(e.rows) * longest for e in self.episodes]
 
     @property
     def kl(self) -> Tensor:

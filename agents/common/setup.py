@@ -13,6 +13,7 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from rlhf_gym.agents.common.collect_turns import text_env_inside
 from rlhf_gym.agents.common.policy import LMPolicy, check_spaces
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.slots import rules_of
@@ -372,6 +373,8 @@ def limits_of(env: VecEnv | None, model: LanguageModel) -> Limits:
     """
     if env is None:
         return Limits.of(model.tokenizer)
+    if (talks := text_env_inside(env)) is not None:
+        return talks.rules.limits
     if (rules := rules_of(env)) is not None:
         if rules.infos != "texts":
             raise ConfigError(

@@ -323,7 +323,12 @@ class TokenClipSettings(ClipSettings):
 class DiscountSettings(AgentSettings):
     """A discount."""
 
-    gamma: float = setting(1.0, "discount factor per token", at_least=0, at_most=1)
+    gamma: float = setting(1.0, "discount factor, per token or per turn as `discount_per` says", at_least=0, at_most=1)
+    discount_per: Literal["token", "turn"] = setting(
+        "token",
+        "token applies `gamma` (and `gae_lambda`) after every token; turn after every turn of a conversation, with 1 "
+        "inside turns",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,6 +395,12 @@ class ValueSettings(DiscountSettings):
             raise ConfigError(f"value_start must be a reward model or its folder, got {type(start).__name__}")
         if start is not None and self.lora is not None:
             raise ConfigError(SECOND_BASE)
+        if self.gae_lambda_alpha is not None and self.discount_per == "turn":
+            raise ConfigError(
+                f"gae_lambda_alpha ({self.gae_lambda_alpha:g}) is a lambda for each token, and discount_per='turn' "
+                f"applies lambda "
+                "after turns: leave one of them out"
+            )
 
     def named(self) -> Self:
         """The same with models by their names, the reward model's included."""

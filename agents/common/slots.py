@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.envs.sb3 import TokenVecEnv, group_seeds, group_shares
 from rlhf_gym.envs.sb3_vector import VectorVecEnv
+from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.envs.token_rules import ROUND, TokenRules
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer
@@ -40,6 +41,8 @@ def rules_of(env: VecEnv) -> TokenRules | None:
 
 def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:
     """The tokenizer of an environment, however it is wrapped; None where it has none."""
+    if isinstance(env, TextVecEnv):
+        return env.rules.tokenizer
     try:
         episodes = env.get_attr("episodes", 0)[0] if isinstance(env, VecEnv) else env.get_wrapper_attr("episodes")
     except AttributeError:
@@ -73,17 +76,18 @@ def group_slots(env: VecEnv, size: int) -> None:
     Raises:
         ConfigError: the environment cannot do that.
     """
-    if size > env.num_envs and rules_of(env) is not None:
+    talks = isinstance(env, TextVecEnv)  # whose episodes are reset with seeds of their own
+    if size > env.num_envs and (talks or rules_of(env) is not None):
         raise ConfigError(
             f"group_size ({size}) is the number of environments that answer one prompt, and there are only {env.num_envs}: "
             f"take make_sb3_env({size}, ...), or a multiple of it"
         )
     if (inside := token_env_inside(env)) is not None:
         inside.set_group_size(size)
-    elif size > 1 and rules_of(env) is None:
+    elif size > 1 and not talks and rules_of(env) is None:
         raise ConfigError(
-            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...) or a VecEnv "
-            f"of TokenEnv, wrapped or not; got {type(env.unwrapped).__name__}"
+            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...), a VecEnv of "
+            f"TokenEnv, wrapped or not, or wrap_text_env(...); got {type(env.unwrapped).__name__}"
         )
     elif env.num_envs % size:
         raise ConfigError(

@@ -184,6 +184,49 @@ class SlotCache:
             self._insert(torch.tensor(rows, device=ids.device), prefilled, lengths)
         return hidden
 
+    def extend(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
+        """Read on in these rows, several tokens at once; the other rows are not touched.
+
+        Every row reads as many of its last ids as the row with the most new ones: tokens stand side by side, as families that
+        look back through a window need it, and no row has a gap.
+
+        Args:
+            rows: rows that are read.
+            ids: all ids of each of them; they begin with those that it holds.
+
+        Returns:
+            ``[len(rows), D]``, the hidden state of each row's last token.
+        """
+        index = torch.tensor(rows, device=self.lengths.device)
+        read = max(len(row) - held for row, held in zip(ids, self.lengths[index].tolist(), strict=True))
+        kept = torch.tensor([max(0, len(row) - read) for row in ids], device=index.device)
+        width = int(kept.max())
+        if width == 0:
+            return self.write(rows, ids)
+        # Gather what is kept of each row, right-aligned, in front of what is read.
+        columns = self._starts[index, None] + torch.arange(width, device=index.device) - (width - kept)[:, None]
+        columns = columns.clamp(min=0)[:, None, :, None]
+        extended = Layers(self.num_layers)
+        for mine, its in zip(self.layers.rectangles, extended.rectangles, strict=True):
+            for_keys, for_values = (
+                table[index, :, mine.first : mine.cursor].gather(
+                    2, columns.expand(-1, table.shape[1], -1, table.shape[3])
+                )
+                for table in (mine.keys, mine.values)
+            )
+            its.update(for_keys, for_values)
+        fed, real = (t.to(index.device) for t in pad_left([row[-read:] for row in ids], self.model.tokenizer.pad_id))
+        lengths = torch.tensor([len(row) for row in ids], device=index.device)
+        held_columns = torch.arange(width, device=index.device) >= (width - kept)[:, None]
+        hidden = self.model.hidden(
+            fed,
+            attention_mask=torch.cat([held_columns, real], dim=1),
+            position_ids=(torch.arange(read, device=index.device) + lengths[:, None] - read).clamp(min=0),
+            cache=extended,
+        )
+        self._insert(index, extended, lengths)
+        return hidden[:, -1]
+
     def _insert(self, rows: Tensor, prefilled: Layers, lengths: Tensor) -> None:
         """Copy prefilled rows to their places, right-aligned at the cursor."""
         width = prefilled.rectangles[0].cursor

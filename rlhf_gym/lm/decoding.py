@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.cache import SlotCache
-from rlhf_gym.lm.decoding_state import RecomputedRows, decoding_state
+from rlhf_gym.lm.decoding_state import RecomputedRows, decoding_state, extension_works
 from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, check_drawn, draw, episode_uniforms
@@ -70,6 +70,26 @@ class CachedDecoder:
         rows = [before[slot] if slot in before else free.popleft() for slot in slots]
         hidden = self.cache.write(rows, prompts, num_generated)
         self._row_of.update(zip(slots, rows, strict=True))
+        self.cache.drop_columns(list(self._row_of.values()))
+        return hidden
+
+    @torch.no_grad()
+    def extend(self, slots: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:
+        """Read on in some slots, several tokens at once; the other slots are not touched.
+
+        What a slot has read stays cached. Encoder-decoder models, and families that cannot read on behind their cache, read the
+        whole row anew.
+
+        Args:
+            slots: slots that were started before, each at most once.
+            rows: all ids of each slot; they begin with those that it has read.
+
+        Returns:
+            ``[len(slots), D]``, the hidden state that predicts each slot's next token.
+        """
+        if isinstance(self.model, Seq2SeqModel) or not extension_works(self.model):
+            return self.start(slots, rows)
+        hidden = self.cache.extend([self._row_of[slot] for slot in slots], rows)
         self.cache.drop_columns(list(self._row_of.values()))
         return hidden
 

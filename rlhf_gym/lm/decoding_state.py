@@ -52,6 +52,19 @@ class RecomputedRows:
         self._store(rows, prompts)
         return self._last_states(rows)
 
+    def extend(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
+        """Read on in these rows; as :meth:`SlotCache.extend <rlhf_gym.lm.cache.SlotCache.extend>`.
+
+        Args:
+            rows: rows that are read.
+            ids: all ids of each of them.
+
+        Returns:
+            ``[len(rows), D]``, the hidden state of each row's last token.
+        """
+        self._store(rows, ids)
+        return self._last_states(rows)
+
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these, which take the numbers 0, 1, ... in the order given."""
         self._rows = [self._rows[row] for row in rows]
@@ -111,6 +124,39 @@ def slots_work(model: LanguageModel, decode: Callable[[], tuple[Tensor, Tensor]]
             family = type(model.model).__name__
             log.warning("%s (%s) decodes without a cache, which is slow: %s", model.name, family, reason)
     return model.slots_work
+
+
+def extension_works(model: LanguageModel) -> bool:
+    """True where rows that read several tokens behind what is cached give the model's own hidden states; checked once a model.
+
+    Args:
+        model: a causal model, which keeps the answer.
+    """
+    if model.extension_works is None:
+        try:
+            with torch.no_grad():
+                cached, plain = _extended_states(model)
+            model.extension_works = equal_but_for_rounding(cached, plain, model.product_dtype or model.model.dtype)
+        except Exception:  # any error that a family raises when it is given several tokens and a cache
+            log.debug("%s cannot read on", model.name, exc_info=True)
+            model.extension_works = False
+        if not model.extension_works:
+            log.warning("%s reads conversations anew at every turn: it cannot read on behind its cache", model.name)
+    return model.extension_works
+
+
+def _extended_states(model: LanguageModel) -> tuple[Tensor, Tensor]:
+    """Read on in two rows of three, with a cache and by plain passes."""
+    ids = torch.randint(model.vocab_size, (17,), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = [ids[:8], ids[8:10], ids[10:]]
+    cache = SlotCache(model)
+    cache.write([0, 1, 2], [rows[0][:5], rows[1][:1], rows[2][:4]])
+    cache.append(torch.tensor([rows[0][5], rows[1][1], rows[2][4]], device=model.device))
+    extended = cache.extend([0, 2], [rows[0], rows[2][:6]])
+    last = cache.append(torch.tensor([ids[0], ids[1], rows[2][6]], device=model.device))
+    tables = ([rows[0], rows[2][:6]], [[*rows[0], ids[0]], [*rows[1], ids[1]], rows[2]])
+    plain = [model.hidden(torch.tensor([row], device=model.device))[0, -1] for table in tables for row in table]
+    return torch.cat([extended, last]), torch.stack(plain)
 
 
 def _slot_states(model: LanguageModel) -> tuple[Tensor, Tensor]:

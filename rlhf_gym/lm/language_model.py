@@ -83,6 +83,7 @@ class LanguageModel:
         windows: True where some layers look back through a window, or within chunks.
         vocab_size: number of logits ``V``.
         hidden_size: width ``D`` of the last hidden states.
+        extension_works: True where rows read several tokens on behind what is cached, likewise.
         slots_work: True where cached rows (:class:`~rlhf_gym.lm.cache.SlotCache`) give this model's own hidden states; None
             before the first decoder has checked.
         product_dtype: the dtype that products of matrices are rounded to (:mod:`rlhf_gym.lm.precision`); None is the
@@ -116,6 +117,7 @@ class LanguageModel:
             )
         self.tokenizer: Tokenizer = tokenizer
         self.slots_work: bool | None = None
+        self.extension_works: bool | None = None
         self.product_dtype: torch.dtype | None = None
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None

@@ -23,6 +23,8 @@ class SequenceBatch:
         response_mask: bool ``[B, R]``, True at the response's tokens, EOS included.
         predicted_from: int64 ``[B, R]``, the column of ``ids`` whose hidden state predicts each response token. The first
             is the prompt's last column, even where the response is empty.
+        places: int64 ``[N]``, each response token's place in its turn, where rows hold several turns
+            (:func:`~rlhf_gym.lm.turn_sequences.pack_turns`); None where a row is one response.
     """
 
     ids: Tensor
@@ -31,6 +33,7 @@ class SequenceBatch:
     responses: Tensor
     response_mask: Tensor
     predicted_from: Tensor
+    places: Tensor | None = None
 
     def prompts(self) -> list[list[int]]:
         """The ids of each prompt, whichever side the batch is padded on."""
@@ -161,8 +164,8 @@ def causal_mask(real: Tensor, queries: int) -> Tensor:
 
 
 def response_positions(batch: SequenceBatch) -> Tensor:
-    """int64 ``[N]``: each response token's place in its response, in the order of ``response_mask``."""
-    return batch.response_mask.nonzero(as_tuple=True)[1]
+    """int64 ``[N]``: each response token's place in its response (or turn), in the order of ``response_mask``."""
+    return batch.places if batch.places is not None else batch.response_mask.nonzero(as_tuple=True)[1]
 
 
 def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

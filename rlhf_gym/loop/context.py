@@ -25,7 +25,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_validation
+from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_own_rewards, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -114,6 +114,7 @@ class RunContext:
             task, given, too_long = data_task(config.task, given, reference)
         else:
             task = task_of(config.task)
+        config = with_own_rewards(config, task)
         gold = _gold(config, task)
         check_loggers(config.log)
         connect_engine(config.agent.settings)
@@ -139,6 +140,11 @@ class RunContext:
             context = context._with_given(argument, given)
         for one in context.too_long:
             progress.say(str(one))
+        if task.conversation is not None:
+            progress.say(
+                f"task {task.name} is a conversation: its environment gives the rewards, so that no rater is asked and no "
+                "reward model is fitted"
+            )
         return context
 
     def _with_given(self, argument: str, given: GivenData | None) -> RunContext:

@@ -15,6 +15,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.conversations import evaluate_conversations
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.rewards.adaptive import frozen
@@ -51,6 +52,9 @@ def evaluate(context: RunContext, number: int) -> None:
     Raises:
         RewardError: rewards failed on every prompt.
     """
+    if context.task.conversation is not None:
+        evaluate_conversations(context, number)
+        return
     context.restore_reward_state(number)
     prompts = context.task.held_out[: context.config.evaluation.prompts]
     ids = [context.prompt_ids(p) for p in prompts]

@@ -77,7 +77,7 @@ def run_loop(
         for number in range(1, config.run.rounds + 1):
             for stage in STAGE_FUNCTIONS:
                 wanted = stages is None or stage in stages
-                if wanted and ranks.from_main(partial(_is_left, config, run, number, stage)):
+                if wanted and ranks.from_main(partial(_is_left, context.config, run, number, stage)):
                     _work(ranks, context, number, stage)
         ranks.from_main(lambda: _conclude(run))
     return run

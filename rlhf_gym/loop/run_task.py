@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rlhf_gym.errors import TaskError
+from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.chat_template import Messages, messages_before
-from rlhf_gym.loop.config import TaskConfig
+from rlhf_gym.loop.agent_catalogue import find_agent
+from rlhf_gym.loop.config import Config, TaskConfig
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.rewards.service.limits import limit_parts
@@ -54,6 +55,47 @@ def task_of(config: TaskConfig) -> Task:
     return task if config.stop is None else replace(task, stop=config.stop)
 
 
+def with_own_rewards(config: Config, task: Task) -> Config:
+    """The configuration of a run; of a conversation, whose environment gives the rewards, one without a reward model.
+
+    Args:
+        config: the run's configuration.
+        task: its task.
+
+    Raises:
+        ConfigError: it asks for something that a conversation has not.
+    """
+    if task.conversation is None:
+        return config
+    agent = find_agent(config.agent.name)
+    given = {
+        "task.reward": config.task.reward is not None, "task.prompts": config.task.prompts is not None,
+        "task.held_out": config.task.held_out is not None, "evaluation.every": config.evaluation.every is not None,
+        "rater.name=web": config.rater.name == "web", "people.share": config.people.share > 0,
+        "agent.value_start=reward_model": config.agent.value_start == "reward_model",
+        f"agent.name={config.agent.name}": not agent.in_conversations,
+    }  # fmt: skip
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"task {task.name!r} is a conversation, whose environment gives prompts and rewards: it does not go with "
+            f"{', '.join(wrong)}"
+        )
+    return replace(config, reward_model=replace(config.reward_model, enabled=False))
+
+
+def _of_the_environment(prompts: list[str], responses: list[str]) -> list[float]:
+    """Refuse to score a text: the reward of a conversation is its environment's.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+
+    Raises:
+        TaskError: always.
+    """
+    raise TaskError("the reward of a conversation is its environment's, which scores turns as they are played")
+
+
 def gold_of(config: TaskConfig, task: Task) -> Reward:
     """Load the gold reward, with its time limit, and with what to do where it fails.
 
@@ -65,6 +107,8 @@ def gold_of(config: TaskConfig, task: Task) -> Reward:
         TaskError: neither has a reward.
         ConfigError: there is no such reward.
     """
+    if task.conversation is not None:
+        return on_error(_of_the_environment, "raise")
     gold = load_reward(config.reward) if config.reward is not None else task.reward
     if gold is None:
         raise TaskError(f"task {task.name!r} has no reward of its own; give one: --reward path/file.py:function")

@@ -10,13 +10,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rlhf_gym.agents import SaveDivergence, TokenAlgorithm, Validation
 from rlhf_gym.agents.common.ranks import process_ranks
-from rlhf_gym.envs import TokenVecEnv, make_sb3_env
+from rlhf_gym.envs import TextVecEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TextsTooLong, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
 from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.conversations import talks_of
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
 from rlhf_gym.loop.summary import held_out_line
 from rlhf_gym.loop.train_reward import ProxyAndGold
@@ -172,10 +173,14 @@ def make_agent(context: RunContext, number: int, table: MetricsTable | None, rew
         reward: the reward that the agent is trained against.
     """
     config = context.config.agent
-    env = make_sb3_env(
-        config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,
-        prompt_order=context.config.task.prompt_order,
-    )  # fmt: skip
+    env: TokenVecEnv | TextVecEnv
+    if context.task.conversation is not None:
+        env = talks_of(context, config.environments)
+    else:
+        env = make_sb3_env(
+            config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,
+            prompt_order=context.config.task.prompt_order,
+        )  # fmt: skip
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
     given = _given(context)
@@ -211,7 +216,7 @@ def _given(context: RunContext) -> dict[str, Any]:
     return given
 
 
-def _load(context: RunContext, checkpoint: Path, env: TokenVecEnv | None) -> TokenAlgorithm:
+def _load(context: RunContext, checkpoint: Path, env: TokenVecEnv | TextVecEnv | None) -> TokenAlgorithm:
     """An agent from one of the run's checkpoints."""
     base = context.reference if context.config.model.lora else None
     cls, device = find_agent(context.config.agent.name), str(context.reference.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_gym.errors import RlhfGymError, TaskError
 from rlhf_gym.objects import is_place, load_object, place_in_code
-from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.base import Conversation, Task
 from rlhf_gym.text import nearest
 
 # The place of each task's factory: a module is imported only when its task is loaded.
@@ -25,6 +25,9 @@ BUILT_IN = {
     "format": "rlhf_gym.tasks.format_control:format_task",
     "detox": "rlhf_gym.tasks.detox:detox_task",
     "stars": "rlhf_gym.tasks.stars:stars_task",
+    # Conversations, for any language model.
+    "guess_number": "rlhf_gym.tasks.guess_number:guess_number_task",
+    "book_table": "rlhf_gym.tasks.book_table:book_table_task",
     # For tools.
     "calculation": "rlhf_gym.tasks.calculation:calculation_task",
     # Prompts and rewards of one's own.
@@ -35,7 +38,7 @@ BUILT_IN = {
     "reasoning": "rlhf_gym.tasks.reasoning:reasoning_task",
 }
 
-__all__ = ["BUILT_IN", "Task", "load_task"]
+__all__ = ["BUILT_IN", "Conversation", "Task", "load_task"]
 
 
 def load_task(name: str, /, **options: Any) -> Task:

@@ -11,7 +11,31 @@ from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.text import cut_at_stop
 
 if TYPE_CHECKING:
+    import gymnasium as gym
+
     from rlhf_gym.lm.tokenizer import AnyTokenizer
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The environment of a task that is a conversation, and how a policy talks with it.
+
+    Attributes:
+        environment: makes it: a ``gymnasium.Env`` whose observations and actions are texts, and whose rewards are the task's.
+        template: writes messages as token ids: a name of :data:`~rlhf_gym.tasks.chat.TEMPLATES`, or Jinja. None: the
+            tokenizer's chat template, or ``"continuation"`` where it has none.
+        chat: True where observations are messages of one conversation; False where each is all that the policy is to read.
+        vocabulary: the texts that turns are made of, as a hint for small models; empty allows every token.
+        max_turns: the most turns in an episode.
+        max_context: the most tokens of a conversation.
+    """
+
+    environment: Callable[[], gym.Env[Any, Any]]
+    template: str | None = None
+    chat: bool = True
+    vocabulary: tuple[str, ...] = ()
+    max_turns: int = 16
+    max_context: int = 256
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,7 @@ class Task:
         stop: texts that end a response where they appear; the response is cut before them.
         metrics: further rewards that are reported, never optimised, by name.
         tokenizer: the tokenizer of a task that has a vocabulary of its own; an environment may be given another.
+        conversation: of a task that is a conversation, whose environment gives the rewards; its limits then hold for each turn.
 
     Raises:
         TaskError: no prompts, or limits that allow no response.
@@ -42,6 +67,7 @@ class Task:
     stop: tuple[str, ...] = ()
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     tokenizer: AnyTokenizer | None = None
+    conversation: Conversation | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:

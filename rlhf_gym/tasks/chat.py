@@ -40,6 +40,13 @@ TEMPLATES = {
         "\n",
         ("\n",),
     ),
+    # Each message on a line of its own.
+    "lines": NamedTemplate(
+        "{% for m in messages %}{{ m.content }}{% if not loop.last or add_generation_prompt %}{{ '\\n' }}{% endif %}"
+        "{% endfor %}",
+        "\n",
+        ("\n",),
+    ),
     # Anthropic's transcripts (Bai et al. 2022).
     "transcript": NamedTemplate(
         "{% for m in messages %}"

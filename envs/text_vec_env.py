@@ -1,0 +1,307 @@
+"""Any Gymnasium environment over texts as one that agents learn in, token by token and turn by turn: :func:`wrap_text_env`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Text
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
+
+from rlhf_gym.envs.talks import Overflow, Talk, TalkRules
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.lm.tokenizer import AnyTokenizer, Tokenizer, load_tokenizer, never_drawn, wrap_tokenizer
+from rlhf_gym.tasks import Task, load_task
+from rlhf_gym.tasks.turn_template import TurnTemplate
+
+AnyTextEnv = gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]] | str
+"""An environment, a function (or class) that makes one, or the id of a registered one."""
+
+
+class TextVecEnv(VecEnv):
+    """Text environments as a stable-baselines3 ``VecEnv`` over tokens, for agents that talk with them.
+
+    :func:`wrap_text_env` makes it. Agents hand over whole turns, by :attr:`talks`. Stepped token by token it gives the same:
+    an action is a token id, an observation ``Dict(ids int64 [L], length int64 [1], prompt_length int64 [1])`` holds what the
+    policy reads, of which the first ``prompt_length`` ids came before the turn that it is in. A turn ends by EOS, a stop
+    sequence or ``max_new_tokens``; then the environment answers.
+
+    Args:
+        envs: the environments, each with texts as observations and actions.
+        rules: the rules of the conversations.
+
+    Attributes:
+        talks: the conversations, one for each environment.
+        rules: as given.
+    """
+
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], rules: TalkRules) -> None:
+        self.envs, self.rules = list(envs), rules
+        self.talks = [Talk(env, rules) for env in self.envs]
+        room, size = rules.max_context, rules.tokenizer.vocab_size
+        spaces: dict[str, gym.spaces.Space[Any]] = {
+            "ids": gym.spaces.Box(0, size - 1, (room,), np.int64),
+            "length": gym.spaces.Box(0, room, (1,), np.int64),
+            "prompt_length": gym.spaces.Box(0, room, (1,), np.int64),
+        }
+        super().__init__(len(self.envs), gym.spaces.Dict(spaces), gym.spaces.Discrete(size))
+        self._turns: list[list[int]] = [[] for _ in self.envs]
+        self._returns = np.zeros(len(self.envs))
+        self._lengths = np.zeros(len(self.envs), dtype=np.int64)
+        self._actions: NDArray[Any] = np.zeros(len(self.envs), dtype=np.int64)
+
+    def reset(self) -> dict[str, NDArray[np.int64]]:
+        """Start an episode in every environment, with the seeds that :meth:`seed` gave.
+
+        Returns:
+            ``ids`` int64 ``[N, L]``, ``length`` and ``prompt_length`` int64 ``[N, 1]``.
+        """
+        for slot, talk in enumerate(self.talks):
+            talk.begin(seed=self._seeds[slot], options=self._options[slot] or None)
+            self._turns[slot] = []
+        self._returns[:], self._lengths[:] = 0.0, 0
+        self._reset_seeds()
+        self._reset_options()
+        return self._observe()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions until :meth:`step_wait`.
+
+        Args:
+            actions: int64 ``[N]``, token ids.
+        """
+        self._actions = np.asarray(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Append a token in every slot; where it ends a turn, the environment answers."""
+        rewards, dones = np.zeros(self.num_envs, dtype=np.float32), np.zeros(self.num_envs, dtype=np.bool_)
+        infos: list[dict[str, Any]] = [{} for _ in self.talks]
+        self._lengths += 1
+        for slot, talk in enumerate(self.talks):
+            turn = self._turns[slot]
+            turn.append(int(self._actions[slot]))
+            if not talk.ended(turn) and len(turn) < self.rules.limits.max_new_tokens:
+                continue
+            said, self._turns[slot] = [*talk.ids, *turn], []
+            reply = talk.answer(turn)
+            rewards[slot], infos[slot], dones[slot] = sum(reply.rewards), reply.info, bool(reply.end)
+            self._returns[slot] += sum(reply.rewards)
+            if reply.end:
+                infos[slot] |= {
+                    "end": reply.end, "TimeLimit.truncated": reply.end != "terminated",
+                    "terminal_observation": self._row(said, len(said)),
+                    "episode": {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0},
+                }  # fmt: skip
+                talk.begin()
+                self._returns[slot], self._lengths[slot] = 0.0, 0
+        return self._observe(), rewards, dones, infos
+
+    def _row(self, ids: Sequence[int], before: int) -> dict[str, NDArray[np.int64]]:
+        """One slot's observation."""
+        row = np.full(self.rules.max_context, self.rules.tokenizer.pad_id, dtype=np.int64)
+        row[: len(ids)] = ids
+        return {"ids": row, "length": np.array([len(ids)]), "prompt_length": np.array([before])}
+
+    def _observe(self) -> dict[str, NDArray[np.int64]]:
+        rows = [
+            self._row([*talk.ids, *turn], len(talk.ids)) for talk, turn in zip(self.talks, self._turns, strict=True)
+        ]
+        return {key: np.stack([row[key] for row in rows]) for key in ("ids", "length", "prompt_length")}
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self.envs:
+            env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of each chosen environment.
+
+        Args:
+            attr_name: the attribute's name.
+            indices: slots; None: all.
+        """
+        return [self.envs[i].get_wrapper_attr(attr_name) for i in self._chosen(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of each chosen environment.
+
+        Args:
+            attr_name: the attribute's name.
+            value: the new value.
+            indices: slots; None: all.
+        """
+        for i in self._chosen(indices):
+            setattr(self.envs[i], attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of each chosen environment.
+
+        Args:
+            method_name: the method's name.
+            method_args: its arguments.
+            indices: slots; None: all.
+            method_kwargs: its keyword arguments.
+        """
+        return [
+            self.envs[i].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for i in self._chosen(indices)
+        ]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """True for each chosen environment that is wrapped so; every one is as good as in a ``Monitor``.
+
+        Args:
+            wrapper_class: a wrapper.
+            indices: slots; None: all.
+        """
+        from stable_baselines3.common.monitor import Monitor
+
+        def wrapped(env: gym.Env[Any, Any]) -> bool:
+            return isinstance(env, wrapper_class) or (isinstance(env, gym.Wrapper) and wrapped(env.env))
+
+        return [wrapper_class is Monitor or wrapped(self.envs[i]) for i in self._chosen(indices)]
+
+    def _chosen(self, indices: VecEnvIndices) -> Iterable[int]:
+        return self._get_indices(indices)
+
+
+def wrap_text_env(
+    env: AnyTextEnv,
+    num_envs: int = 1,
+    *,
+    tokenizer: AnyTokenizer | str = "embedded",
+    chat: bool = True,
+    template: str | None = None,
+    system: str = "",
+    stop: Sequence[str] = (),
+    vocabulary: Sequence[str] = (),
+    max_new_tokens: int = 32,
+    min_new_tokens: int = 0,
+    max_turns: int = 16,
+    max_context: int = 256,
+    on_overflow: Overflow = "end",
+) -> TextVecEnv:
+    r"""Make an environment over texts one that agents learn in: every turn of the policy is an action of the environment's.
+
+    Args:
+        env: a ``gymnasium.Env`` whose observations and actions are texts, a function (or class) that makes one, or an id for
+            ``gymnasium.make``. One that is given as an object is copied for every further slot.
+        num_envs: the number of environments, whose conversations are generated side by side.
+        tokenizer: the policy's, or the name of its model.
+        chat: True: each observation is the next message of one conversation (of an environment whose
+            ``info["messages"]`` holds the conversation, the messages that are new). False: each observation is all that the
+            policy reads.
+        template: writes messages as token ids: a name of :data:`~rlhf_gym.tasks.chat.TEMPLATES`, or Jinja. None: the
+            tokenizer's chat template, or ``"continuation"`` where it has none.
+        system: a message of the system's that begins every conversation.
+        stop: texts that end a turn where they appear.
+        vocabulary: texts; only their tokens, and those that end a turn, are ever drawn. Empty allows every token.
+        max_new_tokens: the most tokens of a turn.
+        min_new_tokens: no EOS before this many tokens of a turn.
+        max_turns: the most turns of an episode, which is truncated then.
+        max_context: the most tokens that the policy reads and writes in one sequence; at most its own context.
+        on_overflow: what becomes of a conversation with no room left for a turn: ``"end"`` truncates it,
+            ``"drop_oldest"`` takes out its oldest turns, but for the first messages, ``"refuse"`` raises an error.
+
+    Raises:
+        ConfigError: the environment's spaces are not texts, or a number is out of range.
+        ModelError: the tokenizer cannot be loaded.
+
+    >>> from rlhf_gym.envs import TurnEnv
+    >>> talk = wrap_text_env(TurnEnv("sentiment"), 2)
+    >>> talk.num_envs, talk.reset()["ids"].shape
+    (2, (2, 256))
+    """
+    if num_envs < 1 or max_turns < 1:
+        raise ConfigError(f"num_envs and max_turns must be at least 1, got {num_envs} and {max_turns}")
+    if on_overflow not in get_args(Overflow):
+        raise ConfigError(f"on_overflow must be one of {', '.join(get_args(Overflow))}, got {on_overflow!r}")
+    loaded = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else wrap_tokenizer(tokenizer)
+    limits = Limits.of(loaded, min_new_tokens, max_new_tokens)
+    if vocabulary:
+        limits = replace(limits, suppress_tokens=_all_but(vocabulary, loaded, limits))
+    if max_context <= max_new_tokens:
+        raise ConfigError(
+            f"max_context ({max_context}) must exceed max_new_tokens ({max_new_tokens}): the policy reads something first"
+        )
+    rules = TalkRules(
+        tokenizer=loaded, limits=limits, stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        template=TurnTemplate(loaded, template, stop), chat=chat, system=system, max_turns=max_turns, max_context=max_context,
+        on_overflow=on_overflow,
+    )  # fmt: skip
+    envs = [_made(env, slot) for slot in range(num_envs)]
+    _check_spaces(envs[0])
+    return TextVecEnv(envs, rules)
+
+
+def make_conversation_env(
+    num_envs: int = 1, *, task: Task | str, tokenizer: AnyTokenizer | str = "embedded", **options: Any
+) -> TextVecEnv:
+    """The conversations of a task of the catalogue (``"guess_number"``, ``"book_table"``), or of one of your own.
+
+    Args:
+        num_envs: the number of environments.
+        task: a task with a :class:`~rlhf_gym.tasks.Conversation`, or its name.
+        tokenizer: the policy's, or the name of its model.
+        options: of :func:`wrap_text_env`, in the place of the task's.
+
+    Raises:
+        TaskError: there is no such task.
+        ConfigError: it is no conversation, or an option is out of range.
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    if (talk := task.conversation) is None:
+        raise ConfigError(f"task {task.name!r} is no conversation: take make_sb3_env({num_envs}, task={task.name!r})")
+    own: dict[str, Any] = {
+        "chat": talk.chat, "template": talk.template, "stop": task.stop, "vocabulary": talk.vocabulary,
+        "max_new_tokens": task.max_new_tokens, "min_new_tokens": task.min_new_tokens, "max_turns": talk.max_turns,
+        "max_context": talk.max_context,
+    }  # fmt: skip
+    return wrap_text_env(talk.environment, num_envs, tokenizer=tokenizer, **(own | options))
+
+
+def _all_but(vocabulary: Sequence[str], tokenizer: Tokenizer, limits: Limits) -> tuple[int, ...]:
+    """All ids but the ends and those of some texts: of each its shortest spellings, at a line's start or behind a space."""
+    kept = {*limits.eos_ids}
+    for text in vocabulary:
+        spellings = [tokenizer.encode(text)]
+        if hasattr(tokenizer, "hub"):  # the others may know no space
+            spellings.append(tokenizer.encode(f" {text}"))
+        fewest = min(map(len, spellings))
+        kept |= {token for ids in spellings if len(ids) == fewest for token in ids}
+    kept -= {*never_drawn(tokenizer)}
+    return tuple(i for i in range(tokenizer.vocab_size) if i not in kept)
+
+
+def _made(env: AnyTextEnv, slot: int) -> gym.Env[Any, Any]:
+    if isinstance(env, str):
+        return gym.make(env)
+    if isinstance(env, gym.Env):
+        try:
+            return env if slot == 0 else copy.deepcopy(env)
+        except Exception as error:  # whatever it holds that cannot be copied
+            raise ConfigError(
+                f"the environment {type(env).__name__} cannot be copied for further slots ({type(error).__name__}: "
+                f"{error}): give a function that makes one"
+            ) from error
+    made = env() if callable(env) else env
+    if not isinstance(made, gym.Env):
+        raise ConfigError(f"expected a gymnasium.Env, a function that makes one or an id; got {type(made).__name__}")
+    return made
+
+
+def _check_spaces(env: gym.Env[Any, Any]) -> None:
+    for what, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if not isinstance(space, Text):
+            raise ConfigError(
+                f"the {what} of {type(env.unwrapped).__name__} are {space}, expected texts (gymnasium.spaces.Text): wrap "
+                "it in a gymnasium.ObservationWrapper or ActionWrapper that turns them into texts and back (of a TurnEnv or "
+                "ConversationEnv, take format='text')"
+            )
