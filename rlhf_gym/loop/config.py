@@ -259,6 +259,17 @@ class EvaluationConfig:
     """The evaluation: the tuned model against the reference, on held-out prompts; and while the policy is trained."""
 
     prompts: int = setting(200, "most held-out prompts to use; both models answer each of them once", at_least=1)
+    judge: str | None = setting(
+        None,
+        "a second reward, independent of the gold one, by which the evaluation reports a win rate, too: anything that "
+        "task.reward takes, or none; null takes the task's own judge, if it has one and the gold reward is the task's own",
+    )
+    best_of: int = setting(
+        8,
+        "responses of the reference to each of at most 64 held-out prompts, of which best-of-n is measured as a baseline; 0 "
+        "measures none",
+        at_least=0,
+    )
     every: int | None = setting(
         None,
         "iterations from one evaluation during training to the next, on validation prompts, which are neither trained on nor "

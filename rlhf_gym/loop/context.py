@@ -24,7 +24,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_validation
+from rlhf_gym.loop.run_task import gold_of, judge_of, target_pairs, task_of, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -72,6 +72,7 @@ class RunContext:
         people: the rater who stands for the people on the run's rating page; None if the run serves no page.
         too_long: the texts that exceed the model's context or a limit, and what was done with them.
         validation: prompts of the evaluation during training, which are neither trained on nor held out.
+        judge: a second reward, independent of the gold one, by which the evaluation reports a win rate, too; None for none.
     """
 
     config: Config
@@ -83,6 +84,7 @@ class RunContext:
     people: Rater | None = None
     too_long: list[TooLong] = field(default_factory=list)
     validation: tuple[Prompt, ...] = ()
+    judge: Reward | None = None
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
@@ -99,7 +101,7 @@ class RunContext:
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
         task = task_of(config.task)
-        gold = gold_of(config.task, task)
+        gold, judge = gold_of(config.task, task), judge_of(config, task)
         check_loggers(config.log)
         if config.reward_model.enabled:
             check_rater(config.rater)
@@ -110,7 +112,9 @@ class RunContext:
         validation: list[Prompt] = []
         if config.evaluation.every is not None:
             task, validation = with_validation(task, config.evaluation.validation_prompts)
-        context = cls(config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation))
+        context = cls(
+            config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation), judge=judge
+        )
         if needs_targets(config.agent):
             pairs = target_pairs(task, config.agent.target_column)
             too_long += encoded_pairs(pairs, reference, context.limits, config.task.on_too_long)[1]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.chat_template import Messages, messages_before
-from rlhf_gym.loop.config import TaskConfig
+from rlhf_gym.loop.config import Config, TaskConfig
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.rewards.service.limits import limit_parts
@@ -17,6 +17,9 @@ from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.text import shorten
+
+NO_JUDGE = "none"
+"""The value of ``evaluation.judge`` that turns a task's own judge off."""
 
 
 def task_of(config: TaskConfig) -> Task:
@@ -71,6 +74,27 @@ def gold_of(config: TaskConfig, task: Task) -> Reward:
     if config.time_limit is not None:
         gold = limit_parts(gold, config.time_limit)
     return on_error(gold, config.on_error)
+
+
+def judge_of(config: Config, task: Task) -> Reward | None:
+    """Load the second judge of the evaluation, with the gold reward's time limit and what to do where it fails; None for none.
+
+    Args:
+        config: the run's configuration.
+        task: the task, whose own judge is taken where the configuration names none and the gold reward is the task's own.
+
+    Raises:
+        ConfigError: there is no such reward.
+    """
+    if config.evaluation.judge is None:
+        judge = task.judge if config.task.reward is None else None
+    else:
+        judge = None if config.evaluation.judge == NO_JUDGE else load_reward(config.evaluation.judge)
+    if judge is None:
+        return None
+    if config.task.time_limit is not None:
+        judge = limit_parts(judge, config.task.time_limit)
+    return on_error(judge, config.task.on_error)
 
 
 def target_pairs(task: Task, column: str) -> list[tuple[str | Messages, str]]:

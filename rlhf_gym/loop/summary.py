@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.loop.config_file import Settings
-from rlhf_gym.loop.report.run_data import ending
+from rlhf_gym.loop.report.run_data import ending, read_run
+from rlhf_gym.loop.report.trust import doubts
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.sections import keys
 from rlhf_gym.loop.whole_files import read_json
@@ -50,6 +51,7 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     if metrics is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
     lines += ["", *_table(metrics), "", *_pairs(metrics["pairs"], pairs, seed)]
+    lines += [line for doubt in doubts(read_run(run.path)) for line in textwrap.wrap(f"! {doubt}", WIDTH)]
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")
     return "\n".join(lines).rstrip() + "\n"
@@ -74,7 +76,17 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
         row("distinct word pairs", "distinct_2", ".1%"),
         f"win rate of tuned over reference by gold: {metrics['win_rate']:.1%} "
         f"[{metrics['win_rate_low']:.1%}, {metrics['win_rate_high']:.1%}] (95% interval{ties})",
-        f"KL to the reference: {metrics['kl']:.2f} nats per response",
+        *_other_win_rates(metrics),
+        f"KL to the reference: {metrics['kl_exact']:.2f} ± {metrics['kl_exact_se'] or 0.0:.2f} nats per response",
+    ]
+
+
+def _other_win_rates(metrics: Mapping[str, Any]) -> list[str]:
+    words = {"fluent_win_rate": "if a response has to be fluent to win", "judge_win_rate": f"by {metrics['judge']}"}
+    return [
+        f"  {by}: {metrics[key]:.1%} [{metrics[f'{key}_low']:.1%}, {metrics[f'{key}_high']:.1%}]"
+        for key, by in words.items()
+        if key in metrics
     ]
 
 
