@@ -181,8 +181,13 @@ def _add_check_reward(commands: Commands) -> None:
         description="Score a model's responses to a task's prompts, and then responses that nobody would call good. Whatever "
         "scores better than the model's own responses is what a policy will learn to write.",
     )  # fmt: skip
-    check.add_argument("reward", metavar="REWARD", help=REWARD_HELP)
-    check.add_argument("--task", metavar="NAME", default="sentiment", help="task of the prompts (default: sentiment)")
+    check.add_argument(
+        "reward",
+        metavar="REWARD",
+        nargs="?",
+        help=f"{REWARD_HELP}; left out: the own reward of the task that --task names",
+    )
+    check.add_argument("--task", metavar="NAME", help="task of the prompts (default: sentiment)")
     check.add_argument("--prompts", metavar="FILE", help="file of prompts that replaces the task's own")
     check.add_argument(
         "--model", metavar="NAME_OR_PATH", default="embedded", help="model that responds (default: embedded)"
