@@ -99,7 +99,7 @@ _KEYS = {"distinct word pairs": "distinct_2"}
 def _of_judges(run: RunData) -> list[str]:
     by = {rate.by: rate for rate in win_rates(run)}
     gold, fluent, judge = by.get(GOLD), by.get(FLUENT), by.get(JUDGE)
-    found = []
+    found: list[str] = []
     if gold is None or not gold.above_chance:
         return found
     if fluent is not None and not fluent.above_chance:
