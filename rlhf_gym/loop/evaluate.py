@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from rlhf_gym.lm.response_kl import response_kls
 from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.loop.best_of_n import BestOfN, best_of_n
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.fluency import fluency, fluent_wins, repetition
+from rlhf_gym.loop.fluency import Fluency, fluency, fluent_wins, repetition
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.reward_model.evaluation import judged
@@ -62,6 +62,8 @@ def evaluate(context: RunContext, number: int) -> None:
     ``skipped``                         prompts without scores: a reward failed there and is set to skip failures
     ==================================  ==========================================================================
 
+    Without a gold reward (the task ``data``), there are neither scores nor a win rate.
+
     Args:
         context: the run.
         number: the round, from 1.
@@ -77,7 +79,7 @@ def evaluate(context: RunContext, number: int) -> None:
     with context.progress.stage(f"round {number} evaluation", 2 * len(prompts)) as bar:
         before = _respond(context, context.reference, ids, lambda done: bar.update(done))
         after = _respond(context, policy, ids, lambda done: bar.update(len(prompts) + done))
-        rewards = {"gold": context.gold, "proxy": proxy}
+        rewards = {"gold": context.gold, "proxy": proxy} if context.has_gold else {}
         if context.judge is not None:
             rewards["judge"] = context.judge
         scored = {
@@ -90,30 +92,15 @@ def evaluate(context: RunContext, number: int) -> None:
             tokens_per_batch=context.config.agent.settings["tokens_per_batch"],
         )  # fmt: skip
         nats = [_nats(context, ids, generations) for generations in (before, after)]
-        best = _best_of_n(context, number, proxy)
-        labels = _labels_against_gold(context, number, 2 * len(prompts))
-    kept = np.isfinite(list(scored.values())).all(axis=0)
-    if not kept.any():
-        raise RewardError(f"rewards failed on every one of the {len(prompts)} prompts of the evaluation")
-    gold_before, gold_after, proxy_before, proxy_after = (
-        scored[name][kept] for name in ("gold_before", "gold_after", "proxy_before", "proxy_after")
-    )
+        best = _best_of_n(context, proxy) if context.has_gold else []
+        labels = _labels_against_gold(context, number, 2 * len(prompts)) if context.has_gold else {}
     before_texts, after_texts = ([g.text for g in generations] for generations in (before, after))
     perplexities = [np.array([math.exp(sum(one) / len(one)) for one in own]) for own in nats]
-    whole = fluency(*perplexities, before_texts, after_texts)
-    found = replace(whole, before=whole.before[kept], after=whole.after[kept])
-    n, better, equal = int(kept.sum()), gold_after > gold_before, gold_after == gold_before
-    wins, ties = int(better.sum()), int(equal.sum())
+    found = fluency(*perplexities, before_texts, after_texts)
     k1, exact = np.array([kl.k1 for kl in kls]), np.array([kl.exact for kl in kls])
-    metrics: dict[str, Any] = {
-        "round": number, "n": n, "skipped": len(prompts) - n,
-        "wins": wins, "ties": ties, **_win_rate("win_rate", wins + ties / 2, n),
-        **_win_rate("fluent_win_rate", fluent_wins(better, equal, found), n),
-        "fluent_before": found.before.mean(), "fluent_after": found.after.mean(),
-        "gold_before": gold_before.mean(), "gold_after": gold_after.mean(),
-        "gold_difference_se": _standard_error(gold_after - gold_before), "proxy_before": proxy_before.mean(),
-        "proxy_after": proxy_after.mean(), "kl": k1.mean(), "kl_se": _standard_error(k1),
-        "kl_exact": exact.mean(), "kl_exact_se": _standard_error(exact),
+    metrics: dict[str, Any] = {"round": number, **compared(scored, found)}
+    metrics |= {
+        "kl": k1.mean(), "kl_se": standard_error(k1), "kl_exact": exact.mean(), "kl_exact_se": standard_error(exact),
         "perplexity_before": _perplexity(nats[0]), "perplexity_after": _perplexity(nats[1]),
         "distinct_2_before": distinct_2(before_texts), "distinct_2_after": distinct_2(after_texts),
         "repetition_before": np.mean(repetition(before_texts)), "repetition_after": np.mean(repetition(after_texts)),
@@ -121,26 +108,19 @@ def evaluate(context: RunContext, number: int) -> None:
         "ended_before": np.mean([g.ended for g in before]), "ended_after": np.mean([g.ended for g in after]),
         **labels,
     }  # fmt: skip
-    if context.judge is not None:
-        judged_before, judged_after = scored["judge_before"][kept], scored["judge_after"][kept]
-        judge_wins = float((judged_after > judged_before).sum() + (judged_after == judged_before).sum() / 2)
-        metrics |= {
-            "judge_before": judged_before.mean(), "judge_after": judged_after.mean(),
-            **_win_rate("judge_win_rate", judge_wins, n),
-        }  # fmt: skip
     pairs = [
         {
             "prompt": texts[i], "before": before[i].text, "after": after[i].text,
             **{name: float(values[i]) if np.isfinite(values[i]) else None for name, values in scored.items()},
             "perplexity_before": float(perplexities[0][i]), "perplexity_after": float(perplexities[1][i]),
-            "fluent_before": bool(whole.before[i]), "fluent_after": bool(whole.after[i]),
+            "fluent_before": bool(found.before[i]), "fluent_after": bool(found.after[i]),
         }
         for i in range(len(prompts))
     ]  # fmt: skip
     plain = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
     more = {
         "judge": None if context.judge is None else reward_name(context.judge),
-        "fluency": [measure.as_json() for measure in whole.measures],
+        "fluency": [measure.as_json() for measure in found.measures],
         "best_of_n": [point.as_json() for point in best],
     }
     for path in (context.run.round(number) / "evaluation.json", context.run.evaluation_file):
@@ -160,7 +140,7 @@ def _win_rate(name: str, wins: float, n: int) -> dict[str, float]:
     return {name: wins / n, f"{name}_low": low, f"{name}_high": high}
 
 
-def _best_of_n(context: RunContext, number: int, proxy: Reward) -> list[BestOfN]:
+def _best_of_n(context: RunContext, proxy: Reward) -> list[BestOfN]:
     """Best-of-n on the first held-out prompts, with responses of their own; none where the configuration wants none."""
     size = context.config.evaluation.best_of
     prompts = context.task.held_out[: min(context.config.evaluation.prompts, MOST_PROMPTS_OF_BEST)]
@@ -214,6 +194,41 @@ def _labels_against_gold(context: RunContext, number: int, most: int) -> dict[st
     }  # fmt: skip
 
 
+def compared(scored: Mapping[str, Scores], found: Fluency) -> dict[str, Any]:
+    """Win rates and mean scores of "after" against "before".
+
+    Args:
+        scored: scores by name (``gold``, ``proxy``, ``judge``, each ``_before`` and ``_after``), ``[n]`` each, NaN where a
+            reward failed; without a reward there is none of its name.
+        found: the fluency of the same ``n`` pairs.
+
+    Raises:
+        RewardError: rewards failed on every prompt.
+    """
+    n_prompts = len(found.before)
+    kept = np.isfinite(list(scored.values())).all(axis=0) if scored else np.ones(n_prompts, bool)
+    if not kept.any():
+        raise RewardError(f"rewards failed on every one of the {n_prompts} prompts of the evaluation")
+    n, values = int(kept.sum()), {name: given[kept] for name, given in scored.items()}
+    fluent = replace(found, before=found.before[kept], after=found.after[kept])
+    out: dict[str, Any] = {
+        "n": n, "skipped": n_prompts - n, "fluent_before": fluent.before.mean(), "fluent_after": fluent.after.mean(),
+        **{name: given.mean() for name, given in values.items()},
+    }  # fmt: skip
+    if "gold_after" in values:
+        gain = values["gold_after"] - values["gold_before"]
+        better, equal = gain > 0, gain == 0
+        wins, ties = int(better.sum()), int(equal.sum())
+        out |= {
+            "wins": wins, "ties": ties, **_win_rate("win_rate", wins + ties / 2, n),
+            **_win_rate("fluent_win_rate", fluent_wins(better, equal, fluent), n), "gold_difference_se": standard_error(gain),
+        }  # fmt: skip
+    if "judge_after" in values:
+        gain = values["judge_after"] - values["judge_before"]
+        out |= _win_rate("judge_win_rate", float((gain > 0).sum() + (gain == 0).sum() / 2), n)
+    return out
+
+
 def _respond(
     context: RunContext, model: LanguageModel, ids: Sequence[Sequence[int]], on_progress: Any
 ) -> list[Generation]:
@@ -238,5 +253,6 @@ def _perplexity(nats: Sequence[Sequence[float]]) -> float:
     return math.exp(sum(map(sum, nats)) / sum(map(len, nats)))
 
 
-def _standard_error(values: Scores) -> float:
+def standard_error(values: Scores) -> float:
+    """The standard error of a mean; NaN for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
