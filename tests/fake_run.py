@@ -221,8 +221,8 @@ def _write_evaluation(run_dir: Path, rng: random.Random, count: int, *, gibberis
         {"name": "perplexity", "low": 12.0, "high": 91.0, "below": shares[0], "above": shares[1], "flagged": gibberish}
     ]
     evaluation["best_of_n"] = [
-        {"n": n, "kl": math.log(n) - (n - 1) / n, "proxy": 0.5 * i, "gold": 0.47 + 0.03 * i, "proxy_se": 0.1,
+        {"n": n, "kl": math.log(n) - (n - 1) / n, "proxy": 0.35 * i, "gold": 0.47 + 0.02 * i, "proxy_se": 0.1,
          "gold_se": 0.02}
-        for i, n in enumerate((1, 2, 4, 8))
+        for i, n in enumerate((1, 2, 3, 4, 6, 8))
     ]  # fmt: skip
     (run_dir / "evaluation.json").write_text(json.dumps(evaluation | {"pairs": pairs}))

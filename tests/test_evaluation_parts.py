@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from tiny_models import tiny_language_model
 
+from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.response_kl import response_kls
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.loop.best_of_n import best_of_n, best_of_n_kl
 from rlhf_gym.loop.fluency import Fluency, fluency, fluent_wins
+from rlhf_gym.loop.reward_models import shuffled
+from rlhf_gym.reward_model import Rating
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=3)])
@@ -71,7 +74,7 @@ def test_best_of_n_counts_every_choice_of_n() -> None:
     rng = np.random.default_rng(0)
     proxy, gold = rng.integers(0, 4, (3, 4)).astype(float), rng.normal(size=(3, 4))
     points = best_of_n(proxy, gold)
-    assert [p.n for p in points] == [1, 2, 4]
+    assert [p.n for p in points] == [1, 2, 3, 4]
     for point in points:
         by_hand = []
         for p, g in zip(proxy, gold, strict=True):
@@ -112,6 +115,19 @@ def test_salad_and_repetition_are_not_fluent_and_do_not_win() -> None:
     few = fluency(usual[:5], usual[:5] * 9, before[:5], salad[:5])
     assert few.measures == ()
     assert few.after.all()
+
+
+def test_shuffled_labels_say_nothing_and_keep_the_responses() -> None:
+    given = [Preference(f"p{i}", "good", "bad", tie=i % 10 == 0, query_id=str(i)) for i in range(400)]
+    rated = [Rating("p", f"r{i}", float(i)) for i in range(50)]
+    preferences, ratings = shuffled(given, rated, seed=3)
+    assert 160 < sum(p.chosen == "good" for p in preferences) < 240
+    assert all({p.chosen, p.rejected} == {"good", "bad"} for p in preferences)
+    assert [p.query_id for p in preferences] == [p.query_id for p in given]
+    assert sorted(r.value for r in ratings) == [r.value for r in rated]
+    assert [r.response for r in ratings] == [r.response for r in rated]
+    assert abs(np.corrcoef(range(50), [r.value for r in ratings])[0, 1]) < 0.4
+    assert shuffled(given, rated, seed=3) == (preferences, ratings)
 
 
 def test_two_equal_models_win_half_of_the_prompts_each() -> None:

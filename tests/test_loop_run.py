@@ -87,7 +87,7 @@ def test_the_evaluation_says_what_was_promised(whole: RunDirectory) -> None:
     assert found["kl_exact_se"] < found["kl_se"]
     assert found["judge"] == "readability"
     assert 0 <= found["judge_win_rate"] <= 1
-    assert [point["n"] for point in found["best_of_n"]] == [1, 2, 4, 8]
+    assert [point["n"] for point in found["best_of_n"]] == [1, 2, 3, 4, 6, 8]
     assert {row["name"] for row in found["fluency"]} == {"perplexity", "repetition", "distinct word pairs"}
     assert 0.5 <= found["labels_agree"] <= 1
 

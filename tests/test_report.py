@@ -79,7 +79,7 @@ def test_what_speaks_against_a_win_rate_is_said(tmp_path: Path, report: str) -> 
     words = re.sub(r"\s+", " ", "".join(Elements(report).words))
     assert "81.2% of held-out prompts by the gold reward (77.0% by gold, if fluent, 72.0% by a second judge)" in words
     assert "labels agree with gold" in words
-    assert "rings the best of 1, 2, 4, 8 responses" in words
+    assert "rings the best of 1, 2, 3, 4, 6, 8 responses" in words
     assert "9.21 ± 0.11" in words
     assert "9.42 ± 0.42" in words
     assert "Before you believe it" not in words

@@ -53,7 +53,7 @@ def best_of_n_kl(n: int) -> float:
 
 
 def best_of_n(proxy: Values, gold: Values) -> list[BestOfN]:
-    """Estimate best-of-n for n = 1, 2, 4, ... up to the number of responses to each prompt.
+    """Estimate best-of-n for n = 1, 2, 3, 4, 6, 8, 12, ... up to the number of responses to each prompt.
 
     Of ``N`` responses every choice of ``n`` counts alike (Nakano et al. 2021, appendix I): the ``i``-th worst by the proxy is
     the best of ``C(i - 1, n - 1)`` of the ``C(N, n)`` choices. Responses of equal proxy share their weights.
@@ -63,7 +63,7 @@ def best_of_n(proxy: Values, gold: Values) -> list[BestOfN]:
         gold: float ``[P, N]``, their gold rewards.
     """
     prompts, number = proxy.shape
-    sizes = [2**i for i in range(number.bit_length()) if 2**i <= number]
+    sizes = sorted({n for i in range(number.bit_length()) for n in (2**i, 3 * 2**i) if n <= number})
     if prompts == 0 or number == 0:
         return []
     found = []

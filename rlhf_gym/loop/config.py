@@ -218,6 +218,11 @@ class RewardModelConfig:
     enabled: bool = setting(
         True, "true asks raters and fits a reward model; false asks nobody and trains against the gold reward"
     )
+    shuffle_labels: bool = setting(
+        False,
+        "a control: fit to shuffled labels (each preference turned round at random, ratings exchanged), so that the reward "
+        "model knows nothing; what such a run wins, no label has taught",
+    )
     settings: Mapping[str, Any]
     """Every setting of the fit (:class:`~rlhf_gym.reward_model.FitConfig`), by name: the other keys of the section."""
 

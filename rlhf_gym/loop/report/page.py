@@ -22,6 +22,7 @@ from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.heat_maps import heat_maps
 from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
+from rlhf_gym.loop.report.scaling_laws import fits, has_scipy
 from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, time_shares, verdict
 from rlhf_gym.loop.report.trust import ceiling, doubts, win_rates
 
@@ -85,6 +86,7 @@ def render(run: RunData) -> str:
         win_rate_chart=win_rate_chart(rates) if rates else None,
         second_judge=run.evaluated("judge_win_rate") is not None,
         doubts=doubts(run),
+        laws=fits(found) if found and has_scipy() else [],
         ceiling=ceiling(run),
         health=text_health(run),
         pairs=pair_rows(run),

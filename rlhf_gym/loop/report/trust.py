@@ -66,6 +66,8 @@ def doubts(run: RunData) -> list[str]:
 
 def _of_reward_models(run: RunData) -> list[str]:
     found = []
+    if run.setting("reward_model.shuffle_labels") is True:
+        found.append("This run is a control: its reward model was fitted to shuffled labels, and knows nothing.")
     for reward_model in run.reward_models:
         interval = accuracy_interval(reward_model)
         if interval is not None and interval[0] <= 0.5:
