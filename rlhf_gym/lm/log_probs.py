@@ -98,7 +98,14 @@ def token_log_probs(
 
 
 def chosen_and_entropy(logits: Tensor, tokens: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, ...]:
-    """Log-probabilities ``[N]`` of tokens, and entropies ``[N]`` if wanted, from masked logits ``[N, V]``."""
+    """Log-probabilities ``[N]`` of tokens, and entropies ``[N]`` if wanted.
+
+    Args:
+        logits: float32 ``[N, V]``, forbidden tokens at -inf.
+        tokens: int64 ``[N]``; one outside of what top-k and top-p keep counts as one more token kept.
+        sampling: temperature, top-k, top-p.
+        entropy: also return the entropies, in nats.
+    """
     log_probs = behaviour_log_probs(logits, sampling)
     chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
     if sampling.top_k or sampling.top_p < 1:

@@ -96,7 +96,7 @@ def evaluate(context: RunContext, number: int) -> None:
         labels = _labels_against_gold(context, number, 2 * len(prompts)) if context.has_gold else {}
     before_texts, after_texts = ([g.text for g in generations] for generations in (before, after))
     perplexities = [np.array([math.exp(sum(one) / len(one)) for one in own]) for own in nats]
-    found = fluency(*perplexities, before_texts, after_texts)
+    found = fluency(perplexities[0], perplexities[1], before_texts, after_texts)
     k1, exact = np.array([kl.k1 for kl in kls]), np.array([kl.exact for kl in kls])
     metrics: dict[str, Any] = {"round": number, **compared(scored, found)}
     metrics |= {
