@@ -13,7 +13,7 @@ from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.response_kl import response_kls
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.loop.best_of_n import best_of_n, best_of_n_kl
+from rlhf_gym.loop.best_of_reference import best_of_n, best_of_n_kl
 from rlhf_gym.loop.fluency import Fluency, fluency, fluent_wins
 from rlhf_gym.loop.reward_models import shuffled
 from rlhf_gym.reward_model import Rating

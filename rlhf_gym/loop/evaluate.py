@@ -17,7 +17,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.response_kl import response_kls
 from rlhf_gym.lm.sampling import Sampling
-from rlhf_gym.loop.best_of_n import BestOfN, best_of_n
+from rlhf_gym.loop.best_of_reference import BestOfN, best_of_n
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fluency import Fluency, fluency, fluent_wins, repetition
 from rlhf_gym.loop.intervals import wilson_interval
