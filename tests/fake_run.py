@@ -43,16 +43,20 @@ HOSTILE = (
 
 
 def build_run(
-    run_dir: Path, *, rounds: int = 2, iterations: int = 24, pairs: int = 96, stage: str = "evaluated", seed: int = 1
-) -> Path:
-    """A run directory that stopped at "started", "reward_model", "agent" (half-way) or "evaluated"."""
+    run_dir: Path, *, rounds: int = 2, iterations: int = 24, pairs: int = 96, stage: str = "evaluated", seed: int = 1,
+    gibberish: bool = False,
+) -> Path:  # fmt: skip
+    """A run directory that stopped at "started", "reward_model", "agent" (half-way) or "evaluated".
+
+    ``gibberish``: its reward model is no better than a coin, its policy writes no English, and only gold says that it wins.
+    """
     rng = random.Random(seed)
     run_dir.mkdir(parents=True)
     _write_set_up(run_dir)
     if stage == "started":
         return run_dir
     for number in range(1, rounds + 1):
-        _write_reward_model(run_dir / f"round-{number}", rng, number)
+        _write_reward_model(run_dir / f"round-{number}", rng, number, coin=gibberish)
     _write_store(run_dir, 512 * rounds)
     if stage == "reward_model":
         return run_dir
@@ -60,7 +64,7 @@ def build_run(
     for number, iteration in ((1, 1), (1, iterations), (rounds, iterations)):
         _write_completions(run_dir / f"round-{number}", rng, iteration)
     if stage == "evaluated":
-        _write_evaluation(run_dir, rng, pairs)
+        _write_evaluation(run_dir, rng, pairs, gibberish=gibberish)
     return run_dir
 
 
@@ -92,7 +96,7 @@ def _write_set_up(run_dir: Path) -> None:
     (run_dir / "versions.json").write_text(json.dumps(versions))
 
 
-def _write_reward_model(folder: Path, rng: random.Random, number: int) -> None:
+def _write_reward_model(folder: Path, rng: random.Random, number: int, *, coin: bool) -> None:
     folder.mkdir()
     bins = []
     for index in range(8):
@@ -114,6 +118,8 @@ def _write_reward_model(folder: Path, rng: random.Random, number: int) -> None:
         "n_train": 410,
         "n_validation": 102,
     }
+    if coin:
+        metrics |= {"accuracy": 0.525, "standard_error": 0.079, "n_validation": 40}
     metrics |= {"ece": 0.031, "bins": bins, "epochs": epochs, "curve": curve}
     (folder / "reward_model.json").write_text(json.dumps(metrics))
 
@@ -174,7 +180,7 @@ def _write_metrics(run_dir: Path, rng: random.Random, rounds: int, iterations: i
             writer.writerow(row)
 
 
-def _write_evaluation(run_dir: Path, rng: random.Random, count: int) -> None:
+def _write_evaluation(run_dir: Path, rng: random.Random, count: int, *, gibberish: bool) -> None:
     pairs = []
     for index in range(count):
         before, after = rng.choice(BEFORE), rng.choice(AFTER)
@@ -202,4 +208,21 @@ def _write_evaluation(run_dir: Path, rng: random.Random, count: int) -> None:
     evaluation |= {key: mean(key) for key in ("gold_before", "gold_after", "proxy_before", "proxy_after")}
     evaluation |= {"perplexity_before": 38.2, "perplexity_after": 29.6, "distinct_2_before": 0.712}
     evaluation |= {"distinct_2_after": 0.534, "length_before": 29.4, "length_after": 31.1}
+    evaluation |= {"kl_exact": 9.21, "kl_exact_se": 0.11, "kl_se": 0.42, "labels_agree": 0.89, "labels_agree_se": 0.014}
+    evaluation |= {"judge": "sentiment_judge", "judge_before": -0.2, "judge_after": 0.4}
+    evaluation |= {"fluent_before": 0.96, "fluent_after": 0.11 if gibberish else 0.93, "repetition_before": 0.01}
+    evaluation["repetition_after"] = 0.4 if gibberish else 0.02
+    rates = {"fluent": (0.09, 0.05, 0.16) if gibberish else (0.77, 0.68, 0.85)}
+    rates["judge"] = (0.31, 0.23, 0.41) if gibberish else (0.72, 0.62, 0.8)
+    for name, values in rates.items():
+        evaluation |= dict(zip((f"{name}_win_rate{end}" for end in ("", "_low", "_high")), values, strict=True))
+    shares = (0.02, 0.66) if gibberish else (0.04, 0.03)
+    evaluation["fluency"] = [
+        {"name": "perplexity", "low": 12.0, "high": 91.0, "below": shares[0], "above": shares[1], "flagged": gibberish}
+    ]
+    evaluation["best_of_n"] = [
+        {"n": n, "kl": math.log(n) - (n - 1) / n, "proxy": 0.35 * i, "gold": 0.47 + 0.02 * i, "proxy_se": 0.1,
+         "gold_se": 0.02}
+        for i, n in enumerate((1, 2, 3, 4, 6, 8))
+    ]  # fmt: skip
     (run_dir / "evaluation.json").write_text(json.dumps(evaluation | {"pairs": pairs}))

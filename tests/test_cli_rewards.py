@@ -58,6 +58,13 @@ def test_a_reward_is_tried_out(reward: str, capsys: pytest.CaptureFixture[str]) 
     assert "8 responses of embedded to prompts of task sentiment" in err
 
 
+def test_a_tasks_own_reward_is_tried_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-reward", "--task", "words", "--samples", "4"]) == 0
+    assert "reward coverage: 4 samples" in capsys.readouterr().out
+    assert main(["check-reward"]) == 2
+    assert "give a reward, or --task NAME" in capsys.readouterr().err
+
+
 def test_a_reward_that_hangs_ends_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text("import time\n\ndef hangs(prompts, responses):\n    time.sleep(600)\n")
     command = [

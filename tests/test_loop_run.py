@@ -83,6 +83,13 @@ def test_the_evaluation_says_what_was_promised(whole: RunDirectory) -> None:
     for name in ("proxy", "perplexity", "distinct_2", "length"):
         assert {f"{name}_before", f"{name}_after"} <= set(found)
     assert found["kl"] != 0
+    assert found["kl_exact"] > 0
+    assert found["kl_exact_se"] < found["kl_se"]
+    assert found["judge"] == "readability"
+    assert 0 <= found["judge_win_rate"] <= 1
+    assert [point["n"] for point in found["best_of_n"]] == [1, 2, 3, 4, 6, 8]
+    assert {row["name"] for row in found["fluency"]} == {"perplexity", "repetition", "distinct word pairs"}
+    assert 0.5 <= found["labels_agree"] <= 1
 
 
 def test_the_summary_fits_one_screen(whole: RunDirectory) -> None:

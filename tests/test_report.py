@@ -75,6 +75,25 @@ def test_the_headline_metrics_are_the_runs(report: str) -> None:
     assert "rlhf-gym run --config demo/config.yaml --out demo --resume" in words
 
 
+def test_what_speaks_against_a_win_rate_is_said(tmp_path: Path, report: str) -> None:
+    words = re.sub(r"\s+", " ", "".join(Elements(report).words))
+    assert "81.2% of held-out prompts by the gold reward (77.0% by gold, if fluent, 72.0% by a second judge)" in words
+    assert "labels agree with gold" in words
+    assert "rings the best of 1, 2, 3, 4, 6, 8 responses" in words
+    assert "9.21 ± 0.11" in words
+    assert "9.42 ± 0.42" in words
+    assert "Before you believe it" not in words
+    bad = write_report(build_run(tmp_path / "bad", gibberish=True)).read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", "".join(Elements(bad).words))
+    for sentence in (
+        "may be no better than a coin: its accuracy of 52.5% has a 95% interval from 37.0% to 68.0%",
+        "66% of the tuned responses leave the reference's range of perplexity",
+        "Where a response has to be fluent to win, the win rate is 9.0%",
+        "The second judge does not confirm the win rate by gold: 31.0%",
+    ):
+        assert sentence in words
+
+
 def test_same_run_same_bytes(tmp_path: Path, report: str) -> None:
     assert write_report(build_run(tmp_path / "demo")).read_text(encoding="utf-8") == report
 

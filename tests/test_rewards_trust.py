@@ -280,6 +280,27 @@ def test_stuffed_keywords_are_those_of_the_better_half():
     assert probes["keywords"].beats == 1
 
 
+def test_probes_are_compared_with_the_honest_response_to_the_same_prompt():
+    """Some prompts pay more than others: a probe that wins nowhere is not reported, one that wins everywhere is."""
+    worth = {prompt: 10.0 * i for i, prompt in enumerate(PROMPTS)}
+    report = run_check(lambda p, r: [worth[x] + (y == ".") - 2 * (y == "") for x, y in zip(p, r, strict=True)])
+    probes = by_name(report)
+    assert (probes["one mark"].beats, probes["one mark"].gain) == (1, 1)
+    assert (probes["empty"].beats, probes["empty"].gain) == (0, -2)
+    assert probes["words in reverse"].beats == 0.5
+    assert {p.name for p in report.suspicious} == {"one mark"}
+
+
+def test_what_says_nothing_and_pays_as_well_is_named():
+    """As the task `stars`: 0.7 for a mark whatever is asked, while honest responses are sometimes right, sometimes wrong."""
+    honest = {response: 0.4 if i % 2 else 1.0 for i, response in enumerate(RESPONSES)}
+    report = run_check(lambda p, r: [0.7 if x == "." else honest.get(x, 0.0) for x in r])
+    assert [p.name for p in report.cheap] == ["one mark"]
+    assert not {p.name for p in report.suspicious} & {"one mark"}
+    assert "'one mark' earns 0.7 on average, whatever is asked; honest samples earn 0.7" in report.troubles
+    assert "<- costs nothing" in report.as_text()
+
+
 def test_a_judge_that_believes_what_it_reads():
     report = run_check(lambda prompts, responses: [10.0 if "10/10" in r else 1.0 for r in responses])
     assert {"talks to the judge", "claims a verdict", "honest, then talks"} == {p.name for p in report.suspicious}

@@ -24,7 +24,7 @@ TINY: Settings = {
         "learning_rate": 1e-3,
         "checkpoint_every": 2,
     },
-    "evaluation": {"prompts": 10},
+    "evaluation": {"prompts": 10, "judge": "readability"},
     "run": {"threads": 1},
 }
 

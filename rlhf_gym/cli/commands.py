@@ -162,8 +162,19 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
     return str(run_directory.policy(number))
 
 
+def analyse(options: argparse.Namespace) -> None:
+    """`rlhf-gym analyse`: fit gold and proxy against KL, for finished runs."""
+    from rlhf_gym.loop.analyse import analyse, as_json, as_text
+    from rlhf_gym.loop.whole_files import write_json
+
+    found = analyse(options.run_dirs)
+    print(as_text(found))
+    if options.json:
+        write_json(Path(options.json), as_json(found))
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "run": run, "config": config, "plan": plan, "report": report, "sample": sample, "rewards": rewards,
+    "run": run, "config": config, "plan": plan, "report": report, "analyse": analyse, "sample": sample, "rewards": rewards,
     "check-reward": check_reward, "serve-reward": serve_reward, "label": label, "sft": sft, "fit-reward": fit_reward,
     "fit-rater": fit_rater,
     "eval-reward": eval_reward, "train-preferences": train_preferences, "eval": evaluate, "export": export, "rate": rate,

@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_plan(commands)
     _add_report(commands)
+    _add_analyse(commands)
     _add_sample(commands)
     _add_rewards(commands)
     _add_check_reward(commands)
@@ -145,6 +146,17 @@ def _add_report(commands: Commands) -> None:
     report.add_argument("run_dir", metavar="RUN_DIR", help="directory of the run")
 
 
+def _add_analyse(commands: Commands) -> None:
+    analyse = commands.add_parser(
+        "analyse", allow_abbrev=False, help="fit gold and proxy reward against KL: where were runs over-optimised?",
+        description="Fit the gains of gold and proxy reward of finished runs against the root of the KL: "
+        "d (alpha - beta log d) along training, d (alpha - beta d) along best-of-n (Gao et al. 2023), with 95%% intervals, and "
+        "the mean over runs. Needs pip install 'rlhf-gym[analysis]'.",
+    )  # fmt: skip
+    analyse.add_argument("run_dirs", metavar="RUN", nargs="+", help="directory of an evaluated run with a gold reward")
+    analyse.add_argument("--json", metavar="FILE", help="write everything to this file, too")
+
+
 def _add_sample(commands: Commands) -> None:
     sample = commands.add_parser(
         "sample", allow_abbrev=False, help="print responses of a model, or of a run's tuned policy, to a prompt",
@@ -193,8 +205,13 @@ def _add_check_reward(commands: Commands) -> None:
         description="Score a model's responses to a task's prompts, and then responses that nobody would call good. Whatever "
         "scores better than the model's own responses is what a policy will learn to write.",
     )  # fmt: skip
-    check.add_argument("reward", metavar="REWARD", help=REWARD_HELP)
-    check.add_argument("--task", metavar="NAME", default="sentiment", help="task of the prompts (default: sentiment)")
+    check.add_argument(
+        "reward",
+        metavar="REWARD",
+        nargs="?",
+        help=f"{REWARD_HELP}; left out: the own reward of the task that --task names",
+    )
+    check.add_argument("--task", metavar="NAME", help="task of the prompts (default: sentiment)")
     check.add_argument("--prompts", metavar="FILE", help="file of prompts that replaces the task's own")
     check.add_argument(
         "--model", metavar="NAME_OR_PATH", default="embedded", help="model that responds (default: embedded)"

@@ -19,28 +19,34 @@ def rewards(options: argparse.Namespace) -> None:
 
 
 def check_reward(options: argparse.Namespace) -> int:
-    """`rlhf-gym check-reward`: check a reward, and print what was found.
+    """`rlhf-gym check-reward`: check a reward, or a task's own, and print what was found.
 
     Returns:
         The exit code: 1 with ``--strict`` if there is something to look at, else 0.
 
     Raises:
-        ConfigError: fewer than two samples, or a negative seed.
+        ConfigError: neither a reward nor a task, fewer than two samples, or a negative seed.
     """
+    if options.reward is None and options.task is None:
+        raise ConfigError("give a reward, or --task NAME to check the task's own reward")
     if options.samples < 2:
         raise ConfigError(f"--samples must be at least 2, got {options.samples}")
     if options.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {options.seed}")
     quiet_libraries()
     from rlhf_gym.loop.config import ModelConfig, TaskConfig
-    from rlhf_gym.loop.run_task import task_of
+    from rlhf_gym.loop.run_task import gold_of, task_of
     from rlhf_gym.rewards.check import check_reward
-    from rlhf_gym.rewards.service.limits import limit_parts
-    from rlhf_gym.rewards.spec import load_reward
     from rlhf_gym.tasks.samples import columns_of
 
-    reward = limit_parts(load_reward(options.reward), options.time_limit)
-    task = task_of(TaskConfig(name=options.task, prompts=options.prompts))
+    config = TaskConfig(
+        name=options.task or TaskConfig().name,
+        prompts=options.prompts,
+        reward=options.reward,
+        time_limit=options.time_limit,
+    )
+    task = task_of(config)
+    reward = gold_of(config, task)
     prompts = [task.prompts[i % len(task.prompts)] for i in range(options.samples)]
     texts = [prompt.text for prompt in prompts]
 

@@ -1,4 +1,4 @@
-"""The embedded language model and sentiment scorer: trained by `benchmarks/embedded_model`, described in CARD.md."""
+"""The embedded language model, sentiment scorer and judge: trained by `benchmarks/embedded_model`, described in CARD.md."""
 
 from pathlib import Path
 
@@ -9,3 +9,6 @@ EMBEDDED_LM = _HERE / "lm"
 
 EMBEDDED_SENTIMENT = _HERE / "sentiment"
 """Folder of the sentiment scorer's weights; see :class:`rlhf_gym.rewards.builtin.sentiment_scorer.SentimentScorer`."""
+
+EMBEDDED_JUDGE = _HERE / "judge"
+"""Folder of the sentiment judge's weights; see :class:`rlhf_gym.rewards.builtin.sentiment_judge.SentimentJudge`."""

@@ -78,7 +78,7 @@ def token_log_probs(
 
     def of(hidden: Tensor, rows: slice) -> tuple[Tensor, ...]:
         logits = masked_logits(model, hidden, positions[rows], limits, None if allowed is None else allowed[rows])
-        return _chosen_and_entropy(logits, tokens[rows], sampling, entropy)
+        return chosen_and_entropy(logits, tokens[rows], sampling, entropy)
 
     step = max(1, chunk // model.vocab_size)
     if len(tokens) <= step:
@@ -97,8 +97,15 @@ def token_log_probs(
     return chosen, entropies[0] if entropies else None
 
 
-def _chosen_and_entropy(logits: Tensor, tokens: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, ...]:
-    """Log-probabilities ``[N]`` of tokens, and entropies ``[N]`` if wanted, from masked logits ``[N, V]``."""
+def chosen_and_entropy(logits: Tensor, tokens: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, ...]:
+    """Log-probabilities ``[N]`` of tokens, and entropies ``[N]`` if wanted.
+
+    Args:
+        logits: float32 ``[N, V]``, forbidden tokens at -inf.
+        tokens: int64 ``[N]``; one outside of what top-k and top-p keep counts as one more token kept.
+        sampling: temperature, top-k, top-p.
+        entropy: also return the entropies, in nats.
+    """
     log_probs = behaviour_log_probs(logits, sampling)
     chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
     if sampling.top_k or sampling.top_p < 1:

@@ -241,6 +241,11 @@ class RewardModelConfig:
     enabled: bool = setting(
         True, "true asks raters and fits a reward model; false asks nobody and trains against the gold reward"
     )
+    shuffle_labels: bool = setting(
+        False,
+        "a control: fit to shuffled labels (each preference turned round at random, ratings exchanged), so that the reward "
+        "model knows nothing; what such a run wins, no label has taught",
+    )
     settings: Mapping[str, Any]
     """Every setting of the fit (:class:`~rlhf_gym.reward_model.FitConfig`), by name: the other keys of the section."""
 
@@ -293,6 +298,17 @@ class EvaluationConfig:
     """The evaluation: the tuned model against the reference, on held-out prompts; and while the policy is trained."""
 
     prompts: int = setting(200, "most held-out prompts to use; both models answer each of them once", at_least=1)
+    judge: str | None = setting(
+        None,
+        "a second reward, independent of the gold one, by which the evaluation reports a win rate, too: anything that "
+        "task.reward takes, or none; null takes the task's own judge, if it has one and the gold reward is the task's own",
+    )
+    best_of: int = setting(
+        8,
+        "responses of the reference to each of at most 64 held-out prompts, of which best-of-n is measured as a baseline; 0 "
+        "measures none",
+        at_least=0,
+    )
     every: int | None = setting(
         None,
         "iterations from one evaluation during training to the next, on validation prompts, which are neither trained on nor "

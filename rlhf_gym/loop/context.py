@@ -25,7 +25,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, target_pairs, task_of, with_own_rewards, with_validation
+from rlhf_gym.loop.run_task import gold_of, judge_of, target_pairs, task_of, with_own_rewards, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -74,6 +74,7 @@ class RunContext:
         given: what an agent learns from that does not generate, encoded; None for an agent that generates.
         too_long: the texts that exceed the model's context or a limit, and what was done with them.
         validation: prompts of the evaluation during training, which are neither trained on nor held out.
+        judge: a second reward, independent of the gold one, by which the evaluation reports a win rate, too; None for none.
     """
 
     config: Config
@@ -86,6 +87,7 @@ class RunContext:
     given: EncodedData | None = None
     too_long: list[TooLong] = field(default_factory=list)
     validation: tuple[Prompt, ...] = ()
+    judge: Reward | None = None
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
@@ -115,7 +117,7 @@ class RunContext:
         else:
             task = task_of(config.task)
         config = with_own_rewards(config, task)
-        gold = _gold(config, task)
+        gold, judge = _gold(config, task), judge_of(config, task)
         check_loggers(config.log)
         connect_engine(config.agent.settings)
         if config.reward_model.enabled:
@@ -135,7 +137,9 @@ class RunContext:
         validation: list[Prompt] = []
         if config.evaluation.every is not None:
             task, validation = with_validation(task, config.evaluation.validation_prompts)
-        context = cls(config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation))
+        context = cls(
+            config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation), judge=judge
+        )
         if argument is not None:
             context = context._with_given(argument, given)
         for one in context.too_long:

@@ -7,18 +7,21 @@ machine       |fit|train|fit|train|fit|train|
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.preferences import preferences_of
+from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.whole_files import write_json, write_text
-from rlhf_gym.reward_model import FitConfig, RewardModel, ratings_of
+from rlhf_gym.reward_model import FitConfig, Rating, RewardModel, ratings_of
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.tasks.samples import Prompt
 
@@ -54,6 +57,9 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
     trunk = context.reference.frozen_copy()
+    ratings = ratings_of(answers)
+    if context.config.reward_model.shuffle_labels:
+        preferences, ratings = shuffled(preferences, ratings, context.seed(number, "fit"))
     config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit")).decided(trunk)
     readout = config.readout(trunk)
     if context.config.agent.value_start == "reward_model":
@@ -65,7 +71,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             model,
             preferences,
             config,
-            ratings=ratings_of(answers),
+            ratings=ratings,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
             on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )
@@ -82,6 +88,25 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
         f"{title}: accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.n_validation} held-out comparisons, "
         f"calibration error {result.ece:.3f} (chance alone {result.ece_floor:.3f}), fitted on {result.n_train}"
     )
+
+
+def shuffled(
+    preferences: Sequence[Preference], ratings: Sequence[Rating], seed: int
+) -> tuple[list[Preference], list[Rating]]:
+    """Labels that say nothing of the responses: each preference turned round with probability 1/2, ratings exchanged at random.
+
+    Args:
+        preferences: the preferences, ties too.
+        ratings: the ratings.
+        seed: of the shuffling.
+    """
+    rng = np.random.default_rng(seed)
+    turned = [
+        replace(p, chosen=p.rejected, rejected=p.chosen) if turn else p
+        for p, turn in zip(preferences, (rng.random(len(preferences)) < 0.5).tolist(), strict=True)
+    ]
+    order = rng.permutation(len(ratings))
+    return turned, [replace(r, value=ratings[i].value) for r, i in zip(ratings, order, strict=True)]
 
 
 def fits(folder: Path) -> list[dict[str, Any]]:

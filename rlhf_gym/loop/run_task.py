@@ -19,6 +19,9 @@ from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.text import shorten
 
+NO_JUDGE = "none"
+"""The value of ``evaluation.judge`` that turns a task's own judge off."""
+
 
 def task_of(config: TaskConfig) -> Task:
     """Load the configured task, with the configuration's prompts and limits in the place of its own.
@@ -115,6 +118,27 @@ def gold_of(config: TaskConfig, task: Task) -> Reward:
     if config.time_limit is not None:
         gold = limit_parts(gold, config.time_limit)
     return on_error(gold, config.on_error)
+
+
+def judge_of(config: Config, task: Task) -> Reward | None:
+    """Load the second judge of the evaluation, with the gold reward's time limit and what to do where it fails; None for none.
+
+    Args:
+        config: the run's configuration.
+        task: the task, whose own judge is taken where the configuration names none and the gold reward is the task's own.
+
+    Raises:
+        ConfigError: there is no such reward.
+    """
+    if config.evaluation.judge is None:
+        judge = task.judge if config.task.reward is None else None
+    else:
+        judge = None if config.evaluation.judge == NO_JUDGE else load_reward(config.evaluation.judge)
+    if judge is None:
+        return None
+    if config.task.time_limit is not None:
+        judge = limit_parts(judge, config.task.time_limit)
+    return on_error(judge, config.task.on_error)
 
 
 def target_pairs(task: Task, column: str) -> list[tuple[str | Messages, str]]:

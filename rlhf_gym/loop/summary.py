@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf_gym.loop.config_file import Settings
 from rlhf_gym.loop.intervals import wilson_interval
-from rlhf_gym.loop.report.run_data import ending
+from rlhf_gym.loop.report.run_data import ending, read_run
+from rlhf_gym.loop.report.trust import doubts
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.sections import keys
 from rlhf_gym.loop.whole_files import read_json
@@ -54,6 +55,7 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     if metrics is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
     lines += ["", *_table(metrics), "", *_pairs(metrics["pairs"], pairs, seed)]
+    lines += [line for doubt in doubts(read_run(run.path)) for line in textwrap.wrap(f"! {doubt}", WIDTH)]
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")
     return "\n".join(lines).rstrip() + "\n"
@@ -82,7 +84,14 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
             f"win rate of tuned over reference by gold: {metrics['win_rate']:.1%} "
             f"[{metrics['win_rate_low']:.1%}, {metrics['win_rate_high']:.1%}] (95% interval{ties})"
         )
-    return [*lines, f"KL to the reference: {metrics['kl']:.2f} nats per response"]
+    words = {"fluent_win_rate": "if a response has to be fluent to win", "judge_win_rate": f"by {metrics['judge']}"}
+    lines += [
+        f"  {by}: {metrics[key]:.1%} [{metrics[f'{key}_low']:.1%}, {metrics[f'{key}_high']:.1%}]"
+        for key, by in words.items()
+        if key in metrics
+    ]
+    error = "" if metrics["kl_exact_se"] is None else f" ± {metrics['kl_exact_se']:.2f}"
+    return [*lines, f"KL to the reference: {metrics['kl_exact']:.2f}{error} nats per response"]
 
 
 def held_out_line(measured: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from rlhf_gym.text import nearest
 # The place of each built-in reward; its module is imported when the reward is built.
 BUILT_IN = {
     "sentiment": "rlhf_gym.rewards.builtin.sentiment_scorer:SentimentScorer.embedded",
+    "sentiment_judge": "rlhf_gym.rewards.builtin.sentiment_judge:SentimentJudge.embedded",
     "length": "rlhf_gym.rewards.builtin.text_statistics:Length",
     "repetition": "rlhf_gym.rewards.builtin.text_statistics:Repetition",
     "format": "rlhf_gym.rewards.builtin.text_match:Format",

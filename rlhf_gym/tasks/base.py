@@ -51,6 +51,7 @@ class Task:
         min_new_tokens: EOS is not allowed before this many tokens.
         stop: texts that end a response where they appear; the response is cut before them.
         metrics: further rewards that are reported, never optimised, by name.
+        judge: a second reward, independent of ``reward``, by which a run's evaluation reports a win rate, too; None for none.
         tokenizer: the tokenizer of a task that has a vocabulary of its own; an environment may be given another.
         conversation: of a task that is a conversation, whose environment gives the rewards; its limits then hold for each turn.
 
@@ -66,6 +67,7 @@ class Task:
     min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
     metrics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    judge: Callable[..., Any] | None = None
     tokenizer: AnyTokenizer | None = None
     conversation: Conversation | None = None
 

@@ -96,6 +96,13 @@ def sentiment_task(
     """
     from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
 
+    def sentiment_judge(prompts: list[str], responses: list[str]) -> list[float]:
+        from rlhf_gym.rewards.builtin.sentiment_judge import (
+            SentimentJudge,  # read with the first call, not with the task
+        )
+
+        return SentimentJudge.embedded()(prompts, responses)
+
     texts = prompt_prefixes()
     order = np.random.default_rng(seed).permutation(len(texts))
     train = [Prompt(texts[i]) for i in order if not is_held_out(texts[i])]
@@ -111,4 +118,5 @@ def sentiment_task(
         reward=SentimentScorer.embedded() if reward is None else reward,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
+        judge=sentiment_judge if reward is None else None,
     )

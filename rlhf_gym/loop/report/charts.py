@@ -14,6 +14,7 @@ from rlhf_gym.loop.report.formatting import MINUS, number, percent, signed
 from rlhf_gym.loop.report.frontier import Frontier, FrontierPoint
 from rlhf_gym.loop.report.run_data import TERM, Iteration, Metric, RewardModelRound, RunData, finite
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread
+from rlhf_gym.loop.report.trust import WinRate
 
 T = TypeVar("T")
 
@@ -63,9 +64,9 @@ def learning_curve(run: RunData, metric: Metric) -> Markup:
 
 
 def frontier_chart(found: Frontier) -> Markup:
-    """Draw proxy and gold gain against √KL, with the gap between their trends shaded."""
+    """Draw proxy and gold gain against √KL, with the gap between their trends shaded; best-of-n as rings on dashed lines."""
     held_out = [found.held_out] if found.held_out else []
-    everything = [*found.points, *held_out]
+    everything = [*found.points, *held_out, *found.best_of_n]
     gains = [gain for point in everything for gain in (point.proxy, point.gold)]
     reach = max(point.root_kl for point in everything) or 1.0
     chart = Chart(420, 310, (0, 1.04 * reach), padded([0, *gains]), (14, 60, 44, 56))
@@ -79,13 +80,16 @@ def frontier_chart(found: Frontier) -> Markup:
         chart.line([(point.root_kl, _gain(point, css)) for point in trend], css)
         for point in held_out:
             chart.diamond((point.root_kl, _gain(point, css)), css)
+        chart.line([(point.root_kl, _gain(point, css)) for point in found.best_of_n], f"{css} best-of-n")
+        for point in found.best_of_n:
+            chart.ring((point.root_kl, _gain(point, css)), css)
     if found.standardised:
         chart.add(f'<circle class="origin" cx="{chart.x(0)}" cy="{chart.y(0)}" r="4"/>')
         chart.text((chart.x(0) + 7, chart.y(0) + 14), "reference")
     places = spread([chart.y(trend[-1].proxy), chart.y(trend[-1].gold)], 16)
     for css, place in zip(("proxy", "gold"), places, strict=True):
         chart.text((chart.right + 4, place + 4), css, f"end {css}")
-    for point in [*_thinned(found.points), *held_out]:
+    for point in [*_thinned(found.points), *held_out, *found.best_of_n]:
         for css in ("proxy", "gold"):
             numbers = f"proxy {signed(point.proxy)}, gold {signed(point.gold)}, gap {signed(point.gap)}"
             tip = f"{point.label}\nKL {number(point.root_kl**2, 2)} nats\n{numbers}"
@@ -193,30 +197,29 @@ def loss_chart(reward_model: RewardModelRound) -> Markup | None:
     return chart.render("Reward model's loss", f"Over {len(epochs)} epochs.")
 
 
-def win_rate_chart(rate: float, low: float | None, high: float | None) -> Markup:
-    """Draw the win rate with its interval on a scale from 0 to 100%, with 50% (chance) marked.
-
-    Args:
-        rate: the win rate, 0 to 1.
-        low: lower end of its 95% interval; None draws no interval.
-        high: upper end.
-    """
-    chart = Chart(420, 140, (0, 1), (0, 1), (40, 24, 46, 24))
+def win_rate_chart(rates: Sequence[WinRate]) -> Markup:
+    """Draw win rates with their intervals on a scale from 0 to 100%, with 50% (chance) marked; a row for each."""
+    row = 54
+    chart = Chart(420, 70 + row * len(rates), (0, 1), (0, 1), (26, 24, 46, 24))
     quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
     names = [percent(tick, 0) for tick in quarters]
     chart.axes("held-out prompts on which the tuned response won", x_ticks=quarters, x_names=names, y_ticks=[])
     chart.segment((chart.x(0.5), chart.top), (chart.x(0.5), chart.bottom), "mark-line strong")
-    middle = chart.y(0.42)
-    if low is not None and high is not None:
-        chart.add(
-            f'<rect class="interval" x="{chart.x(low)}" y="{middle - 7}" rx="3" height="14" '
-            f'width="{max(chart.x(high) - chart.x(low), 1):.1f}"/>'
-        )
-    chart.add(f'<circle class="dot other rate" cx="{chart.x(rate)}" cy="{middle}" r="6"/>')
-    chart.text((min(max(chart.x(rate), 40), 380), 18), percent(rate), "end other big", "middle")
-    if abs(chart.x(rate) - chart.x(0.5)) > 90:
-        chart.text((chart.x(0.5), 32), "no better than chance", anchor="middle")
-    return chart.render("Win rate", f"{percent(rate)}, 95% interval {percent(low)} to {percent(high)}.")
+    chart.text((chart.x(0.5), chart.top - 8), "chance", anchor="middle")
+    for index, one in enumerate(rates):
+        middle = chart.top + row * (index + 1) - 16
+        chart.text((chart.left, middle - 16), one.by)
+        chart.text((chart.right, middle - 16), percent(one.rate), f"end other{' big' if index == 0 else ''}", "end")
+        if one.low is not None and one.high is not None:
+            chart.add(
+                f'<rect class="interval" x="{chart.x(one.low)}" y="{middle - 7}" rx="3" height="14" '
+                f'width="{max(chart.x(one.high) - chart.x(one.low), 1):.1f}"/>'
+            )
+        chart.add(f'<circle class="dot other rate" cx="{chart.x(one.rate)}" cy="{middle}" r="6"/>')
+    words = "; ".join(
+        f"{one.by} {percent(one.rate)}, 95% interval {percent(one.low)} to {percent(one.high)}" for one in rates
+    )
+    return chart.render("Win rate", f"{words}.")
 
 
 def _gain(point: FrontierPoint, css: str) -> float:

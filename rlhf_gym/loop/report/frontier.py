@@ -41,6 +41,7 @@ class Frontier:
         points: iterations in the order of training.
         trend: means of the points in bins of equal count along √KL.
         held_out: the tuned model on the held-out prompts, if it was evaluated.
+        best_of_n: the reference's best of n responses by the proxy, at the KL that it costs, if that was measured.
         standardised: True if gains are in standard deviations of the reference's scores, False if in raw units.
     """
 
@@ -48,6 +49,7 @@ class Frontier:
     trend: tuple[FrontierPoint, ...]
     held_out: FrontierPoint | None
     standardised: bool
+    best_of_n: tuple[FrontierPoint, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -78,11 +80,17 @@ def frontier(run: RunData) -> Frontier | None:
         point(kl, proxy, gold, f"Iteration {iteration.index}, round {iteration.round}")
         for iteration, kl, proxy, gold in rows
     )
-    kl, proxy, gold = run.evaluated("kl"), run.evaluated("proxy_after"), run.evaluated("gold_after")
+    kl, proxy, gold = run.kl, run.evaluated("proxy_after"), run.evaluated("gold_after")
     held_out = None
     if standardised and kl is not None and proxy is not None and gold is not None:
         held_out = point(kl, proxy, gold, "Tuned model on held-out prompts")
-    return Frontier(points, _trend(points), held_out, standardised)
+    best = tuple(
+        point(kl, proxy, gold, f"Best of {n:.0f} responses of the reference")
+        for row in run.best_of_n
+        if None not in (values := [finite(row.get(key)) for key in ("n", "kl", "proxy", "gold")])
+        for n, kl, proxy, gold in [[value or 0.0 for value in values]]
+    )
+    return Frontier(points, _trend(points), held_out, standardised, best if standardised else ())
 
 
 def _gain(value: float, scale: tuple[float, float]) -> float:

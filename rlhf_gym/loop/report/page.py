@@ -22,7 +22,9 @@ from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.heat_maps import heat_maps
 from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
+from rlhf_gym.loop.report.scaling_laws import fits, has_scipy
 from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, time_shares, verdict
+from rlhf_gym.loop.report.trust import ceiling, doubts, win_rates
 
 
 def write_report(run_dir: Path) -> Path:
@@ -58,7 +60,7 @@ def write_report(run_dir: Path) -> Path:
 def render(run: RunData) -> str:
     """Make the report as one HTML document."""
     found = frontier(run)
-    rate = run.evaluated("win_rate")
+    rates = win_rates(run)
     return page(
         "page.html.j2",
         run=run,
@@ -81,9 +83,11 @@ def render(run: RunData) -> str:
             (reward_model, calibration_chart(reward_model), loss_chart(reward_model))
             for reward_model in run.reward_models
         ],
-        win_rate_chart=None
-        if rate is None
-        else win_rate_chart(rate, run.evaluated("win_rate_low"), run.evaluated("win_rate_high")),
+        win_rate_chart=win_rate_chart(rates) if rates else None,
+        second_judge=run.evaluated("judge_win_rate") is not None,
+        doubts=doubts(run),
+        laws=fits(found) if found and has_scipy() else [],
+        ceiling=ceiling(run),
         health=text_health(run),
         pairs=pair_rows(run),
         heat_maps=heat_maps(run.completions),

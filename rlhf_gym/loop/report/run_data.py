@@ -162,6 +162,18 @@ class RunData:
         found = self.evaluation.get("pairs")
         return [pair for pair in found if isinstance(pair, Mapping)] if isinstance(found, list) else []
 
+    @property
+    def kl(self) -> float | None:
+        """The evaluation's KL, nats per response: the exact one per token, or that of the tokens drawn without it."""
+        exact = self.evaluated("kl_exact")
+        return self.evaluated("kl") if exact is None else exact
+
+    @property
+    def best_of_n(self) -> list[Mapping[str, Any]]:
+        """The evaluation's best-of-n, by n."""
+        found = self.evaluation.get("best_of_n")
+        return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+
     def setting(self, path: str) -> str | float | None:
         """A setting by section and key, such as ``task.name``; None if it is missing or not a plain value."""
         section, _, key = path.partition(".")

@@ -232,6 +232,16 @@ class Chart:
         corners = [(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)]
         self.add(f'<polygon class="diamond {css}" points="{_join(corners)}"/>')
 
+    def ring(self, at: Point, css: str, radius: float = 4) -> None:
+        """Add a ring, for a point that is not of the run's own training.
+
+        Args:
+            at: its centre, in data units.
+            css: class names of the style sheet.
+            radius: in SVG units.
+        """
+        self.add(f'<circle class="ring {css}" cx="{self.x(at[0])}" cy="{self.y(at[1])}" r="{radius}"/>')
+
     def strip(self, start: float, end: float, tip: str) -> None:
         """Add a hover target over the whole height.
 

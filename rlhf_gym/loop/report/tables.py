@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rlhf_gym.loop.report.formatting import MISSING, duration, number, percent, signed
 from rlhf_gym.loop.report.frontier import Frontier
 from rlhf_gym.loop.report.run_data import METRICS, RunData, finite
+from rlhf_gym.loop.report.trust import GOLD, win_rates
 
 _MOST_ROWS = 200
 _FIRST_ROWS = 12
@@ -52,11 +53,13 @@ def headline(run: RunData) -> list[Tile]:
     """The six headline metrics."""
     rate, low, high = (run.evaluated(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
     before, after = run.evaluated("gold_before"), run.evaluated("gold_after")
-    kl, prompts = run.evaluated("kl"), run.evaluated("n")
+    kl, prompts = run.kl, run.evaluated("n")
+    kl_error = run.evaluated("kl_exact_se")
     reward_model = run.reward_models[-1] if run.reward_models else None
     accuracy = reward_model.get("accuracy") if reward_model else None
     error = reward_model.get("standard_error") if reward_model else None
     held_out = reward_model.get("n_validation") if reward_model else None
+    agree = run.evaluated("labels_agree")
     interval = f"95% interval {percent(low, 0)} to {percent(high, 0)}" if low is not None else "no interval"
     return [
         Tile("Win rate", _or_none(rate, percent), f"{interval}, {number(prompts)} prompts"),
@@ -65,12 +68,17 @@ def headline(run: RunData) -> list[Tile]:
             None if before is None or after is None else f"{number(before, 2)} → {number(after, 2)}",
             f"{signed(_difference(after, before))} on held-out prompts",
         ),
-        Tile("KL to the reference", _or_none(kl, number), "nats per response"),
+        Tile(
+            "KL to the reference",
+            _or_none(kl, number),
+            "nats per response" + ("" if kl_error is None else f", ± {number(kl_error, 2)} (1 SE)"),
+        ),
         Tile(
             "Reward model's accuracy",
             _or_none(accuracy, percent),
             ("" if error is None else f"± {number(100 * error, 1)} points (1 SE), ")
-            + f"{number(held_out)} held-out pairs",
+            + f"{number(held_out)} held-out pairs"
+            + ("" if agree is None else f"; gold itself: {percent(agree, 0)}"),
         ),
         Tile("Labels used", None if run.labels is None else number(run.labels), "judgements in the store"),
         Tile("Time", _or_none(run.wall_seconds, duration), "all stages together"),
@@ -87,8 +95,10 @@ def verdict(run: RunData, found: Frontier | None) -> list[str]:
     sentences = []
     rate, low, high = (run.evaluated(key) for key in ("win_rate", "win_rate_low", "win_rate_high"))
     if rate is not None:
-        sentence = f"The tuned model's response beats the reference's on {percent(rate)} of held-out prompts"
-        kl = run.evaluated("kl")
+        others = [f"{percent(one.rate)} {one.by}" for one in win_rates(run) if one.by != GOLD]
+        sentence = f"The tuned model's response beats the reference's on {percent(rate)} of held-out prompts by the gold reward"
+        sentence += f" ({', '.join(others)})" if others else ""
+        kl = run.kl
         sentence += "." if kl is None else f", at {number(kl)} nats of KL per response."
         if low is not None and high is not None and low <= 0.5 <= high:
             sentence += " The interval holds 50%: this may be chance."
@@ -151,8 +161,11 @@ def text_health(run: RunData) -> list[tuple[str, str, str]]:
     rows = (
         ("Gold reward", "gold", 3),
         ("Proxy reward", "proxy", 3),
+        ("Second judge's reward", "judge", 3),
         ("Perplexity under the reference", "perplexity", 1),
         ("Distinct bigrams, share", "distinct_2", 3),
+        ("Repeated bigrams within a response, share", "repetition", 3),
+        ("Fluent, share of responses", "fluent", 3),
         ("Length in tokens", "length", 1),
     )
     found = []
@@ -160,6 +173,10 @@ def text_health(run: RunData) -> list[tuple[str, str, str]]:
         before, after = run.evaluated(f"{key}_before"), run.evaluated(f"{key}_after")
         if before is not None or after is not None:
             found.append((title, number(before, decimals), number(after, decimals)))
+    for title, key in (("KL in nats, by the tokens drawn (k1)", "kl"), ("KL in nats, exact per token", "kl_exact")):
+        kl, error = run.evaluated(key), run.evaluated(f"{key}_se")
+        if kl is not None:
+            found.append((title, number(0.0), number(kl, 2) + ("" if error is None else f" ± {number(error, 2)}")))
     return found
 
 
