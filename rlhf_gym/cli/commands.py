@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rlhf_gym.cli.bench_commands import bench, bench_hint
 from rlhf_gym.cli.fit_commands import eval_reward, fit_reward
 from rlhf_gym.cli.parser import FLAGS
 from rlhf_gym.cli.plan_command import print_plan
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> None:
 
 def resume_hint(options: argparse.Namespace) -> str:
     """The command that goes on with an interrupted run; empty for other commands, and if there is no run to go on with."""
+    if options.command == "bench":
+        return bench_hint(options)
     if options.command != "run" or options.out is None:
         return ""
     try:
@@ -181,6 +184,6 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run, "config": config, "plan": plan, "report": report, "sample": sample, "rewards": rewards,
     "check-reward": check_reward, "serve-reward": serve_reward, "fit-reward": fit_reward, "eval-reward": eval_reward,
-    "rate": rate,
+    "rate": rate, "bench": bench,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.bench_options import add_bench
 from rlhf_gym.cli.fit_options import add_eval_reward, add_fit_reward
 from rlhf_gym.cli.rate_options import add_address, add_rate
 from rlhf_gym.loop.config import SECTIONS
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_fit_reward(commands)
     add_eval_reward(commands, REWARD_HELP)
     add_rate(commands)
+    add_bench(commands)
     return parser
 
 

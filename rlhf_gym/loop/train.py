@@ -15,6 +15,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
 from rlhf_gym.loop.agent_catalogue import find_agent
+from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.context import RunContext, needs_targets
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
 from rlhf_gym.loop.run_task import target_pairs
@@ -44,7 +45,7 @@ def train(context: RunContext, number: int) -> None:
     Raises:
         TrainingError: a loss or a gradient is NaN or infinite.
     """
-    folder, iterations = context.run.round(number), context.config.agent.iterations
+    folder, settings = context.run.round(number), context.config.agent
     table = MetricsTable(context.run.metrics_file)
     context.restore_reward_state(number - 1)
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
@@ -57,7 +58,7 @@ def train(context: RunContext, number: int) -> None:
     agent.set_logger(logger)
     validation = make_validation(context, number, reward)
     try:
-        with context.progress.stage(f"round {number} {title}", iterations) as bar, warnings.catch_warnings():
+        with context.progress.stage(f"round {number} {title}", _steps(settings)) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainingStopped)  # ProgressLines says it
             bar.update(agent.iteration)
             after_iteration: list[BaseCallback] = [
@@ -65,8 +66,13 @@ def train(context: RunContext, number: int) -> None:
                 ProgressLines(context, number, table, bar), RunCompletions(context, number, agent.iteration, logger),
                 Checkpoints(context, number, table), Refits(context, number, reward),
             ]  # fmt: skip
-            if agent.stopped is None:  # else the checkpoint is of a policy that kl_limit has stopped
-                agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
+            # Stopped: the checkpoint is of a policy that has ended training, such as one that kl_limit has stopped.
+            if agent.stopped is None and not settings.is_done(agent.iteration, agent.num_timesteps):
+                agent.learn(
+                    None if settings.tokens is None else settings.tokens - agent.num_timesteps,
+                    callback=after_iteration, reset_num_timesteps=False,
+                    iterations=settings.iterations if settings.tokens is None else None,
+                )  # fmt: skip
     finally:
         logger.close()
     context.save_reward_state(number)
@@ -86,6 +92,11 @@ def train(context: RunContext, number: int) -> None:
     if model.adapter is not None:
         with whole_folder(folder / ADAPTER_FOLDER) as target:
             save_adapter(model, target)
+
+
+def _steps(settings: AgentConfig) -> int:
+    """The iterations of a round's bar; 0 where only tokens are known."""
+    return settings.iterations if settings.tokens is None else 0
 
 
 def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> Validation | None:
