@@ -54,6 +54,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_raylet_that_dies_costs_no_run(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "gate.py").write_text(GATE)
     suite = parse_suite(SUITE.replace("seeds: 2", "seeds: 3"), "tiny")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_gym.bench import estimates
-from rlhf_gym.bench.curves import area_under_curve, mean_curve, reward_at_kl, tokens_to_level
+from rlhf_gym.bench.curves import area_under_curve, mean_curve, tokens_to_level
 from rlhf_gym.bench.estimates import (
     Estimate,
     holm,
@@ -60,7 +60,7 @@ def test_the_interquartile_mean_cuts_a_quarter_at_either_end() -> None:
 
 def test_the_probability_of_improvement_counts_pairs_and_ties() -> None:
     # First problem: 2 beats 1 and ties with 2: 0.75, 0 beats none: mean 0.375. Second: always better.
-    found = probability_of_improvement([[2.0, 0.0], [5.0, 6.0]], [[1.0, 2.0], [1.0, 1.0]])
+    found = probability_of_improvement([[2.0, 0.0], [5.0, 6.0, 7.0]], [[1.0, 2.0], [1.0, 1.0, 1.0]])
     assert found.value == pytest.approx((0.375 + 1) / 2)
     assert found.low is not None
     assert 0 <= found.low <= found.value
@@ -83,8 +83,6 @@ def test_curves() -> None:
     assert tokens_to_level(curve, 0.8) is None
     # 0 to 100: 0; then 30, 60, 75; then 0.9 to 500.
     assert area_under_curve(curve, 500) == pytest.approx((30 + 60 + 75 + 90) / 500)
-    assert reward_at_kl(curve, 3.0) == pytest.approx(0.75)
-    assert reward_at_kl(curve, 5.0) is None
     middle = dict(mean_curve([curve, [[100, 1.0, 0.0], [400, 1.0, 0.0]]], points=4))
     assert middle[200.0].value == pytest.approx(0.8)
 
@@ -101,10 +99,12 @@ def test_intervals_cover(problems: int, seeds: int, monkeypatch: pytest.MonkeyPa
         improvement = probability_of_improvement(a.tolist(), b.tolist(), seed=number)
         means += mean.low <= 0 <= mean.high  # type: ignore[operator]
         iqms += iqm.low <= 0 <= iqm.high  # type: ignore[operator]
-        improvements += improvement.low <= 0.5 <= improvement.high  # type: ignore[operator]
+        improvements += improvement.low is None or improvement.low <= 0.5 <= improvement.high  # type: ignore[operator]
     assert 0.91 <= means / 300 <= 0.99
     assert iqms / 300 >= 0.91
-    assert improvements / 300 >= 0.88
+    assert improvements / 300 >= 0.91
+    few = probability_of_improvement([[1.0] * seeds] * problems, [[0.0] * seeds] * problems)
+    assert (few.low is None) == (problems * seeds < 5)  # three runs give no honest interval
 
 
 def run(contender: str, seed: int, reward: float, *, status: str = "done", problem: str = "t") -> dict[str, object]:

@@ -56,6 +56,9 @@ class BestOfSamples:
 
     Args:
         n: responses to each prompt.
+
+    Raises:
+        ConfigError: ``n`` below 1.
     """
 
     def __init__(self, n: int = 4) -> None:
@@ -85,6 +88,9 @@ class SFTOnBest:
         epochs: passes over the best responses.
         learning_rate: of SFT.
         batch_size: of SFT.
+
+    Raises:
+        ConfigError: ``n`` below 2, or ``epochs`` below 1.
     """
 
     def __init__(self, n: int = 4, epochs: int = 2, learning_rate: float = 3e-4, batch_size: int = 16) -> None:

@@ -1,9 +1,8 @@
-"""What learning curves say: tokens to a level, area under the curve, the reward at a KL, means with bands."""
+"""What learning curves say: tokens to a level, area under the curve, means with bands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -51,23 +50,6 @@ def area_under_curve(curve: Curve, budget: float) -> float | None:
         tokens.append(budget)
         rewards.append(rewards[-1])
     return float(np.trapezoid(rewards, tokens) / tokens[-1])
-
-
-def reward_at_kl(curve: Curve, kl: float) -> float | None:
-    """The reward where a run's KL first reaches a value, between the two points around it; None if it never does.
-
-    Args:
-        curve: the points.
-        kl: nats a response.
-
-    >>> reward_at_kl([[1, 0.0, 0.0], [2, 1.0, 4.0]], 1.0)
-    0.25
-    """
-    known = [(float(point[2]), float(point[1] or 0.0)) for point in curve if point[2] is not None]
-    for (before, low), (after, high) in pairwise(known):
-        if before <= kl <= after and after > before:
-            return low + (high - low) * (kl - before) / (after - before)
-    return None
 
 
 def mean_curve(curves: Sequence[Curve], points: int = 24) -> list[tuple[float, Estimate]]:

@@ -177,8 +177,8 @@ def probability_of_improvement(
         found: Floats = np.mean(each, axis=0)
         return found
 
-    estimate = float(wins(pairs))
-    if min(pair.shape[-1] for pair in pairs) < 2:
+    estimate, sizes = float(wins(pairs)), [pair.shape[-1] for pair in pairs]
+    if min(sizes) < 2 or sum(sizes) < FEWEST_TO_RESAMPLE:  # no interval would be honest
         return Estimate(estimate)
     found = _bootstrap(pairs, wins, estimate, seed)
     assert found.low is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.bench.curves import area_under_curve, reward_at_kl, tokens_to_level
+from rlhf_gym.bench.curves import area_under_curve, tokens_to_level
 from rlhf_gym.bench.estimates import (
     Difference,
     Estimate,
@@ -244,20 +244,6 @@ class Leaderboard:
         """
         ours, theirs = self.pair(first, second)
         return probability_of_improvement(ours, theirs) if ours else None
-
-    def at_equal_kl(self, problem: str, kl: float) -> dict[str, list[float]]:
-        """The rewards of runs where their KL first reaches a value, by contender; runs that never reach it are left out.
-
-        Args:
-            problem: the problem's name.
-            kl: nats a response.
-        """
-        found: dict[str, list[float]] = {}
-        for contender in self.contenders:
-            rewards = [reward_at_kl(r["curve"], kl) for r in self.runs(problem, contender).values()]
-            if known := [reward for reward in rewards if reward is not None]:
-                found[contender] = known
-        return found
 
     @property
     def failures(self) -> list[Result]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.bench.cells import Cell
-from rlhf_gym.bench.results import Attempt, Result
+from rlhf_gym.bench.results import ATTEMPTS, Attempt, Result
 from rlhf_gym.bench.runner import Watcher, Worker, import_path
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.whole_files import read_json, write_json
@@ -64,7 +64,7 @@ class RayRuns:
                 try:
                     yield cell, ray.get(reference)
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
-                    attempts = read_json(path / "attempts.json") or {"attempts": MOST_RETRIES + 1}
+                    attempts = read_json(path / ATTEMPTS) or {"attempts": MOST_RETRIES + 1}
                     attempt = Attempt(path, int(attempts["attempts"]), 0.0, 0.0)
                     outcome = {
                         "status": "failed",

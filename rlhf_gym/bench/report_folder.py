@@ -66,7 +66,7 @@ def write_bench_report(board: Leaderboard, folders: Sequence[Path], out: Path) -
     """
     (out / "plots").mkdir(parents=True, exist_ok=True)
     commands = _commands(board, folders)
-    write_text(out / "report.html", render_report(board, commands))
+    write_text(out / "report.html", render_report(board, commands, folders))
     write_text(out / "report.md", markdown(board, commands))
     written = [out / "report.html", out / "report.md", *write_tables(board.results, out)]
     for name, plot in all_plots(board).items():
@@ -93,12 +93,13 @@ def _named(result: Result) -> str:
     return str(result["agent"] if ":" in result["agent"] else result["contender"])
 
 
-def render_report(board: Leaderboard, commands: Sequence[str]) -> str:
+def render_report(board: Leaderboard, commands: Sequence[str], folders: Sequence[Path]) -> str:
     """The report as one HTML document.
 
     Args:
         board: the results.
         commands: the commands that made them.
+        folders: where they come from, for the runs' configurations.
     """
     css = classes(board.contenders)
     return page(
@@ -129,7 +130,7 @@ def render_report(board: Leaderboard, commands: Sequence[str]) -> str:
             for (first, second), d in board.differences.items()
         ],
         failures=board.failures,
-        cells=_cells(board),
+        cells=_cells(board, folders),
     )
 
 
@@ -183,7 +184,19 @@ def _matrix(board: Leaderboard) -> list[tuple[str, list[tuple[str, str, str]]]]:
     return rows
 
 
-def _cells(board: Leaderboard) -> list[dict[str, Any]]:
+def _configuration(folders: Sequence[Path], result: Result) -> str:
+    """The whole configuration of a run as its directory holds it, without secrets; empty where the directory is elsewhere."""
+    for folder in folders:
+        path = folder / "runs" / result["folder"] / "run" / "config.yaml"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return "\n".join(
+                without_credentials(line) for line in lines if not is_secret(line.strip().partition(":")[0])
+            )
+    return ""
+
+
+def _cells(board: Leaderboard, folders: Sequence[Path]) -> list[dict[str, Any]]:
     """One cell for each contender and problem: configuration, and the command that makes one of its runs alone."""
     found = []
     for problem in board.problems:
@@ -201,6 +214,6 @@ def _cells(board: Leaderboard) -> list[dict[str, Any]]:
                 "budget": f"{first['budget']:,} {first['equal'].replace('_', ' ')}", "seeds": ", ".join(map(str, runs)),
                 "command": f"rlhf-gym bench run {shlex.quote(board.suite['name'])} --agents {shlex.quote(_named(first))} "
                 f"--tasks {first['task']} --seeds {max(runs) + 1}",
-                "config": f"runs/{first['folder']}/run/config.yaml",
+                "place": f"runs/{first['folder']}/run/config.yaml", "config": _configuration(folders, first),
             })  # fmt: skip
     return found

@@ -31,6 +31,7 @@ from rlhf_gym.loop.run_directory import locked, versions
 from rlhf_gym.loop.whole_files import read_json, write_json
 
 RESULT = "result.json"
+ATTEMPTS = "attempts.json"
 SCHEMA = 1
 """Version of the results' fields."""
 
@@ -63,9 +64,9 @@ class Attempt:
     @classmethod
     def begin(cls, folder: Path) -> Self:
         """Count an attempt."""
-        before = read_json(folder / "attempts.json") or {"attempts": 0}
+        before = read_json(folder / ATTEMPTS) or {"attempts": 0}
         number = int(before["attempts"]) + 1
-        write_json(folder / "attempts.json", {"attempts": number})
+        write_json(folder / ATTEMPTS, {"attempts": number})
         return cls(folder, number, 0.0, 0.0)
 
     def add(self, wall_seconds: float, cpu_seconds: float) -> None:
@@ -212,7 +213,7 @@ class ResultsFolder:
             os.fsync(file.fileno())
 
     def read(self) -> list[Result]:
-        """All results, of each run the first; lines that a kill cut short are left out, and their runs are made again.
+        """All results, of each run the last; lines that a kill cut short are left out, and their runs are made again.
 
         Raises:
             ConfigError: there are no results, or they were written by a newer version.
@@ -228,7 +229,7 @@ class ResultsFolder:
                 continue
             if schema != SCHEMA:
                 raise ConfigError(f"{self.file} has results of schema {schema}, this version reads {SCHEMA}")
-            found.setdefault(run_id, result)
+            found[run_id] = result
         return list(found.values())
 
     @property

@@ -21,7 +21,7 @@ from typing import IO, Protocol
 
 from rlhf_gym.bench.cells import Cell, Selection
 from rlhf_gym.bench.contender_catalogue import find_contender
-from rlhf_gym.bench.results import RESULT, Attempt, Result, ResultsFolder
+from rlhf_gym.bench.results import ATTEMPTS, RESULT, Attempt, Result, ResultsFolder
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.loop.whole_files import read_json, write_json
 
@@ -33,7 +33,12 @@ class Watcher(Protocol):
         """A run has begun."""
 
     def ended(self, cell: Cell, result: Result) -> None:
-        """A run has its result."""
+        """A run has its result.
+
+        Args:
+            cell: the run.
+            result: its result.
+        """
 
 
 MOST_ATTEMPTS = 3
@@ -44,8 +49,9 @@ Executor = Callable[[Sequence[tuple[Cell, Path]], Watcher], Iterator[tuple[Cell,
 
 
 def run_suite(
-    selection: Selection, out: Path | str, watcher: Watcher, *, jobs: int = 1, executor: Executor | None = None
-) -> ResultsFolder:
+    selection: Selection, out: Path | str, watcher: Watcher, *, jobs: int = 1, executor: Executor | None = None,
+    retry_failed: bool = False,
+) -> ResultsFolder:  # fmt: skip
     """Make all runs of a selection that have no result yet.
 
     Args:
@@ -54,6 +60,7 @@ def run_suite(
         watcher: is told of each run.
         jobs: runs at once, each in a process with one thread.
         executor: makes the runs; None takes processes of this machine.
+        retry_failed: make runs again that failed or took too long. Those that diverged did what they do, and stay.
 
     Raises:
         ConfigError: a contender that does not exist or does not fit, results of another suite, another process in the folder.
@@ -66,12 +73,16 @@ def run_suite(
     with folder.open(selection.suite):
         found = folder.read()
         _refuse_other_settings(cells, found, folder)
-        made = {result["run_id"] for result in found}
+        retried = {r["run_id"] for r in found if retry_failed and r["status"] in ("failed", "timeout")}
+        made = {result["run_id"] for result in found} - retried
         left = []
         for cell in cells:
             if cell.run_id in made:
                 continue
             path = folder.run(cell)
+            if cell.run_id in retried:
+                for name in (RESULT, ATTEMPTS):
+                    (path / name).unlink(missing_ok=True)
             if (result := read_json(path / RESULT)) is not None:  # finished while nobody was there to write it down
                 folder.append(result)
                 watcher.ended(cell, result)
@@ -79,9 +90,13 @@ def run_suite(
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "cell.json", cell.as_json())
             left.append((cell, path))
-        for cell, result in (executor or processes(jobs))(left, watcher):
-            folder.append(result)
-            watcher.ended(cell, result)
+        processes = Processes(jobs)
+        try:
+            for cell, result in (executor or processes)(left, watcher):
+                folder.append(result)
+                watcher.ended(cell, result)
+        finally:
+            processes.close()
     return folder
 
 
@@ -124,38 +139,49 @@ def _refuse_other_settings(cells: Sequence[Cell], found: Sequence[Result], folde
             )
 
 
-def processes(jobs: int) -> Executor:
-    """Runs in processes of this machine.
+class Processes:
+    """Makes runs in processes of this machine, which serve one run after the other until :meth:`close`.
 
     Args:
         jobs: how many at once.
     """
 
-    def execute(left: Sequence[tuple[Cell, Path]], watcher: Watcher) -> Iterator[tuple[Cell, Result]]:
-        workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        every = [Worker() for _ in range(min(jobs, len(left)))]
-        for worker in every:
-            workers.put(worker)
+    def __init__(self, jobs: int) -> None:
+        self._workers = [Worker() for _ in range(jobs)]
+
+    def __call__(self, left: Sequence[tuple[Cell, Path]], watcher: Watcher) -> Iterator[tuple[Cell, Result]]:
+        """Make runs, and give their results as they come.
+
+        Args:
+            left: the runs with their folders.
+            watcher: is told of each run when it begins.
+        """
+        free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
 
         def one(cell: Cell, path: Path) -> Result:
-            worker = workers.get()
+            worker = free.get()
             try:
                 watcher.begun(cell)
                 return worker.run(cell, path)
             finally:
-                workers.put(worker)
+                free.put(worker)
 
-        with ThreadPoolExecutor(max(1, len(every))) as pool:
+        with ThreadPoolExecutor(len(self._workers)) as pool:
             futures = {pool.submit(one, cell, path): cell for cell, path in left}
             try:
                 for future in as_completed(futures):
                     yield futures[future], future.result()
-            finally:  # done, or Ctrl-C, or a full disk: nothing is begun any more, and what runs ends
+            except BaseException:  # Ctrl-C, a full disk: nothing is begun any more, and what runs ends
                 pool.shutdown(wait=False, cancel_futures=True)
-                for worker in every:
-                    worker.close()
+                self.close()
+                raise
 
-    return execute
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers:
+            worker.close()
 
 
 class Worker:
@@ -182,15 +208,17 @@ class Worker:
         """
         end = time.monotonic() + cell.time_limit
         while True:
+            if self._closed:
+                raise RuntimeError("the worker was closed")
             code = self._try(path, end)
             result: Result | None = read_json(path / RESULT)
             if result is not None:
                 return result
             if self._closed:
-                raise RuntimeError("the worker was closed")
+                continue
             if "No space left on device" in _tail(path):
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            attempts = int((read_json(path / "attempts.json") or {"attempts": MOST_ATTEMPTS})["attempts"])
+            attempts = int((read_json(path / ATTEMPTS) or {"attempts": MOST_ATTEMPTS})["attempts"])
             if code is None or attempts >= MOST_ATTEMPTS:
                 attempt = Attempt(path, attempts, cell.time_limit if code is None else 0.0, 0.0)
                 late = f"the run took longer than its time limit of {cell.time_limit:g} seconds"
@@ -242,6 +270,8 @@ class Worker:
         """End the process, whatever it is doing."""
         self._closed = True
         self._kill()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def _listen(stream: IO[str], answers: queue.SimpleQueue[str]) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from rlhf_gym.bench.cells import Cell, Selection, make_cell
 from rlhf_gym.bench.results import Result, ResultsFolder
-from rlhf_gym.bench.runner import Watcher, check_cells, processes
+from rlhf_gym.bench.runner import Processes, Watcher, check_cells
 from rlhf_gym.bench.suite import Entrant, Problem, Suite
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.whole_files import write_json, write_text
@@ -76,21 +76,26 @@ def tune(
     best: dict[str, dict[str, Any]] = {}
     with folder.open(suite):
         storage = JournalStorage(JournalFileBackend(str(folder.path / "optuna.log")))
-        for name, entrant in entrants.items():
-            study = optuna.create_study(
-                study_name=name, storage=storage, direction="maximize", load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=SAMPLER_SEED), pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-            )  # fmt: skip
-            _retry_unfinished(study)
-            ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-            left = trials - len(study.get_trials(deepcopy=False, states=ended))
-            search = _Search(suite, problems, name, entrant, seeds, folder, watcher, jobs)
-            if left > 0:
-                study.optimize(search, n_trials=left)
-            _write_trials(
-                folder.path, {known: optuna.load_study(study_name=known, storage=storage) for known in [*best, name]}
-            )
-            best[name] = dict(study.best_trial.params)
+        processes = Processes(jobs)
+        try:
+            for name, entrant in entrants.items():
+                study = optuna.create_study(
+                    study_name=name, storage=storage, direction="maximize", load_if_exists=True,
+                    sampler=optuna.samplers.TPESampler(seed=SAMPLER_SEED),
+                    pruner=optuna.pruners.MedianPruner(n_startup_trials=4), )  # fmt: skip
+                _retry_unfinished(study)
+                ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+                left = trials - len(study.get_trials(deepcopy=False, states=ended))
+                search = _Search(suite, problems, name, entrant, seeds, folder, watcher, processes)
+                if left > 0:
+                    study.optimize(search, n_trials=left)
+                _write_trials(
+                    folder.path,
+                    {known: optuna.load_study(study_name=known, storage=storage) for known in [*best, name]},
+                )
+                best[name] = dict(study.best_trial.params)
+        finally:
+            processes.close()
         write_text(folder.path / "tuned.yaml", _tuned(suite, entrants, best))
     return best
 
@@ -100,10 +105,10 @@ class _Search:
 
     def __init__(
         self, suite: Suite, problems: Sequence[Problem], name: str, entrant: Entrant, seeds: int, folder: ResultsFolder,
-        watcher: Watcher, jobs: int,
+        watcher: Watcher, execute: Processes,
     ) -> None:  # fmt: skip
         self.suite, self.problems, self.name, self.entrant, self.seeds = suite, problems, name, entrant, seeds
-        self.folder, self.watcher, self.execute = folder, watcher, processes(jobs)
+        self.folder, self.watcher, self.execute = folder, watcher, execute
 
     def __call__(self, trial: Any) -> float:
         import optuna

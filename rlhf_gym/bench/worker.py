@@ -18,9 +18,21 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf_gym.bench.cells import Cell
+from rlhf_gym.bench.contender import Bench
+from rlhf_gym.bench.contender_catalogue import find_contender
+from rlhf_gym.bench.loop_contender import run_config, trained_by_loop
+from rlhf_gym.bench.measure import measure
 from rlhf_gym.bench.results import RESULT, Attempt, cell_lock
+from rlhf_gym.bench.split_task import split_task
+from rlhf_gym.bench.start_models import start_model
 from rlhf_gym.errors import NotFiniteError, RlhfGymError
+from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.rounds import FEEDBACK_STAGES, STAGE_FUNCTIONS, run_loop
+from rlhf_gym.loop.run_directory import RunDirectory
 
 
 def work(folder: Path) -> dict[str, Any]:
@@ -35,7 +47,7 @@ def work(folder: Path) -> dict[str, Any]:
             return found
         cell = Cell(**json.loads((folder / "cell.json").read_text(encoding="utf-8")))
         attempt = Attempt.begin(folder)
-        began, before = time.perf_counter(), time.process_time()
+        began, before = time.perf_counter(), _cpu_seconds()
         try:
             outcome = {"status": "done", "error": None, **run_cell(cell, folder)}
         except NotFiniteError as error:
@@ -50,7 +62,7 @@ def work(folder: Path) -> dict[str, Any]:
                 raise  # not the contender's fault: the run is made again once there is room
             traceback.print_exc()
             outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        attempt.add(time.perf_counter() - began, time.process_time() - before)
+        attempt.add(time.perf_counter() - began, _cpu_seconds() - before)
         return attempt.write_result(cell, outcome)
 
 
@@ -67,19 +79,6 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     Raises:
         RlhfGymError: whatever went wrong, in words.
     """
-    import torch
-
-    from rlhf_gym.bench.contender import Bench
-    from rlhf_gym.bench.contender_catalogue import find_contender
-    from rlhf_gym.bench.loop_contender import run_config, trained_by_loop
-    from rlhf_gym.bench.measure import measure
-    from rlhf_gym.bench.split_task import split_task
-    from rlhf_gym.bench.start_models import start_model
-    from rlhf_gym.loop.context import RunContext
-    from rlhf_gym.loop.progress import Progress
-    from rlhf_gym.loop.rounds import FEEDBACK_STAGES, STAGE_FUNCTIONS, run_loop
-    from rlhf_gym.loop.run_directory import RunDirectory
-
     torch.set_num_threads(1)
     kind = find_contender(cell.agent)
     task = split_task(
@@ -111,6 +110,11 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
         "metrics": metrics, "samples": samples, "tokens": trained.tokens, "optimizer_steps": trained.optimizer_steps,
         "curve": [[point.tokens, point.reward, point.kl] for point in trained.curve],
     }  # fmt: skip
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of those that it has waited for, such as a trainer's from outside."""
+    return sum(os.times()[:4])
 
 
 def _full_disk(error: BaseException) -> bool:

@@ -51,7 +51,9 @@ def _run(options: argparse.Namespace) -> int:
     tuned = load_tuned(options.tuned) if options.tuned else None
     selection = Selection.of(suite, agents=options.agents, tasks=options.tasks, seeds=options.seeds, tuned=tuned)
     with BenchProgress(list(selection.cells()), quiet=options.quiet) as progress:
-        folder = run_suite(selection, options.out, progress, jobs=options.jobs, executor=executor)
+        folder = run_suite(
+            selection, options.out, progress, jobs=options.jobs, executor=executor, retry_failed=options.retry_failed
+        )
     _write_report([folder.path], folder.path / "report")
     return 0
 

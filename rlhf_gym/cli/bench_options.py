@@ -49,6 +49,10 @@ def _add_run(actions: Commands) -> None:
     run.add_argument("--out", metavar="DIR", help="folder of the results (default: runs/bench-SUITE)")
     run.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at once, one thread each (default: 1)")
     run.add_argument(
+        "--retry-failed", action="store_true",
+        help="make runs again that failed or took too long (those that diverged stay); the old lines are kept, too",
+    )  # fmt: skip
+    run.add_argument(
         "--ray", metavar="ADDRESS",
         help="make the runs on Ray: the address of a cluster, auto, or local for Ray on this machine (default: processes)",
     )  # fmt: skip

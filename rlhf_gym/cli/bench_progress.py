@@ -69,7 +69,8 @@ class BenchProgress:
             words = f"reward {metrics['reward']:.3f}" if metrics else f"{result['status']}: {result['error']}"
             words += "" if kl is None else f", KL {kl:.2f}"
             name = f"{cell.problem} {cell.contender} seed {cell.seed}"
-            self.console.print(f"{self._ended} {name}: {words}, {result['wall_seconds']:.0f} s", soft_wrap=True)
+            of = f"/{self._total}" if self._total else ""
+            self.console.print(f"{self._ended}{of} {name}: {words}, {result['wall_seconds']:.0f} s", soft_wrap=True)
 
     def _set(self, cell: Cell, state: str) -> None:
         with self._lock:
