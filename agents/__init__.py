@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.nlpo import NLPO
     from rlhf_gym.agents.online_dpo import OnlineDPO
     from rlhf_gym.agents.ppo import PPO
+    from rlhf_gym.agents.preference_optimization import PreferenceOptimization
     from rlhf_gym.agents.raft import RAFT
     from rlhf_gym.agents.reinforce import REINFORCE, ReinforcePlusPlus
     from rlhf_gym.agents.rloo import RLOO
@@ -41,6 +42,7 @@ __all__ = [
     "IterationCallback",
     "LMPolicy",
     "OnlineDPO",
+    "PreferenceOptimization",
     "ReinforcePlusPlus",
     "SaveDivergence",
     "TokenAlgorithm",
@@ -60,6 +62,7 @@ _PLACES = {
     "OnlineDPO": "rlhf_gym.agents.online_dpo",
     "NLPO": "rlhf_gym.agents.nlpo",
     "PPO": "rlhf_gym.agents.ppo",
+    "PreferenceOptimization": "rlhf_gym.agents.preference_optimization",
     "RAFT": "rlhf_gym.agents.raft",
     "REINFORCE": "rlhf_gym.agents.reinforce",
     "RLOO": "rlhf_gym.agents.rloo",

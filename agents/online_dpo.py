@@ -16,6 +16,7 @@ from rlhf_gym.agents.common.forward import episode_log_probs
 from rlhf_gym.agents.common.losses import PairLoss
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
+from rlhf_gym.agents.common.preference_losses import preference_loss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import CollectSettings, EpochSettings, OverlongSettings, RolloutSettings
@@ -31,30 +32,6 @@ if TYPE_CHECKING:
 
     from rlhf_gym.agents.common.keywords import OnlineDPOKeywords
     from rlhf_gym.agents.common.policy import LMPolicy
-
-
-def preference_loss(margins: Tensor, beta: float, loss: PairLoss = "dpo", *, label_smoothing: float = 0.0) -> Tensor:
-    """The loss of each pair.
-
-    ``"dpo"``: ``-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)`` (Rafailov et al. 2023, equation 7, with labels
-    smoothed by ``e``). ``"ipo"``: ``(h - 1 / (2 beta))^2`` (Azar et al. 2023, equation 17), which stops pulling once the
-    margin is reached.
-
-    Args:
-        margins: ``[P]``, ``h = log(pi/ref)(chosen) - log(pi/ref)(rejected)``, of whole responses.
-        beta: strength of the pull to the reference.
-        loss: ``"dpo"`` or ``"ipo"``.
-        label_smoothing: chance, in [0, 1/2), that a pair is the wrong way round; for ``"dpo"``.
-
-    Returns:
-        ``[P]``.
-    """
-    if loss == "ipo":
-        return (margins - 1 / (2 * beta)).square()
-    logits = beta * margins
-    return -(1 - label_smoothing) * torch.nn.functional.logsigmoid(logits) - label_smoothing * (
-        torch.nn.functional.logsigmoid(-logits)
-    )
 
 
 def preferred(queries: Sequence[Query], rater: Rater) -> Tensor:

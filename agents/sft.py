@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -15,14 +14,13 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring
 from rlhf_gym.agents.common.forward import rollout_log_probs
-from rlhf_gym.agents.common.given_pairs import Pair, encoded_pairs
+from rlhf_gym.agents.common.given_pairs import EncodedPair, Pair, encoded_pairs, is_prompt, place_in_pass
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
 from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError, ModelError, TextsTooLong
-from rlhf_gym.lm.chat_template import Messages, messages_before
+from rlhf_gym.errors import ConfigError, TextsTooLong
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.tasks.too_long import OnTooLong
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 class SFTSettings(EpochSettings, LossSettings, EntropySettings):
     """The settings of SFT."""
 
-    data: Sequence[tuple[str | Messages, str]] = argument(
+    data: Sequence[Pair | EncodedPair] = argument(
         help="pairs `(prompt, response)` of texts; a prompt may be chat messages, too. A response is learned with EOS at its "
         "end; one that is longer than the environment's length limit is cut, and has no EOS. They are not part of a "
         "checkpoint: give them to `load`, too"
@@ -56,7 +54,9 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
         if not self.data:
             raise ConfigError("SFT needs data: a list of (prompt, response) texts, got none")
         for number, pair in enumerate(self.data):
-            if isinstance(pair, str) or len(pair) != 2 or not _is_prompt(pair[0]) or not isinstance(pair[1], str):
+            if isinstance(pair, EncodedPair):
+                continue
+            if isinstance(pair, str) or len(pair) != 2 or not is_prompt(pair[0]) or not isinstance(pair[1], str):
                 raise ConfigError(
                     f"data[{number}] must be a pair (prompt, response) of texts, or of chat messages that end with the user's, "
                     f"each with a text as content (or parts that are all texts), and a text; got {pair!r:.80}"
@@ -80,7 +80,7 @@ class SFT(CriticFree):
 
     Settings: ClassVar[type[AgentSettings]] = SFTSettings
 
-    data: Sequence[Pair]
+    data: Sequence[Pair | EncodedPair]
     on_too_long: OnTooLong
 
     if TYPE_CHECKING:
@@ -95,8 +95,9 @@ class SFT(CriticFree):
 
     def generate(self, scoring: Scoring) -> list[Episode]:
         """Take the next pairs from the data as episodes."""
-        places = range(self.episode_count, self.episode_count + self.n_episodes)
-        return [self._episode(self._place(place)) for place in places]
+        numbers = range(self.episode_count, self.episode_count + self.n_episodes)
+        places = (place_in_pass(number, len(self._pairs), self.seed or 0) for number in numbers)
+        return [self._pairs[place].episode(self.policy.limits) for place in places]
 
     def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
         limits = super()._check(env, model)
@@ -112,18 +113,23 @@ class SFT(CriticFree):
             lambda tokens: rollout_log_probs(self.policy, self.policy.language_model, rollout, tokens)
         )
 
-    def _place(self, number: int) -> int:
-        """The pair that is the ``number``-th to be learned: each once per pass, in an order of the pass's own."""
-        turn, place = divmod(number, len(self._pairs))
-        order = np.random.default_rng(np.random.SeedSequence((self.seed or 0, 2, turn))).permutation(len(self._pairs))
-        return int(order[place])
+    @torch.no_grad()
+    def measure(self, data: Sequence[Pair | EncodedPair], model: LanguageModel | None = None) -> dict[str, float]:
+        """The cross-entropy of given responses, in nats per token, as ``loss``, without learning from them.
 
-    def _episode(self, place: int) -> Episode:
-        pair = self._pairs[place]
-        ids = pair.response_ids
-        ended, zeros = ids[-1] in self.policy.limits.eos_ids, [0.0] * len(ids)
-        info = {"prompt": pair.prompt, "response": pair.response, "ended": ended, "response_length": len(ids)}
-        return Episode(pair.prompt_ids, ids, zeros, zeros, list(zeros), ended, info)
+        Args:
+            data: as the setting ``data``.
+            model: the language model to measure; None takes the policy's.
+
+        Raises:
+            ConfigError: a response that the environment's limits do not allow.
+            ModelError: a pair that does not fit in the model's context and is to be refused.
+        """
+        model, limits = model or self.policy.language_model, self.policy.limits
+        pairs, _ = encoded_pairs(data, model, limits, self.on_too_long)
+        rollout = Rollout.of([pair.episode(limits) for pair in pairs])
+        log_probs = self.within_memory(lambda tokens: rollout_log_probs(self.policy, model, rollout, tokens))
+        return {"loss": -float(log_probs.double().sum() / sum(rollout.lengths))}
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Give every response the advantage 1: all are to be imitated.
@@ -152,10 +158,3 @@ class SFT(CriticFree):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens (none here).
         """
         return {"policy": -log_probs}, {}
-
-
-def _is_prompt(prompt: object) -> bool:
-    try:
-        return isinstance(prompt, str) or messages_before(prompt) is not None
-    except ModelError:
-        return False

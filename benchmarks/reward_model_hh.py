@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,15 +41,16 @@ def main() -> None:
     given = [parse_override(f"reward_model.{text}") for text in options.overrides]
     settings = build(merge(*given)).reward_model.settings
     preferences = read_data(options.data).preferences()
-    config = FitConfig(**settings)
+    config = FitConfig(**settings).decided(LanguageModel.load(options.model))
 
     def fresh() -> RewardModel:
         language_model = LanguageModel.load(options.model)
         return RewardModel(language_model, readout=config.readout(language_model))
 
     model, features = fresh(), None
-    if config.trains(model.language_model) == 0:
-        features, began = Features(model, precision=config.precision), time.perf_counter()
+    if config.trunk_layers == 0:
+        features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
+        began = time.perf_counter()
         texts = texts_of(preferences)
         features.rows(texts, lambda done, total: print(f"\rfeatures {done} of {total}", end="", flush=True))
         seconds, cut = time.perf_counter() - began, features.n_cut(texts)
@@ -58,7 +60,7 @@ def main() -> None:
         rest, test = split_by_prompt(preferences, TEST_SHARE, 1000 + split)
         began = time.perf_counter()
         model = model if features is not None else fresh()
-        result = fit(model, rest, FitConfig(**settings, seed=split), features=features)
+        result = fit(model, rest, replace(config, seed=split), features=features)
         texts = texts_of(test)
         scores = dict(zip(texts, raw_scores(model, texts, features).tolist(), strict=True))
         found = judge(test, scores, calibrated=True)

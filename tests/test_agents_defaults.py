@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 from ppo_setups import letters_env
-from test_agents_guarantees import NAMES
+from test_agents_guarantees import GIVEN, NAMES
 from tiny_models import tiny_language_model
 
 from rlhf_gym import agents
 from rlhf_gym.errors import ConfigError
 
 GROUPS = {"GRPO": 8, "GSPO": 8, "RAFT": 8, "RLOO": 4, "OnlineDPO": 2}
-PAIRS = [("ab", "ba")]
 
 
 def agent_on(name: str, env: Any, **options: Any) -> Any:
-    data = {"data": PAIRS} if name == "SFT" else {}
+    data = GIVEN.get(name, {})
     make: Any = getattr(agents, name)
     return make("LMPolicy", env, language_model=tiny_language_model(layers=1), seed=0, device="cpu", **data, **options)
 
@@ -26,7 +25,7 @@ def agent_on(name: str, env: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_adapt_to_the_number_of_slots(name: str) -> None:
     settings: Any = getattr(agents, name).Settings
-    given = {"data": PAIRS} if name == "SFT" else {}
+    given = GIVEN.get(name, {})
     default = settings.__dataclass_fields__["batch_size"].default
     for slots in (2, 8, 12, 64):
         found = settings.of(given, num_envs=slots)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +32,11 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.reward_model import RewardModel
 
 PAIRS = [("abc", "ba"), ("d", "aaa"), ("bb", "c"), ("efg", "abab"), ("ab", "b"), ("d", "ca")]
+PREFERENCES = [(prompt, response, other) for (prompt, response), (_, other) in pairwise(PAIRS)]
 BASE: dict[str, Any] = {
     "learning_rate": 0.03, "n_episodes": 8, "batch_size": 8, "n_epochs": 2, "clip_range": 0.2, "clip_range_high": None,
-    "kl_coef": 0.5, "group_size": 2, "mask_top_p": 0.7, "cg_steps": 2, "data": PAIRS, "seed": 0, "device": "cpu",
+    "kl_coef": 0.5, "group_size": 2, "mask_top_p": 0.7, "cg_steps": 2, "data": PAIRS, "preferences": PREFERENCES,
+    "seed": 0, "device": "cpu",
 }  # fmt: skip
 """What the runs start from; agents leave out what they do not have."""
 
@@ -98,6 +101,8 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_resamples": (2, {"dynamic_sampling": True, "kl_in": "loss", "score": count_a}), "baseline": ("none", {}),
     "baseline_decay": (0.1, {"baseline": "running", "iterations": 3}), "beta": (2.0, {}), "loss": ("ipo", {}),
     "label_smoothing": (0.3, {}), "rater": (lambda: (lambda prompt, a, b: 0), {}), "data": (PAIRS[::-1], {}),
+    "preferences": (PREFERENCES[::-1], {}), "target_margin": (3.0, {"loss": "simpo"}),
+    "desirable_weight": (3.0, {"loss": "kto"}), "undesirable_weight": (3.0, {"loss": "kto"}),
 }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from tiny_models import tiny_language_model
 from rlhf_gym import agents
 from rlhf_gym.errors import RlhfGymError, TrainingError
 
+PREFERENCES = [("ab", "ccaab", "b"), ("b", "a", "cc"), ("abc", "bb", "a")]
+
 # Every agent, and every switch that changes what is differentiated.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "PPO": ("PPO", {"vf_coef": 0.5}),
@@ -45,14 +47,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "online IPO": ("OnlineDPO", {"loss": "ipo"}),
     "RAFT": ("RAFT", {}),
     "SFT": ("SFT", {"data": [("ab", "ccaab"), ("b", "a"), ("abc", "bb")], "n_episodes": NUM_ENVS}),
+    "offline DPO": ("PreferenceOptimization", {"preferences": PREFERENCES, "n_episodes": NUM_ENVS}),
 }
+GIVEN = {
+    name: {key: options[key]}
+    for name, options in VARIANTS.values() for key in ("data", "preferences") if key in options
+}  # fmt: skip
+"""What agents learn from that do not generate."""
 NAMES = sorted({name for name, _ in VARIANTS.values()} | {"TRPO"})
 
 
 def agent_of(name: str, **options: Any) -> Any:
     kind: Any = getattr(agents, name)
-    if name == "SFT":
-        options = {"data": VARIANTS["SFT"][1]["data"], "n_episodes": NUM_ENVS} | options
+    if name in GIVEN:
+        options = {**GIVEN[name], "n_episodes": NUM_ENVS} | options
     given = {"kl_coef": 0.05, "batch_size": 8, **options}
     has = kind.Settings.names() - ({"batch_size"} if name == "TRPO" else set())
     env, model = options.pop("env", None), options.pop("language_model", None)
@@ -138,7 +146,7 @@ def test_a_gradient_that_is_infinite_moves_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "SFT"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in GIVEN])
 def test_a_reward_that_is_no_number_ends_the_rollout_by_name(name: str, value: float) -> None:
     def spoilt(prompts: list[str], responses: list[str]) -> list[float]:
         return [value if i == 1 else 1.0 for i in range(len(prompts))]

@@ -28,8 +28,10 @@ from toy_tasks import count_a
 
 from rlhf_gym.agents import RAFT, SFT, BestOfN, OnlineDPO
 from rlhf_gym.agents.best_of_n import best_of_n, best_of_n_kl
+from rlhf_gym.agents.common.given_pairs import place_in_pass
+from rlhf_gym.agents.common.preference_losses import preference_loss
 from rlhf_gym.agents.common.setup import limits_of
-from rlhf_gym.agents.online_dpo import preference_loss, preferred
+from rlhf_gym.agents.online_dpo import preferred
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.sampling import Limits
@@ -215,7 +217,9 @@ def test_sft_learns_responses_with_their_eos_and_no_prompt() -> None:
 
 def test_sft_takes_each_pair_once_a_pass_in_another_order() -> None:
     agent = sft(data=[("a", "a" * (i % 7 + 1)) for i in range(NUM_ENVS)])
-    first, second = ([agent._place(turn * NUM_ENVS + i) for i in range(NUM_ENVS)] for turn in (0, 1))
+    first, second = (
+        [place_in_pass(turn * NUM_ENVS + i, len(agent.data), agent.seed) for i in range(NUM_ENVS)] for turn in (0, 1)
+    )
     assert sorted(first) == sorted(second) == list(range(NUM_ENVS))
     assert first != second
 

@@ -19,7 +19,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 from rlhf_gym.agents.common.advantages import group_relative, leave_one_out
 from rlhf_gym.agents.common.kl import kl_estimate
 from rlhf_gym.agents.common.losses import clipped_policy_loss, sequence_clipped_policy_loss, token_weights
-from rlhf_gym.agents.online_dpo import preference_loss
+from rlhf_gym.agents.common.preference_losses import preference_loss
 
 LENGTHS = torch.tensor([5, 3, 1, 4])
 LIMIT = 5

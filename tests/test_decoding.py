@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tiny_models import family, tiny_language_model
 
 from rlhf_gym.errors import ModelError
+from rlhf_gym.lm import decoding
 from rlhf_gym.lm.cache import SPARE, SlotCache
-from rlhf_gym.lm.decoding import CachedDecoder, generate
+from rlhf_gym.lm.decoding import CachedDecoder, Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
@@ -255,3 +256,60 @@ def test_a_prompt_that_does_not_fit_is_refused_by_its_length() -> None:
     model = tiny_language_model(context=24)
     with pytest.raises(ModelError, match="at most 4 tokens"):
         generate(model, [[2] * 5], LIMITS)
+
+
+@pytest.mark.parametrize(("min_new_tokens", "batch_size"), [(0, 3), (6, 2)])
+def test_looking_at_ends_every_few_tokens_changes_no_response(
+    model: LanguageModel, min_new_tokens: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(eos_id=0, suppress_tokens=(1,), min_new_tokens=min_new_tokens, max_new_tokens=20)
+    looked: list[bool] = []
+    monkeypatch.setattr(decoding, "check_drawn", looked.append)
+
+    def responses() -> list[Generation]:
+        looked.clear()
+        return generate(
+            model, PROMPTS * 3, limits, seed=3, batch_size=batch_size,
+            value_head=lambda hidden: hidden.sum(-1), sampling=Sampling(temperature=3.0),
+        )  # fmt: skip
+
+    each = responses()
+    often = len(looked)
+    monkeypatch.setattr(decoding, "works_ahead", lambda device: True)
+    few = responses()
+    assert [g.ids for g in few] == [g.ids for g in each]
+    assert [g.ended for g in few] == [g.ended for g in each]
+    assert {len(g.ids) for g in each} > {20} or min_new_tokens  # some end early, some at the limit
+    for a, b in zip(few, each, strict=True):
+        assert a.log_probs == pytest.approx(b.log_probs, abs=1e-5)
+        assert a.values == pytest.approx(b.values, abs=1e-3)
+    assert all(looked)
+    assert len(looked) < often / 3
+
+
+def test_weights_that_are_not_finite_are_found_by_the_late_look(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "works_ahead", lambda device: True)
+    monkeypatch.setattr(model, "logits", lambda hidden: torch.full((len(hidden), model.vocab_size), torch.nan))
+    with pytest.raises(ModelError, match="not finite"):
+        generate(model, PROMPTS, LIMITS)
+
+
+def test_a_prompt_that_several_slots_have_is_run_once(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    hidden = model.hidden
+
+    def counted(ids: torch.Tensor, **given: Any) -> torch.Tensor:
+        rows.append(len(ids))
+        return hidden(ids, **given)
+
+    decoder = CachedDecoder(model)
+    monkeypatch.setattr(model, "hidden", counted)
+    states = decoder.start(range(6), [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[0]])
+    assert rows == [3]
+    torch.testing.assert_close(states[0], states[2])
+    # Each goes on by itself: what one is fed does not reach the others.
+    fed = decoder.append(range(6), torch.tensor([4, 5, 6, 7, 8, 9]))
+    for state, prompt, token in zip(fed, [0, 2, 0, 1, 2, 0], [4, 5, 6, 7, 8, 9], strict=True):
+        torch.testing.assert_close(state, plain_hidden(model, [*PROMPTS[prompt], token]), atol=1e-5, rtol=1e-5)

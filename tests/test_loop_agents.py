@@ -17,6 +17,7 @@ from rlhf_gym.loop.agent_catalogue import AGENTS, SET_ELSEWHERE, find_agent
 from rlhf_gym.loop.config_file import build, merge, parse_override
 from rlhf_gym.loop.config_values import to_yaml
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.given_data import EncodedData
 from rlhf_gym.loop.metrics_table import MetricsTable
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
@@ -40,6 +41,10 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
         rows = [{"prompt": f"The film {i}", "target": "was good"} for i in range(10)]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings["task"]["prompts"] = str(tmp_path / "prompts.jsonl")
+    if name == "preference_optimization":
+        rows = [{"prompt": f"The film {i}", "chosen": " was good", "rejected": " was bad"} for i in range(10)]
+        (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        agent["data"] = str(tmp_path / "pairs.jsonl")
     settings["agent"] = agent
     run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
     rows = run.metrics_file.read_text().splitlines()
@@ -193,6 +198,11 @@ def test_every_setting_of_every_agent_arrives(agent: str, context: RunContext) -
     assert set(configurable) <= set(keys("agent", agent))
     table = MetricsTable(context.run.metrics_file)
     reward = ProxyAndGold(context.gold, {})
+    rows = {
+        "sft": ("data", [(f"The film {i}", " was good") for i in range(10)]),
+        "preference_optimization": ("preferences", [(f"The film {i}", " was good", " was bad") for i in range(10)]),
+    }  # fmt: skip
+    given = EncodedData(*rows[agent]) if agent in rows else None
     own = {"name": agent, "n_episodes": 16} | ({"target_column": "answer"} if agent == "sft" else {})
     if agent == "trpo":
         configurable.remove("precision")  # it takes float32 alone
@@ -203,7 +213,7 @@ def test_every_setting_of_every_agent_arrives(agent: str, context: RunContext) -
             beside.pop("clip_range", None)
         overrides = [parse_override(f"agent.{k}={to_yaml(v)}") for k, v in {**beside, name: value}.items()]
         config = build(merge({"agent": own}, *overrides))
-        made = make_agent(replace(context, config=config), 1, table, reward)
+        made = make_agent(replace(context, config=config, given=given), 1, table, reward)
         assert getattr(made.settings, name) == value, name
         assert value != keys("agent", agent)[name].default, name
 

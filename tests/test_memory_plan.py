@@ -14,7 +14,7 @@ from rlhf_gym.cli.plan_command import bytes_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.traced_memory import traced_memory
 from rlhf_gym.loop.config_file import build
-from rlhf_gym.loop.memory_plan import MemoryPlan, plan_memory
+from rlhf_gym.loop.memory_plan import MemoryPlan, plan_memory, smaller
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,17 @@ def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "--set agent.gradient_checkpointing=true" in out
     assert "No setting makes it fit" in out
+
+
+def test_nothing_is_advised_that_a_run_refuses() -> None:
+    def advised(agent: str, **settings: Any) -> list[str]:
+        config = build({"agent": {"name": agent, **settings}, "reward_model": {"enabled": "value_start" in settings}})
+        return [changes[-1] for changes, _ in smaller(config)]
+
+    assert "agent.precision=bf16" in advised("ppo")
+    assert "agent.precision=bf16" not in advised("trpo")  # which runs in float32 alone
+    own = {"value_network": "separate", "value_start": "reward_model"}
+    assert not {"model.lora={rank: 8}", "agent.value_network=shared"} & {*advised("ppo", **own)}
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("1.5 GiB", 1.5 * 2**30), ("512mib", 2**29), ("8e9", 8e9)])

@@ -22,7 +22,6 @@ from web_study import pairs, start_run, study
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
-from rlhf_gym.feedback.places import store_of
 from rlhf_gym.feedback.preferences import preferences_from
 from rlhf_gym.loop.config_file import Settings, build, merge
 from rlhf_gym.loop.label import Turnout, split_queries
@@ -31,6 +30,7 @@ from rlhf_gym.loop.reward_models import fits
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.raters import Rater, RaterStoppedError, ask
+from rlhf_gym.store_places import store_of
 from rlhf_gym.study.checks import check_questions
 from rlhf_gym.study.leases import Answer
 from rlhf_gym.study.quality import quality

@@ -12,11 +12,12 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.given_pairs import EncodedPair, EncodedPreference, Pair, PreferenceRow
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.agents.common.preference_losses import PreferenceLoss
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.precision import Precision
@@ -483,11 +484,25 @@ class RAFTKeywords(AgentKeywords, total=False):
     on_kl_limit: Action | None
 
 
+class PreferenceOptimizationKeywords(AgentKeywords, total=False):
+    """The settings of PreferenceOptimization."""
+
+    n_epochs: int
+    preferences: Required[Sequence[PreferenceRow | EncodedPreference]]
+    on_too_long: Literal["refuse", "skip", "truncate"]
+    loss: PreferenceLoss
+    beta: float | None
+    label_smoothing: float
+    target_margin: float
+    desirable_weight: float
+    undesirable_weight: float
+
+
 class SFTKeywords(AgentKeywords, total=False):
     """The settings of SFT."""
 
     ent_coef: float
     aggregation: Aggregation
     n_epochs: int
-    data: Required[Sequence[tuple[str | Messages, str]]]
+    data: Required[Sequence[Pair | EncodedPair]]
     on_too_long: Literal["refuse", "skip", "truncate"]

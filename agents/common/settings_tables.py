@@ -19,7 +19,7 @@ from rlhf_gym.agents.common.settings import POSITIONAL, AgentSettings, Setting, 
 AGENTS = {
     "PPO": "ppo", "NLPO": "nlpo", "TRPO": "trpo", "A2C": "a2c", "CriticFree": "critic_free", "GRPO": "grpo", "GSPO": "grpo",
     "RLOO": "rloo", "REINFORCE": "reinforce", "ReinforcePlusPlus": "reinforce", "OnlineDPO": "online_dpo", "RAFT": "raft",
-    "SFT": "sft",
+    "PreferenceOptimization": "preference_optimization", "SFT": "sft",
 }  # fmt: skip
 """Agents, and the modules of this package that they are in."""
 BEGIN, END = "<!-- settings: generated -->", "<!-- end of settings -->"
@@ -38,11 +38,12 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.given_pairs import EncodedPair, EncodedPreference, Pair, PreferenceRow
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.agents.common.preference_losses import PreferenceLoss
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.precision import Precision

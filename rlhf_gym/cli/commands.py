@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rlhf_gym.cli.plan_command import print_plan
 from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.cli.rate_commands import rate
 from rlhf_gym.cli.reward_commands import check_reward, rewards, serve_reward
+from rlhf_gym.cli.stage_commands import evaluate, export, label, run_stages, sft, train_preferences
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import (
@@ -38,37 +37,22 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: a wrong setting, or ``--resume`` without ``--out``.
     """
-    config = resolve(options)
-    if options.out is None:
-        if options.resume:
-            raise ConfigError("--resume needs the run's directory: --out DIR")
-        options.out = f"runs/{config.task.name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    quiet_libraries()
-    from rlhf_gym.loop.progress import Progress
-    from rlhf_gym.loop.rounds import run_loop
-
-    if options.resume and not RunDirectory(options.out).config_file.exists():
-        print(f"rlhf-gym: there is no run in {options.out} to go on with; a new one begins", file=sys.stderr)
-    page = None
-    if config.asks_people:
-        from rlhf_gym.web.run_page import RunPage
-
-        page = RunPage()
-    directory = run_loop(config, options.out, resume=options.resume, progress=Progress(quiet=options.quiet), page=page)
-    print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
+    run_stages(options, resolve(options))
 
 
 def resume_hint(options: argparse.Namespace) -> str:
     """The command that goes on with an interrupted run; empty for other commands, and if there is no run to go on with."""
     if options.command == "bench":
         return bench_hint(options)
-    if options.command != "run" or options.out is None:
+    if options.command not in ("run", "sft", "train-preferences", "label") or options.out is None:
         return ""
     try:
         there = RunDirectory(options.out).config_file.exists()
     except OSError:  # a name that is too long, a folder that may not be read
         return ""
-    return f" Go on with: rlhf-gym run --out {shlex.quote(options.out)} --resume" if there else ""
+    given = {"sft": "data", "train-preferences": "data", "label": "prompts"}.get(options.command)
+    what = f"{options.command} {shlex.quote(getattr(options, given))}" if given else "run"
+    return f" Go on with: rlhf-gym {what} --out {shlex.quote(options.out)} --resume" if there else ""
 
 
 def config(options: argparse.Namespace) -> None:
@@ -183,7 +167,8 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run, "config": config, "plan": plan, "report": report, "sample": sample, "rewards": rewards,
-    "check-reward": check_reward, "serve-reward": serve_reward, "fit-reward": fit_reward, "eval-reward": eval_reward,
-    "rate": rate, "bench": bench,
+    "check-reward": check_reward, "serve-reward": serve_reward, "label": label, "sft": sft, "fit-reward": fit_reward,
+    "eval-reward": eval_reward, "train-preferences": train_preferences, "eval": evaluate, "export": export, "rate": rate,
+    "bench": bench,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

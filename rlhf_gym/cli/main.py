@@ -2,7 +2,7 @@
 
 ====  =========================================================================================================
 0     done
-1     `check-reward --strict` found something to look at
+1     `check-reward --strict` found something to look at; `plan --memory`: nothing makes the run fit
 2     something that the user can correct: a setting, a file, a reward, a full disk; what was done before is kept
 130   interrupted (Ctrl-C, or nobody reads the output of `run` any more); 143: terminated
 ====  =========================================================================================================

@@ -24,7 +24,7 @@ def print_plan(config: Config, options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a number of tokens below 1, or a size that is none.
     """
-    from rlhf_gym.loop.memory_plan import RESERVE, plan_memory, smaller
+    from rlhf_gym.loop.memory_plan import RESERVE, MemoryPlan, plan_memory, smaller
 
     response = options.response_tokens
     if response is None:
@@ -33,10 +33,10 @@ def print_plan(config: Config, options: argparse.Namespace) -> int:
         raise ConfigError("--prompt-tokens and --response-tokens must be at least 1")
     room = None if options.memory is None else bytes_of(options.memory)
 
-    def peak_of(config: Config) -> int:
-        return plan_memory(config, prompt_tokens=options.prompt_tokens, response_tokens=response).peak
+    def planned(config: Config) -> MemoryPlan:
+        return plan_memory(config, prompt_tokens=options.prompt_tokens, response_tokens=response)
 
-    plan = plan_memory(config, prompt_tokens=options.prompt_tokens, response_tokens=response)
+    plan = planned(config)
     print(
         f"{config.model.name}: {plan.parameters:,} parameters, {plan.trainable:,} of them learn; agent {config.agent.name}"
     )
@@ -55,7 +55,7 @@ def print_plan(config: Config, options: argparse.Namespace) -> int:
         return 0
     print(f"\nIt does not fit in {options.memory}. Each change with those before it:")
     for changes, other in smaller(config):
-        peak = peak_of(other)
+        peak = planned(other).peak
         print(f"  --set {changes[-1]:<40} {in_words(peak):>10}")
         if peak <= room:
             print("\nIt fits with " + " ".join(f"--set '{change}'" for change in changes))

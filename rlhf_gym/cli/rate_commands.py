@@ -28,7 +28,7 @@ def rate(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from rlhf_gym.feedback.places import store_of
+    from rlhf_gym.store_places import store_of
     from rlhf_gym.study.checks import check_questions
     from rlhf_gym.study.leases import QueueSettings
     from rlhf_gym.web.page_settings import PageSettings, guidelines_from
@@ -56,7 +56,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _invite(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.places import store_of
+    from rlhf_gym.store_places import store_of
     from rlhf_gym.study.people import People
 
     url = (options.url or f"http://127.0.0.1:{options.port}").rstrip("/")
@@ -73,7 +73,7 @@ def _invite(options: argparse.Namespace) -> None:
 
 def _forget(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.places import store_of
+    from rlhf_gym.store_places import store_of
     from rlhf_gym.study.people import People
 
     with FeedbackStore(store_of(options.store)[0]) as store:
@@ -85,7 +85,7 @@ def _export(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
     from rlhf_gym.feedback.exchange.files import export_feedback
     from rlhf_gym.feedback.exchange.formats import NATIVE, format_of
-    from rlhf_gym.feedback.places import store_of
+    from rlhf_gym.store_places import store_of
 
     format_of(options.format)
     if options.all and options.format != NATIVE:
@@ -142,7 +142,7 @@ def _import(options: argparse.Namespace) -> None:
 
 def _withdraw(options: argparse.Namespace) -> None:
     from rlhf_gym.feedback import FeedbackStore
-    from rlhf_gym.feedback.places import store_of
+    from rlhf_gym.store_places import store_of
 
     with FeedbackStore(store_of(options.store)[0]) as store:
         for number in options.id:
@@ -175,7 +175,7 @@ def _store_to_fill(given: str) -> str:
 
     A name without an ending is a run's directory, also before there is a run in it: ``run --out`` begins one there.
     """
-    from rlhf_gym.feedback.places import STORE_FILE, store_of
+    from rlhf_gym.store_places import STORE_FILE, store_of
 
     path = Path(given)
     if "://" in given or path.is_file() or (path.suffix and not path.is_dir()):

@@ -110,6 +110,18 @@ class Layers(Cache):
         self.rectangles = [_Layer() for _ in range(num_layers)]
         super().__init__(layers=list(self.rectangles))
 
+    def take(self, rows: Tensor) -> None:
+        """Take these rows, int64 ``[n]``, in the place of all; one may come several times."""
+        for layer in self.rectangles:
+            layer.move(rows, layer.get_seq_length() + SPARE)
+
+
+def distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """The different ones among some prompts, in the order of first appearance, and the place of each prompt among them."""
+    places: dict[tuple[int, ...], int] = {}
+    place = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    return list(places), place
+
 
 class SlotCache:
     """Decoding state of some rows.
@@ -154,16 +166,23 @@ class SlotCache:
         Returns:
             ``[len(prompts), D]``, the hidden state of each prompt's last token.
         """
-        ids, real = (table.to(self.model.device) for table in pad_left(prompts, self.model.tokenizer.pad_id))
+        different, place = distinct(prompts)
+        ids, real = (table.to(self.model.device) for table in pad_left(different, self.model.tokenizer.pad_id))
         width, lengths = ids.shape[1], real.sum(1)
         positions = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
         prefilled = Layers(self.num_layers)
-        hidden = self.model.hidden(ids, attention_mask=real, position_ids=positions.clamp(min=0), cache=prefilled)
+        hidden = self.model.hidden(ids, attention_mask=real, position_ids=positions.clamp(min=0), cache=prefilled)[
+            :, -1
+        ]
+        if len(different) < len(prompts):  # a group's prompt is run once, and shared by its members
+            index = torch.tensor(place, device=ids.device)
+            prefilled.take(index)
+            hidden, lengths = hidden[index], lengths[index]
         if self.num_rows == 0 and list(rows) == list(range(len(prompts))):
             self.layers, self.lengths, self._starts = prefilled, lengths, width - lengths
         else:
             self._insert(torch.tensor(rows, device=ids.device), prefilled, lengths)
-        return hidden[:, -1]
+        return hidden
 
     def _insert(self, rows: Tensor, prefilled: Layers, lengths: Tensor) -> None:
         """Copy prefilled rows to their places, right-aligned at the cursor."""
@@ -189,8 +208,7 @@ class SlotCache:
         index = torch.tensor(rows, device=self.lengths.device)
         self._starts, self.lengths = self._starts[index], self.lengths[index]
         self._drop_left(int(self._starts.min()))
-        for layer in self.layers.rectangles:
-            layer.move(index, layer.get_seq_length() + SPARE)
+        self.layers.take(index)
 
     def drop_columns(self, rows: Sequence[int]) -> None:
         """Drop the columns on the left that none of these rows needs; the other rows are free."""

@@ -16,11 +16,14 @@ from rlhf_gym.lm.cache import SlotCache
 from rlhf_gym.lm.decoding_state import RecomputedRows, decoding_state
 from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.response_text import ResponseText
-from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, episode_uniforms, sample_tokens
+from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, check_drawn, draw, episode_uniforms
 from rlhf_gym.lm.seq2seq_cache import seq2seq_decoding_state
 
 SHRINK = 0.75  # rows are taken out of the batch when at most this part of them is still read
 REFILL = 0.875  # waiting prompts are started when at most this part of the batch is still being generated
+# Tokens from one look at which responses have ended to the next, on a device that works ahead of the processor that drives it.
+# A look waits for the device; between two, responses that have ended are fed along for nothing.
+LOOK = 8
 
 
 class CachedDecoder:
@@ -34,6 +37,9 @@ class CachedDecoder:
         self.model = model
         self.cache = self._empty()
         self._row_of: dict[int, int] = {}  # row of the cache, by slot; rows that no slot has are free
+        self._fed: tuple[list[int], Tensor, Tensor] | None = (
+            None  # the rows of the last step, their index, 1 at each of them
+        )
 
     def _empty(self) -> SlotCache | RecomputedRows:
         if isinstance(self.model, Seq2SeqModel):
@@ -86,10 +92,12 @@ class CachedDecoder:
             self._row_of = dict(zip(slots, rows, strict=True))
         if rows == list(range(self.cache.num_rows)):
             return self.cache.append(tokens)
-        index = torch.tensor(rows, device=tokens.device)
-        live = tokens.new_zeros(self.cache.num_rows)
+        if self._fed is None or self._fed[0] != rows or len(self._fed[2]) != self.cache.num_rows:
+            index, live = torch.tensor(rows, device=tokens.device), tokens.new_zeros(self.cache.num_rows)
+            live[index] = 1
+            self._fed = rows, index, live
+        _, index, live = self._fed
         fed = torch.zeros_like(live)
-        live[index] = 1
         fed[index] = tokens
         return self.cache.append(fed, live)[index]
 
@@ -170,8 +178,16 @@ def generate(
     return generator.generations()
 
 
+def works_ahead(device: torch.device) -> bool:
+    """True for devices that are given work before the last is done, so that a look at a result costs a wait."""
+    return device.type != "cpu"
+
+
 class _Generator:
-    """The state of :func:`generate`; tensors ``[n, max_new_tokens]`` over all responses, ``[m]`` over those being generated."""
+    """The state of :func:`generate`: tensors ``[n, max_new_tokens + 1]`` over all responses, ``[m]`` over those being decoded.
+
+    What is computed for a response that has ended, until somebody looks, goes to the last column.
+    """
 
     def __init__(
         self,
@@ -192,51 +208,75 @@ class _Generator:
         self.waiting = deque(range(n))
         self.num_done = 0
         self.decoder = CachedDecoder(model)
-        self.uniforms = torch.from_numpy(noise).to(device)
-        self.ids = torch.full((n, limits.max_new_tokens), model.tokenizer.pad_id, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(n, limits.max_new_tokens, device=device)
-        self.values = torch.zeros(n, limits.max_new_tokens, device=device)
+        # Stop sequences are sought by the processor; rows that are decoded anew at each token cost too much for nothing; and no
+        # row may leave the model's context meanwhile.
+        longest = max(map(len, prompts)) + limits.max_new_tokens + LOOK
+        ahead = works_ahead(device) and not stop and isinstance(self.decoder.cache, SlotCache)
+        self.look = LOOK if ahead and longest <= model.context_length else 1
+        self.steps = self.unseen = 0  # tokens since prompts were started, and since the last look
+        columns = limits.max_new_tokens + 1
+        self.uniforms = torch.nn.functional.pad(torch.from_numpy(noise), (0, 1)).to(device)
+        self.ids = torch.full((n, columns), model.tokenizer.pad_id, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(n, columns, device=device)
+        self.values = torch.zeros(n, columns, device=device)
         self.lengths = torch.zeros(n, dtype=torch.long, device=device)
         self.ended = torch.zeros(n, dtype=torch.bool, device=device)
+        self.done = torch.zeros(n, dtype=torch.bool, device=device)
+        self.drawn = torch.ones((), dtype=torch.bool, device=device)
         # Responses being generated: their numbers, which are their slots in the decoder.
+        self.slots: list[int] = []
         self.live = torch.zeros(0, dtype=torch.long, device=device)
         self.hidden = torch.zeros(0, model.hidden_size, dtype=model.model.dtype, device=device)
 
     def refill(self, batch_size: int) -> None:
         """Start waiting prompts where responses have ended: several at once, since a forward pass for each costs too much."""
-        if not self.waiting or len(self.live) > REFILL * batch_size:
+        if self.unseen or not self.waiting or len(self.slots) > REFILL * batch_size:
             return
-        fresh = [self.waiting.popleft() for _ in range(min(len(self.waiting), batch_size - len(self.live)))]
+        fresh = [self.waiting.popleft() for _ in range(min(len(self.waiting), batch_size - len(self.slots)))]
         hidden = self.decoder.start(fresh, [self.prompts[i] for i in fresh])
         self.hidden = torch.cat([self.hidden, hidden])
         self.live = torch.cat([self.live, torch.tensor(fresh, device=self.live.device)])
+        self.slots += fresh
+        self.steps = 0
 
     def step(self) -> bool:
-        """Generate one token of every live response; returns True where some ended."""
-        live, position = self.live, self.lengths[self.live]
-        logits = self.limits.apply(self.model.logits(self.hidden), position)
+        """Generate one token of every live response; returns True where some were seen to have ended."""
+        live, limit = self.live, self.limits.max_new_tokens
+        going_on = ~self.done[live]
+        position = torch.where(going_on, self.lengths[live], limit)
+        early = self.steps < self.limits.min_new_tokens
+        logits = self.limits.apply(self.model.logits(self.hidden), position, early)
         distribution = behaviour_log_probs(logits, self.sampling)
-        tokens = distribution.argmax(-1) if self.greedy else sample_tokens(distribution, self.uniforms[live, position])
+        if self.greedy:
+            tokens = distribution.argmax(-1)
+        else:
+            tokens, drawn = draw(distribution, self.uniforms[live, position])
+            self.drawn &= drawn.all()
         self.ids[live, position] = tokens
         self.log_probs[live, position] = distribution.gather(-1, tokens[:, None]).squeeze(-1)
         if self.value_head is not None:
             self.values[live, position] = self.value_head(self.hidden).float()
-        self.lengths[live] = position + 1
-        ended = self.limits.ends(tokens)
+        self.lengths[live] += going_on
+        ended = self.limits.ends(tokens) & going_on
         if self.text.stop:
             ended |= torch.tensor(self._stopped(live), device=live.device)
-        done = ended | (position + 1 >= self.limits.max_new_tokens)
-        num_done = int(done.sum())
-        if num_done:
-            self.ended[live] = ended
-            self.num_done += num_done
-            going_on = ~done
-            self.live, tokens = live[going_on], tokens[going_on]
-        if len(self.live):
-            self.hidden = self.decoder.append(self.live.tolist(), tokens)
-        else:
-            self.hidden = self.hidden[:0]
-        return num_done > 0
+        self.ended[live] |= ended
+        self.done[live] |= ended | (position + 1 >= limit)
+        self.steps, self.unseen = self.steps + 1, self.unseen + 1
+        some_ended = False
+        if self.unseen >= self.look or self.steps >= limit:
+            self.unseen = 0
+            *done, all_drawn = torch.cat([self.done[live], self.drawn[None]]).tolist()
+            check_drawn(all_drawn)
+            some_ended = any(done)
+            if some_ended:
+                rows = [row for row, over in enumerate(done) if not over]
+                index = torch.tensor(rows, dtype=torch.long, device=live.device)
+                self.live, tokens = live[index], tokens[index]
+                self.slots = [self.slots[row] for row in rows]
+                self.num_done += len(done) - len(rows)
+        self.hidden = self.decoder.append(self.slots, tokens) if self.slots else self.hidden[:0]
+        return some_ended
 
     def _stopped(self, live: Tensor) -> list[bool]:
         """True for each response that a stop sequence has just ended."""

@@ -90,18 +90,21 @@ class Limits:
                 f"min_new_tokens must lie in 0..{self.max_new_tokens} (max_new_tokens), got {self.min_new_tokens}"
             )
 
-    def apply(self, logits: Tensor, position: Tensor) -> Tensor:
+    def apply(self, logits: Tensor, position: Tensor, some_early: bool | None = None) -> Tensor:
         """Logits with forbidden tokens at -inf.
 
         Args:
             logits: ``[N, V]``; not changed.
             position: int64 ``[N]``, number of response tokens before this one.
+            some_early: False if no position is below ``min_new_tokens``, True if one may be; None looks, and waits for the
+                device.
 
         Returns:
             ``[N, V]``.
         """
         early = position < self.min_new_tokens
-        some_early = self.min_new_tokens > 0 and bool(early.any())
+        if some_early is None:
+            some_early = self.min_new_tokens > 0 and bool(early.any())
         if not self.suppress_tokens and not some_early:
             return logits
         # Adding is a tenth of the cost of masking, and costs nothing in the backward pass.
@@ -151,9 +154,7 @@ def top_p_mask(logits: Tensor, p: float) -> Tensor:
 
 
 def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution: an order of magnitude faster than multinomial.
-
-    It is inverted twice, over blocks of 64 tokens and over the tokens of the block, so that running sums stay short.
+    """Draw one token a row; see :func:`draw`.
 
     Args:
         log_probs: ``[N, V]``, or logits: they are normalised again; -inf is never drawn.
@@ -164,6 +165,36 @@ def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 
     Raises:
         ModelError: a row has NaN, or no token of positive probability.
+    """
+    tokens, drawn = draw(log_probs, uniforms)
+    check_drawn(bool(drawn.all()))
+    return tokens
+
+
+def check_drawn(drawn: bool) -> None:
+    """Refuse to go on where no token could be drawn.
+
+    Raises:
+        ModelError: not all were drawn.
+    """
+    if not drawn:
+        raise ModelError(
+            "no next token can be drawn: the logits are not finite (the weights have diverged), or every token is forbidden"
+        )
+
+
+def draw(log_probs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token a row by inverting the cumulative distribution: an order of magnitude faster than multinomial.
+
+    It is inverted twice, over blocks of 64 tokens and over the tokens of the block, so that running sums stay short. Nothing
+    waits for the device.
+
+    Args:
+        log_probs: ``[N, V]``, or logits: they are normalised again; -inf is never drawn.
+        uniforms: ``[N]`` in [0, 1).
+
+    Returns:
+        The tokens, int64 ``[N]``, and bool ``[N]``, False in rows with NaN or without a token of positive probability.
     """
     probs = torch.softmax(log_probs.detach(), dim=-1)  # of log-probabilities it is exp, in two thirds of its time
     size = probs.shape[-1]
@@ -176,11 +207,8 @@ def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     inside = probs.gather(-1, tokens.clamp(max=size - 1)).masked_fill(tokens >= size, 0.0)
     token, total, _ = _invert(inside, target)
     # One check for both levels: NaN anywhere, or no mass at all, reaches the total of the chosen block.
-    if not bool((total > 0).all()):
-        raise ModelError(
-            "no next token can be drawn: the logits are not finite (the weights have diverged), or every token is forbidden"
-        )
-    return (block * _BLOCK + token).squeeze(-1)
+    # A row where nothing can be drawn may point beyond the vocabulary, and whoever looks may look later.
+    return (block * _BLOCK + token).squeeze(-1).clamp(max=size - 1), total.squeeze(-1) > 0
 
 
 _BLOCK = 64

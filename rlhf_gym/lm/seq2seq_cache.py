@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from rlhf_gym.lm.cache import Layers, SlotCache
+from rlhf_gym.lm.cache import Layers, SlotCache, distinct
 from rlhf_gym.lm.decoding_state import RecomputedRows, slots_work
 from rlhf_gym.lm.language_model import Seq2SeqModel
 from rlhf_gym.lm.sequences import pad_left, split_responses
@@ -96,7 +96,11 @@ class EncodedRows(SlotCache):
         """
         model = self.model
         sources, responses = split_responses(prompts, num_generated)
-        states, seen = model.encode(sources)
+        different, place = distinct(sources)
+        states, seen = model.encode(different)
+        if len(different) < len(sources):  # a group's prompt is encoded once
+            index = torch.tensor(place, device=model.device)
+            states, seen = states[index], seen[index]
         padded = pad_left([[model.start_id, *response] for response in responses], model.tokenizer.pad_id)
         ids, real = (table.to(model.device) for table in padded)
         width, lengths = ids.shape[1], real.sum(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stable_baselines3.common.logger import Logger
@@ -25,6 +25,11 @@ ON_THE_LINE = (
     ("objective/kl", "KL", "z.2f"),
     ("objective/entropy", "entropy", ".1f"), ("response_length", "length", ".1f"), ("loss/value_avg", "value loss", ".3f"),
     ("policy/clipfrac_avg", "clipped", ".1%"),
+)  # fmt: skip
+# Likewise of agents that learn given responses: nothing is scored, and nothing is drawn that a KL could be measured on.
+LEARNED = (
+    ("train/loss", "loss", ".3f"), ("rewards/accuracies", "prefers chosen", ".1%"), ("response_length", "length", ".1f"),
+    ("validation/gold", "validation gold", "+z.2f"),
 )  # fmt: skip
 CHECKPOINT = "agent.zip"
 SECONDS_FILE = "agent_seconds.json"
@@ -54,7 +59,10 @@ class ProgressLines(IterationCallback):
         self._bar.update(agent.iteration)
         settings = self._context.config.agent
         iterations = settings.iterations if settings.tokens is None else None
-        line = iteration_line(self._table.rows[-1], type(agent).__name__, iterations, agent.reward_share)
+        columns = ON_THE_LINE if self._context.given is None else LEARNED
+        line = iteration_line(
+            self._table.rows[-1], type(agent).__name__, iterations, agent.reward_share, columns=columns
+        )
         self._context.progress.say(line)
         if agent.stopped is not None:
             self._context.progress.say(agent.stopped)
@@ -91,6 +99,8 @@ class RunCompletions(IterationCallback):
 
     def on_iteration_end(self, agent: Any) -> bool:
         """Print and store completions if they are due."""
+        if self._context.given is not None:
+            return True  # nothing is generated
         settings, iteration = self._context.config.log, agent.iteration
         done = self._context.config.agent.is_done(iteration, agent.num_timesteps)
         last = done or agent.stopped is not None
@@ -161,7 +171,12 @@ class Refits(IterationCallback):
 
 
 def iteration_line(
-    row: Mapping[str, str], title: str, iterations: int | None, reward_share: float | None = None
+    row: Mapping[str, str],
+    title: str,
+    iterations: int | None,
+    reward_share: float | None = None,
+    *,
+    columns: Sequence[tuple[str, str, str]] = ON_THE_LINE,
 ) -> str:
     """Write an iteration's metrics on one line.
 
@@ -170,8 +185,9 @@ def iteration_line(
         title: the agent's class.
         iterations: number of iterations in the round; None where it is not known.
         reward_share: share of the iteration's time spent waiting for rewards (the table holds no times); None leaves it out.
+        columns: columns of the table, their words on the line, and formats.
     """
-    metrics = [f"{word} {float(row[key]):{form}}" for key, word, form in ON_THE_LINE if row.get(key)]
+    metrics = [f"{word} {float(row[key]):{form}}" for key, word, form in columns if row.get(key)]
     for key in row:  # a constraint's Lagrange multiplier, and by how much the constraint exceeds its level
         for ending in ("multiplier", "slack"):
             if key.startswith("reward/") and key.endswith(f"_{ending}") and row[key]:

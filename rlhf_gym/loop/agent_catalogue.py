@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AGENTS = {
     "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
     "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
-    "sft": "SFT",
+    "preference_optimization": "PreferenceOptimization", "sft": "SFT",
 }  # fmt: skip
 """The built-in agents: name in a configuration, class in :mod:`rlhf_gym.agents`."""
 
@@ -31,8 +31,13 @@ SET_ELSEWHERE = {
 }  # fmt: skip
 """Settings of agents that another section of the configuration sets."""
 
-LOOP_KEYS_FOR = {"value_start": "value_start", "target_column": "data"}
-"""The loop's own keys that only some agents have, with the argument by which these agents are known."""
+GIVEN = ("data", "preferences")
+"""Arguments of agents that learn from given responses."""
+
+LOOP_KEYS_FOR: Mapping[str, tuple[str, ...]] = {
+    "value_start": ("value_start",), "target_column": ("data",), "data": GIVEN, "data_format": GIVEN,
+}  # fmt: skip
+"""The loop's own keys that only some agents have, with the arguments by which these agents are known."""
 
 
 @cache

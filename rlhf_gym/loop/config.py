@@ -20,7 +20,8 @@ class TaskConfig:
 
     name: str = setting(
         "sentiment",
-        "a built-in task (docs/tasks.md), or path/file.py:function or module:function that makes one of your own",
+        "a built-in task (docs/tasks.md), path/file.py:function or module:function that makes one of your own, or data: the "
+        "prompts of agent.data, without a reward of their own",
     )
     options: dict[str, Any] = setting(  # noqa: RUF009 - it is a field, with a factory
         {}, "options of the task, e.g. {dataset: gsm8k} for the task hub (docs/tasks.md)"
@@ -227,8 +228,8 @@ class AgentConfig:
 
     name: str = setting(
         "ppo",
-        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, sft, or path/file.py:Class "
-        "or module:Class of your own",
+        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, preference_optimization, "
+        "sft, or path/file.py:Class or module:Class of your own",
     )
     iterations: int = setting(
         40, "iterations in each round; an iteration is one rollout and the learning from it", at_least=1
@@ -246,6 +247,12 @@ class AgentConfig:
         "policy", "weights that a separate value network starts from: the policy's, or the round's reward model's"
     )
     target_column: str = setting("target", "column of the prompts that holds the response to learn")
+    data: str | None = setting(
+        None,
+        "what to learn from: a run's directory, a feedback store, or a file of preferences or examples (docs/stages.md); null "
+        "takes `target_column` of the task's prompts",
+    )
+    data_format: str = setting("auto", "exchange format of the file `data` (docs/people.md); auto finds it")
     checkpoint_every: int = setting(
         5,
         "iterations from one checkpoint to the next; a kill costs at most the iterations since the last one",

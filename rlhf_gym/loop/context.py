@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from rlhf_gym.agents.common.given_pairs import encoded_pairs
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.tokenizer import encode_conversation
-from rlhf_gym.loop.agent_catalogue import find_agent
+from rlhf_gym.loop.agent_catalogue import GIVEN, find_agent
 from rlhf_gym.loop.config import AgentConfig, Config
+from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored, data_task, read_given
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
@@ -70,6 +70,7 @@ class RunContext:
         gold: the gold reward: what the simulated rater prefers by, and what the evaluation measures.
         reference: the language model as it was given, frozen.
         people: the rater who stands for the people on the run's rating page; None if the run serves no page.
+        given: what an agent learns from that does not generate, encoded; None for an agent that generates.
         too_long: the texts that exceed the model's context or a limit, and what was done with them.
         validation: prompts of the evaluation during training, which are neither trained on nor held out.
     """
@@ -81,6 +82,7 @@ class RunContext:
     gold: Reward
     reference: LanguageModel
     people: Rater | None = None
+    given: EncodedData | None = None
     too_long: list[TooLong] = field(default_factory=list)
     validation: tuple[Prompt, ...] = ()
 
@@ -98,25 +100,71 @@ class RunContext:
         """
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
-        task = task_of(config.task)
-        gold = gold_of(config.task, task)
+        argument, given, reference = given_argument(config.agent), None, None
+        if argument is not None and config.agent.data is not None:
+            given = read_given(config.agent, argument, config.task.held_out_fraction)
+        too_long: list[TooLong] = []
+        if config.task.name == DATA_TASK:
+            if given is None:
+                raise ConfigError(
+                    "task data has the prompts of agent.data: give agent.data, to an agent that has that setting"
+                )
+            reference = load_reference(config)
+            task, given, too_long = data_task(config.task, given, reference)
+        else:
+            task = task_of(config.task)
+        gold = _gold(config, task)
         check_loggers(config.log)
         if config.reward_model.enabled:
             check_rater(config.rater)
-        if needs_targets(config.agent):
+        if argument == "data" and given is None:
             target_pairs(task, config.agent.target_column)
-        reference = load_reference(config)
-        task, too_long = fit_task(task, reference, config.task.on_too_long)
+        elif argument == "preferences" and given is None:
+            raise ConfigError(
+                f"agent {config.agent.name} learns from stored preferences: give agent.data, a run, store or file"
+            )
+        if reference is None:
+            reference = load_reference(config)
+            task, too_long = fit_task(task, reference, config.task.on_too_long)
+            if given is not None:
+                given, found = given.fitting(reference, task.max_new_tokens, config.task.on_too_long)
+                too_long += found
         validation: list[Prompt] = []
         if config.evaluation.every is not None:
             task, validation = with_validation(task, config.evaluation.validation_prompts)
         context = cls(config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation))
-        if needs_targets(config.agent):
-            pairs = target_pairs(task, config.agent.target_column)
-            too_long += encoded_pairs(pairs, reference, context.limits, config.task.on_too_long)[1]
-        for found in too_long:
-            progress.say(str(found))
+        if argument is not None:
+            context = context._with_given(argument, given)
+        for one in context.too_long:
+            progress.say(str(one))
         return context
+
+    def _with_given(self, argument: str, given: GivenData | None) -> RunContext:
+        """Encode what the agent learns from, check its settings with it, and say what it is.
+
+        Raises:
+            ConfigError: settings that contradict one another, or do not go with the responses.
+        """
+        config = self.config.agent
+        train: Sequence[Any]
+        held_out: Sequence[Any] = ()
+        if given is None:
+            train = target_pairs(self.task, config.target_column)
+        else:
+            given = given.without({prompt.text for prompt in self.validation})
+            train, held_out = (given.for_agent(rows, argument) for rows in (given.train, given.held_out))
+            self.progress.say(str(given))
+        encoded, found = EncodedData.of(
+            argument, train, held_out, self.reference, self.limits, self.config.task.on_too_long
+        )
+        cls = find_agent(config.name)
+        cls.Settings.of({**config.settings, argument: encoded.train}, cls.__name__, num_envs=config.environments)
+        return replace(self, given=encoded, too_long=[*self.too_long, *found])
+
+    @property
+    def has_gold(self) -> bool:
+        """True if there is a gold reward to measure responses with."""
+        return not isinstance(self.gold, Unscored)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model starts a response to this prompt from."""
@@ -180,6 +228,25 @@ class RunContext:
         return RewardModel.load(folder, device=str(reference.device), tokenizer=reference.tokenizer)
 
 
+def _gold(config: Config, task: Task) -> Reward:
+    """The gold reward; one that refuses to score where the task ``data`` is given none.
+
+    Raises:
+        ConfigError: something is to be measured, and there is no reward.
+    """
+    if config.task.name != DATA_TASK or config.task.reward is not None:
+        return gold_of(config.task, task)
+    if config.reward_model.enabled:
+        raise ConfigError(
+            "task data has no reward for a rater to prefer by: give --reward, or reward_model.enabled=false"
+        )
+    if config.evaluation.every is not None:
+        raise ConfigError(
+            "task data has no reward to measure by during training: give --reward, or leave out evaluation.every"
+        )
+    return Unscored()
+
+
 def load_reference(config: Config) -> LanguageModel:
     """Load the language model as it was given, frozen.
 
@@ -227,6 +294,7 @@ def load_policy(config: Config, run: RunDirectory, round_number: int, like: Lang
     )  # fmt: skip
 
 
-def needs_targets(config: AgentConfig) -> bool:
-    """True for an agent that learns from given responses, such as SFT."""
-    return "data" in find_agent(config.name).Settings.names()
+def given_argument(config: AgentConfig) -> str | None:
+    """The argument of an agent that learns from given responses, such as SFT's ``data``; None for one that generates."""
+    names = find_agent(config.name).Settings.names()
+    return next((name for name in GIVEN if name in names), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ def evaluate(context: RunContext, number: int) -> None:
     ``skipped``                         prompts without scores: a reward failed there and is set to skip failures
     ==================================  ==========================================================================
 
+    Without a gold reward (the task ``data``), there are neither scores nor a win rate.
+
     Args:
         context: the run.
         number: the round, from 1.
@@ -65,24 +67,17 @@ def evaluate(context: RunContext, number: int) -> None:
                 batch = score(reward, texts, [g.text for g in generations], columns, may_skip=True)
             return np.where(batch.kept, batch.values, np.nan)
 
-        scored = {
-            "gold_before": scores(context.gold, before), "gold_after": scores(context.gold, after),
-            "proxy_before": scores(proxy, before), "proxy_after": scores(proxy, after),
-        }  # fmt: skip
+        scored: dict[str, Scores] = {}
+        if context.has_gold:
+            scored = {
+                "gold_before": scores(context.gold, before), "gold_after": scores(context.gold, after),
+                "proxy_before": scores(proxy, before), "proxy_after": scores(proxy, after),
+            }  # fmt: skip
         kls = _response_kls(context, policy, ids, after)
         perplexity = [_perplexity(context, ids, generations) for generations in (before, after)]
-    kept = np.isfinite(list(scored.values())).all(axis=0)
-    if not kept.any():
-        raise RewardError(f"rewards failed on every one of the {len(prompts)} prompts of the evaluation")
-    gold_before, gold_after, proxy_before, proxy_after = (values[kept] for values in scored.values())
-    n, wins, ties = int(kept.sum()), int((gold_after > gold_before).sum()), int((gold_after == gold_before).sum())
-    low, high = wilson_interval(wins + ties / 2, n)
-    metrics: dict[str, Any] = {
-        "round": number, "n": n, "skipped": len(prompts) - n,
-        "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n, "win_rate_low": low,
-        "win_rate_high": high, "gold_before": gold_before.mean(), "gold_after": gold_after.mean(),
-        "gold_difference_se": _standard_error(gold_after - gold_before), "proxy_before": proxy_before.mean(),
-        "proxy_after": proxy_after.mean(), "kl": kls.mean(), "kl_se": _standard_error(kls),
+    metrics: dict[str, Any] = {"round": number, **compared(scored, len(prompts))}
+    metrics |= {
+        "kl": kls.mean(), "kl_se": standard_error(kls),
         "perplexity_before": perplexity[0], "perplexity_after": perplexity[1],
         "distinct_2_before": distinct_2([g.text for g in before]),
         "distinct_2_after": distinct_2([g.text for g in after]),
@@ -99,6 +94,33 @@ def evaluate(context: RunContext, number: int) -> None:
     plain = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
     for path in (context.run.round(number) / "evaluation.json", context.run.evaluation_file):
         write_json(path, {**plain, "pairs": pairs})
+
+
+def compared(scored: Mapping[str, Scores], n_prompts: int) -> dict[str, Any]:
+    """Win rate and mean scores of "after" against "before".
+
+    Args:
+        scored: scores by name, ``[n_prompts]`` each, NaN where a reward failed; empty where there is no reward.
+        n_prompts: number of prompts.
+
+    Raises:
+        RewardError: rewards failed on every prompt.
+    """
+    if not scored:
+        return {"n": n_prompts, "skipped": 0}
+    kept = np.isfinite(list(scored.values())).all(axis=0)
+    if not kept.any():
+        raise RewardError(f"rewards failed on every one of the {n_prompts} prompts of the evaluation")
+    gold_before, gold_after, proxy_before, proxy_after = (values[kept] for values in scored.values())
+    n, wins, ties = int(kept.sum()), int((gold_after > gold_before).sum()), int((gold_after == gold_before).sum())
+    low, high = wilson_interval(wins + ties / 2, n)
+    return {
+        "n": n, "skipped": n_prompts - n,
+        "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n, "win_rate_low": low,
+        "win_rate_high": high, "gold_before": gold_before.mean(), "gold_after": gold_after.mean(),
+        "gold_difference_se": standard_error(gold_after - gold_before), "proxy_before": proxy_before.mean(),
+        "proxy_after": proxy_after.mean(),
+    }  # fmt: skip
 
 
 def _respond(
@@ -140,5 +162,6 @@ def _log_probs(
     )  # fmt: skip
 
 
-def _standard_error(values: Scores) -> float:
+def standard_error(values: Scores) -> float:
+    """The standard error of a mean; NaN for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -75,9 +75,11 @@ def fit_reward(
     left_out = read.left_out()
     progress.say(f"{len(preferences)} comparisons of {read.source}{f'; left out: {left_out}' if left_out else ''}")
     language_model = LanguageModel.load(model, device=device)
+    config = config.decided(language_model)
     reward_model = RewardModel(language_model, readout=config.readout(language_model), seed=config.seed)
-    frozen = config.trains(language_model) == 0
-    features = Features(reward_model, precision=config.precision) if frozen else None
+    features = None
+    if config.trunk_layers == 0:
+        features = Features(reward_model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
     with progress.stage("reward model", 0) as bar:
         result = fit(
             reward_model, train, config, validation=held_out, ratings=ratings_of(read.answers), features=features,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.traced_memory import LiveBytes, traced_memory
 from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import Config
+from rlhf_gym.loop.config_file import build, merge, parse_override, to_settings
 
 LOGIT_COPIES = 4
 """Tables ``[responses, V]`` in float32 while a token is drawn: logits, log-probabilities, probabilities, masked logits."""
@@ -311,6 +312,8 @@ def smaller(config: Config) -> Iterator[tuple[list[str], Config]]:
     What costs no quality comes first: activations computed anew, smaller micro-batches; then rounded products, a shared value
     head, and an adapter in place of all weights.
 
+    What a run would refuse is left out.
+
     Args:
         config: the run's configuration.
     """
@@ -318,13 +321,16 @@ def smaller(config: Config) -> Iterator[tuple[list[str], Config]]:
     wanted: list[tuple[str, Any]] = [
         ("gradient_checkpointing", True), ("tokens_per_batch", 1024), ("precision", "bf16"), ("value_network", "shared")
     ]  # fmt: skip
-    for name, value in wanted:
-        settings = config.agent.settings
-        if name not in settings or settings[name] == value or (name == "tokens_per_batch" and settings[name] <= value):
-            continue
-        changes.append(f"agent.{name}={str(value).lower()}")
-        config = replace(config, agent=replace(config.agent, settings={**settings, name: value}))
-        yield list(changes), config
+    candidates = [
+        f"agent.{name}={str(value).lower()}" for name, value in wanted
+        if (now := config.agent.settings.get(name)) not in (None, value) and (name != "tokens_per_batch" or now > value)
+    ]  # fmt: skip
     if not config.model.lora:
-        changes.append("model.lora={rank: 8}")
-        yield list(changes), replace(config, model=replace(config.model, lora={"rank": 8}))
+        candidates.append("model.lora={rank: 8}")
+    for change in candidates:
+        try:
+            config = build(merge(to_settings(config), parse_override(change)))
+        except ConfigError:
+            continue  # this agent, or another setting, does not go with it
+        changes.append(change)
+        yield list(changes), config

@@ -1,4 +1,4 @@
-"""Judgements to fit or to judge a reward model on: a run's, those of a store, or a file that the importer reads."""
+"""Judgements to learn or to judge by: a run's, those of a store, or a file that the importer reads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_feedback
 from rlhf_gym.feedback.exchange.incoming import AUTO
-from rlhf_gym.feedback.places import store_of
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.store_places import store_of
 
 SQLITE = b"SQLite format 3\x00"
 
@@ -70,7 +70,7 @@ def read_data(data: str, format: str | None = None) -> PreferenceData:  # noqa: 
     if path.is_dir():
         store, run = store_of(data)
         return _of_store(store, f"the store {store}" if run is None else f"the run {data}")
-    if "://" in data or _begins_with(path, SQLITE):
+    if "://" in data or is_store(path):
         if format is not None:
             raise ConfigError(f"--format {format} does not go with the feedback store {data}: leave it out")
         return _of_store(data, f"the store {data}")
@@ -102,6 +102,7 @@ def _to_learn_from(answers: list[tuple[Query, Judgement]], source: str, dropped:
     return PreferenceData(said, source, dropped)
 
 
-def _begins_with(path: Path, mark: bytes) -> bool:
+def is_store(path: Path) -> bool:
+    """True for a file that is a feedback store."""
     with path.open("rb") as file:
-        return file.read(len(mark)) == mark
+        return file.read(len(SQLITE)) == SQLITE

@@ -53,8 +53,8 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
             "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
-    config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
     trunk = context.reference.frozen_copy()
+    config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit")).decided(trunk)
     readout = config.readout(trunk)
     if context.config.agent.value_start == "reward_model":
         readout = replace(readout, layers=None)  # the value network starts from the whole trunk

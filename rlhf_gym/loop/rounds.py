@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ def run_loop(
     resume: bool = False,
     progress: Progress | None = None,
     page: PeoplePage | None = None,
+    stages: Sequence[str] | None = None,
 ) -> RunDirectory:
     """Run the whole loop in a directory.
 
@@ -46,6 +48,7 @@ def run_loop(
         resume: go on with the run that is there.
         progress: shows the user what goes on; by default bars on a terminal, lines elsewhere.
         page: serves the rating page if the configuration asks people: :class:`rlhf_gym.web.run_page.RunPage`.
+        stages: the stages of each round to do; None does all. Others can follow later, with ``resume=True``.
 
     Returns:
         The run's directory, with ``report.html`` and ``summary.txt`` in it.
@@ -71,7 +74,11 @@ def run_loop(
             context = replace(context, people=stack.enter_context(page.serve(config, run, progress.say)))
         for number in range(1, config.run.rounds + 1):
             for stage, work in STAGE_FUNCTIONS.items():
-                if run.done(number, stage) or (stage in FEEDBACK_STAGES and not config.reward_model.enabled):
+                if (
+                    run.done(number, stage)
+                    or (stages is not None and stage not in stages)
+                    or (stage in FEEDBACK_STAGES and not config.reward_model.enabled)
+                ):
                     continue
                 started = time.perf_counter()
                 work(context, number)

@@ -19,6 +19,7 @@
 ``round-N/divergence-ITERATION.zip``    where training diverged: the batch that did it
 ``round-N/agent_seconds.json``          seconds of the iterations up to that checkpoint, by phase
 ``round-N/reward_state.json``           with rewards that learn: their states after training
+``round-N/held_out.json``               of an agent that learns given responses: what it says of those that were held out
 ``round-N/policy/``                     the tuned model, as transformers saves one
 ``round-N/adapter/``                    with ``model.lora``: the adapter, as peft saves it
 ``round-N/evaluation.json``             tuned model against reference; the last round's is also at the top
@@ -41,11 +42,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.feedback.places import STORE_FILE
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
 from rlhf_gym.loop.config_values import to_yaml
 from rlhf_gym.loop.whole_files import read_json, write_json, write_text
+from rlhf_gym.store_places import STORE_FILE
 from rlhf_gym.version import __version__
 
 STAGES = ("sample", "label", "fit", "train", "evaluate")

@@ -88,7 +88,9 @@ def _agent_keys(own: list[Key], agent: str) -> list[Key]:
 
     settings = find_agent(agent).Settings
     hints, names = get_type_hints(settings) | {"n_episodes": int}, settings.names()  # a run always names their number
-    found = [key for key in own if LOOP_KEYS_FOR.get(key.name.partition(".")[2]) in (None, *names)]
+    found = [
+        key for key in own if not (known_by := LOOP_KEYS_FOR.get(key.name.partition(".")[2])) or names & {*known_by}
+    ]
     for name, known in settings_of(settings).items():
         if known.is_argument or name in SET_ELSEWHERE:
             continue

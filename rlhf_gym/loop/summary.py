@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.loop.config_file import Settings
+from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.report.run_data import ending
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.sections import keys
@@ -46,6 +47,9 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
                 f"reward model {number:>4}   accuracy {fitted['accuracy']:.1%} on {fitted['n_validation']} held-out "
                 f"comparisons, fitted on {fitted['n_train']}"
             )
+        measured = read_json(run.path / f"round-{number}" / "held_out.json")
+        if measured:
+            lines.append(f"held out {number:>8}   {held_out_line(measured)}")
     metrics = read_json(run.evaluation_file)
     if metrics is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
@@ -64,18 +68,37 @@ def _table(metrics: Mapping[str, Any]) -> list[str]:
         before, after = (_number(metrics[f"{key}_{when}"], form) for when in ("before", "after"))
         return f"{name:<24}{before:>10}{after:>10}   {note}".rstrip()
 
-    ties = f", {metrics['ties']} ties count half" if metrics["ties"] else ""
-    return [
-        f"held-out prompts: {metrics['n']}   {'reference':>9}{'tuned':>10}",
-        row("gold reward", "gold", "+.2f"),
-        row("proxy reward", "proxy", "+.2f"),
+    lines = [f"held-out prompts: {metrics['n']}   {'reference':>9}{'tuned':>10}"]
+    if "gold_before" in metrics:
+        lines += [row("gold reward", "gold", "+.2f"), row("proxy reward", "proxy", "+.2f")]
+    lines += [
         row("response length", "length", ".1f", "tokens"),
         row("perplexity", "perplexity", ".1f", "per token, under the reference"),
         row("distinct word pairs", "distinct_2", ".1%"),
-        f"win rate of tuned over reference by gold: {metrics['win_rate']:.1%} "
-        f"[{metrics['win_rate_low']:.1%}, {metrics['win_rate_high']:.1%}] (95% interval{ties})",
-        f"KL to the reference: {metrics['kl']:.2f} nats per response",
     ]
+    if "win_rate" in metrics:
+        ties = f", {metrics['ties']} ties count half" if metrics["ties"] else ""
+        lines.append(
+            f"win rate of tuned over reference by gold: {metrics['win_rate']:.1%} "
+            f"[{metrics['win_rate_low']:.1%}, {metrics['win_rate_high']:.1%}] (95% interval{ties})"
+        )
+    return [*lines, f"KL to the reference: {metrics['kl']:.2f} nats per response"]
+
+
+def held_out_line(measured: Mapping[str, Any]) -> str:
+    """What an agent said of given rows that were held out, in words.
+
+    >>> held_out_line({"n": 20, "loss": 1.5, "reference_loss": 2.0})
+    'cross-entropy 1.500 nats per token (reference 2.000), of 20 responses'
+    """
+    if "reference_loss" in measured:
+        loss, reference = measured["loss"], measured["reference_loss"]
+        return f"cross-entropy {loss:.3f} nats per token (reference {reference:.3f}), of {measured['n']} responses"
+    n, text = measured["n"], f"loss {measured['loss']:.3f}"
+    if (accuracy := measured.get("rewards/accuracies")) is not None:
+        low, high = wilson_interval(accuracy * n, n)
+        return f"{text}, prefers the chosen response in {accuracy:.1%} [{low:.1%}, {high:.1%}] of {n} pairs"
+    return f"{text}, of {n} rows"
 
 
 def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int) -> list[str]:
@@ -84,7 +107,8 @@ def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int) -> list[str]:
         lines.append(textwrap.shorten(visible(pair["prompt"]), WIDTH, placeholder=" ..."))
         for word, when in (("reference", "before"), ("tuned", "after")):
             text = textwrap.shorten(" ".join(visible(pair[when]).split()), 2 * WIDTH - 50, placeholder=" ...")
-            lead = f"  {word:<10}{_number(pair[f'gold_{when}'], '+.2f')}  "
+            scored = f"{_number(pair[f'gold_{when}'], '+.2f')}  " if f"gold_{when}" in pair else ""
+            lead = f"  {word:<10}{scored}"
             lines += textwrap.wrap(text or "(nothing)", WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
     return lines
 

@@ -16,13 +16,15 @@ from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
 from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import AgentConfig
-from rlhf_gym.loop.context import RunContext, needs_targets
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
-from rlhf_gym.loop.run_task import target_pairs
+from rlhf_gym.loop.summary import held_out_line
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.loop.whole_files import read_json, whole_folder, write_json
 
 ADAPTER_FOLDER = "adapter"
+HELD_OUT_FILE = "held_out.json"
+"""The last measurement on given rows that were held out."""
 BEST = "best.zip"
 """The checkpoint of a round's best evaluation during training."""
 VALIDATION_FILE = "validation.jsonl"
@@ -76,16 +78,17 @@ def train(context: RunContext, number: int) -> None:
     finally:
         logger.close()
     context.save_reward_state(number)
-    model, iteration, best = agent.policy.language_model, agent.iteration, None
+    chosen, best = agent, None
     if validation is not None:
-        validation.go_on_after(iteration)
+        validation.go_on_after(agent.iteration)
         best = validation.best_evaluation
     if best is not None and context.config.evaluation.final == "best":
         chosen = _load(context, folder / BEST, None)
-        model, iteration = chosen.policy.language_model, chosen.iteration
+    model = chosen.policy.language_model
+    _measure_held_out(context, number, chosen)
     write_json(folder / TRAINING_FILE, {
         "iterations": agent.iteration, "stopped": agent.stopped, "final": context.config.evaluation.final,
-        "policy_of": iteration, "metric": context.config.evaluation.metric, "best": best,
+        "policy_of": chosen.iteration, "metric": context.config.evaluation.metric, "best": best,
     })  # fmt: skip
     with whole_folder(context.run.policy(number)) as target:
         model.save(target)
@@ -115,6 +118,18 @@ def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> V
         history=folder / VALIDATION_FILE, stop_at=wanted.stop_at, patience=wanted.patience,
         batch_size=context.config.sampling.batch_size, seed=context.seed(0, "evaluate"),
     )  # fmt: skip
+
+
+def _measure_held_out(context: RunContext, number: int, agent: Any) -> None:
+    """Write ``round-N/held_out.json``: what the agent says of given rows whose prompts it has not learned from."""
+    if context.given is None or not context.given.held_out or not hasattr(agent, "measure"):
+        return
+    rows = context.given.held_out
+    measured = {"n": len(rows), **agent.measure(rows)}
+    if context.given.argument == "data":
+        measured["reference_loss"] = agent.measure(rows, context.reference)["loss"]
+    write_json(context.run.round(number) / HELD_OUT_FILE, measured)
+    context.progress.say(f"round {number} held out: {held_out_line(measured)}")
 
 
 def make_agent(context: RunContext, number: int, table: MetricsTable, reward: ProxyAndGold) -> TokenAlgorithm:
@@ -157,9 +172,9 @@ def _given(context: RunContext) -> dict[str, Any]:
     config = context.config.agent
     needed = find_agent(config.name).Settings.needs_reference(config.settings)
     given: dict[str, Any] = {"reference": context.reference} if needed else {}
-    if needs_targets(context.config.agent):
-        given["data"] = target_pairs(context.task, context.config.agent.target_column)
-        if "on_too_long" in find_agent(context.config.agent.name).Settings.names():
+    if context.given is not None:
+        given[context.given.argument] = context.given.train
+        if "on_too_long" in find_agent(config.name).Settings.names():
             given["on_too_long"] = context.config.task.on_too_long
     return given
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
 
 from rlhf_gym.errors import ConfigError
@@ -124,6 +124,10 @@ class FitConfig:
                     ", or None" if optional else ""
                 )
                 raise ConfigError(f"a reward model's {f.name} must be {expected}, got {value}")
+
+    def decided(self, language_model: LanguageModel) -> FitConfig:
+        """The same with ``trunk_layers`` decided for a whole trunk: :meth:`readout` may cut it below what counts as small."""
+        return replace(self, trunk_layers=self.trains(language_model))
 
     def readout(self, language_model: LanguageModel) -> Readout:
         """What a reward model on this language model reads, with the defaults that suit its trunk."""

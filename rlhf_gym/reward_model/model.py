@@ -90,7 +90,7 @@ class RewardModel:
         if number > len(layers):
             raise ModelError(
                 f"cannot train the last {number} layers of {self.language_model.name!r}, which has {len(layers) or 'none'} "
-                "that can be trained apart; use trunk_layers=None to train it all, or 0 to train the head alone"
+                "that can be trained apart; use trunk_layers=-1 to train it all, or 0 to train the head alone"
             )
         children = dict(self.language_model.trunk.named_children())
         after = list(children)[list(children).index(stack_name) + 1 :]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import ColumnElement, Connection, Select, insert, select
 
 from rlhf_gym.feedback import schema
 from rlhf_gym.feedback.store import FeedbackStore
+from rlhf_gym.feedback.withdrawals import withdrawn
 
 SET_ASIDE = "set aside"
 """The action by which the rating page leaves out a query that it cannot show, for good."""
@@ -60,6 +61,11 @@ def record(
 def set_aside_by_page() -> Select[str]:
     """A statement that selects the ids of queries that the page could not show."""
     return select(schema.audit.c.subject).where(schema.audit.c.action == SET_ASIDE)
+
+
+def left_out(query_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """The SQL condition that nobody is asked a query any more: it is withdrawn, or no page could show it."""
+    return withdrawn("query", query_id) | query_id.in_(set_aside_by_page())
 
 
 def trail(store: FeedbackStore, limit: int = 100) -> list[AuditEntry]:

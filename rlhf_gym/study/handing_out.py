@@ -18,7 +18,7 @@ from rlhf_gym.feedback import rows, schema
 from rlhf_gym.feedback.purposes import expected, is_practice
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.feedback.withdrawals import withdrawn
-from rlhf_gym.study.audit import set_aside_by_page
+from rlhf_gym.study.audit import left_out
 from rlhf_gym.study.leases import WEB, Assignment, Kind, QueueSettings
 
 _A, _S, _Q, _J = schema.assignments.c, schema.slots.c, schema.queries.c, schema.judgements.c
@@ -181,9 +181,7 @@ def _known(connection: Connection, rater: str, seed: int, *, practice: bool) -> 
     """A check or practice question that this rater has not seen; each rater gets check questions in a random order."""
     seen = select(_A.id).where(_A.rater == rater, _A.query_id == _Q.id).exists()
     found = connection.execute(
-        select(_Q.id, _Q["columns"])
-        .where(_Q.round == 0, ~seen, ~withdrawn("query", _Q.id), _Q.id.not_in(set_aside_by_page()))
-        .order_by(_Q["index"], _Q.id)
+        select(_Q.id, _Q["columns"]).where(_Q.round == 0, ~seen, ~left_out(_Q.id)).order_by(_Q["index"], _Q.id)
     )
     fitting: list[str] = [
         i for i, columns in found if expected(columns) is not None and is_practice(columns) == practice
@@ -199,9 +197,8 @@ def _to_repeat(connection: Connection, rater: str) -> str | None:
     repeated = select(_A.query_id).where(_A.rater == rater, _A.kind == "repeat")
     back = coalesce(select(func.max(_A.answered)).where(_A.rater == rater).scalar_subquery(), 0) - _REPEAT_AFTER
     done = (_A.rater == rater) & (_A.kind == "query") & (_A.state == "done") & (_A.answered <= back)
-    done &= ~withdrawn("query", _A.query_id) & _A.query_id.not_in(set_aside_by_page())
-    statement = select(_A.query_id).where(done, _A.query_id.not_in(repeated)).order_by(_A.answered).limit(1)
-    return connection.scalar(statement)
+    fresh = ~left_out(_A.query_id) & _A.query_id.not_in(repeated)
+    return connection.scalar(select(_A.query_id).where(done, fresh).order_by(_A.answered).limit(1))
 
 
 def _lease(

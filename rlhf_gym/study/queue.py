@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Integer, RowMapping, bindparam, func, select, union_all, update
+from sqlalchemy import Connection, Integer, RowMapping, bindparam, func, select, update
 from sqlalchemy.sql.functions import coalesce
 
 from rlhf_gym.errors import FeedbackError
@@ -25,7 +25,7 @@ from rlhf_gym.feedback.purposes import expected
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.store import FeedbackStore, SetAside
 from rlhf_gym.feedback.withdrawals import stop_handing_out, withdrawn
-from rlhf_gym.study.audit import SET_ASIDE, record, set_aside_by_page
+from rlhf_gym.study.audit import SET_ASIDE, left_out, record, set_aside_by_page
 from rlhf_gym.study.checks import refuse_old_check_questions
 from rlhf_gym.study.handing_out import (
     add_slots,
@@ -48,7 +48,7 @@ from rlhf_gym.study.leases import (
     receipt_of,
 )
 
-_A, _S, _Q, _W = schema.assignments.c, schema.slots.c, schema.queries.c, schema.withdrawals.c
+_A, _S, _Q = schema.assignments.c, schema.slots.c, schema.queries.c
 _REFRESH = 1.0  # seconds for which counts, and the knowledge of which queries there are, may be old
 _EXACT = 1000  # open queries up to which they are counted after every answer; counting reads them all
 
@@ -85,7 +85,7 @@ _ANSWERED_ELSEWHERE = (
     .where(_J.query_id == _S.query_id, ~_J.rater.startswith(f"{WEB}/"), ~withdrawn("judgement", _J.id))
     .exists()
 )
-_HANDED_OUT = select(*rows.query_columns, withdrawn("query", _Q.id).label("withdrawn")).where(
+_HANDED_OUT = select(*rows.query_columns, left_out(_Q.id).label("left_out")).where(
     select(_S.query_id).where(_S.query_id == _Q.id).exists()
     | select(_A.id).where(_A.query_id == _Q.id, _A.state == "open").exists()
 )
@@ -117,16 +117,19 @@ class Queue:
         with self._database.reading() as connection:
             not_of_a_round = connection.execute(select(_Q.id, _Q["columns"]).where(_Q.round == 0))
             refuse_old_check_questions(((row[0], row[1]) for row in not_of_a_round), store.place)
+            # Handed out by an earlier version, or since withdrawn by another program: no page can show them.
+            unfit = [
+                row["asked_id"]
+                for row in connection.execute(_HANDED_OUT).mappings()
+                if row["left_out"] or not isinstance(rows.usable(row), Query)
+            ]
         with self._database.writing() as connection:
             wanted = _S.taken < self.settings.overlap
             if self._everything and not self.settings.answered:
                 wanted &= ~_ANSWERED_ELSEWHERE
             connection.execute(update(schema.slots).values(open=wanted))
-            # Handed out by an earlier version, or since withdrawn by another program: no page can show them.
-            aside = set(connection.scalars(set_aside_by_page()))
-            for row in connection.execute(_HANDED_OUT).mappings().all():
-                if row["withdrawn"] or row["asked_id"] in aside or not isinstance(rows.usable(row), Query):
-                    stop_handing_out(connection, row["asked_id"])
+            for query_id in unfit:
+                stop_handing_out(connection, query_id)
         self.offer(offered or ())
 
     def offer(self, query_ids: Collection[str]) -> None:
@@ -136,8 +139,7 @@ class Queue:
         self._everything = False
         with self._database.writing() as connection:
             found = rows.queries_by_id(connection, set(query_ids))
-            left_out = union_all(select(_W.id).where(_W.kind == "query"), set_aside_by_page())
-            for query_id in connection.scalars(left_out):
+            for query_id in connection.scalars(select(_Q.id).where(left_out(_Q.id))):
                 found.pop(query_id, None)
             add_slots(connection, [(q.id, q.round, q.index) for q in found.values()], self.settings.overlap)
         self._open = (-_REFRESH, 0)
@@ -207,7 +209,7 @@ class Queue:
         assignment = assignment_of(connection, row)
         earlier = assignment.earlier
         judgement = judgement_of(assignment, answer, seconds, now)
-        again = earlier is not None and replace(judgement, supersedes=earlier.supersedes).same_answer(earlier)
+        again = earlier is not None and _says(judgement, earlier)
         if earlier is not None and row["state"] == "done":
             if again or _sent_before(connection, judgement, earlier):
                 return receipt_of(assignment, earlier.id, earlier, repeated=True)
@@ -325,8 +327,7 @@ class Queue:
             self._looked = time.monotonic()
         missing = select(*rows.query_columns).where(
             ~select(_S.query_id).where(_S.query_id == _Q.id).exists(),
-            ~withdrawn("query", _Q.id),
-            _Q.id.not_in(set_aside_by_page()),
+            ~left_out(_Q.id),
         )
         with self._database.reading() as connection:
             found = [rows.usable(row) for row in connection.execute(missing).mappings()]
@@ -361,8 +362,11 @@ def _sent_before(connection: Connection, judgement: Judgement, standing: Judgeme
         earlier = rows.judgements_by(connection, "id", {earlier.supersedes}).get(earlier.supersedes)
         if earlier is None:
             break
-        if earlier.seconds == judgement.seconds and replace(judgement, supersedes=earlier.supersedes).same_answer(
-            earlier
-        ):
+        if earlier.seconds == judgement.seconds and _says(judgement, earlier):
             return True
     return False
+
+
+def _says(judgement: Judgement, earlier: Judgement) -> bool:
+    """True if an answer says what an earlier one to the same question said, whatever each of them corrects."""
+    return replace(judgement, supersedes=earlier.supersedes).same_answer(earlier)

@@ -58,7 +58,7 @@ def overview(study: Study) -> dict[str, Any]:
         "coefficients": coefficients(found.agreement),
         "over_time": agreement_chart(found),
         "fits": fits,
-        "set_aside": study.set_aside(),
+        "set_aside": study.set_aside(count.queries),
         "place": study.store.place,
         "accuracy": accuracy_chart(fits),
         "share": share,

@@ -92,17 +92,18 @@ class Study:
     def _workers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(WORKERS, thread_name_prefix="rating page")
 
-    def set_aside(self) -> list[SetAside]:
-        """The queries that no page can show. All queries are read, so again only when their number changes."""
-        count = self.store.count().queries
-        if self._looked_through.get("count") != count:
-            self._looked_through.update(count=count, found=self.store.set_aside())
-        found = {one.id: one for one in (*self._looked_through["found"], *self.queue.set_aside_by_page())}
-        return list(found.values())
+    def set_aside(self, queries: int) -> list[SetAside]:
+        """The queries that no page can show. All queries are read, so again only when their number changes.
+
+        Args:
+            queries: number of queries in the store.
+        """
+        unreadable = self._unreadable(queries)
+        return list({one.id: one for one in (*unreadable, *self.queue.set_aside_by_page())}.values())
 
     @cached_property
-    def _looked_through(self) -> dict[str, Any]:
-        return {}
+    def _unreadable(self) -> Callable[[int], list[SetAside]]:
+        return lru_cache(maxsize=1)(lambda queries: self.store.set_aside())
 
     @cached_property
     def cookie(self) -> str:

@@ -7,7 +7,7 @@ added, changed ones supersede what they changed, and those that are gone are cou
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -20,10 +20,8 @@ from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.feedback.withdrawals import CURRENT, withdrawn_ids
 
 _AT_ONCE = 500
-_FROM, _FILE = (
-    "imported",
-    "imported_from",
-)  # in an answer's details: the format and the name of the file that brought it
+# In an answer's details: the format and the name of the file that brought it.
+_FROM, _FILE = "imported", "imported_from"
 Key = tuple[str, str]
 
 
@@ -88,8 +86,9 @@ class _Adding:
 
     def add(self, answers: Sequence[Answer]) -> None:
         """Add some answers."""
+        queries = {query.id: query for query, _ in answers}
         self.added.queries += rows.append_queries(self._connection, [query for query, _ in answers])
-        there = self._there({query.id for query, _ in answers})
+        there = self._there(queries.keys())
         new: list[Judgement] = []
         for query, judgement in answers:
             key, said = (query.id, judgement.rater), _said(judgement)
@@ -109,7 +108,7 @@ class _Adding:
                 self._waiting[key].append(judgement)
             else:
                 new.append(judgement)
-        self._append(new)
+        self._append(new, queries)
 
     def finish(self) -> None:
         """Let what is left over supersede what is left over in the store, and count what is gone."""
@@ -126,7 +125,7 @@ class _Adding:
         self._append(new)
         self.added.gone = self._gone()
 
-    def _append(self, given: Sequence[Judgement]) -> None:
+    def _append(self, given: Sequence[Judgement], queries: Mapping[str, Query] | None = None) -> None:
         free: list[Judgement] = []
         taken = set(rows.judgements_by(self._connection, "id", [judgement.id for judgement in given if judgement.id]))
         for judgement in given:
@@ -137,9 +136,9 @@ class _Adding:
                 taken |= rows.judgements_by(self._connection, "id", [judgement.id]).keys()
             self._taken.add(judgement.id)
             free.append(replace(judgement, details={**judgement.details, **self._origin}))
-        self.added.judgements += rows.append_judgements(self._connection, free)
+        self.added.judgements += rows.append_judgements(self._connection, free, queries=queries)
 
-    def _there(self, query_ids: set[str]) -> dict[Key, list[Judgement]]:
+    def _there(self, query_ids: Collection[str]) -> dict[Key, list[Judgement]]:
         """The current answers to some queries in the store, without those of this file, by query and rater."""
         found: dict[Key, list[Judgement]] = defaultdict(list)
         for judgement in rows.current_judgements(self._connection, query_ids):
@@ -151,12 +150,12 @@ class _Adding:
         """Answers that earlier states of this file brought, and that it does not hold; of its name, or most of it held."""
         missing, table = Counter[str](), schema.judgements.c
         raters = {rater for _, rater in self._first}
-        standing = select(table.id, table.query_id, table.rater, table.details).where(CURRENT)
-        for number, query_id, rater, details in self._connection.execute(standing):
-            if details.get(_FROM) != self._origin[_FROM] or rater not in raters or number in self._taken:
-                continue
-            if self._withdrawn.isdisjoint((number, query_id)):
-                missing[details.get(_FILE, "")] += 1
+        name = table.details[_FILE].as_string()
+        brought = select(table.id, table.query_id, table.rater, name)
+        brought = brought.where(table.details[_FROM].as_string() == self._origin[_FROM], CURRENT)
+        for number, query_id, rater, file in self._connection.execute(brought):
+            if rater in raters and number not in self._taken and self._withdrawn.isdisjoint((number, query_id)):
+                missing[file or ""] += 1
         own = self._origin[_FILE]
         return sum(n for name, n in missing.items() if self._held[name] > (0 if own and name == own else n))
 

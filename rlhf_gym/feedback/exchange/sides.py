@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_gym.feedback.exchange.transcripts import is_talk, is_transcript, shared_prompt, split_turns, transcript
+from rlhf_gym.feedback.exchange.transcripts import (
+    is_talk,
+    is_transcript,
+    prompt_of_messages,
+    shared_prompt,
+    split_turns,
+)
 
 Message = Mapping[str, Any]
 _ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant", "chatbot": "assistant"}
@@ -132,7 +138,7 @@ def prompt_of(value: Any, what: str = "prompt") -> Prompt:
     found = side_of(value, what)
     if isinstance(found, str):
         return Prompt(found, {})
-    return Prompt(found[0]["content"] if len(found) == 1 else transcript(found), {"messages": found})
+    return Prompt(prompt_of_messages(found), {"messages": found})
 
 
 def compared(prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:

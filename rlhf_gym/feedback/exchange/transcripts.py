@@ -7,15 +7,13 @@ lists of ``{"role", "content"}``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 from rlhf_gym.feedback.queries import Query
 from rlhf_gym.lm.chat_template import content_text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _MARKERS = {"user": HUMAN, "assistant": ASSISTANT, "system": "\n\nSystem:"}
-
-Side = TypeVar("Side", str, list[Mapping[str, Any]])
 
 
 def is_transcript(prompt: str) -> bool:
@@ -60,7 +58,7 @@ def is_talk(messages: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     )
 
 
-def shared_prompt(chosen: Side, rejected: Side) -> tuple[Side, Side, Side]:
+def shared_prompt(chosen: str, rejected: str) -> tuple[str, str, str]:
     """Prompt and responses where the prompt is only implied: the longest common beginning, as TRL has it.
 
     A text's prompt ends before a space if the beginning ends with one, so that the space stays with the response.
@@ -74,6 +72,6 @@ def shared_prompt(chosen: Side, rejected: Side) -> tuple[Side, Side, Side]:
     """
     end = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     end = min(len(chosen), len(rejected)) if end is None else end
-    if isinstance(chosen, str) and end and chosen[end - 1] == " ":
+    if end and chosen[end - 1] == " ":
         end -= 1
     return chosen[:end], chosen[end:], rejected[end:]

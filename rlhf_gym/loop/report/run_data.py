@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from rlhf_gym.store_places import STORE_FILE
+
 T = TypeVar("T")
 
 
@@ -227,7 +229,7 @@ def read_run(run_dir: Path) -> RunData:
         iterations=read("metrics.csv", _iterations, ()),
         reward_models=reward_models,
         evaluation=evaluation,
-        labels=_labels(run_dir / "feedback.sqlite", reward_models),
+        labels=_labels(run_dir / STORE_FILE, reward_models),
         started=_started(versions),
         wall_seconds=finite(versions.get("wall_seconds")),
         problems=tuple(problems),

@@ -1,4 +1,4 @@
-"""Where stores lie: the one in a run's directory, or in a folder that an import filled before a run began there."""
+"""Where stores lie: in a run's directory, or in a folder that an import filled before. Nothing heavy is imported."""
 
 from __future__ import annotations
 

@@ -1,0 +1,330 @@
+"""What agents learn from that do not generate: responses and preferences of a run, a store or a file, and a task of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.agents.common.given_pairs import encoded_pairs, encoded_preferences
+from rlhf_gym.errors import ConfigError, FeedbackError, TaskError
+from rlhf_gym.feedback.exchange.record_files import read_records
+from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
+from rlhf_gym.feedback.preferences import demonstration_from, preferences_from, preferences_of
+from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.lm.chat_template import Messages, messages_before
+from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.sampling import Limits
+from rlhf_gym.lm.tokenizer import encode_response
+from rlhf_gym.loop.config import AgentConfig, TaskConfig
+from rlhf_gym.loop.preference_data import is_store, read_data
+from rlhf_gym.loop.run_task import split_prompts
+from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.tasks.too_long import OnTooLong, TooLong, fit_task
+
+DATA_TASK = "data"
+"""The name of the task whose prompts are those of ``agent.data``."""
+EXAMPLE_COLUMNS = ("completion", "response", "target", "answer", "output")
+"""Columns that hold the response in a file of examples, which compares nothing; the first that a file has counts."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """One row to learn from.
+
+    Attributes:
+        prompt: its text.
+        chosen: the response to imitate or to prefer; None where only a bad one is known.
+        rejected: the worse response; None where there is none.
+        messages: the prompt as chat messages, where it is a conversation.
+    """
+
+    prompt: str
+    chosen: str | None
+    rejected: str | None = None
+    messages: Messages | None = field(default=None, compare=False, hash=False)
+
+    @property
+    def asked(self) -> str | Messages:
+        """The prompt as agents take it: messages where there are some."""
+        return messages_before(self.messages) or self.prompt
+
+    @property
+    def responses(self) -> list[str]:
+        """The responses that there are."""
+        return [text for text in (self.chosen, self.rejected) if text is not None]
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """Rows to learn from, rows of other prompts to measure on, and what was left out.
+
+    Attributes:
+        train: rows to learn from.
+        held_out: rows whose prompts are not learned from.
+        source: where they come from, in words.
+        dropped: number of records that were left out, by reason.
+    """
+
+    train: Sequence[Given]
+    held_out: Sequence[Given]
+    source: str
+    dropped: Counter[str]
+
+    def __str__(self) -> str:
+        left_out = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
+        rows = f"{len(self.train)} rows of {self.source} to learn from, {len(self.held_out)} held out"
+        return rows + (f"; left out: {left_out}" if left_out else "")
+
+    def fitting(
+        self, model: LanguageModel, max_new_tokens: int, on_too_long: OnTooLong
+    ) -> tuple[GivenData, list[TooLong]]:
+        """The rows with prompts that leave room for a response in a model's context.
+
+        Args:
+            model: the model that learns them.
+            max_new_tokens: the length limit of a response.
+            on_too_long: what is done with prompts that are too long.
+
+        Returns:
+            The rows, and what was done with prompts that were too long.
+
+        Raises:
+            TaskError: some are to be refused, or nothing is left to learn from or to hold out.
+        """
+
+        def prompts(rows: Sequence[Given]) -> list[Prompt]:
+            return [Prompt(row.prompt, {"messages": row.messages, "row": row}) for row in rows]
+
+        def fitted(prompts: Sequence[Prompt]) -> list[Given]:
+            return [
+                replace(p.columns["row"], prompt=p.text, messages=messages_before(p.columns["messages"]))
+                for p in prompts
+            ]
+
+        task = Task(self.source, prompts(self.train), prompts(self.held_out), max_new_tokens=max_new_tokens)
+        task, found = fit_task(task, model, on_too_long)
+        if not found:
+            return self, []
+        rows = GivenData(fitted(task.prompts), fitted(task.held_out), self.source, self.dropped)
+        return rows, [replace(one, what=f"{one.what} of the data") for one in found]
+
+    def without(self, prompts: AbstractSet[str]) -> GivenData:
+        """The data without the rows to learn from that have one of these prompts."""
+        return replace(self, train=[row for row in self.train if row.prompt not in prompts])
+
+    def for_agent(self, rows: Sequence[Given], argument: str) -> list[Any]:
+        """Rows as an agent takes them.
+
+        Args:
+            rows: some of the rows.
+            argument: ``data`` for pairs ``(prompt, response)``, ``preferences`` for triples ``(prompt, chosen, rejected)``.
+        """
+        if argument == "data":
+            return [(row.asked, row.chosen) for row in rows]
+        return [(row.asked, row.chosen, row.rejected) for row in rows]
+
+
+@dataclass(frozen=True)
+class EncodedData:
+    """What an agent learns from that does not generate, as token ids.
+
+    Attributes:
+        argument: the agent's argument that it is: ``data`` or ``preferences``.
+        train: encoded pairs or preferences to learn from.
+        held_out: those to measure on; empty where the agent learns the task's targets.
+    """
+
+    argument: str
+    train: Sequence[Any]
+    held_out: Sequence[Any] = ()
+
+    @classmethod
+    def of(
+        cls, argument: str, train: Sequence[Any], held_out: Sequence[Any], model: LanguageModel, limits: Limits,
+        on_too_long: OnTooLong,
+    ) -> tuple[EncodedData, list[TooLong]]:  # fmt: skip
+        """Encode rows once, for everything that learns from them.
+
+        Args:
+            argument: the agent's argument.
+            train: rows as the agent takes them.
+            held_out: those to measure on.
+            model: its tokenizer encodes them.
+            limits: the environment's.
+            on_too_long: what is done with those that do not fit in the model's context.
+
+        Returns:
+            The rows, and what was done with those that were too long.
+
+        Raises:
+            ConfigError: a response that the limits do not allow.
+            ModelError: a row does not fit, or none is left.
+        """
+        encode: Any = encoded_pairs if argument == "data" else encoded_preferences
+        learned, found = encode(train, model, limits, on_too_long)
+        measured, more = encode(held_out, model, limits, on_too_long) if held_out else ([], [])
+        more = [replace(one, what=f"held-out {one.what.removesuffix(' to learn')}") for one in more]
+        return cls(argument, learned, measured), [*found, *more]
+
+
+class Unscored:
+    """Stands for the reward of a task that has none: nothing is scored by it."""
+
+    name = "unscored"
+
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
+        """Refuse to score.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("the prompts have no reward of their own to score responses by; give one: --reward REWARD")
+
+
+def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> GivenData:
+    """Read what an agent is to learn from, split by prompt.
+
+    Args:
+        config: names the data, and the loss.
+        argument: ``data`` to imitate responses, ``preferences`` to compare them.
+        held_out_fraction: share of the different prompts to hold out.
+
+    Raises:
+        ConfigError: there is no such data.
+        FeedbackError: a file that cannot be read, or that holds nothing to learn from.
+    """
+    assert config.data is not None
+    dropped: Counter[str] = Counter()
+    examples = _examples(config.data, dropped) if argument == "data" and config.data_format == "auto" else None
+    if examples is None:
+        read = read_data(config.data, None if config.data_format == "auto" else config.data_format)
+        answers, source = read.answers, read.source
+        dropped.update(read.dropped)
+        single = config.settings.get("loss") == "kto"
+        rows = list(_demonstrated(answers) if argument == "data" else _preferred(answers, dropped, single=single))
+    else:
+        rows, source = examples, config.data
+    different = list(dict.fromkeys(rows))
+    if len(different) < len(rows):
+        dropped["repeated rows"] += len(rows) - len(different)
+    if not different:
+        wanted = "a response to imitate" if argument == "data" else "one response preferred to another"
+        reasons = "".join(f", {number} {reason}" for reason, number in (+dropped).items())
+        raise FeedbackError(f"{source} holds nothing to learn from: there is not {wanted} in it{reasons}")
+    _, held_out = split_prompts([Prompt(row.prompt) for row in different], held_out_fraction, source)
+    held = {prompt.text for prompt in held_out}
+    train, rest = ([row for row in different if (row.prompt in held) is side] for side in (False, True))
+    return GivenData(train, rest, source, +dropped)
+
+
+def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tuple[Task, GivenData, list[TooLong]]:
+    """The task ``data``: the prompts of the rows, without a reward; and the rows that fit in the model's context.
+
+    Args:
+        config: its limits; without a ``max_new_tokens`` the longest response fits, but in half the context at most.
+        given: the rows.
+        model: its tokenizer counts tokens.
+
+    Returns:
+        The task, the rows, and what was done with prompts that were too long.
+
+    Raises:
+        TaskError: settings that belong to other tasks; or prompts that are too long, and are to be refused.
+    """
+    if config.prompts is not None or config.held_out is not None or config.options:
+        raise TaskError(
+            "task data has the prompts of agent.data: leave out task.prompts, task.held_out and task.options"
+        )
+    longest = config.max_new_tokens
+    if longest is None:
+        texts = {text for row in (*given.train, *given.held_out) for text in row.responses}
+        longest = min(max(len(encode_response(model.tokenizer, text)) for text in texts) + 1, model.context_length // 2)
+    given, found = given.fitting(model, longest, config.on_too_long)
+    task = Task(
+        DATA_TASK, _prompts(given.train), _prompts(given.held_out), max_new_tokens=longest,
+        min_new_tokens=config.min_new_tokens or 0, stop=config.stop or (),
+    )  # fmt: skip
+    return task, given, found
+
+
+def _prompts(rows: Sequence[Given]) -> list[Prompt]:
+    by_text = {row.prompt: Prompt(row.prompt, {"messages": row.messages} if row.messages else {}) for row in rows}
+    return list(by_text.values())
+
+
+def _preferred(answers: Sequence[tuple[Query, Judgement]], dropped: Counter[str], *, single: bool) -> Iterable[Given]:
+    """Every pair that judgements order; with ``single`` a response called good or bad is a row by itself, too."""
+    alone = [(query, good) for query, judgement in answers if (good := _called_good(query, judgement)) is not None]
+    if single:
+        for query, good in alone:
+            (response,) = query.responses
+            yield Given(
+                query.prompt, response if good else None, None if good else response, query.columns.get("messages")
+            )
+    compared = set()
+    for p in preferences_of(a for a in answers if not single or _called_good(*a) is None):
+        compared |= {(p.prompt, p.chosen), (p.prompt, p.rejected)}
+        if p.tie or p.chosen == p.rejected:
+            dropped["ties" if p.tie else "pairs of equal responses"] += 1
+        else:
+            yield Given(p.prompt, p.chosen, p.rejected, p.messages)
+    if not single and (number := sum((query.prompt, query.responses[0]) not in compared for query, _ in alone)):
+        dropped["responses that no other is compared with (loss kto learns from them)"] += number
+
+
+def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]:
+    """Responses to imitate: examples that people wrote or accepted, thumbs up, and what was preferred to all others."""
+    for query, judgement in answers:
+        messages = query.columns.get("messages")
+        if (example := demonstration_from(query, judgement)) is not None:
+            yield Given(query.prompt, example.response, None, messages)
+        elif (good := _called_good(query, judgement)) is not None:
+            if good:
+                yield Given(query.prompt, query.responses[0], None, messages)
+        elif query.query_type != "edit":
+            pairs = [p for p in preferences_from(query, judgement) if not p.tie]
+            worse = {p.rejected for p in pairs}
+            for best in dict.fromkeys(p.chosen for p in pairs if p.chosen not in worse):
+                yield Given(query.prompt, best, None, messages)
+
+
+def _called_good(query: Query, judgement: Judgement) -> bool | None:
+    """What a judgement says of a single response, by a thumb or by ratings of 0 or 1; None where it says neither."""
+    values = [value for column in (judgement.ratings or {}).values() for value in column]
+    if (
+        len(query.responses) != 1
+        or query.query_type not in ("thumbs", "rating")
+        or not set(values) <= {0, 1}
+        or not values
+    ):
+        return None
+    return sum(value or 0 for value in values) * 2 > len(values)
+
+
+def _examples(data: str, dropped: Counter[str]) -> list[Given] | None:
+    """The rows of a file of prompts with responses; None for a store, and for a file that compares responses."""
+    path = Path(data)
+    if "://" in data or not path.is_file() or is_store(path):
+        return None
+    rows: list[Given] = []
+    column = ""
+    for number, record in enumerate(read_records(path)):
+        if number == 0:
+            known = [name for name in EXAMPLE_COLUMNS if isinstance(record.get(name), str)]
+            if not known or "prompt" not in record or "label" in record or "chosen" in record:
+                return None
+            column = known[0]
+        prompt, response = record.get("prompt"), record.get(column)
+        messages = messages_before(prompt)
+        if not isinstance(response, str) or not (isinstance(prompt, str) or messages):
+            dropped["rows without a prompt or a response"] += 1
+            continue
+        rows.append(
+            Given(prompt if isinstance(prompt, str) else prompt_of_messages(messages or ()), response, None, messages)
+        )
+    return rows
