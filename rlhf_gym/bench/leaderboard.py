@@ -96,7 +96,7 @@ class Leaderboard:
         if not self.results:
             raise ConfigError("there are no results yet: `rlhf-gym bench run` makes them")
         self.problems = list(dict.fromkeys(result["problem"] for result in self.results))
-        self.contenders = list(dict.fromkeys(result["contender"] for result in self.results))
+        self.contenders = sorted({result["contender"] for result in self.results})
         self._by = {(r["problem"], r["contender"], r["seed"]): r for r in self.results}
 
     def runs(self, problem: str, contender: str) -> dict[int, Result]:
