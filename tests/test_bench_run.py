@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench_suite import SUITE, Kept, write_suite
+from rich.console import Console
 
 from rlhf_gym.bench import runner
 from rlhf_gym.bench.cells import Selection, make_cell
@@ -19,6 +21,7 @@ from rlhf_gym.bench.report_folder import read_leaderboard, write_bench_report
 from rlhf_gym.bench.results import Attempt, ResultsFolder
 from rlhf_gym.bench.runner import run_suite
 from rlhf_gym.bench.suite import BASELINES, load_suite, parse_suite, suite_names
+from rlhf_gym.cli.bench_progress import BenchProgress
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config_file import build
@@ -63,7 +66,7 @@ def test_every_contender_is_trained_to_the_budget_and_measured_alike(out: Path) 
             assert 300 <= result["tokens"] < 300 + 16 * 4  # the iteration that reaches it is the last
             assert result["optimizer_steps"] > 0
             assert result["curve"][-1][0] == result["tokens"]
-            assert result["metrics"]["kl"] > 0
+            assert result["metrics"]["kl"] != 0  # an estimate: of 16 responses it may fall below 0
             assert result["versions"]["torch"]
             assert result["cpu_seconds"] > 0
     assert found["sb3_ppo"][0]["tokens"] == 16 * 64  # a rollout of its own
@@ -259,3 +262,22 @@ def test_the_command_lists_and_reports(out: Path, capsys: pytest.CaptureFixture[
     assert "score [95%]" in capsys.readouterr().out
     assert main(["bench", "report", str(out / "nowhere")]) == 2
     assert "holds no results" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_a_table_and_a_pipe_lines(place: Path) -> None:
+    cells = [c for c in Selection.of(load_suite(str(place / "tiny.yaml"))).cells() if c.contender == "ppo"]
+    done = {"status": "done", "metrics": {"reward": 0.25, "kl": 1.0}, "wall_seconds": 3.0, "error": None}
+    failed = {"status": "timeout", "metrics": {}, "wall_seconds": 3.0, "error": "too slow"}
+    shown = {}
+    for terminal in (True, False):
+        out = StringIO()
+        console = Console(file=out, force_terminal=terminal, width=100, markup=False, highlight=False)
+        with BenchProgress(cells, console=console) as progress:
+            progress.begun(cells[0])
+            assert progress._cell(("ppo", "sort")) == "0/2 …"
+            progress.ended(cells[0], done)
+            progress.ended(cells[1], failed)
+        shown[terminal] = out.getvalue()
+    assert "0.250 2/2 1 failed" in shown[True]
+    assert "1/2 sort ppo seed 0: reward 0.250, KL 1.00, 3 s" in shown[False]
+    assert "2/2 sort ppo seed 1: timeout: too slow, 3 s" in shown[False]

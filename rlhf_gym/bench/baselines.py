@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf_gym.agents import SFT
-from rlhf_gym.agents.best_of_n import best_of_n, best_of_n_kl
+from rlhf_gym.agents.best_of_n import best_of_n, best_of_n_kl, score_groups
 from rlhf_gym.bench.contender import Bench, Trained
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.decoding import Generation, generate
-from rlhf_gym.rewards.base import score
 from rlhf_gym.tasks.samples import Prompt
 
 ROUND = 64
@@ -112,12 +112,12 @@ class SFTOnBest:
         steps = self.epochs * steps_per_pass
         return Trained(policy=agent.policy.language_model, tokens=tokens, optimizer_steps=steps)
 
-    def _best(self, bench: Bench) -> tuple[list[tuple[str, str]], int]:
+    def _best(self, bench: Bench) -> tuple[list[tuple[str | Messages, str]], int]:
         """The best response to each prompt that the budget allows, and the tokens used."""
         context, reward, rng = bench.context, bench.reward, np.random.default_rng(bench.seed)
         prompts, tokens, drawn = list(bench.task.prompts), 0, 0
-        pairs: list[tuple[str, str]] = []
-        most = bench.optimizer_steps * self.batch_size // self.epochs  # pairs that the steps can learn from
+        pairs: list[tuple[str | Messages, str]] = []
+        most = max(1, bench.optimizer_steps * self.batch_size // self.epochs)  # pairs that the steps can learn from
         while tokens < bench.tokens and len(pairs) < most:
             chosen = [prompts[i] for i in rng.integers(len(prompts), size=max(1, ROUND // self.n))]
             repeated = [prompt for prompt in chosen for _ in range(self.n)]
@@ -127,11 +127,11 @@ class SFTOnBest:
             )  # fmt: skip
             drawn += len(responses)
             tokens += sum(len(response.ids) for response in responses)
-            texts, columns = [prompt.text for prompt in repeated], bench.columns(repeated)
-            proxy = score(reward, texts, [r.text for r in responses], columns).values.reshape(-1, self.n)
-            best = proxy.argmax(1)
-            pairs += [
-                (prompt.text, responses[i * self.n + int(k)].text)
-                for i, (prompt, k) in enumerate(zip(chosen, best, strict=True))
-            ]
+            scores = score_groups(
+                reward, [p.text for p in repeated], [r.text for r in responses], bench.columns(repeated), self.n
+            )
+            best = scores.argmax(1)
+            for i, prompt in enumerate(chosen):
+                given = messages_before(prompt.columns.get("messages"), text=prompt.text) or prompt.text
+                pairs.append((given, responses[i * self.n + int(best[i])].text))
         return pairs[:most], tokens

@@ -13,6 +13,7 @@ from rlhf_gym.bench.cells import Cell
 from rlhf_gym.lm.decoding import Generation
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.whole_files import whole_folder
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt, columns_of
@@ -101,7 +102,8 @@ class Bench:
         """The start model as a folder in Hugging Face's format, for trainers from outside."""
         target = self.folder / "start"
         if not (target / "config.json").exists():
-            self.start.save(target)
+            with whole_folder(target) as part:
+                self.start.save(part)
         return target
 
     @property

@@ -17,6 +17,7 @@ from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, score
+from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.text import distinct_2
 
 SAMPLES = 6
@@ -58,8 +59,9 @@ def measure(bench: Bench, trained: Trained) -> tuple[dict[str, Any], list[dict[s
     texts, columns = [prompt.text for prompt in prompts], bench.columns(prompts)
 
     def scores(reward: Reward, generations: Sequence[Generation]) -> Floats:
+        given = {**columns, IDS: [g.ids for g in generations]} if wants_token_ids(reward) else columns
         with frozen(reward):
-            batch = score(reward, texts, [g.text for g in generations], columns, may_skip=True)
+            batch = score(reward, texts, [g.text for g in generations], given, may_skip=True)
         return np.where(batch.kept, batch.values, np.nan)
 
     old, new = scores(context.gold, before), scores(context.gold, after)
