@@ -22,6 +22,7 @@ from rlhf_gym.cli.main import main
 pytest.importorskip("ray")
 
 GATE = """
+import os
 import time
 from pathlib import Path
 from rlhf_gym.bench.contender import Trained
@@ -32,7 +33,7 @@ class Gate:
     "Waits for the file `go`, and says when it begins and when it is through."
     def train(self, bench):
         with (HERE / "begun").open("a") as file:
-            file.write(f"{bench.cell.seed}\\n")
+            file.write(f"{bench.cell.seed}:{os.getpid()}\\n")
         while not (HERE / "go").exists():
             time.sleep(0.05)
         with (HERE / "through").open("a") as file:
@@ -44,6 +45,7 @@ class Gate:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_worker_niceness", "0")  # other tests run beside this one
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")  # on a busy machine
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -53,6 +55,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def lines(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
+
+
+def runs(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.slow
@@ -75,7 +82,9 @@ def test_a_raylet_that_dies_costs_no_run(cluster: Any, tmp_path: Path) -> None:
     thread.start()
     wait_until(lambda: failures or len(lines(tmp_path / "begun")) == 2)  # one on each raylet
     assert not failures
+    pids = [int(line.partition(":")[2]) for line in lines(tmp_path / "begun")]
     cluster.remove_node(second, allow_graceful=False)
+    wait_until(lambda: not all(map(runs, pids)))
     (tmp_path / "go").touch()
     thread.join()
     assert not failures
@@ -84,7 +93,7 @@ def test_a_raylet_that_dies_costs_no_run(cluster: Any, tmp_path: Path) -> None:
     written = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
     assert len(written) == 6
     assert sorted(lines(tmp_path / "through")) == ["0", "1", "2"]
-    begun = Counter(lines(tmp_path / "begun"))
+    begun = Counter(line.partition(":")[0] for line in lines(tmp_path / "begun"))
     assert sum(begun.values()) == 4, "one was begun again"
     assert max(r["attempts"] for r in results) == 2
 

@@ -135,7 +135,7 @@ def _names(chart: Chart, ends: dict[str, float], css: dict[str, str]) -> None:
 
 def standalone(svg: str) -> str:
     """A plot as a file of its own, with its style inside, on white."""
-    head, rest = svg.split(">", 1)
+    head, rest = str(svg).split(">", 1)  # a Markup would escape what is put into it
     head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
     return f"{head}>\n<style>{paper_style()}</style>\n{rest}\n"
 

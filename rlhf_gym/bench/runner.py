@@ -292,5 +292,6 @@ def _death(code: int, path: Path) -> str:
 
 
 def _tail(path: Path) -> str:
-    text = (path / "log.txt").read_text(encoding="utf-8", errors="replace")[-2000:].strip()
+    log = path / "log.txt"
+    text = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip() if log.exists() else ""
     return text.splitlines()[-1] if text else ""

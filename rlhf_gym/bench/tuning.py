@@ -81,8 +81,9 @@ def tune(
             for name, entrant in entrants.items():
                 study = optuna.create_study(
                     study_name=name, storage=storage, direction="maximize", load_if_exists=True,
-                    sampler=optuna.samplers.TPESampler(seed=SAMPLER_SEED),
                     pruner=optuna.pruners.MedianPruner(n_startup_trials=4), )  # fmt: skip
+                # A search that goes on must not suggest again what it began with.
+                study.sampler = optuna.samplers.TPESampler(seed=SAMPLER_SEED + len(study.trials))
                 _retry_unfinished(study)
                 ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
                 left = trials - len(study.get_trials(deepcopy=False, states=ended))
