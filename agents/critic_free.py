@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import overlong_penalty
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
-from rlhf_gym.agents.common.losses import clipped_policy_loss
+from rlhf_gym.agents.common.covariance import CovarianceControl, covariances, tokens_to_clip, tokens_to_hold
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings
@@ -41,9 +41,14 @@ class CriticFree(TokenAlgorithm):
     Settings: ClassVar[type[AgentSettings]] = CriticFreeSettings
 
     # The values for agents that do not have the setting.
-    clip_range_high: float | None = None
-    dual_clip: float | None = None
     overlong_buffer: int | None = None
+    overlong_filtering: bool = False
+    cov_control: CovarianceControl | None = None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
+    _held: Tensor  # bool [B, R], KL-Cov's tokens
 
     if TYPE_CHECKING:
 
@@ -59,6 +64,31 @@ class CriticFree(TokenAlgorithm):
         """Compute each token's reward, from score and KL penalty, and advantages."""
         check_groups(rollout, self.group_size)
         rollout.advantages = self.advantages(rollout, self.shaped_rewards(rollout)) * rollout.mask
+        if self.overlong_filtering:
+            rows = range(len(rollout.episodes)) if rollout.learn_from is None else rollout.learn_from
+            rollout.learn_from = [row for row in rows if rollout.episodes[row].ended]
+        if self.cov_control is not None:
+            self._control_covariance(rollout)
+
+    def _control_covariance(self, rollout: Rollout) -> None:
+        """Find Clip-Cov's or KL-Cov's tokens among those that are learned from, once for all passes over the rollout."""
+        mask = rollout.mask
+        if rollout.learn_from is not None:
+            kept = torch.zeros(len(mask), dtype=torch.bool)
+            kept[rollout.learn_from] = True
+            mask = mask & kept[:, None]
+        chosen = torch.zeros_like(mask)
+        if mask.any():
+            covariance = covariances(rollout.log_probs[mask], rollout.advantages[mask])
+            chosen[mask] = (
+                tokens_to_clip(covariance, self.cov_share, self.cov_low, self.cov_high, self._update_rng)
+                if self.cov_control == "clip"
+                else tokens_to_hold(covariance, self.cov_share)
+            )
+        if self.cov_control == "clip":
+            rollout.importance = rollout.importance * ~chosen  # no weight, no gradient
+        else:
+            self._held = chosen
 
     def scores(self, rollout: Rollout) -> Tensor:
         """The environment's rewards less the penalty for length, float32 ``[B, R]``."""
@@ -85,7 +115,7 @@ class CriticFree(TokenAlgorithm):
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
     ) -> tuple[Terms, Terms]:
-        """The policy's loss, clipped where there is a ``clip_range``, and the KL where it is a loss.
+        """The policy's loss, the plain policy gradient without a ``clip_range``, and the KL where it is a loss.
 
         Args:
             rollout: the episodes, advantages filled in.
@@ -96,14 +126,15 @@ class CriticFree(TokenAlgorithm):
         Returns:
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
         """
-        advantages = self.flat(rollout.advantages, rows)
-        if self.clip_range is None:
-            return {"policy": -advantages * log_probs, **self.kl_loss(rollout, rows, log_probs)}, {}
-        loss, clipped = clipped_policy_loss(
-            log_probs, self.flat(rollout.log_probs, rows), advantages, clip_low=self.now(self.clip_range),
-            clip_high=self.clip_range_high, dual_clip=self.dual_clip,
-        )  # fmt: skip
-        return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}
+        if self.clip_range is None and self.policy_loss == "ppo":
+            loss, metrics = -self.flat(rollout.advantages, rows) * log_probs, {}
+        else:
+            loss, clipped = self.ratio_loss(rollout, rows, log_probs)
+            metrics = {"clipped": clipped.sum()}
+        if self.cov_control == "kl":  # the authors' code takes this distance for the KL from the old policy
+            distance = (log_probs - self.flat(rollout.log_probs, rows)).abs()
+            loss = loss + self.cov_kl_coef * self.flat(self._held, rows) * distance
+        return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, metrics
 
 
 def check_groups(rollout: Rollout, size: int) -> None:

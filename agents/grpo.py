@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import equal_groups, group_relative
 from rlhf_gym.agents.common.kl import Estimator
-from rlhf_gym.agents.common.losses import Aggregation, sequence_clipped_policy_loss
-from rlhf_gym.agents.common.minibatch import Terms
+from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.policy_losses import PolicyLoss
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings
@@ -26,16 +27,56 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.policy import LMPolicy
 
 
+ORIGINAL: Mapping[str, Any] = {
+    "scale_rewards": "group", "aggregation": "sequence", "clip_range": 0.2, "kl_coef": 0.04, "kl_in": "loss",
+    "kl_estimator": "k3",
+}  # fmt: skip
+"""Shao et al. 2024."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GRPOSettings(CriticFreeSettings):
     """The settings of GRPO and of its descendants."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "original": ORIGINAL,
+        "dr_grpo": {"scale_rewards": "none", "aggregation": "constant", "clip_range": 0.2, "kl_coef": 0.0},
+        "dapo": {
+            "scale_rewards": "group", "aggregation": "token", "clip_range": 0.2, "clip_range_high": 0.28,
+            "dynamic_sampling": True, "max_resamples": 3, "overlong_buffer": 16, "kl_coef": 0.0,
+        },
+        "cispo": {
+            "policy_loss": "cispo", "scale_rewards": "group", "aggregation": "token", "clip_range": 1.0,
+            "clip_range_high": 4.0, "kl_coef": 0.0,
+        },
+        "sapo": {"policy_loss": "sapo", "scale_rewards": "group", "aggregation": "sequence", "kl_coef": 0.0},
+        "opo": {
+            "group_baseline": "length_weighted", "scale_rewards": "none", "aggregation": "constant", "n_epochs": 1,
+            "batch_size": None, "kl_coef": 0.0,
+        },
+        "clip_cov": {
+            "cov_control": "clip", "cov_share": 2e-4, "scale_rewards": "group", "aggregation": "token", "kl_coef": 0.0,
+        },
+        "kl_cov": {
+            "cov_control": "kl", "cov_share": 2e-3, "cov_kl_coef": 1.0, "policy_loss": "ratio", "scale_rewards": "group",
+            "aggregation": "token", "kl_coef": 0.0,
+        },
+        "gmpo": {
+            "policy_loss": "gmpo", "scale_rewards": "group", "aggregation": "sequence", "clip_range": 0.4, "kl_coef": 0.0,
+        },
+    }  # fmt: skip
+
     group_size: int = setting(8, at_least=2)
     scale_rewards: Literal["group", "batch", "none"] = setting(
-        "group",
+        "none",
         "the difference from the group's mean is divided by the standard deviation of the group, by that of the batch, or by "
         "nothing (none)",
         source="Shao et al. 2024; none: Liu et al. 2025",
+    )
+    group_baseline: Literal["mean", "length_weighted"] = setting(
+        "mean",
+        "subtracted from a response's reward: the mean of its group, or that mean weighed by the responses' lengths",
+        source="length_weighted: Hao et al. 2025",
     )
     dynamic_sampling: bool = setting(
         False,
@@ -52,7 +93,6 @@ class GRPOSettings(CriticFreeSettings):
     n_epochs: int = setting(2)
     batch_size: int | None = setting(16)
     clip_range: float | Schedule | None = setting(0.2)
-    aggregation: Aggregation = setting("sequence")
     kl_coef: float = setting(0.04, source="Shao et al. 2024")
     kl_in: Literal["reward", "loss"] = setting("loss")
     kl_estimator: Estimator | None = setting(
@@ -74,15 +114,25 @@ class GRPOSettings(CriticFreeSettings):
 
 
 class GRPO(CriticFree):
-    """GRPO; settings make it one of its descendants.
+    """GRPO; a preset makes it one of its kin, ``GRPO(**GRPO.preset("dapo"))``.
+
+    By default ``A = r - group mean``, every token counts the same, k3 in the loss. Neither the group's standard deviation nor a
+    mean over each response is taken: the one gives prompts more weight that are nearly always, or nearly never, answered well,
+    the other gives the tokens of long responses less (Liu et al. 2025; Yu et al. 2025).
 
     ============  ======================================================================================================
-    GRPO          the defaults: ``A = (r - group mean) / (group std)``, each response counts the same, k3 in the loss
+    ``original``  ``A = (r - group mean) / (group std)``, each response counts the same, k3 in the loss
                   (Shao et al. 2024, equations 3 and 4)
-    Dr. GRPO      ``scale_rewards="none", aggregation="constant", kl_coef=0`` (Liu et al. 2025): neither the group's
-                  standard deviation nor the length changes a response's weight
-    DAPO          ``clip_range_high=0.28, aggregation="token", dynamic_sampling=True, max_resamples=..., overlong_buffer=...,
-                  kl_coef=0`` (Yu et al. 2025)
+    ``dr_grpo``   no standard deviation, the sum over the length limit, no KL (Liu et al. 2025)
+    ``dapo``      the original's advantages, every token counts the same, clip-higher, dynamic sampling, a penalty in the last
+                  tokens before the limit, no KL (Yu et al. 2025). Theirs is of 4096 of 20480 tokens: give your own
+                  ``overlong_buffer``
+    ``cispo``     the clipped ratio as a constant weight, at most 5 (MiniMax 2025; the bound of Khatri et al. 2025)
+    ``sapo``      a sigmoid of the ratio in the place of the clip (Gao et al. 2025)
+    ``opo``       the group's mean weighed by length as baseline, one step an iteration, no KL (Hao et al. 2025)
+    ``clip_cov``  Clip-Cov: the clip, and no gradient for tokens of high covariance (Cui et al. 2025)
+    ``kl_cov``    KL-Cov: the ratio, and a penalty for tokens of high covariance (Cui et al. 2025)
+    ``gmpo``      the geometric mean of clipped ratios (Zhao et al. 2025)
     ============  ======================================================================================================
 
     Args:
@@ -97,6 +147,7 @@ class GRPO(CriticFree):
     Settings: ClassVar[type[AgentSettings]] = GRPOSettings
 
     scale_rewards: Literal["group", "batch", "none"]
+    group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
     loss_kl_estimator: ClassVar[Estimator] = "k3"
@@ -138,18 +189,24 @@ class GRPO(CriticFree):
         if self.dynamic_sampling:
             kept = torch.repeat_interleave(~equal, self.group_size)
             rollout.learn_from = torch.nonzero(kept).flatten().tolist()[: self.n_episodes]
-        return group_relative(scores, self.group_size, self.scale_rewards)[:, None]
+        lengths = torch.tensor(rollout.lengths) if self.group_baseline == "length_weighted" else None
+        return group_relative(scores, self.group_size, self.scale_rewards, lengths=lengths)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GSPOSettings(GRPOSettings):
-    """The settings of GSPO."""
+    """The settings of GSPO: the advantages and the mean of each response are those of the original GRPO."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    scale_rewards: Literal["group", "batch", "none"] = setting("group")
+    aggregation: Aggregation = setting("sequence")
     learning_rate: float | Schedule = setting(3e-4, "Adam's learning rate; the narrow clip keeps steps small")
     clip_range: float | Schedule = setting(
         3e-4, "the response's ratio is clipped at `1 - clip_range`", source="Zheng et al. 2025"
     )
     clip_range_high: float | None = setting(4e-4, source="Zheng et al. 2025")
+    policy_loss: PolicyLoss = setting("gspo")
     kl_coef: float = setting(0.0, source="Zheng et al. 2025")
 
 
@@ -176,26 +233,3 @@ class GSPO(GRPO):
             learning_rate: float | Schedule = ...,
             **settings: Unpack[GSPOKeywords],
         ) -> None: ...
-
-    def losses(
-        self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None
-    ) -> tuple[Terms, Terms]:
-        """The clipped loss of whole responses, and the KL where it is a loss.
-
-        Args:
-            rollout: the episodes, advantages filled in.
-            rows: the micro-batch's episodes, whole.
-            log_probs: ``[N]``, of their response tokens under the policy now, row after row.
-            values: None: there is no value head.
-
-        Returns:
-            Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
-        """
-        assert self.clip_range is not None
-        loss, clipped = sequence_clipped_policy_loss(
-            log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            torch.tensor([rollout.lengths[i] for i in rows], device=self.device),
-            clip_low=self.now(self.clip_range),
-            clip_high=self.clip_range_high, dual_clip=self.dual_clip,
-        )  # fmt: skip
-        return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, {"clipped": clipped.sum()}

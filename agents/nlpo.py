@@ -18,9 +18,9 @@ from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import (
     ActorCriticSettings,
-    ClipSettings,
     EntropySettings,
     MismatchSettings,
+    TokenClipSettings,
     ValueClipSettings,
     ValueLossSettings,
 )
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NLPOSettings(
-    ActorCriticSettings, MismatchSettings, ClipSettings, EntropySettings, ValueClipSettings, ValueLossSettings
+    ActorCriticSettings, MismatchSettings, TokenClipSettings, EntropySettings, ValueClipSettings, ValueLossSettings
 ):
     """The settings of NLPO: those of PPO, without ``collect``, and those of the mask."""
 

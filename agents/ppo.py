@@ -14,17 +14,17 @@ from torch import Tensor
 from rlhf_gym.agents.common.advantages import gae, length_adaptive_lambda, returns_to_go, whiten
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.forward import pack_episodes
-from rlhf_gym.agents.common.losses import Clipped, clipped_policy_loss, clipped_value_loss, token_weights
+from rlhf_gym.agents.common.losses import Clipped, clipped_value_loss, token_weights
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import (
     ActorCriticSettings,
-    ClipSettings,
     CollectSettings,
     EntropySettings,
     MismatchSettings,
+    TokenClipSettings,
     ValueClipSettings,
     ValueLossSettings,
 )
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class PPOSettings(
     ActorCriticSettings,
     MismatchSettings,
-    ClipSettings,
+    TokenClipSettings,
     EntropySettings,
     CollectSettings,
     ValueClipSettings,
@@ -68,8 +68,6 @@ class PPO(TokenAlgorithm):
     Settings: ClassVar[type[AgentSettings]] = PPOSettings
 
     clip_range: float | Schedule
-    clip_range_high: float | None
-    dual_clip: float | None
     clip_range_vf: float | None
     normalize_advantage: bool
     whiten_rewards: bool
@@ -127,10 +125,7 @@ class PPO(TokenAlgorithm):
             Losses by name, ``[N]`` each; and metrics by name, summed over tokens.
         """
         assert values is not None
-        policy_loss, clipped = clipped_policy_loss(
-            log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            clip_low=self.now(self.clip_range), clip_high=self.clip_range_high, dual_clip=self.dual_clip,
-        )  # fmt: skip
+        policy_loss, clipped = self.ratio_loss(rollout, rows, log_probs)
         value_loss, value_clipped = self.value_loss(rollout, rows, values)
         losses = {"policy": policy_loss, "value": value_loss, **self.kl_loss(rollout, rows, log_probs)}
         return losses, {"clipped": clipped.sum(), "value clipped": value_clipped.sum()}

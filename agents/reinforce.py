@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -114,6 +115,10 @@ class REINFORCE(CriticFree):
 class ReinforcePlusPlusSettings(DiscountSettings, CriticFreeSettings):
     """The settings of REINFORCE++."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "baseline": {"group_size": 4, "kl_in": "loss", "kl_estimator": "k2"},
+    }
+
     n_epochs: int = setting(2)
     batch_size: int | None = setting(16)
     clip_range: float | Schedule | None = setting(0.2)
@@ -122,8 +127,8 @@ class ReinforcePlusPlusSettings(DiscountSettings, CriticFreeSettings):
 class ReinforcePlusPlus(CriticFree):
     """REINFORCE++ (Hu 2025): token-level KL in the reward, returns whitened over the whole batch, PPO's clip.
 
-    With ``group_size`` above 1, the group's mean reward is first subtracted from each response's last reward
-    ("REINFORCE++-baseline").
+    With ``group_size`` above 1, the group's mean reward is first subtracted from each response's last reward. The preset
+    ``baseline`` is the paper's REINFORCE++-baseline: that, and the KL as k2 in the loss.
 
     Args:
         policy: ``"LMPolicy"``.

@@ -9,11 +9,13 @@ from rlhf_gym.envs.registration import ENVIRONMENTS, register_all
 if TYPE_CHECKING:
     from rlhf_gym.envs.adapters import GemEnv, TextArenaEnv
     from rlhf_gym.envs.conversation_env import ConversationEnv
+    from rlhf_gym.envs.dialogue_vector_env import ConversationVectorEnv, ToolVectorEnv
     from rlhf_gym.envs.masks import TokenMask
     from rlhf_gym.envs.sb3 import TokenVecEnv, make_sb3_env
     from rlhf_gym.envs.sb3_vector import VectorVecEnv
     from rlhf_gym.envs.token_env import TokenEnv
     from rlhf_gym.envs.token_vector_env import TokenVectorEnv
+    from rlhf_gym.envs.tool_env import ToolEnv
     from rlhf_gym.envs.turn_env import TurnEnv
     from rlhf_gym.envs.turn_vector_env import TurnVectorEnv
     from rlhf_gym.envs.wrappers.action import SmallVocabulary, VectorSmallVocabulary
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENVIRONMENTS",
     "ConversationEnv",
+    "ConversationVectorEnv",
     "EmbeddedTokens",
     "GemEnv",
     "KLReward",
@@ -35,6 +38,8 @@ __all__ = [
     "TokenMask",
     "TokenVecEnv",
     "TokenVectorEnv",
+    "ToolEnv",
+    "ToolVectorEnv",
     "TurnEnv",
     "TurnVectorEnv",
     "VectorEmbeddedTokens",
@@ -49,6 +54,7 @@ __all__ = [
 
 _PLACES = {
     "ConversationEnv": "rlhf_gym.envs.conversation_env",
+    "ConversationVectorEnv": "rlhf_gym.envs.dialogue_vector_env",
     "EmbeddedTokens": "rlhf_gym.envs.wrappers.observation",
     "GemEnv": "rlhf_gym.envs.adapters",
     "KLReward": "rlhf_gym.envs.wrappers.kl_reward",
@@ -60,6 +66,8 @@ _PLACES = {
     "TokenMask": "rlhf_gym.envs.masks",
     "TokenVecEnv": "rlhf_gym.envs.sb3",
     "TokenVectorEnv": "rlhf_gym.envs.token_vector_env",
+    "ToolEnv": "rlhf_gym.envs.tool_env",
+    "ToolVectorEnv": "rlhf_gym.envs.dialogue_vector_env",
     "TurnEnv": "rlhf_gym.envs.turn_env",
     "TurnVectorEnv": "rlhf_gym.envs.turn_vector_env",
     "VectorEmbeddedTokens": "rlhf_gym.envs.wrappers.observation",

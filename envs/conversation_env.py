@@ -5,41 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import gymnasium as gym
-import numpy as np
-
-from rlhf_gym.envs.picture import Frame
-from rlhf_gym.envs.prompts import slot_generator
-from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, conversation_frame
-from rlhf_gym.envs.scoring import skipped_column
-from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
-from rlhf_gym.envs.turn_spaces import AnyText, as_ids_action, as_text_action, check_format, longest_text
-from rlhf_gym.envs.vector_api import row_of
-from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.lm.response_text import ResponseText
-from rlhf_gym.lm.tokenizer import AnyTokenizer, end_ids
-from rlhf_gym.rewards.base import score
+from rlhf_gym.envs.conversation_users import UserSpec, as_user
+from rlhf_gym.envs.dialogue_env import Continuation, DialogueEnv, copied
+from rlhf_gym.errors import TaskError
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
-from rlhf_gym.tasks.chat import Message, render_messages
-from rlhf_gym.tasks.samples import Prompt, column_names, columns_of
-from rlhf_gym.tasks.users import UserSpec, as_user
-from rlhf_gym.text import visible
-
-LINE_TOKENS, LINE_CHARACTERS = 64, 512
-"""Room for each message of the user where ``max_context`` is not given, in tokens and in characters."""
+from rlhf_gym.tasks.chat import Message
+from rlhf_gym.tasks.users import UserReply
 
 
-class ConversationEnv(gym.Env[Any, Any]):
+class ConversationEnv(DialogueEnv):
     """Several turns: the task's prompt, the policy's answer, the user's reply, the next answer, ...
 
     Args:
         task: a :class:`~rlhf_gym.tasks.Task` or the name of one; its limits hold for each answer.
         tokenizer: as for the token level; only the format ``"tokens"`` uses it.
-        user: who replies; see :data:`~rlhf_gym.tasks.users.UserSpec`. None: the lines in each prompt's column ``user_lines``.
+        user: who replies; see :data:`~rlhf_gym.envs.conversation_users.UserSpec`. None: the lines in each prompt's column
+            ``user_lines``.
         max_turns: the most answers in an episode.
         reward_at: ``"turn"``: every answer is scored, with the user's last message as its prompt; ``"end"``: all answers
             together, line by line, with the first message as their prompt, and 0 before. Rewards may take the columns
-            ``messages`` (the conversation, the answer included) and ``turn`` (from 1) besides the prompt's own.
+            ``messages`` (the conversation, the answer included), ``turn`` (from 1) and, where the user rates answers,
+            ``user_rating`` besides the prompt's own.
         format: ``"text"`` or ``"tokens"``; see :class:`~rlhf_gym.envs.turn_env.TurnEnv`.
         template: how the policy is shown the conversation: ``"continuation"``, ``"transcript"`` or Jinja. None: the
             tokenizer's chat template, or a transcript where there is none.
@@ -53,8 +40,6 @@ class ConversationEnv(gym.Env[Any, Any]):
     Raises:
         TaskError, ConfigError: the task, the user or the template cannot be used, with the reason.
     """
-
-    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
 
     def __init__(
         self,
@@ -72,131 +57,77 @@ class ConversationEnv(gym.Env[Any, Any]):
         max_context: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        check_render_mode(render_mode)
-        check_format(format)
-        if reward_at not in ("turn", "end"):
-            raise ConfigError(f"reward_at must be 'turn' or 'end', got {reward_at!r}")
-        if max_turns < 1:
-            raise ConfigError(f"max_turns must be at least 1, got {max_turns}")
-        self.task = as_task(task, task_options)
-        self.reward = reward_of(reward, self.task)
-        self.max_turns, self.reward_at, self.render_mode = max_turns, reward_at, render_mode
-        self.user = None if user is None else as_user(user)
+        super().__init__(
+            task,
+            tokenizer,
+            max_turns=max_turns,
+            reward_at=reward_at,
+            format=format,
+            template=template,
+            reward=reward,
+            task_options=task_options,
+            max_characters=max_characters,
+            max_context=max_context,
+            render_mode=render_mode,
+        )
         if user is None:
             _check_lines(self.task)
-        self._format: _AsText | _AsTokens
-        if format == "text":
-            self._format = _AsText(self.task, max_turns, template, max_characters, max_context)
-        else:
-            self._format = _AsTokens(self.task, max_turns, template, tokenizer, max_context)
-        self.observation_space, self.action_space = self._format.observation_space, self._format.action_space
-        self._columns = column_names(self.task.prompts)
-        self.prompt = self.task.prompts[0]
-        self.messages: list[Message] = []
-        self.turn = 0
-        self._running = False
-        self._last_reward: float | None = None  # of the last turn, for pictures
-        self._painter = Painter()
+        self.user = None if user is None else as_user(user)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a prompt; ``info["messages"]`` is the conversation so far.
+    def follow(self, messages: list[Message], turn: int) -> Continuation:
+        """The user's reply; see :meth:`DialogueEnv.follow`. In the last turn, a user who rates answers is asked for that alone.
 
         Args:
-            seed: of the random numbers from here on; None goes on with those there are.
-            options: not used.
-        """
-        super().reset(seed=seed)
-        if seed is not None:
-            self._np_random = slot_generator(seed, 0)  # setting `np_random` would forget the seed
-        self.prompt = self.task.prompts[int(self.np_random.integers(len(self.task.prompts)))]
-        self.messages = first_messages(self.prompt)
-        self.turn, self._running, self._last_reward = 0, True, None
-        self._print(self.messages)
-        return self._format.observe(self.messages), {"messages": _copied(self.messages)}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Answer; the user replies, unless the conversation has ended.
-
-        If the user or the reward fails, the conversation is still where it was before the answer.
+            messages: the conversation.
+            turn: the answer's number, from 1.
 
         Raises:
-            ResetNeeded: no episode was started, or it has ended.
-            InvalidAction: the action is outside the action space.
             TaskError: the user said something other than a text.
-            RewardError: the reward failed.
         """
-        if not self._running:
-            raise gym.error.ResetNeeded(
-                f"step() where {'the episode has ended' if self.messages else 'no episode was started'}: call reset()"
-            )
-        response = self.task.cut(self._format.read(action))
-        turn = self.turn + 1
-        answered = messages = [*self.messages, {"role": "assistant", "content": response}]
-        line = self._reply(answered, turn) if turn < self.max_turns else None
-        ended_by = "max_turns" if turn == self.max_turns else "user" if line is None else ""
-        if line is not None:
-            messages = [*answered, {"role": "user", "content": line}]
-            if not self._format.fits(messages):
-                ended_by, messages = "room", answered
-        reward, scored = self._score(answered, turn, ended=bool(ended_by))
-        new = messages[len(self.messages) :]
-        self.turn, self.messages, self._running, self._last_reward = turn, messages, not ended_by, reward
-        self._painter.note(0, reward)
-        info: dict[str, Any] = {"response": response, "turn": turn, **scored, "messages": _copied(messages)}
-        if ended_by:
-            info["ended_by"] = ended_by
-        self._print(new)
-        return self._format.observe(messages), reward, bool(ended_by), False, info
-
-    def render(self) -> str | Frame | None:
-        """The conversation so far: a message a line (``ansi``) or a picture; None before the first reset and for ``human``."""
-        if not self.messages or self.render_mode in (None, "human"):
-            return None
-        if self.render_mode == "ansi":
-            return _lines(self.messages)
-        return conversation_frame(self.messages, self._last_reward, self._painter)
-
-    def _reply(self, messages: list[Message], turn: int) -> str | None:
-        """The user's next message, or None if the user ends the conversation."""
-        if self.user is not None:
-            line = self.user(_copied(messages), self.np_random)
+        last = turn == self.max_turns
+        rate = getattr(self.user, "rate", None)
+        said: Any
+        if last:
+            said = None if rate is None else UserReply(None, rate(copied(messages), self.np_random))
         else:
-            lines = self.prompt.columns["user_lines"]
-            line = lines[turn - 1] if turn <= len(lines) else None
+            said = self._said(messages, turn)
+        line, rating = (said.text, said.rating) if isinstance(said, UserReply) else (said, None)
         if line is not None and not isinstance(line, str):
             raise TaskError(f"the user said {line!r:.80} ({type(line).__name__}); expected a text, or None to end")
-        return line
+        rated = {"user_rating": rating} if rate is not None or rating is not None else {}
+        message = None if line is None else {"role": "user", "content": line}
+        return Continuation(message, "max_turns" if last else "user" if line is None else "", dict(rated), dict(rated))
 
-    def _score(self, messages: list[Message], turn: int, *, ended: bool) -> tuple[float, dict[str, Any]]:
-        """The reward of the answer that the messages end with, and what ``info`` says of it."""
-        if self.reward_at == "end" and not ended:
-            return 0.0, {"reward_terms": {}}
+    def close(self) -> None:
+        """Close the user, where there is something to close: a page on which people answer."""
+        close = getattr(self.user, "close", None)
+        if close is not None:
+            close()
+
+    def _said(self, messages: list[Message], turn: int) -> Any:
+        """What the user says, or None if the user ends the conversation."""
+        if self.user is not None:
+            return self.user(copied(messages), self.np_random)
+        lines = self.prompt.columns["user_lines"]
+        return lines[turn - 1] if turn <= len(lines) else None
+
+    def to_score(
+        self, messages: list[Message], turn: int, follows: Continuation, *, ended: bool
+    ) -> tuple[str, str] | None:
+        """See :meth:`DialogueEnv.to_score`.
+
+        Args:
+            messages: the conversation; it ends with the answer.
+            turn: the answer's number, from 1.
+            follows: the user's reply.
+            ended: True if the conversation ends.
+        """
+        if self.reward_at == "turn":
+            return (self.prompt.text if turn == 1 else messages[-2]["content"]), messages[-1]["content"]
+        if not ended:
+            return None
         answers = [m["content"] for m in messages[-2 * turn + 1 :] if m["role"] == "assistant"]
-        if self.reward_at == "end":
-            prompt, response = self.prompt.text, "\n".join(answers)
-        else:
-            prompt, response = (self.prompt.text if turn == 1 else messages[-2]["content"]), answers[-1]
-        columns = columns_of([self.prompt], self._columns) | {"messages": [_copied(messages)], "turn": [turn]}
-        scored = score(self.reward, [prompt], [response], columns, may_skip=True)
-        return float(scored.values[0]), row_of({"reward_terms": scored.terms, **skipped_column(scored)}, 0)
-
-    def _print(self, messages: list[Message]) -> None:
-        if self.render_mode == "human":
-            print(_lines(messages))
-
-
-def first_messages(prompt: Prompt) -> list[Message]:
-    """The messages that a prompt begins with: its column ``messages``, or its text as the user's."""
-    given = prompt.columns.get("messages")
-    return [dict(m) for m in given] if given else [{"role": "user", "content": prompt.text}]
-
-
-def _copied(messages: list[Message]) -> list[Message]:
-    return [dict(m) for m in messages]
-
-
-def _lines(messages: list[Message]) -> str:
-    return visible("\n".join(f"{m['role']}: {m['content']}" for m in messages))
+        return self.prompt.text, "\n".join(answers)
 
 
 def _check_lines(task: Task) -> None:
@@ -207,88 +138,3 @@ def _check_lines(task: Task) -> None:
                 f"prompt {i} of task {task.name!r} has no list of texts in its column 'user_lines' (got {lines!r:.60}), "
                 "and the environment has no user: give it one, e.g. user=['tell me more.']"
             )
-
-
-class _AsText:
-    """The conversation as a text: the policy reads and writes texts."""
-
-    def __init__(
-        self, task: Task, max_turns: int, template: str | None, max_characters: int | None, max_context: int | None
-    ) -> None:
-        self.template = template or "transcript"
-        self.max_characters = longest_text(task, max_characters)
-        longest = max(len(self._show(first_messages(p))) for p in task.prompts)
-        self.room = max_context or longest + max_turns * (self.max_characters + LINE_CHARACTERS)
-        _check_room(longest, self.room, "characters", task)
-        self.observation_space = AnyText(self.room)
-        self.action_space = AnyText(self.max_characters)
-
-    def _show(self, messages: list[Message]) -> str:
-        return render_messages(messages, self.template)
-
-    def fits(self, messages: list[Message]) -> bool:
-        return len(self._show(messages)) <= self.room
-
-    def observe(self, messages: list[Message]) -> str:
-        # The conversation with the last answer may be longer than the room: its end is shown.
-        return self._show(messages)[-self.room :]
-
-    def read(self, action: Any) -> str:
-        return as_text_action(action, self.max_characters)
-
-
-class _AsTokens:
-    """The conversation as token ids: the policy reads and writes token ids."""
-
-    def __init__(
-        self,
-        task: Task,
-        max_turns: int,
-        template: str | None,
-        tokenizer: AnyTokenizer | str | None,
-        max_context: int | None,
-    ) -> None:
-        self.tokenizer = as_tokenizer(tokenizer, task)
-        self._text, self._ends = ResponseText(self.tokenizer, task.stop), end_ids(self.tokenizer)
-        self.template, self.limit = template, task.max_new_tokens
-        longest = max(len(self._encode(first_messages(p))) for p in task.prompts)
-        self.room = max_context or longest + max_turns * (task.max_new_tokens + LINE_TOKENS)
-        _check_room(longest, self.room, "tokens", task)
-        size = self.tokenizer.vocab_size
-        self.observation_space = gym.spaces.Dict(
-            {
-                "ids": gym.spaces.Box(0, size - 1, (self.room,), np.int64),
-                "length": gym.spaces.Box(0, self.room, (1,), np.int64),
-            }
-        )
-        self.action_space = gym.spaces.MultiDiscrete(np.full(self.limit, size, dtype=np.int64))
-
-    def _encode(self, messages: list[Message]) -> list[int]:
-        is_chat = getattr(self.tokenizer, "is_chat", False)
-        if is_chat and self.template is None:
-            ids: list[int] = self.tokenizer.encode_messages(messages)  # type: ignore[attr-defined]
-            return ids
-        shown = render_messages(messages, self.template or "transcript")
-        # A chat model's `encode_prompt` would put the text into the model's own template once more.
-        return self.tokenizer.encode(shown) if is_chat else self.tokenizer.encode_prompt(shown)
-
-    def fits(self, messages: list[Message]) -> bool:
-        return len(self._encode(messages)) <= self.room
-
-    def observe(self, messages: list[Message]) -> dict[str, Any]:
-        shown = self._encode(messages)[-self.room :]
-        ids = np.full(self.room, self.tokenizer.pad_id, dtype=np.int64)
-        ids[: len(shown)] = shown
-        return {"ids": ids, "length": np.array([len(shown)], dtype=np.int64)}
-
-    def read(self, action: Any) -> str:
-        ids = as_ids_action(action, self.limit, self.tokenizer)
-        end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
-        return self._text.read(ids[:end])[0]
-
-
-def _check_room(longest: int, room: int, unit: str, task: Task) -> None:
-    if longest > room:
-        raise TaskError(
-            f"the longest prompt of task {task.name!r} takes {longest} {unit}, more than max_context={room}"
-        )

@@ -37,6 +37,11 @@ CONVERSATIONS: dict[str, dict[str, object]] = {
     },
 }
 
+# Environments with tools: the id, and the keyword arguments of ToolEnv.
+TOOL_ENVIRONMENTS: dict[str, dict[str, object]] = {
+    "Calculator-v0": {"task": "calculation", "tokenizer": "embedded", "tools": ["calculator"]},
+}
+
 
 def turn_level(name: str) -> str:
     """The id of a task's turn-level environment: ``Sort-v0`` has ``SortTurn-v0``."""
@@ -50,14 +55,16 @@ def register_all() -> None:
         _register(name, options, "token_env:TokenEnv", "token_vector_env:TokenVectorEnv")
         _register(turn_level(name), options, "turn_env:TurnEnv", "turn_vector_env:TurnVectorEnv")
     for name, options in CONVERSATIONS.items():
-        _register(name, options, "conversation_env:ConversationEnv")
+        _register(name, options, "conversation_env:ConversationEnv", "dialogue_vector_env:ConversationVectorEnv")
+    for name, options in TOOL_ENVIRONMENTS.items():
+        _register(name, options, "tool_env:ToolEnv", "dialogue_vector_env:ToolVectorEnv")
 
 
-def _register(name: str, options: dict[str, object], single: str, vector: str | None = None) -> None:
+def _register(name: str, options: dict[str, object], single: str, vector: str) -> None:
     if f"{NAMESPACE}/{name}" not in gym.registry:
         gym.register(
             f"{NAMESPACE}/{name}",
             entry_point=f"rlhf_gym.envs.{single}",
-            vector_entry_point=f"rlhf_gym.envs.{vector}" if vector else None,
+            vector_entry_point=f"rlhf_gym.envs.{vector}",
             kwargs=options,
         )

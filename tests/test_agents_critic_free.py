@@ -265,7 +265,7 @@ def test_rloo_is_the_gradient_of_the_whole_responses() -> None:
 
 
 def test_grpo_compares_a_group_and_leaves_out_groups_that_are_equal() -> None:
-    agent, rollout = prepared(GRPO, group_size=2, dynamic_sampling=True)
+    agent, rollout = prepared(GRPO, group_size=2, dynamic_sampling=True, scale_rewards="group")
     scores = [e.score for e in rollout.episodes]
     equal = [scores[i // 2 * 2] == scores[i // 2 * 2 + 1] for i in range(NUM_ENVS)]
     assert any(equal)

@@ -81,6 +81,14 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "value_network": ("separate", {}), "value_start": (lambda: RewardModel(model(seed=7)), {"value_network": "separate"}),
     "clip_range_vf": (1e-3, {}), "ent_coef": (1.0, {}), "max_ratio": (1e-6, {}), "n_epochs": (3, {}),
     "clip_range": (0.01, {}), "clip_range_high": (3.0, {}), "dual_clip": (1.001, {"learning_rate": 0.1}),
+    "policy_loss": ("sapo", {}), "sapo_temperature": (9.0, {"policy_loss": "sapo"}),
+    "sapo_temperature_negative": (9.0, {"policy_loss": "sapo"}), "overlong_filtering": (True, {}),
+    "group_baseline": ("length_weighted", {}), "cov_control": ("kl", {"cov_share": 0.9}),
+    "cov_share": (0.9, {"cov_control": "kl"}),
+    "cov_low": (1.0, {"cov_control": "clip", "cov_share": 0.9, "cov_low": 0.0}),
+    "cov_high": (0.01, {"cov_control": "clip", "cov_share": 0.9, "cov_low": 0.0}),
+    "cov_kl_coef": (20.0, {"cov_control": "kl", "cov_share": 0.9}),
+    "ent_target": (100.0, {"ent_coef_step": 0.5}), "ent_coef_step": (0.5, {"ent_target": 100.0}),
     "target_kl": (1e-6, {}),
     "aggregation": ("sequence", {"aggregation": "token", "n_episodes": 32, "score": brevity}),
     "kl_coef": (0.1, {"kl_in": "loss"}),
@@ -97,7 +105,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "line_search_steps": (1, {"max_kl": 1.0, "cg_damping": 1e-3, "cg_steps": 20}),
     "group_size": (4, {}),
     "overlong_buffer": (2, {"n_episodes": 32, "score": no_score, "kl_coef": 0.0}),
-    "scale_rewards": ("none", {}), "dynamic_sampling": (True, {"score": count_a}),
+    "scale_rewards": ("batch", {}), "dynamic_sampling": (True, {"score": count_a}),
     "max_resamples": (2, {"dynamic_sampling": True, "kl_in": "loss", "score": count_a}), "baseline": ("none", {}),
     "baseline_decay": (0.1, {"baseline": "running", "iterations": 3}), "beta": (2.0, {}), "loss": ("ipo", {}),
     "label_smoothing": (0.3, {}), "rater": (lambda: (lambda prompt, a, b: 0), {}), "data": (PAIRS[::-1], {}),
@@ -174,8 +182,9 @@ def steps_taken(name: str, tmp_path: Path) -> bool:
 
 def backs_off(name: str, tmp_path: Path) -> bool:
     """on_kl_limit: at a limit that learning exceeds, training stops or goes on at a lower rate."""
-    # Within a mask, NLPO begins away from the reference.
-    given = {"kl_limit": 1e-9, "reference": None, "iterations": 6, "mask_top_p": 1.0}
+    # Within a mask, NLPO begins away from the reference. Every other rollout must be beyond the limit, the sixth among them:
+    # else the policy is measured once more at the end, and training stops there.
+    given = {"kl_limit": 1e-9, "reference": None, "iterations": 6, "mask_top_p": 1.0, "scale_rewards": "group"}
     stopped, slower = (trained(name, **given, on_kl_limit=action) for action in ("stop", "back_off"))
     return stopped.stopped is not None and slower.stopped is None and slower.kl_guard.back_offs > 0
 

@@ -18,7 +18,8 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 
 from rlhf_gym.agents.common.advantages import group_relative, leave_one_out
 from rlhf_gym.agents.common.kl import kl_estimate
-from rlhf_gym.agents.common.losses import clipped_policy_loss, sequence_clipped_policy_loss, token_weights
+from rlhf_gym.agents.common.losses import token_weights
+from rlhf_gym.agents.common.policy_losses import policy_loss
 from rlhf_gym.agents.common.preference_losses import preference_loss
 
 LENGTHS = torch.tensor([5, 3, 1, 4])
@@ -57,7 +58,10 @@ def trl_loss(kind: Any, new: Tensor, tensors: dict[str, Tensor], **settings: Any
     trainer = SimpleNamespace(
         accelerator=Accelerator(), model=SimpleNamespace(training=False), _metrics={"eval": defaultdict(list)},
         _get_per_token_logps_and_entropies=lambda *a, **k: (new, torch.zeros_like(new), None),
-        args=SimpleNamespace(use_bias_correction_kl=False, delta=settings.pop("delta", None), steps_per_generation=1),
+        args=SimpleNamespace(
+            use_bias_correction_kl=False, delta=settings.pop("delta", None), steps_per_generation=1,
+            sapo_temperature_pos=1.0, sapo_temperature_neg=1.05,
+        ),
         aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
         _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1, max_completion_length=LIMIT,
         **{"importance_sampling_level": "token", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2} | settings,
@@ -75,10 +79,8 @@ def trl_loss(kind: Any, new: Tensor, tensors: dict[str, Tensor], **settings: Any
 def ours(new: Tensor, tensors: dict[str, Tensor], aggregation: Any, beta: float = 0.0, **clip: Any) -> Tensor:
     flat = new[MASK]
     advantages = tensors["advantages"][:, None].expand_as(new)[MASK]
-    if clip.pop("sequence", False):
-        loss = sequence_clipped_policy_loss(flat, tensors["old"][MASK], advantages, LENGTHS, **clip).loss
-    else:
-        loss = clipped_policy_loss(flat, tensors["old"][MASK], advantages, **clip).loss
+    kind = clip.pop("kind", "ppo")
+    loss = policy_loss(kind, flat, tensors["old"][MASK], advantages, LENGTHS, **clip).loss
     loss = loss + beta * kl_estimate(flat, tensors["ref"][MASK], "k3")
     weights = token_weights(LENGTHS, aggregation, constant_length=LIMIT)
     return (loss * weights.repeat_interleave(LENGTHS)).sum()
@@ -131,7 +133,35 @@ def test_gspo(tensors: dict[str, Tensor], clips: tuple[float, float]) -> None:
             epsilon_low=low,
             epsilon_high=high,
         ),
-        lambda new: ours(new, tensors, "sequence", sequence=True, clip_low=low, clip_high=high),
+        lambda new: ours(new, tensors, "sequence", kind="gspo", clip_low=low, clip_high=high),
+        tensors,
+    )
+
+
+@pytest.mark.parametrize("advantages", [1.0, -1.0])
+def test_rloo_with_its_ratio_and_clip(tensors: dict[str, Tensor], advantages: float) -> None:
+    """The ratio of the whole response, after the policy has moved; some of the four are clipped."""
+    tensors = tensors | {"advantages": advantages * tensors["advantages"]}
+    assert_same(
+        lambda new: trl_loss(RLOOTrainer, new, tensors, epsilon_low=0.1, epsilon_high=0.3),
+        lambda new: ours(new, tensors, "sequence", kind="response", clip_low=0.1, clip_high=0.3),
+        tensors,
+    )
+
+
+def test_cispo(tensors: dict[str, Tensor]) -> None:
+    """TRL's `epsilon_high` is the largest weight, 1.3; it has no smallest one."""
+    assert_same(
+        lambda new: trl_loss(GRPOTrainer, new, tensors, loss_type="cispo", epsilon_high=1.3),
+        lambda new: ours(new, tensors, "token", kind="cispo", clip_low=1.0, clip_high=0.3),
+        tensors,
+    )
+
+
+def test_sapo(tensors: dict[str, Tensor]) -> None:
+    assert_same(
+        lambda new: trl_loss(GRPOTrainer, new, tensors, loss_type="sapo"),
+        lambda new: ours(new, tensors, "sequence", kind="sapo", clip_low=0.0),
         tensors,
     )
 

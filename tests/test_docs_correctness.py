@@ -41,7 +41,7 @@ def test_every_metric_of_an_iteration_is_in_the_documentation() -> None:
     page = (DOCS / "metrics.md").read_text(encoding="utf-8")
     logged = {key for name in NAMES for row in learn(agent_of(name), NUM_ENVS) for key in row}
     logged |= set(learn(agent_of("GRPO", dynamic_sampling=True, max_resamples=1), NUM_ENVS)[0])
-    logged |= set(learn(agent_of("PPO", kl_limit=1000.0, kl_in="loss"), NUM_ENVS)[0])
+    logged |= set(learn(agent_of("PPO", kl_limit=1000.0, kl_in="loss", ent_target=1.0), NUM_ENVS)[0])
     logged = {key for key in logged if not key.startswith("reward/")}
     named = set(re.findall(r"`([a-z]+(?:/[a-z_]+)?)`", page)) & {
         key for key in re.findall(r"`([^`]+)`", page) if "/" in key

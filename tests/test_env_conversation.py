@@ -5,11 +5,13 @@ from __future__ import annotations
 import doctest
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from chat_server import chat_server
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from tiny_models import LetterTokenizer, tiny_language_model
@@ -18,14 +20,16 @@ from toy_tasks import count_a, letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.embedded import EMBEDDED_LM
 from rlhf_gym.envs import ConversationEnv, TurnEnv
+from rlhf_gym.envs.conversation_users import as_user
 from rlhf_gym.errors import ConfigError, ModelError, RewardError, TaskError
+from rlhf_gym.judge.client import JudgeError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import HubTokenizer, load_tokenizer
 from rlhf_gym.rewards.on_error import on_error
 from rlhf_gym.tasks import Task, chat
 from rlhf_gym.tasks.chat import render_messages
 from rlhf_gym.tasks.samples import Prompt
-from rlhf_gym.tasks.users import ModelUser, ScriptedUser, as_user
+from rlhf_gym.tasks.users import ModelUser, ScriptedUser
 
 EOS, PAD, A, B = 0, 1, 2, 3
 CONTINUE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -285,13 +289,51 @@ def test_users_by_function_list_mapping_and_name() -> None:
     assert isinstance(as_user({"model": "embedded", "max_new_tokens": 3}), ModelUser)
 
 
+def test_users_by_their_short_names(tmp_path: Path) -> None:
+    said = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "abc"},
+    ]
+    rng = np.random.default_rng(0)
+    (tmp_path / "lines.yaml").write_text("- why?\n- and?\n")
+    (tmp_path / "any.json").write_text('{"lines": ["so?"], "order": "random"}')
+    assert as_user(f"scripted:{tmp_path}/lines.yaml")(said, rng) == "why?"
+    assert as_user(f"scripted:{tmp_path}/any.json")(said, rng) == "so?"
+    model = as_user("lm:embedded")
+    assert isinstance(model, ModelUser)
+    assert model.model == "embedded"
+    answers = iter(["go on", "well then [end] of it", " [end]", 401])
+    with chat_server(lambda request: next(answers)) as server:
+        user = as_user(f"chat:{server.url}")
+        assert [user(said, rng), user(said, rng), user(said, rng)] == ["go on", "well then", None]
+        with pytest.raises(JudgeError, match="refused with status 401"):
+            user(said, rng)
+        named = as_user({"chat": f"{server.url}#other", "persona": "You are a child.", "temperature": 0.5})
+        answers = iter(["hm"])
+        assert named(said, rng) == "hm"
+    asked = server.requests
+    assert [m["role"] for m in asked[0]["messages"]] == ["system", "user", "assistant", "user"]
+    assert [m["content"] for m in asked[0]["messages"][1:]] == ["Please begin.", "u", "abc"]
+    assert asked[0]["seed"] != asked[1]["seed"]
+    assert (asked[-1]["model"], asked[-1]["temperature"], asked[-1]["messages"][0]["content"]) == (
+        "other",
+        0.5,
+        "You are a child.",
+    )
+
+
 @pytest.mark.parametrize(
     ("user", "message"),
     [
         ([], "needs a list of lines"),
         ([3], "needs a list of lines"),
         ("nowhere:user", "user 'nowhere:user': there is no module 'nowhere'"),
-        ({"words": []}, "needs 'lines' or 'model', got 'words'"),
+        ("alice", "no user 'alice'; expected scripted:FILE, lm:MODEL, chat:URL, web"),
+        ("scripted:nowhere.yaml", "lines in nowhere.yaml cannot be read"),
+        ("chat:localhost", "http:// or https:// address"),
+        ({"chat": "http://localhost:1", "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"words": []}, "needs 'lines', 'model', 'chat' or 'web', got 'words'"),
         ({"lines": ["a"], "size": 3}, "size"),
         ({"lines": ["a"], "order": "best"}, "'given' or 'random', got 'best'"),
         ({"model": "embedded", "template": "chat"}, "template must be one of continuation, transcript"),

@@ -12,8 +12,9 @@ import gymnasium as gym
 import pytest
 
 import rlhf_gym  # noqa: F401
-from rlhf_gym.envs import ConversationEnv, TokenEnv, TokenVectorEnv, TurnEnv
+from rlhf_gym.envs import ConversationEnv, TokenEnv, TokenVectorEnv, ToolEnv, TurnEnv
 from rlhf_gym.envs.registration import ENVIRONMENTS
+from rlhf_gym.tasks.calculation import calculation_task
 from rlhf_gym.tasks.detox import detox_task
 from rlhf_gym.tasks.format_control import format_task
 from rlhf_gym.tasks.length import length_task
@@ -75,6 +76,7 @@ def test_the_levels_pages_list_their_environments_arguments() -> None:
     assert arguments(PAGES / "token-level.md") == token
     assert arguments(PAGES / "turn-level.md") == parameters(TurnEnv)
     assert arguments(PAGES / "conversation.md") == parameters(ConversationEnv)
+    assert arguments(PAGES / "calculator.md") == parameters(ToolEnv) | parameters(calculation_task)
 
 
 @pytest.mark.parametrize("name", sorted({str(options["task"]) for options in ENVIRONMENTS.values()}))

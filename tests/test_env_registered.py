@@ -35,7 +35,7 @@ MODES = [mode.name.lower() for mode in AutoresetMode]
 
 def formats(name: str) -> Iterator[dict[str, Any]]:
     """The formats that actions take: stable-baselines3 has no texts, so it gets token ids."""
-    if "Turn" in name or "Conversation" in name:
+    if any(kind in name for kind in ("Turn", "Conversation", "Calculator")):
         yield {"format": "text"}
         yield {"format": "tokens"}
     else:
@@ -51,7 +51,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_that_there_are_as_many_as_the_catalogue_says() -> None:
-    assert len(IDS) == 2 * 12 + 1
+    assert len(IDS) == 2 * 12 + 2
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -76,11 +76,7 @@ def test_checkers_specs_and_copies(name: str) -> None:
 @pytest.mark.parametrize("name", IDS)
 def test_vectors_in_every_autoreset_mode(name: str) -> None:
     for mode in MODES:
-        # Conversations have no vector environment of their own: Gymnasium's loops over single ones.
-        given: dict[str, Any] = {"autoreset_mode": mode}
-        if "Conversation" in name:
-            given = {"vector_kwargs": {"autoreset_mode": AutoresetMode[mode.upper()]}}
-        env = gym.make_vec(name, num_envs=3, **given)
+        env = gym.make_vec(name, num_envs=3, autoreset_mode=mode)
         assert env.metadata["autoreset_mode"] == AutoresetMode[mode.upper()]
         first = env.reset(seed=[5, 6, 5])[0]
         assert same(env.reset(seed=[5, 6, 5])[0], first)

@@ -35,6 +35,7 @@ QUERIES = [
     Query(prompt="p", responses=("one", "two", "three"), query_type="best", index=3),
     Query(prompt="p", responses=("one",), query_type="thumbs", index=4),
     Query(prompt="p", responses=("one",), query_type="edit", index=5),
+    Query(prompt="p", columns={"messages": TALK, "reply": True}, responses=("one",), query_type="rating", index=6),
 ]
 ANSWERS = {"pair": ["d", "2"], "ranking": ["2", "1", "=", "Enter"], "rating": ["3", "4", "5", "6", "Enter"]} | {
     "best": ["1"], "thumbs": ["1"], "edit": ["a"]
@@ -77,6 +78,11 @@ def looks(page: Any) -> Iterator[tuple[str, list[str]]]:
             page.keyboard.press(key)
         yield query_type, faults(page)
         press(page, keys[-1])
+    page.wait_for_selector(".card.rating .reply")
+    for key in "3", "4":
+        page.keyboard.press(key)
+    yield "conversation", faults(page)
+    press(page, "Enter")
     page.wait_for_selector("text=Nothing to rate right now")
     yield "waiting", faults(page)
     press(page, "u")

@@ -19,16 +19,20 @@ from typing import Any
 import pytest
 import yaml
 from tiny_run import save_tiny_model, tiny_settings
+from toy_tasks import letter_task
 from waiting import LONG, wait_until
 from web_attack import store_down
 from web_study import answer, joined, pairs, start_run, study
 
+from rlhf_gym.envs import ConversationEnv
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.study.leases import QueueSettings
+from rlhf_gym.tasks.users import user_rating
 from rlhf_gym.web.answers import PAIR
 from rlhf_gym.web.app import create_app
 from rlhf_gym.web.server import Address, PageServer
 from rlhf_gym.web.study import Study
+from rlhf_gym.web.talking import WebUser
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -520,3 +524,32 @@ def test_two_windows_with_one_question_keep_the_later_answer(browser: Any, tmp_p
         assert standing.tie
         assert [j.strength for j in found.store.judgements(superseded=True)] == [3.0, None]
         other.close()
+
+
+def test_a_conversation_with_the_model(browser: Any, tmp_path: Path) -> None:
+    """The person rates the answer by a key, writes the next message, and the environment goes on with both."""
+    user = WebUser(tmp_path / "talk.sqlite", port=0, say=lambda line: None)
+    env = ConversationEnv(letter_task(), user=user, reward=user_rating, max_characters=200)
+    env.reset(seed=0)
+    context = browser.new_context()
+    context.set_default_timeout(1000 * LONG)
+    page = context.new_page()
+    page.goto(user.page.link("rater"))
+    page.get_by_role("button", name="Begin").click()
+    out: list[Any] = []
+    thread = threading.Thread(target=lambda: out.append(env.step(HOSTILE[:200])), daemon=True)
+    thread.start()
+    page.wait_for_selector("body.has-script .card.rating")
+    assert page.inner_text(".response .text").startswith("<script>")
+    page.wait_for_timeout(300)
+    page.keyboard.press("6")
+    page.keyboard.press("m")
+    page.keyboard.type("why 7?")  # its digits rate nothing while one types
+    page.keyboard.press("Escape")
+    page.keyboard.press("Enter")
+    thread.join(LONG)
+    assert page.title() != "ran"
+    context.close()
+    env.close()
+    assert out[0][1] == 6.0
+    assert out[0][4]["messages"][-1] == {"role": "user", "content": "why 7?"}

@@ -108,7 +108,12 @@ def returns_to_go(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tenso
 
 
 def group_relative(
-    scores: Tensor, group_size: int, scale: Literal["group", "batch", "none"] = "group", *, epsilon: float = 1e-4
+    scores: Tensor,
+    group_size: int,
+    scale: Literal["group", "batch", "none"] = "group",
+    *,
+    epsilon: float = 1e-4,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Scores relative to their group: ``(r_i - mean) / (std + epsilon)`` (Shao et al. 2024, GRPO, section 4.1.2).
 
@@ -119,12 +124,19 @@ def group_relative(
             none (Dr. GRPO, Liu et al. 2025: dividing by the group's own makes prompts count more that are nearly
             always, or nearly never, answered well).
         epsilon: added to the standard deviation.
+        lengths: int ``[B]``, response tokens: the mean is weighed by them, ``sum_i l_i r_i / sum_i l_i``. That baseline gives
+            the gradient the least variance, if a response's squared gradient grows with its length (Hao et al. 2025, OPO).
+            None weighs all responses alike.
 
     Returns:
         float ``[B]``; exactly 0 in a group whose scores are all the same.
     """
     groups = scores.view(-1, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
+    if lengths is None:
+        centred = groups - groups.mean(1, keepdim=True)
+    else:
+        weights = lengths.view(-1, group_size) / lengths.view(-1, group_size).sum(1, keepdim=True)
+        centred = groups - (weights * groups).sum(1, keepdim=True)
     # Rounding of the mean must not become an advantage when divided by a standard deviation of rounding.
     centred = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centred)
     if scale == "group":

@@ -22,6 +22,7 @@ from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iteration_callbacks
 from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
+from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.forward import fill_reference, rollout_log_probs, rollout_values
 from rlhf_gym.agents.common.kl import (
     Action,
@@ -33,7 +34,7 @@ from rlhf_gym.agents.common.kl import (
     sequence_kl_loss,
     weighted_kl_estimate,
 )
-from rlhf_gym.agents.common.losses import Aggregation
+from rlhf_gym.agents.common.losses import Aggregation, Clipped
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
     PhaseSeconds,
@@ -49,6 +50,7 @@ from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mism
 from rlhf_gym.agents.common.norms import gradient_norms, layer_groups, update_norms
 from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
+from rlhf_gym.agents.common.policy_losses import PolicyLoss, policy_loss
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
@@ -122,6 +124,11 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     value_start: Any = None
     aggregation: Aggregation = "token"
     clip_range: float | Schedule | None = None
+    clip_range_high: float | None = None
+    dual_clip: float | None = None
+    policy_loss: PolicyLoss = "ppo"
+    sapo_temperature: float = 1.0
+    sapo_temperature_negative: float = 1.05
     clip_range_vf: float | None = None
     target_kl: float | None = None
     max_ratio: float = math.inf
@@ -132,6 +139,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     clip_scores: float | None = None
     missing_eos_penalty: float | None = None
     missing_eos_score: float | None = None
+    ent_coef: float = 0.0
+    ent_target: float | None = None
+    ent_coef_step: float = 0.0
     kl_coef: float = 0.0
     kl_target: float | None = None
     kl_horizon: float = math.inf
@@ -164,6 +174,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
+        self.entropy_controller = EntropyController(self.ent_coef, self.ent_target, self.ent_coef_step)
         self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)
         self.rollout: Rollout | None = None
         self.iteration = 0
@@ -247,9 +258,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 break
         if self._check_last_update():  # a callback has ended training
             warnings.warn(str(self.stopped), TrainingStopped, stacklevel=2)
-        if (
-            log_interval is not None and KL_AT_END in self.logger.name_to_value
-        ):  # measured after the last row was written
+        # The KL at the end is measured after the last row was written.
+        if log_interval is not None and KL_AT_END in self.logger.name_to_value:
             self.dump_logs(self.iteration)
         hook.on_training_end()
         return self
@@ -417,6 +427,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _fill_advantages(self, rollout: Rollout) -> None:
         """Call :meth:`prepare`, and refuse NaN and infinity in the rollout before and after it."""
         check_rollout(rollout, self.where)
+        self.entropy_controller.begin(float(-rollout.log_probs[rollout.mask].mean()))
         self.prepare(rollout)
         check_rollout(rollout, self.where)
 
@@ -465,7 +476,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         table = self.within_memory(
             lambda tokens: accumulate_gradient(
                 self.policy, rollout, rows, self.losses, self.coefficient, aggregation=self.aggregation,
-                tokens_per_batch=tokens, entropy=self.ent_coef > 0, where=self.where, scale=self.scaler.scale,
+                tokens_per_batch=tokens, entropy=self.entropy_controller.bonus > 0, where=self.where, scale=self.scaler.scale,
             )
         )  # fmt: skip
         if not self.minibatch_metrics:  # before the first step, the ratios are the mismatch
@@ -523,7 +534,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def coefficient(self, loss: str) -> float:
         """The weight of a loss in the total."""
-        return {"policy": 1.0, "entropy": self.ent_coef, "kl": self.kl_controller.coef}[loss]
+        return {"policy": 1.0, "entropy": self.entropy_controller.bonus, "kl": self.kl_controller.coef}[loss]
 
     def kl_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Terms:
         """The KL loss by its name, ``[N]``; empty where the KL is part of the reward, or there is no reference.
@@ -542,6 +553,21 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if old is None:
             return {"kl": kl_estimate(log_probs, reference, self.kl_estimator)}
         return {"kl": weighted_kl_estimate(log_probs, reference, old, self.kl_estimator)}
+
+    def ratio_loss(self, rollout: Rollout, rows: list[int], log_probs: Tensor) -> Clipped:
+        """The policy loss that ``policy_loss`` names, ``[N]``.
+
+        Args:
+            rollout: the episodes, advantages filled in.
+            rows: the micro-batch's episodes, whole.
+            log_probs: ``[N]``, of their response tokens under the policy now.
+        """
+        return policy_loss(
+            self.policy_loss, log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
+            torch.tensor([rollout.lengths[i] for i in rows], device=self.device),
+            clip_low=0.0 if self.clip_range is None else self.now(self.clip_range), clip_high=self.clip_range_high,
+            dual_clip=self.dual_clip, temperatures=(self.sapo_temperature, self.sapo_temperature_negative),
+        )  # fmt: skip
 
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
@@ -622,6 +648,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         metrics |= {name: self.now(clip) for name, clip in clips.items() if clip is not None}
         if self.kl_guard.nats is not None:
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
+        if self.ent_target is not None:
+            metrics["train/ent_coef"] = self.entropy_controller.bonus
         for name, value in metrics.items():
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -636,6 +664,18 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         return self.seconds.reward_share
 
     # ------------------------------------------------------------------------------------------------ what it is made of
+
+    @classmethod
+    def preset(cls, name: str) -> dict[str, Any]:
+        """The settings of a published method, e.g. ``GRPO(env=env, **GRPO.preset("dapo"))``; docs/algorithms.md lists them.
+
+        Args:
+            name: of the preset; ``Settings.presets`` has them all.
+
+        Raises:
+            ConfigError: the agent has no preset of that name.
+        """
+        return cls.Settings.preset(name, cls.__name__)
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Show the settings in the constructor's signature, for ``help`` and notebooks."""

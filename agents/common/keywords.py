@@ -12,11 +12,13 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.given_pairs import EncodedPair, EncodedPreference, Pair, PreferenceRow
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.common.policy_losses import PolicyLoss, TokenPolicyLoss
 from rlhf_gym.agents.common.preference_losses import PreferenceLoss
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
@@ -70,11 +72,16 @@ class PPOKeywords(AgentKeywords, total=False):
     clip_range_vf: float | None
     collect: Literal["auto", "step"]
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: TokenPolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -115,11 +122,16 @@ class NLPOKeywords(AgentKeywords, total=False):
     value_network: ValueNetwork
     clip_range_vf: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: TokenPolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -202,6 +214,8 @@ class A2CKeywords(AgentKeywords, total=False):
     value_network: ValueNetwork
     collect: Literal["auto", "step"]
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     max_ratio: float
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
@@ -228,14 +242,24 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     """The settings of CriticFree."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -256,20 +280,31 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
 
 
 class GRPOKeywords(AgentKeywords, total=False):
     """The settings of GRPO."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -290,7 +325,9 @@ class GRPOKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
+    group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
 
@@ -299,14 +336,24 @@ class GSPOKeywords(AgentKeywords, total=False):
     """The settings of GSPO."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -327,7 +374,9 @@ class GSPOKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     scale_rewards: Literal["group", "batch", "none"]
+    group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
 
@@ -336,14 +385,24 @@ class RLOOKeywords(AgentKeywords, total=False):
     """The settings of RLOO."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -364,20 +423,31 @@ class RLOOKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
 
 
 class REINFORCEKeywords(AgentKeywords, total=False):
     """The settings of REINFORCE."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -398,6 +468,7 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     gamma: float
     baseline: Literal["none", "running", "batch"]
     baseline_decay: float
@@ -407,14 +478,24 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     """The settings of ReinforcePlusPlus."""
 
     group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
     overlong_buffer: int | None
     max_ratio: float
     n_epochs: int
     clip_range: float | Schedule | None
     clip_range_high: float | None
     dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
     target_kl: float | None
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -435,6 +516,7 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    overlong_filtering: bool
     gamma: float
 
 
@@ -465,6 +547,8 @@ class RAFTKeywords(AgentKeywords, total=False):
     overlong_buffer: int | None
     n_epochs: int
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     kl_coef: float
     kl_target: float | None
@@ -502,6 +586,8 @@ class SFTKeywords(AgentKeywords, total=False):
     """The settings of SFT."""
 
     ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
     aggregation: Aggregation
     n_epochs: int
     data: Required[Sequence[Pair | EncodedPair]]

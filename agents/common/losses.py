@@ -57,6 +57,7 @@ def sequence_clipped_policy_loss(
     clip_low: float,
     clip_high: float | None = None,
     dual_clip: float | None = None,
+    mean: bool = True,
 ) -> Clipped:
     """GSPO's surrogate (Zheng et al. 2025, equations 5 and 7): one clipped ratio per response.
 
@@ -71,10 +72,13 @@ def sequence_clipped_policy_loss(
         clip_low: the ratio is clipped at ``1 - clip_low``; theirs is 3e-4, since ``s`` moves far less than a token's ratio.
         clip_high: the ratio is clipped at ``1 + clip_high``; None takes ``clip_low``; theirs is 4e-4.
         dual_clip: as in :func:`clipped_policy_loss`, of the response's ratio.
+        mean: False takes the ratio of the whole response, the product of its tokens' ratios: REINFORCE's importance weight
+            where a response is one action (Ahmadian et al. 2024).
     """
     response = torch.repeat_interleave(torch.arange(len(lengths), device=log_probs.device), lengths)
     sums = torch.zeros(len(lengths), device=log_probs.device).index_add(0, response, log_probs - old_log_probs)
-    return _clipped_surrogate(torch.exp(sums / lengths)[response], advantages, clip_low, clip_high, dual_clip)
+    ratio = torch.exp(sums / lengths if mean else sums)
+    return _clipped_surrogate(ratio[response], advantages, clip_low, clip_high, dual_clip)
 
 
 def _clipped_surrogate(

@@ -33,7 +33,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.precision import Precision
 from rlhf_gym.ranges import bounds_of, is_within
-from rlhf_gym.text import closest
+from rlhf_gym.text import closest, nearest
 
 SCHEDULE = "a function of the remaining progress (1 to 0)"
 SIZES = ("n_episodes", "batch_size", "group_size")
@@ -184,6 +184,7 @@ class AgentSettings:
     """The settings that every agent has. Subclasses add their own, and refuse contradictions in ``__post_init__``."""
 
     absence: ClassVar[str] = ""  # the reason, for messages, why an agent has none of a class's settings
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # settings by the name of the method that they make
 
     language_model: LanguageModel | str = argument("embedded", "the model that is trained (in place), or its name")
     reference: LanguageModel | str | None = argument(
@@ -325,6 +326,26 @@ class AgentSettings:
         known = settings_of(type(self))
         defaults = {name: known[name].default for name in SIZES if name in known}
         return replace(self, **{**defaults, **self.adapted_defaults(chosen, num_envs), **chosen})
+
+    @classmethod
+    def preset(cls, name: str, owner: str | None = None) -> dict[str, Any]:
+        """The settings of a named preset.
+
+        Args:
+            name: of the preset.
+            owner: the agent's name, for messages.
+
+        Raises:
+            ConfigError: there is no preset of that name; the nearest one is named.
+        """
+        if name in cls.presets:
+            return dict(cls.presets[name])
+        owner = owner or owner_of(cls)
+        if not cls.presets:
+            raise ConfigError(f"{owner} has no presets, got {name!r}; leave it out")
+        raise ConfigError(
+            f"{owner} has no preset {name!r}{nearest(str(name), cls.presets)} Expected one of {', '.join(cls.presets)}"
+        )
 
     @classmethod
     def names(cls) -> set[str]:

@@ -39,11 +39,13 @@ import torch
 from stable_baselines3.common.type_aliases import Schedule
 
 from rlhf_gym.agents.common.given_pairs import EncodedPair, EncodedPreference, Pair, PreferenceRow
+from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
 from rlhf_gym.agents.common.preference_losses import PreferenceLoss
+from rlhf_gym.agents.common.policy_losses import PolicyLoss, TokenPolicyLoss
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.precision import Precision

@@ -9,10 +9,12 @@ from typing import Any, ClassVar, Literal, Self
 
 from stable_baselines3.common.type_aliases import Schedule
 
+from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.policy import ValueNetwork
+from rlhf_gym.agents.common.policy_losses import DUAL_CLIPPED, OF_RESPONSES, UNCLIPPED, PolicyLoss, TokenPolicyLoss
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting, settings_of
 from rlhf_gym.agents.common.value_head import SECOND_BASE
 from rlhf_gym.errors import ConfigError
@@ -131,6 +133,16 @@ class EntropySettings(AgentSettings):
     ent_coef: float = setting(
         0.0, "weight of the entropy bonus; above 0, entropies are computed exactly, which costs time", at_least=0
     )
+    ent_target: float | None = setting(
+        None,
+        "wanted entropy, in nats per token: `ent_coef` rises in iterations below it and falls in those above, which get no "
+        "bonus. None keeps it fixed",
+        above=0,
+        source="He et al. 2025",
+    )
+    ent_coef_step: float = setting(
+        0.005, "with `ent_target`: the change of `ent_coef` per iteration", above=0, source="He et al. 2025"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +232,26 @@ class ClipSettings(EpochSettings, RatioSettings):
         None, "the ratio is clipped at `1 + clip_range_high`; None takes `clip_range`", above=0, source="Yu et al. 2025"
     )
     dual_clip: float | None = setting(
-        None, "the ratio is clipped at this where the advantage is negative; None does not clip it there", above=1,
-        source="Ye et al. 2020",
+        None,
+        "the ratio is clipped at this where the advantage is negative, also called two-sided clipping; None does not clip it "
+        "there", above=1, source="Ye et al. 2020",
     )  # fmt: skip
+    policy_loss: PolicyLoss = setting(
+        "ppo",
+        "ppo clips the ratio, or takes the plain policy gradient without a clip_range; ratio weighs by it without a clip; "
+        "cispo takes the clipped ratio as a constant weight; sapo takes a sigmoid of the ratio in the place of a clip; gspo "
+        "clips the geometric mean of a response's ratios; gmpo takes that mean of ratios that are clipped one by one, by their "
+        "logarithms; response clips the ratio of the whole response. The last three take `aggregation: sequence` unless "
+        "another is given",
+        source="Schulman et al. 2017; MiniMax 2025; Gao et al. 2025; Zheng et al. 2025; Zhao et al. 2025",
+    )
+    sapo_temperature: float = setting(
+        1.0, "with `policy_loss: sapo`: steepness of the sigmoid where the advantage is positive", above=0,
+        source="Gao et al. 2025",
+    )  # fmt: skip
+    sapo_temperature_negative: float = setting(
+        1.05, "with `policy_loss: sapo`: the same where the advantage is negative", above=0, source="Gao et al. 2025"
+    )
     target_kl: float | None = setting(
         None,
         "an iteration's learning ends once the approximate KL between old and new policy, in nats per token, is above 1.5 "
@@ -235,11 +264,30 @@ class ClipSettings(EpochSettings, RatioSettings):
         low, high = self.clip_range, self.clip_range_high
         if high is not None and low is not None and not callable(low) and high < low:
             raise ConfigError(f"clip_range_high ({high}) must be at least clip_range ({low})")
+        if self.policy_loss in UNCLIPPED and high is not None:
+            raise ConfigError(f"policy_loss={self.policy_loss!r} clips nothing: give clip_range_high=None")
+        if self.policy_loss not in DUAL_CLIPPED and self.dual_clip is not None:
+            raise ConfigError(f"dual_clip does not go with policy_loss={self.policy_loss!r}; leave it out")
         if low is None:
             unclipped = [name for name in ("clip_range_high", "dual_clip") if getattr(self, name) is not None]
-            unclipped += ["n_epochs above 1"] if self.n_epochs > 1 else []
+            if self.policy_loss == "ppo":
+                unclipped += ["n_epochs above 1"] if self.n_epochs > 1 else []
+            elif self.policy_loss not in UNCLIPPED:
+                unclipped += [f"policy_loss={self.policy_loss!r}"]
             if unclipped:
                 raise ConfigError(f"without a clip_range there cannot be {', '.join(unclipped)}; give a clip_range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClipSettings(ClipSettings):
+    """A clipped ratio of each token, for advantages that differ from token to token."""
+
+    policy_loss: TokenPolicyLoss = setting(
+        "ppo",
+        "ppo clips the ratio; ratio weighs by it without a clip; cispo takes the clipped ratio as a constant weight; sapo "
+        "takes a sigmoid of the ratio in the place of a clip",
+        source="Schulman et al. 2017; MiniMax 2025; Gao et al. 2025",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,6 +450,36 @@ class GroupSettings(AgentSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CovarianceSettings(AgentSettings):
+    """A hold on the few tokens that take the entropy away."""
+
+    cov_control: CovarianceControl | None = setting(
+        None,
+        "clip (Clip-Cov) takes the gradient from tokens whose log-probability and advantage vary together; kl (KL-Cov) "
+        "penalises the distance of such tokens from the policy that generated them; None does neither",
+        source="Cui et al. 2025",
+    )
+    cov_share: float = setting(
+        2e-4, "with `cov_control`: the share of an iteration's tokens, at least one", above=0, at_most=1,
+        source="Cui et al. 2025",
+    )  # fmt: skip
+    cov_low: float = setting(
+        1.0, "with `cov_control: clip`: the least covariance of such tokens", source="Cui et al. 2025"
+    )
+    cov_high: float = setting(
+        5.0, "with `cov_control: clip`: the largest covariance of such tokens", source="Cui et al. 2025"
+    )
+    cov_kl_coef: float = setting(
+        1.0, "with `cov_control: kl`: weight of the penalty", above=0, source="Cui et al. 2025"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cov_low >= self.cov_high:
+            raise ConfigError(f"cov_low ({self.cov_low}) must be below cov_high ({self.cov_high})")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CriticFreeSettings(
     RolloutSettings,
     MismatchSettings,
@@ -411,6 +489,26 @@ class CriticFreeSettings(
     EntropySettings,
     ClipSettings,
     OverlongSettings,
+    CovarianceSettings,
     GroupSettings,
 ):
     """An agent without a value function."""
+
+    overlong_filtering: bool = setting(
+        False,
+        "responses that the length limit cut leave the loss; they still count in metrics and in their group's mean",
+        source="Yu et al. 2025",
+    )
+
+    @classmethod
+    def adapted_defaults(cls, given: Mapping[str, Any], num_envs: int | None) -> dict[str, Any]:
+        """As of every agent; where a whole response has one ratio, each response counts the same.
+
+        Args:
+            given: values by name, not yet checked.
+            num_envs: the number of environments; None where it is not known.
+        """
+        adapted = super().adapted_defaults(given, num_envs)
+        if given.get("policy_loss") in OF_RESPONSES and "aggregation" not in given:
+            adapted["aggregation"] = "sequence"
+        return adapted

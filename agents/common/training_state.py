@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.callbacks import StepCounter
+from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.kl import KLController, KLLimit
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.settings import AgentSettings
@@ -26,6 +27,7 @@ class Agent(Protocol):
     reference: LanguageModel | None
     kl_guard: KLLimit
     kl_controller: KLController
+    entropy_controller: EntropyController
     scaler: torch.amp.GradScaler
     observation_space: spaces.Space[Any]
     env: VecEnv | None
@@ -61,6 +63,7 @@ def training_state(agent: Agent) -> dict[str, Any]:
         "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in agent.ep_info_buffer or ()],
         # These move only after learning, so they fit the state at a rollout's start, too.
         "kl_coef": agent.kl_controller.coef,
+        "ent_coef": agent.entropy_controller.coef,
         "kl_back_offs": agent.kl_guard.back_offs,
         "loss_scaler": agent.scaler.state_dict(),
         "stopped": agent.stopped,
@@ -81,6 +84,8 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
     agent._counter.waiting = state["tokens_waiting"]
     agent._update_rng.bit_generator.state = state["update_rng"]
     agent.kl_controller.coef = float(state["kl_coef"])
+    if agent.entropy_controller.target is not None:
+        agent.entropy_controller.coef = float(state["ent_coef"])
     agent.kl_guard.back_offs = int(state["kl_back_offs"])
     if state["loss_scaler"] and agent.scaler.is_enabled():  # the precision may have been changed
         agent.scaler.load_state_dict(state["loss_scaler"])

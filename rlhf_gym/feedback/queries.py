@@ -128,7 +128,8 @@ class Judgement:
         supersedes: id of the earlier judgement that this one corrects.
         reason: why, in the rater's words.
         details: anything else that was recorded with the answer; JSON values. ``flagged``: why nobody should answer this query;
-            ``both_bad``: both responses of a tie are bad; ``edited``: the corrected response; ``kind``: ``check``, ``repeat``
+            ``both_bad``: both responses of a tie are bad; ``edited``: the corrected response; ``reply``: what the person
+            said next to the model; ``kind``: ``check``, ``repeat``
             or ``practice``, where the query was put to a person for that reason.
         id: the same for a retry of the same submission. Derived from query, rater and supersedes where it is not given;
             so give one where the same rater is asked the same query again on purpose.

@@ -206,15 +206,38 @@ class ChatClient:
             out.append(reply)
         return out
 
+    def chat(self, messages: Messages, *, seed: int | None = None) -> Reply:
+        """Send one conversation and return the reply, whatever it says; nothing is cached.
+
+        Args:
+            messages: the conversation.
+            seed: of the service's sampling, where it has one; None leaves it to the service.
+
+        Raises:
+            JudgeError: the service cannot be reached, or refuses.
+        """
+        model, seeded = self.model, {} if seed is None else {"seed": seed}
+
+        def send(client: Any) -> Reply:
+            return _reply(client.chat.completions.create(model=model, messages=messages, **self.parameters, **seeded))
+
+        reply: Reply = self._call_service(send)
+        self._count(reply)
+        return reply
+
     def _ask(self, key: str, question: Messages, model: str, schema: Mapping[str, Any]) -> Reply:
         reply: Reply = self._call_service(lambda client: self._complete(client, question, model, schema))
         self._cache.put(key, reply.text)
+        self._count(reply)
+        return reply
+
+    def _count(self, reply: Reply) -> None:
+        """Add a question that the service has answered to the usage."""
         with self._lock:
             self.usage.asked += 1
             self.usage.prompt_tokens += reply.prompt_tokens
             self.usage.completion_tokens += reply.completion_tokens
             self.usage.cost += self.cost(reply)
-        return reply
 
     def cost(self, reply: Reply) -> float:
         """Cost of a reply at the client's prices; 0 from the cache."""

@@ -231,6 +231,10 @@ class AgentConfig:
         "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, preference_optimization, "
         "sft, or path/file.py:Class or module:Class of your own",
     )
+    preset: str | None = setting(
+        None,
+        "named settings of the agent, e.g. dapo of grpo (docs/algorithms.md lists them); settings that are given win",
+    )
     iterations: int = setting(
         40, "iterations in each round; an iteration is one rollout and the learning from it", at_least=1
     )

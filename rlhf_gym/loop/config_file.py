@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import SECTIONS, Config
 from rlhf_gym.loop.config_checks import check_config
 from rlhf_gym.loop.config_values import convert, describe, literal_choices, parse, to_yaml
@@ -49,6 +50,8 @@ def build(settings: Settings) -> Config:
     for section, cls in SECTIONS.items():
         known = keys(section, agent)
         given = settings.get(section) or {}
+        if section == "agent":
+            given = {**preset_settings(given, agent), **given}
         if section in HEAVY_SECTIONS:
             _check_known(section, given, known, agent)
         values = {name: _value(given, name, key) for name, key in known.items()}
@@ -78,6 +81,25 @@ def agent_of(settings: Settings) -> str:
     """The name of the agent that some settings choose."""
     name = (settings.get("agent") or {}).get("name", DEFAULT_AGENT)
     return str(convert(name, str, "agent.name"))
+
+
+def preset_settings(given: Mapping[str, Any], agent: str) -> dict[str, Any]:
+    """The settings of the preset that the section ``agent`` names; empty where it names none.
+
+    Args:
+        given: the section's values by name.
+        agent: the agent's name.
+
+    Raises:
+        ConfigError: the agent has no such preset.
+    """
+    name = _value(given, "preset", keys("agent", agent)["preset"])
+    if name is None:
+        return {}
+    try:
+        return find_agent(agent).preset(name)
+    except ConfigError as error:
+        raise ConfigError(f"agent.preset: {error}") from None
 
 
 def _value(given: Mapping[str, Any], name: str, key: Key) -> Any:

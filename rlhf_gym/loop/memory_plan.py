@@ -273,7 +273,9 @@ class _Training:
         hidden = self.states(model, rows)
         tokens = torch.zeros(len(hidden), dtype=torch.long)
         limits = Limits(0, max_new_tokens=self.response)
-        entropy = torch.is_grad_enabled() and self.settings.get("ent_coef", 0) > 0
+        entropy = torch.is_grad_enabled() and (
+            self.settings.get("ent_coef", 0) > 0 or bool(self.settings.get("ent_target"))
+        )
         logs, entropies = token_log_probs(model, hidden, tokens, tokens, Sampling(), limits, entropy=entropy)
         return logs if entropies is None else logs + entropies
 

@@ -25,6 +25,8 @@ BUILT_IN = {
     "format": "rlhf_gym.tasks.format_control:format_task",
     "detox": "rlhf_gym.tasks.detox:detox_task",
     "stars": "rlhf_gym.tasks.stars:stars_task",
+    # For tools.
+    "calculation": "rlhf_gym.tasks.calculation:calculation_task",
     # Prompts and rewards of one's own.
     "table": "rlhf_gym.tasks.table:table_task",
     # Data sets of the Hugging Face hub.

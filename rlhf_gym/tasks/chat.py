@@ -1,7 +1,7 @@
-"""Conversations as one text: chat templates without tools.
+"""Conversations as one text: chat templates that know no tools' schemas.
 
-A *message* is ``{"role": "user" | "assistant" | "system", "content": text}``. Templates are Jinja, as Hugging
-Face's chat templates: they are given ``messages`` and ``add_generation_prompt``.
+A *message* is ``{"role": "user" | "assistant" | "system" | "tool", "content": text}``; a tool's message is a result. Templates
+are Jinja, as Hugging Face's chat templates: they are given ``messages`` and ``add_generation_prompt``.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ class NamedTemplate:
 TEMPLATES = {
     # The assistant goes on where the user stops: for models that continue text.
     "continuation": NamedTemplate(
-        "{% for m in messages %}{% if m.role == 'user' and not loop.first %}{{ '\\n' }}{% endif %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{% if m.role in ('user', 'tool') and not loop.first %}{{ '\\n' }}{% endif %}{{ m.content }}"
+        "{% endfor %}",
         "\n",
         ("\n",),
     ),
     # Anthropic's transcripts (Bai et al. 2022).
     "transcript": NamedTemplate(
-        "{% for m in messages %}{{ '\\n\\n' + {'user': 'Human', 'assistant': 'Assistant', 'system': 'System'}[m.role] + ': ' }}"
+        "{% for m in messages %}"
+        "{{ '\\n\\n' + {'user': 'Human', 'assistant': 'Assistant', 'system': 'System', 'tool': 'Tool'}[m.role] + ': ' }}"
         "{{ m.content | trim }}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}",
         "\n\nHuman:",
         ("\n\nAssistant:", "\n\nHuman:"),

@@ -1,18 +1,20 @@
 """Simulated users: they speak when the policy has answered.
 
 A user is any callable ``user(messages, rng) -> str | None``: the conversation so far (it ends with the assistant's message) and
-a random generator; None ends the conversation.
+a random generator; None ends the conversation. One that rates answers returns a :class:`UserReply`, and has a method
+``rate(messages, rng) -> float`` for the last answer, to which nothing is replied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from rlhf_gym.errors import ConfigError
-from rlhf_gym.objects import load_object
+from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.tasks.chat import TEMPLATES, Message, Messages, render_messages
 
 if TYPE_CHECKING:
@@ -22,13 +24,40 @@ if TYPE_CHECKING:
 class User(Protocol):
     """The other speaker in a conversation with the policy."""
 
-    def __call__(self, messages: Messages, rng: np.random.Generator) -> str | None:
+    def __call__(self, messages: Messages, rng: np.random.Generator) -> str | UserReply | None:
         """The user's next message; None when there is nothing more to say."""
         ...
 
 
-UserSpec = Callable[..., Any] | Sequence[str] | Mapping[str, Any] | str
-"""A user; a list of lines; a mapping of the options of :class:`ScriptedUser` or :class:`ModelUser`; ``module:function``."""
+@dataclass(frozen=True)
+class UserReply:
+    """What a user says who also rates the answer.
+
+    Attributes:
+        text: the next message; None ends the conversation.
+        rating: of the assistant's last message, on the user's own scale; None: not rated.
+    """
+
+    text: str | None
+    rating: float | None = None
+
+
+def user_rating(prompts: list[str], responses: list[str], user_rating: list[float | None]) -> list[float]:
+    """A reward: the rating that the user gave the answer, as it is.
+
+    Args:
+        prompts: the prompts' texts.
+        responses: the responses' texts.
+        user_rating: the column with the ratings.
+
+    Raises:
+        RewardError: the user rates nothing.
+    """
+    if None in user_rating:
+        raise RewardError(
+            "the reward 'user_rating' needs a user who rates every answer (user='web'), and this one gave none"
+        )
+    return [float(rating) for rating in user_rating if rating is not None]
 
 
 class ScriptedUser:
@@ -57,6 +86,9 @@ class ScriptedUser:
             return self.lines[turn] if turn < len(self.lines) else None
         left = [line for line in self.lines if line not in said]
         return left[int(rng.integers(len(left)))] if left else None
+
+
+_LOADING = threading.Lock()  # several conversations at once load a model once
 
 
 class ModelUser:
@@ -97,8 +129,9 @@ class ModelUser:
         from rlhf_gym.lm.language_model import LanguageModel
         from rlhf_gym.lm.sampling import Limits, Sampling
 
-        if isinstance(self.model, str):
-            self.model = LanguageModel.load(self.model)
+        with _LOADING:
+            if isinstance(self.model, str):
+                self.model = LanguageModel.load(self.model)
         ids, stop = self._prompt(messages)
         # A conversation that exceeds the context loses its beginning.
         ids = ids[-(self.model.context_length - self.max_new_tokens) :]
@@ -123,26 +156,3 @@ class ModelUser:
         named = TEMPLATES[self.template]
         text = self.persona + render_messages(messages, self.template, add_generation_prompt=False) + named.user_next
         return tokenizer.encode_prompt(text), named.user_stop
-
-
-def as_user(spec: UserSpec) -> User:
-    """A user from what an environment was given.
-
-    Raises:
-        ConfigError: nothing that could be one.
-    """
-    if isinstance(spec, str):
-        found: User = load_object(spec, kind="user")
-        return found
-    if isinstance(spec, Mapping):
-        kinds: dict[str, Callable[..., User]] = {"lines": ScriptedUser, "model": ModelUser}
-        kind = next((k for k in kinds if k in spec), None)
-        if kind is None:
-            raise ConfigError(f"a user needs 'lines' or 'model', got {', '.join(map(repr, spec)) or 'nothing'}")
-        try:
-            return kinds[kind](**spec)
-        except TypeError as error:
-            raise ConfigError(f"a user was given options that it does not take: {error}") from error
-    if callable(spec):
-        return spec
-    return ScriptedUser(spec)

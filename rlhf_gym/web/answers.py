@@ -13,6 +13,7 @@ from rlhf_gym.study.leases import Answer
 
 LONGEST_REASON = 2000
 LONGEST_EDIT = 100_000
+LONGEST_REPLY = 10_000
 MOST_RESPONSES = 100
 THUMBS = {"up": 1.0, "down": 0.0}
 STRENGTHS = {"3": "much better", "2": "better", "1": "slightly better"}
@@ -204,7 +205,10 @@ def _rating(fields: Fields, attributes: Sequence[str], scale: int) -> dict[str, 
             return None
         if any(given):
             ratings[attribute] = tuple(float(value) if value else None for value in given)
-    return {"ratings": ratings} if ratings else None
+    reply = fields.get("reply", "").replace("\r\n", "\n").strip()
+    if not ratings or len(reply) > LONGEST_REPLY:
+        return None
+    return {"ratings": ratings, "details": {"reply": reply} if reply else {}}
 
 
 def _slots(fields: Fields, prefix: str) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
-from rlhf_gym.feedback.queries import Judgement
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.study.leases import Assignment
 from rlhf_gym.web.answers import PAIR, earlier_value, in_words, letter
 from rlhf_gym.web.markup import LONGEST, Turn, coded, markdown_html, plain_html, turns_of
@@ -21,6 +21,7 @@ _HEADINGS = {
     "thumbs": "Is this response good?",
     "edit": "Correct this response, or accept it",
 }
+_REPLY = "How good is the last answer, and what do you say next?"
 _SIDES = {"user": "left-side", "assistant": "right-side"}
 
 
@@ -59,6 +60,8 @@ class Card:
     attributes: tuple[str, ...]
     scale_top: int
     raw: Markup
+    reply: bool
+    said: Markup
     scale: tuple[tuple[str, str, str, str], ...] = PAIR
 
 
@@ -73,11 +76,12 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
     markdown = settings.text == "markdown"
     texts = [query.responses[i] for i in order]
     earlier = assignment.earlier
+    replies = asks_for_reply(query)
     return Card(
         id=assignment.id,
         query_type=query.query_type,
         kind="practice" if assignment.kind == "practice" else "query",
-        heading=_HEADINGS[query.query_type],
+        heading=_REPLY if replies else _HEADINGS[query.query_type],
         turns=[_shown(turn) for turn in turns_of(query)],
         responses=[
             ShownResponse(
@@ -94,14 +98,21 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
         earlier_value=earlier_value(earlier, order, query.query_type) if earlier else "",
         attributes=settings.attributes,
         scale_top=settings.scale,
-        raw=_raw(texts[0], earlier) if query.query_type == "edit" else Markup(""),
+        raw=_raw(texts[0], earlier, "edited") if query.query_type == "edit" else Markup(""),
+        reply=replies,
+        said=_raw("", earlier, "reply"),
     )
 
 
-def _raw(text: str, earlier: Judgement | None) -> Markup:
-    """The first content of a text field: the response, or the correction taken back; what no page can hold is replaced."""
-    edited = earlier.details.get("edited") if earlier else None
-    text = edited if isinstance(edited, str) else text
+def asks_for_reply(query: Query) -> bool:
+    """True for a rating query of one answer in a conversation that goes on with the person's next message."""
+    return query.query_type == "rating" and len(query.responses) == 1 and query.columns.get("reply") is True
+
+
+def _raw(text: str, earlier: Judgement | None, detail: str) -> Markup:
+    """The first content of a text field: a text, or what was taken back with an answer; what no page can hold is replaced."""
+    written = earlier.details.get(detail) if earlier else None
+    text = written if isinstance(written, str) else text
     return escape(text.encode("utf-8", "replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}"))
 
 

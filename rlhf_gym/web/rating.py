@@ -31,7 +31,7 @@ from rlhf_gym.web.study import Study
 
 AHEAD = 2
 """Cards a rater holds: the one on the screen and the one after it, so that the next is there at once."""
-ANSWER = dict.fromkeys(("query_type", "answer", "reason", "edited", "seconds", "shown", "have"), TEXT)
+ANSWER = dict.fromkeys(("query_type", "answer", "reason", "edited", "reply", "seconds", "shown", "have"), TEXT)
 """The fields of an answer; a ranking has ``place-0``, ... as well, a rating ``rate-0-overall``, ..."""
 
 

@@ -1,0 +1,211 @@
+"""Conversations and tool environments, many at once: the other sides answer at the same time, one call scores all messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+from numpy.typing import NDArray
+
+from rlhf_gym.envs.conversation_env import ConversationEnv
+from rlhf_gym.envs.dialogue_env import DialogueEnv, score_steps
+from rlhf_gym.envs.rendering import RENDER_MODES
+from rlhf_gym.envs.side_by_side import side_by_side
+from rlhf_gym.envs.token_rows import Mask
+from rlhf_gym.envs.tool_env import ToolEnv
+from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, note_seed, reset_mask
+from rlhf_gym.tasks import Task
+
+
+class DialogueVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
+    """``N`` slots of one environment, which share its task, user, tools and reward.
+
+    Observations and actions are those of the single environment, batched as Gymnasium does it: a tuple of ``N`` texts, or
+    ``Dict(ids int64 [N, L], length int64 [N, 1])`` and ``int64 [N, T]``. Users and tools of all slots work at the same time, in
+    threads; all messages of a step are scored by one call of the reward.
+
+    Args:
+        num_envs: ``N``.
+        env: the environment of the first slot, and the model of the others.
+        autoreset_mode: ``next_step`` (the step after an episode's last ignores the action and returns the next prompt),
+            ``same_step`` (the step returns the next prompt, with ``final_obs`` and ``final_info``) or ``disabled``
+            (``reset(options={"reset_mask": ...})``).
+        max_episode_steps: truncate an episode that has not ended after so many messages.
+
+    Raises:
+        ValueError: ``num_envs`` below 1, or an unknown autoreset mode.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        env: DialogueEnv,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        check_num_envs(num_envs)
+        self.num_envs = num_envs
+        self.envs = [env, *(env.twin() for _ in range(num_envs - 1))]
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.autoreset_mode = as_autoreset_mode(autoreset_mode)
+        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = env.render_mode
+        self.max_episode_steps = max_episode_steps
+        self._over: Mask = np.zeros(num_envs, dtype=np.bool_)  # their episode has ended
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.envs[0].task
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Draw prompts in all slots, or in those where ``options["reset_mask"]`` is True.
+
+        Args:
+            seed: ``s`` gives slot ``i`` the stream ``SeedSequence((s, i))``; a list gives each slot what a single environment
+                would have with that seed; None goes on with the random numbers there are.
+            options: ``reset_mask``, bool ``[N]``.
+
+        Raises:
+            ValueError: a list that has not one seed a slot, or a mask of another shape.
+        """
+        mask = reset_mask(options, self.num_envs)
+        one = isinstance(seed, int | np.integer)
+        seeds = [None] * self.num_envs if seed is None or one else list(seed)  # type: ignore[arg-type]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments; expected one each")
+        note_seed(self, seed)
+        infos: dict[str, Any] = {}
+        for slot in np.flatnonzero(mask).tolist():
+            if one:
+                self.envs[slot].seed_slot(int(seed), slot)  # type: ignore[arg-type]
+            infos = self._add_info(infos, self.envs[slot].reset(seed=seeds[slot])[1], slot)
+        self._over[mask] = False
+        return self._observe(), infos
+
+    def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
+        """Write a message in every slot; in next-step mode, slots whose episode has ended get their next prompt instead.
+
+        If a user, a tool or the reward fails, every conversation is still where it was.
+
+        Args:
+            actions: ``N`` messages, as the action space has them: texts, or rows of token ids.
+
+        Returns:
+            Observations, rewards ``[N]``, terminations ``[N]``, truncations ``[N]``, and infos.
+
+        Raises:
+            ResetNeeded: a slot has no running episode.
+            InvalidAction: an action is outside the action space.
+            TaskError: a user or a tool failed.
+            RewardError: the reward failed.
+        """
+        if len(actions) != self.num_envs:
+            raise gym.error.InvalidAction(f"expected {self.num_envs} messages, one a slot; got {len(actions)}")
+        restarted = self._over.copy() if self.autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros_like(self._over)
+        slots = np.flatnonzero(~restarted).tolist()
+        # Every action is read before anything begins: a wrong one costs nobody's answer.
+        texts = [self.envs[slot].read(actions[slot]) for slot in slots]
+        steps = side_by_side([partial(self.envs[slot].prepare, text) for slot, text in zip(slots, texts, strict=True)])
+        scores = score_steps(self.envs[0].reward, steps)
+        rewards = np.zeros(self.num_envs)
+        terminations, truncations = np.zeros_like(self._over), np.zeros_like(self._over)
+        infos: dict[str, Any] = {}
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        final_info: dict[str, Any] = {}
+        for slot, step, (reward, scored) in zip(slots, steps, scores, strict=True):
+            env = self.envs[slot]
+            observation, rewards[slot], terminations[slot], _, info = env.commit(step, reward, scored)
+            truncations[slot] = self.max_episode_steps is not None and env.turn >= self.max_episode_steps
+            self._over[slot] = terminations[slot] or truncations[slot]
+            if self._over[slot] and self.autoreset_mode == AutoresetMode.SAME_STEP:
+                final_obs[slot] = observation
+                final_info = self._add_info(final_info, info, slot)
+                restarted[slot] = True
+            else:
+                infos = self._add_info(infos, info, slot)
+        if final_info:
+            infos |= {"final_obs": final_obs, "_final_obs": restarted.copy()}
+            infos |= {"final_info": final_info, "_final_info": restarted.copy()}
+        for slot in np.flatnonzero(restarted).tolist():
+            infos = self._add_info(infos, self.envs[slot].reset()[1], slot)
+            self._over[slot] = False
+        return self._observe(), rewards, terminations, truncations, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Every slot's conversation; None before the first reset, and where each step has printed it (``human``)."""
+        shown = tuple(env.render() for env in self.envs)
+        return None if any(one is None for one in shown) else shown
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the environments' user.
+
+        Args:
+            kwargs: not used.
+        """
+        self.envs[0].close()
+
+    def _observe(self) -> Any:
+        observations = [env.observe() for env in self.envs]
+        empty: Any = create_empty_array(self.single_observation_space, self.num_envs)
+        return concatenate(self.single_observation_space, observations, empty)
+
+
+class ConversationVectorEnv(DialogueVectorEnv):
+    """Many conversations at once; see :class:`~rlhf_gym.envs.conversation_env.ConversationEnv` for the options.
+
+    Args:
+        num_envs: ``N``.
+        task: a task or the name of one.
+        autoreset_mode: see :class:`DialogueVectorEnv`.
+        max_episode_steps: truncate an episode that has not ended after so many answers.
+        options: of the single environment.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        task: Task | str = "sentiment",
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
+        **options: Any,
+    ) -> None:
+        check_num_envs(num_envs)
+        env = ConversationEnv(task, **options)
+        super().__init__(num_envs, env, autoreset_mode=autoreset_mode, max_episode_steps=max_episode_steps)
+
+
+class ToolVectorEnv(DialogueVectorEnv):
+    """Many tool environments at once; see :class:`~rlhf_gym.envs.tool_env.ToolEnv` for the options.
+
+    Args:
+        num_envs: ``N``.
+        task: a task or the name of one.
+        autoreset_mode: see :class:`DialogueVectorEnv`.
+        max_episode_steps: truncate an episode that has not ended after so many messages.
+        options: of the single environment.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        task: Task | str = "calculation",
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
+        **options: Any,
+    ) -> None:
+        check_num_envs(num_envs)
+        env = ToolEnv(task, **options)
+        super().__init__(num_envs, env, autoreset_mode=autoreset_mode, max_episode_steps=max_episode_steps)
