@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,11 @@ def _connected(address: str) -> Any:
     else:
         options["address"] = address
     try:
+        host, colon, port = address.rpartition(":")
+        if colon and port.isdecimal() and "/" not in host:  # Ray itself waits for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0]}): start one with `ray start --head`, "
             "or give --ray local"
