@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from rlhf_gym.cli.bench_commands import bench, bench_hint
 from rlhf_gym.cli.fit_commands import eval_reward, fit_rater, fit_reward
 from rlhf_gym.cli.parser import FLAGS
 from rlhf_gym.cli.plan_command import print_plan
@@ -41,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
 
 def resume_hint(options: argparse.Namespace) -> str:
     """The command that goes on with an interrupted run; empty for other commands, and if there is no run to go on with."""
+    if options.command == "bench":
+        return bench_hint(options)
     if options.command not in ("run", "sft", "train-preferences", "label") or options.out is None:
         return ""
     try:
@@ -178,5 +181,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "check-reward": check_reward, "serve-reward": serve_reward, "label": label, "sft": sft, "fit-reward": fit_reward,
     "fit-rater": fit_rater,
     "eval-reward": eval_reward, "train-preferences": train_preferences, "eval": evaluate, "export": export, "rate": rate,
+    "bench": bench,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

@@ -57,7 +57,8 @@ class ProgressLines(IterationCallback):
     def on_iteration_end(self, agent: Any) -> bool:
         """Print the iteration's metrics, and why training has stopped where it has."""
         self._bar.update(agent.iteration)
-        iterations = self._context.config.agent.iterations
+        settings = self._context.config.agent
+        iterations = settings.iterations if settings.tokens is None else None
         columns = ON_THE_LINE if self._context.given is None else LEARNED
         line = iteration_line(
             self._table.rows[-1], type(agent).__name__, iterations, agent.reward_share, columns=columns
@@ -101,7 +102,8 @@ class RunCompletions(IterationCallback):
         if self._context.given is not None:
             return True  # nothing is generated
         settings, iteration = self._context.config.log, agent.iteration
-        last = iteration == self._context.config.agent.iterations or agent.stopped is not None
+        done = self._context.config.agent.is_done(iteration, agent.num_timesteps)
+        last = done or agent.stopped is not None
         if not settings.completions or not (iteration == 1 or iteration % settings.completions_every == 0 or last):
             return True
         found = traces(agent, settings.completions)
@@ -130,7 +132,7 @@ class Checkpoints(IterationCallback):
 
     def on_iteration_end(self, agent: Any) -> bool:
         """Save a checkpoint if it is due."""
-        last = agent.iteration == self._settings.iterations or agent.stopped is not None
+        last = self._settings.is_done(agent.iteration, agent.num_timesteps) or agent.stopped is not None
         if last or agent.iteration % self._settings.checkpoint_every == 0:
             agent.save(self._folder / CHECKPOINT)
             write_json(self._folder / SECONDS_FILE, self._table.seconds)
@@ -155,7 +157,7 @@ class Refits(IterationCallback):
 
     def on_iteration_end(self, agent: Any) -> bool:
         """Fit if there are enough new answers; not after the last iteration, when nothing is left to train."""
-        if self._after is None or agent.iteration >= self._context.config.agent.iterations:
+        if self._after is None or self._context.config.agent.is_done(agent.iteration, agent.num_timesteps):
             return True
         run = self._context.run
         seen = max((one["last"] for one in fits(run.round(self._number))), default=0)
@@ -171,7 +173,7 @@ class Refits(IterationCallback):
 def iteration_line(
     row: Mapping[str, str],
     title: str,
-    iterations: int,
+    iterations: int | None,
     reward_share: float | None = None,
     *,
     columns: Sequence[tuple[str, str, str]] = ON_THE_LINE,
@@ -181,7 +183,7 @@ def iteration_line(
     Args:
         row: the iteration's row of the table.
         title: the agent's class.
-        iterations: number of iterations in the round.
+        iterations: number of iterations in the round; None where it is not known.
         reward_share: share of the iteration's time spent waiting for rewards (the table holds no times); None leaves it out.
         columns: columns of the table, their words on the line, and formats.
     """
@@ -195,5 +197,5 @@ def iteration_line(
         metrics.append(f"{left_out:.0f} left out: reward failed")
     if reward_share is not None:
         metrics.append(f"rewards {reward_share:.1%} of the time")
-    number = f"{int(row['iteration']):>{len(str(iterations))}}/{iterations}"
+    number = row["iteration"] if iterations is None else f"{int(row['iteration']):>{len(str(iterations))}}/{iterations}"
     return f"round {row['round']} {title} {number}  {'  '.join(metrics)}"

@@ -266,6 +266,12 @@ class AgentConfig:
     iterations: int = setting(
         40, "iterations in each round; an iteration is one rollout and the learning from it", at_least=1
     )
+    tokens: int | None = setting(
+        None,
+        "with one round: the budget of generated tokens, in the place of `iterations`; training ends with the iteration that "
+        "reaches it, and schedules follow the tokens",
+        at_least=1,
+    )
     n_envs: int | None = setting(
         None, "environments, i.e. responses generated at once; it divides n_episodes; null takes n_episodes", at_least=1
     )
@@ -291,6 +297,15 @@ class AgentConfig:
     def environments(self) -> int:
         """The number of environments, which is the number of responses generated at once."""
         return self.n_envs or int(self.settings["n_episodes"])
+
+    def is_done(self, iteration: int, tokens: int) -> bool:
+        """True once a round's training has used its iterations, or its tokens where they are what counts.
+
+        Args:
+            iteration: iterations of the round so far.
+            tokens: tokens generated so far.
+        """
+        return iteration >= self.iterations if self.tokens is None else tokens >= self.tokens
 
 
 @dataclass(frozen=True)

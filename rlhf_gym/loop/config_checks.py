@@ -17,6 +17,11 @@ def check_config(config: Config) -> None:
     _check_agent(config.agent)
     _check_value_start(config)
     _check_evaluation(config.evaluation)
+    if config.agent.tokens is not None and config.run.rounds > 1:
+        raise ConfigError(
+            f"agent.tokens ({config.agent.tokens}) is the budget of a single round, and run.rounds is "
+            f"{config.run.rounds}: give agent.iterations, which counts in each round, or run.rounds=1"
+        )
     _check_people(config.people, asked=config.rater.name == "web" or config.people.share > 0)
     query_type, candidates = config.rater.query_type, config.sampling.candidates
     if query_type in ("thumbs", "edit") and config.rater.name == "web" and config.people.warm_up:

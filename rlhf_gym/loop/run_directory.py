@@ -33,6 +33,7 @@ A kill at any moment leaves every file readable. Nothing heavy is imported here.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -129,7 +130,7 @@ class RunDirectory:
         """
         self.check(config, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path / ".lock", self.path):
+        with locked(self.path / ".lock", self.path):
             self.check(config, resume=resume)  # again: another process may have been faster
             if not self.config_file.exists():
                 write_json(self.versions_file, versions())
@@ -244,15 +245,23 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _locked(path: Path, directory: Path) -> Iterator[None]:
-    """Hold a lock that the operating system releases when the process ends, however it ends."""
+def locked(path: Path, directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock that the operating system releases when the process ends, however it ends.
+
+    Args:
+        path: the lock's file.
+        directory: what is locked, for the message.
+        wait: wait for a process that holds it, instead of refusing.
+
+    Raises:
+        ConfigError: another process holds it, or the file system has no locks.
+    """
     with path.open("a+b") as file:
         try:
-            _lock(file.fileno())
-        except (BlockingIOError, PermissionError):
-            raise ConfigError(
-                f"another process is working on {directory}; wait for it, or give another --out"
-            ) from None
+            while not _lock(file.fileno()):
+                if not wait:
+                    raise ConfigError(f"another process is working on {directory}; wait for it, or give another --out")
+                time.sleep(0.1)
         except OSError as error:  # some network file systems have no locks
             raise ConfigError(
                 f"the file system does not let {path} be locked ({error.strerror or error}); give an --out on a local disk"
@@ -260,15 +269,20 @@ def _locked(path: Path, directory: Path) -> Iterator[None]:
         yield
 
 
-def _lock(descriptor: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
+def _lock(descriptor: int) -> bool:
+    """Lock a file; False where another process holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
 
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _now() -> str:

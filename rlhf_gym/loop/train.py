@@ -16,6 +16,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, load_adapter, save_adapter
 from rlhf_gym.loop.after_iteration import CHECKPOINT, SECONDS_FILE, Checkpoints, ProgressLines, Refits, RunCompletions
 from rlhf_gym.loop.agent_catalogue import find_agent
+from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import talks_of
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
@@ -54,7 +55,7 @@ def train(context: RunContext, number: int) -> None:
     if not ranks.is_main:
         _learn_along(context, number)
         return
-    folder, iterations = context.run.round(number), context.config.agent.iterations
+    folder, settings = context.run.round(number), context.config.agent
     table = MetricsTable(context.run.metrics_file)
     context.restore_reward_state(number - 1)
     reward = ProxyAndGold(context.proxy(number), {"gold": context.gold, **context.task.metrics})
@@ -68,7 +69,7 @@ def train(context: RunContext, number: int) -> None:
     agent.set_logger(logger)
     validation = make_validation(context, number, reward)
     try:
-        with context.progress.stage(f"round {number} {title}", iterations) as bar, warnings.catch_warnings():
+        with context.progress.stage(f"round {number} {title}", _steps(settings)) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainingStopped)  # ProgressLines says it
             bar.update(agent.iteration)
             after_iteration: list[BaseCallback] = [
@@ -76,8 +77,7 @@ def train(context: RunContext, number: int) -> None:
                 ProgressLines(context, number, table, bar), RunCompletions(context, number, agent.iteration, logger),
                 Checkpoints(context, number, table), Refits(context, number, reward),
             ]  # fmt: skip
-            if agent.stopped is None:  # else the checkpoint is of a policy that kl_limit has stopped
-                agent.learn(iterations=iterations, callback=after_iteration, reset_num_timesteps=False)
+            _learn(settings, agent, after_iteration)
     finally:
         logger.close()
         if agent.rollout_engine is not None:
@@ -115,6 +115,22 @@ def _keep(context: RunContext, number: int, agent: TokenAlgorithm, validation: V
             save_adapter(model, target)
 
 
+def _learn(settings: AgentConfig, agent: TokenAlgorithm, callbacks: list[BaseCallback] | None = None) -> None:
+    """Train until the round's iterations or tokens are done.
+
+    Args:
+        settings: of the run's agent.
+        agent: may have been trained before, or have ended training (its checkpoint may be of a policy that ``kl_limit`` stopped).
+        callbacks: called while it learns.
+    """
+    if agent.stopped is None and not settings.is_done(agent.iteration, agent.num_timesteps):
+        agent.learn(
+            None if settings.tokens is None else settings.tokens - agent.num_timesteps,
+            callback=callbacks, reset_num_timesteps=False,
+            iterations=settings.iterations if settings.tokens is None else None,
+        )  # fmt: skip
+
+
 def _learn_along(context: RunContext, number: int) -> None:
     """Train as one of the other ranks, which write nothing.
 
@@ -127,9 +143,13 @@ def _learn_along(context: RunContext, number: int) -> None:
         warnings.simplefilter("ignore")  # rank 0 has the same ones
         agent = ranks.each(lambda: make_agent(context, number, None, ProxyAndGold(context.proxy(number), {})))
         agent.num_timesteps = ranks.from_main(lambda: agent.num_timesteps)
-        if agent.stopped is None:
-            agent.learn(iterations=context.config.agent.iterations, reset_num_timesteps=False)
+        _learn(context.config.agent, agent)
     ranks.from_main(lambda: None)  # rank 0 writes
+
+
+def _steps(settings: AgentConfig) -> int:
+    """The iterations of a round's bar; 0 where only tokens are known."""
+    return settings.iterations if settings.tokens is None else 0
 
 
 def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> Validation | None:

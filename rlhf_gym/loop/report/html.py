@@ -12,19 +12,23 @@ from markupsafe import Markup
 
 from rlhf_gym.loop.report.formatting import number, percent, plain, signed, visible
 
+HERE = "rlhf_gym.loop.report"
 
-def page(template: str, **values: Any) -> str:
+
+def page(template: str, *, package: str = HERE, more_style: str = "", **values: Any) -> str:
     """Render a template as one HTML document.
 
     The document runs only this package's style and script, and fetches nothing.
 
     Args:
-        template: the template's file name in this package.
+        template: the template's file name.
+        package: the package that holds it, and all templates that it includes.
+        more_style: rules beyond this package's style.
         values: what the template uses.
     """
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = asset("page.css") + more_style, asset("page.js")
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+        loader=jinja2.FunctionLoader(lambda name: asset(name, package)),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -45,8 +49,14 @@ def page(template: str, **values: Any) -> str:
     return found.render(policy=policy, style=Markup(style), script=Markup(script), **values)
 
 
-def _asset(name: str) -> str:
-    return resources.files("rlhf_gym.loop.report").joinpath(name).read_text(encoding="utf-8")
+def asset(name: str, package: str = HERE) -> str:
+    """Read a template, a style or a script.
+
+    Args:
+        name: the file's name.
+        package: the package that holds it.
+    """
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _digest(source: str) -> str:

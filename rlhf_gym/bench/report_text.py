@@ -1,0 +1,133 @@
+"""The leaderboard and the problems' tables as plain text and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf_gym.bench.estimates import Estimate, TimeToLevel
+from rlhf_gym.bench.leaderboard import Leaderboard, Row, Standing
+
+NONE = "-"
+NOISE = "* marks the first, and those whose paired difference to it does not stand out of the noise (Holm-corrected)."
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """A number, or a dash for none.
+
+    Args:
+        value: the number.
+        decimals: digits after the point.
+    """
+    return NONE if value is None else f"{value:,.{decimals}f}"
+
+
+def interval(estimate: Estimate, decimals: int = 3) -> str:
+    """An estimate with its interval in brackets.
+
+    Args:
+        estimate: the estimate.
+        decimals: digits after the point.
+    """
+    if estimate.low is None or estimate.high is None:
+        return number(estimate.value, decimals)
+    return f"{estimate.value:.{decimals}f} [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
+
+
+def level_words(level: TimeToLevel | None) -> str:
+    """Tokens to a level: the median with censored runs, and how many arrived."""
+    if level is None:
+        return NONE
+    median = NONE if level.median is None else f"{level.median:,.0f}"
+    return f"{median} ({level.reached} of {level.n})"
+
+
+STANDING_HEAD = ("contender", "score [95%]", "runs", "failed")
+ROW_HEAD = (
+    "contender", "reward [95%]", "KL, nats", "win rate", "tokens", "optimizer steps", "CPU s", "area",
+    "tokens to level", "failed",
+)  # fmt: skip
+
+
+def standing_cells(standing: Standing, first: bool) -> tuple[str, ...]:
+    """The cells of a contender's line in the leaderboard.
+
+    Args:
+        standing: the contender over all problems.
+        first: True for the first of the table.
+    """
+    mark = "*" if first or standing.tied else ""
+    runs = f"{standing.runs}" + ("" if standing.complete else " (incomplete)")
+    return standing.contender + mark, interval(standing.score), runs, str(standing.failed)
+
+
+def row_cells(row: Row) -> tuple[str, ...]:
+    """The cells of a contender's line in a problem's table."""
+    return (
+        row.contender, interval(row.reward), number(row.metrics["kl"], 2), number(row.metrics["win_rate"], 2),
+        f"{row.tokens:,.0f}", f"{row.optimizer_steps:,.0f}", number(row.seconds, 1), number(row.area), level_words(row.level),
+        f"{row.failed} of {row.runs}" if row.failed else "0",
+    )  # fmt: skip
+
+
+def leaderboard_text(leaderboard: Leaderboard) -> str:
+    """The leaderboard for a terminal."""
+    standings = leaderboard.standings
+    lines = [standing_cells(standing, i == 0) for i, standing in enumerate(standings)]
+    title = f"suite {leaderboard.suite['name']} version {leaderboard.suite['version']}, {len(leaderboard.problems)} problems"
+    parts = [title, *_aligned([STANDING_HEAD, *lines]), NOISE]
+    parts += [
+        f"{result['status']}: {result['contender']} on {result['problem']}, seed {result['seed']}: {result['error']}"
+        for result in leaderboard.failures[:10]
+    ]
+    return "\n".join(parts)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def markdown(leaderboard: Leaderboard, commands: Sequence[str]) -> str:
+    """The report in Markdown.
+
+    Args:
+        leaderboard: the results.
+        commands: the commands that made them.
+    """
+    suite = leaderboard.suite
+    parts = [
+        f"# Benchmark {suite['name']}, version {suite['version']}", "",
+        f"{suite['about']} Equal for all: {suite['equal'].replace('_', ' ')}. Hash {suite['hash']}.", "",
+        "```sh", *commands, "```", "", "## Leaderboard", "",
+        "Score: interquartile mean of rewards on the scale of each task's range, over problems and seeds, with a stratified "
+        f"bootstrap interval. Failed runs count at the bottom. {NOISE}", "",
+        *_table(STANDING_HEAD, [standing_cells(s, i == 0) for i, s in enumerate(leaderboard.standings)]),
+    ]  # fmt: skip
+    for problem in leaderboard.problems:
+        parts += ["", f"## {problem}", "", *_table(ROW_HEAD, [row_cells(row) for row in leaderboard.rows(problem)])]
+    parts += [
+        "",
+        "## Pairs",
+        "",
+        "Difference of scores, first less second, paired by seed; p values after Holm's correction.",
+        "",
+    ]
+    rows = [
+        (first, second, interval(d.estimate), number(d.adjusted), d.words)
+        for (first, second), d in leaderboard.differences.items()
+    ]
+    parts += _table(("first", "second", "difference [95%]", "p", "verdict"), rows)
+    if leaderboard.failures:
+        parts += ["", "## Failures", ""]
+        parts += [
+            f"- {r['contender']} on {r['problem']}, seed {r['seed']}: {r['status']}, {' '.join(str(r['error']).split())}"
+            for r in leaderboard.failures
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(head), line(["---"] * len(head)), *(line(row) for row in rows)]
