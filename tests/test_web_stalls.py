@@ -216,9 +216,9 @@ def test_whatever_makes_a_card_fail_costs_that_question_only(tmp_path: Path, mon
         assert "1 query in the store cannot be shown" in trail
     with study(tmp_path, []) as found:  # the page started again
         assert "Nothing to rate right now" in patient(joined(found)).get("/rate").text
-        [aside] = found.set_aside()
+        [aside] = found.set_aside(queries=3)
         found.store.withdraw(aside.id)
-        assert found.set_aside() == []
+        assert found.set_aside(queries=2) == []
 
 
 def test_a_second_answer_from_another_window_is_said_to_replace_the_first(tmp_path: Path) -> None:
