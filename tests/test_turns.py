@@ -97,7 +97,7 @@ def test_no_gradient_on_tokens_of_others() -> None:
 
     def loss() -> float:
         agent.policy.optimizer.zero_grad()
-        table = accumulate_gradient(
+        table, _ = accumulate_gradient(
             agent.policy, rollout, rows, agent.losses, agent.coefficient, aggregation="token", tokens_per_batch=10**6,
             entropy=False, where="here",
         )  # fmt: skip
