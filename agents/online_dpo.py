@@ -16,7 +16,7 @@ from rlhf_gym.agents.common.forward import episode_log_probs
 from rlhf_gym.agents.common.losses import PairLoss
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
-from rlhf_gym.agents.common.preference_losses import preference_loss
+from rlhf_gym.agents.common.preference_losses import preference_loss, response_sums
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import CollectSettings, EpochSettings, OverlongSettings, RolloutSettings
@@ -223,7 +223,7 @@ class OnlineDPO(CriticFree):
             micro = [row for first in pairs for row in (first, first + 1)]
             logs, _ = episode_log_probs(self.policy, self.policy.language_model, [rollout.episodes[i] for i in micro])
             ratios = logs - self.flat(rollout.reference_log_probs, micro)
-            sums = torch.stack([part.sum() for part in torch.split(ratios, [rollout.lengths[i] for i in micro])])
+            sums = response_sums(ratios, [rollout.lengths[i] for i in micro])
             sign = rollout.advantages[pairs, 0].to(self.device)
             margins = sign * (sums[0::2] - sums[1::2])
             losses = preference_loss(margins, self.beta, self.loss, label_smoothing=self.label_smoothing)

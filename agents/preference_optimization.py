@@ -30,6 +30,7 @@ from rlhf_gym.agents.common.preference_losses import (
     kto_reference_point,
     orpo_loss,
     preference_loss,
+    response_sums,
     simpo_loss,
 )
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
@@ -296,12 +297,12 @@ class PreferenceOptimization(CriticFree):
             logs, _ = episode_log_probs(self.policy, self.policy.language_model, episodes)
             lengths = [rollout.lengths[i] for i in micro]
             chosen = torch.tensor([e.info["chosen"] for e in episodes], device=self.device)
-            ours = _sums(logs, lengths)
+            ours = response_sums(logs, lengths)
             if self.loss in WITHOUT_REFERENCE:
                 implicit = ours / torch.tensor(lengths, device=self.device)
             else:
                 theirs = flat(rollout.reference_log_probs, micro, rollout.mask).to(self.device)
-                implicit = ours - _sums(theirs, lengths)
+                implicit = ours - response_sums(theirs, lengths)
             losses = self._losses(implicit, chosen, point)
             rewards = self.beta * implicit.detach()
             metrics = {"train/loss": losses.detach().sum() / number}
@@ -348,7 +349,7 @@ class PreferenceOptimization(CriticFree):
         for group in batches_by_length([len(e.prompt_ids) + len(e.response_ids) for e in mismatched], tokens_per_batch):
             part = [mismatched[g] for g in group]
             ours, theirs = (episode_log_probs(self.policy, model, part)[0] for model in (policy, reference))
-            ratios.append(_sums(ours - theirs, [len(e.response_ids) for e in part]))
+            ratios.append(response_sums(ours - theirs, [len(e.response_ids) for e in part]))
         return kto_reference_point(torch.cat(ratios))
 
 
@@ -393,11 +394,6 @@ def check_row(number: int, row: Any, loss: PreferenceLoss) -> None:
             f"preferences[{number}] has only one response, and loss={loss!r} learns from pairs: leave it out, or take "
             "loss='kto'"
         )
-
-
-def _sums(tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The sum over each response's tokens: ``[N]`` to ``[B]``."""
-    return torch.stack([part.sum() for part in torch.split(tokens, list(lengths))])
 
 
 def _summed(parts: Sequence[Terms]) -> Terms:

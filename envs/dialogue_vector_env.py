@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.conversation_env import ConversationEnv
 from rlhf_gym.envs.dialogue_env import DialogueEnv, score_steps
+from rlhf_gym.envs.prompts import slot_seeds
 from rlhf_gym.envs.rendering import RENDER_MODES
 from rlhf_gym.envs.side_by_side import side_by_side
 from rlhf_gym.envs.token_rows import Mask
@@ -80,16 +81,13 @@ class DialogueVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             ValueError: a list that has not one seed a slot, or a mask of another shape.
         """
         mask = reset_mask(options, self.num_envs)
-        one = isinstance(seed, int | np.integer)
-        seeds = [None] * self.num_envs if seed is None or one else list(seed)  # type: ignore[arg-type]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments; expected one each")
+        seeds = slot_seeds(seed, self.num_envs)
         note_seed(self, seed)
         infos: dict[str, Any] = {}
         for slot in np.flatnonzero(mask).tolist():
-            if one:
-                self.envs[slot].seed_slot(int(seed), slot)  # type: ignore[arg-type]
-            infos = self._add_info(infos, self.envs[slot].reset(seed=seeds[slot])[1], slot)
+            if (given := seeds[slot]) is not None:
+                self.envs[slot].seed_slot(*given)
+            infos = self._add_info(infos, self.envs[slot].reset()[1], slot)
         self._over[mask] = False
         return self._observe(), infos
 

@@ -138,15 +138,7 @@ class PromptDraws:
             ValueError: a list that has not one seed a slot.
         """
         count = len(chosen)
-        fresh: list[np.random.Generator | None]
-        if isinstance(seed, int | np.integer):
-            fresh = [slot_generator(int(seed), slot) for slot in range(count)]
-        elif seed is None:
-            fresh = [None] * count
-        else:
-            if len(seed) != count:
-                raise ValueError(f"got {len(seed)} seeds for {count} environments; expected one each")
-            fresh = [None if s is None else slot_generator(s, 0) for s in seed]
+        fresh = [None if one is None else slot_generator(*one) for one in slot_seeds(seed, count)]
         if not self.seeded:  # nothing to keep or to go on with
             self._generators = [slot_generator(None, 0) if g is None else g for g in fresh]
             self._drawn[:] = AHEAD
@@ -331,6 +323,26 @@ def prompt_draws(order: str, num_slots: int, num_prompts: int) -> PromptDraws | 
     if order not in get_args(PromptOrder):
         raise ConfigError(f"prompt_order must be one of {', '.join(get_args(PromptOrder))}, got {order!r}")
     return (EpochDraws if order == "epochs" else PromptDraws)(num_slots, num_prompts)
+
+
+def slot_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[tuple[int, int] | None]:
+    """Of each slot the seed and the number that :func:`slot_generator` takes; None goes on with the random numbers there are.
+
+    Args:
+        seed: as ``reset`` of a vector environment got it: a number gives slot ``i`` its ``i``-th stream, a list gives each slot
+            what a single environment would have with that seed.
+        count: number of slots.
+
+    Raises:
+        ValueError: a list that has not one seed a slot.
+    """
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, int | np.integer):
+        return [(int(seed), slot) for slot in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"got {len(seed)} seeds for {count} environments; expected one each")
+    return [None if s is None else (s, 0) for s in seed]
 
 
 def slot_generator(seed: int | None, slot: int) -> np.random.Generator:

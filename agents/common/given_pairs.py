@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_gym.agents.common.rollout import Episode
 from rlhf_gym.errors import ConfigError, ModelError
@@ -95,7 +97,12 @@ def place_in_pass(number: int, size: int, seed: int) -> int:
         seed: of the orders.
     """
     turn, place = divmod(number, size)
-    return int(np.random.default_rng(np.random.SeedSequence((seed, 2, turn))).permutation(size)[place])
+    return int(_order(turn, size, seed)[place])
+
+
+@lru_cache(maxsize=2)  # what is learned next lies in one pass, or at the border of two
+def _order(turn: int, size: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(np.random.SeedSequence((seed, 2, turn))).permutation(size)
 
 
 def encoded_pairs(

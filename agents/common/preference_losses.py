@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -108,6 +109,19 @@ def simpo_loss(chosen: Tensor, rejected: Tensor, beta: float, gamma: float) -> T
         ``[P]``.
     """
     return -logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+def response_sums(tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The sum over each response's tokens.
+
+    Args:
+        tokens: ``[N]``, response after response.
+        lengths: tokens of each of ``B`` responses; their sum is ``N``.
+
+    Returns:
+        ``[B]``.
+    """
+    return torch.stack([part.sum() for part in torch.split(tokens, list(lengths))])
 
 
 def _log_odds(mean_log_probs: Tensor) -> Tensor:
