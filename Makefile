@@ -15,10 +15,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings docs_referen
   rewards_combine tasks tasks_symbols tasks_table agents_formulas reward_model_parts raters_choice_models env_token decoding \
   sequences sampling))
 
-# One half of all tests, by the time that they take.
-HALF := $(wildcard tests/test_[a-k]*.py tests/test_la*.py tests/test_lora*.py)
-
-.PHONY: help demo test check lint types layers unit unit-1 unit-2 distributed quick format docs clean
+.PHONY: help demo test check lint types layers unit distributed quick format docs clean
 
 help:
 	@echo "make demo    set up, then run the whole RLHF loop on the embedded language model (a few minutes)"
@@ -49,16 +46,10 @@ types: $(VENV)/.installed-test
 layers: $(VENV)/.installed-test
 	cd tests && ../$(BIN)/lint-imports ../pyproject.toml
 
-# All tests in two processes that take about as long: in one, half of the time is spent waiting for processes and browsers.
-# One thread each: two that compute on every core only slow each other down.
+# All tests in three processes for two cores: a third of the time is spent waiting for processes and browsers. A file stays in one
+# process, which makes its models once. One thread each: several that compute on every core only slow each other down.
 unit: $(VENV)/.installed-test
-	$(MAKE) --no-print-directory -j 2 unit-1 unit-2
-
-unit-1:
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(HALF) $(ARGS)
-
-unit-2:
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(filter-out $(HALF),$(wildcard tests/test_*.py)) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Every agent in two processes against one: longer than CI's time allows.
 distributed: $(VENV)/.installed-test
