@@ -42,6 +42,12 @@ TOOL_ENVIRONMENTS: dict[str, dict[str, object]] = {
     "Calculator-v0": {"task": "calculation", "tokenizer": "embedded", "tools": ["calculator"]},
 }
 
+# Conversations that are environments of their own, over texts: the id, and what makes one and many.
+TEXT_ENVIRONMENTS: dict[str, tuple[str, str]] = {
+    "GuessNumber-v0": ("tasks.guess_number:GuessNumberEnv", "envs.conversation_vectors:guess_number_vector"),
+    "BookTable-v0": ("tasks.book_table:BookTableEnv", "envs.conversation_vectors:book_table_vector"),
+}
+
 
 def turn_level(name: str) -> str:
     """The id of a task's turn-level environment: ``Sort-v0`` has ``SortTurn-v0``."""
@@ -52,19 +58,23 @@ def turn_level(name: str) -> str:
 def register_all() -> None:
     """Register every environment once, at the token level and at the turn level."""
     for name, options in ENVIRONMENTS.items():
-        _register(name, options, "token_env:TokenEnv", "token_vector_env:TokenVectorEnv")
-        _register(turn_level(name), options, "turn_env:TurnEnv", "turn_vector_env:TurnVectorEnv")
+        _register(name, options, "envs.token_env:TokenEnv", "envs.token_vector_env:TokenVectorEnv")
+        _register(turn_level(name), options, "envs.turn_env:TurnEnv", "envs.turn_vector_env:TurnVectorEnv")
     for name, options in CONVERSATIONS.items():
-        _register(name, options, "conversation_env:ConversationEnv", "dialogue_vector_env:ConversationVectorEnv")
+        _register(
+            name, options, "envs.conversation_env:ConversationEnv", "envs.dialogue_vector_env:ConversationVectorEnv"
+        )
     for name, options in TOOL_ENVIRONMENTS.items():
-        _register(name, options, "tool_env:ToolEnv", "dialogue_vector_env:ToolVectorEnv")
+        _register(name, options, "envs.tool_env:ToolEnv", "envs.dialogue_vector_env:ToolVectorEnv")
+    for name, (single, vector) in TEXT_ENVIRONMENTS.items():
+        _register(name, {}, single, vector)
 
 
 def _register(name: str, options: dict[str, object], single: str, vector: str) -> None:
     if f"{NAMESPACE}/{name}" not in gym.registry:
         gym.register(
             f"{NAMESPACE}/{name}",
-            entry_point=f"rlhf_gym.envs.{single}",
-            vector_entry_point=f"rlhf_gym.envs.{vector}",
+            entry_point=f"rlhf_gym.{single}",
+            vector_entry_point=f"rlhf_gym.{vector}",
             kwargs=options,
         )

@@ -83,13 +83,17 @@ class Talk:
         messages: the conversation so far.
         ids: what the policy has read and written in the sequence that it is in.
         turns: the policy's turns so far.
+        opening: messages before the policy's first turn.
+        total: the sum of the environment's rewards so far.
     """
 
     def __init__(self, env: gym.Env[Any, Any], rules: TalkRules) -> None:
         self.env, self.rules = env, rules
         self.messages: list[Message] = []
         self.ids: list[int] = []
-        self.turns = 0
+        self.turns = self.opening = 0
+        self.total = 0.0
+        self.failed = ""  # the first reward of the environment's that failed
         self.running = False
         # What was read before the first turn, and each turn with what came after it: the units that may be dropped.
         self._first: list[int] = []
@@ -119,7 +123,8 @@ class Talk:
                 "max_new_tokens"
             )
         self.ids, self._first, self._units = list(context), context, []
-        self.turns, self.running = 0, True
+        self.turns, self.opening, self.total, self.failed = 0, len(self.messages), 0.0, ""
+        self.running = True
         return context
 
     def ended(self, turn: Sequence[int]) -> bool:
@@ -148,6 +153,8 @@ class Talk:
         observation, reward, terminated, truncated, info = self.env.step(text)
         info = dict(info)
         rewards = _spread(reward, info.get("token_rewards"), len(turn))
+        self.total += sum(rewards)
+        self.failed = self.failed or str(info.get("reward_skipped") or "")
         self.messages.append({"role": "assistant", "content": text})
         new = self._new_messages(observation, info, len(before) + 1)
         self.messages += new
@@ -162,6 +169,13 @@ class Talk:
             context, fresh, end = self._fit(turn, context, fresh, end)
         self.ids = list(context) if fresh else [*self.ids, *turn, *context]
         self.running = not end
+        if end:
+            info |= {
+                "end": end, "turns": self.turns, "opening": self.opening, "environment_reward": self.total,
+                "messages": [dict(m) for m in self.messages],
+            }  # fmt: skip
+            if "reward_skipped" in info:
+                info["reward_skipped"] = self.failed
         return Reply(context, fresh, rewards, end, info)
 
     def read(self, turn: Sequence[int]) -> str:

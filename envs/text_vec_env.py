@@ -13,10 +13,12 @@ from gymnasium.spaces import Text
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.envs.talks import Overflow, Talk, TalkRules
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import AnyTokenizer, Tokenizer, load_tokenizer, never_drawn, wrap_tokenizer
+from rlhf_gym.rewards.base import AnyReward, TermReward, as_term
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.turn_template import TurnTemplate
 
@@ -35,14 +37,16 @@ class TextVecEnv(VecEnv):
     Args:
         envs: the environments, each with texts as observations and actions.
         rules: the rules of the conversations.
+        reward: scores whole conversations, in the place of the environments' rewards; None for those.
 
     Attributes:
         talks: the conversations, one for each environment.
         rules: as given.
+        reward: as given.
     """
 
-    def __init__(self, envs: Sequence[gym.Env[Any, Any]], rules: TalkRules) -> None:
-        self.envs, self.rules = list(envs), rules
+    def __init__(self, envs: Sequence[gym.Env[Any, Any]], rules: TalkRules, reward: TermReward | None = None) -> None:
+        self.envs, self.rules, self.reward = list(envs), rules, reward
         self.talks = [Talk(env, rules) for env in self.envs]
         room, size = rules.max_context, rules.tokenizer.vocab_size
         spaces: dict[str, gym.spaces.Space[Any]] = {
@@ -90,16 +94,24 @@ class TextVecEnv(VecEnv):
                 continue
             said, self._turns[slot] = [*talk.ids, *turn], []
             reply = talk.answer(turn)
-            rewards[slot], infos[slot], dones[slot] = sum(reply.rewards), reply.info, bool(reply.end)
-            self._returns[slot] += sum(reply.rewards)
+            infos[slot], dones[slot] = reply.info, bool(reply.end)
+            if self.reward is None:
+                rewards[slot] = sum(reply.rewards)
+                self._returns[slot] += sum(reply.rewards)
             if reply.end:
-                infos[slot] |= {
-                    "end": reply.end, "TimeLimit.truncated": reply.end != "terminated",
-                    "terminal_observation": self._row(said, len(said)),
-                    "episode": {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0},
-                }  # fmt: skip
+                cut = reply.end != "terminated" and self.reward is None  # a score of the whole leaves nothing to come
+                infos[slot] |= {"TimeLimit.truncated": cut, "terminal_observation": self._row(said, len(said))}
                 talk.begin()
-                self._returns[slot], self._lengths[slot] = 0.0, 0
+        over = np.flatnonzero(dones).tolist()
+        if self.reward is not None and over:
+            scored, of_scores = score_conversations(self.reward, [Played.of(infos[slot]) for slot in over])
+            rewards[over] = self._returns[over] = scored.values
+            for slot, info in zip(over, of_scores, strict=True):
+                infos[slot].pop("reward_skipped", None)  # the environment's
+                infos[slot] |= info
+        for slot in over:
+            infos[slot]["episode"] = {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0}
+            self._returns[slot], self._lengths[slot] = 0.0, 0
         return self._observe(), rewards, dones, infos
 
     def _row(self, ids: Sequence[int], before: int) -> dict[str, NDArray[np.int64]]:
@@ -187,6 +199,7 @@ def wrap_text_env(
     max_turns: int = 16,
     max_context: int = 256,
     on_overflow: Overflow = "end",
+    reward: AnyReward | None = None,
 ) -> TextVecEnv:
     r"""Make an environment over texts one that agents learn in: every turn of the policy is an action of the environment's.
 
@@ -209,8 +222,11 @@ def wrap_text_env(
         max_context: the most tokens that the policy reads and writes in one sequence; at most its own context.
         on_overflow: what becomes of a conversation with no room left for a turn: ``"end"`` truncates it,
             ``"drop_oldest"`` takes out its oldest turns, but for the first messages, ``"refuse"`` raises an error.
+        reward: scores whole conversations at their end (a reward model, a function), in the place of the environment's rewards;
+            see :func:`~rlhf_gym.envs.talk_scoring.score_conversations` for what it is given.
 
     Raises:
+        RewardError: the reward's parameters fit no form.
         ConfigError: the environment's spaces are not texts, or a number is out of range.
         ModelError: the tokenizer cannot be loaded.
 
@@ -238,7 +254,7 @@ def wrap_text_env(
     )  # fmt: skip
     envs = [_made(env, slot) for slot in range(num_envs)]
     _check_spaces(envs[0])
-    return TextVecEnv(envs, rules)
+    return TextVecEnv(envs, rules, None if reward is None else as_term(reward))
 
 
 def make_conversation_env(

@@ -42,7 +42,8 @@ def page_of(name: str) -> Path:
     base = name.removeprefix("rlhf_gym/").rsplit("-", 1)[0]
     if base.endswith("Turn"):
         return PAGES / "turn-level.md"
-    return PAGES / ("conversation.md" if base.endswith("Conversation") else f"{base.lower()}.md")
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", base).lower()
+    return PAGES / ("conversation.md" if base.endswith("Conversation") else f"{words}.md")
 
 
 def arguments(page: Path) -> set[str]:

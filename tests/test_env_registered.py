@@ -30,6 +30,7 @@ IDS = [
     for name in sorted(gym.registry)
     if name.startswith("rlhf_gym/")
 ]
+TEXTS_ONLY = ("rlhf_gym/BookTable-v0", "rlhf_gym/GuessNumber-v0")
 MODES = [mode.name.lower() for mode in AutoresetMode]
 
 
@@ -51,7 +52,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_that_there_are_as_many_as_the_catalogue_says() -> None:
-    assert len(IDS) == 2 * 12 + 2
+    assert len(IDS) == 2 * 12 + 2 + len(TEXTS_ONLY)
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -61,7 +62,7 @@ def test_checkers_specs_and_copies(name: str) -> None:
             warnings.simplefilter("error")
             env = gym.make(name, **kind)
             check_env(env.unwrapped)
-            if kind.get("format") != "text":
+            if kind.get("format") != "text" and name not in TEXTS_ONLY:
                 sb3_check_env(env)
             assert env.spec is not None
             again = gym.make(EnvSpec.from_json(env.spec.to_json()))

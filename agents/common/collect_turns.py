@@ -11,11 +11,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Turn
+from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.envs.talks import Reply
 from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.decoding import CachedDecoder
 from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
+from rlhf_gym.rewards.base import TermReward
 
 _NOISE = 256  # random numbers of an episode that are drawn at once
 
@@ -61,7 +63,6 @@ class _Open:
     ended: list[bool] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     terms: dict[str, float] = field(default_factory=dict)
-    skipped: str = ""
 
 
 def episode_seed(seed: int, first_episode: int, group: int) -> int:
@@ -95,8 +96,20 @@ def collect_conversations(
     """
     collector = _Collector(env, policy, seed, first_episode, group_size)
     episodes = collector.run(per_slot)
-    collector.add_bootstraps()
+    if env.reward is None:
+        collector.add_bootstraps()
+    else:
+        _score(env.reward, episodes)
     return episodes
+
+
+def _score(reward: TermReward, episodes: list[Episode]) -> None:
+    """Pay the reward of whole conversations at their last tokens, in the place of the environment's; nothing comes after it."""
+    scored, infos = score_conversations(reward, [Played.of(episode.info) for episode in episodes])
+    for episode, value, info in zip(episodes, scored.values.tolist(), infos, strict=True):
+        episode.rewards = [*[0.0] * (len(episode.response_ids) - 1), value]
+        episode.info.pop("reward_skipped", None)  # the environment's, which nobody learns from
+        episode.info |= {"episode": {**episode.info["episode"], "r": value}, **info}
 
 
 class _Collector:
@@ -203,7 +216,6 @@ class _Collector:
         one.ended.append(ended)
         for name, value in reply.info.get("reward_terms", {}).items():
             one.terms[name] = one.terms.get(name, 0.0) + float(value)
-        one.skipped = one.skipped or str(reply.info.get("reward_skipped") or "")
         one.turn, one.context, one.fresh = [], reply.context, reply.fresh
         if reply.end:
             self._end(slot, reply, before, turn)
@@ -215,22 +227,16 @@ class _Collector:
         one, talk = self.open[slot], self.env.talks[slot]
         episode = one.episode
         episode.end, episode.ended = reply.end, all(one.ended)
-        info = {
-            **reply.info,
-            "end": reply.end,
-            "turns": len(episode.turns),
-            "messages": [dict(m) for m in talk.messages],
-        }
+        info = dict(reply.info)
         info["prompt"] = next((m["content"] for m in talk.messages if m["role"] == "user"), "")
         info["response"] = "\n".join(one.texts)
         if one.terms:
             info["reward_terms"] = one.terms
-        if "reward_skipped" in info:
-            info["reward_skipped"] = one.skipped
         info["episode"] = {"r": episode.score, "l": len(episode.response_ids), "t": 0.0}
         episode.info = info
         self.finished[one.number] = episode
-        if reply.end != "terminated" and self.policy.value_head is not None:
+        scored_whole = self.env.reward is not None
+        if reply.end != "terminated" and self.policy.value_head is not None and not scored_whole:
             # An unscored limit: the value function estimates the rewards that would have come.
             state = list(reply.context) if reply.fresh and reply.context else [*before, *turn, *reply.context]
             self.cut.append((episode, state, 0 if reply.context else len(turn)))

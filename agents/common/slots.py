@@ -20,6 +20,7 @@ from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.envs.token_rules import ROUND, TokenRules
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 
 
 def rules_of(env: VecEnv) -> TokenRules | None:
@@ -185,6 +186,8 @@ def _together(ids: NDArray[np.int64], group_size: int) -> bool:
 
 def slots_state(env: VecEnv) -> list[dict[str, Any]] | None:
     """The states that a checkpoint keeps, one for each slot or one for all; None where the environment has none to give."""
+    if isinstance(env, TextVecEnv):  # its episodes have seeds of their own; only a reward may learn
+        return None if env.reward is None else [{"reward": reward_state(env.reward)}]
     if rules_of(env) is None or not env.has_attr("state"):
         return None
     states: list[dict[str, Any]] = env.env_method("state", indices=_holders(env))
@@ -201,6 +204,10 @@ def restore_slots(env: VecEnv, states: Sequence[Mapping[str, Any]] | None) -> bo
     Returns:
         False where there is no state of an environment with the same slots.
     """
+    if isinstance(env, TextVecEnv):
+        if env.reward is not None and states:
+            restore_reward(env.reward, states[0]["reward"])
+        return False
     holders = _holders(env)
     generators = sum(len(state["generators"]) for state in states or ())
     if states is None or len(states) != len(holders) or generators != env.num_envs or not env.has_attr("restore"):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
-from rlhf_gym.agents.common.rollout import Rollout
+from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer, end_ids
+from rlhf_gym.tasks.chat import shown_turns
 
 END = "⟨end⟩"
 """The token that ends a response, in a trace."""
@@ -22,7 +23,7 @@ class Trace:
     Attributes:
         why: the reason why it is shown: ``"first"`` of the rollout (not chosen), ``"best"`` or ``"worst"`` by score.
         prompt: the text that the model was given.
-        response: the text that it generated.
+        response: the text that it generated; of a conversation all its turns, ``> `` before those of the environment.
         score: the environment's reward, before the agent's own shaping.
         kl: the k1 estimate of its KL from the reference, in nats; None for agents without a reference.
         ended: by EOS or a stop sequence, not at the length limit.
@@ -87,7 +88,7 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
     return Trace(
         why=why,
         prompt=str(episode.info.get("prompt", tokenizer.decode(episode.prompt_ids))),
-        response=str(episode.info.get("response", tokenizer.decode(without_eos))),
+        response=_shown(episode) or str(episode.info.get("response", tokenizer.decode(without_eos))),
         score=episode.score,
         kl=None if kls is None else sum(kls),
         ended=episode.ended,
@@ -98,6 +99,13 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
         kls=kls,
         values=rollout.values[row, :n].tolist() if has_values else None,
     )
+
+
+def _shown(episode: Episode) -> str:
+    """The turns of a conversation of several, the environment's too; empty for a single response."""
+    if len(episode.turns) < 2:
+        return ""
+    return shown_turns(episode.info["messages"][episode.info["opening"] :])
 
 
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:

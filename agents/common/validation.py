@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.agents.common.callbacks import IterationCallback
+from rlhf_gym.agents.common.collect_turns import collect_conversations
+from rlhf_gym.agents.common.forward import fill_reference
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.slots import reward_of, rules_of
+from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.rewards.adaptive import frozen
-from rlhf_gym.rewards.base import score
+from rlhf_gym.rewards.base import Scores, score
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
 from rlhf_gym.tasks.samples import Prompt, columns_of
 from rlhf_gym.text import distinct_2
@@ -29,15 +33,17 @@ class Validation(IterationCallback):
     """Answers validation prompts every few iterations, logs the metrics, and keeps the best checkpoint.
 
     Every prompt is answered once, with the same random numbers each time and none of training's: with it, an agent learns what
-    it learns without it. Logged with the iteration's other metrics: ``validation/scores`` and its standard error
-    ``validation/scores_se``, the mean of each of the reward's terms as ``validation/TERM``, ``validation/kl`` (nats per
-    response, from the reference's own distribution, where the agent holds a reference), ``validation/response_length``,
-    ``validation/ended_rate``, ``validation/distinct_2``, and ``validation/skipped``, prompts whose reward failed and may be
-    skipped.
+    it learns without it. With ``env``, conversations are played in the place of prompts. Logged with the iteration's other
+    metrics: ``validation/scores`` and its standard error ``validation/scores_se``, the mean of each of the reward's terms as
+    ``validation/TERM``, ``validation/kl`` (nats per response, from the reference's own distribution, where the agent holds a
+    reference), ``validation/response_length``, ``validation/ended_rate``, ``validation/distinct_2``, of conversations
+    ``validation/turns`` (the policy's), and ``validation/skipped``, those whose reward failed and may be skipped.
 
     Args:
         prompts: prompts that are neither trained on nor those of a final test.
         reward: scores the responses; None takes that of the agent's environment.
+        env: conversations (:func:`~rlhf_gym.envs.wrap_text_env`) other than the agent's own; they are scored as it says.
+        episodes: with ``env``: conversations to play, a multiple of its number of environments.
         every: iterations from one evaluation to the next.
         metric: the metric to choose by, without ``validation/``.
         best: the file that gets the checkpoint of the highest ``metric`` so far; None keeps none.
@@ -52,14 +58,16 @@ class Validation(IterationCallback):
         evaluations: the metrics of each evaluation, with its ``iteration``.
 
     Raises:
-        ConfigError: no prompts, or a number below 1.
+        ConfigError: neither prompts nor an environment, or both; a number below 1; settings that conversations do not have.
     """
 
     def __init__(
         self,
-        prompts: Sequence[Prompt | str],
+        prompts: Sequence[Prompt | str] = (),
         *,
         reward: Callable[..., Any] | None = None,
+        env: TextVecEnv | None = None,
+        episodes: int = 64,
         every: int = 10,
         metric: str = "scores",
         best: str | os.PathLike[str] | None = None,
@@ -71,13 +79,21 @@ class Validation(IterationCallback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not prompts:
-            raise ConfigError("Validation needs at least one prompt that is not trained on")
+        if not prompts and env is None:
+            raise ConfigError("Validation needs at least one prompt that is not trained on, or an env of conversations")
+        if env is not None and (prompts or reward is not None or greedy):
+            raise ConfigError(
+                "Validation(env=...) plays conversations, which need no prompts, are scored by the environment "
+                "(wrap_text_env(reward=...)) and are sampled: leave prompts, reward and greedy out"
+            )
+        if env is not None and (episodes < 1 or episodes % env.num_envs):
+            raise ConfigError(f"episodes ({episodes}) must be a multiple of the env's num_envs ({env.num_envs})")
         if every < 1 or batch_size < 1 or (patience is not None and patience < 1):
             raise ConfigError(
                 f"every, patience and batch_size must be at least 1, got {every}, {patience} and {batch_size}"
             )
         self.prompts = [Prompt(p) if isinstance(p, str) else p for p in prompts]
+        self.env, self.episodes = env, episodes
         self.reward, self.every, self.metric, self.stop_at, self.patience = reward, every, metric, stop_at, patience
         self.best = None if best is None else Path(best)
         self.history = None if history is None else Path(history)
@@ -151,6 +167,8 @@ class Validation(IterationCallback):
         Raises:
             RewardError: the reward failed on every prompt.
         """
+        if self.env is not None:
+            return self._played(agent, self.env)
         policy = agent.policy
         model, reference = policy.language_model, agent.reference
         ids = [encode_conversation(model.tokenizer, p.text, p.columns.get("messages")) for p in self.prompts]
@@ -173,11 +191,9 @@ class Validation(IterationCallback):
         kept = scored.kept
         if not kept.any():
             raise RewardError(f"the reward failed on every one of the {len(texts)} validation prompts")
-        values = scored.values[kept]
         metrics = {name: float(term[kept].mean()) for name, term in scored.terms.items()}
+        metrics |= _of_scores(scored.values[kept])
         metrics |= {
-            "scores": float(values.mean()),
-            "scores_se": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan,
             "response_length": float(np.mean([len(answer) for answer in answers])),
             "ended_rate": float(np.mean([g.ended for g in generations])),
             "distinct_2": distinct_2(responses),
@@ -191,6 +207,31 @@ class Validation(IterationCallback):
             metrics["kl"] = float(np.mean([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)]))
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
+    def _played(self, agent: Any, env: TextVecEnv) -> dict[str, float]:
+        """The metrics of conversations, each with a seed of its own that is the same every time."""
+        with frozen(env.reward):
+            per_slot = self.episodes // env.num_envs
+            rollout = Rollout.of(collect_conversations(env, agent.policy, self.seed, 0, per_slot))
+        kept = [episode for episode in rollout.episodes if not episode.skipped]
+        if not kept:
+            raise RewardError(f"the reward failed in every one of the {self.episodes} validation conversations")
+        names = dict.fromkeys(name for episode in kept for name in episode.info.get("reward_terms", {}))
+        metrics = {
+            name: float(np.mean([episode.info["reward_terms"].get(name, 0.0) for episode in kept])) for name in names
+        }
+        metrics |= _of_scores(np.array([episode.score for episode in kept]))
+        metrics |= {
+            "response_length": float(np.mean(rollout.lengths)),
+            "ended_rate": float(np.mean([episode.ended for episode in rollout.episodes])),
+            "turns": float(np.mean([len(episode.turns) for episode in rollout.episodes])),
+            "distinct_2": distinct_2([str(episode.info["response"]) for episode in rollout.episodes]),
+            "skipped": float(self.episodes - len(kept)),
+        }
+        if agent.reference is not None:
+            fill_reference(agent.policy, agent.reference, rollout, agent.tokens_per_batch)
+            metrics["kl"] = float(rollout.kl.double().sum(1).mean())
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
     def _write_history(self) -> None:
         if self.history is None:
             return
@@ -198,3 +239,9 @@ class Validation(IterationCallback):
         partial = self.history.with_name(f".{self.history.name}.tmp")
         partial.write_text("".join(json.dumps(one) + "\n" for one in self.evaluations), encoding="utf-8")
         os.replace(partial, self.history)
+
+
+def _of_scores(values: Scores) -> dict[str, float]:
+    """The mean of scores ``[n]`` and its standard error, NaN for one score."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return {"scores": float(values.mean()), "scores_se": error}

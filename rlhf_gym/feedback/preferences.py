@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_gym.feedback.queries import Judgement, Query, check_judgement
+from rlhf_gym.lm.chat_template import prompt_messages
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def preferences_from(query: Query, judgement: Judgement, *, attribute: str | Non
     >>> [p.chosen for p in preferences_from(query, Judgement(query_id=query.id, rater="ann", choice=1))]
     ['4']
     """
-    messages = query.columns.get("messages")
+    messages = prompt_messages(query.columns)
     found = [
         Preference(
             query.prompt, query.responses[a], query.responses[b], margin, tie, query.id, judgement.rater, messages
@@ -137,7 +138,7 @@ def preferences_of(answers: Iterable[tuple[Query, Judgement]], *, attribute: str
                     False,
                     group,
                     ", ".join(raters),
-                    better.columns.get("messages"),
+                    prompt_messages(better.columns),
                 )
             )
     return found

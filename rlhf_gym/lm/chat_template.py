@@ -11,6 +11,19 @@ from rlhf_gym.errors import ModelError
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 
+SEVERAL_TURNS = "several_turns"
+"""The column that is True where a prompt's responses hold all further turns of a conversation, and not one answer."""
+
+
+class Opening(list[Mapping[str, Any]]):
+    """The first messages of a conversation whose responses hold all its further turns, as a transcript."""
+
+
+def prompt_messages(columns: Mapping[str, Any]) -> Messages | None:
+    """The chat messages of a prompt with these columns; None where it is no conversation."""
+    messages: Messages | None = columns.get("messages")
+    return Opening(messages) if messages and columns.get(SEVERAL_TURNS) is True else messages
+
 
 def with_template(hub: Any, setting: str, name: str) -> Any:
     """The transformers tokenizer with the chat template that is asked for.

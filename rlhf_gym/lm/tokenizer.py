@@ -193,8 +193,14 @@ class HubTokenizer:
             ids = [self.eos_id if bos is None else int(bos)]
         return ids
 
-    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
         """The ids of a conversation through the chat template, up to the beginning of the assistant's turn.
+
+        Args:
+            messages: the conversation.
+            add_generation_prompt: False ends behind the last message, white space left out.
 
         Raises:
             ModelError: the tokenizer has no chat template, or it refuses these messages.
@@ -202,9 +208,10 @@ class HubTokenizer:
         if not self.is_chat:
             raise ModelError(f"{self.name!r} has no chat template; give the conversation a template of its own")
         try:
-            shown = render_chat(self.hub, messages, add_generation_prompt=True)
+            shown = render_chat(self.hub, messages, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # templates raise what they like, e.g. at roles that do not alternate
             raise ModelError(f"the chat template of {self.name!r} refuses these messages: {error}") from error
+        shown = shown if add_generation_prompt else shown.rstrip()
         return list(self.hub.encode(shown, add_special_tokens=False))  # the template writes BOS itself
 
     def decode(self, ids: Sequence[int]) -> str:

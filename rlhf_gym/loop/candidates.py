@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rlhf_gym.lm.decoding import generate
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.conversations import conversation_lines, whole_groups
 from rlhf_gym.loop.whole_files import write_text
 from rlhf_gym.tasks.samples import Prompt, Sample
 
 
 def sample(context: RunContext, number: int) -> None:
     """Generate ``round-N/samples.jsonl``: ``candidates`` responses to each of ``prompts`` prompts, prompt by prompt.
+
+    Of a task that is a conversation, ``candidates`` conversations from each of ``prompts`` openings.
 
     A run that was killed meanwhile goes on after the last whole batch. The random numbers of a response depend only on the
     seed and on its position in the file. A file that is complete already stays as it is.
@@ -30,30 +37,54 @@ def sample(context: RunContext, number: int) -> None:
     if file.exists():
         return
     policy = context.policy(number - 1)
-    prompts = [p for p in round_prompts(context, number) for _ in range(settings.candidates)]
-    ids = {id(p): context.prompt_ids(p) for p in prompts}  # a prompt's object stands there once for each candidate
-    written = _keep_whole_batches(part, settings.batch_size)
+    wanted, size = settings.prompts * settings.candidates, settings.batch_size
+    if context.task.conversation is not None:
+        size = whole_groups(size, settings.candidates)
+        lines: Callable[[range], Iterator[dict[str, Any]]] = partial(conversation_lines, context, number, policy)
+    else:
+        lines = _response_lines(context, number, policy)
+    written = _keep_whole_batches(part, size)
     with (
-        context.progress.stage(f"round {number} samples", len(prompts)) as bar,
+        context.progress.stage(f"round {number} samples", wanted) as bar,
         part.open("a", encoding="ascii", newline="\n") as out,
     ):
-        for begin in range(written, len(prompts), settings.batch_size):
+        for begin in range(written, wanted, size):
             bar.update(begin)
-            batch = prompts[begin : begin + settings.batch_size]
-            responses = generate(
-                policy, [ids[id(p)] for p in batch], context.limits, sampling=context.sampling, stop=context.task.stop,
-                seed=context.seed(number, "sample"), first_episode=begin, batch_size=settings.batch_size,
-            )  # fmt: skip
-            for prompt, response in zip(batch, responses, strict=True):
-                line = {
-                    "prompt": prompt.text, "response": response.text, "columns": dict(prompt.columns),
-                    "prompt_ids": ids[id(prompt)], "response_ids": response.ids, "ended": response.ended,
-                }  # fmt: skip
+            for line in lines(range(begin, min(begin + size, wanted))):
                 out.write(json.dumps(line) + "\n")
             out.flush()
             os.fsync(out.fileno())
-        bar.update(len(prompts))
+        bar.update(wanted)
     os.replace(part, file)
+
+
+def _response_lines(
+    context: RunContext, number: int, policy: LanguageModel
+) -> Callable[[range], Iterator[dict[str, Any]]]:
+    """What generates the responses of some numbers, as lines of the file.
+
+    Args:
+        context: the run.
+        number: the round.
+        policy: generates them.
+    """
+    prompts = [p for p in round_prompts(context, number) for _ in range(context.config.sampling.candidates)]
+    ids = {id(p): context.prompt_ids(p) for p in prompts}  # a prompt's object stands there once for each candidate
+
+    def lines(numbers: range) -> Iterator[dict[str, Any]]:
+        batch = [prompts[i] for i in numbers]
+        responses = generate(
+            policy, [ids[id(p)] for p in batch], context.limits, sampling=context.sampling, stop=context.task.stop,
+            seed=context.seed(number, "sample"), first_episode=numbers[0],
+            batch_size=context.config.sampling.batch_size,
+        )  # fmt: skip
+        for prompt, response in zip(batch, responses, strict=True):
+            yield {
+                "prompt": prompt.text, "response": response.text, "columns": dict(prompt.columns),
+                "prompt_ids": ids[id(prompt)], "response_ids": response.ids, "ended": response.ended,
+            }  # fmt: skip
+
+    return lines
 
 
 def round_prompts(context: RunContext, number: int) -> list[Prompt]:
@@ -85,7 +116,7 @@ def read_samples(context: RunContext, number: int) -> list[Sample]:
     return [
         Sample(
             Prompt(row["prompt"], row["columns"]), row["response"], tuple(row["prompt_ids"]), tuple(row["response_ids"]),
-            row["ended"],
+            row["ended"], row.get("paid"),
         )
         for row in rows
     ]  # fmt: skip

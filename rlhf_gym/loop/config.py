@@ -331,7 +331,10 @@ class EvaluationConfig:
         at_least=1,
     )
     validation_prompts: int = setting(
-        64, "with `every`: validation prompts, taken from those to train on (at most half of them)", at_least=1
+        64,
+        "with `every`: validation prompts, taken from those to train on (at most half of them); of a task that is a "
+        "conversation, conversations",
+        at_least=1,
     )
     metric: str = setting(
         "gold",

@@ -25,7 +25,7 @@ from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
-from rlhf_gym.loop.run_task import gold_of, judge_of, target_pairs, task_of, with_own_rewards, with_validation
+from rlhf_gym.loop.run_task import check_conversation, gold_of, judge_of, target_pairs, task_of, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.raters import Rater
 from rlhf_gym.reward_model import RewardModel
@@ -116,7 +116,7 @@ class RunContext:
             task, given, too_long = data_task(config.task, given, reference)
         else:
             task = task_of(config.task)
-        config = with_own_rewards(config, task)
+        check_conversation(config, task)
         gold, judge = _gold(config, task), judge_of(config, task)
         check_loggers(config.log)
         connect_engine(config.agent.settings)
@@ -135,7 +135,7 @@ class RunContext:
                 given, found = given.fitting(reference, task.max_new_tokens, config.task.on_too_long)
                 too_long += found
         validation: list[Prompt] = []
-        if config.evaluation.every is not None:
+        if config.evaluation.every is not None and task.conversation is None:
             task, validation = with_validation(task, config.evaluation.validation_prompts)
         context = cls(
             config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation), judge=judge
@@ -146,8 +146,13 @@ class RunContext:
             progress.say(str(one))
         if task.conversation is not None:
             progress.say(
-                f"task {task.name} is a conversation: its environment gives the rewards, so that no rater is asked and no "
-                "reward model is fitted"
+                f"task {task.name} is a conversation: "
+                + (
+                    "raters compare whole conversations, and their reward model scores whole ones (without it, "
+                    "reward_model.enabled=false, the environment's rewards are learned from, turn by turn)"
+                    if config.reward_model.enabled
+                    else "its environment gives the rewards, turn by turn, so that no rater is asked"
+                )
             )
         return context
 

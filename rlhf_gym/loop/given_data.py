@@ -15,7 +15,7 @@ from rlhf_gym.feedback.exchange.record_files import read_records
 from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.feedback.preferences import demonstration_from, preferences_from, preferences_of
 from rlhf_gym.feedback.queries import Judgement, Query
-from rlhf_gym.lm.chat_template import Messages, messages_before
+from rlhf_gym.lm.chat_template import SEVERAL_TURNS, Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import encode_response
@@ -204,6 +204,11 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     if examples is None:
         read = read_data(config.data, None if config.data_format == "auto" else config.data_format)
         answers, source = read.answers, read.source
+        if any(query.columns.get(SEVERAL_TURNS) for query, _ in answers):
+            raise ConfigError(
+                f"the judgements of {source} are on conversations of several turns, in which others' turns would be learned "
+                "from as if they were the policy's: fit a reward model to them (rlhf-gym train-rm), or `rlhf-gym run`"
+            )
         dropped.update(read.dropped)
         single = config.settings.get("loss") == "kto"
         rows = list(_demonstrated(answers) if argument == "data" else _preferred(answers, dropped, single=single))

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rlhf_gym.envs.talk_scoring import EnvironmentReward
 from rlhf_gym.feedback import FeedbackStore, Query, QueryType
 from rlhf_gym.feedback.queries import content_id
 from rlhf_gym.judge import JudgeRater
@@ -40,6 +41,10 @@ def label(context: RunContext, number: int) -> None:
     """
     config = context.config
     samples = read_samples(context, number)
+    if context.task.conversation is not None:  # what its environment paid is known of these conversations alone
+        played = [*samples, *(read_samples(context, 1) if number > 1 else ())]
+        paid = {(str(s.prompt.columns["opening"]), s.response): s.paid for s in played}
+        context = replace(context, gold=EnvironmentReward(paid))
     queries = queries_of(samples, config.sampling.candidates, config.rater.query_type, number)
     with FeedbackStore(context.run.store_file) as store:
         queries = select_queries(context, number, queries, samples, store)

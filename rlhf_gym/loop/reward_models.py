@@ -17,9 +17,11 @@ import numpy as np
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.preferences import Preference, preferences_of
+from rlhf_gym.lm.chat_template import prompt_messages
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.conversations import reference_conversations
 from rlhf_gym.loop.whole_files import write_json, write_text
 from rlhf_gym.reward_model import FitConfig, Rating, RewardModel, ratings_of
 from rlhf_gym.reward_model import fit as fit_reward_model
@@ -76,7 +78,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )
         prompts, responses = _reference_samples(context, number)
-        model.normalise([p.text for p in prompts], responses, [p.columns.get("messages") for p in prompts])
+        model.normalise([p.text for p in prompts], responses, [prompt_messages(p.columns) for p in prompts])
     folder = context.run.round(number)
     model.save(context.run.reward_model(number))
     metrics = result.as_dict()
@@ -117,6 +119,9 @@ def fits(folder: Path) -> list[dict[str, Any]]:
 
 def _reference_samples(context: RunContext, number: int) -> tuple[list[Prompt], list[str]]:
     """Generate responses of the reference that no rater has seen; their prompts come first."""
+    if context.task.conversation is not None:
+        played = reference_conversations(context, number, NORMALISED_ON)
+        return [one.prompt for one in played], [one.response for one in played]
     prompts = (round_prompts(context, number) * context.config.sampling.candidates)[:NORMALISED_ON]
     responses = generate(
         context.reference, [context.prompt_ids(p) for p in prompts], context.limits,

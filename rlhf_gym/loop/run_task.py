@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rlhf_gym.envs.talk_scoring import EnvironmentReward
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.loop.agent_catalogue import find_agent
@@ -58,8 +59,8 @@ def task_of(config: TaskConfig) -> Task:
     return task if config.stop is None else replace(task, stop=config.stop)
 
 
-def with_own_rewards(config: Config, task: Task) -> Config:
-    """The configuration of a run; of a conversation, whose environment gives the rewards, one without a reward model.
+def check_conversation(config: Config, task: Task) -> None:
+    """Refuse settings that a task that is a conversation cannot have.
 
     Args:
         config: the run's configuration.
@@ -69,12 +70,12 @@ def with_own_rewards(config: Config, task: Task) -> Config:
         ConfigError: it asks for something that a conversation has not.
     """
     if task.conversation is None:
-        return config
+        return
     agent = find_agent(config.agent.name)
     given = {
         "task.reward": config.task.reward is not None, "task.prompts": config.task.prompts is not None,
-        "task.held_out": config.task.held_out is not None, "evaluation.every": config.evaluation.every is not None,
-        "rater.name=web": config.rater.name == "web", "people.share": config.people.share > 0,
+        "task.held_out": config.task.held_out is not None, "rater.query_type=edit": config.rater.query_type == "edit",
+        "rater.select=fresh": config.rater.labels is not None and config.rater.select == "fresh",
         "agent.value_start=reward_model": config.agent.value_start == "reward_model",
         f"agent.name={config.agent.name}": not agent.in_conversations,
     }  # fmt: skip
@@ -83,20 +84,6 @@ def with_own_rewards(config: Config, task: Task) -> Config:
             f"task {task.name!r} is a conversation, whose environment gives prompts and rewards: it does not go with "
             f"{', '.join(wrong)}"
         )
-    return replace(config, reward_model=replace(config.reward_model, enabled=False))
-
-
-def _of_the_environment(prompts: list[str], responses: list[str]) -> list[float]:
-    """Refuse to score a text: the reward of a conversation is its environment's.
-
-    Args:
-        prompts: the prompts' texts.
-        responses: the responses' texts.
-
-    Raises:
-        TaskError: always.
-    """
-    raise TaskError("the reward of a conversation is its environment's, which scores turns as they are played")
 
 
 def gold_of(config: TaskConfig, task: Task) -> Reward:
@@ -111,7 +98,7 @@ def gold_of(config: TaskConfig, task: Task) -> Reward:
         ConfigError: there is no such reward.
     """
     if task.conversation is not None:
-        return on_error(_of_the_environment, "raise")
+        return EnvironmentReward()
     gold = load_reward(config.reward) if config.reward is not None else task.reward
     if gold is None:
         raise TaskError(f"task {task.name!r} has no reward of its own; give one: --reward path/file.py:function")

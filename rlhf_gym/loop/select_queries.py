@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.preferences import Preference, preferences_of
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.lm.chat_template import Messages, prompt_messages
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.questions import BY_ENSEMBLE, highest, k_center, labels_of_rounds
@@ -140,5 +140,5 @@ def _ensemble_scores(
 
 def _texts(queries: Sequence[Query]) -> dict[tuple[str, str], Messages | None]:
     return {
-        (query.prompt, response): query.columns.get("messages") for query in queries for response in query.responses
+        (query.prompt, response): prompt_messages(query.columns) for query in queries for response in query.responses
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -160,13 +161,18 @@ def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> V
         number: the round, from 1.
         reward: the reward that the agent is trained against, with the gold reward and the task's metrics.
     """
-    wanted, folder = context.config.evaluation, context.run.round(number)
+    wanted, folder, size = context.config.evaluation, context.run.round(number), context.config.sampling.batch_size
     if wanted.every is None:
         return None
+    where: dict[str, Any] = {"prompts": context.validation, "reward": reward, "seed": context.seed(0, "evaluate")}
+    if (
+        context.task.conversation is not None
+    ):  # conversations are told apart by their seeds: not those of the last evaluation
+        talks = talks_of(context, math.gcd(wanted.validation_prompts, size), reward)
+        where = {"env": talks, "episodes": wanted.validation_prompts, "seed": context.seed(0, "sample")}
     return Validation(
-        context.validation, reward=reward, every=wanted.every, metric=wanted.metric, best=folder / BEST,
-        history=folder / VALIDATION_FILE, stop_at=wanted.stop_at, patience=wanted.patience,
-        batch_size=context.config.sampling.batch_size, seed=context.seed(0, "evaluate"),
+        **where, every=wanted.every, metric=wanted.metric, best=folder / BEST, history=folder / VALIDATION_FILE,
+        stop_at=wanted.stop_at, patience=wanted.patience, batch_size=size,
     )  # fmt: skip
 
 
@@ -195,7 +201,9 @@ def make_agent(context: RunContext, number: int, table: MetricsTable | None, rew
     config = context.config.agent
     env: TokenVecEnv | TextVecEnv
     if context.task.conversation is not None:
-        env = talks_of(context, config.environments)
+        # Without a reward model the environment pays turn by turn.
+        whole = reward if context.config.reward_model.enabled else None
+        env = talks_of(context, config.environments, whole)
     else:
         env = make_sb3_env(
             config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,

@@ -25,7 +25,8 @@ def split_by_prompt(preferences: Sequence[ItemT], share: float, seed: int) -> tu
     """Training and validation preferences, no prompt on both sides.
 
     Comparisons of one prompt share their responses, so a random split would test on what was trained on. Dialogues that begin
-    with the same turn count as one prompt: data sets hold several stages of a dialogue.
+    with the same turn count as one prompt: data sets hold several stages of a dialogue. Where all are on one prompt (a
+    conversation that always begins the same), whole queries are held out in the place of prompts.
 
     Args:
         preferences: all of them; or ratings.
@@ -33,19 +34,30 @@ def split_by_prompt(preferences: Sequence[ItemT], share: float, seed: int) -> tu
         seed: seed of the draw of prompts; the preferences' order does not matter.
 
     Raises:
-        FeedbackError: fewer than two prompts.
+        FeedbackError: fewer than two prompts, and fewer than two queries.
     """
-    prompts = sorted({first_turn(p.prompt) for p in preferences})
+    part_of = split_key(preferences)
+    prompts = sorted({part_of(p) for p in preferences})
     if len(prompts) < 2:
         raise FeedbackError(
-            f"a reward model needs preferences on at least 2 prompts (one is held out), got {len(preferences)} on "
+            f"a reward model needs preferences on at least 2 prompts or queries (one is held out), got {len(preferences)} on "
             f"{len(prompts)}: collect more"
         )
     order = np.random.default_rng(seed).permutation(len(prompts))
     number = min(max(1, round(share * len(prompts))), len(prompts) - 1)
     held = {prompts[i] for i in order[:number]}
-    train = [p for p in preferences if first_turn(p.prompt) not in held]
-    return train, [p for p in preferences if first_turn(p.prompt) in held]
+    train = [p for p in preferences if part_of(p) not in held]
+    return train, [p for p in preferences if part_of(p) in held]
+
+
+def split_key(items: Sequence[Item]) -> Callable[[Item], str]:
+    """What stays on one side of a split: the prompt, or the query where there is one prompt only.
+
+    Args:
+        items: all that is split.
+    """
+    by_query = len({first_turn(item.prompt) for item in items}) < 2 and all(item.query_id for item in items)
+    return (lambda item: item.query_id) if by_query else (lambda item: first_turn(item.prompt))
 
 
 def first_turn(prompt: str) -> str:

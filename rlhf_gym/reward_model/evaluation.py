@@ -127,8 +127,10 @@ def judged(differences: NDArray[np.float64], preferences: Sequence[Preference]) 
         return FitResult(math.nan, math.nan, 0, 0, math.nan, [], loss=loss)
     right = (decided > 0) + 0.5 * (decided == 0)
     bins, ece = calibration(decided)
-    prompts = [p.prompt for p in preferences if not p.tie]
-    error = clustered_standard_error(right, prompts)
+    clusters = [p.prompt for p in preferences if not p.tie]
+    if len(set(clusters)) == 1:  # a conversation that always begins the same: a single cluster would tell nothing
+        clusters = [p.query_id for p in preferences if not p.tie]
+    error = clustered_standard_error(right, clusters)
     return FitResult(float(right.mean()), error, 0, n, ece, bins, loss=loss, ece_floor=expected_ece(decided))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import FeedbackError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, Item, first_turn, split_by_prompt, texts_of
+from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, Item, split_by_prompt, split_key, texts_of
 from rlhf_gym.reward_model.evaluation import FitResult, evaluate
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.reward_model.fit_config import EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD, RATING_LOSSES, FitConfig
@@ -222,26 +222,28 @@ def _split(
     """What is fitted, the ratings that choose the epoch (none for a loss on comparisons), and the preferences that judge it."""
     if validation is None:
         everything: list[Item] = [*preferences, *(ratings if config.loss in RATING_LOSSES else ())]
+        part_of = split_key(everything)
         _, held = split_by_prompt(everything, config.validation_fraction, config.seed)
-        held_prompts = {first_turn(item.prompt) for item in held}
-        train = [p for p in preferences if first_turn(p.prompt) not in held_prompts]
-        validation = [p for p in preferences if first_turn(p.prompt) in held_prompts]
+        held_parts = {part_of(item) for item in held}
+        train = [p for p in preferences if part_of(p) not in held_parts]
+        validation = [p for p in preferences if part_of(p) in held_parts]
     else:
         train, validation = list(preferences), list(validation)
-        _check_split(train, validation)
-        held_prompts = {first_turn(p.prompt) for p in validation}
+        part_of = split_key([*train, *validation])
+        _check_split(train, validation, part_of)
+        held_parts = {part_of(p) for p in validation}
     if config.loss not in RATING_LOSSES:
         return train, [], validation
-    held_out = [r for r in ratings if first_turn(r.prompt) in held_prompts]
-    return [r for r in ratings if first_turn(r.prompt) not in held_prompts], held_out, validation
+    held_out = [r for r in ratings if part_of(r) in held_parts]
+    return [r for r in ratings if part_of(r) not in held_parts], held_out, validation
 
 
-def _check_split(train: list[Preference], validation: list[Preference]) -> None:
+def _check_split(train: list[Preference], validation: list[Preference], part_of: Callable[[Preference], str]) -> None:
     if not train or not validation:
         raise FeedbackError(
             f"a reward model needs preferences to fit and to validate; got {len(train)} and {len(validation)}"
         )
-    if both := {first_turn(p.prompt) for p in train} & {first_turn(p.prompt) for p in validation}:
+    if both := {part_of(p) for p in train} & {part_of(p) for p in validation}:
         raise FeedbackError(
             f"{len(both)} prompts are in the training and in the validation preferences, so accuracy would be overestimated; "
             f"the first is {min(both)!r:.100}. Split by prompt."

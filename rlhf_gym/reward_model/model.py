@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.chat_template import Messages
+from rlhf_gym.feedback.exchange.transcripts import read_turns
+from rlhf_gym.lm.chat_template import SEVERAL_TURNS, Messages, Opening, prompt_messages
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sequences import batches_by_length, pad_right
-from rlhf_gym.lm.tokenizer import AnyTokenizer, encode_conversation, encode_response
+from rlhf_gym.lm.tokenizer import AnyTokenizer, HubTokenizer, encode_conversation, encode_response
 from rlhf_gym.reward_model.checkpoint import (
     SavedRewardModel,
     check_head,
@@ -31,6 +32,8 @@ from rlhf_gym.reward_model.readout import EncodedText, Readout, first_read, keep
 
 class RewardModel:
     """Scores a prompt with a response by one number: a linear head on a hidden state, that of the last real token by default.
+
+    Of a conversation (:class:`~rlhf_gym.lm.chat_template.Opening`) all turns are read, and scored together.
 
     Every text is closed by EOS, whether or not the policy generated one, and the score is read there (``readout`` says how
     else). As a reward it is
@@ -121,6 +124,9 @@ class RewardModel:
     def encode(self, prompt: str, response: str, messages: Messages | None = None) -> EncodedText:
         """Prompt, response and EOS as ids; a conversation's through the chat template, the response as the assistant's turn.
 
+        A response that holds all further turns of a conversation goes through the template with it, once, as messages; without
+        a chat template it is read as the transcript that it is.
+
         Where they exceed the context the beginning is cut, the end of the response never.
 
         Args:
@@ -157,6 +163,11 @@ class RewardModel:
 
     def _whole(self, prompt: str, response: str, messages: Messages | None) -> EncodedText:
         tokenizer = self.language_model.tokenizer
+        if isinstance(messages, Opening) and isinstance(tokenizer, HubTokenizer) and tokenizer.is_chat:
+            before = tokenizer.encode_messages(messages)
+            ids = tokenizer.encode_messages([*messages, *read_turns(response)], add_generation_prompt=False)
+            ids += [tokenizer.eos_id] if ids[-1] != tokenizer.eos_id else []
+            return EncodedText(ids, len(ids) - len(before))
         asked = encode_conversation(tokenizer, prompt, messages, response)
         answer = [*encode_response(tokenizer, response), tokenizer.eos_id]
         return EncodedText([*asked, *answer], len(answer))
@@ -268,14 +279,18 @@ class RewardModel:
         Args:
             prompts: ``N`` prompts.
             responses: ``N`` responses.
-            columns: the samples' other columns, of which a reward model reads ``messages``: conversations.
+            columns: the samples' other columns, of which a reward model reads ``messages`` (conversations) and
+                ``several_turns`` (True where the response holds all further turns).
 
         Returns:
             ``N`` scores.
         """
-        normalised: list[float] = (
-            self.raw(prompts, responses, columns.get("messages")) * self.gain + self.bias
-        ).tolist()
+        none = [None] * len(prompts)
+        messages = [
+            prompt_messages({"messages": talk, SEVERAL_TURNS: several})
+            for talk, several in zip(columns.get("messages", none), columns.get(SEVERAL_TURNS, none), strict=True)
+        ]
+        normalised: list[float] = (self.raw(prompts, responses, messages) * self.gain + self.bias).tolist()
         return normalised
 
     def normalise(

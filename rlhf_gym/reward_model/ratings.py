@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.lm.chat_template import prompt_messages
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,6 @@ def ratings_of(answers: Iterable[tuple[Query, Judgement]]) -> list[Rating]:
         ):
             given = [value for value in values if value is not None]
             if given and len(given) == len(values):  # a mean of some attributes is another scale
-                messages = query.columns.get("messages")
+                messages = prompt_messages(query.columns)
                 found.append(Rating(query.prompt, response, fmean(given), query.id, judgement.rater, messages))
     return found

@@ -34,6 +34,7 @@ class Sample:
         prompt_ids: the ids that the model was given (chat template applied).
         response_ids: the ids as generated, the end-of-sequence token included where there is one.
         ended: True if the response ended by itself (EOS or a stop sequence), False at the length limit.
+        paid: of a conversation, what its environment paid in all; None elsewhere, and where one of its rewards failed.
     """
 
     prompt: Prompt
@@ -41,6 +42,7 @@ class Sample:
     prompt_ids: tuple[int, ...] = ()
     response_ids: tuple[int, ...] = ()
     ended: bool = True
+    paid: float | None = None
 
 
 def column_names(prompts: Iterable[Prompt]) -> list[str]:

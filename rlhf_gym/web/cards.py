@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
+from rlhf_gym.feedback.exchange.transcripts import read_turns
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.lm.chat_template import SEVERAL_TURNS
 from rlhf_gym.study.leases import Assignment
 from rlhf_gym.web.answers import PAIR, earlier_value, in_words, letter
 from rlhf_gym.web.markup import LONGEST, Turn, coded, markdown_html, plain_html, turns_of
@@ -20,6 +22,14 @@ _HEADINGS = {
     "best": "Which response is best?",
     "thumbs": "Is this response good?",
     "edit": "Correct this response, or accept it",
+}
+_OF_TALKS = {
+    "pair": "Which conversation is better, A or B?",
+    "ranking": "Put the conversations in order, best first",
+    "rating": "How good is each conversation?",
+    "best": "Which conversation is best?",
+    "thumbs": "Is this conversation good?",
+    "edit": "Correct this conversation, or accept it",
 }
 _REPLY = "How good is the last answer, and what do you say next?"
 _SIDES = {"user": "left-side", "assistant": "right-side"}
@@ -76,18 +86,17 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
     markdown = settings.text == "markdown"
     texts = [query.responses[i] for i in order]
     earlier = assignment.earlier
-    replies = asks_for_reply(query)
+    replies, several = asks_for_reply(query), query.columns.get(SEVERAL_TURNS) is True
     return Card(
         id=assignment.id,
         query_type=query.query_type,
         kind="practice" if assignment.kind == "practice" else "query",
-        heading=_REPLY if replies else _HEADINGS[query.query_type],
+        heading=_REPLY if replies else (_OF_TALKS if several else _HEADINGS)[query.query_type],
         turns=[_shown(turn) for turn in turns_of(query)],
         responses=[
             ShownResponse(
-                # Without the space that a continuation begins with: it says nothing, and leaves the first line crooked.
                 letter(place),
-                markdown_html(text) if markdown else plain_html(text.removeprefix(" ")),
+                conversation_html(text, markdown=markdown) if several else _html(text, markdown=markdown),
                 markdown,
                 len(text) > LONGEST,
             )
@@ -107,6 +116,29 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
 def asks_for_reply(query: Query) -> bool:
     """True for a rating query of one answer in a conversation that goes on with the person's next message."""
     return query.query_type == "rating" and len(query.responses) == 1 and query.columns.get("reply") is True
+
+
+def conversation_html(text: str, *, markdown: bool) -> Markup:
+    """All further turns of a conversation, each with its speaker, as safe HTML; the longest ones are cut.
+
+    Args:
+        text: the turns, as :func:`~rlhf_gym.feedback.exchange.transcripts.further_turns` writes them.
+        markdown: the assistant's turns are Markdown.
+    """
+    turns = [
+        Markup('<div class="said {}"><span class="role">{}</span>{}</div>').format(
+            _SIDES.get(turn["role"], ""),
+            coded(turn["role"]),
+            _html(turn["content"], markdown=markdown and turn["role"] == "assistant"),
+        )
+        for turn in read_turns(text[:LONGEST])
+    ]
+    return Markup("").join(turns)
+
+
+def _html(text: str, *, markdown: bool) -> Markup:
+    """A text as safe HTML, without the space that a continuation begins with: it leaves the first line crooked."""
+    return markdown_html(text) if markdown else plain_html(text.removeprefix(" "))
 
 
 def _raw(text: str, earlier: Judgement | None, detail: str) -> Markup:
