@@ -50,7 +50,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Any:
     model = save_tiny_model(tmp_path_factory.mktemp("model") / "model", context=128)
     return tiny_settings(
         model, task={"name": "guess_number", "max_new_tokens": 1}, sampling={"prompts": 6, "candidates": 4, "batch_size": 9},
-        rater={"beta": 1000.0},
+        rater={"beta": 1000.0, "query_type": "pair"},
         evaluation={"prompts": 4, "judge": None, "every": 1, "validation_prompts": 6, "final": "best"},
         agent={"iterations": 3, "checkpoint_every": 1, "n_episodes": 4}, log={"completions": 2, "completions_every": 1},
     )  # fmt: skip
@@ -173,14 +173,13 @@ def test_a_reward_model_reads_all_turns_through_the_template_once(family_name: s
     language_model.tokenizer = tokenizer
     model = RewardModel(language_model)
     talk = [*TALK, {"role": "assistant", "content": "6"}]
-    columns = {"messages": TALK[:1], "several_turns": True}
-    messages = prompt_messages(columns)
+    messages = prompt_messages({"messages": TALK[:1], "several_turns": True})
     assert isinstance(messages, Opening)
+    assert not isinstance(prompt_messages({"messages": TALK[:1]}), Opening)
     ids = model._whole("a transcript", further_turns(talk[1:]), messages)
     shown = hub.apply_chat_template(talk, add_generation_prompt=False, tokenize=False).rstrip()
     assert hub.decode(ids).removesuffix(hub.eos_token) == shown.removesuffix(hub.eos_token)
     assert (ids[-1], ids[-2] == tokenizer.eos_id) == (tokenizer.eos_id, False)
-    assert prompt_messages({"messages": TALK[:1]}) is columns["messages"]
     single = model._whole("2+2?", "4", TALK[:1])  # a single response stays what it was
     assert single == [*tokenizer.encode_messages(TALK[:1]), *tokenizer.encode("4"), tokenizer.eos_id]
 

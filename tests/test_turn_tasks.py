@@ -114,22 +114,19 @@ def test_a_policy_learns_to_answer_what_was_said_last() -> None:
     assert np.mean(scores[-3:]) > 2.7
 
 
-def test_a_whole_run_of_a_conversation(tmp_path: Path) -> None:
+def test_a_run_on_the_environments_own_rewards(tmp_path: Path) -> None:
     config = {
         "task": {"name": "guess_number"}, "run": {"rounds": 1, "threads": 1}, "evaluation": {"prompts": 4},
         "agent": {"iterations": 1, "n_episodes": 4, "batch_size": 4, "n_epochs": 1}, "log": {"completions": 0},
+        "reward_model": {"enabled": False},
     }  # fmt: skip
     run = run_loop(build(config), tmp_path / "run")
     found = json.loads((run.path / "evaluation.json").read_text())
     assert (found["n"], len(found["pairs"])) == (4, 4)
+    assert found["gold_after"] == found["proxy_after"]
     pair = found["pairs"][0]
     assert pair["prompt"] == "a number from 0 to 9"
     assert pair["after"].splitlines()[1] in ("> lower", "> higher", "> right", "> a number")
     assert not (run.path / "round-1" / "samples.jsonl").exists()
     assert "&gt; " in (run.path / "report.html").read_text(encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"'guess_number' is a conversation.*task.reward, evaluation.every"):
-        run_loop(
-            build({**config, "task": {"name": "guess_number", "reward": "length"}, "evaluation": {"every": 1}}),
-            tmp_path / "no",
-        )
     assert load_task("guess_number").conversation is not None
