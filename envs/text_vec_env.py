@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from functools import partial
+from typing import Any, TypeVar, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +14,9 @@ from gymnasium.spaces import Text
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from rlhf_gym.envs.side_by_side import side_by_side
 from rlhf_gym.envs.talk_scoring import Played, score_conversations
-from rlhf_gym.envs.talks import Overflow, Talk, TalkRules
+from rlhf_gym.envs.talks import Overflow, Reply, Talk, TalkRules
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import AnyTokenizer, Tokenizer, load_tokenizer, never_drawn, wrap_tokenizer
@@ -22,6 +24,7 @@ from rlhf_gym.rewards.base import AnyReward, TermReward, as_term
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.turn_template import TurnTemplate
 
+T = TypeVar("T")
 AnyTextEnv = gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]] | str
 """An environment, a function (or class) that makes one, or the id of a registered one."""
 
@@ -38,15 +41,24 @@ class TextVecEnv(VecEnv):
         envs: the environments, each with texts as observations and actions.
         rules: the rules of the conversations.
         reward: scores whole conversations, in the place of the environments' rewards; None for those.
+        slow: environments whose turn it is at the same token answer at the same time, each in a thread.
 
     Attributes:
         talks: the conversations, one for each environment.
         rules: as given.
         reward: as given.
+        slow: as given.
     """
 
-    def __init__(self, envs: Sequence[gym.Env[Any, Any]], rules: TalkRules, reward: TermReward | None = None) -> None:
-        self.envs, self.rules, self.reward = list(envs), rules, reward
+    def __init__(
+        self,
+        envs: Sequence[gym.Env[Any, Any]],
+        rules: TalkRules,
+        reward: TermReward | None = None,
+        *,
+        slow: bool = False,
+    ) -> None:
+        self.envs, self.rules, self.reward, self.slow = list(envs), rules, reward, slow
         self.talks = [Talk(env, rules) for env in self.envs]
         room, size = rules.max_context, rules.tokenizer.vocab_size
         spaces: dict[str, gym.spaces.Space[Any]] = {
@@ -87,13 +99,15 @@ class TextVecEnv(VecEnv):
         rewards, dones = np.zeros(self.num_envs, dtype=np.float32), np.zeros(self.num_envs, dtype=np.bool_)
         infos: list[dict[str, Any]] = [{} for _ in self.talks]
         self._lengths += 1
+        turns: dict[int, list[int]] = {}
         for slot, talk in enumerate(self.talks):
             turn = self._turns[slot]
             turn.append(int(self._actions[slot]))
-            if not talk.ended(turn) and len(turn) < self.rules.limits.max_new_tokens:
-                continue
-            said, self._turns[slot] = [*talk.ids, *turn], []
-            reply = talk.answer(turn)
+            if talk.ended(turn) or len(turn) >= self.rules.limits.max_new_tokens:
+                turns[slot], self._turns[slot] = turn, []
+        read = {slot: [*self.talks[slot].ids, *turn] for slot, turn in turns.items()}
+        for slot, reply in self.answer(turns).items():
+            talk, said = self.talks[slot], read[slot]
             infos[slot], dones[slot] = reply.info, bool(reply.end)
             if self.reward is None:
                 rewards[slot] = sum(reply.rewards)
@@ -113,6 +127,22 @@ class TextVecEnv(VecEnv):
             infos[slot]["episode"] = {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": 0.0}
             self._returns[slot], self._lengths[slot] = 0.0, 0
         return self._observe(), rewards, dones, infos
+
+    def answer(self, turns: Mapping[int, Sequence[int]]) -> dict[int, Reply]:
+        """What the environments say to turns of the policy; slow ones say it at the same time.
+
+        Args:
+            turns: the turns' ids, by slot.
+
+        Returns:
+            The replies, by slot in the same order.
+        """
+        replies = self.at_once([partial(self.talks[slot].answer, turn) for slot, turn in turns.items()])
+        return dict(zip(turns, replies, strict=True))
+
+    def at_once(self, work: Sequence[Callable[[], T]]) -> list[T]:
+        """Have several environments work: one after the other, or in threads where they are slow; the results are the same."""
+        return side_by_side(work) if self.slow and work else [do() for do in work]
 
     def _row(self, ids: Sequence[int], before: int) -> dict[str, NDArray[np.int64]]:
         """One slot's observation."""
@@ -200,6 +230,7 @@ def wrap_text_env(
     max_context: int = 256,
     on_overflow: Overflow = "end",
     reward: AnyReward | None = None,
+    slow: bool = False,
 ) -> TextVecEnv:
     r"""Make an environment over texts one that agents learn in: every turn of the policy is an action of the environment's.
 
@@ -224,6 +255,8 @@ def wrap_text_env(
             ``"drop_oldest"`` takes out its oldest turns, but for the first messages, ``"refuse"`` raises an error.
         reward: scores whole conversations at their end (a reward model, a function), in the place of the environment's rewards;
             see :func:`~rlhf_gym.envs.talk_scoring.score_conversations` for what it is given.
+        slow: the environments wait for something (a tool, a model, a service): those whose turn it is at the same token answer
+            at the same time, each in a thread. The conversations are the same, if environments share nothing that changes.
 
     Raises:
         RewardError: the reward's parameters fit no form.
@@ -254,7 +287,7 @@ def wrap_text_env(
     )  # fmt: skip
     envs = [_made(env, slot) for slot in range(num_envs)]
     _check_spaces(envs[0])
-    return TextVecEnv(envs, rules, None if reward is None else as_term(reward))
+    return TextVecEnv(envs, rules, None if reward is None else as_term(reward), slow=slow)
 
 
 def make_conversation_env(
@@ -278,7 +311,7 @@ def make_conversation_env(
     own: dict[str, Any] = {
         "chat": talk.chat, "template": talk.template, "stop": task.stop, "vocabulary": talk.vocabulary,
         "max_new_tokens": task.max_new_tokens, "min_new_tokens": task.min_new_tokens, "max_turns": talk.max_turns,
-        "max_context": talk.max_context,
+        "max_context": talk.max_context, "slow": talk.slow,
     }  # fmt: skip
     return wrap_text_env(talk.environment, num_envs, tokenizer=tokenizer, **(own | options))
 

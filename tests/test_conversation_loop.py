@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from test_response_text import bytes_hub
 from test_turns import TALK, TEMPLATES
 from tiny_models import LetterTokenizer, tiny_language_model
 from tiny_run import metrics_table, save_tiny_model, tiny_settings
+from waiting import LONG
 from web_study import joined, question, study
 
 from rlhf_gym.agents import PPO, Validation
@@ -31,6 +33,7 @@ from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.given_data import read_given
+from rlhf_gym.loop.model_evaluation import EvalSettings, evaluate_model
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import RewardModel, split_by_prompt
@@ -137,6 +140,52 @@ def test_a_killed_run_of_conversations_goes_on_exactly(
     part.write_text("".join(f"{line}\n" for line in whole.splitlines()[:11]) + whole.splitlines()[11][:20])
     sample(RunContext.of(config, again, quiet), 1)
     assert file.read_text() == whole
+
+
+def test_models_are_evaluated_in_conversations(run: Any) -> None:
+    options: dict[str, Any] = {
+        "limit": 6,
+        "number": 2,
+        "against": str(run.path),
+        "rater": "simulated",
+        "pass_at": (2,),
+        "threshold": 0.5,
+    }
+    found = evaluate_model(str(run.path), EvalSettings(**options))
+    assert (found.n_prompts, found.number, found.ties) == (6, 2, 12)  # the same model plays the same
+    assert found.win_rate is not None
+    assert found.win_rate.value == 0.5
+    assert found.reward is not None
+    paid = [value for row in found.responses for value in row["rewards"]]
+    assert found.reward.value == pytest.approx(np.mean(paid))
+    right = ["right" in text.splitlines()[-1] for row in found.responses for text in row["responses"]]
+    assert right == [value > 0.5 for value in paid]
+    assert found.pass_at[2].value == pytest.approx(
+        np.mean([a or b for a, b in zip(right[::2], right[1::2], strict=True)])
+    )
+    with pytest.raises(ConfigError, match="leave --reward out"):
+        evaluate_model(str(run.path), EvalSettings(task="guess_number", reward="length"))
+
+
+def test_slow_environments_answer_at_the_same_time_and_say_the_same() -> None:
+    meeting = threading.Barrier(4, timeout=LONG)
+
+    class Slow(Script):
+        """Answers only once all four are asked."""
+
+        def step(self, action: str) -> Any:
+            meeting.wait()
+            return super().step(action)
+
+    slow, quick = (
+        talker(PPO, letters_talk(4, env=env, min_new_tokens=4, slow=env is Slow), n_episodes=8, batch_size=8)
+        for env in (Slow, Script)
+    )
+    for agent in (slow, quick):
+        collected(agent)
+    for one, other in zip(slow.rollout.episodes, quick.rollout.episodes, strict=True):
+        assert (one.response_ids, one.log_probs, one.values) == (other.response_ids, other.log_probs, other.values)
+        assert (one.turns, one.rewards, one.info) == (other.turns, other.rewards, other.info)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,30 +134,40 @@ class _Collector:
         waiting = [list(range(self.first + i, self.first + per_slot * n, n)) for i in range(n)]
         while self.open or any(waiting):
             fresh = [slot for slot in range(n) if slot not in self.open and waiting[slot]]
-            for slot in fresh:
-                self._begin(slot, waiting[slot].pop(0))
             if fresh:
+                self._begin({slot: waiting[slot].pop(0) for slot in fresh})
                 self.hidden[fresh] = self.decoder.start(fresh, [self.env.talks[slot].ids for slot in fresh]).float()
             self._step()
         return [self.finished[number] for number in sorted(self.finished)]
 
-    def _begin(self, slot: int, number: int) -> None:
-        seed = episode_seed(self.seed, self.first, (number - self.first) // self.group_size)
-        context = self.env.talks[slot].begin(seed=seed)
-        episode = Episode(context, [], [], [], [], ended=False)
-        self.open[slot] = _Open(number, episode, context, episode_uniforms(self.seed, number, _NOISE))
+    def _begin(self, numbers: dict[int, int]) -> None:
+        """Begin episodes of these numbers, by slot."""
+        groups = [(number - self.first) // self.group_size for number in numbers.values()]
+        contexts = self.env.at_once(
+            [
+                partial(self.env.talks[slot].begin, seed=episode_seed(self.seed, self.first, group))
+                for slot, group in zip(numbers, groups, strict=True)
+            ]
+        )
+        for (slot, number), context in zip(numbers.items(), contexts, strict=True):
+            episode = Episode(context, [], [], [], [], ended=False)
+            self.open[slot] = _Open(number, episode, context, episode_uniforms(self.seed, number, _NOISE))
 
     def _step(self) -> None:
         """Draw a token in every slot; where it ends a turn, the environment answers."""
         live = sorted(self.open)
         tokens = self._draw(live)
-        going, read_on, start_over = [], [], []
+        over: dict[int, bool] = {}  # slots whose turn is over, and whether EOS or a stop sequence ended it
         for slot, token in zip(live, tokens, strict=True):
-            one, talk = self.open[slot], self.env.talks[slot]
-            one.turn.append(token)
-            ended = talk.ended(one.turn)
-            if ended or len(one.turn) >= self.policy.limits.max_new_tokens:
-                reply = self._answer(slot, ended)
+            turn = self.open[slot].turn
+            turn.append(token)
+            ended = self.env.talks[slot].ended(turn)
+            if ended or len(turn) >= self.policy.limits.max_new_tokens:
+                over[slot] = ended
+        replies = self._answers(over)
+        going, read_on, start_over = [], [], []
+        for slot in live:
+            if (reply := replies.get(slot)) is not None:
                 if reply.end:
                     del self.open[slot]
                     continue
@@ -202,12 +213,30 @@ class _Collector:
             one.noise = episode_uniforms(self.seed, one.number, 2 * len(one.noise))
         return float(one.noise[place])
 
-    def _answer(self, slot: int, ended: bool) -> Reply:
-        """Give the turn to the environment, and note what it says."""
-        one, talk = self.open[slot], self.env.talks[slot]
-        episode, turn, before = one.episode, one.turn, list(talk.ids)
-        one.texts.append(talk.read(turn))
-        reply = talk.answer(turn)
+    def _answers(self, over: dict[int, bool]) -> dict[int, Reply]:
+        """Give turns to the environments, and note what they say.
+
+        Args:
+            over: slots whose turn is over, and whether EOS or a stop sequence ended it.
+        """
+        before = {slot: list(self.env.talks[slot].ids) for slot in over}
+        for slot in over:
+            one = self.open[slot]
+            one.texts.append(self.env.talks[slot].read(one.turn))
+        replies = self.env.answer({slot: self.open[slot].turn for slot in over})
+        return {slot: self._note(slot, over[slot], before[slot], reply) for slot, reply in replies.items()}
+
+    def _note(self, slot: int, ended: bool, before: list[int], reply: Reply) -> Reply:
+        """Note what the environment says to a turn; returns it as the policy is to read it.
+
+        Args:
+            slot: the environment's.
+            ended: True where EOS or a stop sequence ended the turn.
+            before: the ids before the turn.
+            reply: the environment's.
+        """
+        one = self.open[slot]
+        episode, turn = one.episode, one.turn
         if self.model.encoder_decoder:  # the encoder reads all that came before a turn
             episode.turns = (*episode.turns, Turn(before, len(turn), True))
         else:

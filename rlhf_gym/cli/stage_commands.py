@@ -60,7 +60,9 @@ def label(options: argparse.Namespace) -> None:
         if "prompts" not in given.get("sampling", {}):
             from rlhf_gym.loop.run_task import task_of
 
-            config = build(merge({"task": task, "sampling": {"prompts": len(task_of(config.task).prompts)}}, given))
+            found = task_of(config.task)
+            if found.conversation is None:  # whose environment has as many openings as are wanted
+                config = build(merge({"task": task, "sampling": {"prompts": len(found.prompts)}}, given))
     run_stages(options, config, ("sample", "label"))
 
 

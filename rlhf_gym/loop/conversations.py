@@ -197,7 +197,17 @@ def _kl(context: RunContext, policy: LanguageModel, episode: Episode, tokens_per
 
 
 def _as_policy(context: RunContext, model: LanguageModel, sampling: Sampling) -> LMPolicy:
-    talks = talks_of(context, 1)
+    return talking_policy(talks_of(context, 1), model, sampling)
+
+
+def talking_policy(talks: TextVecEnv, model: LanguageModel, sampling: Sampling) -> LMPolicy:
+    """A model that talks with environments and does not learn.
+
+    Args:
+        talks: the environments.
+        model: the model.
+        sampling: of its turns.
+    """
     spaces = talks.observation_space, talks.action_space
     return LMPolicy(*spaces, model, sampling, talks.rules.limits, value_network=None)
 

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_gym.agents.common.collect_turns import collect_conversations
 from rlhf_gym.agents.online_dpo import preferred
+from rlhf_gym.envs.talk_scoring import EnvironmentReward, Played
+from rlhf_gym.envs.text_vec_env import make_conversation_env
 from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.feedback.exchange.transcripts import read_turns
 from rlhf_gym.feedback.queries import Query
 from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
@@ -20,6 +24,7 @@ from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import given_argument
+from rlhf_gym.loop.conversations import talking_policy
 from rlhf_gym.loop.evaluate import standard_error
 from rlhf_gym.loop.given_data import DATA_TASK, Unscored, data_task, read_given
 from rlhf_gym.loop.intervals import wilson_interval
@@ -197,13 +202,13 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
     config = _task_config(model, settings)
     policy = load_run_or_model(model, settings.device)
     task, too_long = _task(model, config, policy, settings)
+    if task.conversation is not None:
+        return _evaluate_conversations(model, policy, task, settings)
     gold = gold_of(config, task) if config.reward is not None or task.reward is not None else None
     needs = "pass@k" if settings.pass_at else "the win rate (without a --rater)"
     if gold is None and (settings.pass_at or (settings.against is not None and settings.rater is None)):
         raise ConfigError(f"{needs} needs a reward, and task {task.name!r} has none: give --reward")
-    rater = RaterConfig(name=settings.rater, query_type="pair") if settings.rater is not None else None
-    if rater is not None:
-        check_rater(rater)
+    rater = _rater(settings)
     prompts = list(task.held_out[: settings.limit])
     ours, theirs = _responses(model, policy, prompts, task, settings), None
     if settings.against is not None:
@@ -213,6 +218,15 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
     scores, other = (
         None if gold is None or found is None else _scores(gold, prompts, found) for found in (ours, theirs)
     )
+    return _measured(model, task, settings, prompts, ours, theirs, scores, other, gold, rater, too_long)
+
+
+def _measured(
+    model: str, task: Task, settings: EvalSettings, prompts: Sequence[Prompt], ours: Sequence[Sequence[Generation]],
+    theirs: Sequence[Sequence[Generation]] | None, scores: NDArray[np.float64] | None, other: NDArray[np.float64] | None,
+    gold: Reward | None, rater: RaterConfig | None, too_long: Sequence[TooLong],
+) -> ModelEvaluation:  # fmt: skip
+    """What responses and their rewards ``[prompts, n]`` say of a model, and of it against another one."""
     kept = np.ones(len(prompts), dtype=bool)
     for table in (scores, other):
         kept &= True if table is None else np.isfinite(table).all(axis=1)
@@ -237,7 +251,7 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
         win_rate=None if wins is None else Measured.share((1 + wins).mean(axis=1) / 2),
         against=settings.against or "", ties=0 if wins is None else int((wins == 0).sum()),
         length=float(np.mean([len(g.ids) for g in every])), ended=float(np.mean([g.ended for g in every])),
-        distinct_2=distinct_2([g.text for g in every]), too_long=list(map(str, too_long)),
+        distinct_2=distinct_2([_own_words(task, g.text) for g in every]), too_long=list(map(str, too_long)),
         responses=_rows(prompts, ours, theirs, scores, other),
     )  # fmt: skip
 
@@ -314,13 +328,7 @@ def _responses(
     name: str, model: LanguageModel, prompts: Sequence[Prompt], task: Task, settings: EvalSettings
 ) -> list[list[Generation]]:
     """The responses to each prompt; both models draw with the same random numbers."""
-    run = RunDirectory(name)
-    sampling = Sampling(1.0 if settings.temperature is None else settings.temperature)
-    if run.config_file.exists():
-        own = run.config().sampling
-        sampling = Sampling(
-            own.temperature if settings.temperature is None else settings.temperature, own.top_k, own.top_p
-        )
+    sampling = _sampling(name, settings)
     limits = Limits.of(model.tokenizer, task.min_new_tokens, task.max_new_tokens)
     ids = [encode_conversation(model.tokenizer, p.text, p.columns.get("messages")) for p in prompts]
     for one in ids:
@@ -328,6 +336,89 @@ def _responses(
     repeated = [one for one in ids for _ in range(settings.number)]
     flat = generate(model, repeated, limits, sampling=sampling, stop=task.stop, seed=settings.seed, batch_size=BATCH)
     return [flat[i : i + settings.number] for i in range(0, len(flat), settings.number)]
+
+
+def _sampling(name: str, settings: EvalSettings) -> Sampling:
+    run = RunDirectory(name)
+    if not run.config_file.exists():
+        return Sampling(1.0 if settings.temperature is None else settings.temperature)
+    own = run.config().sampling
+    return Sampling(own.temperature if settings.temperature is None else settings.temperature, own.top_k, own.top_p)
+
+
+def _rater(settings: EvalSettings) -> RaterConfig | None:
+    if settings.rater is None:
+        return None
+    rater = RaterConfig(name=settings.rater, query_type="pair")
+    check_rater(rater)
+    return rater
+
+
+def _evaluate_conversations(name: str, policy: LanguageModel, task: Task, settings: EvalSettings) -> ModelEvaluation:
+    """Have a model play a task's conversations; the reward is what the environment pays in all.
+
+    Args:
+        name: the model's name.
+        policy: the model.
+        task: a conversation.
+        settings: what to measure; ``limit`` is the number of openings.
+
+    Raises:
+        ConfigError: prompts or a reward are given, which the environment has.
+    """
+    if wrong := [option for option in ("prompts", "reward") if getattr(settings, option) is not None]:
+        raise ConfigError(
+            f"task {task.name!r} is a conversation, whose environment gives prompts and rewards: leave --{wrong[0]} out"
+        )
+    rater = _rater(settings)
+    prompts, ours, scores = _played(name, policy, task, settings)
+    theirs, other = None, None
+    if settings.against is not None:
+        model = load_run_or_model(settings.against, settings.device)
+        _, theirs, other = _played(settings.against, model, task, settings)
+    known = {
+        (str(prompt.columns["opening"]), generation.text): float(value) if np.isfinite(value) else None
+        for rows, table in ((ours, scores), (theirs, other))
+        if rows is not None and table is not None
+        for prompt, row, values in zip(prompts, rows, table, strict=True)
+        for generation, value in zip(row, values, strict=True)
+    }
+    gold = EnvironmentReward(known)
+    return _measured(name, task, settings, prompts, ours, theirs, scores, other, gold, rater, [])
+
+
+def _played(
+    name: str, model: LanguageModel, task: Task, settings: EvalSettings
+) -> tuple[list[Prompt], list[list[Generation]], NDArray[np.float64]]:
+    """Openings, the conversations from each, and what they were paid, ``[openings, n]``; NaN where a reward failed."""
+    number = settings.number
+    slots = number * math.gcd(settings.limit, max(1, BATCH // number))
+    talks = make_conversation_env(slots, task=task, tokenizer=model.tokenizer)
+    if talks.rules.max_context > model.context_length:
+        raise ConfigError(
+            f"task {task.name!r} has conversations of up to {talks.rules.max_context} tokens, and the context of {name!r} is "
+            f"{model.context_length}"
+        )
+    policy = talking_policy(talks, model, _sampling(name, settings))
+    per_slot = settings.limit * number // slots
+    episodes = collect_conversations(talks, policy, settings.seed, 0, per_slot, group_size=number)
+    played = [Played.of(episode.info) for episode in episodes]
+    flat = [
+        Generation(ids=e.response_ids, log_probs=e.log_probs, values=[], ended=e.ended, text=one.response)
+        for e, one in zip(episodes, played, strict=True)
+    ]
+    paid = np.array([math.nan if one.reward is None else one.reward for one in played])
+    openings = [
+        replace(one.prompt, columns={**one.prompt.columns, "opening": str(i)}) for i, one in enumerate(played[::number])
+    ]
+    return openings, [flat[i : i + number] for i in range(0, len(flat), number)], paid.reshape(-1, number)
+
+
+def _own_words(task: Task, text: str) -> str:
+    """A response; of a conversation what the policy says in it."""
+    if task.conversation is None:
+        return text
+    return "\n".join(m["content"] for m in read_turns(text) if m["role"] == "assistant")
 
 
 def _scores(gold: Reward, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ class Conversation:
         vocabulary: the texts that turns are made of, as a hint for small models; empty allows every token.
         max_turns: the most turns in an episode.
         max_context: the most tokens of a conversation.
+        slow: True for environments that wait for something: they answer at the same time, in threads.
     """
 
     environment: Callable[[], gym.Env[Any, Any]]
@@ -36,6 +37,7 @@ class Conversation:
     vocabulary: tuple[str, ...] = ()
     max_turns: int = 16
     max_context: int = 256
+    slow: bool = False
 
 
 @dataclass(frozen=True)
