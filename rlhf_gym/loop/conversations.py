@@ -41,7 +41,12 @@ def talks_of(context: RunContext, environments: int, reward: AnyReward | None = 
 
 
 def whole_groups(size: int, candidates: int) -> int:
-    """The most conversations, up to ``size``, that are whole groups of candidates; at least one group."""
+    """The most conversations, up to ``size``, that are whole groups of candidates; at least one group.
+
+    Args:
+        size: the most conversations.
+        candidates: conversations of a group.
+    """
     return max(1, size // candidates) * candidates
 
 
@@ -93,6 +98,9 @@ def evaluate_conversations(context: RunContext, number: int) -> None:
     Args:
         context: the run.
         number: the round, from 1.
+
+    Raises:
+        RewardError: rewards failed in every conversation.
     """
     wanted, policy = context.config.evaluation.prompts, context.policy(number)
     with context.progress.stage(f"round {number} evaluation", 2 * wanted) as bar:

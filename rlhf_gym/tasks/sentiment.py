@@ -74,6 +74,18 @@ def prompt_prefixes() -> list[str]:
     return out
 
 
+def sentiment_judge(prompts: list[str], responses: list[str]) -> list[float]:
+    """Score by the embedded judge, which is read with the first call; at the top, so that tasks can be pickled.
+
+    Args:
+        prompts: the prompts.
+        responses: the responses.
+    """
+    from rlhf_gym.rewards.builtin.sentiment_judge import SentimentJudge
+
+    return SentimentJudge.embedded()(prompts, responses)
+
+
 def sentiment_task(
     *,
     max_new_tokens: int = 32,
@@ -95,13 +107,6 @@ def sentiment_task(
         TaskError: more prompts are requested than there are.
     """
     from rlhf_gym.rewards.builtin.sentiment_scorer import SentimentScorer
-
-    def sentiment_judge(prompts: list[str], responses: list[str]) -> list[float]:
-        from rlhf_gym.rewards.builtin.sentiment_judge import (
-            SentimentJudge,  # read with the first call, not with the task
-        )
-
-        return SentimentJudge.embedded()(prompts, responses)
 
     texts = prompt_prefixes()
     order = np.random.default_rng(seed).permutation(len(texts))
