@@ -131,7 +131,7 @@ def test_from_a_store_to_a_rater_of_a_run(tmp_path: Path, capsys: pytest.Capture
     rewards = np.random.default_rng(0).normal(size=(50, 2))
 
     def made(config: RaterConfig, gold: Any, rewards: Any) -> Behaviour:
-        rater = find_rater(config, gold, lambda: rewards, 0)
+        rater = find_rater(config, gold, lambda _: rewards, 0)
         assert isinstance(rater, SimulatedRater)
         return rater.behaviour
 

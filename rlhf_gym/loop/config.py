@@ -168,11 +168,45 @@ class RaterConfig:
     position_bias: float | None = setting(
         None, "simulated raters: gold reward added to the response shown first; null takes the preset's"
     )
+    lapse_rate: float | None = setting(
+        None, "simulated raters: share of answers that take what is shown first, unread; null takes the preset's",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    fatigue: float | None = setting(
+        None,
+        "simulated raters: added to error_rate for every 100 queries of the round; null takes the preset's",
+        at_least=0,
+    )
+    intransitivity: float | None = setting(
+        None,
+        "simulated raters: gold reward by which responses beat one another in circles (a over b over c over a), as rock, paper "
+        "and scissors; null takes the preset's",
+        at_least=0,
+    )
+    population: int = setting(
+        1, "simulated raters: number of raters who share the queries, as NAME/01, NAME/02, ...; see tastes and beta_spread",
+        at_least=1,
+    )  # fmt: skip
+    overlap: int = setting(
+        1, "simulated raters: raters of the population who answer each query, so that their agreement can be measured",
+        at_least=1,
+    )  # fmt: skip
+    tastes: dict[str, float] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {},
+        "with `population`: what raters differ about, e.g. {length: 0.5, my.py:politeness: 1}: a reward's name as --reward "
+        "takes it, and the standard deviation over raters of its weight; 1 makes it matter as much as the gold reward. Some "
+        "like it, others dislike it; on average the population prefers by the gold reward",
+    )
+    beta_spread: float = setting(
+        0.0,
+        "with `population`: standard deviation over raters of the logarithm of beta; 0 makes all as rational",
+        at_least=0,
+    )
     unit: Literal["reward", "standard_deviation"] = setting(
         "reward",
-        "simulated raters: the unit of beta, tie_threshold and the biases. reward: the gold reward's own; standard_deviation: "
-        "that of the gold reward over the reference's candidates, so that the rater stays as rational when the reward's scale "
-        "changes",
+        "simulated raters: the unit of beta, tie_threshold, intransitivity and the biases. reward: the gold reward's own; "
+        "standard_deviation: that of the gold reward over the reference's candidates, so that the rater stays as rational when "
+        "the reward's scale changes",
     )
     rubric: str | None = setting(
         None, "judges: the criteria, as a text or as a .md or .txt file; null takes the built-in ones"
