@@ -92,8 +92,10 @@ def test_data_of_a_store_and_of_files(tmp_path: Path) -> None:
     evaluation = evaluate_reward(lambda prompts, responses: [len(r) for r in responses], data)
     assert evaluation.ceiling == pytest.approx(0.5 + (1 / 3) ** 0.5 / 2)
     assert {(row.name, row.n) for row in evaluation.slices if row.by == "rater"} == {("ann", 3), ("bob", 3)}
-    with pytest.raises(ConfigError, match="does not go with the feedback store"):
+    with pytest.raises(ConfigError, match="--format hh is about a file, and does not go with"):
         read_data(store_file, "hh")
+    with pytest.raises(ConfigError, match="--columns prompt=question is about a file"):
+        read_data(str(tmp_path), columns={"prompt": "question"})
     corrected = Judgement(query_id=asked[0].id, rater="ann", choice=1, supersedes=said[0].id)
     file = tmp_path / "all.jsonl"
     export_feedback([(asked[0], said[0]), (asked[0], corrected)], file, "native")
@@ -106,6 +108,11 @@ def test_data_of_a_store_and_of_files(tmp_path: Path) -> None:
     assert read_data(transcripts).preferences()[0].prompt == turn
     with pytest.raises(FeedbackError, match="is not plain from its columns"):
         read_data(write(tmp_path / "other.jsonl", [{"left": 1}]))
+    named = write(tmp_path / "named.jsonl", [{"q": "p", "good": "a", "bad": "b"}])
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    assert [(p.prompt, p.chosen, p.rejected) for p in read_data(named, columns=columns).preferences()] == [
+        ("p", "a", "b")
+    ]
     with pytest.raises(FeedbackError, match="prefers one response to another"):
         read_data(write(tmp_path / "same.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])).preferences()
     with pytest.raises(ConfigError, match="there is no run, store or file"):

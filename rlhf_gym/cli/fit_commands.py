@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rlhf_gym.cli.columns import columns_of
 from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.errors import ConfigError
 
@@ -27,8 +28,8 @@ def fit_reward(options: argparse.Namespace) -> None:
     from rlhf_gym.loop.progress import Progress
 
     fitted = fit_reward(
-        options.data, options.out, model=options.model, format=options.format, settings=settings, seed=options.seed,
-        device=options.device, progress=Progress(quiet=options.quiet),
+        options.data, options.out, model=options.model, format=options.format, columns=columns_of(options.columns),
+        settings=settings, seed=options.seed, device=options.device, progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     result = fitted.result
     print(f"fitted on {result.n_train} comparisons, kept epoch {result.best_epoch} of {len(result.epochs)}; held out:")
@@ -44,7 +45,7 @@ def eval_reward(options: argparse.Namespace) -> None:
     from rlhf_gym.loop.whole_files import write_json
     from rlhf_gym.rewards.spec import load_reward
 
-    data = read_data(options.data, options.format)
+    data = read_data(options.data, options.format, columns_of(options.columns))
     evaluation = evaluate_reward(load_reward(options.reward), data)
     if left_out := data.left_out():
         print(f"left out of {data.source}: {left_out}", file=sys.stderr)
@@ -68,8 +69,8 @@ def fit_rater(options: argparse.Namespace) -> None:
     from rlhf_gym.loop.progress import Progress
 
     fitted = fit_rater(
-        options.data, reward=options.reward, format=options.format, raters=options.only, resamples=options.resamples,
-        seed=options.seed, progress=Progress(quiet=options.quiet),
+        options.data, reward=options.reward, format=options.format, columns=columns_of(options.columns), raters=options.only,
+        resamples=options.resamples, seed=options.seed, progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     print(fitted.as_text())
     if options.out:

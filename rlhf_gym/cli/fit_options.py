@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.columns import add_columns
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -29,6 +31,7 @@ def add_fit_reward(commands: Commands) -> None:
         help="language model whose trunk it gets: embedded, a folder, a GGUF file, or a name on the hub (default: embedded)",
     )  # fmt: skip
     fit.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
+    add_columns(fit)
     fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="set any setting of the section reward_model, e.g. --set pooling=mean; can be given several times",
@@ -53,6 +56,7 @@ def add_eval_reward(commands: Commands, reward_help: str) -> None:
     judge.add_argument("reward", metavar="RM", help=f"a reward model's folder, or any reward: {reward_help}")
     judge.add_argument("data", metavar="DATA", help=DATA_HELP)
     judge.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
+    add_columns(judge)
     judge.add_argument("--json", metavar="FILE", help="write everything to this file, too")
 
 
@@ -80,6 +84,7 @@ def add_fit_rater(commands: Commands, reward_help: str) -> None:
         help="fit to the answers of this rater, or of these if given several times (default: everybody's)",
     )  # fmt: skip
     fit.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
+    add_columns(fit)
     fit.add_argument(
         "--resamples", metavar="N", type=int, default=100, help="bootstrap samples for the intervals (default: 100)"
     )

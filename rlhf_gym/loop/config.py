@@ -319,6 +319,10 @@ class AgentConfig:
         "takes `target_column` of the task's prompts",
     )
     data_format: str = setting("auto", "exchange format of the file `data` (docs/people.md); auto finds it")
+    data_columns: dict[str, str] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {},
+        "columns of the file `data` that have other names than their format's, e.g. {prompt: question, chosen: better}",
+    )
     checkpoint_every: int = setting(
         5,
         "iterations from one checkpoint to the next; a kill costs at most the iterations since the last one",

@@ -90,21 +90,31 @@ class RunContext:
     judge: Reward | None = None
 
     @classmethod
-    def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
+    def of(
+        cls,
+        config: Config,
+        run: RunDirectory,
+        progress: Progress,
+        *,
+        task: Task | None = None,
+        given: GivenData | None = None,
+    ) -> RunContext:
         """Load what the configuration names, and check that it fits together before any work starts.
 
         Args:
             config: the resolved configuration.
             run: the run's directory.
             progress: shows the user what goes on.
+            task: the configuration's task, where it is loaded already; None loads it.
+            given: the rows of ``agent.data``, where they are read already; None reads them.
 
         Raises:
             RlhfGymError: something that the configuration names does not exist, or does not fit.
         """
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
-        argument, given, reference = given_argument(config.agent), None, None
-        if argument is not None and config.agent.data is not None:
+        argument, reference = given_argument(config.agent), None
+        if argument is not None and config.agent.data is not None and given is None:
             given = read_given(config.agent, argument, config.task.held_out_fraction)
         too_long: list[TooLong] = []
         if config.task.name == DATA_TASK:
@@ -114,7 +124,7 @@ class RunContext:
                 )
             reference = load_reference(config)
             task, given, too_long = data_task(config.task, given, reference)
-        else:
+        elif task is None:
             task = task_of(config.task)
         config = with_own_rewards(config, task)
         gold, judge = _gold(config, task), judge_of(config, task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ def fit_rater(
     *,
     reward: str | AnyReward | None = None,
     format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
     raters: Sequence[str] | None = None,
     resamples: int = 100,
     seed: int = 0,
@@ -41,6 +42,7 @@ def fit_rater(
         reward: what the rater is taken to prefer by: a reward, or its name as ``--reward`` takes it; None takes the run's gold
             reward.
         format: the file's exchange format; None finds it.
+        columns: the name in the file of what the format calls otherwise.
         raters: names of raters whose answers count; ``"web"`` includes ``"web/ann"``. None takes everybody's.
         resamples: bootstrap samples for the intervals.
         seed: of the folds and the bootstrap.
@@ -52,7 +54,7 @@ def fit_rater(
         RewardError: the reward fails on a sample.
     """
     progress = progress or Progress(quiet=True)
-    read = read_data(data, format)
+    read = read_data(data, format, columns)
     scored_by = _reward(data, reward)
     answers, skips = _of_raters(read, raters)
     rewards = _rewards(scored_by, answers)

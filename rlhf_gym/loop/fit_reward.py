@@ -41,6 +41,7 @@ def fit_reward(
     *,
     model: str = "embedded",
     format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -55,6 +56,7 @@ def fit_reward(
         out: the folder; a reward model that is there is replaced.
         model: the language model whose trunk it gets: ``"embedded"``, a folder, a GGUF file, or a name on the hub.
         format: the file's exchange format; None finds it.
+        columns: the name in the file of what the format calls otherwise.
         settings: fields of :class:`~rlhf_gym.reward_model.FitConfig`.
         seed: seed of the split, the order and dropout.
         device: device of the weights.
@@ -69,7 +71,7 @@ def fit_reward(
     if out.exists() and not (out / "reward_model.json").is_file():
         raise ConfigError(f"{out} is there and is no reward model: nothing is written over it; give another --out")
     config = FitConfig(**(settings or {}), seed=seed)
-    read = read_data(data, format)
+    read = read_data(data, format, columns)
     preferences = read.preferences()
     train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
     left_out = read.left_out()

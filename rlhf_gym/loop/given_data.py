@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_gym.agents.common.given_pairs import encoded_pairs, encoded_preferences
 from rlhf_gym.errors import ConfigError, FeedbackError, TaskError
+from rlhf_gym.feedback.exchange.incoming import renamed
 from rlhf_gym.feedback.exchange.record_files import read_records
 from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.feedback.preferences import demonstration_from, preferences_from, preferences_of
@@ -200,9 +201,10 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     """
     assert config.data is not None
     dropped: Counter[str] = Counter()
-    examples = _examples(config.data, dropped) if argument == "data" and config.data_format == "auto" else None
+    columns = config.data_columns
+    examples = _examples(config.data, columns, dropped) if argument == "data" and config.data_format == "auto" else None
     if examples is None:
-        read = read_data(config.data, None if config.data_format == "auto" else config.data_format)
+        read = read_data(config.data, None if config.data_format == "auto" else config.data_format, columns)
         answers, source = read.answers, read.source
         dropped.update(read.dropped)
         single = config.settings.get("loss") == "kto"
@@ -306,14 +308,14 @@ def _called_good(query: Query, judgement: Judgement) -> bool | None:
     return sum(value or 0 for value in values) * 2 > len(values)
 
 
-def _examples(data: str, dropped: Counter[str]) -> list[Given] | None:
+def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str]) -> list[Given] | None:
     """The rows of a file of prompts with responses; None for a store, and for a file that compares responses."""
     path = Path(data)
     if "://" in data or not path.is_file() or is_store(path):
         return None
     rows: list[Given] = []
     column = ""
-    for number, record in enumerate(read_records(path)):
+    for number, record in enumerate(renamed(record, columns) for record in read_records(path)):
         if number == 0:
             known = [name for name in EXAMPLE_COLUMNS if isinstance(record.get(name), str)]
             if not known or "prompt" not in record or "label" in record or "chosen" in record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,28 +54,38 @@ class PreferenceData:
         return ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
 
 
-def read_data(data: str, format: str | None = None) -> PreferenceData:  # noqa: A002
+def read_data(
+    data: str,
+    format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+) -> PreferenceData:
     """Read judgements. Answers to check questions, which measure people, are left out.
 
     Args:
         data: a run's directory, a feedback store (a file, or a database's URL), or a file of an exchange format.
         format: the file's exchange format; None finds it.
+        columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
 
     Raises:
-        ConfigError: there is nothing, or the format does not go with the data.
+        ConfigError: there is nothing, or a format or columns do not go with the data.
         FeedbackError: a file that cannot be read, or whose format is not known or not plain.
     """
     path = Path(data)
     if "://" not in data and not path.exists():
         raise ConfigError(f"there is no run, store or file {data!r}")
+    if path.is_dir() or "://" in data or is_store(path):
+        for option, value in (
+            ("--format", format),
+            ("--columns", " ".join(f"{a}={b}" for a, b in (columns or {}).items())),
+        ):
+            if value:
+                raise ConfigError(f"{option} {value} is about a file, and does not go with {data}: leave it out")
     if path.is_dir():
         store, run = store_of(data)
         return _of_store(store, f"the store {store}" if run is None else f"the run {data}")
     if "://" in data or is_store(path):
-        if format is not None:
-            raise ConfigError(f"--format {format} does not go with the feedback store {data}: leave it out")
         return _of_store(data, f"the store {data}")
-    found = import_feedback(path, format or AUTO)
+    found = import_feedback(path, format or AUTO, columns=columns)
     by_id = {query.id: query for query in found.queries}
     superseded = {judgement.supersedes for judgement in found.judgements}
     answers = [(by_id[j.query_id], j) for j in found.judgements if j.id not in superseded]
