@@ -29,11 +29,14 @@ def fit_reward(options: argparse.Namespace) -> None:
 
     fitted = fit_reward(
         options.data, options.out, model=options.model, format=options.format, columns=columns_of(options.columns),
-        settings=settings, seed=options.seed, device=options.device, progress=Progress(quiet=options.quiet),
+        settings=settings, seed=options.seed, device=options.device, curve=options.label_curve,
+        progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     result = fitted.result
     print(f"fitted on {result.n_train} comparisons, kept epoch {result.best_epoch} of {len(result.epochs)}; held out:")
     print(fitted.evaluation.as_text())
+    if fitted.curve is not None:
+        print(fitted.curve.as_text())
     print(f"written: {fitted.folder} (a reward: --reward {fitted.folder})")
 
 
@@ -65,7 +68,7 @@ def fit_rater(options: argparse.Namespace) -> None:
             f"--seed must be at least 0 and --resamples at least 2, got {options.seed} and {options.resamples}"
         )
     quiet_libraries()
-    from rlhf_gym.loop.fit_rater import fit_rater
+    from rlhf_gym.loop.fit_rater import fit_rater, show_in_report
     from rlhf_gym.loop.progress import Progress
 
     fitted = fit_rater(
@@ -73,6 +76,13 @@ def fit_rater(options: argparse.Namespace) -> None:
         resamples=options.resamples, seed=options.seed, progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     print(fitted.as_text())
+    if (
+        shown := show_in_report(options.data, fitted, seed=options.seed, progress=Progress(quiet=options.quiet))
+    ) is not None:
+        curve, report = shown
+        if curve is not None:
+            print(curve.as_text())
+        print(f"written: {report} (section Simulation and people)")
     if options.out:
         fitted.save(options.out)
         print(f"written: {options.out} (a rater: --rater fitted:{options.out})")

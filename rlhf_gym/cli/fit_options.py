@@ -36,6 +36,11 @@ def add_fit_reward(commands: Commands) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="set any setting of the section reward_model, e.g. --set pooling=mean; can be given several times",
     )  # fmt: skip
+    fit.add_argument(
+        "--label-curve", action="store_true",
+        help="also measure accuracy by number of labels, with heads on the frozen trunk, and how many more answers would raise "
+        "it by a point",
+    )  # fmt: skip
     fit.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the split and the order (default: 0)")
     fit.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda, ... (default: auto)")
     fit.add_argument("--quiet", action="store_true", help="print only the result")
@@ -71,7 +76,8 @@ def add_fit_rater(commands: Commands, reward_help: str) -> None:
         "fit-rater", allow_abbrev=False, help="fit a simulated rater to the answers that people gave",
         description="Estimate the simulated rater's rationality, biases, errors, lapses, ties and skips from answers, by "
         "maximum likelihood, with 95%% intervals; and say how well it predicts answers that were held out: against a coin "
-        "and the default simulated rater, with its calibration. The file of --out is a rater: --rater fitted:FILE.",
+        "and the default simulated rater, with its calibration. The file of --out is a rater: --rater fitted:FILE. Of a run "
+        "it is also shown on its report, with the number of answers that would raise a reward model's accuracy by a point.",
     )  # fmt: skip
     fit.add_argument("data", metavar="STORE_OR_RUN", help=DATA_HELP)
     fit.add_argument(

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.loop.more_labels import more_labels
 from rlhf_gym.loop.preference_data import read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_evaluation import RewardEvaluation, judge
@@ -16,6 +17,7 @@ from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, ratings_of, split_by_prompt
 from rlhf_gym.reward_model.batches import texts_of
 from rlhf_gym.reward_model.evaluation import raw_scores
+from rlhf_gym.reward_model.label_curve import LabelCurve
 
 FIT_FILE = "fit.json"
 
@@ -28,11 +30,13 @@ class FittedReward:
         result: the fit.
         evaluation: of the model on the judgements held out.
         folder: the reward model's folder.
+        curve: accuracy by number of labels, where it was asked for.
     """
 
     result: FitResult
     evaluation: RewardEvaluation
     folder: Path
+    curve: LabelCurve | None = None
 
 
 def fit_reward(
@@ -45,6 +49,7 @@ def fit_reward(
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
+    curve: bool = False,
     progress: Progress | None = None,
 ) -> FittedReward:
     """Fit a reward model to judgements and write it to a folder; ``fit.json`` in there holds the metrics of the fit.
@@ -60,6 +65,7 @@ def fit_reward(
         settings: fields of :class:`~rlhf_gym.reward_model.FitConfig`.
         seed: seed of the split, the order and dropout.
         device: device of the weights.
+        curve: also measure accuracy by number of labels, of heads on the frozen trunk, and how many more would raise it.
         progress: shows the user what goes on; None shows nothing.
 
     Raises:
@@ -82,6 +88,7 @@ def fit_reward(
     features = None
     if config.trunk_layers == 0:
         features = Features(reward_model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
+    by_labels = more_labels(read, language_model, features=features, seed=seed, progress=progress) if curve else None
     with progress.stage("reward model", 0) as bar:
         result = fit(
             reward_model, train, config, validation=held_out, ratings=ratings_of(read.answers), features=features,
@@ -96,5 +103,6 @@ def fit_reward(
         held_out, scores, calibrated=True, answers=read.answers, n_cut=result.n_cut, n_texts=result.n_texts
     )
     reward_model.save(out)
-    write_json(out / FIT_FILE, {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()})
-    return FittedReward(result, evaluation, out)
+    written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}
+    write_json(out / FIT_FILE, written | ({} if by_labels is None else {"label_curve": by_labels.as_dict()}))
+    return FittedReward(result, evaluation, out, by_labels)
