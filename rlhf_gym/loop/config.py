@@ -383,6 +383,18 @@ class EvaluationConfig:
     stop_at: float | None = setting(
         None, "with `every`: a round's training ends once `metric` has reached this; null sets no goal"
     )
+    stop_above: dict[str, float] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {},
+        "with `every`: a round's training ends once one of these metrics validation/... exceeds its value, e.g. {kl: 20, "
+        "label_gap_low: 0.1}: against over-optimisation (docs/reward-models.md)",
+    )
+    fresh_labels: int = setting(
+        0,
+        "with `every`: pairs of the policy's and the reference's response to validation prompts that each evaluation puts to "
+        "the rater; validation/label_gap is the win rate by the proxy minus that by the rater, label_gap_low the lower end of "
+        "its one-sided 95% interval. They are not learned from. 0 asks nothing",
+        at_least=0,
+    )
     patience: int | None = setting(
         None,
         "with `every`: a round's training ends after so many evaluations in a row without a better one; null never ends it",

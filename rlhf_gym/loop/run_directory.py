@@ -15,6 +15,7 @@
 ``round-N/agent.zip``                   the latest checkpoint of training
 ``round-N/training.json``               how training ended: why, if early; the iteration whose policy the round ends with
 ``round-N/validation.jsonl``            with ``evaluation.every``: the evaluations during training
+``round-N/fresh_labels.sqlite``         with ``evaluation.fresh_labels``: the rater's answers, which measure and teach nothing
 ``round-N/best.zip``                    likewise: the checkpoint of the best one
 ``round-N/divergence-ITERATION.zip``    where training diverged: the batch that did it
 ``round-N/agent_seconds.json``          seconds of the iterations up to that checkpoint, by phase
