@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.cli.main import main
-from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.errors import ConfigError, FeedbackError, ModelError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.loop.config_file import build
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fit_reward import fit_reward
 from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.reward_ensemble import resampled
 from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
+from rlhf_gym.loop.rounds import run_loop
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.rewards.base import score
 from rlhf_gym.rewards.spec import load_reward
 
 SETTINGS = ["--set", "trunk_layers=0", "--set", "epochs=3", "--set", "reward_model.layers=1"]
@@ -158,3 +169,47 @@ def test_a_run_gives_its_judgements(tmp_path: Path) -> None:
     done = fit_reward(str(tmp_path), out, settings={"trunk_layers": 0, "epochs": 1})
     assert (done.result.n_train, done.result.n_validation) == (5, 1)
     assert (out / "reward_model.json").is_file()
+
+
+def test_a_runs_ensemble_differs_where_it_does_not_know(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    for trunk, combine in ((0, "minimum"), (-1, "mean_minus_variance")):
+        settings = tiny_settings(
+            model, reward_model={"members": 3, "combine": combine, "variance_weight": 2.0, "trunk_layers": trunk},
+            evaluation={"every": 1, "stop_above": {"ensemble_variance": 0.0}, "validation_prompts": 4, "best_of": 0},
+        )  # fmt: skip
+        stages = ("sample", "label", "fit", "train")
+        run = run_loop(build(settings), tmp_path / combine, progress=Progress(quiet=True), stages=stages)
+        training = json.loads((run.round(1) / "training.json").read_text())
+        assert "validation/ensemble_variance is" in training["stopped"]
+        assert len(json.loads((run.round(1) / "reward_model.json").read_text())["members"]) == 3
+        context = RunContext.of(run.config(), run, Progress(quiet=True))
+        prompts, responses = [f"Film {i}:" for i in range(6)], [" a good film " * i for i in range(6)]
+        found = score(context.proxy(1), prompts, responses, {})
+        folders = [run.round(1) / name for name in ("reward_model", "reward_model_2", "reward_model_3")]
+        own = np.array([score(RewardModel.load(f, device="cpu"), prompts, responses, {}).values for f in folders])
+        wanted = own.min(axis=0) if combine == "minimum" else own.mean(axis=0) - 2 * own.var(axis=0)
+        assert found.values == pytest.approx(wanted, abs=1e-5)
+        assert found.terms["ensemble_variance"] == pytest.approx(own.var(axis=0), abs=1e-5)
+        assert own.var(axis=0).max() > 0
+    shutil.rmtree(run.round(1) / "reward_model_3")
+    with pytest.raises(ModelError, match=r"lacks .*reward_model_3"):
+        context.proxy(1)
+    for sections, message in (
+        ({"reward_model": {"members": 2, "enabled": False}}, "leave one out"),
+        ({"evaluation": {"every": 1, "stop_above": {"ensemble_variance": 1.0}}}, "and there is one"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(sections)
+
+
+def test_a_resample_keeps_prompts_whole() -> None:
+    given = [Preference(f"p{i}", "a", b, query_id=f"q{i}") for i in range(50) for b in ("b", "c")]
+    drawn, _ = resampled(given, [], seed=0)
+    by_prompt: dict[str, list[str]] = {}
+    for p in drawn:
+        by_prompt.setdefault(p.prompt, []).append(p.query_id)
+    assert sum(len(ids) for ids in by_prompt.values()) == 100
+    assert 25 < len(by_prompt) < 40  # about 63% of the prompts
+    for ids in by_prompt.values():  # a query that comes again has another name, and all of its comparisons
+        assert all(count == 2 for count in Counter(ids).values())

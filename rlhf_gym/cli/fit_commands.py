@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from rlhf_gym.cli.columns import columns_of
@@ -17,11 +18,19 @@ def fit_reward(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: an unknown setting, or one out of bounds.
     """
+    from rlhf_gym.loop.config import RewardModelConfig
     from rlhf_gym.loop.config_file import build, merge, parse_override
 
     if options.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {options.seed}")
     given = [f"reward_model.{text.removeprefix('reward_model.')}" for text in options.overrides]
+    of_runs = [f.name for f in fields(RewardModelConfig) if f.metadata]
+    for name in (text.partition("=")[0].removeprefix("reward_model.") for text in given):
+        if name in of_runs:
+            raise ConfigError(
+                f"--set {name}: fit-reward fits one reward model; {', '.join(of_runs)} are settings of `rlhf-gym run`. "
+                "Several folders make an ensemble as a reward (docs/rewards.md)"
+            )
     settings = build(merge(*map(parse_override, given))).reward_model.settings
     quiet_libraries()
     from rlhf_gym.loop.fit_reward import fit_reward

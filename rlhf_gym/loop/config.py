@@ -280,6 +280,17 @@ class RewardModelConfig:
         "a control: fit to shuffled labels (each preference turned round at random, ratings exchanged), so that the reward "
         "model knows nothing; what such a run wins, no label has taught",
     )
+    members: int = setting(
+        1,
+        "reward models in an ensemble (Coste et al. 2023: 4 or 5): the first is fitted to all training prompts, each other one "
+        "to a resample of them; each scores by a pass of its own. Their variance is the metric ensemble_variance",
+        at_least=1,
+    )
+    combine: Literal["mean", "minimum", "mean_minus_variance"] = setting(
+        "mean_minus_variance",
+        "with `members`: the proxy is their mean, their minimum, or their mean less `variance_weight` times their variance",
+    )
+    variance_weight: float = setting(1.0, "with `combine` mean_minus_variance: weight of the variance", at_least=0)
     settings: Mapping[str, Any]
     """Every setting of the fit (:class:`~rlhf_gym.reward_model.FitConfig`), by name: the other keys of the section."""
 

@@ -16,6 +16,7 @@ def check_config(config: Config) -> None:
     """
     _check_agent(config.agent)
     _check_value_start(config)
+    _check_ensemble(config)
     _check_evaluation(config.evaluation)
     _check_fresh_labels(config)
     if config.agent.tokens is not None and config.run.rounds > 1:
@@ -57,6 +58,20 @@ def _check_agent(agent: AgentConfig) -> None:
             raise ConfigError(f"agent {agent.name}: {error}") from None
     if episodes % n_envs:
         raise ConfigError(f"agent.n_episodes ({episodes}) must be a multiple of agent.n_envs ({n_envs})")
+
+
+def _check_ensemble(config: Config) -> None:
+    settings = config.reward_model
+    if settings.members > 1 and not settings.enabled:
+        raise ConfigError(
+            f"reward_model.members ({settings.members}) are fitted, and reward_model.enabled is false: leave one out"
+        )
+    by_variance = [name for name in config.evaluation.stop_above if name == "ensemble_variance"]
+    if by_variance and settings.members == 1:
+        raise ConfigError(
+            "evaluation.stop_above ensemble_variance is the variance among reward models, and there is one: give "
+            "reward_model.members, e.g. 4"
+        )
 
 
 def _check_value_start(config: Config) -> None:

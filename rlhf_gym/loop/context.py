@@ -24,6 +24,7 @@ from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
+from rlhf_gym.loop.reward_ensemble import together
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
 from rlhf_gym.loop.run_task import gold_of, judge_of, target_pairs, task_of, with_own_rewards, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
@@ -246,8 +247,11 @@ class RunContext:
         """The reward that the agent is trained against in a round: its reward model, or the gold reward without one."""
         if not self.config.reward_model.enabled:
             return self.gold
-        folder, reference = self.run.reward_model(round_number), self.reference
-        return RewardModel.load(folder, device=str(reference.device), tokenizer=reference.tokenizer)
+        device, tokenizer = str(self.reference.device), self.reference.tokenizer
+        return together(
+            self.config.reward_model, self.run.reward_model(round_number),
+            lambda folder: RewardModel.load(folder, device=device, tokenizer=tokenizer),
+        )  # fmt: skip
 
 
 def _gold(config: Config, task: Task) -> Reward:

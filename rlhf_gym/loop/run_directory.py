@@ -9,6 +9,7 @@
 ``metrics.csv``                         a row for each iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the reward model, and its accuracy and calibration
+``round-N/reward_model_2/``, ...        with ``reward_model.members``: the others of the ensemble
 ``round-N/reward_models.jsonl``         a line for each fit: after which iteration, number of judgements, accuracy
 ``round-N/agent.json``                  the agent's class and all its settings
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
