@@ -220,7 +220,7 @@ def test_interrupted_before_there_is_a_run_to_go_on_with(
 def test_trouble_in_the_middle_of_a_run_is_one_message(
     capsys: pytest.CaptureFixture[str], finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    def trouble(*_: Any) -> None:
+    def trouble(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("rlhf_gym.loop.rounds.RunContext.of", trouble)

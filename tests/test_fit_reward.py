@@ -16,9 +16,11 @@ from rlhf_gym.errors import ConfigError, FeedbackError, ModelError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fit_reward import fit_reward
+from rlhf_gym.loop.given_data import read_given
 from rlhf_gym.loop.preference_data import read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_ensemble import resampled
@@ -213,3 +215,29 @@ def test_a_resample_keeps_prompts_whole() -> None:
     assert 25 < len(by_prompt) < 40  # about 63% of the prompts
     for ids in by_prompt.values():  # a query that comes again has another name, and all of its comparisons
         assert all(count == 2 for count in Counter(ids).values())
+
+
+def test_odd_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ring = [(" a", " b"), (" b", " c"), (" c", " a")]
+    rows = [{"prompt": f"p{i}", "chosen": c, "rejected": r} for i in range(5) for c, r in ring]
+    rows += [{"prompt": "q", "chosen": c, "rejected": r} for c, r in ((" a", " b"), (" b", " a"), (" a", ""))]
+    file = write(tmp_path / "odd.jsonl", rows)
+    said = (
+        "taken all the same: 1 prompts with contradictory preferences (a over b, and b over a), 5 prompts whose preferences go in "
+        "circles (a over b over c over a), 1 comparisons with an empty response"
+    )
+    assert main(["eval-reward", "length", file]) == 0
+    found = capsys.readouterr()
+    assert said in found.err
+    assert "[50.0%, 50.0%]" not in found.out  # a standard error of 0 on few comparisons is no certainty
+    assert main(["fit-reward", file, "--out", str(tmp_path / "rm"), "--quiet", *SETTINGS]) == 0
+    assert said in capsys.readouterr().err
+    given = read_given(
+        AgentConfig(name="preference_optimization", data=file, settings={"loss": "dpo"}), "preferences", 0.2
+    )
+    assert said in str(given)
+    same = write(tmp_path / "same.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])
+    assert main(["eval-reward", "length", same]) == 2
+    assert "left out: 1 pairs of equal responses" in capsys.readouterr().err
+    assert main(["fit-reward", file, "--out", str(tmp_path / "rm"), "--set", "members=2"]) == 2
+    assert "--set members: fit-reward fits one reward model" in capsys.readouterr().err

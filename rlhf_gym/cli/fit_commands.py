@@ -42,6 +42,8 @@ def fit_reward(options: argparse.Namespace) -> None:
         progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     result = fitted.result
+    if fitted.remarks and options.quiet:  # else it is said before the fit
+        print(f"{options.data}: {fitted.remarks}", file=sys.stderr)
     print(f"fitted on {result.n_train} comparisons, kept epoch {result.best_epoch} of {len(result.epochs)}; held out:")
     print(fitted.evaluation.as_text())
     if fitted.curve is not None:
@@ -59,8 +61,8 @@ def eval_reward(options: argparse.Namespace) -> None:
 
     data = read_data(options.data, options.format, columns_of(options.columns))
     evaluation = evaluate_reward(load_reward(options.reward), data)
-    if left_out := data.left_out():
-        print(f"left out of {data.source}: {left_out}", file=sys.stderr)
+    if remarks := data.remarks():
+        print(f"{data.source}: {remarks}", file=sys.stderr)
     print(evaluation.as_text())
     if options.json:
         write_json(Path(options.json), evaluation.as_dict())

@@ -31,12 +31,14 @@ class FittedReward:
         evaluation: of the model on the judgements held out.
         folder: the reward model's folder.
         curve: accuracy by number of labels, where it was asked for.
+        remarks: what was left out, or taken and is worth saying, in words; empty for nothing.
     """
 
     result: FitResult
     evaluation: RewardEvaluation
     folder: Path
     curve: LabelCurve | None = None
+    remarks: str = ""
 
 
 def fit_reward(
@@ -80,8 +82,8 @@ def fit_reward(
     read = read_data(data, format, columns)
     preferences = read.preferences()
     train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
-    left_out = read.left_out()
-    progress.say(f"{len(preferences)} comparisons of {read.source}{f'; left out: {left_out}' if left_out else ''}")
+    remarks = read.remarks()
+    progress.say(f"{len(preferences)} comparisons of {read.source}{f'; {remarks}' if remarks else ''}")
     language_model = LanguageModel.load(model, device=device)
     config = config.decided(language_model)
     reward_model = RewardModel(language_model, readout=config.readout(language_model), seed=config.seed)
@@ -105,4 +107,4 @@ def fit_reward(
     reward_model.save(out)
     written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}
     write_json(out / FIT_FILE, written | ({} if by_labels is None else {"label_curve": by_labels.as_dict()}))
-    return FittedReward(result, evaluation, out, by_labels)
+    return FittedReward(result, evaluation, out, by_labels, remarks)

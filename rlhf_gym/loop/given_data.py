@@ -14,7 +14,8 @@ from rlhf_gym.errors import ConfigError, FeedbackError, TaskError
 from rlhf_gym.feedback.exchange.incoming import renamed
 from rlhf_gym.feedback.exchange.record_files import read_records
 from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
-from rlhf_gym.feedback.preferences import demonstration_from, preferences_from, preferences_of
+from rlhf_gym.feedback.oddities import oddities
+from rlhf_gym.feedback.preferences import Preference, demonstration_from, preferences_from, preferences_of
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
@@ -69,17 +70,22 @@ class GivenData:
         held_out: rows whose prompts are not learned from.
         source: where they come from, in words.
         dropped: number of records that were left out, by reason.
+        noted: number of what was taken and is worth saying.
     """
 
     train: Sequence[Given]
     held_out: Sequence[Given]
     source: str
     dropped: Counter[str]
+    noted: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
         rows = f"{len(self.train)} rows of {self.source} to learn from, {len(self.held_out)} held out"
-        return rows + (f"; left out: {left_out}" if left_out else "")
+        noted = ", ".join(f"{number} {what}" for what, number in self.noted.items())
+        return (
+            rows + (f"; left out: {left_out}" if left_out else "") + (f"; taken all the same: {noted}" if noted else "")
+        )
 
     def fitting(
         self, model: LanguageModel, max_new_tokens: int, on_too_long: OnTooLong
@@ -111,7 +117,7 @@ class GivenData:
         task, found = fit_task(task, model, on_too_long)
         if not found:
             return self, []
-        rows = GivenData(fitted(task.prompts), fitted(task.held_out), self.source, self.dropped)
+        rows = GivenData(fitted(task.prompts), fitted(task.held_out), self.source, self.dropped, self.noted)
         return rows, [replace(one, what=f"{one.what} of the data") for one in found]
 
     def without(self, prompts: AbstractSet[str]) -> GivenData:
@@ -221,7 +227,12 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     _, held_out = split_prompts([Prompt(row.prompt) for row in different], held_out_fraction, source)
     held = {prompt.text for prompt in held_out}
     train, rest = ([row for row in different if (row.prompt in held) is side] for side in (False, True))
-    return GivenData(train, rest, source, +dropped)
+    pairs = [
+        Preference(row.prompt, row.chosen, row.rejected)
+        for row in different
+        if row.chosen is not None and row.rejected is not None
+    ]
+    return GivenData(train, rest, source, +dropped, oddities(pairs))
 
 
 def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tuple[Task, GivenData, list[TooLong]]:

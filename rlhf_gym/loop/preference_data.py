@@ -10,6 +10,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_feedback
 from rlhf_gym.feedback.exchange.incoming import AUTO
+from rlhf_gym.feedback.oddities import oddities
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
@@ -26,11 +27,13 @@ class PreferenceData:
         answers: judgements with their queries.
         source: where they come from, in words.
         dropped: number of records that were left out, by reason.
+        noted: number of what was taken and is worth saying, once :meth:`preferences` has looked.
     """
 
     answers: list[tuple[Query, Judgement]]
     source: str
     dropped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
 
     def preferences(self) -> list[Preference]:
         """What the judgements say of two responses; two equal responses compare nothing and are left out (and counted).
@@ -43,11 +46,19 @@ class PreferenceData:
         if len(kept) < len(found):
             self.dropped["pairs of equal responses"] = len(found) - len(kept)
         if all(p.tie for p in kept):
+            left_out = f"; left out: {self.left_out()}" if self.dropped else ""
             raise FeedbackError(
                 f"no judgement in {self.source} prefers one response to another ({len(self.answers)} judgements, "
-                f"{len(kept)} ties): there is nothing to learn or to judge by"
+                f"{len(kept)} ties{left_out}): there is nothing to learn or to judge by"
             )
+        self.noted.update(oddities(kept))
         return kept
+
+    def remarks(self) -> str:
+        """What was left out, and what was taken all the same and is worth saying, in words; empty for nothing."""
+        noted = ", ".join(f"{number} {what}" for what, number in self.noted.items())
+        parts = [f"left out: {self.left_out()}"] * bool(self.dropped) + [f"taken all the same: {noted}"] * bool(noted)
+        return "; ".join(parts)
 
     def left_out(self) -> str:
         """What was left out, in words; empty for nothing."""
