@@ -223,8 +223,8 @@ def test_odd_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     rows += [{"prompt": "q", "chosen": c, "rejected": r} for c, r in ((" a", " b"), (" b", " a"), (" a", ""))]
     file = write(tmp_path / "odd.jsonl", rows)
     said = (
-        "taken all the same: 1 prompts with contradictory preferences (a over b, and b over a), 5 prompts whose preferences go in "
-        "circles (a over b over c over a), 1 comparisons with an empty response"
+        "taken all the same: 1 prompts with contradictory preferences (a over b, and b over a), 5 prompts whose preferences go "
+        "in circles (a over b over c over a), 1 comparisons with an empty response"
     )
     assert main(["eval-reward", "length", file]) == 0
     found = capsys.readouterr()

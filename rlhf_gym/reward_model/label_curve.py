@@ -87,7 +87,7 @@ class LabelCurve:
     def verdict(self) -> str:
         """What it says of more labels, in a sentence."""
         found, low, high = (self.in_answers(n) for n in (self.more, self.more_low, self.more_high))
-        most = f"{FARTHEST:g} times as many as there are"
+        most = f"{FARTHEST:g} times as many labels as there are"
         if math.isinf(self.more_low):
             return f"one more point of accuracy takes more than {most}, if labels give it at all"
         if math.isinf(self.more):
