@@ -241,3 +241,28 @@ def test_odd_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "left out: 1 pairs of equal responses" in capsys.readouterr().err
     assert main(["fit-reward", file, "--out", str(tmp_path / "rm"), "--set", "members=2"]) == 2
     assert "--set members: fit-reward fits one reward model" in capsys.readouterr().err
+
+
+def test_attributes_are_weighted(tmp_path: Path) -> None:
+    asked = [Query(prompt=f"p{i}", responses=(" a", " b"), query_type="rating", index=i) for i in range(10)]
+    said = [Judgement(query_id=q.id, rater="ann", ratings={"good": (5, 1), "safe": (1, 3)}) for q in asked]
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        store.add_queries(asked)
+        store.add_judgements(said)
+
+    def held_out(**weights: float) -> str:
+        settings = {"trunk_layers": 0, "layers": 1, "epochs": 30, "learning_rate": 0.1, "attribute_weights": weights}
+        out = tmp_path / "rm"
+        fit_reward(str(tmp_path / "s.sqlite"), out, settings=settings)
+        model = RewardModel.load(out, device="cpu")
+        a, b = model(["p0", "p0"], [" a", " b"])
+        return "a" if a > b else "b"
+
+    assert held_out() == held_out(good=1.0, safe=1.9) == "a"  # of the mean; of 6.9 against 6.7
+    assert held_out(good=1.0, safe=2.5) == "b"
+    with pytest.raises(FeedbackError, match=r"no rating has the attribute kind .*; there are good, safe"):
+        held_out(kind=1.0)
+    with pytest.raises(ConfigError, match="attribute_weights must be finite numbers, not all 0"):
+        held_out(good=0.0)
+    built = build({"reward_model": {"attribute_weights": {"good": 1.0}}})
+    assert built.reward_model.settings["attribute_weights"] == {"good": 1.0}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.attributes import weighted
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.more_labels import more_labels
 from rlhf_gym.loop.preference_data import read_data
@@ -80,6 +81,7 @@ def fit_reward(
         raise ConfigError(f"{out} is there and is no reward model: nothing is written over it; give another --out")
     config = FitConfig(**(settings or {}), seed=seed)
     read = read_data(data, format, columns)
+    read = replace(read, answers=weighted(read.answers, config.attribute_weights))
     preferences = read.preferences()
     train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
     remarks = read.remarks()

@@ -16,6 +16,7 @@ import numpy as np
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.attributes import weighted
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
@@ -50,7 +51,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     with FeedbackStore(context.run.store_file, read_only=True) as store:
         last = store.last_number()  # first: an answer that comes meanwhile counts as new next time
         judgements = store.count().current
-        answers = store.answers(to_learn=True)
+        answers = weighted(store.answers(to_learn=True), context.config.reward_model.settings["attribute_weights"])
     preferences = preferences_of(answers)
     if all(p.tie for p in preferences):
         raise FeedbackError(
