@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 WITHOUT_REFERENCE = ("orpo", "simpo")
 """Losses of log-probabilities alone; with a reference, the KL is measured all the same."""
 
+DEFAULT_BETA: Mapping[PreferenceLoss, float] = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceOptimizationSettings(EpochSettings):
@@ -113,6 +115,10 @@ class PreferenceOptimizationSettings(EpochSettings):
             )
         for number, row in enumerate(self.preferences):
             check_row(number, row, self.loss)
+
+    def as_json(self) -> dict[str, Any]:
+        """As of every agent, with the ``beta`` that is used where none is given."""
+        return super().as_json() | {"beta": self.beta or DEFAULT_BETA[self.loss]}
 
     @classmethod
     def needs_reference(cls, values: Mapping[str, Any]) -> bool:
@@ -186,7 +192,7 @@ class PreferenceOptimization(CriticFree):
                 f"loss={self.loss!r} learns from pairs: n_episodes must be even, got {self.n_episodes} (the number of "
                 "environments, where it is not given)"
             )
-        self.beta = self.beta or (2.0 if self.loss == "simpo" else 0.1)
+        self.beta = self.beta or DEFAULT_BETA[self.loss]
         self._rows, found = encoded_preferences(self.preferences, model, limits, self.on_too_long)
         if self.loss == "kto":
             self._rows = _single(self._rows)

@@ -198,7 +198,7 @@ def test_lines_without_a_terminal(run_and_output: tuple[Path, str]) -> None:
 def test_interrupted_before_there_is_a_run_to_go_on_with(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rlhf_gym.loop.rounds.RunContext.of", interrupted)
@@ -220,7 +220,7 @@ def test_interrupted_before_there_is_a_run_to_go_on_with(
 def test_trouble_in_the_middle_of_a_run_is_one_message(
     capsys: pytest.CaptureFixture[str], finished: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    def trouble(*_: Any) -> None:
+    def trouble(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("rlhf_gym.loop.rounds.RunContext.of", trouble)

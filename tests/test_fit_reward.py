@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.cli.main import main
-from rlhf_gym.errors import ConfigError, FeedbackError
+from rlhf_gym.errors import ConfigError, FeedbackError, ModelError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.loop.config import AgentConfig
+from rlhf_gym.loop.config_file import build
+from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fit_reward import fit_reward
+from rlhf_gym.loop.given_data import read_given
 from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.reward_ensemble import resampled
 from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
+from rlhf_gym.loop.rounds import run_loop
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.rewards.base import score
 from rlhf_gym.rewards.spec import load_reward
 
 SETTINGS = ["--set", "trunk_layers=0", "--set", "epochs=3", "--set", "reward_model.layers=1"]
@@ -92,8 +105,10 @@ def test_data_of_a_store_and_of_files(tmp_path: Path) -> None:
     evaluation = evaluate_reward(lambda prompts, responses: [len(r) for r in responses], data)
     assert evaluation.ceiling == pytest.approx(0.5 + (1 / 3) ** 0.5 / 2)
     assert {(row.name, row.n) for row in evaluation.slices if row.by == "rater"} == {("ann", 3), ("bob", 3)}
-    with pytest.raises(ConfigError, match="does not go with the feedback store"):
+    with pytest.raises(ConfigError, match="--format hh is about a file, and does not go with"):
         read_data(store_file, "hh")
+    with pytest.raises(ConfigError, match="--columns prompt=question is about a file"):
+        read_data(str(tmp_path), columns={"prompt": "question"})
     corrected = Judgement(query_id=asked[0].id, rater="ann", choice=1, supersedes=said[0].id)
     file = tmp_path / "all.jsonl"
     export_feedback([(asked[0], said[0]), (asked[0], corrected)], file, "native")
@@ -106,6 +121,11 @@ def test_data_of_a_store_and_of_files(tmp_path: Path) -> None:
     assert read_data(transcripts).preferences()[0].prompt == turn
     with pytest.raises(FeedbackError, match="is not plain from its columns"):
         read_data(write(tmp_path / "other.jsonl", [{"left": 1}]))
+    named = write(tmp_path / "named.jsonl", [{"q": "p", "good": "a", "bad": "b"}])
+    columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    assert [(p.prompt, p.chosen, p.rejected) for p in read_data(named, columns=columns).preferences()] == [
+        ("p", "a", "b")
+    ]
     with pytest.raises(FeedbackError, match="prefers one response to another"):
         read_data(write(tmp_path / "same.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])).preferences()
     with pytest.raises(ConfigError, match="there is no run, store or file"):
@@ -151,3 +171,98 @@ def test_a_run_gives_its_judgements(tmp_path: Path) -> None:
     done = fit_reward(str(tmp_path), out, settings={"trunk_layers": 0, "epochs": 1})
     assert (done.result.n_train, done.result.n_validation) == (5, 1)
     assert (out / "reward_model.json").is_file()
+
+
+def test_a_runs_ensemble_differs_where_it_does_not_know(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    for trunk, combine in ((0, "minimum"), (-1, "mean_minus_variance")):
+        settings = tiny_settings(
+            model, reward_model={"members": 3, "combine": combine, "variance_weight": 2.0, "trunk_layers": trunk},
+            evaluation={"every": 1, "stop_above": {"ensemble_variance": 0.0}, "validation_prompts": 4, "best_of": 0},
+        )  # fmt: skip
+        stages = ("sample", "label", "fit", "train")
+        run = run_loop(build(settings), tmp_path / combine, progress=Progress(quiet=True), stages=stages)
+        training = json.loads((run.round(1) / "training.json").read_text())
+        assert "validation/ensemble_variance is" in training["stopped"]
+        assert len(json.loads((run.round(1) / "reward_model.json").read_text())["members"]) == 3
+        context = RunContext.of(run.config(), run, Progress(quiet=True))
+        prompts, responses = [f"Film {i}:" for i in range(6)], [" a good film " * i for i in range(6)]
+        found = score(context.proxy(1), prompts, responses, {})
+        folders = [run.round(1) / name for name in ("reward_model", "reward_model_2", "reward_model_3")]
+        own = np.array([score(RewardModel.load(f, device="cpu"), prompts, responses, {}).values for f in folders])
+        wanted = own.min(axis=0) if combine == "minimum" else own.mean(axis=0) - 2 * own.var(axis=0)
+        assert found.values == pytest.approx(wanted, abs=1e-5)
+        assert found.terms["ensemble_variance"] == pytest.approx(own.var(axis=0), abs=1e-5)
+        assert own.var(axis=0).max() > 0
+    shutil.rmtree(run.round(1) / "reward_model_3")
+    with pytest.raises(ModelError, match=r"lacks .*reward_model_3"):
+        context.proxy(1)
+    for sections, message in (
+        ({"reward_model": {"members": 2, "enabled": False}}, "leave one out"),
+        ({"evaluation": {"every": 1, "stop_above": {"ensemble_variance": 1.0}}}, "and there is one"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(sections)
+
+
+def test_a_resample_keeps_prompts_whole() -> None:
+    given = [Preference(f"p{i}", "a", b, query_id=f"q{i}") for i in range(50) for b in ("b", "c")]
+    drawn, _ = resampled(given, [], seed=0)
+    by_prompt: dict[str, list[str]] = {}
+    for p in drawn:
+        by_prompt.setdefault(p.prompt, []).append(p.query_id)
+    assert sum(len(ids) for ids in by_prompt.values()) == 100
+    assert 25 < len(by_prompt) < 40  # about 63% of the prompts
+    for ids in by_prompt.values():  # a query that comes again has another name, and all of its comparisons
+        assert all(count == 2 for count in Counter(ids).values())
+
+
+def test_odd_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ring = [(" a", " b"), (" b", " c"), (" c", " a")]
+    rows = [{"prompt": f"p{i}", "chosen": c, "rejected": r} for i in range(5) for c, r in ring]
+    rows += [{"prompt": "q", "chosen": c, "rejected": r} for c, r in ((" a", " b"), (" b", " a"), (" a", ""))]
+    file = write(tmp_path / "odd.jsonl", rows)
+    said = (
+        "taken all the same: 1 prompts with contradictory preferences (a over b, and b over a), 5 prompts whose preferences go "
+        "in circles (a over b over c over a), 1 comparisons with an empty response"
+    )
+    assert main(["eval-reward", "length", file]) == 0
+    found = capsys.readouterr()
+    assert said in found.err
+    assert "[50.0%, 50.0%]" not in found.out  # a standard error of 0 on few comparisons is no certainty
+    assert main(["fit-reward", file, "--out", str(tmp_path / "rm"), "--quiet", *SETTINGS]) == 0
+    assert said in capsys.readouterr().err
+    given = read_given(
+        AgentConfig(name="preference_optimization", data=file, settings={"loss": "dpo"}), "preferences", 0.2
+    )
+    assert said in str(given)
+    same = write(tmp_path / "same.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])
+    assert main(["eval-reward", "length", same]) == 2
+    assert "left out: 1 pairs of equal responses" in capsys.readouterr().err
+    assert main(["fit-reward", file, "--out", str(tmp_path / "rm"), "--set", "members=2"]) == 2
+    assert "--set members: fit-reward fits one reward model" in capsys.readouterr().err
+
+
+def test_attributes_are_weighted(tmp_path: Path) -> None:
+    asked = [Query(prompt=f"p{i}", responses=(" a", " b"), query_type="rating", index=i) for i in range(10)]
+    said = [Judgement(query_id=q.id, rater="ann", ratings={"good": (5, 1), "safe": (1, 3)}) for q in asked]
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        store.add_queries(asked)
+        store.add_judgements(said)
+
+    def held_out(**weights: float) -> str:
+        settings = {"trunk_layers": 0, "layers": 1, "epochs": 30, "learning_rate": 0.1, "attribute_weights": weights}
+        out = tmp_path / "rm"
+        fit_reward(str(tmp_path / "s.sqlite"), out, settings=settings)
+        model = RewardModel.load(out, device="cpu")
+        a, b = model(["p0", "p0"], [" a", " b"])
+        return "a" if a > b else "b"
+
+    assert held_out() == held_out(good=1.0, safe=1.9) == "a"  # of the mean; of 6.9 against 6.7
+    assert held_out(good=1.0, safe=2.5) == "b"
+    with pytest.raises(FeedbackError, match=r"no rating has the attribute kind .*; there are good, safe"):
+        held_out(kind=1.0)
+    with pytest.raises(ConfigError, match="attribute_weights must be finite numbers, not all 0"):
+        held_out(good=0.0)
+    built = build({"reward_model": {"attribute_weights": {"good": 1.0}}})
+    assert built.reward_model.settings["attribute_weights"] == {"good": 1.0}

@@ -11,8 +11,10 @@ from tiny_run import metrics_table, save_tiny_model, tiny_settings
 
 from rlhf_gym.agents import PPO
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.fresh_labels import FreshLabels
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report.page import render
 from rlhf_gym.loop.report.run_data import read_run
@@ -20,6 +22,7 @@ from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
+from rlhf_gym.loop.train_reward import ProxyAndGold
 
 
 def test_a_run_ends_with_the_best_policy_and_the_report_says_so(tmp_path: Path) -> None:
@@ -64,9 +67,58 @@ def test_a_run_ends_with_the_best_policy_and_the_report_says_so(tmp_path: Path) 
     assert json.loads((folder / "training.json").read_text()) == training
 
 
+def test_training_stops_where_fresh_labels_or_the_kl_say_so(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    watched = {"every": 1, "validation_prompts": 8, "fresh_labels": 8, "best_of": 0}
+    settings = tiny_settings(
+        model, evaluation={**watched, "stop_above": {"label_gap": -1.01}}, log={"completions": 0},
+        rater={"population": 3, "overlap": 2}, sampling={"prompts": 8},
+    )  # fmt: skip
+    run = run_loop(build(settings), tmp_path / "gap", progress=Progress(quiet=True))
+    (line,) = [json.loads(line) for line in (run.round(1) / "validation.jsonl").read_text().splitlines()]
+    training = json.loads((run.round(1) / "training.json").read_text())
+    assert training["iterations"] == 1  # of 4: every gap is above -1.01
+    assert "validation/label_gap is" in training["stopped"]
+    assert "(stop_above)" in training["stopped"]
+    assert -1 <= line["label_gap_low"] <= line["label_gap"] <= 1
+    assert line["labels"] == 8
+    with FeedbackStore(run.round(1) / "fresh_labels.sqlite", read_only=True) as store:
+        assert store.count().queries == 8  # two raters each
+        assert len(store.answers()) == 16
+        fresh = {judgement.id for _, judgement in store.answers()}
+    with FeedbackStore(run.store_file, read_only=True) as store:
+        assert not fresh & {judgement.id for judgement in store.judgements()}  # they measure, and are not learned from
+    # The gap is the proxy's win rate less the rater's, on the same pairs.
+    context = RunContext.of(run.config(), run, Progress(quiet=True))
+    proxy = ProxyAndGold(context.proxy(1), {})
+    found = FreshLabels(context, 1, proxy)([p.text for p in context.validation])
+    liked = FreshLabels(context, 1, ProxyAndGold(lambda prompts, responses: [0.0] * len(prompts), {}))
+    assert liked([p.text for p in context.validation])["label_gap"] == pytest.approx(0.5 - found["label_win_rate"])
+    # The KL of an untrained policy is 0, and it rises.
+    limited = {"every": 1, "validation_prompts": 4, "stop_above": {"kl": 0.0}, "best_of": 0}
+    settings = tiny_settings(
+        model,
+        evaluation=limited,
+        reward_model={"enabled": False},
+        agent={"learning_rate": 0.02},
+        log={"completions": 0},
+    )
+    run = run_loop(build(settings), tmp_path / "kl", progress=Progress(quiet=True))
+    assert "validation/kl is" in json.loads((run.round(1) / "training.json").read_text())["stopped"]
+
+
 def test_what_needs_an_evaluation_during_training_is_refused_without_one(tmp_path: Path) -> None:
-    for given in ({"final": "best"}, {"stop_at": 1.0}, {"patience": 3}):
+    for given in ({"final": "best"}, {"stop_at": 1.0}, {"patience": 3}, {"stop_above": {"kl": 1}}, {"fresh_labels": 2}):
         with pytest.raises(ConfigError, match=r"evaluation\.\w+( best)? need an evaluation during training"):
             build({"evaluation": given})
+    measured = {"every": 2, "fresh_labels": 8}
+    for sections, message in (
+        ({"evaluation": {"every": 2, "stop_above": {"label_gap": 0.1}}}, "give evaluation.fresh_labels"),
+        ({"evaluation": {**measured, "validation_prompts": 4}}, "give more of those, or fewer labels"),
+        ({"evaluation": measured, "reward_model": {"enabled": False}}, "reward_model.enabled is false"),
+        ({"evaluation": measured, "rater": {"name": "web"}}, "needs a rater who answers at once"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(sections)
     assert isinstance(build({"evaluation": {"every": 2, "stop_at": 1.0}}).evaluation.every, int)
     assert not RunDirectory(tmp_path).round(1).joinpath("training.json").exists()

@@ -74,6 +74,13 @@ def test_known_parameters_are_recovered(fitted: FittedRater) -> None:
     assert all(name in text for name in TRUE)
 
 
+def test_a_fit_that_starts_from_no_errors_finds_them() -> None:
+    # As the resamples for the intervals do, where the estimate is 0: started from the bound itself, none of them left it.
+    answers, rewards, _ = answered(300, beta=3.0, error_rate=0.4)
+    found = maximise(Answers.of(answers, rewards), start=np.array([3.0, 0.0, 0.0, 1e-5, 1e-5, 1.0]))
+    assert found[FITTED.index("error_rate")] == pytest.approx(0.4, abs=0.2)
+
+
 def test_probabilities_are_those_of_the_model_by_hand() -> None:
     pair = Query(prompt="p", responses=("1", "0"))
     three = Query(prompt="p", responses=("1", "0", "0"), query_type="ranking")
@@ -131,7 +138,7 @@ def test_from_a_store_to_a_rater_of_a_run(tmp_path: Path, capsys: pytest.Capture
     rewards = np.random.default_rng(0).normal(size=(50, 2))
 
     def made(config: RaterConfig, gold: Any, rewards: Any) -> Behaviour:
-        rater = find_rater(config, gold, lambda: rewards, 0)
+        rater = find_rater(config, gold, lambda _: rewards, 0)
         assert isinstance(rater, SimulatedRater)
         return rater.behaviour
 

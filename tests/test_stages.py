@@ -142,6 +142,55 @@ def test_sft_learns_examples_and_goes_on_after_a_kill(
     assert held_out["loss"] < held_out["reference_loss"]
 
 
+def test_data_is_read_once_and_columns_may_have_other_names(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlhf_gym.loop import given_data, preference_data, run_task
+
+    read: list[str] = []
+
+    def count(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            read.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(given_data, "read_records")
+    count(preference_data, "import_feedback")
+    count(run_task, "load_task")
+    small = ["--model", model, "--set", "evaluation.prompts=2", *QUICK]
+    rows = [{"q": f"Film {i}:", "good": f" good {i % 3}", "bad": " bad"} for i in range(10)]
+    data = written(tmp_path / "named.jsonl", rows)
+    output(
+        "train-preferences",
+        data,
+        "--out",
+        tmp_path / "dpo",
+        *small,
+        "--columns",
+        "prompt=q",
+        "chosen=good",
+        "rejected=bad",
+    )
+    assert read == ["import_feedback"]
+    output("export", tmp_path / "dpo", "--to", tmp_path / "plain")
+    assert (
+        "| beta | 0.1 |" in (tmp_path / "plain" / "README.md").read_text()
+    )  # the value that is used where none is given
+    read.clear()
+    output("sft", data, "--columns", "prompt=q", "completion=good", "--out", tmp_path / "sft", *small)
+    assert read == ["read_records"]
+    read.clear()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Film one:\nFilm two:\nFilm three:\n")
+    held_out = ["--set", "task.held_out_fraction=0.4"]
+    output("label", prompts, "--reward", "length", *held_out, "--out", tmp_path / "labels", *small)
+    assert read == ["load_task"]
+
+
 def test_sft_takes_the_preferred_responses(pairs: Path) -> None:
     given = read_given(AgentConfig(name="sft", data=str(pairs), settings={}), "data", 0.2)
     assert {row.chosen for row in given.train} <= {" good 0", " good 1", " good 2", " a"}

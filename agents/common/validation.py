@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Validation(IterationCallback):
         history: a file of JSON lines that gets the metrics of each evaluation; one that is there is gone on with.
         stop_at: training ends once ``metric`` has reached this.
         patience: training ends once so many evaluations in a row were not better than the best; None never ends it.
+        stop_above: training ends once one of these metrics (without ``validation/``) exceeds its value, e.g. ``{"kl": 20.0}``.
+        measure: further metrics of the responses to the prompts, in order; called at each evaluation.
         greedy: take the most probable tokens instead of sampling as in training.
         batch_size: responses generated at once.
         seed: of the responses.
@@ -74,6 +76,8 @@ class Validation(IterationCallback):
         history: str | os.PathLike[str] | None = None,
         stop_at: float | None = None,
         patience: int | None = None,
+        stop_above: Mapping[str, float] | None = None,
+        measure: Callable[[Sequence[str]], Mapping[str, float]] | None = None,
         greedy: bool = False,
         batch_size: int = 64,
         seed: int = 0,
@@ -95,6 +99,7 @@ class Validation(IterationCallback):
         self.prompts = [Prompt(p) if isinstance(p, str) else p for p in prompts]
         self.env, self.episodes = env, episodes
         self.reward, self.every, self.metric, self.stop_at, self.patience = reward, every, metric, stop_at, patience
+        self.stop_above, self.measure = dict(stop_above or {}), measure
         self.best = None if best is None else Path(best)
         self.history = None if history is None else Path(history)
         self.greedy, self.batch_size, self.seed = greedy, batch_size, seed
@@ -124,8 +129,10 @@ class Validation(IterationCallback):
         if agent.iteration % self.every:
             return
         metrics = self.evaluate(agent)
-        if self.metric not in metrics:
-            raise ConfigError(f"there is no validation metric {self.metric!r}; there are {', '.join(metrics)}")
+        for name in (self.metric, *self.stop_above):
+            # The fresh labels of one evaluation may all be skipped: then there is nothing to stop by.
+            if name not in metrics and not (name.startswith("label_") and self.measure is not None):
+                raise ConfigError(f"there is no validation metric {name!r}; there are {', '.join(metrics)}")
         for name, value in metrics.items():
             agent.logger.record(f"validation/{name}", value)
         before = self.best_evaluation
@@ -150,6 +157,12 @@ class Validation(IterationCallback):
                 f"iteration {iteration}: validation/{self.metric} is {last[self.metric]:.4g}, which reaches "
                 f"{self.stop_at:g}; training ends"
             )
+        for name, limit in self.stop_above.items():
+            if last.get(name, -math.inf) > limit:
+                return (
+                    f"iteration {iteration}: validation/{name} is {last[name]:.4g}, above {limit:g} (stop_above); "
+                    "training ends"
+                )
         since = len(self.evaluations) - 1 - self.evaluations.index(best)
         if self.patience is not None and since >= self.patience:
             return (
@@ -205,6 +218,8 @@ class Validation(IterationCallback):
                 for one, sampling in ((model, agent.sampling), (reference, Sampling(agent.sampling.temperature)))
             )
             metrics["kl"] = float(np.mean([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)]))
+        if self.measure is not None:
+            metrics |= self.measure(responses)
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _played(self, agent: Any, env: TextVecEnv) -> dict[str, float]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+from rlhf_gym.cli.columns import columns_of
 from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.errors import ConfigError
 
@@ -16,23 +18,36 @@ def fit_reward(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: an unknown setting, or one out of bounds.
     """
+    from rlhf_gym.loop.config import RewardModelConfig
     from rlhf_gym.loop.config_file import build, merge, parse_override
 
     if options.seed < 0:
         raise ConfigError(f"--seed must be at least 0, got {options.seed}")
     given = [f"reward_model.{text.removeprefix('reward_model.')}" for text in options.overrides]
+    of_runs = [f.name for f in fields(RewardModelConfig) if f.metadata]
+    for name in (text.partition("=")[0].removeprefix("reward_model.") for text in given):
+        if name in of_runs:
+            raise ConfigError(
+                f"--set {name}: fit-reward fits one reward model; {', '.join(of_runs)} are settings of `rlhf-gym run`. "
+                "Several folders make an ensemble as a reward (docs/rewards.md)"
+            )
     settings = build(merge(*map(parse_override, given))).reward_model.settings
     quiet_libraries()
     from rlhf_gym.loop.fit_reward import fit_reward
     from rlhf_gym.loop.progress import Progress
 
     fitted = fit_reward(
-        options.data, options.out, model=options.model, format=options.format, settings=settings, seed=options.seed,
-        device=options.device, progress=Progress(quiet=options.quiet),
+        options.data, options.out, model=options.model, format=options.format, columns=columns_of(options.columns),
+        settings=settings, seed=options.seed, device=options.device, curve=options.label_curve,
+        progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     result = fitted.result
+    if fitted.remarks and options.quiet:  # else it is said before the fit
+        print(f"{options.data}: {fitted.remarks}", file=sys.stderr)
     print(f"fitted on {result.n_train} comparisons, kept epoch {result.best_epoch} of {len(result.epochs)}; held out:")
     print(fitted.evaluation.as_text())
+    if fitted.curve is not None:
+        print(fitted.curve.as_text())
     print(f"written: {fitted.folder} (a reward: --reward {fitted.folder})")
 
 
@@ -44,10 +59,10 @@ def eval_reward(options: argparse.Namespace) -> None:
     from rlhf_gym.loop.whole_files import write_json
     from rlhf_gym.rewards.spec import load_reward
 
-    data = read_data(options.data, options.format)
+    data = read_data(options.data, options.format, columns_of(options.columns))
     evaluation = evaluate_reward(load_reward(options.reward), data)
-    if left_out := data.left_out():
-        print(f"left out of {data.source}: {left_out}", file=sys.stderr)
+    if remarks := data.remarks():
+        print(f"{data.source}: {remarks}", file=sys.stderr)
     print(evaluation.as_text())
     if options.json:
         write_json(Path(options.json), evaluation.as_dict())
@@ -64,14 +79,21 @@ def fit_rater(options: argparse.Namespace) -> None:
             f"--seed must be at least 0 and --resamples at least 2, got {options.seed} and {options.resamples}"
         )
     quiet_libraries()
-    from rlhf_gym.loop.fit_rater import fit_rater
+    from rlhf_gym.loop.fit_rater import fit_rater, show_in_report
     from rlhf_gym.loop.progress import Progress
 
     fitted = fit_rater(
-        options.data, reward=options.reward, format=options.format, raters=options.only, resamples=options.resamples,
-        seed=options.seed, progress=Progress(quiet=options.quiet),
+        options.data, reward=options.reward, format=options.format, columns=columns_of(options.columns), raters=options.only,
+        resamples=options.resamples, seed=options.seed, progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     print(fitted.as_text())
+    if (
+        shown := show_in_report(options.data, fitted, seed=options.seed, progress=Progress(quiet=options.quiet))
+    ) is not None:
+        curve, report = shown
+        if curve is not None:
+            print(curve.as_text())
+        print(f"written: {report} (section Simulation and people)")
     if options.out:
         fitted.save(options.out)
         print(f"written: {options.out} (a rater: --rater fitted:{options.out})")

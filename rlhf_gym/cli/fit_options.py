@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.columns import add_columns
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -29,9 +31,15 @@ def add_fit_reward(commands: Commands) -> None:
         help="language model whose trunk it gets: embedded, a folder, a GGUF file, or a name on the hub (default: embedded)",
     )  # fmt: skip
     fit.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
+    add_columns(fit)
     fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="set any setting of the section reward_model, e.g. --set pooling=mean; can be given several times",
+    )  # fmt: skip
+    fit.add_argument(
+        "--label-curve", action="store_true",
+        help="also measure accuracy by number of labels, with heads on the frozen trunk, and how many more answers would raise "
+        "it by a point",
     )  # fmt: skip
     fit.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the split and the order (default: 0)")
     fit.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda, ... (default: auto)")
@@ -53,6 +61,7 @@ def add_eval_reward(commands: Commands, reward_help: str) -> None:
     judge.add_argument("reward", metavar="RM", help=f"a reward model's folder, or any reward: {reward_help}")
     judge.add_argument("data", metavar="DATA", help=DATA_HELP)
     judge.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
+    add_columns(judge)
     judge.add_argument("--json", metavar="FILE", help="write everything to this file, too")
 
 
@@ -67,7 +76,8 @@ def add_fit_rater(commands: Commands, reward_help: str) -> None:
         "fit-rater", allow_abbrev=False, help="fit a simulated rater to the answers that people gave",
         description="Estimate the simulated rater's rationality, biases, errors, lapses, ties and skips from answers, by "
         "maximum likelihood, with 95%% intervals; and say how well it predicts answers that were held out: against a coin "
-        "and the default simulated rater, with its calibration. The file of --out is a rater: --rater fitted:FILE.",
+        "and the default simulated rater, with its calibration. The file of --out is a rater: --rater fitted:FILE. Of a run "
+        "it is also shown on its report, with the number of answers that would raise a reward model's accuracy by a point.",
     )  # fmt: skip
     fit.add_argument("data", metavar="STORE_OR_RUN", help=DATA_HELP)
     fit.add_argument(
@@ -80,6 +90,7 @@ def add_fit_rater(commands: Commands, reward_help: str) -> None:
         help="fit to the answers of this rater, or of these if given several times (default: everybody's)",
     )  # fmt: skip
     fit.add_argument("--format", metavar="FORMAT", help=FORMAT_HELP)
+    add_columns(fit)
     fit.add_argument(
         "--resamples", metavar="N", type=int, default=100, help="bootstrap samples for the intervals (default: 100)"
     )

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rlhf_gym.cli.columns import columns_of
 from rlhf_gym.errors import ConfigError
 
 
@@ -112,7 +113,7 @@ def _import(options: argparse.Namespace) -> None:
     if problem:
         raise ConfigError(f"{options.file} could not be read: {problem}")
     reading = spooled(
-        options.file, options.format, rater=options.rater, round=options.round, columns=_columns(options.columns)
+        options.file, options.format, rater=options.rater, round=options.round, columns=columns_of(options.columns)
     )
     place = _store_to_fill(options.store)
     with reading as spool, FeedbackStore(place) as store:  # a file that is refused leaves no store behind
@@ -157,17 +158,6 @@ def _attributes(text: str) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         raise ConfigError(f"--attributes takes names with commas between them, each once; got {text!r}")
     return names
-
-
-def _columns(given: list[str]) -> dict[str, str]:
-    """``NAME=COLUMN`` as a mapping."""
-    found: dict[str, str] = {}
-    for one in given:
-        name, equals, column = one.partition("=")
-        if not (name and equals and column) or name in found:
-            raise ConfigError(f"--columns takes NAME=COLUMN, each name once, e.g. prompt=question; got {one!r}")
-        found[name] = column
-    return found
 
 
 def _store_to_fill(given: str) -> str:

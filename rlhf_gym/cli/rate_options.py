@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.columns import add_columns
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -151,12 +153,7 @@ def _add_import(actions: Commands) -> None:
         default="auto",
         help=f"auto (the default: by the columns), native, {_READ}, {_WRITTEN}",
     )
-    take.add_argument(
-        "--columns", metavar="NAME=COLUMN", nargs="+", action="extend", default=[],
-        help="which column is what, where it has another name: prompt=... chosen=... rejected=..., or prompt=... "
-        "response_a=... response_b=... choice=..., or prompt=... completion=... label=...; also rater=, margin=, and any field "
-        "of the format that --format names. Dots lead into mappings and lists: prompt=data.question",
-    )  # fmt: skip
+    add_columns(take)
     take.add_argument(
         "--round", metavar="N", type=int, help="round of the answers (default: 0; format native has its own)"
     )

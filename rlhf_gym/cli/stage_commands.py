@@ -8,13 +8,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlhf_gym.cli.columns import columns_of
 from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, merge, parse_override, to_settings
 from rlhf_gym.loop.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from rlhf_gym.loop.given_data import Given, GivenData
+    from rlhf_gym.tasks import Task
 
 FLAGS = {
     "model": "model.name", "device": "model.device", "seed": "run.seed", "reward": "task.reward", "rater": "rater.name",
@@ -48,6 +53,7 @@ def label(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: a wrong setting.
     """
+    loaded: Task | None = None
     if (config := _resumed(options)) is None:
         is_file = Path(options.prompts).is_file()
         task: dict[str, Any] = {"prompts": options.prompts} if is_file else {"name": options.prompts}
@@ -60,19 +66,28 @@ def label(options: argparse.Namespace) -> None:
         if "prompts" not in given.get("sampling", {}):
             from rlhf_gym.loop.run_task import task_of
 
-            found = task_of(config.task)
-            if found.conversation is None:  # whose environment has as many openings as are wanted
-                config = build(merge({"task": task, "sampling": {"prompts": len(found.prompts)}}, given))
-    run_stages(options, config, ("sample", "label"))
+            loaded = task_of(config.task)
+            if loaded.conversation is None:  # whose environment has as many openings as are wanted
+                config = build(merge({"task": task, "sampling": {"prompts": len(loaded.prompts)}}, given))
+    run_stages(options, config, ("sample", "label"), task=loaded)
 
 
-def run_stages(options: argparse.Namespace, config: Config, stages: Sequence[str] | None = None) -> None:
+def run_stages(
+    options: argparse.Namespace,
+    config: Config,
+    stages: Sequence[str] | None = None,
+    *,
+    task: Task | None = None,
+    given: GivenData | None = None,
+) -> None:
     """Run stages of the loop in the directory ``--out``, and print its summary.
 
     Args:
         options: the command's.
         config: the configuration of the run.
         stages: those of each round to do; None does all.
+        task: the configuration's, where it is loaded already.
+        given: the rows of ``agent.data``, where they are read already.
 
     Raises:
         ConfigError: ``--resume`` without ``--out``, or a directory that is occupied.
@@ -97,7 +112,9 @@ def run_stages(options: argparse.Namespace, config: Config, stages: Sequence[str
 
         page = RunPage()
     progress = Progress(quiet=options.quiet)
-    directory = run_loop(config, options.out, resume=options.resume, progress=progress, page=page, stages=stages)
+    directory = run_loop(
+        config, options.out, resume=options.resume, progress=progress, page=page, stages=stages, task=task, given=given
+    )
     if ranks.is_main:
         print(("" if options.quiet else "\n") + (directory.path / "summary.txt").read_text(encoding="utf-8"), end="")
     ranks.leave()
@@ -140,25 +157,33 @@ def export(options: argparse.Namespace) -> None:
 def _train_on_data(options: argparse.Namespace, agent: str, argument: str) -> None:
     if not (math.isfinite(options.passes) and options.passes > 0):
         raise ConfigError(f"--passes must be a number above 0, got {options.passes}")
+    data: GivenData | None = None
     if (config := _resumed(options)) is None:
         first: Settings = {
             "task": {"name": options.task or "data", "on_too_long": "truncate"},
             "reward_model": {"enabled": False},
-            "agent": {"name": agent, "data": options.data, "data_format": options.format or "auto"},
+            "agent": {
+                "name": agent,
+                "data": options.data,
+                "data_format": options.format or "auto",
+                "data_columns": columns_of(options.columns),
+            },
         }
         given = _given(options)
         config = build(merge(first, given))
         if "iterations" not in given.get("agent", {}):
-            sized = {"agent": _sizes(config, argument, chosen=given.get("agent", {}), passes=options.passes)}
-            config = build(merge(first, sized, given))
-    run_stages(options, config)
+            from rlhf_gym.loop.given_data import read_given
+
+            data = read_given(config.agent, argument, config.task.held_out_fraction)
+            sizes = _sizes(config, data.train, argument, chosen=given.get("agent", {}), passes=options.passes)
+            config = build(merge(first, {"agent": sizes}, given))
+    run_stages(options, config, given=data)
 
 
-def _sizes(config: Config, argument: str, *, chosen: Settings | dict[str, Any], passes: float) -> dict[str, Any]:
+def _sizes(
+    config: Config, rows: Sequence[Given], argument: str, *, chosen: Settings | dict[str, Any], passes: float
+) -> dict[str, Any]:
     """The number of iterations that make so many passes over the data, and no more responses in one than there are."""
-    from rlhf_gym.loop.given_data import read_given
-
-    rows = read_given(config.agent, argument, config.task.held_out_fraction).train
     single = argument == "data"
     responses = len(rows) if single else sum(len(row.responses) for row in rows)
     episodes = int(config.agent.settings["n_episodes"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.columns import add_columns
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -124,6 +126,7 @@ def _add_training(parser: argparse.ArgumentParser, data: str) -> None:
     parser.add_argument(
         "--format", metavar="NAME", help="format of the file (docs/people.md; default: found by its columns)"
     )
+    add_columns(parser)
     parser.add_argument(
         "--task", metavar="NAME", help="evaluate on this task's prompts (default: on DATA's that are held out)"
     )

@@ -36,6 +36,7 @@ GIVEN = ("data", "preferences")
 
 LOOP_KEYS_FOR: Mapping[str, tuple[str, ...]] = {
     "value_start": ("value_start",), "target_column": ("data",), "data": GIVEN, "data_format": GIVEN,
+    "data_columns": GIVEN,
 }  # fmt: skip
 """The loop's own keys that only some agents have, with the arguments by which these agents are known."""
 

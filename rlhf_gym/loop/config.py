@@ -168,11 +168,45 @@ class RaterConfig:
     position_bias: float | None = setting(
         None, "simulated raters: gold reward added to the response shown first; null takes the preset's"
     )
+    lapse_rate: float | None = setting(
+        None, "simulated raters: share of answers that take what is shown first, unread; null takes the preset's",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    fatigue: float | None = setting(
+        None,
+        "simulated raters: added to error_rate for every 100 queries of the round; null takes the preset's",
+        at_least=0,
+    )
+    intransitivity: float | None = setting(
+        None,
+        "simulated raters: gold reward by which responses beat one another in circles (a over b over c over a), as rock, paper "
+        "and scissors; null takes the preset's",
+        at_least=0,
+    )
+    population: int = setting(
+        1, "simulated raters: number of raters who share the queries, as NAME/01, NAME/02, ...; see tastes and beta_spread",
+        at_least=1,
+    )  # fmt: skip
+    overlap: int = setting(
+        1, "simulated raters: raters of the population who answer each query, so that their agreement can be measured",
+        at_least=1,
+    )  # fmt: skip
+    tastes: dict[str, float] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {},
+        "with `population`: what raters differ about, e.g. {length: 0.5, my.py:politeness: 1}: a reward's name as --reward "
+        "takes it, and the standard deviation over raters of its weight; 1 makes it matter as much as the gold reward. Some "
+        "like it, others dislike it; on average the population prefers by the gold reward",
+    )
+    beta_spread: float = setting(
+        0.0,
+        "with `population`: standard deviation over raters of the logarithm of beta; 0 makes all as rational",
+        at_least=0,
+    )
     unit: Literal["reward", "standard_deviation"] = setting(
         "reward",
-        "simulated raters: the unit of beta, tie_threshold and the biases. reward: the gold reward's own; standard_deviation: "
-        "that of the gold reward over the reference's candidates, so that the rater stays as rational when the reward's scale "
-        "changes",
+        "simulated raters: the unit of beta, tie_threshold, intransitivity and the biases. reward: the gold reward's own; "
+        "standard_deviation: that of the gold reward over the reference's candidates, so that the rater stays as rational when "
+        "the reward's scale changes",
     )
     rubric: str | None = setting(
         None, "judges: the criteria, as a text or as a .md or .txt file; null takes the built-in ones"
@@ -246,6 +280,17 @@ class RewardModelConfig:
         "a control: fit to shuffled labels (each preference turned round at random, ratings exchanged), so that the reward "
         "model knows nothing; what such a run wins, no label has taught",
     )
+    members: int = setting(
+        1,
+        "reward models in an ensemble (Coste et al. 2023: 4 or 5): the first is fitted to all training prompts, each other one "
+        "to a resample of them; each scores by a pass of its own. Their variance is the metric ensemble_variance",
+        at_least=1,
+    )
+    combine: Literal["mean", "minimum", "mean_minus_variance"] = setting(
+        "mean_minus_variance",
+        "with `members`: the proxy is their mean, their minimum, or their mean less `variance_weight` times their variance",
+    )
+    variance_weight: float = setting(1.0, "with `combine` mean_minus_variance: weight of the variance", at_least=0)
     settings: Mapping[str, Any]
     """Every setting of the fit (:class:`~rlhf_gym.reward_model.FitConfig`), by name: the other keys of the section."""
 
@@ -285,6 +330,10 @@ class AgentConfig:
         "takes `target_column` of the task's prompts",
     )
     data_format: str = setting("auto", "exchange format of the file `data` (docs/people.md); auto finds it")
+    data_columns: dict[str, str] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {},
+        "columns of the file `data` that have other names than their format's, e.g. {prompt: question, chosen: better}",
+    )
     checkpoint_every: int = setting(
         5,
         "iterations from one checkpoint to the next; a kill costs at most the iterations since the last one",
@@ -347,6 +396,18 @@ class EvaluationConfig:
     )
     stop_at: float | None = setting(
         None, "with `every`: a round's training ends once `metric` has reached this; null sets no goal"
+    )
+    stop_above: dict[str, float] = setting(  # noqa: RUF009 - it is a field, with a factory
+        {},
+        "with `every`: a round's training ends once one of these metrics validation/... exceeds its value, e.g. {kl: 20, "
+        "label_gap_low: 0.1}: against over-optimisation (docs/reward-models.md)",
+    )
+    fresh_labels: int = setting(
+        0,
+        "with `every`: pairs of the policy's and the reference's response to validation prompts that each evaluation puts to "
+        "the rater; validation/label_gap is the win rate by the proxy minus that by the rater, label_gap_low the lower end of "
+        "its one-sided 95% interval. They are not learned from. 0 asks nothing",
+        at_least=0,
     )
     patience: int | None = setting(
         None,

@@ -16,7 +16,9 @@ def check_config(config: Config) -> None:
     """
     _check_agent(config.agent)
     _check_value_start(config)
+    _check_ensemble(config)
     _check_evaluation(config.evaluation)
+    _check_fresh_labels(config)
     if config.agent.tokens is not None and config.run.rounds > 1:
         raise ConfigError(
             f"agent.tokens ({config.agent.tokens}) is the budget of a single round, and run.rounds is "
@@ -56,6 +58,20 @@ def _check_agent(agent: AgentConfig) -> None:
             raise ConfigError(f"agent {agent.name}: {error}") from None
     if episodes % n_envs:
         raise ConfigError(f"agent.n_episodes ({episodes}) must be a multiple of agent.n_envs ({n_envs})")
+
+
+def _check_ensemble(config: Config) -> None:
+    settings = config.reward_model
+    if settings.members > 1 and not settings.enabled:
+        raise ConfigError(
+            f"reward_model.members ({settings.members}) are fitted, and reward_model.enabled is false: leave one out"
+        )
+    by_variance = [name for name in config.evaluation.stop_above if name == "ensemble_variance"]
+    if by_variance and settings.members == 1:
+        raise ConfigError(
+            "evaluation.stop_above ensemble_variance is the variance among reward models, and there is one: give "
+            "reward_model.members, e.g. 4"
+        )
 
 
 def _check_value_start(config: Config) -> None:
@@ -111,10 +127,38 @@ def _check_evaluation(evaluation: EvaluationConfig) -> None:
         "final best": evaluation.final == "best",
         "stop_at": evaluation.stop_at is not None,
         "patience": evaluation.patience,
+        "stop_above": evaluation.stop_above,
+        "fresh_labels": evaluation.fresh_labels,
     }
     if needing := [f"evaluation.{name}" for name, is_given in given.items() if is_given]:
         raise ConfigError(
             f"{' and '.join(needing)} need an evaluation during training: give evaluation.every, in iterations"
+        )
+
+
+def _check_fresh_labels(config: Config) -> None:
+    evaluation = config.evaluation
+    by_labels = [name for name in evaluation.stop_above if name.startswith("label_")]
+    if by_labels and not evaluation.fresh_labels:
+        raise ConfigError(
+            f"evaluation.stop_above {by_labels[0]} compares the proxy with fresh labels, and none are asked: give "
+            "evaluation.fresh_labels, e.g. 32"
+        )
+    if not evaluation.fresh_labels:
+        return
+    if evaluation.fresh_labels > evaluation.validation_prompts:
+        raise ConfigError(
+            f"evaluation.fresh_labels ({evaluation.fresh_labels}) are about validation prompts, and there are "
+            f"{evaluation.validation_prompts} (evaluation.validation_prompts): give more of those, or fewer labels"
+        )
+    if not config.reward_model.enabled:
+        raise ConfigError(
+            "evaluation.fresh_labels compares the reward model with the rater, and reward_model.enabled is false: leave it out"
+        )
+    if config.rater.name in ("web", "terminal"):
+        raise ConfigError(
+            f"evaluation.fresh_labels needs a rater who answers at once while training waits, not {config.rater.name}: take a "
+            "judge, a function or a simulated rater, or leave it out; people.refit learns from people meanwhile"
         )
 
 

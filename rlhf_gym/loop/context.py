@@ -23,6 +23,7 @@ from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
+from rlhf_gym.loop.reward_ensemble import together
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
 from rlhf_gym.loop.run_task import check_conversation, gold_of, judge_of, target_pairs, task_of, with_validation
 from rlhf_gym.loop.whole_files import read_json, write_json
@@ -90,21 +91,31 @@ class RunContext:
     judge: Reward | None = None
 
     @classmethod
-    def of(cls, config: Config, run: RunDirectory, progress: Progress) -> RunContext:
+    def of(
+        cls,
+        config: Config,
+        run: RunDirectory,
+        progress: Progress,
+        *,
+        task: Task | None = None,
+        given: GivenData | None = None,
+    ) -> RunContext:
         """Load what the configuration names, and check that it fits together before any work starts.
 
         Args:
             config: the resolved configuration.
             run: the run's directory.
             progress: shows the user what goes on.
+            task: the configuration's task, where it is loaded already; None loads it.
+            given: the rows of ``agent.data``, where they are read already; None reads them.
 
         Raises:
             RlhfGymError: something that the configuration names does not exist, or does not fit.
         """
         if config.run.threads is not None:
             torch.set_num_threads(config.run.threads)
-        argument, given, reference = given_argument(config.agent), None, None
-        if argument is not None and config.agent.data is not None:
+        argument, reference = given_argument(config.agent), None
+        if argument is not None and config.agent.data is not None and given is None:
             given = read_given(config.agent, argument, config.task.held_out_fraction)
         too_long: list[TooLong] = []
         if config.task.name == DATA_TASK:
@@ -114,7 +125,7 @@ class RunContext:
                 )
             reference = load_reference(config)
             task, given, too_long = data_task(config.task, given, reference)
-        else:
+        elif task is None:
             task = task_of(config.task)
         check_conversation(config, task)
         gold, judge = _gold(config, task), judge_of(config, task)
@@ -241,8 +252,11 @@ class RunContext:
         """The reward that the agent is trained against in a round: its reward model, or the gold reward without one."""
         if not self.config.reward_model.enabled:
             return self.gold
-        folder, reference = self.run.reward_model(round_number), self.reference
-        return RewardModel.load(folder, device=str(reference.device), tokenizer=reference.tokenizer)
+        device, tokenizer = str(self.reference.device), self.reference.tokenizer
+        return together(
+            self.config.reward_model, self.run.reward_model(round_number),
+            lambda folder: RewardModel.load(folder, device=device, tokenizer=tokenizer),
+        )  # fmt: skip
 
 
 def _gold(config: Config, task: Task) -> Reward:

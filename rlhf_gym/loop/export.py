@@ -93,11 +93,12 @@ def model_card(run: RunDirectory, config: Config, number: int) -> str:
             )
     if config.model.lora:
         rows["LoRA"] = ", ".join(f"{key} {value}" for key, value in config.model.lora.items())
+    settings = {name: agent.get(name, value) for name, value in config.agent.settings.items()}  # as used
     lines = [
         *front, "", f"# {Path(base).name}, tuned with {rows['algorithm']}", "",
         f"A language model fine-tuned with rlhf-gym {__version__}.", "",
         "## Training", "", *_table("", "", rows), "",
-        "Settings of the algorithm:", "", *_table("setting", "value", dict(sorted(config.agent.settings.items()))), "",
+        "Settings of the algorithm:", "", *_table("setting", "value", dict(sorted(settings.items()))), "",
         "## Evaluation", "", *_evaluation(evaluation, read_json(run.path / f"round-{number}" / "held_out.json")), "",
         "## Use", "", "```python", "from transformers import pipeline", "",
         'print(pipeline("text-generation", model="PATH")("PROMPT")[0]["generated_text"])', "```", "",

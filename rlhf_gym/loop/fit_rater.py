@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.loop.context import load_reference
+from rlhf_gym.loop.more_labels import more_labels
 from rlhf_gym.loop.preference_data import PreferenceData, read_data
 from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.report import write_report
+from rlhf_gym.loop.report.run_data import FITTED_FILE, LABEL_CURVE_FILE
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.run_task import gold_of, task_of
+from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.raters.fitted import FittedRater
 from rlhf_gym.raters.fitted import fit_rater as fit
+from rlhf_gym.reward_model.label_curve import LabelCurve
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import AnyReward, reward_name, score
 from rlhf_gym.rewards.spec import load_reward
@@ -29,6 +35,7 @@ def fit_rater(
     *,
     reward: str | AnyReward | None = None,
     format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
     raters: Sequence[str] | None = None,
     resamples: int = 100,
     seed: int = 0,
@@ -41,6 +48,7 @@ def fit_rater(
         reward: what the rater is taken to prefer by: a reward, or its name as ``--reward`` takes it; None takes the run's gold
             reward.
         format: the file's exchange format; None finds it.
+        columns: the name in the file of what the format calls otherwise.
         raters: names of raters whose answers count; ``"web"`` includes ``"web/ann"``. None takes everybody's.
         resamples: bootstrap samples for the intervals.
         seed: of the folds and the bootstrap.
@@ -52,7 +60,7 @@ def fit_rater(
         RewardError: the reward fails on a sample.
     """
     progress = progress or Progress(quiet=True)
-    read = read_data(data, format)
+    read = read_data(data, format, columns)
     scored_by = _reward(data, reward)
     answers, skips = _of_raters(read, raters)
     rewards = _rewards(scored_by, answers)
@@ -67,6 +75,37 @@ def fit_rater(
         dropped["answers that the reward cannot score"] = len(answers) - len(kept)
     fitted.left_out.update(dropped)
     return fitted
+
+
+def show_in_report(
+    data: str, fitted: FittedRater, *, seed: int = 0, progress: Progress | None = None
+) -> tuple[LabelCurve | None, Path] | None:
+    """Put a fitted rater on the report of the run whose answers it was fitted to, with accuracy by number of answers.
+
+    Args:
+        data: what it was fitted to.
+        fitted: the fitted rater.
+        seed: of the splits of the learning curve.
+        progress: shows the user what goes on; None shows nothing.
+
+    Returns:
+        The curve, None where the answers are too few or the model has no trunk for a reward model; and the report. None where
+        the data is no run.
+    """
+    run = store_of(data)[1] if "://" not in data and Path(data).is_dir() else None
+    if run is None or not RunDirectory(run).config_file.is_file():
+        return None
+    progress, directory, curve = progress or Progress(quiet=True), RunDirectory(run), None
+    fitted.save(directory.path / FITTED_FILE)
+    config = directory.config()
+    if config.reward_model.enabled:
+        try:
+            curve = more_labels(read_data(data), load_reference(config), seed=seed, progress=progress)
+        except FeedbackError as error:
+            progress.say(f"accuracy by number of labels is left out: {error}")
+        else:
+            write_json(directory.path / LABEL_CURVE_FILE, curve.as_dict())
+    return curve, write_report(directory.path)
 
 
 def _reward(data: str, reward: str | AnyReward | None) -> AnyReward:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.feedback.attributes import weighted
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.loop.more_labels import more_labels
 from rlhf_gym.loop.preference_data import read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_evaluation import RewardEvaluation, judge
@@ -16,6 +18,7 @@ from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, ratings_of, split_by_prompt
 from rlhf_gym.reward_model.batches import texts_of
 from rlhf_gym.reward_model.evaluation import raw_scores
+from rlhf_gym.reward_model.label_curve import LabelCurve
 
 FIT_FILE = "fit.json"
 
@@ -28,11 +31,15 @@ class FittedReward:
         result: the fit.
         evaluation: of the model on the judgements held out.
         folder: the reward model's folder.
+        curve: accuracy by number of labels, where it was asked for.
+        remarks: what was left out, or taken and is worth saying, in words; empty for nothing.
     """
 
     result: FitResult
     evaluation: RewardEvaluation
     folder: Path
+    curve: LabelCurve | None = None
+    remarks: str = ""
 
 
 def fit_reward(
@@ -41,9 +48,11 @@ def fit_reward(
     *,
     model: str = "embedded",
     format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
+    curve: bool = False,
     progress: Progress | None = None,
 ) -> FittedReward:
     """Fit a reward model to judgements and write it to a folder; ``fit.json`` in there holds the metrics of the fit.
@@ -55,9 +64,11 @@ def fit_reward(
         out: the folder; a reward model that is there is replaced.
         model: the language model whose trunk it gets: ``"embedded"``, a folder, a GGUF file, or a name on the hub.
         format: the file's exchange format; None finds it.
+        columns: the name in the file of what the format calls otherwise.
         settings: fields of :class:`~rlhf_gym.reward_model.FitConfig`.
         seed: seed of the split, the order and dropout.
         device: device of the weights.
+        curve: also measure accuracy by number of labels, of heads on the frozen trunk, and how many more would raise it.
         progress: shows the user what goes on; None shows nothing.
 
     Raises:
@@ -69,17 +80,19 @@ def fit_reward(
     if out.exists() and not (out / "reward_model.json").is_file():
         raise ConfigError(f"{out} is there and is no reward model: nothing is written over it; give another --out")
     config = FitConfig(**(settings or {}), seed=seed)
-    read = read_data(data, format)
+    read = read_data(data, format, columns)
+    read = replace(read, answers=weighted(read.answers, config.attribute_weights))
     preferences = read.preferences()
     train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
-    left_out = read.left_out()
-    progress.say(f"{len(preferences)} comparisons of {read.source}{f'; left out: {left_out}' if left_out else ''}")
+    remarks = read.remarks()
+    progress.say(f"{len(preferences)} comparisons of {read.source}{f'; {remarks}' if remarks else ''}")
     language_model = LanguageModel.load(model, device=device)
     config = config.decided(language_model)
     reward_model = RewardModel(language_model, readout=config.readout(language_model), seed=config.seed)
     features = None
     if config.trunk_layers == 0:
         features = Features(reward_model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
+    by_labels = more_labels(read, language_model, features=features, seed=seed, progress=progress) if curve else None
     with progress.stage("reward model", 0) as bar:
         result = fit(
             reward_model, train, config, validation=held_out, ratings=ratings_of(read.answers), features=features,
@@ -94,5 +107,6 @@ def fit_reward(
         held_out, scores, calibrated=True, answers=read.answers, n_cut=result.n_cut, n_texts=result.n_texts
     )
     reward_model.save(out)
-    write_json(out / FIT_FILE, {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()})
-    return FittedReward(result, evaluation, out)
+    written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}
+    write_json(out / FIT_FILE, written | ({} if by_labels is None else {"label_curve": by_labels.as_dict()}))
+    return FittedReward(result, evaluation, out, by_labels, remarks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any
 
 from rlhf_gym.agents.common.given_pairs import encoded_pairs, encoded_preferences
 from rlhf_gym.errors import ConfigError, FeedbackError, TaskError
+from rlhf_gym.feedback.exchange.incoming import renamed
 from rlhf_gym.feedback.exchange.record_files import read_records
 from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
-from rlhf_gym.feedback.preferences import demonstration_from, preferences_from, preferences_of
+from rlhf_gym.feedback.oddities import oddities
+from rlhf_gym.feedback.preferences import Preference, demonstration_from, preferences_from, preferences_of
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.chat_template import SEVERAL_TURNS, Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
@@ -68,17 +70,22 @@ class GivenData:
         held_out: rows whose prompts are not learned from.
         source: where they come from, in words.
         dropped: number of records that were left out, by reason.
+        noted: number of what was taken and is worth saying.
     """
 
     train: Sequence[Given]
     held_out: Sequence[Given]
     source: str
     dropped: Counter[str]
+    noted: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
         rows = f"{len(self.train)} rows of {self.source} to learn from, {len(self.held_out)} held out"
-        return rows + (f"; left out: {left_out}" if left_out else "")
+        noted = ", ".join(f"{number} {what}" for what, number in self.noted.items())
+        return (
+            rows + (f"; left out: {left_out}" if left_out else "") + (f"; taken all the same: {noted}" if noted else "")
+        )
 
     def fitting(
         self, model: LanguageModel, max_new_tokens: int, on_too_long: OnTooLong
@@ -110,7 +117,7 @@ class GivenData:
         task, found = fit_task(task, model, on_too_long)
         if not found:
             return self, []
-        rows = GivenData(fitted(task.prompts), fitted(task.held_out), self.source, self.dropped)
+        rows = GivenData(fitted(task.prompts), fitted(task.held_out), self.source, self.dropped, self.noted)
         return rows, [replace(one, what=f"{one.what} of the data") for one in found]
 
     def without(self, prompts: AbstractSet[str]) -> GivenData:
@@ -200,9 +207,10 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     """
     assert config.data is not None
     dropped: Counter[str] = Counter()
-    examples = _examples(config.data, dropped) if argument == "data" and config.data_format == "auto" else None
+    columns = config.data_columns
+    examples = _examples(config.data, columns, dropped) if argument == "data" and config.data_format == "auto" else None
     if examples is None:
-        read = read_data(config.data, None if config.data_format == "auto" else config.data_format)
+        read = read_data(config.data, None if config.data_format == "auto" else config.data_format, columns)
         answers, source = read.answers, read.source
         if any(query.columns.get(SEVERAL_TURNS) for query, _ in answers):
             raise ConfigError(
@@ -224,7 +232,12 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     _, held_out = split_prompts([Prompt(row.prompt) for row in different], held_out_fraction, source)
     held = {prompt.text for prompt in held_out}
     train, rest = ([row for row in different if (row.prompt in held) is side] for side in (False, True))
-    return GivenData(train, rest, source, +dropped)
+    pairs = [
+        Preference(row.prompt, row.chosen, row.rejected)
+        for row in different
+        if row.chosen is not None and row.rejected is not None
+    ]
+    return GivenData(train, rest, source, +dropped, oddities(pairs))
 
 
 def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tuple[Task, GivenData, list[TooLong]]:
@@ -311,14 +324,14 @@ def _called_good(query: Query, judgement: Judgement) -> bool | None:
     return sum(value or 0 for value in values) * 2 > len(values)
 
 
-def _examples(data: str, dropped: Counter[str]) -> list[Given] | None:
+def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str]) -> list[Given] | None:
     """The rows of a file of prompts with responses; None for a store, and for a file that compares responses."""
     path = Path(data)
     if "://" in data or not path.is_file() or is_store(path):
         return None
     rows: list[Given] = []
     column = ""
-    for number, record in enumerate(read_records(path)):
+    for number, record in enumerate(renamed(record, columns) for record in read_records(path)):
         if number == 0:
             known = [name for name in EXAMPLE_COLUMNS if isinstance(record.get(name), str)]
             if not known or "prompt" not in record or "label" in record or "chosen" in record:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's (1927) confidence interval of a proportion, which is right near 0 and 1, too.
 
     Args:
         successes: number of successes; a tie counts half.
-        n: number of trials, at least 1.
+        n: number of trials, above 0; an effective number where they are not independent.
         z: quantile of the normal distribution; the default gives 95%.
 
     >>> low, high = wilson_interval(8, 10)

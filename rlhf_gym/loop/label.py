@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from rlhf_gym.loop.select_queries import select_queries
 from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.adaptive import frozen
-from rlhf_gym.rewards.base import score
+from rlhf_gym.rewards.base import Reward, score
 from rlhf_gym.tasks.samples import Sample
 
 _PACE_OVER = 300.0  # seconds over which the shown pace is averaged
@@ -68,7 +69,7 @@ def _label(context: RunContext, number: int, queries: list[Query], store: Feedba
             context.people.submit(people)
         if others:
             named = replace(settings, name="simulated") if settings.name == "web" else settings  # the warm-up
-            rater = find_rater(named, context.gold, lambda: reference_rewards(context), context.seed(number, "label"))
+            rater = find_rater(named, context.gold, partial(reference_rewards, context), context.seed(number, "label"))
             # In batches, so that a simulated rater's answers, too, are stored and shown as they come.
             for begin in range(0, len(others), settings.batch_size):
                 batch = others[begin : begin + settings.batch_size]
@@ -102,17 +103,21 @@ def queries_of(samples: list[Sample], candidates: int, query_type: QueryType, nu
     ]  # fmt: skip
 
 
-def reference_rewards(context: RunContext) -> np.ndarray:
-    """Compute gold rewards ``[prompts, candidates]`` of the reference's samples (round 1), to which rater presets are fitted.
+def reference_rewards(context: RunContext, reward: Reward) -> np.ndarray:
+    """Scores ``[prompts, candidates]`` of the reference's samples (round 1), to which raters are scaled.
 
-    A prompt is left out if the gold reward failed on one of its candidates and is set to skip failures.
+    A prompt is left out if the reward failed on one of its candidates and is set to skip failures.
+
+    Args:
+        context: the run.
+        reward: the gold reward, or what raters differ about.
     """
     samples = read_samples(context, 1)
     names = {name: None for s in samples for name in s.prompt.columns}
     columns = {name: [s.prompt.columns.get(name) for s in samples] for name in names}
     texts, responses = [s.prompt.text for s in samples], [s.response for s in samples]
-    with frozen(context.gold):
-        scored = score(context.gold, texts, responses, columns, may_skip=True)
+    with frozen(reward):
+        scored = score(reward, texts, responses, columns, may_skip=True)
     shape = (-1, context.config.sampling.candidates)
     return scored.values.reshape(shape)[scored.kept.reshape(shape).all(axis=1)]
 

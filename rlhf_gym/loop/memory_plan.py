@@ -189,7 +189,7 @@ class _Training:
                 adapt(self.value, lora)
                 share(self.value.model, base.model)
         self.hold("value network")
-        self.reward = self.model() if config.reward_model.enabled else None
+        self.rewards = [self.model() for _ in range(config.reward_model.members)] if config.reward_model.enabled else []
         self.hold("reward model")
         if self.settings["gradient_checkpointing"]:
             for model in filter(None, (self.policy, self.value)):

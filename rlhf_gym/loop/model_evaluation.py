@@ -235,7 +235,10 @@ def _measured(
     wins: NDArray[np.float64] | None = None
     if theirs is not None and rater is not None:
         found_rater = find_rater(
-            rater, Unscored() if gold is None else gold, lambda: _reference_rewards(scores, other)[kept], settings.seed
+            rater,
+            Unscored() if gold is None else gold,
+            lambda _: _reference_rewards(scores, other)[kept],
+            settings.seed,
         )
         wins = _judged(found_rater, prompts, ours, theirs, settings.seed)[kept]
     elif scores is not None and other is not None:

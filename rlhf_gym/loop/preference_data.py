@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_feedback
 from rlhf_gym.feedback.exchange.incoming import AUTO
+from rlhf_gym.feedback.oddities import oddities
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
@@ -25,11 +27,13 @@ class PreferenceData:
         answers: judgements with their queries.
         source: where they come from, in words.
         dropped: number of records that were left out, by reason.
+        noted: number of what was taken and is worth saying, once :meth:`preferences` has looked.
     """
 
     answers: list[tuple[Query, Judgement]]
     source: str
     dropped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
 
     def preferences(self) -> list[Preference]:
         """What the judgements say of two responses; two equal responses compare nothing and are left out (and counted).
@@ -42,39 +46,57 @@ class PreferenceData:
         if len(kept) < len(found):
             self.dropped["pairs of equal responses"] = len(found) - len(kept)
         if all(p.tie for p in kept):
+            left_out = f"; left out: {self.left_out()}" if self.dropped else ""
             raise FeedbackError(
                 f"no judgement in {self.source} prefers one response to another ({len(self.answers)} judgements, "
-                f"{len(kept)} ties): there is nothing to learn or to judge by"
+                f"{len(kept)} ties{left_out}): there is nothing to learn or to judge by"
             )
+        self.noted.update(oddities(kept))
         return kept
+
+    def remarks(self) -> str:
+        """What was left out, and what was taken all the same and is worth saying, in words; empty for nothing."""
+        noted = ", ".join(f"{number} {what}" for what, number in self.noted.items())
+        parts = [f"left out: {self.left_out()}"] * bool(self.dropped) + [f"taken all the same: {noted}"] * bool(noted)
+        return "; ".join(parts)
 
     def left_out(self) -> str:
         """What was left out, in words; empty for nothing."""
         return ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
 
 
-def read_data(data: str, format: str | None = None) -> PreferenceData:  # noqa: A002
+def read_data(
+    data: str,
+    format: str | None = None,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+) -> PreferenceData:
     """Read judgements. Answers to check questions, which measure people, are left out.
 
     Args:
         data: a run's directory, a feedback store (a file, or a database's URL), or a file of an exchange format.
         format: the file's exchange format; None finds it.
+        columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
 
     Raises:
-        ConfigError: there is nothing, or the format does not go with the data.
+        ConfigError: there is nothing, or a format or columns do not go with the data.
         FeedbackError: a file that cannot be read, or whose format is not known or not plain.
     """
     path = Path(data)
     if "://" not in data and not path.exists():
         raise ConfigError(f"there is no run, store or file {data!r}")
+    if path.is_dir() or "://" in data or is_store(path):
+        for option, value in (
+            ("--format", format),
+            ("--columns", " ".join(f"{a}={b}" for a, b in (columns or {}).items())),
+        ):
+            if value:
+                raise ConfigError(f"{option} {value} is about a file, and does not go with {data}: leave it out")
     if path.is_dir():
         store, run = store_of(data)
         return _of_store(store, f"the store {store}" if run is None else f"the run {data}")
     if "://" in data or is_store(path):
-        if format is not None:
-            raise ConfigError(f"--format {format} does not go with the feedback store {data}: leave it out")
         return _of_store(data, f"the store {data}")
-    found = import_feedback(path, format or AUTO)
+    found = import_feedback(path, format or AUTO, columns=columns)
     by_id = {query.id: query for query in found.queries}
     superseded = {judgement.supersedes for judgement in found.judgements}
     answers = [(by_id[j.query_id], j) for j in found.judgements if j.id not in superseded]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,14 +19,18 @@ from rlhf_gym.raters.behaviour import ANSWERED as SIMULATED
 from rlhf_gym.raters.fitted import FITTED_PREFIX, FittedRater
 from rlhf_gym.raters.function import ANSWERED as BY_FUNCTIONS
 from rlhf_gym.raters.function import is_factory
-from rlhf_gym.raters.presets import PRESETS, simulated_rater
+from rlhf_gym.raters.population import Taste, population
+from rlhf_gym.raters.presets import PRESETS, preset_behaviour, simulated_rater
 from rlhf_gym.rewards.base import Reward, reward_name
-from rlhf_gym.rewards.spec import JUDGE_PREFIX, judge_address
+from rlhf_gym.rewards.spec import JUDGE_PREFIX, judge_address, load_reward
 from rlhf_gym.text import nearest
 
 PEOPLE = ("web", "terminal")
 """Raters who are people: on the rating page, or at the run's terminal."""
-OF_SIMULATED = ("beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "position_bias")
+OF_SIMULATED = (
+    "beta", "error_rate", "tie_threshold", "skip_rate", "length_bias", "position_bias", "lapse_rate", "fatigue",
+    "intransitivity",
+)  # fmt: skip
 """Settings for simulated raters only: fields of :class:`~rlhf_gym.raters.Behaviour`."""
 OF_JUDGES = ("rubric", "template", "cache")
 """Settings for judges only."""
@@ -47,13 +52,17 @@ def check_rater(config: RaterConfig) -> None:
         raise ConfigError(
             f"rater.{next(iter(of_judges))} is for judges (judge:URL), not for {config.name!r}: leave it out"
         )
-    if config.unit != "reward":
-        behaviour["unit"] = config.unit
+    of_runs = {
+        "unit": config.unit != "reward", "population": config.population > 1, "overlap": config.overlap > 1,
+        "tastes": config.tastes, "beta_spread": config.beta_spread,
+    }  # fmt: skip
+    behaviour |= {name: getattr(config, name) for name, is_given in of_runs.items() if is_given}
     if behaviour and not is_fitted and (is_judge or is_place(config.name) or config.name == "terminal"):
         raise ConfigError(
             f"rater.{next(iter(behaviour))} is for simulated raters, not for {config.name!r}: leave it out"
         )
-    behaviour.pop("unit", None)
+    behaviour = {name: value for name, value in behaviour.items() if name not in of_runs}
+    _check_population(config)
     if is_judge:
         from rlhf_gym.judge.rater import ANSWERED as BY_JUDGES
 
@@ -84,24 +93,30 @@ def check_rater(config: RaterConfig) -> None:
                 _check_answers(config, f"the function {config.name!r}", BY_FUNCTIONS)
 
 
-def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Callable[[], ArrayLike], seed: int) -> Rater:
+def find_rater(config: RaterConfig, gold: Reward, reference_rewards: Callable[[Reward], ArrayLike], seed: int) -> Rater:
     """Make the rater that the configuration names; :func:`check_rater` has checked it.
 
     Args:
         config: the section ``rater``.
         gold: the reward that a simulated rater prefers by.
-        reference_rewards: computes gold rewards ``[n, k]`` of reference samples; called only for raters that are scaled to
-            them: presets, fitted raters for another reward, and those in units of the standard deviation.
+        reference_rewards: computes a reward's scores ``[n, k]`` of reference samples; called only for raters that are scaled to
+            them: presets, fitted raters for another reward, tastes, and those in units of the standard deviation.
         seed: seed of the rater's noise.
 
     Raises:
         ConfigError: the user's factory raised, or what it returned is not a rater.
     """
     if config.name == "simulated" or config.name.startswith(FITTED_PREFIX):
-        behaviour = _behaviour(config, reward_name(gold), reference_rewards)
+        behaviour = _behaviour(config, gold, reference_rewards)
+        if config.population > 1:
+            return _population(config, "simulated", gold, behaviour, reference_rewards, seed)
         return SimulatedRater(gold, behaviour, seed=seed, batch_size=config.batch_size)
     if config.name in PRESETS:
-        rewards = reference_rewards()
+        rewards = reference_rewards(gold)
+        if config.population > 1:
+            knobs = _scaled(_given(config, OF_SIMULATED), config, rewards)
+            behaviour = replace(preset_behaviour(config.name, rewards), **knobs)
+            return _population(config, config.name, gold, behaviour, reference_rewards, seed)
         return simulated_rater(
             config.name,
             gold,
@@ -148,7 +163,47 @@ def _fitted(config: RaterConfig) -> FittedRater:
     return FittedRater.load(config.name.removeprefix(FITTED_PREFIX))
 
 
-def _behaviour(config: RaterConfig, reward: str, reference_rewards: Callable[[], ArrayLike]) -> Behaviour:
+def _check_population(config: RaterConfig) -> None:
+    """Refuse settings of a population that contradict one another, and tastes that are no rewards."""
+    if config.overlap > config.population:
+        raise ConfigError(
+            f"rater.overlap ({config.overlap}) of the population answer each query, and rater.population is "
+            f"{config.population}: give a larger population"
+        )
+    if config.population == 1 and (config.tastes or config.beta_spread):
+        name = "tastes" if config.tastes else "beta_spread"
+        raise ConfigError(f"rater.{name} is what the raters of a population differ in: give rater.population, above 1")
+    if config.population > 1 and config.name == "alpacafarm":
+        raise ConfigError(
+            "the rater alpacafarm is a population of its own: leave out rater.population, or take another rater"
+        )
+    for name, spread in config.tastes.items():
+        if not (math.isfinite(spread) and spread >= 0):
+            raise ConfigError(f"rater.tastes: the spread of {name} must be a finite number of 0 or more, got {spread}")
+        load_reward(name)
+
+
+def _population(
+    config: RaterConfig,
+    name: str,
+    gold: Reward,
+    behaviour: Behaviour,
+    reference_rewards: Callable[[Reward], ArrayLike],
+    seed: int,
+) -> Rater:
+    rewards = {key: load_reward(key) for key in config.tastes}
+    tastes = {
+        key: Taste(reward, config.tastes[key], float(np.asarray(reference_rewards(reward)).std()))
+        for key, reward in rewards.items()
+    }
+    return population(
+        name, gold, behaviour, size=config.population, overlap=config.overlap, tastes=tastes,
+        reward_std=float(np.asarray(reference_rewards(gold)).std()) if tastes else 1.0,
+        beta_spread=config.beta_spread, seed=seed, batch_size=config.batch_size,
+    )  # fmt: skip
+
+
+def _behaviour(config: RaterConfig, gold: Reward, reference_rewards: Callable[[Reward], ArrayLike]) -> Behaviour:
     """The behaviour of ``simulated`` or of a fitted rater, in the unit of the gold reward.
 
     A fitted rater is taken as it is for the reward that it was fitted with, and carried over to another one by the two rewards'
@@ -156,19 +211,19 @@ def _behaviour(config: RaterConfig, reward: str, reference_rewards: Callable[[],
 
     Args:
         config: the section ``rater``.
-        reward: name of the gold reward.
-        reference_rewards: computes gold rewards of reference samples.
+        gold: the gold reward.
+        reference_rewards: computes a reward's scores of reference samples.
     """
     knobs = _given(config, OF_SIMULATED)
     if config.name == "simulated":
         if config.unit == "reward":
             return Behaviour(**knobs)
-        rewards = np.asarray(reference_rewards())
+        rewards = np.asarray(reference_rewards(gold))
         return Behaviour(**knobs).in_unit(float(rewards.std()), float(rewards.mean()))
     fitted = _fitted(config)
-    if reward == fitted.reward and config.unit == "reward":
+    if reward_name(gold) == fitted.reward and config.unit == "reward":
         return replace(fitted.behaviour, **knobs)
-    rewards = np.asarray(reference_rewards())
+    rewards = np.asarray(reference_rewards(gold))
     spread = float(rewards.std())
     return replace(fitted.behaviour_for(spread), **_scaled(knobs, config, rewards))
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.feedback.preferences import Preference, preferences_from
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.preference_data import PreferenceData
 from rlhf_gym.reward_model import FitResult, RewardModel
 from rlhf_gym.reward_model.batches import texts_of
@@ -70,16 +71,30 @@ class RewardEvaluation:
     n_texts: int = 0
     n_cut: int = 0
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval of the accuracy, of as many independent comparisons as its standard error stands for.
+
+        At 0% and 100%, where the standard error says nothing, of as many as there are.
+        """
+        fit = self.fit
+        if fit.n_validation == 0:
+            return 0.0, 1.0
+        n = float(fit.n_validation)
+        if fit.standard_error > 0:
+            n = min(n, fit.accuracy * (1 - fit.accuracy) / fit.standard_error**2)
+        return wilson_interval(fit.accuracy * n, n)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {**asdict(self), "fit": self.fit.as_dict()}
 
     def as_text(self) -> str:
         """The evaluation as a table of plain text."""
-        fit, half = self.fit, 1.96 * self.fit.standard_error
+        fit = self.fit
+        low, high = self.interval
         lines = [
-            f"accuracy             {fit.accuracy:.1%}  [{max(0.0, fit.accuracy - half):.1%}, "
-            f"{min(1.0, fit.accuracy + half):.1%}] (95% interval; {fit.n_validation} comparisons)"
+            f"accuracy             {fit.accuracy:.1%}  [{low:.1%}, {high:.1%}] (95% interval; {fit.n_validation} comparisons)"
         ]
         if self.calibrated:
             lines += [

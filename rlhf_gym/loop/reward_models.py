@@ -16,14 +16,16 @@ import numpy as np
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.attributes import weighted
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.lm.chat_template import prompt_messages
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import reference_conversations
+from rlhf_gym.loop.reward_ensemble import fit_members, member_folder
 from rlhf_gym.loop.whole_files import write_json, write_text
-from rlhf_gym.reward_model import FitConfig, Rating, RewardModel, ratings_of
+from rlhf_gym.reward_model import Features, FitConfig, Rating, RewardModel, ratings_of
 from rlhf_gym.reward_model import fit as fit_reward_model
 from rlhf_gym.tasks.samples import Prompt
 
@@ -51,7 +53,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     with FeedbackStore(context.run.store_file, read_only=True) as store:
         last = store.last_number()  # first: an answer that comes meanwhile counts as new next time
         judgements = store.count().current
-        answers = store.answers(to_learn=True)
+        answers = weighted(store.answers(to_learn=True), context.config.reward_model.settings["attribute_weights"])
     preferences = preferences_of(answers)
     if all(p.tie for p in preferences):
         raise FeedbackError(
@@ -67,6 +69,9 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     if context.config.agent.value_start == "reward_model":
         readout = replace(readout, layers=None)  # the value network starts from the whole trunk
     model = RewardModel(trunk, readout=readout, seed=config.seed)
+    features = None
+    if config.trunk_layers == 0:
+        features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
     title = f"round {number} reward model"
     with context.progress.stage(title, 0) as bar:
         result = fit_reward_model(
@@ -74,14 +79,29 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             preferences,
             config,
             ratings=ratings,
+            features=features,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
             on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )
+        further = fit_members(
+            context.config.reward_model.members - 1,
+            lambda member: RewardModel(
+                context.reference.frozen_copy() if features is None else model.language_model, readout=readout,
+                seed=config.seed + member,
+            ),
+            preferences, config, ratings=ratings, features=features,
+            on_progress=lambda member, done, total, loss: bar.update(done, f"member {member + 1}, loss {loss:.3f}", total),
+        )  # fmt: skip
         prompts, responses = _reference_samples(context, number)
-        model.normalise([p.text for p in prompts], responses, [prompt_messages(p.columns) for p in prompts])
+        for one in (model, *(member for member, _ in further)):
+            one.normalise([p.text for p in prompts], responses, [prompt_messages(p.columns) for p in prompts])
     folder = context.run.round(number)
+    for member, (one, _) in enumerate(further, start=1):
+        one.save(member_folder(context.run.reward_model(number), member))
     model.save(context.run.reward_model(number))
     metrics = result.as_dict()
+    if further:
+        metrics["members"] = [found.accuracy for found in (result, *(found for _, found in further))]
     write_json(folder / "reward_model.json", metrics)
     line = {"iteration": iteration, "judgements": judgements, "last": last, **{name: metrics[name] for name in _KEPT}}
     earlier = [fit for fit in fits(folder) if fit["iteration"] < iteration]

@@ -17,6 +17,7 @@ from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import to_settings
 from rlhf_gym.loop.context import PeoplePage, RunContext
 from rlhf_gym.loop.evaluate import evaluate
+from rlhf_gym.loop.given_data import GivenData
 from rlhf_gym.loop.label import label
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
@@ -25,6 +26,7 @@ from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
 from rlhf_gym.loop.whole_files import read_json, write_json, write_text
+from rlhf_gym.tasks import Task
 
 STAGE_FUNCTIONS = {"sample": sample, "label": label, "fit": fit, "train": train, "evaluate": evaluate}
 """The stages of a round, in order."""
@@ -40,6 +42,8 @@ def run_loop(
     progress: Progress | None = None,
     page: PeoplePage | None = None,
     stages: Sequence[str] | None = None,
+    task: Task | None = None,
+    given: GivenData | None = None,
 ) -> RunDirectory:
     """Run the whole loop in a directory.
 
@@ -55,6 +59,8 @@ def run_loop(
         progress: shows the user what goes on; by default bars on a terminal, lines elsewhere.
         page: serves the rating page if the configuration asks people: :class:`rlhf_gym.web.run_page.RunPage`.
         stages: the stages of each round to do; None does all. Others can follow later, with ``resume=True``.
+        task: the configuration's task, where it is loaded already; None loads it.
+        given: the rows of ``agent.data``, where they are read already; None reads them.
 
     Returns:
         The run's directory, with ``report.html`` and ``summary.txt`` in it.
@@ -67,7 +73,7 @@ def run_loop(
     check_ranks(ranks, config, run, resume=resume)
     ranks.from_main(partial(_check, config, run, page, resume=resume))
     # Everything is loaded and checked before the directory is made: a mistyped name leaves nothing behind.
-    context = ranks.each(lambda: RunContext.of(config, run, progress))
+    context = ranks.each(lambda: RunContext.of(config, run, progress, task=task, given=given))
     with ExitStack() as stack:
         ranks.from_main(lambda: stack.enter_context(run.open(config, resume=resume)))
         if ranks.is_main and context.too_long:

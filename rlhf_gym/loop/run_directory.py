@@ -9,12 +9,14 @@
 ``metrics.csv``                         a row for each iteration
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the reward model, and its accuracy and calibration
+``round-N/reward_model_2/``, ...        with ``reward_model.members``: the others of the ensemble
 ``round-N/reward_models.jsonl``         a line for each fit: after which iteration, number of judgements, accuracy
 ``round-N/agent.json``                  the agent's class and all its settings
 ``round-N/completions.jsonl``           sample completions of some iterations, token by token
 ``round-N/agent.zip``                   the latest checkpoint of training
 ``round-N/training.json``               how training ended: why, if early; the iteration whose policy the round ends with
 ``round-N/validation.jsonl``            with ``evaluation.every``: the evaluations during training
+``round-N/fresh_labels.sqlite``         with ``evaluation.fresh_labels``: the rater's answers, which measure and teach nothing
 ``round-N/best.zip``                    likewise: the checkpoint of the best one
 ``round-N/divergence-ITERATION.zip``    where training diverged: the batch that did it
 ``round-N/agent_seconds.json``          seconds of the iterations up to that checkpoint, by phase

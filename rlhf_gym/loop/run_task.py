@@ -77,6 +77,7 @@ def check_conversation(config: Config, task: Task) -> None:
         "task.held_out": config.task.held_out is not None, "rater.query_type=edit": config.rater.query_type == "edit",
         "rater.select=fresh": config.rater.labels is not None and config.rater.select == "fresh",
         "agent.value_start=reward_model": config.agent.value_start == "reward_model",
+        "evaluation.fresh_labels": config.evaluation.fresh_labels > 0,
         f"agent.name={config.agent.name}": not agent.in_conversations,
     }  # fmt: skip
     if wrong := [name for name, is_given in given.items() if is_given]:

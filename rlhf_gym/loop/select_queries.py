@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf_gym.feedback import FeedbackStore, Query
+from rlhf_gym.feedback.attributes import weighted
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.lm.chat_template import Messages, prompt_messages
 from rlhf_gym.lm.log_probs import response_log_probs
@@ -78,7 +79,8 @@ def _choose(
         points = _points(context, [*queries, *asked])
         return select, k_center(points[: len(queries)], wanted, points[len(queries) :], rng)
     if select in BY_ENSEMBLE:
-        preferences = [p for p in preferences_of(store.answers(to_learn=True)) if p.chosen != p.rejected]
+        answers = weighted(store.answers(to_learn=True), context.config.reward_model.settings["attribute_weights"])
+        preferences = [p for p in preferences_of(answers) if p.chosen != p.rejected]
         if any(not p.tie for p in preferences):
             scores = _ensemble_scores(context, number, queries, preferences)
             return select, highest(BY_ENSEMBLE[select](pair_probabilities(scores)), wanted, rng)

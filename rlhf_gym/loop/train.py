@@ -20,6 +20,7 @@ from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import talks_of
+from rlhf_gym.loop.fresh_labels import FreshLabels
 from rlhf_gym.loop.metrics_table import MetricsTable, make_logger
 from rlhf_gym.loop.summary import held_out_line
 from rlhf_gym.loop.train_reward import ProxyAndGold
@@ -174,6 +175,7 @@ def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> V
     return Validation(
         **where, every=wanted.every, metric=wanted.metric, best=folder / BEST, history=folder / VALIDATION_FILE,
         stop_at=wanted.stop_at, patience=wanted.patience, batch_size=size,
+        stop_above=wanted.stop_above, measure=FreshLabels(context, number, reward) if wanted.fresh_labels else None,
     )  # fmt: skip
 
 

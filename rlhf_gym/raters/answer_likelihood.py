@@ -25,6 +25,8 @@ FITTED = ("beta", "position_bias", "length_bias", "error_rate", "lapse_rate", "r
 MOST_ORDERS = 24
 """Most orders that a ranking with ties may be consistent with: four responses in one place."""
 _LEAST = math.log(1e-3)  # of beta and of theta - 1, and the rates' logit: what is smaller is taken to be 0
+_STARTED = 0.02
+"""Least rate of errors and of lapses from which a fit is started."""
 _ITERATIONS, _ITERATIONS_FROM_START = 60, 20
 
 
@@ -196,7 +198,9 @@ def maximise(answers: Answers, weights: Tensor | None = None, start: Array | Non
     raw = torch.tensor([0.0, 0.0, 0.0, -3.0, -3.0, -1.0], dtype=torch.float64)
     if start is not None:
         beta, position, length, error, lapse, theta = start
-        logits = [math.log(max(p, 1e-4) / max(1 - p, 1e-4)) for p in (error, lapse)]
+        # Off the bounds, where the gradient vanishes: else no resample of answers would ever find a rate above 0.
+        rates = [min(max(p, _STARTED), 1 - _STARTED) for p in (error, lapse)]
+        logits = [10 * math.atanh(math.log(p / (1 - p)) / 10) for p in rates]
         logs = [
             np.arctanh(np.clip(math.log(x) / -_LEAST, -0.99, 0.99)) * -_LEAST
             for x in (beta * scale, max(theta - 1, 1e-3))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import ConfigError, FeedbackError
-from rlhf_gym.feedback.queries import Query, QueryType
+from rlhf_gym.feedback.queries import Query, QueryType, content_id
 from rlhf_gym.raters.choice_models import davidson
 
 Array = NDArray[np.float64]
@@ -48,6 +48,11 @@ class Behaviour:
         position_bias: reward added to the response shown first, falling evenly to 0 for the last; in units of reward.
         length_bias: reward added for each word (between white space) of a response; in units of reward.
         lapse_rate: share of queries, 0 to 1, answered without looking: the first shown is best, ratings in the middle.
+        intransitivity: strength of preferences that go in circles, in units of reward; 0 or more. Every response has a place
+            on a circle, which its text decides; between two, ``intransitivity sin(angle_a - angle_b)`` is added to the
+            difference of their rewards, so that equally good responses beat one another like rock, paper and scissors
+            (Balduzzi et al. 2019, "Open-ended learning in symmetric zero-sum games", the disc game). Of more than two, each is
+            compared with the mean of the others. Ratings do not compare, and have none of it.
         fatigue: added to the error rate for every 100 queries of the round that came before this one.
         strength_cuts: ascending differences of felt reward at which a pair's strength rises from 1 to 2, 3, ...; empty:
             the rater gives no strength. In units of reward.
@@ -69,11 +74,15 @@ class Behaviour:
     length_bias: float = 0.0
     lapse_rate: float = 0.0
     fatigue: float = 0.0
+    intransitivity: float = 0.0
     strength_cuts: tuple[float, ...] = ()
     rating_cuts: tuple[float, ...] = (-1.5, -0.5, 0.5, 1.5)
 
     def __post_init__(self) -> None:
-        lowest = {"beta": 0.0, "tie_threshold": 0.0, "rao_kupper_theta": 1.0, "davidson_nu": 0.0, "fatigue": 0.0}
+        lowest = {
+            "beta": 0.0, "tie_threshold": 0.0, "rao_kupper_theta": 1.0, "davidson_nu": 0.0, "fatigue": 0.0,
+            "intransitivity": 0.0,
+        }  # fmt: skip
         for name, low in lowest.items():
             value = getattr(self, name)
             if not value >= low or (math.isinf(value) and name != "beta"):
@@ -125,6 +134,7 @@ class Behaviour:
             skip_below=self.skip_below * unit + origin,
             position_bias=self.position_bias * unit,
             length_bias=self.length_bias * unit,
+            intransitivity=self.intransitivity * unit,
             strength_cuts=tuple(cut * unit for cut in self.strength_cuts),
             rating_cuts=tuple(cut * unit + origin for cut in self.rating_cuts),
         )
@@ -162,6 +172,8 @@ class _Answer:
         early = np.empty(k)
         early[self.order] = np.linspace(1.0, 0.0, k)
         self.felt = rewards + behaviour.length_bias * words + behaviour.position_bias * early
+        if behaviour.intransitivity and k > 1 and query.query_type != "rating":
+            self.felt = self.felt + behaviour.intransitivity * _circular(query)
         if behaviour.noise == "gumbel":
             self.noise = -np.log(-np.log(uniforms))
         else:
@@ -267,6 +279,15 @@ class _Answer:
     def sorted(self) -> NDArray[np.intp]:
         """Indices of the responses, best first; noise decides between equals."""
         return np.lexsort((-self.noise, -self.value))
+
+
+def _circular(query: Query) -> Array:
+    """What each response gains on the others by its place on the circle, ``[k]``: half the mean sine of the angles between."""
+    turns = [
+        int(content_id("place on the circle", query.prompt, response), 16) / 2.0**128 for response in query.responses
+    ]
+    angle = 2 * math.pi * np.array(turns)
+    return np.asarray(np.sin(angle[:, None] - angle[None, :]).sum(axis=1) / (2 * (len(angle) - 1)))
 
 
 def _grouped(k: int, ties: list[tuple[int, int]]) -> list[list[int]]:

@@ -81,6 +81,19 @@ def simulated_rater(
     return SimulatedRater(reward, _behaviour(preset, rewards), seed=seed, name=name, **knobs)
 
 
+def preset_behaviour(preset: str, reference_rewards: ArrayLike) -> Behaviour:
+    """The behaviour of a preset that is one rater.
+
+    Args:
+        preset: one of :data:`PRESETS`, but for ``alpacafarm``, which is thirteen.
+        reference_rewards: ``[n, k]``, see :func:`simulated_rater`.
+
+    Raises:
+        ConfigError: rewards that do not fit.
+    """
+    return _behaviour(preset, _reference(reference_rewards))
+
+
 def _behaviour(preset: str, rewards: Array) -> Behaviour:
     rational = Behaviour(beta=math.inf)
     if preset == "bpref_stoc":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
 
@@ -79,6 +81,11 @@ class FitConfig:
         "equal, or learned: each rater's rationality is fitted with the model (not with losses of ratings), so that who "
         "contradicts the others counts less",
     )
+    attribute_weights: Mapping[str, float] = setting(
+        {},
+        "of ratings of several attributes: the weight of each, e.g. {helpful: 1, harmless: 2}; a rating is then their weighted "
+        "sum, in losses of ratings and of the comparisons that ratings make. Empty takes the mean of all attributes",
+    )
     dropout: float = setting(
         0.0, "in the trunk's dropout layers (where it has some) and before the head, while fitting", at_least=0, below=1
     )
@@ -115,6 +122,9 @@ class FitConfig:
         hints = get_type_hints(type(self))
         for f in fields(self):
             value, bounds = getattr(self, f.name), bounds_of(f.metadata)
+            if isinstance(value, Mapping):
+                _check_weights(f.name, value)
+                continue
             optional = "None" in str(f.type)
             choices = _choices(hints[f.name])
             if (optional and value is None) or value in choices:
@@ -142,6 +152,17 @@ class FitConfig:
             return self.trunk_layers
         weights = sum(p.numel() for p in language_model.trunk.parameters())
         return -1 if weights <= SMALL_TRUNK else 0
+
+
+def _check_weights(name: str, weights: Mapping[str, float]) -> None:
+    """Refuse what is no number, and weights that are all 0."""
+    numbers = [
+        w for w in weights.values() if isinstance(w, int | float) and not isinstance(w, bool) and math.isfinite(w)
+    ]
+    if len(numbers) < len(weights) or (weights and not any(numbers)):
+        raise ConfigError(
+            f"a reward model's {name} must be finite numbers, not all 0, by attribute; got {dict(weights)}"
+        )
 
 
 def _choices(hint: object) -> list[str]:

@@ -25,10 +25,27 @@ def fit_heads(differences: Tensor, tie: Tensor, number: int, *, seed: int = 0) -
     Returns:
         float64 ``[number, D]``; a response's score is its features times a row.
     """
-    x = differences.double()
-    draws = np.random.default_rng(seed).exponential(size=(number, len(x)))
-    weight, either = torch.from_numpy(draws), tie.double() / 2
-    heads = torch.zeros(number, x.shape[1], dtype=torch.float64, requires_grad=True)
+    draws = np.random.default_rng(seed).exponential(size=(number, len(differences)))
+    return _fitted(differences, tie, torch.from_numpy(draws))
+
+
+def fit_head(differences: Tensor, tie: Tensor) -> Tensor:
+    """Fit one Bradley-Terry head to comparisons, all of which count once; see :func:`fit_heads`.
+
+    Args:
+        differences: ``[N, D]``, features of the chosen responses minus those of the rejected.
+        tie: bool ``[N]``.
+
+    Returns:
+        float64 ``[D]``.
+    """
+    return _fitted(differences, tie, torch.ones(1, len(differences), dtype=torch.float64))[0]
+
+
+def _fitted(differences: Tensor, tie: Tensor, weight: Tensor) -> Tensor:
+    """Heads ``[E, D]`` for weightings ``[E, N]`` of the comparisons."""
+    x, either = differences.double(), tie.double() / 2
+    heads = torch.zeros(len(weight), x.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([heads], max_iter=_ITERATIONS, tolerance_change=1e-9, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

@@ -25,13 +25,13 @@ class Minimum(Combination):
         self.parts, self.name = as_terms(parts, name), name
 
     def combine(self, values: list[Scores], responses: list[str]) -> tuple[Scores, dict[str, Scores]]:
-        """Take the minimum of the scores.
+        """Take the minimum of the scores; the term ``NAME_variance`` is their variance.
 
         Args:
             values: for each part its scores, float64 ``[n]``.
             responses: the ``n`` responses; not used.
         """
-        return np.min(values, axis=0), {}
+        return np.min(values, axis=0), {f"{self.name}_variance": np.var(values, axis=0)}
 
 
 class Ensemble(Combination):

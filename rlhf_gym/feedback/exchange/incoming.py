@@ -129,18 +129,18 @@ class Rows:
     ) -> None:
         if format != AUTO:
             format_of(format)  # before anything is read
-        renamed = (_renamed(row, columns or {}) for row in given)
-        first = list(islice(renamed, _LOOKED_AT)) if format == AUTO else []
+        named = (renamed(row, columns or {}) for row in given)
+        first = list(islice(named, _LOOKED_AT)) if format == AUTO else []
         self.found = format == AUTO and len(first) > 0
         self.format = _found(first, place) if self.found else NATIVE if format == AUTO else format
         one = format_of(self.format)
         self._read = one.read
         if one.read_by_file is not None:
-            first += islice(renamed, _READ_FIRST - len(first))
+            first += islice(named, _READ_FIRST - len(first))
             self._read = one.read_by_file(first)
         self.read = 0
         self.dropped, self.noted = Tally(), Tally()
-        self._given = chain(first, renamed)
+        self._given = chain(first, named)
         self._rater, self._round = rater, round
         self._seen: Counter[tuple[str, str]] = Counter()
 
@@ -231,13 +231,18 @@ def plain(columns: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 _MISSING = "\0missing"
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """A row with columns under the names that its format gives them."""
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """A row with columns under the names that its format gives them.
+
+    Args:
+        row: of a file.
+        columns: the name in the file of what the format calls otherwise; dots lead into mappings.
+    """
     if not columns or not isinstance(row, Mapping):
         return row
     for inner in ("data", "fields"):  # of Label Studio, of Argilla
         if isinstance(row.get(inner), Mapping) and not any(_dig(row, path) is not None for path in columns.values()):
-            return {**row, inner: _renamed(row[inner], columns)}
+            return {**row, inner: renamed(row[inner], columns)}
     found = {name: _dig(row, path) for name, path in columns.items()}
     rest = {name: value for name, value in row.items() if name not in columns.values() and name not in found}
     missing = next((columns[name] for name, value in found.items() if value is None), None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
@@ -123,11 +123,16 @@ def gap_chart(found: Frontier) -> Markup:
     return chart.render("Over-optimisation gap", f"From {signed(gaps[0])} to {signed(gaps[-1])} ({found.unit}).")
 
 
-def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
-    """Draw a reliability diagram: the rater's agreement against the reward model's confidence; None without bins."""
+def calibration_chart(rows: Sequence[Mapping[str, Any]], by: str = "reward model") -> Markup | None:
+    """Draw a reliability diagram: the rater's agreement against the confidence of a prediction; None without bins.
+
+    Args:
+        rows: bins with ``confidence``, ``accuracy`` and ``count``.
+        by: who predicts, in words.
+    """
     bins = [
         (confidence, accuracy, int(count))
-        for row in reward_model.rows("bins")
+        for row in rows
         if (confidence := finite(row.get("confidence"))) is not None
         and (accuracy := finite(row.get("accuracy"))) is not None
         and (count := finite(row.get("count"))) is not None
@@ -143,7 +148,7 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
     chart = Chart(420, 340, (low, 1), (bottom, 1.02), (10, 20, 112, 56))
     ticks, y_ticks = nice_ticks(low, 1, 5), nice_ticks(bottom, 1, 5)
     names, y_names = ([percent(tick, 0) for tick in axis] for axis in (ticks, y_ticks))
-    label = "reward model's confidence"
+    label = f"{by}'s confidence"
     chart.axes(label, y_label="rater agreed", x_ticks=ticks, x_names=names, y_ticks=y_ticks, y_names=y_names)
     chart.segment((chart.x(low), chart.y(low)), (chart.x(1), chart.y(1)), "mark-line")
     most, floor, half = max(count for _, _, count in bins), chart.height - 6, 8.0
@@ -162,7 +167,37 @@ def calibration_chart(reward_model: RewardModelRound) -> Markup | None:
     for confidence, accuracy, count in bins:
         tip = f"{number(count)} pairs\nconfidence {percent(confidence)}\nrater agreed {percent(accuracy)}"
         chart.spot((confidence, accuracy), tip, 12)
-    return chart.render("Calibration of the reward model", f"{len(bins)} bins of held-out pairs.")
+    return chart.render(f"Calibration of the {by}", f"{len(bins)} bins of held-out pairs.")
+
+
+def label_curve_chart(points: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Draw held-out accuracy by number of labels, on a logarithmic axis, with 95% intervals; None without points.
+
+    Args:
+        points: with ``n``, ``accuracy``, ``low`` and ``high``.
+    """
+    values = [[finite(point.get(key)) for key in ("n", "accuracy", "low", "high")] for point in points]
+    known = [
+        (n, a, low, high) for n, a, low, high in values if n and n > 0 and a and low is not None and high is not None
+    ]
+    if not known:
+        return None
+    places = [math.log2(n) for n, *_ in known]
+    chart = Chart(420, 340, (min(places) - 0.3, max(places) + 0.3), padded([v for _, *row in known for v in row]))
+    ticks = nice_ticks(*chart.y_range, 5)
+    chart.axes(
+        "comparisons fitted to", y_label="held-out accuracy", x_ticks=places, x_names=[number(n) for n, *_ in known],
+        y_ticks=ticks, y_names=[percent(tick, 0) for tick in ticks],
+    )  # fmt: skip
+    for place, (n, accuracy, low, high) in zip(places, known, strict=True):
+        x = chart.x(place)
+        chart.segment((x, chart.y(low)), (x, chart.y(high)), "whisker other")
+        tip = f"{number(n)} comparisons\naccuracy {percent(accuracy)}\n95% interval {percent(low)} to {percent(high)}"
+        chart.spot((place, accuracy), tip, 12)
+    line = [(place, accuracy) for place, (_, accuracy, _, _) in zip(places, known, strict=True)]
+    chart.line(line, "other")
+    chart.dots(line, "other", 4)
+    return chart.render("Accuracy by number of labels", f"{len(known)} parts of the labels.")
 
 
 def loss_chart(reward_model: RewardModelRound) -> Markup | None:

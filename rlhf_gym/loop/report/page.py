@@ -6,6 +6,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rlhf_gym.loop.report.charts import (
     calibration_chart,
     frontier_chart,
     gap_chart,
+    label_curve_chart,
     learning_curve,
     loss_chart,
     win_rate_chart,
@@ -80,9 +82,13 @@ def render(run: RunData) -> str:
         frontier_chart=frontier_chart(found) if found else None,
         gap_chart=gap_chart(found) if found and found.standardised else None,
         reward_models=[
-            (reward_model, calibration_chart(reward_model), loss_chart(reward_model))
+            (reward_model, calibration_chart(reward_model.rows("bins")), loss_chart(reward_model))
             for reward_model in run.reward_models
         ],
+        fitted_chart=None
+        if run.fitted_rater is None
+        else calibration_chart([asdict(row) for row in run.fitted_rater.calibration], "fitted rater"),
+        label_curve_chart=label_curve_chart(run.label_curve.get("points") or []),
         win_rate_chart=win_rate_chart(rates) if rates else None,
         second_judge=run.evaluated("judge_win_rate") is not None,
         doubts=doubts(run),

@@ -13,16 +13,21 @@ import math
 import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.raters.fitted import FITTED_PREFIX, FittedRater
 from rlhf_gym.store_places import STORE_FILE
 
 T = TypeVar("T")
+
+FITTED_FILE, LABEL_CURVE_FILE = "fitted_rater.json", "label_curve.json"
+"""The simulated rater that `rlhf-gym fit-rater` fitted to the run's answers, and accuracy by their number."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ class RunData:
         seconds: seconds of the iterations of all rounds, by phase.
         too_long: a line for each kind of texts that were too long for the model.
         endings: a sentence for each round whose training ended early, or whose policy is not that of its last iteration.
+        fitted_rater: the simulated rater that was fitted to the run's answers, or that gave them; None without one.
+        label_curve: accuracy by number of labels; empty where it was not measured.
     """
 
     run_dir: Path
@@ -133,6 +140,8 @@ class RunData:
     seconds: Mapping[str, float]
     too_long: tuple[str, ...] = ()
     endings: tuple[str, ...] = ()
+    fitted_rater: FittedRater | None = None
+    label_curve: Mapping[str, Any] = field(default_factory=dict)
 
     def series(self, key: str) -> list[float | None]:
         """A metric by iteration; None where an iteration lacks it."""
@@ -233,10 +242,15 @@ def read_run(run_dir: Path) -> RunData:
         if match and metrics:
             fits = read(f"{folder.name}/reward_models.jsonl", _json_lines, no_rows)
             rounds.append(RewardModelRound(int(match[1]), metrics, fits))
+    config, fitted_rater = read("config.yaml", yaml.safe_load, nothing), None
+    try:
+        fitted_rater = _fitted_rater(run_dir, config)
+    except ConfigError as error:
+        problems.append(str(error))
     reward_models = tuple(sorted(rounds, key=lambda reward_model: reward_model.round))
     return RunData(
         run_dir=run_dir,
-        config=read("config.yaml", yaml.safe_load, nothing),
+        config=config,
         versions=versions,
         iterations=read("metrics.csv", _iterations, ()),
         reward_models=reward_models,
@@ -251,7 +265,19 @@ def read_run(run_dir: Path) -> RunData:
             str(row.get("in_words")) for row in read("too_long.json", json.loads, no_rows) if isinstance(row, Mapping)
         ),
         endings=tuple(endings[number] for number in sorted(endings)),
+        fitted_rater=fitted_rater,
+        label_curve=read(LABEL_CURVE_FILE, json.loads, nothing),
     )
+
+
+def _fitted_rater(run_dir: Path, config: Mapping[str, Any]) -> FittedRater | None:
+    """The rater that was fitted to a run's answers; or the fitted one that gave them, if its file is still there."""
+    if (own := run_dir / FITTED_FILE).is_file():
+        return FittedRater.load(own)
+    rater = config.get("rater")
+    name = str(rater.get("name")) if isinstance(rater, Mapping) else ""
+    file = Path(name.removeprefix(FITTED_PREFIX))
+    return FittedRater.load(file) if name.startswith(FITTED_PREFIX) and file.is_file() else None
 
 
 def ending(number: int, training: Mapping[str, Any]) -> str:
