@@ -35,7 +35,7 @@ GIVEN = ("data", "preferences")
 """Arguments of agents that learn from given responses."""
 
 LOOP_KEYS_FOR: Mapping[str, tuple[str, ...]] = {
-    "value_start": ("value_start",), "target_column": ("data",), "data": GIVEN, "data_format": GIVEN,
+    "value_start": ("value_start",), "teacher": ("kl_coef",), "target_column": ("data",), "data": GIVEN, "data_format": GIVEN,
 }  # fmt: skip
 """The loop's own keys that only some agents have, with the arguments by which these agents are known."""
 

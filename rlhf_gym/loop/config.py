@@ -278,6 +278,12 @@ class AgentConfig:
     value_start: Literal["policy", "reward_model"] = setting(
         "policy", "weights that a separate value network starts from: the policy's, or the round's reward model's"
     )
+    teacher: str | None = setting(
+        None,
+        "on-policy distillation: the model, as in model.name, that the agent's KL penalty is measured from in the place of the "
+        "model that training starts from. kl_coef weighs it against the reward; take kl_in loss. The evaluation still reports "
+        "the KL from model.name; null has no teacher",
+    )
     target_column: str = setting("target", "column of the prompts that holds the response to learn")
     data: str | None = setting(
         None,
