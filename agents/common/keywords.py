@@ -629,6 +629,8 @@ class RAFTKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    keep: Literal["best", "all"]
+    min_score: float | None
 
 
 class PreferenceOptimizationKeywords(AgentKeywords, total=False):
