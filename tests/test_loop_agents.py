@@ -207,8 +207,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "clip_range_high": {"clip_range": 0.1},
     "dual_clip": {"clip_range": 0.1}, "n_epochs": {"clip_range": 0.1}, "kl_estimator": {"kl_in": "reward"},
     "kl_in": {"kl_estimator": "k2"}, "max_resamples": {"dynamic_sampling": True},
+    "keep": {"min_score": 1.0},
 }  # fmt: skip
-VALUES: dict[str, Any] = {"n_episodes": 48, "group_size": 2, "batch_size": 12}
+VALUES: dict[str, Any] = {
+    "n_episodes": 48, "group_size": 16, "batch_size": 12, "engine": "rlhf_gym.lm.engines.builtin_engine:BuiltinEngine",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

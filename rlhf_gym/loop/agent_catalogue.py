@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AGENTS = {
     "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
+    "remax": "ReMax",
     "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
     "preference_optimization": "PreferenceOptimization", "sft": "SFT",
 }  # fmt: skip

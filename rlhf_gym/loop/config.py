@@ -256,8 +256,8 @@ class AgentConfig:
 
     name: str = setting(
         "ppo",
-        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, preference_optimization, "
-        "sft, or path/file.py:Class or module:Class of your own",
+        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, "
+        "preference_optimization, sft, or path/file.py:Class or module:Class of your own",
     )
     preset: str | None = setting(
         None,
