@@ -74,7 +74,7 @@ from rlhf_gym.agents.common.setup import (
     usable_device,
 )
 from rlhf_gym.agents.common.shares import check_agreement, check_weights, fill_tables, finish_scores, sum_tables
-from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
+from rlhf_gym.agents.common.slots import draws_by_weights, group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.agents.common.turn_credit import per_turn
 from rlhf_gym.envs.sb3 import TokenVecEnv
@@ -505,6 +505,16 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.entropy_controller.begin(float(-rollout.log_probs[rollout.mask].mean()))
         self.prepare(rollout)
         check_rollout(rollout, self.where)
+        self._note_outcomes(rollout)
+
+    def _note_outcomes(self, rollout: Rollout) -> None:
+        """Tell an environment that draws prompts by weights how the responses to them have done."""
+        env = self._vec_env
+        if not draws_by_weights(env):
+            return
+        sizes = ((rollout.advantages.abs() * rollout.mask).sum(1) / rollout.mask.sum(1)).tolist()
+        prompts, scores = [e.prompt_ids for e in rollout.episodes], [e.score for e in rollout.episodes]
+        self.ranks.from_main(lambda: env.env_method("note_outcomes", prompts, scores, sizes, indices=[0]))
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:

@@ -51,10 +51,11 @@ class TaskConfig:
         "longest call of the gold reward, in seconds; in a combination, of each reward; null sets no limit",
         above=0,
     )
-    prompt_order: Literal["random", "epochs"] = setting(
+    prompt_order: Literal["random", "epochs", "success_rate", "advantage", "age"] = setting(
         "random",
         "the order of prompts in training: random draws them with replacement; in epochs all of them come, in random order, "
-        "before one comes again",
+        "before one comes again; success_rate draws those most often that about half of the responses solve (rewards from 0 to "
+        "1), advantage those with the largest advantages, age those that have not come for long",
     )
     max_new_tokens: int | None = setting(
         None, "longest response, in tokens; null takes the task's own limit", at_least=1
