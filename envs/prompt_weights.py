@@ -94,7 +94,8 @@ class WeightedDraws(PromptDraws):
         """int64 ``[n]``: the number of the next prompt of each of these slots; no slot may be named twice."""
         drawn = np.array([self._generators[slot].random() for slot in slots.tolist()])
         found = np.searchsorted(self._upto, drawn * self._upto[-1], side="right")
-        return np.minimum(found, self.num_prompts - 1).astype(np.int64)
+        numbers: NDArray[np.int64] = np.minimum(found, self.num_prompts - 1).astype(np.int64)
+        return numbers
 
     def memory(self) -> dict[str, Any]:
         """What is known of the prompts, as JSON values."""

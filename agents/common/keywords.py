@@ -465,6 +465,8 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_limit: float | None
     on_kl_limit: Action | None
     overlong_filtering: bool
+    running_share: float
+    baseline_decay: float
 
 
 class ReMaxKeywords(AgentKeywords, total=False):
