@@ -180,7 +180,7 @@ class _Training:
         self.prompt, self.response = prompt_tokens, response_tokens
         self.held: dict[str, int] = {}
         self.seen = 0
-        base = self.model()
+        base = self.model(learns=True)
         base.check_fits(prompt_tokens, response_tokens)
         self.parameters = sum(p.numel() for p in base.model.parameters())
         self.hold("policy")
@@ -196,7 +196,7 @@ class _Training:
         self.hold("reference")
         self.value: LanguageModel | None = None
         if self.settings.get("value_network") == "separate":
-            self.value = self.model()
+            self.value = self.model(learns=True)
             if lora is not None:
                 adapt(self.value, lora)
                 share(self.value.model, base.model)
@@ -213,8 +213,13 @@ class _Training:
         self.hold("optimizer")
         self.environments = config.agent.environments
 
-    def model(self, network_config: Any = None) -> LanguageModel:
-        """Another language model: of this kind, or of the run's."""
+    def model(self, network_config: Any = None, *, learns: bool = False) -> LanguageModel:
+        """Another language model, of the run's kind or of this one; weights that learn are float32 where products are rounded.
+
+        Args:
+            network_config: of the model; None takes the run's.
+            learns: False for a frozen model.
+        """
         from transformers import AutoModelForCausalLM
 
         settings = self.config.model
@@ -222,6 +227,8 @@ class _Training:
         network = auto.from_config(network_config or self.network_config, dtype=DTYPES[settings.dtype])
         model = _Outline(network, _NoTokens(), settings.name)
         dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
+        if learns and dtype != torch.float32 and not self.config.model.lora:
+            network.to(torch.float32)
         model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
         return model
 
