@@ -141,7 +141,13 @@ class Episodes(TokenRows):
     def note_outcomes(
         self, prompts: Sequence[Sequence[int]], scores: Sequence[float], advantages: Sequence[float]
     ) -> None:
-        """See :meth:`TokenVectorEnv.note_outcomes <rlhf_gym.envs.token_vector_env.TokenVectorEnv.note_outcomes>`."""
+        """See :meth:`TokenVectorEnv.note_outcomes <rlhf_gym.envs.token_vector_env.TokenVectorEnv.note_outcomes>`.
+
+        Args:
+            prompts: ids of each response's prompt.
+            scores: of each response.
+            advantages: the mean size of each response's advantages.
+        """
         if not isinstance(self.draws, WeightedDraws):
             return
         known = [

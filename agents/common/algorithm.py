@@ -319,6 +319,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if may_learn:
             with self.seconds.phase("learning"):
                 self._fill_advantages(rollout)
+                self._note_outcomes(rollout)
                 for rows in self._minibatches(rollout):
                     self.updating = rows
                     if not self.update(rollout, rows):
@@ -505,7 +506,6 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.entropy_controller.begin(float(-rollout.log_probs[rollout.mask].mean()))
         self.prepare(rollout)
         check_rollout(rollout, self.where)
-        self._note_outcomes(rollout)
 
     def _note_outcomes(self, rollout: Rollout) -> None:
         """Tell an environment that draws prompts by weights how the responses to them have done."""
