@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.preference_optimization import PreferenceOptimization
     from rlhf_gym.agents.raft import RAFT
     from rlhf_gym.agents.reinforce import REINFORCE, ReinforcePlusPlus
+    from rlhf_gym.agents.remax import ReMax
     from rlhf_gym.agents.rloo import RLOO
     from rlhf_gym.agents.sft import SFT
     from rlhf_gym.agents.trpo import TRPO
@@ -43,6 +44,7 @@ __all__ = [
     "LMPolicy",
     "OnlineDPO",
     "PreferenceOptimization",
+    "ReMax",
     "ReinforcePlusPlus",
     "SaveDivergence",
     "TokenAlgorithm",
@@ -66,6 +68,7 @@ _PLACES = {
     "RAFT": "rlhf_gym.agents.raft",
     "REINFORCE": "rlhf_gym.agents.reinforce",
     "RLOO": "rlhf_gym.agents.rloo",
+    "ReMax": "rlhf_gym.agents.remax",
     "SFT": "rlhf_gym.agents.sft",
     "TRPO": "rlhf_gym.agents.trpo",
     "ReinforcePlusPlus": "rlhf_gym.agents.reinforce",

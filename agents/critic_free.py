@@ -62,7 +62,7 @@ class CriticFree(TokenAlgorithm):
 
     def prepare(self, rollout: Rollout) -> None:
         """Compute each token's reward, from score and KL penalty, and advantages."""
-        check_groups(rollout, self.group_size)
+        check_groups(rollout, self.group_size - int(self.greedy_first))  # the greedy response is only the baseline
         rollout.advantages = self.advantages(rollout, self.shaped_rewards(rollout)) * rollout.mask
         if self.overlong_filtering:
             rows = range(len(rollout.episodes)) if rollout.learn_from is None else rollout.learn_from

@@ -15,6 +15,7 @@ from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import CriticFreeSettings, DiscountSettings
 from rlhf_gym.agents.critic_free import CriticFree
+from rlhf_gym.agents.running_baseline import RunningBaseline
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -41,7 +42,7 @@ class REINFORCESettings(DiscountSettings, CriticFreeSettings):
     aggregation: Aggregation = setting("constant")  # REINFORCE's own sum over each response, up to a constant factor
 
 
-class REINFORCE(CriticFree):
+class REINFORCE(RunningBaseline):
     """The plain policy gradient: ``-(G_t - b) log pi(y_t)``, ``G_t`` being the discounted sum of rewards from token ``t`` on.
 
     By default it takes one optimizer step per iteration: for a second one, the samples would be those of an older policy.
@@ -58,8 +59,6 @@ class REINFORCE(CriticFree):
     Settings: ClassVar[type[AgentSettings]] = REINFORCESettings
 
     baseline: Literal["none", "running", "batch"]
-    baseline_decay: float
-    running_mean: float | None = None
 
     if TYPE_CHECKING:
 
@@ -85,30 +84,10 @@ class REINFORCE(CriticFree):
         totals = returns[:, 0]
         n = len(totals)
         if self.baseline == "running":
-            # The mean of earlier iterations only: it does not depend on what it is subtracted from.
-            before = self.running_mean
-            self._next_mean = totals.mean().item() if before is None else (
-                self.baseline_decay * before + (1 - self.baseline_decay) * totals.mean().item()
-            )  # fmt: skip
-            return returns - (0.0 if before is None else before)
+            return returns - (self.running_baseline(totals) or 0.0)
         if self.baseline == "batch" and n > 1:
             return returns - ((totals.sum() - totals) / (n - 1))[:, None]
         return returns
-
-    def after_learning(self, rollout: Rollout) -> None:
-        """Move the running mean."""
-        super().after_learning(rollout)
-        if self.baseline == "running":
-            self.running_mean = self._next_mean
-
-    def state(self) -> dict[str, Any]:
-        """The counters and random states of every agent, and the running mean."""
-        return {**super().state(), "running_mean": self.running_mean}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The opposite of :meth:`state`."""
-        super().restore(state)
-        self.running_mean = state["running_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)

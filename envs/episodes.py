@@ -14,7 +14,8 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf_gym.envs.masks import Masks, TokenMask
-from rlhf_gym.envs.prompts import EpochDraws, PromptTable, prompt_draws
+from rlhf_gym.envs.prompt_weights import WeightedDraws, prompt_draws
+from rlhf_gym.envs.prompts import OTHER_ORDER, EpochDraws, PromptTable
 from rlhf_gym.envs.scoring import EndedEpisodes, score_episodes
 from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
@@ -136,6 +137,43 @@ class Episodes(TokenRows):
         """
         if isinstance(self.draws, EpochDraws):
             self.draws.share(parts, of)
+
+    def note_outcomes(
+        self, prompts: Sequence[Sequence[int]], scores: Sequence[float], advantages: Sequence[float]
+    ) -> None:
+        """See :meth:`TokenVectorEnv.note_outcomes <rlhf_gym.envs.token_vector_env.TokenVectorEnv.note_outcomes>`.
+
+        Args:
+            prompts: ids of each response's prompt.
+            scores: of each response.
+            advantages: the mean size of each response's advantages.
+        """
+        if not isinstance(self.draws, WeightedDraws):
+            return
+        known = [
+            (self.prompts.numbers.get(tuple(ids)), s, a) for ids, s, a in zip(prompts, scores, advantages, strict=True)
+        ]
+        rows = [(number, s, a) for numbers, s, a in known for number in numbers or ()]
+        if rows:
+            self.draws.note(*zip(*rows, strict=True))
+
+    def draws_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the draws of prompts, as JSON values."""
+        memory = {"prompt_memory": self.draws.memory()} if isinstance(self.draws, WeightedDraws) else {}
+        return {"generators": self.draws.states(), **memory}
+
+    def restore_draws(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`draws_state`.
+
+        Raises:
+            ConfigError: it is of another order of prompts.
+        """
+        memory = state.get("prompt_memory")
+        if (memory is not None) != isinstance(self.draws, WeightedDraws):
+            raise ConfigError(OTHER_ORDER)
+        self.draws.restore(state["generators"])
+        if isinstance(self.draws, WeightedDraws) and memory is not None:
+            self.draws.remember(memory)
 
     @property
     def unbegun(self) -> Mask:

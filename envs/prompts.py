@@ -6,14 +6,13 @@ Every slot draws from random numbers of its own, a block of prompts at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, get_args
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Ids, Slots
-from rlhf_gym.envs.token_rules import PromptOrder
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
@@ -73,6 +72,14 @@ class PromptTable:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    @cached_property
+    def numbers(self) -> dict[tuple[int, ...], list[int]]:
+        """The numbers of the prompts with these ids."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for index in range(len(self)):
+            found.setdefault(tuple(self.one(index).tolist()), []).append(index)
+        return found
 
     def one(self, index: int) -> Ids:
         """The ids of one prompt, a view."""
@@ -186,7 +193,7 @@ class PromptDraws:
             ConfigError: they are of another order of prompts.
         """
         if any("bit_generator" not in state for state in states):
-            raise ConfigError(_OTHER_ORDER)
+            raise ConfigError(OTHER_ORDER)
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state
         self._drawn[:] = AHEAD
@@ -272,12 +279,12 @@ class EpochDraws:
             ConfigError: they are of another order of prompts.
         """
         if any(set(state) != set(_PLACE) for state in states):
-            raise ConfigError(_OTHER_ORDER)
+            raise ConfigError(OTHER_ORDER)
         self._streams, self.seeded = [_EpochStream(**state) for state in states], True
 
 
 _PLACE = ("seed", "part", "parts", "drawn")
-_OTHER_ORDER = (
+OTHER_ORDER = (
     "the checkpoint's environment drew its prompts in another order: make the environment with its prompt_order"
 )
 
@@ -308,22 +315,6 @@ class _EpochStream:
 @lru_cache(maxsize=4)  # slots of one seed share it
 def _permutation(seed: int, epoch: int, num_prompts: int) -> NDArray[np.int64]:
     return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(num_prompts)
-
-
-def prompt_draws(order: str, num_slots: int, num_prompts: int) -> PromptDraws | EpochDraws:
-    """The draws of slots, in one of the orders of :data:`~rlhf_gym.envs.token_rules.PromptOrder`.
-
-    Args:
-        order: its name.
-        num_slots: ``N``.
-        num_prompts: ``P``.
-
-    Raises:
-        ConfigError: there is no such order.
-    """
-    if order not in get_args(PromptOrder):
-        raise ConfigError(f"prompt_order must be one of {', '.join(get_args(PromptOrder))}, got {order!r}")
-    return (EpochDraws if order == "epochs" else PromptDraws)(num_slots, num_prompts)
 
 
 def slot_seeds(seed: int | Sequence[int | None] | None, count: int) -> list[tuple[int, int] | None]:

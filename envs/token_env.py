@@ -15,8 +15,9 @@ from rlhf_gym.envs.masks import TokenMask
 from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.prompts import slot_generator
 from rlhf_gym.envs.token_rows import Ids, Mask
-from rlhf_gym.envs.token_rules import WAIT, PromptOrder, TokenRules, begins_round
+from rlhf_gym.envs.token_rules import WAIT, WEIGHTED, PromptOrder, TokenRules, begins_round
 from rlhf_gym.envs.vector_api import row_of
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
 
@@ -70,6 +71,11 @@ class TokenEnv(gym.Env[Any, Any]):
         render_mode: str | None = None,
         render_model: LanguageModel | str | None = None,
     ) -> None:
+        if prompt_order in WEIGHTED:
+            raise ConfigError(
+                f"prompt_order={prompt_order!r} weighs the prompts of all slots together: make them in one environment, "
+                "make_sb3_env(n, ...) or TokenVectorEnv(n, ...)"
+            )
         self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos, prompt_order)
         self.observation_space = self.episodes.observation_space()
         self.action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)

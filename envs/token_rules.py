@@ -25,8 +25,14 @@ WAIT = -(2**31)
 ROUND: Mapping[str, Any] = {"begin_round": True}
 """The options of a reset that begins a round."""
 
-PromptOrder = Literal["random", "epochs"]
-"""``"random"`` draws with replacement; in ``"epochs"`` all prompts come, in random order, before one comes again."""
+PromptOrder = Literal["random", "epochs", "success_rate", "advantage", "age"]
+"""``"random"`` draws with replacement; in ``"epochs"`` all prompts come, in random order, before one comes again.
+
+The others draw by weights that change with training: see :class:`~rlhf_gym.envs.prompt_weights.WeightedDraws`.
+"""
+
+WEIGHTED = ("success_rate", "advantage", "age")
+"""The orders that draw by weights."""
 
 WAITS_FOR_SCORE = "waits_for_score"
 

@@ -52,7 +52,8 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         mask: the tokens that :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
         infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
         prompt_order: ``"random"`` draws prompts with replacement; in ``"epochs"`` all prompts come, in random order, before one
-            comes again, for all slots together: see :class:`~rlhf_gym.envs.prompts.EpochDraws`.
+            comes again, for all slots together: see :class:`~rlhf_gym.envs.prompts.EpochDraws`; ``"success_rate"``,
+            ``"advantage"`` and ``"age"`` draw by weights: see :class:`~rlhf_gym.envs.prompt_weights.WeightedDraws`.
         autoreset_mode: ``next_step`` (the step after the end ignores the action and returns the new episode's first
             observation), ``same_step`` (the ending step returns it, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
@@ -123,6 +124,21 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
             of: the number of parts.
         """
         self.episodes.share_prompts(parts, of)
+
+    def note_outcomes(
+        self, prompts: Sequence[Sequence[int]], scores: Sequence[float], advantages: Sequence[float]
+    ) -> None:
+        """Take in how responses have done, where prompts are drawn by weights; agents call it after every iteration.
+
+        Args:
+            prompts: ids of each response's prompt; those of no prompt of the task do not count.
+            scores: of each response.
+            advantages: the mean size of each response's advantages.
+
+        Raises:
+            ConfigError: the scores are not what ``prompt_order`` takes.
+        """
+        self.episodes.note_outcomes(prompts, scores, advantages)
 
     def reset(
         self,
@@ -265,12 +281,12 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
 
     def state(self) -> dict[str, Any]:
         """The state that a checkpoint keeps, as JSON values: random numbers, running episodes, an adaptive reward's state."""
-        return {"generators": self.episodes.draws.states(), **self.episodes.state()}
+        return {**self.episodes.draws_state(), **self.episodes.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a :meth:`state`, taken from an environment of the same task and number of slots."""
         self.reset()
-        self.episodes.draws.restore(state["generators"])
+        self.episodes.restore_draws(state)
         self.episodes.restore(state)
 
     def action_masks(self) -> Mask:

@@ -125,7 +125,9 @@ def collected(model: Any) -> Rollout:
 
 def learn_from(model: Any, rollout: Rollout) -> None:
     """An iteration with this rollout in the place of one that it would collect."""
-    vars(model).update(generate=lambda scoring: rollout.episodes, complete=lambda rollout: None)
+    vars(model).update(
+        generate=lambda scoring: rollout.episodes, complete=lambda rollout: None, measured=lambda rollout: rollout
+    )
     _, callback = model._setup_learn(1, NoCallback(), reset_num_timesteps=False)
     with patch.object(Rollout, "scored", lambda fresh, size: rollout):
         model.iterate(callback)

@@ -181,7 +181,7 @@ def faults(folder: Path) -> dict[str, Any]:
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped,
     **{name: every(name) for name in (
-        "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "SFT",
+        "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
         "PreferenceOptimization",
     )},
 }  # fmt: skip

@@ -264,6 +264,27 @@ def test_rloo_is_the_gradient_of_the_whole_responses() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_running_mean_is_a_part_of_rloos_baseline(tmp_path: Path) -> None:
+    def totals(rollout: Any) -> Any:
+        return rollout.rewards.sum(1)
+
+    agent = small_agent(RLOO, group_size=4, kl_coef=0.0, running_share=0.25, baseline_decay=0.5)
+    means = []
+    for iteration in range(3):
+        agent.learn(iterations=iteration + 1, reset_num_timesteps=False)
+        rewards = totals(agent.rollout)
+        expected = leave_one_out(rewards, 4)
+        if means:
+            running = means[0] if len(means) == 1 else 0.5 * means[0] + 0.5 * means[1]
+            others = rewards - expected
+            expected = rewards - (0.75 * others + 0.25 * running)
+        torch.testing.assert_close(agent.rollout.advantages[:, 0], expected)
+        means.append(float(rewards.mean()))
+    agent.save(tmp_path / "agent")
+    again = RLOO.load(tmp_path / "agent", env=letters_env(), tokenizer=LetterTokenizer())
+    assert again.running_mean == agent.running_mean is not None
+
+
 def test_grpo_compares_a_group_and_leaves_out_groups_that_are_equal() -> None:
     agent, rollout = prepared(GRPO, group_size=2, dynamic_sampling=True, scale_rewards="group")
     scores = [e.score for e in rollout.episodes]

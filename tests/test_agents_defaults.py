@@ -13,7 +13,7 @@ from tiny_models import tiny_language_model
 from rlhf_gym import agents
 from rlhf_gym.errors import ConfigError
 
-GROUPS = {"GRPO": 8, "GSPO": 8, "RAFT": 8, "RLOO": 4, "OnlineDPO": 2}
+GROUPS = {"GRPO": 8, "GSPO": 8, "RAFT": 8, "RLOO": 4, "OnlineDPO": 2, "ReMax": 2}
 
 
 def agent_on(name: str, env: Any, **options: Any) -> Any:

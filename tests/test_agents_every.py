@@ -27,7 +27,7 @@ from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.lm.language_model import LanguageModel
 
 NAMES = (
-    "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GRPO", "GSPO", "OnlineDPO", "RAFT",
+    "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GRPO", "GSPO", "OnlineDPO", "RAFT", "ReMax",
 )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "value_warmup": (1, {}), "value_gae_lambda": (0.3, {}), "gae_lambda_alpha": (0.4, {}), "scale_returns": (True, {}),
     "top_k": (3, {}), "top_p": (0.5, {}), "clip_scores": (0.5, {"kl_coef": 0.0}), "missing_eos_penalty": (2.0, {}),
     "missing_eos_score": (-2.0, {}), "kl_limit": (1e-6, {}), "mask_top_p": (0.3, {}), "mask_refresh": (1, {}),
-    "max_kl": (1e-3, {}),
+    "max_kl": (1e-3, {}), "keep": ("all", {"min_score": 0.1}), "min_score": (2.5, {}),
     "on_too_long": (
         "skip",
         {"on_too_long": "truncate", "data": [*PAIRS, ("a" * 20, "ba")], "preferences": [*PREFERENCES, ("a" * 20, "ba", "c")]},
@@ -111,7 +111,9 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "overlong_buffer": (2, {"n_episodes": 32, "score": no_score, "kl_coef": 0.0}),
     "scale_rewards": ("batch", {}), "dynamic_sampling": (True, {"score": count_a}),
     "max_resamples": (2, {"dynamic_sampling": True, "kl_in": "loss", "score": count_a}), "baseline": ("none", {}),
-    "baseline_decay": (0.1, {"baseline": "running", "iterations": 3}), "beta": (2.0, {}), "loss": ("ipo", {}),
+    "running_share": (0.7, {}),
+    "baseline_decay": (0.1, {"baseline": "running", "running_share": 0.7, "iterations": 3}),
+    "beta": (2.0, {}), "loss": ("ipo", {}),
     "label_smoothing": (0.3, {}), "rater": (lambda: (lambda prompt, a, b: 0), {}), "data": (PAIRS[::-1], {}),
     "preferences": (PREFERENCES[::-1], {}), "target_margin": (3.0, {"loss": "simpo"}),
     "desirable_weight": (3.0, {"loss": "kto"}), "undesirable_weight": (3.0, {"loss": "kto"}),
@@ -298,7 +300,7 @@ def test_every_setting_takes_effect(name: str, tmp_path: Path) -> None:
     assert not dead, dead
 
 
-@pytest.mark.parametrize("name", ["PPO", "A2C", "GRPO", "RLOO", "REINFORCE", "ReinforcePlusPlus"])
+@pytest.mark.parametrize("name", ["PPO", "A2C", "GRPO", "RLOO", "ReMax", "REINFORCE", "ReinforcePlusPlus"])
 def test_an_entropy_bonus_alone_raises_the_entropy(name: str) -> None:
     given = {"ent_coef": 1.0, "kl_coef": 0.0, "score": no_score, "n_episodes": 32, "learning_rate": 0.01}
     before, after = (

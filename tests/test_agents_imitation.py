@@ -189,6 +189,33 @@ def test_raft_learns_the_best_of_each_group_only() -> None:
     torch.testing.assert_close(found, by_hand, atol=1e-6, rtol=1e-4)
 
 
+def test_expert_iteration_imitates_what_the_verifier_passes() -> None:
+    """Whatever the KL penalty says; the policy ends up passing, and an iteration without a passing response learns nothing."""
+
+    def verifier(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+        return [float("a" in response) for response in responses]
+
+    agent = small_agent(
+        RAFT, letters_env(reward=verifier), scale=4.0, learning_rate=1e-2, **RAFT.preset("expert_iteration")
+    )
+    rollout = collected(agent)
+    passed = [i for i, e in enumerate(rollout.episodes) if "a" in e.info["response"]]
+    assert rollout.learn_from == passed
+    assert 0 < len(passed) < NUM_ENVS
+    best = small_agent(RAFT, letters_env(reward=verifier), scale=4.0, min_score=1.0, group_size=2, kl_coef=3.0)
+    move_reference(best)
+    rollout = collected(best)
+    assert 0 < len(rollout.learn_from or []) < NUM_ENVS / 2
+    assert all("a" in rollout.episodes[i].info["response"] for i in rollout.learn_from or [])
+    rows = learn(agent, 1, iterations=10)
+    assert rows[-1]["objective/scores"] > 0.9 > 0.5 > rows[0]["objective/scores"]
+    assert rows[-1]["groups/imitated_share"] == rows[-1]["objective/scores"]
+    never = small_agent(RAFT, min_score=1e6, keep="all")
+    before = [p.clone() for p in never.policy.parameters()]
+    learn(never, 1, iterations=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, never.policy.parameters(), strict=True))
+
+
 def cross_entropy(agent: Any, episode: Any) -> Any:
     """The response's tokens alone, by transformers' own convention of labels."""
     ids = torch.tensor([episode.prompt_ids + episode.response_ids])

@@ -16,12 +16,18 @@ from toy_tasks import letter_task
 
 from rlhf_gym.agents import GRPO, PPO
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, VectorVecEnv, make_sb3_env
+from rlhf_gym.envs.prompt_weights import WeightedDraws
+from rlhf_gym.envs.token_rules import WEIGHTED
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.tasks.samples import Prompt
 
 TEXTS = [chr(97 + i) for i in range(12)]
 TASK = replace(letter_task(limit=4), prompts=[Prompt(text) for text in TEXTS])
 GIVEN: dict[str, Any] = {"task": TASK, "tokenizer": LetterTokenizer(), "prompt_order": "epochs"}
+
+
+def three(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    return [3.0] * len(responses)
 
 
 class Same(gym.Wrapper[Any, Any, Any, Any]):
@@ -106,11 +112,68 @@ def test_training_goes_on_in_the_middle_of_an_epoch(name: str, tmp_path: Path) -
     assert noted.seen == whole[2:]
 
 
+def test_weights_by_hand() -> None:
+    draws = {order: WeightedDraws(order, 1, 4) for order in WEIGHTED}
+    for one in draws.values():
+        assert one.probabilities.tolist() == [0.25] * 4
+        one.note([0, 0, 1, 2], [1.0, 0.0, 1.0, 0.0], [0.5, 1.5, 3.0, 0.0])
+    age = np.array([0.0, 0.0, 0.0, 1.0])  # 3 alone was not answered
+    np.testing.assert_allclose(draws["age"].probabilities, age)
+    np.testing.assert_allclose(draws["success_rate"].probabilities, 0.9 * np.array([0.5, 0, 0, 0.5]) + 0.1 * age)
+    np.testing.assert_allclose(draws["advantage"].probabilities, 0.9 * np.array([1, 3, 0, 3]) / 7 + 0.1 * age)
+    again = draws["success_rate"]
+    again.note([1, 3], [0.0, 1.0], [0.0, 0.0])  # 1: half of the 1 before
+    weights = np.array([0.25, 0.25, 0.0, 0.0])
+    np.testing.assert_allclose(again.probabilities, 0.9 * weights / 0.5 + 0.1 * np.array([0.5, 0, 0.5, 0]))
+    again.seed(0, np.ones(1, dtype=np.bool_))
+    drawn = np.bincount([int(again.take(np.zeros(1, dtype=np.intp))[0]) for _ in range(4000)], minlength=4) / 4000
+    np.testing.assert_allclose(drawn, again.probabilities, atol=0.03)
+
+
+def only_b(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """Half of the responses to "b" succeed, none of those to others."""
+    return [float(p == "b" and sum(map(ord, r)) % 2) for p, r in zip(prompts, responses, strict=True)]
+
+
+@pytest.mark.parametrize("order", WEIGHTED)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_curriculum_is_seeded_shared_by_groups_and_goes_on_exactly(order: Any, wrapped: bool, tmp_path: Path) -> None:
+    def env() -> Any:
+        given = {**GIVEN, "task": replace(TASK, reward=only_b), "prompt_order": order}
+        if not wrapped:
+            return make_sb3_env(16, **given)
+        vector = TokenVectorEnv(16, autoreset_mode="same_step", **given)
+        return VectorVecEnv(gym.wrappers.vector.RecordEpisodeStatistics(vector))
+
+    options = {"group_size": 4, "learning_rate": 1e-6, "kl_coef": 0.0}
+    whole = prompts_of(GRPO, env(), 12, **options)
+    assert all(rollout[::4] == rollout[3::4] for rollout in whole)
+    agent = small_agent(GRPO, env(), batch_size=4, n_epochs=1, **options)
+    agent.learn(iterations=4)
+    agent.save(tmp_path / "agent")
+    again = GRPO.load(tmp_path / "agent", env=env(), tokenizer=LetterTokenizer())
+    noted = Prompts(again)
+    again.learn(iterations=12, reset_num_timesteps=False)
+    assert noted.seen == whole[4:]
+    late = [prompt for rollout in whole[6:] for prompt in rollout]
+    if order == "age":  # nearly epochs
+        assert len(set(late)) >= 10
+    else:
+        assert late.count("b") > 3 * len(late) / 12
+
+
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="prompt_order must be one of random, epochs, got 'sorted'"):
+    with pytest.raises(ConfigError, match=r"prompt_order must be one of random, epochs, success_rate, .* got 'sorted'"):
         TokenEnv(**{**GIVEN, "prompt_order": "sorted"})
-    epochs, random = make_sb3_env(2, **GIVEN), make_sb3_env(2, **{**GIVEN, "prompt_order": "random"})
-    for one, other in ((epochs, random), (random, epochs)):
+    with pytest.raises(ConfigError, match="weighs the prompts of all slots together"):
+        TokenEnv(**{**GIVEN, "prompt_order": "age"})
+    far = make_sb3_env(4, **{**GIVEN, "task": replace(TASK, reward=three), "prompt_order": "success_rate"})
+    with pytest.raises(ConfigError, match=r"takes scores from 0 .* to 1 .*, got 3 to 3"):
+        small_agent(PPO, far, batch_size=4).learn(1)
+    epochs, random, weighed = (
+        make_sb3_env(2, **{**GIVEN, "prompt_order": order}) for order in ("epochs", "random", "advantage")
+    )
+    for one, other in ((epochs, random), (random, epochs), (weighed, random), (random, weighed)):
         one.reset()
         with pytest.raises(ConfigError, match="another order"):
             other.restore(one.state())

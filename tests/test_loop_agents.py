@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tiny_models import tiny_language_model
 from tiny_run import save_tiny_model, tiny_settings
+from transformers import AutoModelForCausalLM
 
 from rlhf_gym.agents.common.settings import Setting, settings_of
 from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.lm.tokenizer import load_tokenizer
 from rlhf_gym.loop.agent_catalogue import AGENTS, SET_ELSEWHERE, find_agent
 from rlhf_gym.loop.config_file import build, merge, parse_override
 from rlhf_gym.loop.config_values import to_yaml
@@ -97,12 +102,39 @@ def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
         ({"name": "reinforce", "n_epochs": 3}, "without a clip_range there cannot be n_epochs above 1"),
         ({"name": "ppo", "n_episodes": 8, "batch_size": 16}, r"batch_size \(16\) must be at most n_episodes \(8\)"),
         ({"n_episodes": None}, "agent.n_episodes must be a whole number, got null"),
+        ({"name": "grpo", "teacher": "embedded", "kl_coef": 0.0}, "agent.kl_coef is 0: give agent.kl_coef"),
         ({"name": "ppo", "target_column": "answer"}, "there is no key 'agent.target_column'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({"agent": settings})
+
+
+def test_a_run_distils_a_teacher(tmp_path: Path, model: Path) -> None:
+    """The penalty's KL is that from the teacher, the evaluation's that from the model that training starts from."""
+    torch.manual_seed(1)
+    other = AutoModelForCausalLM.from_pretrained(model)
+    for weight in other.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    other.save_pretrained(tmp_path / "teacher")
+    load_tokenizer("embedded").hub.save_pretrained(tmp_path / "teacher")
+    agent = {
+        "name": "grpo", "teacher": str(tmp_path / "teacher"), "kl_coef": 10.0, "iterations": 6, "group_size": 2,
+        "n_episodes": 32, "learning_rate": 3e-3, "kl_estimator": "k2", "batch_size": 16,
+    }  # fmt: skip
+    settings = tiny_settings(model, agent=agent, reward_model={"enabled": False}, evaluation={"prompts": 4})
+    run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
+    rows = list(csv.DictReader(run.metrics_file.open()))
+    kls = [float(row["objective/kl"]) for row in rows]
+    assert kls[0] > 0.1, kls
+    assert kls[-1] < 0.7 * kls[0], kls
+    tiny_language_model().save(tmp_path / "letters")
+    with pytest.raises(ConfigError, match=r"the teacher .* has .* logits .*: KL needs one and the same vocabulary"):
+        RunContext.of(
+            build(merge(settings, {"agent": {"teacher": str(tmp_path / "letters")}})),
+            RunDirectory(tmp_path / "other"), Progress(quiet=True),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -175,8 +207,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "clip_range_high": {"clip_range": 0.1},
     "dual_clip": {"clip_range": 0.1}, "n_epochs": {"clip_range": 0.1}, "kl_estimator": {"kl_in": "reward"},
     "kl_in": {"kl_estimator": "k2"}, "max_resamples": {"dynamic_sampling": True},
+    "keep": {"min_score": 1.0},
 }  # fmt: skip
-VALUES: dict[str, Any] = {"n_episodes": 48, "group_size": 2, "batch_size": 12}
+VALUES: dict[str, Any] = {
+    "n_episodes": 48, "group_size": 16, "batch_size": 12, "engine": "rlhf_gym.lm.engines.builtin_engine:BuiltinEngine",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

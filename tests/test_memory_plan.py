@@ -45,7 +45,7 @@ def test_live_bytes_by_hand() -> None:
         assert live.now == kept.numel() * 4
 
 
-def test_what_is_held_by_hand(folder: Path) -> None:
+def test_what_is_held_by_hand(folder: Path, tmp_path: Path) -> None:
     size = sum(p.numel() for p in tiny_language_model("llama").model.parameters())
     plain = planned(folder)
     assert (plain.parameters, plain.trainable) == (size, size)
@@ -57,6 +57,9 @@ def test_what_is_held_by_hand(folder: Path) -> None:
     separate = planned(folder, value_network="separate")
     assert separate.held["value network"] == plain.held["policy"]
     assert separate.held["optimizer"] == 16 * size
+    tiny_language_model("llama", hidden=16).save(tmp_path / "teacher")
+    taught = planned(folder, teacher=str(tmp_path / "teacher"), model={"lora": {"rank": 2, "targets": ["q_proj"]}})
+    assert 0 < taught.held["reference"] < plain.held["reference"]
     free = planned(folder, kl_coef=0.0)
     assert "reference" not in {**free.held, **free.phases}
     assert free.phases["learning"] == plain.phases["learning"] - plain.held["reference"]

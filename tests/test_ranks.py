@@ -24,7 +24,7 @@ from rlhf_gym.loop.config_file import build, dump
 EXACT = {"timesteps", "episodes"}
 COUNTS = ("val/clipfrac_avg", "policy/clipfrac_avg", "train/clip_fraction")  # a number on the edge falls on either side
 AGENTS = (
-    "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "SFT",
+    "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
     "PreferenceOptimization",
 )  # fmt: skip
 

@@ -74,14 +74,14 @@ from rlhf_gym.agents.common.setup import (
     usable_device,
 )
 from rlhf_gym.agents.common.shares import check_agreement, check_weights, fill_tables, finish_scores, sum_tables
-from rlhf_gym.agents.common.slots import group_slots, rules_of, seed_slots, token_env_inside
+from rlhf_gym.agents.common.slots import draws_by_weights, group_slots, rules_of, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.agents.common.turn_credit import per_turn
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, NotFiniteError, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora
-from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.lm.sampling import Limits, Sampling, greedily
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 T = TypeVar("T")
@@ -115,6 +115,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     policy: LMPolicy
     policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
     in_conversations: ClassVar[bool] = True  # False for agents that cannot learn in several turns
+    greedy_first: ClassVar[bool] = False  # True: the first slot of each group takes the most probable tokens
     loss_kl_estimator: ClassVar[Estimator] = "k2"  # for kl_in="loss" without a kl_estimator
 
     n_episodes: int
@@ -318,6 +319,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if may_learn:
             with self.seconds.phase("learning"):
                 self._fill_advantages(rollout)
+                self._note_outcomes(rollout)
                 for rows in self._minibatches(rollout):
                     self.updating = rows
                     if not self.update(rollout, rows):
@@ -361,7 +363,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 if scoring.waited is not None:
                     self.seconds["reward"] += scoring.waited
                     self.seconds["scoring"] += scoring.seconds or 0.0
-            scored = part.scored(self.group_size)
+            scored = self.measured(part.scored(self.group_size))
             self.rollout = rollout = scored if rollout is None else Rollout.joined([rollout, scored])
             goes_on, self.num_timesteps = self.ranks.lead(partial(self._count_steps, part, scored, callback))
             if not goes_on:
@@ -378,7 +380,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         env, first = self._vec_env, self.episode_count
         per_slot = self.n_episodes // env.num_envs
         if (talking := text_env_inside(env)) is not None:
-            return collect_conversations(talking, self.policy, self.seed, first, per_slot, group_size=self.group_size)
+            return collect_conversations(
+                talking, self.policy, self.seed, first, per_slot, group_size=self.group_size, greedy=self.greedy_slots
+            )
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
             engine = None
@@ -387,7 +391,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                     engine = self.rollout_engine.with_weights(self.policy, env, self.iteration)
             return decode_episodes(
                 env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size, ranks=self.ranks,
-                engine=engine,
+                engine=engine, greedy=self.greedy_slots,
             )  # fmt: skip
 
         def stepped() -> list[Episode]:
@@ -398,6 +402,19 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return episodes
 
         return self.ranks.from_main(stepped)  # the slots of one environment cannot be stepped in several processes
+
+    @property
+    def greedy_slots(self) -> frozenset[int]:
+        """The slots that take the most probable tokens."""
+        return frozenset(range(0, self._vec_env.num_envs, self.group_size)) if self.greedy_first else frozenset()
+
+    def measured(self, rollout: Rollout) -> Rollout:
+        """The scored episodes that metrics and learning are about: all of them by default.
+
+        Args:
+            rollout: scored, whole groups.
+        """
+        return rollout
 
     def complete(self, rollout: Rollout) -> None:
         """Compute the reference's log-probabilities, and the values that generation did not give: neither depends on scores."""
@@ -489,6 +506,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.entropy_controller.begin(float(-rollout.log_probs[rollout.mask].mean()))
         self.prepare(rollout)
         check_rollout(rollout, self.where)
+
+    def _note_outcomes(self, rollout: Rollout) -> None:
+        """Tell an environment that draws prompts by weights how the responses to them have done."""
+        env = self._vec_env
+        if not draws_by_weights(env):
+            return
+        sizes = ((rollout.advantages.abs() * rollout.mask).sum(1) / rollout.mask.sum(1)).tolist()
+        prompts, scores = [e.prompt_ids for e in rollout.episodes], [e.score for e in rollout.episodes]
+        self.ranks.from_main(lambda: env.env_method("note_outcomes", prompts, scores, sizes, indices=[0]))
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:
@@ -844,7 +870,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
     def _check_talks(self, env: VecEnv) -> None:
         """Refuse an environment of conversations where the agent cannot learn in them."""
         if text_env_inside(env) is not None and not self.in_conversations:
-            able = "PPO, A2C, TRPO, GRPO, GSPO, RLOO, REINFORCE"
+            able = "PPO, A2C, TRPO, GRPO, GSPO, RLOO, ReMax, REINFORCE"
             raise ConfigError(
                 f"{type(self).__name__} does not learn in conversations (wrap_text_env): take {able} or RAFT"
             )
@@ -860,13 +886,14 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
         limits = check_env(env, model, self.reference, by_name=self._model_by_name)
         if self.rollout_engine is not None:
-            self.rollout_engine.refuse(env, model, limits, self.sampling, processes=self.ranks.size)
+            for sampling in (self.sampling, *([greedily(self.sampling)] if self.greedy_first else [])):
+                self.rollout_engine.refuse(env, model, limits, sampling, processes=self.ranks.size)
         return limits
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""
         assert self.seed is not None
-        return SteppingCollector(env, self.policy, self.seed, self.group_size)
+        return SteppingCollector(env, self.policy, self.seed, self.group_size, greedy=self.greedy_slots)
 
     def predict(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -30,10 +31,10 @@ from rlhf_gym.agents.common.slots import Rounds, rules_of, token_env_inside
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE
 from rlhf_gym.errors import TrainingError
-from rlhf_gym.lm.decoding import CachedDecoder, generate
+from rlhf_gym.lm.decoding import CachedDecoder, Generation, generate
 from rlhf_gym.lm.engines.engine import Engine, ResponseSettings
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
+from rlhf_gym.lm.sampling import episode_uniforms, greedily, sample_tokens
 from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
 
 
@@ -111,6 +112,7 @@ def decode_episodes(
     group_size: int = 1,
     ranks: Ranks | None = None,
     engine: Engine | None = None,
+    greedy: frozenset[int] = frozenset(),
 ) -> list[Episode]:
     """Generate ``per_slot`` episodes in every slot by decoding whole responses.
 
@@ -127,6 +129,7 @@ def decode_episodes(
         group_size: slots in a row that get the same prompts.
         ranks: the processes that share the slots out; rank 0 holds the environment and has the responses scored.
         engine: generates the responses, with the policy's weights; None is the built-in one.
+        greedy: slots that take the most probable tokens; nothing is to be learned from their log-probabilities, which are 0.
 
     Returns:
         ``per_slot * num_envs`` episodes; values are 0 where the pass that generates does not give them.
@@ -143,10 +146,7 @@ def decode_episodes(
     settings = ResponseSettings(policy.limits, policy.sampling, tuple(env.stop))
     for first in range(first_episode, first_episode + per_slot * env.num_envs, env.num_envs):
         prompts = ranks.from_main(partial(_round_prompts, rounds, first, scoring))
-        own = partial(
-            engine.generate, prompts[block], settings, seed=seed, episodes=range(first, first + len(prompts))[block],
-            on_progress=lambda _: scoring.calls.check(),
-        )  # fmt: skip
+        own = partial(_responses, engine, prompts, settings, slots[block], greedy, seed, first, scoring)
         generations = [one for part in ranks.gather(own) for one in part]
         ranks.from_main(partial(scoring.submit, env, slots, [g.ids for g in generations]))
         episodes += [
@@ -162,6 +162,26 @@ def decode_episodes(
             for prompt, g in zip(prompts, generations, strict=True)
         ]
     return episodes
+
+
+def _responses(
+    engine: Engine, prompts: list[list[int]], settings: ResponseSettings, slots: list[int], greedy: frozenset[int], seed: int,
+    first_episode: int, scoring: Scoring,
+) -> list[Generation]:  # fmt: skip
+    """The responses of some slots in a round, slot by slot."""
+    found: dict[int, Generation] = {}
+    most_probable = replace(settings, sampling=greedily(settings.sampling))
+    for how, chosen in (
+        (settings, [i for i in slots if i not in greedy]),
+        (most_probable, [i for i in slots if i in greedy]),
+    ):
+        if chosen:
+            generations = engine.generate(
+                [prompts[i] for i in chosen], how, seed=seed, episodes=[first_episode + i for i in chosen],
+                on_progress=lambda _: scoring.calls.check(),
+            )  # fmt: skip
+            found |= dict(zip(chosen, generations, strict=True))
+    return [found[i] for i in slots]
 
 
 def _round_prompts(rounds: Rounds, first_episode: int, scoring: Scoring) -> list[list[int]]:
@@ -240,15 +260,19 @@ class SteppingCollector:
         policy: generates the responses.
         seed: seed of the noise.
         group_size: slots in a row that get the same prompts.
+        greedy: slots that take the most probable tokens.
 
     Attributes:
         observation: the environment's last one; None where it does not count, and the next rollout begins with a reset.
     """
 
-    def __init__(self, env: VecEnv, policy: LMPolicy, seed: int, group_size: int = 1) -> None:
+    def __init__(
+        self, env: VecEnv, policy: LMPolicy, seed: int, group_size: int = 1, greedy: frozenset[int] = frozenset()
+    ) -> None:
         self.env = env
         self.policy = policy
         self.seed = seed
+        self.greedy = greedy
         self.rounds = Rounds(env, group_size, seed)
         # Masks that the policy's own limits contain already need not be queried at every token.
         inside = token_env_inside(env)
@@ -357,6 +381,9 @@ class SteppingCollector:
             )
             uniforms = torch.tensor([noise[i][t] for i, t in zip(live, steps, strict=True)], device=policy.device)
             tokens = sample_tokens(log_probs, uniforms)
+            if self.greedy:
+                most_probable = torch.tensor([i in self.greedy for i in live], device=policy.device)
+                tokens = torch.where(most_probable, log_probs.argmax(-1), tokens)
             chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
             values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
         for row, i in enumerate(live):

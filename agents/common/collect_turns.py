@@ -80,8 +80,9 @@ def episode_seed(seed: int, first_episode: int, group: int) -> int:
 
 
 def collect_conversations(
-    env: TextVecEnv, policy: LMPolicy, seed: int, first_episode: int, per_slot: int, *, group_size: int = 1
-) -> list[Episode]:
+    env: TextVecEnv, policy: LMPolicy, seed: int, first_episode: int, per_slot: int, *, group_size: int = 1,
+    greedy: frozenset[int] = frozenset(),
+) -> list[Episode]:  # fmt: skip
     """Generate ``per_slot`` conversations in every slot; a slot whose conversation has ended begins its next one at once.
 
     Args:
@@ -91,11 +92,12 @@ def collect_conversations(
         first_episode: number of the first episode; the ``k``-th of slot ``i`` is number ``first_episode + k * num_envs + i``.
         per_slot: episodes per slot.
         group_size: episodes in a row whose environments are reset with the same seed.
+        greedy: slots that take the most probable tokens.
 
     Returns:
         ``per_slot * num_envs`` episodes, in the order of their numbers.
     """
-    collector = _Collector(env, policy, seed, first_episode, group_size)
+    collector = _Collector(env, policy, seed, first_episode, group_size, greedy)
     episodes = collector.run(per_slot)
     if env.reward is None:
         collector.add_bootstraps()
@@ -116,7 +118,10 @@ def _score(reward: TermReward, episodes: list[Episode]) -> None:
 class _Collector:
     """The state of :func:`collect_conversations`."""
 
-    def __init__(self, env: TextVecEnv, policy: LMPolicy, seed: int, first_episode: int, group_size: int) -> None:
+    def __init__(
+        self, env: TextVecEnv, policy: LMPolicy, seed: int, first_episode: int, group_size: int, greedy: frozenset[int]
+    ) -> None:
+        self.greedy = greedy
         self.env, self.policy, self.seed, self.first, self.group_size = env, policy, seed, first_episode, group_size
         self.model = policy.language_model.decoding_copy()
         self.decoder = CachedDecoder(self.model)
@@ -196,6 +201,9 @@ class _Collector:
         log_probs = policy.distribution(states, places, model=self.model)
         uniforms = torch.tensor([self._uniform(self.open[slot]) for slot in live], device=policy.device)
         tokens = sample_tokens(log_probs, uniforms)
+        if self.greedy:
+            most_probable = torch.tensor([slot in self.greedy for slot in live], device=policy.device)
+            tokens = torch.where(most_probable, log_probs.argmax(-1), tokens)
         chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
         values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
         out: list[int] = tokens.tolist()

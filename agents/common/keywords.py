@@ -465,6 +465,58 @@ class RLOOKeywords(AgentKeywords, total=False):
     kl_limit: float | None
     on_kl_limit: Action | None
     overlong_filtering: bool
+    running_share: float
+    baseline_decay: float
+
+
+class ReMaxKeywords(AgentKeywords, total=False):
+    """The settings of ReMax."""
+
+    group_size: int
+    cov_control: CovarianceControl | None
+    cov_share: float
+    cov_low: float
+    cov_high: float
+    cov_kl_coef: float
+    overlong_buffer: int | None
+    max_ratio: float
+    n_epochs: int
+    clip_range: float | Schedule | None
+    clip_range_high: float | None
+    dual_clip: float | None
+    policy_loss: PolicyLoss
+    sapo_temperature: float
+    sapo_temperature_negative: float
+    target_kl: float | None
+    ent_coef: float
+    ent_target: float | None
+    ent_coef_step: float
+    aggregation: Aggregation
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
+    collect: Literal["auto", "step"]
+    engine: str
+    engine_folder: str | None
+    engine_timeout: float
+    engine_patience: float
+    engine_tolerance: float
+    old_log_probs: Literal["rollout", "recompute"]
+    importance_sampling: Correction | None
+    importance_cap: float
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    overlong_filtering: bool
 
 
 class REINFORCEKeywords(AgentKeywords, total=False):
@@ -629,6 +681,8 @@ class RAFTKeywords(AgentKeywords, total=False):
     missing_eos_score: float | None
     kl_limit: float | None
     on_kl_limit: Action | None
+    keep: Literal["best", "all"]
+    min_score: float | None
 
 
 class PreferenceOptimizationKeywords(AgentKeywords, total=False):

@@ -57,6 +57,7 @@ class Episode:
         ended: by EOS or a stop sequence, not at the length limit.
         info: the ending step's ``info``.
         bootstrap: the value after the last token of an episode that an unscored time limit cut, else 0.
+        baseline: the score of the greedy response to the same prompt, where the agent generates one; else 0.
         masks: allowed tokens at each step, packed to bits, uint8 ``[len, ceil(V / 8)]``; None where only fixed limits hold.
         version: of the weights that generated it, the iterations learned before; None where it was collected by stepping.
         turns: of a conversation, the first included; empty where one response follows one prompt.
@@ -72,6 +73,7 @@ class Episode:
     ended: bool
     info: dict[str, Any] = field(default_factory=dict)
     bootstrap: float = 0.0
+    baseline: float = 0.0
     masks: NDArray[np.uint8] | None = None
     version: int | None = None
     turns: tuple[Turn, ...] = ()
@@ -186,15 +188,34 @@ class Rollout:
         if all(whole):
             return self
         rows = [i for group, kept in zip(groups, whole, strict=True) if kept for i in group]
-        longest = max((len(self.episodes[i].response_ids) for i in rows), default=0)
-        tables: dict[str, Any] = {name: getattr(self, name)[rows, :longest] for name in TABLES}
         left_out = [
             e
             for group, kept in zip(groups, whole, strict=True)
             if not kept
             for e in self.episodes[group.start : group.stop]
         ]
-        return replace(self, episodes=[self.episodes[i] for i in rows], left_out=left_out, **tables)
+        return replace(self.only(rows), left_out=left_out)
+
+    def only(self, rows: Sequence[int]) -> Rollout:
+        """The rollout of some of its episodes.
+
+        Args:
+            rows: their numbers.
+        """
+        longest = max((len(self.episodes[i].response_ids) for i in rows), default=0)
+        tables: dict[str, Any] = {name: getattr(self, name)[list(rows), :longest] for name in TABLES}
+        return replace(self, episodes=[self.episodes[i] for i in rows], **tables)
+
+    def put(self, rows: Sequence[int], part: Rollout) -> None:
+        """Write back what was computed for some of the episodes.
+
+        Args:
+            rows: their numbers.
+            part: :meth:`only` these.
+        """
+        for name in TABLES:
+            getattr(self, name)[list(rows), : part.mask.shape[1]] = getattr(part, name)
+        self.has_reference, self.restricted = part.has_reference, part.restricted
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> Rollout:

@@ -220,13 +220,27 @@ def reference_of(model: LanguageModel, given: LanguageModel | str | None, *, ada
     if given is None:
         return model.frozen_copy()
     reference = LanguageModel.load(given, device=str(model.device)) if isinstance(given, str) else given
+    check_vocabulary(model, reference)
+    return reference.frozen_copy()
+
+
+def check_vocabulary(model: LanguageModel, reference: LanguageModel, role: str = "reference") -> None:
+    """Refuse a reference that has other tokens than the policy.
+
+    Args:
+        model: the policy.
+        reference: what KL is to be measured from.
+        role: what the message calls it.
+
+    Raises:
+        ConfigError: the two have different vocabularies.
+    """
     ours, theirs = ((m.vocab_size, m.tokenizer.eos_id) for m in (model, reference))
     if ours != theirs:
         raise ConfigError(
-            f"the reference {reference.name!r} has {theirs[0]} logits and ends responses with id {theirs[1]}, "
+            f"the {role} {reference.name!r} has {theirs[0]} logits and ends responses with id {theirs[1]}, "
             f"{model.name!r} has {ours[0]} and {ours[1]}: KL needs one and the same vocabulary"
         )
-    return reference.frozen_copy()
 
 
 def learning_model(

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlhf_gym.envs.sb3 import TokenVecEnv, group_seeds, group_shares
 from rlhf_gym.envs.sb3_vector import VectorVecEnv
 from rlhf_gym.envs.text_vec_env import TextVecEnv
-from rlhf_gym.envs.token_rules import ROUND, TokenRules
+from rlhf_gym.envs.token_rules import ROUND, WEIGHTED, TokenRules
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
@@ -38,6 +38,12 @@ def rules_of(env: VecEnv) -> TokenRules | None:
             f"{rules[different[0]]}; an agent needs slots of one task and one tokenizer"
         )
     return rules[0]
+
+
+def draws_by_weights(env: VecEnv) -> bool:
+    """True for an environment that is to be told how responses have done, since it draws prompts by weights."""
+    rules = rules_of(env)
+    return rules is not None and rules.prompt_order in WEIGHTED
 
 
 def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:

@@ -6,7 +6,7 @@ must use the same distribution, or the ratio of the first update is not 1; so bo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,11 @@ class Sampling:
             raise ConfigError(f"top_k must be a whole number, 0 (off) or more; got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+def greedily(sampling: Sampling) -> Sampling:
+    """The same settings, but only the most probable token is ever drawn."""
+    return replace(sampling, top_k=1, top_p=1.0)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AGENTS = {
     "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
+    "remax": "ReMax",
     "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
     "preference_optimization": "PreferenceOptimization", "sft": "SFT",
 }  # fmt: skip
@@ -35,7 +36,7 @@ GIVEN = ("data", "preferences")
 """Arguments of agents that learn from given responses."""
 
 LOOP_KEYS_FOR: Mapping[str, tuple[str, ...]] = {
-    "value_start": ("value_start",), "target_column": ("data",), "data": GIVEN, "data_format": GIVEN,
+    "value_start": ("value_start",), "teacher": ("kl_coef",), "target_column": ("data",), "data": GIVEN, "data_format": GIVEN,
     "data_columns": GIVEN,
 }  # fmt: skip
 """The loop's own keys that only some agents have, with the arguments by which these agents are known."""

@@ -51,10 +51,11 @@ class TaskConfig:
         "longest call of the gold reward, in seconds; in a combination, of each reward; null sets no limit",
         above=0,
     )
-    prompt_order: Literal["random", "epochs"] = setting(
+    prompt_order: Literal["random", "epochs", "success_rate", "advantage", "age"] = setting(
         "random",
         "the order of prompts in training: random draws them with replacement; in epochs all of them come, in random order, "
-        "before one comes again",
+        "before one comes again; success_rate draws those most often that about half of the responses solve (rewards from 0 to "
+        "1), advantage those with the largest advantages, age those that have not come for long",
     )
     max_new_tokens: int | None = setting(
         None, "longest response, in tokens; null takes the task's own limit", at_least=1
@@ -301,8 +302,8 @@ class AgentConfig:
 
     name: str = setting(
         "ppo",
-        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, reinforce, reinforce_plus_plus, online_dpo, raft, preference_optimization, "
-        "sft, or path/file.py:Class or module:Class of your own",
+        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, "
+        "preference_optimization, sft, or path/file.py:Class or module:Class of your own",
     )
     preset: str | None = setting(
         None,
@@ -322,6 +323,12 @@ class AgentConfig:
     )
     value_start: Literal["policy", "reward_model"] = setting(
         "policy", "weights that a separate value network starts from: the policy's, or the round's reward model's"
+    )
+    teacher: str | None = setting(
+        None,
+        "on-policy distillation: the model, as in model.name, that the agent's KL penalty is measured from in the place of the "
+        "model that training starts from. kl_coef weighs it against the reward; take kl_in loss. The evaluation still reports "
+        "the KL from model.name; null has no teacher",
     )
     target_column: str = setting("target", "column of the prompts that holds the response to learn")
     data: str | None = setting(

@@ -17,6 +17,7 @@ def check_config(config: Config) -> None:
     _check_agent(config.agent)
     _check_value_start(config)
     _check_ensemble(config)
+    _check_teacher(config.agent)
     _check_evaluation(config.evaluation)
     _check_fresh_labels(config)
     if config.agent.tokens is not None and config.run.rounds > 1:
@@ -90,6 +91,14 @@ def _check_value_start(config: Config) -> None:
     if config.agent.settings.get("value_network", "separate") != "separate":
         raise ConfigError(
             "agent.value_start reward_model needs a value network of its own: give agent.value_network separate"
+        )
+
+
+def _check_teacher(agent: AgentConfig) -> None:
+    if agent.teacher is not None and not agent.settings["kl_coef"]:
+        raise ConfigError(
+            f"agent.teacher ({agent.teacher!r}) is learned from through the KL penalty, and agent.kl_coef is 0: give "
+            "agent.kl_coef, the weight of the KL from the teacher against the reward"
         )
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from rlhf_gym.agents.common.rollout_engine import connect_engine
+from rlhf_gym.agents.common.setup import check_vocabulary
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.loop.agent_catalogue import GIVEN, find_agent
-from rlhf_gym.loop.config import AgentConfig, Config
+from rlhf_gym.loop.config import AgentConfig, Config, ModelConfig
 from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored, data_task, read_given
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
@@ -76,6 +77,7 @@ class RunContext:
         too_long: the texts that exceed the model's context or a limit, and what was done with them.
         validation: prompts of the evaluation during training, which are neither trained on nor held out.
         judge: a second reward, independent of the gold one, by which the evaluation reports a win rate, too; None for none.
+        teacher: the model that the agent's KL penalty is measured from, in the place of the reference; None for none.
     """
 
     config: Config
@@ -89,6 +91,7 @@ class RunContext:
     too_long: list[TooLong] = field(default_factory=list)
     validation: tuple[Prompt, ...] = ()
     judge: Reward | None = None
+    teacher: LanguageModel | None = None
 
     @classmethod
     def of(
@@ -145,12 +148,14 @@ class RunContext:
             if given is not None:
                 given, found = given.fitting(reference, task.max_new_tokens, config.task.on_too_long)
                 too_long += found
+        teacher = load_teacher(config, reference)
         validation: list[Prompt] = []
         if config.evaluation.every is not None and task.conversation is None:
             task, validation = with_validation(task, config.evaluation.validation_prompts)
         context = cls(
-            config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation), judge=judge
-        )
+            config, run, progress, task, gold, reference, too_long=too_long, validation=tuple(validation), judge=judge,
+            teacher=teacher,
+        )  # fmt: skip
         if argument is not None:
             context = context._with_given(argument, given)
         for one in context.too_long:
@@ -289,11 +294,7 @@ def load_reference(config: Config) -> LanguageModel:
     lora = Lora.of(settings.lora) if settings.lora else None
     if lora is not None:
         require_peft()
-    reference = LanguageModel.load(
-        settings.name, device=settings.device, dtype=settings.dtype, revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle,
-        chat_template=settings.chat_template,
-    ).frozen_copy()  # fmt: skip
+    reference = _load_frozen(settings, settings.name, revision=settings.revision)
     if reference.encoder_decoder and config.reward_model.enabled:
         raise ConfigError(
             f"{settings.name!r} is an encoder-decoder model, on which no reward model is fitted here: train it against the "
@@ -302,6 +303,33 @@ def load_reference(config: Config) -> LanguageModel:
     if lora is not None:
         target_layers(reference, lora.targets)
     return reference
+
+
+def load_teacher(config: Config, reference: LanguageModel) -> LanguageModel | None:
+    """Load the teacher of on-policy distillation, frozen; None where the configuration names none.
+
+    Args:
+        config: the run's configuration.
+        reference: the model to train, as it was given.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded.
+        ConfigError: it has another vocabulary than the model to train.
+    """
+    name = config.agent.teacher
+    if name is None:
+        return None
+    teacher = _load_frozen(config.model, name)
+    check_vocabulary(reference, teacher, "teacher")
+    return teacher
+
+
+def _load_frozen(settings: ModelConfig, name: str, *, revision: str | None = None) -> LanguageModel:
+    return LanguageModel.load(
+        name, device=settings.device, dtype=settings.dtype, revision=revision,
+        trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle,
+        chat_template=settings.chat_template,
+    ).frozen_copy()  # fmt: skip
 
 
 def load_policy(config: Config, run: RunDirectory, round_number: int, like: LanguageModel) -> LanguageModel:

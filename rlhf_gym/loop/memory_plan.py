@@ -99,16 +99,21 @@ def plan_memory(config: Config, *, prompt_tokens: int, response_tokens: int) -> 
         ModelError: there is no such model.
         ConfigError: it is an encoder-decoder model, or cannot take prompts and responses of that length.
     """
-    from transformers import AutoConfig
-
-    source = find(config.model.name, revision=config.model.revision)
-    options = load_options(source, config.model.revision, config.model.trust_remote_code)
-    if is_encoder_decoder(source, options):
-        raise ConfigError(f"{config.model.name!r} is an encoder-decoder model; a plan can be made for causal ones only")
-    network_config = AutoConfig.from_pretrained(source.location, **options)
+    network_config = _network_config(config, config.model.name, config.model.revision)
+    teacher = None if config.agent.teacher is None else _network_config(config, config.agent.teacher, None)
     libraries = _resident_bytes() if pick_device(config.model.device).type == "cpu" else 0
     with traced_memory() as live:
-        return _Training(config, live, network_config, prompt_tokens, response_tokens).plan(libraries)
+        return _Training(config, live, network_config, prompt_tokens, response_tokens, teacher).plan(libraries)
+
+
+def _network_config(config: Config, name: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    source = find(name, revision=revision)
+    options = load_options(source, revision, config.model.trust_remote_code)
+    if is_encoder_decoder(source, options):
+        raise ConfigError(f"{name!r} is an encoder-decoder model; a plan can be made for causal ones only")
+    return AutoConfig.from_pretrained(source.location, **options)
 
 
 class _LowRank(nn.Module):
@@ -162,7 +167,13 @@ class _Training:
     """An iteration of a run's agent on tensors without data."""
 
     def __init__(
-        self, config: Config, live: LiveBytes, network_config: Any, prompt_tokens: int, response_tokens: int
+        self,
+        config: Config,
+        live: LiveBytes,
+        network_config: Any,
+        prompt_tokens: int,
+        response_tokens: int,
+        teacher: Any,
     ) -> None:
         self.config, self.network_config, self.live = config, network_config, live
         self.settings = config.agent.settings
@@ -180,7 +191,8 @@ class _Training:
         self.hold("adapter")
         self.reference: LanguageModel | None = None
         if find_agent(config.agent.name).Settings.needs_reference(self.settings):
-            self.reference = base if lora is not None else self.model()
+            shared = lora is not None and teacher is None
+            self.reference = base if shared else self.model(teacher)
         self.hold("reference")
         self.value: LanguageModel | None = None
         if self.settings.get("value_network") == "separate":
@@ -201,13 +213,18 @@ class _Training:
         self.hold("optimizer")
         self.environments = config.agent.environments
 
-    def model(self, *, learns: bool = False) -> LanguageModel:
-        """Another language model of the run's kind; the weights of one that learns are float32 where products are rounded."""
+    def model(self, network_config: Any = None, *, learns: bool = False) -> LanguageModel:
+        """Another language model, of the run's kind or of this one; weights that learn are float32 where products are rounded.
+
+        Args:
+            network_config: of the model; None takes the run's.
+            learns: False for a frozen model.
+        """
         from transformers import AutoModelForCausalLM
 
         settings = self.config.model
         auto: Any = AutoModelForCausalLM
-        network = auto.from_config(self.network_config, dtype=DTYPES[settings.dtype])
+        network = auto.from_config(network_config or self.network_config, dtype=DTYPES[settings.dtype])
         model = _Outline(network, _NoTokens(), settings.name)
         dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
         if learns and dtype != torch.float32 and not self.config.model.lora:

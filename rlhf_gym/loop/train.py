@@ -239,7 +239,7 @@ def _given(context: RunContext) -> dict[str, Any]:
     """The arguments of the agent that are no settings of a run."""
     config = context.config.agent
     needed = find_agent(config.name).Settings.needs_reference(config.settings)
-    given: dict[str, Any] = {"reference": context.reference} if needed else {}
+    given: dict[str, Any] = {"reference": context.teacher or context.reference} if needed else {}
     if context.given is not None:
         given[context.given.argument] = context.given.train
         if "on_too_long" in find_agent(config.name).Settings.names():
