@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from waiting import LONG, wait_until
 from rlhf_gym.agents import GRPO, PPO, TRPO
 from rlhf_gym.agents.common import share_queue
 from rlhf_gym.agents.common.callbacks import IterationCallback
+from rlhf_gym.agents.common.ray_packing import packed, unpacked
 from rlhf_gym.agents.common.rollout import Episode
 from rlhf_gym.agents.common.share_queue import MOST_ATTEMPTS, Drawn, Share, ShareQueue, cut
 from rlhf_gym.cli.main import main
@@ -34,6 +36,7 @@ from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.objects import load_object
 from rlhf_gym.rewards import RunningStandardise
+from rlhf_gym.rewards.spec import load_reward
 from rlhf_gym.tasks.samples import Prompt
 
 # A reward in a file of the user's. The file `plan` beside it has a process killed by the next call on a worker: `worker` the
@@ -163,9 +166,20 @@ def test_stale_responses_are_bounded_and_each_prompt_is_learned_once(cluster: An
     rows = learned(agent, 2, watch)
     resumed = GRPO.load(tmp_path / "two", env=env_of(tmp_path), ray_workers=1)
     held: list[Any] = []
-    rest.then[4] = lambda agent: held.extend(agent.rollout_workers.state()["episodes"])
-    rows += learned(resumed, 4, rest)
-    prompts = Counter(tuple(e.prompt_ids) for e in [*watch.episodes, *rest.episodes])
+
+    def go_on_badly(agent: Any) -> None:
+        """From here on the reward fails."""
+        held.extend(agent.rollout_workers.state()["episodes"])
+        (tmp_path / "plan").write_text("fail")
+
+    more = Rows()
+    rest.then[4] = go_on_badly
+    resumed.set_logger(Logger(None, [more]))
+    with pytest.raises(RewardError, match=r"worker 0 on Ray: .*no taste today"):
+        resumed.learn(iterations=7, callback=rest, reset_num_timesteps=False)
+    resumed.close()
+    rows += more.rows[:2]
+    prompts = Counter(tuple(e.prompt_ids) for e in [*watch.episodes, *rest.episodes[:32]])
     table = resumed.env.env.episodes.prompts
     prompts += Counter(tuple(table.one(prompt)) for _, prompt in held)
     assert prompts == Counter(tuple(e.prompt_ids) for e in alone.episodes)
@@ -175,11 +189,6 @@ def test_stale_responses_are_bounded_and_each_prompt_is_learned_once(cluster: An
     assert rows[1]["mismatch/effective_sample_size"] < 0.9999
     with pytest.warns(UserWarning, match="16 episodes that workers on Ray had under way"):
         GRPO.load(tmp_path / "two", env=env_of(tmp_path), ray=None, max_staleness=0)
-    (tmp_path / "plan").write_text("fail")
-    agent = small_agent(PPO, env_of(tmp_path), ray=cluster.address, ray_workers=1)
-    with pytest.raises(RewardError, match=r"worker 0 on Ray: .*no taste today"):
-        learned(agent, 1, Watch())
-    agent.close()
 
 
 @pytest.mark.slow
@@ -236,6 +245,20 @@ def test_what_workers_cannot_do_is_refused(
         env = make_sb3_env(4, task=letter_task(), tokenizer=LetterTokenizer(), max_episode_steps=5)
     with pytest.raises(ConfigError, match=re.escape(message)):
         small_agent(kind, env, batch_size=4, **options).learn(1)
+
+
+def test_what_belongs_to_a_process_is_not_sent_and_locks_are_new() -> None:
+    ray = pytest.importorskip("ray")
+    lock = Lock()
+    with lock:
+        cached = unpacked(packed([load_reward({"reward": "length", "cache": 9}), lock], ray), "cpu")
+    assert not cached[1].locked()
+    assert list(cached[0](["p"], ["four"])) == [4.0]
+    with (
+        Path(__file__).open() as file,
+        pytest.raises(ConfigError, match=r"cannot be sent to workers on Ray \(TypeError"),
+    ):
+        packed([file], ray)
 
 
 def drawn(share: Share, version: int) -> Drawn:

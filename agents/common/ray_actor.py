@@ -5,28 +5,23 @@ What it returns depends on nothing that it has done before, so any worker can do
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.agents.common.collect import episode_of, note_score, observed_ids
 from rlhf_gym.agents.common.ranks import Failure, failure_of
+from rlhf_gym.agents.common.ray_packing import Packed, unpacked
 from rlhf_gym.agents.common.share_queue import Drawn, Share
 from rlhf_gym.agents.common.value_head import ValueHead
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.lm.engines.builtin_engine import BuiltinEngine
 from rlhf_gym.lm.engines.engine import ResponseSettings
 from rlhf_gym.lm.language_model import LanguageModel
-
-Packed = NDArray[np.uint8]
-"""Bytes, uint8 ``[n]``: Ray shares arrays between the processes of a machine without copies."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +86,18 @@ class RolloutActor:
     Failures are returned, not raised: the learner prints them as its own.
     """
 
-    def prepare(self, packed: Packed, device: str) -> str | Failure:
+    def prepare(self, replica: Packed, device: str) -> str | Failure:
         """Load what it generates with.
 
         Args:
-            packed: a :class:`Replica`, as bytes of the learner's.
+            replica: a :class:`Replica`, packed.
             device: where the model is to be.
 
         Returns:
             Where it runs, for people.
         """
         try:
-            self.replica: Replica = torch.load(io.BytesIO(packed.tobytes()), map_location=device, weights_only=False)
+            self.replica: Replica = unpacked(replica, device)
             self.engine = BuiltinEngine(self.replica.value_head)
             self.label = (-1, -1)
         except Exception as error:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import io
 import threading
 import time
 from typing import Any
 
-import numpy as np
-import torch
-
 from rlhf_gym.agents.common.ranks import Failure
-from rlhf_gym.agents.common.ray_actor import Packed, Replica, RolloutActor, learned_weights, pack_weights
+from rlhf_gym.agents.common.ray_actor import Replica, RolloutActor, learned_weights, pack_weights
+from rlhf_gym.agents.common.ray_packing import packed
 from rlhf_gym.agents.common.share_queue import MOST_ATTEMPTS, Share, ShareQueue
-from rlhf_gym.errors import ConfigError, WorkerError
+from rlhf_gym.errors import WorkerError
 from rlhf_gym.lm.engines.engine import weights_marker
-from rlhf_gym.objects import modules_of_files
 from rlhf_gym.ray_connection import worker_environment
 
 PATIENCE = 600.0
@@ -53,7 +49,7 @@ class RayPool:
         self._actor = ray.remote(RolloutActor).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env=worker_environment()
         )
-        self._replica = ray.put(_packed(ray, replica))
+        self._replica = ray.put(packed(replica, ray))
         self._lock = threading.Lock()
         self._since = self._measured = self._alone_since = time.monotonic()
         self._hired: dict[int, Any] = {}
@@ -211,22 +207,3 @@ class RayPool:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-
-
-def _packed(ray: Any, replica: Replica) -> Packed:
-    """A replica as bytes; a user's own functions go along, whatever file they come from."""
-    pickle, file = ray.cloudpickle, io.BytesIO()
-    modules = modules_of_files()
-    for module in modules:
-        pickle.register_pickle_by_value(module)
-    try:
-        torch.save(replica, file, pickle_module=pickle)
-    except Exception as error:
-        raise ConfigError(
-            f"the environment cannot be sent to workers on Ray ({type(error).__name__}: {str(error).splitlines()[0]}): a "
-            "reward must not hold connections, locks or open files; make them when it is first called, or leave ray out"
-        ) from error
-    finally:
-        for module in modules:
-            pickle.unregister_pickle_by_value(module)
-    return np.frombuffer(file.getbuffer(), dtype=np.uint8)

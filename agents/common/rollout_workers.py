@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.ray_actor import Replica
+from rlhf_gym.agents.common.ray_packing import packed
 from rlhf_gym.agents.common.ray_pool import RayPool
 from rlhf_gym.agents.common.rollout import Episode
 from rlhf_gym.agents.common.share_queue import ShareQueue, cut
@@ -53,17 +54,18 @@ def workers_in(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in PLACES if name in values}
 
 
-def connect_workers(values: Mapping[str, Any]) -> None:
-    """Reach the cluster that an agent's workers will run on, before anything is loaded or anybody is asked.
+def connect_workers(values: Mapping[str, Any], sent: Any) -> None:
+    """Reach the cluster that an agent's workers will run on, before a model is loaded or anybody is asked.
 
     Args:
         values: the agent's settings by name.
+        sent: what the workers will be sent, as far as it is there.
 
     Raises:
-        ConfigError: it is not there, or too small.
+        ConfigError: the cluster is not there, or too small; or something of it cannot be sent.
     """
     if (workers := workers_of(values)) is not None:
-        workers.connect()
+        packed(sent, workers.connect())
 
 
 class RolloutWorkers:

@@ -121,7 +121,7 @@ class RunContext:
         gold, judge = _gold(config, task), judge_of(config, task)
         check_loggers(config.log)
         connect_engine(config.agent.settings)
-        connect_workers(config.agent.settings)
+        connect_workers(config.agent.settings, (task, gold))
         if config.reward_model.enabled:
             check_rater(config.rater)
         if argument == "data" and given is None:
