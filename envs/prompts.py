@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from rlhf_gym.envs.token_rows import Ids, Slots
 from rlhf_gym.envs.token_rules import PromptOrder
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer, encode_conversation
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.prompt_ids import prompt_ids
 from rlhf_gym.tasks.samples import column_names
 
 AHEAD = 128
@@ -40,7 +41,7 @@ class PromptTable:
     """
 
     def __init__(self, task: Task, tokenizer: Tokenizer, max_prompt_tokens: int | None = None) -> None:
-        rows = [encode_conversation(tokenizer, p.text, p.columns.get("messages")) for p in task.prompts]
+        rows = [prompt_ids(p, tokenizer) for p in task.prompts]
         self.sizes: Ids = np.array([len(row) for row in rows], dtype=np.int64)
         if not self.sizes.all():
             empty = int(np.argmin(self.sizes))

@@ -20,7 +20,7 @@ from rlhf_gym.bench.loop_contender import run_config
 from rlhf_gym.bench.report_folder import read_leaderboard, write_bench_report
 from rlhf_gym.bench.results import Attempt, ResultsFolder
 from rlhf_gym.bench.runner import run_suite
-from rlhf_gym.bench.suite import BASELINES, load_suite, parse_suite, suite_names
+from rlhf_gym.bench.suite import BASELINES, load_suite, parse_suite, suite_names, with_models
 from rlhf_gym.cli.bench_progress import BenchProgress
 from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError
@@ -253,6 +253,21 @@ def test_suites_that_come_along_load_and_fit(name: str) -> None:
     suite = load_suite(name)
     assert set(BASELINES) <= set(suite.agents)
     check_cells(list(Selection.of(suite, seeds=1).cells()))
+
+
+def test_a_model_of_a_suite_comes_from_elsewhere(place: Path) -> None:
+    suite = load_suite("small-real")
+    other = with_models(suite, ["smollm2=owner/name"])
+    assert other.hash != suite.hash
+    assert {cell.model["name"] for cell in Selection.of(other, seeds=1).cells()} == {"owner/name"}
+    (place / "model").mkdir()
+    given = f"smollm2={place / 'model'}:weights.gguf"
+    assert with_models(suite, [given]).models["smollm2"]["name"] == f"{place / 'model'}:weights.gguf"
+    for wrong, message in {"smollm2": "NAME=PLACE", "smolm2=x": "no model 'smolm2'; did you mean 'smollm2'"}.items():
+        with pytest.raises(ConfigError, match=message):
+            with_models(suite, [wrong])
+    with pytest.raises(ConfigError, match="random weights"):
+        with_models(load_suite("smoke"), ["small=x"])
 
 
 def test_the_command_lists_and_reports(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,11 @@ def test_settings_that_save_memory_do(folder: Path) -> None:
     plain = planned(folder).phases["learning"]
     assert planned(folder, gradient_checkpointing=True).phases["learning"] < plain
     assert planned(folder, tokens_per_batch=24).phases["learning"] < plain
-    assert planned(folder, model={"dtype": "bfloat16"}).held["policy"] < 0.6 * planned(folder).held["policy"]
+    whole = planned(folder).held["policy"]
+    assert planned(folder, model={"dtype": "bfloat16"}).held["policy"] < 0.6 * whole
+    masters = planned(folder, model={"dtype": "bfloat16"}, precision="bf16")  # as an agent takes them over
+    assert masters.held["policy"] == whole
+    assert masters.held["reference"] < 0.6 * whole
 
 
 def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,8 @@ from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.lm.chat_template import Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
+from rlhf_gym.lm.tokenizer import encode_response
+from rlhf_gym.tasks.prompt_ids import prompt_ids
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.too_long import OnTooLong, TooLong, counts, cut_prompt
 from rlhf_gym.text import shorten
@@ -199,7 +200,7 @@ def encoded_rows(
     limited, prompts, responses, skipped = _Count(), _Count(), _Count(), 0
     for number, (given, texts) in enumerate(data):
         prompt = _prompt(given)
-        ids = _prompt_ids(prompt, model)
+        ids = prompt_ids(prompt, model.tokenizer)
         whole = [[*encode_response(model.tokenizer, text), limits.eos_id] for text in texts]
         kept = [one[: limits.max_new_tokens] for one in whole]
         longest = max(map(len, kept))
@@ -219,7 +220,7 @@ def encoded_rows(
                 skipped += 1
                 continue
             before, prompt = len(ids), shorter
-            ids = _prompt_ids(prompt, model)
+            ids = prompt_ids(prompt, model.tokenizer)
             prompts.add(before - len(ids))
             for one, cut in zip(kept, fitted, strict=True):
                 responses.add(len(one) - len(cut))
@@ -251,10 +252,6 @@ def _prompt(given: str | Messages) -> Prompt:
     if isinstance(given, str):
         return Prompt(given)
     return Prompt(prompt_of_messages(given), {"messages": given})
-
-
-def _prompt_ids(prompt: Prompt, model: LanguageModel) -> list[int]:
-    return encode_conversation(model.tokenizer, prompt.text, prompt.columns.get("messages"))
 
 
 def _cut(prompt: Prompt, ids: list[int], model: LanguageModel, room: int) -> Prompt | None:

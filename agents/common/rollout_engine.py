@@ -16,7 +16,7 @@ from rlhf_gym.lm.engines.engine import Engine, ResponseSettings
 from rlhf_gym.lm.engines.find_engine import find_engine
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.lm.tokenizer import encode_conversation
+from rlhf_gym.tasks.prompt_ids import prompt_ids
 
 
 def builtin_engine(policy: LMPolicy) -> BuiltinEngine:
@@ -116,7 +116,7 @@ class RolloutEngine:
             settings = ResponseSettings(policy.limits, policy.sampling, tuple(env.stop))
             prompts = env.env.episodes.task.prompts[:PROMPTS]
             tokenizer = policy.language_model.tokenizer
-            ids = [encode_conversation(tokenizer, p.text, p.columns.get("messages")) for p in prompts]
+            ids = [prompt_ids(p, tokenizer) for p in prompts]
             compare(self.engine, policy.language_model, ids, settings, most=self.most)
             self._compared = True
         return self.engine

@@ -17,10 +17,10 @@ from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.sampling import Sampling
-from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import score
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
+from rlhf_gym.tasks.prompt_ids import prompt_ids
 from rlhf_gym.tasks.samples import Prompt, columns_of
 from rlhf_gym.text import distinct_2
 
@@ -153,7 +153,7 @@ class Validation(IterationCallback):
         """
         policy = agent.policy
         model, reference = policy.language_model, agent.reference
-        ids = [encode_conversation(model.tokenizer, p.text, p.columns.get("messages")) for p in self.prompts]
+        ids = [prompt_ids(p, model.tokenizer) for p in self.prompts]
         rules = rules_of(agent.get_env())
         reward = self.reward or reward_of(agent.get_env())
         if reward is None:

@@ -13,6 +13,7 @@ from rlhf_gym.bench.leaderboard import Leaderboard
 from rlhf_gym.bench.plots import all_plots, curve_plot, frontier_plot, profile_plot, score_plot, standalone
 from rlhf_gym.bench.report_text import ROW_HEAD, interval, markdown, number, row_cells, standing_cells
 from rlhf_gym.bench.results import Result, ResultsFolder
+from rlhf_gym.bench.suite import load_suite, suite_names
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.report.formatting import is_secret, without_credentials
 from rlhf_gym.loop.report.html import asset, page
@@ -82,6 +83,10 @@ def _commands(board: Leaderboard, folders: Sequence[Path]) -> list[str]:
     agents = " ".join(shlex.quote(agent) for agent in dict.fromkeys(_named(r) for r in board.results))
     tasks = " ".join(dict.fromkeys(r["task"] for r in board.results))
     chosen = f"--agents {agents} --tasks {tasks} --seeds {seeds}"
+    usual = load_suite(name).models if name in suite_names() else board.suite["models"]
+    for model, values in board.suite["models"].items():
+        if values != usual.get(model):
+            chosen += " --model " + shlex.quote(f"{model}={values['name']}")
     return [
         f"rlhf-gym bench run {shlex.quote(name)} {chosen} --out {shlex.quote(str(folders[0]))}",
         f"rlhf-gym bench report {names}",

@@ -158,7 +158,7 @@ class ResultsFolder:
             self.check(suite)
             write_json(self.path / "suite.json", {
                 "schema": SCHEMA, "name": suite.name, "version": suite.version, "hash": suite.hash, "equal": suite.equal,
-                "about": suite.about, "measured": suite.measured,
+                "about": suite.about, "measured": suite.measured, "models": dict(suite.models),
                 "tasks": {name: {"range": list(task.range), "level": task.level} for name, task in suite.tasks.items()},
             })  # fmt: skip
             self._mend()

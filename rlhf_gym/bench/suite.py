@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,33 @@ def load_suite(name: str) -> Suite:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the suite {name!r}: {error}") from error
+
+
+def with_models(suite: Suite, places: Sequence[str]) -> Suite:
+    """A suite some of whose models come from elsewhere, which is another suite by its hash.
+
+    Args:
+        suite: the suite.
+        places: ``NAME=PLACE``: the model's name in the suite, and what ``model.name`` of a run takes.
+
+    Raises:
+        ConfigError: no name or place, a model that the suite lacks, or one with random weights.
+    """
+    models = dict(suite.models)
+    for given in places:
+        name, _, place = given.partition("=")
+        if not name or not place:
+            raise ConfigError(f"--model takes NAME=PLACE, got {given!r}; the suite's models: {', '.join(models)}")
+        if name not in models:
+            raise ConfigError(
+                f"suite {suite.name!r} has no model {name!r}{nearest(name, models)} Expected some of {', '.join(models)}"
+            )
+        if "random" in models[name]:
+            raise ConfigError(f"the model {name!r} of suite {suite.name!r} has random weights, and comes from nowhere")
+        if place.startswith(("~", ".")) or Path(place.rpartition(":")[0] or place).exists():
+            place = str(Path(place).expanduser().absolute())  # runs have working directories of their own
+        models[name] = {**models[name], "name": place}
+    return replace(suite, models=models)
 
 
 def parse_suite(text: str, where: str) -> Suite:

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_gym.bench.suite import BASELINES, load_suite, load_tuned, suite_names
+from rlhf_gym.bench.suite import BASELINES, load_suite, load_tuned, suite_names, with_models
 from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.errors import ConfigError
 
@@ -36,7 +36,7 @@ def _list(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     _need_scipy()
-    suite = load_suite(options.suite)
+    suite = with_models(load_suite(options.suite), options.model)
     options.out = options.out or f"runs/bench-{suite.name}"
     quiet_libraries()
     from rlhf_gym.bench.cells import Selection
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("`rlhf-gym bench tune` searches with Optuna: pip install 'rlhf-gym[bench]'")
-    suite = load_suite(options.suite)
+    suite = with_models(load_suite(options.suite), options.model)
     options.out = options.out or f"runs/tune-{suite.name}"
     quiet_libraries()
     from rlhf_gym.bench.cells import Selection

@@ -74,6 +74,11 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", metavar="SUITE", help=SUITE_HELP)
     parser.add_argument("--agents", metavar="NAME", nargs="+", help=AGENTS_HELP)
     parser.add_argument("--tasks", metavar="NAME", nargs="+", help="tasks of the suite (default: all)")
+    parser.add_argument(
+        "--model", metavar="NAME=PLACE", action="append", default=[],
+        help="take a model of the suite from elsewhere: a hub id, a folder, or folder:file.gguf (repeatable; the suite's hash "
+        "changes with it)",
+    )  # fmt: skip
 
 
 def _add_tune(actions: Commands) -> None:

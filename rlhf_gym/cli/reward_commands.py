@@ -53,12 +53,13 @@ def check_reward(options: argparse.Namespace) -> int:
     from rlhf_gym.lm.decoding import generate
     from rlhf_gym.lm.language_model import LanguageModel
     from rlhf_gym.lm.sampling import Limits, Sampling
-    from rlhf_gym.lm.tokenizer import encode_conversation, encode_response
+    from rlhf_gym.lm.tokenizer import encode_response
+    from rlhf_gym.tasks.prompt_ids import prompt_ids
 
     model = LanguageModel.load(options.model, device=ModelConfig().device, chat_template=options.chat_template)
     tokenizer = model.tokenizer
     limits = Limits.of(tokenizer, task.min_new_tokens, task.max_new_tokens)
-    ids = [encode_conversation(tokenizer, prompt.text, prompt.columns.get("messages")) for prompt in prompts]
+    ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     responses = generate(model, ids, limits, sampling=Sampling(), stop=task.stop, seed=options.seed)
     print(f"honest samples: {len(texts)} responses of {model.name} to prompts of task {task.name}", file=sys.stderr)
     report = check_reward(

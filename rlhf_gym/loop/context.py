@@ -18,7 +18,6 @@ from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.agent_catalogue import GIVEN, find_agent
 from rlhf_gym.loop.config import AgentConfig, Config
 from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored, data_task, read_given
@@ -33,6 +32,7 @@ from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.prompt_ids import prompt_ids
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.too_long import TooLong, fit_task
 
@@ -182,7 +182,7 @@ class RunContext:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that the model starts a response to this prompt from."""
-        return encode_conversation(self.reference.tokenizer, prompt.text, prompt.columns.get("messages"))
+        return prompt_ids(prompt, self.reference.tokenizer)
 
     @cached_property
     def sampling(self) -> Sampling:

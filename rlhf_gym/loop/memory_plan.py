@@ -169,7 +169,7 @@ class _Training:
         self.prompt, self.response = prompt_tokens, response_tokens
         self.held: dict[str, int] = {}
         self.seen = 0
-        base = self.model()
+        base = self.model(learns=True)
         base.check_fits(prompt_tokens, response_tokens)
         self.parameters = sum(p.numel() for p in base.model.parameters())
         self.hold("policy")
@@ -184,7 +184,7 @@ class _Training:
         self.hold("reference")
         self.value: LanguageModel | None = None
         if self.settings.get("value_network") == "separate":
-            self.value = self.model()
+            self.value = self.model(learns=True)
             if lora is not None:
                 adapt(self.value, lora)
                 share(self.value.model, base.model)
@@ -201,8 +201,8 @@ class _Training:
         self.hold("optimizer")
         self.environments = config.agent.environments
 
-    def model(self) -> LanguageModel:
-        """Another language model of the run's kind."""
+    def model(self, *, learns: bool = False) -> LanguageModel:
+        """Another language model of the run's kind; the weights of one that learns are float32 where products are rounded."""
         from transformers import AutoModelForCausalLM
 
         settings = self.config.model
@@ -210,6 +210,8 @@ class _Training:
         network = auto.from_config(self.network_config, dtype=DTYPES[settings.dtype])
         model = _Outline(network, _NoTokens(), settings.name)
         dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
+        if learns and dtype != torch.float32 and not self.config.model.lora:
+            network.to(torch.float32)
         model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
         return model
 

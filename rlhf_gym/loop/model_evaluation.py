@@ -16,7 +16,6 @@ from rlhf_gym.feedback.queries import Query
 from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.lm.tokenizer import encode_conversation
 from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import given_argument
@@ -30,6 +29,7 @@ from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
+from rlhf_gym.tasks.prompt_ids import prompt_ids
 from rlhf_gym.tasks.samples import Prompt, columns_of
 from rlhf_gym.tasks.too_long import OnTooLong, TooLong, fit_task
 from rlhf_gym.text import distinct_2
@@ -322,7 +322,7 @@ def _responses(
             own.temperature if settings.temperature is None else settings.temperature, own.top_k, own.top_p
         )
     limits = Limits.of(model.tokenizer, task.min_new_tokens, task.max_new_tokens)
-    ids = [encode_conversation(model.tokenizer, p.text, p.columns.get("messages")) for p in prompts]
+    ids = [prompt_ids(p, model.tokenizer) for p in prompts]
     for one in ids:
         model.check_fits(len(one), task.max_new_tokens)
     repeated = [one for one in ids for _ in range(settings.number)]

@@ -121,7 +121,8 @@ def _learn(settings: AgentConfig, agent: TokenAlgorithm, callbacks: list[BaseCal
 
     Args:
         settings: of the run's agent.
-        agent: may have been trained before, or have ended training (its checkpoint is then of a policy that ``kl_limit`` stopped).
+        agent: may have been trained before, or have ended training (its checkpoint is then of a policy that ``kl_limit``
+            stopped).
         callbacks: called while it learns.
     """
     if agent.stopped is None and not settings.is_done(agent.iteration, agent.num_timesteps):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from rlhf_gym.errors import ConfigError, ModelError, TaskError
 from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.lm.chat_template import Messages, messages_before
-from rlhf_gym.lm.tokenizer import Tokenizer, encode_conversation
+from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks.base import Task
+from rlhf_gym.tasks.prompt_ids import prompt_ids
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.text import shorten
 
@@ -167,7 +168,7 @@ def prompt_length(prompt: Prompt, tokenizer: Tokenizer) -> int:
         prompt: the prompt.
         tokenizer: the model's.
     """
-    return len(encode_conversation(tokenizer, prompt.text, prompt.columns.get("messages")))
+    return len(prompt_ids(prompt, tokenizer))
 
 
 def cut_prompt(prompt: Prompt, tokenizer: Tokenizer, room: int) -> Prompt | None:
