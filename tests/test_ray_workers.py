@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from socket import socket
 from threading import Lock
 from typing import Any
 
@@ -254,11 +255,8 @@ def test_what_belongs_to_a_process_is_not_sent_and_locks_are_new() -> None:
         cached = unpacked(packed([load_reward({"reward": "length", "cache": 9}), lock], ray), "cpu")
     assert not cached[1].locked()
     assert list(cached[0](["p"], ["four"])) == [1.0]  # a word
-    with (
-        Path(__file__).open() as file,
-        pytest.raises(ConfigError, match=r"cannot be sent to workers on Ray \(TypeError"),
-    ):
-        packed([file], ray)
+    with socket() as connection, pytest.raises(ConfigError, match=r"cannot be sent to workers on Ray \(TypeError"):
+        packed([connection], ray)
 
 
 def drawn(share: Share, version: int) -> Drawn:
