@@ -94,6 +94,25 @@ class TokenVecEnv(VectorVecEnv):
         """True if ``suppress_tokens`` and ``min_new_tokens`` are all of the action masks."""
         return self.env.episodes.masks.fixed
 
+    def hand_out_prompts(self) -> list[int]:
+        """The numbers of the prompts that a reset gave the slots, whose episodes are generated and scored elsewhere."""
+        self.env.episodes.running[:] = False
+        numbers: list[int] = self.env.episodes.prompt_index.tolist()
+        return numbers
+
+    def place_prompts(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Begin episodes that another environment has handed out.
+
+        Args:
+            numbers: of the prompts in the task, for as many slots, the first ones.
+
+        Returns:
+            The observations of all slots: ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
+        """
+        episodes = self.env.episodes
+        episodes.begin_all(np.arange(len(numbers)), np.asarray(numbers, dtype=np.int64))
+        return episodes.observe()
+
     def end_episodes(self, slots: Sequence[int], responses: Sequence[Sequence[int]]) -> EndedEpisodes:
         """Store whole responses and leave the scoring to :meth:`score_ended`.
 

@@ -52,3 +52,7 @@ class TrainingStopped(UserWarning):
 
 class RankError(TrainingError):
     """One of several processes that learn together has ended, or does not answer."""
+
+
+class WorkerError(TrainingError):
+    """A worker that generates for an agent has failed, or none is left."""

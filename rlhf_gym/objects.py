@@ -28,6 +28,7 @@ _FOLDERS = {
     _HERE, _HERE.parent / "agents", _HERE.parent / "envs",
     *(Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib", "platlib")),
 }  # fmt: skip
+_USER = "rlhf_gym_user_"  # the names of modules that were loaded from files begin so
 _NOT_USERS = (*(f"{folder}{os.sep}" for folder in _FOLDERS), "<frozen")
 
 
@@ -78,6 +79,16 @@ def is_place(name: str) -> bool:
     return ":" in name or name.endswith(".py")
 
 
+def import_path() -> list[str]:
+    """The folders that this process imports from: a worker finds the same package, and a user's own modules."""
+    return [entry or os.getcwd() for entry in sys.path if not entry or Path(entry).is_dir()]
+
+
+def modules_of_files() -> list[ModuleType]:
+    """The modules that :func:`load_object` has loaded from files, which other processes cannot import by name."""
+    return [module for name, module in sys.modules.items() if name.startswith(_USER)]
+
+
 def place_in_code(error: BaseException) -> str:
     """Where in the user's own code an error comes from, such as `` [mine.py, line 3]``; empty where that is not known."""
     # Code with a syntax error never ran: no frame holds it.
@@ -101,7 +112,7 @@ def _from_file(source: str, what: str, error: type[RlhfGymError]) -> ModuleType:
         others = sorted(other.name for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         folder = f" (in {path.parent})" if path.parent.is_dir() else f" (nor a folder {path.parent})"
         raise error(f"{what}: there is no file {source!r}{folder}{nearest(path.name, others)}")
-    name = f"rlhf_gym_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    name = f"{_USER}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -267,6 +267,20 @@ def given_to_the_engine(name: str, tmp_path: Path) -> bool:
     return (engine._folder, engine.connection.timeout, engine.connection.patience, most) == (tmp_path, 7.0, 3.0, 0.5)
 
 
+def given_to_the_workers(name: str, tmp_path: Path) -> bool:
+    """ray, ray_workers, ray_cpus, ray_gpus; max_staleness, which needs the correction of stale responses."""
+    given: dict[str, Any] = {"ray": "auto", "ray_workers": 3, "ray_cpus": 0.5, "ray_gpus": 0.25}
+    correction = {"old_log_probs": "recompute", "importance_sampling": "token_mask"}
+    if correction.keys() <= getattr(agents, name).Settings.names():
+        given |= {"max_staleness": 2, **correction}
+    else:
+        with pytest.raises(ConfigError, match="this agent has none"):
+            made(name, max_staleness=2, **given)
+    workers = made(name, **given).rollout_workers
+    found = (workers.address, workers.workers, workers.cpus, workers.gpus, workers.max_staleness)
+    return found == ("auto", 3, 0.5, 0.25, given.get("max_staleness", 0))
+
+
 Effect = Callable[[str, Path], bool]
 EFFECTS: dict[str, Effect] = {
     "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
@@ -274,6 +288,7 @@ EFFECTS: dict[str, Effect] = {
     "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
     "engine": other_engine,
     **dict.fromkeys(["engine_folder", "engine_timeout", "engine_patience", "engine_tolerance"], given_to_the_engine),
+    **dict.fromkeys(["ray", "ray_workers", "ray_cpus", "ray_gpus", "max_staleness"], given_to_the_workers),
     "gradient_checkpointing": recomputed, "TRPO.precision": refused,
 }  # fmt: skip
 

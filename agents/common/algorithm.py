@@ -58,6 +58,7 @@ from rlhf_gym.agents.common.policy_losses import PolicyLoss, policy_loss
 from rlhf_gym.agents.common.ranks import check_divides, process_ranks
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.rollout_engine import engine_of
+from rlhf_gym.agents.common.rollout_workers import RolloutWorkers, workers_of
 from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
     check_env,
@@ -101,6 +102,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         settings: all of them, with models by name; defaults are adapted to the environment.
         reference: the frozen model that KL is measured from; None where nothing needs it and none was given.
         rollout_engine: what generates responses (:mod:`rlhf_gym.lm.engines`); None for the built-in engine.
+        rollout_workers: the workers on Ray that generate and score responses; None without them.
         rollout: the last iteration's rollout.
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
@@ -187,6 +189,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         self._model_by_name = isinstance(given.language_model, str)
         self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
         self.rollout_engine = engine_of(vars(given))
+        self.rollout_workers: RolloutWorkers | None = workers_of(vars(given))
         self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
         self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
         self.entropy_controller = EntropyController(self.ent_coef, self.ent_target, self.ent_coef_step)
@@ -383,6 +386,9 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             return collect_conversations(
                 talking, self.policy, self.seed, first, per_slot, group_size=self.group_size, greedy=self.greedy_slots
             )
+        if self.rollout_workers is not None:
+            assert isinstance(env, TokenVecEnv)
+            return self.rollout_workers.collect(env, self.policy, self.seed, first, self.n_episodes, self.iteration)
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
             engine = None
@@ -425,10 +431,15 @@ class TokenAlgorithm(OnPolicyAlgorithm):
                 self.fill(rollout, tables, lambda part, tokens: fill_reference(self.policy, reference, part, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
-            engine = self.rollout_engine
-            without_values = engine is not None and not engine.engine.gives_values and self.policy.values_from_trunk
-            if self.policy.value_trunk is not None or without_values:
+            if self.policy.value_trunk is not None or (self.policy.values_from_trunk and not self._generates_values):
                 self.fill(rollout, ("values",), lambda part, tokens: fill_values(self.policy, part, tokens))
+
+    @property
+    def _generates_values(self) -> bool:
+        """True where the pass that generates gives the values of these weights."""
+        if self.rollout_workers is not None:
+            return self.rollout_workers.max_staleness == 0
+        return self.rollout_engine is None or self.rollout_engine.engine.gives_values
 
     def fill(self, rollout: Rollout, names: Sequence[str], work: Callable[[Rollout, int], None]) -> None:
         """Fill in tables of a rollout within memory; ranks share the episodes out.
@@ -763,6 +774,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
         if self.rollout_engine is not None:
             metrics |= self.rollout_engine.engine.metrics()
+        if self.rollout_workers is not None:
+            metrics |= self.rollout_workers.metrics(self.seconds.total)
         if self.ent_target is not None:
             metrics["train/ent_coef"] = self.entropy_controller.bonus
         for name, value in metrics.items():
@@ -888,7 +901,17 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         if self.rollout_engine is not None:
             for sampling in (self.sampling, *([greedily(self.sampling)] if self.greedy_first else [])):
                 self.rollout_engine.refuse(env, model, limits, sampling, processes=self.ranks.size)
+        if self.rollout_workers is not None:
+            self.rollout_workers.refuse(env, self.ranks.size, greedy_first=self.greedy_first)
+            self.rollout_workers.close()  # those that there were have another environment
         return limits
+
+    def close(self) -> None:
+        """End what generates outside of this process: an engine, workers on Ray; the environment stays open."""
+        if self.rollout_engine is not None:
+            self.rollout_engine.engine.close()
+        if self.rollout_workers is not None:
+            self.rollout_workers.close()
 
     def stepping_collector(self, env: VecEnv) -> SteppingCollector:
         """The collector for environments that must be stepped."""

@@ -72,9 +72,7 @@ class Scoring:
         waiting = iter(rollout.episodes)
         for pending in self._pending:
             for score, info in zip(*self.calls.wait(pending), strict=True):
-                episode = next(waiting)
-                episode.rewards[-1], episode.ended, episode.info = float(score), bool(info["ended"]), info
-                episode.spread()
+                note_score(next(waiting), float(score), info)
         if self._pending:
             rollout.rewards = pad(rollout.mask, [e.rewards for e in rollout.episodes])
 
@@ -149,18 +147,7 @@ def decode_episodes(
         own = partial(_responses, engine, prompts, settings, slots[block], greedy, seed, first, scoring)
         generations = [one for part in ranks.gather(own) for one in part]
         ranks.from_main(partial(scoring.submit, env, slots, [g.ids for g in generations]))
-        episodes += [
-            Episode(
-                prompt,
-                g.ids,
-                g.log_probs,
-                g.values or [0.0] * len(g.ids),
-                [0.0] * len(g.ids),
-                g.ended,
-                version=g.version,
-            )
-            for prompt, g in zip(prompts, generations, strict=True)
-        ]
+        episodes += [episode_of(prompt, generation) for prompt, generation in zip(prompts, generations, strict=True)]
     return episodes
 
 
@@ -182,6 +169,30 @@ def _responses(
             )  # fmt: skip
             found |= dict(zip(chosen, generations, strict=True))
     return [found[i] for i in slots]
+
+
+def episode_of(prompt: list[int], generation: Generation) -> Episode:
+    """An episode that has been generated, and not scored yet.
+
+    Args:
+        prompt: ids of the prompt.
+        generation: the response; values are 0 where the pass that generated it did not give them.
+    """
+    ids = generation.ids
+    values, rewards = generation.values or [0.0] * len(ids), [0.0] * len(ids)
+    return Episode(prompt, ids, generation.log_probs, values, rewards, generation.ended, version=generation.version)
+
+
+def note_score(episode: Episode, score: float, info: dict[str, Any]) -> None:
+    """Write its score into an episode.
+
+    Args:
+        episode: the episode.
+        score: of the whole response.
+        info: of the step that would have ended it.
+    """
+    episode.rewards[-1], episode.ended, episode.info = score, bool(info["ended"]), info
+    episode.spread()
 
 
 def _round_prompts(rounds: Rounds, first_episode: int, scoring: Scoring) -> list[list[int]]:

@@ -77,6 +77,11 @@ class PPOKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     ent_coef: float
     ent_target: float | None
     ent_coef_step: float
@@ -185,6 +190,11 @@ class TRPOKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     n_epochs: int
     aggregation: Aggregation
     kl_coef: float
@@ -232,6 +242,11 @@ class A2CKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     ent_coef: float
     ent_target: float | None
     ent_coef_step: float
@@ -293,6 +308,11 @@ class CriticFreeKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -343,6 +363,11 @@ class GRPOKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -398,6 +423,11 @@ class GSPOKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -453,6 +483,11 @@ class RLOOKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -555,6 +590,11 @@ class REINFORCEKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -609,6 +649,11 @@ class ReinforcePlusPlusKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
@@ -636,6 +681,11 @@ class OnlineDPOKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     temperature: float
     top_k: int
     top_p: float
@@ -673,6 +723,11 @@ class RAFTKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     temperature: float
     top_k: int
     top_p: float

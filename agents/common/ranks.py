@@ -42,11 +42,26 @@ NOT_BUILT = {
 
 
 @dataclass(frozen=True)
-class _Failure:
-    """What has failed on a rank: the name of the error's class, and its message."""
+class Failure:
+    """What has failed in another process: the name of the error's class, and its message."""
 
     kind: str
     message: str
+
+    def as_error(self, where: str, otherwise: type[RlhfGymError]) -> RlhfGymError:
+        """The error to raise here.
+
+        Args:
+            where: the process, for the message.
+            otherwise: its class, where the error is none of this package's.
+        """
+        kind: Any = getattr(errors, self.kind, otherwise)
+        return kind(f"{where}: {self.message}")  # type: ignore[no-any-return]
+
+
+def failure_of(error: Exception) -> Failure:
+    """An error, for another process."""
+    return Failure(type(error).__name__, _message(error))
 
 
 class Ranks:
@@ -161,27 +176,26 @@ class Ranks:
                         f"the processes do not agree on {name}: rank 0 has {ours!r}, rank {rank} has {other!r}; {why}"
                     )
 
-    def _attempt(self, work: Callable[[], T]) -> tuple[T | _Failure, Exception | None, bytes]:
+    def _attempt(self, work: Callable[[], T]) -> tuple[T | Failure, Exception | None, bytes]:
         """The outcome of work, its error if it has failed, and the outcome as bytes."""
         try:
             with self.alone():
                 outcome = work()
             return outcome, None, pickle.dumps(outcome)
         except Exception as error:
-            failure = _Failure(type(error).__name__, _message(error))
+            failure = failure_of(error)
             return failure, error, pickle.dumps(failure)
 
     def _raise_first(self, outcomes: Sequence[Any], own: Exception | None) -> None:
         """Raise the first failure, on every rank; where it happened, as it was."""
-        failed = [rank for rank, outcome in enumerate(outcomes) if isinstance(outcome, _Failure)]
+        failed = [rank for rank, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
         if not failed:
             return
         self.told = True
         if own is not None and failed[0] == self.rank:
             raise own
-        failure: _Failure = outcomes[failed[0]]
-        kind: Any = getattr(errors, failure.kind, RankError)
-        raise kind(f"rank {failed[0]} of {self.size}: {failure.message}")
+        failure: Failure = outcomes[failed[0]]
+        raise failure.as_error(f"rank {failed[0]} of {self.size}", RankError)
 
     # ------------------------------------------------------------------------------------------------ sharing out
 

@@ -137,11 +137,46 @@ class CollectSettings(AgentSettings):
         "per token on average",
         above=0,
     )
+    ray: str | None = setting(
+        None,
+        "responses are generated and scored by workers on Ray: local starts Ray on this machine, auto or an address takes a "
+        "cluster; None generates and scores in this process",
+    )
+    ray_workers: int = setting(2, "with `ray`: number of workers", at_least=1)
+    ray_cpus: float = setting(1.0, "with `ray`: CPUs of each worker, or a part of one", above=0)
+    ray_gpus: float = setting(0.0, "with `ray`: GPUs of each worker, or a part of one; 0 generates on CPUs", at_least=0)
+    max_staleness: int = setting(
+        0,
+        "with `ray`: workers go on generating while the agent learns, so that responses come from weights up to so many "
+        "iterations old; older ones are drawn again. 0 waits for the latest weights, with the same episodes as in one process",
+        at_least=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.engine != BUILTIN and self.collect == "step":
             raise ConfigError(f"engine={self.engine!r} generates whole responses: leave collect='step' out")
+        if self.ray is not None and self.collect == "step":
+            raise ConfigError(f"ray={self.ray!r}: workers generate whole responses: leave collect='step' out")
+        if self.ray is not None and self.engine != BUILTIN:
+            raise ConfigError(
+                f"ray={self.ray!r}: each worker generates by the built-in engine, so engine={self.engine!r} cannot be given, "
+                "too: leave one of them out"
+            )
+        if self.max_staleness and self.ray is None:
+            raise ConfigError(
+                f"max_staleness={self.max_staleness} is for workers on Ray: give ray='local', 'auto' or an address"
+            )
+        if self.max_staleness and getattr(self, "importance_sampling", None) is None:
+            able = "importance_sampling" in self.names()
+            raise ConfigError(
+                f"max_staleness={self.max_staleness}: responses of older weights need their correction: "
+                + (
+                    "give old_log_probs='recompute' and importance_sampling='token_truncate' (or another one)"
+                    if able
+                    else "this agent has none (importance_sampling); leave max_staleness out"
+                )
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from rlhf_gym.agents.common.callbacks import StepCounter
 from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.kl import KLController, KLLimit
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.rollout_workers import RolloutWorkers, warn_of_episodes
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.slots import restore_slots, slots_state
 from rlhf_gym.lm.language_model import LanguageModel
@@ -29,6 +30,7 @@ class Agent(Protocol):
     kl_controller: KLController
     entropy_controller: EntropyController
     scaler: torch.amp.GradScaler
+    rollout_workers: RolloutWorkers | None
     observation_space: spaces.Space[Any]
     env: VecEnv | None
     num_timesteps: int
@@ -60,6 +62,7 @@ def training_state(agent: Agent) -> dict[str, Any]:
         "seed": agent.seed,
         "update_rng": agent._update_rng.bit_generator.state,
         "env": None if agent.env is None else slots_state(agent.env),
+        "rollout_workers": None if agent.rollout_workers is None else agent.rollout_workers.state(),
         "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in agent.ep_info_buffer or ()],
         # These move only after learning, so they fit the state at a rollout's start, too.
         "kl_coef": agent.kl_controller.coef,
@@ -90,6 +93,10 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
     if state["loss_scaler"] and agent.scaler.is_enabled():  # the precision may have been changed
         agent.scaler.load_state_dict(state["loss_scaler"])
     agent.stopped = state["stopped"]
+    if agent.rollout_workers is not None:
+        agent.rollout_workers.restore(state["rollout_workers"])
+    elif agent.env is not None:
+        warn_of_episodes(state["rollout_workers"])
     agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
     if agent.env is not None and restore_slots(agent.env, state["env"]):

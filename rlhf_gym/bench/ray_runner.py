@@ -6,9 +6,6 @@ disk that the machines share; without one it begins anew. Needs ``pip install 'r
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +13,10 @@ from typing import Any
 
 from rlhf_gym.bench.cells import Cell
 from rlhf_gym.bench.results import ATTEMPTS, Attempt, Result
-from rlhf_gym.bench.runner import Watcher, Worker, import_path
+from rlhf_gym.bench.runner import Watcher, Worker
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.whole_files import read_json, write_json
+from rlhf_gym.ray_connection import connect, load_ray, worker_environment
 
 MOST_RETRIES = 5
 """Workers that may die over a run before it counts as failed."""
@@ -52,9 +50,14 @@ class RayRuns:
         """
         if not left:
             return
-        ray = _connected(self.address)
+        ray = load_ray("without --ray, runs are made in processes")
+        if ray.is_initialized():
+            raise ConfigError("Ray is initialized in this process already: call ray.shutdown() before")
+        connect(self.address, ray)
         try:
-            task = ray.remote(make_run).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=MOST_RETRIES)
+            task = ray.remote(make_run).options(
+                num_cpus=self.cpus, num_gpus=self.gpus, max_retries=MOST_RETRIES, runtime_env=worker_environment()
+            )
             waiting = {}
             for cell, path in left:
                 watcher.begun(cell)
@@ -90,33 +93,3 @@ def make_run(cell: dict[str, Any], folder: str) -> Result:
     if not _WORKER:
         _WORKER.append(Worker())
     return _WORKER[0].run(Cell(**cell), path)
-
-
-def _connected(address: str) -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(
-            "--ray needs Ray: pip install 'rlhf-gym[ray]'; without --ray, runs are made in processes"
-        ) from None
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a change to come
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if ray.is_initialized():
-        raise ConfigError("Ray is initialized in this process already: call ray.shutdown() before")
-    paths = os.pathsep.join([*import_path(), *filter(None, [os.environ.get("PYTHONPATH")])])
-    options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}, "log_to_driver": False}
-    if address == "local":
-        options |= {"address": "local", "include_dashboard": False}
-    else:
-        options["address"] = address
-    try:
-        host, colon, port = address.rpartition(":")
-        if colon and port.isdecimal() and "/" not in host:  # Ray itself waits for minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(logging_level=logging.ERROR, **options)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0]}): start one with `ray start --head`, "
-            "or give --ray local"
-        ) from error
-    return ray

@@ -24,6 +24,7 @@ from rlhf_gym.bench.contender_catalogue import find_contender
 from rlhf_gym.bench.results import ATTEMPTS, RESULT, Attempt, Result, ResultsFolder
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.loop.whole_files import read_json, write_json
+from rlhf_gym.objects import import_path
 
 
 class Watcher(Protocol):
@@ -279,11 +280,6 @@ def _listen(stream: IO[str], answers: queue.SimpleQueue[str]) -> None:
     for line in stream:
         answers.put(line)
     answers.put("")
-
-
-def import_path() -> list[str]:
-    """The folders that this process imports from: a worker finds the same package, and a user's own modules."""
-    return [entry or os.getcwd() for entry in sys.path if not entry or Path(entry).is_dir()]
 
 
 def _death(code: int, path: Path) -> str:

@@ -26,6 +26,9 @@ FLAGS = {
     "--iterations": ("agent.iterations", "N"),
     "--kl-coef": ("agent.kl_coef", "X"),
     "--engine": ("agent.engine", "ENGINE"),
+    "--ray": ("agent.ray", "ADDRESS"),
+    "--ray-workers": ("agent.ray_workers", "N"),
+    "--max-staleness": ("agent.max_staleness", "N"),
     "--seed": ("run.seed", "N"),
     "--device": ("model.device", "DEVICE"),
     "--chat-template": ("model.chat_template", "auto|on|off|FILE"),
@@ -131,6 +134,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "agent.kl_coef": "weight of the KL penalty",
         "agent.engine": "what generates the agent's responses: builtin, transformers, vllm, vllm:http://host:port, "
         "openai:http://host:port or module:Class; see docs/engines.md",
+        "agent.ray": "responses are generated and scored by workers on Ray: local starts Ray on this machine, auto or an "
+        "address takes a cluster; see docs/scaling.md",
+        "agent.ray_workers": "with --ray: number of workers, 2 without it",
+        "agent.max_staleness": "with --ray: workers generate while the agent learns, with weights up to so many iterations "
+        "old; 0 without it",
     }
     helps |= {
         f"{name}.{f.name}": f.metadata["help"] for name, cls in SECTIONS.items() for f in fields(cls) if f.metadata

@@ -26,6 +26,11 @@ def check_config(config: Config) -> None:
             f"{config.run.rounds}: give agent.iterations, which counts in each round, or run.rounds=1"
         )
     _check_people(config.people, asked=config.rater.name == "web" or config.people.share > 0)
+    if config.people.refit is not None and config.agent.settings.get("ray") is not None:
+        raise ConfigError(
+            f"people.refit ({config.people.refit}) replaces the reward while the policy is trained, which workers on Ray "
+            f"(agent.ray={config.agent.settings['ray']}) would not see: leave one of them out"
+        )
     query_type, candidates = config.rater.query_type, config.sampling.candidates
     if query_type in ("thumbs", "edit") and config.rater.name == "web" and config.people.warm_up:
         raise ConfigError(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rlhf_gym.agents.common.rollout_engine import connect_engine
+from rlhf_gym.agents.common.rollout_workers import connect_workers
 from rlhf_gym.agents.common.setup import check_vocabulary
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
@@ -134,6 +135,7 @@ class RunContext:
         gold, judge = _gold(config, task), judge_of(config, task)
         check_loggers(config.log)
         connect_engine(config.agent.settings)
+        connect_workers(config.agent.settings, (task, gold))
         if config.reward_model.enabled:
             check_rater(config.rater)
         if argument == "data" and given is None:

@@ -58,6 +58,7 @@ RESUMABLE = {
     "run.rounds", "run.threads", "agent.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode",
     "log.completions", "log.completions_every",
     "people.host", "people.port", "people.url", "people.overlap", "people.lease", "people.quota", "people.refit",
+    "agent.ray", "agent.ray_workers", "agent.ray_cpus", "agent.ray_gpus",
     "people.title", "people.guidelines", "people.text",
 }  # fmt: skip
 """Settings that may change when a run goes on: none alters a metric that is already written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rlhf_gym.agents import SaveDivergence, TokenAlgorithm, Validation
 from rlhf_gym.agents.common.ranks import process_ranks
+from rlhf_gym.agents.common.rollout_workers import workers_in
 from rlhf_gym.envs import TextVecEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TextsTooLong, TrainingStopped
 from rlhf_gym.lm.language_model import LanguageModel
@@ -82,8 +84,7 @@ def train(context: RunContext, number: int) -> None:
             _learn(settings, agent, after_iteration)
     finally:
         logger.close()
-        if agent.rollout_engine is not None:
-            agent.rollout_engine.engine.close()
+        agent.close()
     ranks.from_main(lambda: _keep(context, number, agent, validation))
 
 
@@ -216,7 +217,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable | None, rew
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
     given = _given(context)
     if checkpoint.exists():
-        resumed = _load(context, checkpoint, env)
+        resumed = _load(context, checkpoint, env, workers_in(config.settings))
         if table is not None:
             table.keep_until(number, resumed.iteration)
             table.seconds = read_json(checkpoint.with_name(SECONDS_FILE)) or {}
@@ -247,11 +248,23 @@ def _given(context: RunContext) -> dict[str, Any]:
     return given
 
 
-def _load(context: RunContext, checkpoint: Path, env: TokenVecEnv | TextVecEnv | None) -> TokenAlgorithm:
-    """An agent from one of the run's checkpoints."""
+def _load(
+    context: RunContext,
+    checkpoint: Path,
+    env: TokenVecEnv | TextVecEnv | None,
+    changes: Mapping[str, Any] | None = None,
+) -> TokenAlgorithm:
+    """An agent from one of the run's checkpoints.
+
+    Args:
+        context: the run.
+        checkpoint: the file.
+        env: to go on in; None for none.
+        changes: settings that may have changed since.
+    """
     base = context.reference if context.config.model.lora else None
     cls, device = find_agent(context.config.agent.name), str(context.reference.device)
-    return cls.load(checkpoint, env=env, device=device, language_model=base, **_given(context))
+    return cls.load(checkpoint, env=env, device=device, language_model=base, **_given(context), **(changes or {}))
 
 
 def _trainable(context: RunContext, number: int) -> LanguageModel:

@@ -51,6 +51,10 @@ class MathAnswer:
         self._worker: _Worker | None = None
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, and other processes', have a process of their own."""
+        return {**vars(self), "_worker": None}
+
     def __call__(self, prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
         """Score a batch.
 
