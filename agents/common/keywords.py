@@ -540,6 +540,11 @@ class ReMaxKeywords(AgentKeywords, total=False):
     engine_timeout: float
     engine_patience: float
     engine_tolerance: float
+    ray: str | None
+    ray_workers: int
+    ray_cpus: float
+    ray_gpus: float
+    max_staleness: int
     old_log_probs: Literal["rollout", "recompute"]
     importance_sampling: Correction | None
     importance_cap: float
