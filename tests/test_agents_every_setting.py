@@ -20,6 +20,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from stable_baselines3.common.logger import Logger
+from talking import talker
 from test_agents_guarantees import NAMES
 from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import count_a, letter_task
@@ -76,7 +77,8 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "old_log_probs": ("recompute", {"mismatch": True}),
     "learning_rate": (0.01, {}), "learning_rate_decay": ("linear", {}), "n_episodes": (16, {}), "batch_size": (2, {}),
-    "max_grad_norm": (1e-4, {}), "seed": (1, {}), "gamma": (0.5, {}), "gae_lambda": (0.5, {}),
+    "max_grad_norm": (1e-4, {}), "seed": (1, {}), "gamma": (0.5, {}),
+    "discount_per": ("turn", {"gamma": 0.5}), "gae_lambda": (0.5, {}),
     "normalize_advantage": (False, {}), "whiten_rewards": (True, {}), "vf_coef": (3.0, {}),
     "value_network": ("separate", {}), "value_start": (lambda: RewardModel(model(seed=7)), {"value_network": "separate"}),
     "clip_range_vf": (1e-3, {}), "ent_coef": (1.0, {}), "max_ratio": (1e-6, {}), "n_epochs": (3, {}),
@@ -281,12 +283,20 @@ def given_to_the_workers(name: str, tmp_path: Path) -> bool:
     return found == ("auto", 3, 0.5, 0.25, given.get("max_staleness", 0))
 
 
+def turns_compared(name: str, tmp_path: Path) -> bool:
+    """compare: one turn is one response; of conversations, turns and whole ones give other weights."""
+    by_turn, whole = (talker(getattr(agents, name), group_size=4, compare=how) for how in ("turn", "response"))
+    for agent in (by_turn, whole):
+        agent.learn(1, iterations=1)
+    return differ(weights(by_turn), weights(whole))
+
+
 Effect = Callable[[str, Path], bool]
 EFFECTS: dict[str, Effect] = {
     "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
     "on_kl_limit": backs_off, "device": device,
     "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
-    "engine": other_engine,
+    "engine": other_engine, "compare": turns_compared,
     **dict.fromkeys(["engine_folder", "engine_timeout", "engine_patience", "engine_tolerance"], given_to_the_engine),
     **dict.fromkeys(["ray", "ray_workers", "ray_cpus", "ray_gpus", "max_staleness"], given_to_the_workers),
     "gradient_checkpointing": recomputed, "TRPO.precision": refused,

@@ -290,7 +290,7 @@ def test_it_learns_and_moves_to_another_environment() -> None:
         ({"mask_top_p": 0}, r"mask_top_p must be a number in \(0, 1\]"),
         ({"mask_top_p": 1.1}, "mask_top_p must be"),
         ({"mask_refresh": 0}, "mask_refresh must be a whole number of at least 1"),
-        ({"collect": "auto"}, "NLPO has no setting collect; leave it out"),
+        ({"collect": "auto"}, "NLPO has no collect: its responses are not generated whole"),
         ({"clip_range": -1}, "clip_range must be"),
     ],
 )

@@ -284,7 +284,7 @@ def test_it_learns_within_its_trust_region() -> None:
         ({"cg_damping": -0.1}, "cg_damping must be"),
         ({"line_search_steps": 1.5}, "line_search_steps must be a whole number"),
         ({"clip_range": 0.2}, "TRPO has no setting clip_range; leave it out"),
-        ({"value_network": "shared", "vf_coef": 0.9}, "TRPO has no setting value_network; leave it out"),
+        ({"value_network": "shared", "vf_coef": 0.9}, "TRPO has no value_network: it learns without a value function"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:

@@ -86,7 +86,7 @@ def test_agents_refuse_other_environments_in_one_line(name: str) -> None:
     with pytest.raises(ConfigError, match="agents learn token by token") as caught:
         small_ppo(name)
     assert len(str(caught.value).splitlines()) == 1
-    assert ("whole responses" in str(caught.value)) == ("CartPole" not in name)
+    assert ("wrap_text_env" in str(caught.value)) == ("CartPole" not in name)
     agent = small_ppo(make_sb3_env(1, task=letter_task(), tokenizer=LetterTokenizer()), batch_size=1)
     with pytest.raises(ConfigError, match="agents learn token by token"):
         agent.set_env(gym.make(name))

@@ -38,7 +38,7 @@ from rlhf_gym.loop.metrics_table import MetricsTable
 EPISODES, MINIBATCH = 64, 16
 STATISTICS = ("minibatch", "rollout", "row")
 OF_MINIBATCHES: tuple[tuple[Any, str], ...] = (
-    (minibatch, "ratio_metrics"), (minibatch, "quantiles"), (algorithm, "layer_groups"), (algorithm, "gradient_norms"),
+    (minibatch, "ratio_metrics"), (algorithm, "quantiles"), (algorithm, "layer_groups"), (algorithm, "gradient_norms"),
     (algorithm, "update_norms"),
 )  # fmt: skip
 
