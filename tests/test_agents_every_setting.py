@@ -272,6 +272,10 @@ def given_to_the_engine(name: str, tmp_path: Path) -> bool:
 def given_to_the_workers(name: str, tmp_path: Path) -> bool:
     """ray, ray_workers, ray_cpus, ray_gpus; max_staleness, which needs the correction of stale responses."""
     given: dict[str, Any] = {"ray": "auto", "ray_workers": 3, "ray_cpus": 0.5, "ray_gpus": 0.25}
+    if getattr(agents, name).greedy_first:
+        with pytest.raises(ConfigError, match="workers on Ray sample all responses"):
+            made(name, **given)
+        return True
     correction = {"old_log_probs": "recompute", "importance_sampling": "token_mask"}
     if correction.keys() <= getattr(agents, name).Settings.names():
         given |= {"max_staleness": 2, **correction}
