@@ -59,8 +59,7 @@ def test_every_metric_of_an_iteration_is_in_the_documentation() -> None:
         "train/value_grad_norm",
     }
     not_on_policy |= {name for name in named if name.startswith("validation/")}  # of a callback
-    not_on_policy |= {
-        name for name in named if name.startswith(("engine/", "ray/"))
-    }  # of engines and workers elsewhere
+    # Of engines and workers elsewhere.
+    not_on_policy |= {name for name in named if name.startswith(("engine/", "ray/"))} | {"time/weights_seconds"}
     not_on_policy |= {name for name in named if name.startswith("conversation/")}  # see tests/test_turns.py
     assert sorted(named - logged - not_on_policy) == []
