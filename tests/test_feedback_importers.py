@@ -310,6 +310,17 @@ def test_what_a_row_says_beside_its_choice_is_kept() -> None:
     assert ranked.columns["messages"] == said((U, "P"), (A, "good"), (U, "Q"))
 
 
+@pytest.mark.parametrize(
+    "talk", [5, "x", [{"content": "P"}], said((U, None)), said((U, [{"type": "image"}])), said((U, "Q"), (A, "ok"))]
+)
+def test_a_side_column_of_messages_is_not_taken_for_the_prompt(talk: Any) -> None:
+    row = {"prompt": "P", "response_a": "good", "response_b": "bad", "choice": "a", "source": "s"}
+    rows = Rows([{**row, "messages": talk}, {**row, "messages": said((U, "P"))}], "pairs")
+    (odd, _), (whole, _) = rows
+    assert (odd.columns, whole.columns) == ({"source": "s"}, {"source": "s", "messages": said((U, "P"))})
+    assert rows.noted.counts == {"side columns 'messages' left out, which are not the prompt's chat messages": 1}
+
+
 def test_times_out_of_range_and_circles_of_replies_are_counted() -> None:
     told: Row = {
         "text": "P",

@@ -14,6 +14,7 @@ from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback.exchange.formats import FORMATS, NATIVE, Format, format_of, recognise
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
 from rlhf_gym.feedback.exchange.sides import NoTextError
+from rlhf_gym.feedback.exchange.transcripts import is_talk
 from rlhf_gym.feedback.purposes import OTHER_PURPOSES
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 from rlhf_gym.text import shorten
@@ -193,6 +194,13 @@ class Rows:
             judgement = replace(judgement, details={**judgement.details, "kind": purpose})
             self.noted.add(
                 Dropped(f"answers that are not learned from, since their column 'purpose' says {purpose}", number)
+            )
+        talk = columns.get("messages")
+        if talk is not None and (not is_talk(talk) or talk[-1]["role"] == "assistant"):
+            # A tokenizer would take them for the prompt. What is the prompt's has been read already.
+            columns.pop("messages")
+            self.noted.add(
+                Dropped("side columns 'messages' left out, which are not the prompt's chat messages", number)
             )
         details, _ = plain(judgement.details)
         query = replace(query, columns=columns)
