@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from test_response_text import bytes_hub
 from test_turns import TALK, TEMPLATES
 from tiny_models import LetterTokenizer, tiny_language_model
 from tiny_run import metrics_table, save_tiny_model, tiny_settings
-from waiting import LONG
 from web_study import joined, question, study
 
 from rlhf_gym.agents import PPO, Validation
@@ -165,27 +163,6 @@ def test_models_are_evaluated_in_conversations(run: Any) -> None:
     )
     with pytest.raises(ConfigError, match="leave --reward out"):
         evaluate_model(str(run.path), EvalSettings(task="guess_number", reward="length"))
-
-
-def test_slow_environments_answer_at_the_same_time_and_say_the_same() -> None:
-    meeting = threading.Barrier(4, timeout=LONG)
-
-    class Slow(Script):
-        """Answers only once all four are asked."""
-
-        def step(self, action: str) -> Any:
-            meeting.wait()
-            return super().step(action)
-
-    slow, quick = (
-        talker(PPO, letters_talk(4, env=env, min_new_tokens=4, slow=env is Slow), n_episodes=8, batch_size=8)
-        for env in (Slow, Script)
-    )
-    for agent in (slow, quick):
-        collected(agent)
-    for one, other in zip(slow.rollout.episodes, quick.rollout.episodes, strict=True):
-        assert (one.response_ids, one.log_probs, one.values) == (other.response_ids, other.log_probs, other.values)
-        assert (one.turns, one.rewards, one.info) == (other.turns, other.rewards, other.info)
 
 
 @pytest.mark.parametrize(
