@@ -303,7 +303,7 @@ class AgentConfig:
     name: str = setting(
         "ppo",
         "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, "
-        "preference_optimization, sft, or path/file.py:Class or module:Class of your own",
+        "preference_optimization, ilql, sft, or path/file.py:Class or module:Class of your own",
     )
     preset: str | None = setting(
         None,
@@ -333,8 +333,8 @@ class AgentConfig:
     target_column: str = setting("target", "column of the prompts that holds the response to learn")
     data: str | None = setting(
         None,
-        "what to learn from: a run's directory, a feedback store, or a file of preferences or examples (docs/stages.md); null "
-        "takes `target_column` of the task's prompts",
+        "what to learn from: a run's directory, a feedback store, or a file of preferences, examples or rewarded responses "
+        "(docs/stages.md); null takes `target_column` of the task's prompts",
     )
     data_format: str = setting("auto", "exchange format of the file `data` (docs/people.md); auto finds it")
     data_columns: dict[str, str] = setting(  # noqa: RUF009 - it is a field, with a factory

@@ -140,9 +140,9 @@ class RunContext:
             check_rater(config.rater)
         if argument == "data" and given is None:
             target_pairs(task, config.agent.target_column)
-        elif argument == "preferences" and given is None:
+        elif argument is not None and given is None:
             raise ConfigError(
-                f"agent {config.agent.name} learns from stored preferences: give agent.data, a run, store or file"
+                f"agent {config.agent.name} learns from stored {argument}: give agent.data, a run, store or file"
             )
         if reference is None:
             reference = load_reference(config)

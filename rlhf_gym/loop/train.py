@@ -105,7 +105,7 @@ def _keep(context: RunContext, number: int, agent: TokenAlgorithm, validation: V
         best = validation.best_evaluation
     if best is not None and context.config.evaluation.final == "best":
         chosen = _load(context, folder / BEST, None)
-    model = chosen.policy.language_model
+    model = chosen.policy.acting_model
     _measure_held_out(context, number, chosen)
     write_json(folder / TRAINING_FILE, {
         "iterations": agent.iteration, "stopped": agent.stopped, "final": context.config.evaluation.final,
