@@ -209,7 +209,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable | None, rew
     else:
         env = make_sb3_env(
             config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,
-            prompt_order=context.config.task.prompt_order,
+            prompt_order=context.config.task.prompt_order, difficulty_every=context.config.task.difficulty_every,
         )  # fmt: skip
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
