@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from tiny_models import tiny_language_model
 
+from rlhf_gym.agents.best_of_n import best_of_n_kl
 from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.response_kl import response_kls
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.loop.best_of_reference import best_of_n, best_of_n_kl
+from rlhf_gym.loop.best_of_reference import best_of_n
 from rlhf_gym.loop.fluency import Fluency, fluency, fluent_wins
 from rlhf_gym.loop.reward_models import shuffled
 from rlhf_gym.reward_model import Rating

@@ -27,6 +27,7 @@ from rlhf_gym.loop.reward_ensemble import resampled
 from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.reward_model.batches import is_held_out
 from rlhf_gym.rewards.base import score
 from rlhf_gym.rewards.spec import load_reward
 
@@ -215,6 +216,13 @@ def test_a_resample_keeps_prompts_whole() -> None:
     assert 25 < len(by_prompt) < 40  # about 63% of the prompts
     for ids in by_prompt.values():  # a query that comes again has another name, and all of its comparisons
         assert all(count == 2 for count in Counter(ids).values())
+
+
+def test_members_on_one_prompt_are_told_apart_by_queries() -> None:
+    given = [Preference("p", "a", b, query_id=f"q{i}") for i in range(50) for b in ("b", "c")]
+    assert sum(map(is_held_out(given, 0.2, 0), given)) == 20  # ten queries, whole
+    drawn, _ = resampled(given, [], seed=0)
+    assert 25 < len({p.query_id.partition("#")[0] for p in drawn}) < 40
 
 
 def test_odd_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -391,10 +391,7 @@ class SteppingCollector:
                 states, torch.tensor(steps, device=policy.device), allowed, model=self.model
             )
             uniforms = torch.tensor([noise[i][t] for i, t in zip(live, steps, strict=True)], device=policy.device)
-            tokens = sample_tokens(log_probs, uniforms)
-            if self.greedy:
-                most_probable = torch.tensor([i in self.greedy for i in live], device=policy.device)
-                tokens = torch.where(most_probable, log_probs.argmax(-1), tokens)
+            tokens = sample_tokens(log_probs, uniforms, [i in self.greedy for i in live])
             chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
             values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
         for row, i in enumerate(live):

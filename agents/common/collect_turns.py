@@ -127,9 +127,8 @@ class _Collector:
         self.decoder = CachedDecoder(self.model)
         self.open: dict[int, _Open] = {}
         self.finished: dict[int, Episode] = {}
-        self.cut: list[
-            tuple[Episode, list[int], int]
-        ] = []  # whose value the future has: the state, and our last tokens in it
+        # Episodes whose value the future has: the state, and our last tokens in it.
+        self.cut: list[tuple[Episode, list[int], int]] = []
         shape = (env.num_envs, policy.language_model.hidden_size)
         self.hidden = torch.zeros(shape, device=policy.device)
 
@@ -200,10 +199,7 @@ class _Collector:
         places = torch.tensor([len(self.open[slot].turn) for slot in live], device=policy.device)
         log_probs = policy.distribution(states, places, model=self.model)
         uniforms = torch.tensor([self._uniform(self.open[slot]) for slot in live], device=policy.device)
-        tokens = sample_tokens(log_probs, uniforms)
-        if self.greedy:
-            most_probable = torch.tensor([slot in self.greedy for slot in live], device=policy.device)
-            tokens = torch.where(most_probable, log_probs.argmax(-1), tokens)
+        tokens = sample_tokens(log_probs, uniforms, [slot in self.greedy for slot in live])
         chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
         values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
         out: list[int] = tokens.tolist()

@@ -54,9 +54,8 @@ def learned_weights(model: LanguageModel, value_head: ValueHead | None) -> dict[
         Tensors of any shape ``[...]``.
     """
     weights = {f"model.{name}": weight for name, weight in model.model.named_parameters() if weight.requires_grad}
-    head = (
-        {} if value_head is None else value_head.state_dict()
-    )  # its unit is measured: no parameter, and yet it changes
+    # Its unit is measured: no parameter, and yet it changes.
+    head = {} if value_head is None else value_head.state_dict()
     return weights | {f"value_head.{name}": tensor for name, tensor in head.items()}
 
 

@@ -19,8 +19,7 @@ from rlhf_gym.agents.common.slots import reward_of, rules_of
 from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.lm.decoding import generate
-from rlhf_gym.lm.log_probs import response_log_probs
-from rlhf_gym.lm.sampling import Sampling
+from rlhf_gym.lm.response_kl import response_log_ratios
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Scores, score
 from rlhf_gym.rewards.token_values import IDS, wants_token_ids
@@ -213,11 +212,10 @@ class Validation(IterationCallback):
             "skipped": float((~kept).sum()),
         }
         if reference is not None:  # an agent that does not use one has none in memory
-            ours, theirs = (
-                response_log_probs(one, ids, answers, sampling, policy.limits, tokens_per_batch=agent.tokens_per_batch)
-                for one, sampling in ((model, agent.sampling), (reference, Sampling(agent.sampling.temperature)))
+            kls = response_log_ratios(
+                model, reference, ids, answers, agent.sampling, policy.limits, tokens_per_batch=agent.tokens_per_batch
             )
-            metrics["kl"] = float(np.mean([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)]))
+            metrics["kl"] = float(kls.mean())
         if self.measure is not None:
             metrics |= self.measure(responses)
         return {name: value for name, value in metrics.items() if not math.isnan(value)}

@@ -14,6 +14,7 @@ from rlhf_gym.errors import RewardError
 from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs
+from rlhf_gym.lm.response_kl import response_log_ratios
 from rlhf_gym.lm.sampling import Sampling
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, score
@@ -82,7 +83,8 @@ def measure(bench: Bench, trained: Trained) -> tuple[dict[str, Any], list[dict[s
     }
     metrics |= {f"metric_{name}": _mean(scores(reward, after)) for name, reward in bench.task.metrics.items()}
     if trained.policy is not None:
-        kls = _kls(bench, trained.policy, ids, after)
+        answers = [response.ids for response in after]
+        kls = response_log_ratios(trained.policy, context.reference, ids, answers, context.sampling, context.limits)
         metrics |= {"kl": float(kls.mean()), "kl_se": _standard_error(kls)}
     if context.config.reward_model.enabled:
         proxy = bench.reward
@@ -101,14 +103,6 @@ def _sampled(bench: Bench, model: LanguageModel, ids: Sequence[Sequence[int]], s
         model, ids, context.limits, sampling=context.sampling, stop=bench.task.stop, seed=seed,
         batch_size=context.config.sampling.batch_size,
     )  # fmt: skip
-
-
-def _kls(bench: Bench, policy: LanguageModel, ids: Sequence[Sequence[int]], responses: Sequence[Generation]) -> Floats:
-    """``log pi - log pi_ref`` of each response, ``[n]``."""
-    context, answers = bench.context, [response.ids for response in responses]
-    ours = response_log_probs(policy, ids, answers, context.sampling, context.limits)
-    theirs = response_log_probs(context.reference, ids, answers, Sampling(context.sampling.temperature), context.limits)
-    return np.array([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)])
 
 
 def _perplexity(bench: Bench, ids: Sequence[Sequence[int]], responses: Sequence[Generation]) -> float | None:

@@ -16,6 +16,7 @@ from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.whole_files import whole_folder
 from rlhf_gym.rewards.base import score
+from rlhf_gym.tasks.samples import columns_of
 from rlhf_gym.tasks.trl_export import ROW, to_trl
 
 
@@ -62,10 +63,8 @@ def train(spec: dict[str, Any]) -> None:
             used.rewards += values
         else:
             rows = [task.prompts[int(i)] for i in columns[ROW]]
-            names = {name for row in rows for name in row.columns}
-            given = {name: [row.columns.get(name) for row in rows] for name in names}
             texts = [task.cut(completion) for completion in completions]
-            used.rewards += score(gold, [row.text for row in rows], texts, given).values.tolist()
+            used.rewards += score(gold, [row.text for row in rows], texts, columns_of(rows)).values.tolist()
         return values
 
     def share_left(_step: int) -> float:

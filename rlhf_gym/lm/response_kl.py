@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.log_probs import CHUNK, chosen_and_entropy, masked_logits
+from rlhf_gym.lm.log_probs import CHUNK, chosen_and_entropy, masked_logits, response_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs
 from rlhf_gym.lm.sequences import batches_by_length, pack_sequences, response_positions
 
@@ -27,6 +29,34 @@ class ResponseKL:
 
     k1: float
     exact: float
+
+
+def response_log_ratios(
+    policy: LanguageModel,
+    reference: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    sampling: Sampling,
+    limits: Limits,
+    *,
+    tokens_per_batch: int = 4096,
+) -> NDArray[np.float64]:
+    """The k1 of :class:`ResponseKL` alone, float64 ``[n]``, where the exact KL is not wanted.
+
+    Args:
+        policy: the model that generated them.
+        reference: the model that the KL is measured to.
+        prompts: ids of each prompt, at least one each.
+        responses: ids of each response, EOS included where it was generated.
+        sampling: temperature, top-k and top-p of the generation.
+        limits: forbidden tokens, as in generation.
+        tokens_per_batch: most tokens, padding included, in one forward pass.
+    """
+    ours, theirs = (
+        response_log_probs(model, prompts, responses, how, limits, tokens_per_batch=tokens_per_batch)
+        for model, how in ((policy, sampling), (reference, Sampling(sampling.temperature)))
+    )
+    return np.array([float((a - b).double().sum()) for a, b in zip(ours, theirs, strict=True)])
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ must use the same distribution, or the ratio of the first update is not 1; so bo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -158,12 +159,13 @@ def top_p_mask(logits: Tensor, p: float) -> Tensor:
     return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < p)
 
 
-def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
+def sample_tokens(log_probs: Tensor, uniforms: Tensor, greedy: Sequence[bool] = ()) -> Tensor:
     """Draw one token a row; see :func:`draw`.
 
     Args:
         log_probs: ``[N, V]``, or logits: they are normalised again; -inf is never drawn.
         uniforms: ``[N]`` in [0, 1).
+        greedy: ``N`` flags: True takes the row's most probable token; empty draws in every row.
 
     Returns:
         int64 ``[N]``.
@@ -173,7 +175,9 @@ def sample_tokens(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """
     tokens, drawn = draw(log_probs, uniforms)
     check_drawn(bool(drawn.all()))
-    return tokens
+    if not any(greedy):
+        return tokens
+    return torch.where(torch.tensor(greedy, device=tokens.device), log_probs.argmax(-1), tokens)
 
 
 def check_drawn(drawn: bool) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_gym.agents.best_of_n import best_of_n_kl
+
 Values = NDArray[np.float64]
 
 
@@ -19,7 +21,7 @@ class BestOfN:
 
     Attributes:
         n: responses that the best is chosen from, by the proxy.
-        kl: ``log n - (n - 1) / n``, nats (:func:`best_of_n_kl`).
+        kl: ``log n - (n - 1) / n``, nats (:func:`~rlhf_gym.agents.best_of_n.best_of_n_kl`).
         proxy: mean proxy reward of the chosen one.
         gold: mean gold reward.
         proxy_se: standard error of ``proxy`` over prompts.
@@ -36,20 +38,6 @@ class BestOfN:
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON; NaN becomes None."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
-
-
-def best_of_n_kl(n: int) -> float:
-    """The KL of best-of-n to the distribution it draws from, in nats: ``log n - (n - 1) / n``.
-
-    Exact where no two responses are equal; else an upper bound (Beirami et al. 2024).
-
-    Args:
-        n: responses that the best is chosen from, at least 1.
-
-    >>> [round(best_of_n_kl(n), 3) for n in (1, 2, 4, 8)]
-    [0.0, 0.193, 0.636, 1.204]
-    """
-    return math.log(n) - (n - 1) / n
 
 
 def best_of_n(proxy: Values, gold: Values) -> list[BestOfN]:

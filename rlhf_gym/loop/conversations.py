@@ -18,9 +18,9 @@ from rlhf_gym.envs.text_vec_env import TextVecEnv, make_conversation_env
 from rlhf_gym.errors import RewardError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.response_kl import ResponseKL, response_kls
-from rlhf_gym.lm.sampling import Sampling
+from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.intervals import wilson_interval
+from rlhf_gym.loop.intervals import standard_error, wilson_interval
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import AnyReward, Scores, as_term
@@ -62,8 +62,8 @@ def conversation_lines(
         numbers: a row of whole groups of candidates.
     """
     candidates = context.config.sampling.candidates
-    talks, agent = talks_of(context, len(numbers)), _as_policy(context, policy, context.sampling)
-    seed = context.seed(number, "sample")
+    talks = talks_of(context, len(numbers))
+    agent, seed = talking_policy(talks, policy, context.sampling), context.seed(number, "sample")
     episodes = collect_conversations(talks, agent, seed, numbers[0], 1, group_size=candidates)
     for i, episode in zip(numbers, episodes, strict=True):
         played = Played.of(episode.info)
@@ -110,8 +110,9 @@ def evaluate_conversations(context: RunContext, number: int) -> None:
         after = _play(context, policy, wanted, seed)
         bar.update(2 * wanted)
         tokens = context.config.agent.settings["tokens_per_batch"]
-        kls = [_kl(context, policy, episode, tokens) for episode in after.episodes]
-        plain = _as_policy(context, context.reference, Sampling())
+        talks = talks_of(context, 1)
+        kls = _kls(context, policy, after.episodes, talks.rules.limits, tokens)
+        plain = talking_policy(talks, context.reference, Sampling())
         perplexity = [
             _perplexity(rollout, rollout_log_probs(plain, context.reference, rollout, tokens))
             for rollout in (before, after)
@@ -129,8 +130,8 @@ def evaluate_conversations(context: RunContext, number: int) -> None:
     k1, exact = np.array([kl.k1 for kl in kls]), np.array([kl.exact for kl in kls])
     metrics: dict[str, Any] = {
         "round": number, "n": n, "skipped": wanted - n, "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n,
-        "win_rate_low": low, "win_rate_high": high, "gold_difference_se": _standard_error(difference), "kl": k1.mean(),
-        "kl_se": _standard_error(k1), "kl_exact": exact.mean(), "kl_exact_se": _standard_error(exact),
+        "win_rate_low": low, "win_rate_high": high, "gold_difference_se": standard_error(difference), "kl": k1.mean(),
+        "kl_se": standard_error(k1), "kl_exact": exact.mean(), "kl_exact_se": standard_error(exact),
     }  # fmt: skip
     for when, rollout, values, proxies, per_token in zip(
         ("before", "after"), (before, after), scores, by_proxy, perplexity, strict=True
@@ -177,35 +178,39 @@ def _play(context: RunContext, model: LanguageModel, episodes: int, seed: int) -
     """
     slots = math.gcd(episodes, context.config.sampling.batch_size)
     talks = talks_of(context, slots)
-    policy = _as_policy(context, model, context.sampling)
+    policy = talking_policy(talks, model, context.sampling)
     return Rollout.of(collect_conversations(talks, policy, seed, 0, episodes // slots))
 
 
-def _kl(context: RunContext, policy: LanguageModel, episode: Episode, tokens_per_batch: int) -> ResponseKL:
-    """The KL of all turns of an episode together, each behind what the policy had read before it.
+def _kls(
+    context: RunContext, policy: LanguageModel, episodes: Sequence[Episode], limits: Limits, tokens_per_batch: int
+) -> list[ResponseKL]:
+    """The KL of all turns of each episode together, each turn behind what the policy had read before it.
 
     Args:
         context: the run.
         policy: has generated the turns.
-        episode: the episode.
+        episodes: the episodes.
+        limits: of a turn.
         tokens_per_batch: padded tokens of one pass.
     """
-    before, turns = [], []
-    for row in episode.rows:
-        read: list[int] = []
-        for heard, said in row:
-            before.append([*read, *heard])
-            turns.append(said)
-            read += [*heard, *said]
-    limits = talks_of(context, 1).rules.limits
+    before, turns, episode_of = [], [], []
+    for number, episode in enumerate(episodes):
+        for row in episode.rows:
+            read: list[int] = []
+            for heard, said in row:
+                before.append([*read, *heard])
+                turns.append(said)
+                episode_of.append(number)
+                read += [*heard, *said]
     found = response_kls(
         policy, context.reference, before, turns, context.sampling, limits, tokens_per_batch=tokens_per_batch
     )
-    return ResponseKL(sum(kl.k1 for kl in found), sum(kl.exact for kl in found))
-
-
-def _as_policy(context: RunContext, model: LanguageModel, sampling: Sampling) -> LMPolicy:
-    return talking_policy(talks_of(context, 1), model, sampling)
+    sums = [[0.0, 0.0] for _ in episodes]
+    for number, kl in zip(episode_of, found, strict=True):
+        sums[number][0] += kl.k1
+        sums[number][1] += kl.exact
+    return [ResponseKL(*one) for one in sums]
 
 
 def talking_policy(talks: TextVecEnv, model: LanguageModel, sampling: Sampling) -> LMPolicy:
@@ -223,7 +228,3 @@ def talking_policy(talks: TextVecEnv, model: LanguageModel, sampling: Sampling) 
 def _perplexity(rollout: Rollout, logs: Tensor) -> float:
     """Perplexity per token of the policy's under the reference, at temperature 1."""
     return math.exp(-float(logs[rollout.mask].double().mean()))
-
-
-def _standard_error(values: Any) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

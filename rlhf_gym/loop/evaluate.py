@@ -21,7 +21,7 @@ from rlhf_gym.loop.best_of_reference import BestOfN, best_of_n
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import evaluate_conversations
 from rlhf_gym.loop.fluency import Fluency, fluency, fluent_wins, repetition
-from rlhf_gym.loop.intervals import wilson_interval
+from rlhf_gym.loop.intervals import standard_error, wilson_interval
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.reward_model.evaluation import judged
 from rlhf_gym.rewards.adaptive import frozen
@@ -255,8 +255,3 @@ def _nats(context: RunContext, ids: Sequence[Sequence[int]], generations: Sequen
 def _perplexity(nats: Sequence[Sequence[float]]) -> float:
     """Perplexity per token, over the tokens of all responses."""
     return math.exp(sum(map(sum, nats)) / sum(map(len, nats)))
-
-
-def standard_error(values: Scores) -> float:
-    """The standard error of a mean; NaN for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -22,7 +22,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import encode_response
 from rlhf_gym.loop.config import AgentConfig, TaskConfig
-from rlhf_gym.loop.preference_data import is_store, read_data
+from rlhf_gym.loop.preference_data import is_store, read_data, remarks_on
 from rlhf_gym.loop.run_task import split_prompts
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
@@ -80,12 +80,9 @@ class GivenData:
     noted: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        left_out = ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
         rows = f"{len(self.train)} rows of {self.source} to learn from, {len(self.held_out)} held out"
-        noted = ", ".join(f"{number} {what}" for what, number in self.noted.items())
-        return (
-            rows + (f"; left out: {left_out}" if left_out else "") + (f"; taken all the same: {noted}" if noted else "")
-        )
+        remarks = remarks_on(self.dropped, self.noted)
+        return f"{rows}; {remarks}" if remarks else rows
 
     def fitting(
         self, model: LanguageModel, max_new_tokens: int, on_too_long: OnTooLong
@@ -215,7 +212,7 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
         if any(query.columns.get(SEVERAL_TURNS) for query, _ in answers):
             raise ConfigError(
                 f"the judgements of {source} are on conversations of several turns, in which others' turns would be learned "
-                "from as if they were the policy's: fit a reward model to them (rlhf-gym train-rm), or `rlhf-gym run`"
+                "from as if they were the policy's: fit a reward model to them (`rlhf-gym fit-reward`)"
             )
         dropped.update(read.dropped)
         single = config.settings.get("loss") == "kto"

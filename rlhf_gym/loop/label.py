@@ -24,7 +24,7 @@ from rlhf_gym.raters import ask
 from rlhf_gym.raters.terminal import TerminalRater
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, score
-from rlhf_gym.tasks.samples import Sample
+from rlhf_gym.tasks.samples import Sample, columns_of
 
 _PACE_OVER = 300.0  # seconds over which the shown pace is averaged
 _SAY_EVERY = 60.0  # seconds between two lines where there is no terminal
@@ -113,8 +113,7 @@ def reference_rewards(context: RunContext, reward: Reward) -> np.ndarray:
         reward: the gold reward, or what raters differ about.
     """
     samples = read_samples(context, 1)
-    names = {name: None for s in samples for name in s.prompt.columns}
-    columns = {name: [s.prompt.columns.get(name) for s in samples] for name in names}
+    columns = columns_of([s.prompt for s in samples])
     texts, responses = [s.prompt.text for s in samples], [s.response for s in samples]
     with frozen(reward):
         scored = score(reward, texts, responses, columns, may_skip=True)

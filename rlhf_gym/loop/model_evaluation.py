@@ -24,9 +24,8 @@ from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import given_argument
 from rlhf_gym.loop.conversations import talking_policy
-from rlhf_gym.loop.evaluate import standard_error
 from rlhf_gym.loop.given_data import DATA_TASK, Unscored, data_task, read_given
-from rlhf_gym.loop.intervals import wilson_interval
+from rlhf_gym.loop.intervals import standard_error, wilson_interval
 from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater, find_rater
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.run_task import gold_of, task_of

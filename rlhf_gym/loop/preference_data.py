@@ -46,23 +46,31 @@ class PreferenceData:
         if len(kept) < len(found):
             self.dropped["pairs of equal responses"] = len(found) - len(kept)
         if all(p.tie for p in kept):
-            left_out = f"; left out: {self.left_out()}" if self.dropped else ""
+            left_out = remarks_on(self.dropped, {})
             raise FeedbackError(
                 f"no judgement in {self.source} prefers one response to another ({len(self.answers)} judgements, "
-                f"{len(kept)} ties{left_out}): there is nothing to learn or to judge by"
+                f"{len(kept)} ties{f'; {left_out}' if left_out else ''}): there is nothing to learn or to judge by"
             )
         self.noted.update(oddities(kept))
         return kept
 
     def remarks(self) -> str:
         """What was left out, and what was taken all the same and is worth saying, in words; empty for nothing."""
-        noted = ", ".join(f"{number} {what}" for what, number in self.noted.items())
-        parts = [f"left out: {self.left_out()}"] * bool(self.dropped) + [f"taken all the same: {noted}"] * bool(noted)
-        return "; ".join(parts)
+        return remarks_on(self.dropped, self.noted)
 
-    def left_out(self) -> str:
-        """What was left out, in words; empty for nothing."""
-        return ", ".join(f"{number} {reason}" for reason, number in self.dropped.items())
+
+def remarks_on(dropped: Mapping[str, int], noted: Mapping[str, int]) -> str:
+    """What was left out of some data, and what was taken all the same and is worth saying, in words; empty for nothing.
+
+    Args:
+        dropped: number of records by the reason for leaving them out.
+        noted: number of what was taken, by what it is.
+    """
+    parts = []
+    for what, found in (("left out", dropped), ("taken all the same", noted)):
+        if found:
+            parts.append(f"{what}: " + ", ".join(f"{number} {reason}" for reason, number in found.items()))
+    return "; ".join(parts)
 
 
 def read_data(

@@ -12,9 +12,9 @@ import numpy as np
 from rlhf_gym.errors import ModelError
 from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.loop.config import RewardModelConfig
-from rlhf_gym.reward_model import Features, FitConfig, FitResult, Rating, RewardModel, split_by_prompt
+from rlhf_gym.reward_model import Features, FitConfig, FitResult, Rating, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
-from rlhf_gym.reward_model.batches import first_turn
+from rlhf_gym.reward_model.batches import is_held_out, split_key
 from rlhf_gym.reward_model.fit_config import RATING_LOSSES
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
@@ -47,12 +47,9 @@ def fit_members(
         on_progress: called with the member, the comparisons done, their total, and the loss.
     """
     everything: list[Preference | Rating] = [*preferences, *(ratings if config.loss in RATING_LOSSES else ())]
-    _, held = split_by_prompt(everything, config.validation_fraction, config.seed)
-    held_prompts = {first_turn(item.prompt) for item in held}
-    train = [p for p in preferences if first_turn(p.prompt) not in held_prompts]
-    validation = [p for p in preferences if first_turn(p.prompt) in held_prompts]
-    judged = [r for r in ratings if first_turn(r.prompt) in held_prompts]
-    taught = [r for r in ratings if first_turn(r.prompt) not in held_prompts]
+    held_out = is_held_out(everything, config.validation_fraction, config.seed)
+    train, validation = ([p for p in preferences if held_out(p) is side] for side in (False, True))
+    taught, judged = ([r for r in ratings if held_out(r) is side] for side in (False, True))
     found = []
     for member in range(1, number + 1):
         model, own = make(member), replace(config, seed=config.seed + member)
@@ -70,7 +67,7 @@ def fit_members(
 def resampled(
     preferences: Sequence[Preference], ratings: Sequence[Rating], seed: int
 ) -> tuple[list[Preference], list[Rating]]:
-    """As many prompts, drawn with replacement, with all that is said about them.
+    """As many prompts (queries, where there is one prompt only), drawn with replacement, with all that is said about them.
 
     What comes again is a query of its own, so that a ranking's places are not counted as one longer ranking.
 
@@ -79,17 +76,18 @@ def resampled(
         ratings: the ratings.
         seed: of the draw.
     """
-    texts = [*(p.prompt for p in preferences), *(r.prompt for r in ratings)]
-    prompts = sorted({first_turn(text) for text in texts})
-    times = Counter(np.random.default_rng(seed).integers(len(prompts), size=len(prompts)).tolist())
-    copies = {prompt: times[i] for i, prompt in enumerate(prompts)}
+    everything: list[Preference | Rating] = [*preferences, *ratings]
+    part_of = split_key(everything)
+    parts = sorted({part_of(item) for item in everything})
+    times = Counter(np.random.default_rng(seed).integers(len(parts), size=len(parts)).tolist())
+    copies = {part: times[i] for i, part in enumerate(parts)}
 
     def again(query_id: str, copy: int) -> str:
         return f"{query_id}#{copy}" if query_id and copy else query_id
 
     return (
-        [replace(p, query_id=again(p.query_id, c)) for p in preferences for c in range(copies[first_turn(p.prompt)])],
-        [replace(r, query_id=again(r.query_id, c)) for r in ratings for c in range(copies[first_turn(r.prompt)])],
+        [replace(p, query_id=again(p.query_id, c)) for p in preferences for c in range(copies[part_of(p)])],
+        [replace(r, query_id=again(r.query_id, c)) for r in ratings for c in range(copies[part_of(r)])],
     )
 
 

@@ -66,7 +66,7 @@ def train(context: RunContext, number: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextsTooLong)  # the run has said it at its start
         agent = ranks.each(lambda: make_agent(context, number, table, reward))
-    ranks.from_main(lambda: agent.num_timesteps)
+    ranks.from_main(lambda: agent.num_timesteps)  # the others count on from there
     title = type(agent).__name__
     write_json(folder / "agent.json", {"class": title, **agent.settings.as_json()})
     logger = make_logger(context.run, context.config, table)
@@ -168,9 +168,7 @@ def make_validation(context: RunContext, number: int, reward: ProxyAndGold) -> V
     if wanted.every is None:
         return None
     where: dict[str, Any] = {"prompts": context.validation, "reward": reward, "seed": context.seed(0, "evaluate")}
-    if (
-        context.task.conversation is not None
-    ):  # conversations are told apart by their seeds: not those of the last evaluation
+    if context.task.conversation is not None:  # told apart by their seeds: these are not the last evaluation's
         talks = talks_of(context, math.gcd(wanted.validation_prompts, size), reward)
         where = {"env": talks, "episodes": wanted.validation_prompts, "seed": context.seed(0, "sample")}
     return Validation(

@@ -50,6 +50,31 @@ def split_by_prompt(preferences: Sequence[ItemT], share: float, seed: int) -> tu
     return train, [p for p in preferences if part_of(p) in held]
 
 
+def is_held_out(items: Sequence[Item], share: float, seed: int) -> Callable[[Item], bool]:
+    """What says of an item whether :func:`split_by_prompt` of these items holds its prompt (or query) out.
+
+    Args:
+        items: all that is split.
+        share: share of the prompts held out.
+        seed: seed of the draw of prompts.
+
+    Raises:
+        FeedbackError: fewer than two prompts, and fewer than two queries.
+    """
+    return like_those(split_by_prompt(items, share, seed)[1], split_key(items))
+
+
+def like_those(held: Sequence[Item], part_of: Callable[[Item], str]) -> Callable[[Item], bool]:
+    """What says of an item whether it is on the prompt (or of the query) of one of these.
+
+    Args:
+        held: the items.
+        part_of: what stays on one side of a split (:func:`split_key`).
+    """
+    parts = {part_of(item) for item in held}
+    return lambda item: part_of(item) in parts
+
+
 def split_key(items: Sequence[Item]) -> Callable[[Item], str]:
     """What stays on one side of a split: the prompt, or the query where there is one prompt only.
 

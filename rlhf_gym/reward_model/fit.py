@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import FeedbackError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, Item, split_by_prompt, split_key, texts_of
+from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, Item, is_held_out, like_those, split_key, texts_of
 from rlhf_gym.reward_model.evaluation import FitResult, evaluate
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.reward_model.fit_config import EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD, RATING_LOSSES, FitConfig
@@ -222,20 +222,16 @@ def _split(
     """What is fitted, the ratings that choose the epoch (none for a loss on comparisons), and the preferences that judge it."""
     if validation is None:
         everything: list[Item] = [*preferences, *(ratings if config.loss in RATING_LOSSES else ())]
-        part_of = split_key(everything)
-        _, held = split_by_prompt(everything, config.validation_fraction, config.seed)
-        held_parts = {part_of(item) for item in held}
-        train = [p for p in preferences if part_of(p) not in held_parts]
-        validation = [p for p in preferences if part_of(p) in held_parts]
+        held_out = is_held_out(everything, config.validation_fraction, config.seed)
+        train, validation = ([p for p in preferences if held_out(p) is side] for side in (False, True))
     else:
         train, validation = list(preferences), list(validation)
         part_of = split_key([*train, *validation])
         _check_split(train, validation, part_of)
-        held_parts = {part_of(p) for p in validation}
+        held_out = like_those(validation, part_of)
     if config.loss not in RATING_LOSSES:
         return train, [], validation
-    held_out = [r for r in ratings if part_of(r) in held_parts]
-    return [r for r in ratings if part_of(r) not in held_parts], held_out, validation
+    return [r for r in ratings if not held_out(r)], [r for r in ratings if held_out(r)], validation
 
 
 def _check_split(train: list[Preference], validation: list[Preference], part_of: Callable[[Preference], str]) -> None:

@@ -7,7 +7,6 @@ its weights before and after each batch; responses of a batch in which it change
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 
 from rlhf_gym.errors import ConfigError, EngineError
 from rlhf_gym.lm.decoding import Generation
-from rlhf_gym.lm.engines.engine import Engine, ResponseReader, ResponseSettings, request_seed, weights_marker
+from rlhf_gym.lm.engines.engine import ResponseReader, ResponseSettings, request_seed
+from rlhf_gym.lm.engines.folder_engine import FolderEngine
 from rlhf_gym.lm.engines.server_connection import ServerAbsentError, ServerConnection, ServerRefusedError
 from rlhf_gym.lm.engines.server_weights import ServerWeights, choose_weights
 from rlhf_gym.lm.language_model import LanguageModel
@@ -74,7 +74,7 @@ def refuse_for_vllm(name: str, model: LanguageModel, settings: ResponseSettings)
         )
 
 
-class CompletionsEngine(Engine):
+class CompletionsEngine(FolderEngine):
     """A server of OpenAI-compatible completions.
 
     Args:
@@ -97,16 +97,12 @@ class CompletionsEngine(Engine):
         self, name: str, url: str, *, folder: str | Path | None = None, timeout: float = 600.0, patience: float = 120.0,
         concurrency: int = 256,
     ) -> None:  # fmt: skip
-        super().__init__(name)
+        super().__init__(name, folder)
         self.connection = ServerConnection(name, url, timeout=timeout, patience=patience)
         self.concurrency = concurrency
         self.stale = self.reloads = self.resent = 0
         self._run = uuid.uuid4().hex[:8]  # two runs at one server must not take each other's weights for their own
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="rlhf-gym-engine-")
-        self._folder = Path(folder or self._temporary.name).absolute()  # type: ignore[union-attr]
         self._weights: ServerWeights | None = None
-        self._loaded: tuple[int, int] | None = None
-        self._model: LanguageModel | None = None
 
     def refuse(self, model: LanguageModel, settings: ResponseSettings) -> None:
         """Refuse encoder-decoder models, and temperatures that would weaken the ban of tokens.
@@ -130,21 +126,19 @@ class CompletionsEngine(Engine):
             )
         return list(paths)
 
-    def load_weights(self, model: LanguageModel, version: int) -> None:
-        """Send the weights, unless the server has these already; see :meth:`Engine.load_weights`.
+    def put(self, model: LanguageModel, label: str, *, is_new: bool) -> None:
+        """Send the weights to the server, in the way that it can take this model's.
 
         Args:
             model: the model that learns.
-            version: number of its weights.
+            label: of these weights.
+            is_new: True where the weights before were another model's.
         """
-        wanted = (version, weights_marker(model))
-        if wanted == self._loaded and model is self._model:
-            return
-        if self._weights is None or model is not self._model:
+        if is_new:
+            self._weights = None  # what follows may fail, and this way was the other model's
+        if self._weights is None:
             self._weights = choose_weights(self.connection, self._folder, model, self._paths())
-        self._loaded, self._model = None, model
-        self._weights.put(model, f"rlhf-gym-{self._run}-{version}-{wanted[1]}")
-        self._loaded, self.version = wanted, version
+        self._weights.put(model, f"rlhf-gym-{self._run}-{label}")
 
     def generate(
         self,
@@ -296,6 +290,5 @@ class CompletionsEngine(Engine):
     def close(self) -> None:
         """End requests under way, and remove temporary weights."""
         self.connection.abort()
-        self._loaded = self._weights = None
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._weights = None
+        super().close()

@@ -157,6 +157,24 @@ class ResponseReader:
         text = self.text.read(ids, prompt)[0]
         return Generation(ids, list(log_probs[: len(ids)]), [], ended, text, version)
 
+    def read_whole(
+        self, prompt: Sequence[int], ids: Sequence[int], log_probs: Sequence[float], version: int | None
+    ) -> Generation:
+        """The response that these tokens begin with, which must have ended among them; see :meth:`read`.
+
+        Args:
+            prompt: ids of the prompt.
+            ids: ids that were drawn.
+            log_probs: of each.
+            version: of the weights that they were drawn with.
+
+        Raises:
+            EngineError: they stop before the response has ended, or as :meth:`read`.
+        """
+        if (response := self.read(prompt, ids, log_probs, version)) is None:
+            raise EngineError(f"engine {self.engine} ended a response after {len(ids)} tokens without an end")
+        return response
+
     def _check(self, token: int, place: int) -> None:
         early = token in self._ends and place < self.limits.min_new_tokens
         if 0 <= token < self.vocab_size and token not in self._suppressed and not early:

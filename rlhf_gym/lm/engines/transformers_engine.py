@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -110,7 +109,7 @@ class TransformersEngine(Engine):
         state, level = torch.random.get_rng_state(), _LOG.level
         _LOG.setLevel(
             logging.ERROR
-        )  # it warns of processors that it does not know to work; the reader checks their work
+        )  # it warns of processors of logits that it does not know; the reader checks their work
         try:
             outputs = network.generate_batch(  # type: ignore[operator]
                 [list(prompt) for prompt in prompts], generation_config=config, progress_bar=False,
@@ -125,12 +124,7 @@ class TransformersEngine(Engine):
             raise EngineError(f"engine {self.name}: {why}")
         reader, responses = ResponseReader(self.name, self._model, settings), []
         for prompt, output in zip(prompts, outputs.values(), strict=True):
-            response = reader.read(prompt, output.generated_tokens, output.logprobs, self.version)
-            if response is None:
-                raise EngineError(
-                    f"engine {self.name} ended a response after {len(output.generated_tokens)} tokens without an end"
-                )
-            responses.append(replace(response, version=self.version))
+            responses.append(reader.read_whole(prompt, output.generated_tokens, output.logprobs, self.version))
         if on_progress is not None:
             on_progress(len(responses))
         return responses

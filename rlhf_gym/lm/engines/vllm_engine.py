@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 from rlhf_gym.errors import ConfigError, EngineError
 from rlhf_gym.lm.decoding import Generation
 from rlhf_gym.lm.engines.completions_engine import refuse_for_vllm, sampling_fields
-from rlhf_gym.lm.engines.engine import Engine, ResponseReader, ResponseSettings, request_seed, weights_marker
+from rlhf_gym.lm.engines.engine import ResponseReader, ResponseSettings, request_seed
+from rlhf_gym.lm.engines.folder_engine import FolderEngine
 from rlhf_gym.lm.engines.served_folder import save_untied
 from rlhf_gym.lm.language_model import LanguageModel
 
 VLLM = "vllm"
 
 
-class VLLMEngine(Engine):
+class VLLMEngine(FolderEngine):
     """vLLM's ``LLM``, made when the first weights come; later weights are reloaded in place from a folder.
 
     An adapter is merged into the weights. vLLM takes the precision that the model learns with, and the GPU memory that its own
@@ -32,7 +32,6 @@ class VLLMEngine(Engine):
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        super().__init__(VLLM)
         try:
             import vllm
         except ImportError as error:
@@ -40,12 +39,9 @@ class VLLMEngine(Engine):
                 f"engine 'vllm' needs vllm in this environment ({error}): install it, or run a server elsewhere and give "
                 "vllm:http://host:port"
             ) from None
+        super().__init__(VLLM, folder)
         self._vllm: Any = vllm
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="rlhf-gym-engine-")
-        self._folder = Path(folder or self._temporary.name).absolute()  # type: ignore[union-attr]
         self._llm: Any = None
-        self._loaded: tuple[int, int] | None = None
-        self._model: LanguageModel | None = None
 
     def refuse(self, model: LanguageModel, settings: ResponseSettings) -> None:
         """Refuse what no vLLM engine can do.
@@ -56,20 +52,18 @@ class VLLMEngine(Engine):
         """
         refuse_for_vllm(self.name, model, settings)
 
-    def load_weights(self, model: LanguageModel, version: int) -> None:
-        """Write the weights and load them, unless they are loaded already; see :meth:`Engine.load_weights`.
+    def put(self, model: LanguageModel, label: str, *, is_new: bool) -> None:
+        """Write the weights in the place of the last ones, and load them.
 
         Args:
             model: the model that learns.
-            version: number of its weights.
+            label: of these weights.
+            is_new: True where the weights before were another model's.
 
         Raises:
             EngineError: vLLM does not load them.
         """
-        wanted = (version, weights_marker(model))
-        if wanted == self._loaded and model is self._model:
-            return
-        self._loaded, self._model, target = None, model, self._folder / "weights"
+        target = self._folder / "weights"
         shutil.rmtree(target, ignore_errors=True)
         save_untied(model, target)
         try:
@@ -83,7 +77,6 @@ class VLLMEngine(Engine):
                 self._llm.reset_prefix_cache()
         except Exception as error:  # vLLM raises what its workers raise
             raise EngineError(f"engine {self.name} cannot load the weights: {error}") from error
-        self._loaded, self.version = wanted, version
 
     def generate(
         self,
@@ -129,16 +122,12 @@ class VLLMEngine(Engine):
             drawn = output.outputs[0]
             ids = list(drawn.token_ids)
             log_probs = [float(at[token].logprob) for token, at in zip(ids, drawn.logprobs, strict=True)]
-            response = reader.read(prompt, ids, log_probs, self.version)
-            if response is None:
-                raise EngineError(f"engine {self.name} ended a response after {len(ids)} tokens without an end")
-            responses.append(response)
+            responses.append(reader.read_whole(prompt, ids, log_probs, self.version))
         if on_progress is not None:
             on_progress(len(responses))
         return responses
 
     def close(self) -> None:
         """Let vLLM and its memory go, and remove temporary weights."""
-        self._llm = self._loaded = None
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._llm = None
+        super().close()
