@@ -45,6 +45,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.credentials import without_credentials
 from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
@@ -310,10 +311,10 @@ def is_locked(path: Path) -> bool | None:
 
 
 def _why(error: BaseException) -> str:
-    """What ended a run, in one line."""
+    """What ended a run, in one line, without passwords in addresses: others read it."""
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted"
-    first = next(iter(str(error).splitlines()), "")
+    first = without_credentials(next(iter(str(error).splitlines()), ""))
     return first if first and isinstance(error, RlhfGymError) else f"{type(error).__name__}: {first}".rstrip(": ")
 
 

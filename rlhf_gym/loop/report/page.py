@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.credentials import is_secret, without_credentials
 from rlhf_gym.loop.report.charts import (
     calibration_chart,
     frontier_chart,
@@ -19,7 +20,7 @@ from rlhf_gym.loop.report.charts import (
     loss_chart,
     win_rate_chart,
 )
-from rlhf_gym.loop.report.formatting import MISSING, is_secret, without_credentials
+from rlhf_gym.loop.report.formatting import MISSING
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.heat_maps import heat_maps
 from rlhf_gym.loop.report.html import page

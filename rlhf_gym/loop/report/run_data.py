@@ -22,7 +22,6 @@ import yaml
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.iteration_times import TIMES_FILE, read_times
-from rlhf_gym.loop.report.formatting import without_credentials
 from rlhf_gym.raters.fitted import FITTED_PREFIX, FittedRater
 from rlhf_gym.store_places import STORE_FILE
 
@@ -308,7 +307,7 @@ def read_run(run_dir: Path) -> RunData:
         endings=tuple(endings[number] for number in sorted(endings)),
         fitted_rater=fitted_rater,
         label_curve=read(LABEL_CURVE_FILE, json.loads, nothing),
-        stopped=without_credentials(str(read("stopped.json", json.loads, nothing).get("why") or "")),
+        stopped=str(read("stopped.json", json.loads, nothing).get("why") or ""),
         finished_stages={
             number: tuple(read(f"round-{number}/stages.json", json.loads, nothing)) for number in sorted(numbers)
         },
