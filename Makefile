@@ -50,7 +50,7 @@ layers: $(VENV)/.installed-test
 # All tests in three processes for two cores: a third of the time is spent waiting for processes and browsers. A file stays in one
 # process, which makes its models once. One thread each: several that compute on every core only slow each other down.
 unit: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=3 $(ARGS)
 
 # Every agent in two processes against one: longer than CI's time allows.
 distributed: $(VENV)/.installed-test
