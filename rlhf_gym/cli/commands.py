@@ -15,6 +15,7 @@ from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.cli.rate_commands import rate
 from rlhf_gym.cli.reward_commands import check_reward, rewards, serve_reward
 from rlhf_gym.cli.stage_commands import evaluate, export, ilql, label, run_stages, sft, train_preferences
+from rlhf_gym.cli.watch_command import watch
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import (
@@ -177,7 +178,8 @@ def analyse(options: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "run": run, "config": config, "plan": plan, "report": report, "analyse": analyse, "sample": sample, "rewards": rewards,
+    "run": run, "config": config, "plan": plan, "report": report, "watch": watch, "analyse": analyse, "sample": sample,
+    "rewards": rewards,
     "check-reward": check_reward, "serve-reward": serve_reward, "label": label, "sft": sft, "fit-reward": fit_reward,
     "fit-rater": fit_rater,
     "eval-reward": eval_reward, "train-preferences": train_preferences, "ilql": ilql, "eval": evaluate, "export": export,
