@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fit_reward import fit_reward
 from rlhf_gym.loop.given_data import read_given
-from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_ensemble import resampled
 from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.reward_model.batches import is_held_out
+from rlhf_gym.reward_model.readout import EncodedText
 from rlhf_gym.rewards.base import score
 from rlhf_gym.rewards.spec import load_reward
 
@@ -274,3 +276,17 @@ def test_attributes_are_weighted(tmp_path: Path) -> None:
         held_out(good=0.0)
     built = build({"reward_model": {"attribute_weights": {"good": 1.0}}})
     assert built.reward_model.settings["attribute_weights"] == {"good": 1.0}
+
+
+def test_of_a_file_only_what_is_read_is_kept_and_each_text_once(tmp_path):
+    row = {"prompt": "Say something long.", "rejected": "no", "notes": "n" * 1000, "subset": "chat"}
+    texts = ["this is good", "this is better"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row | {"chosen": text}) + "\n" for text in texts))
+    kept = read_data(str(tmp_path / "p.jsonl"), keep=READ_COLUMNS).preferences()
+    answers = read_data(str(tmp_path / "p.jsonl"), keep=READ_COLUMNS).answers
+    assert [query.columns for query, _ in answers] == [{"subset": "chat"}] * 2
+    assert kept[0].prompt is kept[1].prompt  # each row of the file spells it anew
+    assert kept[0].rejected is kept[1].rejected
+    assert read_data(str(tmp_path / "p.jsonl")).answers[0][0].columns["notes"] == "n" * 1000
+    ids = EncodedText(range(100_000), 5)
+    assert sys.getsizeof(ids) < 4.5 * len(ids)

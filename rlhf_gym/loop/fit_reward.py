@@ -11,7 +11,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.attributes import weighted
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.more_labels import more_labels
-from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_evaluation import RewardEvaluation, judge
 from rlhf_gym.loop.whole_files import write_json
@@ -80,7 +80,7 @@ def fit_reward(
     if out.exists() and not (out / "reward_model.json").is_file():
         raise ConfigError(f"{out} is there and is no reward model: nothing is written over it; give another --out")
     config = FitConfig(**(settings or {}), seed=seed)
-    read = read_data(data, format, columns)
+    read = read_data(data, format, columns, keep=READ_COLUMNS)
     read = replace(read, answers=weighted(read.answers, config.attribute_weights))
     preferences = read.preferences()
     train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)

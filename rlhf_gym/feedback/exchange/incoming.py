@@ -141,7 +141,7 @@ class Rows:
         self.read = 0
         self.dropped, self.noted = Tally(), Tally()
         self._given = chain(first, named)
-        self._rater, self._round = rater, round
+        self._rater, self._round, self._place = rater, round, place
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def __iter__(self) -> Iterator[Answer]:
@@ -166,7 +166,9 @@ class Rows:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, FeedbackError) as error:
             problem = f"it has no {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
             if self.format == NATIVE:  # answers name one another there: a part of them would be another store
-                raise FeedbackError(f"record {number} is not of the format {self.format!r}: {problem}") from error
+                raise FeedbackError(
+                    f"{self._place}: record {number} is not of the format {self.format!r}: {problem}"
+                ) from error
             other = recognise(record) if isinstance(record, Mapping) else None
             if other not in (None, self.format):
                 return [Dropped(f"rows of another format ({other})", detail=problem)]
