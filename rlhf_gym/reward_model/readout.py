@@ -14,7 +14,12 @@ from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 
 Pooling = Literal["last", "mean", "response"]
-_Ids = array[int] if TYPE_CHECKING else array  # Python 3.11 knows no array[int]
+
+
+if TYPE_CHECKING:
+    _Ids = array[int]
+else:
+    _Ids = array  # Python 3.11 knows no array[int]
 
 
 class EncodedText(_Ids):
@@ -28,10 +33,11 @@ class EncodedText(_Ids):
     """
 
     __slots__ = ("num_response",)
+    num_response: int
 
     def __new__(cls, ids: Iterable[int], num_response: int) -> Self:
         """An array of 32-bit integers."""
-        made = super().__new__(cls, "i", ids)
+        made: Self = super().__new__(cls, "i", ids)  # type: ignore[assignment]  # typeshed says array
         made.num_response = min(num_response, len(made))
         return made
 

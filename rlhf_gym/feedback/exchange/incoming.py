@@ -11,6 +11,7 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback.attributes import ATTRIBUTE
 from rlhf_gym.feedback.exchange.formats import FORMATS, NATIVE, Format, format_of, recognise
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
 from rlhf_gym.feedback.exchange.sides import NoTextError
@@ -188,6 +189,9 @@ class Rows:
             self.noted.add(
                 Dropped(f"answers that are not learned from, since their column 'purpose' says {purpose}", number)
             )
+        if isinstance(attribute := columns.get(ATTRIBUTE), str) and attribute and judgement.ratings is None:
+            columns.pop(ATTRIBUTE)  # of the answer: the same responses may be compared in several attributes
+            judgement = replace(judgement, details={**judgement.details, ATTRIBUTE: attribute})
         details, _ = plain(judgement.details)
         query = replace(query, columns=columns)
         if len(set(query.responses)) < len(query.responses):
