@@ -240,11 +240,11 @@ def test_a_reward_model_reads_all_turns_through_the_template_once(family_name: s
     messages = prompt_messages({"messages": TALK[:1], "several_turns": True})
     assert isinstance(messages, Opening)
     assert not isinstance(prompt_messages({"messages": TALK[:1]}), Opening)
-    ids = model._whole("a transcript", further_turns(talk[1:]), messages)
+    ids = list(model._whole("a transcript", further_turns(talk[1:]), messages))
     shown = hub.apply_chat_template(talk, add_generation_prompt=False, tokenize=False).rstrip()
     assert hub.decode(ids).removesuffix(hub.eos_token) == shown.removesuffix(hub.eos_token)
     assert (ids[-1], ids[-2] == tokenizer.eos_id) == (tokenizer.eos_id, False)
-    single = model._whole("2+2?", "4", TALK[:1])  # a single response stays what it was
+    single = list(model._whole("2+2?", "4", TALK[:1]))  # a single response stays what it was
     assert single == [*tokenizer.encode_messages(TALK[:1]), *tokenizer.encode("4"), tokenizer.eos_id]
 
 
