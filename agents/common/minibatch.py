@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.forward import micro_batches
 from rlhf_gym.agents.common.losses import Aggregation, token_weights
-from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics
+from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics, read_once
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Rollout, flat
 
@@ -82,6 +82,4 @@ def accumulate_gradient(
         sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
     if not sums:
         return {}, torch.zeros(0)
-    # One transfer for all: each .item() would wait for the device.
-    found = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
-    return found, torch.cat(log_ratios).exp().cpu()
+    return read_once(sums), torch.cat(log_ratios).exp().cpu()
