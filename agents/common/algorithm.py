@@ -279,8 +279,13 @@ class TokenAlgorithm(TokenAgent):
                 self.fill(rollout, tables, lambda part, tokens: fill_reference(self.policy, reference, part, tokens))
             if self.old_log_probs == "recompute":
                 self._recompute(rollout)
-            if self.policy.value_trunk is not None or (self.policy.values_from_trunk and not self.source.gives_values):
+            if self.policy.value_trunk is not None or (self.policy.values_from_trunk and not self._generates_values):
                 self.fill(rollout, ("values",), lambda part, tokens: fill_values(self.policy, part, tokens))
+
+    @property
+    def _generates_values(self) -> bool:
+        """True where no pass has to compute the values after generation."""
+        return self.source.gives_values
 
     def fill(self, rollout: Rollout, names: Sequence[str], work: Callable[[Rollout, int], None]) -> None:
         """Fill in tables of a rollout within memory; ranks share the episodes out.
