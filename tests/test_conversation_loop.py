@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from test_response_text import bytes_hub
 from test_turns import TALK, TEMPLATES
 from tiny_models import LetterTokenizer, tiny_language_model
 from tiny_run import metrics_table, save_tiny_model, tiny_settings
-from waiting import LONG
 from web_study import joined, question, study
 
 from rlhf_gym.agents import PPO, Validation
@@ -32,6 +31,7 @@ from rlhf_gym.loop.after_iteration import Checkpoints
 from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.evaluate import _labels_against_gold
 from rlhf_gym.loop.given_data import read_given
 from rlhf_gym.loop.model_evaluation import EvalSettings, evaluate_model
 from rlhf_gym.loop.progress import Progress
@@ -54,7 +54,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_settings(
         model, task={"name": "guess_number", "max_new_tokens": 1}, sampling={"prompts": 6, "candidates": 4, "batch_size": 9},
         rater={"beta": 1000.0, "query_type": "pair"},
-        evaluation={"prompts": 4, "judge": None, "every": 1, "validation_prompts": 6, "final": "best"},
+        evaluation={"prompts": 4, "judge": "readability", "best_of": 3, "every": 1, "validation_prompts": 6, "final": "best"},
         agent={"iterations": 3, "checkpoint_every": 1, "n_episodes": 4}, log={"completions": 2, "completions_every": 1},
     )  # fmt: skip
 
@@ -110,6 +110,32 @@ def test_training_is_paid_by_the_reward_model_and_validated_in_conversations(run
     assert found["kl_exact"] >= 0
     pair = found["pairs"][0]
     assert pair["after"].splitlines()[1].startswith("> ")
+    # What single responses are measured by, conversations are, too: all but a range of fluency, which takes eight of them.
+    assert (found["judge"], found["fluency"], pair["fluent_before"]) == ("readability", [], True)
+    assert found["judge_win_rate_low"] < found["judge_win_rate"] < found["judge_win_rate_high"]
+    assert found["fluent_win_rate"] == found["win_rate"]
+    assert math.isfinite(pair["judge_after"])
+    assert pair["perplexity_before"] > 1
+    assert [(point["n"], point["kl"] > 0) for point in found["best_of_n"]] == [(1, False), (2, True), (3, True)]
+    assert found["best_of_n"][2]["proxy"] >= found["best_of_n"][0]["proxy"]
+    assert 0 < found["labels_agree_n"] <= 4  # of eight conversations
+
+
+def test_labels_are_compared_with_what_the_environment_paid(run: Any, settings: Any) -> None:
+    paid = {
+        (line["columns"]["opening"], line["response"]): line["paid"] for line in rows(run.round(1) / "samples.jsonl")
+    }
+    with FeedbackStore(run.store_file, read_only=True) as store:
+        answers = store.answers(to_learn=True)
+    signs = []
+    for query, judgement in answers:
+        if judgement.choice is not None and query.responses[0] != query.responses[1]:
+            values = [paid[query.columns["opening"], response] for response in query.responses]
+            signs.append(np.sign(values[judgement.choice] - values[1 - judgement.choice]))
+    found = _labels_against_gold(RunContext.of(build(settings), run, Progress(quiet=True)), 1, 1000)
+    assert found["labels_agree_n"] == len(signs)
+    assert found["labels_agree"] == pytest.approx(np.mean([(1 + sign) / 2 for sign in signs]))
+    assert -1 not in signs  # the rater does not err
     assert "\n> " in rows(run.round(1) / "completions.jsonl")[0]["response"]
     assert "&gt; " in (run.path / "report.html").read_text(encoding="utf-8")
 
@@ -165,27 +191,6 @@ def test_models_are_evaluated_in_conversations(run: Any) -> None:
     )
     with pytest.raises(ConfigError, match="leave --reward out"):
         evaluate_model(str(run.path), EvalSettings(task="guess_number", reward="length"))
-
-
-def test_slow_environments_answer_at_the_same_time_and_say_the_same() -> None:
-    meeting = threading.Barrier(4, timeout=LONG)
-
-    class Slow(Script):
-        """Answers only once all four are asked."""
-
-        def step(self, action: str) -> Any:
-            meeting.wait()
-            return super().step(action)
-
-    slow, quick = (
-        talker(PPO, letters_talk(4, env=env, min_new_tokens=4, slow=env is Slow), n_episodes=8, batch_size=8)
-        for env in (Slow, Script)
-    )
-    for agent in (slow, quick):
-        collected(agent)
-    for one, other in zip(slow.rollout.episodes, quick.rollout.episodes, strict=True):
-        assert (one.response_ids, one.log_probs, one.values) == (other.response_ids, other.log_probs, other.values)
-        assert (one.turns, one.rewards, one.info) == (other.turns, other.rewards, other.info)
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,21 @@ def test_what_a_row_says_beside_its_choice_is_kept() -> None:
     assert ranked.columns["messages"] == said((U, "P"), (A, "good"), (U, "Q"))
 
 
+def test_times_out_of_range_and_circles_of_replies_are_counted() -> None:
+    told: Row = {
+        "text": "P",
+        "options": [{"id": 0, "text": "a"}, {"id": 1, "text": "b"}],
+        "accept": [0],
+        "answer": "accept",
+    }
+    for late in (float("inf"), 1e300):
+        found = from_records([told, {**told, "_timestamp": late}], "prodigy")
+        assert (len(found.queries), found.dropped) == (1, {"rows that are not of the format 'prodigy'": 1})
+    circle = {**NODE, "message_id": None, "parent_id": None, "text": "P", "message_tree_id": "c"}
+    found = from_records([circle, TREE], "oasst")
+    assert (len(found.queries), found.dropped) == (2, {"rows that are not of the format 'oasst'": 1})
+
+
 def test_kto_files_are_thumbs() -> None:
     rows: list[Row] = [
         {"instruction": "P", "input": "", "output": "good", "kto_tag": True},

@@ -164,7 +164,15 @@ class Rows:
             answer = self._read(record, Origin(number - 1, self._rater, self._round))
         except NoTextError as error:
             return [Dropped(str(error))]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, FeedbackError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            FeedbackError,
+        ) as error:
             problem = f"it has no {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
             if self.format == NATIVE:  # answers name one another there: a part of them would be another store
                 raise FeedbackError(
