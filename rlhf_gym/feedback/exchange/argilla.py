@@ -72,8 +72,8 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
     Records are read as ``dataset.records.to_list()``, ``to_json`` and ``to_datasets()`` of version 2 give them, and those of
     version 1, where answers stand by person. The prompt is the field ``prompt``, ``instruction``, ``question``, ``input``, ...;
     ``response_1`` and ``completion-1`` are as good as ``response1``. A ranking is any answer that lists responses, a choice any
-    that names one of two; ratings are responses to questions that end in a response's number (``helpful_1``); where there is one
-    response, to any question that is answered with a number.
+    that names one of two; ratings are responses to questions that end in a response's number (``helpful_1``); where there is
+    one response, to any question that is answered with a number.
 
     Args:
         record: one record of the format.
