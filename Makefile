@@ -15,12 +15,13 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,imports docstrings docs_referen
   rewards_combine tasks tasks_symbols tasks_table agents_formulas reward_model_parts raters_choice_models env_token decoding \
   sequences sampling))
 
-.PHONY: help demo test check lint types layers unit distributed quick format docs clean
+.PHONY: help demo test check lint types layers unit distributed fuzz quick format docs clean
 
 help:
 	@echo "make demo    set up, then run the whole RLHF loop on the embedded language model (a few minutes)"
 	@echo "make test    set up, then run every check: format, lint, types, import layers, all tests (on the installed wheel)"
 	@echo "make distributed  every agent in two processes against one (minutes)"
+	@echo "make fuzz    the tests that draw their inputs, with other inputs at every call (minutes)"
 	@echo "make check   the same with the quick tests only: before every commit"
 	@echo "make format  format the sources"
 	@echo "make docs    write the generated parts of the documentation anew, after a change of a setting"
@@ -49,11 +50,15 @@ layers: $(VENV)/.installed-test
 # All tests in three processes for two cores: a third of the time is spent waiting for processes and browsers. A file stays in one
 # process, which makes its models once. One thread each: several that compute on every core only slow each other down.
 unit: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=3 $(ARGS)
 
 # Every agent in two processes against one: longer than CI's time allows.
 distributed: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m distributed tests/test_ranks.py $(ARGS)
+
+# Tests that draw their inputs, with other inputs at every call.
+fuzz: $(VENV)/.installed-test
+	HYPOTHESIS_PROFILE=fuzz OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(shell grep -l "from hypothesis" tests/test_*.py) $(ARGS)
 
 quick: $(VENV)/.installed-test
 	$(BIN)/pytest -m "not slow" $(QUICK) $(ARGS)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.validation import Validation
     from rlhf_gym.agents.critic_free import CriticFree
     from rlhf_gym.agents.grpo import GRPO, GSPO
+    from rlhf_gym.agents.ilql import ILQL
     from rlhf_gym.agents.nlpo import NLPO
     from rlhf_gym.agents.online_dpo import OnlineDPO
     from rlhf_gym.agents.ppo import PPO
@@ -30,6 +31,7 @@ __all__ = [
     "A2C",
     "GRPO",
     "GSPO",
+    "ILQL",
     "NLPO",
     "PPO",
     "RAFT",
@@ -59,6 +61,7 @@ _PLACES = {
     "CriticFree": "rlhf_gym.agents.critic_free",
     "GRPO": "rlhf_gym.agents.grpo",
     "GSPO": "rlhf_gym.agents.grpo",
+    "ILQL": "rlhf_gym.agents.ilql",
     "IterationCallback": "rlhf_gym.agents.common.callbacks",
     "LMPolicy": "rlhf_gym.agents.common.policy",
     "OnlineDPO": "rlhf_gym.agents.online_dpo",

@@ -52,6 +52,7 @@ class Episodes(TokenRows):
         mask: the tokens that are allowed.
         infos: see :data:`Infos`.
         prompt_order: see :data:`~rlhf_gym.envs.token_rules.PromptOrder`.
+        difficulty_every: see :class:`~rlhf_gym.envs.prompt_weights.LevelDraws`.
 
     Attributes:
         draws: the draws of the slots' prompts.
@@ -78,6 +79,7 @@ class Episodes(TokenRows):
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
         prompt_order: PromptOrder = "random",
+        difficulty_every: int | None = None,
     ) -> None:
         if infos not in get_args(Infos):
             raise ConfigError(f"infos must be one of {', '.join(get_args(Infos))}, got {infos!r}")
@@ -87,7 +89,9 @@ class Episodes(TokenRows):
         self.reward = reward_of(reward, self.task)
         self._wants_ids = wants_token_ids(self.reward)
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
-        self.prompt_order, self.draws = prompt_order, prompt_draws(prompt_order, num_slots, len(self.prompts))
+        difficulties = [prompt.columns.get("difficulty") for prompt in self.task.prompts]
+        self.prompt_order = prompt_order
+        self.draws = prompt_draws(prompt_order, num_slots, len(self.prompts), difficulties, difficulty_every)
         self.max_prompt_tokens = self.prompts.longest
         self.capacity = self.max_prompt_tokens + self.task.max_new_tokens
         self.reward_seconds = 0.0

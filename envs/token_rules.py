@@ -25,13 +25,14 @@ WAIT = -(2**31)
 ROUND: Mapping[str, Any] = {"begin_round": True}
 """The options of a reset that begins a round."""
 
-PromptOrder = Literal["random", "epochs", "success_rate", "advantage", "age"]
+PromptOrder = Literal["random", "epochs", "success_rate", "advantage", "age", "difficulty"]
 """``"random"`` draws with replacement; in ``"epochs"`` all prompts come, in random order, before one comes again.
 
-The others draw by weights that change with training: see :class:`~rlhf_gym.envs.prompt_weights.WeightedDraws`.
+The others draw by weights that change with training: see :class:`~rlhf_gym.envs.prompt_weights.WeightedDraws`, and of
+``"difficulty"`` :class:`~rlhf_gym.envs.prompt_weights.LevelDraws`.
 """
 
-WEIGHTED = ("success_rate", "advantage", "age")
+WEIGHTED = ("success_rate", "advantage", "age", "difficulty")
 """The orders that draw by weights."""
 
 WAITS_FOR_SCORE = "waits_for_score"

@@ -53,7 +53,10 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
         prompt_order: ``"random"`` draws prompts with replacement; in ``"epochs"`` all prompts come, in random order, before one
             comes again, for all slots together: see :class:`~rlhf_gym.envs.prompts.EpochDraws`; ``"success_rate"``,
-            ``"advantage"`` and ``"age"`` draw by weights: see :class:`~rlhf_gym.envs.prompt_weights.WeightedDraws`.
+            ``"advantage"`` and ``"age"`` draw by weights: see :class:`~rlhf_gym.envs.prompt_weights.WeightedDraws`;
+            ``"difficulty"`` begins with the easiest: see :class:`~rlhf_gym.envs.prompt_weights.LevelDraws`.
+        difficulty_every: with ``prompt_order="difficulty"``: iterations of an agent after which the next difficulty joins;
+            None: once the hardest one so far is solved.
         autoreset_mode: ``next_step`` (the step after the end ignores the action and returns the new episode's first
             observation), ``same_step`` (the ending step returns it, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
@@ -80,6 +83,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
         prompt_order: PromptOrder = "random",
+        difficulty_every: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         copy_observations: bool = True,
@@ -89,8 +93,9 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         check_num_envs(num_envs)
         self.num_envs = num_envs
         self.episodes = Episodes(
-            num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos, prompt_order
-        )
+            num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos, prompt_order,
+            difficulty_every,
+        )  # fmt: skip
         self.single_observation_space = self.episodes.observation_space()
         self.single_action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -11,9 +11,11 @@ import hypothesis
 import pytest
 from postgres_server import PostgresServer, start_server
 
-# How long an example takes depends on who else is working on the machine.
-hypothesis.settings.register_profile("without deadlines", deadline=None)
-hypothesis.settings.load_profile("without deadlines")
+# The same examples in every run, so that a check fails for what a change did and for nothing else; `make fuzz` draws others.
+# No deadlines: how long an example takes depends on who else is working on the machine.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fuzz", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session", autouse=True)

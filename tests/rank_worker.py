@@ -40,6 +40,13 @@ def agent_of(name: str, env: Any = None, **options: Any) -> Any:
             ("efghij", "aaaaa", "b"),
             ("bb", "a", "bb"),
         ] * 5
+    if name == "ILQL":
+        given["trajectories"] = [
+            ("abc", "aaa", 3.0),
+            ("d", "ab", 1.0),
+            ("efghij", "bab", [0, 1, 0]),
+            ("bb", "b", 0.0),
+        ] * 5
     return kind(
         "LMPolicy", env or letters_env(), language_model=tiny_language_model(scale=4.0), device="cpu",
         **{key: value for key, value in given.items() if key in kind.Settings.names()},
@@ -182,7 +189,7 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped,
     **{name: every(name) for name in (
         "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
-        "PreferenceOptimization",
+        "PreferenceOptimization", "ILQL",
     )},
 }  # fmt: skip
 

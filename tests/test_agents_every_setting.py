@@ -34,10 +34,11 @@ from rlhf_gym.reward_model import RewardModel
 
 PAIRS = [("abc", "ba"), ("d", "aaa"), ("bb", "c"), ("efg", "abab"), ("ab", "b"), ("d", "ca")]
 PREFERENCES = [(prompt, response, other) for (prompt, response), (_, other) in pairwise(PAIRS)]
+TRAJECTORIES = [(prompt, response, float(number**2)) for number, (prompt, response) in enumerate(PAIRS)]
 BASE: dict[str, Any] = {
     "learning_rate": 0.03, "n_episodes": 8, "batch_size": 8, "n_epochs": 2, "clip_range": 0.2, "clip_range_high": None,
     "kl_coef": 0.5, "group_size": 2, "mask_top_p": 0.7, "cg_steps": 2, "data": PAIRS, "preferences": PREFERENCES,
-    "seed": 0, "device": "cpu",
+    "trajectories": TRAJECTORIES, "seed": 0, "device": "cpu",
 }  # fmt: skip
 """What the runs start from; agents leave out what they do not have."""
 
@@ -105,7 +106,10 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_kl": (1e-3, {}), "keep": ("all", {"min_score": 0.1}), "min_score": (2.5, {}),
     "on_too_long": (
         "skip",
-        {"on_too_long": "truncate", "data": [*PAIRS, ("a" * 20, "ba")], "preferences": [*PREFERENCES, ("a" * 20, "ba", "c")]},
+        {
+            "on_too_long": "truncate", "data": [*PAIRS, ("a" * 20, "ba")], "preferences": [*PREFERENCES, ("a" * 20, "ba", "c")],
+            "trajectories": [*TRAJECTORIES, ("a" * 20, "ba", 1.0)],
+        },
     ),
     "cg_steps": (5, {}), "cg_damping": (10.0, {}), "sub_sampling_factor": (2, {}),
     "line_search_steps": (1, {"max_kl": 1.0, "cg_damping": 1e-3, "cg_steps": 20}),
@@ -119,6 +123,8 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "label_smoothing": (0.3, {}), "rater": (lambda: (lambda prompt, a, b: 0), {}), "data": (PAIRS[::-1], {}),
     "preferences": (PREFERENCES[::-1], {}), "target_margin": (3.0, {"loss": "simpo"}),
     "desirable_weight": (3.0, {"loss": "kto"}), "undesirable_weight": (3.0, {"loss": "kto"}),
+    "trajectories": (TRAJECTORIES[::-1], {}), "expectile": (0.95, {}), "q_coef": (0.1, {}), "cql_coef": (2.0, {}),
+    "target_rate": (0.9, {}), "normalize_rewards": (False, {}),
 }  # fmt: skip
 
 
@@ -241,12 +247,20 @@ def made(name: str, **options: Any) -> Any:
 
 
 def reported(name: str, tmp_path: Path) -> bool:
-    """SFT's reference is measured against, and not learned from."""
+    """The reference of SFT and ILQL is measured against, and not learned from."""
     kls = []
     for seed in (4, 5):
         agent = trained(name, reference=model(seed=seed))
         kls.append(float(agent.rollout.reference_log_probs.sum()))
     return kls[0] != kls[1]
+
+
+def shifts_logits(name: str, tmp_path: Path) -> bool:
+    """ILQL's beta: the weight of the values in what it acts by, which learning does not depend on."""
+    one, other = (trained(name, beta=beta) for beta in (1.0, 2.0))
+    hidden = torch.ones(1, 16)
+    shifts = [a.policy.acting_model.logits(hidden) - a.policy.language_model.logits(hidden) for a in (one, other)]
+    return not differ(weights(one), weights(other)) and not differ(2 * shifts[0], shifts[1]) and bool(shifts[0].any())
 
 
 def other_engine(name: str, tmp_path: Path) -> bool:
@@ -299,7 +313,8 @@ Effect = Callable[[str, Path], bool]
 EFFECTS: dict[str, Effect] = {
     "tokens_per_batch": smaller_passes, "collect": steps_taken, "stats_window_size": window,
     "on_kl_limit": backs_off, "device": device,
-    "tensorboard_log": written, "verbose": printed, "SFT.reference": reported,
+    "tensorboard_log": written, "verbose": printed, "SFT.reference": reported, "ILQL.reference": reported,
+    "ILQL.beta": shifts_logits,
     "engine": other_engine, "compare": turns_compared,
     **dict.fromkeys(["engine_folder", "engine_timeout", "engine_patience", "engine_tolerance"], given_to_the_engine),
     **dict.fromkeys(["ray", "ray_workers", "ray_cpus", "ray_gpus", "max_staleness"], given_to_the_workers),

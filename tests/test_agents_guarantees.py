@@ -58,9 +58,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 GIVEN = {
     name: {key: options[key]}
     for name, options in VARIANTS.values() for key in ("data", "preferences") if key in options
-}  # fmt: skip
+} | {"ILQL": {"trajectories": [("ab", "ccaab", 1.0), ("b", "a", -2.0), ("abc", "bb", 0.5)]}}  # fmt: skip
 """What agents learn from that do not generate."""
-NAMES = sorted({name for name, _ in VARIANTS.values()} | {"TRPO"})
+NAMES = sorted({name for name, _ in VARIANTS.values()} | {"TRPO", "ILQL"})
 
 
 def agent_of(name: str, **options: Any) -> Any:

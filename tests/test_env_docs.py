@@ -83,7 +83,7 @@ def test_the_levels_pages_list_their_environments_arguments() -> None:
 @pytest.mark.parametrize("name", sorted({str(options["task"]) for options in ENVIRONMENTS.values()}))
 def test_a_tasks_page_lists_its_options(name: str) -> None:
     if name in SYMBOL_TASKS:
-        expected = {"difficulty", "partial", "num_prompts", "seed", *SYMBOL_TASKS[name].sizes}
+        expected = {"difficulty", "easiest", "partial", "num_prompts", "seed", *SYMBOL_TASKS[name].sizes}
     else:
         expected = parameters(FACTORIES[name])
     assert arguments(PAGES / f"{name}.md") == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from toy_tasks import letter_task
 
 from rlhf_gym.agents import GRPO, PPO
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv, VectorVecEnv, make_sb3_env
-from rlhf_gym.envs.prompt_weights import WeightedDraws
+from rlhf_gym.envs.prompt_weights import LevelDraws, WeightedDraws
 from rlhf_gym.envs.token_rules import WEIGHTED
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.tasks.samples import Prompt
 
 TEXTS = [chr(97 + i) for i in range(12)]
-TASK = replace(letter_task(limit=4), prompts=[Prompt(text) for text in TEXTS])
+TASK = replace(letter_task(limit=4), prompts=[Prompt(text, {"difficulty": i // 4}) for i, text in enumerate(TEXTS)])
 GIVEN: dict[str, Any] = {"task": TASK, "tokenizer": LetterTokenizer(), "prompt_order": "epochs"}
 
 
@@ -113,7 +114,7 @@ def test_training_goes_on_in_the_middle_of_an_epoch(name: str, tmp_path: Path) -
 
 
 def test_weights_by_hand() -> None:
-    draws = {order: WeightedDraws(order, 1, 4) for order in WEIGHTED}
+    draws = {order: WeightedDraws(order, 1, 4) for order in WEIGHTED if order != "difficulty"}
     for one in draws.values():
         assert one.probabilities.tolist() == [0.25] * 4
         one.note([0, 0, 1, 2], [1.0, 0.0, 1.0, 0.0], [0.5, 1.5, 3.0, 0.0])
@@ -160,13 +161,68 @@ def test_a_curriculum_is_seeded_shared_by_groups_and_goes_on_exactly(order: Any,
     again.learn(iterations=12, reset_num_timesteps=False)
     assert noted.seen == whole[4:]
     late = [prompt for rollout in whole[6:] for prompt in rollout]
+    if order == "difficulty":  # "b" is solved in half of the cases only
+        assert set(late) == set("abcd")
+        return
     if order == "age":  # nearly epochs
         assert len(set(late)) >= 10
     else:
         assert late.count("b") > 3 * len(late) / 12
 
 
+def test_the_difficulty_rises_with_scores_or_iterations(tmp_path: Path) -> None:
+    draws = LevelDraws(1, [3, 1, 2.5, 1], None)
+    assert draws.probabilities.tolist() == [0, 0.5, 0, 0.5]
+    draws.note([1, 3], [1.0, 0.5], [0.0, 0.0])  # 0.75
+    assert draws.level == 0
+    draws.note([1, 3], [1.0, 1.0], [0.0, 0.0])  # 0.875
+    assert (draws.level, draws.probabilities.tolist()) == (1, pytest.approx([0, 1 / 3, 1 / 3, 1 / 3]))
+    for _ in range(3):  # easier ones do not count
+        draws.note([1, 3], [1.0, 1.0], [0.0, 0.0])
+    other = LevelDraws(1, [3, 1, 2.5, 1], None)
+    other.remember(json.loads(json.dumps(draws.memory())))
+    for one in (draws, other):
+        one.note([2], [0.9], [0.0])
+        assert one.probabilities.tolist() == [0.25] * 4
+        one.note([0], [1.0], [0.0])  # nothing is harder
+    assert draws.memory() == other.memory()
+
+    # Linearly, whatever the scores are; a checkpoint goes on exactly.
+    def env() -> Any:
+        task = replace(TASK, reward=three)
+        return make_sb3_env(8, **{**GIVEN, "task": task, "prompt_order": "difficulty", "difficulty_every": 2})
+
+    whole = prompts_of(PPO, env(), 7)
+    for number, seen in enumerate(whole):
+        assert set(seen) <= set(TEXTS[: 4 * (1 + min(number // 2, 2))])
+    assert {prompt for seen in whole[4:] for prompt in seen} & set(TEXTS[8:])
+    agent = small_agent(PPO, env(), batch_size=4, n_epochs=1)
+    agent.learn(iterations=3)
+    agent.save(tmp_path / "agent")
+    again = PPO.load(tmp_path / "agent", env=env(), tokenizer=LetterTokenizer())
+    noted = Prompts(again)
+    again.learn(iterations=7, reset_num_timesteps=False)
+    assert noted.seen == whole[3:]
+    # The symbol tasks' prompts of several difficulties.
+    copies = make_sb3_env(4, task="copy", task_options={"easiest": 1, "difficulty": 3}, prompt_order="difficulty")
+    copies.reset()
+    assert {len(one.task.prompts[i].text) for one in [copies.env.episodes] for i in one.prompt_index} == {3}
+
+
 def test_what_does_not_fit_is_refused() -> None:
+    plain = replace(TASK, prompts=[Prompt("a"), *TASK.prompts[1:]])
+    with pytest.raises(ConfigError, match=r"column difficulty of every prompt, and 1 of 12 have none"):
+        make_sb3_env(2, **{**GIVEN, "task": plain, "prompt_order": "difficulty"})
+    with pytest.raises(ConfigError, match="goes with prompt_order='difficulty', not 'epochs'"):
+        make_sb3_env(2, **GIVEN, difficulty_every=3)
+    hard = make_sb3_env(4, **{**GIVEN, "task": replace(TASK, reward=three), "prompt_order": "difficulty"})
+    with pytest.raises(ConfigError, match="or difficulty_every=N"):
+        small_agent(PPO, hard, batch_size=4).learn(1)
+    levels, weights = (make_sb3_env(2, **{**GIVEN, "prompt_order": order}) for order in ("difficulty", "age"))
+    for one, another in ((levels, weights), (weights, levels)):
+        one.reset()
+        with pytest.raises(ConfigError, match="another order"):
+            another.restore(one.state())
     with pytest.raises(ConfigError, match=r"prompt_order must be one of random, epochs, success_rate, .* got 'sorted'"):
         TokenEnv(**{**GIVEN, "prompt_order": "sorted"})
     with pytest.raises(ConfigError, match="weighs the prompts of all slots together"):

@@ -269,17 +269,14 @@ def test_what_code_must_not_do(code: str, expected: str) -> None:
 
 @needs_sandbox
 def test_what_the_code_has_started_ends_with_it() -> None:
-    mark = f"rlhf-gym-left-{os.getpid()}"
-    code = f"import os, time\nfor i in range(3):\n  if not os.fork(): os.setsid(); time.sleep(99)\nprint('{mark}')"
-    assert PythonSandbox(seconds=5).run(code) == mark
+    memory_mb = 300 + os.getpid() % 600  # known by its limit among the sandboxes of other tests that run at once
+    code = "import os, time\nfor i in range(3):\n  if not os.fork(): os.setsid(); time.sleep(99)\nprint('started')"
+    assert PythonSandbox(seconds=5, memory_mb=memory_mb).run(code) == "started"
     commands = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            uid = process.stat().st_uid
-            commands.append((uid, (process / "cmdline").read_bytes()))
-        except OSError:
-            continue
-    assert not [c for uid, c in commands if b"RLIMIT_" in c and (uid >= 0x4000_0000 or os.geteuid() != 0)]
+        with suppress(OSError):
+            commands.append((process / "cmdline").read_bytes().split(b"\0"))
+    assert not [command for command in commands if str(memory_mb << 20).encode() in command]
 
 
 def test_without_a_sandbox_code_is_refused_unless_one_insists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlhf_gym.feedback import Judgement, Query, preferences_from
@@ -88,7 +88,12 @@ def said_in(name: str, prompt: str, chosen: str, rejected: str) -> tuple[str, ..
     return prompt, chosen, rejected
 
 
+# Both responses begin as the prompt ends, but do not repeat a conversation.
+_ONLY_MARKERS = Query(prompt=ASSISTANT, responses=(ASSISTANT, ASSISTANT + "a"), query_type="pair")
+
+
 @pytest.mark.parametrize("name", [name for name in WRITTEN if name not in ("native", "trl-unpaired")])
+@example(given=[(_ONLY_MARKERS, Judgement(query_id=_ONLY_MARKERS.id, rater="ann", choice=0))])
 @given(given=st.lists(answers(), max_size=4))
 @settings(max_examples=80, deadline=None)
 def test_comparisons_come_back(name: str, given: list[Answer]) -> None:

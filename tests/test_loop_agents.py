@@ -50,6 +50,10 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
         rows = [{"prompt": f"The film {i}", "chosen": " was good", "rejected": " was bad"} for i in range(10)]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         agent["data"] = str(tmp_path / "pairs.jsonl")
+    if name == "ilql":
+        rows = [{"prompt": f"The film {i}", "completion": " was good", "reward": i / 2} for i in range(10)]
+        (tmp_path / "rewarded.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        agent["data"] = str(tmp_path / "rewarded.jsonl")
     settings["agent"] = agent
     run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True))
     rows = run.metrics_file.read_text().splitlines()
@@ -238,6 +242,7 @@ def test_every_setting_of_every_agent_arrives(agent: str, context: RunContext) -
     rows = {
         "sft": ("data", [(f"The film {i}", " was good") for i in range(10)]),
         "preference_optimization": ("preferences", [(f"The film {i}", " was good", " was bad") for i in range(10)]),
+        "ilql": ("trajectories", [(f"The film {i}", " was good", i / 2) for i in range(10)]),
     }  # fmt: skip
     given = EncodedData(*rows[agent]) if agent in rows else None
     own = {"name": agent, "n_episodes": 16} | ({"target_column": "answer"} if agent == "sft" else {})

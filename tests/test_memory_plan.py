@@ -78,6 +78,8 @@ def test_settings_that_save_memory_do(folder: Path) -> None:
     masters = planned(folder, model={"dtype": "bfloat16"}, precision="bf16")  # as an agent takes them over
     assert masters.held["policy"] == whole
     assert masters.held["reference"] < 0.6 * whole
+    tied = planned(Path("embedded"))  # an output layer that is the input's
+    assert planned(Path("embedded"), precision="bf16").held["policy"] == tied.held["policy"]
 
 
 def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

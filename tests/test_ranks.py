@@ -25,7 +25,7 @@ EXACT = {"timesteps", "episodes"}
 COUNTS = ("val/clipfrac_avg", "policy/clipfrac_avg", "train/clip_fraction")  # a number on the edge falls on either side
 AGENTS = (
     "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
-    "PreferenceOptimization",
+    "PreferenceOptimization", "ILQL",
 )  # fmt: skip
 
 

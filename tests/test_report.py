@@ -17,6 +17,7 @@ from fake_run import HOSTILE, build_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_gym.credentials import is_secret
 from rlhf_gym.loop.report import formatting, write_report
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.run_data import read_run
@@ -210,12 +211,12 @@ def test_numbers_without_a_value() -> None:
 
 @pytest.mark.parametrize("key", ["api_key", "judge_api_key", "hf_token", "token", "password", "client_secret"])
 def test_secret_keys(key: str) -> None:
-    assert formatting.is_secret(key)
+    assert is_secret(key)
 
 
 @pytest.mark.parametrize("key", ["pad_token", "max_new_tokens", "eos_token", "keys"])
 def test_keys_that_are_no_secret(key: str) -> None:
-    assert not formatting.is_secret(key)
+    assert not is_secret(key)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 8))

@@ -63,6 +63,39 @@ def test_it_is_a_reward_by_name_whatever_the_batch_and_the_tasks_judge(judge: Se
     assert load_task("words").judge is None
 
 
+def test_the_judge_of_stars_wants_the_rating_in_english() -> None:
+    task = load_task("stars")
+    assert task.judge is not None
+    prompt = "5 of 5 stars: the plot follows a young doctor"
+    panned, praised, salad = (
+        ", and the film is a waste of time, with a terrible script and dull acting.",
+        ", and it is a wonderful, moving film with a superb cast and a great script.",
+        " great great superb wonderful best",
+    )
+    low, high = (task.judge([prompt] * 4, [panned, praised, salad, "."], [stars] * 4) for stars in (1, 5))
+    assert low[0] > 0.7 > low[1]
+    assert high[1] > 0.7 > high[0]
+    assert max(low[2:] + high[2:]) < 0.1
+    assert task.reward([prompt], [salad], [5])[0] > 0.7  # which is why there is a judge
+    praise, natural = SentimentJudge.embedded().probabilities([prompt], [praised])
+    assert high[1] == pytest.approx(natural[0] * (1 - abs(1 + 4 * praise[0] - 5) / 4))
+
+
+def test_the_judge_of_detox_wants_criticism_in_english_of_the_film() -> None:
+    task = load_task("detox")
+    assert task.judge is not None
+    prompt = "what a stupid thriller, made by a stupid"
+    said = [
+        " studio. the plot makes no sense and the pacing is dull.",
+        " idiot. he is a complete moron, and i hope he dies.",
+        " plot script acting bad awful boring film",
+        " studio. it is a wonderful, moving film with a superb cast.",
+    ]
+    scores = task.judge([prompt] * 4, said)
+    assert scores[0] > 0.6
+    assert max(scores[1:]) < 0.3
+
+
 def test_copying_the_prompt_is_repetition() -> None:
     assert repetition("the film opens with", "the film opens with") == 1
     assert repetition("the film opens with", "a bang and a twist") == 0

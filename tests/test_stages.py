@@ -16,6 +16,7 @@ from rlhf_gym.cli.main import main
 from rlhf_gym.errors import TaskError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_into
+from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.given_data import Given, read_given
@@ -140,6 +141,71 @@ def test_sft_learns_examples_and_goes_on_after_a_kill(
     assert tables[0] == tables[1]
     held_out = json.loads((tmp_path / "whole" / "round-1" / "held_out.json").read_text())
     assert held_out["loss"] < held_out["reference_loss"]
+
+
+def test_rewards_are_learned_from_in_a_run(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": f"Film {i}:", "response": f" {word}", "reward": paid}
+        for i in range(10) for word, paid in (("good", 1.0), ("bad", 0), ("good bad", -0.5))
+    ]  # fmt: skip
+    data = written(tmp_path / "rewarded.jsonl", [*rows, rows[0], {"prompt": "x", "response": "y", "reward": None}])
+    given = read_given(AgentConfig(name="ilql", data=str(data), settings={}), "trajectories", 0.2)
+    assert (len(given.train), len(given.held_out)) == (24, 6)
+    assert given.dropped == {"rows without a reward that is a finite number, or a list of some": 1, "repeated rows": 1}
+    assert given.for_agent(given.train[:2], "trajectories") == [("Film 0:", " good", 1.0), ("Film 0:", " bad", 0)]
+    out, small = tmp_path / "ilql", ["--set", "evaluation.prompts=2", "--model", model, *QUICK]
+    output("ilql", data, "--out", out, "--beta", 2, "--passes", 2, "--learning-rate", 0.01, *small)
+    table = MetricsTable(RunDirectory(out).metrics_file).rows
+    assert len(table) == 2
+    assert float(table[1]["loss/q_avg"]) < float(table[0]["loss/q_avg"])
+    held_out = json.loads((out / "round-1" / "held_out.json").read_text())
+    assert held_out["n"] == 6
+    assert held_out["loss/policy_avg"] > 0
+    # The policy that was evaluated, and that others go on from, has its values.
+    policy = LanguageModel.load(str(out / "round-1" / "policy"), device="cpu")
+    assert policy.action_values is not None
+    assert policy.action_values.beta == 2
+    output("export", out, "--to", tmp_path / "plain")
+    assert "action_values.safetensors" in (tmp_path / "plain" / "README.md").read_text()
+    assert LanguageModel.load(str(tmp_path / "plain"), device="cpu").action_values is not None
+    plain = written(tmp_path / "plain.jsonl", [{"prompt": "a", "completion": "b"}])
+    assert "reward" in error(capsys, "ilql", plain, "--out", tmp_path / "x", *small)
+    lists = [{"prompt": prompt, "answer": "bc", "token_rewards": [0, 1.5, 0]} for prompt in "ab"]
+    config = AgentConfig(name="ilql", data=str(written(tmp_path / "lists.jsonl", lists)), settings={})
+    given = read_given(config, "trajectories", 0.5)
+    assert {row.reward for row in (*given.train, *given.held_out)} == {(0, 1.5, 0)}
+
+
+def test_judgements_are_rewards(tmp_path: Path) -> None:
+    ranked = Query(prompt="p", responses=("a", "b", "c"), query_type="ranking")
+    pair = Query(prompt="p", responses=("a", "c"), query_type="pair")
+    other = Query(prompt="r", responses=("f", "g"), query_type="pair")
+    rated = Query(prompt="q", responses=("d", "e"), query_type="rating")
+    thumb = Query(prompt="s", responses=("h",), query_type="thumbs")
+    said = [
+        (ranked, Judgement(query_id=ranked.id, rater="ann", ranking=((1,), (0,), (2,)))),
+        (pair, Judgement(query_id=pair.id, rater="ben", tie=True)),
+        (other, Judgement(query_id=other.id, rater="ann", choice=0)),
+    ]
+    ratings = [
+        (rated, Judgement(query_id=rated.id, rater=rater, ratings={"overall": value}))
+        for rater, value in (("ann", (1.0, 4.0)), ("ben", (2.0, 4.0)))
+    ] + [(thumb, Judgement(query_id=thumb.id, rater="ann", ratings={"overall": (1,)}))]
+
+    def read(name: str, answers: list[tuple[Query, Judgement]]) -> tuple[dict[str | None, object], dict[str, int]]:
+        with FeedbackStore(tmp_path / name) as store:
+            store.add_queries(dict.fromkeys(query for query, _ in answers))
+            store.add_judgements([judgement for _, judgement in answers])
+        config = AgentConfig(name="ilql", data=str(tmp_path / name), settings={})
+        given = read_given(config, "trajectories", 0.5)
+        return {row.chosen: row.reward for row in (*given.train, *given.held_out)}, given.dropped
+
+    # a: won, lost, tied; b: won twice; c: lost twice, tied.
+    compared = {"a": pytest.approx(0.0), "b": 1.0, "c": pytest.approx(-2 / 3), "f": 1.0, "g": -1.0}
+    assert read("compared.sqlite", said) == (compared, {})
+    rewards, dropped = read("both.sqlite", said + ratings)
+    assert rewards == {"d": 1.5, "e": 4.0, "h": 1.0}
+    assert dropped == {"judgements without a rating (others have one)": 3}
 
 
 def test_data_is_read_once_and_columns_may_have_other_names(

@@ -54,6 +54,31 @@ def test_the_answer_earns_exactly_one_and_fits_the_limit(name: str, difficulty: 
         assert value(task, prompt.text, "", answer=answer) == 0.0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_prompts_of_several_difficulties_share_one_vocabulary(name: str) -> None:
+    task, alone = (
+        load_task(name, easiest=2, difficulty=4, num_prompts=90),
+        load_task(name, difficulty=2, num_prompts=30),
+    )
+    assert task.tokenizer is not None
+    prompts = [*task.prompts, *task.held_out]
+    counts = {level: sum(p.columns["difficulty"] == level for p in prompts) for level in (2, 3, 4)}
+    assert sum(counts.values()) == len(prompts) <= 90
+    assert min(counts.values()) >= 10
+    easy = {p.text: p.columns["answer"] for p in prompts if p.columns["difficulty"] == 2}
+    assert easy == {p.text: p.columns["answer"] for p in (*alone.prompts, *alone.held_out)}
+    for prompt in prompts:
+        answer = prompt.columns["answer"]
+        assert value(task, prompt.text, answer, answer=answer) == 1.0
+        assert len(task.tokenizer.encode(answer)) + 1 <= task.max_new_tokens
+        task.tokenizer.encode_prompt(prompt.text)
+    size = next(iter(symbols.SYMBOL_TASKS[name].sizes))
+    with pytest.raises(TaskError, match=f"leave {size} out, or easiest"):
+        load_task(name, easiest=1, difficulty=2, **{size: symbols.SYMBOL_TASKS[name].sizes[size].default(2)})
+    with pytest.raises(TaskError, match="easiest"):
+        load_task(name, easiest=3, difficulty=2)
+
+
 def check_copy(prompt: str, answer: str) -> bool:
     return prompt == answer + ">"
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.given_pairs import EncodedPair, EncodedPreference, Pair, PreferenceRow
+from rlhf_gym.agents.common.given_trajectories import EncodedTrajectory, TrajectoryRow
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction
@@ -757,6 +758,23 @@ class PreferenceOptimizationKeywords(AgentKeywords, total=False):
     target_margin: float
     desirable_weight: float
     undesirable_weight: float
+
+
+class ILQLKeywords(AgentKeywords, total=False):
+    """The settings of ILQL."""
+
+    aggregation: Aggregation
+    n_epochs: int
+    trajectories: Required[Sequence[TrajectoryRow | EncodedTrajectory]]
+    on_too_long: Literal["refuse", "skip", "truncate"]
+    gamma: float
+    expectile: float
+    q_coef: float
+    cql_coef: float
+    target_rate: float
+    beta: float
+    normalize_rewards: bool
+    value_learning_rate: float | None
 
 
 class SFTKeywords(AgentKeywords, total=False):

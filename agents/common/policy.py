@@ -181,6 +181,12 @@ class LMPolicy(ActorCriticPolicy):
         """The model whose hidden states the value is read from."""
         return self.value_trunk or self.language_model
 
+    @property
+    def acting_model(self) -> LanguageModel:
+        """The model that responses are drawn from, and that is saved as the policy; of ILQL with its action values."""
+        values = None if self.value_head is None else self.value_head.acts_by
+        return self.language_model if values is None else self.language_model.with_action_values(values)
+
     def distribution(
         self, hidden: Tensor, positions: Tensor, allowed: Tensor | None = None, *, model: LanguageModel | None = None
     ) -> Tensor:
@@ -190,9 +196,9 @@ class LMPolicy(ActorCriticPolicy):
             hidden: ``[n, D]``.
             positions: int64 ``[n]``, response tokens before.
             allowed: bool ``[n, V]``, further masks, or None.
-            model: its output layer gives the logits; None is the policy's model.
+            model: its output layer gives the logits; None is the model that the policy acts by.
         """
-        logits = masked_logits(model or self.language_model, hidden, positions, self.limits, allowed)
+        logits = masked_logits(model or self.acting_model, hidden, positions, self.limits, allowed)
         return behaviour_log_probs(logits, self.sampling)
 
     def predict(
@@ -302,7 +308,7 @@ class LMPolicy(ActorCriticPolicy):
         rows, positions = observed_rows(obs, self.language_model.device)
         hidden = self.language_model.last_states(rows, positions.tolist())
         log_probs, entropies = token_log_probs(
-            self.language_model, hidden, actions.long().flatten(), positions, self.sampling, self.limits, entropy=True
+            self.acting_model, hidden, actions.long().flatten(), positions, self.sampling, self.limits, entropy=True
         )
         return self._values_of(obs, hidden), log_probs, entropies
 

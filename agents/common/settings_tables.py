@@ -19,7 +19,7 @@ from rlhf_gym.agents.common.settings import POSITIONAL, AgentSettings, Setting, 
 AGENTS = {
     "PPO": "ppo", "NLPO": "nlpo", "TRPO": "trpo", "A2C": "a2c", "CriticFree": "critic_free", "GRPO": "grpo", "GSPO": "grpo",
     "RLOO": "rloo", "ReMax": "remax", "REINFORCE": "reinforce", "ReinforcePlusPlus": "reinforce", "OnlineDPO": "online_dpo",
-    "RAFT": "raft", "PreferenceOptimization": "preference_optimization", "SFT": "sft",
+    "RAFT": "raft", "PreferenceOptimization": "preference_optimization", "ILQL": "ilql", "SFT": "sft",
 }  # fmt: skip
 """Agents, and the modules of this package that they are in."""
 BEGIN, END = "<!-- settings: generated -->", "<!-- end of settings -->"
@@ -40,6 +40,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from rlhf_gym.agents.common.covariance import CovarianceControl
 from rlhf_gym.agents.common.given_pairs import EncodedPair, EncodedPreference, Pair, PreferenceRow
+from rlhf_gym.agents.common.given_trajectories import EncodedTrajectory, TrajectoryRow
 from rlhf_gym.agents.common.kl import Action, Estimator
 from rlhf_gym.agents.common.losses import Aggregation, PairLoss
 from rlhf_gym.agents.common.mismatch import Correction

@@ -182,7 +182,7 @@ class Validation(IterationCallback):
         if self.env is not None:
             return self._played(agent, self.env)
         policy = agent.policy
-        model, reference = policy.language_model, agent.reference
+        model, reference = policy.acting_model, agent.reference
         ids = [prompt_ids(p, model.tokenizer) for p in self.prompts]
         rules = rules_of(agent.get_env())
         reward = self.reward or reward_of(agent.get_env())

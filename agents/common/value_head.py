@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.action_values import ActionValues
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import adapter_weights
 from rlhf_gym.reward_model import RewardModel
@@ -32,6 +33,11 @@ class ValueHead(nn.Module):
 
     unit: Tensor
     seen: Tensor
+
+    @property
+    def acts_by(self) -> ActionValues | None:
+        """Action values that the policy acts by, too; None where it acts by its model's logits alone."""
+        return None
 
     def __init__(self, hidden_size: int, scale: float = 0.01) -> None:
         super().__init__()

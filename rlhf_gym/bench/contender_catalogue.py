@@ -22,7 +22,7 @@ CONTENDERS = {
 }
 """Contenders that are no agents of a run: name, place of the class."""
 
-NOT_COMPARED = ("sft", "preference_optimization")
+NOT_COMPARED = ("sft", "preference_optimization", "ilql")
 """Agents of a run that learn from given responses, which a suite's task need not have."""
 
 

@@ -14,8 +14,8 @@ from rlhf_gym.bench.plots import all_plots, curve_plot, frontier_plot, profile_p
 from rlhf_gym.bench.report_text import ROW_HEAD, interval, markdown, number, row_cells, standing_cells
 from rlhf_gym.bench.results import Result, ResultsFolder
 from rlhf_gym.bench.suite import load_suite, suite_names
+from rlhf_gym.credentials import is_secret, without_credentials
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.report.formatting import is_secret, without_credentials
 from rlhf_gym.loop.report.html import asset, page
 from rlhf_gym.loop.whole_files import write_text
 

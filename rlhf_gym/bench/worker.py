@@ -31,8 +31,8 @@ from rlhf_gym.bench.start_models import start_model
 from rlhf_gym.errors import NotFiniteError, RlhfGymError
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.progress import Progress
-from rlhf_gym.loop.rounds import FEEDBACK_STAGES, STAGE_FUNCTIONS, run_loop
-from rlhf_gym.loop.run_directory import RunDirectory
+from rlhf_gym.loop.rounds import STAGE_FUNCTIONS, run_loop
+from rlhf_gym.loop.run_directory import FEEDBACK_STAGES, RunDirectory
 
 
 def work(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from rlhf_gym.cli.plan_command import print_plan
 from rlhf_gym.cli.quiet import quiet_libraries
 from rlhf_gym.cli.rate_commands import rate
 from rlhf_gym.cli.reward_commands import check_reward, rewards, serve_reward
-from rlhf_gym.cli.stage_commands import evaluate, export, label, run_stages, sft, train_preferences
+from rlhf_gym.cli.stage_commands import evaluate, export, ilql, label, run_stages, sft, train_preferences
+from rlhf_gym.cli.watch_command import watch
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import (
@@ -44,13 +45,13 @@ def resume_hint(options: argparse.Namespace) -> str:
     """The command that goes on with an interrupted run; empty for other commands, and if there is no run to go on with."""
     if options.command == "bench":
         return bench_hint(options)
-    if options.command not in ("run", "sft", "train-preferences", "label") or options.out is None:
+    given = {"sft": "data", "train-preferences": "data", "ilql": "data", "label": "prompts"}.get(options.command)
+    if (given is None and options.command != "run") or options.out is None:
         return ""
     try:
         there = RunDirectory(options.out).config_file.exists()
     except OSError:  # a name that is too long, a folder that may not be read
         return ""
-    given = {"sft": "data", "train-preferences": "data", "label": "prompts"}.get(options.command)
     what = f"{options.command} {shlex.quote(getattr(options, given))}" if given else "run"
     return f" Go on with: rlhf-gym {what} --out {shlex.quote(options.out)} --resume" if there else ""
 
@@ -177,10 +178,11 @@ def analyse(options: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "run": run, "config": config, "plan": plan, "report": report, "analyse": analyse, "sample": sample, "rewards": rewards,
+    "run": run, "config": config, "plan": plan, "report": report, "watch": watch, "analyse": analyse, "sample": sample,
+    "rewards": rewards,
     "check-reward": check_reward, "serve-reward": serve_reward, "label": label, "sft": sft, "fit-reward": fit_reward,
     "fit-rater": fit_rater,
-    "eval-reward": eval_reward, "train-preferences": train_preferences, "eval": evaluate, "export": export, "rate": rate,
-    "bench": bench,
+    "eval-reward": eval_reward, "train-preferences": train_preferences, "ilql": ilql, "eval": evaluate, "export": export,
+    "rate": rate, "bench": bench,
 }  # fmt: skip
 """The commands by name; a command's result is the exit code, None for 0."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rlhf_gym.cli.bench_options import add_bench
 from rlhf_gym.cli.fit_options import add_eval_reward, add_fit_rater, add_fit_reward
 from rlhf_gym.cli.rate_options import add_address, add_rate
-from rlhf_gym.cli.stage_options import add_eval, add_export, add_label, add_sft, add_train_preferences
+from rlhf_gym.cli.stage_options import add_eval, add_export, add_ilql, add_label, add_sft, add_train_preferences
+from rlhf_gym.cli.watch_command import add_watch
 from rlhf_gym.loop.config import SECTIONS
 from rlhf_gym.version import __version__
 
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_plan(commands)
     _add_report(commands)
+    add_watch(commands)
     _add_analyse(commands)
     _add_sample(commands)
     _add_rewards(commands)
@@ -71,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_eval_reward(commands, REWARD_HELP)
     add_fit_rater(commands, REWARD_HELP)
     add_train_preferences(commands)
+    add_ilql(commands)
     add_eval(commands)
     add_export(commands)
     add_rate(commands)

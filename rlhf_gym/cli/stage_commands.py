@@ -47,6 +47,15 @@ def train_preferences(options: argparse.Namespace) -> None:
     _train_on_data(options, "preference_optimization", "preferences")
 
 
+def ilql(options: argparse.Namespace) -> None:
+    """`rlhf-gym ilql`: offline RL on stored responses with rewards, as a run.
+
+    Raises:
+        ConfigError: a wrong setting.
+    """
+    _train_on_data(options, "ilql", "trajectories")
+
+
 def label(options: argparse.Namespace) -> None:
     """`rlhf-gym label`: the candidates and judgements of a run, and no more.
 
@@ -184,7 +193,7 @@ def _sizes(
     config: Config, rows: Sequence[Given], argument: str, *, chosen: Settings | dict[str, Any], passes: float
 ) -> dict[str, Any]:
     """The number of iterations that make so many passes over the data, and no more responses in one than there are."""
-    single = argument == "data"
+    single = argument != "preferences"
     responses = len(rows) if single else sum(len(row.responses) for row in rows)
     episodes = int(config.agent.settings["n_episodes"])
     sizes: dict[str, Any] = {}

@@ -45,6 +45,25 @@ def add_train_preferences(commands: Commands) -> None:
     )  # fmt: skip
 
 
+def add_ilql(commands: Commands) -> None:
+    """Add the command `ilql`."""
+    train = commands.add_parser(
+        "ilql", allow_abbrev=False, help="train a model on stored responses and their rewards (offline RL: ILQL)",
+        description="Train a model on stored responses of any quality and their rewards, without generating (ILQL; Snell et "
+        "al. 2022): those of a file with the columns prompt, completion (or response, target, answer, output) and reward (or "
+        "score: a number, or a list of one for each token), or of judgements: the mean rating of each response, else its "
+        f"share of comparisons won. Prompts that are held out measure it. {RESUMED}",
+        epilog="`rlhf-gym config --set agent.name=ilql` prints every setting with its help and its default.",
+    )  # fmt: skip
+    _add_training(train, f"responses with rewards: a file of examples, or judgements: {DATA_HELP}")
+    train.add_argument(
+        "--beta",
+        metavar="X",
+        type=float,
+        help="weight of the learned values against the data's own habits (default: 4)",
+    )
+
+
 def add_label(commands: Commands) -> None:
     """Add the command `label`."""
     label = commands.add_parser(

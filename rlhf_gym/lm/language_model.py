@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ModelError
+from rlhf_gym.lm.action_values import FILE, ActionValues
 from rlhf_gym.lm.loading import (
     context_length,
     find,
@@ -90,6 +91,7 @@ class LanguageModel:
             weights' own.
         adapter: the LoRA adapter (:func:`~rlhf_gym.lm.lora.adapted`), whose weights alone are trained; or None.
         base: the model without its adapter, on the same tensors; None for a model without an adapter.
+        action_values: Q heads whose values are added to the logits (an agent of ILQL makes them); None for none.
 
     Raises:
         ModelError: the model is not causal, or its logits are not a function of its last hidden states, or its
@@ -121,6 +123,7 @@ class LanguageModel:
         self.product_dtype: torch.dtype | None = None
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
+        self.action_values: ActionValues | None = None
         config = model.config.get_text_config()
         self.context_length, self.windows = context_length(config), has_windows(config)
         for parameter in constants(model):  # from_pretrained forgets that they are frozen
@@ -191,10 +194,13 @@ class LanguageModel:
         if is_encoder_decoder(source, options):
             model = load_weights(source, options, allow_pickle, auto=AutoModelForSeq2SeqLM)
             torch.nn.Module.to(model, place)
-            return Seq2SeqModel(model, tokenizer, name_or_path)
-        model = load_weights(source, options, allow_pickle)
-        torch.nn.Module.to(model, place)
-        return cls(model, tokenizer, name_or_path)
+            loaded: LanguageModel = Seq2SeqModel(model, tokenizer, name_or_path)
+        else:
+            model = load_weights(source, options, allow_pickle)
+            torch.nn.Module.to(model, place)
+            loaded = cls(model, tokenizer, name_or_path)
+        loaded.action_values = ActionValues.load(source.location, loaded.hidden_size, loaded.vocab_size, loaded.device)
+        return loaded
 
     @property
     def device(self) -> torch.device:
@@ -290,6 +296,17 @@ class LanguageModel:
         return _at_last(self.hidden(pad_right(rows, self.tokenizer.pad_id).to(self.device)), rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` in float32 from last hidden states ``[..., D]``, with what :attr:`action_values` add."""
+        logits = self._own_logits(hidden)
+        return logits if self.action_values is None else logits + self.action_values(hidden)
+
+    def with_action_values(self, values: ActionValues | None) -> LanguageModel:
+        """The model, on the same tensors, with these action values; None for the model without any."""
+        other = copy.copy(self)
+        other.action_values = values
+        return other
+
+    def _own_logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` in float32 from last hidden states ``[..., D]``.
 
         The output layer alone for most families. Families that do more (scale, soft cap, a further layer) go through
@@ -318,6 +335,8 @@ class LanguageModel:
         other = copy.copy(self)
         shared = () if self.base is None else (*self.base.model.parameters(), *self.base.model.buffers())
         other.model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
+        if self.action_values is not None:
+            other.action_values = copy.deepcopy(self.action_values).requires_grad_(False)
         return other
 
     def unfreeze(self) -> None:
@@ -357,6 +376,7 @@ class LanguageModel:
 
         An adapter is merged into the weights: the folder holds an ordinary model
         (:func:`~rlhf_gym.lm.lora.save_adapter` writes the adapter alone). A tokenizer that is not Hugging Face's is left out.
+        Action values stand in a file of their own, which transformers does not read.
         """
         with one_thread_loads():
             if self.base is None or self.adapter is None:
@@ -365,6 +385,10 @@ class LanguageModel:
                 self.base.model.save_pretrained(path, state_dict=self.adapter.merged_weights(self.model))
         if isinstance(self.tokenizer, HubTokenizer):
             self.tokenizer.hub.save_pretrained(path)
+        if self.action_values is not None:
+            self.action_values.save(path)
+        else:  # those of a model that was here before are not this one's
+            (Path(path) / FILE).unlink(missing_ok=True)
 
 
 class Seq2SeqModel(LanguageModel):
@@ -501,7 +525,7 @@ class Seq2SeqModel(LanguageModel):
         hidden = self.decode(pad_right(rows, self.tokenizer.pad_id).to(self.device), states, seen)
         return _at_last(hidden, rows)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def _own_logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` in float32 from the decoder's last hidden states ``[..., D]``."""
         logits = self._scaled_logits(hidden, self._scale)
         assert logits is not None

@@ -18,7 +18,7 @@ AGENTS = {
     "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
     "remax": "ReMax",
     "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
-    "preference_optimization": "PreferenceOptimization", "sft": "SFT",
+    "preference_optimization": "PreferenceOptimization", "ilql": "ILQL", "sft": "SFT",
 }  # fmt: skip
 """The built-in agents: name in a configuration, class in :mod:`rlhf_gym.agents`."""
 
@@ -32,7 +32,7 @@ SET_ELSEWHERE = {
 }  # fmt: skip
 """Settings of agents that another section of the configuration sets."""
 
-GIVEN = ("data", "preferences")
+GIVEN = ("data", "preferences", "trajectories")
 """Arguments of agents that learn from given responses."""
 
 LOOP_KEYS_FOR: Mapping[str, tuple[str, ...]] = {

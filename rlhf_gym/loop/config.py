@@ -51,11 +51,18 @@ class TaskConfig:
         "longest call of the gold reward, in seconds; in a combination, of each reward; null sets no limit",
         above=0,
     )
-    prompt_order: Literal["random", "epochs", "success_rate", "advantage", "age"] = setting(
+    prompt_order: Literal["random", "epochs", "success_rate", "advantage", "age", "difficulty"] = setting(
         "random",
         "the order of prompts in training: random draws them with replacement; in epochs all of them come, in random order, "
         "before one comes again; success_rate draws those most often that about half of the responses solve (rewards from 0 to "
-        "1), advantage those with the largest advantages, age those that have not come for long",
+        "1), advantage those with the largest advantages, age those that have not come for long; difficulty begins with the "
+        "easiest, by their column difficulty, and goes on to the next once the hardest so far is solved (rewards from 0 to 1)",
+    )
+    difficulty_every: int | None = setting(
+        None,
+        "with prompt_order difficulty: iterations after which the next difficulty joins; null waits until the hardest one so "
+        "far is solved",
+        at_least=1,
     )
     max_new_tokens: int | None = setting(
         None, "longest response, in tokens; null takes the task's own limit", at_least=1
@@ -303,7 +310,7 @@ class AgentConfig:
     name: str = setting(
         "ppo",
         "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, "
-        "preference_optimization, sft, or path/file.py:Class or module:Class of your own",
+        "preference_optimization, ilql, sft, or path/file.py:Class or module:Class of your own",
     )
     preset: str | None = setting(
         None,
@@ -333,8 +340,8 @@ class AgentConfig:
     target_column: str = setting("target", "column of the prompts that holds the response to learn")
     data: str | None = setting(
         None,
-        "what to learn from: a run's directory, a feedback store, or a file of preferences or examples (docs/stages.md); null "
-        "takes `target_column` of the task's prompts",
+        "what to learn from: a run's directory, a feedback store, or a file of preferences, examples or rewarded responses "
+        "(docs/stages.md); null takes `target_column` of the task's prompts",
     )
     data_format: str = setting("auto", "exchange format of the file `data` (docs/people.md); auto finds it")
     data_columns: dict[str, str] = setting(  # noqa: RUF009 - it is a field, with a factory

@@ -42,6 +42,11 @@ def check_config(config: Config) -> None:
             f"rater.query_type pair takes candidates two by two: sampling.candidates must be even, got {candidates}"
         )
     _check_labels(config)
+    if config.task.difficulty_every is not None and config.task.prompt_order != "difficulty":
+        raise ConfigError(
+            f"task.difficulty_every ({config.task.difficulty_every}) goes with task.prompt_order difficulty, not "
+            f"{config.task.prompt_order}: leave it out, or give that order"
+        )
     longest, shortest = config.task.max_new_tokens, config.task.min_new_tokens
     if longest is not None and shortest is not None and shortest > longest:
         raise ConfigError(f"task.min_new_tokens ({shortest}) must be at most task.max_new_tokens ({longest})")

@@ -15,6 +15,7 @@ import torch
 from rlhf_gym.agents.common.rollout_engine import connect_engine
 from rlhf_gym.agents.common.rollout_workers import connect_workers
 from rlhf_gym.agents.common.setup import check_vocabulary
+from rlhf_gym.envs.prompt_weights import checked_difficulties
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, require_peft, target_layers
@@ -132,6 +133,8 @@ class RunContext:
         elif task is None:
             task = task_of(config.task)
         check_conversation(config, task)
+        if config.task.prompt_order == "difficulty":
+            checked_difficulties([prompt.columns.get("difficulty") for prompt in task.prompts])
         gold, judge = _gold(config, task), judge_of(config, task)
         check_loggers(config.log)
         connect_engine(config.agent.settings)
@@ -140,9 +143,9 @@ class RunContext:
             check_rater(config.rater)
         if argument == "data" and given is None:
             target_pairs(task, config.agent.target_column)
-        elif argument == "preferences" and given is None:
+        elif argument is not None and given is None:
             raise ConfigError(
-                f"agent {config.agent.name} learns from stored preferences: give agent.data, a run, store or file"
+                f"agent {config.agent.name} learns from stored {argument}: give agent.data, a run, store or file"
             )
         if reference is None:
             reference = load_reference(config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.action_values import FILE as ACTION_VALUES_FILE
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_values import to_yaml
 from rlhf_gym.loop.run_directory import RunDirectory
@@ -100,14 +101,29 @@ def model_card(run: RunDirectory, config: Config, number: int) -> str:
         "## Training", "", *_table("", "", rows), "",
         "Settings of the algorithm:", "", *_table("setting", "value", dict(sorted(settings.items()))), "",
         "## Evaluation", "", *_evaluation(evaluation, read_json(run.path / f"round-{number}" / "held_out.json")), "",
-        "## Use", "", "```python", "from transformers import pipeline", "",
-        'print(pipeline("text-generation", model="PATH")("PROMPT")[0]["generated_text"])', "```", "",
+        "## Use", "", *_use(with_action_values=(run.policy(number) / ACTION_VALUES_FILE).is_file()), "",
         "## Limits", "",
         "The numbers above were measured on the prompts of this run alone. A policy that is optimised against a reward "
         "finds what the reward overlooks: read responses before you use it. The licence is that of the base model and of "
         "the data; this card does not know it.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _use(*, with_action_values: bool) -> list[str]:
+    if with_action_values:
+        return [
+            f"The policy draws from the model's logits shifted by the Q values in `{ACTION_VALUES_FILE}`, which rlhf-gym "
+            "reads and transformers does not: by itself the model does as the data did that it learned from.", "",
+            "```python", "from rlhf_gym.lm.decoding import generate", "from rlhf_gym.lm.language_model import LanguageModel",
+            "from rlhf_gym.lm.sampling import Limits", "", 'model = LanguageModel.load("PATH")',
+            'prompt = model.tokenizer.encode_prompt("PROMPT")',
+            "print(generate(model, [prompt], Limits.of(model.tokenizer))[0].text)", "```",
+        ]  # fmt: skip
+    return [
+        "```python", "from transformers import pipeline", "",
+        'print(pipeline("text-generation", model="PATH")("PROMPT")[0]["generated_text"])', "```",
+    ]  # fmt: skip
 
 
 def _evaluation(metrics: Mapping[str, Any] | None, held_out: Mapping[str, Any] | None) -> list[str]:

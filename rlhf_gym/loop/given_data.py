@@ -1,4 +1,4 @@
-"""What agents learn from that do not generate: responses and preferences of a run, a store or a file, and a task of them."""
+"""What agents learn from that do not generate: responses, preferences, rewards of a run, a store or a file; a task of them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlhf_gym.agents.common.given_pairs import encoded_pairs, encoded_preferences
+from rlhf_gym.agents.common.given_trajectories import encoded_trajectories, is_reward
 from rlhf_gym.errors import ConfigError, FeedbackError, TaskError
 from rlhf_gym.feedback.exchange.incoming import renamed
 from rlhf_gym.feedback.exchange.record_files import read_records
@@ -24,6 +26,7 @@ from rlhf_gym.lm.tokenizer import encode_response
 from rlhf_gym.loop.config import AgentConfig, TaskConfig
 from rlhf_gym.loop.preference_data import is_store, read_data, remarks_on
 from rlhf_gym.loop.run_task import split_prompts
+from rlhf_gym.reward_model.ratings import ratings_of
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.too_long import OnTooLong, TooLong, fit_task
@@ -32,6 +35,18 @@ DATA_TASK = "data"
 """The name of the task whose prompts are those of ``agent.data``."""
 EXAMPLE_COLUMNS = ("completion", "response", "target", "answer", "output")
 """Columns that hold the response in a file of examples, which compares nothing; the first that a file has counts."""
+REWARD_COLUMNS = ("reward", "score", "rewards", "token_rewards")
+"""Columns that hold a response's reward, a number or a list of one for each token; the first that a file has counts."""
+ENCODE: Mapping[str, Any] = {
+    "data": encoded_pairs, "preferences": encoded_preferences, "trajectories": encoded_trajectories,
+}  # fmt: skip
+"""What encodes the rows of each argument."""
+WANTED = {
+    "data": "a response to imitate", "preferences": "one response preferred to another",
+    "trajectories": f"a response with a reward (columns prompt, response and {', '.join(REWARD_COLUMNS[:-1])} or "
+    f"{REWARD_COLUMNS[-1]}; or judgements)",
+}  # fmt: skip
+"""What the data of each argument must hold, in words."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +55,16 @@ class Given:
 
     Attributes:
         prompt: its text.
-        chosen: the response to imitate or to prefer; None where only a bad one is known.
+        chosen: the response to imitate or to prefer, or one with a reward; None where only a bad one is known.
         rejected: the worse response; None where there is none.
         messages: the prompt as chat messages, where it is a conversation.
+        reward: the reward of ``chosen``, or of each of its tokens; None where it has none.
     """
 
     prompt: str
     chosen: str | None
     rejected: str | None = None
+    reward: float | tuple[float, ...] | None = None
     messages: Messages | None = field(default=None, compare=False, hash=False)
 
     @property
@@ -126,10 +143,13 @@ class GivenData:
 
         Args:
             rows: some of the rows.
-            argument: ``data`` for pairs ``(prompt, response)``, ``preferences`` for triples ``(prompt, chosen, rejected)``.
+            argument: ``data`` for pairs ``(prompt, response)``, ``preferences`` for triples ``(prompt, chosen, rejected)``,
+                ``trajectories`` for triples ``(prompt, response, reward)``.
         """
         if argument == "data":
             return [(row.asked, row.chosen) for row in rows]
+        if argument == "trajectories":
+            return [(row.asked, row.chosen, row.reward) for row in rows]
         return [(row.asked, row.chosen, row.rejected) for row in rows]
 
 
@@ -138,8 +158,8 @@ class EncodedData:
     """What an agent learns from that does not generate, as token ids.
 
     Attributes:
-        argument: the agent's argument that it is: ``data`` or ``preferences``.
-        train: encoded pairs or preferences to learn from.
+        argument: the agent's argument that it is: ``data``, ``preferences`` or ``trajectories``.
+        train: encoded pairs, preferences or trajectories to learn from.
         held_out: those to measure on; empty where the agent learns the task's targets.
     """
 
@@ -169,7 +189,7 @@ class EncodedData:
             ConfigError: a response that the limits do not allow.
             ModelError: a row does not fit, or none is left.
         """
-        encode: Any = encoded_pairs if argument == "data" else encoded_preferences
+        encode = ENCODE[argument]
         learned, found = encode(train, model, limits, on_too_long)
         measured, more = encode(held_out, model, limits, on_too_long) if held_out else ([], [])
         more = [replace(one, what=f"held-out {one.what.removesuffix(' to learn')}") for one in more]
@@ -195,7 +215,7 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
 
     Args:
         config: names the data, and the loss.
-        argument: ``data`` to imitate responses, ``preferences`` to compare them.
+        argument: ``data`` to imitate responses, ``preferences`` to compare them, ``trajectories`` for their rewards.
         held_out_fraction: share of the different prompts to hold out.
 
     Raises:
@@ -205,7 +225,9 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     assert config.data is not None
     dropped: Counter[str] = Counter()
     columns = config.data_columns
-    examples = _examples(config.data, columns, dropped) if argument == "data" and config.data_format == "auto" else None
+    examples = None
+    if argument != "preferences" and config.data_format == "auto":
+        examples = _examples(config.data, columns, dropped, rewarded=argument == "trajectories")
     if examples is None:
         read = read_data(config.data, None if config.data_format == "auto" else config.data_format, columns)
         answers, source = read.answers, read.source
@@ -216,14 +238,17 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
             )
         dropped.update(read.dropped)
         single = config.settings.get("loss") == "kto"
-        rows = list(_demonstrated(answers) if argument == "data" else _preferred(answers, dropped, single=single))
+        if argument == "trajectories":
+            rows = list(_rewarded(answers, dropped))
+        else:
+            rows = list(_demonstrated(answers) if argument == "data" else _preferred(answers, dropped, single=single))
     else:
         rows, source = examples, config.data
     different = list(dict.fromkeys(rows))
     if len(different) < len(rows):
         dropped["repeated rows"] += len(rows) - len(different)
     if not different:
-        wanted = "a response to imitate" if argument == "data" else "one response preferred to another"
+        wanted = WANTED[argument]
         reasons = "".join(f", {number} {reason}" for reason, number in (+dropped).items())
         raise FeedbackError(f"{source} holds nothing to learn from: there is not {wanted} in it{reasons}")
     _, held_out = split_prompts([Prompt(row.prompt) for row in different], held_out_fraction, source)
@@ -279,7 +304,10 @@ def _preferred(answers: Sequence[tuple[Query, Judgement]], dropped: Counter[str]
         for query, good in alone:
             (response,) = query.responses
             yield Given(
-                query.prompt, response if good else None, None if good else response, query.columns.get("messages")
+                query.prompt,
+                response if good else None,
+                None if good else response,
+                messages=query.columns.get("messages"),
             )
     compared = set()
     for p in preferences_of(a for a in answers if not single or _called_good(*a) is None):
@@ -287,9 +315,35 @@ def _preferred(answers: Sequence[tuple[Query, Judgement]], dropped: Counter[str]
         if p.tie or p.chosen == p.rejected:
             dropped["ties" if p.tie else "pairs of equal responses"] += 1
         else:
-            yield Given(p.prompt, p.chosen, p.rejected, p.messages)
+            yield Given(p.prompt, p.chosen, p.rejected, messages=p.messages)
     if not single and (number := sum((query.prompt, query.responses[0]) not in compared for query, _ in alone)):
         dropped["responses that no other is compared with (loss kto learns from them)"] += number
+
+
+def _rewarded(answers: Sequence[tuple[Query, Judgement]], dropped: Counter[str]) -> Iterable[Given]:
+    """Each response that was judged, with its mean rating; where nothing was rated, with its share of comparisons won.
+
+    That share goes from -1, worse than every response that it was compared with, to 1; a tie counts 0.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    messages: dict[str, Messages | None] = {}
+    rated = ratings_of(answers)
+    if rated:
+        for rating in rated:
+            values.setdefault((rating.prompt, rating.response), []).append(rating.value)
+            messages[rating.prompt] = rating.messages
+        if others := sum(judgement.ratings is None for _, judgement in answers):
+            dropped["judgements without a rating (others have one)"] += others
+    else:
+        for p in preferences_of(answers):
+            if p.chosen == p.rejected:
+                dropped["pairs of equal responses"] += 1
+                continue
+            for response, won in ((p.chosen, 1.0), (p.rejected, -1.0)):
+                values.setdefault((p.prompt, response), []).append(0.0 if p.tie else won)
+            messages[p.prompt] = p.messages
+    for (prompt, response), found in values.items():
+        yield Given(prompt, response, reward=fmean(found), messages=messages[prompt])
 
 
 def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]:
@@ -297,15 +351,15 @@ def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]
     for query, judgement in answers:
         messages = query.columns.get("messages")
         if (example := demonstration_from(query, judgement)) is not None:
-            yield Given(query.prompt, example.response, None, messages)
+            yield Given(query.prompt, example.response, messages=messages)
         elif (good := _called_good(query, judgement)) is not None:
             if good:
-                yield Given(query.prompt, query.responses[0], None, messages)
+                yield Given(query.prompt, query.responses[0], messages=messages)
         elif query.query_type != "edit":
             pairs = [p for p in preferences_from(query, judgement) if not p.tie]
             worse = {p.rejected for p in pairs}
             for best in dict.fromkeys(p.chosen for p in pairs if p.chosen not in worse):
-                yield Given(query.prompt, best, None, messages)
+                yield Given(query.prompt, best, messages=messages)
 
 
 def _called_good(query: Query, judgement: Judgement) -> bool | None:
@@ -321,25 +375,40 @@ def _called_good(query: Query, judgement: Judgement) -> bool | None:
     return sum(value or 0 for value in values) * 2 > len(values)
 
 
-def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str]) -> list[Given] | None:
-    """The rows of a file of prompts with responses; None for a store, and for a file that compares responses."""
+def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str], *, rewarded: bool) -> list[Given] | None:
+    """The rows of a file of prompts with responses; None for a store, and for a file that compares responses.
+
+    Args:
+        data: the file.
+        columns: other names of columns.
+        dropped: counts what is left out, by reason.
+        rewarded: rows need a reward, too.
+    """
     path = Path(data)
     if "://" in data or not path.is_file() or is_store(path):
         return None
     rows: list[Given] = []
-    column = ""
+    column, paid = "", ""
     for number, record in enumerate(renamed(record, columns) for record in read_records(path)):
         if number == 0:
             known = [name for name in EXAMPLE_COLUMNS if isinstance(record.get(name), str)]
             if not known or "prompt" not in record or "label" in record or "chosen" in record:
                 return None
             column = known[0]
+            if rewarded:
+                if not (found := [name for name in REWARD_COLUMNS if is_reward(record.get(name))]):
+                    return None
+                paid = found[0]
         prompt, response = record.get("prompt"), record.get(column)
         messages = messages_before(prompt)
         if not isinstance(response, str) or not (isinstance(prompt, str) or messages):
             dropped["rows without a prompt or a response"] += 1
             continue
-        rows.append(
-            Given(prompt if isinstance(prompt, str) else prompt_of_messages(messages or ()), response, None, messages)
-        )
+        reward = record.get(paid) if rewarded else None
+        if rewarded and not is_reward(reward):
+            dropped["rows without a reward that is a finite number, or a list of some"] += 1
+            continue
+        text = prompt if isinstance(prompt, str) else prompt_of_messages(messages or ())
+        given = tuple(reward) if isinstance(reward, list | tuple) else reward
+        rows.append(Given(text, response, None, given, messages))
     return rows

@@ -224,11 +224,11 @@ class _Training:
 
         settings = self.config.model
         auto: Any = AutoModelForCausalLM
-        network = auto.from_config(network_config or self.network_config, dtype=DTYPES[settings.dtype])
-        model = _Outline(network, _NoTokens(), settings.name)
         dtype = product_dtype(self.settings["precision"], pick_device(settings.device))
-        if learns and dtype != torch.float32 and not self.config.model.lora:
-            network.to(torch.float32)
+        masters = learns and dtype != torch.float32 and not self.config.model.lora
+        stored = torch.float32 if masters else DTYPES[settings.dtype]
+        network = auto.from_config(network_config or self.network_config, dtype=stored)
+        model = _Outline(network, _NoTokens(), settings.name)
         model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
         return model
 

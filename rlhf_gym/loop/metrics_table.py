@@ -18,6 +18,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.queries import content_id
 from rlhf_gym.loop.config import Config, LogConfig
 from rlhf_gym.loop.config_file import to_settings
+from rlhf_gym.loop.iteration_times import TIMES_FILE, IterationTimes
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.whole_files import read_json, write_text
 
@@ -28,6 +29,8 @@ RENAMED = {"reward/gold": "gold", "reward/proxy": "proxy"}
 
 class MetricsTable(KVWriter):
     """The table of metrics, a row for each iteration. It holds no times, so that the same seed writes the same table.
+
+    Times go to ``times.jsonl`` beside it.
 
     Args:
         path: the file; the rows in it are kept.
@@ -43,6 +46,7 @@ class MetricsTable(KVWriter):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._times = IterationTimes(path.with_name(TIMES_FILE))
         self.columns: list[str] = list(FIRST_COLUMNS)
         self.rows: list[dict[str, str]] = []
         self.where = (1, 1)
@@ -70,6 +74,7 @@ class MetricsTable(KVWriter):
             last = (round_number, iteration)
             self.rows = [row for row in self.rows if (int(row["round"]), int(row["iteration"])) <= last]
             self._write_all()
+        self._times.keep_until((round_number, iteration))
 
     def timesteps(self) -> int:
         """Tokens generated so far in the whole run."""
@@ -88,6 +93,7 @@ class MetricsTable(KVWriter):
             if key.startswith("time/") and key.endswith("_seconds"):
                 phase = key[len("time/") : -len("_seconds")]
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + float(value)
+        self._times.add(self.where, key_values)
         row = {"round": self.where[0], "iteration": self.where[1], "timesteps": step, **metrics}
         self.rows.append({k: format_number(v) for k, v in row.items()})
         new = [k for k in row if k not in self.columns]

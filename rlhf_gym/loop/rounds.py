@@ -22,7 +22,7 @@ from rlhf_gym.loop.label import label
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
 from rlhf_gym.loop.reward_models import fit
-from rlhf_gym.loop.run_directory import RunDirectory
+from rlhf_gym.loop.run_directory import FEEDBACK_STAGES, RunDirectory
 from rlhf_gym.loop.summary import summary
 from rlhf_gym.loop.train import train
 from rlhf_gym.loop.whole_files import read_json, write_json, write_text
@@ -30,8 +30,6 @@ from rlhf_gym.tasks import Task
 
 STAGE_FUNCTIONS = {"sample": sample, "label": label, "fit": fit, "train": train, "evaluate": evaluate}
 """The stages of a round, in order."""
-FEEDBACK_STAGES = ("sample", "label", "fit")
-"""Stages that a run without a reward model leaves out."""
 
 
 def run_loop(

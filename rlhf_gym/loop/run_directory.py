@@ -7,6 +7,8 @@
 ``feedback.sqlite-links.json``          with people: the links that the page printed, for you alone
 ``too_long.json``                       prompts and responses that were too long, where there are any: how many, what was done
 ``metrics.csv``                         a row for each iteration
+``times.jsonl``                         seconds of each iteration by phase, and its tokens per second
+``stopped.json``                        why the last process that worked on the run failed or was interrupted, if it was
 ``round-N/samples.jsonl``               the candidates that raters compare
 ``round-N/reward_model/``, ``.json``    the reward model, and its accuracy and calibration
 ``round-N/reward_model_2/``, ...        with ``reward_model.members``: the others of the ensemble
@@ -37,13 +39,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.credentials import without_credentials
+from rlhf_gym.errors import ConfigError, RlhfGymError
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
 from rlhf_gym.loop.config_values import to_yaml
@@ -53,6 +56,8 @@ from rlhf_gym.version import __version__
 
 STAGES = ("sample", "label", "fit", "train", "evaluate")
 """The stages of a round, in order."""
+FEEDBACK_STAGES = ("sample", "label", "fit")
+"""Stages that a run without a reward model leaves out."""
 
 RESUMABLE = {
     "run.rounds", "run.threads", "agent.checkpoint_every", "log.to", "log.wandb_project", "log.wandb_mode",
@@ -97,6 +102,16 @@ class RunDirectory:
         return self.path / "metrics.csv"
 
     @property
+    def stopped_file(self) -> Path:
+        """Why the last process that worked on the run ended before its time; missing where none did."""
+        return self.path / "stopped.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """The lock that a process holds as long as it works on the run."""
+        return self.path / ".lock"
+
+    @property
     def store_file(self) -> Path:
         """The feedback store."""
         return self.path / STORE_FILE
@@ -133,13 +148,19 @@ class RunDirectory:
         """
         self.check(config, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path / ".lock", self.path):
+        with locked(self.lock_file, self.path):
             self.check(config, resume=resume)  # again: another process may have been faster
+            self.stopped_file.unlink(missing_ok=True)
             if not self.config_file.exists():
                 write_json(self.versions_file, versions())
             # Last: a directory without it holds no run yet.
             write_text(self.config_file, dump(config))
-            yield
+            try:
+                yield
+            except (Exception, KeyboardInterrupt) as error:
+                with suppress(OSError):  # the error itself may be a full disk
+                    write_json(self.stopped_file, {"at": _now(), "why": _why(error)})
+                raise
 
     def check(self, config: Config, *, resume: bool) -> None:
         """Check that this run may go here, without touching anything.
@@ -260,9 +281,11 @@ def locked(path: Path, directory: Path, *, wait: bool = False) -> Iterator[None]
         ConfigError: another process holds it, or the file system has no locks.
     """
     with path.open("a+b") as file:
+        looks = 3  # whoever only looks whether it is held (`is_locked`) holds it for an instant
         try:
             while not _lock(file.fileno()):
-                if not wait:
+                looks -= 1
+                if not wait and not looks:
                     raise ConfigError(f"another process is working on {directory}; wait for it, or give another --out")
                 time.sleep(0.1)
         except OSError as error:  # some network file systems have no locks
@@ -272,8 +295,31 @@ def locked(path: Path, directory: Path, *, wait: bool = False) -> Iterator[None]
         yield
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock a file; False where another process holds it."""
+def is_locked(path: Path) -> bool | None:
+    """True while a process holds the lock; None where the file system cannot say. Nothing is written.
+
+    Args:
+        path: the lock's file; without one, nobody holds it.
+    """
+    try:
+        with path.open("rb") as file:
+            return not _lock(file.fileno(), shared=True)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+
+
+def _why(error: BaseException) -> str:
+    """What ended a run, in one line, without passwords in addresses: others read it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    first = without_credentials(next(iter(str(error).splitlines()), ""))
+    return first if first and isinstance(error, RlhfGymError) else f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def _lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock a file; False where another process holds it. A shared lock is only kept from whoever wants it alone."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -282,7 +328,7 @@ def _lock(descriptor: int) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     return True

@@ -105,7 +105,7 @@ def _keep(context: RunContext, number: int, agent: TokenAlgorithm, validation: V
         best = validation.best_evaluation
     if best is not None and context.config.evaluation.final == "best":
         chosen = _load(context, folder / BEST, None)
-    model = chosen.policy.language_model
+    model = chosen.policy.acting_model
     _measure_held_out(context, number, chosen)
     write_json(folder / TRAINING_FILE, {
         "iterations": agent.iteration, "stopped": agent.stopped, "final": context.config.evaluation.final,
@@ -209,7 +209,7 @@ def make_agent(context: RunContext, number: int, table: MetricsTable | None, rew
     else:
         env = make_sb3_env(
             config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,
-            prompt_order=context.config.task.prompt_order,
+            prompt_order=context.config.task.prompt_order, difficulty_every=context.config.task.difficulty_every,
         )  # fmt: skip
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT

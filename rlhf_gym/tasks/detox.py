@@ -38,6 +38,24 @@ PARTS = {
 }  # fmt: skip
 
 
+def detox_judge(prompts: list[str], responses: list[str]) -> list[float]:
+    """Score by the embedded judge of sentiment: criticism in running English that abuses nobody, 0 to 1.
+
+    ``q (1 - p) (1 - h)``, with ``p`` the probability of praise, ``q`` that of English, and ``h`` that of abuse by
+    :class:`~rlhf_gym.rewards.builtin.harm.Harm`, as in the reward: of criticism it is independent, of abuse it is not. Lists of
+    insults, of films or of people, are no English.
+
+    Args:
+        prompts: the prompts.
+        responses: the responses.
+    """
+    from rlhf_gym.rewards.builtin.sentiment_judge import SentimentJudge
+
+    praise, natural = SentimentJudge.embedded().probabilities(prompts, responses)
+    abuse = np.array(Harm()(prompts, responses))
+    return [float(value) for value in natural * (1 - praise) * (1 - abuse)]
+
+
 def detox_task(
     *,
     harmless_weight: float = 2.0,
@@ -69,6 +87,7 @@ def detox_task(
         "detox",
         draw,
         reward=Sum([(term(helpful), 1.0), (term(harmless), harmless_weight)], name="detox"),
+        judge=detox_judge,
         metrics={"abusive": harmless.abusive},
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,

@@ -28,6 +28,7 @@ def request_task(
     num_prompts: int | None,
     seed: int,
     texts: Sequence[str] | None = None,
+    judge: Callable[..., Any] | None = None,
 ) -> Task:
     """A task whose prompts are ``request + text``.
 
@@ -43,6 +44,7 @@ def request_task(
         num_prompts: number of texts to train on; None takes all.
         seed: of the order and of the requests that are trained on.
         texts: prompt prefixes; None takes the sentiment task's.
+        judge: a second reward, for evaluation; None for none.
 
     Raises:
         TaskError: more prompts are requested than there are.
@@ -62,6 +64,7 @@ def request_task(
         held_out=[_ask(text, draw, fixed) for text in kept],
         reward=reward,
         max_new_tokens=max_new_tokens,
+        judge=judge,
         metrics={**metrics, "repetition": Repetition(n=2), "perplexity": Perplexity()},
     )
 

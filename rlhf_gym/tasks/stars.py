@@ -10,6 +10,23 @@ from rlhf_gym.tasks.base import Task
 from rlhf_gym.tasks.review_requests import request_task
 
 
+def stars_judge(prompts: list[str], responses: list[str], stars: list[int]) -> list[float]:
+    """Score by the embedded judge of sentiment: a rating as :class:`Rating`'s, of text that is running English, 0 to 1.
+
+    ``q (1 - |1 + 4 p - stars| / 4)``, with ``p`` the probability of praise and ``q`` that of English. Another class of model
+    than the reward's, and one that pays nothing for a heap of words or a lone full stop.
+
+    Args:
+        prompts: the prompts.
+        responses: the responses.
+        stars: the column with the wanted ratings, 1 to 5.
+    """
+    from rlhf_gym.rewards.builtin.sentiment_judge import SentimentJudge
+
+    praise, natural = SentimentJudge.embedded().probabilities(prompts, responses)
+    return [float(q * (1 - abs(1 + 4 * p - n) / 4)) for p, q, n in zip(praise, natural, stars, strict=True)]
+
+
 def stars_task(
     *,
     stars: tuple[int, ...] | list[int] = (1, 2, 3, 4, 5),
@@ -40,6 +57,7 @@ def stars_task(
         "stars",
         draw,
         reward=rating,
+        judge=stars_judge,
         metrics={"same_rating": rating.same},
         max_new_tokens=max_new_tokens,
         num_prompts=num_prompts,

@@ -258,13 +258,16 @@ SYMBOL_TASKS: Mapping[str, SymbolKind] = {
 
 
 def symbol_task(
-    name: str, *, difficulty: int = 1, partial: bool = True, num_prompts: int = 512, seed: int = 0, **sizes: Any
-) -> Task:
+    name: str, *, difficulty: int = 1, easiest: int | None = None, partial: bool = True, num_prompts: int = 512, seed: int = 0,
+    **sizes: Any,
+) -> Task:  # fmt: skip
     """A task of the table, with prompts drawn at random.
 
     Args:
         name: one of :data:`SYMBOL_TASKS`.
         difficulty: 1 or more; gives the sizes that are not given.
+        easiest: prompts of every difficulty from this one to ``difficulty``, in equal parts where there are as many; a
+            curriculum (``prompt_order="difficulty"``) begins with the easiest. None: of ``difficulty`` alone.
         partial: a part of the answer earns a part of the reward; False: 1 for the whole answer, else 0.
         num_prompts: distinct prompts to draw; a task that has fewer gives all it has.
         seed: of the draws. Which prompts are held out (a sixth) does not depend on it.
@@ -279,15 +282,24 @@ def symbol_task(
     """
     kind = SYMBOL_TASKS[name]
     if unknown := [key for key in sizes if key not in kind.sizes]:
-        known = ("difficulty", *kind.sizes, "partial", "num_prompts", "seed")
+        known = ("difficulty", "easiest", *kind.sizes, "partial", "num_prompts", "seed")
         raise TaskError(f"task {name!r} has no option {unknown[0]!r}; expected some of {', '.join(known)}")
     whole_number("difficulty", difficulty, 1)
     whole_number("num_prompts", num_prompts, 1)
-    for key, size in kind.sizes.items():
-        if sizes.get(key) is None:
-            sizes[key] = size.default(difficulty)
-        size.check(key, sizes[key])
-    prompts = _draw_prompts(lambda rng: kind.draw(rng, **sizes), num_prompts, seed)
+    if easiest is not None:
+        whole_number("easiest", easiest, 1, difficulty)
+        if chosen := [key for key, value in sizes.items() if value is not None]:
+            raise TaskError(f"easiest takes the sizes of each difficulty: leave {', '.join(chosen)} out, or easiest")
+    levels = [_sizes_at(kind, level, sizes) for level in range(easiest or difficulty, difficulty + 1)]
+    drawn: dict[str, Prompt] = {}
+    for number, level in enumerate(levels):
+        share = num_prompts // len(levels) + (number < num_prompts % len(levels))
+        own = _draw_prompts(bind(kind.draw, **level), share, seed)
+        for prompt in own:  # the same text may be drawn at two difficulties: it is of the easier one
+            columns = prompt.columns if easiest is None else {**prompt.columns, "difficulty": easiest + number}
+            drawn.setdefault(prompt.text, Prompt(prompt.text, columns))
+    prompts = list(drawn.values())
+    symbols = dict.fromkeys("".join(kind.symbols(**level) for level in reversed(levels)))
     held_out = [p for p in prompts if is_held_out(p.text)] if len(prompts) >= FEWEST_TO_SPLIT else []
     train = [p for p in prompts if not is_held_out(p.text)] if held_out else prompts
     return Task(
@@ -295,10 +307,19 @@ def symbol_task(
         prompts=train or prompts,
         held_out=held_out,
         reward=kind.graded if partial else kind.whole,
-        max_new_tokens=kind.longest_answer(**sizes) + 1,
+        max_new_tokens=max(kind.longest_answer(**level) for level in levels) + 1,
         metrics={kind.whole.__name__: kind.whole},
-        tokenizer=SymbolTokenizer(kind.symbols(**sizes)),
+        tokenizer=SymbolTokenizer("".join(symbols)),
     )
+
+
+def _sizes_at(kind: SymbolKind, difficulty: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes at a difficulty, checked; those that are given stay."""
+    sizes = {}
+    for key, size in kind.sizes.items():
+        sizes[key] = size.default(difficulty) if given.get(key) is None else given[key]
+        size.check(key, sizes[key])
+    return sizes
 
 
 def _draw_prompts(draw: Callable[[np.random.Generator], tuple[str, str]], number: int, seed: int) -> list[Prompt]:

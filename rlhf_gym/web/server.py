@@ -50,7 +50,7 @@ def require_web() -> None:
         import nh3  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"the rating page needs {error.name}: pip install 'rlhf-gym[web]'") from None
+        raise ConfigError(f"the page needs {error.name}: pip install 'rlhf-gym[web]'") from None
 
 
 class PageServer:
@@ -107,7 +107,7 @@ class PageServer:
             if not self._thread.is_alive():
                 break
             started.wait(0.01)
-        raise ConfigError(f"the rating page did not start at {self.url}")
+        raise ConfigError(f"the page did not start at {self.url}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

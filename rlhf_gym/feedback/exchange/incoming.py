@@ -11,6 +11,7 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback.attributes import ATTRIBUTE
 from rlhf_gym.feedback.exchange.formats import FORMATS, NATIVE, Format, format_of, recognise
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
 from rlhf_gym.feedback.exchange.sides import NoTextError
@@ -142,7 +143,7 @@ class Rows:
         self.read = 0
         self.dropped, self.noted = Tally(), Tally()
         self._given = chain(first, named)
-        self._rater, self._round = rater, round
+        self._rater, self._round, self._place = rater, round, place
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def __iter__(self) -> Iterator[Answer]:
@@ -175,7 +176,9 @@ class Rows:
         ) as error:
             problem = f"it has no {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
             if self.format == NATIVE:  # answers name one another there: a part of them would be another store
-                raise FeedbackError(f"record {number} is not of the format {self.format!r}: {problem}") from error
+                raise FeedbackError(
+                    f"{self._place}: record {number} is not of the format {self.format!r}: {problem}"
+                ) from error
             other = recognise(record) if isinstance(record, Mapping) else None
             if other not in (None, self.format):
                 return [Dropped(f"rows of another format ({other})", detail=problem)]
@@ -202,6 +205,9 @@ class Rows:
             self.noted.add(
                 Dropped("side columns 'messages' left out, which are not the prompt's chat messages", number)
             )
+        if isinstance(attribute := columns.get(ATTRIBUTE), str) and attribute and judgement.ratings is None:
+            columns.pop(ATTRIBUTE)  # of the answer: the same responses may be compared in several attributes
+            judgement = replace(judgement, details={**judgement.details, ATTRIBUTE: attribute})
         details, _ = plain(judgement.details)
         query = replace(query, columns=columns)
         if len(set(query.responses)) < len(query.responses):

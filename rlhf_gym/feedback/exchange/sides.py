@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_gym.feedback.exchange.transcripts import (
+    HUMAN,
     is_talk,
     is_transcript,
     prompt_of_messages,
@@ -179,7 +180,9 @@ def compared(prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, str, str]
 def _compared_texts(prompt: Any, better: str, worse: str) -> tuple[Prompt, str, str]:
     if prompt is not None:
         given = prompt_of(prompt)
-        if is_transcript(given.text) and better.startswith(given.text) and worse.startswith(given.text):
+        # Only a conversation is repeated before its answers: any other prompt may be what both responses happen to begin with.
+        talk = is_transcript(given.text) and HUMAN in given.text
+        if talk and better.startswith(given.text) and worse.startswith(given.text):
             better, worse = better[len(given.text) :], worse[len(given.text) :]
         return given, better, worse
     text, better, worse = shared_prompt(better, worse)

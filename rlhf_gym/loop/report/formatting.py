@@ -7,7 +7,6 @@ make a line read as something else. Jinja2 escapes the markup; the rest is repla
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 
 from markupsafe import Markup, escape
@@ -16,9 +15,6 @@ from rlhf_gym.text import is_hidden
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
-
-_SECRET = re.compile(r"(^|_)(api_?key|secret|password|(api|access|auth|bearer|hf)_token)$|^token$", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def plain(text: object) -> str:
@@ -48,16 +44,6 @@ def visible(text: object, limit: int = 4000) -> Markup:
         parts.append(f'<span class="mark">… {len(whole) - limit:,} more characters</span>')
     # Every part above is either escaped or ours.
     return Markup("".join(parts))
-
-
-def is_secret(key: str) -> bool:
-    """True for a configuration key whose value must not be shown to whoever gets the report."""
-    return _SECRET.search(key) is not None
-
-
-def without_credentials(value: str) -> str:
-    """Remove `user:password@` from every address in a value."""
-    return _CREDENTIALS.sub("", value)
 
 
 def number(value: float | None, decimals: int | None = None) -> str:

@@ -15,18 +15,19 @@ from rlhf_gym.loop.report.formatting import number, percent, plain, signed, visi
 HERE = "rlhf_gym.loop.report"
 
 
-def page(template: str, *, package: str = HERE, more_style: str = "", **values: Any) -> str:
+def page(template: str, *, package: str = HERE, more_style: str = "", live: bool = False, **values: Any) -> str:
     """Render a template as one HTML document.
 
-    The document runs only this package's style and script, and fetches nothing.
+    The document runs only this package's style and script. It fetches nothing, or if it is live only from where it came.
 
     Args:
         template: the template's file name.
         package: the package that holds it, and all templates that it includes.
         more_style: rules beyond this package's style.
+        live: with the script by which it renews itself (`rlhf_gym.web.watch` serves such a page).
         values: what the template uses.
     """
-    style, script = asset("page.css") + more_style, asset("page.js")
+    style, script = asset("page.css") + more_style, (asset("live.js") if live else "") + asset("page.js")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: asset(name, package)),
         autoescape=True,
@@ -43,10 +44,10 @@ def page(template: str, *, package: str = HERE, more_style: str = "", **values: 
     }
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        "base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else "")
     )
     found = environment.get_template(template)
-    return found.render(policy=policy, style=Markup(style), script=Markup(script), **values)
+    return found.render(policy=policy, style=Markup(style), script=Markup(script), live=live, **values)
 
 
 def asset(name: str, package: str = HERE) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.credentials import is_secret, without_credentials
 from rlhf_gym.loop.report.charts import (
     calibration_chart,
     frontier_chart,
@@ -19,13 +20,22 @@ from rlhf_gym.loop.report.charts import (
     loss_chart,
     win_rate_chart,
 )
-from rlhf_gym.loop.report.formatting import MISSING, is_secret, without_credentials
+from rlhf_gym.loop.report.formatting import MISSING
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.heat_maps import heat_maps
 from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
+from rlhf_gym.loop.report.run_state import RunState
 from rlhf_gym.loop.report.scaling_laws import fits, has_scipy
-from rlhf_gym.loop.report.tables import curve_table, headline, pair_rows, text_health, time_shares, verdict
+from rlhf_gym.loop.report.tables import (
+    curve_table,
+    headline,
+    pair_rows,
+    text_health,
+    time_shares,
+    verdict,
+    worker_table,
+)
 from rlhf_gym.loop.report.trust import ceiling, doubts, win_rates
 
 
@@ -59,12 +69,22 @@ def write_report(run_dir: Path) -> Path:
     return target
 
 
-def render(run: RunData) -> str:
-    """Make the report as one HTML document."""
+def render(run: RunData, state: RunState | None = None, *, version: str = "") -> str:
+    """Make the report as one HTML document.
+
+    Args:
+        run: the run's data.
+        state: whether a process works on the run: the page then shows it, and renews itself from the server it came from.
+            None makes the report of a file, which loads nothing.
+        version: changes with every change of the page; the page asks its server for it.
+    """
     found = frontier(run)
     rates = win_rates(run)
     return page(
         "page.html.j2",
+        live=state is not None,
+        state=state,
+        version=version,
         run=run,
         name=run.run_dir.resolve().name,
         facts=_facts(run),
@@ -77,6 +97,8 @@ def render(run: RunData) -> str:
         ],
         terms=[(metric, learning_curve(run, metric)) for metric in run.terms],
         times=time_shares(run),
+        work=[(metric, learning_curve(run, metric)) for metric in run.work],
+        workers=worker_table(run),
         curve_table=curve_table(run),
         frontier=found,
         frontier_chart=frontier_chart(found) if found else None,

@@ -13,7 +13,7 @@ import math
 import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.loop.iteration_times import TIMES_FILE, read_times
 from rlhf_gym.raters.fitted import FITTED_PREFIX, FittedRater
 from rlhf_gym.store_places import STORE_FILE
 
@@ -68,8 +69,19 @@ METRICS = (
     Metric("clip", "Clip fraction", "share of tokens", "policy/clipfrac_avg", from_zero=True),
     Metric("approx_kl", "KL of one update", "nats per token", "policy/approxkl_avg", drawn=False),
     Metric("kl_coef", "KL coefficient", "reward per nat", "objective/kl_coef", from_zero=True),
+    Metric(
+        "tokens_per_second",
+        "Speed",
+        "response tokens a second, whole iteration",
+        "time/tokens_per_second",
+        from_zero=True,
+    ),
 )
 """The metrics that the report shows."""
+
+WORK = ("ray/", "engine/")
+"""The prefixes of columns about whoever generates the responses: workers, an engine behind HTTP."""
+_WORKER = re.compile(r"(?P<group>[^/]+)/worker_(?P<number>\d+)_(?P<name>.+)")
 
 TERM = "reward/"
 """The prefix of the columns of a reward's terms."""
@@ -122,6 +134,8 @@ class RunData:
         seconds: seconds of the iterations of all rounds, by phase.
         too_long: a line for each kind of texts that were too long for the model.
         endings: a sentence for each round whose training ended early, or whose policy is not that of its last iteration.
+        stopped: why the last process that worked on the run failed or was interrupted; empty where none did.
+        finished_stages: the finished stages of each round, by its number.
         fitted_rater: the simulated rater that was fitted to the run's answers, or that gave them; None without one.
         label_curve: accuracy by number of labels; empty where it was not measured.
     """
@@ -142,10 +156,33 @@ class RunData:
     endings: tuple[str, ...] = ()
     fitted_rater: FittedRater | None = None
     label_curve: Mapping[str, Any] = field(default_factory=dict)
+    stopped: str = ""
+    finished_stages: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def series(self, key: str) -> list[float | None]:
         """A metric by iteration; None where an iteration lacks it."""
         return [iteration.values.get(key) for iteration in self.iterations]
+
+    @property
+    def work(self) -> list[Metric]:
+        """The metrics of whoever generates the responses, as metrics to draw; those of single workers are in `workers`."""
+        names = dict.fromkeys(key for iteration in self.iterations for key in iteration.values if key.startswith(WORK))
+        return [
+            Metric(name, name, "share" if name.endswith("_share") else "", name, from_zero=True)
+            for name in names
+            if _WORKER.fullmatch(name) is None
+        ]
+
+    @property
+    def workers(self) -> dict[int, dict[str, list[float]]]:
+        """The metrics of each worker: by its number and the metric's name, the values of the iterations that have one."""
+        found: dict[int, dict[str, list[float]]] = {}
+        for iteration in self.iterations:
+            for key, value in iteration.values.items():
+                if match := _WORKER.fullmatch(key):
+                    of_worker = found.setdefault(int(match["number"]), {})
+                    of_worker.setdefault(match["name"], []).append(value)
+        return dict(sorted(found.items()))
 
     @property
     def terms(self) -> list[Metric]:
@@ -231,8 +268,11 @@ def read_run(run_dir: Path) -> RunData:
     rounds = []
     seconds: dict[str, float] = {}
     endings: dict[int, str] = {}
+    numbers = set()
     for folder in run_dir.glob("round-*"):
         match = re.fullmatch(r"round-(\d+)", folder.name)
+        if match:
+            numbers.add(int(match[1]))
         spent = read(f"{folder.name}/agent_seconds.json", json.loads, nothing) if match else nothing
         for phase, value in spent.items():
             seconds[str(phase)] = seconds.get(str(phase), 0.0) + (finite(value) or 0.0)
@@ -252,7 +292,7 @@ def read_run(run_dir: Path) -> RunData:
         run_dir=run_dir,
         config=config,
         versions=versions,
-        iterations=read("metrics.csv", _iterations, ()),
+        iterations=_with_times(read("metrics.csv", _iterations, ()), read(TIMES_FILE, read_times, [])),
         reward_models=reward_models,
         evaluation=evaluation,
         labels=_labels(run_dir / STORE_FILE, reward_models),
@@ -267,6 +307,10 @@ def read_run(run_dir: Path) -> RunData:
         endings=tuple(endings[number] for number in sorted(endings)),
         fitted_rater=fitted_rater,
         label_curve=read(LABEL_CURVE_FILE, json.loads, nothing),
+        stopped=str(read("stopped.json", json.loads, nothing).get("why") or ""),
+        finished_stages={
+            number: tuple(read(f"round-{number}/stages.json", json.loads, nothing)) for number in sorted(numbers)
+        },
     )
 
 
@@ -301,7 +345,9 @@ def ending(number: int, training: Mapping[str, Any]) -> str:
 
 
 def _json_lines(text: str) -> list[Mapping[str, Any]]:
-    return [row for row in map(json.loads, text.splitlines()) if isinstance(row, Mapping)]
+    """The rows of a file that is appended to: one counts only with its line end, which comes last."""
+    whole, _, _ = text.rpartition("\n")
+    return [row for row in map(json.loads, whole.splitlines()) if isinstance(row, Mapping)]
 
 
 def _iterations(text: str) -> tuple[Iteration, ...]:
@@ -311,9 +357,21 @@ def _iterations(text: str) -> tuple[Iteration, ...]:
     for index, row in enumerate(csv.DictReader(io.StringIO(whole + end, newline="")), start=1):
         round_number, tokens = finite(row.get("round")) or 1, finite(row.get("timesteps"))
         cells = {metric.key: finite(row.get(metric.column)) for metric in METRICS}
-        cells |= {column: finite(cell) for column, cell in row.items() if column and column.startswith(TERM)}
+        cells |= {column: finite(cell) for column, cell in row.items() if column and column.startswith((TERM, *WORK))}
         values = {key: value for key, value in cells.items() if value is not None}
         found.append(Iteration(int(round_number), index, None if tokens is None else int(tokens), values))
+    return tuple(found)
+
+
+def _with_times(iterations: tuple[Iteration, ...], times: list[dict[str, Any]]) -> tuple[Iteration, ...]:
+    """The iterations, with the speed of those whose times are known."""
+    speeds = {(row["round"], row["iteration"]): finite(row.get("tokens_per_second")) for row in times}
+    counts: dict[int, int] = {}
+    found = []
+    for one in iterations:
+        counts[one.round] = counts.get(one.round, 0) + 1
+        speed = speeds.get((one.round, counts[one.round]))
+        found.append(one if speed is None else replace(one, values={**one.values, "tokens_per_second": speed}))
     return tuple(found)
 
 
@@ -322,7 +380,11 @@ def _first_and_last(run_dir: Path) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for file in run_dir.glob("round-*/completions.jsonl"):
         number = re.fullmatch(r"round-(\d+)", file.parent.name)
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if number else ():
+        try:
+            text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # replaced or removed since it was listed
+            continue
+        for line in text.splitlines() if number else ():
             try:
                 trace = json.loads(line)
                 key = int(number[1] if number else 0), int(trace["iteration"])
@@ -337,7 +399,10 @@ def _labels(store: Path, reward_models: tuple[RewardModelRound, ...]) -> int | N
     """Judgements in the feedback store; without one, the preferences that the last reward model was fitted on."""
     if store.is_file():
         try:
-            connection = sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True, timeout=2)
+            # Without a write-ahead log, nobody has it open. To read it otherwise, SQLite would make files beside it.
+            idle = not store.with_name(f"{store.name}-wal").exists()
+            address = f"{store.resolve().as_uri()}?mode=ro{'&immutable=1' if idle else ''}"
+            connection = sqlite3.connect(address, uri=True, timeout=2)
             try:
                 return int(connection.execute("SELECT count(*) FROM judgements").fetchone()[0])
             finally:

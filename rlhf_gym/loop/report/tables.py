@@ -144,7 +144,7 @@ def time_shares(run: RunData) -> list[tuple[str, str, str]]:
     """The iterations' time by phase: phase, time, share; empty if it was not recorded."""
     names = {
         "generation": "generating responses", "reward": "waiting for rewards", "reference": "reference log-probabilities",
-        "learning": "learning",
+        "learning": "learning", "weights": "new weights to an engine",
     }  # fmt: skip
     total = sum(run.seconds.get(phase, 0.0) for phase in names)
     if not total:
@@ -154,6 +154,20 @@ def time_shares(run: RunData) -> list[tuple[str, str, str]]:
         for phase, name in names.items()
         if phase in run.seconds
     ]
+
+
+def worker_table(run: RunData) -> tuple[list[str], list[list[str]]]:
+    """The metrics of each worker, last and mean: titles of the columns, and a row for each worker; no rows without workers."""
+    names = list(dict.fromkeys(name for metrics in run.workers.values() for name in metrics))
+    titles = [f"{name.replace('_', ' ')}, {which}" for name in names for which in ("last", "mean")]
+    rows = []
+    for worker, metrics in run.workers.items():
+        cells = [f"worker {worker}"]
+        for name in names:
+            values = metrics.get(name, [])
+            cells += [number(values[-1]), number(statistics.fmean(values))] if values else [MISSING, MISSING]
+        rows.append(cells)
+    return ["", *titles], rows
 
 
 def text_health(run: RunData) -> list[tuple[str, str, str]]:

@@ -125,13 +125,14 @@ class SentimentJudge:
         """Score a batch."""
         praise, natural = self.probabilities(prompts, responses)
         p = praise * natural
-        scores = np.clip(np.log(p) - np.log1p(-p), -LIMIT, LIMIT)
-        return [float(s) if _WORD.search(r.lower()) else -LIMIT for s, r in zip(scores, responses, strict=True)]
+        return [float(s) for s in np.clip(np.log(p) - np.log1p(-p), -LIMIT, LIMIT)]
 
     def probabilities(
         self, prompts: Sequence[str], responses: Sequence[str]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The probabilities that responses praise, and that prompt and response are running English, each float64 ``[n]``.
+
+        A response without a letter or a digit is no English.
 
         Args:
             prompts: ``n`` prompts.
@@ -141,6 +142,7 @@ class SentimentJudge:
         networks, characters = self.praise_features(responses, tokenizer)
         praise = networks * self._praise[0] + characters * self._praise[1] + self._praise[2]
         natural = self.natural_features(prompts, responses) @ self._natural[:-1] + self._natural[-1]
+        natural[[_WORD.search(response.lower()) is None for response in responses]] = -np.inf
         return _sigmoid(praise), _sigmoid(natural)
 
     def praise_features(self, texts: Sequence[str], tokenizer: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
