@@ -7,6 +7,7 @@ replaces the global one while it runs: a seed gives the same episodes whatever e
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,6 +23,8 @@ from rlhf_gym.errors import ConfigError
 
 MOST_TURNS = 1000
 """Turns of opponents in a row after which a game counts as stuck."""
+
+_GLOBAL_RANDOMNESS = threading.RLock()  # held while an environment's state is in the place of the global one
 
 Opponent = Callable[[str, np.random.Generator], str]
 """Gives another player's action: ``opponent(observation, rng)``."""
@@ -57,16 +60,17 @@ class _Adapter(gym.Env[str, str]):
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        outside = random.getstate(), np.random.get_state()  # noqa: NPY002 - the libraries draw from it
-        assert self._randomness is not None
-        random.setstate(self._randomness[0])
-        np.random.set_state(self._randomness[1])  # noqa: NPY002
-        try:
-            yield
-        finally:
-            self._randomness = random.getstate(), np.random.get_state()  # noqa: NPY002
-            random.setstate(outside[0])
-            np.random.set_state(outside[1])  # noqa: NPY002
+        with _GLOBAL_RANDOMNESS:
+            outside = random.getstate(), np.random.get_state()  # noqa: NPY002 - the libraries draw from it
+            assert self._randomness is not None
+            random.setstate(self._randomness[0])
+            np.random.set_state(self._randomness[1])  # noqa: NPY002
+            try:
+                yield
+            finally:
+                self._randomness = random.getstate(), np.random.get_state()  # noqa: NPY002
+                random.setstate(outside[0])
+                np.random.set_state(outside[1])  # noqa: NPY002
 
     def _check_step(self, action: Any) -> str:
         if not self._running:

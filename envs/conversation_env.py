@@ -9,6 +9,7 @@ from rlhf_gym.envs.conversation_users import UserSpec, as_user
 from rlhf_gym.envs.dialogue_env import Continuation, DialogueEnv, copied
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import AnyTokenizer
+from rlhf_gym.rewards.service.overlap import is_slow
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message
 from rlhf_gym.tasks.users import UserReply
@@ -73,6 +74,11 @@ class ConversationEnv(DialogueEnv):
         if user is None:
             _check_lines(self.task)
         self.user = None if user is None else as_user(user)
+
+    @property
+    def slow(self) -> bool:
+        """True where the user (by an attribute ``slow``) or the reward waits for something."""
+        return super().slow or is_slow(self.user)
 
     def follow(self, messages: list[Message], turn: int) -> Continuation:
         """The user's reply; see :meth:`DialogueEnv.follow`. In the last turn, a user who rates answers is asked for that alone.

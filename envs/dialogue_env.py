@@ -23,6 +23,7 @@ from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.rewards.base import TermReward, score
+from rlhf_gym.rewards.service.overlap import is_slow
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message
 from rlhf_gym.tasks.samples import Prompt, column_names, columns_of
@@ -137,6 +138,11 @@ class DialogueEnv(gym.Env[Any, Any]):
         self._running = False
         self._last_reward: float | None = None  # of the last turn, for pictures
         self._painter = Painter()
+
+    @property
+    def slow(self) -> bool:
+        """True where a step waits for something else than this process: a service, a person, a process of its own."""
+        return is_slow(self.reward)
 
     def opening(self, prompt: Prompt) -> list[Message]:
         """The messages that a prompt begins with."""

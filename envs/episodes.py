@@ -160,6 +160,9 @@ class Episodes(TokenRows):
         rows = [(number, s, a) for numbers, s, a in known for number in numbers or ()]
         if rows:
             self.draws.note(*zip(*rows, strict=True))
+            # Stepping draws an episode's prompt when the one before ends, decoding when it begins: both by these weights.
+            waiting = np.flatnonzero(self.unbegun & self.draws.has_drawn)
+            self.begin_all(waiting, self.draws.last_by_new_weights(waiting))
 
     def draws_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the draws of prompts, as JSON values."""

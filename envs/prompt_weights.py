@@ -35,7 +35,8 @@ class WeightedDraws(PromptDraws):
     - ``age``: ``P = P_age``.
 
     ``p`` and advantages are moving averages over the iterations that answered the prompt. Slots with the same seed draw the
-    same prompts. A slot draws one number for each of its prompts.
+    same prompts. A slot draws one number for each of its prompts; where an episode has its prompt already and has not begun
+    when outcomes are noted, that number chooses anew.
 
     Args:
         order: one of :data:`~rlhf_gym.envs.token_rules.WEIGHTED`; of ``difficulty`` there is :class:`LevelDraws`.
@@ -50,6 +51,7 @@ class WeightedDraws(PromptDraws):
         self.advantage = np.full(num_prompts, np.nan)
         self.drawn_at = np.zeros(num_prompts, dtype=np.int64)
         self._upto = np.cumsum(self.probabilities)
+        self._last = np.full(num_slots, np.nan)  # the number that each slot has drawn last
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -95,7 +97,21 @@ class WeightedDraws(PromptDraws):
 
     def take(self, slots: Slots) -> NDArray[np.int64]:
         """int64 ``[n]``: the number of the next prompt of each of these slots; no slot may be named twice."""
-        drawn = np.array([self._generators[slot].random() for slot in slots.tolist()])
+        self._last[slots] = [self._generators[slot].random() for slot in slots.tolist()]
+        return self._at(self._last[slots])
+
+    @property
+    def has_drawn(self) -> NDArray[np.bool_]:
+        """bool ``[N]``, True for the slots that have drawn a prompt since the environment was made."""
+        drawn: NDArray[np.bool_] = ~np.isnan(self._last)
+        return drawn
+
+    def last_by_new_weights(self, slots: Slots) -> NDArray[np.int64]:
+        """int64 ``[n]``: the prompts that the last numbers drawn for these slots choose now; all of them have drawn one."""
+        return self._at(self._last[slots])
+
+    def _at(self, drawn: NDArray[np.float64]) -> NDArray[np.int64]:
+        """int64 ``[n]``: the prompts that numbers in 0..1 choose, float64 ``[n]``."""
         found = np.searchsorted(self._upto, drawn * self._upto[-1], side="right")
         numbers: NDArray[np.int64] = np.minimum(found, self.num_prompts - 1).astype(np.int64)
         return numbers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,6 +100,8 @@ class Talk:
         self._first: list[int] = []
         self._units: list[list[int]] = []
         self._text = ResponseText(rules.tokenizer, rules.stop)
+        # Ctrl-C may leave an answer behind in its thread: the next episode waits for it.
+        self._busy = threading.Lock()
 
     def begin(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> list[int]:
         """Start an episode; returns the ids that the policy's first turn starts from.
@@ -111,6 +114,10 @@ class Talk:
             ConfigError: the observation is not a text.
             TaskError: it leaves no room for a turn in the context.
         """
+        with self._busy:
+            return self._begin(seed, options)
+
+    def _begin(self, seed: int | None, options: dict[str, Any] | None) -> list[int]:
         observation, info = self.env.reset(seed=seed, options=options)
         self.messages = [{"role": "system", "content": self.rules.system}] if self.rules.system else []
         self.messages += self._new_messages(observation, info, 0)
@@ -146,6 +153,10 @@ class Talk:
             ConfigError: the environment's answer is not a text, or the context is full and ``on_overflow`` is ``"refuse"``.
             RewardError: its reward is not a finite number.
         """
+        with self._busy:
+            return self._answer(turn)
+
+    def _answer(self, turn: Sequence[int]) -> Reply:
         if not self.running:
             raise gym.error.ResetNeeded("a turn where no episode is running: call reset()")
         rules, before = self.rules, list(self.messages)

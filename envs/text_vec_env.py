@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +24,6 @@ from rlhf_gym.rewards.base import AnyReward, TermReward, as_term
 from rlhf_gym.tasks import Task, load_task
 from rlhf_gym.tasks.turn_template import TurnTemplate
 
-T = TypeVar("T")
 AnyTextEnv = gym.Env[Any, Any] | Callable[[], gym.Env[Any, Any]] | str
 """An environment, a function (or class) that makes one, or the id of a registered one."""
 
@@ -41,13 +40,14 @@ class TextVecEnv(VecEnv):
         envs: the environments, each with texts as observations and actions.
         rules: the rules of the conversations.
         reward: scores whole conversations, in the place of the environments' rewards; None for those.
-        slow: environments whose turn it is at the same token answer at the same time, each in a thread.
+        slow: the environments wait for something: agents go on decoding other slots until they answer, and stepped, those whose
+            turn it is at the same token answer at the same time, each in a thread. None: as their attribute ``slow`` says.
 
     Attributes:
         talks: the conversations, one for each environment.
         rules: as given.
         reward: as given.
-        slow: as given.
+        slow: True where environments answer in threads.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class TextVecEnv(VecEnv):
         rules: TalkRules,
         reward: TermReward | None = None,
         *,
-        slow: bool = False,
+        slow: bool | None = None,
     ) -> None:
-        self.envs, self.rules, self.reward, self.slow = list(envs), rules, reward, slow
+        self.envs, self.rules, self.reward = list(envs), rules, reward
+        self.slow = any(getattr(env.unwrapped, "slow", False) for env in self.envs) if slow is None else slow
         self.talks = [Talk(env, rules) for env in self.envs]
         room, size = rules.max_context, rules.tokenizer.vocab_size
         spaces: dict[str, gym.spaces.Space[Any]] = {
@@ -137,12 +138,9 @@ class TextVecEnv(VecEnv):
         Returns:
             The replies, by slot in the same order.
         """
-        replies = self.at_once([partial(self.talks[slot].answer, turn) for slot, turn in turns.items()])
+        work = [partial(self.talks[slot].answer, turn) for slot, turn in turns.items()]
+        replies = side_by_side(work) if self.slow and work else [do() for do in work]
         return dict(zip(turns, replies, strict=True))
-
-    def at_once(self, work: Sequence[Callable[[], T]]) -> list[T]:
-        """Have several environments work: one after the other, or in threads where they are slow; the results are the same."""
-        return side_by_side(work) if self.slow and work else [do() for do in work]
 
     def _row(self, ids: Sequence[int], before: int) -> dict[str, NDArray[np.int64]]:
         """One slot's observation."""
@@ -230,7 +228,7 @@ def wrap_text_env(
     max_context: int = 256,
     on_overflow: Overflow = "end",
     reward: AnyReward | None = None,
-    slow: bool = False,
+    slow: bool | None = None,
 ) -> TextVecEnv:
     r"""Make an environment over texts one that agents learn in: every turn of the policy is an action of the environment's.
 
@@ -255,8 +253,9 @@ def wrap_text_env(
             ``"drop_oldest"`` takes out its oldest turns, but for the first messages, ``"refuse"`` raises an error.
         reward: scores whole conversations at their end (a reward model, a function), in the place of the environment's rewards;
             see :func:`~rlhf_gym.envs.talk_scoring.score_conversations` for what it is given.
-        slow: the environments wait for something (a tool, a model, a service): those whose turn it is at the same token answer
-            at the same time, each in a thread. The conversations are the same, if environments share nothing that changes.
+        slow: True for environments that wait for something (a tool, a model, a service, a person): each answers in a thread,
+            and the other slots are decoded meanwhile. The conversations are the same, if environments share nothing that
+            changes. None: as the environment's attribute ``slow`` says; without one they are not.
 
     Raises:
         RewardError: the reward's parameters fit no form.
@@ -311,7 +310,7 @@ def make_conversation_env(
     own: dict[str, Any] = {
         "chat": talk.chat, "template": talk.template, "stop": task.stop, "vocabulary": talk.vocabulary,
         "max_new_tokens": task.max_new_tokens, "min_new_tokens": task.min_new_tokens, "max_turns": talk.max_turns,
-        "max_context": talk.max_context, "slow": talk.slow,
+        "max_context": talk.max_context, "slow": talk.slow, "on_overflow": talk.on_overflow,
     }  # fmt: skip
     return wrap_text_env(talk.environment, num_envs, tokenizer=tokenizer, **(own | options))
 

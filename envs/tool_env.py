@@ -117,6 +117,11 @@ class ToolEnv(DialogueEnv):
                     "try result_role='user', or another template"
                 ) from error
 
+    @property
+    def slow(self) -> bool:
+        """True where a tool or the reward waits for something."""
+        return super().slow or any(tool.slow for tool in self.calls.tools.values())
+
     def opening(self, prompt: Prompt) -> list[Message]:
         """The instructions, and the prompt. A prompt whose messages begin with a system message has both in one."""
         messages = first_messages(prompt)

@@ -11,7 +11,7 @@ import torch
 from ppo_setups import letters_env, small_agent, small_ppo
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from tiny_models import tiny_language_model
 
 from rlhf_gym import agents
@@ -138,6 +138,8 @@ def test_observations_may_not_be_normalized_and_rewards_may() -> None:
     with pytest.raises(ConfigError, match="norm_obs=False"):
         small_ppo(VecNormalize(letters_env(8)))
     small_ppo(VecNormalize(letters_env(8), norm_obs=False)).learn(1)
+    with pytest.raises(ConfigError, match=r"must have the shape \(1,\), got \(2,\)"):
+        small_ppo(VecFrameStack(letters_env(8), 2))
 
 
 def test_a_policy_of_ones_own_is_used() -> None:

@@ -164,7 +164,7 @@ def test_every_prompt_of_a_chat_model_is_its_conversation(tmp_path: Path) -> Non
     # A reward model: the response is the assistant's turn; fitted to people's answers, and as a reward.
     reward_model = RewardModel(model)
     whole = [*expected[0], *hub.encode("6", add_special_tokens=False), tokenizer.eos_id]
-    assert reward_model.encode(prompt.text, "6", ASKED) == whole
+    assert reward_model.encode(prompt.text, "6", ASKED).tolist() == whole
     query = Query(prompt=prompt.text, responses=("6", "7"), columns=prompt.columns)
     (preference,) = preferences_from(query, Judgement(query_id=query.id, rater="ann", choice=0))
     assert preference.messages == ASKED

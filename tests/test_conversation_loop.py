@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from test_response_text import bytes_hub
 from test_turns import TALK, TEMPLATES
 from tiny_models import LetterTokenizer, tiny_language_model
 from tiny_run import metrics_table, save_tiny_model, tiny_settings
-from waiting import LONG
 from web_study import joined, question, study
 
 from rlhf_gym.agents import PPO, Validation
 from rlhf_gym.agents.common.collect_turns import episode_seed
 from rlhf_gym.envs.talk_scoring import EnvironmentReward
-from rlhf_gym.errors import ConfigError, FeedbackError, RewardError
+from rlhf_gym.errors import ConfigError, FeedbackError, RewardError, TaskError
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.exchange.transcripts import further_turns, read_turns
 from rlhf_gym.feedback.preferences import Preference
@@ -32,6 +31,7 @@ from rlhf_gym.loop.after_iteration import Checkpoints
 from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
+from rlhf_gym.loop.evaluate import _labels_against_gold
 from rlhf_gym.loop.given_data import read_given
 from rlhf_gym.loop.model_evaluation import EvalSettings, evaluate_model
 from rlhf_gym.loop.progress import Progress
@@ -54,7 +54,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_settings(
         model, task={"name": "guess_number", "max_new_tokens": 1}, sampling={"prompts": 6, "candidates": 4, "batch_size": 9},
         rater={"beta": 1000.0, "query_type": "pair"},
-        evaluation={"prompts": 4, "judge": None, "every": 1, "validation_prompts": 6, "final": "best"},
+        evaluation={"prompts": 4, "judge": "readability", "best_of": 3, "every": 1, "validation_prompts": 6, "final": "best"},
         agent={"iterations": 3, "checkpoint_every": 1, "n_episodes": 4}, log={"completions": 2, "completions_every": 1},
     )  # fmt: skip
 
@@ -110,6 +110,32 @@ def test_training_is_paid_by_the_reward_model_and_validated_in_conversations(run
     assert found["kl_exact"] >= 0
     pair = found["pairs"][0]
     assert pair["after"].splitlines()[1].startswith("> ")
+    # What single responses are measured by, conversations are, too: all but a range of fluency, which takes eight of them.
+    assert (found["judge"], found["fluency"], pair["fluent_before"]) == ("readability", [], True)
+    assert found["judge_win_rate_low"] < found["judge_win_rate"] < found["judge_win_rate_high"]
+    assert found["fluent_win_rate"] == found["win_rate"]
+    assert math.isfinite(pair["judge_after"])
+    assert pair["perplexity_before"] > 1
+    assert [(point["n"], point["kl"] > 0) for point in found["best_of_n"]] == [(1, False), (2, True), (3, True)]
+    assert found["best_of_n"][2]["proxy"] >= found["best_of_n"][0]["proxy"]
+    assert 0 < found["labels_agree_n"] <= 4  # of eight conversations
+
+
+def test_labels_are_compared_with_what_the_environment_paid(run: Any, settings: Any) -> None:
+    paid = {
+        (line["columns"]["opening"], line["response"]): line["paid"] for line in rows(run.round(1) / "samples.jsonl")
+    }
+    with FeedbackStore(run.store_file, read_only=True) as store:
+        answers = store.answers(to_learn=True)
+    signs = []
+    for query, judgement in answers:
+        if judgement.choice is not None and query.responses[0] != query.responses[1]:
+            values = [paid[query.columns["opening"], response] for response in query.responses]
+            signs.append(np.sign(values[judgement.choice] - values[1 - judgement.choice]))
+    found = _labels_against_gold(RunContext.of(build(settings), run, Progress(quiet=True)), 1, 1000)
+    assert found["labels_agree_n"] == len(signs)
+    assert found["labels_agree"] == pytest.approx(np.mean([(1 + sign) / 2 for sign in signs]))
+    assert -1 not in signs  # the rater does not err
     assert "\n> " in rows(run.round(1) / "completions.jsonl")[0]["response"]
     assert "&gt; " in (run.path / "report.html").read_text(encoding="utf-8")
 
@@ -167,27 +193,6 @@ def test_models_are_evaluated_in_conversations(run: Any) -> None:
         evaluate_model(str(run.path), EvalSettings(task="guess_number", reward="length"))
 
 
-def test_slow_environments_answer_at_the_same_time_and_say_the_same() -> None:
-    meeting = threading.Barrier(4, timeout=LONG)
-
-    class Slow(Script):
-        """Answers only once all four are asked."""
-
-        def step(self, action: str) -> Any:
-            meeting.wait()
-            return super().step(action)
-
-    slow, quick = (
-        talker(PPO, letters_talk(4, env=env, min_new_tokens=4, slow=env is Slow), n_episodes=8, batch_size=8)
-        for env in (Slow, Script)
-    )
-    for agent in (slow, quick):
-        collected(agent)
-    for one, other in zip(slow.rollout.episodes, quick.rollout.episodes, strict=True):
-        assert (one.response_ids, one.log_probs, one.values) == (other.response_ids, other.log_probs, other.values)
-        assert (one.turns, one.rewards, one.info) == (other.turns, other.rewards, other.info)
-
-
 @pytest.mark.parametrize(
     ("given", "named"),
     [
@@ -201,6 +206,16 @@ def test_what_a_conversation_has_not_is_refused(given: dict[str, Any], named: st
     config = {**given, "task": {"name": "guess_number", **given.get("task", {})}}
     with pytest.raises(ConfigError, match=f"'guess_number' is a conversation.*{named}"):
         RunContext.of(build(config), None, Progress(quiet=True))  # type: ignore[arg-type]
+
+
+def test_conversations_that_outgrow_the_context_are_refused_before_any_is_played(settings: Any, tmp_path: Path) -> None:
+    small = save_tiny_model(tmp_path / "model", context=100)
+    told = r"conversations of up to 112 tokens, and the context of .* is 100"
+    with pytest.raises(TaskError, match=told):
+        run_loop(build({**settings, "model": {"name": str(small)}}), tmp_path / "run", progress=Progress(quiet=True))
+    assert not (tmp_path / "run" / "round-1").exists()
+    with pytest.raises(TaskError, match=told):
+        evaluate_model(str(small), EvalSettings(task="guess_number"))
 
 
 def test_transcripts_are_read_back_and_nobody_can_forge_a_turn() -> None:
@@ -225,11 +240,11 @@ def test_a_reward_model_reads_all_turns_through_the_template_once(family_name: s
     messages = prompt_messages({"messages": TALK[:1], "several_turns": True})
     assert isinstance(messages, Opening)
     assert not isinstance(prompt_messages({"messages": TALK[:1]}), Opening)
-    ids = model._whole("a transcript", further_turns(talk[1:]), messages)
+    ids = list(model._whole("a transcript", further_turns(talk[1:]), messages))
     shown = hub.apply_chat_template(talk, add_generation_prompt=False, tokenize=False).rstrip()
     assert hub.decode(ids).removesuffix(hub.eos_token) == shown.removesuffix(hub.eos_token)
     assert (ids[-1], ids[-2] == tokenizer.eos_id) == (tokenizer.eos_id, False)
-    single = model._whole("2+2?", "4", TALK[:1])  # a single response stays what it was
+    single = list(model._whole("2+2?", "4", TALK[:1]))  # a single response stays what it was
     assert single == [*tokenizer.encode_messages(TALK[:1]), *tokenizer.encode("4"), tokenizer.eos_id]
 
 

@@ -139,8 +139,9 @@ def only_b(prompts: list[str], responses: list[str], **columns: Any) -> list[flo
 @pytest.mark.parametrize("order", WEIGHTED)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_curriculum_is_seeded_shared_by_groups_and_goes_on_exactly(order: Any, wrapped: bool, tmp_path: Path) -> None:
+    given = {**GIVEN, "task": replace(TASK, reward=only_b), "prompt_order": order}
+
     def env() -> Any:
-        given = {**GIVEN, "task": replace(TASK, reward=only_b), "prompt_order": order}
         if not wrapped:
             return make_sb3_env(16, **given)
         vector = TokenVectorEnv(16, autoreset_mode="same_step", **given)
@@ -148,6 +149,9 @@ def test_a_curriculum_is_seeded_shared_by_groups_and_goes_on_exactly(order: Any,
 
     options = {"group_size": 4, "learning_rate": 1e-6, "kl_coef": 0.0}
     whole = prompts_of(GRPO, env(), 12, **options)
+    if not wrapped:  # stepping draws prompts earlier, by the same weights
+        assert prompts_of(GRPO, env(), 12, **options, collect="step") == whole
+        assert prompts_of(GRPO, VecMonitor(env()), 12, **options) == whole
     assert all(rollout[::4] == rollout[3::4] for rollout in whole)
     agent = small_agent(GRPO, env(), batch_size=4, n_epochs=1, **options)
     agent.learn(iterations=4)

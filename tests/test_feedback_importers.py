@@ -310,6 +310,21 @@ def test_what_a_row_says_beside_its_choice_is_kept() -> None:
     assert ranked.columns["messages"] == said((U, "P"), (A, "good"), (U, "Q"))
 
 
+def test_times_out_of_range_and_circles_of_replies_are_counted() -> None:
+    told: Row = {
+        "text": "P",
+        "options": [{"id": 0, "text": "a"}, {"id": 1, "text": "b"}],
+        "accept": [0],
+        "answer": "accept",
+    }
+    for late in (float("inf"), 1e300):
+        found = from_records([told, {**told, "_timestamp": late}], "prodigy")
+        assert (len(found.queries), found.dropped) == (1, {"rows that are not of the format 'prodigy'": 1})
+    circle = {**NODE, "message_id": None, "parent_id": None, "text": "P", "message_tree_id": "c"}
+    found = from_records([circle, TREE], "oasst")
+    assert (len(found.queries), found.dropped) == (2, {"rows that are not of the format 'oasst'": 1})
+
+
 def test_kto_files_are_thumbs() -> None:
     rows: list[Row] = [
         {"instruction": "P", "input": "", "output": "good", "kto_tag": True},
@@ -443,3 +458,17 @@ def test_mixed_and_strange_rows_are_counted() -> None:
     assert found.dropped["pairs of a text and messages"] == 1
     assert found.dropped["responses that are not the assistant's"] == 1
     assert found.examples["rows in which 'chosen' is no text but int"] == "row 5"
+
+
+def test_argilla_rows_of_a_data_set(tmp_path):
+    row = {
+        "id": "1", "status": "completed", "_server_id": "s", "instruction": "Hi", "response1": "a", "response2": "b",
+        "best.responses": ["response2", "response1"], "best.responses.users": ["u1", "u2"],
+        "best.responses.status": ["submitted", "draft"], "best.suggestion": None,
+        "why.responses": None, "why.responses.users": None, "why.responses.status": None,
+    }  # fmt: skip
+    found = import_feedback(write(tmp_path / "a.jsonl", [row]))
+    assert (found.format, found.dropped) == ("argilla", {"drafts": 1})
+    assert [
+        (q.prompt, q.responses, j.choice, j.rater) for q, j in zip(found.queries, found.judgements, strict=True)
+    ] == [("Hi", ("a", "b"), 1, "user-u1")]

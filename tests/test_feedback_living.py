@@ -14,7 +14,7 @@ from rlhf_gym.cli.main import main
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback, import_into, spooled
-from rlhf_gym.feedback.exchange.formats import WRITTEN
+from rlhf_gym.feedback.exchange.formats import NATIVE, WRITTEN, to_records
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.raters import FunctionRater, ask
@@ -128,6 +128,34 @@ def test_a_row_without_texts_changes_nothing(tmp_path: Path, bad: Any, capsys: p
             Query(**wrong)
 
 
+ODD: dict[str, list[Any]] = {
+    "query.round": ["one", 1.5, True, 2**70], "query.index": [None, "\ud800"], "query.id": [5, ["x"], "\ud800"],
+    "query.model_versions": [["m", None]], "judgement.query_id": [7], "judgement.id": [2**70], "judgement.rater": [3],
+    "judgement.choice": [True, "0", 0.0], "judgement.tie": ["", "no"], "judgement.skipped": [[]], "judgement.reason": [None, 5],
+    "judgement.details": [[], "x"], "judgement.strength": ["nan", True], "judgement.seconds": ["5"],
+    "judgement.supersedes": [4], "judgement.order_shown": [["a", "b"]], "judgement.ratings": [{"overall": ["5", 1]}],
+    "judgement.ranking": [[[[]], [1]]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ODD)
+def test_a_native_row_with_odd_types_changes_nothing(
+    field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, inner, name = tmp_path / "s.sqlite", *field.split(".")
+    asked = Query(
+        prompt="P", responses=("a", "b"), query_type={"ranking": "ranking", "ratings": "rating"}.get(name, "pair")
+    )  # type: ignore[arg-type]
+    answers = {"ranking": {"ranking": [[0], [1]]}, "ratings": {"ratings": {"overall": [1, 2]}}}
+    said: dict[str, Any] = answers.get(name, {"choice": 0})
+    [record], _ = to_records([(asked, Judgement(query_id=asked.id, rater="ann", **said))], NATIVE)
+    for odd in ODD[field]:
+        changed = {**record, inner: {**record[inner], name: odd}}
+        assert rate("import", lines(tmp_path / "x.jsonl", [changed]), "--store", store) == 2
+        assert "record 1 is not of the format 'native'" in capsys.readouterr().err
+        assert not store.exists()
+
+
 def test_an_import_may_begin_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = lines(tmp_path / "x.jsonl", [row("1")])
     for _ in range(2):
@@ -179,6 +207,21 @@ def test_a_bad_row_hides_no_other(spoiled: Path, tmp_path: Path, caplog: pytest.
     with FeedbackStore(spoiled, read_only=True) as store:
         assert store.count().queries == len(store.queries()) == 3
     assert caplog.records == []
+
+
+def test_a_bad_answer_stops_no_import(tmp_path: Path) -> None:
+    path, file = tmp_path / "s.sqlite", lines(tmp_path / "x.jsonl", [row("1"), row("2")])
+    assert rate("import", file, "--store", path) == 0
+    connection = sqlite3.connect(path)
+    connection.execute(
+        """INSERT INTO judgements (id, query_id, rater, choice, tie, skipped, order_shown, created_at, reason, details)
+        SELECT 'odd', id, 'bob', 'first', 0, 0, '[]', '2026-01-02 03:04:05.000006', '5', '[]' FROM queries LIMIT 1"""
+    )
+    connection.commit()
+    connection.close()
+    assert rate("import", lines(file, [row("1"), row("2", "bad", "good"), row("3")]), "--store", path) == 0
+    with FeedbackStore(path, read_only=True) as store:
+        assert chosen(store) == [("1", "good"), ("2", "bad"), ("3", "good")]
 
 
 def test_a_withdrawal_is_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

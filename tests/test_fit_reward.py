@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,19 +16,21 @@ from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError, ModelError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
+from rlhf_gym.feedback.exchange.formats import to_records
 from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fit_reward import fit_reward
 from rlhf_gym.loop.given_data import read_given
-from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.reward_ensemble import resampled
 from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.reward_model.batches import is_held_out
+from rlhf_gym.reward_model.readout import EncodedText
 from rlhf_gym.rewards.base import score
 from rlhf_gym.rewards.spec import load_reward
 
@@ -274,3 +277,105 @@ def test_attributes_are_weighted(tmp_path: Path) -> None:
         held_out(good=0.0)
     built = build({"reward_model": {"attribute_weights": {"good": 1.0}}})
     assert built.reward_model.settings["attribute_weights"] == {"good": 1.0}
+
+
+def test_of_a_file_only_what_is_read_is_kept_and_each_text_once(tmp_path):
+    row = {"prompt": "Say something long.", "rejected": "no", "notes": "n" * 1000, "subset": "chat"}
+    texts = ["this is good", "this is better"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row | {"chosen": text}) + "\n" for text in texts))
+    kept = read_data(str(tmp_path / "p.jsonl"), keep=READ_COLUMNS).preferences()
+    answers = read_data(str(tmp_path / "p.jsonl"), keep=READ_COLUMNS).answers
+    assert [query.columns for query, _ in answers] == [{"subset": "chat"}] * 2
+    assert kept[0].prompt is kept[1].prompt  # each row of the file spells it anew
+    assert kept[0].rejected is kept[1].rejected
+    assert read_data(str(tmp_path / "p.jsonl")).answers[0][0].columns["notes"] == "n" * 1000
+    ids = EncodedText(range(100_000), 5)
+    assert sys.getsizeof(ids) < 4.5 * len(ids)
+
+
+def rated(number: int) -> list[dict[str, object]]:
+    """Responses that are helpful or safe or both, with a rating of each; of some prompts only one is rated."""
+    rows: list[dict[str, object]] = []
+    for i in range(number):
+        query = Query(
+            prompt=f"film {i} was",
+            responses=(" a good one", " bad", " a bad one", " good"),
+            query_type="rating",
+            index=i,
+        )
+        ratings: dict[str, tuple[float, ...]] = {"kind": (5, 1, 1, 5), "long": (4, 1, 4, 1)}
+        if i % 3 == 0:
+            del ratings["kind"]
+        rows += to_records([(query, Judgement(query_id=query.id, rater="ann", ratings=ratings))], "native")[0]
+    return rows
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "regression"])
+def test_heads_for_attributes_are_learned_together_and_weighed_at_use(
+    loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write(tmp_path / "rated.jsonl", rated(20)), str(tmp_path / "rm")
+    heads = [
+        "--set",
+        f"loss={loss}",
+        "--set",
+        "attribute_weights={kind: 1, long: 0.5}",
+        "--set",
+        "attribute_heads=true",
+    ]
+    settings = ["--set", "trunk_layers=0", "--set", "epochs=40", "--set", "learning_rate=0.02", "--set", "layers=1"]
+    assert main(["fit-reward", data, "--out", out, *settings, *heads]) == 0
+    assert "by attribute\n  kind                         100.0%" in capsys.readouterr().out
+    texts = [" a good one", " a bad one", " good", " bad"]
+    model = load_reward(out)
+    both = np.array(model(["film 3 was"] * 4, texts))
+    kind = np.array(load_reward(f"{{reward: {out}, attribute_weights: {{kind: 1}}}}")(["film 3 was"] * 4, texts))
+    long = np.array(RewardModel.load(out, attribute_weights={"long": 2.0})(["film 3 was"] * 4, texts))
+    assert min(kind[[0, 2]]) > max(kind[[1, 3]])
+    assert min(long[:2]) > max(long[2:])
+    np.testing.assert_array_equal(np.argsort(both)[[0, 3]], [3, 0])
+    heads_say = model.raw_heads(["film 3 was"] * 4, texts)
+    np.testing.assert_allclose(both, (heads_say @ [1, 0.5]) * model.gain + model.bias, rtol=1e-6)
+    model.weigh({"long": 2.0})  # normalised on the same samples, by their moments
+    np.testing.assert_allclose(model(["film 3 was"] * 4, texts), long, rtol=1e-5)
+    model.save(tmp_path / "again")
+    assert RewardModel.load(tmp_path / "again").attributes == {"kind": 0.0, "long": 2.0}
+    with pytest.raises(ModelError, match="no attribute 'funny': it has kind, long"):
+        model.weigh({"funny": 1})
+    weighed = f"{{reward: {out}, attribute_weights: {{long: 1}}}}"
+    assert main(["eval-reward", weighed, data]) == 0
+    said = capsys.readouterr().out
+    assert "  long                         100.0%" in said
+    assert "log-loss" not in said  # a weighted sum of log-odds is none
+
+
+def test_comparisons_in_single_attributes_teach_their_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": f"film {i} was", "response_a": a, "response_b": b, "winner": "a", "attribute": name}
+        for i in range(16)
+        for name, a, b in (("kind", " good", " a bad one"), ("long", " a bad one", " good"))
+    ]
+    data, out = write(tmp_path / "p.jsonl", rows), str(tmp_path / "rm")
+    settings = ["--set", "trunk_layers=0", "--set", "epochs=20", "--set", "layers=1", "--set", "attribute_heads=true"]
+    assert main(["fit-reward", data, "--out", out, *settings, "--set", "attribute_weights={kind: 2, long: -1}"]) == 0
+    good, bad = load_reward(out)(["film 1 was"] * 2, [" good", " a bad one"])
+    assert good > bad
+    assert "32 comparisons" not in capsys.readouterr().out  # those of negative weight judge their own head only
+    wrong = [*settings, "--set", "attribute_weights={kind: 2, funny: 1}"]
+    assert main(["fit-reward", data, "--out", out, *wrong]) == 2
+    assert "of the attribute 'funny' (reward_model.attribute_weights) there are 0" in capsys.readouterr().err
+    assert main(["fit-reward", data, "--out", out, *settings]) == 2
+    assert "attribute_heads need attribute_weights" in capsys.readouterr().err
+
+
+def test_one_class_and_pairs_without_a_prompt_are_said(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"p {i}", "completion": f"said {i}", "label": True} for i in range(4)]
+    with pytest.raises(FeedbackError, match=r"All 4 ratings or labels are 1: one class says nothing"):
+        read_data(write(tmp_path / "one.jsonl", rows)).preferences()
+    rows[0]["label"] = False
+    with pytest.raises(FeedbackError, match=r"Its 4 ratings or labels are of single responses .*--loss kto"):
+        read_data(write(tmp_path / "two.jsonl", rows)).preferences()
+    sides = [{"question": "Why?", "chosen": f"good {i}", "rejected": "bad"} for i in range(3)]
+    data = read_data(write(tmp_path / "orca.jsonl", [*sides]))
+    data.preferences()
+    assert "3 comparisons without a prompt (where a column of a file holds it: --columns prompt=NAME)" in data.remarks()

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from rlhf_gym.errors import TaskError
 from rlhf_gym.loop.after_iteration import iteration_line
 from rlhf_gym.loop.config import TaskConfig
-from rlhf_gym.loop.evaluate import distinct_2, wilson_interval
+from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.label import queries_of
 from rlhf_gym.loop.run_task import split_prompts, task_of
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.tasks.samples import Prompt, Sample
+from rlhf_gym.text import distinct_2
 
 
 @pytest.mark.parametrize(("successes", "n"), [(8, 10), (0, 20), (20, 20), (150, 200), (1.5, 3)])

@@ -75,7 +75,7 @@ def test_the_same_score_whatever_the_batch(kind):
 
 def test_the_score_is_read_at_the_last_real_token():
     model = reward_model()
-    ids = model.encode("abc", "de")
+    ids = model.encode("abc", "de").tolist()
     assert ids == [2, 3, 4, 5, 6, LetterTokenizer.eos_id]
     hidden = model.language_model.hidden(torch.tensor([ids]))[0, -1]
     expected = model.head(hidden)[0].item()
@@ -93,7 +93,7 @@ def test_head_begins_small_and_seeded():
 
 def test_too_long_texts_keep_the_end_and_are_counted_once():
     model = RewardModel(tiny_language_model(context=8))
-    assert model.encode("abcdefgh", "ijklm") == [c + 2 for c in range(6, 13)] + [0]
+    assert model.encode("abcdefgh", "ijklm").tolist() == [c + 2 for c in range(6, 13)] + [0]
     with pytest.warns(UserWarning, match=r"2 of 3 texts exceed the 8 tokens .* \(the longest has 14\)"):
         model.raw(["abcdefgh", "abcdefgh", "a"], ["ijklm", "ijkl", "b"])
     model.raw(["abcdefgh"], ["ijklm"])  # a second warning would fail: warnings are caught once only

@@ -25,11 +25,11 @@ from rlhf_gym.agents.common.forward import micro_batches, pack_episodes, rollout
 from rlhf_gym.agents.common.minibatch import accumulate_gradient
 from rlhf_gym.agents.common.rollout import Episode, Rollout, Turn
 from rlhf_gym.agents.common.turn_credit import group_relative_turns, per_turn, turn_rewards
-from rlhf_gym.envs import ConversationEnv, TurnEnv, make_sb3_env, wrap_text_env
+from rlhf_gym.envs import ConversationEnv, TurnEnv, make_conversation_env, make_sb3_env, wrap_text_env
 from rlhf_gym.errors import ConfigError, RewardError, TaskError
 from rlhf_gym.lm.sequences import response_positions
 from rlhf_gym.lm.tokenizer import HubTokenizer
-from rlhf_gym.tasks import Task
+from rlhf_gym.tasks import Conversation, Task
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.turn_template import TurnTemplate
 
@@ -267,6 +267,8 @@ def test_a_conversation_longer_than_the_context_is_never_cut_in_silence() -> Non
         talker(RLOO, letters_talk(4, env=lambda: Script(("x" * 60,)))).learn(1)
     with pytest.raises(ConfigError, match="on_overflow must be one of end, drop_oldest, refuse"):
         letters_talk(on_overflow="cut")
+    of_a_task = Task("talk", [Prompt("x")], max_new_tokens=3, conversation=Conversation(Script, on_overflow="refuse"))
+    assert make_conversation_env(1, task=of_a_task).rules.on_overflow == "refuse"
 
 
 def test_turns_end_by_eos_stop_sequence_or_limit_and_may_be_empty() -> None:

@@ -1,7 +1,12 @@
-"""Collecting conversations: all slots decode together, whatever turn they are in, and what a slot has read stays cached."""
+"""Collecting conversations: all slots decode together, whatever turn they are in, and what a slot has read stays cached.
+
+Slow environments answer in threads, and slots whose turn it is are decoded meanwhile. An episode draws from random numbers of
+its own: the order in which answers come changes nothing but the rounding of differently shaped batches.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Turn
+from rlhf_gym.envs.side_by_side import Beside
 from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.envs.talks import Reply
 from rlhf_gym.envs.text_vec_env import TextVecEnv
@@ -46,10 +52,11 @@ class _Open:
     Attributes:
         number: the episode's number.
         episode: what there is of it.
+        noise: uniforms, one for each token of the policy's.
         turn: ids of the policy's turn so far.
         context: the ids before that turn.
         fresh: True where the policy read nothing before these.
-        noise: uniforms, one for each token of the policy's.
+        before: all ids that the policy had read before the turn that the environment was given.
         ended: for each turn, whether EOS or a stop sequence ended it.
         texts: of the policy's turns.
         terms: sums of the reward's terms.
@@ -57,10 +64,11 @@ class _Open:
 
     number: int
     episode: Episode
-    context: list[int]
     noise: Any
-    fresh: bool = True
     turn: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
+    fresh: bool = True
+    before: list[int] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     terms: dict[str, float] = field(default_factory=dict)
@@ -126,6 +134,7 @@ class _Collector:
         self.model = policy.language_model.decoding_copy()
         self.decoder = CachedDecoder(self.model)
         self.open: dict[int, _Open] = {}
+        self.beside: Beside[list[int] | Reply] = Beside(env.slow)
         self.finished: dict[int, Episode] = {}
         # Episodes whose value the future has: the state, and our last tokens in it.
         self.cut: list[tuple[Episode, list[int], int]] = []
@@ -135,61 +144,95 @@ class _Collector:
     def run(self, per_slot: int) -> list[Episode]:
         """Generate ``per_slot`` episodes in every slot."""
         n = self.env.num_envs
-        waiting = [list(range(self.first + i, self.first + per_slot * n, n)) for i in range(n)]
-        while self.open or any(waiting):
-            fresh = [slot for slot in range(n) if slot not in self.open and waiting[slot]]
-            if fresh:
-                self._begin({slot: waiting[slot].pop(0) for slot in fresh})
-                self.hidden[fresh] = self.decoder.start(fresh, [self.env.talks[slot].ids for slot in fresh]).float()
-            self._step()
+        waiting = [deque(range(self.first + i, self.first + per_slot * n, n)) for i in range(n)]
+        with self.beside:
+            drawn: list[int] = []  # slots with a token that the model has not read
+            while True:
+                heard = self._hear(waiting)
+                if not self.open:
+                    break
+                self._read(drawn, heard)
+                drawn = self._speak()
         return [self.finished[number] for number in sorted(self.finished)]
 
-    def _begin(self, numbers: dict[int, int]) -> None:
-        """Begin episodes of these numbers, by slot."""
-        groups = [(number - self.first) // self.group_size for number in numbers.values()]
-        contexts = self.env.at_once(
-            [
-                partial(self.env.talks[slot].begin, seed=episode_seed(self.seed, self.first, group))
-                for slot, group in zip(numbers, groups, strict=True)
-            ]
-        )
-        for (slot, number), context in zip(numbers.items(), contexts, strict=True):
-            episode = Episode(context, [], [], [], [], ended=False)
-            self.open[slot] = _Open(number, episode, context, episode_uniforms(self.seed, number, _NOISE))
+    def _hear(self, waiting: list[deque[int]]) -> dict[int, list[int] | Reply]:
+        """Begin episodes in slots that have none, and take what environments say; wait only where no slot can go on.
 
-    def _step(self) -> None:
-        """Draw a token in every slot; where it ends a turn, the environment answers."""
-        live = sorted(self.open)
-        tokens = self._draw(live)
-        over: dict[int, bool] = {}  # slots whose turn is over, and whether EOS or a stop sequence ended it
-        for slot, token in zip(live, tokens, strict=True):
-            turn = self.open[slot].turn
-            turn.append(token)
-            ended = self.env.talks[slot].ended(turn)
-            if ended or len(turn) >= self.policy.limits.max_new_tokens:
-                over[slot] = ended
-        replies = self._answers(over)
-        going, read_on, start_over = [], [], []
-        for slot in live:
-            if (reply := replies.get(slot)) is not None:
-                if reply.end:
+        Args:
+            waiting: of each slot, the numbers of the episodes that it has not begun.
+
+        Returns:
+            The first messages of episodes that began, and replies after which they go on, by slot.
+        """
+        heard: dict[int, list[int] | Reply] = {}
+        while True:
+            for slot, numbers in enumerate(waiting):
+                if slot not in self.open and numbers:
+                    self._begin(slot, numbers.popleft())
+            for slot, said in self.beside.take(wait=self.beside.asked == self.open.keys()).items():
+                one = self.open[slot]
+                if not isinstance(said, Reply):
+                    one.context = one.episode.prompt_ids = said
+                    heard[slot] = said
+                elif (reply := self._note(slot, said)).end:
                     del self.open[slot]
-                    continue
-                if reply.fresh:
-                    start_over.append(slot)
-                    continue
-                if reply.context:
-                    read_on.append(slot)
-            going.append(slot)
-        if going:
+                else:
+                    heard[slot] = reply
+            if any(numbers and slot not in self.open for slot, numbers in enumerate(waiting)):
+                continue  # episodes have ended, and others can begin
+            if not self.open or self.beside.asked != self.open.keys():
+                return heard
+
+    def _begin(self, slot: int, number: int) -> None:
+        """Reset a slot's environment, for the episode of this number."""
+        group = (number - self.first) // self.group_size
+        episode = Episode([], [], [], [], [], ended=False)
+        self.open[slot] = _Open(number, episode, episode_uniforms(self.seed, number, _NOISE))
+        self.beside.ask(slot, partial(self.env.talks[slot].begin, seed=episode_seed(self.seed, self.first, group)))
+
+    def _read(self, drawn: list[int], heard: dict[int, list[int] | Reply]) -> None:
+        """Have the model read what was drawn, and what environments said.
+
+        Args:
+            drawn: slots that were decoded last.
+            heard: what environments said, by slot.
+        """
+        replies = {slot: said for slot, said in heard.items() if isinstance(said, Reply)}
+        # A reply that came at once is read behind the turn's last token, one that came later together with it.
+        at_once = [s for s, reply in replies.items() if s in drawn and not reply.fresh]
+        read_on = [s for s, reply in replies.items() if not reply.fresh and (reply.context or s not in drawn)]
+        live = self.open.keys() - self.beside.asked
+        if going := sorted([*at_once, *(s for s in drawn if s in live and s not in heard)]):
             fed = torch.tensor([self.open[slot].episode.response_ids[-1] for slot in going])
-            self.hidden[going] = self.decoder.append(going, fed.to(self.policy.device)).float()
-        if read_on:
-            rows = [self.env.talks[slot].ids for slot in read_on]
-            self.hidden[read_on] = self.decoder.extend(read_on, rows).float()
-        if start_over:
-            rows = [self.env.talks[slot].ids for slot in start_over]
-            self.hidden[start_over] = self.decoder.start(start_over, rows).float()
+            held = [
+                s
+                for s in (*sorted(self.beside.asked), *read_on)
+                if s not in going and self.open[s].episode.response_ids
+            ]
+            self.hidden[going] = self.decoder.append(going, fed.to(self.policy.device), held).float()
+        start_over = [slot for slot, reply in replies.items() if reply.fresh]
+        begun = [slot for slot in heard if slot not in replies]
+        for read, slots in (
+            (self.decoder.extend, read_on),
+            (self.decoder.start, start_over),
+            (self.decoder.start, begun),
+        ):
+            if slots:
+                self.hidden[slots] = read(slots, [self.env.talks[slot].ids for slot in slots]).float()
+
+    def _speak(self) -> list[int]:
+        """Draw a token in every slot whose turn it is, and give turns that end to the environments; returns the slots."""
+        live = sorted(self.open.keys() - self.beside.asked)
+        for slot, token in zip(live, self._draw(live), strict=True):
+            one, talk = self.open[slot], self.env.talks[slot]
+            one.turn.append(token)
+            ended = talk.ended(one.turn)
+            if ended or len(one.turn) >= self.policy.limits.max_new_tokens:
+                one.ended.append(ended)
+                one.texts.append(talk.read(one.turn))
+                one.before = list(talk.ids)
+                self.beside.ask(slot, partial(talk.answer, one.turn))
+        return live
 
     @torch.no_grad()
     def _draw(self, live: list[int]) -> list[int]:
@@ -217,46 +260,30 @@ class _Collector:
             one.noise = episode_uniforms(self.seed, one.number, 2 * len(one.noise))
         return float(one.noise[place])
 
-    def _answers(self, over: dict[int, bool]) -> dict[int, Reply]:
-        """Give turns to the environments, and note what they say.
-
-        Args:
-            over: slots whose turn is over, and whether EOS or a stop sequence ended it.
-        """
-        before = {slot: list(self.env.talks[slot].ids) for slot in over}
-        for slot in over:
-            one = self.open[slot]
-            one.texts.append(self.env.talks[slot].read(one.turn))
-        replies = self.env.answer({slot: self.open[slot].turn for slot in over})
-        return {slot: self._note(slot, over[slot], before[slot], reply) for slot, reply in replies.items()}
-
-    def _note(self, slot: int, ended: bool, before: list[int], reply: Reply) -> Reply:
+    def _note(self, slot: int, reply: Reply) -> Reply:
         """Note what the environment says to a turn; returns it as the policy is to read it.
 
         Args:
             slot: the environment's.
-            ended: True where EOS or a stop sequence ended the turn.
-            before: the ids before the turn.
             reply: the environment's.
         """
         one = self.open[slot]
         episode, turn = one.episode, one.turn
         if self.model.encoder_decoder:  # the encoder reads all that came before a turn
-            episode.turns = (*episode.turns, Turn(before, len(turn), True))
+            episode.turns = (*episode.turns, Turn(one.before, len(turn), True))
         else:
             episode.turns = (*episode.turns, Turn(one.context, len(turn), one.fresh))
         episode.rewards += reply.rewards
-        one.ended.append(ended)
         for name, value in reply.info.get("reward_terms", {}).items():
             one.terms[name] = one.terms.get(name, 0.0) + float(value)
         one.turn, one.context, one.fresh = [], reply.context, reply.fresh
         if reply.end:
-            self._end(slot, reply, before, turn)
+            self._end(slot, reply, turn)
         elif self.model.encoder_decoder:
             reply = Reply(reply.context, True, reply.rewards, reply.end, reply.info)
         return reply
 
-    def _end(self, slot: int, reply: Reply, before: list[int], turn: list[int]) -> None:
+    def _end(self, slot: int, reply: Reply, turn: list[int]) -> None:
         one, talk = self.open[slot], self.env.talks[slot]
         episode = one.episode
         episode.end, episode.ended = reply.end, all(one.ended)
@@ -271,7 +298,7 @@ class _Collector:
         scored_whole = self.env.reward is not None
         if reply.end != "terminated" and self.policy.value_head is not None and not scored_whole:
             # An unscored limit: the value function estimates the rewards that would have come.
-            state = list(reply.context) if reply.fresh and reply.context else [*before, *turn, *reply.context]
+            state = list(reply.context) if reply.fresh and reply.context else [*one.before, *turn, *reply.context]
             self.cut.append((episode, state, 0 if reply.context else len(turn)))
 
     def add_bootstraps(self) -> None:

@@ -362,7 +362,14 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         ConfigError: the spaces are not those of a token environment.
     """
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
-    fits = {"ids", "length", "prompt_length"} <= set(parts) and len(parts["ids"].shape or ()) == 1
+    names = ("ids", "length", "prompt_length")
+    sizes = [parts[name].shape or () for name in names if name in parts]
+    fits = len(sizes) == len(names) and len(sizes[0]) == 1
+    if fits and sizes[1:] != [(1,), (1,)]:
+        raise ConfigError(
+            f"a wrapper changes the observations: length and prompt_length must have the shape (1,), got {sizes[1]} and "
+            f"{sizes[2]}; leave out VecFrameStack and its like: an observation holds all tokens so far"
+        )
     if not fits or not isinstance(action_space, spaces.Discrete):
         texts = isinstance(observation_space, spaces.Text) and isinstance(action_space, spaces.Text)
         whole = isinstance(action_space, spaces.Text | spaces.MultiDiscrete)

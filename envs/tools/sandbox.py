@@ -268,4 +268,5 @@ def python_tool(
         frozenset({"code"}),
         argument_pattern=r"[a-zA-Z0-9_ .,:()+*/=\-\n]+",
         example="print(2 ** 10)",
+        slow=True,
     )

@@ -43,6 +43,7 @@ class Tool:
         argument_pattern: a regular expression of the first argument in calls that a mask forces; see
             :meth:`~rlhf_gym.envs.tools.call_format.CallFormat.pattern`.
         example: a first argument, for the instructions.
+        slow: True for a tool that waits for something else than this process: agents decode other slots meanwhile.
 
     Raises:
         ConfigError: a name, a type or a required argument that cannot be.
@@ -55,6 +56,7 @@ class Tool:
     required: frozenset[str] = frozenset({"text"})
     argument_pattern: str = "[a-zA-Z0-9 .,?-]+"
     example: str = "..."
+    slow: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -90,7 +92,8 @@ def function_tool(function: Callable[..., Any]) -> Tool:
     """A plain function as a tool: its name, the first line of its docstring, its parameters.
 
     Args:
-        function: takes texts and numbers by name, annotated; returns what ``str`` can show.
+        function: takes texts and numbers by name, annotated; returns what ``str`` can show. An attribute ``slow`` of it is the
+            tool's.
 
     Raises:
         ConfigError: it has no name or no docstring, or parameters that a call cannot give.
@@ -111,7 +114,7 @@ def function_tool(function: Callable[..., Any]) -> Tool:
             raise ConfigError(f"the tool {name!r} takes {parameter}; expected arguments that have names")
         parameters[parameter.name] = hints.get(parameter.name, str)
     required = frozenset(p.name for p in signature.parameters.values() if p.default is p.empty)
-    return Tool(name, lines[0], function, parameters, required)
+    return Tool(name, lines[0], function, parameters, required, slow=bool(getattr(function, "slow", False)))
 
 
 ToolSpec = Tool | Callable[..., Any] | str | Mapping[str, Any]

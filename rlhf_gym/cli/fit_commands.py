@@ -54,13 +54,16 @@ def fit_reward(options: argparse.Namespace) -> None:
 def eval_reward(options: argparse.Namespace) -> None:
     """`rlhf-gym eval-reward`: compare a reward with judgements."""
     quiet_libraries()
-    from rlhf_gym.loop.preference_data import read_data
+    from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
     from rlhf_gym.loop.reward_evaluation import evaluate_reward
     from rlhf_gym.loop.whole_files import write_json
+    from rlhf_gym.reward_model import RewardModel
     from rlhf_gym.rewards.spec import load_reward
 
-    data = read_data(options.data, options.format, columns_of(options.columns))
-    evaluation = evaluate_reward(load_reward(options.reward), data)
+    reward = load_reward(options.reward)
+    keep = READ_COLUMNS if isinstance(reward, RewardModel) else None  # other rewards may read any column
+    data = read_data(options.data, options.format, columns_of(options.columns), keep=keep)
+    evaluation = evaluate_reward(reward, data)
     if remarks := data.remarks():
         print(f"{data.source}: {remarks}", file=sys.stderr)
     print(evaluation.as_text())

@@ -8,6 +8,8 @@ from dataclasses import replace
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback.queries import Judgement, Query
 
+ATTRIBUTE = "attribute"
+"""The key in a judgement's ``details`` that names the one attribute which its comparison is about."""
 WEIGHTED = "weighted"
 """The attribute that stands for the weighted ones."""
 

@@ -28,6 +28,7 @@ class Preference:
             same side of a train/validation split (Ouyang et al. 2022, section 3.5).
         rater: name of the rater.
         messages: the prompt as chat messages, where it is a conversation.
+        attribute: the attribute that it is about, where it is learned by a head of its own; empty for the whole.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Preference:
     query_id: str = ""
     rater: str = ""
     messages: Sequence[Mapping[str, Any]] | None = field(default=None, compare=False)
+    attribute: str = ""
 
 
 @dataclass(frozen=True)

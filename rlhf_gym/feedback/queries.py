@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from rlhf_gym.errors import FeedbackError
@@ -31,6 +32,7 @@ _ANSWERS: dict[str, tuple[QueryType, ...]] = {
     "skipped": QUERY_TYPES,
 }
 _THUMBS = ({"overall": (1,)}, {"overall": (0,)})
+_LARGEST = 2**63 - 1  # of a database's whole numbers
 
 
 def content_id(*parts: Any) -> str:
@@ -81,8 +83,12 @@ class Query:
             raise FeedbackError(f"a query's columns must be values by name, got {type(self.columns).__name__}")
         if isinstance(self.model_versions, str) or not isinstance(self.model_versions, Iterable):
             raise FeedbackError(f"model_versions must be a list of names, got {type(self.model_versions).__name__}")
+        for name in ("round", "index"):
+            if not _is_whole(getattr(self, name)):
+                raise FeedbackError(f"a query's {name} must be a whole number, got {getattr(self, name)!r}")
         object.__setattr__(self, "responses", tuple(self.responses))
         object.__setattr__(self, "model_versions", tuple(self.model_versions))
+        _check_id(self.id, "a query's id")
         # Before anything is stored: what is no text would fail later, on the page, in an export or in a tokenizer.
         for what, text in (("prompt", self.prompt), *((f"response {i + 1}", r) for i, r in enumerate(self.responses))):
             if not isinstance(text, str):
@@ -97,6 +103,8 @@ class Query:
             raise FeedbackError(f"a {self.query_type} query needs {expected} response{'s' * (fewest > 1)}, got {k}")
         if self.model_versions and len(self.model_versions) != k:
             raise FeedbackError(f"model_versions must name {k} models, one a response; got {len(self.model_versions)}")
+        if not all(isinstance(name, str) for name in self.model_versions):
+            raise FeedbackError(f"model_versions must be texts, got {shorten(repr(self.model_versions), 60)}")
         if not self.id:
             parts = ("query", self.round, self.index, self.query_type, self.prompt, self.responses)
             object.__setattr__(self, "id", content_id(*parts))
@@ -156,6 +164,7 @@ class Judgement:
     id: str = ""
 
     def __post_init__(self) -> None:
+        self._check_types()
         given = [name for name in ("choice", "ranking", "ratings") if getattr(self, name) is not None]
         given += [name for name in ("tie", "skipped") if getattr(self, name)]
         if len(given) != 1:
@@ -180,6 +189,36 @@ class Judgement:
         if not self.id:
             object.__setattr__(self, "id", content_id("judgement", self.query_id, self.rater, self.supersedes))
 
+    def _check_types(self) -> None:
+        """Refuse what no database column would give back as it went in, or give back as something that fails later."""
+        for name in ("query_id", "supersedes", "id"):
+            if name != "supersedes" or self.supersedes is not None:
+                _check_id(getattr(self, name), f"a judgement's {name}")
+        expected: dict[str, bool] = {
+            "rater a text": isinstance(self.rater, str),
+            "reason a text": isinstance(self.reason, str),
+            "choice a whole number": self.choice is None or _is_whole(self.choice),
+            "strength a number": self.strength is None or _is_number(self.strength),
+            "seconds a number": self.seconds is None or _is_number(self.seconds),
+            "tie true or false": isinstance(self.tie, bool),
+            "skipped true or false": isinstance(self.skipped, bool),
+            "order_shown whole numbers": _are(self.order_shown, _is_whole),
+            "ranking lists of whole numbers": self.ranking is None
+            or _are(self.ranking, lambda group: _are(group, _is_whole)),
+            "ratings numbers (or None) by attribute": self.ratings is None
+            or (
+                isinstance(self.ratings, Mapping)
+                and _are(self.ratings.values(), lambda of: _are(of, lambda value: value is None or _is_number(value)))
+            ),
+            "details values by name": isinstance(self.details, Mapping),
+            "created_at a time": isinstance(self.created_at, datetime),
+        }
+        for what, fits in expected.items():
+            if not fits:
+                name = what.split()[0]
+                given = shorten(repr(getattr(self, name)), 60)
+                raise FeedbackError(f"a judgement's {name} must be {what.removeprefix(name)[1:]}, got {given}")
+
     def same_answer(self, other: Judgement) -> bool:
         """True if the other is a retry: it says the same of the same query, and only its clock may differ."""
         return self._said() == other._said()
@@ -187,6 +226,23 @@ class Judgement:
     def _said(self) -> tuple[Any, ...]:
         answer = (self.choice, self.ranking, self.ratings, self.tie, self.skipped, self.strength)
         return (self.query_id, self.rater, *answer, self.order_shown, self.supersedes, self.reason, dict(self.details))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= _LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are(values: Any, one: Callable[[Any], bool]) -> bool:
+    return isinstance(values, Iterable) and not isinstance(values, str | Mapping) and all(map(one, values))
+
+
+def _check_id(value: Any, what: str) -> None:
+    if not isinstance(value, str) or not value.isprintable():
+        raise FeedbackError(f"{what} must be a text that can be printed, got {shorten(repr(value), 60)}")
 
 
 def check_judgement(query: Query, judgement: Judgement) -> None:

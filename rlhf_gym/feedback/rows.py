@@ -6,6 +6,7 @@ Appending decides what is refused, what is a retry, and what corrects what.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -108,7 +109,7 @@ def judgements_by(connection: Connection, column: str, values: Collection[str]) 
 
 
 def current_judgements(connection: Connection, query_ids: Collection[str]) -> Iterator[Judgement]:
-    """The judgements of some queries that nothing supersedes, in the order in which they came.
+    """The judgements of some queries that nothing supersedes, in the order in which they came, without what is none.
 
     Args:
         connection: a transaction.
@@ -116,7 +117,8 @@ def current_judgements(connection: Connection, query_ids: Collection[str]) -> It
     """
     for chunk in chunks(query_ids):
         for row in connection.execute(_CURRENT, {"values": chunk}).mappings():
-            yield judgement_of(row)
+            with suppress(FeedbackError):  # of another program: one bad row must not stop an import
+                yield judgement_of(row)
 
 
 def raters_by_query(

@@ -35,6 +35,8 @@ class ChatUser:
         ConfigError: not an address, a number out of its range, or the ``openai`` package is missing.
     """
 
+    slow = True  # other slots are decoded while it is waited for
+
     def __init__(
         self,
         url: str,

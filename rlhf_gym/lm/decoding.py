@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.errors import ModelError
-from rlhf_gym.lm.cache import SlotCache
+from rlhf_gym.lm.cache import SPARE, SlotCache
 from rlhf_gym.lm.decoding_state import RecomputedRows, decoding_state, extension_works
 from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.response_text import ResponseText
@@ -78,7 +78,7 @@ class CachedDecoder:
         """Read on in some slots, several tokens at once; the other slots are not touched.
 
         What a slot has read stays cached. Encoder-decoder models, and families that cannot read on behind their cache, read the
-        whole row anew.
+        whole row anew, and so do slots that were released.
 
         Args:
             slots: slots that were started before, each at most once.
@@ -89,27 +89,39 @@ class CachedDecoder:
         """
         if isinstance(self.model, Seq2SeqModel) or not extension_works(self.model):
             return self.start(slots, rows)
+        if released := [place for place, slot in enumerate(slots) if slot not in self._row_of]:
+            there = [place for place in range(len(slots)) if place not in released]
+            hidden = self.start([slots[i] for i in released], [rows[i] for i in released])
+            if there:
+                hidden = torch.cat([hidden, self.extend([slots[i] for i in there], [rows[i] for i in there])])
+            return hidden[torch.tensor([*released, *there], device=hidden.device).argsort()]
         hidden = self.cache.extend([self._row_of[slot] for slot in slots], rows)
         self.cache.drop_columns(list(self._row_of.values()))
         return hidden
 
     @torch.no_grad()
-    def append(self, slots: Sequence[int], tokens: Tensor) -> Tensor:
-        """Feed one token to each of these slots; other slots are released.
+    def append(self, slots: Sequence[int], tokens: Tensor, held: Sequence[int] = ()) -> Tensor:
+        """Feed one token to each of these slots; other slots are released, but for those that are held.
 
         Args:
             slots: slots that were started before.
             tokens: int64 ``[len(slots)]``.
+            held: slots that :meth:`extend` will read on in. They are released, too, once what they hold keeps twice the columns
+                of the longest row alive.
 
         Returns:
             ``[len(slots), D]``, in the order of ``slots``.
         """
-        rows = [self._row_of[slot] for slot in slots]
-        self._row_of = dict(zip(slots, rows, strict=True))
+        held = [slot for slot in held if slot in self._row_of]
+        kept = [*slots, *held] if held and self._has_room() else list(slots)
+        rows = [self._row_of[slot] for slot in kept]
         if len(rows) <= SHRINK * self.cache.num_rows:
             self.cache.keep(rows)
             rows = list(range(len(rows)))
-            self._row_of = dict(zip(slots, rows, strict=True))
+        elif len(held) > len(kept) - len(slots):
+            self.cache.drop_columns(rows)
+        self._row_of = dict(zip(kept, rows, strict=True))
+        rows = rows[: len(slots)]
         if rows == list(range(self.cache.num_rows)):
             return self.cache.append(tokens)
         if self._fed is None or self._fed[0] != rows or len(self._fed[2]) != self.cache.num_rows:
@@ -120,6 +132,20 @@ class CachedDecoder:
         fed = torch.zeros_like(live)
         fed[index] = tokens
         return self.cache.append(fed, live)[index]
+
+    def _has_room(self) -> bool:
+        """True while rows may be held that are not fed.
+
+        All rows end at a common cursor, so that what such a row has read falls behind by a column a token.
+        """
+        if (
+            not isinstance(self.cache, SlotCache)
+            or isinstance(self.model, Seq2SeqModel)
+            or not extension_works(self.model)
+        ):
+            return False  # nobody reads on behind them
+        longest = int(self.cache.lengths.max())
+        return self.cache.num_columns < min(2 * longest + SPARE, self.model.context_length)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from rlhf_gym.agents.common.collect_turns import collect_conversations
 from rlhf_gym.agents.common.forward import rollout_log_probs
@@ -15,17 +14,15 @@ from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.envs.text_vec_env import TextVecEnv, make_conversation_env
-from rlhf_gym.errors import RewardError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.response_kl import ResponseKL, response_kls
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.loop.best_of_reference import MOST_PROMPTS_OF_BEST, BestOfN, best_of_n
+from rlhf_gym.loop.compared_models import Answers, Compared
 from rlhf_gym.loop.context import RunContext
-from rlhf_gym.loop.intervals import standard_error, wilson_interval
-from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import AnyReward, Scores, as_term
 from rlhf_gym.tasks.chat import shown_turns
-from rlhf_gym.text import distinct_2
 
 
 def talks_of(context: RunContext, environments: int, reward: AnyReward | None = None) -> TextVecEnv:
@@ -88,76 +85,60 @@ def reference_conversations(context: RunContext, number: int, most: int) -> list
     return [Played.of(episode.info) for episode in rollout.episodes]
 
 
-def evaluate_conversations(context: RunContext, number: int) -> None:
-    """Write ``round-N/evaluation.json``, and the same as ``evaluation.json`` at the top; see :func:`~.evaluate.evaluate`.
-
-    Both models play ``evaluation.prompts`` episodes of the same seeds, which training never uses, with the same random numbers.
-    ``gold_*`` are the environment's sums of rewards over an episode; ``proxy_*`` are the reward model's scores of whole
-    conversations, or the same sums without one. KL, length and perplexity are of the policy's own tokens in all turns of one.
+def compare_conversations(
+    context: RunContext, policy: LanguageModel, rewards: Mapping[str, AnyReward], on_progress: Callable[[int], None]
+) -> Compared:
+    """Have both models play episodes of the same seeds, which training never uses, with the same random numbers.
 
     Args:
         context: the run.
-        number: the round, from 1.
-
-    Raises:
-        RewardError: rewards failed in every conversation.
+        policy: the tuned model.
+        rewards: score whole conversations, by name; best-of-n chooses by ``proxy``, and is measured by ``gold``.
+        on_progress: called with the number of conversations played.
     """
-    wanted, policy = context.config.evaluation.prompts, context.policy(number)
-    with context.progress.stage(f"round {number} evaluation", 2 * wanted) as bar:
-        seed = context.seed(0, "evaluate")
-        before = _play(context, context.reference, wanted, seed)
-        bar.update(wanted)
-        after = _play(context, policy, wanted, seed)
-        bar.update(2 * wanted)
-        tokens = context.config.agent.settings["tokens_per_batch"]
-        talks = talks_of(context, 1)
-        kls = _kls(context, policy, after.episodes, talks.rules.limits, tokens)
-        plain = talking_policy(talks, context.reference, Sampling())
-        perplexity = [
-            _perplexity(rollout, rollout_log_probs(plain, context.reference, rollout, tokens))
-            for rollout in (before, after)
-        ]
-    proxy = context.proxy(number)
+    wanted, seed = context.config.evaluation.prompts, context.seed(0, "evaluate")
+    before = _play(context, context.reference, wanted, seed)
+    on_progress(wanted)
+    after = _play(context, policy, wanted, seed)
+    on_progress(2 * wanted)
+    tokens = context.config.agent.settings["tokens_per_batch"]
+    talks = talks_of(context, 1)
+    plain = talking_policy(talks, context.reference, Sampling())
     played = [[Played.of(e.info) for e in rollout.episodes] for rollout in (before, after)]
-    gold, by_proxy = ([_scores(reward, found) for found in played] for reward in (context.gold, proxy))
-    kept = np.isfinite([*gold, *by_proxy]).all(axis=0)
-    if not (n := int(kept.sum())):
-        raise RewardError(f"rewards failed in every one of the {wanted} conversations of the evaluation")
-    scores = [values[kept] for values in gold]
-    wins, ties = int((scores[1] > scores[0]).sum()), int((scores[1] == scores[0]).sum())
-    low, high = wilson_interval(wins + ties / 2, n)
-    difference = scores[1] - scores[0]
-    k1, exact = np.array([kl.k1 for kl in kls]), np.array([kl.exact for kl in kls])
-    metrics: dict[str, Any] = {
-        "round": number, "n": n, "skipped": wanted - n, "wins": wins, "ties": ties, "win_rate": (wins + ties / 2) / n,
-        "win_rate_low": low, "win_rate_high": high, "gold_difference_se": standard_error(difference), "kl": k1.mean(),
-        "kl_se": standard_error(k1), "kl_exact": exact.mean(), "kl_exact_se": standard_error(exact),
-    }  # fmt: skip
-    for when, rollout, values, proxies, per_token in zip(
-        ("before", "after"), (before, after), scores, by_proxy, perplexity, strict=True
-    ):
-        metrics |= {
-            f"gold_{when}": values.mean(), f"proxy_{when}": proxies[kept].mean(), f"perplexity_{when}": per_token,
-            f"distinct_2_{when}": distinct_2([str(e.info["response"]) for e in rollout.episodes]),
-            f"length_{when}": np.mean(rollout.lengths), f"ended_{when}": np.mean([e.ended for e in rollout.episodes]),
-            f"turns_{when}": np.mean([len(e.turns) for e in rollout.episodes]),
-        }  # fmt: skip
-    pairs = [
+    answers = []
+    for rollout, found in zip((before, after), played, strict=True):
+        logs = rollout_log_probs(plain, context.reference, rollout, tokens)
+        nats = [(-row[kept].double()).tolist() for row, kept in zip(logs, rollout.mask, strict=True)]
+        said = [str(e.info["response"]) for e in rollout.episodes]
+        turns = {"turns": [len(e.turns) for e in rollout.episodes]}
+        shown = [shown_turns(one.turns) for one in found]
+        answers.append(Answers(shown, said, nats, [e.ended for e in rollout.episodes], turns))
+    return Compared(
+        [str(e.info["prompt"]) for e in before.episodes], answers[0], answers[1],
         {
-            "prompt": before.episodes[i].info["prompt"], "before": shown_turns(played[0][i].turns),
-            "after": shown_turns(played[1][i].turns),
-            **{
-                f"{name}_{when}": float(values[side][i]) if np.isfinite(values[side][i]) else None
-                for name, values in (("gold", gold), ("proxy", by_proxy))
-                for side, when in enumerate(("before", "after"))
-            },
-        }
-        for i in range(wanted)
-    ]  # fmt: skip
-    shown = {k: v if isinstance(v, int) else float(v) for k, v in metrics.items()}
-    none: dict[str, Any] = {"judge": None, "fluency": [], "best_of_n": []}  # of single responses
-    for path in (context.run.round(number) / "evaluation.json", context.run.evaluation_file):
-        write_json(path, {**shown, **none, "pairs": pairs})
+            f"{name}_{when}": _scores(reward, found)
+            for name, reward in rewards.items()
+            for when, found in zip(("before", "after"), played, strict=True)
+        },
+        _kls(context, policy, after.episodes, talks.rules.limits, tokens),
+        _best_of_n(context, rewards["proxy"], rewards["gold"]),
+    )  # fmt: skip
+
+
+def _best_of_n(context: RunContext, proxy: AnyReward, gold: AnyReward) -> list[BestOfN]:
+    """Best-of-n of whole conversations, in environments of their own; none where the configuration wants none."""
+    wanted, size = context.config.evaluation.prompts, context.config.evaluation.best_of
+    if not size:
+        return []
+    groups = min(wanted, MOST_PROMPTS_OF_BEST)
+    # The evaluation's own conversations have the first numbers: these are others.
+    rollout = _play(
+        context, context.reference, groups * size, context.seed(0, "evaluate"), first_episode=wanted, group_size=size
+    )
+    played = [Played.of(episode.info) for episode in rollout.episodes]
+    scores = [_scores(reward, played).reshape(groups, size) for reward in (proxy, gold)]
+    whole = np.isfinite(scores).all(axis=(0, 2))
+    return best_of_n(scores[0][whole], scores[1][whole])
 
 
 def _scores(reward: AnyReward, played: Sequence[Played]) -> Scores:
@@ -167,7 +148,9 @@ def _scores(reward: AnyReward, played: Sequence[Played]) -> Scores:
     return np.where(scored.kept, scored.values, np.nan)
 
 
-def _play(context: RunContext, model: LanguageModel, episodes: int, seed: int) -> Rollout:
+def _play(
+    context: RunContext, model: LanguageModel, episodes: int, seed: int, *, first_episode: int = 0, group_size: int = 1
+) -> Rollout:
     """Play conversations in the task's environments; two equal models play equal ones with the same seed.
 
     Args:
@@ -175,11 +158,15 @@ def _play(context: RunContext, model: LanguageModel, episodes: int, seed: int) -
         model: talks with the environments.
         episodes: conversations.
         seed: of the environments and of the random numbers.
+        first_episode: number of the first conversation.
+        group_size: conversations in a row that face the same environment.
     """
     slots = math.gcd(episodes, context.config.sampling.batch_size)
     talks = talks_of(context, slots)
     policy = talking_policy(talks, model, context.sampling)
-    return Rollout.of(collect_conversations(talks, policy, seed, 0, episodes // slots))
+    return Rollout.of(
+        collect_conversations(talks, policy, seed, first_episode, episodes // slots, group_size=group_size)
+    )
 
 
 def _kls(
@@ -223,8 +210,3 @@ def talking_policy(talks: TextVecEnv, model: LanguageModel, sampling: Sampling) 
     """
     spaces = talks.observation_space, talks.action_space
     return LMPolicy(*spaces, model, sampling, talks.rules.limits, value_network=None)
-
-
-def _perplexity(rollout: Rollout, logs: Tensor) -> float:
-    """Perplexity per token of the policy's under the reference, at temperature 1."""
-    return math.exp(-float(logs[rollout.mask].double().mean()))

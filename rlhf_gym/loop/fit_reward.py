@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.feedback.attributes import weighted
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.more_labels import more_labels
-from rlhf_gym.loop.preference_data import read_data
+from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
 from rlhf_gym.loop.progress import Progress
-from rlhf_gym.loop.reward_evaluation import RewardEvaluation, judge
+from rlhf_gym.loop.reward_evaluation import RewardEvaluation, attribute_slices, judge
 from rlhf_gym.loop.whole_files import write_json
-from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, ratings_of, split_by_prompt
-from rlhf_gym.reward_model.batches import texts_of
-from rlhf_gym.reward_model.evaluation import raw_scores
+from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, split_by_prompt
+from rlhf_gym.reward_model.attribute_items import items_to_fit, preferences_to_judge
+from rlhf_gym.reward_model.batches import like_those, split_key, texts_of
+from rlhf_gym.reward_model.evaluation import head_scores
 from rlhf_gym.reward_model.label_curve import LabelCurve
 
 FIT_FILE = "fit.json"
@@ -80,32 +82,41 @@ def fit_reward(
     if out.exists() and not (out / "reward_model.json").is_file():
         raise ConfigError(f"{out} is there and is no reward model: nothing is written over it; give another --out")
     config = FitConfig(**(settings or {}), seed=seed)
-    read = read_data(data, format, columns)
-    read = replace(read, answers=weighted(read.answers, config.attribute_weights))
+    read = read_data(data, format, columns, keep=READ_COLUMNS)
+    everything = read.answers
+    items = items_to_fit(everything, config)
+    read = replace(read, answers=preferences_to_judge(everything, config.attribute_weights))
     preferences = read.preferences()
     train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
     remarks = read.remarks()
     progress.say(f"{len(preferences)} comparisons of {read.source}{f'; {remarks}' if remarks else ''}")
     language_model = LanguageModel.load(model, device=device)
     config = config.decided(language_model)
-    reward_model = RewardModel(language_model, readout=config.readout(language_model), seed=config.seed)
+    reward_model = RewardModel(
+        language_model, readout=config.readout(language_model), attributes=config.attributes, seed=config.seed
+    )
     features = None
     if config.trunk_layers == 0:
         features = Features(reward_model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
     by_labels = more_labels(read, language_model, features=features, seed=seed, progress=progress) if curve else None
     with progress.stage("reward model", 0) as bar:
         result = fit(
-            reward_model, train, config, validation=held_out, ratings=ratings_of(read.answers), features=features,
+            reward_model, train, config, validation=held_out, ratings=items, features=features,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
             on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )  # fmt: skip
         texts = texts_of(held_out)
-        raw = raw_scores(reward_model, texts, features)
-        reward_model.normalise_to(raw)
+        heads = head_scores(reward_model, texts, features)
+        reward_model.normalise_to(heads)
+        raw = reward_model.weighed(torch.from_numpy(heads))
+        by_attribute = attribute_slices(
+            reward_model, everything, features, like_those(held_out, split_key(preferences))
+        )
     scores = dict(zip(texts, raw.tolist(), strict=True))
     evaluation = judge(
-        held_out, scores, calibrated=True, answers=read.answers, n_cut=result.n_cut, n_texts=result.n_texts
-    )
+        held_out, scores, calibrated=not config.attribute_heads, answers=read.answers, n_cut=result.n_cut,
+        n_texts=result.n_texts,
+    ).with_slices(by_attribute)  # fmt: skip
     reward_model.save(out)
     written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}
     write_json(out / FIT_FILE, written | ({} if by_labels is None else {"label_curve": by_labels.as_dict()}))

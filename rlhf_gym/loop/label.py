@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -43,9 +43,7 @@ def label(context: RunContext, number: int) -> None:
     config = context.config
     samples = read_samples(context, number)
     if context.task.conversation is not None:  # what its environment paid is known of these conversations alone
-        played = [*samples, *(read_samples(context, 1) if number > 1 else ())]
-        paid = {(str(s.prompt.columns["opening"]), s.response): s.paid for s in played}
-        context = replace(context, gold=EnvironmentReward(paid))
+        context = replace(context, gold=paid_before(context, {1, number}))
     queries = queries_of(samples, config.sampling.candidates, config.rater.query_type, number)
     with FeedbackStore(context.run.store_file) as store:
         queries = select_queries(context, number, queries, samples, store)
@@ -57,6 +55,18 @@ def label(context: RunContext, number: int) -> None:
         count = store.count(number)
     if count.skipped or count.ties:
         context.progress.say(f"{count.skipped} of {count.queries} queries were skipped, {count.ties} called a tie")
+
+
+def paid_before(context: RunContext, rounds: Iterable[int]) -> EnvironmentReward:
+    """What the environments paid in the candidates of some rounds, as a reward of these conversations.
+
+    Args:
+        context: a run whose task is a conversation.
+        rounds: their numbers; of a round without candidates nothing is known.
+    """
+    there = [number for number in rounds if (context.run.round(number) / "samples.jsonl").exists()]
+    played = [sample for number in there for sample in read_samples(context, number)]
+    return EnvironmentReward({(str(s.prompt.columns["opening"]), s.response): s.paid for s in played})
 
 
 def _label(context: RunContext, number: int, queries: list[Query], store: FeedbackStore) -> None:

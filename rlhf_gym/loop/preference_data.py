@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.exchange.files import import_feedback
+from rlhf_gym.feedback.exchange.files import read_feedback
 from rlhf_gym.feedback.exchange.incoming import AUTO
 from rlhf_gym.feedback.oddities import oddities
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
+from rlhf_gym.lm.chat_template import SEVERAL_TURNS
 from rlhf_gym.store_places import store_of
 
 SQLITE = b"SQLite format 3\x00"
+READ_COLUMNS = frozenset({"messages", SEVERAL_TURNS, "subset"})
+"""The columns of a query that a reward model and its evaluation read."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,24 @@ class PreferenceData:
             raise FeedbackError(
                 f"no judgement in {self.source} prefers one response to another ({len(self.answers)} judgements, "
                 f"{len(kept)} ties{f'; {left_out}' if left_out else ''}): there is nothing to learn or to judge by"
+                f"{self._of_ratings()}"
             )
         self.noted.update(oddities(kept))
         return kept
+
+    def _of_ratings(self) -> str:
+        """Why ratings compare nothing, in words; empty where there are none."""
+        rated = [value for _, j in self.answers for column in (j.ratings or {}).values() for value in column]
+        values = sorted({value for value in rated if value is not None})
+        if not values:
+            return ""
+        if len(values) == 1:
+            return f". All {len(rated)} ratings or labels are {values[0]:g}: one class says nothing of what is better"
+        return (
+            f". Its {len(rated)} ratings or labels are of single responses to different prompts, or equal: a reward model "
+            "is judged by comparisons of responses to one prompt. `train-preferences --loss kto` learns from labels of single "
+            "responses"
+        )
 
     def remarks(self) -> str:
         """What was left out, and what was taken all the same and is worth saying, in words; empty for nothing."""
@@ -77,13 +96,18 @@ def read_data(
     data: str,
     format: str | None = None,  # noqa: A002
     columns: Mapping[str, str] | None = None,
+    *,
+    keep: AbstractSet[str] | None = None,
 ) -> PreferenceData:
     """Read judgements. Answers to check questions, which measure people, are left out.
+
+    A file's rows are read one by one; what is not used of them, and further copies of a text, are not kept.
 
     Args:
         data: a run's directory, a feedback store (a file, or a database's URL), or a file of an exchange format.
         format: the file's exchange format; None finds it.
         columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
+        keep: the queries' columns to keep; None keeps all. A large file's may take more memory than its texts.
 
     Raises:
         ConfigError: there is nothing, or a format or columns do not go with the data.
@@ -101,22 +125,37 @@ def read_data(
                 raise ConfigError(f"{option} {value} is about a file, and does not go with {data}: leave it out")
     if path.is_dir():
         store, run = store_of(data)
-        return _of_store(store, f"the store {store}" if run is None else f"the run {data}")
+        return _of_store(store, f"the store {store}" if run is None else f"the run {data}", keep)
     if "://" in data or is_store(path):
-        return _of_store(data, f"the store {data}")
-    found = import_feedback(path, format or AUTO, columns=columns)
-    by_id = {query.id: query for query in found.queries}
-    superseded = {judgement.supersedes for judgement in found.judgements}
-    answers = [(by_id[j.query_id], j) for j in found.judgements if j.id not in superseded]
-    dropped = dict(found.dropped)
-    if len(answers) < len(found.judgements):
-        dropped["superseded answers"] = len(found.judgements) - len(answers)
-    return _to_learn_from(answers, f"{data} (format {found.format})", dropped)
+        return _of_store(data, f"the store {data}", keep)
+    rows = read_feedback(path, format or AUTO, columns=columns)
+    answers = _kept(rows, keep)
+    superseded = {judgement.supersedes for _, judgement in answers} - {None}
+    dropped = dict(rows.dropped.counts)
+    if superseded:
+        current = [answer for answer in answers if answer[1].id not in superseded]
+        if len(current) < len(answers):
+            dropped["superseded answers"] = len(answers) - len(current)
+        answers = current
+    return _to_learn_from(answers, f"{data} (format {rows.format})", dropped)
 
 
-def _of_store(store: str, source: str) -> PreferenceData:
+def _of_store(store: str, source: str, keep: AbstractSet[str] | None) -> PreferenceData:
     with FeedbackStore(store, read_only=True) as opened:
-        return _to_learn_from(list(opened.answers()), source, {})
+        return _to_learn_from(_kept(opened.answers(), keep), source, {})
+
+
+def _kept(answers: Iterable[tuple[Query, Judgement]], keep: AbstractSet[str] | None) -> list[tuple[Query, Judgement]]:
+    """All answers, with some of their columns; queries that are equal, and equal texts, are one object."""
+    queries, texts = dict[str, Query](), dict[str, str]()
+    kept = []
+    for query, judgement in answers:
+        if query.id not in queries:
+            columns = query.columns if keep is None else {n: value for n, value in query.columns.items() if n in keep}
+            prompt, *responses = (texts.setdefault(text, text) for text in (query.prompt, *query.responses))
+            queries[query.id] = replace(query, prompt=prompt, responses=tuple(responses), columns=columns)
+        kept.append((queries[query.id], judgement))
+    return kept
 
 
 def _to_learn_from(answers: list[tuple[Query, Judgement]], source: str, dropped: dict[str, int]) -> PreferenceData:

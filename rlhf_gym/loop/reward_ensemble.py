@@ -12,10 +12,9 @@ import numpy as np
 from rlhf_gym.errors import ModelError
 from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.loop.config import RewardModelConfig
-from rlhf_gym.reward_model import Features, FitConfig, FitResult, Rating, RewardModel
+from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
-from rlhf_gym.reward_model.batches import is_held_out, split_key
-from rlhf_gym.reward_model.fit_config import RATING_LOSSES
+from rlhf_gym.reward_model.batches import Item, is_held_out, split_key
 from rlhf_gym.rewards.base import Reward
 from rlhf_gym.rewards.ensemble import Ensemble, Minimum
 
@@ -29,7 +28,7 @@ def fit_members(
     preferences: Sequence[Preference],
     config: FitConfig,
     *,
-    ratings: Sequence[Rating] = (),
+    ratings: Sequence[Item] = (),
     features: Features | None = None,
     on_progress: Callable[[int, int, int, float], None] | None = None,
 ) -> list[tuple[RewardModel, FitResult]]:
@@ -42,11 +41,11 @@ def fit_members(
         make: makes member ``m``, from 1, before its fit.
         preferences: all of them; the split is that of the first member's fit.
         config: of the first member's fit.
-        ratings: ratings of single responses, for the losses that are fitted to those.
+        ratings: what is fitted in the preferences' place, as :func:`~rlhf_gym.reward_model.fit.fit` takes it.
         features: of a frozen trunk, which all members share.
         on_progress: called with the member, the comparisons done, their total, and the loss.
     """
-    everything: list[Preference | Rating] = [*preferences, *(ratings if config.loss in RATING_LOSSES else ())]
+    everything: list[Item] = [*preferences, *(ratings if config.fits_items else ())]
     held_out = is_held_out(everything, config.validation_fraction, config.seed)
     train, validation = ([p for p in preferences if held_out(p) is side] for side in (False, True))
     taught, judged = ([r for r in ratings if held_out(r) is side] for side in (False, True))
@@ -65,18 +64,18 @@ def fit_members(
 
 
 def resampled(
-    preferences: Sequence[Preference], ratings: Sequence[Rating], seed: int
-) -> tuple[list[Preference], list[Rating]]:
+    preferences: Sequence[Preference], ratings: Sequence[Item], seed: int
+) -> tuple[list[Preference], list[Item]]:
     """As many prompts (queries, where there is one prompt only), drawn with replacement, with all that is said about them.
 
     What comes again is a query of its own, so that a ranking's places are not counted as one longer ranking.
 
     Args:
         preferences: the preferences.
-        ratings: the ratings.
+        ratings: the ratings, or items of attributes.
         seed: of the draw.
     """
-    everything: list[Preference | Rating] = [*preferences, *ratings]
+    everything: list[Item] = [*preferences, *ratings]
     part_of = split_key(everything)
     parts = sorted({part_of(item) for item in everything})
     times = Counter(np.random.default_rng(seed).integers(len(parts), size=len(parts)).tolist())

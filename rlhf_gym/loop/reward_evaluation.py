@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_gym.feedback.preferences import Preference, preferences_from
+from rlhf_gym.feedback.preferences import Preference, preferences_from, preferences_of
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.preference_data import PreferenceData
 from rlhf_gym.reward_model import FitResult, RewardModel
+from rlhf_gym.reward_model.attribute_items import of_attribute, preferences_to_judge
 from rlhf_gym.reward_model.batches import texts_of
-from rlhf_gym.reward_model.evaluation import judged, raw_scores
+from rlhf_gym.reward_model.evaluation import head_scores, judged, raw_scores
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.rewards.base import AnyReward, score
 from rlhf_gym.study.agreement import accuracy_from_agreement
@@ -51,7 +52,8 @@ class RewardEvaluation:
 
     Attributes:
         fit: accuracy, loss and calibration on all of them.
-        slices: accuracy on parts of them: by margin, rater, length, and the prompts' column ``subset``, where there are such.
+        slices: accuracy on parts of them: by attribute (of heads of their own), margin, rater, length, and the
+            prompts' column ``subset``, where there are such.
         shorter_wins: share of comparisons in which the shorter response was chosen; equal lengths count half.
         length_correlation: correlation of differences in score with differences in length (characters), over comparisons.
         agreement: share of equal verdicts of two raters on the same two responses; None where no two raters judged the same.
@@ -84,6 +86,10 @@ class RewardEvaluation:
         if fit.standard_error > 0:
             n = min(n, fit.accuracy * (1 - fit.accuracy) / fit.standard_error**2)
         return wilson_interval(fit.accuracy * n, n)
+
+    def with_slices(self, slices: Sequence[Slice]) -> RewardEvaluation:
+        """The same with further slices, which come first."""
+        return replace(self, slices=[*slices, *self.slices])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -134,6 +140,9 @@ def evaluate_reward(
         FeedbackError: no judgement prefers one response to another.
         RewardError: the reward fails on a sample.
     """
+    answers, by_attribute = data.answers, list[Slice]()
+    if isinstance(reward, RewardModel):
+        data = replace(data, answers=preferences_to_judge(answers, reward.attributes))
     preferences = data.preferences()
     texts = texts_of(preferences)
     n_cut = 0
@@ -141,13 +150,44 @@ def evaluate_reward(
         features = Features(reward)
         features.rows(texts, on_features)
         values, n_cut = raw_scores(reward, texts, features).tolist(), features.n_cut(texts)
+        by_attribute = attribute_slices(reward, answers, features)
     else:
         columns = {query.prompt: query.columns for query, _ in data.answers}
         names = dict.fromkeys(name for found in columns.values() for name in found)
         given = {name: [columns[prompt].get(name) for prompt, _ in texts] for name in names}
         values = score(reward, [prompt for prompt, _ in texts], [r for _, r in texts], given).values.tolist()
     scores = dict(zip(texts, values, strict=True))
-    return judge(preferences, scores, calibrated=isinstance(reward, RewardModel), answers=data.answers, n_cut=n_cut)
+    calibrated = isinstance(reward, RewardModel) and not reward.attributes
+    found = judge(preferences, scores, calibrated=calibrated, answers=data.answers, n_cut=n_cut)
+    return found.with_slices(by_attribute)
+
+
+def attribute_slices(
+    model: RewardModel,
+    answers: Sequence[tuple[Query, Judgement]],
+    features: Features | None = None,
+    judges: Callable[[Preference], bool] = lambda _: True,
+) -> list[Slice]:
+    """The accuracy of each head on the comparisons of its attribute, by ratings or by choices; none for one head.
+
+    Args:
+        model: the reward model.
+        answers: judgements with their queries.
+        features: of the model.
+        judges: True for preferences to judge by: those that were not fitted.
+    """
+    rows = []
+    for column, name in enumerate(model.attributes):
+        found = preferences_of(of_attribute(answers, name))
+        own = [p for p in found if p.chosen != p.rejected and not p.tie and judges(p)]
+        if not own:
+            continue
+        texts = texts_of(own)
+        scores = dict(zip(texts, head_scores(model, texts, features)[:, column].tolist(), strict=True))
+        gaps = [scores[p.prompt, p.chosen] - scores[p.prompt, p.rejected] for p in own]
+        result = judged(np.array(gaps), own)
+        rows.append(Slice("attribute", name, result.accuracy, result.standard_error, len(own)))
+    return rows
 
 
 def judge(

@@ -16,17 +16,20 @@ import numpy as np
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
-from rlhf_gym.feedback.attributes import weighted
+from rlhf_gym.feedback.oddities import oddities
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.lm.chat_template import prompt_messages
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import reference_conversations
+from rlhf_gym.loop.preference_data import remarks_on
 from rlhf_gym.loop.reward_ensemble import fit_members, member_folder
 from rlhf_gym.loop.whole_files import write_json, write_text
-from rlhf_gym.reward_model import Features, FitConfig, Rating, RewardModel, ratings_of
+from rlhf_gym.reward_model import Features, FitConfig, Rating, RewardModel
 from rlhf_gym.reward_model import fit as fit_reward_model
+from rlhf_gym.reward_model.attribute_items import items_to_fit, preferences_to_judge
+from rlhf_gym.reward_model.batches import Item
 from rlhf_gym.tasks.samples import Prompt
 
 NORMALISED_ON = 256
@@ -53,22 +56,25 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
     with FeedbackStore(context.run.store_file, read_only=True) as store:
         last = store.last_number()  # first: an answer that comes meanwhile counts as new next time
         judgements = store.count().current
-        answers = weighted(store.answers(to_learn=True), context.config.reward_model.settings["attribute_weights"])
-    preferences = preferences_of(answers)
+        answers = store.answers(to_learn=True)
+    config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit"))
+    ratings = items_to_fit(answers, config)
+    preferences = preferences_of(preferences_to_judge(answers, config.attribute_weights))
     if all(p.tie for p in preferences):
         raise FeedbackError(
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
             "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
+    if remarks := remarks_on({}, oddities(preferences)):
+        context.progress.say(f"round {number} reward model: {remarks}")
     trunk = context.reference.frozen_copy()
-    ratings = ratings_of(answers)
     if context.config.reward_model.shuffle_labels:
         preferences, ratings = shuffled(preferences, ratings, context.seed(number, "fit"))
-    config = FitConfig(**context.config.reward_model.settings, seed=context.seed(number, "fit")).decided(trunk)
+    config = config.decided(trunk)
     readout = config.readout(trunk)
     if context.config.agent.value_start == "reward_model":
         readout = replace(readout, layers=None)  # the value network starts from the whole trunk
-    model = RewardModel(trunk, readout=readout, seed=config.seed)
+    model = RewardModel(trunk, readout=readout, attributes=config.attributes, seed=config.seed)
     features = None
     if config.trunk_layers == 0:
         features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
@@ -87,7 +93,7 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             context.config.reward_model.members - 1,
             lambda member: RewardModel(
                 context.reference.frozen_copy() if features is None else model.language_model, readout=readout,
-                seed=config.seed + member,
+                attributes=config.attributes, seed=config.seed + member,
             ),
             preferences, config, ratings=ratings, features=features,
             on_progress=lambda member, done, total, loss: bar.update(done, f"member {member + 1}, loss {loss:.3f}", total),
@@ -113,22 +119,32 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
 
 
 def shuffled(
-    preferences: Sequence[Preference], ratings: Sequence[Rating], seed: int
-) -> tuple[list[Preference], list[Rating]]:
+    preferences: Sequence[Preference], items: Sequence[Item], seed: int
+) -> tuple[list[Preference], list[Item]]:
     """Labels that say nothing of the responses: each preference turned round with probability 1/2, ratings exchanged at random.
 
     Args:
         preferences: the preferences, ties too.
-        ratings: the ratings.
+        items: ratings, whose values are exchanged within their attribute, and comparisons in single attributes.
         seed: of the shuffling.
     """
     rng = np.random.default_rng(seed)
-    turned = [
-        replace(p, chosen=p.rejected, rejected=p.chosen) if turn else p
-        for p, turn in zip(preferences, (rng.random(len(preferences)) < 0.5).tolist(), strict=True)
-    ]
-    order = rng.permutation(len(ratings))
-    return turned, [replace(r, value=ratings[i].value) for r, i in zip(ratings, order, strict=True)]
+
+    def turned(given: Sequence[Preference]) -> list[Preference]:
+        turns = (rng.random(len(given)) < 0.5).tolist()
+        return [
+            replace(p, chosen=p.rejected, rejected=p.chosen) if turn else p
+            for p, turn in zip(given, turns, strict=True)
+        ]
+
+    whole, changed = turned(preferences), list[Item]()
+    for name in dict.fromkeys(item.attribute for item in items):
+        own = [item for item in items if item.attribute == name]
+        changed += turned([item for item in own if isinstance(item, Preference)])
+        ratings = [item for item in own if isinstance(item, Rating)]
+        order = rng.permutation(len(ratings))
+        changed += [replace(r, value=ratings[i].value) for r, i in zip(ratings, order, strict=True)]
+    return whole, changed
 
 
 def fits(folder: Path) -> list[dict[str, Any]]:

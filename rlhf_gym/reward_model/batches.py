@@ -117,6 +117,13 @@ class Comparisons:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def only(self, rows: Sequence[int]) -> Comparisons:
+        """Some of the comparisons, with all sequences."""
+        return Comparisons(
+            self.sequences, [self.items[i] for i in rows], [self.chosen[i] for i in rows], [self.rejected[i] for i in rows],
+            [self.tie[i] for i in rows], [self.margin[i] for i in rows],
+        )  # fmt: skip
+
 
 class ComparisonSet:
     """Encoded preferences, or ratings, from which minibatches are drawn.

@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,6 +32,24 @@ TOLERANCE = {"float32": 1e-2, "bfloat16": 2e-1, "float16": 1e-1}
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What the heads of a reward model said of the samples that it was normalised on, so that its weights can change later.
+
+    Attributes:
+        mean: of each head.
+        covariance: of the heads, ``A`` rows of ``A``.
+    """
+
+    mean: list[float]
+    covariance: list[list[float]]
+
+    def of_sum(self, weights: Iterable[float]) -> tuple[float, float]:
+        """Mean and standard deviation of the weighted sum of the heads."""
+        w = np.array(list(weights))
+        return float(w @ np.array(self.mean)), float(max(0.0, w @ np.array(self.covariance) @ w)) ** 0.5
+
+
+@dataclass(frozen=True)
 class SavedRewardModel:
     """The parts of a reward model that a folder holds.
 
@@ -40,6 +60,8 @@ class SavedRewardModel:
         bias: added after that.
         probe: the raw score of :func:`probe_ids`.
         readout: the layers that are run (the trunk is cut to them) and the tokens that are read.
+        attributes: the attributes' weights, in the order of the heads; empty with one head.
+        moments: of the heads on the samples that it was normalised on; None with one head, or before.
     """
 
     language_model: LanguageModel
@@ -48,6 +70,8 @@ class SavedRewardModel:
     bias: float
     probe: float
     readout: Readout
+    attributes: Mapping[str, float] = field(default_factory=dict)
+    moments: Moments | None = None
 
 
 def probe_ids(vocab_size: int) -> list[int]:
@@ -80,6 +104,9 @@ def write_folder(saved: SavedRewardModel, path: Path | str) -> None:
         "probe": saved.probe,
         "readout": asdict(saved.readout),
     }
+    if saved.attributes:
+        data["attributes"] = [[name, weight] for name, weight in saved.attributes.items()]
+        data["moments"] = saved.moments and asdict(saved.moments)
     head = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.head.items()}
     folder: Path | None = None
     try:
@@ -133,7 +160,9 @@ def read_folder(
                 f"says {data.get(what)}"
             )
     gain, bias, probe = (float(data[name]) for name in ("gain", "bias", "probe"))
-    return SavedRewardModel(lm, head, gain, bias, probe, Readout(**data.get("readout", {})))
+    attributes = {str(name): float(weight) for name, weight in data.get("attributes", ())}
+    moments = Moments(**data["moments"]) if data.get("moments") else None
+    return SavedRewardModel(lm, head, gain, bias, probe, Readout(**data.get("readout", {})), attributes, moments)
 
 
 def check_head(path: Path | str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -142,7 +171,8 @@ def check_head(path: Path | str, found: dict[str, Tensor], expected: dict[str, T
     Args:
         path: the folder, for the message.
         found: the tensors that were read, by name.
-        expected: the tensors of a new head, by name: ``weight`` is ``[1, D]``, ``bias`` ``[1]``.
+        expected: the tensors of a new head, by name: ``weight`` is ``[1, D]``, ``bias`` ``[1]``; with attributes
+            a row for each.
 
     Raises:
         ModelError: a name or a shape differs.

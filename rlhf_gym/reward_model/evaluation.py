@@ -108,6 +108,28 @@ def raw_scores(
     return scores
 
 
+@torch.no_grad()
+def head_scores(
+    model: RewardModel, texts: Mapping[Text, Messages | None], features: Features | None = None
+) -> NDArray[np.float64]:
+    """What each head says of texts, before normalisation; see :func:`raw_scores`.
+
+    Args:
+        model: the reward model.
+        texts: ``N`` prompts with their responses, each with the prompt's chat messages, if any.
+        features: the model's own, where its trunk is frozen.
+
+    Returns:
+        float64 ``[N, A]``; ``[N, 1]`` with one head.
+    """
+    if features is None:
+        return model.raw_heads(
+            [prompt for prompt, _ in texts], [response for _, response in texts], list(texts.values())
+        )
+    scores: NDArray[np.float64] = model.read_heads(features[features.rows(texts)]).cpu().double().numpy()
+    return scores
+
+
 def judged(differences: NDArray[np.float64], preferences: Sequence[Preference]) -> FitResult:
     """Accuracy, loss and calibration of score differences.
 

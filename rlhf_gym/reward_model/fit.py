@@ -13,16 +13,25 @@ from torch import Tensor, nn
 
 from rlhf_gym.errors import FeedbackError, TrainingError
 from rlhf_gym.feedback.preferences import Preference
-from rlhf_gym.reward_model.batches import Comparisons, ComparisonSet, Item, is_held_out, like_those, split_key, texts_of
+from rlhf_gym.reward_model.batches import (
+    Comparisons,
+    ComparisonSet,
+    Item,
+    Text,
+    is_held_out,
+    like_those,
+    split_key,
+    texts_of,
+)
 from rlhf_gym.reward_model.evaluation import FitResult, evaluate
 from rlhf_gym.reward_model.features import Features
-from rlhf_gym.reward_model.fit_config import EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD, RATING_LOSSES, FitConfig
+from rlhf_gym.reward_model.fit_config import EPOCHS_OF_A_HEAD, PATIENCE_WITH_A_HEAD, FitConfig
 from rlhf_gym.reward_model.model import RewardModel
-from rlhf_gym.reward_model.objective import Objective
-from rlhf_gym.reward_model.ratings import Rating
+from rlhf_gym.reward_model.objective import JointObjective, Objective
 from rlhf_gym.reward_model.trained_part import HeadOnFeatures, TrainedPart, TrunkAndHead
 
 OnProgress = Callable[[int, int, float], None]
+AnyObjective = Objective | JointObjective
 OF_THE_OBJECTIVE = 0.02
 """AdamW's peak for the few parameters of an objective, such as its probability of ties."""
 
@@ -32,7 +41,7 @@ def fit(
     preferences: Sequence[Preference],
     config: FitConfig | None = None,
     *,
-    ratings: Sequence[Rating] = (),
+    ratings: Sequence[Item] = (),
     validation: Sequence[Preference] | None = None,
     features: Features | None = None,
     on_progress: OnProgress | None = None,
@@ -49,7 +58,8 @@ def fit(
         model: the reward model; its gain and bias go back to 1 and 0, since a fit changes the scale of scores.
         preferences: comparisons. With a loss on ratings, they judge the fit only.
         config: settings; default ``FitConfig()``. Its ``layers`` and ``pooling`` are the model's, and not read here.
-        ratings: ratings of single responses, for the losses that are fitted to those.
+        ratings: what is fitted in their place: ratings of single responses, for the losses of those; with
+            ``attribute_heads`` the items of the attributes (:func:`~rlhf_gym.reward_model.attribute_items.items_to_fit`).
         validation: held-out comparisons of your own, on other prompts; default a share of the prompts.
         features: of this model, from an earlier fit on the same frozen trunk: texts in there do not go through it again.
         on_progress: called after each step with the comparisons done, their total, and the step's loss in nats.
@@ -62,12 +72,15 @@ def fit(
     config = config or FitConfig()
     train, held_out, validation = _split(preferences, ratings, validation, config)
     trunk_layers = config.trains(model.language_model)
-    objective = Objective(config, train).to(model.language_model.device)
+    made = JointObjective(config, train) if config.attribute_heads else Objective(config, train)
+    objective: AnyObjective = made.to(model.language_model.device)
     texts = texts_of([*train, *held_out, *validation])
     if trunk_layers == 0:
         if features is None:
             features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
-        encoded = {text: [row] for text, row in zip(texts, features.rows(texts, on_features), strict=True)}
+        encoded: Mapping[Text, Sequence[int]] = {
+            text: [row] for text, row in zip(texts, features.rows(texts, on_features), strict=True)
+        }
         n_cut = features.n_cut(texts)
     else:
         features = None
@@ -152,7 +165,7 @@ def _step(
     part: TrainedPart,
     minibatch: list[Comparisons],
     optimizer: torch.optim.Optimizer,
-    objective: Objective,
+    objective: AnyObjective,
     done: int,
 ) -> float:
     """One optimiser step; returns the mean loss. The parts add up to the gradient of the whole minibatch's mean."""
@@ -173,7 +186,7 @@ def _step(
     return total
 
 
-def _optimizer(part: TrainedPart, objective: Objective, config: FitConfig) -> torch.optim.AdamW:
+def _optimizer(part: TrainedPart, objective: AnyObjective, config: FitConfig) -> torch.optim.AdamW:
     peaks = {False: config.learning_rate, True: config.head_learning_rate or config.learning_rate}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for in_head, parameters in ((False, part.trunk), (True, part.head)):
@@ -208,7 +221,7 @@ def _seeded(model: RewardModel, config: FitConfig) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _mean_loss(part: TrainedPart, items: ComparisonSet, objective: Objective) -> float:
+def _mean_loss(part: TrainedPart, items: ComparisonSet, objective: AnyObjective) -> float:
     """The objective's mean on held-out items, without dropout."""
     total = 0.0
     for minibatch in items.minibatches(512, objective.config.tokens_per_batch, np.random.default_rng(0)):
@@ -217,11 +230,11 @@ def _mean_loss(part: TrainedPart, items: ComparisonSet, objective: Objective) ->
 
 
 def _split(
-    preferences: Sequence[Preference], ratings: Sequence[Rating], validation: Sequence[Preference] | None, config: FitConfig
-) -> tuple[Sequence[Item], list[Rating], list[Preference]]:  # fmt: skip
-    """What is fitted, the ratings that choose the epoch (none for a loss on comparisons), and the preferences that judge it."""
+    preferences: Sequence[Preference], ratings: Sequence[Item], validation: Sequence[Preference] | None, config: FitConfig
+) -> tuple[Sequence[Item], list[Item], list[Preference]]:  # fmt: skip
+    """What is fitted, the items that choose the epoch (none for a loss on comparisons), and the preferences that judge it."""
     if validation is None:
-        everything: list[Item] = [*preferences, *(ratings if config.loss in RATING_LOSSES else ())]
+        everything: list[Item] = [*preferences, *(ratings if config.fits_items else ())]
         held_out = is_held_out(everything, config.validation_fraction, config.seed)
         train, validation = ([p for p in preferences if held_out(p) is side] for side in (False, True))
     else:
@@ -229,7 +242,7 @@ def _split(
         part_of = split_key([*train, *validation])
         _check_split(train, validation, part_of)
         held_out = like_those(validation, part_of)
-    if config.loss not in RATING_LOSSES:
+    if not config.fits_items:
         return train, [], validation
     return [r for r in ratings if not held_out(r)], [r for r in ratings if held_out(r)], validation
 

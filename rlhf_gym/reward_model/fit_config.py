@@ -86,6 +86,12 @@ class FitConfig:
         "of ratings of several attributes: the weight of each, e.g. {helpful: 1, harmless: 2}; a rating is then their weighted "
         "sum, in losses of ratings and of the comparisons that ratings make. Empty takes the mean of all attributes",
     )
+    attribute_heads: bool = setting(
+        False,
+        "a head for each attribute of attribute_weights, on one trunk, learned jointly from the ratings of the attribute "
+        "(compared with one another in losses of comparisons), and from comparisons in it; the score is the weighted sum of "
+        "the heads, whose weights can be changed at use",
+    )
     dropout: float = setting(
         0.0, "in the trunk's dropout layers (where it has some) and before the head, while fitting", at_least=0, below=1
     )
@@ -122,6 +128,8 @@ class FitConfig:
         hints = get_type_hints(type(self))
         for f in fields(self):
             value, bounds = getattr(self, f.name), bounds_of(f.metadata)
+            if isinstance(value, bool):
+                continue
             if isinstance(value, Mapping):
                 _check_weights(f.name, value)
                 continue
@@ -134,6 +142,22 @@ class FitConfig:
                     ", or None" if optional else ""
                 )
                 raise ConfigError(f"a reward model's {f.name} must be {expected}, got {value}")
+
+        if self.attribute_heads and not self.attribute_weights:
+            raise ConfigError(
+                "a reward model's attribute_heads need attribute_weights, which name the attributes: e.g. {helpful: 1, "
+                "harmless: 2}"
+            )
+
+    @property
+    def fits_items(self) -> bool:
+        """True if the fit learns from ratings or from items of attributes; preferences then judge it only."""
+        return self.attribute_heads or self.loss in RATING_LOSSES
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        """The attributes with heads of their own, with their weights; empty for a model with one head."""
+        return dict(self.attribute_weights) if self.attribute_heads else {}
 
     def decided(self, language_model: LanguageModel) -> FitConfig:
         """The same with ``trunk_layers`` decided for a whole trunk: :meth:`readout` may cut it below what counts as small."""

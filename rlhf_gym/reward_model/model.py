@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sequences import batches_by_length, pad_right
 from rlhf_gym.lm.tokenizer import AnyTokenizer, HubTokenizer, encode_conversation, encode_response
 from rlhf_gym.reward_model.checkpoint import (
+    Moments,
     SavedRewardModel,
     check_head,
     check_probe,
@@ -44,10 +46,12 @@ class RewardModel:
         language_model: its trunk is trained (and cut, where ``readout`` says so) in place, so give it one of its own; its
             language-model head is not used.
         readout: the layers to run, and the tokens to read; default all layers, the last token.
+        attributes: names of attributes with their weights: a head for each; the score is their weighted sum. None: one head.
         seed: seed of the head's initial weights: normal with standard deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
 
     Attributes:
-        head: ``D -> 1``, float32 for every dtype of the trunk.
+        head: ``D -> 1`` (``D -> A`` with ``A`` attributes), float32 for every dtype of the trunk.
+        attributes: the weight of each attribute; empty with one head. See :meth:`weigh`.
         gain: multiplies raw scores.
         bias: added after that.
 
@@ -57,7 +61,14 @@ class RewardModel:
 
     name = "reward_model"
 
-    def __init__(self, language_model: LanguageModel, *, readout: Readout | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        *,
+        readout: Readout | None = None,
+        attributes: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ) -> None:
         if language_model.encoder_decoder:
             raise ModelError(f"a reward model needs a causal language model; {language_model.name!r} has an encoder")
         self.language_model = language_model
@@ -66,13 +77,16 @@ class RewardModel:
             keep_layers(language_model, self.readout.layers)
         width = language_model.hidden_size
         generator = torch.Generator().manual_seed(seed)
-        self.head = nn.Linear(width, 1)
+        self.attributes = dict(attributes or {})
+        heads = len(self.attributes) or 1
+        self.head = nn.Linear(width, heads)
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
+            self.head.weight.copy_(torch.randn(heads, width, generator=generator) / (width + 1) ** 0.5)
             self.head.bias.zero_()
         self.head.to(language_model.device)
         self.gain = 1.0
         self.bias = 0.0
+        self.moments: Moments | None = None
         self._dropout = 0.0
         self._warned = False
 
@@ -204,15 +218,62 @@ class RewardModel:
         """Raw scores from the hidden states that the head reads, differentiable.
 
         Args:
-            states: ``[N, D]``, as :meth:`states` gives them.
+            states: ``[..., D]``, as :meth:`states` gives them.
 
         Returns:
-            float32 ``[N]``.
+            float32 ``[...]``.
+        """
+        return self.weighed(self.read_heads(states))
+
+    def read_heads(self, states: Tensor) -> Tensor:
+        """What each head says of the hidden states, differentiable.
+
+        Args:
+            states: ``[..., D]``.
+
+        Returns:
+            float32 ``[..., A]``, in the order of ``attributes``; ``[..., 1]`` with one head.
         """
         dropped = nn.functional.dropout(states.to(self.head.weight.dtype), self._dropout, training=self._dropout > 0)
-        scores = self.head(dropped).squeeze(-1)
+        scores = self.head(dropped)
         assert isinstance(scores, Tensor)
         return scores
+
+    def weighed(self, scores: Tensor) -> Tensor:
+        """The weighted sum over the heads.
+
+        Args:
+            scores: ``[..., A]`` as :meth:`read_heads` gives them.
+
+        Returns:
+            ``[...]``.
+        """
+        if not self.attributes:
+            return scores.squeeze(-1)
+        return scores @ torch.tensor(list(self.attributes.values()), dtype=scores.dtype, device=scores.device)
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Change the attributes' weights. A normalised model stays so: the same samples score mean 0 and standard deviation 1.
+
+        Args:
+            weights: by attribute; those that are not named count nothing.
+
+        Raises:
+            ModelError: the model has one head, or no such attribute; or the weights are all 0 or not finite.
+        """
+        if unknown := [name for name in weights if name not in self.attributes]:
+            there = (
+                f"it has {', '.join(self.attributes)}"
+                if self.attributes
+                else "it has one head (fit with attribute_heads)"
+            )
+            raise ModelError(f"this reward model has no attribute {', '.join(map(repr, unknown))}: {there}")
+        if not any(weights.values()) or not all(map(math.isfinite, weights.values())):
+            raise ModelError(f"weights of attributes must be finite numbers, not all 0; got {dict(weights)}")
+        weighed = {name: float(weights.get(name, 0.0)) for name in self.attributes}
+        if self.moments is not None:
+            self._normalise_by(*self.moments.of_sum(weighed.values()))
+        self.attributes = weighed
 
     @torch.no_grad()
     def prefix_scores(self, sequences: Sequence[Sequence[int]], *, tokens_per_batch: int = 8192) -> list[list[float]]:
@@ -241,7 +302,7 @@ class RewardModel:
             hidden = model.hidden(ids).to(self.head.weight.dtype)  # [n, T, D]
             if self.readout.pooling == "mean":
                 hidden = hidden.cumsum(dim=1) / torch.arange(1, ids.shape[1] + 1, device=ids.device)[:, None]
-            scores = self.head(hidden).squeeze(-1)  # [n, T]
+            scores = self.weighed(self.head(hidden))  # [n, T]
             for i, values in zip(rows, (scores.double() * self.gain + self.bias).tolist(), strict=True):
                 out[i] = values[: len(sequences[i])]
         return out
@@ -266,11 +327,34 @@ class RewardModel:
         Returns:
             float64 ``[N]``.
         """
+        heads = self.raw_heads(prompts, responses, messages, tokens_per_batch=tokens_per_batch)
+        return self.weighed(torch.from_numpy(heads)).numpy()
+
+    @torch.no_grad()
+    def raw_heads(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        messages: Sequence[Messages | None] | None = None,
+        *,
+        tokens_per_batch: int = 8192,
+    ) -> NDArray[np.float64]:
+        """What each head says, before normalisation; see :meth:`raw`.
+
+        Args:
+            prompts: ``N`` prompts.
+            responses: ``N`` responses.
+            messages: the prompts as chat messages, ``N`` of them, None for those that are no conversations.
+            tokens_per_batch: most padded tokens of one forward pass.
+
+        Returns:
+            float64 ``[N, A]``, in the order of ``attributes``; ``[N, 1]`` with one head.
+        """
         told = [None] * len(prompts) if messages is None else messages
         sequences, _ = self.encode_all(list(zip(prompts, responses, told, strict=True)))
-        out = np.zeros(len(sequences))
+        out = np.zeros((len(sequences), self.head.out_features))
         for rows in batches_by_length([len(s) for s in sequences], tokens_per_batch):
-            out[rows] = self.scores([sequences[i] for i in rows]).cpu().double().numpy()
+            out[rows] = self.read_heads(self.states([sequences[i] for i in rows])).cpu().double().numpy()
         return out
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
@@ -306,23 +390,32 @@ class RewardModel:
         Raises:
             ModelError: fewer than two samples, or all score the same.
         """
-        self.normalise_to(self.raw(prompts, responses, messages))
+        self.normalise_to(self.raw_heads(prompts, responses, messages))
 
     def normalise_to(self, raw: NDArray[np.float64]) -> None:
-        """Set gain and bias so that these raw scores become mean 0 and standard deviation 1.
+        """Set gain and bias so that the scores of these samples become mean 0 and standard deviation 1.
 
         Args:
-            raw: float64 ``[N]``, at least 2.
+            raw: float64 ``[N, A]``, what each head says of them, at least 2; with one head ``[N, 1]``.
 
         Raises:
-            ModelError: fewer than two scores, or all are the same.
+            ModelError: fewer than two samples, or all score the same.
         """
-        mean, spread = (float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)
+        if not self.attributes:
+            self._normalise_by(*((float(raw.mean()), float(raw.std())) if len(raw) else (0.0, 0.0)), f"{len(raw)} ")
+            return
+        width = len(self.attributes)
+        covariance = np.cov(raw.T, bias=True).reshape(width, width) if len(raw) else np.zeros((width, width))
+        moments = Moments(raw.mean(axis=0).tolist() if len(raw) else [0.0] * width, covariance.tolist())
+        self._normalise_by(*moments.of_sum(self.attributes.values()), f"{len(raw)} ")
+        self.moments = moments
+
+    def _normalise_by(self, mean: float, spread: float, number: str = "") -> None:
         # Relative to the scores' size: float32 noise around one and the same score is no spread.
         if not spread > 1e-6 * max(1.0, abs(mean)):
             raise ModelError(
-                f"cannot normalise a reward model on {len(raw)} samples whose scores have a standard deviation of "
-                f"{spread:g}: it needs two or more samples of the reference that differ in score"
+                f"cannot normalise a reward model on {number}samples whose scores have a standard deviation of {spread:g}: it "
+                "needs two or more samples of the reference that differ in score"
             )
         self.gain = 1 / spread
         self.bias = -mean / spread
@@ -337,13 +430,20 @@ class RewardModel:
             ModelError: it cannot be written; an older one is untouched.
         """
         saved = SavedRewardModel(
-            self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe(), self.readout
-        )
+            self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe(), self.readout, self.attributes,
+            self.moments,
+        )  # fmt: skip
         write_folder(saved, path)
 
     @classmethod
     def load(
-        cls, path: Path | str, *, device: str = "auto", dtype: str = "float32", tokenizer: AnyTokenizer | None = None
+        cls,
+        path: Path | str,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        tokenizer: AnyTokenizer | None = None,
+        attribute_weights: Mapping[str, float] | None = None,
     ) -> RewardModel:
         """Read a folder written by :meth:`save`.
 
@@ -352,16 +452,20 @@ class RewardModel:
             device: device of the weights: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``.
             dtype: the trunk's dtype.
             tokenizer: for models whose tokenizer is not Hugging Face's.
+            attribute_weights: weights in the place of those that it was saved with, see :meth:`weigh`.
 
         Raises:
-            ModelError: the folder is not a reward model, is of another format, or its files do not belong together.
+            ModelError: the folder is not a reward model, is of another format, or its files do not belong together; or it
+                has no such attributes.
         """
         saved = read_folder(path, device=device, dtype=dtype, tokenizer=tokenizer)
-        model = cls(saved.language_model, readout=saved.readout)
+        model = cls(saved.language_model, readout=saved.readout, attributes=saved.attributes)
         check_head(path, saved.head, model.head.state_dict())
         model.head.load_state_dict(saved.head)
-        model.gain, model.bias = saved.gain, saved.bias
+        model.gain, model.bias, model.moments = saved.gain, saved.bias, saved.moments
         check_probe(path, model._probe(), saved.probe, dtype)
+        if attribute_weights is not None:
+            model.weigh(attribute_weights)
         return model
 
     @torch.no_grad()

@@ -93,10 +93,10 @@ class Objective(nn.Module):
         """The sum of the losses of a batch, in nats (squared standard deviations for ``regression``).
 
         Args:
-            scores: float ``[S]``, of the batch's sequences.
+            scores: float ``[S, 1]``, of the batch's sequences.
             batch: the comparisons or ratings.
         """
-        config = self.config
+        config, scores = self.config, scores.squeeze(-1)
         if config.loss in RATING_LOSSES:
             return self._on_ratings(scores[batch.chosen], batch).sum()
         chosen, rejected = scores[batch.chosen], scores[batch.rejected]
@@ -173,3 +173,51 @@ class Objective(nn.Module):
         known = sorted(self.levels)
         nearest = [self.levels[min(known, key=lambda level: abs(level - value))] for value in values]
         return ordinal_loss(scores, torch.tensor(nearest, device=scores.device), self.cuts())
+
+
+class JointObjective(nn.Module):
+    """The loss of a fit with a head for each attribute: each head's own objective on the items of its attribute.
+
+    Args:
+        config: settings of the fit, with the attributes.
+        items: what is fitted, each with its attribute.
+
+    Raises:
+        FeedbackError: an attribute without items, or as for :class:`Objective`.
+    """
+
+    def __init__(self, config: FitConfig, items: Sequence[Item]) -> None:
+        super().__init__()
+        self.config = config
+        self.names = list(config.attributes)
+        own = {name: [item for item in items if item.attribute == name] for name in self.names}
+        if lacking := [name for name, found in own.items() if not found]:
+            raise FeedbackError(
+                f"nothing to fit is left of the attribute {', '.join(lacking)}: collect more on other prompts"
+            )
+        self.parts = nn.ModuleList(Objective(config, found) for found in own.values())
+
+    def raters_found(self) -> dict[str, float]:
+        """Each rater's rationality in each attribute, as ``attribute/rater``, where it is learned."""
+        return {
+            f"{name}/{rater}": beta
+            for name, part in zip(self.names, self._parts(), strict=True)
+            for rater, beta in part.raters_found().items()
+        }
+
+    def forward(self, scores: Tensor, batch: Comparisons) -> Tensor:
+        """The sum of the losses of a batch.
+
+        Args:
+            scores: float ``[S, A]``, of the batch's sequences by each head.
+            batch: the comparisons or ratings of all attributes.
+        """
+        losses = []
+        for column, (name, part) in enumerate(zip(self.names, self._parts(), strict=True)):
+            rows = [i for i, item in enumerate(batch.items) if item.attribute == name]
+            if rows:
+                losses.append(part(scores[:, column : column + 1], batch.only(rows)))
+        return torch.stack(losses).sum()
+
+    def _parts(self) -> list[Objective]:
+        return [part for part in self.parts if isinstance(part, Objective)]

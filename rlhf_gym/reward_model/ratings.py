@@ -23,6 +23,7 @@ class Rating:
         query_id: the query it comes from.
         rater: name of the rater.
         messages: the prompt as chat messages, where it is a conversation.
+        attribute: the attribute that is rated, where it is learned by a head of its own; empty for the whole.
     """
 
     prompt: str
@@ -31,6 +32,7 @@ class Rating:
     query_id: str = ""
     rater: str = ""
     messages: Sequence[Mapping[str, Any]] | None = field(default=None, compare=False)
+    attribute: str = ""
 
 
 def ratings_of(answers: Iterable[tuple[Query, Judgement]]) -> list[Rating]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,30 @@ from rlhf_gym.lm.language_model import LanguageModel
 Pooling = Literal["last", "mean", "response"]
 
 
-class EncodedText(list[int]):
+if TYPE_CHECKING:
+    _Ids = array[int]
+else:
+    _Ids = array  # Python 3.11 knows no array[int]
+
+
+class EncodedText(_Ids):
     """Ids of a prompt with its response and EOS, which know how many of them are the response's.
+
+    An array, of four bytes an id, where a list takes up to 40: a fit holds all texts of its data.
 
     Args:
         ids: all ids.
         num_response: number of the last ids that are the response's, EOS included; at least 1.
     """
 
-    def __init__(self, ids: Iterable[int], num_response: int) -> None:
-        super().__init__(ids)
-        self.num_response = min(num_response, len(self))
+    __slots__ = ("num_response",)
+    num_response: int
+
+    def __new__(cls, ids: Iterable[int], num_response: int) -> Self:
+        """An array of 32-bit integers."""
+        made: Self = super().__new__(cls, "i", ids)  # type: ignore[assignment]  # typeshed says array
+        made.num_response = min(num_response, len(made))
+        return made
 
 
 def first_read(sequence: Sequence[int], pooling: Pooling) -> int:

@@ -32,14 +32,14 @@ class TrainedPart(AbstractContextManager["TrainedPart"]):
         return [*self.trunk, *self.head]
 
     def scores(self, sequences: Sequence[Sequence[int]], *, dropout: bool = True) -> Tensor:
-        """Raw scores of encoded sequences, differentiable.
+        """Raw scores of encoded sequences by each head, differentiable.
 
         Args:
             sequences: ``N`` sequences.
             dropout: with the dropout of the fit.
 
         Returns:
-            ``[N]``.
+            ``[N, A]``; ``[N, 1]`` with one head.
         """
         raise NotImplementedError
 
@@ -47,12 +47,12 @@ class TrainedPart(AbstractContextManager["TrainedPart"]):
         """Write what was learned to the model, where it is not there already."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the model's weights that are trained, by name, each in its own shape (the head's ``[1, D]``)."""
+        """Copies of the model's weights that are trained, by name, each in its own shape (the head's ``[A, D]``)."""
         return {name: tensor.detach().clone() for name, tensor in self._changing()}
 
     @torch.no_grad()
     def restore(self, weights: dict[str, Tensor]) -> None:
-        """Give the model weights of an earlier moment, as :meth:`weights` copied them: the head's ``[1, D]``."""
+        """Give the model weights of an earlier moment, as :meth:`weights` copied them: the head's ``[A, D]``."""
         for name, tensor in self._changing():
             tensor.copy_(weights[name])
 
@@ -101,12 +101,12 @@ class TrunkAndHead(TrainedPart):
             dropout: with the dropout of the fit.
 
         Returns:
-            ``[N]``.
+            ``[N, A]``.
         """
         with self.model.dropout(
             self._dropout * dropout
         ):  # not around a whole fit: the held-out loss is measured without
-            return self.model.scores(sequences)
+            return self.model.read_heads(self.model.states(sequences))
 
     def _changing(self) -> Iterator[tuple[str, nn.Parameter]]:
         named = self.model.language_model.trunk.named_parameters()
@@ -149,10 +149,10 @@ class HeadOnFeatures(TrainedPart):
             dropout: with the dropout of the fit.
 
         Returns:
-            ``[N]``.
+            ``[N, A]``.
         """
         states = (self._features[[row for (row,) in sequences]] - self._mean) / self._std
-        scores = self._head(nn.functional.dropout(states, self._dropout * dropout)).squeeze(-1)
+        scores = self._head(nn.functional.dropout(states, self._dropout * dropout))
         assert isinstance(scores, Tensor)
         return scores
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_gym.errors import TaskError
 from rlhf_gym.tasks.samples import Prompt
@@ -28,7 +28,10 @@ class Conversation:
         vocabulary: the texts that turns are made of, as a hint for small models; empty allows every token.
         max_turns: the most turns in an episode.
         max_context: the most tokens of a conversation.
-        slow: True for environments that wait for something: they answer at the same time, in threads.
+        slow: True for environments that wait for something: they answer in threads, and other slots are decoded meanwhile.
+            None: as their attribute ``slow`` says.
+        on_overflow: what becomes of a conversation with no room left for a turn: ``"end"`` truncates it, ``"drop_oldest"``
+            takes out its oldest turns, but for the first messages, ``"refuse"`` raises an error.
     """
 
     environment: Callable[[], gym.Env[Any, Any]]
@@ -37,7 +40,8 @@ class Conversation:
     vocabulary: tuple[str, ...] = ()
     max_turns: int = 16
     max_context: int = 256
-    slow: bool = False
+    slow: bool | None = None
+    on_overflow: Literal["end", "drop_oldest", "refuse"] = "end"
 
 
 @dataclass(frozen=True)

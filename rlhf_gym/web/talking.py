@@ -54,6 +54,8 @@ class WebUser:
         ConfigError: the page's libraries are missing, or a setting is out of its range.
     """
 
+    slow = True  # other slots are decoded while it is waited for
+
     def __init__(
         self,
         store: str | os.PathLike[str] | None = None,

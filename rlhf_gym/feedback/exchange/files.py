@@ -111,14 +111,37 @@ def import_feedback(
         FeedbackError: a file that cannot be read, or whose format cannot be found; a record that is not ``native``.
         ConfigError: Parquet without its library.
     """
-    path = Path(path)
-    rows = _rows(path, format, rater, round, columns)
-    with _named(path):
-        answers = list(rows)
+    rows = read_feedback(path, format, rater=rater, round=round, columns=columns)
+    answers = list(rows)
     return Imported(
         [query for query, _ in answers], [judgement for _, judgement in answers], dict(rows.dropped.counts),
         rows.dropped.examples, rows.format,
     )  # fmt: skip
+
+
+def read_feedback(
+    path: str | os.PathLike[str],
+    format: str = AUTO,  # noqa: A002
+    *,
+    rater: str = "import",
+    round: int = 0,  # noqa: A002
+    columns: Mapping[str, str] | None = None,
+) -> Rows:
+    """The answers in a file, read as they are asked for: the file may be larger than the memory. See :func:`import_feedback`.
+
+    Args:
+        path: the file.
+        format: the name of an exchange format; ``auto`` finds it by the fields of the first rows.
+        rater: signs judgements of records that name no rater.
+        round: the round that imported queries belong to.
+        columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
+
+    Raises:
+        FeedbackError: a format that does not exist or cannot be found; and while it is read, a file that cannot be, or a record
+            that is not ``native``.
+        ConfigError: Parquet without its library.
+    """
+    return Rows(read_records(Path(path)), format, rater=rater, round=round, columns=columns, place=str(path))
 
 
 def add_imported(store: FeedbackStore, found: Imported) -> Added:
@@ -160,15 +183,14 @@ def spooled(
         ConfigError: Parquet without its library.
     """
     path = Path(path)
-    rows = _rows(path, format, rater, round or 0, columns)
+    rows = read_feedback(path, format, rater=rater, round=round or 0, columns=columns)
     if round is not None and rows.format == NATIVE:
         raise FeedbackError(f"a round does not go with the format {NATIVE}: its queries name their own rounds")
     taken = 0
     with tempfile.TemporaryFile("w+", encoding="ascii") as file:
-        with _named(path):
-            for query, judgement in rows:
-                taken += 1
-                file.writelines(f"{to_json(record)}\n" for record in write_native(query, judgement))
+        for query, judgement in rows:
+            taken += 1
+            file.writelines(f"{to_json(record)}\n" for record in write_native(query, judgement))
         if taken == 0:
             if rows.read == 0:
                 raise FeedbackError(f"{path} holds no rows")
@@ -240,21 +262,6 @@ def import_into(
     """
     with spooled(path, format, rater=rater, round=round, columns=columns) as spool:
         return spool.add_to(store), spool.rows
-
-
-def _rows(path: Path, format: str, rater: str, round: int, columns: Mapping[str, str] | None) -> Rows:  # noqa: A002
-    return Rows(read_records(path), format, rater=rater, round=round, columns=columns, place=str(path))
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Name the file in an error that names its row only."""
-    try:
-        yield
-    except FeedbackError as error:
-        if str(error).startswith("record "):
-            raise FeedbackError(f"{path}: {error}") from error
-        raise
 
 
 def _whole_characters(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:

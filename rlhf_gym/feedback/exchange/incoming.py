@@ -11,6 +11,7 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 from rlhf_gym.errors import FeedbackError
+from rlhf_gym.feedback.attributes import ATTRIBUTE
 from rlhf_gym.feedback.exchange.formats import FORMATS, NATIVE, Format, format_of, recognise
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
 from rlhf_gym.feedback.exchange.sides import NoTextError
@@ -141,7 +142,7 @@ class Rows:
         self.read = 0
         self.dropped, self.noted = Tally(), Tally()
         self._given = chain(first, named)
-        self._rater, self._round = rater, round
+        self._rater, self._round, self._place = rater, round, place
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def __iter__(self) -> Iterator[Answer]:
@@ -163,10 +164,20 @@ class Rows:
             answer = self._read(record, Origin(number - 1, self._rater, self._round))
         except NoTextError as error:
             return [Dropped(str(error))]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, FeedbackError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            FeedbackError,
+        ) as error:
             problem = f"it has no {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
             if self.format == NATIVE:  # answers name one another there: a part of them would be another store
-                raise FeedbackError(f"record {number} is not of the format {self.format!r}: {problem}") from error
+                raise FeedbackError(
+                    f"{self._place}: record {number} is not of the format {self.format!r}: {problem}"
+                ) from error
             other = recognise(record) if isinstance(record, Mapping) else None
             if other not in (None, self.format):
                 return [Dropped(f"rows of another format ({other})", detail=problem)]
@@ -186,6 +197,9 @@ class Rows:
             self.noted.add(
                 Dropped(f"answers that are not learned from, since their column 'purpose' says {purpose}", number)
             )
+        if isinstance(attribute := columns.get(ATTRIBUTE), str) and attribute and judgement.ratings is None:
+            columns.pop(ATTRIBUTE)  # of the answer: the same responses may be compared in several attributes
+            judgement = replace(judgement, details={**judgement.details, ATTRIBUTE: attribute})
         details, _ = plain(judgement.details)
         query = replace(query, columns=columns)
         if len(set(query.responses)) < len(query.responses):
