@@ -458,3 +458,17 @@ def test_mixed_and_strange_rows_are_counted() -> None:
     assert found.dropped["pairs of a text and messages"] == 1
     assert found.dropped["responses that are not the assistant's"] == 1
     assert found.examples["rows in which 'chosen' is no text but int"] == "row 5"
+
+
+def test_argilla_rows_of_a_data_set(tmp_path):
+    row = {
+        "id": "1", "status": "completed", "_server_id": "s", "instruction": "Hi", "response1": "a", "response2": "b",
+        "best.responses": ["response2", "response1"], "best.responses.users": ["u1", "u2"],
+        "best.responses.status": ["submitted", "draft"], "best.suggestion": None,
+        "why.responses": None, "why.responses.users": None, "why.responses.status": None,
+    }  # fmt: skip
+    found = import_feedback(write(tmp_path / "a.jsonl", [row]))
+    assert (found.format, found.dropped) == ("argilla", {"drafts": 1})
+    assert [
+        (q.prompt, q.responses, j.choice, j.rater) for q, j in zip(found.queries, found.judgements, strict=True)
+    ] == [("Hi", ("a", "b"), 1, "user-u1")]

@@ -366,3 +366,16 @@ def test_comparisons_in_single_attributes_teach_their_heads(tmp_path: Path, caps
     assert "of the attribute 'funny' (reward_model.attribute_weights) there are 0" in capsys.readouterr().err
     assert main(["fit-reward", data, "--out", out, *settings]) == 2
     assert "attribute_heads need attribute_weights" in capsys.readouterr().err
+
+
+def test_one_class_and_pairs_without_a_prompt_are_said(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"p {i}", "completion": f"said {i}", "label": True} for i in range(4)]
+    with pytest.raises(FeedbackError, match=r"All 4 ratings or labels are 1: one class says nothing"):
+        read_data(write(tmp_path / "one.jsonl", rows)).preferences()
+    rows[0]["label"] = False
+    with pytest.raises(FeedbackError, match=r"Its 4 ratings or labels are of single responses .*--loss kto"):
+        read_data(write(tmp_path / "two.jsonl", rows)).preferences()
+    sides = [{"question": "Why?", "chosen": f"good {i}", "rejected": "bad"} for i in range(3)]
+    data = read_data(write(tmp_path / "orca.jsonl", [*sides]))
+    data.preferences()
+    assert "3 comparisons without a prompt (where a column of a file holds it: --columns prompt=NAME)" in data.remarks()

@@ -10,6 +10,7 @@ from rlhf_gym.feedback.preferences import Preference
 CONTRADICTORY = "prompts with contradictory preferences (a over b, and b over a)"
 CIRCULAR = "prompts whose preferences go in circles (a over b over c over a)"
 EMPTY = "comparisons with an empty response"
+NO_PROMPT = "comparisons without a prompt (where a column of a file holds it: --columns prompt=NAME)"
 
 
 def oddities(preferences: Iterable[Preference]) -> dict[str, int]:
@@ -29,12 +30,13 @@ def oddities(preferences: Iterable[Preference]) -> dict[str, int]:
     found: Counter[str] = Counter()
     for p in preferences:
         found[EMPTY] += not (p.chosen.strip() and p.rejected.strip())
+        found[NO_PROMPT] += not p.prompt.strip()
         if not p.tie:
             wins[p.prompt][p.chosen, p.rejected] += 1
     for of_prompt in wins.values():
         found[CONTRADICTORY] += any((b, a) in of_prompt for a, b in of_prompt)
         found[CIRCULAR] += _has_circle({(a, b) for (a, b), n in of_prompt.items() if n > of_prompt[b, a]})
-    return {reason: found[reason] for reason in (CONTRADICTORY, CIRCULAR, EMPTY) if found[reason]}
+    return {reason: found[reason] for reason in (CONTRADICTORY, CIRCULAR, EMPTY, NO_PROMPT) if found[reason]}
 
 
 def _has_circle(edges: set[tuple[str, str]]) -> bool:

@@ -54,9 +54,24 @@ class PreferenceData:
             raise FeedbackError(
                 f"no judgement in {self.source} prefers one response to another ({len(self.answers)} judgements, "
                 f"{len(kept)} ties{f'; {left_out}' if left_out else ''}): there is nothing to learn or to judge by"
+                f"{self._of_ratings()}"
             )
         self.noted.update(oddities(kept))
         return kept
+
+    def _of_ratings(self) -> str:
+        """Why ratings compare nothing, in words; empty where there are none."""
+        rated = [value for _, j in self.answers for column in (j.ratings or {}).values() for value in column]
+        values = sorted({value for value in rated if value is not None})
+        if not values:
+            return ""
+        if len(values) == 1:
+            return f". All {len(rated)} ratings or labels are {values[0]:g}: one class says nothing of what is better"
+        return (
+            f". Its {len(rated)} ratings or labels are of single responses to different prompts, or equal: a reward model "
+            "is judged by comparisons of responses to one prompt. `train-preferences --loss kto` learns from labels of single "
+            "responses"
+        )
 
     def remarks(self) -> str:
         """What was left out, and what was taken all the same and is worth saying, in words; empty for nothing."""

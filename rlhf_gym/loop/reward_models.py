@@ -16,12 +16,14 @@ import numpy as np
 
 from rlhf_gym.errors import FeedbackError
 from rlhf_gym.feedback import FeedbackStore
+from rlhf_gym.feedback.oddities import oddities
 from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.lm.chat_template import prompt_messages
 from rlhf_gym.lm.decoding import generate
 from rlhf_gym.loop.candidates import round_prompts
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import reference_conversations
+from rlhf_gym.loop.preference_data import remarks_on
 from rlhf_gym.loop.reward_ensemble import fit_members, member_folder
 from rlhf_gym.loop.whole_files import write_json, write_text
 from rlhf_gym.reward_model import Features, FitConfig, Rating, RewardModel
@@ -63,6 +65,8 @@ def fit(context: RunContext, number: int, *, iteration: int = 0) -> None:
             f"no judgement prefers one response to another ({len(preferences)} ties): there is nothing to fit a reward model "
             "to. Begin a new run that asks about more prompts (sampling.prompts), or a rater who skips and ties less"
         )
+    if remarks := remarks_on({}, oddities(preferences)):
+        context.progress.say(f"round {number} reward model: {remarks}")
     trunk = context.reference.frozen_copy()
     if context.config.reward_model.shuffle_labels:
         preferences, ratings = shuffled(preferences, ratings, context.seed(number, "fit"))

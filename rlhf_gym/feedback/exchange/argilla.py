@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from rlhf_gym.feedback.exchange.pairs import answer_of, pair_columns, prompt_column
@@ -14,6 +15,7 @@ from rlhf_gym.feedback.preferences import judged_pairs
 from rlhf_gym.feedback.queries import Judgement, Query, QueryType, content_id
 
 _TIES = "ties"
+_ANSWERS = ".responses"
 _NAMES = ("response", "completion", "answer", "output", "generation", "text")
 _NUMBERED = re.compile(r"[_-]?([0-9]+|[a-z])?")
 _RATERS = uuid.UUID("4a1f6d0e-62a4-4d5a-9b0a-6f0d7b6a5c11")  # Argilla's users are UUIDs: ours are made from names
@@ -67,11 +69,11 @@ def write_argilla(query: Query, judgement: Judgement) -> Iterator[Record | Dropp
 def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dropped]:
     """An answer for each person's ranking or choice, and one for their ratings.
 
-    Records are read as ``dataset.records.to_list()`` and ``to_json`` of version 2 give them, and those of version 1, where
-    answers stand by person. The prompt is the field ``prompt``, ``instruction``, ``question``, ``input``, ...; ``response_1``
-    and ``completion-1`` are as good as ``response1``. A ranking is any answer that lists responses, a choice any that names one
-    of two; ratings are responses to questions that end in a response's number (``helpful_1``); where there is one response, to
-    any question that is answered with a number.
+    Records are read as ``dataset.records.to_list()``, ``to_json`` and ``to_datasets()`` of version 2 give them, and those of
+    version 1, where answers stand by person. The prompt is the field ``prompt``, ``instruction``, ``question``, ``input``, ...;
+    ``response_1`` and ``completion-1`` are as good as ``response1``. A ranking is any answer that lists responses, a choice any
+    that names one of two; ratings are responses to questions that end in a response's number (``helpful_1``); where there is
+    one response, to any question that is answered with a number.
 
     Args:
         record: one record of the format.
@@ -80,6 +82,7 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
     Raises:
         KeyError: the record has no prompt or no response; it names the missing field.
     """
+    record = _of_flat(record) if is_flat(record) else record
     fields, metadata = record["fields"], record.get("metadata") or {}
     asked = prompt_column(fields)
     names = _responses(fields, asked)
@@ -119,6 +122,25 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
         fields_said: dict[str, Any] = {"skipped": True} if empty else {"ratings": ratings}
         found.append(origin.answer(prompt, texts, query_type="rating", columns=columns, rater=rater, **fields_said))
     return found or [Dropped("records without a ranking, a rating or a choice of one response")]
+
+
+def is_flat(record: Mapping[str, Any]) -> bool:
+    """True for a row of the data set that version 2 makes of records: a column a field, answers in ``NAME.responses``."""
+    return any(f"{name}.users" in record for name in record if isinstance(name, str) and name.endswith(_ANSWERS))
+
+
+def _of_flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a data set as a record with fields and responses."""
+    responses: dict[str, list[dict[str, Any]]] = {}
+    for name in record:
+        if name.endswith(_ANSWERS):
+            values, users, states = (record.get(f"{name}{part}") or [] for part in ("", ".users", ".status"))
+            responses[name.removesuffix(_ANSWERS)] = [
+                {"value": value, "user_id": user, "status": state}
+                for value, user, state in zip_longest(values, users, states)
+            ]
+    fields = {name: value for name, value in record.items() if "." not in name and isinstance(value, str | list)}
+    return {"fields": fields, "responses": responses}
 
 
 def _responses(fields: Mapping[str, Any], prompt: str | None) -> list[str]:

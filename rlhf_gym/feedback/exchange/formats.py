@@ -99,7 +99,8 @@ FORMATS: dict[str, Format] = {
         "the order shown, ties, strengths, columns, model versions",
     ),
     "argilla": Format(
-        argilla.read_argilla, lambda row: isinstance(row.get("fields"), Mapping), argilla.write_argilla,
+        argilla.read_argilla, lambda row: isinstance(row.get("fields"), Mapping) or argilla.is_flat(row),
+        argilla.write_argilla,
         "times, the order shown, reasons, ties but of ratings, strengths, columns, model versions",
     ),
     "openai-summarize": Format(
