@@ -20,7 +20,7 @@ from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import compare_conversations
 from rlhf_gym.loop.label import paid_before
 from rlhf_gym.loop.whole_files import write_json
-from rlhf_gym.reward_model.evaluation import judged
+from rlhf_gym.reward_model.evaluation import accuracy
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import Reward, Scores, reward_name, score
 from rlhf_gym.tasks.samples import Prompt, columns_of
@@ -173,10 +173,9 @@ def _labels_against_gold(context: RunContext, number: int, most: int) -> dict[st
     known = np.isfinite(differences)
     if not known.any():
         return {}
-    result = judged(differences[known], [p for p, there in zip(chosen, known, strict=True) if there])
-    return {
-        "labels_agree": result.accuracy, "labels_agree_se": result.standard_error, "labels_agree_n": result.n_validation,
-    }  # fmt: skip
+    compared = [p for p, there in zip(chosen, known, strict=True) if there]
+    agree, error = accuracy(differences[known], compared)
+    return {"labels_agree": agree, "labels_agree_se": error, "labels_agree_n": sum(not p.tie for p in compared)}
 
 
 def _places(one: Preference, columns: Mapping[str, Any]) -> list[tuple[str, str]]:

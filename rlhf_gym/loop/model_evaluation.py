@@ -11,30 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.agents.common.collect_turns import collect_conversations
-from rlhf_gym.agents.online_dpo import preferred
 from rlhf_gym.envs.talk_scoring import EnvironmentReward, Played
 from rlhf_gym.envs.text_vec_env import make_conversation_env
-from rlhf_gym.errors import ConfigError, RewardError
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.exchange.transcripts import read_turns
-from rlhf_gym.feedback.queries import Query
 from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.loop.compared_answers import Answers, Comparison, scored
 from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import given_argument
 from rlhf_gym.loop.conversations import talking_policy
-from rlhf_gym.loop.given_data import DATA_TASK, Unscored, data_task, read_given
+from rlhf_gym.loop.given_data import DATA_TASK, data_task, read_given
 from rlhf_gym.loop.intervals import standard_error, wilson_interval
-from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater, find_rater
+from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.run_task import gold_of, task_of
-from rlhf_gym.rewards.adaptive import frozen
-from rlhf_gym.rewards.base import Reward, score
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.prompt_ids import prompt_ids
-from rlhf_gym.tasks.samples import Prompt, columns_of
+from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.too_long import OnTooLong, TooLong, check_conversation_fits, fit_task
 from rlhf_gym.text import distinct_2
 
@@ -211,39 +208,19 @@ def evaluate_model(model: str, settings: EvalSettings) -> ModelEvaluation:
     prompts = list(task.held_out[: settings.limit])
     ours, theirs = _responses(model, policy, prompts, task, settings), None
     if settings.against is not None:
-        theirs = _responses(
-            settings.against, load_run_or_model(settings.against, settings.device), prompts, task, settings
-        )
-    scores, other = (
-        None if gold is None or found is None else _scores(gold, prompts, found) for found in (ours, theirs)
-    )
-    return _measured(model, task, settings, prompts, ours, theirs, scores, other, gold, rater, too_long)
+        other = load_run_or_model(settings.against, settings.device)
+        theirs = scored(gold, prompts, _responses(settings.against, other, prompts, task, settings))
+    found = Comparison(prompts, scored(gold, prompts, ours), theirs, gold, rater)
+    return _measured(model, task, settings, found, too_long)
 
 
 def _measured(
-    model: str, task: Task, settings: EvalSettings, prompts: Sequence[Prompt], ours: Sequence[Sequence[Generation]],
-    theirs: Sequence[Sequence[Generation]] | None, scores: NDArray[np.float64] | None, other: NDArray[np.float64] | None,
-    gold: Reward | None, rater: RaterConfig | None, too_long: Sequence[TooLong],
-) -> ModelEvaluation:  # fmt: skip
-    """What responses and their rewards ``[prompts, n]`` say of a model, and of it against another one."""
-    kept = np.ones(len(prompts), dtype=bool)
-    for table in (scores, other):
-        kept &= True if table is None else np.isfinite(table).all(axis=1)
-    if not kept.any():
-        raise RewardError(f"the reward failed on every one of the {len(prompts)} prompts")
-    wins: NDArray[np.float64] | None = None
-    if theirs is not None and rater is not None:
-        found_rater = find_rater(
-            rater,
-            Unscored() if gold is None else gold,
-            lambda _: _reference_rewards(scores, other)[kept],
-            settings.seed,
-        )
-        wins = _judged(found_rater, prompts, ours, theirs, settings.seed)[kept]
-    elif scores is not None and other is not None:
-        wins = np.sign(scores - other)[kept]
+    model: str, task: Task, settings: EvalSettings, found: Comparison, too_long: Sequence[TooLong]
+) -> ModelEvaluation:
+    """What responses and their rewards say of a model, and of it against another one."""
+    kept, scores, wins = found.kept, found.ours.rewards, found.wins(settings.seed)
     passed = None if scores is None else (scores[kept] >= settings.threshold).sum(axis=1)
-    every = [g for row in ours for g in row]
+    every = [g for row in found.ours.responses for g in row]
     return ModelEvaluation(
         model=model, task=task.name, n_prompts=int(kept.sum()), skipped=int((~kept).sum()), number=settings.number,
         reward=None if scores is None else Measured.mean(scores[kept].mean(axis=1)),
@@ -254,7 +231,7 @@ def _measured(
         against=settings.against or "", ties=0 if wins is None else int((wins == 0).sum()),
         length=float(np.mean([len(g.ids) for g in every])), ended=float(np.mean([g.ended for g in every])),
         distinct_2=distinct_2([_own_words(task, g.text) for g in every]), too_long=list(map(str, too_long)),
-        responses=_rows(prompts, ours, theirs, scores, other),
+        responses=found.rows(),
     )  # fmt: skip
 
 
@@ -373,26 +350,24 @@ def _evaluate_conversations(name: str, policy: LanguageModel, task: Task, settin
             f"task {task.name!r} is a conversation, whose environment gives prompts and rewards: leave --{wrong[0]} out"
         )
     rater = _rater(settings)
-    prompts, ours, scores = _played(name, policy, task, settings)
-    theirs, other = None, None
+    prompts, ours = _played(name, policy, task, settings)
+    theirs = None
     if settings.against is not None:
         model = load_run_or_model(settings.against, settings.device)
-        _, theirs, other = _played(settings.against, model, task, settings)
+        _, theirs = _played(settings.against, model, task, settings)
     known = {
         (str(prompt.columns["opening"]), generation.text): float(value) if np.isfinite(value) else None
-        for rows, table in ((ours, scores), (theirs, other))
-        if rows is not None and table is not None
-        for prompt, row, values in zip(prompts, rows, table, strict=True)
+        for answers in (ours, theirs)
+        if answers is not None and answers.rewards is not None
+        for prompt, row, values in zip(prompts, answers.responses, answers.rewards, strict=True)
         for generation, value in zip(row, values, strict=True)
     }
-    gold = EnvironmentReward(known)
-    return _measured(name, task, settings, prompts, ours, theirs, scores, other, gold, rater, [])
+    found = Comparison(prompts, ours, theirs, EnvironmentReward(known), rater)
+    return _measured(name, task, settings, found, [])
 
 
-def _played(
-    name: str, model: LanguageModel, task: Task, settings: EvalSettings
-) -> tuple[list[Prompt], list[list[Generation]], NDArray[np.float64]]:
-    """Openings, the conversations from each, and what they were paid, ``[openings, n]``; NaN where a reward failed."""
+def _played(name: str, model: LanguageModel, task: Task, settings: EvalSettings) -> tuple[list[Prompt], Answers]:
+    """Openings, and the conversations from each with what they were paid."""
     number = settings.number
     slots = number * math.gcd(settings.limit, max(1, BATCH // number))
     talks = make_conversation_env(slots, task=task, tokenizer=model.tokenizer)
@@ -409,7 +384,7 @@ def _played(
     openings = [
         replace(one.prompt, columns={**one.prompt.columns, "opening": str(i)}) for i, one in enumerate(played[::number])
     ]
-    return openings, [flat[i : i + number] for i in range(0, len(flat), number)], paid.reshape(-1, number)
+    return openings, Answers([flat[i : i + number] for i in range(0, len(flat), number)], paid.reshape(-1, number))
 
 
 def _own_words(task: Task, text: str) -> str:
@@ -417,67 +392,6 @@ def _own_words(task: Task, text: str) -> str:
     if task.conversation is None:
         return text
     return "\n".join(m["content"] for m in read_turns(text) if m["role"] == "assistant")
-
-
-def _scores(gold: Reward, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]) -> NDArray[np.float64]:
-    """Rewards ``[prompts, n]``; NaN where the reward failed and is set to skip failures."""
-    repeated = [p for p, row in zip(prompts, responses, strict=True) for _ in row]
-    with frozen(gold):
-        found = score(
-            gold,
-            [p.text for p in repeated],
-            [g.text for row in responses for g in row],
-            columns_of(repeated),
-            may_skip=True,
-        )
-    return np.where(found.kept, found.values, np.nan).reshape(len(prompts), -1)
-
-
-def _judged(
-    rater: Any, prompts: Sequence[Prompt], ours: Sequence[Sequence[Generation]], theirs: Sequence[Sequence[Generation]],
-    seed: int,
-) -> NDArray[np.float64]:  # fmt: skip
-    """A rater's preferences ``[prompts, n]``: 1 for ours, -1 for theirs, 0 for ties, skips and equal texts.
-
-    Which of the two is shown first is drawn anew for each pair, so that a preference for a position favours neither.
-    """
-    swapped = np.random.default_rng(seed).integers(0, 2, size=(len(prompts), len(ours[0]))).astype(bool)
-    queries: dict[tuple[int, int], Query] = {}
-    for i, (prompt, mine, other) in enumerate(zip(prompts, ours, theirs, strict=True)):
-        for j, (a, b) in enumerate(zip(mine, other, strict=True)):
-            if a.text != b.text:
-                pair = (b.text, a.text) if swapped[i, j] else (a.text, b.text)
-                queries[i, j] = Query(
-                    prompt=prompt.text, responses=pair, columns=prompt.columns, index=i * len(mine) + j
-                )
-    wins = np.zeros(swapped.shape)
-    for place, sign in zip(queries, preferred(list(queries.values()), rater).tolist(), strict=True):
-        wins[place] = -sign if swapped[place] else sign
-    return wins
-
-
-def _rows(
-    prompts: Sequence[Prompt], ours: Sequence[Sequence[Generation]], theirs: Sequence[Sequence[Generation]] | None,
-    scores: NDArray[np.float64] | None, other: NDArray[np.float64] | None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    for i, prompt in enumerate(prompts):
-        row: dict[str, Any] = {"prompt": prompt.text, "responses": [g.text for g in ours[i]]}
-        if scores is not None:
-            row["rewards"] = scores[i].tolist()
-        if theirs is not None:
-            row["against_responses"] = [g.text for g in theirs[i]]
-        if other is not None:
-            row["against_rewards"] = other[i].tolist()
-        rows.append(row)
-    return rows
-
-
-def _reference_rewards(*tables: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    found = [table for table in tables if table is not None]
-    if not found:
-        raise ConfigError("a preset of the simulated rater is fitted to rewards, and the task has none: give --reward")
-    return np.concatenate(found, axis=1)
 
 
 def _percent(value: Measured) -> str:

@@ -18,7 +18,7 @@ from rlhf_gym.loop.preference_data import PreferenceData
 from rlhf_gym.reward_model import FitResult, RewardModel
 from rlhf_gym.reward_model.attribute_items import of_attribute, preferences_to_judge
 from rlhf_gym.reward_model.batches import texts_of
-from rlhf_gym.reward_model.evaluation import head_scores, judged, raw_scores
+from rlhf_gym.reward_model.evaluation import accuracy, head_scores, judged, raw_scores
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.rewards.base import AnyReward, score
 from rlhf_gym.study.agreement import accuracy_from_agreement
@@ -185,8 +185,7 @@ def attribute_slices(
         texts = texts_of(own)
         scores = dict(zip(texts, head_scores(model, texts, features)[:, column].tolist(), strict=True))
         gaps = [scores[p.prompt, p.chosen] - scores[p.prompt, p.rejected] for p in own]
-        result = judged(np.array(gaps), own)
-        rows.append(Slice("attribute", name, result.accuracy, result.standard_error, len(own)))
+        rows.append(Slice("attribute", name, *accuracy(np.array(gaps), own), len(own)))
     return rows
 
 
@@ -290,6 +289,6 @@ def _sliced(
         return []
     rows = []
     for group, members in sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_ROWS]:
-        result = judged(difference[members], [preferences[i] for i in members])
-        rows.append(Slice(by, group or "(none)", result.accuracy, result.standard_error, len(members)))
+        found = accuracy(difference[members], [preferences[i] for i in members])
+        rows.append(Slice(by, group or "(none)", *found, len(members)))
     return sorted(rows, key=lambda row: row.name) if by in ("length", "margin", "subset") else rows

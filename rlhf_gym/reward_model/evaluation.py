@@ -144,16 +144,29 @@ def judged(differences: NDArray[np.float64], preferences: Sequence[Preference]) 
         losses = np.logaddexp(0, -differences) + np.where(tie, differences / 2, 0)
         loss = float(losses.mean())
     decided = differences[~tie]
-    n = len(decided)
-    if n == 0:
-        return FitResult(math.nan, math.nan, 0, 0, math.nan, [], loss=loss)
-    right = (decided > 0) + 0.5 * (decided == 0)
+    share, error = accuracy(differences, preferences)
+    if len(decided) == 0:
+        return FitResult(share, error, 0, 0, math.nan, [], loss=loss)
     bins, ece = calibration(decided)
-    clusters = [p.prompt for p in preferences if not p.tie]
+    return FitResult(share, error, 0, len(decided), ece, bins, loss=loss, ece_floor=expected_ece(decided))
+
+
+def accuracy(differences: NDArray[np.float64], preferences: Sequence[Preference]) -> tuple[float, float]:
+    """The share of preferences without ties that score differences have right, and its standard error; NaN for none.
+
+    Args:
+        differences: float64 ``[N]``, scores of the chosen responses minus those of the rejected.
+        preferences: the ``N`` preferences, ties too.
+    """
+    kept = [i for i, p in enumerate(preferences) if not p.tie]
+    if not kept:
+        return math.nan, math.nan
+    decided = differences[kept]
+    right = (decided > 0) + 0.5 * (decided == 0)
+    clusters = [preferences[i].prompt for i in kept]
     if len(set(clusters)) == 1:  # a conversation that always begins the same: a single cluster would tell nothing
-        clusters = [p.query_id for p in preferences if not p.tie]
-    error = clustered_standard_error(right, clusters)
-    return FitResult(float(right.mean()), error, 0, n, ece, bins, loss=loss, ece_floor=expected_ece(decided))
+        clusters = [preferences[i].query_id for i in kept]
+    return float(right.mean()), clustered_standard_error(right, clusters)
 
 
 def clustered_standard_error(values: NDArray[np.float64], clusters: Sequence[str]) -> float:
