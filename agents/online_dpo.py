@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,8 +14,7 @@ from torch import Tensor
 from rlhf_gym.agents.common.advantages import equal_groups
 from rlhf_gym.agents.common.forward import episode_log_probs
 from rlhf_gym.agents.common.losses import PairLoss
-from rlhf_gym.agents.common.metrics import check_finite
-from rlhf_gym.agents.common.minibatch import Terms
+from rlhf_gym.agents.common.minibatch import Terms, add_gradients
 from rlhf_gym.agents.common.preference_losses import preference_loss, response_sums
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
@@ -199,16 +198,18 @@ class OnlineDPO(CriticFree):
         sizes = [longest.get(row, 0) for row in range(len(rollout.episodes))]
         own = self.ranks.share(rows[::2], sizes)
         found = self.gradient(
-            lambda tokens: self._gradient(rollout, own, len(longest), [sizes[i] for i in own], tokens)
+            lambda tokens: add_gradients(
+                self._passes(rollout, own, len(longest), [sizes[i] for i in own], tokens), self.scaler, self.where
+            )
         )
         self.record(**sum_tables(found))
         self.step_optimizer()
         return True
 
-    def _gradient(
+    def _passes(
         self, rollout: Rollout, firsts: list[int], pairs_in_all: int, longest: list[int], tokens_per_batch: int
-    ) -> dict[str, float]:
-        """Add the gradient of pairs of a minibatch to the policy's weights; returns their part of its metrics.
+    ) -> Iterator[tuple[Tensor, Terms]]:
+        """Pairs of a minibatch in micro-batches: the part of the minibatch's loss and metrics that each adds.
 
         Args:
             rollout: the episodes.
@@ -217,7 +218,6 @@ class OnlineDPO(CriticFree):
             longest: tokens of each pair, padded.
             tokens_per_batch: padded tokens per pass.
         """
-        metrics: Terms = {}
         for group in batches_by_length(longest, tokens_per_batch):
             pairs = [firsts[g] for g in group]
             micro = [row for first in pairs for row in (first, first + 1)]
@@ -228,15 +228,11 @@ class OnlineDPO(CriticFree):
             margins = sign * (sums[0::2] - sums[1::2])
             losses = preference_loss(margins, self.beta, self.loss, label_smoothing=self.label_smoothing)
             total = losses.sum() / pairs_in_all
-            check_finite({"the preference loss is": total.detach()}, self.where)
-            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             chosen = torch.where(sign > 0, sums[0::2], sums[1::2]).detach()
             rejected = torch.where(sign > 0, sums[1::2], sums[0::2]).detach()
-            amounts = {
+            yield total, {
                 "train/loss": total.detach(), "rewards/chosen": self.beta * chosen.sum() / pairs_in_all,
                 "rewards/rejected": self.beta * rejected.sum() / pairs_in_all,
                 "rewards/margins": self.beta * margins.detach().sum() / pairs_in_all,
                 "rewards/accuracies": (margins.detach() > 0).float().sum() / pairs_in_all,
             }  # fmt: skip
-            metrics = {name: metrics.get(name, 0) + amount for name, amount in amounts.items()}
-        return {name: float(amount) for name, amount in metrics.items()}

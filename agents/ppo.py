@@ -190,7 +190,7 @@ class PPO(TokenAlgorithm):
         policy = self.policy
         lengths = torch.tensor([rollout.lengths[i] for i in rows])
         weights = token_weights(lengths, self.aggregation, constant_length=policy.limits.max_new_tokens)
-        total, clips = 0.0, 0.0
+        parts: list[Tensor] = []
         weight_of = dict(zip(rows, weights, strict=True))
         for group in batches_by_length([rollout.totals[i] for i in own], tokens_per_batch):
             micro = [own[g] for g in group]
@@ -202,7 +202,11 @@ class PPO(TokenAlgorithm):
             mean = (loss * weight).sum()
             check_finite({"the value loss is": mean.detach()}, self.where)
             self.scaler.scale(mean * self.coefficient("value")).backward()  # type: ignore[no-untyped-call]
-            total, clips = total + float(mean.detach()), clips + float(clipped.sum())
+            parts.append(torch.stack([mean.detach(), clipped.sum()]))
+        # One transfer for all; the sums are of Python's numbers, so that they do not depend on the device.
+        total, clips = (
+            (sum(column) for column in zip(*torch.stack(parts).tolist(), strict=True)) if parts else (0.0, 0.0)
+        )
         return total, clips / int(lengths.sum())
 
     def after_learning(self, rollout: Rollout) -> None:

@@ -22,8 +22,8 @@ from rlhf_gym.agents.common.given_pairs import (
     is_prompt,
     place_in_pass,
 )
-from rlhf_gym.agents.common.metrics import check_finite
-from rlhf_gym.agents.common.minibatch import Terms
+from rlhf_gym.agents.common.metrics import read_once
+from rlhf_gym.agents.common.minibatch import Terms, add_gradients, sum_terms
 from rlhf_gym.agents.common.preference_losses import (
     PreferenceLoss,
     kto_loss,
@@ -235,18 +235,12 @@ class PreferenceOptimization(CriticFree):
             True: learning from this rollout always goes on.
         """
         own = self.ranks.share(rows[:: self.together], rollout.totals)
-        self.record(**sum_tables(self.gradient(lambda tokens: self._gradient(rollout, rows, own, tokens))))
+        found = self.gradient(
+            lambda tokens: add_gradients(self._passes(rollout, rows, tokens, own), self.scaler, self.where)
+        )
+        self.record(**sum_tables(found))
         self.step_optimizer()
         return True
-
-    def _gradient(self, rollout: Rollout, rows: list[int], own: list[int], tokens_per_batch: int) -> dict[str, float]:
-        """Add the gradient of this rank's share of a minibatch to the policy's weights; returns its part of the metrics."""
-        parts = []
-        for loss, metrics in self._passes(rollout, rows, tokens_per_batch, own):
-            check_finite({"the preference loss is": loss.detach()}, self.where)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            parts.append(metrics)
-        return {name: float(amount) for name, amount in _summed(parts).items()}
 
     @torch.no_grad()
     def measure(self, data: Sequence[PreferenceRow]) -> dict[str, float]:
@@ -274,11 +268,10 @@ class PreferenceOptimization(CriticFree):
             if self.loss not in WITHOUT_REFERENCE:
                 assert self.reference is not None
                 fill_reference(self.policy, self.reference, rollout, tokens)
-            return _summed([metrics for _, metrics in self._passes(rollout, everything, tokens)])
+            return sum_terms(metrics for _, metrics in self._passes(rollout, everything, tokens))
 
-        return {
-            name.replace("train/loss", "loss"): float(value) for name, value in self.within_memory(measured).items()
-        }
+        means = read_once(self.within_memory(measured))
+        return {name.replace("train/loss", "loss"): value for name, value in means.items()}
 
     def _passes(
         self, rollout: Rollout, rows: list[int], tokens_per_batch: int, own: list[int] | None = None
@@ -400,11 +393,3 @@ def check_row(number: int, row: Any, loss: PreferenceLoss) -> None:
             f"preferences[{number}] has only one response, and loss={loss!r} learns from pairs: leave it out, or take "
             "loss='kto'"
         )
-
-
-def _summed(parts: Sequence[Terms]) -> Terms:
-    out: Terms = {}
-    for part in parts:
-        for name, amount in part.items():
-            out[name] = out.get(name, torch.zeros((), device=amount.device)) + amount
-    return out

@@ -21,7 +21,7 @@ from web_study import joined, question, study
 from rlhf_gym.agents import PPO, Validation
 from rlhf_gym.agents.common.collect_turns import episode_seed
 from rlhf_gym.envs.talk_scoring import EnvironmentReward
-from rlhf_gym.errors import ConfigError, FeedbackError, RewardError
+from rlhf_gym.errors import ConfigError, FeedbackError, RewardError, TaskError
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.exchange.transcripts import further_turns, read_turns
 from rlhf_gym.feedback.preferences import Preference
@@ -208,6 +208,16 @@ def test_what_a_conversation_has_not_is_refused(given: dict[str, Any], named: st
         RunContext.of(build(config), None, Progress(quiet=True))  # type: ignore[arg-type]
 
 
+def test_conversations_that_outgrow_the_context_are_refused_before_any_is_played(settings: Any, tmp_path: Path) -> None:
+    small = save_tiny_model(tmp_path / "model", context=100)
+    told = r"conversations of up to 112 tokens, and the context of .* is 100"
+    with pytest.raises(TaskError, match=told):
+        run_loop(build({**settings, "model": {"name": str(small)}}), tmp_path / "run", progress=Progress(quiet=True))
+    assert not (tmp_path / "run" / "round-1").exists()
+    with pytest.raises(TaskError, match=told):
+        evaluate_model(str(small), EvalSettings(task="guess_number"))
+
+
 def test_transcripts_are_read_back_and_nobody_can_forge_a_turn() -> None:
     text = further_turns(HIDDEN)
     assert read_turns(text) == [
@@ -230,11 +240,11 @@ def test_a_reward_model_reads_all_turns_through_the_template_once(family_name: s
     messages = prompt_messages({"messages": TALK[:1], "several_turns": True})
     assert isinstance(messages, Opening)
     assert not isinstance(prompt_messages({"messages": TALK[:1]}), Opening)
-    ids = model._whole("a transcript", further_turns(talk[1:]), messages)
+    ids = list(model._whole("a transcript", further_turns(talk[1:]), messages))
     shown = hub.apply_chat_template(talk, add_generation_prompt=False, tokenize=False).rstrip()
     assert hub.decode(ids).removesuffix(hub.eos_token) == shown.removesuffix(hub.eos_token)
     assert (ids[-1], ids[-2] == tokenizer.eos_id) == (tokenizer.eos_id, False)
-    single = model._whole("2+2?", "4", TALK[:1])  # a single response stays what it was
+    single = list(model._whole("2+2?", "4", TALK[:1]))  # a single response stays what it was
     assert single == [*tokenizer.encode_messages(TALK[:1]), *tokenizer.encode("4"), tokenizer.eos_id]
 
 

@@ -1,47 +1,32 @@
-"""The one class between stable-baselines3's ``OnPolicyAlgorithm`` and the agents: an iteration, from rollout to metrics."""
+"""How every agent learns: an iteration, from rollout to metrics. What an agent is made of is in ``agent.py``."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import get_system_info
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import shape_scores
-from rlhf_gym.agents.common.callbacks import StepCounter, end_iteration, iteration_callbacks
-from rlhf_gym.agents.common.checkpoint import check_whole, custom_settings, load_agent, save_agent
-from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, decode_episodes, kl_now
-from rlhf_gym.agents.common.collect_turns import collect_conversations, text_env_inside
-from rlhf_gym.agents.common.entropy import EntropyController
+from rlhf_gym.agents.common.agent import TokenAgent
+from rlhf_gym.agents.common.callbacks import end_iteration, iteration_callbacks
+from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, kl_now
+from rlhf_gym.agents.common.episode_source import Order
 from rlhf_gym.agents.common.forward import fill_log_probs, fill_reference, fill_values
-from rlhf_gym.agents.common.kl import (
-    Action,
-    Estimator,
-    KLController,
-    KLLimit,
-    kl_controller,
-    kl_estimate,
-    sequence_kl_loss,
-    weighted_kl_estimate,
-)
-from rlhf_gym.agents.common.losses import Aggregation, Clipped
+from rlhf_gym.agents.common.kl import kl_estimate, sequence_kl_loss, weighted_kl_estimate
+from rlhf_gym.agents.common.losses import Clipped
 from rlhf_gym.agents.common.metrics import (
     MINIBATCH_METRICS,
     PhaseSeconds,
-    check_finite,
     check_rollout,
     means,
     quantiles,
@@ -50,163 +35,31 @@ from rlhf_gym.agents.common.metrics import (
     rollout_metrics,
 )
 from rlhf_gym.agents.common.minibatch import Terms, accumulate_gradient
-from rlhf_gym.agents.common.mismatch import Correction, importance_weights, mismatch_metrics
-from rlhf_gym.agents.common.norms import gradient_norms, layer_groups, update_norms
-from rlhf_gym.agents.common.optimizer import clip_gradients, make_optimizer, rate_at
-from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
-from rlhf_gym.agents.common.policy_losses import PolicyLoss, policy_loss
-from rlhf_gym.agents.common.ranks import check_divides, process_ranks
+from rlhf_gym.agents.common.mismatch import importance_weights, mismatch_metrics
+from rlhf_gym.agents.common.optimizer_step import clipped_step
+from rlhf_gym.agents.common.policy_losses import policy_loss
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
-from rlhf_gym.agents.common.rollout_engine import engine_of
-from rlhf_gym.agents.common.rollout_workers import RolloutWorkers, workers_of
-from rlhf_gym.agents.common.settings import SIZES, UNSET, AgentSettings, signature_of
 from rlhf_gym.agents.common.setup import (
-    check_env,
-    check_observations,
-    learning_model,
-    limits_of,
-    load_models,
-    made_env,
-    policy_class,
-    sb3_arguments,
-    sizes,
-    slots_of,
     timesteps_to_learn,
-    usable_device,
 )
 from rlhf_gym.agents.common.shares import check_agreement, check_weights, fill_tables, finish_scores, sum_tables
-from rlhf_gym.agents.common.slots import draws_by_weights, group_slots, rules_of, seed_slots, token_env_inside
-from rlhf_gym.agents.common.training_state import restore_training, training_state
+from rlhf_gym.agents.common.slots import draws_by_weights, note_outcomes, rules_of
 from rlhf_gym.agents.common.turn_credit import per_turn
-from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError, NotFiniteError, TrainingStopped
-from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora
-from rlhf_gym.lm.sampling import Limits, Sampling, greedily
-from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 T = TypeVar("T")
 KL_AT_END = "objective/kl_at_end"
 
 
-class TokenAlgorithm(OnPolicyAlgorithm):
+class TokenAlgorithm(TokenAgent):
     """Base of the agents: :meth:`iterate` is an iteration; a subclass defines :meth:`prepare` (advantages) and :meth:`losses`.
 
     Args:
-        policy: ``"LMPolicy"``, or a subclass of :class:`~rlhf_gym.agents.common.policy.LMPolicy`.
-        env: a :class:`~rlhf_gym.envs.TokenVecEnv` (fast), or any environment of token observations.
-        learning_rate: a setting like the others, which stable-baselines3 takes in the third place.
-        settings: the fields of the class's ``Settings``. Each becomes an attribute of its name.
-
-    Attributes:
-        settings: all of them, with models by name; defaults are adapted to the environment.
-        reference: the frozen model that KL is measured from; None where nothing needs it and none was given.
-        rollout_engine: what generates responses (:mod:`rlhf_gym.lm.engines`); None for the built-in engine.
-        rollout_workers: the workers on Ray that generate and score responses; None without them.
-        rollout: the last iteration's rollout.
-        iteration: number of iterations done.
-        stopped: the reason, in words, why training ended by itself; else None.
-        ranks: the processes that learn together.
-
-    Raises:
-        ConfigError: an unknown setting, one out of range, or settings that contradict one another; before any work starts.
+        policy: as of :class:`~rlhf_gym.agents.common.agent.TokenAgent`, like the others.
+        env: the environment.
+        learning_rate: a setting.
+        settings: the fields of the class's ``Settings``.
     """
-
-    Settings: ClassVar[type[AgentSettings]] = AgentSettings
-
-    policy: LMPolicy
-    policy_aliases: ClassVar[dict[str, Any]] = {"LMPolicy": LMPolicy}
-    in_conversations: ClassVar[bool] = True  # False for agents that cannot learn in several turns
-    greedy_first: ClassVar[bool] = False  # True: the first slot of each group takes the most probable tokens
-    loss_kl_estimator: ClassVar[Estimator] = "k2"  # for kl_in="loss" without a kl_estimator
-
-    n_episodes: int
-    batch_size: int
-    tokens_per_batch: int
-    learning_rate_decay: str
-    learning_rate_warmup: float
-    scaler: torch.amp.GradScaler
-    _stepping: SteppingCollector | None  # made when it is first needed
-    # The values for agents that do not have the setting.
-    n_epochs: int = 1
-    group_size: int = 1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    collect: str = "auto"
-    discount_per: Literal["token", "turn"] = "token"
-    value_network: ValueNetwork | None = None
-    value_start: Any = None
-    aggregation: Aggregation = "token"
-    clip_range: float | Schedule | None = None
-    clip_range_high: float | None = None
-    dual_clip: float | None = None
-    policy_loss: PolicyLoss = "ppo"
-    sapo_temperature: float = 1.0
-    sapo_temperature_negative: float = 1.05
-    clip_range_vf: float | None = None
-    target_kl: float | None = None
-    max_ratio: float = math.inf
-    old_log_probs: str = "rollout"
-    importance_sampling: Correction | None = None
-    importance_cap: float = math.inf
-    value_max_grad_norm: float | None = None
-    clip_scores: float | None = None
-    missing_eos_penalty: float | None = None
-    missing_eos_score: float | None = None
-    ent_coef: float = 0.0
-    ent_target: float | None = None
-    ent_coef_step: float = 0.0
-    kl_coef: float = 0.0
-    kl_target: float | None = None
-    kl_horizon: float = math.inf
-    kl_estimator: Estimator = "k1"
-    kl_in: str = "reward"
-    kl_gradient: str = "token"
-    kl_importance: bool = False
-    kl_limit: float | None = None
-    on_kl_limit: Action | None = None
-
-    def __init__(
-        self,
-        policy: str | type[LMPolicy] = "LMPolicy",
-        env: GymEnv | str | None = None,
-        learning_rate: Any = UNSET,
-        *,
-        _init_setup_model: bool = True,
-        **settings: Any,
-    ) -> None:
-        if learning_rate is not UNSET:
-            settings["learning_rate"] = learning_rate
-        self.ranks = process_ranks()  # first: it may choose the device
-        self._chosen_sizes = {name: settings[name] for name in SIZES if name in settings}
-        given = self.Settings.of(settings, type(self).__name__, num_envs=slots_of(env))
-        super().__init__(policy_class(policy), made_env(env), _init_setup_model=False, **sb3_arguments(given))
-        for name in given.names() - AgentSettings.argument_names():
-            setattr(self, name, getattr(given, name))
-        self._given = given
-        self.settings = given.named()
-        self._model_by_name = isinstance(given.language_model, str)
-        self.sampling = Sampling(self.temperature, self.top_k, self.top_p)
-        self.rollout_engine = engine_of(vars(given))
-        self.rollout_workers: RolloutWorkers | None = workers_of(vars(given))
-        self.kl_estimator = self.kl_estimator or ("k1" if self.kl_in == "reward" else self.loss_kl_estimator)
-        self.kl_controller: KLController = kl_controller(self.kl_coef, self.kl_target, self.kl_horizon)
-        self.entropy_controller = EntropyController(self.ent_coef, self.ent_target, self.ent_coef_step)
-        self.kl_guard = KLLimit(self.kl_limit, self.on_kl_limit)
-        self.rollout: Rollout | None = None
-        self.iteration = 0
-        self.episode_count = 0
-        self.stopped: str | None = None
-        self.seconds = PhaseSeconds()  # the last iteration's
-        self.minibatch_metrics: dict[str, list[float]] = {}
-        self.updating: list[int] | None = None  # the rows of the minibatch that is being learned from
-        self._rollout_start: dict[str, Any] | None = None
-        self._learned_from: Rollout | None = None  # the last rollout, until the update by it is checked
-        if _init_setup_model:
-            self._setup_model()
-
-    # ------------------------------------------------------------------------------------------------ learning
 
     def learn(
         self,
@@ -380,34 +233,29 @@ class TokenAlgorithm(OnPolicyAlgorithm):
             scoring: takes responses, and has them scored while others are generated.
         """
         assert self.seed is not None
-        env, first = self._vec_env, self.episode_count
-        per_slot = self.n_episodes // env.num_envs
-        if (talking := text_env_inside(env)) is not None:
-            return collect_conversations(
-                talking, self.policy, self.seed, first, per_slot, group_size=self.group_size, greedy=self.greedy_slots
-            )
-        if self.rollout_workers is not None:
-            assert isinstance(env, TokenVecEnv)
-            return self.rollout_workers.collect(env, self.policy, self.seed, first, self.n_episodes, self.iteration)
-        # Wrappers see steps only: what they wrap is stepped.
-        if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            engine = None
-            if self.rollout_engine is not None:
-                with self.seconds.phase("weights"):
-                    engine = self.rollout_engine.with_weights(self.policy, env, self.iteration)
-            return decode_episodes(
-                env, self.policy, self.seed, first, per_slot, scoring, group_size=self.group_size, ranks=self.ranks,
-                engine=engine, greedy=self.greedy_slots,
-            )  # fmt: skip
+        env = self._vec_env
+        order = Order(
+            self.seed,
+            self.episode_count,
+            self.n_episodes // env.num_envs,
+            self.group_size,
+            self.greedy_slots,
+            self.iteration,
+        )
+        return self.source.episodes(env, self.policy, order, scoring, self.ranks, self.seconds, self._stepped)
 
-        def stepped() -> list[Episode]:
-            self._stepping = self._stepping or self.stepping_collector(env)
-            self._stepping.observation = self._last_obs
-            episodes = self._stepping.collect(first, per_slot)
-            self._last_obs = self._stepping.observation
-            return episodes
+    def _stepped(self, first: int, per_slot: int) -> list[Episode]:
+        """Generate episodes by stepping the environment, on from where it stands."""
+        self._stepping = self._stepping or self.stepping_collector(self._vec_env)
+        self._stepping.observation = self._last_obs
+        episodes = self._stepping.collect(first, per_slot)
+        self._last_obs = self._stepping.observation
+        return episodes
 
-        return self.ranks.from_main(stepped)  # the slots of one environment cannot be stepped in several processes
+    def stepping_collector(self, env: VecEnv) -> SteppingCollector:
+        """The collector for environments that must be stepped."""
+        assert self.seed is not None
+        return SteppingCollector(env, self.policy, self.seed, self.group_size, greedy=self.greedy_slots)
 
     @property
     def greedy_slots(self) -> frozenset[int]:
@@ -436,10 +284,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     @property
     def _generates_values(self) -> bool:
-        """True where the pass that generates gives the values of these weights."""
-        if self.rollout_workers is not None:
-            return self.rollout_workers.max_staleness == 0
-        return self.rollout_engine is None or self.rollout_engine.engine.gives_values
+        """True where no pass has to compute the values after generation."""
+        return self.source.gives_values
 
     def fill(self, rollout: Rollout, names: Sequence[str], work: Callable[[Rollout, int], None]) -> None:
         """Fill in tables of a rollout within memory; ranks share the episodes out.
@@ -520,12 +366,8 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def _note_outcomes(self, rollout: Rollout) -> None:
         """Tell an environment that draws prompts by weights how the responses to them have done."""
-        env = self._vec_env
-        if not draws_by_weights(env):
-            return
-        sizes = ((rollout.advantages.abs() * rollout.mask).sum(1) / rollout.mask.sum(1)).tolist()
-        prompts, scores = [e.prompt_ids for e in rollout.episodes], [e.score for e in rollout.episodes]
-        self.ranks.from_main(lambda: env.env_method("note_outcomes", prompts, scores, sizes, indices=[0]))
+        if draws_by_weights(self._vec_env):
+            self.ranks.from_main(lambda: note_outcomes(self._vec_env, rollout))
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:
@@ -695,44 +537,17 @@ class TokenAlgorithm(OnPolicyAlgorithm):
 
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
-        self.scaler.unscale_(self.policy.optimizer)
-        groups = layer_groups(self.policy)
-        by_group = gradient_norms(groups)
-        norms = clip_gradients(self.policy, self.max_grad_norm, self.value_max_grad_norm)
-        table = torch.stack(list(norms.values()))
-        if self.scaler.is_enabled():  # it skips a step whose scaled gradient overflowed, and lowers the scale
-            scale = self.scaler.get_scale()
-            self.record(**{"train/loss_scale": scale, "train/overflows": float(not table.isfinite().all())})
-            if scale < 1:  # overflow is not the reason any more
-                check_finite({"the gradient is": table}, self.where)
-        else:
-            check_finite({"the gradient is": table}, self.where)
-        if table.isfinite().all():
-            self.record(**norms)
-            self.record_all(by_group)
-        self.scaler.step(self.policy.optimizer)
-        self.scaler.update()
-        if not self._knows_update_norms:  # once an iteration: it costs as much as the step
-            self.record_all(update_norms(groups, self.policy.optimizer))
-        self.policy.optimizer.zero_grad(set_to_none=True)
-
-    @property
-    def _knows_update_norms(self) -> bool:
-        return any(name.startswith("update_norm/") for name in self.minibatch_metrics)
+        known = any(name.startswith("update_norm/") for name in self.minibatch_metrics)  # once an iteration
+        self.record(
+            **clipped_step(
+                self.policy, self.scaler, max_norm=self.max_grad_norm, value_max_norm=self.value_max_grad_norm,
+                where=self.where, measure_update=not known,
+            )
+        )  # fmt: skip
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""
         self.kl_controller.update(response_kl(rollout), len(rollout.episodes))
-
-    def _update_learning_rate(self, optimizers: Any) -> None:
-        super()._update_learning_rate(optimizers)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                if group["own_rate"] is not None:
-                    decay, warmup = self.learning_rate_decay, self.learning_rate_warmup
-                    group["lr"] = group["own_rate"] * rate_at(self._current_progress_remaining, decay, warmup)
-                group["lr"] *= self.kl_guard.rate
-            self.logger.record("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def now(self, value: float | Schedule) -> float:
         """A setting's value in this iteration: a schedule is a function of the remaining progress."""
@@ -758,11 +573,6 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         for name, value in metrics.items():
             self.minibatch_metrics.setdefault(name, []).append(float(value))
 
-    def record_all(self, metrics: Mapping[str, Tensor]) -> None:
-        """:meth:`record` metrics ``[]`` with one transfer from the device."""
-        amounts = torch.stack([metric.to(self.device) for metric in metrics.values()]).tolist()
-        self.record(**dict(zip(metrics, amounts, strict=True)))
-
     def log(self, rollout: Rollout) -> None:
         """Hand the iteration's metrics to stable-baselines3's logger, under the names of the field's dashboards."""
         metrics = rollout_metrics(rollout, self.policy.limits.eos_ids) | means(self.minibatch_metrics)
@@ -772,10 +582,7 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         metrics |= {name: self.now(clip) for name, clip in clips.items() if clip is not None}
         if self.kl_guard.nats is not None:
             metrics["train/kl_back_offs"] = self.kl_guard.back_offs
-        if self.rollout_engine is not None:
-            metrics |= self.rollout_engine.engine.metrics()
-        if self.rollout_workers is not None:
-            metrics |= self.rollout_workers.metrics(self.seconds.total)
+        metrics |= self.source.metrics(self.seconds.total)
         if self.ent_target is not None:
             metrics["train/ent_coef"] = self.entropy_controller.bonus
         for name, value in metrics.items():
@@ -790,225 +597,3 @@ class TokenAlgorithm(OnPolicyAlgorithm):
         not.
         """
         return self.seconds.reward_share
-
-    # ------------------------------------------------------------------------------------------------ what it is made of
-
-    @classmethod
-    def preset(cls, name: str) -> dict[str, Any]:
-        """The settings of a published method, e.g. ``GRPO(env=env, **GRPO.preset("dapo"))``; docs/algorithms.md lists them.
-
-        Args:
-            name: of the preset; ``Settings.presets`` has them all.
-
-        Raises:
-            ConfigError: the agent has no preset of that name.
-        """
-        return cls.Settings.preset(name, cls.__name__)
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Show the settings in the constructor's signature, for ``help`` and notebooks."""
-        super().__init_subclass__(**options)
-        cls.__signature__ = signature_of(cls.Settings)  # type: ignore[attr-defined]
-
-    def _setup_lr_schedule(self) -> None:
-        """Make SB3's schedule, with the settings' warm-up and decay."""
-        super()._setup_lr_schedule()
-        rate, decay, warmup = self.learning_rate, self.learning_rate_decay, self.learning_rate_warmup
-        if not callable(rate):
-            self.lr_schedule = lambda progress_remaining: rate * rate_at(progress_remaining, decay, warmup)
-
-    def _setup_model(self) -> None:
-        """Load and check what was given, then build policy and optimizer."""
-        if self.env is not None:
-            self._check_talks(self.env)
-            check_observations(self.env)  # first: a model takes long to load
-        elif not hasattr(self, "observation_space"):
-            raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
-        models = load_models(self._given)
-        self.device, self.reference = models.policy.device, models.reference
-        limits = limits_of(None, models.policy) if self.env is None else self._check(self.env, models.policy)
-        if self.seed is None:
-            self.seed = self.ranks.from_main(lambda: int(np.random.SeedSequence().generate_state(1)[0]))
-        self.set_random_seed(self.seed)  # after everything is loaded: that draws noise, too
-        self._setup_lr_schedule()
-        model = learning_model(
-            models.policy, self._given.lora, self.seed, gradient_checkpointing=self._given.gradient_checkpointing
-        )
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, model, self.sampling, limits, self.value_network,
-            models.value_start,
-        )  # fmt: skip
-        if model.adapter is not None:  # the model may have come with it
-            self.settings = replace(self.settings, lora=Lora.of(model.adapter.settings()))
-        self._given, self.value_start = self.settings, None  # models that were given are kept no longer
-        self.policy.optimizer = make_optimizer(self.policy, self._given, self.lr_schedule(1))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._given.precision == "fp16")
-        self._update_rng = np.random.default_rng(np.random.SeedSequence((self.seed, 1)))
-        self._counter = StepCounter(self.n_envs if self.env is not None else 1)
-        self._stepping = None
-        self.rollout_buffer = None  # type: ignore[assignment]  # SB3's, for steps; sequences have their own
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed as stable-baselines3 does, but for the slots, which get the same seeds in every kind of environment."""
-        super().set_random_seed(seed)
-        if seed is not None and self.env is not None:
-            seed_slots(self.env, seed, self.group_size)
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Change the environment: other prompts, another reward, another number of slots.
-
-        ``n_episodes`` stays where it is a multiple of the number of slots; where it is not, it adapts, unless somebody gave it.
-        ``batch_size`` and ``group_size`` adapt likewise.
-
-        Args:
-            env: the environment.
-            force_reset: as in stable-baselines3.
-
-        Raises:
-            ConfigError: it is no token environment, or does not fit the model or a number that somebody gave.
-        """
-        wrapped = self._wrap_env(made_env(env), self.verbose)
-        self._check_talks(wrapped)
-        self.policy.limits = self._check(wrapped, self.policy.language_model)
-        # SB3 demands the same spaces and number of slots; the weights depend on neither.
-        self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
-        self.n_envs = wrapped.num_envs
-        super().set_env(wrapped, force_reset)
-        if self.group_size > 1 and token_env_inside(wrapped) is None:
-            assert self.seed is not None
-            seed_slots(wrapped, self.seed, self.group_size)
-        self._counter = StepCounter(self.n_envs)
-        self._stepping = None
-
-    def _check_talks(self, env: VecEnv) -> None:
-        """Refuse an environment of conversations where the agent cannot learn in them."""
-        if text_env_inside(env) is not None and not self.in_conversations:
-            able = "PPO, A2C, TRPO, GRPO, GSPO, RLOO, ReMax, REINFORCE"
-            raise ConfigError(
-                f"{type(self).__name__} does not learn in conversations (wrap_text_env): take {able} or RAFT"
-            )
-
-    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        # In another environment the number of episodes stays where it can.
-        fits = self.n_episodes is not None and self.n_episodes % env.num_envs == 0
-        kept = {"n_episodes": self.n_episodes} if fits else {}
-        self.settings = self.settings.adapted({**kept, **self._chosen_sizes}, env.num_envs)
-        self.group_size = getattr(self.settings, "group_size", self.group_size)
-        group_slots(env, self.group_size)
-        check_divides(self.ranks, env.num_envs, self.group_size)
-        self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
-        limits = check_env(env, model, self.reference, by_name=self._model_by_name)
-        if self.rollout_engine is not None:
-            for sampling in (self.sampling, *([greedily(self.sampling)] if self.greedy_first else [])):
-                self.rollout_engine.refuse(env, model, limits, sampling, processes=self.ranks.size)
-        if self.rollout_workers is not None:
-            self.rollout_workers.refuse(env, self.ranks.size, greedy_first=self.greedy_first)
-            self.rollout_workers.close()  # those that there were have another environment
-        return limits
-
-    def close(self) -> None:
-        """End what generates outside of this process: an engine, workers on Ray; the environment stays open."""
-        if self.rollout_engine is not None:
-            self.rollout_engine.engine.close()
-        if self.rollout_workers is not None:
-            self.rollout_workers.close()
-
-    def stepping_collector(self, env: VecEnv) -> SteppingCollector:
-        """The collector for environments that must be stepped."""
-        assert self.seed is not None
-        return SteppingCollector(env, self.policy, self.seed, self.group_size, greedy=self.greedy_slots)
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The next tokens; see :meth:`LMPolicy.predict <rlhf_gym.agents.common.policy.LMPolicy.predict>`.
-
-        Args:
-            observation: one observation, or observations stacked along a first axis.
-            state: returned as it is.
-            episode_start: ignored.
-            deterministic: take the most probable token.
-            action_masks: bool ``[n, V]`` or ``[V]``, tokens that may be taken, as sb3-contrib hands them over; None: all.
-
-        Returns:
-            int64 actions, ``[n]`` or ``[]``, and ``state``.
-
-        Raises:
-            ConfigError: this is no observation of a token environment, or masks that do not fit it.
-        """
-        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
-    def state(self) -> dict[str, Any]:
-        """The counters and random states that training needs to go on exactly, as JSON values."""
-        if self._rollout_start is not None:
-            return self._rollout_start
-        return training_state(self)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The opposite of :meth:`state`."""
-        restore_training(self, state)
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.save_agent`.
-
-        Args:
-            path: where to (``.zip`` is added where it is missing), or a binary file.
-            exclude: names of attributes, as in stable-baselines3: none that a checkpoint holds.
-            include: names of attributes: only such as a checkpoint holds.
-
-        Raises:
-            ConfigError: ``exclude`` or ``include`` would make it more or less than a whole checkpoint.
-        """
-        check_whole(self, exclude or (), include or ())
-        self.ranks.from_main(lambda: save_agent(self, path))
-
-    @classmethod
-    def load(
-        cls,
-        path: Any,
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        *,
-        language_model: LanguageModel | str | None = None,
-        tokenizer: AnyTokenizer | None = None,
-        **changes: Any,
-    ) -> Self:
-        """Read a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.load_agent`.
-
-        ``load(path, env=env).learn(n, reset_num_timesteps=False)`` goes on as if training had never stopped. A checkpoint
-        taken inside a rollout goes on from that rollout's start.
-
-        Args:
-            path: as :meth:`save` was given it.
-            env: the environment to go on in; None is enough for ``predict``.
-            device: device of the weights.
-            custom_objects: like ``changes``, in stable-baselines3's form: names that the agent does not have are ignored, and
-                a learning rate of 0 (of an agent that is only to be evaluated) is allowed.
-            print_system_info: print the versions of libraries and machine.
-            force_reset: either value does the same: learning goes on from the state of the environment that the checkpoint
-                holds, and begins with a reset where it holds none.
-            language_model: the base (or its name) of an agent with an adapter, where it cannot be loaded by its old name.
-            tokenizer: needed where the tokenizer is not a Hugging Face one and no ``TokenVecEnv`` is given that has it.
-            changes: settings to use instead of the saved ones.
-        """
-        if print_system_info:
-            get_system_info()
-        return load_agent(
-            cls,
-            path,
-            env,
-            usable_device(device),
-            {**custom_settings(cls.Settings, custom_objects or {}), **changes},
-            language_model=language_model,
-            tokenizer=tokenizer,
-        )

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,7 +120,7 @@ def _write(agent: Agent, folder: Path) -> None:
     (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def check_whole(agent: Agent, exclude: Iterable[str], include: Iterable[str]) -> None:
+def check_whole(agent: Agent, exclude: Collection[str], include: Collection[str]) -> None:
     """Refuse a checkpoint that would hold less than training needs, or more than can be held.
 
     Args:
@@ -131,6 +131,8 @@ def check_whole(agent: Agent, exclude: Iterable[str], include: Iterable[str]) ->
     Raises:
         ConfigError: a name of ``exclude`` that a checkpoint holds, or one of ``include`` that it does not.
     """
+    if not (exclude or include):
+        return  # the state of a large environment need not be read
     held = {*agent.settings.names(), *training_state(agent), *HELD} - {
         "env"
     }  # the state of the environment, not itself

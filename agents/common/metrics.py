@@ -195,6 +195,19 @@ def ratio_metrics(log_probs: Tensor, old_log_probs: Tensor) -> dict[str, Tensor]
     }
 
 
+def read_once(metrics: Mapping[str, Tensor], device: torch.device | None = None) -> dict[str, float]:
+    """Numbers ``[]`` by name, with one transfer from their device: each ``.item()`` would wait for it.
+
+    Args:
+        metrics: by name.
+        device: where they are gathered; None where all of them are on one device.
+    """
+    if not metrics:
+        return {}
+    tensors = [metric.detach() if device is None else metric.detach().to(device) for metric in metrics.values()]
+    return dict(zip(metrics, torch.stack(tensors).tolist(), strict=True))
+
+
 def check_rollout(rollout: Rollout, where: str) -> None:
     """Refuse NaN and infinity in a rollout's tables.
 
@@ -224,8 +237,9 @@ def check_finite(numbers: Mapping[str, Tensor], where: str) -> None:
     Raises:
         NotFiniteError: names the first tensor that has one, and the place.
     """
+    finite = read_once({name: torch.isfinite(tensor).all() for name, tensor in numbers.items()})
     for name, tensor in numbers.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not finite[name]:
             bad = int((~torch.isfinite(tensor)).sum())
             raise NotFiniteError(
                 f"{where}: {name} not finite ({bad} of {tensor.numel()} numbers); the last checkpoint is untouched. Lower "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from rlhf_gym.agents.common.forward import micro_batches
 from rlhf_gym.agents.common.losses import Aggregation, token_weights
-from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics
+from rlhf_gym.agents.common.metrics import check_finite, ratio_metrics, read_once
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Rollout, flat
 
@@ -82,6 +82,35 @@ def accumulate_gradient(
         sums = {name: sums.get(name, 0) + amount for name, amount in amounts.items()}
     if not sums:
         return {}, torch.zeros(0)
-    # One transfer for all: each .item() would wait for the device.
-    found = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
-    return found, torch.cat(log_ratios).exp().cpu()
+    return read_once(sums), torch.cat(log_ratios).exp().cpu()
+
+
+def add_gradients(passes: Iterable[tuple[Tensor, Terms]], scaler: torch.amp.GradScaler, where: str) -> dict[str, float]:
+    """Add the gradients of a preference loss's parts to the weights.
+
+    Args:
+        passes: for each micro-batch its part of the minibatch's loss, ``[]``, and its part of the metrics.
+        scaler: of the loss.
+        where: the place in training, for messages.
+
+    Returns:
+        The sums of the metrics.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite.
+    """
+    parts = []
+    for loss, metrics in passes:
+        check_finite({"the preference loss is": loss.detach()}, where)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        parts.append(metrics)
+    return read_once(sum_terms(parts))
+
+
+def sum_terms(parts: Iterable[Terms]) -> Terms:
+    """The sums of numbers ``[]`` by name; a part may lack some."""
+    out: Terms = {}
+    for part in parts:
+        for name, amount in part.items():
+            out[name] = out[name] + amount if name in out else amount
+    return out

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.envs.sb3 import TokenVecEnv, group_seeds, group_shares
 from rlhf_gym.envs.sb3_vector import VectorVecEnv
 from rlhf_gym.envs.text_vec_env import TextVecEnv
@@ -44,6 +45,18 @@ def draws_by_weights(env: VecEnv) -> bool:
     """True for an environment that is to be told how responses have done, since it draws prompts by weights."""
     rules = rules_of(env)
     return rules is not None and rules.prompt_order in WEIGHTED
+
+
+def note_outcomes(env: VecEnv, rollout: Rollout) -> None:
+    """Tell an environment that draws prompts by weights how the responses to them have done.
+
+    Args:
+        env: the environment.
+        rollout: its episodes, advantages filled in.
+    """
+    sizes = ((rollout.advantages.abs() * rollout.mask).sum(1) / rollout.mask.sum(1)).tolist()
+    prompts, scores = [e.prompt_ids for e in rollout.episodes], [e.score for e in rollout.episodes]
+    env.env_method("note_outcomes", prompts, scores, sizes, indices=[0])
 
 
 def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:

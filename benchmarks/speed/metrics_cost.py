@@ -31,15 +31,15 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from rlhf_gym.agents import PPO
-from rlhf_gym.agents.common import algorithm, minibatch
+from rlhf_gym.agents.common import algorithm, minibatch, optimizer_step
 from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.loop.metrics_table import MetricsTable
 
 EPISODES, MINIBATCH = 64, 16
 STATISTICS = ("minibatch", "rollout", "row")
 OF_MINIBATCHES: tuple[tuple[Any, str], ...] = (
-    (minibatch, "ratio_metrics"), (algorithm, "quantiles"), (algorithm, "layer_groups"), (algorithm, "gradient_norms"),
-    (algorithm, "update_norms"),
+    (minibatch, "ratio_metrics"), (algorithm, "quantiles"), (optimizer_step, "layer_groups"),
+    (optimizer_step, "gradient_norms"), (optimizer_step, "update_norms"),
 )  # fmt: skip
 
 
@@ -90,10 +90,10 @@ class Trainer:
             agent.record = clock.timed(agent.record, "minibatch")
             for module, name in OF_MINIBATCHES:
                 self.replaced[module, name] = clock.timed(getattr(module, name), "minibatch")
-            for name in ("check_finite", "check_rollout"):
-                self.replaced[algorithm, name] = clock.timed(getattr(algorithm, name), "guards")
+            for module, name in ((optimizer_step, "check_finite"), (algorithm, "check_rollout")):
+                self.replaced[module, name] = clock.timed(getattr(module, name), "guards")
         else:
-            agent.log = agent.dump_logs = agent.record = agent.record_all = nothing
+            agent.log = agent.dump_logs = agent.record = nothing
             self.replaced = dict.fromkeys(OF_MINIBATCHES, no_metrics) | {(minibatch, "ratio_metrics"): no_ratio}
         self.turn()  # warms up
 

@@ -35,7 +35,7 @@ from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.prompt_ids import prompt_ids
 from rlhf_gym.tasks.samples import Prompt, columns_of
-from rlhf_gym.tasks.too_long import OnTooLong, TooLong, fit_task
+from rlhf_gym.tasks.too_long import OnTooLong, TooLong, check_conversation_fits, fit_task
 from rlhf_gym.text import distinct_2
 
 BATCH = 64
@@ -396,11 +396,7 @@ def _played(
     number = settings.number
     slots = number * math.gcd(settings.limit, max(1, BATCH // number))
     talks = make_conversation_env(slots, task=task, tokenizer=model.tokenizer)
-    if talks.rules.max_context > model.context_length:
-        raise ConfigError(
-            f"task {task.name!r} has conversations of up to {talks.rules.max_context} tokens, and the context of {name!r} is "
-            f"{model.context_length}"
-        )
+    check_conversation_fits(task, model)
     policy = talking_policy(talks, model, _sampling(name, settings))
     per_slot = settings.limit * number // slots
     episodes = collect_conversations(talks, policy, settings.seed, 0, per_slot, group_size=number)

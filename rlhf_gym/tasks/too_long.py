@@ -76,7 +76,8 @@ def fit_task(task: Task, model: LanguageModel, on_too_long: OnTooLong = "refuse"
         The task, and what was done with its prompts and with those that are held out; empty where nothing was too long.
 
     Raises:
-        TaskError: some prompts are too long and are to be refused; or none is left, or responses leave no room for any.
+        TaskError: some prompts are too long and are to be refused; or none is left, or responses leave no room for any; or its
+            conversations may outgrow the context.
         ConfigError: ``on_too_long`` is another word.
     """
     if on_too_long not in get_args(OnTooLong):
@@ -85,6 +86,7 @@ def fit_task(task: Task, model: LanguageModel, on_too_long: OnTooLong = "refuse"
         model.check_fits(1, task.max_new_tokens)
     except ModelError as error:
         raise TaskError(f"{error}: lower task.max_new_tokens, which is {task.max_new_tokens}") from None
+    check_conversation_fits(task, model)
     room = model.prompt_room(task.max_new_tokens)
     kinds = {"prompts": task.prompts, "held-out prompts": task.held_out}
     lengths = {what: [prompt_length(prompt, model.tokenizer) for prompt in kinds[what]] for what in kinds}
@@ -95,6 +97,29 @@ def fit_task(task: Task, model: LanguageModel, on_too_long: OnTooLong = "refuse"
     if found:
         task = replace(task, prompts=fitted["prompts"][0], held_out=fitted["held-out prompts"][0])
     return task, found
+
+
+def check_conversation_fits(task: Task, model: LanguageModel) -> None:
+    """Refuse a task whose conversations may outgrow a model's context; one of single responses always passes.
+
+    Args:
+        task: the task.
+        model: the model that talks.
+
+    Raises:
+        TaskError: they may.
+    """
+    if task.conversation is None:
+        return
+    longest, turn = task.conversation.max_context, task.max_new_tokens
+    try:
+        model.check_fits(longest - turn, turn)
+    except ModelError:
+        raise TaskError(
+            f"task {task.name!r} has conversations of up to {longest} tokens, and the context of {model.name!r} is "
+            f"{model.context_length}: make them shorter, by the task's options or its Conversation's max_context, or take "
+            "another model"
+        ) from None
 
 
 def _refuse(
