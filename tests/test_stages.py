@@ -225,7 +225,7 @@ def test_data_is_read_once_and_columns_may_have_other_names(
         monkeypatch.setattr(module, name, counted)
 
     count(given_data, "read_records")
-    count(preference_data, "import_feedback")
+    count(preference_data, "read_feedback")
     count(run_task, "load_task")
     small = ["--model", model, "--set", "evaluation.prompts=2", *QUICK]
     rows = [{"q": f"Film {i}:", "good": f" good {i % 3}", "bad": " bad"} for i in range(10)]
@@ -241,7 +241,7 @@ def test_data_is_read_once_and_columns_may_have_other_names(
         "chosen=good",
         "rejected=bad",
     )
-    assert read == ["import_feedback"]
+    assert read == ["read_feedback"]
     output("export", tmp_path / "dpo", "--to", tmp_path / "plain")
     assert (
         "| beta | 0.1 |" in (tmp_path / "plain" / "README.md").read_text()
