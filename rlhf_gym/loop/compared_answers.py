@@ -23,7 +23,7 @@ from rlhf_gym.tasks.samples import Prompt, columns_of
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredAnswers:
     """A model's responses to some prompts.
 
     Attributes:
@@ -35,7 +35,7 @@ class Answers:
     rewards: NDArray[np.float64] | None
 
 
-def scored(gold: Reward | None, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]) -> Answers:
+def scored(gold: Reward | None, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]) -> ScoredAnswers:
     """Have responses scored.
 
     Args:
@@ -44,7 +44,7 @@ def scored(gold: Reward | None, prompts: Sequence[Prompt], responses: Sequence[S
         responses: as many to each prompt.
     """
     if gold is None:
-        return Answers(responses, None)
+        return ScoredAnswers(responses, None)
     repeated = [p for p, row in zip(prompts, responses, strict=True) for _ in row]
     with frozen(gold):
         found = score(
@@ -54,7 +54,7 @@ def scored(gold: Reward | None, prompts: Sequence[Prompt], responses: Sequence[S
             columns_of(repeated),
             may_skip=True,
         )
-    return Answers(responses, np.where(found.kept, found.values, np.nan).reshape(len(prompts), -1))
+    return ScoredAnswers(responses, np.where(found.kept, found.values, np.nan).reshape(len(prompts), -1))
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Comparison:
     """
 
     prompts: Sequence[Prompt]
-    ours: Answers
-    theirs: Answers | None
+    ours: ScoredAnswers
+    theirs: ScoredAnswers | None
     gold: Reward | None
     rater: RaterConfig | None
 

@@ -17,8 +17,8 @@ from rlhf_gym.envs.text_vec_env import TextVecEnv, make_conversation_env
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.response_kl import ResponseKL, response_kls
 from rlhf_gym.lm.sampling import Limits, Sampling
+from rlhf_gym.loop.before_after import BeforeAfter, MeasuredAnswers
 from rlhf_gym.loop.best_of_reference import MOST_PROMPTS_OF_BEST, BestOfN, best_of_n
-from rlhf_gym.loop.compared_models import Answers, Compared
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import AnyReward, Scores, as_term
@@ -87,7 +87,7 @@ def reference_conversations(context: RunContext, number: int, most: int) -> list
 
 def compare_conversations(
     context: RunContext, policy: LanguageModel, rewards: Mapping[str, AnyReward], on_progress: Callable[[int], None]
-) -> Compared:
+) -> BeforeAfter:
     """Have both models play episodes of the same seeds, which training never uses, with the same random numbers.
 
     Args:
@@ -112,8 +112,8 @@ def compare_conversations(
         said = [str(e.info["response"]) for e in rollout.episodes]
         turns = {"turns": [len(e.turns) for e in rollout.episodes]}
         shown = [shown_turns(one.turns) for one in found]
-        answers.append(Answers(shown, said, nats, [e.ended for e in rollout.episodes], turns))
-    return Compared(
+        answers.append(MeasuredAnswers(shown, said, nats, [e.ended for e in rollout.episodes], turns))
+    return BeforeAfter(
         [str(e.info["prompt"]) for e in before.episodes], answers[0], answers[1],
         {
             f"{name}_{when}": _scores(reward, found)

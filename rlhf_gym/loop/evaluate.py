@@ -14,8 +14,8 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs
 from rlhf_gym.lm.response_kl import response_kls
 from rlhf_gym.lm.sampling import Sampling
+from rlhf_gym.loop.before_after import BeforeAfter, MeasuredAnswers
 from rlhf_gym.loop.best_of_reference import MOST_PROMPTS_OF_BEST, BestOfN, best_of_n
-from rlhf_gym.loop.compared_models import Answers, Compared
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.conversations import compare_conversations
 from rlhf_gym.loop.label import paid_before
@@ -89,7 +89,7 @@ def evaluate(context: RunContext, number: int) -> None:
 
 def _compare(
     context: RunContext, policy: LanguageModel, rewards: Mapping[str, Reward], on_progress: Callable[[int], None]
-) -> Compared:
+) -> BeforeAfter:
     """Have both models answer the held-out prompts; see :func:`~.conversations.compare_conversations`."""
     prompts = context.task.held_out[: context.config.evaluation.prompts]
     ids = [context.prompt_ids(p) for p in prompts]
@@ -98,8 +98,8 @@ def _compare(
     answers = []
     for generations in (before, after):
         texts = [g.text for g in generations]
-        answers.append(Answers(texts, texts, _nats(context, ids, generations), [g.ended for g in generations]))
-    return Compared(
+        answers.append(MeasuredAnswers(texts, texts, _nats(context, ids, generations), [g.ended for g in generations]))
+    return BeforeAfter(
         [p.text for p in prompts], answers[0], answers[1],
         {
             f"{name}_{when}": _scores(reward, prompts, generations)

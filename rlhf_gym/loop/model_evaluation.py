@@ -18,7 +18,7 @@ from rlhf_gym.feedback.exchange.transcripts import read_turns
 from rlhf_gym.lm.decoding import Generation, generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling
-from rlhf_gym.loop.compared_answers import Answers, Comparison, scored
+from rlhf_gym.loop.compared_answers import Comparison, ScoredAnswers, scored
 from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import given_argument
@@ -366,7 +366,7 @@ def _evaluate_conversations(name: str, policy: LanguageModel, task: Task, settin
     return _measured(name, task, settings, found, [])
 
 
-def _played(name: str, model: LanguageModel, task: Task, settings: EvalSettings) -> tuple[list[Prompt], Answers]:
+def _played(name: str, model: LanguageModel, task: Task, settings: EvalSettings) -> tuple[list[Prompt], ScoredAnswers]:
     """Openings, and the conversations from each with what they were paid."""
     number = settings.number
     slots = number * math.gcd(settings.limit, max(1, BATCH // number))
@@ -384,7 +384,9 @@ def _played(name: str, model: LanguageModel, task: Task, settings: EvalSettings)
     openings = [
         replace(one.prompt, columns={**one.prompt.columns, "opening": str(i)}) for i, one in enumerate(played[::number])
     ]
-    return openings, Answers([flat[i : i + number] for i in range(0, len(flat), number)], paid.reshape(-1, number))
+    return openings, ScoredAnswers(
+        [flat[i : i + number] for i in range(0, len(flat), number)], paid.reshape(-1, number)
+    )
 
 
 def _own_words(task: Task, text: str) -> str:

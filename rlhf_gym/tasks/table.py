@@ -83,7 +83,7 @@ def table_task(
             train, kept = kept, []
     elif held_out is not False:
         kept = read.prompts(held_out, None)
-        shared = {p.text for p in train} & {p.text for p in kept}
+        shared = {p.text.strip() for p in train} & {p.text.strip() for p in kept}
         if shared:
             raise TaskError(
                 f"{len(shared)} prompts are both trained on and held out, such as {min(shared)!r:.80}; take them out of one"

@@ -1,4 +1,4 @@
-"""Two models' answers to the same prompts, or in the same environments, compared: one code for responses and conversations."""
+"""A run's evaluation: the answers of the reference and of the tuned model compared, responses and conversations alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf_gym.text import distinct_2
 
 
 @dataclass(frozen=True)
-class Answers:
+class MeasuredAnswers:
     """One model's answers, one to each prompt.
 
     Attributes:
@@ -52,7 +52,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Compared:
+class BeforeAfter:
     """The answers of two models, and what they are measured by.
 
     Attributes:
@@ -65,8 +65,8 @@ class Compared:
     """
 
     prompts: Sequence[str]
-    before: Answers
-    after: Answers
+    before: MeasuredAnswers
+    after: MeasuredAnswers
     scored: Mapping[str, Scores]
     kls: Sequence[ResponseKL]
     best_of_n: Sequence[BestOfN] = ()
