@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.action_value_heads import (
@@ -20,9 +18,7 @@ from rlhf_gym.agents.common.action_value_heads import (
     q_loss,
     token_q,
 )
-from rlhf_gym.agents.common.collect import Scoring
-from rlhf_gym.agents.common.forward import episode_log_probs, fill_log_probs, pack_episodes
-from rlhf_gym.agents.common.given_pairs import place_in_pass
+from rlhf_gym.agents.common.forward import episode_log_probs, pack_episodes
 from rlhf_gym.agents.common.given_trajectories import (
     EncodedTrajectory,
     TrajectoryRow,
@@ -30,19 +26,19 @@ from rlhf_gym.agents.common.given_trajectories import (
     encoded_trajectories,
 )
 from rlhf_gym.agents.common.losses import token_weights
-from rlhf_gym.agents.common.metrics import check_finite
-from rlhf_gym.agents.common.minibatch import Terms
+from rlhf_gym.agents.common.metrics import read_once
+from rlhf_gym.agents.common.minibatch import Terms, add_gradients, sum_terms
 from rlhf_gym.agents.common.optimizer import make_optimizer
-from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
+from rlhf_gym.agents.common.rollout import Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EpochSettings, LossSettings
 from rlhf_gym.agents.common.shares import sum_tables
-from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError, TextsTooLong
+from rlhf_gym.agents.given_responses import GivenResponses
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.sequences import batches_by_length, response_positions
-from rlhf_gym.tasks.too_long import OnTooLong
+from rlhf_gym.tasks.too_long import TooLong
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -103,7 +99,7 @@ class ILQLSettings(EpochSettings, LossSettings):
             check_trajectory(number, row)
 
 
-class ILQL(CriticFree):
+class ILQL(GivenResponses):
     """Learns Q values from stored, rewarded responses, and acts by the data's own policy with its logits shifted by them.
 
     Heads on the policy's trunk estimate ``V(s)``, and twice ``Q(s, a)`` for every token ``a``. ``Q`` learns
@@ -128,10 +124,8 @@ class ILQL(CriticFree):
     """
 
     Settings: ClassVar[type[AgentSettings]] = ILQLSettings
-    in_conversations: ClassVar[bool] = False
 
     trajectories: Sequence[TrajectoryRow | EncodedTrajectory]
-    on_too_long: OnTooLong
     expectile: float
     q_coef: float
     cql_coef: float
@@ -163,41 +157,21 @@ class ILQL(CriticFree):
         self.policy.value_head = ActionValueHeads(model.hidden_size, model.vocab_size, self.beta).to(model.device)
         self.policy.optimizer = make_optimizer(self.policy, self.settings, self.lr_schedule(1))
 
-    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        limits = super()._check(env, model)
-        self._rows, found = encoded_trajectories(self.trajectories, model, limits, self.on_too_long)
-        for one in found:
-            warnings.warn(str(one), TextsTooLong, stacklevel=2)
-        sums = torch.tensor([sum(row.rewards) for row in self._rows], dtype=torch.float64)
-        self.reward_scale = (float(sums.std(correction=0)) or 1.0) if self.normalize_rewards else 1.0
-        return limits
+    def encoded(self, model: LanguageModel, limits: Limits) -> tuple[list[EncodedTrajectory], list[TooLong]]:
+        """The trajectories as token ids, and what was done with those that were too long; sets :attr:`reward_scale`.
 
-    def generate(self, scoring: Scoring) -> list[Episode]:
-        """Take the next trajectories from the data as episodes."""
-        numbers = range(self.episode_count, self.episode_count + self.n_episodes)
-        places = (place_in_pass(number, len(self._rows), self.seed or 0) for number in numbers)
-        return [self._rows[place].episode(self.policy.limits) for place in places]
+        Args:
+            model: its tokenizer encodes them.
+            limits: the environment's.
+        """
+        rows, found = encoded_trajectories(self.trajectories, model, limits, self.on_too_long)
+        sums = torch.tensor([sum(row.rewards) for row in rows], dtype=torch.float64)
+        self.reward_scale = (float(sums.std(correction=0)) or 1.0) if self.normalize_rewards else 1.0
+        return rows, found
 
     @property
     def _generates_values(self) -> bool:
         return True  # nothing needs the values from before learning: no pass for them
-
-    def complete(self, rollout: Rollout) -> None:
-        """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
-        super().complete(rollout)
-        self.fill(rollout, ("log_probs",), lambda part, tokens: fill_log_probs(self.policy, part, tokens))
-
-    def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Give every response the advantage 1: all are to be imitated, and the Q values choose among them.
-
-        Args:
-            rollout: the episodes.
-            rewards: float32 ``[B, R]``, not used.
-
-        Returns:
-            float32 ``[B, 1]``, ones.
-        """
-        return torch.ones(len(rollout.episodes), 1)
 
     def update(self, rollout: Rollout, rows: list[int]) -> bool:
         """One optimizer step on a minibatch, and one step of the target towards the Q heads.
@@ -210,19 +184,15 @@ class ILQL(CriticFree):
             True: learning from this rollout always goes on.
         """
         own = self.ranks.share(rows, rollout.totals)
-        self.record(**sum_tables(self.gradient(lambda tokens: self._gradient(rollout, rows, own, tokens))))
+        found = self.gradient(
+            lambda tokens: add_gradients(
+                self._passes(rollout, rows, own, tokens), self.scaler, self.where, what="the ILQL loss is"
+            )
+        )
+        self.record(**sum_tables(found))
         self.step_optimizer()
         self.heads.follow(self.target_rate)
         return True
-
-    def _gradient(self, rollout: Rollout, rows: list[int], own: list[int], tokens_per_batch: int) -> dict[str, float]:
-        """Add the gradient of this rank's share of a minibatch to the policy's weights; returns its part of the metrics."""
-        parts = []
-        for loss, metrics in self._passes(rollout, rows, own, tokens_per_batch):
-            check_finite({"the ILQL loss is": loss.detach()}, self.where)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            parts.append({name: float(amount) for name, amount in metrics.items()})
-        return sum_tables(parts) if parts else {}
 
     def _passes(
         self, rollout: Rollout, rows: list[int], own: list[int], tokens_per_batch: int
@@ -289,9 +259,8 @@ class ILQL(CriticFree):
         rollout = Rollout.of([row.episode(limits) for row in encoded])
         rows = list(range(len(rollout.episodes)))
 
-        def measured(tokens: int) -> dict[str, float]:
-            passes = self._passes(rollout, rows, rows, tokens)
-            return sum_tables([{name: float(amount) for name, amount in metrics.items()} for _, metrics in passes])
+        def measured(tokens: int) -> Terms:
+            return sum_terms(metrics for _, metrics in self._passes(rollout, rows, rows, tokens))
 
-        found = self.within_memory(measured)
+        found = read_once(self.within_memory(measured))
         return {name.replace("train/loss", "loss"): amount for name, amount in found.items()}

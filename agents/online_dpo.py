@@ -197,11 +197,13 @@ class OnlineDPO(CriticFree):
         longest = {first: 2 * max(rollout.totals[first], rollout.totals[first + 1]) for first in rows[::2]}
         sizes = [longest.get(row, 0) for row in range(len(rollout.episodes))]
         own = self.ranks.share(rows[::2], sizes)
+        sized = [sizes[i] for i in own]
         found = self.gradient(
             lambda tokens: add_gradients(
-                self._passes(rollout, own, len(longest), [sizes[i] for i in own], tokens), self.scaler, self.where
+                self._passes(rollout, own, len(longest), sized, tokens), self.scaler, self.where,
+                what="the preference loss is",
             )
-        )
+        )  # fmt: skip
         self.record(**sum_tables(found))
         self.step_optimizer()
         return True

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from rlhf_gym.agents.common.collect import Scoring
-from rlhf_gym.agents.common.forward import episode_log_probs, fill_log_probs, fill_reference
+from rlhf_gym.agents.common.forward import episode_log_probs, fill_reference
 from rlhf_gym.agents.common.given_pairs import (
     EncodedPair,
     EncodedPreference,
     PreferenceRow,
     encoded_preferences,
     is_prompt,
-    place_in_pass,
 )
 from rlhf_gym.agents.common.metrics import read_once
 from rlhf_gym.agents.common.minibatch import Terms, add_gradients, sum_terms
@@ -37,12 +33,12 @@ from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EpochSettings
 from rlhf_gym.agents.common.shares import sum_tables
-from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError, TextsTooLong
+from rlhf_gym.agents.given_responses import GivenResponses
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.sequences import batches_by_length
-from rlhf_gym.tasks.too_long import OnTooLong
+from rlhf_gym.tasks.too_long import TooLong
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -143,7 +139,7 @@ class PreferenceOptimizationSettings(EpochSettings):
         return {**adapted, "batch_size": max(2, adapted["batch_size"] // 2 * 2)}
 
 
-class PreferenceOptimization(CriticFree):
+class PreferenceOptimization(GivenResponses):
     """Learns from stored pairs of a chosen and a rejected response; KTO from single ones that are desirable or not.
 
     An iteration takes the next responses, ``n_episodes`` of them, in a random order, a new one for each pass over the data. A
@@ -159,10 +155,8 @@ class PreferenceOptimization(CriticFree):
     """
 
     Settings: ClassVar[type[AgentSettings]] = PreferenceOptimizationSettings
-    in_conversations: ClassVar[bool] = False
 
     preferences: Sequence[PreferenceRow | EncodedPreference]
-    on_too_long: OnTooLong
     loss: PreferenceLoss
     beta: float
     label_smoothing: float
@@ -185,31 +179,28 @@ class PreferenceOptimization(CriticFree):
         """Responses that the loss sees together: the two of a pair; each by itself with KTO."""
         return 1 if self.loss == "kto" else 2
 
-    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        limits = super()._check(env, model)
+    def encoded(self, model: LanguageModel, limits: Limits) -> tuple[list[EncodedPreference], list[TooLong]]:
+        """The preferences as token ids, each response by itself with KTO, and what was done with those that were too long.
+
+        Args:
+            model: its tokenizer encodes them.
+            limits: the environment's.
+
+        Raises:
+            ConfigError: as :class:`PreferenceOptimization`; also an odd number of episodes where the loss sees pairs.
+        """
         if self.n_episodes % self.together:
             raise ConfigError(
                 f"loss={self.loss!r} learns from pairs: n_episodes must be even, got {self.n_episodes} (the number of "
                 "environments, where it is not given)"
             )
         self.beta = self.beta or DEFAULT_BETA[self.loss]
-        self._rows, found = encoded_preferences(self.preferences, model, limits, self.on_too_long)
-        if self.loss == "kto":
-            self._rows = _single(self._rows)
-        for one in found:
-            warnings.warn(str(one), TextsTooLong, stacklevel=2)
-        return limits
+        rows, found = encoded_preferences(self.preferences, model, limits, self.on_too_long)
+        return _single(rows) if self.loss == "kto" else rows, found
 
-    def generate(self, scoring: Scoring) -> list[Episode]:
-        """Take the next pairs (or responses) from the data as episodes."""
-        numbers = range(self.episode_count // self.together, (self.episode_count + self.n_episodes) // self.together)
-        places = (place_in_pass(number, len(self._rows), self.seed or 0) for number in numbers)
-        return [episode for place in places for episode in _episodes(self._rows[place], self.policy.limits)]
-
-    def complete(self, rollout: Rollout) -> None:
-        """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
-        super().complete(rollout)
-        self.fill(rollout, ("log_probs",), lambda part, tokens: fill_log_probs(self.policy, part, tokens))
+    def episodes_of(self, row: EncodedPreference) -> list[Episode]:
+        """The responses of a preference as episodes, the chosen one first."""
+        return _episodes(row, self.policy.limits)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Give chosen responses +1 and rejected ones -1.
@@ -236,7 +227,9 @@ class PreferenceOptimization(CriticFree):
         """
         own = self.ranks.share(rows[:: self.together], rollout.totals)
         found = self.gradient(
-            lambda tokens: add_gradients(self._passes(rollout, rows, tokens, own), self.scaler, self.where)
+            lambda tokens: add_gradients(
+                self._passes(rollout, rows, tokens, own), self.scaler, self.where, what="the preference loss is"
+            )
         )
         self.record(**sum_tables(found))
         self.step_optimizer()

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from rlhf_gym.agents.common.collect import Scoring
-from rlhf_gym.agents.common.forward import fill_log_probs, rollout_log_probs
-from rlhf_gym.agents.common.given_pairs import EncodedPair, Pair, encoded_pairs, is_prompt, place_in_pass
+from rlhf_gym.agents.common.forward import rollout_log_probs
+from rlhf_gym.agents.common.given_pairs import EncodedPair, Pair, encoded_pairs, is_prompt
 from rlhf_gym.agents.common.minibatch import Terms
-from rlhf_gym.agents.common.rollout import Episode, Rollout
+from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, argument, setting
 from rlhf_gym.agents.common.shared_settings import EntropySettings, EpochSettings, LossSettings
-from rlhf_gym.agents.critic_free import CriticFree
-from rlhf_gym.errors import ConfigError, TextsTooLong
+from rlhf_gym.agents.given_responses import GivenResponses
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.tasks.too_long import OnTooLong
+from rlhf_gym.tasks.too_long import TooLong
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -63,7 +60,7 @@ class SFTSettings(EpochSettings, LossSettings, EntropySettings):
                 )
 
 
-class SFT(CriticFree):
+class SFT(GivenResponses):
     """The cross-entropy ``-log pi(y)`` of given responses, the mean over their tokens; prompts are not learned.
 
     An iteration takes the next ``n_episodes`` pairs in a random order, a new one for each pass over the data. A timestep is a
@@ -79,10 +76,8 @@ class SFT(CriticFree):
     """
 
     Settings: ClassVar[type[AgentSettings]] = SFTSettings
-    in_conversations: ClassVar[bool] = False
 
     data: Sequence[Pair | EncodedPair]
-    on_too_long: OnTooLong
 
     if TYPE_CHECKING:
 
@@ -94,23 +89,14 @@ class SFT(CriticFree):
             **settings: Unpack[SFTKeywords],
         ) -> None: ...
 
-    def generate(self, scoring: Scoring) -> list[Episode]:
-        """Take the next pairs from the data as episodes."""
-        numbers = range(self.episode_count, self.episode_count + self.n_episodes)
-        places = (place_in_pass(number, len(self._pairs), self.seed or 0) for number in numbers)
-        return [self._pairs[place].episode(self.policy.limits) for place in places]
+    def encoded(self, model: LanguageModel, limits: Limits) -> tuple[list[EncodedPair], list[TooLong]]:
+        """The pairs as token ids, and what was done with those that were too long.
 
-    def _check(self, env: VecEnv, model: LanguageModel) -> Limits:
-        limits = super()._check(env, model)
-        self._pairs, found = encoded_pairs(self.data, model, limits, self.on_too_long)
-        for one in found:
-            warnings.warn(str(one), TextsTooLong, stacklevel=2)
-        return limits
-
-    def complete(self, rollout: Rollout) -> None:
-        """Compute the policy's own log-probabilities, too: objective/kl and objective/entropy need them."""
-        super().complete(rollout)
-        self.fill(rollout, ("log_probs",), lambda part, tokens: fill_log_probs(self.policy, part, tokens))
+        Args:
+            model: its tokenizer encodes them.
+            limits: the environment's.
+        """
+        return encoded_pairs(self.data, model, limits, self.on_too_long)
 
     @torch.no_grad()
     def measure(self, data: Sequence[Pair | EncodedPair], model: LanguageModel | None = None) -> dict[str, float]:
@@ -129,18 +115,6 @@ class SFT(CriticFree):
         rollout = Rollout.of([pair.episode(limits) for pair in pairs])
         log_probs = self.within_memory(lambda tokens: rollout_log_probs(self.policy, model, rollout, tokens))
         return {"loss": -float(log_probs.double().sum() / sum(rollout.lengths))}
-
-    def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
-        """Give every response the advantage 1: all are to be imitated.
-
-        Args:
-            rollout: the episodes.
-            rewards: float32 ``[B, R]``, not used.
-
-        Returns:
-            float32 ``[B, 1]``, ones.
-        """
-        return torch.ones(len(rollout.episodes), 1)
 
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None

@@ -19,17 +19,9 @@ from rlhf_gym.agents.common.collect import SteppingCollector
 from rlhf_gym.agents.common.collect_turns import text_env_inside
 from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.episode_source import EpisodeSource
-from rlhf_gym.agents.common.kl import (
-    Action,
-    Estimator,
-    KLController,
-    KLLimit,
-    kl_controller,
-)
+from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller
 from rlhf_gym.agents.common.losses import Aggregation
-from rlhf_gym.agents.common.metrics import (
-    PhaseSeconds,
-)
+from rlhf_gym.agents.common.metrics import PhaseSeconds
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.optimizer import make_optimizer, rate_at
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork

@@ -39,9 +39,7 @@ from rlhf_gym.agents.common.mismatch import importance_weights, mismatch_metrics
 from rlhf_gym.agents.common.optimizer_step import clipped_step
 from rlhf_gym.agents.common.policy_losses import policy_loss
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
-from rlhf_gym.agents.common.setup import (
-    timesteps_to_learn,
-)
+from rlhf_gym.agents.common.setup import timesteps_to_learn
 from rlhf_gym.agents.common.shares import check_agreement, check_weights, fill_tables, finish_scores, sum_tables
 from rlhf_gym.agents.common.slots import draws_by_weights, note_outcomes, rules_of
 from rlhf_gym.agents.common.turn_credit import per_turn

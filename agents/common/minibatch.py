@@ -85,13 +85,16 @@ def accumulate_gradient(
     return read_once(sums), torch.cat(log_ratios).exp().cpu()
 
 
-def add_gradients(passes: Iterable[tuple[Tensor, Terms]], scaler: torch.amp.GradScaler, where: str) -> dict[str, float]:
-    """Add the gradients of a preference loss's parts to the weights.
+def add_gradients(
+    passes: Iterable[tuple[Tensor, Terms]], scaler: torch.amp.GradScaler, where: str, *, what: str
+) -> dict[str, float]:
+    """Add the gradients of a loss's parts to the weights.
 
     Args:
         passes: for each micro-batch its part of the minibatch's loss, ``[]``, and its part of the metrics.
         scaler: of the loss.
         where: the place in training, for messages.
+        what: the loss's name, for messages.
 
     Returns:
         The sums of the metrics.
@@ -101,7 +104,7 @@ def add_gradients(passes: Iterable[tuple[Tensor, Terms]], scaler: torch.amp.Grad
     """
     parts = []
     for loss, metrics in passes:
-        check_finite({"the preference loss is": loss.detach()}, where)
+        check_finite({what: loss.detach()}, where)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         parts.append(metrics)
     return read_once(sum_terms(parts))
