@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_gym.envs.missing import LibraryMissingError
 from rlhf_gym.envs.token_rows import Mask
 from rlhf_gym.errors import TaskError
 from rlhf_gym.lm.tokenizer import Tokenizer, end_ids
@@ -61,8 +62,9 @@ class Grammar:
         accepting: bool ``[S]``, True where the text so far matches.
 
     Raises:
-        TaskError: `outlines-core` is missing; the pattern is not a regular expression that it takes; no response within the
-            limits matches; or the table would be too large.
+        LibraryMissingError: `outlines-core` is not installed.
+        TaskError: the pattern is not a regular expression that it takes; no response within the limits matches; or the table
+            would be too large.
     """
 
     def __init__(self, pattern: str, task: Task, tokenizer: Tokenizer, base: Mask) -> None:
@@ -159,7 +161,7 @@ def _compile(pattern: str, tokenizer: Tokenizer) -> Any:
     try:
         from outlines_core import Index, Vocabulary
     except ImportError as error:
-        raise TaskError(
+        raise LibraryMissingError(
             "a mask with a pattern or words needs outlines-core: pip install 'rlhf-gym[grammar]'"
         ) from error
     texts = token_bytes(tokenizer)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Mask, Slots, TokenRows
 from rlhf_gym.errors import ConfigError, TaskError
-from rlhf_gym.lm.tokenizer import Tokenizer, end_ids, never_drawn
+from rlhf_gym.lm.tokenizer import AnyTokenizer, Tokenizer, end_ids, never_drawn, wrap_tokenizer
 from rlhf_gym.tasks import Task
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Masks:
     Args:
         num_slots: ``N``.
         task: its length limits count.
-        tokenizer: gives each token's text.
+        tokenizer: gives each token's text; ours or a transformers one.
         options: see :class:`TokenMask`.
 
     Attributes:
@@ -107,9 +107,10 @@ class Masks:
     """
 
     def __init__(
-        self, num_slots: int, task: Task, tokenizer: Tokenizer, options: TokenMask | Mapping[str, Any] | None = None
+        self, num_slots: int, task: Task, tokenizer: AnyTokenizer, options: TokenMask | Mapping[str, Any] | None = None
     ) -> None:
         self.options = TokenMask.of(options)
+        tokenizer = wrap_tokenizer(tokenizer)
         self.suppress_tokens = (
             *never_drawn(tokenizer),
             *(_token_id(token, tokenizer) for token in self.options.suppress_tokens),

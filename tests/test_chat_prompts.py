@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_response_text import bytes_hub, random_model
+from tiny_models import LetterTokenizer
 from tokenizers import processors
 
 from rlhf_gym.agents import SFT
@@ -20,8 +21,9 @@ from rlhf_gym.feedback import Judgement, Query
 from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.feedback.preferences import preferences_from
 from rlhf_gym.lm.language_model import LanguageModel
+from rlhf_gym.lm.model_ends import ModelEnds
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import HubTokenizer, encode_conversation, load_tokenizer
+from rlhf_gym.lm.tokenizer import HubTokenizer, encode_conversation, end_ids, load_tokenizer
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import load_reference
 from rlhf_gym.reward_model import RewardModel
@@ -138,6 +140,36 @@ def test_the_template_may_be_left_off_demanded_or_given(tmp_path: Path) -> None:
         build({"model": {"name": str(tmp_path / "auto"), "chat_template": str(file), "device": "cpu"}})
     )
     assert reference.tokenizer.encode_prompt("x") == hub.encode("Q: x A:", add_special_tokens=False)
+
+
+def test_a_save_over_another_model_s_folder_leaves_nothing_of_that_one(tmp_path: Path) -> None:
+    hub, folder = chat_hub(), tmp_path / "model"
+    hub.chat_template = {"default": CHATML, "tool_use": "tools"}
+    several = HubTokenizer(hub, ends=ModelEnds(chosen=(hub.convert_tokens_to_ids("<|im_end|>"),)))
+    first = random_model(several, len(hub))
+    first.save(folder)
+    loaded = LanguageModel.load(str(folder))
+    assert loaded.tokenizer.is_chat  # type: ignore[attr-defined]
+    assert end_ids(loaded.tokenizer) == several.eos_ids  # the tokenizer's ends, in the model's files
+    assert len(several.eos_ids) == 2
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")  # a LoRA folder that becomes a whole model's
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    off = random_model(HubTokenizer(hub, chat_template="off"), len(hub))
+    off.save(folder)
+    again = LanguageModel.load(str(folder))
+    assert not again.tokenizer.is_chat  # type: ignore[attr-defined]
+    assert end_ids(again.tokenizer) == end_ids(off.tokenizer) == (hub.eos_token_id,)
+    assert again.tokenizer.encode_prompt("3+3?") == off.tokenizer.encode_prompt("3+3?")
+    assert not list(folder.rglob("*.jinja"))
+    assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine"
+    # Into the folder that it was loaded from.
+    again.save(folder)
+    assert LanguageModel.load(str(folder)).tokenizer.encode_prompt("a") == again.tokenizer.encode_prompt("a")
+    # A tokenizer of one's own has no files: those of the other one would be taken for it.
+    LanguageModel(off.model, LetterTokenizer(len(hub))).save(folder)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors", "notes.txt",
+    ]  # fmt: skip
 
 
 def test_every_prompt_of_a_chat_model_is_its_conversation(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from toy_tasks import letter_task
 import rlhf_gym  # noqa: F401
 from rlhf_gym.envs import TextArenaEnv, TokenEnv, TokenVectorEnv, TurnVectorEnv, VectorVecEnv, make_sb3_env
 from rlhf_gym.envs.picture import HEIGHT, WIDTH
+from rlhf_gym.envs.tools.document_search import search_tool
 from rlhf_gym.errors import ConfigError
 
 EOS, PAD, A, B = range(4)
@@ -70,6 +71,18 @@ def test_a_missing_library_is_gymnasiums_own_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "textarena", None)
     with pytest.raises(gym.error.DependencyNotInstalled, match="textarena"):
         TextArenaEnv("GuessTheNumber-v0")
+    monkeypatch.setitem(sys.modules, "outlines_core", None)
+    grammar = r"pip install 'rlhf-gym\[grammar\]'"
+    for mask in ({"pattern": "a+"}, {"words": ["a"]}):
+        with pytest.raises(gym.error.DependencyNotInstalled, match=grammar):
+            gym.make("rlhf_gym/Copy-v0", mask=mask)
+        with pytest.raises(gym.error.DependencyNotInstalled, match=grammar):
+            gym.make_vec("rlhf_gym/Copy-v0", num_envs=2, mask=mask)
+        with pytest.raises(gym.error.DependencyNotInstalled, match=grammar):
+            make_sb3_env(2, task="copy", mask=mask)
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(gym.error.DependencyNotInstalled, match=r"pip install 'rlhf-gym\[search\]'"):
+        search_tool(["a text"])
 
 
 def test_evaluation_misses_no_monitor() -> None:

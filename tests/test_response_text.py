@@ -21,9 +21,20 @@ from rlhf_gym.lm.decoding import generate
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import HubTokenizer, encode_response, end_ids, joins_plainly, load_tokenizer, wrap_tokenizer
+from rlhf_gym.lm.tokenizer import (
+    HubTokenizer,
+    decode_all,
+    encode_conversation,
+    encode_response,
+    end_ids,
+    joins_plainly,
+    load_tokenizer,
+    never_drawn,
+    wrap_tokenizer,
+)
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
+from rlhf_gym.tasks.turn_template import TurnTemplate
 
 Fast: Any = PreTrainedTokenizerFast
 
@@ -304,7 +315,17 @@ def test_padding_is_none_of_the_ends(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("hub", [bytes_hub(), ByT5Tokenizer()], ids=["fast", "slow"])
 def test_a_transformers_tokenizer_is_taken_wherever_ours_is(hub: Any) -> None:
-    size = len(hub)
+    size, ours = len(hub), wrap_tokenizer(hub)
+    assert Limits.of(hub, max_new_tokens=3) == Limits.of(ours, max_new_tokens=3)
+    rows, lengths = np.array([[100, 101, 102]]), np.array([2])
+    for one in (hub, ours):
+        assert ResponseText(one, ("c",)).read([100, 101, 102])[0] == ours.decode([100, 101, 102]).partition("c")[0]
+        assert decode_all(one, rows, lengths) == [ours.decode([100, 101])]
+        assert TurnTemplate(one).begin([{"role": "user", "content": "ab"}]) == ours.encode_prompt("ab")
+        assert (end_ids(one), never_drawn(one)) == ((ours.eos_id,), never_drawn(ours))
+        assert joins_plainly(one) == joins_plainly(ours)
+        assert encode_conversation(one, "ab") == ours.encode_prompt("ab")
+        assert encode_response(one, "ab") == encode_response(ours, "ab")
     model = random_model(hub, size)
     task = Task("t", [Prompt("ab")], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=2)
     env = TokenEnv(task, hub)

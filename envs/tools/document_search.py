@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.envs.missing import LibraryMissingError
 from rlhf_gym.envs.tools.tool import Tool, ToolError
-from rlhf_gym.errors import ConfigError, TaskError
+from rlhf_gym.errors import ConfigError
 from rlhf_gym.text import visible
 
 ENDINGS = (".txt", ".md")
@@ -29,7 +30,7 @@ class DocumentSearch:
         count: passages to return where a call does not say.
 
     Raises:
-        TaskError: bm25s is missing.
+        LibraryMissingError: bm25s is not installed.
         ConfigError: no such folder or file, a file that cannot be read, or no text in any.
     """
 
@@ -37,7 +38,7 @@ class DocumentSearch:
         try:
             import bm25s
         except ImportError as error:
-            raise TaskError("the search tool needs bm25s: pip install 'rlhf-gym[search]'") from error
+            raise LibraryMissingError("the search tool needs bm25s: pip install 'rlhf-gym[search]'") from error
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 20:
             raise ConfigError(f"the search's count must be a whole number in 1..20, got {count!r}")
         self.count = count

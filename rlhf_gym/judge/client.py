@@ -314,8 +314,8 @@ def _key(host: str) -> str:
 def _client(url: str, key: str, timeout: float, retries: int) -> OpenAI:
     try:
         from openai import OpenAI
-    except ImportError:
-        raise ConfigError("a judge needs the openai package: pip install 'rlhf-gym[judge]'") from None
+    except ImportError as error:
+        raise ConfigError("a judge needs the openai package: pip install 'rlhf-gym[judge]'") from error
     # The package would read its own variables: organisation and project must not be sent to other hosts.
     return OpenAI(
         base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries, organization="", project=""

@@ -26,7 +26,7 @@ from rlhf_gym.lm.loading import (
     pick_device,
     refuse_adapter,
 )
-from rlhf_gym.lm.model_ends import ends_of_model
+from rlhf_gym.lm.model_ends import ends_of_model, save_ends
 from rlhf_gym.lm.networks import (
     attention_mask as network_mask,
 )
@@ -43,8 +43,17 @@ from rlhf_gym.lm.networks import (
     run_encoder,
     trunk_of,
 )
+from rlhf_gym.lm.older_files import remove_other_tokenizers, remove_weights
 from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
-from rlhf_gym.lm.tokenizer import AnyTokenizer, HubTokenizer, Tokenizer, fit_tokenizer, load_tokenizer, wrap_tokenizer
+from rlhf_gym.lm.tokenizer import (
+    AnyTokenizer,
+    HubTokenizer,
+    Tokenizer,
+    end_ids,
+    fit_tokenizer,
+    load_tokenizer,
+    wrap_tokenizer,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -376,19 +385,27 @@ class LanguageModel:
 
         An adapter is merged into the weights: the folder holds an ordinary model
         (:func:`~rlhf_gym.lm.lora.save_adapter` writes the adapter alone). A tokenizer that is not Hugging Face's is left out.
-        Action values stand in a file of their own, which transformers does not read.
+        Action values stand in a file of their own, which transformers does not read. The generation configuration names all
+        ids that end this model's responses. Of a model that was in the folder before, no weights, no adapter, no tokenizer
+        and no chat template stay.
+
+        Args:
+            path: the folder; created if it is missing.
         """
+        path = Path(path)
         with one_thread_loads():
+            remove_weights(path)
             if self.base is None or self.adapter is None:
                 self.model.save_pretrained(path)
             else:
                 self.base.model.save_pretrained(path, state_dict=self.adapter.merged_weights(self.model))
-        if isinstance(self.tokenizer, HubTokenizer):
-            self.tokenizer.hub.save_pretrained(path)
+            save_ends(self.model, end_ids(self.tokenizer), path)
+            written = self.tokenizer.hub.save_pretrained(path) if isinstance(self.tokenizer, HubTokenizer) else ()
+        remove_other_tokenizers(path, written)
         if self.action_values is not None:
             self.action_values.save(path)
         else:  # those of a model that was here before are not this one's
-            (Path(path) / FILE).unlink(missing_ok=True)
+            (path / FILE).unlink(missing_ok=True)
 
 
 class Seq2SeqModel(LanguageModel):

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.loading import one_thread_loads
-from rlhf_gym.lm.tokenizer import Tokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 NAME = "default"
 """The name of a network's one adapter in peft."""
@@ -329,12 +329,12 @@ def load_adapter(base: LanguageModel, folder: Path | str) -> LanguageModel:
     return model
 
 
-def from_peft(model: nn.Module, tokenizer: Tokenizer, name: str) -> LanguageModel:
+def from_peft(model: nn.Module, tokenizer: AnyTokenizer, name: str) -> LanguageModel:
     """A model with an adapter that peft has put on it; training can go on.
 
     Args:
         model: a ``PeftModel``. It is taken apart: its base stays in use.
-        tokenizer: the base's.
+        tokenizer: the base's, ours or a transformers one.
         name: the name that the base was loaded from.
 
     Raises:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -36,6 +39,23 @@ def ends_of_model(config: Any, generation: Any = None) -> ModelEnds:
         default = set()
     every = dict.fromkeys(found)
     return ModelEnds(tuple(i for i in every if i not in default), tuple(i for i in every if i in default))
+
+
+def save_ends(model: Any, ends: Sequence[int], folder: Path) -> None:
+    """Write the generation configuration with these ends, where the model's own files do not name them all.
+
+    Args:
+        model: a transformers model that was saved to the folder; it stays as it is.
+        ends: the ids that end its responses.
+        folder: the model's.
+    """
+    own = getattr(model, "generation_config", None)
+    known = ends_of_model(model.config, own)
+    if own is None or set(ends) <= {*known.chosen, *known.by_default}:
+        return
+    changed = copy.deepcopy(own)
+    changed.eos_token_id = list(dict.fromkeys([*_ids(own.eos_token_id), *ends]))
+    changed.save_pretrained(folder)
 
 
 def _ids(value: Any) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_gym.lm.tokenizer import Tokenizer, decode_all, joins_plainly
+from rlhf_gym.lm.tokenizer import AnyTokenizer, decode_all, joins_plainly, wrap_tokenizer
 from rlhf_gym.text import cut_at_stop
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -29,12 +29,12 @@ class ResponseText:
     special token (``<|im_end|>``), which texts leave out, is looked for in the text with special tokens written out.
 
     Args:
-        tokenizer: decodes the ids.
+        tokenizer: decodes the ids; ours or a transformers one.
         stop: texts that end a response where they appear.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: AnyTokenizer, stop: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer = wrap_tokenizer(tokenizer)
         self.stop = tuple(stop)
         self._in_context = not getattr(tokenizer, "is_chat", False) and not joins_plainly(tokenizer)
         special: frozenset[str] = getattr(tokenizer, "special_tokens", frozenset())

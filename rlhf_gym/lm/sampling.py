@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.lm.tokenizer import Tokenizer, end_ids, never_drawn
+from rlhf_gym.lm.tokenizer import AnyTokenizer, end_ids, never_drawn, wrap_tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,17 @@ class Limits:
     more_eos_ids: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, min_new_tokens: int = 0, max_new_tokens: int = 32) -> Limits:
+    def of(cls, tokenizer: AnyTokenizer, min_new_tokens: int = 0, max_new_tokens: int = 32) -> Limits:
         """The limits that a tokenizer sets: its ends; padding and ids without a token are never drawn.
 
         Args:
-            tokenizer: the model's.
+            tokenizer: the model's, ours or a transformers one.
             min_new_tokens: no end is drawn before this many tokens.
             max_new_tokens: most tokens in a response.
         """
-        eos_id, *more = end_ids(tokenizer)
-        return cls(eos_id, never_drawn(tokenizer), min_new_tokens, max_new_tokens, tuple(more))
+        own = wrap_tokenizer(tokenizer)
+        eos_id, *more = end_ids(own)
+        return cls(eos_id, never_drawn(own), min_new_tokens, max_new_tokens, tuple(more))
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

@@ -249,7 +249,7 @@ class HubTokenizer:
         return [self.decode(ids) for ids in lists]
 
 
-def decode_all(tokenizer: Tokenizer, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
+def decode_all(tokenizer: AnyTokenizer, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
     """The texts of many rows of ids: by the tokenizer's own ``decode_batch`` where it has one, else one by one.
 
     Args:
@@ -257,29 +257,32 @@ def decode_all(tokenizer: Tokenizer, rows: NDArray[np.int64], lengths: NDArray[n
         rows: int64 ``[n, T]``.
         lengths: int64 ``[n]``, number of ids that count at the beginning of each row.
     """
+    tokenizer = wrap_tokenizer(tokenizer)
     batched = getattr(tokenizer, "decode_batch", None)
     if batched is not None:
         return list(batched(rows, lengths))
     return [tokenizer.decode(ids) for ids in _cut(rows, lengths)]
 
 
-def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+def end_ids(tokenizer: AnyTokenizer) -> tuple[int, ...]:
     """All ids that end a response, ``eos_id`` first."""
+    tokenizer = wrap_tokenizer(tokenizer)
     return tuple(dict.fromkeys((tokenizer.eos_id, *getattr(tokenizer, "eos_ids", ()))))
 
 
-def never_drawn(tokenizer: Tokenizer) -> tuple[int, ...]:
+def never_drawn(tokenizer: AnyTokenizer) -> tuple[int, ...]:
     """Ids that are never drawn in a response: padding, and those that no token has."""
+    tokenizer = wrap_tokenizer(tokenizer)
     return tuple(dict.fromkeys((tokenizer.pad_id, *getattr(tokenizer, "unused_ids", ()))))
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, text: str, messages: Any = None, response: str | None = None
+    tokenizer: AnyTokenizer, text: str, messages: Any = None, response: str | None = None
 ) -> list[int]:
     """The ids that a model starts a response from: a conversation's through the chat template, where there is one.
 
     Args:
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer, ours or a transformers one.
         text: the prompt as one text, which a model without a chat template goes on with.
         messages: the prompt as chat messages (the column ``messages``), or None.
         response: the response that follows; see :func:`~rlhf_gym.lm.chat_template.messages_before`.
@@ -288,28 +291,31 @@ def encode_conversation(
         ModelError: the chat template refuses the messages, they hold something other than text, or they end with a turn of
             the assistant that is not the response.
     """
+    tokenizer = wrap_tokenizer(tokenizer)
     asked = messages_before(messages, response, text=text) if getattr(tokenizer, "is_chat", False) else None
     if asked is None:
         return tokenizer.encode_prompt(text)
     return list(tokenizer.encode_messages(asked))  # type: ignore[attr-defined]
 
 
-def encode_response(tokenizer: Tokenizer, text: str) -> list[int]:
+def encode_response(tokenizer: AnyTokenizer, text: str) -> list[int]:
     """The ids of a response's text: by the tokenizer's own ``encode_response`` where it has one.
 
     Args:
-        tokenizer: the tokenizer.
+        tokenizer: the tokenizer, ours or a transformers one.
         text: the response.
     """
+    tokenizer = wrap_tokenizer(tokenizer)
     own = getattr(tokenizer, "encode_response", None)
     return tokenizer.encode(text) if own is None else list(own(text))
 
 
-def joins_plainly(tokenizer: Tokenizer) -> bool:
+def joins_plainly(tokenizer: AnyTokenizer) -> bool:
     """True where decoding the ids of two texts together gives the one text and then the other.
 
     Byte-level tokenizers do. SentencePiece's family drops the first space of a text, and WordPiece puts spaces between words.
     """
+    tokenizer = wrap_tokenizer(tokenizer)
     own = getattr(tokenizer, "joins_plainly", None)
     size = tokenizer.vocab_size
     return _joins(tokenizer, range(0, size, max(1, size // _PROBES))) if own is None else bool(own)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.chat_template import Messages, render_chat
-from rlhf_gym.lm.tokenizer import Tokenizer, end_ids
+from rlhf_gym.lm.tokenizer import AnyTokenizer, end_ids, wrap_tokenizer
 from rlhf_gym.tasks.chat import render_messages
 
 _ANSWER = "0ANSWER0"
@@ -22,14 +22,15 @@ class TurnTemplate:
     """Encodes the beginning of a conversation, and what follows each answer.
 
     Args:
-        tokenizer: the policy's. Its own chat template is used where it has one and ``template`` is None.
+        tokenizer: the policy's, ours or a transformers one. Its own chat template is used where it has one and ``template``
+            is None.
         template: a name of :data:`~rlhf_gym.tasks.chat.TEMPLATES` or Jinja; None: the tokenizer's chat template, or
             ``"continuation"`` where there is none.
         stop: texts that end an answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None, stop: Sequence[str] = ()) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: AnyTokenizer, template: str | None = None, stop: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer = wrap_tokenizer(tokenizer)
         self.template = template or "continuation"
         self.is_chat = template is None and bool(getattr(tokenizer, "is_chat", False))
         self._stop = tuple(stop)

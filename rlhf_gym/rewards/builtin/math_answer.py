@@ -44,8 +44,10 @@ class MathAnswer:
     def __init__(self, column: str = "reference", seconds: float = 5.0) -> None:
         if not seconds > 0:
             raise ConfigError(f"math's seconds must be above 0, got {seconds}")
-        if any(find_spec(module) is None for module in ("math_verify", "antlr4")):
-            raise ConfigError("reward 'math' needs math-verify: pip install 'rlhf-gym[math]'")
+        if missing := [module for module in ("math_verify", "antlr4") if find_spec(module) is None]:
+            raise ConfigError("reward 'math' needs math-verify: pip install 'rlhf-gym[math]'") from ModuleNotFoundError(
+                f"no module named {missing[0]!r}"
+            )
         self.column, self.seconds = column, seconds
         self.timed_out = 0
         self._worker: _Worker | None = None
