@@ -10,7 +10,7 @@ import pytest
 import torch
 from ppo_setups import letters_env, small_agent, small_ppo
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from tiny_models import tiny_language_model
 
@@ -137,7 +137,20 @@ def test_without_cuda_the_cpu_takes_its_place(tmp_path: Path) -> None:
 def test_observations_may_not_be_normalized_and_rewards_may() -> None:
     with pytest.raises(ConfigError, match="norm_obs=False"):
         small_ppo(VecNormalize(letters_env(8)))
-    small_ppo(VecNormalize(letters_env(8), norm_obs=False)).learn(1)
+    agent = small_ppo(VecNormalize(letters_env(8), norm_obs=False)).learn(1)
+    evaluate_policy(agent, VecNormalize(letters_env(8), norm_obs=False), n_eval_episodes=8)
+    normalized = VecNormalize(letters_env(8), training=False)
+    with pytest.raises(ConfigError, match=r"'ids' came as float32: .*norm_obs=False"):
+        evaluate_policy(agent, normalized, n_eval_episodes=8)
+    with pytest.raises(ConfigError, match=r"'ids' came as float32: .*norm_obs=False"):
+        small_ppo(letters_env(8)).learn(1, callback=EvalCallback(normalized, eval_freq=1, verbose=0))
+    seen = letters_env(8).reset()
+    for wrong, message in (
+        (seen["ids"] + 0.5, "'ids' came as float64"),
+        (seen["ids"] - 100, r"expected rows of ids in 0\.\.27"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            agent.predict(seen | {"ids": wrong})
     with pytest.raises(ConfigError, match=r"must have the shape \(1,\), got \(2,\)"):
         small_ppo(VecFrameStack(letters_env(8), 2))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from ppo_setups import Foreign, assert_same_weights, small_agent, weights
+from gymnasium.wrappers import TimeLimit
+from ppo_setups import Foreign, assert_same_weights, small_agent, small_ppo, weights
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -120,6 +122,29 @@ def test_a_monitor_that_refuses_early_resets_is_asked_for_none() -> None:
     agent = trained(PPO, DummyVecEnv([strict for _ in range(N)]))
     assert episodes_of(agent) == episodes_of(expected)
     assert_same_weights(weights(agent), weights(expected))
+
+
+def test_a_monitor_that_refuses_the_resets_of_rounds_is_refused_in_one_line() -> None:
+    def strict(limit: bool, outside: bool = False) -> gym.Env[Any, Any]:
+        env: gym.Env[Any, Any] = TokenEnv(letter_task(count_a, limit=LIMIT), TOKENIZER)
+        env = TimeLimit(env, 50) if limit and not outside else env
+        env = Monitor(env, allow_early_resets=False)
+        return TimeLimit(env, 50) if outside else env
+
+    for slots in (1, N):
+        for outside in (False, True):
+            many = DummyVecEnv([partial(strict, True, outside)] * slots)
+            with pytest.raises(
+                ConfigError, match=r"a TimeLimit needs a reset .* give Monitor\(env, allow_early_resets=True\)"
+            ):
+                small_ppo(many, batch_size=1).learn(1)
+    # Without a limit rounds follow one another, until somebody leaves an episode half done.
+    env = DummyVecEnv([partial(strict, False)] * N)
+    agent = small_ppo(env, batch_size=1).learn(1)
+    agent.learn(1, reset_num_timesteps=False)
+    env.step(np.full(N, 3))
+    with pytest.raises(ConfigError, match=r"stands within an episode,.* give Monitor\(env, allow_early_resets=True\)"):
+        agent.learn(1, reset_num_timesteps=False)
 
 
 class StepCost(Plain):

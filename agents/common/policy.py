@@ -238,7 +238,7 @@ class LMPolicy(ActorCriticPolicy):
             )
         single = np.ndim(observation["ids"]) == 1
         batch = {key: np.atleast_2d(value) for key, value in observation.items()}
-        rows, positions = observed_rows(batch, self.language_model.device)
+        rows, positions = observed_rows(batch, self.language_model)
         with torch.no_grad():
             allowed = self._masks(action_masks, len(rows))
             if self.allowed_tokens is not None:
@@ -277,7 +277,7 @@ class LMPolicy(ActorCriticPolicy):
     # through the model. With it SB3's own PPO can train this policy, for comparison.
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        rows, positions = observed_rows(observation, self.language_model.device)
+        rows, positions = observed_rows(observation, self.language_model)
         return self._act(self.language_model.last_states(rows, positions.tolist()), positions, deterministic)[0]
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,7 +290,7 @@ class LMPolicy(ActorCriticPolicy):
         Raises:
             ConfigError: the policy has no value function.
         """
-        rows, positions = observed_rows(obs, self.language_model.device)
+        rows, positions = observed_rows(obs, self.language_model)
         hidden = self.language_model.last_states(rows, positions.tolist())
         tokens, log_probs = self._act(hidden, positions, deterministic)
         return tokens, self._values_of(obs, hidden), log_probs
@@ -305,7 +305,7 @@ class LMPolicy(ActorCriticPolicy):
         Raises:
             ConfigError: the policy has no value function.
         """
-        rows, positions = observed_rows(obs, self.language_model.device)
+        rows, positions = observed_rows(obs, self.language_model)
         hidden = self.language_model.last_states(rows, positions.tolist())
         log_probs, entropies = token_log_probs(
             self.acting_model, hidden, actions.long().flatten(), positions, self.sampling, self.limits, entropy=True
@@ -323,7 +323,7 @@ class LMPolicy(ActorCriticPolicy):
                 "this policy has no value function: get_distribution(obs) gives the probabilities of tokens; PPO, NLPO, TRPO "
                 "and A2C have values, too"
             )
-        rows, positions = observed_rows(obs, self.language_model.device)
+        rows, positions = observed_rows(obs, self.language_model)
         return self.values(self.value_model.last_states(rows, positions.tolist()))[:, None]
 
     def _values_of(self, obs: PyTorchObs, hidden: Tensor) -> Tensor:
@@ -332,23 +332,39 @@ class LMPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
         """The next token's distribution as SB3 wraps it."""
-        rows, positions = observed_rows(obs, self.language_model.device)
+        rows, positions = observed_rows(obs, self.language_model)
         log_probs = self.distribution(self.language_model.last_states(rows, positions.tolist()), positions)
         return CategoricalDistribution(log_probs.shape[-1]).proba_distribution(log_probs)
 
 
-def observed_rows(observation: Any, device: torch.device) -> tuple[Rows, Tensor]:
+def observed_rows(observation: Any, model: LanguageModel) -> tuple[Rows, Tensor]:
     """The ids of batched observations (arrays or tensors) as lists, and the number of response tokens in each (int64 ``[n]``).
 
     Args:
         observation: arrays or tensors by name, batched.
-        device: device of the numbers.
+        model: the policy's; its device is that of the numbers.
+
+    Raises:
+        ConfigError: they are no whole numbers, or no ids of the model.
     """
+    for key in ("ids", "length", "prompt_length"):
+        if (kind := torch.as_tensor(observation[key]).dtype).is_floating_point:
+            raise ConfigError(
+                f"observations hold the ids of tokens, which are integers; their {key!r} came as {str(kind).removeprefix('torch.')}"
+                ": pass them as the environment gives them (VecNormalize: norm_obs=False)"
+            )
     lengths = torch.as_tensor(observation["length"]).flatten().long()
     starts = torch.as_tensor(observation["prompt_length"]).flatten().long()
     ids = torch.as_tensor(observation["ids"]).long().tolist()
     rows = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
-    return rows, (lengths - starts).to(device)
+    wrong = next((token for row in rows for token in row if not 0 <= token < model.vocab_size), None)
+    if wrong is not None or not all(rows):
+        got = "a row without a token" if wrong is None else f"the id {wrong}"
+        raise ConfigError(
+            f"expected rows of ids in 0..{model.vocab_size - 1} (the logits of {model.name!r}), got {got}: pass observations of "
+            "an environment with the policy's tokenizer"
+        )
+    return rows, (lengths - starts).to(model.device)
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> tuple[int, int]:

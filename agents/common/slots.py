@@ -139,6 +139,9 @@ def seed_slots(env: VecEnv, seed: int, group_size: int) -> None:
             env.env_method("share_prompts", mine, of, indices=[slot])
 
 
+_LENIENT = "give Monitor(env, allow_early_resets=True), which is its default"
+
+
 class Rounds:
     """Begins the rounds of an environment: every slot stands at the beginning of an episode, whoever has moved it before.
 
@@ -150,14 +153,22 @@ class Rounds:
     Attributes:
         rules: the environment's; None where it cannot begin rounds.
         seed: as given.
+
+    Raises:
+        ConfigError: the environment has a TimeLimit inside a Monitor that refuses early resets, or around one.
     """
 
     def __init__(self, env: VecEnv, group_size: int, seed: int) -> None:
         self.env, self.group_size, self.seed = env, group_size, seed
         self.rules = rules_of(env)
         # stable-baselines3's Monitor may refuse a reset before an episode's end. A time limit needs it, as it counts waiting.
-        strict = env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets"))
-        self._spares_resets = strict and not env.has_attr("_max_episode_steps")
+        self._spares_resets = env.has_attr("allow_early_resets") and not all(env.get_attr("allow_early_resets"))
+        if self._spares_resets and env.has_attr("_max_episode_steps"):
+            raise ConfigError(
+                "a TimeLimit needs a reset of every slot before each round, as it counts the steps in which a slot waits, and "
+                f"Monitor(..., allow_early_resets=False) refuses resets: {_LENIENT}, or leave the TimeLimit out (the task's "
+                "max_new_tokens limits episodes)"
+            )
 
     def begin(self, first_episode: int, last: dict[str, Any] | None = None) -> dict[str, Any]:
         """The first observations of a round, ``ids [N, L]``, ``length [N, 1]``, ``prompt_length [N, 1]``.
@@ -186,8 +197,20 @@ class Rounds:
         return self.env.get_attr("unbegun_prompt") == seen and _together(last["ids"], self.group_size)
 
     def reset(self) -> dict[str, Any]:
-        """The observations of new episodes in all slots."""
-        observation = self.env.reset()
+        """The observations of new episodes in all slots.
+
+        Raises:
+            ConfigError: a Monitor refuses to leave an episode that somebody has begun.
+        """
+        try:
+            observation = self.env.reset()
+        except RuntimeError as error:
+            if self._spares_resets and "before done" in str(error):
+                raise ConfigError(
+                    "the environment stands within an episode, or needs new prompts, and Monitor(..., allow_early_resets=False) "
+                    f"refuses the reset: {_LENIENT}"
+                ) from error
+            raise
         assert isinstance(observation, dict)
         return observation
 

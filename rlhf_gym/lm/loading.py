@@ -10,8 +10,9 @@ torch and transformers are imported when weights are read: environments need a t
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +244,8 @@ def load_weights(
                 f"{source.name!r} has its weights only as a pickle ({pickles[0].name}), which can run any code when it "
                 f"is opened. If you trust it, load it once with allow_pickle=True and save it again as safetensors."
             )
-    with one_thread_loads():
+    false = ("transformers.distributed.tensor_parallel", *(["transformers.modeling_utils"] if given else []))
+    with one_thread_loads(), _errors_only(false):
         try:
             loaded: Any = (auto or AutoModelForCausalLM).from_pretrained(
                 source.location, output_loading_info=True, **options
@@ -263,6 +265,24 @@ def load_weights(
         )
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+@contextmanager
+def _errors_only(names: Iterable[str]) -> Iterator[None]:
+    """Let loggers print no warnings: of layers that are not sharded where none is, of missing weights that the caller has.
+
+    Args:
+        names: of the loggers.
+    """
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def is_encoder_decoder(source: ModelSource, options: dict[str, Any]) -> bool:
