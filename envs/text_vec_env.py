@@ -87,6 +87,11 @@ class TextVecEnv(VecEnv):
         self._reset_options()
         return self._observe()
 
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Each environment's picture, uint8 ``[height, width, 3]``; None from one that was made without ``"rgb_array"``."""
+        shown = [env.render() if env.render_mode == "rgb_array" else None for env in self.envs]
+        return [frame if isinstance(frame, np.ndarray) else None for frame in shown]
+
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions until :meth:`step_wait`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from tiny_models import LetterTokenizer
 from toy_tasks import letter_task
 
 import rlhf_gym  # noqa: F401
-from rlhf_gym.envs import TextArenaEnv, TokenEnv, TokenVectorEnv, TurnVectorEnv, VectorVecEnv, make_sb3_env
+from rlhf_gym.envs import (
+    TextArenaEnv,
+    TokenEnv,
+    TokenVectorEnv,
+    TurnVectorEnv,
+    VectorVecEnv,
+    make_sb3_env,
+    wrap_text_env,
+)
 from rlhf_gym.envs.picture import HEIGHT, WIDTH
 from rlhf_gym.envs.tools.document_search import search_tool
 from rlhf_gym.errors import ConfigError
@@ -165,3 +174,10 @@ def test_sb3_records_videos(level: str, tmp_path: Path) -> None:
     recorder.close()
     (video,) = tmp_path.glob("*.mp4")
     assert video.stat().st_size > 500
+
+
+def test_the_pictures_of_conversations_are_those_of_their_environments() -> None:
+    env = wrap_text_env(partial(gym.make, "rlhf_gym/SentimentTurn-v0", render_mode="rgb_array"), num_envs=2)
+    env.reset()
+    assert env.render(mode="rgb_array").shape == (2 * HEIGHT, WIDTH, 3)
+    assert wrap_text_env(partial(gym.make, "rlhf_gym/SentimentTurn-v0"), num_envs=2).get_images() == [None, None]

@@ -350,8 +350,9 @@ def observed_rows(observation: Any, model: LanguageModel) -> tuple[Rows, Tensor]
     for key in ("ids", "length", "prompt_length"):
         if (kind := torch.as_tensor(observation[key]).dtype).is_floating_point:
             raise ConfigError(
-                f"observations hold the ids of tokens, which are integers; their {key!r} came as {str(kind).removeprefix('torch.')}"
-                ": pass them as the environment gives them (VecNormalize: norm_obs=False)"
+                "observations hold the ids of tokens, which are integers; their "
+                f"{key!r} came as {str(kind).removeprefix('torch.')}: pass them as the environment gives them (VecNormalize: "
+                "norm_obs=False)"
             )
     lengths = torch.as_tensor(observation["length"]).flatten().long()
     starts = torch.as_tensor(observation["prompt_length"]).flatten().long()
@@ -361,8 +362,8 @@ def observed_rows(observation: Any, model: LanguageModel) -> tuple[Rows, Tensor]
     if wrong is not None or not all(rows):
         got = "a row without a token" if wrong is None else f"the id {wrong}"
         raise ConfigError(
-            f"expected rows of ids in 0..{model.vocab_size - 1} (the logits of {model.name!r}), got {got}: pass observations of "
-            "an environment with the policy's tokenizer"
+            f"expected rows of ids in 0..{model.vocab_size - 1} (the logits of {model.name!r}), got {got}: pass observations "
+            "of an environment with the policy's tokenizer"
         )
     return rows, (lengths - starts).to(model.device)
 

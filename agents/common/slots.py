@@ -207,8 +207,8 @@ class Rounds:
         except RuntimeError as error:
             if self._spares_resets and "before done" in str(error):
                 raise ConfigError(
-                    "the environment stands within an episode, or needs new prompts, and Monitor(..., allow_early_resets=False) "
-                    f"refuses the reset: {_LENIENT}"
+                    "the environment stands within an episode, or needs new prompts, and "
+                    f"Monitor(..., allow_early_resets=False) refuses the reset: {_LENIENT}"
                 ) from error
             raise
         assert isinstance(observation, dict)
