@@ -12,7 +12,7 @@ from test_response_text import bytes_hub, random_model
 from tiny_models import LetterTokenizer
 from tokenizers import processors
 
-from rlhf_gym.agents import SFT
+from rlhf_gym.agents import PPO, SFT
 from rlhf_gym.agents.best_of_n import best_of_n
 from rlhf_gym.agents.common.given_pairs import encoded_pairs
 from rlhf_gym.envs import TokenEnv, make_sb3_env
@@ -170,6 +170,20 @@ def test_a_save_over_another_model_s_folder_leaves_nothing_of_that_one(tmp_path:
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "notes.txt",
     ]  # fmt: skip
+
+
+def test_a_checkpoint_of_an_adapter_keeps_the_choice_of_its_base_s_template(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    random_model(chat_hub(), len(chat_hub())).save(tmp_path / "base")
+    for setting in ("off", "auto"):
+        model = LanguageModel.load(str(tmp_path / "base"), device="cpu", chat_template=setting)
+        task = table_task(
+            [{"prompt": "3+3?"}], reward=lambda prompts, responses: [0.0] * len(prompts), max_new_tokens=2
+        )
+        env = make_sb3_env(2, task=task, tokenizer=model.tokenizer)
+        PPO("LMPolicy", env, language_model=model, lora={}, device="cpu").save(tmp_path / "agent")
+        loaded = PPO.load(tmp_path / "agent", device="cpu").policy.language_model.tokenizer
+        assert loaded.encode_prompt("3+3?") == model.tokenizer.encode_prompt("3+3?"), setting
 
 
 def test_every_prompt_of_a_chat_model_is_its_conversation(tmp_path: Path) -> None:

@@ -107,9 +107,12 @@ CASES: list[tuple[str, list[Row], list[Edge], dict[str, int]]] = [
     (
         "trl-explicit",
         [{"prompt": "P", "chosen": "good", "rejected": "bad"}, {"prompt": "P", "chosen": "good", "rejected": None},
-         {"prompt": TALK, "chosen": "good", "rejected": "bad"}],
+         {"prompt": TALK, "chosen": "good", "rejected": "bad"}, {"prompt": None, "chosen": "good", "rejected": "bad"}],
         [*WON, (TALK_TEXT, "good", "bad", False)],
-        {"rows in which 'rejected' is no text but null": 1},
+        {
+            "rows in which 'rejected' is no text but null": 1,
+            "rows in which 'prompt' is no text but null, and both responses begin with none": 1,
+        },
     ),
     (
         "ultrafeedback",

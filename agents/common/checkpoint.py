@@ -29,7 +29,7 @@ from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import fingerprint, load_adapter, save_adapter
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.tokenizer import AnyTokenizer
+from rlhf_gym.lm.tokenizer import AnyTokenizer, HubTokenizer
 from rlhf_gym.version import __version__
 
 FORMAT = 2
@@ -115,6 +115,7 @@ def _write(agent: Agent, folder: Path) -> None:
         "chosen": agent._chosen_sizes, "policy": type(agent.policy).__name__,
         "base": None if model.base is None else {
             "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": is_base,
+            **({"chat_template": model.tokenizer.hub.chat_template} if isinstance(model.tokenizer, HubTokenizer) else {}),
         },
     }  # fmt: skip
     (folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
@@ -196,7 +197,7 @@ def load_agent(
             data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
             if data["class"] != cls.__name__ or data["format"] != FORMAT:
                 raise ModelError(
-                    f"{path} holds a {data['class']} in format {data['format']}; expected a {cls.__name__} in format {FORMAT}"
+                    f"{path} holds a {data['class']} in format {data['format']}; expected {cls.__name__} in format {FORMAT}"
                 )
             env = made_env(env)
             if tokenizer is None and env is not None:
@@ -327,6 +328,9 @@ def _load_base(
     if not isinstance(model, LanguageModel):
         try:
             model = LanguageModel.load(name, device=device, dtype=data["dtype"], tokenizer=tokenizer)
+            if tokenizer is None and "chat_template" in base and isinstance(model.tokenizer, HubTokenizer):
+                # The base's own files do not know that it was left off, or replaced.
+                model.tokenizer.set_template(base["chat_template"])
         except ModelError as error:
             raise ModelError(
                 f"the checkpoint holds a LoRA adapter without its base, {name!r}, which cannot be loaded: {error} Or give the "

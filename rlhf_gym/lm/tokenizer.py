@@ -108,6 +108,13 @@ class HubTokenizer:
         # Only a template of its own makes a chat model; transformers has no default templates any more.
         self.is_chat = bool(getattr(self.hub, "chat_template", None))
 
+    def set_template(self, template: Any) -> None:
+        """Take another chat template: Jinja, or several by their names; None leaves it off. ``hub`` is copied for it."""
+        if template != getattr(self.hub, "chat_template", None):
+            self.hub = copy.deepcopy(self.hub)
+            self.hub.chat_template = template
+        self.is_chat = bool(template)
+
     def fit(self, vocab_size: int, ends: ModelEnds) -> None:
         """Take over what a model says: its number of logits, and the ids that end its responses.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record, left_out, ordered_pairs
-from rlhf_gym.feedback.exchange.sides import compared, prompt_of, side_of, text_of, transcripts
+from rlhf_gym.feedback.exchange.sides import NoTextError, compared, prompt_of, side_of, text_of, transcripts
 from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_talk, is_transcript, messages_of, transcript
 from rlhf_gym.feedback.preferences import demonstration_from, judged_pairs
 from rlhf_gym.feedback.queries import Judgement, Query
@@ -63,8 +63,13 @@ def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
     Args:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
+
+    Raises:
+        NoTextError: there are no two texts to compare, or the prompt is null and the texts do not imply one.
     """
     prompt, chosen, rejected = compared(record.get("prompt"), record["chosen"], record["rejected"])
+    if record.get("prompt", "") is None and not prompt.text:
+        raise NoTextError("rows in which 'prompt' is no text but null, and both responses begin with none")
     margin = number(record.get("margin"))
     columns = {
         k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected", "margin", "rater", *_MODELS)
