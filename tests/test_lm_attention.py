@@ -1,0 +1,109 @@
+"""Attention on processors: the values and gradients of PyTorch's own, with every kind of mask, and less rounded in bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rlhf_gym.lm import attention
+from rlhf_gym.lm.attention import attend
+
+ROWS, HEADS, TOKENS, WIDTH = 3, 4, 7, 8
+
+
+class Layer(torch.nn.Module):
+    """What an attention function reads of its layer."""
+
+    def __init__(self, groups: int = 1, causal: bool = True) -> None:
+        super().__init__()
+        self.num_key_value_groups, self.is_causal = groups, causal
+
+
+def tensors(heads: int = HEADS, keys: int = TOKENS) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(ROWS, HEADS, TOKENS, WIDTH), (ROWS, heads, keys, WIDTH), (ROWS, heads, keys, WIDTH)]
+    return [torch.randn(size, generator=generator).requires_grad_() for size in sizes]
+
+
+def lower(keys: int = TOKENS) -> Tensor:
+    return torch.ones(TOKENS, keys).tril(keys - TOKENS).bool().expand(ROWS, 1, TOKENS, keys)
+
+
+def left_padded() -> Tensor:
+    mask = lower().clone()
+    mask[1, :, :, :2] = False
+    return mask
+
+
+CASES: dict[str, tuple[Layer, dict[str, Any], Tensor | None, dict[str, Any]]] = {
+    "causal": (Layer(), {}, None, {"scaling": 0.3}),
+    "its own scale": (Layer(), {}, None, {}),
+    "both ways": (Layer(causal=False), {}, None, {"scaling": 0.3}),
+    "both ways, said by the layer's call": (Layer(), {}, None, {"scaling": 0.3, "is_causal": False}),
+    "true where it looks": (Layer(), {}, lower(), {"scaling": 0.3}),
+    "behind what is cached": (Layer(), {"keys": 11}, lower(11), {"scaling": 0.3}),
+    "added": (Layer(), {}, torch.zeros(1, 1, TOKENS, TOKENS).masked_fill(~lower()[:1], -1e9), {"scaling": 0.3}),
+    "shared keys": (Layer(groups=2), {"heads": 2}, lower(), {"scaling": 0.3}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_fused_attention(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, sizes, mask, given = CASES[case]
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)  # so that this is not compared with itself
+    inputs = tensors(**sizes)
+    (ours, _), (theirs, _) = (
+        attend(layer, *inputs, mask, **given),
+        sdpa_attention_forward(layer, *inputs, mask, **given),
+    )
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        torch.autograd.grad((ours * weight).sum(), inputs), torch.autograd.grad((theirs * weight).sum(), inputs)
+    )
+
+
+def test_a_row_of_padding_that_may_look_at_nothing_is_finite_and_changes_no_other() -> None:
+    inputs = tensors()
+    out, _ = attend(Layer(), *inputs, left_padded())
+    expected, _ = sdpa_attention_forward(Layer(), *inputs, left_padded())
+    assert out.isfinite().all()
+    own = left_padded()[:, 0].any(-1)  # [ROWS, TOKENS]
+    assert (~own).sum() == 2
+    torch.testing.assert_close(out[own], expected[own])
+    for gradient in torch.autograd.grad(out[own].sum(), inputs):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [({"position_bias": torch.zeros(1, HEADS, TOKENS, TOKENS)}, TOKENS), ({"dropout": 0.5}, TOKENS), ({}, TOKENS + 1)],
+)
+def test_what_is_not_plain_goes_to_fused_attention(given: dict[str, Any], keys: int) -> None:
+    inputs = tensors(keys=keys)
+    torch.manual_seed(0)
+    ours, _ = attend(Layer(), *inputs, None, **given)
+    torch.manual_seed(0)
+    theirs, _ = sdpa_attention_forward(Layer(), *inputs, None, **given)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_in_bfloat16_it_is_computed_in_float32_and_rounded_once(
+    short: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SHORT", attention.SHORT if short else 0)
+    inputs = [tensor.detach().bfloat16() for tensor in tensors()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        # Under autocast, keys that were turned by their positions are float32, values are not.
+        out, _ = attend(Layer(), *([inputs[0].float(), inputs[1].float(), inputs[2]] if autocast else inputs), lower())
+    exact, _ = sdpa_attention_forward(Layer(), *(tensor.float() for tensor in inputs), lower())
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, exact.bfloat16()) or (out.float() - exact).abs().max() < 2**-8 * exact.abs().max()
+    fused, _ = sdpa_attention_forward(Layer(), *inputs, lower())
+    assert (out.float() - exact).norm() <= (fused.float() - exact).norm()
