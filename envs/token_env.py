@@ -67,7 +67,7 @@ class TokenEnv(gym.Env[Any, Any]):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
-        prompt_order: PromptOrder = "random",
+        prompt_order: PromptOrder = "epochs",
         render_mode: str | None = None,
         render_model: LanguageModel | str | None = None,
     ) -> None:
