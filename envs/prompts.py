@@ -276,7 +276,9 @@ class EpochDraws:
             self._epoch[slot], self._order[slot] = epoch, _permutation(self._seeds[slot], epoch, self.num_prompts)
         self._drawn[slots] += 1
         order = self._order
-        return np.array([order[slot][place] for slot, place in zip(slots.tolist(), places.tolist(), strict=True)], np.int64)
+        return np.array(
+            [order[slot][place] for slot, place in zip(slots.tolist(), places.tolist(), strict=True)], np.int64
+        )
 
     def states(self) -> list[dict[str, Any]]:
         """Each slot's place in its epochs, as JSON values."""

@@ -42,6 +42,8 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
     agent: dict[str, Any] = {"name": name, "iterations": 1, "n_episodes": 8, "batch_size": 8}
     # One agent with a value head and one without train against a fitted reward model, the others against the gold reward.
     settings = tiny_settings(model, reward_model={"enabled": name in ("a2c", "grpo")}, evaluation={"prompts": 2})
+    if name == "es":  # whose step takes all episodes
+        del agent["batch_size"]
     if name == "sft":
         rows = [{"prompt": f"The film {i}", "target": "was good"} for i in range(10)]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

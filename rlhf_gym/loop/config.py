@@ -309,7 +309,7 @@ class AgentConfig:
 
     name: str = setting(
         "ppo",
-        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, "
+        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, es, "
         "preference_optimization, ilql, sft, or path/file.py:Class or module:Class of your own",
     )
     preset: str | None = setting(
