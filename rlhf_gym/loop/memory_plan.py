@@ -206,7 +206,9 @@ class _Training:
                 share(self.value.model, base.model)
         self.hold("value network")
         self.heads: nn.ModuleList | None = None
-        if issubclass(find_agent(config.agent.name), ILQL):  # as ActionValueHeads, whose copy cannot be made without data
+        if issubclass(
+            find_agent(config.agent.name), ILQL
+        ):  # as ActionValueHeads, whose copy cannot be made without data
             online, target = (ActionValues(base.hidden_size, base.vocab_size, 0.0) for _ in range(2))
             self.heads = nn.ModuleList([ValueHead(base.hidden_size), online, target.requires_grad_(False)])
         self.hold("Q heads")
