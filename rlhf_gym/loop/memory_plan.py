@@ -306,7 +306,8 @@ class _Training:
         logs, _ = token_log_probs(self.policy, hidden, tokens, tokens, Sampling(), limits, entropy=False)
         value_head, online, _ = heads
         found = token_q(online, hidden, tokens, tokens, limits)  # type: ignore[arg-type]
-        return (logs + value_head(hidden) + q_loss(found, logs.detach()) + conservative_loss(found)).sum()
+        loss: Tensor = (logs + value_head(hidden) + q_loss(found, logs.detach()) + conservative_loss(found)).sum()
+        return loss
 
     def log_probs(self, model: LanguageModel, rows: int) -> Tensor:
         """Log-probabilities ``[rows * response]`` of a micro-batch's response tokens."""
