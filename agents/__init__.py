@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.policy import LMPolicy
     from rlhf_gym.agents.common.validation import Validation
     from rlhf_gym.agents.critic_free import CriticFree
+    from rlhf_gym.agents.es import ES
     from rlhf_gym.agents.grpo import GRPO, GSPO
     from rlhf_gym.agents.ilql import ILQL
     from rlhf_gym.agents.nlpo import NLPO
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "A2C",
+    "ES",
     "GRPO",
     "GSPO",
     "ILQL",
@@ -59,6 +61,7 @@ _PLACES = {
     "BestOfN": "rlhf_gym.agents.best_of_n",
     "Completions": "rlhf_gym.agents.common.completions",
     "CriticFree": "rlhf_gym.agents.critic_free",
+    "ES": "rlhf_gym.agents.es",
     "GRPO": "rlhf_gym.agents.grpo",
     "GSPO": "rlhf_gym.agents.grpo",
     "ILQL": "rlhf_gym.agents.ilql",

@@ -78,7 +78,7 @@ class Episodes(TokenRows):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
-        prompt_order: PromptOrder = "random",
+        prompt_order: PromptOrder = "epochs",
         difficulty_every: int | None = None,
     ) -> None:
         if infos not in get_args(Infos):

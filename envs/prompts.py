@@ -217,8 +217,12 @@ class EpochDraws:
     def __init__(self, num_slots: int, num_prompts: int) -> None:
         self.num_slots, self.num_prompts = num_slots, num_prompts
         self.seeded = False
-        self._parts: tuple[Sequence[int], int] | None = None
-        self._streams: list[_EpochStream] = []
+        self._shared: tuple[Sequence[int], int] | None = None
+        # Of each slot: the seed of its permutations, its part and the number of parts, and the prompts drawn so far.
+        self._seeds: list[int] = [0] * num_slots
+        self._part, self._parts, self._drawn = (np.zeros(num_slots, dtype=np.int64) for _ in range(3))
+        self._epoch: NDArray[np.int64] = np.full(num_slots, -1, dtype=np.int64)  # the one whose order is at hand
+        self._order: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)] * num_slots
 
     def share(self, parts: Sequence[int], of: int) -> None:
         """Say which part of each epoch a slot gets, from the next :meth:`seed` on.
@@ -227,7 +231,7 @@ class EpochDraws:
             parts: the part of each slot, from 0.
             of: the number of parts.
         """
-        self._parts = list(parts), of
+        self._shared = list(parts), of
 
     def seed(self, seed: int | Sequence[int | None] | None, chosen: NDArray[np.bool_]) -> None:
         """Seed some slots anew.
@@ -247,30 +251,39 @@ class EpochDraws:
         count = self.num_slots
         seeds: list[int | None]
         if seed is None or isinstance(seed, int | np.integer):
-            seeds, (parts, of) = [seed] * count, self._parts or (range(count), count)
+            seeds, (parts, of) = [seed] * count, self._shared or (range(count), count)
         else:
-            seeds, (parts, of) = list(seed), self._parts or ([0] * count, 1)
+            seeds, (parts, of) = list(seed), self._shared or ([0] * count, 1)
         if len(seeds) != count:
             raise ValueError(f"got {len(seeds)} seeds for {count} environments; expected one each")
         entropy = int(np.random.SeedSequence().generate_state(1)[0])  # for the slots that nobody seeds
-        fresh = [
-            _EpochStream(entropy, slot, count) if s is None else _EpochStream(int(s), part, of)
-            for slot, (s, part) in enumerate(zip(seeds, parts, strict=True))
-        ]
-        if not self.seeded:
-            self._streams, self.seeded = fresh, True
-            return
-        for slot in np.flatnonzero(chosen).tolist():
-            if seeds[slot] is not None:
-                self._streams[slot] = fresh[slot]
+        for slot in np.flatnonzero(chosen).tolist() if self.seeded else range(count):
+            if (given := seeds[slot]) is not None:
+                self._start(slot, int(given), parts[slot], of)
+            elif not self.seeded:
+                self._start(slot, entropy, slot, count)
+        self.seeded = True
+
+    def _start(self, slot: int, seed: int, part: int, parts: int, drawn: int = 0) -> None:
+        self._seeds[slot], self._part[slot], self._parts[slot], self._drawn[slot] = seed, part, parts, drawn
+        self._epoch[slot] = -1
 
     def take(self, slots: Slots) -> NDArray[np.int64]:
         """int64 ``[n]``: the number of the next prompt of each of these slots; no slot may be named twice."""
-        return np.array([self._streams[slot].next(self.num_prompts) for slot in slots.tolist()], dtype=np.int64)
+        epochs, places = np.divmod(self._drawn[slots] * self._parts[slots] + self._part[slots], self.num_prompts)
+        for i in np.flatnonzero(epochs != self._epoch[slots]).tolist():
+            slot, epoch = int(slots[i]), int(epochs[i])
+            self._epoch[slot], self._order[slot] = epoch, _permutation(self._seeds[slot], epoch, self.num_prompts)
+        self._drawn[slots] += 1
+        order = self._order
+        return np.array(
+            [order[slot][place] for slot, place in zip(slots.tolist(), places.tolist(), strict=True)], np.int64
+        )
 
     def states(self) -> list[dict[str, Any]]:
         """Each slot's place in its epochs, as JSON values."""
-        return [{name: getattr(stream, name) for name in _PLACE} for stream in self._streams]
+        rows = zip(self._seeds, self._part.tolist(), self._parts.tolist(), self._drawn.tolist(), strict=True)
+        return [dict(zip(_PLACE, row, strict=True)) for row in rows]
 
     def restore(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Restore :meth:`states`.
@@ -280,36 +293,15 @@ class EpochDraws:
         """
         if any(set(state) != set(_PLACE) for state in states):
             raise ConfigError(OTHER_ORDER)
-        self._streams, self.seeded = [_EpochStream(**state) for state in states], True
+        for slot, state in enumerate(states):
+            self._start(slot, *(state[name] for name in _PLACE))
+        self.seeded = True
 
 
 _PLACE = ("seed", "part", "parts", "drawn")
 OTHER_ORDER = (
     "the checkpoint's environment drew its prompts in another order: make the environment with its prompt_order"
 )
-
-
-class _EpochStream:
-    """One slot's way through the permutations of its seed.
-
-    Args:
-        seed: of the permutations.
-        part: the slot's part, from 0.
-        parts: the number of parts.
-        drawn: prompts drawn so far.
-    """
-
-    def __init__(self, seed: int, part: int, parts: int, drawn: int = 0) -> None:
-        self.seed, self.part, self.parts, self.drawn = seed, part, parts, drawn
-        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
-
-    def next(self, num_prompts: int) -> int:
-        """The number of the next prompt."""
-        epoch, place = divmod(self.drawn * self.parts + self.part, num_prompts)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, _permutation(self.seed, epoch, num_prompts)
-        self.drawn += 1
-        return int(self._order[place])
 
 
 @lru_cache(maxsize=4)  # slots of one seed share it

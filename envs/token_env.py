@@ -43,8 +43,8 @@ class TokenEnv(gym.Env[Any, Any]):
         mask: the tokens that :meth:`action_masks` allows: a :class:`~rlhf_gym.envs.masks.TokenMask` or a mapping of its fields,
             e.g. ``{"pattern": "[0-9]+"}``.
         infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
-        prompt_order: ``"random"`` draws prompts with replacement; in ``"epochs"`` all prompts come, in random order, before one
-            comes again.
+        prompt_order: in ``"epochs"`` all prompts come, in random order, before one comes again; ``"random"`` draws
+            them with replacement.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
         render_model: a language model, or its name, by whose probabilities rendered tokens are coloured.
 
@@ -67,7 +67,7 @@ class TokenEnv(gym.Env[Any, Any]):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
-        prompt_order: PromptOrder = "random",
+        prompt_order: PromptOrder = "epochs",
         render_mode: str | None = None,
         render_model: LanguageModel | str | None = None,
     ) -> None:

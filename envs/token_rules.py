@@ -62,7 +62,7 @@ class TokenRules:
     stop: tuple[str, ...]
     more_eos_ids: tuple[int, ...]
     infos: str
-    prompt_order: PromptOrder = "random"
+    prompt_order: PromptOrder = "epochs"
 
 
 def begins_round(options: Mapping[str, Any] | None) -> bool:

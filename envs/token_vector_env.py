@@ -51,8 +51,8 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         max_prompt_tokens: refuse prompts longer than this; None takes the task's longest.
         mask: the tokens that :meth:`action_masks` allows; see :class:`~rlhf_gym.envs.masks.TokenMask`.
         infos: ``"texts"``, or ``"numbers"`` for clients that keep infos in arrays; see :data:`~rlhf_gym.envs.episodes.Infos`.
-        prompt_order: ``"random"`` draws prompts with replacement; in ``"epochs"`` all prompts come, in random order, before one
-            comes again, for all slots together: see :class:`~rlhf_gym.envs.prompts.EpochDraws`; ``"success_rate"``,
+        prompt_order: in ``"epochs"`` all prompts come, in random order, before one comes again, for all slots together: see
+            :class:`~rlhf_gym.envs.prompts.EpochDraws`; ``"random"`` draws them with replacement; ``"success_rate"``,
             ``"advantage"`` and ``"age"`` draw by weights: see :class:`~rlhf_gym.envs.prompt_weights.WeightedDraws`;
             ``"difficulty"`` begins with the easiest: see :class:`~rlhf_gym.envs.prompt_weights.LevelDraws`.
         difficulty_every: with ``prompt_order="difficulty"``: iterations of an agent after which the next difficulty joins;
@@ -82,7 +82,7 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         max_prompt_tokens: int | None = None,
         mask: TokenMask | Mapping[str, Any] | None = None,
         infos: Infos = "texts",
-        prompt_order: PromptOrder = "random",
+        prompt_order: PromptOrder = "epochs",
         difficulty_every: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,

@@ -35,6 +35,7 @@ class TurnEnv(gym.Env[Any, Any]):
         task_options: options of a task given by name.
         max_characters: longest response as a text; None allows 16 a token of the task's limit.
         max_prompt_tokens: refuse longer prompts, in the format ``"tokens"``.
+        prompt_order: ``"epochs"`` or ``"random"``, as for the token level.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
 
     Raises:
@@ -53,6 +54,7 @@ class TurnEnv(gym.Env[Any, Any]):
         task_options: dict[str, Any] | None = None,
         max_characters: int | None = None,
         max_prompt_tokens: int | None = None,
+        prompt_order: Literal["random", "epochs"] = "epochs",
         render_mode: str | None = None,
     ) -> None:
         self._vector = TurnVectorEnv(
@@ -64,6 +66,7 @@ class TurnEnv(gym.Env[Any, Any]):
             task_options=task_options,
             max_characters=max_characters,
             max_prompt_tokens=max_prompt_tokens,
+            prompt_order=prompt_order,
             autoreset_mode=AutoresetMode.DISABLED,
             render_mode=render_mode,
         )

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
-from rlhf_gym.envs.prompts import PromptDraws
+from rlhf_gym.envs.prompt_weights import prompt_draws
 from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, turn_frame, turn_line
 from rlhf_gym.envs.task_parts import as_task
 from rlhf_gym.envs.token_rows import Mask, Slots
@@ -47,6 +47,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         task_options: options of a task given by name.
         max_characters: longest response as a text; None allows 16 a token of the task's limit.
         max_prompt_tokens: refuse longer prompts, in the format ``"tokens"``.
+        prompt_order: as for the token level; curricula are for agents that learn there.
         autoreset_mode: ``next_step`` (the step after a response ignores the action and returns the next prompt), ``same_step``
             (the step returns the next prompt, with ``final_obs`` and ``final_info``) or ``disabled``
             (``reset(options={"reset_mask": ...})``).
@@ -70,6 +71,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         task_options: dict[str, Any] | None = None,
         max_characters: int | None = None,
         max_prompt_tokens: int | None = None,
+        prompt_order: Literal["random", "epochs"] = "epochs",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
@@ -77,6 +79,8 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         check_num_envs(num_envs)
         check_render_mode(render_mode)
         check_format(format)
+        if prompt_order not in ("random", "epochs"):
+            raise ConfigError(f"prompt_order of the turn level must be random or epochs, got {prompt_order!r}")
         self.num_envs = num_envs
         self.format: TurnFormat
         if format == "text":
@@ -94,7 +98,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         self._painter = Painter()
         self._turns = [Turn()] * num_envs
         self.max_episode_steps = max_episode_steps
-        self._draws = PromptDraws(num_envs, len(self.task.prompts))
+        self._draws = prompt_draws(prompt_order, num_envs, len(self.task.prompts))
         self._running: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._started: Mask = np.zeros(num_envs, dtype=np.bool_)
 

@@ -69,8 +69,8 @@ def test_stepping_and_decoding_give_the_same_episodes(model: LanguageModel, samp
     env = letters_env()
     policy = policy_for(env, model, sampling)
     env.reset()
-    fast = decoded(env, policy, seed=5, first_episode=0, per_slot=3)
-    slow = by_stepping(letters_env(), policy)
+    fast = decoded(env, policy, seed=5, first_episode=0, per_slot=5)
+    slow = by_stepping(letters_env(), policy, per_slot=5)
     assert_same(fast, slow)
     lengths = {len(e.response_ids) for e in fast}
     assert len(lengths) > 1

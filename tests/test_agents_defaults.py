@@ -13,7 +13,7 @@ from tiny_models import tiny_language_model
 from rlhf_gym import agents
 from rlhf_gym.errors import ConfigError
 
-GROUPS = {"GRPO": 8, "GSPO": 8, "RAFT": 8, "RLOO": 4, "OnlineDPO": 2, "ReMax": 2}
+GROUPS = {"GRPO": 8, "GSPO": 8, "RAFT": 8, "RLOO": 4, "OnlineDPO": 2, "ReMax": 2, "ES": 16}
 
 
 def agent_on(name: str, env: Any, **options: Any) -> Any:
@@ -31,7 +31,8 @@ def test_defaults_adapt_to_the_number_of_slots(name: str) -> None:
         found = settings.of(given, num_envs=slots)
         assert found.batch_size == (default and min(default, slots))
         # The largest divisor up to the default.
-        assert getattr(found, "group_size", None) in (None, 1, min(GROUPS.get(name, 1), 6 if slots == 12 else slots))
+        divisors = [size for size in range(1, GROUPS.get(name, 1) + 1) if slots % size == 0]
+        assert getattr(found, "group_size", None) in (None, 1, divisors[-1])
     agent = agent_on(name, letters_env(2))
     assert (agent.n_episodes, agent.batch_size, agent.group_size) == (2, 2, min(GROUPS.get(name, 1), 2))
     agent.learn(1)

@@ -28,6 +28,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 
 NAMES = (
     "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GRPO", "GSPO", "OnlineDPO", "RAFT", "ReMax",
+    "ES",
 )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def small(name: str, **options: Any) -> Any:
     """An agent with a tiny model over letters; settings that it does not have are left out."""
     kind: Any = getattr(agents, name)
     # At a coefficient of 0 there would be no reference, and no KL.
-    given = {"learning_rate": 1e-2, "kl_coef": 1e-9, "batch_size": 8} | options
+    given = {"learning_rate": 1e-2, "kl_coef": 1e-9, "batch_size": None if name == "ES" else 8} | options
     return kind(
         "LMPolicy", letters_env(), language_model=tiny_language_model(), seed=0, device="cpu",
         **{key: value for key, value in given.items() if key in kind.Settings.names()},
@@ -81,7 +82,7 @@ def test_metrics_have_the_names_that_dashboards_read(name: str) -> None:
         "episode", "lr", "train/n_updates", "time/tokens_per_second", "reward/count_a",
     ):  # fmt: skip
         assert np.isfinite(rows[-1][key]), key
-    clipped = name not in ("OnlineDPO", "RAFT", "TRPO")
+    clipped = name not in ("OnlineDPO", "RAFT", "TRPO", "ES")
     for key in ("train/loss", "policy/approxkl_avg", "loss/policy_avg", "val/ratio") if clipped else ():
         assert np.isfinite(rows[-1][key]), key
     for key in ("loss/value_avg", "train/explained_variance") if name in ("PPO", "NLPO", "A2C", "TRPO") else ():
@@ -134,7 +135,7 @@ def praise(name: str, seed: int) -> float:
     return float(np.mean(scores[-2:]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ES"])  # which needs many more responses
 def test_it_raises_sentiment_on_the_embedded_model(name: str) -> None:
     """Untrained, the score is 0.0 with a standard deviation of 0.18 over seeds. Over five seeds (TRPO: four) every agent
     reached at least 0.35 (online DPO's worst seed; 0.36 RLOO, 0.42 TRPO, others 0.51 and up), with this one between 0.74

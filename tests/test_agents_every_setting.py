@@ -124,14 +124,20 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "preferences": (PREFERENCES[::-1], {}), "target_margin": (3.0, {"loss": "simpo"}),
     "desirable_weight": (3.0, {"loss": "kto"}), "undesirable_weight": (3.0, {"loss": "kto"}),
     "trajectories": (TRAJECTORIES[::-1], {}), "expectile": (0.95, {}), "q_coef": (0.1, {}), "cql_coef": (2.0, {}),
-    "target_rate": (0.9, {}), "normalize_rewards": (False, {}),
+    "target_rate": (0.9, {}), "normalize_rewards": (False, {}), "sigma": (0.3, {}), "fitness": ("z_scores", {}),
+    # What is not differentiated is part of the reward.
+    "ES.kl_coef": (0.1, {"fitness": "z_scores"}), "ES.precision": ("bf16", {"fitness": "z_scores"}),
+    "ES.kl_target": (0.1, {"fitness": "z_scores", "kl_horizon": 10.0}),
+    "ES.kl_horizon": (1000.0, {"fitness": "z_scores", "kl_horizon": 10.0, "kl_target": 0.1}),
+    "ES.kl_estimator": ("k2", {"fitness": "z_scores", "kl_estimator": "k3"}),
 }  # fmt: skip
 
 
 def trained(name: str, **options: Any) -> Any:
     """An agent after two iterations, from a policy that is not the reference."""
     kind: Any = getattr(agents, name)
-    given = {**BASE, "language_model": model(), "reference": model(seed=4), **options}
+    own: dict[str, Any] = {"batch_size": None, "group_size": 8} if name == "ES" else {}
+    given = {**BASE, **own, "language_model": model(), "reference": model(seed=4), **options}
     iterations, score = given.pop("iterations", 2), given.pop("score", late_letters)
     mismatch = given.pop("mismatch", False)
     has = kind.Settings.names()
@@ -214,6 +220,14 @@ def refused(name: str, tmp_path: Path) -> bool:
     """TRPO differentiates twice, in float32 only."""
     with pytest.raises(ConfigError, match="float32"):
         trained(name, precision="bf16")
+    return True
+
+
+def refused_by_es(name: str, tmp_path: Path) -> bool:
+    """Minibatches, and the KL as a loss: there is one step an iteration, and nothing is differentiated."""
+    for given in ({"batch_size": 2}, {"kl_in": "loss"}, {"kl_gradient": "sequence"}, {"kl_importance": True}):
+        with pytest.raises(ConfigError, match=r"one step an iteration|differentiates nothing|give kl_in=.loss"):
+            trained(name, **given)
     return True
 
 
@@ -319,6 +333,7 @@ EFFECTS: dict[str, Effect] = {
     **dict.fromkeys(["engine_folder", "engine_timeout", "engine_patience", "engine_tolerance"], given_to_the_engine),
     **dict.fromkeys(["ray", "ray_workers", "ray_cpus", "ray_gpus", "max_staleness"], given_to_the_workers),
     "gradient_checkpointing": recomputed, "TRPO.precision": refused,
+    **dict.fromkeys(["ES.batch_size", "ES.kl_in", "ES.kl_gradient", "ES.kl_importance"], refused_by_es),
 }  # fmt: skip
 
 
@@ -334,7 +349,7 @@ def test_every_setting_takes_effect(name: str, tmp_path: Path) -> None:
                 dead.append(setting)
             continue
         assert setting in OTHER, f"give {setting} another value in OTHER, or its effect in EFFECTS"
-        value, beside = OTHER[setting]
+        value, beside = OTHER.get(f"{name}.{setting}", OTHER[setting])
         beside = {key: other for key, other in beside.items() if key in (*names, "iterations", "score", "mismatch")}
         key = str(sorted(beside.items()))
         if key not in runs:

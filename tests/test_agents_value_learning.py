@@ -113,7 +113,7 @@ def test_rewards_of_another_scale_are_learned_alike(kl_coef: float, network: str
     for scale in (0.1, 1.0, 10.0):
         model = small_ppo(
             kl_coef=scale * kl_coef, scale_returns=True, learning_rate=0.01, task={"limit": 3, "reward": times(scale)},
-            value_network=network,
+            value_network=network, seed=2,  # with which some response of the first rollout scores: no unit is one of rounding
         )  # fmt: skip
         rows = learn(model, None, iterations=4)
         curves.append([[row["objective/scores"] / scale, row["loss/value_avg"]] for row in rows])

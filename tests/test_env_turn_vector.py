@@ -163,7 +163,7 @@ def test_a_reward_finds_the_same_columns_whichever_prompts_share_its_batch(kind:
         return [0.0] * len(prompts)
 
     task = Task("uneven", [Prompt("a", {"label": "x"}), Prompt("b")], reward=reward, max_new_tokens=2)
-    many = TurnVectorEnv(2, task, LetterTokenizer(), format=kind)
+    many = TurnVectorEnv(2, task, LetterTokenizer(), format=kind, prompt_order="random")  # the same prompt twice, too
     one = TurnEnv(task, LetterTokenizer(), format=kind)
     action: Any = "c" if kind == "text" else np.array([A, EOS])
     for _ in range(10):

@@ -229,9 +229,13 @@ def test_specs_of_wrapped_environments_survive_json() -> None:
 
 
 def test_any_vector_environment_becomes_a_vec_env() -> None:
-    inner = gym.make_vec("rlhf_gym/Copy-v0", num_envs=4, autoreset_mode="same_step", mask={"pattern": "[a-d]{2}"})
+    given: dict[str, Any] = {
+        "num_envs": 4,
+        "prompt_order": "random",
+    }  # each slot by itself: by seeds alone they are the same
+    inner = gym.make_vec("rlhf_gym/Copy-v0", autoreset_mode="same_step", mask={"pattern": "[a-d]{2}"}, **given)
     env = VectorVecEnv(VectorEmbeddedTokens(VectorLastTokens(VectorPotentialShaping(inner, zero), 4)))
-    plain = make_sb3_env(4, task="copy")
+    plain = make_sb3_env(task="copy", **given)
     for e in (env, plain):
         e.seed(3)
         e.reset()

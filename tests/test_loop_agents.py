@@ -42,6 +42,8 @@ def test_every_agent_runs_the_loop(tmp_path: Path, model: Path, name: str) -> No
     agent: dict[str, Any] = {"name": name, "iterations": 1, "n_episodes": 8, "batch_size": 8}
     # One agent with a value head and one without train against a fitted reward model, the others against the gold reward.
     settings = tiny_settings(model, reward_model={"enabled": name in ("a2c", "grpo")}, evaluation={"prompts": 2})
+    if name == "es":  # whose step takes all episodes
+        del agent["batch_size"]
     if name == "sft":
         rows = [{"prompt": f"The film {i}", "target": "was good"} for i in range(10)]
         (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +70,7 @@ def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = {
-        "iterations": 6,
+        "iterations": 8,
         "learning_rate": 0.1,
         "kl_coef": 0.0,
         "kl_limit": 0.5,
@@ -79,7 +81,7 @@ def test_a_policy_that_runs_away_ends_its_rounds_training_and_the_run_goes_on(
     run = run_loop(config, tmp_path / "run", progress=Progress())
     said = capsys.readouterr().out
     assert "is above kl_limit (0.5): training has stopped" in " ".join(said.split())
-    assert 3 <= len(run.metrics_file.read_text().splitlines()) < 7
+    assert 3 <= len(run.metrics_file.read_text().splitlines()) < 9
     assert (run.path / "round-1" / "policy").is_dir()
     assert (run.path / "report.html").exists()
 
@@ -248,6 +250,10 @@ def test_every_setting_of_every_agent_arrives(agent: str, context: RunContext) -
     own = {"name": agent, "n_episodes": 16} | ({"target_column": "answer"} if agent == "sft" else {})
     if agent == "trpo":
         configurable.remove("precision")  # it takes float32 alone
+    if agent == "es":  # one step an iteration, and nothing is differentiated; 16 copies are its default
+        configurable = [
+            n for n in configurable if n not in ("batch_size", "kl_in", "kl_gradient", "kl_importance", "group_size")
+        ]
     for name in configurable:
         value = VALUES.get(name, another(keys("agent", agent)[name], described[name]))
         beside = {key: other for key, other in BESIDE.get(name, {}).items() if key in configurable}

@@ -120,7 +120,7 @@ def test_a_bad_setting_is_named_with_what_was_meant(text: str, message: str) -> 
         ({"agent": {"value_start": "reward_model"}}, "give agent.value_network separate"),
         ({"rater": {"query_type": "pair"}, "sampling": {"candidates": 3}}, "must be even, got 3"),
         ({"task": {"max_new_tokens": 4, "min_new_tokens": 5}}, "must be at most task.max_new_tokens"),
-        ({"task": {"difficulty_every": 5}}, "goes with task.prompt_order difficulty, not random"),
+        ({"task": {"difficulty_every": 5}}, "goes with task.prompt_order difficulty, not epochs"),
         (
             {"rater": {"name": "web", "query_type": "thumbs"}, "people": {"warm_up": 1}},
             "the simulated rater, who answers no thumbs queries",

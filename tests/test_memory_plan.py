@@ -60,6 +60,15 @@ def test_what_is_held_by_hand(folder: Path, tmp_path: Path) -> None:
     tiny_language_model("llama", hidden=16).save(tmp_path / "teacher")
     taught = planned(folder, teacher=str(tmp_path / "teacher"), model={"lora": {"rank": 2, "targets": ["q_proj"]}})
     assert 0 < taught.held["reference"] < plain.held["reference"]
+    offline = planned(folder, name="ilql", data="rows.jsonl")
+    model = tiny_language_model("llama")
+    head, width = (model.hidden_size + 1) * model.vocab_size, model.hidden_size + 1
+    assert offline.held["Q heads"] - 4 * (4 * head + width) in range(
+        64
+    )  # two that learn, two that follow, and the value
+    assert offline.trainable == size + 2 * head + width
+    assert offline.held["optimizer"] == 8 * offline.trainable
+    assert offline.phases["learning"] > planned(folder, name="sft", data="rows.jsonl").phases["learning"] + 24 * head
     free = planned(folder, kl_coef=0.0)
     assert "reference" not in {**free.held, **free.phases}
     assert free.phases["learning"] == plain.phases["learning"] - plain.held["reference"]

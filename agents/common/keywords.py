@@ -746,6 +746,30 @@ class RAFTKeywords(AgentKeywords, total=False):
     min_score: float | None
 
 
+class ESKeywords(AgentKeywords, total=False):
+    """The settings of ES."""
+
+    group_size: int
+    overlong_buffer: int | None
+    kl_coef: float
+    kl_target: float | None
+    kl_horizon: float
+    kl_estimator: Estimator | None
+    kl_in: Literal["reward", "loss"]
+    kl_gradient: Literal["token", "sequence"]
+    kl_importance: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    clip_scores: float | None
+    missing_eos_penalty: float | None
+    missing_eos_score: float | None
+    kl_limit: float | None
+    on_kl_limit: Action | None
+    sigma: float
+    fitness: Literal["ranks", "z_scores"]
+
+
 class PreferenceOptimizationKeywords(AgentKeywords, total=False):
     """The settings of PreferenceOptimization."""
 

@@ -19,7 +19,7 @@ from rlhf_gym.agents.common.settings import POSITIONAL, AgentSettings, Setting, 
 AGENTS = {
     "PPO": "ppo", "NLPO": "nlpo", "TRPO": "trpo", "A2C": "a2c", "CriticFree": "critic_free", "GRPO": "grpo", "GSPO": "grpo",
     "RLOO": "rloo", "ReMax": "remax", "REINFORCE": "reinforce", "ReinforcePlusPlus": "reinforce", "OnlineDPO": "online_dpo",
-    "RAFT": "raft", "PreferenceOptimization": "preference_optimization", "ILQL": "ilql", "SFT": "sft",
+    "RAFT": "raft", "ES": "es", "PreferenceOptimization": "preference_optimization", "ILQL": "ilql", "SFT": "sft",
 }  # fmt: skip
 """Agents, and the modules of this package that they are in."""
 BEGIN, END = "<!-- settings: generated -->", "<!-- end of settings -->"

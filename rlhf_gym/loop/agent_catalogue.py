@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AGENTS = {
     "ppo": "PPO", "nlpo": "NLPO", "trpo": "TRPO", "a2c": "A2C", "grpo": "GRPO", "gspo": "GSPO", "rloo": "RLOO",
     "remax": "ReMax",
-    "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT",
+    "reinforce": "REINFORCE", "reinforce_plus_plus": "ReinforcePlusPlus", "online_dpo": "OnlineDPO", "raft": "RAFT", "es": "ES",
     "preference_optimization": "PreferenceOptimization", "ilql": "ILQL", "sft": "SFT",
 }  # fmt: skip
 """The built-in agents: name in a configuration, class in :mod:`rlhf_gym.agents`."""

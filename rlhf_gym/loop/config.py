@@ -52,9 +52,9 @@ class TaskConfig:
         above=0,
     )
     prompt_order: Literal["random", "epochs", "success_rate", "advantage", "age", "difficulty"] = setting(
-        "random",
-        "the order of prompts in training: random draws them with replacement; in epochs all of them come, in random order, "
-        "before one comes again; success_rate draws those most often that about half of the responses solve (rewards from 0 to "
+        "epochs",
+        "the order of prompts in training: in epochs all of them come, in random order, before one comes again; random draws "
+        "them with replacement; success_rate draws those most often that about half of the responses solve (rewards from 0 to "
         "1), advantage those with the largest advantages, age those that have not come for long; difficulty begins with the "
         "easiest, by their column difficulty, and goes on to the next once the hardest so far is solved (rewards from 0 to 1)",
     )
@@ -309,7 +309,7 @@ class AgentConfig:
 
     name: str = setting(
         "ppo",
-        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, "
+        "ppo, nlpo, trpo, a2c, grpo, gspo, rloo, remax, reinforce, reinforce_plus_plus, online_dpo, raft, es, "
         "preference_optimization, ilql, sft, or path/file.py:Class or module:Class of your own",
     )
     preset: str | None = setting(

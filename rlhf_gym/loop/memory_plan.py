@@ -15,7 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_gym.agents import ILQL
+from rlhf_gym.agents.common.action_value_heads import conservative_loss, q_loss, token_q
+from rlhf_gym.agents.common.value_head import ValueHead
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.action_values import ActionValues
 from rlhf_gym.lm.cache import SPARE
 from rlhf_gym.lm.language_model import DTYPES, LanguageModel
 from rlhf_gym.lm.loading import find, is_encoder_decoder, load_options, pick_device
@@ -201,6 +205,13 @@ class _Training:
                 adapt(self.value, lora)
                 share(self.value.model, base.model)
         self.hold("value network")
+        self.heads: nn.ModuleList | None = None
+        if issubclass(
+            find_agent(config.agent.name), ILQL
+        ):  # as ActionValueHeads, whose copy cannot be made without data
+            online, target = (ActionValues(base.hidden_size, base.vocab_size, 0.0) for _ in range(2))
+            self.heads = nn.ModuleList([ValueHead(base.hidden_size), online, target.requires_grad_(False)])
+        self.hold("Q heads")
         self.rewards = [self.model() for _ in range(config.reward_model.members)] if config.reward_model.enabled else []
         self.hold("reward model")
         if self.settings["gradient_checkpointing"]:
@@ -209,6 +220,7 @@ class _Training:
         self.weights = [
             p for m in filter(None, (self.policy, self.value)) for p in m.model.parameters() if p.requires_grad
         ]
+        self.weights += [p for p in self.heads.parameters() if p.requires_grad] if self.heads is not None else []
         self.moments = [torch.zeros_like(p, dtype=torch.float32) for p in self.weights for _ in range(2)]
         self.hold("optimizer")
         self.environments = config.agent.environments
@@ -280,12 +292,22 @@ class _Training:
         minibatch = min(int(self.settings.get("batch_size") or episodes), episodes)
         rows = min(self.rows(), minibatch)
         for _ in range(min(2, -(-minibatch // rows))):
-            loss = self.log_probs(self.policy, rows).sum()
+            loss = self.log_probs(self.policy, rows).sum() if self.heads is None else self.values_too(self.heads, rows)
             if self.value is not None:
                 loss = loss + self.states(self.value, rows).sum()
             loss.backward()  # type: ignore[no-untyped-call]
         for weight in self.weights:
             weight.grad = None
+
+    def values_too(self, heads: nn.ModuleList, rows: int) -> Tensor:
+        """ILQL's losses of a micro-batch: cross-entropy, and both Q heads and the value head on the same states."""
+        hidden = self.states(self.policy, rows)
+        tokens, limits = torch.zeros(len(hidden), dtype=torch.long), Limits(0, max_new_tokens=self.response)
+        logs, _ = token_log_probs(self.policy, hidden, tokens, tokens, Sampling(), limits, entropy=False)
+        value_head, online, _ = heads
+        found = token_q(online, hidden, tokens, tokens, limits)  # type: ignore[arg-type]
+        loss: Tensor = (logs + value_head(hidden) + q_loss(found, logs.detach()) + conservative_loss(found)).sum()
+        return loss
 
     def log_probs(self, model: LanguageModel, rows: int) -> Tensor:
         """Log-probabilities ``[rows * response]`` of a micro-batch's response tokens."""
