@@ -21,7 +21,7 @@ def process_reward_model(model: str | Path, *, split: str = "\n", whole: Whole =
         model: its folder, or its name on the Hugging Face hub.
         split: the text that separates the policy's steps, or ``"sentence"``.
         whole: what a response is worth in all: ``"minimum"``, ``"mean"``, ``"last"`` or ``"sum"``; see :class:`Steps`.
-        options: of :class:`ProcessModel`.
+        options: of :class:`ProcessModel`: ``mark``, ``after``, ``good``, ``bad``, ``label``, ``output``, ``read``, ...
 
     Raises:
         ConfigError, ModelError: as :class:`ProcessModel` and :class:`Steps`.
