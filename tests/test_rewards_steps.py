@@ -24,7 +24,7 @@ from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.rewards import load_reward, score, term
 from rlhf_gym.rewards.builtin.process_model import ProcessModel, process_reward_model
-from rlhf_gym.rewards.builtin.steps import Steps, step_ends
+from rlhf_gym.rewards.builtin.steps import Steps, find_steps
 
 WORDS = ["<unk>", "</s>", "q", "a", "b", "c", "\n", "+", "-"]
 UNK, EOS, Q, A, B, C, MARK, GOOD, BAD = range(len(WORDS))
@@ -40,14 +40,19 @@ def letters(prompts: list[str], responses: list[str], steps: list[list[str]]) ->
     [
         ("", "\n", []),
         (" \n\n ", "\n", []),
-        ("a\nb", "\n", [(2, True), (3, False)]),
-        ("a\nb\n", "\n", [(2, True), (4, True)]),
-        ("\n\na\n\n\nb", "\n\n", [(5, True), (7, False)]),
-        ("One. Two?! It is 3.5 (yes.) and", "sentence", [(4, True), (10, True), (27, True), (31, False)]),
+        ("a\nb", "\n", [("a", 2, True), ("b", 3, False)]),
+        ("a\nb\n", "\n", [("a", 2, True), ("b", 4, True)]),
+        ("\n\na\n\n\nb", "\n\n", [("a", 5, True), ("b", 7, False)]),
+        (";a;;b", ";", [("a", 3, True), ("b", 5, False)]),
+        (
+            "Two?! It is 3.5 (yes.) a sentence",
+            "sentence",
+            [("Two?!", 5, True), ("It is 3.5 (yes.)", 22, True), ("a sentence", 33, False)],
+        ),
     ],
 )
-def test_steps_of_texts(text: str, split: str, expected: list[tuple[int, bool]]) -> None:
-    assert step_ends(text, split) == expected
+def test_steps_of_texts(text: str, split: str, expected: list[tuple[str, int, bool]]) -> None:
+    assert find_steps(text, split) == expected
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -22,28 +21,31 @@ Whole = Literal["sum", "mean", "last", "minimum"]
 _SENTENCE_END = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*(?=\s|$)")
 
 
-def step_ends(text: str, split: str) -> list[tuple[int, bool]]:
-    r"""The places in a response behind its steps: each behind its separator, the last step's at the text's end.
-
-    Pieces of nothing but white space are no steps.
+def find_steps(text: str, split: str) -> list[tuple[str, int, bool]]:
+    r"""The steps of a response; pieces of nothing but white space are none.
 
     Args:
         text: the response.
         split: the text that separates steps, or ``"sentence"``.
 
     Returns:
-        The places, each with True where a separator (or the mark of a sentence's end) is there.
+        Each step's text, without its separator; the place behind the separator, the last step's at the text's end; and True
+        where a separator (or the mark of a sentence's end) is there.
 
-    >>> step_ends("a\n\nb", "\n"), step_ends("Is 3.5 more? Yes (it is.)", "sentence"), step_ends(" ", "\n")
-    ([(2, True), (4, False)], [(12, True), (25, True)], [])
+    >>> find_steps("a\n\nb", "\n")
+    [('a', 2, True), ('b', 4, False)]
+    >>> find_steps("Is 3.5 more? Yes (it is.)", "sentence")
+    [('Is 3.5 more?', 12, True), ('Yes (it is.)', 25, True)]
     """
-    found = _SENTENCE_END.finditer(text) if split == SENTENCE else re.finditer(re.escape(split), text)
-    ends, begin = [], 0
-    for end, closed in (*((match.end(), True) for match in found), (len(text), False)):
-        if text[begin:end].removesuffix(split).strip():
-            ends.append((end, closed))
+    sentences = split == SENTENCE
+    found = _SENTENCE_END.finditer(text) if sentences else re.finditer(re.escape(split), text)
+    places = [(match.end() if sentences else match.start(), match.end(), True) for match in found]
+    steps, begin = [], 0
+    for last, end, closed in (*places, (len(text), len(text), False)):
+        if step := text[begin:last].strip():
+            steps.append((step, end, closed))
         begin = end
-    return ends
+    return steps
 
 
 class Steps:
@@ -98,8 +100,8 @@ class Steps:
                 with the last token.
             columns: further columns, for the function.
         """
-        ends = [step_ends(response, self.split) for response in responses]
-        steps = [self._texts(response, places) for response, places in zip(responses, ends, strict=True)]
+        found = [find_steps(response, self.split) for response in responses]
+        steps = [[text for text, _, _ in row] for row in found]
         result = call(self.function, self._form, prompts, responses, {**columns, "steps": steps}, self.name)
         paid = [self._paid(v) for v in checked_tokens(result, self.name, prompts, responses, steps, unit="step")]
         if response_ids is None:
@@ -107,15 +109,11 @@ class Steps:
         out = []
         for i, ids in enumerate(response_ids):
             row = np.zeros(len(ids))
-            for value, (end, closed) in zip(paid[i], ends[i], strict=True):
+            for value, (_, end, closed) in zip(paid[i], found[i], strict=True):
                 covered = token_ends[i] if token_ends is not None and closed else ()
                 row[next((t for t, so_far in enumerate(covered) if so_far >= end), -1)] += value
             out.append(row)
         return out
-
-    def _texts(self, response: str, ends: Sequence[tuple[int, bool]]) -> list[str]:
-        places = [0, *(end for end, _ in ends)]
-        return [response[a:b].removesuffix(self.split).strip() for a, b in pairwise(places)]
 
     def _paid(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.whole == "sum" or not len(values):
