@@ -30,8 +30,17 @@ Opponent = Callable[[str, np.random.Generator], str]
 """Gives another player's action: ``opponent(observation, rng)``."""
 
 
-class _Adapter(gym.Env[str, str]):
-    """The base of both adapters: spaces, random numbers, rendering, and the order of calls."""
+class Adapter(gym.Env[str, str]):
+    """The base of the adapters: spaces, random numbers, rendering, and the order of calls.
+
+    Args:
+        max_observation: most characters of an observation; of a longer one, its end is given.
+        max_characters: most characters of an action.
+        render_mode: ``"ansi"`` or ``"human"``.
+
+    Raises:
+        ConfigError: a number below 1, or an unknown render mode.
+    """
 
     metadata = {"render_modes": ["ansi", "human"], "render_fps": 1}  # noqa: RUF012 - Gymnasium declares it so
 
@@ -91,7 +100,7 @@ class _Adapter(gym.Env[str, str]):
         return self._shown if self.render_mode == "ansi" else None
 
 
-class GemEnv(_Adapter):
+class GemEnv(Adapter):
     """An environment of GEM (package ``gem-llm``): an action is a text, the reward is GEM's, at every turn.
 
     Observation: ``Text``, GEM's, followed by its ``info["suffix"]`` where there is one. Termination and truncation are GEM's.
@@ -142,7 +151,7 @@ class GemEnv(_Adapter):
         return shown, float(reward), bool(terminated), bool(truncated), dict(info)
 
 
-class TextArenaEnv(_Adapter):
+class TextArenaEnv(Adapter):
     """A game of TextArena (package ``textarena``): an action is a text; the reward, at the end, is the game's for this player.
 
     Observation: ``Text``, as TextArena shows it to the player. A game *terminates* when TextArena says that it is done.

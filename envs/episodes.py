@@ -26,7 +26,7 @@ from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.lm.tokenizer import AnyTokenizer, end_ids
 from rlhf_gym.rewards.adaptive import restore_reward, reward_state
 from rlhf_gym.rewards.base import ScoredBatch
-from rlhf_gym.rewards.token_values import IDS, wants_token_ids
+from rlhf_gym.rewards.token_values import ENDS, IDS, wants_token_ids
 from rlhf_gym.tasks import Task
 
 Infos = Literal["texts", "numbers"]
@@ -87,7 +87,7 @@ class Episodes(TokenRows):
         self.task = as_task(task, task_options)
         self.tokenizer = as_tokenizer(tokenizer, self.task)
         self.reward = reward_of(reward, self.task)
-        self._wants_ids = wants_token_ids(self.reward)
+        self._wants_ids, self._wants_ends = (wants_token_ids(self.reward, a) for a in ("per_token", "per_step"))
         self.prompts = PromptTable(self.task, self.tokenizer, max_prompt_tokens)
         difficulties = [prompt.columns.get("difficulty") for prompt in self.task.prompts]
         self.prompt_order = prompt_order
@@ -351,6 +351,8 @@ class Episodes(TokenRows):
         texts, extra = self.prompts.texts(index), self.prompts.columns(index)
         if self._wants_ids:
             extra[IDS] = [self.ids[slot, a:b].tolist() for slot, a, b in zip(slots, starts, lengths, strict=True)]
+        if self._wants_ends:
+            extra[ENDS] = [self._text.ends(*self._ids(slot)) for slot in slots.tolist()]
         ended = stopped | np.isin(self.ids.take(self._starts.take(slots) + lengths - 1), self.eos_ids)
         return EndedEpisodes(texts, responses, extra, ended, lengths - starts)
 

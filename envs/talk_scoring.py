@@ -91,12 +91,11 @@ class EnvironmentReward(TermReward):
     Args:
         known: what was paid in conversations that were played before, by the column ``opening`` and the response; None where
             one of the environment's rewards failed. Others must have the column ``environment_reward``.
+        name: name to report under, where what is known was paid by another reward; None: ``"environment"``.
     """
 
-    name = "environment"
-
-    def __init__(self, known: Mapping[tuple[str, str], float | None] | None = None) -> None:
-        self.known = dict(known or {})
+    def __init__(self, known: Mapping[tuple[str, str], float | None] | None = None, name: str | None = None) -> None:
+        self.known, self.name = dict(known or {}), name or "environment"
 
     def score_terms(
         self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]

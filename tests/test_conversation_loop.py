@@ -168,7 +168,7 @@ def test_a_killed_run_of_conversations_goes_on_exactly(
     assert file.read_text() == whole
 
 
-def test_models_are_evaluated_in_conversations(run: Any) -> None:
+def test_models_are_evaluated_in_conversations(run: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "limit": 6,
         "number": 2,
@@ -189,8 +189,25 @@ def test_models_are_evaluated_in_conversations(run: Any) -> None:
     assert found.pass_at[2].value == pytest.approx(
         np.mean([a or b for a, b in zip(right[::2], right[1::2], strict=True)])
     )
-    with pytest.raises(ConfigError, match="leave --reward out"):
-        evaluate_model(str(run.path), EvalSettings(task="guess_number", reward="length"))
+    (tmp_path / "x.txt").write_text("hello\n")
+    with pytest.raises(ConfigError, match="leave --prompts out"):
+        evaluate_model(str(run.path), EvalSettings(task="guess_number", prompts=str(tmp_path / "x.txt")))
+
+
+def test_an_evaluation_may_take_a_reward_of_whole_conversations(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "def quick(prompts, responses, turns, environment_reward):\n"
+        "    return [10 * paid - len(said) for paid, said in zip(environment_reward, turns)]\n"
+    )
+    options: dict[str, Any] = {"limit": 3, "number": 2, "against": str(run.path), "rater": "simulated"}
+    paid = evaluate_model(str(run.path), EvalSettings(**options))
+    found = evaluate_model(str(run.path), EvalSettings(**options, reward=f"{file}:quick"))
+    for before, after in zip(paid.responses, found.responses, strict=True):
+        assert before["responses"] == after["responses"]
+        for old, new, text in zip(before["rewards"], after["rewards"], after["responses"], strict=True):
+            assert new == pytest.approx(10 * old - len(read_turns(text)))
+    assert (found.ties, found.win_rate.value if found.win_rate else None) == (6, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,8 @@ def test_libraries_that_are_missing(monkeypatch):
 
 
 def test_every_built_in_is_there():
-    models = {"classifier", "reward_model", "toxicity", "sentiment_classifier", "judge", "per_token"}
+    models = {"classifier", "reward_model", "toxicity", "sentiment_classifier", "judge", "per_token", "steps"}
+    models |= {"process_reward_model"}
     assert models < set(BUILT_IN)  # they have tests of their own
     for name in set(BUILT_IN) - models:
         if library := {**LIBRARIES, "math": "math_verify"}.get(name):

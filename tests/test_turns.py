@@ -385,8 +385,19 @@ R1 = (  # takes the reasoning out of earlier turns, and begins one in every turn
     "{{ '<|/h|>' + m.content.split('</think>')[-1] + '<end>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|/h|><think>\n' }}{% endif %}"
 )
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
+    "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<end>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TALK = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}, {"role": "user", "content": "3+3?"}]
-TEMPLATES = {"qwen": QWEN, "llama3": LLAMA3, "llama2": LLAMA2, "gemma": GEMMA, "zephyr": ZEPHYR, "r1": R1}
+TEMPLATES = {
+    "qwen": QWEN, "llama3": LLAMA3, "llama2": LLAMA2, "mistral": MISTRAL, "gemma": GEMMA, "zephyr": ZEPHYR, "chatml": CHATML,
+    "r1": R1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family_name", TEMPLATES)
@@ -396,7 +407,7 @@ def test_each_turn_adds_only_the_new_part_of_the_chat_template(family_name: str)
     template = TurnTemplate(tokenizer)
     begun = template.begin(TALK[:1])
     assert begun == tokenizer.encode_messages(TALK[:1])
-    before = {"llama2": " ", "r1": "why</think>"}.get(family_name, "")
+    before = {"llama2": " ", "mistral": " ", "r1": "why</think>"}.get(family_name, "")
     said = [*tokenizer.encode(before + "4"), tokenizer.eos_id]
     whole = [*begun, *said, *template.go_on(TALK[:1], TALK[2:], said)]
     expected = hub.apply_chat_template(TALK, add_generation_prompt=True, tokenize=False)

@@ -1,42 +1,135 @@
-"""Rewards of the catalogue's conversations: a random policy's, an untrained and a trained model's, and the best there is.
+"""Rewards of conversations: a random policy's, an untrained and a trained model's, and the best there is; learning curves.
 
     python benchmarks/tasks/conversations.py book_table                     # five seeds
     python benchmarks/tasks/conversations.py guess_number --iterations 80
+    python benchmarks/tasks/conversations.py calculator textarena --curves docs/images
 
 The model is a GPT-2 of two layers and width 64 with random weights and the embedded model's tokenizer. PPO trains it with
-64 conversations an iteration. Prints a line for each seed, and a row for the task's page: mean and standard error over seeds.
+64 conversations an iteration. Where chance would never find a reward (the calculator), it first learns a few dialogues of the
+reference policy's by cross-entropy. Prints a line for each seed, and a row for the task's page: mean and standard error over
+seeds; ``--curves`` writes a learning curve for each, mean and 95% interval (Student's t) over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import string
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf_gym.agents import PPO
+from rlhf_gym.agents import GRPO, PPO
+from rlhf_gym.bench.curves import mean_curve
+from rlhf_gym.bench.plots import standalone
 from rlhf_gym.embedded import EMBEDDED_LM
-from rlhf_gym.envs import make_conversation_env
+from rlhf_gym.envs import TextArenaEnv, ToolEnv, make_conversation_env, wrap_text_env
+from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.tokenizer import load_tokenizer
-from rlhf_gym.tasks import Conversation, load_task
+from rlhf_gym.lm.tokenizer import Tokenizer, load_tokenizer
+from rlhf_gym.loop.report.svg import Chart, padded
 from rlhf_gym.tasks.book_table import BOOK, BOOKED, QUESTION, SLOTS
 from rlhf_gym.tasks.guess_number import fewest_guesses
+from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 
-WORDS = {"guess_number": tuple("0123456789"), "book_table": (*SLOTS, BOOK)}
-BEST = {"guess_number": fewest_guesses(10, 5), "book_table": BOOKED + QUESTION * len(SLOTS) / 2}
-"""The mean reward of the best policy: bisection; asking for what is missing (half of it, on average) and booking."""
-SHARED: dict[str, Any] = {"n_epochs": 4, "batch_size": 32, "kl_coef": 0.0}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "guess_number": {**SHARED, "learning_rate": 1.5e-3, "ent_coef": 0.03},
-    "book_table": {**SHARED, "learning_rate": 3e-3, "ent_coef": 0.01},
-}
 EPISODES = 64
+SHARED: dict[str, Any] = {"n_epochs": 4, "batch_size": 32, "kl_coef": 0.0}
 LAST = 5  # iterations whose mean is reported
+HIGHEST = 20  # of TextArena's game
+DIGITS = tuple("0123456789")
+CHARACTERS = SymbolTokenizer(string.printable)
+"""The calculator's tokenizer: numbers are copied digit by digit."""
+
+
+def random_word(words: tuple[str, ...]) -> Callable[[str, np.random.Generator], str]:
+    """A policy that says any of the words, each as often."""
+    return lambda observation, rng: words[int(rng.integers(len(words)))]
+
+
+def random_call(observation: str, rng: np.random.Generator) -> str:
+    """Digits and signs, in a call or not, for the calculator's environment."""
+    text = "".join(rng.choice([*DIGITS, "+", "-", "*"], size=int(rng.integers(1, 8))).tolist())
+    return f"<c>{text}</c>" if rng.random() < 0.5 else text
+
+
+def call_and_copy(observation: str, rng: np.random.Generator) -> str:
+    """The calculator's reference policy: the question's expression in a call, then the result."""
+    last = observation.rpartition("\n")[2]
+    return f"<c>{last[len('What is ') : -1]}</c>" if last.endswith("?") else last
+
+
+class LastLine(gym.Wrapper[str, str, str, str]):
+    """TextArena's game in short: an observation is its last hint, a guess needs no brackets; rules and rewards are its own."""
+
+    def reset(self, **options: Any) -> tuple[str, dict[str, Any]]:
+        """The rules in short, so that they are read quickly."""
+        return f"a number from 1 to {HIGHEST}", self.env.reset(**options)[1]
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Guess."""
+        observation, *rest = self.env.step(f"[{action.strip()}]")
+        line = observation.rpartition("[GAME] ")[2]
+        return (next((hint for hint in ("higher", "lower") if f"is {hint}" in line), "no"), *rest)  # type: ignore[return-value]
+
+
+def calculator(num_envs: int) -> TextVecEnv:
+    """Sums, differences and products of two numbers below 100, in the environment with a calculator."""
+    options = {"digits": 2, "num_prompts": 4096}
+    return wrap_text_env(
+        lambda: ToolEnv(
+            "calculation", tools={"calculator": {"name": "c"}}, task_options=options, instructions=False, max_turns=3
+        ),
+        num_envs, tokenizer=CHARACTERS, template="lines", max_new_tokens=20, max_turns=3, max_context=160,
+    )  # fmt: skip
+
+
+def textarena(num_envs: int) -> TextVecEnv:
+    """TextArena's ``GuessTheNumber-v0``."""
+    return wrap_text_env(
+        lambda: LastLine(TextArenaEnv("GuessTheNumber-v0")), num_envs, template="lines", vocabulary=DIGITS,
+        max_new_tokens=2, max_turns=20, max_context=192,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A conversation and how it is learned: a random policy, the best mean reward, settings, updates of a warm start."""
+
+    make: Callable[[int], TextVecEnv]
+    by_chance: Callable[[str, np.random.Generator], str]
+    best: float
+    settings: dict[str, Any]
+    agent: type[PPO | GRPO] = PPO
+    tokenizer: Tokenizer = field(default_factory=lambda: load_tokenizer(str(EMBEDDED_LM)))
+    warm_start: int = 0
+    teacher: Callable[[str, np.random.Generator], str] | None = None
+
+
+TASKS = {
+    "guess_number": Measured(
+        lambda n: make_conversation_env(n, task="guess_number"), random_word(DIGITS), fewest_guesses(10, 5),
+        {"learning_rate": 1.5e-3, "ent_coef": 0.03},
+    ),
+    "book_table": Measured(  # asking for what is missing (half of it, on average) and booking
+        lambda n: make_conversation_env(n, task="book_table"), random_word((*SLOTS, BOOK)),
+        BOOKED + QUESTION * len(SLOTS) / 2, {"learning_rate": 3e-3, "ent_coef": 0.01},
+    ),
+    "calculator": Measured(
+        calculator, random_call, 1.0, {"learning_rate": 4e-4, "group_size": 8, "n_epochs": 2}, GRPO, CHARACTERS, 250,
+        call_and_copy,
+    ),
+    "textarena": Measured(  # bisection finds any of 20 numbers within 5 of 10 turns
+        textarena, random_word(tuple(str(n) for n in range(1, HIGHEST + 1))), 1.0,
+        {"learning_rate": 2e-3, "ent_coef": 0.02, "n_epochs": 2},
+    ),
+}  # fmt: skip
 
 
 class Scores(KVWriter):
@@ -50,60 +143,134 @@ class Scores(KVWriter):
         self.all.append(float(key_values["objective/scores"]))
 
 
-def tiny_model(seed: int) -> LanguageModel:
+def tiny_model(tokenizer: Tokenizer, seed: int) -> LanguageModel:
     """A GPT-2 of two layers with random weights."""
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(str(EMBEDDED_LM))
     config = GPT2Config(
         vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
     )
     return LanguageModel(GPT2LMHeadModel(config), tokenizer, "tiny-gpt2")
 
 
-def random_reward(talk: Conversation, words: tuple[str, ...], episodes: int = 20000) -> float:
-    """The mean reward of a policy that says any of the words, each as often."""
-    env, rng = talk.environment(), np.random.default_rng(0)
-    total = 0.0
+def played(
+    env: TextVecEnv, policy: Callable[[str, np.random.Generator], str], episodes: int
+) -> tuple[float, list[tuple[list[int], list[bool]]]]:
+    """The mean reward of a policy of texts, and each episode's ids and which of them are the policy's."""
+    talk, rng, total, rows = env.talks[0], np.random.default_rng(0), 0.0, []
+    tokenizer = env.rules.tokenizer
     for episode in range(episodes):
-        env.reset(seed=episode)
-        done = False
-        while not done:
-            _, reward, done, cut, _ = env.step(words[int(rng.integers(len(words)))])
-            total, done = total + float(reward), done or cut
-    return total / episodes
+        ids = list(talk.begin(seed=1_000_000 + episode))
+        own, end = [False] * len(ids), ""
+        while not end:
+            turn = [*tokenizer.encode(policy("\n".join(m["content"] for m in talk.messages), rng)), tokenizer.eos_id]
+            reply = talk.answer(turn)
+            ids += [*turn, *reply.context]
+            own += [True] * len(turn) + [False] * len(reply.context)
+            end = reply.end
+        total += talk.total
+        rows.append((ids, own))
+    return total / episodes, rows
+
+
+def warm_start(model: LanguageModel, rows: list[tuple[list[int], list[bool]]], updates: int, seed: int) -> None:
+    """The cross-entropy of the teacher's tokens, with AdamW, 64 dialogues an update."""
+    rng = np.random.default_rng(seed)
+    network = model.model.train()
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for _ in range(updates):
+        chosen = [rows[i] for i in rng.integers(len(rows), size=EPISODES)]
+        longest = max(len(ids) for ids, _ in chosen)
+        ids = torch.zeros(len(chosen), longest, dtype=torch.long)
+        labels = torch.full_like(ids, -100)
+        for row, (tokens, own) in enumerate(chosen):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, : len(tokens)] = torch.where(torch.tensor(own), torch.tensor(tokens), -100)
+        optimizer.zero_grad()
+        logits = network(ids).logits[:, :-1].flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten()).backward()
+        optimizer.step()
+    network.eval()
+
+
+def untrained_reward(task: Measured, seed: int) -> float:
+    """The mean reward of 64 conversations of the model with random weights."""
+    agent = PPO(
+        env=task.make(EPISODES), language_model=tiny_model(task.tokenizer, seed), seed=seed, device="cpu", **SHARED
+    )
+    agent.set_logger(Logger(None, [scores := Scores()]))
+    agent.learn(iterations=1)
+    return scores.all[0]
+
+
+def learned(task: Measured, model: LanguageModel, seed: int, iterations: int) -> list[float]:
+    """The mean score of every iteration."""
+    agent = task.agent(
+        env=task.make(EPISODES), language_model=model, seed=seed, device="cpu", **(SHARED | task.settings)
+    )
+    agent.set_logger(Logger(None, [scores := Scores()]))
+    agent.learn(iterations=iterations)
+    return scores.all
+
+
+def curve_picture(name: str, curves: list[list[float]], task: Measured, by_chance: float) -> str:
+    """A learning curve as an SVG file's text: mean and 95% interval over seeds, and the best and the random policy's reward."""
+    mean = mean_curve([[(i + 1, score) for i, score in enumerate(curve)] for curve in curves])
+    low, high = padded([by_chance, task.best, *(e.value for _, e in mean)])
+    chart = Chart(560, 300, (0, len(mean)), (low, high), (14, 24, 44, 52))
+    chart.axes("iterations of 64 conversations", y_label="mean reward of an episode")
+    upper = [(x, min(high, e.value if e.high is None else e.high)) for x, e in mean]
+    chart.band(upper, [(x, max(low, e.value if e.low is None else e.low)) for x, e in mean], "area series-1")
+    chart.line([(x, e.value) for x, e in mean], "series-1")
+    for level, css in ((task.best, "series-2"), (by_chance, "series-3")):
+        chart.segment((chart.x(0), chart.y(level)), (chart.x(len(mean)), chart.y(level)), f"rule {css}")
+    return standalone(
+        chart.render(f"Learning curve of {name}", f"{len(curves)} seeds; the best policy's and a random one's reward.")
+    )
 
 
 def main() -> None:
     """Train, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", default=list(BEST), help=f"of {', '.join(BEST)}; default both")
+    parser.add_argument("tasks", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}; default all")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--iterations", type=int, default=60, help="iterations of 64 conversations")
+    parser.add_argument("--curves", type=Path, help="folder for learning curves, SVG")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.tasks:
-        talk = load_task(name).conversation
-        assert talk is not None
-        trained, untrained = [], []
+        task = TASKS[name]
+        by_chance, _ = played(task.make(1), task.by_chance, 2000)
+        warm = None
+        if task.teacher:
+            taught = tiny_model(task.tokenizer, 0)
+            warm_start(taught, played(task.make(1), task.teacher, 1024)[1], task.warm_start, 0)
+            warm = {key: value.clone() for key, value in taught.model.state_dict().items()}
+        untrained, curves = [], []
         for seed in range(options.seeds):
-            began, scores = time.process_time(), Scores()
-            env = make_conversation_env(EPISODES, task=name)
-            agent = PPO(env=env, language_model=tiny_model(seed), seed=seed, device="cpu", **SETTINGS[name])
-            agent.set_logger(Logger(None, [scores]))
-            agent.learn(iterations=options.iterations)
-            untrained.append(scores.all[0])
-            trained.append(float(np.mean(scores.all[-LAST:])))
+            began = time.process_time()
+            untrained.append(untrained_reward(task, seed))
+            model = tiny_model(task.tokenizer, seed)
+            if warm is not None:
+                model.model.load_state_dict(warm)
+            curves.append(learned(task, model, seed, options.iterations))
             spent = time.process_time() - began
-            curve = " ".join(f"{score:.2f}" for score in scores.all[::10])
+            curve = " ".join(f"{score:.2f}" for score in curves[-1][::10])
             print(
-                f"{name} seed {seed}: {trained[-1]:.2f} after {spent:.0f} CPU seconds; every tenth: {curve}", flush=True
+                f"{name} seed {seed}: {np.mean(curves[-1][-LAST:]):.2f} after {spent:.0f} CPU seconds; untrained "
+                f"{untrained[-1]:.2f}; every tenth iteration: {curve}",
+                flush=True,
             )
+        trained = [float(np.mean(curve[-LAST:])) for curve in curves]
         error = np.std(trained, ddof=1) / len(trained) ** 0.5 if len(trained) > 1 else float("nan")
+        started = f"| {np.mean([c[0] for c in curves]):.2f} " if task.warm_start else ""
         print(
-            f"| {random_reward(talk, WORDS[name]):.2f} | {np.mean(untrained):.2f} | {np.mean(trained):.2f} ± {error:.2f} "
-            f"| {BEST[name]:.2f} |",
+            f"| {by_chance:.2f} | {np.mean(untrained):.2f} {started}| {np.mean(trained):.2f} ± {error:.2f} "
+            f"| {task.best:.2f} |",
             flush=True,
         )
+        if options.curves:
+            options.curves.mkdir(parents=True, exist_ok=True)
+            (options.curves / f"{name}-curve.svg").write_text(curve_picture(name, curves, task, by_chance))
 
 
 if __name__ == "__main__":

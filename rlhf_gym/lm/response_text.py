@@ -54,6 +54,17 @@ class ResponseText:
         """
         return self._cut(self._after(self._read, ids, prompt_ids), ids, prompt_ids)
 
+    def ends(self, ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> list[int]:
+        """For each token of a response, the number of its text's characters that are complete with it.
+
+        Args:
+            ids: ids of the response.
+            prompt_ids: ids of its prompt.
+        """
+        most = len(self.read(ids, prompt_ids)[0])
+        texts = (self._after(self._read, ids[: t + 1], prompt_ids).rstrip(_BROKEN) for t in range(len(ids)))
+        return [min(len(text), most) for text in texts]
+
     def read_all(
         self, rows: NDArray[np.int64], lengths: NDArray[np.int64], prompts: Callable[[], Sequence[Sequence[int]]]
     ) -> tuple[list[str], NDArray[np.bool_]]:

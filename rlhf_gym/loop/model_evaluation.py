@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.agents.common.collect_turns import collect_conversations
-from rlhf_gym.envs.talk_scoring import EnvironmentReward, Played
+from rlhf_gym.envs.talk_scoring import EnvironmentReward, Played, score_conversations
 from rlhf_gym.envs.text_vec_env import make_conversation_env
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.exchange.transcripts import read_turns
@@ -28,6 +28,9 @@ from rlhf_gym.loop.intervals import standard_error, wilson_interval
 from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.run_task import gold_of, task_of
+from rlhf_gym.rewards import load_reward
+from rlhf_gym.rewards.adaptive import frozen
+from rlhf_gym.rewards.base import TermReward, as_term, reward_name
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.prompt_files import prompts_from_file
 from rlhf_gym.tasks.prompt_ids import prompt_ids
@@ -334,7 +337,7 @@ def _rater(settings: EvalSettings) -> RaterConfig | None:
 
 
 def _evaluate_conversations(name: str, policy: LanguageModel, task: Task, settings: EvalSettings) -> ModelEvaluation:
-    """Have a model play a task's conversations; the reward is what the environment pays in all.
+    """Have a model play a task's conversations; the reward is what the environment pays in all, or one of whole conversations.
 
     Args:
         name: the model's name.
@@ -343,18 +346,17 @@ def _evaluate_conversations(name: str, policy: LanguageModel, task: Task, settin
         settings: what to measure; ``limit`` is the number of openings.
 
     Raises:
-        ConfigError: prompts or a reward are given, which the environment has.
+        ConfigError: prompts are given, which the environment has.
     """
-    if wrong := [option for option in ("prompts", "reward") if getattr(settings, option) is not None]:
-        raise ConfigError(
-            f"task {task.name!r} is a conversation, whose environment gives prompts and rewards: leave --{wrong[0]} out"
-        )
+    if settings.prompts is not None:
+        raise ConfigError(f"task {task.name!r} is a conversation, whose environment gives prompts: leave --prompts out")
     rater = _rater(settings)
-    prompts, ours = _played(name, policy, task, settings)
+    reward = None if settings.reward is None else as_term(load_reward(settings.reward))
+    prompts, ours = _played(name, policy, task, settings, reward)
     theirs = None
     if settings.against is not None:
         model = load_run_or_model(settings.against, settings.device)
-        _, theirs = _played(settings.against, model, task, settings)
+        _, theirs = _played(settings.against, model, task, settings, reward)
     known = {
         (str(prompt.columns["opening"]), generation.text): float(value) if np.isfinite(value) else None
         for answers in (ours, theirs)
@@ -362,12 +364,16 @@ def _evaluate_conversations(name: str, policy: LanguageModel, task: Task, settin
         for prompt, row, values in zip(prompts, answers.responses, answers.rewards, strict=True)
         for generation, value in zip(row, values, strict=True)
     }
-    found = Comparison(prompts, ours, theirs, EnvironmentReward(known), rater)
+    found = Comparison(
+        prompts, ours, theirs, EnvironmentReward(known, None if reward is None else reward_name(reward)), rater
+    )
     return _measured(name, task, settings, found, [])
 
 
-def _played(name: str, model: LanguageModel, task: Task, settings: EvalSettings) -> tuple[list[Prompt], ScoredAnswers]:
-    """Openings, and the conversations from each with what they were paid."""
+def _played(
+    name: str, model: LanguageModel, task: Task, settings: EvalSettings, reward: TermReward | None
+) -> tuple[list[Prompt], ScoredAnswers]:
+    """Openings, and the conversations from each with what the environment paid for them, or the reward."""
     number = settings.number
     slots = number * math.gcd(settings.limit, max(1, BATCH // number))
     talks = make_conversation_env(slots, task=task, tokenizer=model.tokenizer)
@@ -381,6 +387,10 @@ def _played(name: str, model: LanguageModel, task: Task, settings: EvalSettings)
         for e, one in zip(episodes, played, strict=True)
     ]
     paid = np.array([math.nan if one.reward is None else one.reward for one in played])
+    if reward is not None:
+        with frozen(reward):
+            scored, _ = score_conversations(reward, played)
+        paid = np.where(scored.kept, scored.values, math.nan)
     openings = [
         replace(one.prompt, columns={**one.prompt.columns, "opening": str(i)}) for i, one in enumerate(played[::number])
     ]

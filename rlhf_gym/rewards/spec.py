@@ -54,6 +54,8 @@ BUILT_IN = {
     "classifier": "rlhf_gym.rewards.builtin.classifier:Classifier",
     "reward_model": "rlhf_gym.rewards.builtin.classifier:reward_model",
     "per_token": "rlhf_gym.rewards.builtin.per_token:PerToken",
+    "steps": "rlhf_gym.rewards.builtin.steps:Steps",
+    "process_reward_model": "rlhf_gym.rewards.builtin.process_model:process_reward_model",
     "toxicity": "rlhf_gym.rewards.builtin.classifier:toxicity",
     "sentiment_classifier": "rlhf_gym.rewards.builtin.classifier:sentiment_classifier",
     "json_schema": "rlhf_gym.rewards.builtin.json_schema:JsonSchema",
@@ -62,7 +64,8 @@ BUILT_IN = {
 
 OTHER_NAMES = {
     "bertscore": "bert_score", "cosine": "embedding_similarity", "flesch": "readability", "json": "json_schema",
-    "langid": "language", "language_id": "language", "ngram": "repetition", "regex": "format", "regexp": "format",
+    "langid": "language", "language_id": "language", "ngram": "repetition", "prm": "process_reward_model",
+    "process": "process_reward_model", "regex": "format", "regexp": "format",
     "regular_expression": "format", "similarity": "embedding_similarity", "swearing": "profanity",
 }  # fmt: skip
 """Names from other packages, for hints in messages only."""

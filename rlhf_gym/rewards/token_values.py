@@ -20,19 +20,32 @@ from rlhf_gym.text import shorten
 IDS = "response_ids"
 """The column that token environments add for per-token rewards."""
 
+ENDS = "token_ends"
+"""The column that they add for rewards of steps: for each token, the characters of the response that are complete with it."""
+
 Tokens = tuple[NDArray[np.float64], ...]
 
 
-def wants_token_ids(reward: object) -> bool:
-    """True for a per-token reward, and for a reward made of one."""
-    if getattr(reward, "per_token", False):
+def wants_token_ids(reward: object, attribute: str = "per_token") -> bool:
+    """True for a per-token reward, and for a reward made of one.
+
+    Args:
+        reward: any reward.
+        attribute: ``"per_step"`` asks the same of rewards of steps, which need :data:`ENDS`, too.
+    """
+    if getattr(reward, attribute, False):
         return True
     inner = [reward.func] if isinstance(reward, partial) else [getattr(reward, "reward", None)]
-    return any(wants_token_ids(part) for part in (*inner, *getattr(reward, "parts", ())) if part is not None)
+    return any(wants_token_ids(part, attribute) for part in (*inner, *getattr(reward, "parts", ())) if part is not None)
 
 
 def checked_tokens(
-    result: Any, name: str, prompts: Sequence[str], responses: Sequence[str], ids: Sequence[Sequence[int]] | None
+    result: Any,
+    name: str,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    ids: Sequence[Sequence[Any]] | None,
+    unit: str = "token",
 ) -> Tokens:
     """Turn what a per-token reward returned into ``n`` arrays, float64 ``[length]``.
 
@@ -41,7 +54,8 @@ def checked_tokens(
         name: the reward's name, for the message.
         prompts: the ``n`` prompts.
         responses: the ``n`` responses.
-        ids: the responses' token ids; None if unknown: lengths are not checked then.
+        ids: the responses' token ids, or steps; None if unknown: lengths are not checked then.
+        unit: ``"token"`` or ``"step"``, for the message.
 
     Raises:
         RewardError: it is not one finite number a token; the message names the first sample and token that is wrong.
@@ -49,7 +63,7 @@ def checked_tokens(
     n = len(prompts)
     if isinstance(result, str | bytes) or not hasattr(result, "__len__") or len(result) != n:
         got = f"{len(result)} rows" if hasattr(result, "__len__") else type(result).__name__
-        raise RewardError(f"per-token reward {name!r} returned {got} for {n} samples; expected one sequence a sample")
+        raise RewardError(f"per-{unit} reward {name!r} returned {got} for {n} samples; expected one sequence a sample")
     out = []
     for i, row in enumerate(result):
         where = f"sample {i}. Prompt: {shorten(prompts[i])}; response: {shorten(responses[i])}"
@@ -57,18 +71,18 @@ def checked_tokens(
             values = np.asarray(row.detach().cpu() if hasattr(row, "detach") else row, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise RewardError(
-                f"per-token reward {name!r} gave {row!r:.80}, expected one number a token, for {where}"
+                f"per-{unit} reward {name!r} gave {row!r:.80}, expected one number a {unit}, for {where}"
             ) from error
         length = None if ids is None else len(ids[i])
         if values.ndim != 1 or (length is not None and len(values) != length):
             raise RewardError(
-                f"per-token reward {name!r} gave values of shape {values.shape}, expected "
-                f"({'tokens' if length is None else length},), for {where}"
+                f"per-{unit} reward {name!r} gave values of shape {values.shape}, expected "
+                f"({f'{unit}s' if length is None else length},), for {where}"
             )
         if not np.isfinite(values).all():
             place = int(np.argmin(np.isfinite(values)))
             raise RewardError(
-                f"per-token reward {name!r} gave {values[place]} for token {place}, expected finite numbers, of {where}"
+                f"per-{unit} reward {name!r} gave {values[place]} for {unit} {place}, expected finite numbers, of {where}"
             )
         out.append(values)
     return tuple(out)
