@@ -14,6 +14,8 @@ from gymnasium.spaces import Text
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from rlhf_gym.envs.picture import Frame
+from rlhf_gym.envs.rendering import Painter, check_render_mode, conversation_frame
 from rlhf_gym.envs.side_by_side import side_by_side
 from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.envs.talks import Overflow, Reply, Talk, TalkRules
@@ -42,6 +44,10 @@ class TextVecEnv(VecEnv):
         reward: scores whole conversations, in the place of the environments' rewards; None for those.
         slow: the environments wait for something: agents go on decoding other slots until they answer, and stepped, those whose
             turn it is at the same token answer at the same time, each in a thread. None: as their attribute ``slow`` says.
+        render_mode: ``"rgb_array"`` draws the conversations of environments that make no pictures themselves.
+
+    Raises:
+        UnsupportedMode: another ``render_mode``.
 
     Attributes:
         talks: the conversations, one for each environment.
@@ -57,7 +63,9 @@ class TextVecEnv(VecEnv):
         reward: TermReward | None = None,
         *,
         slow: bool | None = None,
+        render_mode: str | None = None,
     ) -> None:
+        check_render_mode(render_mode, ("rgb_array",))
         self.envs, self.rules, self.reward = list(envs), rules, reward
         self.slow = any(getattr(env.unwrapped, "slow", False) for env in self.envs) if slow is None else slow
         self.talks = [Talk(env, rules) for env in self.envs]
@@ -68,6 +76,8 @@ class TextVecEnv(VecEnv):
             "prompt_length": gym.spaces.Box(0, room, (1,), np.int64),
         }
         super().__init__(len(self.envs), gym.spaces.Dict(spaces), gym.spaces.Discrete(size))
+        self._draws, self._painter = render_mode is not None, Painter()
+        self.render_mode = render_mode or self.render_mode  # stable-baselines3's is the first environment's
         self._turns: list[list[int]] = [[] for _ in self.envs]
         self._returns = np.zeros(len(self.envs))
         self._lengths = np.zeros(len(self.envs), dtype=np.int64)
@@ -88,9 +98,16 @@ class TextVecEnv(VecEnv):
         return self._observe()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """Each environment's picture, uint8 ``[height, width, 3]``; None from one that was made without ``"rgb_array"``."""
-        shown = [env.render() if env.render_mode == "rgb_array" else None for env in self.envs]
-        return [frame if isinstance(frame, np.ndarray) else None for frame in shown]
+        """Each environment's picture, uint8 ``[height, width, 3]``; None where neither it nor ``render_mode`` makes one."""
+        return [self._picture(env, talk) for env, talk in zip(self.envs, self.talks, strict=True)]
+
+    def _picture(self, env: gym.Env[Any, Any], talk: Talk) -> Frame | None:
+        if env.render_mode == "rgb_array":
+            shown = env.render()
+            return shown if isinstance(shown, np.ndarray) else None
+        if not self._draws:
+            return None
+        return conversation_frame(talk.messages, talk.total if talk.turns else None, self._painter)
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions until :meth:`step_wait`.
@@ -234,6 +251,7 @@ def wrap_text_env(
     on_overflow: Overflow = "end",
     reward: AnyReward | None = None,
     slow: bool | None = None,
+    render_mode: str | None = None,
 ) -> TextVecEnv:
     r"""Make an environment over texts one that agents learn in: every turn of the policy is an action of the environment's.
 
@@ -261,8 +279,11 @@ def wrap_text_env(
         slow: True for environments that wait for something (a tool, a model, a service, a person): each answers in a thread,
             and the other slots are decoded meanwhile. The conversations are the same, if environments share nothing that
             changes. None: as the environment's attribute ``slow`` says; without one they are not.
+        render_mode: ``"rgb_array"`` draws the conversations, for stable-baselines3's ``VecVideoRecorder``, where the environment
+            makes no pictures itself.
 
     Raises:
+        UnsupportedMode: another ``render_mode``.
         RewardError: the reward's parameters fit no form.
         ConfigError: the environment's spaces are not texts, or a number is out of range.
         ModelError: the tokenizer cannot be loaded.
@@ -291,7 +312,7 @@ def wrap_text_env(
     )  # fmt: skip
     envs = [_made(env, slot) for slot in range(num_envs)]
     _check_spaces(envs[0])
-    return TextVecEnv(envs, rules, None if reward is None else as_term(reward), slow=slow)
+    return TextVecEnv(envs, rules, None if reward is None else as_term(reward), slow=slow, render_mode=render_mode)
 
 
 def make_conversation_env(

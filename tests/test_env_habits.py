@@ -24,6 +24,7 @@ from rlhf_gym.envs import (
     TokenVectorEnv,
     TurnVectorEnv,
     VectorVecEnv,
+    make_conversation_env,
     make_sb3_env,
     wrap_text_env,
 )
@@ -181,3 +182,19 @@ def test_the_pictures_of_conversations_are_those_of_their_environments() -> None
     env.reset()
     assert env.render(mode="rgb_array").shape == (2 * HEIGHT, WIDTH, 3)
     assert wrap_text_env(partial(gym.make, "rlhf_gym/SentimentTurn-v0"), num_envs=2).get_images() == [None, None]
+
+
+def test_conversations_are_drawn_where_their_environment_makes_no_pictures() -> None:
+    env = make_conversation_env(2, task="guess_number", render_mode="rgb_array")
+    assert env.render_mode == "rgb_array"
+    env.seed(0)
+    env.reset()
+    begun = env.render()
+    assert begun is not None
+    assert begun.shape == (2 * HEIGHT, WIDTH, 3)
+    digit, eos = env.rules.tokenizer.encode("3")[0], env.rules.tokenizer.eos_id
+    for token in (digit, eos):
+        env.step(np.full(2, token))
+    assert (env.get_images()[0] != begun[:HEIGHT]).any()  # the guess and the answer are there
+    with pytest.raises(gym.error.UnsupportedMode, match="'ansi' is not known; expected one of rgb_array"):
+        make_conversation_env(2, task="guess_number", render_mode="ansi")
