@@ -117,3 +117,34 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(TaskError, match=r"pip install 'rlhf-gym\[reasoning\]'"):
         ReasoningScore("chain_sum")(["p"], ["3"], [{}])
+
+
+def test_difficulties_are_those_of_the_generator_s_own_curriculum() -> None:
+    task = reasoning_task(
+        "chain_sum", difficulty=3, easiest=1, config={"allow_negation": True}, num_prompts=30, num_held_out=9
+    )
+    terms = {level: set[int]() for level in (1, 2, 3)}
+    for prompt in (*task.prompts, *task.held_out):
+        terms[prompt.columns["difficulty"]].add(prompt.columns["entry"]["metadata"]["num_terms"])
+    assert terms[1] == {2}  # the curriculum's levels are 2, 3, 4, ... terms, each up to its own
+    assert terms[2] <= {2, 3}
+    assert 3 in terms[2]
+    assert terms[3] <= {2, 3, 4}
+    assert 4 in terms[3]
+    (alone,) = {"difficulty" in p.columns for p in reasoning_task("chain_sum", difficulty=2, num_prompts=5).prompts}
+    assert not alone
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"easiest": 1}, r"easiest \(1\) needs a difficulty"),
+        ({"difficulty": 99}, "difficulty of 'chain_sum'"),
+        ({"difficulty": 2, "easiest": 3}, "easiest"),
+        ({"generator": "composite", "config": COMPOSITE["composite"], "difficulty": 1}, "has no curriculum"),
+        ({"generator": "chain_sun", "difficulty": 1}, "no generator 'chain_sun'"),
+    ],
+)
+def test_difficulties_that_there_are_not_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        reasoning_task(**options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +20,8 @@ def reasoning_task(
     generator: str = "chain_sum",
     *,
     config: Mapping[str, Any] | None = None,
+    difficulty: int | None = None,
+    easiest: int | None = None,
     template: str = "{question}",
     tag: str | None = None,
     max_new_tokens: int = 128,
@@ -33,6 +35,10 @@ def reasoning_task(
         generator: its name, e.g. ``"chain_sum"``, ``"letter_counting"``, ``"sudoku"``.
         config: the generator's options, e.g. ``{"max_terms": 3}``; for ``"composite"``, a mixture of generators,
             ``{"datasets": [{"name": "chain_sum", "weight": 1, "config": {}}, ...]}``.
+        difficulty: a level of the generator's own curriculum, from 1, which is its easiest; it sets those of the options that
+            the curriculum knows. None: the options alone.
+        easiest: questions of every difficulty from this one to ``difficulty``, in equal parts; a curriculum
+            (``prompt_order="difficulty"``) begins with the easiest. None: of ``difficulty`` alone.
         template: the prompt, made of the ``question``.
         tag: the answer is what the response has between ``<tag>`` and ``</tag>``, the last time; None takes the whole response.
         max_new_tokens: the length limit.
@@ -41,20 +47,24 @@ def reasoning_task(
         seed: of the questions that are trained on.
 
     Raises:
-        TaskError: reasoning-gym is not installed, it has no such generator, or it refuses the options.
+        TaskError: reasoning-gym is not installed, it has no such generator, it refuses the options, or the generator has no
+            such difficulty.
     """
     whole_number("num_prompts", num_prompts, 1)
     whole_number("num_held_out", num_held_out, 0)
     if "{question}" not in template:
         raise TaskError(f"the template {template!r} does not hold {{question}}")
-    options = dict(config or {})
+    if easiest is not None and difficulty is None:
+        raise TaskError(f"easiest ({easiest}) needs a difficulty, up to which questions are made: give both")
+    levels = _levels(generator, dict(config or {}), difficulty, easiest)
     # A generator makes question i from seed + i: seeds that are not drawn apart would share questions.
-    held_out = _prompts(generator, options, template, num_held_out, [0, 1]) if num_held_out else []
+    held_out = _prompts(generator, levels, template, num_held_out, [0, 1]) if num_held_out else []
     kept = {prompt.text for prompt in held_out}
-    train = [p for p in _prompts(generator, options, template, num_prompts, [seed, 0]) if p.text not in kept]
+    drawn = _prompts(generator, levels, template, num_prompts, [seed, 0])
+    train = [p for p in drawn if p.text not in kept]
     if not train:  # a generator of a handful of questions: all of them are trained on
-        train, held_out = _prompts(generator, options, template, num_prompts, [seed, 0]), []
-    reward = ReasoningScore(generator, options, tag)
+        train, held_out = drawn, []
+    reward = ReasoningScore(generator, levels[-1][1], tag)
     return Task(
         name=generator,
         prompts=train,
@@ -117,14 +127,46 @@ class ReasoningScore:
         return {**self.__dict__, "_verify": None}
 
 
-def _prompts(generator: str, config: dict[str, Any], template: str, number: int, entropy: list[int]) -> list[Prompt]:
+Level = tuple[int | None, dict[str, Any]]
+"""A difficulty, where questions have several, and the generator's options for it."""
+
+
+def _levels(generator: str, options: dict[str, Any], difficulty: int | None, easiest: int | None) -> list[Level]:
+    if difficulty is None:
+        return [(None, options)]
+    _generator(generator, options, size=1, seed=0)  # refuses an unknown name, and options, in its own words
+    factory = import_module("reasoning_gym.factory")
+    if generator not in factory.CURRICULA:
+        raise TaskError(
+            f"reasoning-gym's generator {generator!r} has no curriculum: leave difficulty out, and give its options"
+        )
+    curriculum = factory.create_curriculum(generator)
+    hardest = max(len(attribute.levels) for attribute in curriculum.attributes.values())
+    whole_number(f"difficulty of {generator!r}", difficulty, 1, hardest)
+    if easiest is not None:
+        whole_number("easiest", easiest, 1, difficulty)
+    levels: list[Level] = []
+    for level in range(easiest or difficulty, difficulty + 1):
+        curriculum.set_global_level(level - 1)
+        changed = vars(curriculum.generate_configuration(options))
+        levels.append(
+            (None if easiest is None else level, {k: v for k, v in changed.items() if k not in ("size", "seed")})
+        )
+    return levels
+
+
+def _prompts(generator: str, levels: Sequence[Level], template: str, number: int, entropy: list[int]) -> list[Prompt]:
     seed = int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
-    data = _generator(generator, config, size=number, seed=seed)
     made: dict[str, Prompt] = {}
-    for i in range(number):
-        entry = data[i]
-        text = template.replace("{question}", entry["question"])
-        made.setdefault(text, Prompt(text, {"answer": entry["answer"], "entry": dict(entry)}))
+    for place, (level, options) in enumerate(levels):
+        share = number // len(levels) + (place < number % len(levels))
+        data = _generator(generator, options, size=max(share, 1), seed=seed)
+        for i in range(share):
+            entry = data[i]
+            text = template.replace("{question}", entry["question"])
+            columns = {"answer": entry["answer"], "entry": dict(entry)}
+            # The same question may come at two difficulties: it is of the easier one.
+            made.setdefault(text, Prompt(text, columns if level is None else {**columns, "difficulty": level}))
     return list(made.values())
 
 
