@@ -379,3 +379,56 @@ def test_one_class_and_pairs_without_a_prompt_are_said(tmp_path: Path) -> None:
     data = read_data(write(tmp_path / "orca.jsonl", [*sides]))
     data.preferences()
     assert "3 comparisons without a prompt (where a column of a file holds it: --columns prompt=NAME)" in data.remarks()
+
+
+@pytest.mark.parametrize(("responses", "loss"), [(1, "ordinal"), (3, "regression")])
+def test_ratings_alone_are_fitted_and_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], responses: int, loss: str
+) -> None:
+    said = [(" a good one", 5), (" a bad film", 1), (" a good film", 4)]
+    rows = [
+        {"q": f"film {i} was", "response": said[(i + k) % 3][0], "stars": said[(i + k) % 3][1]}
+        for i in range(30)
+        for k in range(responses)
+    ]
+    data, columns = (
+        write(tmp_path / "rated.jsonl", [*rows, {"q": "x", "response": "y"}]),
+        "--columns prompt=q rating=stars",
+    )
+    rm, arguments = str(tmp_path / "rm"), [*columns.split(), *SETTINGS, "--set", f"loss={loss}"]
+    assert main(["fit-reward", data, "--out", rm, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert f"fitted on {24 * responses} ratings" in out
+    assert ("accuracy" in out) is (responses > 1)
+    found = json.loads((tmp_path / "rm" / "fit.json").read_text())["held_out"]["ratings"]
+    assert found["n"] == 6 * responses
+    assert found["correlation"] > 0.5
+    assert found["rmse"] == pytest.approx(found["spread"] * (1 - found["correlation"] ** 2) ** 0.5)
+    # Of the same file 24 prompts were fitted: eval-reward says so, and judges by the others what the fit held out.
+    assert main(["eval-reward", rm, data, *columns.split(), "--json", str(tmp_path / "e.json")]) == 0
+    out, err = capsys.readouterr()
+    assert "1 rows without a rating that is a finite number" in err
+    assert "24 of 30 prompts are among those that the reward model was fitted to; on the others alone" in out
+    unseen = json.loads((tmp_path / "e.json").read_text())["unseen"]
+    assert unseen["ratings"]["correlation"] == pytest.approx(found["correlation"], abs=1e-6)
+    others = write(tmp_path / "others.jsonl", [{**row, "q": "another " + str(row["q"])} for row in rows])
+    assert main(["eval-reward", rm, others, *columns.split()]) == 0
+    assert "fitted to" not in capsys.readouterr().out
+    assert main(
+        ["fit-reward", write(tmp_path / "one.jsonl", [{**row, "stars": 3} for row in rows]), "--out", rm, *arguments]
+    )
+    assert "one class says nothing" in capsys.readouterr().err
+
+
+def test_a_response_is_rated_several_times_and_by_several_raters(tmp_path: Path) -> None:
+    rows = [("a", 5, None), ("b", 2, None), ("a", 4, None), ("a", 1, "ann"), ("b", 3, "ann"), ("b", "good", "ann")]
+    data = read_data(
+        write(tmp_path / "r.jsonl", [{"prompt": "p", "response": r, "rating": v, "rater": who} for r, v, who in rows])
+    )
+    assert [(q.responses, j.rater, j.ratings) for q, j in data.answers] == [
+        (("a", "b"), "import", {"overall": (5.0, 2.0)}),
+        (("a",), "import", {"overall": (4.0,)}),
+        (("a", "b"), "ann", {"overall": (1.0, 3.0)}),
+    ]
+    assert data.dropped == {"rows without a rating that is a finite number": 1}
+    assert [(p.chosen, p.margin) for p in data.preferences()] == [("a", 3.0), ("b", 2.0)]
