@@ -25,11 +25,13 @@ from rlhf_gym.loop.fit_reward import fit_reward
 from rlhf_gym.loop.given_data import read_given
 from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
 from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.rating_agreement import RatingAgreement
 from rlhf_gym.loop.reward_ensemble import resampled
 from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.reward_model.batches import is_held_out
+from rlhf_gym.reward_model.ratings import Rating
 from rlhf_gym.reward_model.readout import EncodedText
 from rlhf_gym.rewards.base import score
 from rlhf_gym.rewards.spec import load_reward
@@ -379,3 +381,71 @@ def test_one_class_and_pairs_without_a_prompt_are_said(tmp_path: Path) -> None:
     data = read_data(write(tmp_path / "orca.jsonl", [*sides]))
     data.preferences()
     assert "3 comparisons without a prompt (where a column of a file holds it: --columns prompt=NAME)" in data.remarks()
+
+
+@pytest.mark.parametrize(("responses", "loss"), [(1, "ordinal"), (3, "regression")])
+def test_ratings_alone_are_fitted_and_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], responses: int, loss: str
+) -> None:
+    said = [(" a good one", 5), (" a bad film", 1), (" a good film", 4)]
+    rows = [
+        {"q": f"film {i} was", "response": said[(i + k) % 3][0], "stars": said[(i + k) % 3][1]}
+        for i in range(30)
+        for k in range(responses)
+    ]
+    data, columns = (
+        write(tmp_path / "rated.jsonl", [*rows, {"q": "x", "response": "y"}]),
+        "--columns prompt=q rating=stars",
+    )
+    rm, arguments = str(tmp_path / "rm"), [*columns.split(), *SETTINGS, "--set", f"loss={loss}"]
+    assert main(["fit-reward", data, "--out", rm, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert f"fitted on {24 * responses} ratings" in out
+    assert ("accuracy" in out) is (responses > 1)
+    found = json.loads((tmp_path / "rm" / "fit.json").read_text())["held_out"]["ratings"]
+    assert found["n"] == 6 * responses
+    assert found["correlation"] > 0.5
+    assert found["rmse"] == pytest.approx(found["spread"] * (1 - found["correlation"] ** 2) ** 0.5)
+    # Of the same file 24 prompts were fitted: eval-reward says so, and judges by the others what the fit held out.
+    assert main(["eval-reward", rm, data, *columns.split(), "--json", str(tmp_path / "e.json")]) == 0
+    out, err = capsys.readouterr()
+    assert "1 rows without a rating that is a finite number" in err
+    assert "24 of 30 prompts are among those that the reward model was fitted to; on the others alone" in out
+    unseen = json.loads((tmp_path / "e.json").read_text())["unseen"]
+    assert unseen["ratings"]["correlation"] == pytest.approx(found["correlation"], abs=1e-6)
+    others = write(tmp_path / "others.jsonl", [{**row, "q": "another " + str(row["q"])} for row in rows])
+    assert main(["eval-reward", rm, others, *columns.split()]) == 0
+    assert "fitted to" not in capsys.readouterr().out
+    assert main(
+        ["fit-reward", write(tmp_path / "one.jsonl", [{**row, "stars": 3} for row in rows]), "--out", rm, *arguments]
+    )
+    assert "one class says nothing" in capsys.readouterr().err
+
+
+def test_a_response_is_rated_several_times_and_by_several_raters(tmp_path: Path) -> None:
+    rows = [("a", 5, None), ("b", 2, None), ("a", 4, None), ("a", 1, "ann"), ("b", 3, "ann"), ("b", "good", "ann")]
+    data = read_data(
+        write(tmp_path / "r.jsonl", [{"prompt": "p", "response": r, "rating": v, "rater": who} for r, v, who in rows])
+    )
+    assert [(q.responses, j.rater, j.ratings) for q, j in data.answers] == [
+        (("a", "b"), "import", {"overall": (5.0, 2.0)}),
+        (("a",), "import", {"overall": (4.0,)}),
+        (("a", "b"), "ann", {"overall": (1.0, 3.0)}),
+    ]
+    assert data.dropped == {"rows without a rating that is a finite number": 1}
+    assert [(p.chosen, p.margin) for p in data.preferences()] == [("a", 3.0), ("b", 2.0)]
+
+
+def test_agreement_with_ratings_is_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=40)
+    values = np.round(scores + rng.normal(size=40))  # with ties
+    ratings = [Rating("p", str(i), float(value), "q", "r") for i, value in enumerate(values)]
+    found = RatingAgreement.of(ratings, {("p", str(i)): float(score) for i, score in enumerate(scores)})
+    expected = stats.pearsonr(scores, values)
+    assert found.correlation == pytest.approx(expected.statistic)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), abs=1e-6)
+    assert found.rank_correlation == pytest.approx(stats.spearmanr(scores, values).statistic)
+    line = np.polyfit(scores, values, 1)
+    assert found.rmse == pytest.approx(np.sqrt(np.mean((np.polyval(line, scores) - values) ** 2)))

@@ -9,7 +9,8 @@ from rlhf_gym.errors import ConfigError
 
 COLUMNS_HELP = (
     "which column is what, where it has another name: prompt=... chosen=... rejected=..., or prompt=... response_a=... "
-    "response_b=... choice=..., or prompt=... completion=... label=...; also rater=, margin=, and any field of the format "
+    "response_b=... choice=..., or prompt=... completion=... label=..., or prompt=... response=... "
+    "rating=...; also rater=, margin=, and any field of the format "
     "that --format names. Dots lead into mappings and lists: prompt=data.question"
 )
 

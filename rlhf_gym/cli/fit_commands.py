@@ -35,6 +35,7 @@ def fit_reward(options: argparse.Namespace) -> None:
     quiet_libraries()
     from rlhf_gym.loop.fit_reward import fit_reward
     from rlhf_gym.loop.progress import Progress
+    from rlhf_gym.reward_model.fit_config import RATING_LOSSES
 
     fitted = fit_reward(
         options.data, options.out, model=options.model, format=options.format, columns=columns_of(options.columns),
@@ -44,7 +45,8 @@ def fit_reward(options: argparse.Namespace) -> None:
     result = fitted.result
     if fitted.remarks and options.quiet:  # else it is said before the fit
         print(f"{options.data}: {fitted.remarks}", file=sys.stderr)
-    print(f"fitted on {result.n_train} comparisons, kept epoch {result.best_epoch} of {len(result.epochs)}; held out:")
+    what = "ratings" if settings["loss"] in RATING_LOSSES else "comparisons"
+    print(f"fitted on {result.n_train} {what}, kept epoch {result.best_epoch} of {len(result.epochs)}; held out:")
     print(fitted.evaluation.as_text())
     if fitted.curve is not None:
         print(fitted.curve.as_text())

@@ -18,9 +18,11 @@ from rlhf_gym.loop.reward_evaluation import RewardEvaluation, attribute_slices, 
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, split_by_prompt
 from rlhf_gym.reward_model.attribute_items import items_to_fit, preferences_to_judge
-from rlhf_gym.reward_model.batches import like_those, split_key, texts_of
+from rlhf_gym.reward_model.batches import is_held_out, like_those, split_key, texts_of
 from rlhf_gym.reward_model.evaluation import head_scores
+from rlhf_gym.reward_model.fit_config import RATING_LOSSES
 from rlhf_gym.reward_model.label_curve import LabelCurve
+from rlhf_gym.reward_model.ratings import ratings_of
 
 FIT_FILE = "fit.json"
 
@@ -86,10 +88,19 @@ def fit_reward(
     everything = read.answers
     items = items_to_fit(everything, config)
     read = replace(read, answers=preferences_to_judge(everything, config.attribute_weights))
-    preferences = read.preferences()
-    train, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
+    rated = config.loss in RATING_LOSSES
+    preferences = read.comparisons() if rated else read.preferences()
+    ratings = ratings_of(read.answers) if rated else []
+    if rated:  # prompts whose responses are not compared are split, too
+        is_held = is_held_out([*preferences, *items], config.validation_fraction, config.seed)
+        held_out, ratings = [p for p in preferences if is_held(p)], [r for r in ratings if is_held(r)]
+        fitted, validation = preferences, None
+    else:
+        fitted, held_out = split_by_prompt(preferences, config.validation_fraction, config.seed)
+        validation = held_out
     remarks = read.remarks()
-    progress.say(f"{len(preferences)} comparisons of {read.source}{f'; {remarks}' if remarks else ''}")
+    also = f" and {len(items)} ratings" if rated else ""
+    progress.say(f"{len(preferences)} comparisons{also} of {read.source}{f'; {remarks}' if remarks else ''}")
     language_model = LanguageModel.load(model, device=device)
     config = config.decided(language_model)
     reward_model = RewardModel(
@@ -101,11 +112,11 @@ def fit_reward(
     by_labels = more_labels(read, language_model, features=features, seed=seed, progress=progress) if curve else None
     with progress.stage("reward model", 0) as bar:
         result = fit(
-            reward_model, train, config, validation=held_out, ratings=items, features=features,
+            reward_model, fitted, config, validation=validation, ratings=items, features=features,
             on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
             on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
         )  # fmt: skip
-        texts = texts_of(held_out)
+        texts = texts_of([*held_out, *ratings])
         heads = head_scores(reward_model, texts, features)
         reward_model.normalise_to(heads)
         raw = reward_model.weighed(torch.from_numpy(heads))
@@ -115,7 +126,7 @@ def fit_reward(
     scores = dict(zip(texts, raw.tolist(), strict=True))
     evaluation = judge(
         held_out, scores, calibrated=not config.attribute_heads, answers=read.answers, n_cut=result.n_cut,
-        n_texts=result.n_texts,
+        n_texts=result.n_texts, ratings=ratings,
     ).with_slices(by_attribute)  # fmt: skip
     reward_model.save(out)
     written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}

@@ -16,6 +16,7 @@ from rlhf_gym.feedback.preferences import Preference, preferences_of
 from rlhf_gym.feedback.purposes import to_learn_from
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.chat_template import SEVERAL_TURNS
+from rlhf_gym.reward_model.ratings import ratings_of
 from rlhf_gym.store_places import store_of
 
 SQLITE = b"SQLite format 3\x00"
@@ -59,6 +60,19 @@ class PreferenceData:
         self.noted.update(oddities(kept))
         return kept
 
+    def comparisons(self) -> list[Preference]:
+        """As :meth:`preferences`, but none where there are only ratings, which a loss of ratings learns from.
+
+        Raises:
+            FeedbackError: no judgement prefers one response to another, and no two ratings differ.
+        """
+        try:
+            return self.preferences()
+        except FeedbackError:
+            if len({rating.value for rating in ratings_of(self.answers)}) < 2:
+                raise
+            return []
+
     def _of_ratings(self) -> str:
         """Why ratings compare nothing, in words; empty where there are none."""
         rated = [value for _, j in self.answers for column in (j.ratings or {}).values() for value in column]
@@ -69,8 +83,8 @@ class PreferenceData:
             return f". All {len(rated)} ratings or labels are {values[0]:g}: one class says nothing of what is better"
         return (
             f". Its {len(rated)} ratings or labels are of single responses to different prompts, or equal: a reward model "
-            "is judged by comparisons of responses to one prompt. `train-preferences --loss kto` learns from labels of single "
-            "responses"
+            "is fitted to them with `--set loss=regression` or ordinal. `train-preferences --loss kto` learns from labels of "
+            "single responses"
         )
 
     def remarks(self) -> str:

@@ -15,11 +15,13 @@ from rlhf_gym.feedback.preferences import Preference, preferences_from, preferen
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.loop.intervals import wilson_interval
 from rlhf_gym.loop.preference_data import PreferenceData
+from rlhf_gym.loop.rating_agreement import RatingAgreement
 from rlhf_gym.reward_model import FitResult, RewardModel
 from rlhf_gym.reward_model.attribute_items import of_attribute, preferences_to_judge
-from rlhf_gym.reward_model.batches import texts_of
+from rlhf_gym.reward_model.batches import prompt_hash, texts_of
 from rlhf_gym.reward_model.evaluation import accuracy, head_scores, judged, raw_scores
 from rlhf_gym.reward_model.features import Features
+from rlhf_gym.reward_model.ratings import Rating, ratings_of
 from rlhf_gym.rewards.base import AnyReward, score
 from rlhf_gym.study.agreement import accuracy_from_agreement
 
@@ -61,6 +63,10 @@ class RewardEvaluation:
         calibrated: the scores are log-odds, so that loss and calibration mean something.
         n_texts: different texts read.
         n_cut: those that exceeded the model's context.
+        ratings: agreement with ratings of single responses; None without any.
+        n_fitted_prompts: prompts that the reward model was fitted to; None where that is not known.
+        n_prompts: all prompts, of dialogues with the same first turn one.
+        unseen: the evaluation on the other prompts alone; None where all are fitted, or none.
     """
 
     fit: FitResult
@@ -72,6 +78,10 @@ class RewardEvaluation:
     calibrated: bool
     n_texts: int = 0
     n_cut: int = 0
+    ratings: RatingAgreement | None = None
+    n_fitted_prompts: int | None = None
+    n_prompts: int = 0
+    unseen: RewardEvaluation | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -99,7 +109,10 @@ class RewardEvaluation:
         """The evaluation as a table of plain text."""
         fit = self.fit
         low, high = self.interval
-        lines = [
+        lines = [str(self.ratings)] if self.ratings is not None else []
+        if fit.n_validation == 0:
+            return "\n".join([*lines, *self._of_fitted(), *self._of_cut()])
+        lines += [
             f"accuracy             {fit.accuracy:.1%}  [{low:.1%}, {high:.1%}] (95% interval; {fit.n_validation} comparisons)"
         ]
         if self.calibrated:
@@ -114,16 +127,38 @@ class RewardEvaluation:
             f"the shorter response was chosen in {self.shorter_wins:.1%}; scores correlate with length by "
             f"{self.length_correlation:+.2f}"
         ]
-        if self.n_cut:
-            lines.append(
-                f"{self.n_cut} of {self.n_texts} texts exceed the model's context: their beginning was cut, the end never"
-            )
+        lines += [*self._of_fitted(), *self._of_cut()]
         by = ""
         for row in self.slices:
             lines += [f"by {row.by}"] * (row.by != by)
             by = row.by
             lines.append(f"  {row.name:<28} {row.accuracy:>6.1%} ± {row.standard_error:.1%}  of {row.n}")
         return "\n".join(lines)
+
+    def _of_cut(self) -> list[str]:
+        if not self.n_cut:
+            return []
+        return [
+            f"{self.n_cut} of {self.n_texts} texts exceed the model's context: their beginning was cut, the end never"
+        ]
+
+    def _of_fitted(self) -> list[str]:
+        """What the prompts that were fitted mean for the metrics above."""
+        if not self.n_fitted_prompts:
+            return []
+        said = (
+            f"{self.n_fitted_prompts} of {self.n_prompts} prompts are among those that the reward model was fitted to"
+        )
+        if self.unseen is None:
+            return [f"{said}: this is no measure of its worth; take others"]
+        fit, ratings = self.unseen.fit, self.unseen.ratings
+        low, high = self.unseen.interval
+        on = [f"accuracy {fit.accuracy:.1%} [{low:.1%}, {high:.1%}], {fit.n_validation} comparisons"] * (
+            fit.n_validation > 0
+        )
+        if ratings is not None:
+            on.append(f"correlation with ratings {ratings.correlation:+.2f} [{ratings.low:+.2f}, {ratings.high:+.2f}]")
+        return [f"{said}; on the others alone: {'; '.join(on) or 'nothing to judge by'}"]
 
 
 def evaluate_reward(
@@ -137,14 +172,14 @@ def evaluate_reward(
         on_features: called with the number of texts that a reward model has read, and the number of all.
 
     Raises:
-        FeedbackError: no judgement prefers one response to another.
+        FeedbackError: no judgement prefers one response to another, and no two ratings differ.
         RewardError: the reward fails on a sample.
     """
     answers, by_attribute = data.answers, list[Slice]()
     if isinstance(reward, RewardModel):
         data = replace(data, answers=preferences_to_judge(answers, reward.attributes))
-    preferences = data.preferences()
-    texts = texts_of(preferences)
+    preferences, ratings = data.comparisons(), ratings_of(data.answers)
+    texts = texts_of([*preferences, *ratings])
     n_cut = 0
     if isinstance(reward, RewardModel):
         features = Features(reward)
@@ -158,8 +193,23 @@ def evaluate_reward(
         values = score(reward, [prompt for prompt, _ in texts], [r for _, r in texts], given).values.tolist()
     scores = dict(zip(texts, values, strict=True))
     calibrated = isinstance(reward, RewardModel) and not reward.attributes
-    found = judge(preferences, scores, calibrated=calibrated, answers=data.answers, n_cut=n_cut)
-    return found.with_slices(by_attribute)
+    found = judge(
+        preferences, scores, calibrated=calibrated, answers=data.answers, n_cut=n_cut, ratings=ratings
+    ).with_slices(by_attribute)
+    if not isinstance(reward, RewardModel) or not reward.fitted_prompts:
+        return found
+    hashes = {prompt: prompt_hash(prompt) for prompt, _ in texts}
+    seen = {prompt for prompt, name in hashes.items() if name in reward.fitted_prompts}
+    unseen = None
+    if 0 < len(seen) < len(hashes):
+        left, rated = ([item for item in items if item.prompt not in seen] for items in (preferences, ratings))
+        unseen = judge(left, scores, calibrated=calibrated, ratings=rated)
+    return replace(
+        found,
+        n_fitted_prompts=len({hashes[prompt] for prompt in seen}),
+        n_prompts=len(set(hashes.values())),
+        unseen=unseen,
+    )
 
 
 def attribute_slices(
@@ -197,6 +247,7 @@ def judge(
     answers: Iterable[tuple[Query, Judgement]] = (),
     n_cut: int = 0,
     n_texts: int | None = None,
+    ratings: Sequence[Rating] = (),
 ) -> RewardEvaluation:
     """Judge scores by preferences.
 
@@ -207,6 +258,7 @@ def judge(
         answers: the judgements that the preferences come from, for the raters' agreement and the column ``subset``.
         n_cut: texts that exceeded the model's context.
         n_texts: the texts that these are counted among; None: those with a score.
+        ratings: ratings of single responses, which are judged by, too.
     """
     difference = np.array([scores[p.prompt, p.chosen] - scores[p.prompt, p.rejected] for p in preferences])
     whole = judged(difference, preferences)
@@ -232,6 +284,7 @@ def judge(
         whole, slices, float(((longer < 0) + 0.5 * (longer == 0)).mean()) if kept else float("nan"), correlation,
         agreement, accuracy_from_agreement(agreement) if agreement is not None and agreement >= 0.5 else None,
         calibrated, len(scores) if n_texts is None else n_texts, n_cut,
+        RatingAgreement.of(ratings, scores) if ratings else None,
     )  # fmt: skip
 
 

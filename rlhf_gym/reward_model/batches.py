@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -92,6 +93,16 @@ def first_turn(prompt: str) -> str:
     '\n\nHuman: Hi'
     """
     return prompt.partition(ASSISTANT)[0] if is_transcript(prompt) else prompt
+
+
+def prompt_hashes(items: Iterable[Item]) -> frozenset[str]:
+    """Hashes of the first turns of items' prompts, which tell a prompt that was fitted and give none of its text away."""
+    return frozenset(prompt_hash(prompt) for prompt in {item.prompt for item in items})
+
+
+def prompt_hash(prompt: str) -> str:
+    """The first 64 bits of the SHA-256 of a prompt's first turn, in hexadecimal digits."""
+    return hashlib.sha256(first_turn(prompt).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A reward model's folder: safetensors and JSON, never a pickle; complete or not there; and checked when it is read.
 
-The folder holds the language model's own files, ``head.safetensors`` and ``reward_model.json``. The latter records the score of
-a fixed row of ids (:func:`probe_ids`), which is computed again after reading: a trunk, head or configuration from another
-checkpoint cannot go unnoticed.
+The folder holds the language model's own files, ``head.safetensors``, ``reward_model.json``, and hashes of the prompts that it
+was fitted to (``fitted_prompts.txt``). ``reward_model.json`` records the score of a fixed row of ids (:func:`probe_ids`), which
+is computed again after reading: a trunk, head or configuration from another checkpoint cannot go unnoticed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from rlhf_gym.reward_model.readout import Readout
 
 FORMAT = 1
 PROBE_LENGTH = 8
+PROMPTS_FILE = "fitted_prompts.txt"
 TOLERANCE = {"float32": 1e-2, "bfloat16": 2e-1, "float16": 1e-1}
 
 
@@ -62,6 +63,7 @@ class SavedRewardModel:
         readout: the layers that are run (the trunk is cut to them) and the tokens that are read.
         attributes: the attributes' weights, in the order of the heads; empty with one head.
         moments: of the heads on the samples that it was normalised on; None with one head, or before.
+        fitted_prompts: hashes of the prompts that it was fitted to; empty where they are not known.
     """
 
     language_model: LanguageModel
@@ -72,6 +74,7 @@ class SavedRewardModel:
     readout: Readout
     attributes: Mapping[str, float] = field(default_factory=dict)
     moments: Moments | None = None
+    fitted_prompts: frozenset[str] = frozenset()
 
 
 def probe_ids(vocab_size: int) -> list[int]:
@@ -114,6 +117,8 @@ def write_folder(saved: SavedRewardModel, path: Path | str) -> None:
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-new-"))
         lm.save(folder)
         save_file(head, folder / "head.safetensors")
+        if saved.fitted_prompts:
+            (folder / PROMPTS_FILE).write_text("\n".join(sorted(saved.fitted_prompts)) + "\n", encoding="ascii")
         (folder / "reward_model.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         folder.chmod(0o777 & ~_umask())  # mkdtemp's folders are closed to everybody else
         _replace(folder, path)
@@ -144,6 +149,7 @@ def read_folder(
     try:
         data: Any = json.loads((path / "reward_model.json").read_text(encoding="utf-8"))
         head = load_file(path / "head.safetensors")
+        prompts = (path / PROMPTS_FILE).read_text(encoding="ascii") if (path / PROMPTS_FILE).exists() else ""
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"{path} is not a whole reward model: {error}. Fit it again, or give another folder"
@@ -162,7 +168,8 @@ def read_folder(
     gain, bias, probe = (float(data[name]) for name in ("gain", "bias", "probe"))
     attributes = {str(name): float(weight) for name, weight in data.get("attributes", ())}
     moments = Moments(**data["moments"]) if data.get("moments") else None
-    return SavedRewardModel(lm, head, gain, bias, probe, Readout(**data.get("readout", {})), attributes, moments)
+    readout = Readout(**data.get("readout", {}))
+    return SavedRewardModel(lm, head, gain, bias, probe, readout, attributes, moments, frozenset(prompts.split()))
 
 
 def check_head(path: Path | str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

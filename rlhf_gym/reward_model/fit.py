@@ -20,6 +20,7 @@ from rlhf_gym.reward_model.batches import (
     Text,
     is_held_out,
     like_those,
+    prompt_hashes,
     split_key,
     texts_of,
 )
@@ -127,7 +128,7 @@ def fit(
                 break
         assert best is not None
         part.restore(best[1])
-    model.gain, model.bias = 1.0, 0.0
+    model.gain, model.bias, model.fitted_prompts = 1.0, 0.0, prompt_hashes(train)
     return replace(
         best[0], n_train=len(train), epochs=epochs, curve=_curve(losses, len(train)), n_texts=len(texts), n_cut=n_cut,
         raters=raters,

@@ -87,6 +87,7 @@ class RewardModel:
         self.gain = 1.0
         self.bias = 0.0
         self.moments: Moments | None = None
+        self.fitted_prompts: frozenset[str] = frozenset()
         self._dropout = 0.0
         self._warned = False
 
@@ -431,7 +432,7 @@ class RewardModel:
         """
         saved = SavedRewardModel(
             self.language_model, self.head.state_dict(), self.gain, self.bias, self._probe(), self.readout, self.attributes,
-            self.moments,
+            self.moments, self.fitted_prompts,
         )  # fmt: skip
         write_folder(saved, path)
 
@@ -463,6 +464,7 @@ class RewardModel:
         check_head(path, saved.head, model.head.state_dict())
         model.head.load_state_dict(saved.head)
         model.gain, model.bias, model.moments = saved.gain, saved.bias, saved.moments
+        model.fitted_prompts = saved.fitted_prompts
         check_probe(path, model._probe(), saved.probe, dtype)
         if attribute_weights is not None:
             model.weigh(attribute_weights)

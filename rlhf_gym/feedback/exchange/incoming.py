@@ -301,7 +301,7 @@ def _found(rows: Sequence[Mapping[str, Any]], place: str) -> str:
         f"the format of {place} is not plain from its columns ({shorten(names, 300)}): "
         f"name it (--format {', '.join(FORMATS)}), "
         "or say which column is what (--columns prompt=... chosen=... rejected=..., or prompt=... response_a=... "
-        "response_b=... choice=..., or prompt=... completion=... label=...)"
+        "response_b=... choice=..., or prompt=... completion=... label=..., or prompt=... response=... rating=...)"
     )
 
 
