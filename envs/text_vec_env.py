@@ -279,8 +279,8 @@ def wrap_text_env(
         slow: True for environments that wait for something (a tool, a model, a service, a person): each answers in a thread,
             and the other slots are decoded meanwhile. The conversations are the same, if environments share nothing that
             changes. None: as the environment's attribute ``slow`` says; without one they are not.
-        render_mode: ``"rgb_array"`` draws the conversations, for stable-baselines3's ``VecVideoRecorder``, where the environment
-            makes no pictures itself.
+        render_mode: ``"rgb_array"`` draws the conversations, for stable-baselines3's ``VecVideoRecorder``, where the
+            environment makes no pictures itself.
 
     Raises:
         UnsupportedMode: another ``render_mode``.
