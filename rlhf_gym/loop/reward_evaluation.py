@@ -202,7 +202,7 @@ def evaluate_reward(
     seen = {prompt for prompt, name in hashes.items() if name in reward.fitted_prompts}
     unseen = None
     if 0 < len(seen) < len(hashes):
-        left, rated = ([item for item in items if item.prompt not in seen] for items in (preferences, ratings))
+        left, rated = [p for p in preferences if p.prompt not in seen], [r for r in ratings if r.prompt not in seen]
         unseen = judge(left, scores, calibrated=calibrated, ratings=rated)
     return replace(
         found,
