@@ -432,3 +432,17 @@ def test_a_response_is_rated_several_times_and_by_several_raters(tmp_path: Path)
     ]
     assert data.dropped == {"rows without a rating that is a finite number": 1}
     assert [(p.chosen, p.margin) for p in data.preferences()] == [("a", 3.0), ("b", 2.0)]
+
+
+def test_preferences_that_only_go_in_circles_teach_nothing_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    circle = ((" a", " b"), (" b", " c"), (" c", " a"))
+    data = write(
+        tmp_path / "c.jsonl", [{"prompt": f"p{i}", "chosen": a, "rejected": b} for i in range(4) for a, b in circle]
+    )
+    assert main(["fit-reward", data, "--out", str(tmp_path / "rm"), "--quiet", *SETTINGS]) == 2
+    said = capsys.readouterr().err
+    assert "learned nothing: all responses have the same score" in said
+    assert "4 prompts whose preferences go in circles" in said
+    assert not (tmp_path / "rm").exists()
