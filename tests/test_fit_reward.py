@@ -449,3 +449,17 @@ def test_agreement_with_ratings_is_scipys() -> None:
     assert found.rank_correlation == pytest.approx(stats.spearmanr(scores, values).statistic)
     line = np.polyfit(scores, values, 1)
     assert found.rmse == pytest.approx(np.sqrt(np.mean((np.polyval(line, scores) - values) ** 2)))
+
+
+def test_preferences_that_only_go_in_circles_teach_nothing_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    circle = ((" a", " b"), (" b", " c"), (" c", " a"))
+    data = write(
+        tmp_path / "c.jsonl", [{"prompt": f"p{i}", "chosen": a, "rejected": b} for i in range(4) for a, b in circle]
+    )
+    assert main(["fit-reward", data, "--out", str(tmp_path / "rm"), "--quiet", *SETTINGS]) == 2
+    said = capsys.readouterr().err
+    assert "learned nothing: all responses have the same score" in said
+    assert "4 prompts whose preferences go in circles" in said
+    assert not (tmp_path / "rm").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.more_labels import more_labels
 from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
@@ -77,7 +77,7 @@ def fit_reward(
 
     Raises:
         ConfigError: there is no such data, a setting is out of its range, or ``out`` holds something else.
-        FeedbackError: too few judgements, or a file that cannot be read.
+        FeedbackError: too few judgements, or a fit that learns nothing of them; or a file that cannot be read.
         ModelError: there is no such model, or it cannot be written.
     """
     out, progress = Path(out), progress or Progress(quiet=True)
@@ -118,6 +118,11 @@ def fit_reward(
         )  # fmt: skip
         texts = texts_of([*held_out, *ratings])
         heads = head_scores(reward_model, texts, features)
+        if heads.std(axis=0).max() == 0:
+            raise FeedbackError(
+                f"the fit on {len(fitted) or len(items)} judgements of {read.source} learned nothing: all responses have the "
+                f"same score{f' ({remarks})' if remarks else ''}. Collect judgements that agree with one another, or more"
+            )
         reward_model.normalise_to(heads)
         raw = reward_model.weighed(torch.from_numpy(heads))
         by_attribute = attribute_slices(
