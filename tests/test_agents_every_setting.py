@@ -130,6 +130,9 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "ES.kl_target": (0.1, {"fitness": "z_scores", "kl_horizon": 10.0}),
     "ES.kl_horizon": (1000.0, {"fitness": "z_scores", "kl_horizon": 10.0, "kl_target": 0.1}),
     "ES.kl_estimator": ("k2", {"fitness": "z_scores", "kl_estimator": "k3"}),
+    # Ratios of whole responses leave the clip later; the best of two responses changes where the KL weighs enough.
+    "GSPO.dual_clip": (1.001, {"learning_rate": 0.1, "n_epochs": 4}),
+    "RAFT.reference": (lambda: model(seed=5), {"kl_coef": 5.0}),
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def test_the_level_is_held_and_the_objective_fills_it(held: list[dict[str, Any]]
     assert last(free, "reward/shortness") < -7  # of its own it writes as long as it may
     assert last(held, "reward/shortness") == pytest.approx(-MOST, abs=0.4)
     assert last(held, "reward/constrained_slack") == pytest.approx(0, abs=0.4)
-    assert last(held, "reward/praise") > 0.8 * MOST  # nearly every letter that it may write is praise
+    assert last(held, "reward/praise") > 0.7 * MOST  # most letters that it may write are praise
 
 
 def test_the_multiplier_is_where_the_two_pull_equally(held: list[dict[str, Any]]) -> None:

@@ -18,11 +18,10 @@ from rlhf_gym.agents.common.policy import LMPolicy, check_spaces
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.slots import rules_of
 from rlhf_gym.errors import ConfigError, ModelError
-from rlhf_gym.lm.attention import use_short_attention
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, begins_as_base, require_peft
 from rlhf_gym.lm.networks import checkpoint_layers
-from rlhf_gym.lm.precision import product_dtype, use_fast_float32
+from rlhf_gym.lm.precision import product_dtype
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.reward_model import RewardModel
 
@@ -137,8 +136,6 @@ def with_precision(models: Models, given: AgentSettings) -> Models:
     Raises:
         ConfigError: the device cannot compute in that precision.
     """
-    use_fast_float32()
-    use_short_attention()
     dtype = product_dtype(given.precision, models.policy.device)
     if dtype != torch.float32 and given.lora is None:
         torch.nn.Module.to(models.policy.model, torch.float32)

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.action_values import FILE, ActionValues
+from rlhf_gym.lm.attention import use_short_attention
 from rlhf_gym.lm.loading import (
     context_length,
     find,
@@ -44,6 +45,7 @@ from rlhf_gym.lm.networks import (
     trunk_of,
 )
 from rlhf_gym.lm.older_files import remove_other_tokenizers, remove_weights
+from rlhf_gym.lm.precision import use_fast_float32
 from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
 from rlhf_gym.lm.tokenizer import (
     AnyTokenizer,
@@ -112,6 +114,9 @@ class LanguageModel:
     def __init__(
         self, model: PreTrainedModel, tokenizer: AnyTokenizer, name: str = "", *, chat_template: str = "auto"
     ) -> None:
+        # Here, so that a model computes the same whatever was made before it in its process.
+        use_fast_float32()
+        use_short_attention()
         name = name or model.config.name_or_path or type(model).__name__
         if hasattr(model, "peft_config"):
             raise ModelError(

@@ -13,7 +13,7 @@ from rlhf_gym.feedback.exchange import preference_sets as sets
 from rlhf_gym.feedback.exchange.oasst import read_oasst
 from rlhf_gym.feedback.exchange.pairs import PairReader, is_pair, read_pair
 from rlhf_gym.feedback.exchange.prodigy import read_prodigy
-from rlhf_gym.feedback.exchange.ratings import is_rating, read_ratings, same_prompt
+from rlhf_gym.feedback.exchange.rated_rows import is_rating, read_ratings, same_prompt
 from rlhf_gym.feedback.exchange.records import Dropped, Reader, Record, Writer
 from rlhf_gym.feedback.exchange.sides import spelled_messages
 from rlhf_gym.feedback.exchange.training_files import read_llama_factory, read_openai_preference
