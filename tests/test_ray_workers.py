@@ -147,7 +147,9 @@ def test_workers_do_what_one_process_does_whoever_dies(cluster: Any, tmp_path: P
     for mine, theirs in zip(expected, rows, strict=True):
         for name, number in mine.items():
             if not name.startswith("time/"):
-                assert theirs[name] == pytest.approx(number, abs=2e-4, rel=2e-3, nan_ok=True), name
+                # Of some 450 tokens one may be clipped on one side only, by rounding.
+                near = 5e-3 if "clipfrac" in name else 2e-4
+                assert theirs[name] == pytest.approx(number, abs=near, rel=2e-3, nan_ok=True), name
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(agent)[name], weight, atol=1e-5, rtol=1e-4, msg=name)
     with pytest.raises(ConfigError, match=r"9 workers of 1 CPUs each do not fit into the cluster"):
