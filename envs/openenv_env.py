@@ -31,7 +31,8 @@ class OpenEnvEnv(Adapter):
         render_mode: ``"ansi"`` or ``"human"``.
 
     Raises:
-        ConfigError: OpenEnv is not installed, or this is none of its clients.
+        LibraryMissingError: OpenEnv is not installed.
+        ConfigError: this is none of its clients, or no address of a server.
     """
 
     slow = True

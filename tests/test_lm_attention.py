@@ -107,3 +107,15 @@ def test_in_bfloat16_it_is_computed_in_float32_and_rounded_once(
     assert torch.equal(out, exact.bfloat16()) or (out.float() - exact).abs().max() < 2**-8 * exact.abs().max()
     fused, _ = sdpa_attention_forward(Layer(), *inputs, lower())
     assert (out.float() - exact).norm() <= (fused.float() - exact).norm()
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_float64_stays_float64(short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SHORT", attention.SHORT if short else 0)
+    inputs = [tensor.detach().double() for tensor in tensors()]
+    added = torch.zeros(1, 1, TOKENS, TOKENS, dtype=torch.float64).masked_fill(~lower()[:1], -1e9)
+    for mask in (lower(), added):
+        out, _ = attend(Layer(), *inputs, mask)
+        expected, _ = sdpa_attention_forward(Layer(), *inputs, mask)
+        assert out.dtype == torch.float64
+        torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)

@@ -17,6 +17,8 @@ from transformers import (
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForTokenClassification,
 )
 
 from rlhf_gym.agents import PPO
@@ -218,6 +220,19 @@ def test_prompts_lose_their_beginning_and_too_long_responses_are_refused(tmp_pat
         ProcessModel(folder, read="chat")
     with pytest.raises(ConfigError, match="the mark '' has no tokens"):
         ProcessModel(folder, mark="")
+
+
+def test_a_prompt_fills_the_context_of_a_network_whose_positions_begin_behind_its_padding(tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        max_position_embeddings=12, pad_token_id=EOS, num_labels=2,
+    )  # fmt: skip
+    RobertaForTokenClassification(config).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    prm = ProcessModel(tmp_path)
+    with pytest.warns(UserWarning, match=r"exceed the context of 10; the prompt's beginning is cut"):
+        found = prm(["q" * 30], ["b"], [["b"]])
+    assert found[0] == pytest.approx(prm(["q" * 8], ["b"], [["b"]])[0])
 
 
 def test_a_chat_template_writes_the_prompt_once_and_wrong_tokens_are_refused(tmp_path: Path) -> None:

@@ -356,11 +356,12 @@ def observed_rows(observation: Any, model: LanguageModel) -> tuple[Rows, Tensor]
             )
     lengths = torch.as_tensor(observation["length"]).flatten().long()
     starts = torch.as_tensor(observation["prompt_length"]).flatten().long()
-    ids = torch.as_tensor(observation["ids"]).long().tolist()
-    rows = [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
-    wrong = next((token for row in rows for token in row if not 0 <= token < model.vocab_size), None)
-    if wrong is not None or not all(rows):
-        got = "a row without a token" if wrong is None else f"the id {wrong}"
+    ids = torch.as_tensor(observation["ids"]).long()
+    own = torch.arange(ids.shape[1], device=ids.device) < lengths.to(ids.device)[:, None]
+    wrong = ids[own & ((ids < 0) | (ids >= model.vocab_size))]
+    rows = [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
+    if len(wrong) or not all(rows):
+        got = f"the id {int(wrong[0])}" if len(wrong) else "a row without a token"
         raise ConfigError(
             f"expected rows of ids in 0..{model.vocab_size - 1} (the logits of {model.name!r}), got {got}: pass observations "
             "of an environment with the policy's tokenizer"

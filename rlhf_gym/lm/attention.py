@@ -1,4 +1,4 @@
-"""Attention on processors: in float32 whatever precision other products have, and by plain products where rows are short.
+"""Attention on processors: never in half precision, whatever other products have, and by plain products where rows are short.
 
 PyTorch's fused attention on processors is made for long rows: for 16 rows of 64 tokens, forward and backward, it takes twice to
 four times the time of plain products where oneDNN multiplies (:func:`~rlhf_gym.lm.precision.use_fast_float32`). In bfloat16 it
@@ -7,6 +7,7 @@ is slower than in float32, five times for a single query, and rounds more.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -39,10 +40,11 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else value.dtype
+    wide = torch.promote_types(dtype, torch.float32)
     if attention_mask is not None and attention_mask.dtype != torch.bool:
-        attention_mask = attention_mask.float()
-    with torch.autocast("cpu", enabled=False):
-        query, key, value = query.float(), key.float(), value.float()
+        attention_mask = attention_mask.to(wide)
+    with torch.autocast("cpu", enabled=False) if autocast else nullcontext():
+        query, key, value = query.to(wide), key.to(wide), value.to(wide)
         if _is_short(query, key, attention_mask, given):
             out = _by_products(module, query, key, value, attention_mask, given)
         else:

@@ -321,6 +321,18 @@ def context_length(config: Any) -> int:
     return length
 
 
+def shown_length(config: Any, tokenizer: Any) -> int:
+    """The most tokens of a text that a network is shown: its positions' number, or fewer where its tokenizer says so.
+
+    Args:
+        config: the network's.
+        tokenizer: a transformers one.
+    """
+    length = min(context_length(config), int(tokenizer.model_max_length))
+    # RoBERTa's positions begin behind the padding's id: two fewer than the configuration says.
+    return length - (config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0)
+
+
 def has_windows(config: Any) -> bool:
     """True where a configuration says that some layers look back through a window, or within chunks."""
     names = (

@@ -139,7 +139,7 @@ class Classifier:
         return encoded
 
     def _load(self) -> tuple[Any, Any]:
-        from rlhf_gym.lm.loading import context_length, find, load_weights, one_thread_loads, pick_device
+        from rlhf_gym.lm.loading import find, load_weights, one_thread_loads, pick_device, shown_length
         from rlhf_gym.rewards.builtin.classifier_adapter import adapter_settings, load_adapted_classifier
 
         source = find(self.model, revision=self.revision)
@@ -166,13 +166,7 @@ class Classifier:
             )
         network = network.eval().requires_grad_(False).to(pick_device(self.device))
         self._give_padding(network, tokenizer)
-        seen = min(context_length(network.config), tokenizer.model_max_length)
-        # RoBERTa's positions begin behind the padding's id: two fewer than the configuration says.
-        seen -= (
-            network.config.pad_token_id + 1
-            if network.config.model_type in ("roberta", "xlm-roberta", "camembert")
-            else 0
-        )
+        seen = shown_length(network.config, tokenizer)
         tokenizer.model_max_length = min(seen, self.max_tokens or seen)
         if self.read == "chat" and not tokenizer.chat_template:
             raise ConfigError(f"reward {self.name!r}: {self.model!r} has no chat template; use another `read`")

@@ -179,7 +179,7 @@ class ProcessModel:
         return ids[0]
 
     def _load(self, revision: str | None, device: str, dtype: str) -> tuple[Any, Any, int]:
-        from rlhf_gym.lm.loading import context_length, find, load_weights, one_thread_loads, pick_device
+        from rlhf_gym.lm.loading import find, load_weights, one_thread_loads, pick_device, shown_length
 
         source = find(self.model, revision=revision)
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
@@ -196,7 +196,7 @@ class ProcessModel:
             source, {**options, "dtype": dtype}, allow_pickle=False,
             auto=AutoModelForTokenClassification if classifies else AutoModelForCausalLM, what="process reward model",
         )  # fmt: skip
-        seen = min(context_length(network.config), tokenizer.model_max_length)
+        seen = shown_length(network.config, tokenizer)
         return network.eval().requires_grad_(False).to(pick_device(device)), tokenizer, seen
 
 
