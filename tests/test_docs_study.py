@@ -131,9 +131,10 @@ def test_its_processes_work_together(tmp_path: Path, postgres: PostgresServer) -
             log = tmp_path / f"{name}.log"
             wait_until(lambda n=name, p=port: running[n].poll() is not None or healthy(n, p), name)  # type: ignore[misc]
             assert running[name].poll() is None, log.read_text()
-        said = (tmp_path / "page.log").read_text()
-        link = re.search(rf"raters: +https://{VARIABLES['PAGE_NAME']}/join/(\S+)", said)
-        assert link, said
+        said, links = tmp_path / "page.log", re.compile(rf"raters: +https://{VARIABLES['PAGE_NAME']}/join/(\S+)")
+        wait_until(lambda: links.search(said.read_text()), "the page prints its links")  # it answers before it prints
+        link = links.search(said.read_text())
+        assert link
         # What the proxy says of a request; the cookie is Secure then, so it is sent by hand.
         headers = {"host": VARIABLES["PAGE_NAME"], "x-forwarded-proto": "https"}
         with httpx2.Client(base_url=f"http://127.0.0.1:{page_port}", headers=headers) as rater:
