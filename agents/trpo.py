@@ -141,11 +141,10 @@ class TRPO(PPO):
         before, gradient = self.surrogate(rollout, gradient=True)
         check_finite({"the policy's gradient is": gradient}, self.where)
 
-        def damped(vector: Tensor) -> Tensor:
-            return self.fisher_product(rollout, vector) + self.cg_damping * vector
-
-        direction = conjugate_gradient(damped, gradient, self.cg_steps)
-        curvature = float(direction @ self.fisher_product(rollout, direction))
+        fisher = self.fisher(rollout)
+        direction = conjugate_gradient(lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_steps)
+        curvature = float(direction @ fisher(direction))
+        del fisher  # and the graph that it may keep
         metrics = {"loss/policy_avg": -before, "policy/accepted": 0.0, "policy/kl_step": 0.0, "policy/improvement": 0.0}
         if curvature <= 0 or not bool(direction.any()):  # no gradient: nothing to gain anywhere
             self.record(**metrics)
@@ -213,25 +212,42 @@ class TRPO(PPO):
         batches = batches_by_length([rollout.totals[i] for i in own], self.tokens_per_batch)
         return [[own[place] for place in batch] for batch in batches]
 
-    def fisher_product(self, rollout: Rollout, vector: Tensor) -> Tensor:
-        """``F v``: the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice).
+    def fisher(self, rollout: Rollout) -> Callable[[Tensor], Tensor]:
+        """``v -> F v``, the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice).
+
+        The first gradient is the same for every ``v``: where all episodes are one batch, its graph is kept for all products.
 
         Args:
             rollout: the episodes.
-            vector: ``v``, ``[P]`` over the weights that learn.
+
+        Returns:
+            a function of ``v``, ``[P]`` over the weights that learn, to ``F v``, ``[P]``.
         """
         seen = range(0, len(rollout.episodes), self.sub_sampling_factor)
         tokens = sum(rollout.lengths[i] for i in seen)
-        parameters, out = self.policy_parameters(), torch.zeros_like(vector)
+        batches = self._batches(rollout, seen)
+        parameters = self.policy_parameters()
+        kept = [self._kl_slope(rollout, rows, tokens) for rows in batches] if len(batches) == 1 else None
+
+        def product(vector: Tensor) -> Tensor:
+            out = torch.zeros_like(vector)
+            for slope in kept or (self._kl_slope(rollout, rows, tokens) for rows in batches):
+                along = torch.autograd.grad(
+                    slope @ vector, parameters, retain_graph=kept is not None, materialize_grads=True
+                )
+                out += flatten(along)
+            self.ranks.gather(lambda: None)  # all are there
+            self.ranks.sum_tensors([out])
+            return out
+
+        return product
+
+    def _kl_slope(self, rollout: Rollout, rows: list[int], tokens: int) -> Tensor:
+        """The gradient ``[P]`` of some episodes' KL to the policy as it is, per token of all: 0, with a graph of its own slope."""
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-            for rows in self._batches(rollout, seen):
-                log_probs = self._distribution(rollout, self.policy.language_model, rows)
-                kl = kl_divergences(log_probs.detach(), log_probs).sum() / tokens
-                slope = flatten(torch.autograd.grad(kl, parameters, create_graph=True, materialize_grads=True))
-                out += flatten(torch.autograd.grad(slope @ vector, parameters, materialize_grads=True))
-        self.ranks.gather(lambda: None)  # all are there
-        self.ranks.sum_tensors([out])
-        return out
+            log_probs = self._distribution(rollout, self.policy.language_model, rows)
+            kl = kl_divergences(log_probs.detach(), log_probs).sum() / tokens
+            return flatten(torch.autograd.grad(kl, self.policy_parameters(), create_graph=True, materialize_grads=True))
 
     @torch.no_grad()
     def mean_kl(self, rollout: Rollout, old: LanguageModel) -> float:

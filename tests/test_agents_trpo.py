@@ -113,9 +113,9 @@ def test_the_fisher_product_is_the_definitions(kind: str) -> None:
                 score = flatten(torch.autograd.grad(row[y], parameters, retain_graph=True, materialize_grads=True))
                 expected += row[y].detach().exp() * (score @ one) * score
     expected /= sum(rollout.lengths)
-    product = agent.fisher_product(rollout, one)
+    product = agent.fisher(rollout)(one)
     torch.testing.assert_close(product, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-2)
-    assert float(product @ other) == pytest.approx(float(agent.fisher_product(rollout, other) @ one), rel=1e-3)
+    assert float(product @ other) == pytest.approx(float(agent.fisher(rollout)(other) @ one), rel=1e-3)
     assert float(product @ one) > 0
 
 
@@ -124,15 +124,15 @@ def test_a_sub_sampled_fisher_product_is_that_of_the_episodes_it_sees() -> None:
     rollout = collected(agent)
     parameters = agent.policy_parameters()
     vector = torch.randn(sum(p.numel() for p in parameters), generator=torch.Generator().manual_seed(0))
-    found = agent.fisher_product(rollout, vector)
+    found = agent.fisher(rollout)(vector)
     agent.sub_sampling_factor = 1
     expected, tokens = torch.zeros_like(vector), 0
     for i in range(0, NUM_ENVS, 3):
         one = Rollout.of([rollout.episodes[i]])
-        expected += agent.fisher_product(one, vector) * one.lengths[0]
+        expected += agent.fisher(one)(vector) * one.lengths[0]
         tokens += one.lengths[0]
     torch.testing.assert_close(found, expected / tokens, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
-    whole = agent.fisher_product(rollout, vector)
+    whole = agent.fisher(rollout)(vector)
     assert not torch.allclose(found, whole, atol=1e-2 * float(whole.abs().max()))
 
 
@@ -144,7 +144,7 @@ def test_the_kl_is_half_the_quadratic_form_for_small_steps() -> None:
     start = policy_weights(agent)
     torch.manual_seed(0)
     step = torch.randn_like(start) * 2e-3
-    quadratic = 0.5 * float(step @ agent.fisher_product(rollout, step))
+    quadratic = 0.5 * float(step @ agent.fisher(rollout)(step))
     assign(agent.policy_parameters(), start + step)
     exact = agent.mean_kl(rollout, old)
     assert exact == pytest.approx(quadratic, rel=0.1)
@@ -223,7 +223,7 @@ def test_masks_of_the_environment_hold_in_the_step() -> None:
     allowed = unpack_masks([rollout.episodes[i] for i in rows], 28)
     assert allowed is not None
     assert torch.equal(log_probs > -torch.inf, allowed)
-    product = agent.fisher_product(rollout, torch.ones_like(policy_weights(agent)))
+    product = agent.fisher(rollout)(torch.ones_like(policy_weights(agent)))
     assert torch.isfinite(product).all()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from bench_suite import SUITE, Kept, write_suite
+from PIL import Image
 from rich.console import Console
 
 from rlhf_gym.bench import runner
@@ -177,7 +178,7 @@ def test_a_trainer_of_trl_competes(place: Path, tmp_path: Path) -> None:
 
 def test_the_report_shows_everything_and_runs_nothing_that_models_wrote(out: Path, tmp_path: Path) -> None:
     board = read_leaderboard([out])
-    written = write_bench_report(board, [out], tmp_path)
+    written = write_bench_report(board, [out], tmp_path, pictures=True)
     html = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt; no luck" in html
@@ -194,6 +195,11 @@ def test_the_report_shows_everything_and_runs_nothing_that_models_wrote(out: Pat
     svgs = [path for path in written if path.suffix == ".svg"]
     assert {path.stem for path in svgs} == {"leaderboard", "profiles", "curves-sort", "frontier-sort"}
     assert all(path.read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"') for path in svgs)
+    for path in svgs:
+        with Image.open(path.with_suffix(".png")) as picture:
+            assert picture.width == 1120
+            words = (0, 0, 240 if path.stem == "leaderboard" else 100, picture.height)  # left of what is drawn
+            assert picture.convert("L").crop(words).getextrema()[0] < 128, path.stem
 
 
 def test_two_sides_are_compared_by_pairs(out: Path) -> None:

@@ -11,6 +11,7 @@ from rlhf_gym.bench.colours import classes, style
 from rlhf_gym.bench.exports import write_tables
 from rlhf_gym.bench.leaderboard import Leaderboard
 from rlhf_gym.bench.plots import all_plots, curve_plot, frontier_plot, profile_plot, score_plot, standalone
+from rlhf_gym.bench.png import png
 from rlhf_gym.bench.report_text import ROW_HEAD, interval, markdown, number, row_cells, standing_cells
 from rlhf_gym.bench.results import Result, ResultsFolder
 from rlhf_gym.bench.suite import load_suite, suite_names
@@ -54,25 +55,33 @@ def read_leaderboard(folders: Sequence[Path]) -> Leaderboard:
     return Leaderboard(suite, list(results.values()))
 
 
-def write_bench_report(board: Leaderboard, folders: Sequence[Path], out: Path) -> list[Path]:
+def write_bench_report(board: Leaderboard, folders: Sequence[Path], out: Path, *, pictures: bool = False) -> list[Path]:
     """Write ``report.html``, ``report.md``, the tables and ``plots/*.svg``.
 
     Args:
         board: the results.
         folders: where they come from, for the commands that are stated.
         out: the folder of the report; it is made if it is missing.
+        pictures: write ``plots/*.png``, too.
 
     Returns:
         The files.
+
+    Raises:
+        ConfigError: pictures on a machine without a font; everything else is written then.
     """
     (out / "plots").mkdir(parents=True, exist_ok=True)
     commands = _commands(board, folders)
     write_text(out / "report.html", render_report(board, commands, folders))
     write_text(out / "report.md", markdown(board, commands))
     written = [out / "report.html", out / "report.md", *write_tables(board.results, out)]
-    for name, plot in all_plots(board).items():
-        written.append(out / "plots" / f"{name}.svg")
-        write_text(written[-1], standalone(plot))
+    plots = {out / "plots" / f"{name}.svg": standalone(plot) for name, plot in all_plots(board).items()}
+    for path, plot in plots.items():
+        write_text(path, plot)
+    written += plots
+    for path, plot in plots.items() if pictures else ():
+        written.append(path.with_suffix(".png"))
+        written[-1].write_bytes(png(plot))
     return written
 
 

@@ -85,16 +85,18 @@ def _tune(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     _need_scipy()
     folders = [Path(folder) for folder in options.folders]
-    _write_report(folders, Path(options.out) if options.out else folders[0] / "report")
+    if options.png and importlib.util.find_spec("resvg_py") is None:
+        raise ConfigError("--png takes its pictures from resvg-py: pip install 'rlhf-gym[bench]'")
+    _write_report(folders, Path(options.out) if options.out else folders[0] / "report", pictures=options.png)
 
 
-def _write_report(folders: list[Path], out: Path) -> None:
+def _write_report(folders: list[Path], out: Path, *, pictures: bool = False) -> None:
     from rlhf_gym.bench.report_folder import read_leaderboard, write_bench_report
     from rlhf_gym.bench.report_text import leaderboard_text
 
     leaderboard = read_leaderboard(folders)
     print(leaderboard_text(leaderboard))
-    write_bench_report(leaderboard, folders, out)
+    write_bench_report(leaderboard, folders, out, pictures=pictures)
     print(f"report written: {out / 'report.html'}")
 
 

@@ -98,12 +98,13 @@ def _add_tune(actions: Commands) -> None:
 
 def _add_report(actions: Commands) -> None:
     report = actions.add_parser(
-        "report", allow_abbrev=False, help="write the report of results: HTML, Markdown, CSV, Parquet, SVG",
+        "report", allow_abbrev=False, help="write the report of results: HTML, Markdown, CSV, Parquet, SVG, PNG",
         description="Write report.html (one file that needs nothing else), report.md, results.csv, results.parquet and the "
         "plots as SVG, and print the leaderboard. Several folders of one suite make one report.",
     )  # fmt: skip
     report.add_argument("folders", metavar="DIR", nargs="+", help="folder of results")
     report.add_argument("--out", metavar="DIR", help="folder of the report (default: DIR/report of the first DIR)")
+    report.add_argument("--png", action="store_true", help="write the plots as PNG, too")
 
 
 def _add_compare(actions: Commands) -> None:
