@@ -86,7 +86,9 @@ def test_evolution_strategies_run_nothing_backwards(folder: Path) -> None:
     found = planned(folder, name="es", n_episodes=32, group_size=4, batch_size=None)
     assert found.held["optimizer"] == 8 * size  # Adam follows the estimate
     held = sum(found.held.values())
-    assert found.phases["learning"] - held in range(4 * size, 4 * (size + 2 * largest) + 64)  # the estimate, and one noise
+    assert found.phases["learning"] - held in range(
+        4 * size, 4 * (size + 2 * largest) + 64
+    )  # the estimate, and one noise
     assert found.phases["generation"] >= held + 4 * size  # the weights that are put back
     # A copy decodes its own slots: eight here, as many as of an agent with eight environments.
     alike = planned(folder, name="grpo", n_episodes=8, group_size=4, kl_coef=0.05)
