@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 MISMATCH = 0.05
-"""The mean size of the log-ratio to the reference, over that of the log-probabilities, up to which it may be the mismatch of two
+"""Up to this ratio of its mean size to that of the log-probabilities, the log-ratio to the reference may be the mismatch of two
 passes alone, in bfloat16 too."""
 
 

@@ -123,18 +123,21 @@ def test_rewards_of_another_scale_are_learned_alike(kl_coef: float, network: str
         np.testing.assert_allclose(values[other], values[1], rtol=1e-2, atol=1e-3)
 
 
+def later(scale: float, scored: list[int]) -> Any:
+    """0 for the first 16 responses."""
+
+    def reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+        scored.extend([0] * len(responses))
+        return [scale * (len(scored) > 16) * score for score in count_a(prompts, responses)]
+
+    return reward
+
+
 def test_returns_of_rounding_are_no_unit() -> None:
     curves = []
     for scale in (0.1, 1.0, 10.0):
         scored: list[int] = []
-
-        def first_nothing(
-            prompts: list[str], responses: list[str], scale: float = scale, **columns: Any
-        ) -> list[float]:
-            scored.extend([0] * len(responses))
-            return [scale * (len(scored) > 16) * score for score in count_a(prompts, responses)]
-
-        task = {"limit": 3, "reward": first_nothing}
+        task = {"limit": 3, "reward": later(scale, scored)}
         model = small_ppo(kl_coef=0.1 * scale, scale_returns=True, task=task, seed=2)
         rows = learn(model, None, iterations=1)
         head = model.policy.value_head

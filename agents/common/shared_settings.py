@@ -394,8 +394,8 @@ class ValueSettings(DiscountSettings):
     scale_returns: bool = setting(
         False,
         "values are learned in units of the returns' root mean square over all iterations so far, so that the scale of the "
-        "rewards does not matter. The unit is 1 up to the first iteration that scores anything but 0, or whose log-ratios to the "
-        "reference exceed 5% of the log-probabilities: below that the KL penalty may be rounding",
+        "rewards does not matter. The unit is 1 up to the first iteration that scores anything but 0, or whose log-ratios to "
+        "the reference exceed 5% of the log-probabilities: below that the KL penalty may be rounding",
         source="van Hasselt et al. 2016",
     )
     normalize_advantage: bool = setting(
