@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from rlhf_gym.agents.common.rollout import TABLES, Episode, Rollout
 from rlhf_gym.errors import ModelError, NotFiniteError, TrainingError
 
 BATCH, TENSORS, AGENT = "batch.json", "batch.safetensors", "agent.zip"
+MADE = ("advantages", "returns")
+"""Tables that one response's NaN may spread through, as advantages are normalised together."""
 
 
 class SaveDivergence(IterationCallback):
@@ -75,6 +78,7 @@ def save_divergence(agent: TokenAlgorithm, path: str | os.PathLike[str], message
         "class": type(agent).__name__, "message": message, "where": agent.where, "rows": agent.updating,
         "progress_remaining": agent._current_progress_remaining, "episodes": [_as_json(e) for e in rollout.episodes],
         "learn_from": rollout.learn_from, "together": rollout.together, "restricted": rollout.restricted,
+        "has_reference": rollout.has_reference, "entropy_bonus": agent.entropy_controller.bonus,
     }  # fmt: skip
     tables = {name: getattr(rollout, name).clone().contiguous() for name in TABLES}
     tables |= {f"masks.{i}": torch.from_numpy(e.masks) for i, e in enumerate(rollout.episodes) if e.masks is not None}
@@ -158,6 +162,7 @@ def replay_divergence(
     rollout = _rollout(data, tables)
     agent.rollout, agent.where = rollout, data["where"]
     agent._current_progress_remaining = data["progress_remaining"]
+    agent.entropy_controller.bonus = data["entropy_bonus"]
     agent.set_logger(Logger(None, []))
     again = _try(agent, rollout, data["rows"])
     culprits: list[int] = []
@@ -166,7 +171,7 @@ def replay_divergence(
         parts = [data["rows"][i : i + unit] for i in range(0, len(data["rows"]), unit)]
         culprits = [row for part in parts if _try(agent, rollout, part) is not None for row in part]
     elif again is not None:
-        culprits = [row for row, episode in enumerate(rollout.episodes) if not _finite(rollout, row)]
+        culprits = _not_finite(rollout, [name for name in TABLES if name not in MADE]) or _not_finite(rollout, TABLES)
     return Replay(data["message"], again, data["where"], data["rows"], culprits, agent, rollout)
 
 
@@ -176,9 +181,8 @@ def _rollout(data: dict[str, Any], tables: dict[str, torch.Tensor]) -> Rollout:
         if f"masks.{row}" in tables:
             episode.masks = tables[f"masks.{row}"].numpy()
     named: dict[str, Any] = {name: tables[name] for name in TABLES}
-    return Rollout(
-        episodes, **named, learn_from=data["learn_from"], together=data["together"], restricted=data["restricted"]
-    )
+    others = {name: data[name] for name in ("learn_from", "together", "restricted", "has_reference")}
+    return Rollout(episodes, **named, **others)
 
 
 def _try(agent: TokenAlgorithm, rollout: Rollout, rows: list[int] | None) -> str | None:
@@ -200,5 +204,7 @@ def _try(agent: TokenAlgorithm, rollout: Rollout, rows: list[int] | None) -> str
     return None
 
 
-def _finite(rollout: Rollout, row: int) -> bool:
-    return all(bool(torch.isfinite(getattr(rollout, name)[row]).all()) for name in TABLES if name != "mask")
+def _not_finite(rollout: Rollout, names: Sequence[str]) -> list[int]:
+    """The rows in which one of these tables is NaN or infinite."""
+    finite = torch.stack([torch.isfinite(getattr(rollout, name)).all(1) for name in names]).all(0)
+    return torch.nonzero(~finite).flatten().tolist()
