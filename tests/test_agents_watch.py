@@ -9,6 +9,7 @@ import pytest
 import torch
 from ppo_setups import Rows, assert_same_weights, learn, letters_env, small_agent, small_ppo, weights
 from stable_baselines3.common.logger import Logger
+from talking import talker
 from tiny_models import LetterTokenizer, tiny_language_model
 
 from rlhf_gym.agents import GRPO, PPO, TRPO, SaveDivergence, Validation, replay_divergence
@@ -153,3 +154,20 @@ def test_a_rollout_that_is_not_finite_is_written_whole(tmp_path: Path) -> None:
         whitened.learn(iterations=1, callback=SaveDivergence(tmp_path))
     found = replay_divergence(PPO, tmp_path / "divergence-1.zip", device="cpu", tokenizer=LetterTokenizer())
     assert found.culprits == [3]  # whose NaN is in all advantages
+
+
+def test_a_conversation_that_diverged_replays(tmp_path: Path) -> None:
+    model = talker(PPO)
+    prepare = model.prepare
+
+    def poisoned(rollout: Any) -> None:
+        prepare(rollout)
+        rollout.advantages[3, 0] = -1.0
+        rollout.log_probs[3, 0] -= 500.0
+
+    model.prepare = poisoned
+    with pytest.raises(NotFiniteError, match="The batch is in"):
+        model.learn(iterations=1, callback=SaveDivergence(tmp_path))
+    found = replay_divergence(PPO, tmp_path / "divergence-1.zip", device="cpu", tokenizer=LetterTokenizer())
+    assert (found.again, found.culprits) == (found.message, [3])
+    assert found.rollout.episodes[3].segments == model.rollout.episodes[3].segments

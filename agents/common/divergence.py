@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import Logger
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.callbacks import IterationCallback
 from rlhf_gym.agents.common.checkpoint import pack
-from rlhf_gym.agents.common.rollout import TABLES, Episode, Rollout
+from rlhf_gym.agents.common.rollout import TABLES, Episode, Rollout, Turn
 from rlhf_gym.errors import ModelError, NotFiniteError, TrainingError
 
 BATCH, TENSORS, AGENT = "batch.json", "batch.safetensors", "agent.zip"
@@ -103,8 +103,8 @@ def _plain(value: Any) -> Any:
 
 def _as_json(episode: Episode) -> dict[str, Any]:
     kept = {key: episode.info[key] for key in ("prompt", "response", "reward_terms") if key in episode.info}
-    values = {name: value for name, value in vars(episode).items() if name not in ("masks", "info")}
-    return {**values, "info": kept}
+    values = {one.name: getattr(episode, one.name) for one in fields(episode) if one.name not in ("masks", "info")}
+    return {**values, "turns": [asdict(turn) for turn in episode.turns], "info": kept}
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def replay_divergence(
 
 
 def _rollout(data: dict[str, Any], tables: dict[str, torch.Tensor]) -> Rollout:
-    episodes = [Episode(**one) for one in data["episodes"]]
+    episodes = [Episode(**{**one, "turns": tuple(Turn(**turn) for turn in one["turns"])}) for one in data["episodes"]]
     for row, episode in enumerate(episodes):
         if f"masks.{row}" in tables:
             episode.masks = tables[f"masks.{row}"].numpy()
