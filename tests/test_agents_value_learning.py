@@ -62,7 +62,7 @@ def test_advantages_and_targets_have_their_own_lambda(options: dict[str, Any], a
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (PPO, {"value_network": "shared", "weight_decay": 0.1}),
+        (PPO, {"value_network": "shared", "weight_decay": 0.1, "ent_target": 9.0, "ent_coef": 0.01}),
         (PPO, {"value_network": "separate", "value_max_grad_norm": 0.5}),
         (PPO, {"value_network": "shared", "lora": {"rank": 2}}),
         (PPO, {"value_network": "separate", "lora": {"rank": 2}}),
@@ -86,6 +86,7 @@ def test_in_the_warm_up_the_value_function_alone_learns(kind: Any, options: dict
         assert moved
         assert moved <= values
         assert agent.kl_controller.coef == coefficient
+        assert agent.entropy_controller.coef == agent.ent_coef
         assert rows[-1]["train/value_loss"] > 0
     assert_same_weights(weights(model), weights(resumed))
     learn(model, None, iterations=3, reset_num_timesteps=False)

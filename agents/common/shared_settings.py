@@ -388,7 +388,7 @@ class ValueSettings(DiscountSettings):
     value_warmup: int = setting(
         0,
         "iterations at the start in which only the value function learns, from the policy's own responses (of a shared network "
-        "its head); the policy's weights and the KL coefficient stay as they are",
+        "its head); the policy's weights and the coefficients of KL and entropy stay as they are",
         at_least=0, source="Yuan et al. 2025, VC-PPO",
     )  # fmt: skip
     scale_returns: bool = setting(
