@@ -48,7 +48,6 @@ class CriticFree(TokenAlgorithm):
     cov_low: float
     cov_high: float
     cov_kl_coef: float
-    _held: Tensor  # bool [B, R], KL-Cov's tokens
 
     if TYPE_CHECKING:
 
@@ -88,7 +87,7 @@ class CriticFree(TokenAlgorithm):
         if self.cov_control == "clip":
             rollout.importance = rollout.importance * ~chosen  # no weight, no gradient
         else:
-            self._held = chosen
+            rollout.held = chosen.float()
 
     def scores(self, rollout: Rollout) -> Tensor:
         """The environment's rewards less the penalty for length, float32 ``[B, R]``."""
@@ -136,7 +135,7 @@ class CriticFree(TokenAlgorithm):
             metrics = {"clipped": clipped.sum()}
         if self.cov_control == "kl":  # the authors' code takes this distance for the KL from the old policy
             distance = (log_probs - self.flat(rollout.log_probs, rows)).abs()
-            loss = loss + self.cov_kl_coef * self.flat(self._held, rows) * distance
+            loss = loss + self.cov_kl_coef * self.flat(rollout.held, rows) * distance
         return {"policy": loss, **self.kl_loss(rollout, rows, log_probs)}, metrics
 
 

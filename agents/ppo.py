@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from rlhf_gym.agents.common.policy import LMPolicy
 
 
+MISMATCH = 0.05
+"""Up to this ratio of its mean size to that of the log-probabilities, the log-ratio to the reference may be the mismatch of two
+passes alone, in bfloat16 too."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOSettings(
     ActorCriticSettings,
@@ -93,9 +98,10 @@ class PPO(TokenAlgorithm):
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         bootstrap, gamma = rollout.bootstrap, self.discount(rollout, self.gamma)
-        if self.scale_returns:
-            assert self.policy.value_head is not None
-            factor = self.policy.value_head.measure(returns_to_go(rewards, mask, gamma=gamma)[mask])
+        head = self.policy.value_head
+        assert head is not None
+        if self.scale_returns and (head.seen > 0 or self._pays(rollout)):
+            factor = head.measure(returns_to_go(rewards, mask, gamma=gamma)[mask])
             rollout.values, bootstrap = factor * rollout.values, factor * bootstrap
         lambdas = self.discount(rollout, self.gae_lambda)
         if self.gae_lambda_alpha is not None:
@@ -109,6 +115,15 @@ class PPO(TokenAlgorithm):
         self.logger.record("train/explained_variance", float(explained_variance(values, returns)))
         if self.normalize_advantage:
             rollout.advantages = whiten(rollout.advantages, mask)
+
+    def _pays(self, rollout: Rollout) -> bool:
+        """True where a rollout's rewards are more than rounding: a score, or a KL penalty above :data:`MISMATCH`."""
+        if self.scores(rollout).any():
+            return True
+        if self.kl_in != "reward" or not rollout.has_reference:
+            return False
+        log_ratio = (rollout.log_probs - rollout.reference_log_probs)[rollout.mask]
+        return bool(log_ratio.abs().mean() > MISMATCH * rollout.log_probs[rollout.mask].abs().mean())
 
     def losses(
         self, rollout: Rollout, rows: list[int], log_probs: Tensor, values: Tensor | None

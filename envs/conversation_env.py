@@ -36,6 +36,7 @@ class ConversationEnv(DialogueEnv):
         max_characters: longest answer as a text; None allows 16 a token of the task's limit.
         max_context: longest conversation that is shown, in characters or tokens; one that outgrows it ends. None: enough for
             every answer, and for messages of the user of 512 characters or 64 tokens each.
+        prompt_order: ``"epochs"`` or ``"random"``, as for the turn level; :func:`~rlhf_gym.envs.wrap_text_env` knows curricula.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
 
     Raises:
@@ -56,6 +57,7 @@ class ConversationEnv(DialogueEnv):
         task_options: dict[str, Any] | None = None,
         max_characters: int | None = None,
         max_context: int | None = None,
+        prompt_order: Literal["random", "epochs"] = "epochs",
         render_mode: str | None = None,
     ) -> None:
         super().__init__(
@@ -69,6 +71,7 @@ class ConversationEnv(DialogueEnv):
             task_options=task_options,
             max_characters=max_characters,
             max_context=max_context,
+            prompt_order=prompt_order,
             render_mode=render_mode,
         )
         if user is None:

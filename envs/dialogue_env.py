@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gymnasium as gym
+import numpy as np
 
 from rlhf_gym.envs.dialogue_formats import dialogue_format
 from rlhf_gym.envs.picture import Frame
-from rlhf_gym.envs.prompts import slot_generator
+from rlhf_gym.envs.prompt_weights import plain_draws
 from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, conversation_frame
 from rlhf_gym.envs.scoring import skipped_column
 from rlhf_gym.envs.task_parts import as_task, reward_of
-from rlhf_gym.envs.vector_api import row_of
+from rlhf_gym.envs.vector_api import chosen_prompt, row_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.rewards.base import TermReward, score
@@ -28,6 +29,9 @@ from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message
 from rlhf_gym.tasks.samples import Prompt, column_names, columns_of
 from rlhf_gym.text import visible
+
+_ONLY = np.zeros(1, dtype=np.intp)  # the slot of a single environment
+_USER = 1  # of the entropy of users' random numbers
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class DialogueEnv(gym.Env[Any, Any]):
         task_options: options of a task given by name.
         max_characters: longest message as a text.
         max_context: longest conversation that is shown.
+        prompt_order: ``"epochs"`` or ``"random"``, as for the turn level.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
 
     Raises:
@@ -110,6 +115,7 @@ class DialogueEnv(gym.Env[Any, Any]):
         task_options: dict[str, Any] | None,
         max_characters: int | None,
         max_context: int | None,
+        prompt_order: Literal["random", "epochs"],
         render_mode: str | None,
     ) -> None:
         check_render_mode(render_mode)
@@ -132,6 +138,8 @@ class DialogueEnv(gym.Env[Any, Any]):
         )
         self.observation_space, self.action_space = self._format.observation_space, self._format.action_space
         self._columns = column_names(self.task.prompts)
+        self.prompt_order = prompt_order
+        self._draws = plain_draws(prompt_order, 1, len(self.task.prompts))
         self.prompt = self.task.prompts[0]
         self.messages: list[Message] = []
         self.turn = 0
@@ -180,12 +188,17 @@ class DialogueEnv(gym.Env[Any, Any]):
 
         Args:
             seed: of the random numbers from here on; None goes on with those there are.
-            options: not used.
+            options: ``prompt``, the number of the task's prompt to begin with, in the place of one that is drawn.
+
+        Raises:
+            ConfigError: there is no such prompt.
         """
         super().reset(seed=seed)
         if seed is not None:
             self.seed_slot(seed, 0)
-        self.prompt = self.task.prompts[int(self.np_random.integers(len(self.task.prompts)))]
+        self._draws.seed([seed], np.ones(1, dtype=np.bool_))
+        chosen = chosen_prompt(options, len(self.task.prompts))
+        self.prompt = self.task.prompts[self._draws.take(_ONLY)[0] if chosen is None else chosen]
         self.messages = self.opening(self.prompt)
         self.turn, self._running, self._last_reward = 0, True, None
         self.begin(None)
@@ -193,13 +206,14 @@ class DialogueEnv(gym.Env[Any, Any]):
         return self.observe(), {"messages": copied(self.messages)}
 
     def seed_slot(self, seed: int, slot: int) -> None:
-        """Begin the random numbers of a slot of a vector environment.
+        """Begin the random numbers of a slot's user; prompts are drawn from others, which tell nothing of these.
 
         Args:
             seed: the vector environment's.
             slot: the slot's number; 0 is what a single environment has.
         """
-        self._np_random = slot_generator(seed, slot)  # setting `np_random` would forget the seed
+        # Setting `np_random` would forget the seed.
+        self._np_random = np.random.default_rng(np.random.SeedSequence((seed, slot, _USER)))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Write a message; the other side follows, unless the episode has ended.
@@ -283,6 +297,7 @@ class DialogueEnv(gym.Env[Any, Any]):
         """An environment of the same task, user, tools and reward, with an episode and random numbers of its own."""
         other = copy.copy(self)
         other._np_random = other._np_random_seed = None
+        other._draws = plain_draws(self.prompt_order, 1, len(self.task.prompts))
         other.messages, other.turn, other._running, other._painter = [], 0, False, Painter()
         other.begin(None)
         return other

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from rlhf_gym.envs.conversation_env import ConversationEnv
 from rlhf_gym.envs.dialogue_env import DialogueEnv, score_steps
+from rlhf_gym.envs.prompt_weights import plain_draws
 from rlhf_gym.envs.prompts import slot_seeds
 from rlhf_gym.envs.rendering import RENDER_MODES
 from rlhf_gym.envs.side_by_side import side_by_side
-from rlhf_gym.envs.token_rows import Mask
+from rlhf_gym.envs.token_rows import Mask, Slots
 from rlhf_gym.envs.tool_env import ToolEnv
-from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, note_seed, reset_mask
+from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, chosen_prompt, note_seed, reset_mask
 from rlhf_gym.tasks import Task
 
 
@@ -60,6 +61,7 @@ class DialogueVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1, "autoreset_mode": self.autoreset_mode}
         self.render_mode = env.render_mode
         self.max_episode_steps = max_episode_steps
+        self._draws = plain_draws(env.prompt_order, num_envs, len(env.task.prompts))
         self._over: Mask = np.zeros(num_envs, dtype=np.bool_)  # their episode has ended
 
     @property
@@ -73,22 +75,23 @@ class DialogueVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         """Draw prompts in all slots, or in those where ``options["reset_mask"]`` is True.
 
         Args:
-            seed: ``s`` gives slot ``i`` the stream ``SeedSequence((s, i))``; a list gives each slot what a single environment
-                would have with that seed; None goes on with the random numbers there are.
-            options: ``reset_mask``, bool ``[N]``.
+            seed: ``s`` gives slot ``i`` random numbers of its own, and the ``i``-th part of each epoch of prompts; a list gives
+                each slot what a single environment would have with that seed; None goes on with the random numbers there are.
+            options: ``reset_mask``, bool ``[N]``; ``prompt``, the number of the task's prompt that these slots get, in the
+                place of one that is drawn.
 
         Raises:
             ValueError: a list that has not one seed a slot, or a mask of another shape.
+            ConfigError: there is no such prompt.
         """
         mask = reset_mask(options, self.num_envs)
         seeds = slot_seeds(seed, self.num_envs)
         note_seed(self, seed)
-        infos: dict[str, Any] = {}
+        self._draws.seed(seed, mask)
         for slot in np.flatnonzero(mask).tolist():
             if (given := seeds[slot]) is not None:
                 self.envs[slot].seed_slot(*given)
-            infos = self._add_info(infos, self.envs[slot].reset()[1], slot)
-        self._over[mask] = False
+        infos = self._begin({}, np.flatnonzero(mask), chosen_prompt(options, len(self.task.prompts)))
         return self._observe(), infos
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Mask, Mask, dict[str, Any]]:
@@ -135,10 +138,22 @@ class DialogueVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         if final_info:
             infos |= {"final_obs": final_obs, "_final_obs": restarted.copy()}
             infos |= {"final_info": final_info, "_final_info": restarted.copy()}
-        for slot in np.flatnonzero(restarted).tolist():
-            infos = self._add_info(infos, self.envs[slot].reset()[1], slot)
-            self._over[slot] = False
+        infos = self._begin(infos, np.flatnonzero(restarted))
         return self._observe(), rewards, terminations, truncations, infos
+
+    def _begin(self, infos: dict[str, Any], slots: Slots, prompt: int | None = None) -> dict[str, Any]:
+        """Begin episodes.
+
+        Args:
+            infos: takes what the episodes say of themselves.
+            slots: int64 ``[n]``.
+            prompt: the number of their prompt; None draws one for each.
+        """
+        numbers = self._draws.take(slots) if prompt is None else np.full(len(slots), prompt)
+        for slot, number in zip(slots.tolist(), numbers.tolist(), strict=True):
+            infos = self._add_info(infos, self.envs[slot].reset(options={"prompt": number})[1], slot)
+        self._over[slots] = False
+        return infos
 
     def render(self) -> tuple[Any, ...] | None:
         """Every slot's conversation; None before the first reset, and where each step has printed it (``human``)."""

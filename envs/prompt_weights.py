@@ -98,7 +98,7 @@ class WeightedDraws(PromptDraws):
     def take(self, slots: Slots) -> NDArray[np.int64]:
         """int64 ``[n]``: the number of the next prompt of each of these slots; no slot may be named twice."""
         self._last[slots] = [self._generators[slot].random() for slot in slots.tolist()]
-        return self._at(self._last[slots])
+        return self.chosen_by(self._last[slots])
 
     @property
     def has_drawn(self) -> NDArray[np.bool_]:
@@ -108,9 +108,9 @@ class WeightedDraws(PromptDraws):
 
     def last_by_new_weights(self, slots: Slots) -> NDArray[np.int64]:
         """int64 ``[n]``: the prompts that the last numbers drawn for these slots choose now; all of them have drawn one."""
-        return self._at(self._last[slots])
+        return self.chosen_by(self._last[slots])
 
-    def _at(self, drawn: NDArray[np.float64]) -> NDArray[np.int64]:
+    def chosen_by(self, drawn: NDArray[np.float64]) -> NDArray[np.int64]:
         """int64 ``[n]``: the prompts that numbers in 0..1 choose, float64 ``[n]``."""
         found = np.searchsorted(self._upto, drawn * self._upto[-1], side="right")
         numbers: NDArray[np.int64] = np.minimum(found, self.num_prompts - 1).astype(np.int64)
@@ -213,6 +213,25 @@ class LevelDraws(WeightedDraws):
         self.iterations, self.level = memory["iterations"], memory["level"]
         self.rate = float("nan") if memory["rate"] is None else memory["rate"]
         self._upto = np.cumsum(self.probabilities)
+
+
+def plain_draws(order: str, num_slots: int, num_prompts: int) -> PromptDraws | EpochDraws:
+    """The draws of slots whose environment is never told how responses have done.
+
+    Args:
+        order: ``"epochs"`` or ``"random"``.
+        num_slots: ``N``.
+        num_prompts: ``P``.
+
+    Raises:
+        ConfigError: another order.
+    """
+    if order not in ("random", "epochs"):
+        raise ConfigError(
+            f"prompt_order must be random or epochs here, got {order!r}: curricula are of the token level, and of "
+            "conversations that agents learn in (wrap_text_env)"
+        )
+    return prompt_draws(order, num_slots, num_prompts)
 
 
 def checked_difficulties(difficulties: Sequence[Any]) -> list[float]:

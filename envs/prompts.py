@@ -304,6 +304,18 @@ OTHER_ORDER = (
 )
 
 
+def place_in_epochs(seed: int, number: int, num_prompts: int) -> int:
+    """The prompt of draw ``number``, from 0, in the epochs of a seed that :class:`EpochDraws` goes through.
+
+    Args:
+        seed: of the epochs.
+        number: of the draw.
+        num_prompts: ``P``.
+    """
+    epoch, place = divmod(number, num_prompts)
+    return int(_permutation(seed, epoch, num_prompts)[place])
+
+
 @lru_cache(maxsize=4)  # slots of one seed share it
 def _permutation(seed: int, epoch: int, num_prompts: int) -> NDArray[np.int64]:
     return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(num_prompts)

@@ -17,8 +17,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.rendering import Painter, check_render_mode, conversation_frame
 from rlhf_gym.envs.side_by_side import side_by_side
+from rlhf_gym.envs.talk_prompts import TalkPrompts
 from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.envs.talks import Overflow, Reply, Talk, TalkRules
+from rlhf_gym.envs.token_rules import PromptOrder
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import AnyTokenizer, Tokenizer, load_tokenizer, never_drawn, wrap_tokenizer
@@ -42,6 +44,7 @@ class TextVecEnv(VecEnv):
         envs: the environments, each with texts as observations and actions.
         rules: the rules of the conversations.
         reward: scores whole conversations, in the place of the environments' rewards; None for those.
+        prompts: says which prompt each of an agent's episodes begins with; None for environments that have no prompts.
         slow: the environments wait for something: agents go on decoding other slots until they answer, and stepped, those whose
             turn it is at the same token answer at the same time, each in a thread. None: as their attribute ``slow`` says.
         render_mode: ``"rgb_array"`` draws the conversations of environments that make no pictures themselves.
@@ -53,6 +56,7 @@ class TextVecEnv(VecEnv):
         talks: the conversations, one for each environment.
         rules: as given.
         reward: as given.
+        prompts: as given.
         slow: True where environments answer in threads.
     """
 
@@ -61,12 +65,13 @@ class TextVecEnv(VecEnv):
         envs: Sequence[gym.Env[Any, Any]],
         rules: TalkRules,
         reward: TermReward | None = None,
+        prompts: TalkPrompts | None = None,
         *,
         slow: bool | None = None,
         render_mode: str | None = None,
     ) -> None:
         check_render_mode(render_mode, ("rgb_array",))
-        self.envs, self.rules, self.reward = list(envs), rules, reward
+        self.envs, self.rules, self.reward, self.prompts = list(envs), rules, reward, prompts
         self.slow = any(getattr(env.unwrapped, "slow", False) for env in self.envs) if slow is None else slow
         self.talks = [Talk(env, rules) for env in self.envs]
         room, size = rules.max_context, rules.tokenizer.vocab_size
@@ -250,6 +255,8 @@ def wrap_text_env(
     max_context: int = 256,
     on_overflow: Overflow = "end",
     reward: AnyReward | None = None,
+    prompt_order: PromptOrder | None = None,
+    difficulty_every: int | None = None,
     slow: bool | None = None,
     render_mode: str | None = None,
 ) -> TextVecEnv:
@@ -276,6 +283,10 @@ def wrap_text_env(
             ``"drop_oldest"`` takes out its oldest turns, but for the first messages, ``"refuse"`` raises an error.
         reward: scores whole conversations at their end (a reward model, a function), in the place of the environment's rewards;
             see :func:`~rlhf_gym.envs.talk_scoring.score_conversations` for what it is given.
+        prompt_order: the order in which an agent's episodes get the environment's prompts, as for the token level; None: the
+            environment's own (attribute ``prompt_order``). Only for environments that have prompts:
+            see :func:`~rlhf_gym.envs.talk_prompts.prompts_inside`.
+        difficulty_every: with ``prompt_order="difficulty"``: iterations of an agent after which the next difficulty joins.
         slow: True for environments that wait for something (a tool, a model, a service, a person): each answers in a thread,
             and the other slots are decoded meanwhile. The conversations are the same, if environments share nothing that
             changes. None: as the environment's attribute ``slow`` says; without one they are not.
@@ -285,7 +296,7 @@ def wrap_text_env(
     Raises:
         UnsupportedMode: another ``render_mode``.
         RewardError: the reward's parameters fit no form.
-        ConfigError: the environment's spaces are not texts, or a number is out of range.
+        ConfigError: the environment's spaces are not texts, a number is out of range, or it has no prompts to order.
         ModelError: the tokenizer cannot be loaded.
 
     >>> from rlhf_gym.envs import TurnEnv
@@ -312,7 +323,10 @@ def wrap_text_env(
     )  # fmt: skip
     envs = [_made(env, slot) for slot in range(num_envs)]
     _check_spaces(envs[0])
-    return TextVecEnv(envs, rules, None if reward is None else as_term(reward), slow=slow, render_mode=render_mode)
+    prompts = TalkPrompts.of(envs[0], prompt_order, difficulty_every)
+    return TextVecEnv(
+        envs, rules, None if reward is None else as_term(reward), prompts, slow=slow, render_mode=render_mode
+    )
 
 
 def make_conversation_env(

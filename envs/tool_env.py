@@ -60,6 +60,7 @@ class ToolEnv(DialogueEnv):
         max_characters: longest message as a text; None allows 16 a token of the task's limit.
         max_context: longest conversation that is shown, in characters or tokens; one that outgrows it ends. None: enough for
             every message, and for results of 512 characters or 64 tokens each.
+        prompt_order: ``"epochs"`` or ``"random"``, as for the turn level; :func:`~rlhf_gym.envs.wrap_text_env` knows curricula.
         render_mode: ``"ansi"``, ``"human"`` or ``"rgb_array"``.
 
     Raises:
@@ -84,6 +85,7 @@ class ToolEnv(DialogueEnv):
         task_options: dict[str, Any] | None = None,
         max_characters: int | None = None,
         max_context: int | None = None,
+        prompt_order: Literal["random", "epochs"] = "epochs",
         render_mode: str | None = None,
     ) -> None:
         if isinstance(max_result, bool) or not isinstance(max_result, int) or max_result < 1:
@@ -105,6 +107,7 @@ class ToolEnv(DialogueEnv):
             task_options=task_options,
             max_characters=max_characters,
             max_context=max_context,
+            prompt_order=prompt_order,
             render_mode=render_mode,
         )
         if max_turns > 1:  # a template that cannot show a result would fail in the middle of an episode

@@ -73,6 +73,7 @@ class TurnEnv(gym.Env[Any, Any]):
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
         self.render_mode = render_mode
+        self.prompt_order = prompt_order
 
     @property
     def task(self) -> Task:
@@ -84,10 +85,13 @@ class TurnEnv(gym.Env[Any, Any]):
 
         Args:
             seed: of the prompts from here on; None goes on with the random numbers there are.
-            options: not used.
+            options: ``prompt``, the number of the task's prompt to begin with, in the place of one that is drawn.
+
+        Raises:
+            ConfigError: there is no such prompt.
         """
         super().reset(seed=seed)
-        observations, infos = self._vector.reset(seed=[seed])
+        observations, infos = self._vector.reset(seed=[seed], options=options)
         return _only(observations), slot_info(infos, 0)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

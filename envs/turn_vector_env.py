@@ -12,13 +12,20 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
-from rlhf_gym.envs.prompt_weights import prompt_draws
+from rlhf_gym.envs.prompt_weights import plain_draws
 from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, turn_frame, turn_line
 from rlhf_gym.envs.task_parts import as_task
 from rlhf_gym.envs.token_rows import Mask, Slots
 from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat
 from rlhf_gym.envs.turn_spaces import check_format
-from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, note_seed, reset_mask, stack_infos
+from rlhf_gym.envs.vector_api import (
+    as_autoreset_mode,
+    check_num_envs,
+    chosen_prompt,
+    note_seed,
+    reset_mask,
+    stack_infos,
+)
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.tasks import Task
@@ -79,8 +86,6 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         check_num_envs(num_envs)
         check_render_mode(render_mode)
         check_format(format)
-        if prompt_order not in ("random", "epochs"):
-            raise ConfigError(f"prompt_order of the turn level must be random or epochs, got {prompt_order!r}")
         self.num_envs = num_envs
         self.format: TurnFormat
         if format == "text":
@@ -98,7 +103,8 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         self._painter = Painter()
         self._turns = [Turn()] * num_envs
         self.max_episode_steps = max_episode_steps
-        self._draws = prompt_draws(prompt_order, num_envs, len(self.task.prompts))
+        self.prompt_order = prompt_order
+        self._draws = plain_draws(prompt_order, num_envs, len(self.task.prompts))
         self._running: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._started: Mask = np.zeros(num_envs, dtype=np.bool_)
 
@@ -115,16 +121,19 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         Args:
             seed: ``s`` gives slot ``i`` the stream ``SeedSequence((s, i))``; a list gives each slot what a single environment
                 would have with that seed; None goes on with the random numbers there are.
-            options: ``reset_mask``, bool ``[N]``.
+            options: ``reset_mask``, bool ``[N]``; ``prompt``, the number of the task's prompt that these slots get, in the
+                place of one that is drawn.
 
         Raises:
             ValueError: a list that has not one seed a slot, or a mask of another shape.
+            ConfigError: there is no such prompt.
         """
         mask = reset_mask(options, self.num_envs)
         note_seed(self, seed)
         self._draws.seed(seed, mask)
         slots = np.flatnonzero(mask)
-        prompts = self._begin(slots)
+        chosen = chosen_prompt(options, len(self.task.prompts))
+        prompts = self._begin(slots, None if chosen is None else np.full(len(slots), chosen))
         self._show(slots, prompts)
         if self.render_mode == "human":
             self.render()
@@ -213,6 +222,6 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             if reward is not None:
                 self._painter.note(slot, reward)
 
-    def _begin(self, slots: Slots) -> list[str]:
+    def _begin(self, slots: Slots, numbers: NDArray[np.int64] | None = None) -> list[str]:
         self._running[slots] = self._started[slots] = True
-        return self.format.begin(slots, self._draws.take(slots))
+        return self.format.begin(slots, self._draws.take(slots) if numbers is None else numbers)

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Mask, Slots
+from rlhf_gym.errors import ConfigError
 
 
 def stack_infos(columns: Mapping[str, Any], slots: Slots, num_envs: int) -> dict[str, Any]:
@@ -106,6 +107,24 @@ def reset_mask(options: Mapping[str, Any] | None, num_envs: int) -> Mask:
         raise ValueError("options['reset_mask'] must be True somewhere; it is False for every environment")
     chosen: NDArray[np.bool_] = mask
     return chosen
+
+
+def chosen_prompt(options: Mapping[str, Any] | None, num_prompts: int) -> int | None:
+    """The number of the prompt that ``options["prompt"]`` asks for; None where one is to be drawn.
+
+    Args:
+        options: what ``reset`` was given; left as it is.
+        num_prompts: of the task.
+
+    Raises:
+        ConfigError: the task has no prompt of that number.
+    """
+    number = (options or {}).get("prompt")
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not 0 <= number < num_prompts:
+        raise ConfigError(f"options['prompt'] must be the number of a prompt, 0 to {num_prompts - 1}, got {number!r}")
+    return int(number)
 
 
 def note_seed(env: VectorEnv[Any, Any, Any], seed: int | Sequence[int | None] | None) -> None:

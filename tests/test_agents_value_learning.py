@@ -13,7 +13,7 @@ from tiny_models import tiny_language_model
 from toy_tasks import count_a
 
 from rlhf_gym.agents import A2C, NLPO, PPO, TRPO
-from rlhf_gym.agents.common.advantages import gae, length_adaptive_lambda
+from rlhf_gym.agents.common.advantages import gae, length_adaptive_lambda, returns_to_go
 from rlhf_gym.agents.common.value_head import ValueHead
 
 QUICK: dict[str, Any] = {"learning_rate": 0.01, "n_epochs": 1, "task": {"limit": 4}}
@@ -62,7 +62,7 @@ def test_advantages_and_targets_have_their_own_lambda(options: dict[str, Any], a
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (PPO, {"value_network": "shared", "weight_decay": 0.1}),
+        (PPO, {"value_network": "shared", "weight_decay": 0.1, "ent_target": 9.0, "ent_coef": 0.01}),
         (PPO, {"value_network": "separate", "value_max_grad_norm": 0.5}),
         (PPO, {"value_network": "shared", "lora": {"rank": 2}}),
         (PPO, {"value_network": "separate", "lora": {"rank": 2}}),
@@ -86,6 +86,7 @@ def test_in_the_warm_up_the_value_function_alone_learns(kind: Any, options: dict
         assert moved
         assert moved <= values
         assert agent.kl_controller.coef == coefficient
+        assert agent.entropy_controller.coef == agent.ent_coef
         assert rows[-1]["train/value_loss"] > 0
     assert_same_weights(weights(model), weights(resumed))
     learn(model, None, iterations=3, reset_num_timesteps=False)
@@ -121,6 +122,48 @@ def test_rewards_of_another_scale_are_learned_alike(kl_coef: float, network: str
     for other in (0, 2):
         np.testing.assert_allclose(curves[other], curves[1], rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(values[other], values[1], rtol=1e-2, atol=1e-3)
+
+
+def later(scale: float, scored: list[int]) -> Any:
+    """0 for the first 16 responses."""
+
+    def reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+        scored.extend([0] * len(responses))
+        return [scale * (len(scored) > 16) * score for score in count_a(prompts, responses)]
+
+    return reward
+
+
+def test_returns_of_rounding_are_no_unit() -> None:
+    curves = []
+    for scale in (0.1, 1.0, 10.0):
+        scored: list[int] = []
+        task = {"limit": 3, "reward": later(scale, scored)}
+        model = small_ppo(kl_coef=0.1 * scale, scale_returns=True, task=task, seed=2)
+        rows = learn(model, None, iterations=1)
+        head = model.policy.value_head
+        assert head is not None
+        assert len(scored) == 16
+        assert (float(head.unit), float(head.seen)) == (1.0, 0.0)
+        assert rows[0]["loss/value_avg"] < 1e-3  # the values are near 0, and so are the returns
+        rows += learn(model, None, iterations=3, reset_num_timesteps=False)
+        assert scale / 10 < float(head.unit) < 3 * scale
+        curves.append([[row["objective/scores"] / scale, row["loss/value_avg"]] for row in rows])
+    for other in (0, 2):
+        np.testing.assert_allclose(curves[other], curves[1], rtol=1e-2, atol=1e-3)
+
+
+def test_a_penalty_alone_may_be_the_return() -> None:
+    model = small_ppo(
+        scale_returns=True, kl_coef=0.2, task={"reward": lambda prompts, responses, **columns: [0.0] * len(responses)}
+    )
+    with torch.no_grad():
+        for weight in model.reference.model.parameters():  # a teacher that is another model
+            weight.mul_(3.0)
+    learn(model, None, iterations=1)
+    head, rollout = model.policy.value_head, model.rollout
+    returns = returns_to_go(-0.2 * (rollout.log_probs - rollout.reference_log_probs) * rollout.mask, rollout.mask)
+    assert float(head.unit) == pytest.approx(float(returns[rollout.mask].square().mean().sqrt()), rel=1e-3)
 
 
 def test_the_unit_of_values_by_hand() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ppo_setups import Rows, assert_same_weights, learn, letters_env, small_agent, small_ppo, weights
 from stable_baselines3.common.logger import Logger
+from talking import talker
 from tiny_models import LetterTokenizer, tiny_language_model
 
 from rlhf_gym.agents import GRPO, PPO, TRPO, SaveDivergence, Validation, replay_divergence
@@ -96,15 +97,23 @@ def test_validation_ends_training_and_says_so() -> None:
         Validation([])
 
 
-@pytest.mark.parametrize("kind", [PPO, GRPO])
-def test_the_batch_that_diverged_is_written_and_replays(kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (PPO, {"ent_target": 9.0, "ent_coef": 0.1}), (GRPO, {}), (GRPO, GRPO.preset("kl_cov")), (GRPO, {"kl_coef": 0.1}),
+    ],
+)  # fmt: skip
+def test_the_batch_that_diverged_is_written_and_replays(kind: Any, options: Any, tmp_path: Path) -> None:
     """An infinite loss of one response: the file finds that response again, without the environment."""
-    model = small_agent(kind, n_epochs=1)
+    model = small_agent(kind, n_epochs=1, **options)
     model.learn(iterations=1)
     prepare = model.prepare
 
     def poisoned(rollout: Any) -> None:
         prepare(rollout)
+        if "kl_coef" in options and options["kl_coef"]:
+            rollout.reference_log_probs[3, 0] += 500.0  # k3 overflows
+            return
         rollout.advantages[3, 0] = -1.0
         rollout.log_probs[3, 0] -= 500.0  # the ratio overflows, and with a negative advantage nothing clips it
 
@@ -117,6 +126,7 @@ def test_the_batch_that_diverged_is_written_and_replays(kind: Any, tmp_path: Pat
     assert found.again == found.message
     assert found.where.startswith("iteration 2, epoch 1")
     assert found.culprits == [3]
+    assert found.agent.entropy_controller.bonus == model.entropy_controller.bonus
     assert found.rollout.episodes[3].info["response"] == model.rollout.episodes[3].info["response"]
     assert_same_weights(weights(found.agent), weights(model))
     with pytest.raises(ModelError, match="Expected a divergence-ITERATION"):
@@ -132,3 +142,32 @@ def test_a_rollout_that_is_not_finite_is_written_whole(tmp_path: Path) -> None:
     assert found.rows is None
     assert found.again == found.message
     assert found.culprits == list(range(16))
+    whitened = small_ppo()
+    prepare = whitened.prepare
+
+    def poisoned(rollout: Any) -> None:
+        rollout.rewards[3, 0] = float("nan")
+        prepare(rollout)
+
+    whitened.prepare = poisoned  # type: ignore[method-assign]
+    with pytest.raises(NotFiniteError, match="rewards are not finite"):
+        whitened.learn(iterations=1, callback=SaveDivergence(tmp_path))
+    found = replay_divergence(PPO, tmp_path / "divergence-1.zip", device="cpu", tokenizer=LetterTokenizer())
+    assert found.culprits == [3]  # whose NaN is in all advantages
+
+
+def test_a_conversation_that_diverged_replays(tmp_path: Path) -> None:
+    model = talker(PPO)
+    prepare = model.prepare
+
+    def poisoned(rollout: Any) -> None:
+        prepare(rollout)
+        rollout.advantages[3, 0] = -1.0
+        rollout.log_probs[3, 0] -= 500.0
+
+    model.prepare = poisoned
+    with pytest.raises(NotFiniteError, match="The batch is in"):
+        model.learn(iterations=1, callback=SaveDivergence(tmp_path))
+    found = replay_divergence(PPO, tmp_path / "divergence-1.zip", device="cpu", tokenizer=LetterTokenizer())
+    assert (found.again, found.culprits) == (found.message, [3])
+    assert found.rollout.episodes[3].segments == model.rollout.episodes[3].segments

@@ -115,7 +115,7 @@ def test_paid_by_the_turn_the_prompt_is_what_the_user_said_last() -> None:
 
 def test_one_turn_is_the_turn_level() -> None:
     one = ConversationEnv("sentiment", user=["no more"], max_turns=1, template="continuation")
-    turn = TurnEnv("sentiment", prompt_order="random")  # as conversations draw
+    turn = TurnEnv("sentiment")
     for seed in range(5):
         assert one.reset(seed=seed)[0] == turn.reset(seed=seed)[0]
         a, b = one.step(" is a joy."), turn.step(" is a joy.")

@@ -12,11 +12,22 @@ import numpy as np
 import pytest
 from ppo_setups import small_agent
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from talking import letters_talk, talker
 from tiny_models import LetterTokenizer
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import GRPO, PPO
-from rlhf_gym.envs import TokenEnv, TokenVectorEnv, VectorVecEnv, make_sb3_env
+from rlhf_gym.envs import (
+    ConversationEnv,
+    ConversationVectorEnv,
+    TokenEnv,
+    TokenVectorEnv,
+    TurnEnv,
+    TurnVectorEnv,
+    VectorVecEnv,
+    make_sb3_env,
+    wrap_text_env,
+)
 from rlhf_gym.envs.prompt_weights import LevelDraws, WeightedDraws
 from rlhf_gym.envs.token_rules import WEIGHTED
 from rlhf_gym.errors import ConfigError
@@ -111,6 +122,93 @@ def test_training_goes_on_in_the_middle_of_an_epoch(name: str, tmp_path: Path) -
     noted = Prompts(again)
     again.learn(iterations=5, reset_num_timesteps=False)
     assert noted.seen == whole[2:]
+
+
+def talks(count: int = 4, **options: Any) -> Any:
+    """Conversations that begin with the task's prompts, over two turns."""
+    given = {"template": "{% for m in messages %}{{ m.content }}{% endfor %}", "max_new_tokens": 2, "max_context": 30}
+    env = options.pop("env", None) or Same(ConversationEnv(options.pop("task", TASK), user=["b"], max_turns=2))
+    return wrap_text_env(env, count, tokenizer=LetterTokenizer(), **given, **options)
+
+
+def begun(kind: Any, env: Any, iterations: int, **options: Any) -> list[list[str]]:
+    agent = talker(kind, env, n_episodes=options.pop("n_episodes", 4), batch_size=4, **options)
+    noted = Prompts(agent)
+    agent.learn(iterations=iterations)
+    return noted.seen
+
+
+def test_conversations_begin_with_every_prompt_in_turn() -> None:
+    single, turns = ConversationEnv(TASK, user=["b"]), TurnEnv(TASK)
+    first = [single.reset(seed=3 if i == 0 else None)[1]["messages"][0]["content"] for i in range(24)]
+    assert sorted(first[:12]) == sorted(first[12:]) == TEXTS
+    assert first == [turns.reset(seed=3 if i == 0 else None)[0] for i in range(24)]
+    many = ConversationVectorEnv(5, TASK, user=["b"], max_turns=1, autoreset_mode="same_step")
+    level = TurnVectorEnv(5, TASK, autoreset_mode="same_step")
+    shown = [many.reset(seed=3)[1], *(many.step(["a"] * 5)[4] for _ in range(11))]
+    flat = [m[0]["content"] for info in shown for m in info["messages"]]
+    assert [sorted(flat[i : i + 12]) for i in range(0, 60, 12)] == [TEXTS] * 5
+    assert flat == [*level.reset(seed=3)[0], *(text for _ in range(11) for text in level.step(["a"] * 5)[0])]
+    unseeded = ConversationVectorEnv(5, TASK, user=["b"])
+    assert len({m[0]["content"] for m in unseeded.reset()[1]["messages"]}) == 5
+    random = ConversationEnv(TASK, user=["b"], prompt_order="random")
+    drawn = [random.reset(seed=3 if i == 0 else None)[1]["messages"][0]["content"] for i in range(12)]
+    assert len(set(drawn)) < 12
+    for env in (single, turns, many, level):
+        env.reset(options={"prompt": 7})
+    assert (single.prompt.text, many.envs[4].prompt.text) == (TEXTS[7],) * 2
+    with pytest.raises(ConfigError, match="must be the number of a prompt, 0 to 11, got 12"):
+        single.reset(options={"prompt": 12})
+    with pytest.raises(ConfigError, match="must be random or epochs here, got 'age'"):
+        ConversationEnv(TASK, user=["b"], prompt_order="age")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("env", [None, TurnEnv(TASK)])
+def test_an_agent_begins_conversations_with_every_prompt_in_turn(env: Any, tmp_path: Path) -> None:
+    whole = begun(PPO, talks(env=env), 6)
+    flat = [prompt for rollout in whole for prompt in rollout]
+    assert sorted(flat[:12]) == sorted(flat[12:]) == TEXTS
+    assert flat[:12] != flat[12:]
+    wide = begun(PPO, talks(12, env=env), 2, n_episodes=12)
+    assert [prompt for rollout in wide for prompt in rollout] == flat  # whatever the slots and iterations are
+    groups = [prompt for rollout in begun(GRPO, talks(env=env), 6, group_size=2) for prompt in rollout]
+    assert groups[::2] == groups[1::2] == flat[:12]
+    agent = talker(PPO, talks(env=env), n_episodes=4, batch_size=4)
+    agent.learn(iterations=4)
+    agent.save(tmp_path / "agent")
+    again = PPO.load(tmp_path / "agent", env=talks(env=env), tokenizer=LetterTokenizer())
+    noted = Prompts(again)
+    again.learn(iterations=6, reset_num_timesteps=False)
+    assert noted.seen == whole[4:]
+    with pytest.raises(ConfigError, match="another order"):
+        PPO.load(tmp_path / "agent", env=talks(env=env, prompt_order="random"), tokenizer=LetterTokenizer())
+    drawn = [p for rollout in begun(PPO, talks(env=env, prompt_order="random"), 6) for p in rollout]
+    assert len(set(drawn[:12])) < 12
+
+
+def test_curricula_of_conversations(tmp_path: Path) -> None:
+    def env(order: str, **options: Any) -> Any:
+        return talks(8, task=replace(TASK, reward=only_b), prompt_order=order, **options)
+
+    level = begun(PPO, env("difficulty", difficulty_every=2), 6, n_episodes=8)
+    for number, seen in enumerate(level):
+        assert set(seen) <= set(TEXTS[: 4 * (1 + min(number // 2, 2))])
+    assert {prompt for seen in level[4:] for prompt in seen} & set(TEXTS[8:])
+    given: dict[str, Any] = {"n_episodes": 8, "group_size": 2, "learning_rate": 1e-6, "kl_coef": 0.0}
+    whole = begun(GRPO, env("advantage"), 16, **given)
+    late = [prompt for rollout in whole[8:] for prompt in rollout]
+    assert late.count("b") > 2 * len(late) / 12  # elsewhere all responses of a group are alike
+    agent = talker(GRPO, env("advantage"), batch_size=4, **given)
+    agent.learn(iterations=5)
+    agent.save(tmp_path / "agent")
+    again = GRPO.load(tmp_path / "agent", env=env("advantage"), tokenizer=LetterTokenizer())
+    noted = Prompts(again)
+    again.learn(iterations=16, reset_num_timesteps=False)
+    assert noted.seen == whole[5:]
+    with pytest.raises(ConfigError, match=r"Letters draws its episodes itself and has no prompts to order .*'random'"):
+        letters_talk(2, prompt_order="random")
+    with pytest.raises(ConfigError, match="goes with prompt_order='difficulty', not 'epochs'"):
+        talks(difficulty_every=2)
 
 
 def test_weights_by_hand() -> None:

@@ -220,8 +220,7 @@ def test_slow_users_and_tools_of_all_slots_work_at_the_same_time() -> None:
     assert terminations.all()
     assert truncations.all()
     alone = ConversationEnv(letter_task(), user=lambda messages, rng: f"b{rng.integers(9)}")
-    alone.seed_slot(1, 0)
-    alone.reset()
+    alone.reset(seed=1)
     assert alone.step("a")[4]["messages"] == first[0]
 
 

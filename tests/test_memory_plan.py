@@ -12,6 +12,7 @@ from tiny_models import tiny_language_model
 from rlhf_gym.cli.main import main
 from rlhf_gym.cli.plan_command import bytes_of
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.precision import use_fast_float32
 from rlhf_gym.lm.traced_memory import traced_memory
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.memory_plan import MemoryPlan, plan_memory, smaller
@@ -28,6 +29,7 @@ def planned(folder: Path, **settings: Any) -> MemoryPlan:
     model = {"name": str(folder), "device": "cpu", **settings.pop("model", {})}
     agent = {"n_episodes": 8, "batch_size": 8, **settings}
     config = build({"model": model, "agent": agent, "reward_model": {"enabled": False}})
+    use_fast_float32.cache_clear()  # as the command, which plans before any model is made
     return plan_memory(config, prompt_tokens=4, response_tokens=8)
 
 
@@ -76,6 +78,23 @@ def test_what_is_held_by_hand(folder: Path, tmp_path: Path) -> None:
     assert "reference" not in adapter.held
     assert 0 <= adapter.held["adapter"] - 4 * adapter.trainable < 100  # a scalar or two
     assert adapter.held["optimizer"] == 8 * adapter.trainable
+
+
+def test_evolution_strategies_run_nothing_backwards(folder: Path) -> None:
+    weights = list(tiny_language_model("llama").model.parameters())
+    size, largest = sum(p.numel() for p in weights), max(p.numel() for p in weights)
+    found = planned(folder, name="es", n_episodes=32, group_size=4, batch_size=None)
+    assert found.held["optimizer"] == 8 * size  # Adam follows the estimate
+    held = sum(found.held.values())
+    assert found.phases["learning"] - held in range(
+        4 * size, 4 * (size + 2 * largest) + 64
+    )  # the estimate, and one noise
+    assert found.phases["generation"] >= held + 4 * size  # the weights that are put back
+    # A copy decodes its own slots: eight here, as many as of an agent with eight environments.
+    alike = planned(folder, name="grpo", n_episodes=8, group_size=4, kl_coef=0.05)
+    assert found.phases["generation"] - held - 4 * size == alike.phases["generation"] - sum(alike.held.values())
+    wider = planned(folder, name="es", n_episodes=64, group_size=8, batch_size=None)
+    assert wider.phases["learning"] == found.phases["learning"]
 
 
 def test_settings_that_save_memory_do(folder: Path) -> None:

@@ -355,10 +355,16 @@ class TokenAlgorithm(TokenAgent):
         self.policy.forget()
         return True
 
+    @property
+    def warming_up(self) -> bool:
+        """True in iterations in which the policy does not learn yet."""
+        return False
+
     def _fill_advantages(self, rollout: Rollout) -> None:
         """Call :meth:`prepare`, and refuse NaN and infinity in the rollout before and after it."""
         check_rollout(rollout, self.where)
-        self.entropy_controller.begin(float(-rollout.log_probs[rollout.mask].mean()))
+        if not self.warming_up:
+            self.entropy_controller.begin(float(-rollout.log_probs[rollout.mask].mean()))
         self.prepare(rollout)
         check_rollout(rollout, self.where)
 

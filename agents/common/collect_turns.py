@@ -57,6 +57,7 @@ class _Open:
         context: the ids before that turn.
         fresh: True where the policy read nothing before these.
         before: all ids that the policy had read before the turn that the environment was given.
+        prompt: the number of the environment's prompt; None where it has none.
         ended: for each turn, whether EOS or a stop sequence ended it.
         texts: of the policy's turns.
         terms: sums of the reward's terms.
@@ -69,6 +70,7 @@ class _Open:
     context: list[int] = field(default_factory=list)
     fresh: bool = True
     before: list[int] = field(default_factory=list)
+    prompt: int | None = None
     ended: list[bool] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     terms: dict[str, float] = field(default_factory=dict)
@@ -99,7 +101,7 @@ def collect_conversations(
         seed: of the noise and of the environment's resets.
         first_episode: number of the first episode; the ``k``-th of slot ``i`` is number ``first_episode + k * num_envs + i``.
         per_slot: episodes per slot.
-        group_size: episodes in a row whose environments are reset with the same seed.
+        group_size: episodes in a row whose environments are reset with the same seed, and the same prompt.
         greedy: slots that take the most probable tokens.
 
     Returns:
@@ -187,8 +189,13 @@ class _Collector:
         """Reset a slot's environment, for the episode of this number."""
         group = (number - self.first) // self.group_size
         episode = Episode([], [], [], [], [], ended=False)
-        self.open[slot] = _Open(number, episode, episode_uniforms(self.seed, number, _NOISE))
-        self.beside.ask(slot, partial(self.env.talks[slot].begin, seed=episode_seed(self.seed, self.first, group)))
+        one = self.open[slot] = _Open(number, episode, episode_uniforms(self.seed, number, _NOISE))
+        options = None
+        if self.env.prompts is not None:
+            one.prompt = self.env.prompts.number(self.seed, self.first // self.group_size + group)
+            options = {"prompt": one.prompt}
+        seed = episode_seed(self.seed, self.first, group)
+        self.beside.ask(slot, partial(self.env.talks[slot].begin, seed=seed, options=options))
 
     def _read(self, drawn: list[int], heard: dict[int, list[int] | Reply]) -> None:
         """Have the model read what was drawn, and what environments said.
@@ -290,6 +297,8 @@ class _Collector:
         info = dict(reply.info)
         info["prompt"] = next((m["content"] for m in talk.messages if m["role"] == "user"), "")
         info["response"] = "\n".join(one.texts)
+        if one.prompt is not None:
+            info["prompt_number"] = one.prompt
         if one.terms:
             info["reward_terms"] = one.terms
         info["episode"] = {"r": episode.score, "l": len(episode.response_ids), "t": 0.0}

@@ -7,8 +7,9 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from stable_baselines3.common.logger import Logger
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.callbacks import IterationCallback
 from rlhf_gym.agents.common.checkpoint import pack
-from rlhf_gym.agents.common.rollout import TABLES, Episode, Rollout
+from rlhf_gym.agents.common.rollout import TABLES, Episode, Rollout, Turn
 from rlhf_gym.errors import ModelError, NotFiniteError, TrainingError
 
 BATCH, TENSORS, AGENT = "batch.json", "batch.safetensors", "agent.zip"
+MADE = ("advantages", "returns")
+"""Tables that one response's NaN may spread through, as advantages are normalised together."""
 
 
 class SaveDivergence(IterationCallback):
@@ -75,6 +78,7 @@ def save_divergence(agent: TokenAlgorithm, path: str | os.PathLike[str], message
         "class": type(agent).__name__, "message": message, "where": agent.where, "rows": agent.updating,
         "progress_remaining": agent._current_progress_remaining, "episodes": [_as_json(e) for e in rollout.episodes],
         "learn_from": rollout.learn_from, "together": rollout.together, "restricted": rollout.restricted,
+        "has_reference": rollout.has_reference, "entropy_bonus": agent.entropy_controller.bonus,
     }  # fmt: skip
     tables = {name: getattr(rollout, name).clone().contiguous() for name in TABLES}
     tables |= {f"masks.{i}": torch.from_numpy(e.masks) for i, e in enumerate(rollout.episodes) if e.masks is not None}
@@ -99,8 +103,8 @@ def _plain(value: Any) -> Any:
 
 def _as_json(episode: Episode) -> dict[str, Any]:
     kept = {key: episode.info[key] for key in ("prompt", "response", "reward_terms") if key in episode.info}
-    values = {name: value for name, value in vars(episode).items() if name not in ("masks", "info")}
-    return {**values, "info": kept}
+    values = {one.name: getattr(episode, one.name) for one in fields(episode) if one.name not in ("masks", "info")}
+    return {**values, "turns": [asdict(turn) for turn in episode.turns], "info": kept}
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def replay_divergence(
     rollout = _rollout(data, tables)
     agent.rollout, agent.where = rollout, data["where"]
     agent._current_progress_remaining = data["progress_remaining"]
+    agent.entropy_controller.bonus = data["entropy_bonus"]
     agent.set_logger(Logger(None, []))
     again = _try(agent, rollout, data["rows"])
     culprits: list[int] = []
@@ -166,19 +171,18 @@ def replay_divergence(
         parts = [data["rows"][i : i + unit] for i in range(0, len(data["rows"]), unit)]
         culprits = [row for part in parts if _try(agent, rollout, part) is not None for row in part]
     elif again is not None:
-        culprits = [row for row, episode in enumerate(rollout.episodes) if not _finite(rollout, row)]
+        culprits = _not_finite(rollout, [name for name in TABLES if name not in MADE]) or _not_finite(rollout, TABLES)
     return Replay(data["message"], again, data["where"], data["rows"], culprits, agent, rollout)
 
 
 def _rollout(data: dict[str, Any], tables: dict[str, torch.Tensor]) -> Rollout:
-    episodes = [Episode(**one) for one in data["episodes"]]
+    episodes = [Episode(**{**one, "turns": tuple(Turn(**turn) for turn in one["turns"])}) for one in data["episodes"]]
     for row, episode in enumerate(episodes):
         if f"masks.{row}" in tables:
             episode.masks = tables[f"masks.{row}"].numpy()
     named: dict[str, Any] = {name: tables[name] for name in TABLES}
-    return Rollout(
-        episodes, **named, learn_from=data["learn_from"], together=data["together"], restricted=data["restricted"]
-    )
+    others = {name: data[name] for name in ("learn_from", "together", "restricted", "has_reference")}
+    return Rollout(episodes, **named, **others)
 
 
 def _try(agent: TokenAlgorithm, rollout: Rollout, rows: list[int] | None) -> str | None:
@@ -200,5 +204,7 @@ def _try(agent: TokenAlgorithm, rollout: Rollout, rows: list[int] | None) -> str
     return None
 
 
-def _finite(rollout: Rollout, row: int) -> bool:
-    return all(bool(torch.isfinite(getattr(rollout, name)[row]).all()) for name in TABLES if name != "mask")
+def _not_finite(rollout: Rollout, names: Sequence[str]) -> list[int]:
+    """The rows in which one of these tables is NaN or infinite."""
+    finite = torch.stack([torch.isfinite(getattr(rollout, name)).all(1) for name in names]).all(0)
+    return torch.nonzero(~finite).flatten().tolist()

@@ -133,7 +133,7 @@ class Episode:
 
 TABLES = (
     "mask", "log_probs", "values", "rewards", "reference_log_probs", "own_reference_log_probs", "advantages", "returns",
-    "importance",
+    "importance", "held",
 )  # fmt: skip
 """The tables ``[B, R]`` of a rollout."""
 
@@ -154,6 +154,7 @@ class Rollout:
         advantages: filled in by the agent.
         returns: filled in by the agent.
         importance: weights of the tokens' policy losses; ones unless the agent corrects for a mismatch.
+        held: 1 at the tokens that KL-Cov holds near the old policy, else 0.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
         together: this many of these in a row always share a minibatch (the two of a pair).
         left_out: episodes without a score, and the rest of their groups; they are in no table.
@@ -171,6 +172,7 @@ class Rollout:
     advantages: Tensor
     returns: Tensor
     importance: Tensor
+    held: Tensor
     learn_from: list[int] | None = None
     together: int = 1
     left_out: list[Episode] = field(default_factory=list)

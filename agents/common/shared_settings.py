@@ -388,13 +388,14 @@ class ValueSettings(DiscountSettings):
     value_warmup: int = setting(
         0,
         "iterations at the start in which only the value function learns, from the policy's own responses (of a shared network "
-        "its head); the policy's weights and the KL coefficient stay as they are",
+        "its head); the policy's weights and the coefficients of KL and entropy stay as they are",
         at_least=0, source="Yuan et al. 2025, VC-PPO",
     )  # fmt: skip
     scale_returns: bool = setting(
         False,
         "values are learned in units of the returns' root mean square over all iterations so far, so that the scale of the "
-        "rewards does not matter",
+        "rewards does not matter. The unit is 1 up to the first iteration that scores anything but 0, or whose log-ratios to "
+        "the reference exceed 5% of the log-probabilities: below that the KL penalty may be rounding",
         source="van Hasselt et al. 2016",
     )
     normalize_advantage: bool = setting(

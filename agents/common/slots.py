@@ -43,6 +43,8 @@ def rules_of(env: VecEnv) -> TokenRules | None:
 
 def draws_by_weights(env: VecEnv) -> bool:
     """True for an environment that is to be told how responses have done, since it draws prompts by weights."""
+    if isinstance(env, TextVecEnv):
+        return env.prompts is not None and env.prompts.weights is not None
     rules = rules_of(env)
     return rules is not None and rules.prompt_order in WEIGHTED
 
@@ -55,7 +57,13 @@ def note_outcomes(env: VecEnv, rollout: Rollout) -> None:
         rollout: its episodes, advantages filled in.
     """
     sizes = ((rollout.advantages.abs() * rollout.mask).sum(1) / rollout.mask.sum(1)).tolist()
-    prompts, scores = [e.prompt_ids for e in rollout.episodes], [e.score for e in rollout.episodes]
+    scores = [e.score for e in rollout.episodes]
+    if isinstance(env, TextVecEnv):
+        assert env.prompts is not None
+        assert env.prompts.weights is not None
+        env.prompts.weights.note([e.info["prompt_number"] for e in rollout.episodes], scores, sizes)
+        return
+    prompts = [e.prompt_ids for e in rollout.episodes]
     env.env_method("note_outcomes", prompts, scores, sizes, indices=[0])
 
 
@@ -228,8 +236,11 @@ def _together(ids: NDArray[np.int64], group_size: int) -> bool:
 
 def slots_state(env: VecEnv) -> list[dict[str, Any]] | None:
     """The states that a checkpoint keeps, one for each slot or one for all; None where the environment has none to give."""
-    if isinstance(env, TextVecEnv):  # its episodes have seeds of their own; only a reward may learn
-        return None if env.reward is None else [{"reward": reward_state(env.reward)}]
+    if isinstance(
+        env, TextVecEnv
+    ):  # its episodes have seeds of their own; only a reward and the order of prompts may learn
+        state = {} if env.reward is None else {"reward": reward_state(env.reward)}
+        return [state if env.prompts is None else state | {"prompts": env.prompts.state()}]
     if rules_of(env) is None or not env.has_attr("state"):
         return None
     states: list[dict[str, Any]] = env.env_method("state", indices=_holders(env))
@@ -247,8 +258,11 @@ def restore_slots(env: VecEnv, states: Sequence[Mapping[str, Any]] | None) -> bo
         False where there is no state of an environment with the same slots.
     """
     if isinstance(env, TextVecEnv):
-        if env.reward is not None and states:
-            restore_reward(env.reward, states[0]["reward"])
+        state = states[0] if states else {}
+        if env.reward is not None and "reward" in state:
+            restore_reward(env.reward, state["reward"])
+        if env.prompts is not None and "prompts" in state:
+            env.prompts.restore(state["prompts"])
         return False
     holders = _holders(env)
     generators = sum(len(state["generators"]) for state in states or ())

@@ -133,7 +133,7 @@ class RunContext:
         elif task is None:
             task = task_of(config.task)
         check_conversation(config, task)
-        if config.task.prompt_order == "difficulty":
+        if config.task.prompt_order == "difficulty" and task.conversation is None:
             checked_difficulties([prompt.columns.get("difficulty") for prompt in task.prompts])
         gold, judge = _gold(config, task), judge_of(config, task)
         check_loggers(config.log)

@@ -25,16 +25,17 @@ from rlhf_gym.rewards.base import AnyReward, Scores, as_term
 from rlhf_gym.tasks.chat import shown_turns
 
 
-def talks_of(context: RunContext, environments: int, reward: AnyReward | None = None) -> TextVecEnv:
+def talks_of(context: RunContext, environments: int, reward: AnyReward | None = None, **order: Any) -> TextVecEnv:
     """The environments of a run whose task is a conversation.
 
     Args:
         context: the run.
         environments: their number.
         reward: scores whole conversations, in the place of the environments' rewards; None for those.
+        order: ``prompt_order`` and ``difficulty_every``; without them the environment's own order.
     """
     tokenizer = context.reference.tokenizer
-    return make_conversation_env(environments, task=context.task, tokenizer=tokenizer, reward=reward)
+    return make_conversation_env(environments, task=context.task, tokenizer=tokenizer, reward=reward, **order)
 
 
 def whole_groups(size: int, candidates: int) -> int:

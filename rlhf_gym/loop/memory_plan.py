@@ -9,13 +9,14 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_gym.agents import ILQL
+from rlhf_gym.agents import ES, ILQL
 from rlhf_gym.agents.common.action_value_heads import conservative_loss, q_loss, token_q
 from rlhf_gym.agents.common.value_head import ValueHead
 from rlhf_gym.errors import ConfigError
@@ -26,7 +27,7 @@ from rlhf_gym.lm.loading import find, is_encoder_decoder, load_options, pick_dev
 from rlhf_gym.lm.log_probs import token_log_probs
 from rlhf_gym.lm.lora import Lora, target_layers
 from rlhf_gym.lm.networks import cache_argument, checkpoint_layers
-from rlhf_gym.lm.precision import product_dtype
+from rlhf_gym.lm.precision import product_dtype, use_fast_float32
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.traced_memory import LiveBytes, traced_memory
 from rlhf_gym.loop.agent_catalogue import find_agent
@@ -106,6 +107,7 @@ def plan_memory(config: Config, *, prompt_tokens: int, response_tokens: int) -> 
     network_config = _network_config(config, config.model.name, config.model.revision)
     teacher = None if config.agent.teacher is None else _network_config(config, config.agent.teacher, None)
     libraries = _resident_bytes() if pick_device(config.model.device).type == "cpu" else 0
+    use_fast_float32()  # the first model of a process tries a product, which needs data
     with traced_memory() as live:
         return _Training(config, live, network_config, prompt_tokens, response_tokens, teacher).plan(libraries)
 
@@ -194,7 +196,8 @@ class _Training:
             adapt(base, lora)
         self.hold("adapter")
         self.reference: LanguageModel | None = None
-        if find_agent(config.agent.name).Settings.needs_reference(self.settings):
+        agent = find_agent(config.agent.name)
+        if agent.Settings.needs_reference(self.settings):
             shared = lora is not None and teacher is None
             self.reference = base if shared else self.model(teacher)
         self.hold("reference")
@@ -206,9 +209,8 @@ class _Training:
                 share(self.value.model, base.model)
         self.hold("value network")
         self.heads: nn.ModuleList | None = None
-        if issubclass(
-            find_agent(config.agent.name), ILQL
-        ):  # as ActionValueHeads, whose copy cannot be made without data
+        self.perturbs = issubclass(agent, ES)  # no backward pass: copies of the weights are compared
+        if issubclass(agent, ILQL):  # as ActionValueHeads, whose copy cannot be made without data
             online, target = (ActionValues(base.hidden_size, base.vocab_size, 0.0) for _ in range(2))
             self.heads = nn.ModuleList([ValueHead(base.hidden_size), online, target.requires_grad_(False)])
         self.hold("Q heads")
@@ -263,13 +265,19 @@ class _Training:
     def generation(self) -> int:
         """Prompts are read, and keys and values grow to the length of prompt and response."""
         before = self.live.now
+        slots, kept = self.environments, list[Tensor]()
+        if (
+            self.perturbs
+        ):  # one copy of the weights after the other decodes its slots, and then the weights are put back
+            slots = max(1, slots // int(self.settings["group_size"]))
+            kept = [weight.detach().clone() for weight in self.weights]
         model = self.policy.decoding_copy()
         rounded = self.live.now - before
         cache: Any = None
 
         def read() -> None:
             nonlocal cache
-            given = {"input_ids": self.ids(self.environments, self.prompt), "use_cache": True}
+            given = {"input_ids": self.ids(slots, self.prompt), "use_cache": True}
             with model.running():
                 out = model.trunk(**given)
             cache = getattr(out, cache_argument(type(model.trunk).forward), None) or out.past_key_values
@@ -277,7 +285,8 @@ class _Training:
         peak = self.live.peak_of(read)
         stored: int = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
         columns = _capacity(self.prompt, self.prompt + self.response)
-        drawn = 4 * LOGIT_COPIES * self.environments * model.vocab_size
+        drawn = 4 * LOGIT_COPIES * slots * model.vocab_size
+        kept.clear()
         return max(peak, before + rounded + stored * columns // self.prompt + drawn)
 
     @torch.no_grad()
@@ -287,7 +296,18 @@ class _Training:
         self.log_probs(self.reference, self.rows())
 
     def learning(self) -> None:
-        """Two micro-batches, where a minibatch has that many: the second one meets the first one's gradients."""
+        """Two micro-batches, where a minibatch has that many: the second one meets the first one's gradients.
+
+        Evolution strategies add up noise in the gradients' place, a weight at a time.
+        """
+        if self.perturbs:
+            for weight in self.weights:
+                weight.grad = torch.zeros_like(weight)
+            for weight in self.weights:
+                assert weight.grad is not None
+                weight.grad.add_(torch.randn(weight.shape).to(weight.dtype))
+            self.forget_gradients()
+            return
         episodes = int(self.settings["n_episodes"])
         minibatch = min(int(self.settings.get("batch_size") or episodes), episodes)
         rows = min(self.rows(), minibatch)
@@ -296,6 +316,10 @@ class _Training:
             if self.value is not None:
                 loss = loss + self.states(self.value, rows).sum()
             loss.backward()  # type: ignore[no-untyped-call]
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Free the gradients."""
         for weight in self.weights:
             weight.grad = None
 
@@ -343,6 +367,7 @@ def _capacity(first: int, last: int) -> int:
     return columns
 
 
+@cache  # planning itself must not count as theirs
 def _resident_bytes() -> int:
     """Bytes of this process: Python and the libraries that training needs."""
     unit = 1 if sys.platform == "darwin" else 1024

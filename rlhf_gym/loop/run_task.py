@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rlhf_gym.envs.talk_prompts import TalkPrompts
 from rlhf_gym.envs.talk_scoring import EnvironmentReward
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.lm.chat_template import Messages, messages_before
@@ -67,7 +68,7 @@ def check_conversation(config: Config, task: Task) -> None:
         task: its task.
 
     Raises:
-        ConfigError: it asks for something that a conversation has not.
+        ConfigError: it asks for something that a conversation has not, or for an order of prompts that its environment has not.
     """
     if task.conversation is None:
         return
@@ -85,6 +86,10 @@ def check_conversation(config: Config, task: Task) -> None:
             f"task {task.name!r} is a conversation, whose environment gives prompts and rewards: it does not go with "
             f"{', '.join(wrong)}"
         )
+    if config.task.prompt_order != "epochs":  # refused before any work, where the environment has no such prompts
+        env = task.conversation.environment()
+        TalkPrompts.of(env, config.task.prompt_order, config.task.difficulty_every)
+        env.close()
 
 
 def gold_of(config: TaskConfig, task: Task) -> Reward:

@@ -202,14 +202,16 @@ def make_agent(context: RunContext, number: int, table: MetricsTable | None, rew
     """
     config = context.config.agent
     env: TokenVecEnv | TextVecEnv
+    order: dict[str, Any] = {
+        "prompt_order": context.config.task.prompt_order, "difficulty_every": context.config.task.difficulty_every,
+    }  # fmt: skip
     if context.task.conversation is not None:
         # Without a reward model the environment pays turn by turn.
         whole = reward if context.config.reward_model.enabled else None
-        env = talks_of(context, config.environments, whole)
+        env = talks_of(context, config.environments, whole, **order)
     else:
         env = make_sb3_env(
-            config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward,
-            prompt_order=context.config.task.prompt_order, difficulty_every=context.config.task.difficulty_every,
+            config.environments, tokenizer=context.reference.tokenizer, task=context.task, reward=reward, **order,
         )  # fmt: skip
     cls: Any = find_agent(config.name)
     device, checkpoint = str(context.reference.device), context.run.round(number) / CHECKPOINT
