@@ -160,7 +160,7 @@ class Talk:
         if not self.running:
             raise gym.error.ResetNeeded("a turn where no episode is running: call reset()")
         rules, before = self.rules, list(self.messages)
-        text = self.read(turn)
+        text = self._text.generated(turn, self.ids)
         observation, reward, terminated, truncated, info = self.env.step(text)
         info = dict(info)
         rewards = _spread(reward, info.get("token_rewards"), len(turn))

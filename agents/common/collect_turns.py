@@ -115,12 +115,16 @@ def collect_conversations(
 
 
 def _score(reward: TermReward, episodes: list[Episode]) -> None:
-    """Pay the reward of whole conversations at their last tokens, in the place of the environment's; nothing comes after it."""
+    """Pay the reward of whole conversations, in the place of the environment's; nothing comes after it.
+
+    It is paid at their last tokens; a reward of tokens or steps at those that it belongs to.
+    """
     scored, infos = score_conversations(reward, [Played.of(episode.info) for episode in episodes])
     for episode, value, info in zip(episodes, scored.values.tolist(), infos, strict=True):
         episode.rewards = [*[0.0] * (len(episode.response_ids) - 1), value]
         episode.info.pop("reward_skipped", None)  # the environment's, which nobody learns from
         episode.info |= {"episode": {**episode.info["episode"], "r": value}, **info}
+        episode.spread()
 
 
 class _Collector:
