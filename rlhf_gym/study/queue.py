@@ -148,8 +148,9 @@ class Queue:
             for query_id in connection.scalars(select(_Q.id).where(left_out(_Q.id))):
                 found.pop(query_id, None)
             add_slots(connection, [(q.id, q.round, q.index) for q in found.values()], self.settings.overlap)
-            for query in found.values() if rater is not None else ():
-                keep_for(connection, query, rater, self._expires(), self.settings)
+            if rater is not None:
+                for query in found.values():
+                    keep_for(connection, query, rater, self._expires(), self.settings)
         self._open = (-_REFRESH, 0)
 
     def next(self, rater: str, *, count: int = 1) -> list[Assignment]:

@@ -86,9 +86,7 @@ class WebUser:
         self.store = store or STORE
         self.address = Address(host, port, url)
         # One at a time: what somebody held beside it would wait although others are free.
-        self.settings = PageSettings(
-            title=title, guidelines=guidelines, scale=scale, url=url, held=1, waiting=WAITING
-        )
+        self.settings = PageSettings(title=title, guidelines=guidelines, scale=scale, url=url, held=1, waiting=WAITING)
         self.queue = QueueSettings(lease_seconds=min(LEASE, (timeout or LEASE * 2) / 2) if lease is None else lease)
         self.timeout = timeout
         self._say = say
