@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,25 @@ def test_steps_of_two_turns_are_paid_in_their_turns_by_hand(whole: Any, paid: li
     assert type(pickle.loads(pickle.dumps(played.turns[0]["content"]))) is str
 
 
+@WHOLES
+def test_answers_that_are_scored_together_are_paid_in_their_turns(whole: Any, paid: list[float]) -> None:
+    def judged(prompts: list[str], responses: list[str], steps: list[list[str]]) -> list[list[float]]:
+        assert steps == [["ab", "c", "d"]]
+        return [[0.6, 0.2, 0.5]]
+
+    def make() -> ConversationEnv:
+        reward = Steps(judged, whole=whole)  # the answers are lines
+        return ConversationEnv(TASK, user=["y", "y"], max_turns=3, reward=reward, reward_at="end")
+
+    talk, encode = letters_talk(1, make).talks[0], LetterTokenizer().encode
+    talk.begin(seed=0)
+    assert talk.answer([*encode("ab"), 0]).rewards == [0, 0, 0]
+    assert talk.answer([*encode("c"), 0]).rewards == [0, 0]
+    last = talk.answer([*encode("d"), 0])
+    assert [*last.earlier, *last.rewards] == pytest.approx([0, 0, paid[0], 0, paid[1], 0, paid[2]])
+    assert last.reward == talk.total == pytest.approx(sum(paid))
+
+
 @pytest.mark.parametrize("kind", ["conversation", "response"])
 def test_environments_pay_a_turn_s_steps_at_their_tokens(kind: str) -> None:
     reward = Steps(letters, split="k")
@@ -145,16 +165,18 @@ def test_environments_pay_a_turn_s_steps_at_their_tokens(kind: str) -> None:
 
 def test_agents_learn_from_what_each_step_of_a_conversation_is_paid() -> None:
     found = 0
-    for env, options in ((Letters, {"reward": 2 * term(Steps(letters, split="a"))}), (StepsAtTurns, {})):
+    reward = 2 * term(Steps(letters, split="a"))
+    at_the_end = partial(StepsAtTurns, "\n", reward_at="end")  # the answers are lines, and no "a" ends a step
+    for env, options, ends in ((Letters, {"reward": reward}, "a"), (StepsAtTurns, {}, "a"), (at_the_end, {}, "\n")):
         rollout = collected(talker(PPO, letters_talk(4, env, **options), n_episodes=8, normalize_advantage=False))
         for row, episode in enumerate(rollout.episodes):
             expected: list[float] = []
             for said in (segment.ids for segment in episode.segments if segment.ours):
                 begun, paid = 0, [0.0] * len(said)
                 for place, letter in enumerate(LetterTokenizer().decode([t]) for t in said):
-                    if letter == "a":
+                    if letter == ends:
                         paid[place], begun, found = 2.0 * begun, 0, found + bool(begun)
-                    begun += letter not in ("a", "")
+                    begun += letter not in (ends, "")
                 paid[-1] += 2.0 * begun
                 expected += paid
             assert rollout.rewards[row, : len(expected)].tolist() == pytest.approx(expected)
@@ -163,8 +185,9 @@ def test_agents_learn_from_what_each_step_of_a_conversation_is_paid() -> None:
 
 
 class StepsAtTurns(ConversationEnv):
-    def __init__(self) -> None:
-        super().__init__(replace(TASK, stop=()), user=["b", "c"], reward=2 * term(Steps(letters, split="a")))
+    def __init__(self, split: str = "a", **options: Any) -> None:
+        reward = 2 * term(Steps(letters, split=split))
+        super().__init__(replace(TASK, stop=()), user=["b", "c"], reward=reward, **options)
 
 
 def test_wrong_functions_and_options_are_named() -> None:

@@ -7,7 +7,7 @@ its own: the order in which answers come changes nothing but the rounding of dif
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -277,6 +277,8 @@ class _Collector:
             episode.turns = (*episode.turns, Turn(one.before, len(turn), True))
         else:
             episode.turns = (*episode.turns, Turn(one.context, len(turn), one.fresh))
+        if reply.earlier:
+            episode.rewards = [paid + more for paid, more in zip(episode.rewards, reply.earlier, strict=True)]
         episode.rewards += reply.rewards
         for name, value in reply.info.get("reward_terms", {}).items():
             one.terms[name] = one.terms.get(name, 0.0) + float(value)
@@ -284,7 +286,7 @@ class _Collector:
         if reply.end:
             self._end(slot, reply, turn)
         elif self.model.encoder_decoder:
-            reply = Reply(reply.context, True, reply.rewards, reply.end, reply.info)
+            reply = replace(reply, fresh=True)
         return reply
 
     def _end(self, slot: int, reply: Reply, turn: list[int]) -> None:

@@ -54,6 +54,30 @@ class GeneratedText(str):
         return GeneratedText(text, self.ids, self._ends)
 
 
+def joined(texts: Sequence[str], between: str) -> str:
+    """Texts of several turns as one, which knows its tokens where all of them do.
+
+    Args:
+        texts: the turns.
+        between: stands between them; it is complete with the last token of the turn before it.
+    """
+    whole = between.join(texts)
+    known = [text for text in texts if isinstance(text, GeneratedText)]
+    if len(known) < len(texts):
+        return whole
+
+    def ends() -> list[int]:
+        out: list[int] = []
+        begin = 0
+        for text in known:
+            out += [begin + end for end in text.token_ends()]
+            begin += len(text) + len(between)
+            out[-1] = begin
+        return out
+
+    return GeneratedText(whole, [token for text in known for token in text.ids], ends)
+
+
 class ResponseText:
     """Reads responses, for decoding and for environments alike.
 
