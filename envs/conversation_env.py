@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rlhf_gym.envs.conversation_users import UserSpec, as_user
 from rlhf_gym.envs.dialogue_env import Continuation, DialogueEnv, copied
 from rlhf_gym.errors import TaskError
+from rlhf_gym.lm.response_text import joined
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 from rlhf_gym.rewards.service.overlap import is_slow
 from rlhf_gym.tasks import Task
@@ -136,7 +137,7 @@ class ConversationEnv(DialogueEnv):
         if not ended:
             return None
         answers = [m["content"] for m in messages[-2 * turn + 1 :] if m["role"] == "assistant"]
-        return self.prompt.text, "\n".join(answers)
+        return self.prompt.text, joined(answers, "\n")
 
 
 def _check_lines(task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.token_rows import Ids, Mask
+from rlhf_gym.lm.response_text import GeneratedText
 from rlhf_gym.rewards.base import ScoredBatch, TermReward, score
+from rlhf_gym.rewards.token_values import ENDS, IDS, wants_token_ids
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,25 @@ def score_episodes(reward: TermReward, episodes: EndedEpisodes) -> tuple[ScoredB
         **skipped_column(scored),
         **token_rewards_column(scored),
     }
+
+
+def token_columns(reward: TermReward, responses: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns that rewards of tokens and of steps are given beside responses: the tokens' ids, and where each ends.
+
+    Args:
+        reward: any reward.
+        responses: the responses to score.
+
+    Returns:
+        No column where the reward asks for none, or a response does not know its tokens.
+    """
+    if not wants_token_ids(reward):
+        return {}
+    known = [response for response in responses if isinstance(response, GeneratedText)]
+    if len(known) < len(responses):
+        return {}
+    ends = {ENDS: [one.token_ends() for one in known]} if wants_token_ids(reward, "per_step") else {}
+    return {IDS: [one.ids for one in known], **ends}
 
 
 def skipped_column(scored: ScoredBatch) -> dict[str, list[str]]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.envs.scoring import skipped_column
+from rlhf_gym.envs.scoring import skipped_column, token_rewards_column
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import RewardError
-from rlhf_gym.feedback.exchange.transcripts import further_turns, transcript
+from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, further_turns, transcript
 from rlhf_gym.lm.chat_template import SEVERAL_TURNS
 from rlhf_gym.rewards.base import Failure, ScoredBatch, TermReward, score
+from rlhf_gym.rewards.token_values import OWN_TURNS, OwnTurn, wants_token_ids
 from rlhf_gym.tasks.chat import Message
 from rlhf_gym.tasks.samples import Prompt, columns_of
 from rlhf_gym.text import shorten
@@ -48,6 +49,17 @@ class Played:
         return Prompt(transcript(self.opening), {"messages": self.opening, SEVERAL_TURNS: True})
 
     @property
+    def own_turns(self) -> list[OwnTurn]:
+        """The policy's turns, each as a response to what came before it."""
+        begun, out = transcript(self.opening), []
+        for place, message in enumerate(self.turns):
+            if message["role"] == "assistant":
+                before = self.turns[:place]
+                prompt = begun + (further_turns(before) + ASSISTANT if before else "")
+                out.append(OwnTurn(prompt, message["content"], [*self.opening, *before]))
+        return out
+
+    @property
     def response(self) -> str:
         """All further turns, as what follows the opening's transcript."""
         return further_turns(self.turns)
@@ -61,6 +73,9 @@ def score_conversations(
     The reward is given the opening and the further turns as transcripts, and the columns ``messages`` (the opening's),
     ``several_turns`` (True), ``turns`` (the further messages), ``environment_reward`` (what the environment paid in all) and
     ``end``.
+
+    A reward of tokens or of steps is given each of the policy's turns as a response: the prompt (and ``messages``) is all that
+    came before it, ``conversation`` the number of its conversation, and the values are those of all turns in a row.
 
     Args:
         reward: scores them.
@@ -79,9 +94,11 @@ def score_conversations(
         "environment_reward": [one.reward for one in conversations],
         "end": [one.end for one in conversations],
     }
+    if wants_token_ids(reward):
+        columns[OWN_TURNS] = [one.own_turns for one in conversations]
     texts, responses = [p.text for p in prompts], [one.response for one in conversations]
     scored = score(reward, texts, responses, columns, may_skip=True)
-    infos = {"reward_terms": scored.terms, **skipped_column(scored)}
+    infos = {"reward_terms": scored.terms, **skipped_column(scored), **token_rewards_column(scored)}
     return scored, [row_of(infos, row) for row in range(len(conversations))]
 
 

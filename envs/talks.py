@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -62,6 +62,7 @@ class Reply:
             as far as they fit; empty where the environment terminated it.
         fresh: True where ``context`` is all that the policy reads from now on; False where it follows what was read before.
         rewards: one number for each token of the turn.
+        earlier: one number for each of the policy's tokens in earlier turns, where the environment pays these now; else empty.
         end: why the episode ended; empty where it goes on.
         info: the environment's.
     """
@@ -71,6 +72,12 @@ class Reply:
     rewards: list[float]
     end: End
     info: dict[str, Any]
+    earlier: list[float] = field(default_factory=list)
+
+    @property
+    def reward(self) -> float:
+        """All that the environment pays after the turn."""
+        return sum(self.rewards) + sum(self.earlier)
 
 
 class Talk:
@@ -84,6 +91,7 @@ class Talk:
         messages: the conversation so far.
         ids: what the policy has read and written in the sequence that it is in.
         turns: the policy's turns so far.
+        written: the policy's tokens so far.
         opening: messages before the policy's first turn.
         total: the sum of the environment's rewards so far.
     """
@@ -92,7 +100,7 @@ class Talk:
         self.env, self.rules = env, rules
         self.messages: list[Message] = []
         self.ids: list[int] = []
-        self.turns = self.opening = 0
+        self.turns = self.opening = self.written = 0
         self.total = 0.0
         self.failed = ""  # the first reward of the environment's that failed
         self.running = False
@@ -131,6 +139,7 @@ class Talk:
             )
         self.ids, self._first, self._units = list(context), context, []
         self.turns, self.opening, self.total, self.failed = 0, len(self.messages), 0.0, ""
+        self.written = 0
         self.running = True
         return context
 
@@ -160,11 +169,12 @@ class Talk:
         if not self.running:
             raise gym.error.ResetNeeded("a turn where no episode is running: call reset()")
         rules, before = self.rules, list(self.messages)
-        text = self.read(turn)
+        text = self._text.generated(turn, self.ids)
         observation, reward, terminated, truncated, info = self.env.step(text)
         info = dict(info)
-        rewards = _spread(reward, info.get("token_rewards"), len(turn))
-        self.total += sum(rewards)
+        earlier, rewards = _spread(reward, info.get("token_rewards"), self.written, len(turn))
+        self.written += len(turn)
+        self.total += sum(rewards) + sum(earlier)
         self.failed = self.failed or str(info.get("reward_skipped") or "")
         self.messages.append({"role": "assistant", "content": text})
         new = self._new_messages(observation, info, len(before) + 1)
@@ -187,7 +197,7 @@ class Talk:
             }  # fmt: skip
             if "reward_skipped" in info:
                 info["reward_skipped"] = self.failed
-        return Reply(context, fresh, rewards, end, info)
+        return Reply(context, fresh, rewards, end, info, earlier)
 
     def read(self, turn: Sequence[int]) -> str:
         """The text of a turn, cut before a stop sequence, special tokens left out.
@@ -251,24 +261,29 @@ class Talk:
         return [{"role": "user", "content": observation}]
 
 
-def _spread(reward: Any, token_rewards: Any, length: int) -> list[float]:
+def _spread(reward: Any, token_rewards: Any, before: int, length: int) -> tuple[list[float], list[float]]:
     """A turn's reward on its last token, or where the environment says how on each of them.
 
     Args:
         reward: the environment's.
-        token_rewards: ``info["token_rewards"]``, which add up to the reward; or None.
+        token_rewards: ``info["token_rewards"]``, which add up to the reward, of the turn or of all turns so far; or None.
+        before: the policy's tokens in earlier turns.
         length: tokens of the turn.
+
+    Returns:
+        The rewards of the tokens of earlier turns, empty where these are paid nothing; and those of the turn.
     """
     value = float(reward)
     if not math.isfinite(value):
         raise RewardError(f"the environment gave the reward {value}, expected a finite number")
     rewards = [0.0] * length
     if token_rewards is not None:
-        if len(token_rewards) != length:
+        if len(token_rewards) not in (length, before + length):
             raise RewardError(
                 f"info['token_rewards'] has {len(token_rewards)} numbers for a turn of {length} tokens; expected one for each"
+                + (f", or {before + length} with those of the turns before" if before else "")
             )
         rewards = [float(r) for r in token_rewards]
         value -= sum(rewards)
     rewards[-1] += value
-    return rewards
+    return rewards[:-length], rewards[-length:]

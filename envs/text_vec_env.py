@@ -138,8 +138,8 @@ class TextVecEnv(VecEnv):
             talk, said = self.talks[slot], read[slot]
             infos[slot], dones[slot] = reply.info, bool(reply.end)
             if self.reward is None:
-                rewards[slot] = sum(reply.rewards)
-                self._returns[slot] += sum(reply.rewards)
+                rewards[slot] = reply.reward
+                self._returns[slot] += reply.reward
             if reply.end:
                 cut = reply.end != "terminated" and self.reward is None  # a score of the whole leaves nothing to come
                 infos[slot] |= {"TimeLimit.truncated": cut, "terminal_observation": self._row(said, len(said))}

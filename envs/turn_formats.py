@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
-from rlhf_gym.envs.scoring import skipped_column
+from rlhf_gym.envs.scoring import skipped_column, token_columns, token_rewards_column
 from rlhf_gym.envs.task_parts import reward_of
 from rlhf_gym.envs.token_rows import Ids, Slots
-from rlhf_gym.envs.turn_spaces import AnyText, as_ids_action, as_text_action, longest_text
+from rlhf_gym.envs.turn_spaces import AnyText, as_ids_action, as_text_action, longest_text, with_tokens
 from rlhf_gym.envs.vector_api import stack_observations
 from rlhf_gym.rewards.base import ScoredBatch, score
 from rlhf_gym.tasks import Task
@@ -127,7 +127,8 @@ class TextFormat:
         if isinstance(actions, str) or not isinstance(actions, Sequence) or len(actions) != len(self.shown):
             shown = f"{len(actions)} of them" if isinstance(actions, list | tuple) else type(actions).__name__
             raise gym.error.InvalidAction(f"expected a list of {len(self.shown)} responses, got {shown}")
-        return [self.task.cut(as_text_action(actions[slot], self.max_characters)) for slot in slots.tolist()]
+        given = [actions[slot] for slot in slots.tolist()]
+        return [with_tokens(one, self.task.cut(as_text_action(one, self.max_characters))) for one in given]
 
     def answer(self, responses: list[str], slots: Slots) -> tuple[ScoredBatch, dict[str, Any]]:
         """See :class:`TurnFormat`.
@@ -138,10 +139,12 @@ class TextFormat:
         """
         prompts = [self.prompts[slot] for slot in slots.tolist()]
         texts = [prompt.text for prompt in prompts]
-        scored = score(self.reward, texts, responses, columns_of(prompts, self.columns), may_skip=True)
+        tokens = token_columns(self.reward, responses)
+        scored = score(self.reward, texts, responses, columns_of(prompts, self.columns) | tokens, may_skip=True)
         for slot, text, response in zip(slots.tolist(), texts, responses, strict=True):
             self.shown[slot] = text + response
-        return scored, {"prompt": texts, "response": responses, "reward_terms": scored.terms, **skipped_column(scored)}
+        infos = {"prompt": texts, "response": responses, "reward_terms": scored.terms, **skipped_column(scored)}
+        return scored, infos | (token_rewards_column(scored) if tokens else {})
 
     def observe(self) -> tuple[str, ...]:
         """A tuple of ``N`` texts: each the prompt, or prompt and response once the episode has ended."""

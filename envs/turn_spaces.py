@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Text
 
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.response_text import GeneratedText
 from rlhf_gym.lm.tokenizer import Tokenizer
 from rlhf_gym.tasks import Task
 
@@ -87,6 +88,16 @@ def as_text_action(action: Any, max_characters: int) -> str:
             "raise max_characters"
         )
     return str(action)
+
+
+def with_tokens(action: Any, text: str) -> str:
+    """The text read from an action; it knows its tokens where the action does.
+
+    Args:
+        action: as the environment got it.
+        text: the action, or its beginning.
+    """
+    return action.shortened(text) if isinstance(action, GeneratedText) else text
 
 
 def as_ids_action(action: Any, limit: int, tokenizer: Tokenizer) -> list[int]:

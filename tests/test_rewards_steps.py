@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ppo_setups import assert_same_weights, collected, learn, letters_env, small_agent, weights
+from talking import Letters, Script, letters_talk, talker
 from tiny_models import LetterTokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
@@ -22,13 +26,21 @@ from transformers import (
 )
 
 from rlhf_gym.agents import PPO
+from rlhf_gym.envs import ConversationEnv, TurnEnv
+from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.errors import ConfigError, RewardError
 from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.rewards import load_reward, score, term
+from rlhf_gym.rewards.base import as_term
 from rlhf_gym.rewards.builtin.process_model import ProcessModel, process_reward_model
 from rlhf_gym.rewards.builtin.steps import Steps, find_steps
+from rlhf_gym.tasks import Task
+from rlhf_gym.tasks.samples import Prompt
 
 WORDS = ["<unk>", "</s>", "q", "a", "b", "c", "\n", "+", "-"]
+TASK = Task(
+    "letters", [Prompt("x")], max_new_tokens=6, stop=("z",), reward=lambda prompts, responses: [0.0] * len(prompts)
+)
 UNK, EOS, Q, A, B, C, MARK, GOOD, BAD = range(len(WORDS))
 
 
@@ -57,7 +69,7 @@ def test_steps_of_texts(text: str, split: str, expected: list[tuple[str, int, bo
     assert find_steps(text, split) == expected
 
 
-@pytest.mark.parametrize(
+WHOLES = pytest.mark.parametrize(
     ("whole", "paid"),
     [
         ("sum", [0.6, 0.2, 0.5]),
@@ -66,6 +78,10 @@ def test_steps_of_texts(text: str, split: str, expected: list[tuple[str, int, bo
         ("minimum", [0.6, -0.4, 0.0]),
     ],
 )
+"""Steps worth 0.6, 0.2 and 0.5."""
+
+
+@WHOLES
 def test_a_step_is_paid_at_the_token_that_completes_its_separator(whole: Any, paid: list[float]) -> None:
     def judged(prompts: list[str], responses: list[str], steps: list[list[str]]) -> list[list[float]]:
         assert steps == [["ab", "c", "d"], []]
@@ -81,6 +97,97 @@ def test_a_step_is_paid_at_the_token_that_completes_its_separator(whole: Any, pa
     assert scored.values.tolist() == pytest.approx([sum(paid), 0])
     without = score(Steps(judged, split=";", whole=whole), ["p", "p"], [text, ""])  # steps in the place of tokens
     assert without.values.tolist() == pytest.approx([sum(paid), 0])
+
+
+@WHOLES
+def test_steps_of_two_turns_are_paid_in_their_turns_by_hand(whole: Any, paid: list[float]) -> None:
+    def judged(
+        prompts: list[str], responses: list[str], steps: list[list[str]], messages: Any, conversation: Any, end: Any
+    ) -> list[list[float]]:
+        assert (steps, conversation, end) == ([["ab", "c"], ["d"]], [0, 0], ["terminated"] * 2)
+        assert prompts == ["\n\nHuman: x\n\nAssistant:", "\n\nHuman: x\n\nAssistant: abkc\n\nHuman: y\n\nAssistant:"]
+        assert [[m["content"] for m in talk] for talk in messages] == [["x"], ["x", "abkc", "y"]]
+        return [[0.6, 0.2], [0.5]]
+
+    reward = as_term(Steps(judged, split="k", whole=whole))
+    talk, encode = letters_talk(1, lambda: Script(("x", "y")), max_new_tokens=5).talks[0], LetterTokenizer().encode
+    talk.begin()
+    talk.answer([*encode("abkc"), 0])
+    played = Played.of(talk.answer(encode("dk")).info)
+    scored, infos = score_conversations(reward, [played])
+    # a b k c EOS, d k: "c" is open, so its turn's EOS pays it; no step reaches from one turn into the next.
+    expected = pytest.approx([0, 0, paid[0], 0, paid[1], 0, paid[2]])
+    assert infos[0]["token_rewards"].tolist() == expected
+    assert scored.values.tolist() == pytest.approx([sum(paid)])
+    # In a sum, what is of the whole is paid with the last token.
+    both, _ = score_conversations(term(reward) + term(lambda prompts, responses: [1.0]), [played])
+    assert (both.tokens or ())[0][-1] == pytest.approx(paid[2] + 1)
+    # Read from a file, where the tokens are not known, it is worth the same.
+    again, _ = score_conversations(reward, [pickle.loads(pickle.dumps(played))])
+    assert again.values.tolist() == scored.values.tolist()
+    assert type(pickle.loads(pickle.dumps(played.turns[0]["content"]))) is str
+
+
+@WHOLES
+def test_answers_that_are_scored_together_are_paid_in_their_turns(whole: Any, paid: list[float]) -> None:
+    def judged(prompts: list[str], responses: list[str], steps: list[list[str]]) -> list[list[float]]:
+        assert steps == [["ab", "c", "d"]]
+        return [[0.6, 0.2, 0.5]]
+
+    def make() -> ConversationEnv:
+        reward = Steps(judged, whole=whole)  # the answers are lines
+        return ConversationEnv(TASK, user=["y", "y"], max_turns=3, reward=reward, reward_at="end")
+
+    talk, encode = letters_talk(1, make).talks[0], LetterTokenizer().encode
+    talk.begin(seed=0)
+    assert talk.answer([*encode("ab"), 0]).rewards == [0, 0, 0]
+    assert talk.answer([*encode("c"), 0]).rewards == [0, 0]
+    last = talk.answer([*encode("d"), 0])
+    assert [*last.earlier, *last.rewards] == pytest.approx([0, 0, paid[0], 0, paid[1], 0, paid[2]])
+    assert last.reward == talk.total == pytest.approx(sum(paid))
+
+
+@pytest.mark.parametrize("kind", ["conversation", "response"])
+def test_environments_pay_a_turn_s_steps_at_their_tokens(kind: str) -> None:
+    reward = Steps(letters, split="k")
+    make = (
+        (lambda: ConversationEnv(TASK, user=["y"], max_turns=2, reward=reward))
+        if kind == "conversation"
+        else (lambda: TurnEnv(TASK, reward=reward))
+    )
+    talk, encode = letters_talk(1, make, max_new_tokens=6).talks[0], LetterTokenizer().encode
+    talk.begin(seed=0)
+    first = talk.answer([*encode("abkcz"), 0])  # "z" stops a response of the task's
+    assert first.rewards == [0, 0, 2.0, 0, 0, 1.0]
+    if kind == "conversation":
+        assert talk.answer(encode("dk")).rewards == [0, 1.0]
+
+
+def test_agents_learn_from_what_each_step_of_a_conversation_is_paid() -> None:
+    found = 0
+    reward = 2 * term(Steps(letters, split="a"))
+    at_the_end = partial(StepsAtTurns, "\n", reward_at="end")  # the answers are lines, and no "a" ends a step
+    for env, options, ends in ((Letters, {"reward": reward}, "a"), (StepsAtTurns, {}, "a"), (at_the_end, {}, "\n")):
+        rollout = collected(talker(PPO, letters_talk(4, env, **options), n_episodes=8, normalize_advantage=False))
+        for row, episode in enumerate(rollout.episodes):
+            expected: list[float] = []
+            for said in (segment.ids for segment in episode.segments if segment.ours):
+                begun, paid = 0, [0.0] * len(said)
+                for place, letter in enumerate(LetterTokenizer().decode([t]) for t in said):
+                    if letter == ends:
+                        paid[place], begun, found = 2.0 * begun, 0, found + bool(begun)
+                    begun += letter not in (ends, "")
+                paid[-1] += 2.0 * begun
+                expected += paid
+            assert rollout.rewards[row, : len(expected)].tolist() == pytest.approx(expected)
+            assert episode.info["episode"]["r"] == pytest.approx(sum(expected))
+    assert found > 1
+
+
+class StepsAtTurns(ConversationEnv):
+    def __init__(self, split: str = "a", **options: Any) -> None:
+        reward = 2 * term(Steps(letters, split=split))
+        super().__init__(replace(TASK, stop=()), user=["b", "c"], reward=reward, **options)
 
 
 def test_wrong_functions_and_options_are_named() -> None:
@@ -202,6 +309,29 @@ def test_a_causal_model_says_good_or_bad_after_the_mark_and_is_paid_there(tmp_pa
     scored = score(prm, ["q"], ["a\nb"], columns)
     assert (scored.tokens or ())[0].tolist() == pytest.approx([0, first, 0, second - first], abs=1e-5)
     assert scored.values.tolist() == pytest.approx([second], abs=1e-5)
+
+
+def test_a_process_reward_model_reads_the_others_turns_and_judges_the_policy_s(tmp_path: Path) -> None:
+    folder = saved(tmp_path, GPT2ForTokenClassification, "classifier", num_labels=2)
+    hub = tokenizer()
+    hub.chat_template = "{% for m in messages %}q{{ m.content }}{% endfor %}{% if add_generation_prompt %}b{% endif %}"
+    hub.save_pretrained(folder)
+    model = GPT2ForTokenClassification.from_pretrained(folder)
+    turns = [
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "a\nc"},
+    ]
+    played = Played([{"role": "user", "content": "a"}], turns, 0.0, "terminated")
+    scored, _ = score_conversations(as_term(process_reward_model(folder)), [played])
+    # "qab" + "c\n", then "qaqcqbb" + "a\nc\n": marks at 4, 8 and 10.
+    said = [outputs(model, "classifier", place, MARK) for place in (4, 8, 10)]
+    values = [1 / (1 + math.exp(wrong - right)) for wrong, right in said]
+    worst = [min(values[: n + 1]) for n in range(3)]
+    assert (scored.tokens or ())[0].tolist() == pytest.approx(
+        [worst[0], worst[1] - worst[0], worst[2] - worst[1]], abs=1e-5
+    )
+    assert scored.values.tolist() == pytest.approx([min(values)], abs=1e-5)
 
 
 def test_prompts_lose_their_beginning_and_too_long_responses_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rlhf_gym.envs import make_conversation_env
 from rlhf_gym.errors import ConfigError, TaskError
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.rounds import run_loop
+from rlhf_gym.loop.summary import summary
 from rlhf_gym.tasks import guess_number, load_task
 from rlhf_gym.tasks.book_table import SLOTS, BookTableEnv, book_table_task
 from rlhf_gym.tasks.guess_number import GuessNumberEnv, fewest_guesses, guess_number_task
@@ -128,5 +129,8 @@ def test_a_run_on_the_environments_own_rewards(tmp_path: Path) -> None:
     assert pair["prompt"] == "a number from 0 to 9"
     assert pair["after"].splitlines()[1] in ("> lower", "> higher", "> right", "> a number")
     assert not (run.path / "round-1" / "samples.jsonl").exists()
-    assert "&gt; " in (run.path / "report.html").read_text(encoding="utf-8")
+    report = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Conversations before and after" in report
+    assert '<div class="theirs">&gt; ' in report
+    assert " / > " in summary(run.path)
     assert load_task("guess_number").conversation is not None

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from toy_tasks import letter_task
 from waiting import wait_until
 from web_study import answer, client, joined, question, study
 
-from rlhf_gym.envs import ConversationEnv, ConversationVectorEnv
+from rlhf_gym.envs import ConversationEnv, ConversationVectorEnv, wrap_text_env
 from rlhf_gym.envs.conversation_users import as_user
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore, Query
 from rlhf_gym.feedback.queries import Judgement
+from rlhf_gym.feedback.schema import assignments
 from rlhf_gym.study.queue import Queue
 from rlhf_gym.tasks.users import user_rating
 from rlhf_gym.web.page_settings import PageSettings
@@ -66,7 +70,7 @@ def test_two_conversations_by_plain_forms(tmp_path: Path) -> None:
     thread, out = stepping(env, ["last", "last"])  # the other slot begins anew
     wait_for_question(person)
     _, _, html = question(person)
-    assert "How good is each response?" in html
+    assert "How good is the last answer? The conversation ends with it." in html
     assert "and\nnow?" in html
     assert 'name="reply"' not in html
     answer(person, "rating", **{"rate-0-overall": "1"})
@@ -78,6 +82,57 @@ def test_two_conversations_by_plain_forms(tmp_path: Path) -> None:
         stored = store.judgements()
         said = sorted((j.ratings or {})["overall"] + (j.details.get("reply", ""),) for j in stored)
         assert said == [(1.0, ""), (4.0, ""), (4.0, "and\nnow?")]
+
+
+def test_two_people_share_conversations_and_one_leaves_half_way(tmp_path: Path) -> None:
+    user = WebUser(tmp_path / "talk.sqlite", port=0, say=lambda line: None, lease=3600)
+    env = wrap_text_env(ConversationEnv(letter_task(), user=user, max_characters=200), 2, template="transcript").envs
+    found = Study(user.page.store, user.page.people, user.page.queue, user.settings)
+    anna, ben = joined(found), joined(found)
+    talks: list[ConversationEnv] = [one.unwrapped for one in env]  # type: ignore[misc]
+    assert talks[0].user is talks[1].user is user  # copies share the page
+    out: dict[int, Any] = {}
+
+    def step(slot: int, said: str) -> threading.Thread:
+        thread = threading.Thread(target=lambda: out.update({slot: talks[slot].step(said)}), daemon=True)
+        thread.start()
+        return thread
+
+    for slot, talk in enumerate(talks):
+        talk.reset(seed=slot)
+        step(slot, f"hello {slot}")
+    held = {}
+    for name, person in (("anna", anna), ("ben", ben)):  # each has one of the two, again and again
+        wait_for_question(person)
+        pages = {re.search(r"hello \d", question(person)[2])[0] for _ in range(2)}  # type: ignore[index]
+        [held[name]] = pages
+    assert held["anna"] != held["ben"]
+    answer(anna, "rating", **{"rate-0-overall": "6", "reply": "go on"})
+    wait_until(lambda: len(out) == 1, "anna's conversation goes on")
+    [hers] = out
+    assert out.pop(hers)[4]["messages"][-1]["content"] == "go on"
+    step(hers, "again")
+    wait_for_question(anna)
+    assert "again" in question(anna)[2]  # her conversation is hers
+    assert "again" not in question(ben)[2]
+    # Anna closes the page. Nothing of hers is lost: once her lease runs out, it is Ben's, and her late answer changes nothing.
+    late, hidden, _ = question(anna)
+    answer(ben, "rating", **{"rate-0-overall": "2", "reply": ""})
+    wait_until(lambda: len(out) == 1, "ben's conversation ends")
+    assert 'action="/rate/' not in ben.get("/rate").text
+    with user.page.store.database.writing() as connection:
+        connection.execute(update(assignments).values(expires_at=datetime(2000, 1, 1, tzinfo=UTC)))
+    wait_for_question(ben)
+    assert "again" in question(ben)[2]
+    answer(ben, "rating", **{"rate-0-overall": "3", "reply": "thanks"})
+    wait_until(lambda: len(out) == 2, "the conversation that anna left goes on")
+    assert (
+        anna.post(late, data={**hidden, "answer": "rating", "rate-0-overall": "7", "reply": "late"}).status_code == 303
+    )
+    assert (out[hers][4]["user_rating"], out[hers][4]["messages"][-1]["content"]) == (3.0, "thanks")
+    step(hers, "last")
+    wait_for_question(ben)  # he is the one who went on with it
+    env[0].close()
 
 
 def wait_for_question(person: Any) -> None:

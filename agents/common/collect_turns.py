@@ -7,7 +7,7 @@ its own: the order in which answers come changes nothing but the rounding of dif
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -117,12 +117,16 @@ def collect_conversations(
 
 
 def _score(reward: TermReward, episodes: list[Episode]) -> None:
-    """Pay the reward of whole conversations at their last tokens, in the place of the environment's; nothing comes after it."""
+    """Pay the reward of whole conversations, in the place of the environment's; nothing comes after it.
+
+    It is paid at their last tokens; a reward of tokens or steps at those that it belongs to.
+    """
     scored, infos = score_conversations(reward, [Played.of(episode.info) for episode in episodes])
     for episode, value, info in zip(episodes, scored.values.tolist(), infos, strict=True):
         episode.rewards = [*[0.0] * (len(episode.response_ids) - 1), value]
         episode.info.pop("reward_skipped", None)  # the environment's, which nobody learns from
         episode.info |= {"episode": {**episode.info["episode"], "r": value}, **info}
+        episode.spread()
 
 
 class _Collector:
@@ -280,6 +284,8 @@ class _Collector:
             episode.turns = (*episode.turns, Turn(one.before, len(turn), True))
         else:
             episode.turns = (*episode.turns, Turn(one.context, len(turn), one.fresh))
+        if reply.earlier:
+            episode.rewards = [paid + more for paid, more in zip(episode.rewards, reply.earlier, strict=True)]
         episode.rewards += reply.rewards
         for name, value in reply.info.get("reward_terms", {}).items():
             one.terms[name] = one.terms.get(name, 0.0) + float(value)
@@ -287,7 +293,7 @@ class _Collector:
         if reply.end:
             self._end(slot, reply, turn)
         elif self.model.encoder_decoder:
-            reply = Reply(reply.context, True, reply.rewards, reply.end, reply.info)
+            reply = replace(reply, fresh=True)
         return reply
 
     def _end(self, slot: int, reply: Reply, turn: list[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
@@ -33,6 +33,7 @@ class Trace:
         advantages: the advantage of each token.
         kls: each token's part of ``kl``, or None.
         values: the value function before each token; None for agents without one.
+        turns: the tokens of each of the policy's turns in a conversation of several; else empty.
     """
 
     why: str
@@ -47,6 +48,7 @@ class Trace:
     advantages: list[float]
     kls: list[float] | None
     values: list[float] | None
+    turns: list[int] = field(default_factory=list)
 
 
 def traces(agent: TokenAlgorithm, count: int = 4) -> list[Trace]:
@@ -98,6 +100,7 @@ def _trace(rollout: Rollout, row: int, why: str, tokenizer: Tokenizer, has_value
         advantages=rollout.advantages[row, :n].tolist(),
         kls=kls,
         values=rollout.values[row, :n].tolist() if has_values else None,
+        turns=[turn.length for turn in episode.turns] if len(episode.turns) > 1 else [],
     )
 
 

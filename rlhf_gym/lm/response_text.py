@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,64 @@ _REACH = 8
 # Characters beyond them: at the beginning of a piece a space may be dropped and a character broken into three.
 _SLACK = 4
 _LONGEST = 4  # bytes of a character in UTF-8, and so the most tokens that it takes
+
+
+class GeneratedText(str):
+    """A text that knows the tokens it was generated as, for rewards of tokens and steps; anything else sees a text.
+
+    Copied or pickled, only the text travels.
+
+    Args:
+        text: the text.
+        ids: the tokens' ids, EOS or a stop sequence included.
+        ends: gives for each token the characters that are complete with it; called where a reward asks.
+    """
+
+    ids: list[int]
+
+    def __new__(cls, text: str, ids: Sequence[int], ends: Callable[[], list[int]]) -> GeneratedText:
+        """See the class."""
+        made = super().__new__(cls, text)
+        made.ids, made._ends = list(ids), ends
+        return made
+
+    _ends: Callable[[], list[int]]
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """As a plain text."""
+        return str, (str(self),)
+
+    def token_ends(self) -> list[int]:
+        """For each token, the number of the text's characters that are complete with it."""
+        return [min(end, len(self)) for end in self._ends()]
+
+    def shortened(self, text: str) -> GeneratedText:
+        """The same tokens with a beginning of the text, cut at a stop sequence of the task's."""
+        return GeneratedText(text, self.ids, self._ends)
+
+
+def joined(texts: Sequence[str], between: str) -> str:
+    """Texts of several turns as one, which knows its tokens where all of them do.
+
+    Args:
+        texts: the turns.
+        between: stands between them; it is complete with the last token of the turn before it.
+    """
+    whole = between.join(texts)
+    known = [text for text in texts if isinstance(text, GeneratedText)]
+    if len(known) < len(texts):
+        return whole
+
+    def ends() -> list[int]:
+        out: list[int] = []
+        begin = 0
+        for text in known:
+            out += [begin + end for end in text.token_ends()]
+            begin += len(text) + len(between)
+            out[-1] = begin
+        return out
+
+    return GeneratedText(whole, [token for text in known for token in text.ids], ends)
 
 
 class ResponseText:
@@ -53,6 +112,16 @@ class ResponseText:
             prompt_ids: ids of its prompt.
         """
         return self._cut(self._after(self._read, ids, prompt_ids), ids, prompt_ids)
+
+    def generated(self, ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> GeneratedText:
+        """A response's text as :meth:`read` gives it, which knows its tokens.
+
+        Args:
+            ids: ids of the response.
+            prompt_ids: ids of its prompt.
+        """
+        kept = list(ids)
+        return GeneratedText(self.read(kept, prompt_ids)[0], kept, partial(self.ends, kept, prompt_ids))
 
     def ends(self, ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> list[int]:
         """For each token of a response, the number of its text's characters that are complete with it.

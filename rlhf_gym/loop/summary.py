@@ -54,7 +54,12 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     metrics = read_json(run.evaluation_file)
     if metrics is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
-    lines += ["", *_table(metrics), "", *_pairs(metrics["pairs"], pairs, seed)]
+    lines += [
+        "",
+        *_table(metrics),
+        "",
+        *_pairs(metrics["pairs"], pairs, seed, " / " if "turns_before" in metrics else " "),
+    ]
     lines += [line for doubt in doubts(read_run(run.path)) for line in textwrap.wrap(f"! {doubt}", WIDTH)]
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")
@@ -110,12 +115,13 @@ def held_out_line(measured: Mapping[str, Any]) -> str:
     return f"{text}, of {n} rows"
 
 
-def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int) -> list[str]:
+def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int, between: str) -> list[str]:
+    """Some pairs; between the lines of a response stands a space, between the turns of a conversation a stroke."""
     lines = []
     for pair in random.Random(seed).sample(pairs, min(number, len(pairs))):
         lines.append(textwrap.shorten(visible(pair["prompt"]), WIDTH, placeholder=" ..."))
         for word, when in (("reference", "before"), ("tuned", "after")):
-            text = textwrap.shorten(" ".join(visible(pair[when]).split()), 2 * WIDTH - 50, placeholder=" ...")
+            text = textwrap.shorten(between.join(visible(pair[when]).split("\n")), 2 * WIDTH - 50, placeholder=" ...")
             scored = f"{_number(pair[f'gold_{when}'], '+.2f')}  " if f"gold_{when}" in pair else ""
             lead = f"  {word:<10}{scored}"
             lines += textwrap.wrap(text or "(nothing)", WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.errors import RewardError
+from rlhf_gym.lm.response_text import GeneratedText
 from rlhf_gym.rewards.calling import call, call_form
-from rlhf_gym.rewards.token_values import IDS, Tokens, checked_tokens
+from rlhf_gym.rewards.token_values import CONVERSATION, ENDS, IDS, OWN_TURNS, Tokens, checked_tokens
 from rlhf_gym.text import shorten
 
 Scores = NDArray[np.float64]
@@ -158,13 +159,38 @@ class FunctionReward(TermReward):
             RewardError: it raised, it needs a column that is missing, or it returned something else than ``n`` finite
                 numbers.
         """
-        result = call(self.reward, self.form, prompts, responses, columns, self.name)
         if getattr(self.reward, "per_token", False):
-            tokens = checked_tokens(result, self.name, prompts, responses, columns.get(IDS))
+            of_tokens = self._token_values_of_turns if OWN_TURNS in columns else self._token_values
+            tokens = of_tokens(prompts, responses, columns)
             values = np.array([row.sum() for row in tokens])
             return ScoredBatch(values, {self.name: values}, tokens=tokens)
+        result = call(self.reward, self.form, prompts, responses, columns, self.name)
         values = checked(result, self.name, prompts, responses)
         return ScoredBatch(values, {self.name: values})
+
+    def _token_values(self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]) -> Tokens:
+        """The values of each response's tokens."""
+        result = call(self.reward, self.form, prompts, responses, columns, self.name)
+        return checked_tokens(result, self.name, prompts, responses, columns.get(IDS))
+
+    def _token_values_of_turns(
+        self, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> Tokens:
+        """The values of the policy's tokens in whole conversations, from each turn as a response to what came before it."""
+        rows = [(number, turn) for number, turns in enumerate(columns[OWN_TURNS]) for turn in turns]
+        further = {key: [values[n] for n, _ in rows] for key, values in columns.items() if key != OWN_TURNS}
+        further |= {"messages": [turn.messages for _, turn in rows], CONVERSATION: [n for n, _ in rows]}
+        said = [turn.response for _, turn in rows]
+        generated = [one for one in said if isinstance(one, GeneratedText)]
+        if len(generated) == len(said):
+            further[IDS] = [one.ids for one in generated]
+            if getattr(self.reward, "per_step", False):
+                further[ENDS] = [one.token_ends() for one in generated]
+        of_turns: list[list[NDArray[np.float64]]] = [[np.zeros(0)] for _ in prompts]
+        found = self._token_values([turn.prompt for _, turn in rows], said, further) if rows else ()
+        for (number, _), values in zip(rows, found, strict=True):
+            of_turns[number].append(values)
+        return tuple(np.concatenate(parts) for parts in of_turns)
 
 
 def as_term(reward: AnyReward, name: str | None = None) -> TermReward:

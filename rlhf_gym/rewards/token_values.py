@@ -8,6 +8,7 @@ the sample's score.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,28 @@ IDS = "response_ids"
 ENDS = "token_ends"
 """The column that they add for rewards of steps: for each token, the characters of the response that are complete with it."""
 
+OWN_TURNS = "own_turns"
+"""The column of whole conversations whose turns rewards of tokens score one by one: for each a list of :class:`OwnTurn`."""
+
+CONVERSATION = "conversation"
+"""The column that rewards of tokens are given with turns: the number of the conversation that each is of."""
+
 Tokens = tuple[NDArray[np.float64], ...]
+
+
+@dataclass(frozen=True)
+class OwnTurn:
+    """One of the policy's turns in a conversation, as a response to what came before it.
+
+    Attributes:
+        prompt: what came before it, as a transcript.
+        response: the turn; a :class:`~rlhf_gym.lm.response_text.GeneratedText` where its tokens are known.
+        messages: what came before it.
+    """
+
+    prompt: str
+    response: str
+    messages: list[dict[str, Any]]
 
 
 def wants_token_ids(reward: object, attribute: str = "per_token") -> bool:

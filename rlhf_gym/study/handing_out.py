@@ -158,6 +158,21 @@ def hand_out(connection: Connection, rater: str, expires: datetime, settings: Qu
     return _assignment({**row, "expires_at": expires}, query, _answer(connection, row))
 
 
+def keep_for(connection: Connection, query: Query, rater: str, expires: datetime, settings: QueueSettings) -> None:
+    """Put a query that nobody has had yet into a rater's hands.
+
+    Args:
+        connection: writing.
+        query: a query that is offered.
+        rater: the rater.
+        expires: until when it is kept for them.
+        settings: the queue's.
+    """
+    if connection.scalar(select(_A.id).where(_A.query_id == query.id).limit(1)) is None:
+        change_slot(connection, query.id, 1, settings.overlap)
+        _lease(connection, query, rater, "query", expires, settings)
+
+
 def _special(connection: Connection, rater: str, settings: QueueSettings) -> tuple[str, Kind] | None:
     """A practice question, check question or repetition, if one is due."""
     if not (settings.practice or settings.check_share or settings.repeat_share):

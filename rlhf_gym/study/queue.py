@@ -34,6 +34,7 @@ from rlhf_gym.study.handing_out import (
     change_slot,
     end_leases,
     hand_out,
+    keep_for,
 )
 from rlhf_gym.study.leases import (
     WEB,
@@ -132,8 +133,13 @@ class Queue:
                 stop_handing_out(connection, query_id)
         self.offer(offered or ())
 
-    def offer(self, query_ids: Collection[str]) -> None:
-        """Hand these stored queries out, and from now on only offered ones. Offering a query twice is harmless."""
+    def offer(self, query_ids: Collection[str], rater: str | None = None) -> None:
+        """Hand these stored queries out, and from now on only offered ones. Offering a query twice is harmless.
+
+        Args:
+            query_ids: the queries.
+            rater: who is to answer them; after one lease they are for anybody. None: they are for anybody at once.
+        """
         if not query_ids and self._everything:
             return
         self._everything = False
@@ -142,6 +148,9 @@ class Queue:
             for query_id in connection.scalars(select(_Q.id).where(left_out(_Q.id))):
                 found.pop(query_id, None)
             add_slots(connection, [(q.id, q.round, q.index) for q in found.values()], self.settings.overlap)
+            if rater is not None:
+                for query in found.values():
+                    keep_for(connection, query, rater, self._expires(), self.settings)
         self._open = (-_REFRESH, 0)
 
     def next(self, rater: str, *, count: int = 1) -> list[Assignment]:
@@ -230,7 +239,7 @@ class Queue:
 
     def _next(self, connection: Connection, rater: str, count: int) -> list[Assignment]:
         now = datetime.now(UTC)
-        expires = now + timedelta(seconds=self.settings.lease_seconds)
+        expires = self._expires()
         end_leases(connection, now, self.settings)
         held = connection.execute(_HELD, {"for_rater": rater, "most": count}).mappings().all()
         renewed = [row["id"] for row in held if row["expires_at"] < expires - timedelta(seconds=30)]
@@ -251,7 +260,7 @@ class Queue:
 
         Until then the earlier answer stands. A further call goes one answer further back. None if there is none.
         """
-        expires = datetime.now(UTC) + timedelta(seconds=self.settings.lease_seconds)
+        expires = self._expires()
         done = (_A.rater == rater) & (_A.state != "open") & _A.judgement_id.is_not(None) & (_A.kind != "practice")
         done &= ~withdrawn("query", _A.query_id)
         with self._database.writing() as connection:
@@ -304,6 +313,10 @@ class Queue:
                 self._open = (time.monotonic(), waiting)
             own = connection.execute(_COUNTS, {"for_rater": rater}).mappings().one()
         return RaterCount(own["answered"], max(0, waiting - own["seen"]) + own["held"])
+
+    def _expires(self) -> datetime:
+        """The end of a lease that begins now."""
+        return datetime.now(UTC) + timedelta(seconds=self.settings.lease_seconds)
 
     def progress(self) -> list[RoundProgress]:
         """The progress of each round that is offered, in order."""

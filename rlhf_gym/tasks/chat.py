@@ -91,14 +91,18 @@ def render_messages(messages: Messages, template: str = "transcript", *, add_gen
     return str(text)
 
 
+NOTHING = "(nothing)"
+"""An empty message, to be read."""
+
+
 def shown_turns(messages: Messages) -> str:
-    r"""Messages to be read, one a line: ``> `` stands before the user's, the role before those of others.
+    r"""Messages to be read, one a line: ``> `` stands before the user's, the role before those of others; empty ones say so.
 
     >>> shown_turns([{"role": "assistant", "content": "5"}, {"role": "user", "content": "lower"}])
     '5\n> lower'
     """
     marks = {"assistant": "", "user": "> "}
-    return "\n".join(f"{marks.get(m['role'], m['role'] + ': ')}{m['content'].strip()}" for m in messages)
+    return "\n".join(f"{marks.get(m['role'], m['role'] + ': ')}{m['content'].strip() or NOTHING}" for m in messages)
 
 
 @lru_cache(maxsize=16)

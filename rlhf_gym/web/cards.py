@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -31,7 +32,11 @@ _OF_TALKS = {
     "thumbs": "Is this conversation good?",
     "edit": "Correct this conversation, or accept it",
 }
+_ONE_RATING = "How good is this response?"
 _REPLY = "How good is the last answer, and what do you say next?"
+_LAST = "How good is the last answer? The conversation ends with it."
+_SPEAKERS = {"user": "you", "assistant": "model"}
+"""The roles, for somebody who is the user in the conversation."""
 _SIDES = {"user": "left-side", "assistant": "right-side"}
 
 
@@ -70,6 +75,7 @@ class Card:
     attributes: tuple[str, ...]
     scale_top: int
     raw: Markup
+    speaker: str
     reply: bool
     said: Markup
     scale: tuple[tuple[str, str, str, str], ...] = PAIR
@@ -86,13 +92,17 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
     markdown = settings.text == "markdown"
     texts = [query.responses[i] for i in order]
     earlier = assignment.earlier
-    replies, several = asks_for_reply(query), query.columns.get(SEVERAL_TURNS) is True
+    replies, talks, several = asks_for_reply(query), "reply" in query.columns, query.columns.get(SEVERAL_TURNS) is True
+    heading = (_OF_TALKS if several else _HEADINGS)[query.query_type]
+    if query.query_type == "rating" and len(texts) == 1 and not several:
+        heading = _REPLY if replies else _LAST if talks else _ONE_RATING
+    speakers = _SPEAKERS if talks else {}
     return Card(
         id=assignment.id,
         query_type=query.query_type,
         kind="practice" if assignment.kind == "practice" else "query",
-        heading=_REPLY if replies else (_OF_TALKS if several else _HEADINGS)[query.query_type],
-        turns=[_shown(turn) for turn in turns_of(query)],
+        heading=heading,
+        turns=[_shown(turn, speakers) for turn in turns_of(query)],
         responses=[
             ShownResponse(
                 letter(place),
@@ -108,6 +118,7 @@ def card_of(assignment: Assignment, settings: PageSettings) -> Card:
         attributes=settings.attributes,
         scale_top=settings.scale,
         raw=_raw(texts[0], earlier, "edited") if query.query_type == "edit" else Markup(""),
+        speaker=speakers.get("assistant", ""),
         reply=replies,
         said=_raw("", earlier, "reply"),
     )
@@ -148,5 +159,6 @@ def _raw(text: str, earlier: Judgement | None, detail: str) -> Markup:
     return escape(text.encode("utf-8", "replace").decode().replace("\x00", "\N{REPLACEMENT CHARACTER}"))
 
 
-def _shown(turn: Turn) -> ShownTurn:
-    return ShownTurn(coded(turn.role), _SIDES.get(turn.role, ""), plain_html(turn.text))
+def _shown(turn: Turn, speakers: Mapping[str, str]) -> ShownTurn:
+    role = speakers.get(turn.role, turn.role)
+    return ShownTurn(coded(role), _SIDES.get(turn.role, ""), _html(turn.text, markdown=False))

@@ -19,6 +19,11 @@ Where responses differ on several of these, weigh them as you would. Use *slight
 not tell, *both bad* when you would want neither. Skip what you cannot judge; flag what nobody should have to read.
 """
 
+WAITING = (
+    "Nothing to rate right now",
+    "All questions so far are answered. New ones appear here by themselves; you may also come back later.",
+)
+
 Text = Literal["markdown", "plain"]
 
 
@@ -32,10 +37,12 @@ class PageSettings:
         attributes: the attributes of each response that a rating query is about.
         scale: rating queries go from 1 to this.
         text: the format of responses shown: their Markdown rendered, or plain.
+        held: questions that a rater holds: the one on the screen, and those after it, so that the next is there at once.
+        waiting: a heading and a sentence for a rater for whom there is no question.
         url: the page's public address where a TLS proxy stands in front, e.g. ``https://rate.example.org``.
 
     Raises:
-        ConfigError: a scale or an address that cannot be.
+        ConfigError: a scale, a number or an address that cannot be.
     """
 
     title: str = "Which response is better?"
@@ -43,6 +50,8 @@ class PageSettings:
     attributes: tuple[str, ...] = ("overall",)
     scale: int = 7
     text: Text = "plain"
+    held: int = 2
+    waiting: tuple[str, str] = WAITING
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -50,6 +59,8 @@ class PageSettings:
             raise ConfigError(f"the scale of ratings must lie in 2..9 (one key each), got {self.scale}")
         if not self.attributes or len(set(self.attributes)) < len(self.attributes):
             raise ConfigError(f"ratings need at least one attribute, each once; got {list(self.attributes)}")
+        if self.held < 1:
+            raise ConfigError(f"a rater must hold at least 1 question, got {self.held}")
         if self.text not in ("markdown", "plain"):
             raise ConfigError(f"text must be markdown or plain, got {self.text!r}")
         if self.url and not self.url.startswith(("http://", "https://")):

@@ -29,8 +29,6 @@ from rlhf_gym.web.replies import (
 from rlhf_gym.web.requests import checked, form_of, signed_in, wants_json
 from rlhf_gym.web.study import Study
 
-AHEAD = 2
-"""Cards a rater holds: the one on the screen and the one after it, so that the next is there at once."""
 ANSWER = dict.fromkeys(("query_type", "answer", "reason", "edited", "reply", "seconds", "shown", "have"), TEXT)
 """The fields of an answer; a ranking has ``place-0``, ... as well, a rating ``rate-0-overall``, ..."""
 
@@ -51,7 +49,7 @@ def rating_routes(study: Study) -> APIRouter:
     async def whole_text(request: Request, assignment: str, slot: int) -> str:
         def work() -> str:
             person, _ = signed_in(study, request)
-            for found in study.queue.next(person.name, count=AHEAD):
+            for found in study.queue.next(person.name, count=study.settings.held):
                 if found.id == assignment and 0 <= slot < len(found.order_shown):
                     return coded(found.query.responses[found.order_shown[slot]])
             raise HTTPException(404, "this question is not open any more")
@@ -68,7 +66,7 @@ def rating_routes(study: Study) -> APIRouter:
         def work() -> Response:
             person, session = _rater(study, request, fields)
             said = answer_of(fields, study.settings.attributes, study.settings.scale)
-            ahead = AHEAD if wants_json(request) and not person.paused else 0
+            ahead = study.settings.held if wants_json(request) and not person.paused else 0
             receipt, following = study.queue.exchange(
                 assignment, person.name, said, seconds=seconds_of(fields), count=ahead
             )
@@ -98,7 +96,7 @@ def rating_routes(study: Study) -> APIRouter:
 
         def work() -> Response:
             person, session = _rater(study, request, fields)
-            assignments = [] if person.paused else study.queue.next(person.name, count=AHEAD)
+            assignments = [] if person.paused else study.queue.next(person.name, count=study.settings.held)
             cards = _cards(study, person, session, fields, assignments)
             return JSONResponse({**_ahead(study, person, cards), "held": list(cards)})
 

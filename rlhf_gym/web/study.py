@@ -37,10 +37,6 @@ WORKERS = 16
 """Threads that may write: the store has one writer at a time."""
 PATIENCE = 10.0
 """Seconds to wait for a store that is locked; then a rater is told, and the page's script tries again."""
-WAITING = (
-    "Nothing to rate right now",
-    "All questions so far are answered. New ones appear here by themselves; you may also come back later.",
-)
 
 
 @dataclass(frozen=True)
@@ -192,8 +188,8 @@ class Study:
             person: the person who sees the page.
             session: the session's token.
         """
-        heading, words = WAITING
-        cards = list(self.cards(person.name, session, self.queue.next(person.name, count=2)).values())
+        heading, words = self.settings.waiting
+        cards = list(self.cards(person.name, session, self.queue.next(person.name, count=self.settings.held)).values())
         return self.page(
             "rate.html.j2", person=person, csrf=csrf_token(session), cards=cards, guidelines=self.guidelines(),
             waiting=Markup(self.page("waiting.html.j2", heading=heading, words=words)), **self.progress(person),

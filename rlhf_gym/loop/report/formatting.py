@@ -46,6 +46,19 @@ def visible(text: object, limit: int = 4000) -> Markup:
     return Markup("".join(parts))
 
 
+def turns(text: object) -> Markup:
+    """Write a conversation as safe HTML, a line a turn; those of the environment, with ``> `` before them, are set back.
+
+    Args:
+        text: as :func:`~rlhf_gym.tasks.chat.shown_turns` writes it.
+    """
+    lines = str(text).split("\n")
+    sides = ("theirs" if line.startswith("> ") else "ours" for line in lines)
+    return Markup("").join(
+        Markup('<div class="{}">{}</div>').format(side, visible(line)) for side, line in zip(sides, lines, strict=True)
+    )
+
+
 def number(value: float | None, decimals: int | None = None) -> str:
     """Write a number with a true minus sign and about three significant digits; `MISSING` for None, NaN and infinity.
 

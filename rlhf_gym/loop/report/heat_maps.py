@@ -26,11 +26,12 @@ SHADES = 3  # on either side of 0
 
 @dataclass(frozen=True)
 class Cell:
-    """A token in a heat map: its text, its value, its shade from -3 (low) to 3 (high)."""
+    """A token in a heat map: its text, its value, its shade from -3 (low) to 3 (high); and if a further turn begins there."""
 
     token: str
     value: float | None
     shade: int
+    begins: bool
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,14 @@ class Strip:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One response: its facts, and a strip for each quantity that its agent has."""
+    """One response: its facts, and a strip for each quantity that its agent has; of several turns also the conversation."""
 
     why: str
     prompt: str
     score: float | None
     kl: float | None
     strips: list[Strip]
+    talk: str
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,16 @@ def heat_maps(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Iteratio
 
 def _map(trace: Mapping[str, Any], tops: Mapping[str, float]) -> HeatMap:
     tokens = [str(token) for token in trace.get("tokens") or []]
+    lengths = [int(length) for length in trace.get("turns") or []]
+    begin = {sum(lengths[:i]) for i in range(1, len(lengths))}
     strips = []
     for key, name, words in QUANTITIES:
         values = _numbers(trace, key)
         if len(values) == len(tokens) and tokens:
-            cells = [Cell(token, v, _shade(v, tops[key])) for token, v in zip(tokens, values, strict=True)]
+            cells = [
+                Cell(token, v, _shade(v, tops[key]), i in begin)
+                for i, (token, v) in enumerate(zip(tokens, values, strict=True))
+            ]
             strips.append(Strip(name, words, cells))
     return HeatMap(
         str(trace.get("why", "")),
@@ -88,6 +95,7 @@ def _map(trace: Mapping[str, Any], tops: Mapping[str, float]) -> HeatMap:
         finite(trace.get("score")),
         finite(trace.get("kl")),
         strips,
+        str(trace.get("response", "")) if lengths else "",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rlhf_gym.loop.report.formatting import number, percent, plain, signed, visible
+from rlhf_gym.loop.report.formatting import number, percent, plain, signed, turns, visible
 
 HERE = "rlhf_gym.loop.report"
 
@@ -37,6 +37,7 @@ def page(template: str, *, package: str = HERE, more_style: str = "", live: bool
     )
     environment.filters |= {
         "visible": visible,
+        "turns": turns,
         "plain": plain,
         "number": number,
         "percent": percent,

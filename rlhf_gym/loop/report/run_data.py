@@ -203,6 +203,11 @@ class RunData:
         return finite(self.evaluation.get(key))
 
     @property
+    def talks(self) -> bool:
+        """True where responses are conversations."""
+        return "turns_before" in self.evaluation
+
+    @property
     def pairs(self) -> list[Mapping[str, Any]]:
         """The evaluation's prompts with their responses before and after."""
         found = self.evaluation.get("pairs")

@@ -18,7 +18,7 @@ class PerToken:
     The head is read after the prompt and after every token, ``v_0 ... v_T``, in one pass. Token ``t`` is paid
     ``v_t - v_{t-1}``, which is shaping by the potential ``v`` (Ng et al. 1999, with a discount of 1); the last one is also paid
     ``v_0``, so that a response's payments add up to its score. A response that the length limit cut has EOS added, whose change
-    is the last token's.
+    is the last token's. A conversation's payments add up to the score behind its last turn.
 
     The head was fitted to whole responses; its values inside a response are as good as it generalises.
 
@@ -47,8 +47,18 @@ class PerToken:
         responses: list[str],
         response_ids: Sequence[Sequence[int]] | None = None,
         messages: Sequence[Any] | None = None,
+        conversation: Sequence[int] | None = None,
     ) -> list[list[float]]:
-        """Values of each token; without ids, of the tokens that the reward model's tokenizer makes of the response."""
+        """Values of each token; without ids, of the tokens that the reward model's tokenizer makes of the response.
+
+        Args:
+            prompts: ``n`` prompts.
+            responses: ``n`` responses.
+            response_ids: their token ids.
+            messages: prompts that are conversations.
+            conversation: for turns of conversations in their order, the number of the conversation that each is of. What the
+                other side's words change in the score is then paid at the end of the turn before them.
+        """
         tokenizer = self.model.language_model.tokenizer
         if response_ids is None:
             response_ids = [encode_response(tokenizer, response) or [tokenizer.eos_id] for response in responses]
@@ -57,10 +67,16 @@ class PerToken:
         heads = [self._head(prompt, len(ids)) for prompt, ids in zip(asked, response_ids, strict=True)]
         whole = [[*head, *ids, *self._closing(ids)] for head, ids in zip(heads, response_ids, strict=True)]
         every = self.model.prefix_scores(whole)
-        return [
+        paid = [
             self._paid(values[len(head) - 1 :], len(ids))
             for head, ids, values in zip(heads, response_ids, every, strict=True)
         ]
+        for row in range(1, len(paid)):
+            if conversation is not None and conversation[row] == conversation[row - 1]:
+                begun = every[row][len(heads[row]) - 1]
+                paid[row][-1] -= begun
+                paid[row - 1][-1] += begun - every[row - 1][-1]  # so all add up to the score behind the last turn
+        return paid
 
     def _head(self, prompt: list[int], length: int) -> list[int]:
         """A prompt's ids, at least one; where prompt, response and EOS exceed the context, it loses its beginning."""

@@ -13,7 +13,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.objects import load_object
 from rlhf_gym.rewards.base import reward_name
 from rlhf_gym.rewards.calling import call, call_form
-from rlhf_gym.rewards.token_values import checked_tokens
+from rlhf_gym.rewards.token_values import CONVERSATION, Tokens, checked_tokens
 
 SENTENCE = "sentence"
 Whole = Literal["sum", "mean", "last", "minimum"]
@@ -88,6 +88,7 @@ class Steps:
         responses: list[str],
         response_ids: Sequence[Sequence[int]] | None = None,
         token_ends: Sequence[Sequence[int]] | None = None,
+        conversation: Sequence[int] | None = None,
         **columns: Sequence[Any],
     ) -> list[NDArray[np.float64]]:
         """Values of each token; without ``response_ids``, of each step.
@@ -98,14 +99,18 @@ class Steps:
             response_ids: their token ids.
             token_ends: for each token, the characters of the response that are complete with it; without them, all is paid
                 with the last token.
+            conversation: for turns of conversations, the number of the conversation that each is of; ``whole`` is then of all
+                its steps.
             columns: further columns, for the function.
         """
         found = [find_steps(response, self.split) for response in responses]
         steps = [[text for text, _, _ in row] for row in found]
-        result = call(self.function, self._form, prompts, responses, {**columns, "steps": steps}, self.name)
-        paid = [self._paid(v) for v in checked_tokens(result, self.name, prompts, responses, steps, unit="step")]
+        given = {**columns, **({} if conversation is None else {CONVERSATION: conversation}), "steps": steps}
+        result = call(self.function, self._form, prompts, responses, given, self.name)
+        values = checked_tokens(result, self.name, prompts, responses, steps, unit="step")
+        paid = self._paid_together(values, range(len(responses)) if conversation is None else conversation)
         if response_ids is None:
-            return paid
+            return list(paid)
         out = []
         for i, ids in enumerate(response_ids):
             row = np.zeros(len(ids))
@@ -114,6 +119,19 @@ class Steps:
                 row[next((t for t, so_far in enumerate(covered) if so_far >= end), -1)] += value
             out.append(row)
         return out
+
+    def _paid_together(self, values: Tokens, conversation: Sequence[int]) -> Tokens:
+        """What the steps of each row are paid, where rows of one conversation are worth something together."""
+        rows_of: dict[int, list[int]] = {}
+        for row, number in enumerate(conversation):
+            rows_of.setdefault(number, []).append(row)
+        out = list(values)
+        for rows in rows_of.values():
+            borders = np.cumsum([len(values[row]) for row in rows])[:-1]
+            together = self._paid(np.concatenate([values[row] for row in rows]))
+            for row, part in zip(rows, np.split(together, borders), strict=True):
+                out[row] = part
+        return tuple(out)
 
     def _paid(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.whole == "sum" or not len(values):
