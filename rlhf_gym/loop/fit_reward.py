@@ -40,10 +40,32 @@ class FittedReward:
     """
 
     result: FitResult
+    config: FitConfig
     evaluation: RewardEvaluation
     folder: Path
     curve: LabelCurve | None = None
     remarks: str = ""
+
+    @property
+    def doubt(self) -> str:
+        """That the fit may have learned nothing, with the likely cures; empty where the held-out judgements say that it did."""
+        config, held, low = self.config, self.evaluation, self.evaluation.interval[0]
+        if config.loss in RATING_LOSSES:
+            if held.ratings is None or not held.ratings.low <= 0:  # NaN of too few to say
+                return ""
+            said = f"the correlation with held-out ratings ({held.ratings.correlation:+.2f}) may be 0"
+        elif low > 0.5:
+            return ""
+        else:
+            said = f"the accuracy on held-out comparisons ({held.fit.accuracy:.1%}) may be that of a coin"
+        cures = ["more judgements, or such as agree with one another"]
+        if config.trunk_layers != 0:
+            epochs = len(self.result.epochs)
+            cures = [
+                "a frozen trunk (--set trunk_layers=0)", f"more epochs than {epochs} (--set epochs={10 * epochs})",
+                f"a higher rate (--set learning_rate={3 * config.learning_rate:g})", *cures,
+            ]  # fmt: skip
+        return f"this fit may have learned nothing: {said}. What may help: {', '.join(cures)}"
 
 
 def fit_reward(
@@ -136,4 +158,4 @@ def fit_reward(
     reward_model.save(out)
     written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}
     write_json(out / FIT_FILE, written | ({} if by_labels is None else {"label_curve": by_labels.as_dict()}))
-    return FittedReward(result, evaluation, out, by_labels, remarks)
+    return FittedReward(result, config, evaluation, out, by_labels, remarks)

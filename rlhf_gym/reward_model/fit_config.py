@@ -108,8 +108,8 @@ class FitConfig:
     )
     pooling: Pooling | None = setting(  # noqa: RUF009 - it is a field
         None,
-        "the states that the head reads: last, that of the last token (EOS), or the mean over the response or over all "
-        "tokens (mean); null takes last, and response with a frozen trunk",
+        "the states that the head reads: last, that of the last token (EOS), the mean over the response or over all tokens "
+        "(mean), or both, the last and the response's; null takes last, and response with a frozen trunk",
     )
     precision: Precision = setting(  # noqa: RUF009 - it is a field
         "auto",
