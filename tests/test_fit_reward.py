@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.cli.main import main
@@ -18,6 +19,7 @@ from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.exchange.formats import to_records
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
@@ -421,6 +423,25 @@ def test_ratings_alone_are_fitted_and_judged(
         ["fit-reward", write(tmp_path / "one.jsonl", [{**row, "stars": 3} for row in rows]), "--out", rm, *arguments]
     )
     assert "one class says nothing" in capsys.readouterr().err
+
+
+def test_a_small_trunk_is_trained_or_stays_frozen_whichever_held_out_judgements_say(
+    fitted: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rm"
+    assert main(["fit-reward", fitted[1], "--out", str(out), "--set", "learning_rate=0.01"]) == 0
+    printed, said = capsys.readouterr()
+    losses = json.loads((out / "fit.json").read_text())["held_out_loss"]
+    assert set(losses) == {"of the whole trunk", "with a frozen trunk"}
+    best = min(losses, key=lambda way: float(losses[way]))
+    assert f"kept the fit {best}" in printed + said
+    found = json.loads((out / "fit.json").read_text())["fit"]
+    assert found["epochs"][found["best_epoch"] - 1]["validation_loss"] == losses[best]
+    reward = RewardModel.load(out)
+    assert reward.readout.pooling == ("both" if best == "with a frozen trunk" else "last")
+    reader = LanguageModel.load("embedded")
+    same = all(map(torch.equal, reward.language_model.trunk.parameters(), reader.trunk.parameters()))
+    assert same is (best == "with a frozen trunk")
 
 
 @pytest.mark.parametrize("loss", ["regression", "ordinal", "bradley_terry"])
