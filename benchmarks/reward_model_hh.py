@@ -41,33 +41,39 @@ def main() -> None:
     given = [parse_override(f"reward_model.{text}") for text in options.overrides]
     settings = build(merge(*given)).reward_model.settings
     preferences = read_data(options.data).preferences()
-    config = FitConfig(**settings).decided(LanguageModel.load(options.model))
+    ways = FitConfig(**settings).ways(LanguageModel.load(options.model))
 
-    def fresh() -> RewardModel:
+    def fresh(config: FitConfig) -> RewardModel:
         language_model = LanguageModel.load(options.model)
         return RewardModel(language_model, readout=config.readout(language_model))
 
-    model, features = fresh(), None
-    if config.trunk_layers == 0:
-        features = Features(model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
+    frozen = None
+    if ways[-1].trunk_layers == 0:
+        features = Features(fresh(ways[-1]), precision=ways[-1].precision, tokens_per_batch=ways[-1].tokens_per_batch)
         began = time.perf_counter()
         texts = texts_of(preferences)
         features.rows(texts, lambda done, total: print(f"\rfeatures {done} of {total}", end="", flush=True))
         seconds, cut = time.perf_counter() - began, features.n_cut(texts)
         print(f"\rfeatures of {len(texts)} texts in {seconds:.0f} s ({cut} exceed the context)")
+        frozen = features
     rows = []
     for split in range(options.splits):
         rest, test = split_by_prompt(preferences, TEST_SHARE, 1000 + split)
         began = time.perf_counter()
-        model = model if features is not None else fresh()
-        result = fit(model, rest, replace(config, seed=split), features=features)
+        tried = []
+        for config in ways:  # as `fit-reward` does, held-out training dialogues choose among them
+            read = frozen if config.trunk_layers == 0 else None
+            model = fresh(config) if read is None else read.model
+            result = fit(model, rest, replace(config, seed=split), features=read)
+            tried.append((result.epochs[result.best_epoch - 1]["validation_loss"], model, read, result))
+        _, model, read, result = min(tried, key=lambda one: one[0])
         texts = texts_of(test)
-        scores = dict(zip(texts, raw_scores(model, texts, features).tolist(), strict=True))
+        scores = dict(zip(texts, raw_scores(model, texts, read).tolist(), strict=True))
         found = judge(test, scores, calibrated=True)
         rows.append((found.fit.accuracy, found.fit.loss, found.fit.ece, found.fit.ece_floor, found.shorter_wins))
         print(
             f"split {split}: accuracy {found.fit.accuracy:.1%} on {found.fit.n_validation}, epoch {result.best_epoch} of "
-            f"{len(result.epochs)}, {time.perf_counter() - began:.0f} s",
+            f"{len(result.epochs)}{', frozen trunk' * (read is not None)}, {time.perf_counter() - began:.0f} s",
             flush=True,
         )
     mean, spread = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1 if len(rows) > 1 else 0)

@@ -13,6 +13,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ JSON_COLUMNS = b"rlhf_gym.json_columns"
 FILLED_COLUMNS = b"rlhf_gym.filled_columns"
 
 _CHUNK = 1 << 20  # characters of a JSON list that are read at once
+_GZIP = b"\x1f\x8b"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Stands for a carriage return inside a CSV line, which Python's reader refuses; no UTF-8 text can hold it.
 _RETURN = "\ud800"
@@ -83,7 +85,10 @@ def table_format(path: Path) -> str:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    """The file's bytes. Its first ones tell if it is gzip: a browser unpacks what is still called ``.gz``, and the reverse."""
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -91,7 +96,7 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with _open(path) as file:
             for number, raw in enumerate(file, start=1):
-                if number == 1 and raw.startswith(_UTF_16):
+                if number == 1 and (raw.startswith(_UTF_16) or b"\0" in raw[:2]):
                     raise TaskError(f"{path} is UTF-16 text; save it as UTF-8")
                 try:
                     yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -114,7 +119,8 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield _object(json.loads(line), f"{path}, line {number}")
             except json.JSONDecodeError as error:
-                raise TaskError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
+                problem = error.msg.removesuffix(" at")  # "Unterminated string starting at"
+                raise TaskError(f"{path}, line {number}: not JSON ({problem} at column {error.colno})") from error
             except RecursionError:
                 raise TaskError(f"{path}, line {number}: JSON nested too deeply") from None
 
@@ -173,7 +179,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
                 at = error.pos - start
                 if more(max(_CHUNK, 2 * (len(text) - start))):  # it may only be cut
                     continue
-                raise refuse(error.msg, at) from error
+                raise refuse(error.msg.removesuffix(" at"), at) from error
             except RecursionError:
                 raise TaskError(f"{path}, item {item + 1}: JSON nested too deeply") from None
             item, after = item + 1, True
@@ -188,13 +194,17 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     # Strict: a quote that nothing closes would swallow the rows that follow.
-    reader = csv.DictReader(map(_hide_returns, _lines(path)), delimiter=delimiter, strict=True)
+    lines = _lines(path)
+    header = next(lines, "")
+    if delimiter not in header and ";" in header:  # as Excel saves a table where a comma is the decimal point
+        delimiter = ";"
+    reader = csv.DictReader(map(_hide_returns, chain([header], lines)), delimiter=delimiter, strict=True)
     begins = 1
     try:
-        header = reader.fieldnames or ()
-        if any(_RETURN in name for name in header):
+        names = reader.fieldnames or ()
+        if any(_RETURN in name for name in names):
             raise TaskError(f"{path}: its lines end with carriage returns alone; save it with newlines")
-        twice = next((name for name, count in Counter(header).items() if name and count > 1), None)
+        twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
         if twice is not None:
             raise TaskError(f"{path}, line 1: two columns are called {twice!r}; give each a name of its own")
         begins = reader.line_num + 1
@@ -202,8 +212,8 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
             extra = row.pop(None, [])
             if any(extra):  # a comma at the end of a line is only one empty field more
                 raise TaskError(
-                    f"{path}, line {reader.line_num}: {len(header) + len(extra)} fields, expected the "
-                    f"{len(header)} of the header; quote a field that holds a comma"
+                    f"{path}, line {reader.line_num}: {len(names) + len(extra)} fields, expected the "
+                    f"{len(names)} of the header; quote a field that holds a comma"
                 )
             begins = reader.line_num + 1
             yield {name: value and value.replace(_RETURN, "\r") for name, value in row.items()}

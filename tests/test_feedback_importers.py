@@ -40,6 +40,7 @@ def edges(found: Imported) -> list[Edge]:
 WON = [("P", "good", "bad", False)]
 TALK = [{"role": "system", "content": "S"}, *said((U, "P"), (A, "ok"), (U, "Q"))]
 TALK_TEXT = "\n\nSystem: S\n\nHuman: P\n\nAssistant: ok\n\nHuman: Q\n\nAssistant:"
+TRANSCRIPT = "\n\nHuman: P\n\nAssistant: ok\n\nHuman: Q\n\nAssistant:"
 SHAREGPT = [{"from": "human", "value": "P"}, {"from": "gpt", "value": "ok"}, {"from": "human", "value": "Q"}]
 NODE = {"role": "prompter", "lang": "en", "deleted": False}
 TREE = {
@@ -177,8 +178,8 @@ CASES: list[tuple[str, list[Row], list[Edge], dict[str, int]]] = [
         [{"prompt": "\n\nHuman: P\n\nAssistant: ", "turns": 1, "num_responses": 3, "source": ["x"], "good_natured": True,
           "answers": [{"answer": "bad", "model": "m", "rank": 2.0}, {"answer": "good", "model": "n", "rank": 1.0},
                       {"answer": "poor", "model": "o", "rank": 2.0}]}],
-        [("\n\nHuman: P\n\nAssistant: ", "good", r, False) for r in ("bad", "poor")]
-        + [("\n\nHuman: P\n\nAssistant: ", "bad", "poor", True)],
+        [("\n\nHuman: P\n\nAssistant:", "good", r, False) for r in ("bad", "poor")]
+        + [("\n\nHuman: P\n\nAssistant:", "bad", "poor", True)],
         {},
     ),
     (
@@ -276,6 +277,56 @@ CASES: list[tuple[str, list[Row], list[Edge], dict[str, int]]] = [
         [{"prompt": "P", "response1": "bad", "response2": "good", "preference": w} for w in (2, "2", 0, "response2")],
         [*WON * 2, ("P", "bad", "good", True), *WON], {},
     ),
+    (
+        "pairs",
+        [{"instruction": "P", "input": "Q", "Response A": "bad", "Response B": "good", "Winner": w}
+         for w in ("Response B", "both bad", "both good")],
+        [("P\n\nQ", "good", "bad", False), *[("P\n\nQ", "bad", "good", True)] * 2], {},
+    ),
+    (  # DPO files of Orca's questions: the prompt has another name, and a system prompt stands beside it
+        "trl-explicit",
+        [{"system": "", "question": "P", "chosen": "good", "rejected": "bad"},
+         {"system": "S", "input": "Q", "chosen": "It is good", "rejected": "It is bad"}],
+        [*WON, ("\n\nSystem: S\n\nHuman: Q\n\nAssistant:", "It is good", "It is bad", False)], {},
+    ),
+    (
+        "hh",
+        [{side: f"{TRANSCRIPT} {text}" for side, text in (("chosen", "good"), ("rejected", "bad"))}],
+        [(TRANSCRIPT, " good", " bad", False)], {},
+    ),
+    (
+        "nectar",
+        [{"prompt": f"{TRANSCRIPT} ", "answers": [{"answer": "good", "rank": 1.0}, {"answer": "bad", "rank": 2.0}]}],
+        [(TRANSCRIPT, "good", "bad", False)], {},
+    ),
+    (
+        "helpsteer-preference",
+        [{"prompt": "P\n<extra_id_1>Assistant\nok\n<extra_id_1>User\nQ", "response_1": "good", "response_2": "bad",
+          "preference_strength": -1}],
+        [(TRANSCRIPT, "good", "bad", False)], {},
+    ),
+    (
+        "argilla",  # a chat field
+        [{"fields": {"chat": said((U, "P"), (A, "ok"), (U, "Q")), "response_1": "good", "response_2": "bad"},
+          "responses": {"which": [{"value": "response_1", "user_id": "u", "status": "submitted"}]}}],
+        [(TRANSCRIPT, "good", "bad", False)], {},
+    ),
+    (
+        "helpsteer",  # the file of single people's ratings, as lists
+        [{"prompt": "P", "response": "good", "helpfulness": [4, 3], "correctness": [4, 4], "coherence": [4, 4]}],
+        [], {"prompts without a rating that is a number": 1},
+    ),
+    (
+        "chatbot-arena",
+        [{**KAGGLE, "response_a": spelling, "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}
+         for spelling in ("[]", "[null]")],
+        [], {"conversations without a turn": 1, "rows in which a turn is no text but null": 1},
+    ),
+    (
+        "prodigy",
+        [{"html": "P", "options": [{"id": 1, "html": "bad"}, {"id": 2, "html": "good"}], "accept": [2], "answer": "accept"}],
+        WON, {},
+    ),
 ]  # fmt: skip
 
 
@@ -309,6 +360,8 @@ def test_what_a_row_says_beside_its_choice_is_kept() -> None:
     assert (bench.responses, bench.model_versions) == (("bad", "good"), ("n", "m"))
     prodigy = read(19).judgements
     assert (prodigy[0].rater, prodigy[0].created_at.year, prodigy[1].skipped) == ("ann", 2023, True)
+    for name, row in ((case[0], case[1]) for case in CASES[-9:] if case[2] and case[2][0][0] == TRANSCRIPT):
+        assert from_records(row, name).queries[0].columns["messages"] == said((U, "P"), (A, "ok"), (U, "Q"))
     ranked = from_records([TREE], AUTO).queries[1]
     assert ranked.columns["messages"] == said((U, "P"), (A, "good"), (U, "Q"))
 
@@ -322,6 +375,39 @@ def test_a_side_column_of_messages_is_not_taken_for_the_prompt(talk: Any) -> Non
     (odd, _), (whole, _) = rows
     assert (odd.columns, whole.columns) == ({"source": "s"}, {"source": "s", "messages": said((U, "P"))})
     assert rows.noted.counts == {"side columns 'messages' left out, which are not the prompt's chat messages": 1}
+
+
+def test_tables_of_trees_and_tasks_are_read_as_their_json_is(tmp_path: Path) -> None:
+    """Tables spell flags, ranks and answers as text; Excel separates by semicolons where a comma is the decimal point."""
+    rows = [{k: "" if v is None else v for k, v in row.items()} for row in flat(TREE["prompt"])]  # type: ignore[arg-type]
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = import_feedback(write(tmp_path / "t.csv", [{name: row.get(name, "") for name in names} for row in rows]))
+    assert (found.format, edges(found)) == ("oasst", TREE_EDGES)
+    task: Row = {
+        "prompt": "P",
+        "answer1": "good",
+        "answer2": "bad",
+        "annotator": 1,
+        "annotation_id": 9,
+        "lead_time": 2.5,
+    }
+    tasks = [{**task, "comparison": spelling} for spelling in ("left", '[{"selected": "left"}]')]
+    found = import_feedback(write(tmp_path / "t.csv", tasks))
+    assert (found.format, edges(found), found.judgements[0].seconds) == ("label-studio", WON * 2, 2.5)
+    (tmp_path / "t.csv").write_text("prompt;chosen;rejected\nP;good;bad\n")
+    assert edges(import_feedback(tmp_path / "t.csv")) == WON
+
+
+def test_turns_that_do_not_alternate_are_no_messages() -> None:
+    for prompt in ("\n\nHuman: P\n\nHuman: Q\n\nAssistant:", "P\n\nAssistant:", "\n\nAssistant: ok\n\nAssistant:"):
+        [query] = from_records([{"prompt": prompt, "chosen": "good", "rejected": "bad"}], AUTO).queries
+        assert (query.prompt, query.columns) == (prompt, {})
+
+
+def test_a_prompt_that_is_only_implied_is_said() -> None:
+    rows = Rows([{"chosen": "P good", "rejected": "P bad", "trajectory": "T"}])
+    assert [query.prompt for query, _ in rows] == ["P"]
+    assert rows.noted.counts == {"pairs whose prompt is what both texts begin with": 1}
 
 
 def test_times_out_of_range_and_circles_of_replies_are_counted() -> None:

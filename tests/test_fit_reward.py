@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym.cli.main import main
@@ -18,6 +19,7 @@ from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.feedback.exchange.files import export_feedback
 from rlhf_gym.feedback.exchange.formats import to_records
 from rlhf_gym.feedback.preferences import Preference
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
@@ -377,7 +379,7 @@ def test_one_class_and_pairs_without_a_prompt_are_said(tmp_path: Path) -> None:
     rows[0]["label"] = False
     with pytest.raises(FeedbackError, match=r"Its 4 ratings or labels are of single responses .*--loss kto"):
         read_data(write(tmp_path / "two.jsonl", rows)).preferences()
-    sides = [{"question": "Why?", "chosen": f"good {i}", "rejected": "bad"} for i in range(3)]
+    sides = [{"asked": "Why?", "chosen": f"good {i}", "rejected": "bad"} for i in range(3)]
     data = read_data(write(tmp_path / "orca.jsonl", [*sides]))
     data.preferences()
     assert "3 comparisons without a prompt (where a column of a file holds it: --columns prompt=NAME)" in data.remarks()
@@ -399,8 +401,9 @@ def test_ratings_alone_are_fitted_and_judged(
     )
     rm, arguments = str(tmp_path / "rm"), [*columns.split(), *SETTINGS, "--set", f"loss={loss}"]
     assert main(["fit-reward", data, "--out", rm, *arguments]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert f"fitted on {24 * responses} ratings" in out
+    assert "may have learned nothing" not in err
     assert ("accuracy" in out) is (responses > 1)
     found = json.loads((tmp_path / "rm" / "fit.json").read_text())["held_out"]["ratings"]
     assert found["n"] == 6 * responses
@@ -420,6 +423,43 @@ def test_ratings_alone_are_fitted_and_judged(
         ["fit-reward", write(tmp_path / "one.jsonl", [{**row, "stars": 3} for row in rows]), "--out", rm, *arguments]
     )
     assert "one class says nothing" in capsys.readouterr().err
+
+
+def test_a_small_trunk_is_trained_or_stays_frozen_whichever_held_out_judgements_say(
+    fitted: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rm"
+    assert main(["fit-reward", fitted[1], "--out", str(out), "--set", "learning_rate=0.01"]) == 0
+    printed, said = capsys.readouterr()
+    losses = json.loads((out / "fit.json").read_text())["held_out_loss"]
+    assert set(losses) == {"of the whole trunk", "with a frozen trunk"}
+    best = min(losses, key=lambda way: float(losses[way]))
+    assert f"kept the fit {best}" in printed + said
+    found = json.loads((out / "fit.json").read_text())["fit"]
+    assert found["epochs"][found["best_epoch"] - 1]["validation_loss"] == losses[best]
+    reward = RewardModel.load(out)
+    assert reward.readout.pooling == ("both" if best == "with a frozen trunk" else "last")
+    reader = LanguageModel.load("embedded")
+    same = all(map(torch.equal, reward.language_model.trunk.parameters(), reader.trunk.parameters()))
+    assert same is (best == "with a frozen trunk")
+
+
+@pytest.mark.parametrize("loss", ["regression", "ordinal", "bradley_terry"])
+def test_a_fit_that_may_have_learned_nothing_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str
+) -> None:
+    rng = np.random.default_rng(1)
+    rows: list[dict[str, object]] = [
+        {"prompt": f"film {i} was", "response": text, "rating": int(stars)}
+        for i in range(40)
+        for text, stars in zip((" good", " bad"), rng.permutation(2) + 1, strict=True)
+    ]
+    data, trunk = write(tmp_path / "r.jsonl", rows), ["--set", "layers=1", "--set", "trunk_layers=1"]
+    assert main(["fit-reward", data, "--out", str(tmp_path / "rm"), *trunk, "--set", f"loss={loss}", "--quiet"]) == 0
+    said = capsys.readouterr().err
+    what = "accuracy on held-out comparisons" if loss == "bradley_terry" else "correlation with held-out ratings"
+    assert f"may have learned nothing: the {what} (" in said
+    assert "--set epochs=10), a higher rate (--set learning_rate=0.003)" in said
 
 
 def test_a_response_is_rated_several_times_and_by_several_raters(tmp_path: Path) -> None:

@@ -266,6 +266,13 @@ def test_reads_earlier_layers_and_means(kind, tmp_path):
     answered = RewardModel(tiny_language_model(kind, hidden=16, layers=3), readout=Readout(pooling="response"))
     states = answered.language_model.hidden(torch.tensor([answered.encode("abc", "de")]))[0]
     assert answered.raw(["abc"], ["de"])[0] == pytest.approx(answered.head(states[3:].mean(dim=0)).item(), abs=1e-5)
+    both = RewardModel(answered.language_model, readout=Readout(pooling="both"))
+    assert both.head.in_features == 32
+    expected = torch.cat([states[-1], states[3:].mean(dim=0)])
+    mates = both.raw(["abc", "a"], ["de", "defghi"])  # a longer one beside it pads it
+    assert mates[0] == pytest.approx(both.head(expected).item(), abs=1e-5)
+    both.save(tmp_path / "both")
+    assert load(tmp_path / "both").raw(["abc"], ["de"]) == pytest.approx(mates[:1], abs=1e-5)
     assert answered.encode("abc" * 20, "de" * 40).num_response == 64  # a response longer than the context fills it
     with pytest.raises(ModelError, match="no score before one begins"):
         answered.prefix_scores(rows)

@@ -30,6 +30,8 @@ def test_separators_inside_a_text_do_not_end_its_row(tmp_path: Path, suffix: str
         raw = ("\ufeff" + "\n".join(lines[suffix])).encode()
         file.write_bytes(gzip.compress(raw) if zipped else raw)
         assert list(rows_from_file(file)) == [{"prompt": TEXT}, {"prompt": "second"}]
+        file.write_bytes(raw if zipped else gzip.compress(raw))  # a browser unpacks a file and keeps its name
+        assert list(rows_from_file(file)) == [{"prompt": TEXT}, {"prompt": "second"}]
 
 
 def test_a_json_file_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +72,11 @@ def test_quoted_fields_and_windows_line_ends_in_csv(tmp_path: Path) -> None:
         ("rows.json", '[\n {"prompt": "a"},\n {"prompt" "b"}\n]', "line 3: not JSON .*at column 12"),
         ("rows.jsonl", '{"prompt": "a"}\n{"prompt"}\n', "line 2: not JSON"),
         ("rows.json", '[{"prompt": "a"}, 3]', "item 2: expected an object, got int"),
+        (
+            "rows.jsonl",
+            '{"prompt": "a"}\n{"prompt": "b',
+            r"line 2: not JSON \(Unterminated string starting at column 12\)",
+        ),
         ("rows.jsonl", '{"prompt": "a"}\n3\n', "line 2: expected an object, got int"),
         ("rows.csv", "prompt,label\na,b\na, well,b\n", "line 3: 3 fields, expected the 2 of the header; quote"),
         ("rows.csv", f"prompt\n{'a' * 200_000}\n", "line 2: field larger than field limit .*as .jsonl instead"),
@@ -97,7 +104,9 @@ def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.txt", "rows.json"])
-@pytest.mark.parametrize(("encoding", "said"), [("latin-1", "not UTF-8 text .* of line 1"), ("utf-16", "UTF-16")])
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("latin-1", "not UTF-8 text .* of line 1"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")]
+)
 def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, said: str) -> None:
     (tmp_path / name).write_bytes('{"prompt": "caf\xe9 x"}'.encode(encoding))
     with pytest.raises(TaskError, match=said):

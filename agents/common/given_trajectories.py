@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ TrajectoryRow: TypeAlias = tuple[str | Messages, str, float | Sequence[float]]
 """A prompt, a response, and its reward: of the whole response, or one number for each of its tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EncodedTrajectory:
     """A response that was rewarded, ready to be learned from.
 
@@ -30,12 +31,12 @@ class EncodedTrajectory:
     """
 
     pair: EncodedPair
-    rewards: list[float]
+    rewards: array[float]
 
     def episode(self, limits: Limits) -> Episode:
         """The trajectory as an episode; ``limits`` say which ids end it."""
         episode = self.pair.episode(limits)
-        episode.rewards = list(self.rewards)
+        episode.rewards = self.rewards.tolist()
         return episode
 
 
@@ -102,7 +103,7 @@ def encoded_trajectories(
         [(prompt, [response]) for prompt, response, _ in texts], model, limits, on_too_long, "trajectories"
     )
     return [
-        EncodedTrajectory(pair, _token_rewards(number, texts[number], len(pair.response_ids), model))
+        EncodedTrajectory(pair, array("d", _token_rewards(number, texts[number], len(pair.response_ids), model)))
         for number, (pair,) in rows.items()
     ], found
 

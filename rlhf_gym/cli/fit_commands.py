@@ -50,6 +50,8 @@ def fit_reward(options: argparse.Namespace) -> None:
     print(fitted.evaluation.as_text())
     if fitted.curve is not None:
         print(fitted.curve.as_text())
+    if fitted.doubt:
+        print(fitted.doubt, file=sys.stderr)
     print(f"written: {fitted.folder} (a reward: --reward {fitted.folder})")
 
 

@@ -16,7 +16,7 @@ _WRITTEN = (
 )
 _READ = (
     "openai-axes, openai-preference, oasst, ultrafeedback, pku-saferlhf, shp, chatbot-arena, helpsteer, helpsteer-preference, "
-    "nectar, webgpt, prodigy, rewardbench-2, llama-factory, pairs"
+    "nectar, webgpt, prodigy, rewardbench-2, llama-factory, ratings, pairs"
 )
 STORE_HELP = "the run's directory, the feedback store's file, or its database's URL"
 

@@ -40,10 +40,53 @@ class FittedReward:
     """
 
     result: FitResult
+    config: FitConfig
     evaluation: RewardEvaluation
     folder: Path
     curve: LabelCurve | None = None
     remarks: str = ""
+
+    @property
+    def doubt(self) -> str:
+        """That the fit may have learned nothing, with the likely cures; empty where the held-out judgements say that it did."""
+        config, held, low = self.config, self.evaluation, self.evaluation.interval[0]
+        if config.loss in RATING_LOSSES:
+            if held.ratings is None or not held.ratings.low <= 0:  # NaN of too few to say
+                return ""
+            said = f"the correlation with held-out ratings ({held.ratings.correlation:+.2f}) may be 0"
+        elif low > 0.5:
+            return ""
+        else:
+            said = f"the accuracy on held-out comparisons ({held.fit.accuracy:.1%}) may be that of a coin"
+        cures = ["more judgements, or such as agree with one another"]
+        if config.trunk_layers != 0:
+            epochs = len(self.result.epochs)
+            cures = [
+                "a frozen trunk (--set trunk_layers=0)", f"more epochs than {epochs} (--set epochs={10 * epochs})",
+                f"a higher rate (--set learning_rate={3 * config.learning_rate:g})", *cures,
+            ]  # fmt: skip
+        return f"this fit may have learned nothing: {said}. What may help: {', '.join(cures)}"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A fit that was tried."""
+
+    config: FitConfig
+    model: RewardModel
+    features: Features | None
+    result: FitResult
+
+    def loss(self) -> float:
+        """Its loss on the held-out judgements, in the epoch that was kept."""
+        return self.result.epochs[self.result.best_epoch - 1]["validation_loss"]
+
+    def named(self) -> str:
+        """What was trained, in words."""
+        layers = self.config.trunk_layers
+        if layers in (0, -1):
+            return "with a frozen trunk" if layers == 0 else "of the whole trunk"
+        return f"of the last {layers} layers"
 
 
 def fit_reward(
@@ -102,32 +145,38 @@ def fit_reward(
     also = f" and {len(items)} ratings" if rated else ""
     progress.say(f"{len(preferences)} comparisons{also} of {read.source}{f'; {remarks}' if remarks else ''}")
     language_model = LanguageModel.load(model, device=device)
-    config = config.decided(language_model)
-    reward_model = RewardModel(
-        language_model, readout=config.readout(language_model), attributes=config.attributes, seed=config.seed
-    )
-    features = None
-    if config.trunk_layers == 0:
-        features = Features(reward_model, precision=config.precision, tokens_per_batch=config.tokens_per_batch)
-    by_labels = more_labels(read, language_model, features=features, seed=seed, progress=progress) if curve else None
-    with progress.stage("reward model", 0) as bar:
-        result = fit(
-            reward_model, fitted, config, validation=validation, ratings=items, features=features,
-            on_progress=lambda done, total, loss: bar.update(done, f"loss {loss:.3f}", total),
-            on_features=lambda done, total: bar.update(done, "texts read by the frozen trunk", total),
-        )  # fmt: skip
-        texts = texts_of([*held_out, *ratings])
-        heads = head_scores(reward_model, texts, features)
-        if heads.std(axis=0).max() == 0:
-            raise FeedbackError(
-                f"the fit on {len(fitted) or len(items)} judgements of {read.source} learned nothing: all responses have the "
-                f"same score{f' ({remarks})' if remarks else ''}. Collect judgements that agree with one another, or more"
-            )
-        reward_model.normalise_to(heads)
-        raw = reward_model.weighed(torch.from_numpy(heads))
-        by_attribute = attribute_slices(
-            reward_model, everything, features, like_those(held_out, split_key(preferences))
+    ways, by_labels, tried = config.ways(language_model), None, list[_Way]()
+    for way in ways:
+        trunk = LanguageModel.load(model, device=device) if tried else language_model
+        reward_model = RewardModel(trunk, readout=way.readout(trunk), attributes=way.attributes, seed=way.seed)
+        features = None
+        if way.trunk_layers == 0:
+            features = Features(reward_model, precision=way.precision, tokens_per_batch=way.tokens_per_batch)
+        if curve and not tried:
+            by_labels = more_labels(read, trunk, features=features, seed=seed, progress=progress)
+        kind = "" if len(ways) == 1 else ", frozen trunk" if way.trunk_layers == 0 else ", whole trunk"
+        with progress.stage(f"reward model{kind}", 0) as bar:
+            result = fit(
+                reward_model, fitted, way, validation=validation, ratings=items, features=features,
+                on_progress=lambda done, total, loss, bar=bar: bar.update(done, f"loss {loss:.3f}", total),
+                on_features=lambda done, total, bar=bar: bar.update(done, "texts read by the frozen trunk", total),
+            )  # fmt: skip
+        tried.append(_Way(way, reward_model, features, result))
+    kept = min(tried, key=_Way.loss)
+    if len(tried) > 1:
+        losses = ", ".join(f"{one.loss():.3f} {one.named()}" for one in tried)
+        progress.say(f"held-out loss: {losses}; kept the fit {kept.named()}")
+    config, reward_model, features, result = kept.config, kept.model, kept.features, kept.result
+    texts = texts_of([*held_out, *ratings])
+    heads = head_scores(reward_model, texts, features)
+    if heads.std(axis=0).max() == 0:
+        raise FeedbackError(
+            f"the fit on {len(fitted) or len(items)} judgements of {read.source} learned nothing: all responses have the "
+            f"same score{f' ({remarks})' if remarks else ''}. Collect judgements that agree with one another, or more"
         )
+    reward_model.normalise_to(heads)
+    raw = reward_model.weighed(torch.from_numpy(heads))
+    by_attribute = attribute_slices(reward_model, everything, features, like_those(held_out, split_key(preferences)))
     scores = dict(zip(texts, raw.tolist(), strict=True))
     evaluation = judge(
         held_out, scores, calibrated=not config.attribute_heads, answers=read.answers, n_cut=result.n_cut,
@@ -135,5 +184,6 @@ def fit_reward(
     ).with_slices(by_attribute)  # fmt: skip
     reward_model.save(out)
     written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}
+    written["held_out_loss"] = {one.named(): one.loss() for one in tried}
     write_json(out / FIT_FILE, written | ({} if by_labels is None else {"label_curve": by_labels.as_dict()}))
-    return FittedReward(result, evaluation, out, by_labels, remarks)
+    return FittedReward(result, config, evaluation, out, by_labels, remarks)

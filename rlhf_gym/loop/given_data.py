@@ -24,7 +24,7 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import encode_response
 from rlhf_gym.loop.config import AgentConfig, TaskConfig
-from rlhf_gym.loop.preference_data import is_store, read_data, remarks_on
+from rlhf_gym.loop.preference_data import READ_COLUMNS, is_store, read_data, remarks_on
 from rlhf_gym.loop.run_task import split_prompts
 from rlhf_gym.reward_model.ratings import ratings_of
 from rlhf_gym.tasks import Task
@@ -49,7 +49,7 @@ WANTED = {
 """What the data of each argument must hold, in words."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Given:
     """One row to learn from.
 
@@ -68,9 +68,10 @@ class Given:
     messages: Messages | None = field(default=None, compare=False, hash=False)
 
     @property
-    def asked(self) -> str | Messages:
-        """The prompt as agents take it: messages where there are some."""
-        return messages_before(self.messages) or self.prompt
+    def asked(self) -> str | Prompt:
+        """The prompt as a text, or with its messages where there are some."""
+        messages = messages_before(self.messages)
+        return Prompt(self.prompt, {"messages": messages}) if messages else self.prompt
 
     @property
     def responses(self) -> list[str]:
@@ -139,7 +140,7 @@ class GivenData:
         return replace(self, train=[row for row in self.train if row.prompt not in prompts])
 
     def for_agent(self, rows: Sequence[Given], argument: str) -> list[Any]:
-        """Rows as an agent takes them.
+        """Rows to encode, each with its prompt.
 
         Args:
             rows: some of the rows.
@@ -229,7 +230,8 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     if argument != "preferences" and config.data_format == "auto":
         examples = _examples(config.data, columns, dropped, rewarded=argument == "trajectories")
     if examples is None:
-        read = read_data(config.data, None if config.data_format == "auto" else config.data_format, columns)
+        form = None if config.data_format == "auto" else config.data_format
+        read = read_data(config.data, form, columns, keep=READ_COLUMNS)
         answers, source = read.answers, read.source
         if any(query.columns.get(SEVERAL_TURNS) for query, _ in answers):
             raise ConfigError(
@@ -388,6 +390,7 @@ def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str], *, r
     if "://" in data or not path.is_file() or is_store(path):
         return None
     rows: list[Given] = []
+    prompts = dict[str, str]()  # one copy of each
     column, paid = "", ""
     for number, record in enumerate(renamed(record, columns) for record in read_records(path)):
         if number == 0:
@@ -410,5 +413,5 @@ def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str], *, r
             continue
         text = prompt if isinstance(prompt, str) else prompt_of_messages(messages or ())
         given = tuple(reward) if isinstance(reward, list | tuple) else reward
-        rows.append(Given(text, response, None, given, messages))
+        rows.append(Given(prompts.setdefault(text, text), response, None, given, messages))
     return rows

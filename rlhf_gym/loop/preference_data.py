@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore
@@ -160,13 +161,15 @@ def _of_store(store: str, source: str, keep: AbstractSet[str] | None) -> Prefere
 
 
 def _kept(answers: Iterable[tuple[Query, Judgement]], keep: AbstractSet[str] | None) -> list[tuple[Query, Judgement]]:
-    """All answers, with some of their columns; queries that are equal, and equal texts, are one object."""
-    queries, texts = dict[str, Query](), dict[str, str]()
+    """All answers, with some of their columns; queries that are equal, equal texts, and their messages are one object."""
+    queries, texts, talks = dict[str, Query](), dict[str, str](), dict[str, Any]()
     kept = []
     for query, judgement in answers:
         if query.id not in queries:
             columns = query.columns if keep is None else {n: value for n, value in query.columns.items() if n in keep}
             prompt, *responses = (texts.setdefault(text, text) for text in (query.prompt, *query.responses))
+            if (talk := columns.get("messages")) is not None and talks.setdefault(prompt, talk) == talk:
+                columns = {**columns, "messages": talks[prompt]}
             queries[query.id] = replace(query, prompt=prompt, responses=tuple(responses), columns=columns)
         kept.append((queries[query.id], judgement))
     return kept

@@ -40,7 +40,7 @@ class Features:
         self._dtype = product_dtype(precision, model.language_model.device)
         self._place: dict[Text, int] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._table: NDArray[np.float32] = np.zeros((0, model.language_model.hidden_size), np.float32)
+        self._table: NDArray[np.float32] = np.zeros((0, model.head.in_features), np.float32)
 
     def __len__(self) -> int:
         return len(self._place)

@@ -50,7 +50,8 @@ class RewardModel:
         seed: seed of the head's initial weights: normal with standard deviation ``1 / sqrt(D + 1)`` (Stiennon et al. 2020).
 
     Attributes:
-        head: ``D -> 1`` (``D -> A`` with ``A`` attributes), float32 for every dtype of the trunk.
+        head: ``D -> 1`` (``D -> A`` with ``A`` attributes), float32 for every dtype of the trunk. ``D`` is twice the trunk's
+            hidden size where the readout's pooling is ``both``.
         attributes: the weight of each attribute; empty with one head. See :meth:`weigh`.
         gain: multiplies raw scores.
         bias: added after that.
@@ -75,7 +76,7 @@ class RewardModel:
         self.readout = readout or Readout()
         if self.readout.layers is not None:
             keep_layers(language_model, self.readout.layers)
-        width = language_model.hidden_size
+        width = self.readout.width(language_model.hidden_size)
         generator = torch.Generator().manual_seed(seed)
         self.attributes = dict(attributes or {})
         heads = len(self.attributes) or 1
@@ -202,7 +203,13 @@ class RewardModel:
             return model.last_states(sequences)
         ids = pad_right(sequences, model.tokenizer.pad_id).to(model.device)
         begins = [first_read(sequence, self.readout.pooling) for sequence in sequences]
-        return mean_states(model.hidden(ids), begins, [len(sequence) for sequence in sequences])
+        ends = [len(sequence) for sequence in sequences]
+        hidden = model.hidden(ids)
+        means = mean_states(hidden, begins, ends)
+        if self.readout.pooling != "both":
+            return means
+        last = hidden[torch.arange(len(ends), device=hidden.device), torch.tensor(ends, device=hidden.device) - 1]
+        return torch.cat([last.float(), means], dim=1)
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Raw scores of encoded sequences in one pass, differentiable.
@@ -290,7 +297,7 @@ class RewardModel:
         Raises:
             ModelError: the head reads means over the response, and there is none yet after a prompt.
         """
-        if self.readout.pooling == "response":
+        if self.readout.pooling in ("response", "both"):
             raise ModelError(
                 "this reward model reads means over the response, so it has no score before one begins: for scores token by "
                 "token (per_token) fit one with pooling last or mean"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 
-Pooling = Literal["last", "mean", "response"]
+Pooling = Literal["last", "mean", "response", "both"]
 
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def first_read(sequence: Sequence[int], pooling: Pooling) -> int:
 
     Args:
         sequence: ids.
-        pooling: ``"mean"`` or ``"response"``.
+        pooling: any but ``"last"``.
     """
-    if pooling == "response" and isinstance(sequence, EncodedText):
+    if pooling != "mean" and isinstance(sequence, EncodedText):
         return len(sequence) - sequence.num_response
     return 0
 
@@ -61,7 +61,7 @@ class Readout:
     Attributes:
         layers: number of the trunk's first layers to run; later ones are dropped, which also saves their time. None: all.
         pooling: ``"last"`` reads the state of the last token (EOS), ``"mean"`` the mean over all tokens, ``"response"`` that
-            over the response's tokens, EOS included.
+            over the response's tokens, EOS included, ``"both"`` the last and the response's, one behind the other.
 
     Raises:
         ConfigError: a value out of its range.
@@ -69,6 +69,10 @@ class Readout:
 
     layers: int | None = None
     pooling: Pooling = "last"
+
+    def width(self, hidden_size: int) -> int:
+        """The number of values that the head reads, of a trunk with states of this size."""
+        return hidden_size * (2 if self.pooling == "both" else 1)
 
     def __post_init__(self) -> None:
         if self.layers is not None and self.layers < 1:

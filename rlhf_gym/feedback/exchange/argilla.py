@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from rlhf_gym.feedback.exchange.pairs import answer_of, pair_columns, prompt_column
+from rlhf_gym.feedback.exchange.pairs import answer_of, pair_columns
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record, user_name
-from rlhf_gym.feedback.exchange.sides import prompt_of
+from rlhf_gym.feedback.exchange.sides import prompt_column, prompt_of
 from rlhf_gym.feedback.preferences import judged_pairs
 from rlhf_gym.feedback.queries import Judgement, Query, QueryType, content_id
 
@@ -84,7 +84,7 @@ def read_argilla(record: Mapping[str, Any], origin: Origin) -> list[Answer | Dro
     """
     record = _of_flat(record) if is_flat(record) else record
     fields, metadata = record["fields"], record.get("metadata") or {}
-    asked = prompt_column(fields)
+    asked = prompt_column(fields) or next((name for name, v in fields.items() if isinstance(v, list)), None)
     names = _responses(fields, asked)
     if asked is None or not names:
         raise KeyError("instruction" if asked is None else "response1")

@@ -7,12 +7,27 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record, left_out, ordered_pairs
-from rlhf_gym.feedback.exchange.sides import NoTextError, compared, prompt_of, side_of, text_of, transcripts
+from rlhf_gym.feedback.exchange.sides import (
+    NoTextError,
+    compared,
+    prompt_column,
+    prompt_of,
+    side_of,
+    spelled_messages,
+    text_of,
+    transcripts,
+)
 from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, is_talk, is_transcript, messages_of, transcript
 from rlhf_gym.feedback.preferences import demonstration_from, judged_pairs
 from rlhf_gym.feedback.queries import Judgement, Query
 
-_MODELS = ("chosen_model", "rejected_model")
+_MODELS = ("chosen_model", "rejected_model"), ("chosen-model", "rejected-model")
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+)
 _TRUE = {"true": True, "1": True, "1.0": True, "yes": True, "good": True, "false": False, "0": False, "0.0": False}
 _TRUE |= {"no": False, "bad": False, "desirable": True, "undesirable": False}
 
@@ -58,7 +73,8 @@ def write_trl_conversational(query: Query, judgement: Judgement) -> Iterator[Rec
 def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
     """Any paired format of TRL: prompt explicit, repeated or implicit, texts or messages.
 
-    A difference of ``score_chosen`` and ``score_rejected`` (binarised UltraFeedback) is the strength, where there is no margin.
+    A prompt of another known name (``question``, ``input``, ...) is one; a column ``system`` stands before it. A difference of
+    ``score_chosen`` and ``score_rejected`` (binarised UltraFeedback) is the strength, where there is no margin.
 
     Args:
         record: one record of the format.
@@ -67,25 +83,31 @@ def read_trl(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
     Raises:
         NoTextError: there are no two texts to compare, or the prompt is null and the texts do not imply one.
     """
-    prompt, chosen, rejected = compared(record.get("prompt"), record["chosen"], record["rejected"])
+    asked = prompt_column(record)
+    given, system = None if asked is None else record[asked], record.get("system")
+    talk = not isinstance(given, str) or is_transcript(given) or spelled_messages(given) is not None
+    if not talk and isinstance(system, str) and system.strip() and isinstance(record["chosen"], str):
+        given = [{"role": "system", "content": system}, {"role": "user", "content": given}]
+    prompt, chosen, rejected = compared(given, record["chosen"], record["rejected"])
     if record.get("prompt", "") is None and not prompt.text:
         raise NoTextError("rows in which 'prompt' is no text but null, and both responses begin with none")
     margin = number(record.get("margin"))
-    columns = {
-        k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected", "margin", "rater", *_MODELS)
-    }
-    talk = columns.get("messages")
-    if not is_talk(talk) or talk[-1]["role"] == "assistant":  # a conversation with its response is not the prompt's
+    models = next((names for names in _MODELS if all(isinstance(record.get(name), str) for name in names)), ())
+    used = (asked, "chosen", "rejected", "margin", "rater", *models)
+    columns = {k: v for k, v in record.items() if k not in used}
+    beside = columns.get("messages")
+    if not is_talk(beside) or beside[-1]["role"] == "assistant":  # a conversation with its response is not the prompt's
         columns.pop("messages", None)
-    scores = [number(record.get(f"score_{side}")) for side in ("chosen", "rejected")]
+    pairs = ([number(record.get(name)) for name in names] for names in _SCORES)
+    scores = next((pair for pair in pairs if None not in pair), [None, None])
     said: dict[str, Any] = {}
     if margin is None and scores[0] is not None and scores[1] is not None and scores[0] >= scores[1]:
         said["strength"] = scores[0] - scores[1]
     if margin is not None:
         # TRL allows a negative margin, but a strength is 0 or more: the margin goes to the details.
         said |= {"strength": margin} if margin >= 0 else {"details": {"margin": margin}}
-    models = [str(record[name]) for name in _MODELS if isinstance(record.get(name), str)]
-    return origin.preferred(prompt, chosen, [rejected], models, columns=columns, rater=record.get("rater"), **said)
+    wrote = [str(record[name]) for name in models]
+    return origin.preferred(prompt, chosen, [rejected], wrote, columns=columns, rater=record.get("rater"), **said)
 
 
 def write_trl_unpaired(query: Query, judgement: Judgement) -> Iterator[Record | Dropped]:
@@ -138,7 +160,7 @@ def thumb(
         columns: the query's other columns.
         origin: the record's place, rater and round, where it does not name them.
     """
-    up = _TRUE.get(str(label).strip().casefold())
+    up = truth(label)
     if up is None:
         return Dropped("labels that are neither true nor false")
     said = side_of(response, "completion")
@@ -286,6 +308,11 @@ def read_openai_summarize(record: Mapping[str, Any], origin: Origin) -> Answer |
 def summary_prompt(info: Mapping[str, Any]) -> str:
     """The text that was to be summarised."""
     return text_of(info.get("post") or info.get("article") or "", "the post")
+
+
+def truth(value: Any) -> bool | None:
+    """True or false, also where a table spells it; None for anything else."""
+    return _TRUE.get(str(value).strip().casefold())
 
 
 def number(value: Any) -> float | None:

@@ -127,18 +127,17 @@ def read_feedback(
     round: int = 0,  # noqa: A002
     columns: Mapping[str, str] | None = None,
 ) -> Rows:
-    """The answers in a file, read as they are asked for: the file may be larger than the memory. See :func:`import_feedback`.
+    """The answers in a file, read as they are asked for: the file may be larger than the memory.
 
     Args:
-        path: the file.
-        format: the name of an exchange format; ``auto`` finds it by the fields of the first rows.
-        rater: signs judgements of records that name no rater.
-        round: the round that imported queries belong to.
-        columns: the name in the file of what the format calls otherwise, e.g. ``{"prompt": "question"}``.
+        path: the file; this and what follows as for :func:`import_feedback`.
+        format: the format's name, or ``auto``.
+        rater: of records that name none.
+        round: of the queries.
+        columns: other names of columns.
 
     Raises:
-        FeedbackError: a format that does not exist or cannot be found; and while it is read, a file that cannot be, or a record
-            that is not ``native``.
+        FeedbackError: as for :func:`import_feedback`, in part only while the rows are read.
         ConfigError: Parquet without its library.
     """
     return Rows(read_records(Path(path)), format, rater=rater, round=round, columns=columns, place=str(path))

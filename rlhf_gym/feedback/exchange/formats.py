@@ -15,7 +15,7 @@ from rlhf_gym.feedback.exchange.pairs import PairReader, is_pair, read_pair
 from rlhf_gym.feedback.exchange.prodigy import read_prodigy
 from rlhf_gym.feedback.exchange.rated_rows import is_rating, read_ratings, same_prompt
 from rlhf_gym.feedback.exchange.records import Dropped, Reader, Record, Writer
-from rlhf_gym.feedback.exchange.sides import spelled_messages
+from rlhf_gym.feedback.exchange.sides import prompt_column, spelled_messages
 from rlhf_gym.feedback.exchange.training_files import read_llama_factory, read_openai_preference
 from rlhf_gym.feedback.exchange.transcripts import ASSISTANT
 from rlhf_gym.feedback.purposes import purpose_of
@@ -149,7 +149,8 @@ FORMATS: dict[str, Format] = {
     ),
     "trl-conversational": Format(dataset_formats.read_trl, _talks, dataset_formats.write_trl_conversational, _PAIRS),
     "trl-explicit": Format(
-        dataset_formats.read_trl, lambda row: _sides(row) and "prompt" in row, dataset_formats.write_trl_explicit, _PAIRS
+        dataset_formats.read_trl, lambda row: _sides(row) and prompt_column(row) is not None,
+        dataset_formats.write_trl_explicit, _PAIRS,
     ),
     "trl-implicit": Format(
         dataset_formats.read_trl, _texts, dataset_formats.write_trl_implicit, f"{_PAIRS}, where prompts end"

@@ -208,6 +208,8 @@ class Rows:
         if isinstance(attribute := columns.get(ATTRIBUTE), str) and attribute and judgement.ratings is None:
             columns.pop(ATTRIBUTE)  # of the answer: the same responses may be compared in several attributes
             judgement = replace(judgement, details={**judgement.details, ATTRIBUTE: attribute})
+        if self.format == "trl-implicit" and isinstance(record.get("chosen"), str):
+            self.noted.add(Dropped("pairs whose prompt is what both texts begin with", number))
         details, _ = plain(judgement.details)
         query = replace(query, columns=columns)
         if len(set(query.responses)) < len(query.responses):

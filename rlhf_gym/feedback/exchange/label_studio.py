@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from rlhf_gym.feedback.exchange.pairs import answer_of, pair_columns, prompt_column
+from rlhf_gym.feedback.exchange.dataset_formats import number
+from rlhf_gym.feedback.exchange.pairs import answer_of, pair_columns
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record, user_name
-from rlhf_gym.feedback.exchange.sides import prompt_of
+from rlhf_gym.feedback.exchange.sides import prompt_column, prompt_of, spelled
 from rlhf_gym.feedback.preferences import judged_pairs
 from rlhf_gym.feedback.queries import Judgement, Query, content_id
 
@@ -79,7 +80,7 @@ def read_label_studio(record: Mapping[str, Any], origin: Origin) -> list[Answer 
         # Where others have annotated our task since, Label Studio tells who each is; it signs ours with whoever imported it.
         ours = "rater" in data and (len(annotations) == 1 or annotation.get("completed_by") is None)
         rater = data["rater"] if ours else user_name(annotation.get("completed_by"))
-        said: dict[str, Any] = {"rater": rater, "seconds": annotation.get("lead_time")}
+        said: dict[str, Any] = {"rater": rater, "seconds": number(annotation.get("lead_time"))}
         said["reason"] = "\n".join(
             text for region in annotation.get("result") or () if region["type"] == "textarea" for text in _texts(region)
         )
@@ -135,6 +136,8 @@ def _whole(record: Mapping[str, Any]) -> Record:
     annotation: Record = {name: record[name] for name in ("created_at", "lead_time") if record.get(name) is not None}
     result, data = [], {}
     for name, value in record.items():
+        if isinstance(value, str) and value.startswith(("{", "[{")):  # in a CSV file
+            value = value if (told := spelled(value)) is None else told
         one = value[0] if isinstance(value, list) and len(value) == 1 else value
         if (isinstance(one, Mapping) and "selected" in one) or one in ("left", "right"):
             selected = one if isinstance(one, str) else one["selected"]

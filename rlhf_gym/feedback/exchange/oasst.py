@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhf_gym.feedback.exchange.dataset_formats import number, truth
 from rlhf_gym.feedback.exchange.preference_sets import ranked
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
 from rlhf_gym.feedback.exchange.sides import Message, prompt_of, text_of
@@ -33,8 +34,8 @@ def _rankings(
     node: Mapping[str, Any], before: Sequence[Message], tree_id: str, origin: Origin
 ) -> Iterator[Answer | Dropped]:
     talk = [*before, {"role": _ROLES.get(node["role"], node["role"]), "content": text_of(node["text"])}]
-    replies = [reply for reply in node.get("replies") or () if not reply.get("deleted")]
-    judged = [reply for reply in replies if reply.get("rank") is not None and reply.get("review_result") is not False]
+    replies = [reply for reply in node.get("replies") or () if truth(reply.get("deleted")) is not True]
+    judged = [r for r in replies if number(r.get("rank")) is not None and truth(r.get("review_result")) is not False]
     if len(judged) > 1 and talk[-1]["role"] == "user":
         columns = {"message_tree_id": tree_id, "lang": node.get("lang")}
         ranks = [reply["rank"] for reply in judged]
@@ -47,7 +48,7 @@ def _tree(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The tree that flat messages make, each with the id of the message that it replies to."""
     replies = defaultdict(list)
     for row in rows:
-        replies[row.get("parent_id")].append(row)
+        replies[row.get("parent_id") or None].append(row)  # a table has an empty text
 
     def grown(row: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**row, "replies": [grown(reply) for reply in replies[row["message_id"]]]}

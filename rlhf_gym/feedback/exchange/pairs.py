@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_gym.feedback.exchange.dataset_formats import number
+from rlhf_gym.feedback.exchange.dataset_formats import alpaca_prompt, number
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
-from rlhf_gym.feedback.exchange.sides import prompt_of, side_of
+from rlhf_gym.feedback.exchange.sides import prompt_column, prompt_of, side_of
 
-PROMPTS = ("prompt", "instruction", "question", "input", "query", "context", "text")
 _STEMS = ("response", "answer", "output", "completion", "summary", "reply", "candidate", "text", "option", "generation")
 _SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"))
 _CHOICES = (
@@ -28,7 +27,11 @@ _CHOICES = (
     "comparison",
 )
 _RATERS = ("rater", "annotator", "worker", "judge", "user", "annotator_id", "worker_id", "user_id")
-_TIES = ("tie", "tied", "ties", "both", "equal", "same", "neither", "draw", "both_bad", "bothbad", "tie (bothbad)")
+_BOTH_BAD = ("both_bad", "bothbad", "tie_(bothbad)", "both_are_bad")
+_TIES = (
+    *("tie", "a_tie", "tied", "ties", "both", "equal", "same", "about_the_same", "neither", "draw"),
+    *("no_preference", "both_good", "both_are_good", *_BOTH_BAD),
+)
 _SKIPS = ("skip", "skipped")
 # Words that may stand before what tells the responses apart: "Model A", but never "not a".
 _BEFORE = (*_STEMS, "model", "choice", "assistant", "system", "chatbot", "bot", "sample", "version", "side", "column")
@@ -38,15 +41,9 @@ _AMBIGUOUS = (
 )
 
 
-def prompt_column(record: Mapping[str, Any]) -> str | None:
-    """The name of the column that holds the prompt; None where no name is known."""
-    known = {name.casefold(): name for name in record}
-    return next((known[name] for name in PROMPTS if name in known), None)
-
-
 def pair_columns(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, str]] | None:
     """The columns of the two responses, with what tells them apart; None where no names are known."""
-    known = {name.casefold().replace("-", "_").replace(" ", "_"): name for name in record}
+    known = {_plain(name): name for name in record}
     for stem in _STEMS:
         for suffixes in _SUFFIXES:
             for join in ("_", ""):
@@ -55,6 +52,10 @@ def pair_columns(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, str]] 
                 if one is not None and other is not None:
                     return one, other, suffixes
     return None
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "_").replace(" ", "_")
 
 
 def choice_column(record: Mapping[str, Any]) -> str | None:
@@ -116,7 +117,10 @@ class PairReader:
         strength = number(record.get("margin", record.get("strength")))
         if strength is not None and strength >= 0 and "choice" in said:
             said["strength"] = strength
-        return origin.answer(prompt_of(record[asked], asked), texts, columns=columns, rater=rater, **said)
+        prompt = prompt_of(record[asked], asked)
+        if asked == "instruction" and isinstance(extra := record.get("input"), str):  # Alpaca's two parts of a prompt
+            prompt = prompt_of(alpaca_prompt(prompt.text, extra))
+        return origin.answer(prompt, texts, columns=columns, rater=rater, **said)
 
 
 def read_pair(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
@@ -148,16 +152,16 @@ def answer_of(
         return {"skipped": True}
     given = number(value)
     said = str(int(given)) if given is not None and given == int(given) else str(value).strip()
-    plain = said.casefold().replace("-", "_")
+    plain = _plain(said)
     if plain in _TIES or (given == 1.5 and suffixes == ("1", "2")):
-        return {"tie": True}
+        return {"tie": True} | ({"details": {"both_bad": True}} if plain in _BOTH_BAD else {})
     if plain in _SKIPS:
         return {"skipped": True}
     models = [record.get(f"model_{suffix}") for suffix in suffixes]
     for index, (name, suffix) in enumerate(zip(names, suffixes, strict=True)):
         # Columns called A and B, or left and right, are also numbered from 0 or from 1: that says nothing for sure.
-        spellings = {f"{word}{join}{suffix}" for word in _BEFORE for join in ("", "_", " ")}
-        if plain in {name.casefold().replace("-", "_"), suffix, *spellings}:
+        spellings = {f"{word}{join}{suffix}" for word in _BEFORE for join in ("", "_")}
+        if plain in {_plain(name), suffix, *spellings}:
             return {"choice": index}
         by_model = isinstance(models[index], str) and models[0] != models[1] and said == models[index]
         if by_model or (said == texts[index] and texts[0] != texts[1]):

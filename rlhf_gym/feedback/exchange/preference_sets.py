@@ -6,6 +6,7 @@ axes of OpenAI's summaries.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 from rlhf_gym.feedback.exchange.dataset_formats import number, summary_prompt
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
 from rlhf_gym.feedback.exchange.sides import NoTextError, Prompt, messages_in, prompt_of, spelled, text_of
+from rlhf_gym.feedback.exchange.transcripts import is_transcript
 
 _HELPSTEER = ("helpfulness", "correctness", "coherence")
+_HELPSTEER_TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 
 
 def _rest(record: Mapping[str, Any], *used: str) -> dict[str, Any]:
@@ -127,12 +130,15 @@ def _conversations(one: Any, other: Any) -> tuple[Prompt, tuple[str, str]]:
 def _turns(value: Any) -> list[str]:
     """The turns that a field of the CSV file spells as a JSON list; any other text is one turn."""
     found = spelled(value) if isinstance(value, str) and value.startswith("[") else value
-    return [text_of(turn, "a turn") for turn in (found if isinstance(found, list) and found else [value])]
+    if found == []:
+        raise NoTextError("conversations without a turn")
+    return [text_of(turn, "a turn") for turn in (found if isinstance(found, list) else [value])]
 
 
 def read_helpsteer(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
     """HelpSteer 2 (Wang et al. 2024): the rows of a prompt, one below the other, are one rating of all its responses.
 
+    A prompt of several turns has ``<extra_id_1>User`` and ``<extra_id_1>Assistant`` between them, and becomes messages.
     The query's ratings are those that say good or bad; ``complexity`` and ``verbosity`` stay with it as columns.
 
     Args:
@@ -144,7 +150,18 @@ def read_helpsteer(record: Mapping[str, Any], origin: Origin) -> Answer | Droppe
     others = [name for name in rows[0] if name not in ("prompt", "response", *_HELPSTEER)]
     columns = {name: [row.get(name) for row in rows] for name in others}
     responses = [row["response"] for row in rows]
-    return origin.answer(prompt_of(rows[0]["prompt"]), responses, query_type="rating", ratings=ratings, columns=columns)
+    if not any(value is not None for values in ratings.values() for value in values):
+        return Dropped("prompts without a rating that is a number")
+    prompt = _helpsteer_prompt(rows[0]["prompt"])
+    return origin.answer(prompt, responses, query_type="rating", ratings=ratings, columns=columns)
+
+
+def _helpsteer_prompt(value: Any) -> Prompt:
+    parts = _HELPSTEER_TURN.split(value) if isinstance(value, str) else []
+    if len(parts) < 3:
+        return prompt_of(value)
+    said = [("User", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
+    return prompt_of([{"role": role.casefold(), "content": text} for role, text in said])
 
 
 def read_helpsteer_preference(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
@@ -156,7 +173,7 @@ def read_helpsteer_preference(record: Mapping[str, Any], origin: Origin) -> Answ
     """
     second = "overall_preference" in record
     strength = number(record["overall_preference" if second else "preference_strength"])
-    prompt = prompt_of(record["context"], "context") if "context" in record else prompt_of(record["prompt"])
+    prompt = prompt_of(record["context"], "context") if "context" in record else _helpsteer_prompt(record["prompt"])
     names = ("response1", "response2") if "response1" in record else ("response_1", "response_2")
     if strength is None or not -3 <= strength <= 3:  # 100 and -100 mean that nobody could say
         return Dropped("rows without a preference")
@@ -172,9 +189,11 @@ def read_nectar(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
         record: one record of the format.
         origin: the record's place, rater and round, where it does not name them.
     """
-    answers = record["answers"]
+    answers, prompt = record["answers"], record["prompt"]
+    if isinstance(prompt, str) and is_transcript(prompt.rstrip()):  # a space after it is the beginning of no answer
+        prompt = prompt.rstrip()
     return ranked(
-        prompt_of(record["prompt"]), [one["answer"] for one in answers], [one.get("rank") for one in answers], origin,
+        prompt_of(prompt), [one["answer"] for one in answers], [one.get("rank") for one in answers], origin,
         columns=_rest(record, "prompt", "answers", "num_responses"),
         model_versions=[str(one.get("model") or "") for one in answers],
     )  # fmt: skip

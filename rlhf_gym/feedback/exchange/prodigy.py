@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from rlhf_gym.feedback.exchange.pairs import prompt_column
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin
-from rlhf_gym.feedback.exchange.sides import prompt_of
+from rlhf_gym.feedback.exchange.sides import prompt_column, prompt_of
 
 
 def read_prodigy(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
@@ -21,14 +20,16 @@ def read_prodigy(record: Mapping[str, Any], origin: Origin) -> Answer | Dropped:
     Raises:
         KeyError: the record has no prompt or no options; it names the missing field.
     """
-    asked = prompt_column(record)
+    asked = prompt_column(record) or ("html" if "html" in record else None)
     if asked is None:
         raise KeyError("text")
     prompt = record[asked]
     if isinstance(prompt, Mapping):
         prompt = prompt.get("text", prompt.get("prompt"))
     options, accepted = record["options"], record.get("accept") or []
-    responses = [option.get("text", option.get("label")) for option in options]
+    responses = [
+        next((option[name] for name in ("text", "label", "html") if name in option), None) for option in options
+    ]
     if len(options) < 2:
         return Dropped("records with fewer than two options")
     said: dict[str, Any] = {"skipped": True}

@@ -20,10 +20,21 @@ from rlhf_gym.feedback.exchange.transcripts import (
     prompt_of_messages,
     shared_prompt,
     split_turns,
+    turns_of_transcript,
 )
 
 Message = Mapping[str, Any]
 _ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant", "chatbot": "assistant"}
+
+
+PROMPTS = ("prompt", "instruction", "question", "input", "query", "context", "text")
+"""Names of the column that holds the prompt; the first that a record has counts."""
+
+
+def prompt_column(record: Mapping[str, Any]) -> str | None:
+    """The name of the column that holds the prompt; None where no name is known."""
+    known = {name.casefold(): name for name in record}
+    return next((known[name] for name in PROMPTS if name in known), None)
 
 
 class NoTextError(ValueError):
@@ -36,7 +47,7 @@ class Prompt:
 
     Attributes:
         text: as text; of several messages, their transcript.
-        columns: the messages, where it was given as messages.
+        columns: the messages, where it was given as messages, or as a transcript of some.
     """
 
     text: str
@@ -138,8 +149,13 @@ def prompt_of(value: Any, what: str = "prompt") -> Prompt:
     """
     found = side_of(value, what)
     if isinstance(found, str):
-        return Prompt(found, {})
+        return _of_text(found)
     return Prompt(prompt_of_messages(found), {"messages": found})
+
+
+def _of_text(text: str) -> Prompt:
+    turns = turns_of_transcript(text)
+    return Prompt(text, {} if turns is None else {"messages": turns})
 
 
 def compared(prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:
@@ -207,7 +223,7 @@ def transcripts(chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:
         raise NoTextError("pairs whose prompts differ")
     if not better.strip() or not worse.strip():
         raise NoTextError("pairs with an empty response")
-    return Prompt(prompt, {}), better, worse
+    return _of_text(prompt), better, worse
 
 
 def _begins(one: list[Message], other: list[Message]) -> list[Message]:

@@ -70,6 +70,29 @@ def read_turns(text: str) -> list[dict[str, str]]:
     ]
 
 
+def turns_of_transcript(prompt: str) -> list[dict[str, str]] | None:
+    r"""The messages of a prompt that is a transcript; None for any other, and where two turns of one speaker stand together.
+
+    Chat templates refuse turns that do not alternate.
+
+    >>> turns_of_transcript("\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant:")[1:]
+    [{'role': 'assistant', 'content': 'Hello!'}, {'role': 'user', 'content': 'Bye'}]
+    """
+    roles = {marker: role for role, marker in _MARKERS.items()}
+    before, *parts = _BORDER.split(prompt)
+    if not is_transcript(prompt) or before or any(marker not in roles for marker in parts[::2]):
+        return None
+    turns = [
+        {"role": roles[marker], "content": content.removeprefix(" ")}
+        for marker, content in zip(parts[:-2:2], parts[1:-2:2], strict=True)
+    ]
+    spoken = [turn["role"] for turn in turns]
+    expected = ["user", "assistant"] * len(turns)
+    start = spoken[:1] == ["system"]
+    alternate = spoken[start:] == expected[: len(turns) - start] and spoken[-1:] == ["user"]
+    return turns if alternate else None
+
+
 def prompt_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:
     """The prompt, as one text, that chat messages are: one message's own text, several as a transcript."""
     return content_text(messages[0]["content"]) if len(messages) == 1 else transcript(messages)
