@@ -146,9 +146,11 @@ class Server:
     """`rlhf-gym rate --serve` in a process of its own, which can be killed and started again on the same port."""
 
     def __init__(self, store: str, overlap: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        # Bound, and not listening: nobody else is given the port while no server has it, and a server may still take it.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self.port = self._held.getsockname()[1]
         program = [sys.executable, "-P", "-m", "rlhf_gym", "rate", "--serve", store, "--port", str(self.port)]
         self._command = [*program, "--overlap", str(overlap), "--lease", str(LEASE)]
         self._process: subprocess.Popen[bytes] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -13,6 +14,7 @@ from tiny_models import LetterTokenizer, tiny_language_model
 from toy_tasks import letter_task
 
 from rlhf_gym.agents import PPO
+from rlhf_gym.agents.common.callbacks import IterationCallback
 from rlhf_gym.agents.common.collect import Scoring, decode_episodes
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout
@@ -74,6 +76,26 @@ def learn(model: Any, tokens: int, **options: Any) -> list[dict[str, Any]]:
     model.set_logger(Logger(None, [rows]))
     model.learn(tokens, **options)
     return rows.rows
+
+
+class UntilScore(IterationCallback):
+    """Ends training once two iterations in a row score more than this in the mean; ``scores`` has every iteration's.
+
+    Of a learner that has got this far, more iterations show nothing new.
+    """
+
+    def __init__(self, enough: float) -> None:
+        super().__init__()
+        self.enough, self.scores = enough, list[float]()
+
+    def on_iteration_end(self, agent: Any) -> bool:
+        self.scores.append(float(np.mean([episode.score for episode in agent.rollout.episodes])))
+        return len(self.scores) < 2 or self.reached <= self.enough
+
+    @property
+    def reached(self) -> float:
+        """The mean of the last two."""
+        return float(np.mean(self.scores[-2:]))
 
 
 def decoded(env: TokenVecEnv, policy: LMPolicy, *, seed: int, first_episode: int = 0, per_slot: int) -> list[Episode]:

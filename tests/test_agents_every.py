@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppo_setups import LIMIT, NUM_ENVS, assert_same_weights, learn, letters_env, weights
+from ppo_setups import LIMIT, NUM_ENVS, UntilScore, assert_same_weights, learn, letters_env, weights
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import (
     CheckpointCallback,
@@ -122,7 +122,7 @@ OWN_PACE = {"TRPO": {"max_kl": 0.3, "sub_sampling_factor": 8}}
 
 
 def praise(name: str, seed: int) -> float:
-    """Mean score of the last two of eight iterations of 32 responses, on the embedded model."""
+    """Mean score of the last two of at most eight iterations of 32 responses, on the embedded model."""
     kind: Any = getattr(agents, name)
     torch.set_num_threads(1)
     env = make_sb3_env(32, seed=seed, task="sentiment", task_options={"max_new_tokens": 12})
@@ -131,13 +131,17 @@ def praise(name: str, seed: int) -> float:
         "LMPolicy", env, language_model=LanguageModel.load("embedded", device="cpu"), seed=seed, device="cpu",
         **{key: value for key, value in given.items() if key in kind.Settings.names()},
     )  # fmt: skip
-    scores = [row["objective/scores"] for row in learn(agent, 7 * 32 * 12 + 1) if "objective/scores" in row]
-    return float(np.mean(scores[-2:]))
+    until = UntilScore(0.6)
+    learn(agent, 7 * 32 * 12 + 1, callback=until)
+    return until.reached
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "ES"])  # which needs many more responses
 def test_it_raises_sentiment_on_the_embedded_model(name: str) -> None:
-    """Untrained, the score is 0.0 with a standard deviation of 0.18 over seeds. Over five seeds (TRPO: four) every agent
-    reached at least 0.35 (online DPO's worst seed; 0.36 RLOO, 0.42 TRPO, others 0.51 and up), with this one between 0.74
-    and 2.44. TRPO varies most: 0.22 to 0.63 over seeds 0 to 2."""
+    """Untrained, the score is 0.0 with a standard deviation of 0.18 over seeds; training ends early beyond three of these.
+
+    In all eight iterations, over five seeds (TRPO: four), every agent reached at least 0.35 (online DPO's worst seed; 0.36
+    RLOO, 0.42 TRPO, others 0.51 and up), with this one between 0.74 and 2.44. TRPO varies most: 0.22 to 0.63 over seeds 0
+    to 2.
+    """
     assert praise(name, seed=2 if name == "TRPO" else 4) > 0.35

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -157,13 +157,14 @@ def test_a_run_refuses_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_comparison_runs(tmp_path: Path) -> None:
+def test_the_comparison_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = Path(__file__).resolve().parents[1] / "benchmarks" / "value_start.py"
     RewardModel(LanguageModel.load("embedded", device="cpu")).save(tmp_path / "reward_model")
-    ran = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "reward_model"), "--seeds=3", "--iterations=1", "--episodes=16"],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert [line.split(" | ")[:2] for line in ran.stdout.splitlines()[2:]] == [
+    options = [str(tmp_path / "reward_model"), "--seeds=3", "--iterations=1", "--episodes=16"]
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    runpy.run_path(str(script), run_name="__main__")
+    assert [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[2:]] == [
         ["| 3", start] for start in ("policy", "trunk", "head")
-    ], ran.stderr[-2000:]
+    ]

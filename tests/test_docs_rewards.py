@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from rlhf_gym.cli.main import main
 from rlhf_gym.rewards import load_reward
 from rlhf_gym.rewards.service.overlap import is_slow
 
@@ -42,15 +40,11 @@ def lines() -> list[str]:
     return commands.splitlines()
 
 
-def run(folder: Path, line: str) -> str:
-    """One of the page's commands, as a shell would run it; the `rlhf-gym` of this environment."""
+def run(line: str) -> int:
+    """One of the page's commands, its words as a shell cuts them."""
     program, *arguments = shlex.split(line)
     assert program == "rlhf-gym"
-    command = [sys.executable, "-m", "rlhf_gym", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return main(arguments)
 
 
 def test_it_is_ten_lines_at_most() -> None:
@@ -58,14 +52,19 @@ def test_it_is_ten_lines_at_most() -> None:
     assert len(code.splitlines()) + len(lines()) <= 10
 
 
-def test_the_commands_run_one_after_the_other(folder: Path) -> None:
+def test_the_commands_run_one_after_the_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
     check, train, sample = lines()
 
-    checked = run(folder, check)
+    assert run(check) == 0
+    checked = capsys.readouterr().out
     assert "reward short_words: 64 samples" in checked
     assert "<- pays" in checked
 
-    trained = run(folder, train)
+    assert run(f"{train} --set evaluation.prompts=20") == 0  # instead of 200: the page's own command, in less time
+    trained = capsys.readouterr().out
     figures = re.findall(r"^round 1 PPO +(\d)/3 .* rewards \d+\.\d% of the time$", trained, re.MULTILINE)
     assert figures == ["1", "2", "3"]
     assert (folder / "short" / "report.html").stat().st_size > 10_000
@@ -75,7 +74,8 @@ def test_the_commands_run_one_after_the_other(folder: Path) -> None:
         for when in ("before", "after"):
             assert pair[f"gold_{when}"] == reward([pair["prompt"]], [pair[when]])[0]  # it was this reward
 
-    written = run(folder, sample).strip().splitlines()
+    assert run(sample) == 0
+    written = capsys.readouterr().out.strip().splitlines()
     assert len(written) == 4
     assert all(line.startswith("The film was") for line in written)
 

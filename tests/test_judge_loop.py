@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from chat_server import chat_server, material
-from tiny_run import rlhf_gym, save_tiny_model, tiny_settings
+from tiny_run import save_tiny_model, tiny_settings
 
+from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.loop.config_file import build
@@ -22,17 +23,16 @@ def likes_long(request: dict[str, object]) -> str:
     return json.dumps({"reason": "longer", "better": "tie" if first == second else "A" if first > second else "B"})
 
 
-def test_one_word_puts_a_judge_in_the_raters_place(tmp_path: Path) -> None:
+def test_one_word_puts_a_judge_in_the_raters_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_settings(save_tiny_model(tmp_path / "model"))))
     with chat_server(likes_long) as server:
-        done = rlhf_gym(
-            "run", "--config", config, "--out", tmp_path / "run", "--rater", f"judge:{server.url}",
-            "--set", f"rater.cache={tmp_path / 'replies.db'}",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "judge:tiny-judge: 24 questions" in " ".join(done.stdout.split())
-        assert "0% of 12 comparisons changed with the order" in " ".join(done.stdout.split())
+        arguments = ["--rater", f"judge:{server.url}", "--set", f"rater.cache={tmp_path / 'replies.db'}"]
+        code = main(["run", "--config", str(config), "--out", str(tmp_path / "run"), *arguments])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "judge:tiny-judge: 24 questions" in " ".join(said.out.split())
+    assert "0% of 12 comparisons changed with the order" in " ".join(said.out.split())
     with FeedbackStore(tmp_path / "run" / "feedback.sqlite") as store:
         judged = [(query, judgement) for query, judgement in store.answers()]
     assert len(judged) == 12
@@ -44,18 +44,17 @@ def test_one_word_puts_a_judge_in_the_raters_place(tmp_path: Path) -> None:
         assert len(query.responses[best]) == max(map(len, query.responses))
 
 
-def test_a_judge_that_is_not_there_ends_in_one_line_and_the_run_goes_on_later(tmp_path: Path) -> None:
+def test_a_judge_that_is_not_there_ends_in_one_line_and_the_run_goes_on_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_settings(save_tiny_model(tmp_path / "model"))))
     with chat_server(lambda _: 400) as server:
         spec = f"judge:tiny-judge@{server.url}"
-        done = rlhf_gym("run", "--config", config, "--out", tmp_path / "run", "--rater", spec)
-        assert done.returncode != 0
-        assert "refused with status 400" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert main(["run", "--config", str(config), "--out", str(tmp_path / "run"), "--rater", spec]) == 2
+        assert "refused with status 400" in capsys.readouterr().err
         server.say = likes_long
-        done = rlhf_gym("run", "--out", tmp_path / "run", "--resume")
-        assert done.returncode == 0, done.stderr
+        assert main(["run", "--out", str(tmp_path / "run"), "--resume"]) == 0, capsys.readouterr().err
     assert (tmp_path / "run" / "report.html").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -494,14 +495,7 @@ def test_a_run_refuses_before_it_begins(tmp_path: Path, lora: dict[str, Any], me
 
 def test_what_it_saves_can_be_measured() -> None:
     script = Path(__file__).resolve().parents[1] / "benchmarks" / "speed" / "lora.py"
-    small = ["--width=32", "--layers=2", "--episodes=4", "--iterations=1", "--variant"]
-    held = []
-    for variant in ("0", "1"):
-        ran = subprocess.run(
-            [sys.executable, str(script), *small, variant], capture_output=True, text=True, timeout=120
-        )
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        row = json.loads(ran.stdout.splitlines()[-1])
-        held.append(row["held"])
-        assert row["seconds"] > 0
-    assert held[1] < held[0] / 2
+    measure = runpy.run_path(str(script))["measure"]
+    full, adapter = (measure(width=32, layers=2, episodes=4, iterations=1, variant=variant) for variant in (0, 1))
+    assert min(full["seconds"], adapter["seconds"]) > 0
+    assert adapter["held"] < full["held"] / 2

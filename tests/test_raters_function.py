@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_run import rlhf_gym, save_tiny_model, tiny_settings
+from tiny_run import save_tiny_model, tiny_settings
 
+from rlhf_gym.cli.main import main
 from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.feedback import FeedbackStore, Judgement, Query
 from rlhf_gym.loop.config import RaterConfig
@@ -300,28 +301,29 @@ def broken(prompt, a, b):
 """
 
 
-def test_functions_in_a_run(tmp_path: Path) -> None:
+def test_functions_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Through the command line, by relative path, from a folder of one's own."""
+    monkeypatch.chdir(tmp_path)
     model = save_tiny_model(tmp_path / "model")
     (tmp_path / "mine.py").write_text(MINE)
     settings = tiny_settings(
         model, sampling={"candidates": 3, "prompts": 12}, agent={"iterations": 1, "checkpoint_every": 1}
     )
     (tmp_path / "run.yaml").write_text(json.dumps(settings))
-    for name in ("longer", "by_length", "make"):
-        done = rlhf_gym("run", "--config", "run.yaml", "--rater", f"mine.py:{name}", "--out", name, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    for name in ("by_length", "make"):
+        code = main(["run", "--config", "run.yaml", "--rater", f"mine.py:{name}", "--out", name])
+        assert code == 0, capsys.readouterr().err
         with FeedbackStore(tmp_path / name / "feedback.sqlite", read_only=True) as store:
             assert {j.rater for j in store.judgements()} == {"longer" if name == "make" else name}
             assert all(len(p.chosen) >= len(p.rejected) for p in store.preferences())
             assert store.count().judgements == 12
-    done = rlhf_gym("run", "--config", "run.yaml", "--rater", "mine.py:broken", "--out", "broken", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "rater 'broken' could not judge query" in done.stderr
+    assert main(["run", "--config", "run.yaml", "--rater", "mine.py:broken", "--out", "broken"]) != 0
+    assert "rater 'broken' could not judge query" in capsys.readouterr().err
     refused = ("--rater", "mine.py:longer", "--set", "rater.query_type=thumbs", "--out", "thumbs")
-    done = rlhf_gym("run", "--config", "run.yaml", *refused, cwd=tmp_path)
-    assert done.returncode != 0
-    assert "the function 'mine.py:longer' does not answer thumbs queries" in done.stderr
+    assert main(["run", "--config", "run.yaml", *refused]) != 0
+    assert "the function 'mine.py:longer' does not answer thumbs queries" in capsys.readouterr().err
     assert not (tmp_path / "thumbs" / "round-1").exists()
 
 
@@ -358,7 +360,10 @@ def test_a_class_that_raises_is_named() -> None:
         find_rater(config, lambda prompts, responses: [0.0] * len(prompts), None, 0)
 
 
-def test_a_rater_that_raises_ends_a_run_with_one_message_and_loses_no_judgement(tmp_path: Path) -> None:
+def test_a_rater_that_raises_ends_a_run_with_one_message_and_loses_no_judgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(FAILING)
     settings = tiny_settings(
         save_tiny_model(tmp_path / "model"), rater={"query_type": "pair"},
@@ -369,18 +374,15 @@ def test_a_rater_that_raises_ends_a_run_with_one_message_and_loses_no_judgement(
         ("make", "rater 'mine.py:make': the factory, called with reward and seed, raised KeyError: "),
         ("flaky", "rater 'flaky' could not judge query"),
     ):
-        done = rlhf_gym("run", "--config", "run.yaml", "--rater", f"mine.py:{name}", "--out", name, cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        [said] = [line for line in done.stderr.splitlines() if line.startswith("rlhf-gym: ")]
+        assert main(["run", "--config", "run.yaml", "--rater", f"mine.py:{name}", "--out", name]) == 2
+        [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlhf-gym: ")]
         assert message in said
         assert "[mine.py, line " in said
     (tmp_path / "mended").touch()
     with FeedbackStore(tmp_path / "flaky" / "feedback.sqlite", read_only=True) as store:
         kept = store.judgements()
     assert len(kept) == 5
-    done = rlhf_gym("run", "--out", "flaky", "--resume", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert main(["run", "--out", "flaky", "--resume"]) == 0, capsys.readouterr().err
     with FeedbackStore(tmp_path / "flaky" / "feedback.sqlite", read_only=True) as store:
         assert store.count().judgements == store.count().queries == 12
         assert store.judgements()[:5] == kept

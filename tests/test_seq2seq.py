@@ -240,7 +240,7 @@ def test_ppo_learns_to_copy_from_scratch() -> None:
         "LMPolicy", env, language_model=model, seed=2, device="cpu", learning_rate=3e-3, kl_coef=0.001, n_epochs=4
     )
     scores: list[float] = []
-    while agent.num_timesteps < 12_000:
+    while agent.num_timesteps < 12_000 and np.mean(scores[-3:] or 0) <= 0.5:
         agent.learn(1, reset_num_timesteps=False)
         assert agent.rollout is not None
         scores.append(float(np.mean([e.score for e in agent.rollout.episodes])))

@@ -100,6 +100,14 @@ def until_closed(port: int, sent: bytes) -> bytes:
     return said
 
 
+def test_the_server_leaves_other_logs_of_its_process_open(tmp_path: Path) -> None:
+    handler = logging.FileHandler(tmp_path / "log", mode="w")
+    with study(tmp_path, pairs(1)) as found, served(found):
+        handler.emit(logging.makeLogRecord({"msg": "still here"}))
+    handler.close()
+    assert (tmp_path / "log").read_text() == "still here\n"
+
+
 def test_a_request_that_does_not_come_to_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImpatientProtocol, "head_seconds", 0.1)
     with study(tmp_path, pairs(1)) as found, served(found, body_seconds=0.1) as port:

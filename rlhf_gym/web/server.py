@@ -73,8 +73,9 @@ class PageServer:
         self._socket = _listen(address)
         self.address = Address(address.host, self._socket.getsockname()[1], address.url)
         # No access log: invitations stand in addresses. Only a proxy on this machine may say who asks, and over what.
+        # No configuration of uvicorn's own for the log: setting it up would close every handler that this process has.
         config = uvicorn.Config(
-            app, http=ImpatientProtocol, log_level="warning", access_log=False, proxy_headers=True,
+            app, http=ImpatientProtocol, log_config=None, log_level="warning", access_log=False, proxy_headers=True,
             forwarded_allow_ips="127.0.0.1", server_header=False,
             timeout_graceful_shutdown=5, lifespan="off", ws="none", h11_max_incomplete_event_size=65_536,
         )  # fmt: skip
