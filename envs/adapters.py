@@ -205,6 +205,7 @@ class TextArenaEnv(Adapter):
             gymnasium.error.Error: the game ended before this player's first turn.
         """
         given = self._start(seed)
+        self._forget()
         with self._own_randomness():
             self.wrapped.reset(num_players=self.num_players, seed=given)
             observation, done, info = self._until_our_turn(False, {})
@@ -226,6 +227,14 @@ class TextArenaEnv(Adapter):
                 info |= {"rewards": dict(rewards or {}), "game": more}
         self._running = not done
         return self._show(observation), reward, bool(done), False, info
+
+    def _forget(self) -> None:
+        """Empty what TextArena's wrappers have collected: they go on with it in the next game, and would show both."""
+        layer = self.wrapped
+        while layer is not None:
+            own = getattr(layer, "__dict__", {})  # a wrapper has its environment's attributes, too
+            own.get("full_observations", {}).clear()
+            layer = own.get("env")
 
     def _until_our_turn(self, done: bool, info: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
         """Let the others move until this player is to move or the game ends; returns the observation, ``done`` and the info."""

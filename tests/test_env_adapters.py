@@ -205,12 +205,14 @@ def test_a_game_of_gems_own() -> None:
 @pytest.mark.skipif(not WITH["textarena"], reason="textarena is not installed: pip install 'rlhf-gym[textarena]'")
 def test_games_of_textarenas_own() -> None:
     env = TextArenaEnv("GuessTheNumber-v0")
-    assert "Guess The Number" in env.reset(seed=3)[0]
+    first = env.reset(seed=3)[0]
+    assert "Guess The Number" in first
     done, n, reward = False, 0, 0.0
     while not done:
         n += 1
         _, reward, done, _, info = env.step(f"[{n}]")
     assert info["rewards"] == {0: reward}
+    assert env.reset(seed=3)[0] == first  # nothing of the game before is shown
 
     def first_free(observation: str, rng: np.random.Generator) -> str:
         return observation.rpartition("Available Moves: ")[2].split("'")[1]

@@ -120,8 +120,10 @@ def test_steps_of_two_turns_are_paid_in_their_turns_by_hand(whole: Any, paid: li
     assert infos[0]["token_rewards"].tolist() == expected
     assert scored.values.tolist() == pytest.approx([sum(paid)])
     # In a sum, what is of the whole is paid with the last token.
-    both, _ = score_conversations(term(reward) + term(lambda prompts, responses: [1.0]), [played])
-    assert (both.tokens or ())[0][-1] == pytest.approx(paid[2] + 1)
+    both, _ = score_conversations(term(reward) + term(lambda prompts, responses, **kw: [float(len(kw))]), [played])
+    assert (both.tokens or ())[0][-1] == pytest.approx(
+        paid[2] + 5
+    )  # messages, several_turns, turns, environment_reward, end
     # Read from a file, where the tokens are not known, it is worth the same.
     again, _ = score_conversations(reward, [pickle.loads(pickle.dumps(played))])
     assert again.values.tolist() == scored.values.tolist()

@@ -2,12 +2,14 @@
 
     python benchmarks/tasks/conversations.py book_table                     # five seeds
     python benchmarks/tasks/conversations.py guess_number --iterations 80
-    python benchmarks/tasks/conversations.py calculator textarena --curves docs/images
+    python benchmarks/tasks/conversations.py calculator --iterations 15 --curves docs/images
+    python benchmarks/tasks/conversations.py textarena --iterations 30 --curves docs/images
 
 The model is a GPT-2 of two layers and width 64 with random weights and the embedded model's tokenizer. PPO trains it with
-64 conversations an iteration. Where chance would never find a reward (the calculator), it first learns a few dialogues of the
-reference policy's by cross-entropy. Prints a line for each seed, and a row for the task's page: mean and standard error over
-seeds; ``--curves`` writes a learning curve for each, mean and 95% interval (Student's t) over seeds.
+64 conversations an iteration. Where chance would hardly ever find a reward (the calculator, TextArena's Tower of Hanoi), it
+first learns a few dialogues of a scripted policy's by cross-entropy. Prints a line for each seed, and a row for the task's
+page: mean and standard error over seeds; ``--curves`` writes a learning curve for each, mean and 95% interval (Student's t)
+over seeds.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger
+from tower_of_hanoi import GAME, PEGS, InShort, Player, any_move, legal_move, solver
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_gym.agents import GRPO, PPO
@@ -34,7 +36,7 @@ from rlhf_gym.envs import TextArenaEnv, ToolEnv, make_conversation_env, wrap_tex
 from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.tokenizer import Tokenizer, load_tokenizer
-from rlhf_gym.loop.report.svg import Chart, padded
+from rlhf_gym.loop.report.svg import Chart, padded, spread
 from rlhf_gym.tasks.book_table import BOOK, BOOKED, QUESTION, SLOTS
 from rlhf_gym.tasks.guess_number import fewest_guesses
 from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
@@ -42,13 +44,12 @@ from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 EPISODES = 64
 SHARED: dict[str, Any] = {"n_epochs": 4, "batch_size": 32, "kl_coef": 0.0}
 LAST = 5  # iterations whose mean is reported
-HIGHEST = 20  # of TextArena's game
 DIGITS = tuple("0123456789")
 CHARACTERS = SymbolTokenizer(string.printable)
 """The calculator's tokenizer: numbers are copied digit by digit."""
 
 
-def random_word(words: tuple[str, ...]) -> Callable[[str, np.random.Generator], str]:
+def random_word(words: tuple[str, ...]) -> Player:
     """A policy that says any of the words, each as often."""
     return lambda observation, rng: words[int(rng.integers(len(words)))]
 
@@ -65,20 +66,6 @@ def call_and_copy(observation: str, rng: np.random.Generator) -> str:
     return f"<c>{last[len('What is ') : -1]}</c>" if last.endswith("?") else last
 
 
-class LastLine(gym.Wrapper[str, str, str, str]):
-    """TextArena's game in short: an observation is its last hint, a guess needs no brackets; rules and rewards are its own."""
-
-    def reset(self, **options: Any) -> tuple[str, dict[str, Any]]:
-        """The rules in short, so that they are read quickly."""
-        return f"a number from 1 to {HIGHEST}", self.env.reset(**options)[1]
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Guess."""
-        observation, *rest = self.env.step(f"[{action.strip()}]")
-        line = observation.rpartition("[GAME] ")[2]
-        return (next((hint for hint in ("higher", "lower") if f"is {hint}" in line), "no"), *rest)  # type: ignore[return-value]
-
-
 def calculator(num_envs: int) -> TextVecEnv:
     """Sums, differences and products of two numbers below 100, in the environment with a calculator."""
     options = {"digits": 2, "num_prompts": 4096}
@@ -91,25 +78,38 @@ def calculator(num_envs: int) -> TextVecEnv:
 
 
 def textarena(num_envs: int) -> TextVecEnv:
-    """TextArena's ``GuessTheNumber-v0``."""
+    """TextArena's Tower of Hanoi: the policy reads the board before each move, and writes two letters."""
     return wrap_text_env(
-        lambda: LastLine(TextArenaEnv("GuessTheNumber-v0")), num_envs, template="lines", vocabulary=DIGITS,
-        max_new_tokens=2, max_turns=20, max_context=192,
+        lambda: InShort(TextArenaEnv(GAME)), num_envs, tokenizer=CHARACTERS, template="lines", chat=False,
+        vocabulary=tuple(PEGS), min_new_tokens=2, max_new_tokens=2, max_turns=20, max_context=24,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A conversation and how it is learned: a random policy, the best mean reward, settings, updates of a warm start."""
+    """A conversation and how it is learned.
+
+    Attributes:
+        make: makes the environment.
+        by_chance: the random policy.
+        best: the best mean reward.
+        settings: the agent's.
+        agent: the algorithm.
+        tokenizer: the policy's.
+        warm_start: updates of the cross-entropy of a teacher's dialogues before.
+        teacher: the teacher.
+        others: further policies to compare with, by name.
+    """
 
     make: Callable[[int], TextVecEnv]
-    by_chance: Callable[[str, np.random.Generator], str]
+    by_chance: Player
     best: float
     settings: dict[str, Any]
     agent: type[PPO | GRPO] = PPO
     tokenizer: Tokenizer = field(default_factory=lambda: load_tokenizer(str(EMBEDDED_LM)))
     warm_start: int = 0
-    teacher: Callable[[str, np.random.Generator], str] | None = None
+    teacher: Player | None = None
+    others: dict[str, Player] = field(default_factory=dict)
 
 
 TASKS = {
@@ -119,15 +119,17 @@ TASKS = {
     ),
     "book_table": Measured(  # asking for what is missing (half of it, on average) and booking
         lambda n: make_conversation_env(n, task="book_table"), random_word((*SLOTS, BOOK)),
-        BOOKED + QUESTION * len(SLOTS) / 2, {"learning_rate": 3e-3, "ent_coef": 0.01},
+        BOOKED + QUESTION * len(SLOTS) / 2, {"learning_rate": 3e-3, "ent_coef": 0.01, "learning_rate_decay": "linear"},
     ),
     "calculator": Measured(
         calculator, random_call, 1.0, {"learning_rate": 4e-4, "group_size": 8, "n_epochs": 2}, GRPO, CHARACTERS, 250,
         call_and_copy,
     ),
-    "textarena": Measured(  # bisection finds any of 20 numbers within 5 of 10 turns
-        textarena, random_word(tuple(str(n) for n in range(1, HIGHEST + 1))), 1.0,
-        {"learning_rate": 2e-3, "ent_coef": 0.02, "n_epochs": 2},
+    "textarena": Measured(
+        textarena, any_move, 1.0,
+        {"learning_rate": 1e-3, "learning_rate_decay": "linear", "ent_coef": 0.01, "n_epochs": 2, "discount_per": "turn",
+         "gamma": 0.97},
+        PPO, CHARACTERS, 100, solver(0.6), {"legal moves at random": legal_move},
     ),
 }  # fmt: skip
 
@@ -152,23 +154,25 @@ def tiny_model(tokenizer: Tokenizer, seed: int) -> LanguageModel:
     return LanguageModel(GPT2LMHeadModel(config), tokenizer, "tiny-gpt2")
 
 
-def played(
-    env: TextVecEnv, policy: Callable[[str, np.random.Generator], str], episodes: int
-) -> tuple[float, list[tuple[list[int], list[bool]]]]:
-    """The mean reward of a policy of texts, and each episode's ids and which of them are the policy's."""
+def played(env: TextVecEnv, policy: Player, episodes: int) -> tuple[float, list[tuple[list[int], list[bool]]]]:
+    """The mean reward of a policy of texts, and the sequences it would have read: ids, and which of them are the policy's."""
     talk, rng, total, rows = env.talks[0], np.random.default_rng(0), 0.0, []
     tokenizer = env.rules.tokenizer
     for episode in range(episodes):
         ids = list(talk.begin(seed=1_000_000 + episode))
         own, end = [False] * len(ids), ""
         while not end:
-            turn = [*tokenizer.encode(policy("\n".join(m["content"] for m in talk.messages), rng)), tokenizer.eos_id]
+            turn = tokenizer.encode(policy("\n".join(m["content"] for m in talk.messages), rng))
+            if len(turn) < env.rules.limits.max_new_tokens:
+                turn.append(tokenizer.eos_id)
             reply = talk.answer(turn)
-            ids += [*turn, *reply.context]
-            own += [True] * len(turn) + [False] * len(reply.context)
+            ids, own = [*ids, *turn], [*own, *[True] * len(turn)]
+            if reply.fresh or reply.end:
+                rows.append((ids, own))
+                ids, own = [], []
+            ids, own = [*ids, *reply.context], [*own, *[False] * len(reply.context)]
             end = reply.end
         total += talk.total
-        rows.append((ids, own))
     return total / episodes, rows
 
 
@@ -214,15 +218,20 @@ def learned(task: Measured, model: LanguageModel, seed: int, iterations: int) ->
 
 def curve_picture(name: str, curves: list[list[float]], task: Measured, by_chance: float) -> str:
     """A learning curve as an SVG file's text: mean and 95% interval over seeds, and the best and the random policy's reward."""
-    mean = mean_curve([[(i + 1, score) for i, score in enumerate(curve)] for curve in curves])
+    last = len(curves[0])
+    mean = mean_curve([[(i + 1, score) for i, score in enumerate(curve)] for curve in curves], points=last)
     low, high = padded([by_chance, task.best, *(e.value for _, e in mean)])
-    chart = Chart(560, 300, (0, len(mean)), (low, high), (14, 24, 44, 52))
+    chart = Chart(560, 300, (0, last), (low, high), (14, 64, 44, 52))
     chart.axes("iterations of 64 conversations", y_label="mean reward of an episode")
     upper = [(x, min(high, e.value if e.high is None else e.high)) for x, e in mean]
-    chart.band(upper, [(x, max(low, e.value if e.low is None else e.low)) for x, e in mean], "area series-1")
-    chart.line([(x, e.value) for x, e in mean], "series-1")
-    for level, css in ((task.best, "series-2"), (by_chance, "series-3")):
-        chart.segment((chart.x(0), chart.y(level)), (chart.x(len(mean)), chart.y(level)), f"rule {css}")
+    chart.band(upper, [(x, max(low, e.value if e.low is None else e.low)) for x, e in mean], "area c0")
+    chart.line([(x, e.value) for x, e in mean], "c0")
+    levels = {"trained": mean[-1][1].value, "best": task.best, "random": by_chance}
+    places = spread([chart.y(level) for level in levels.values()], 14)
+    for number, ((words, level), place) in enumerate(zip(levels.items(), places, strict=True)):
+        if number:
+            chart.segment((chart.left, chart.y(level)), (chart.right, chart.y(level)), f"rule c{number}")
+        chart.text((chart.right + 6, place + 4), words, f"end c{number}")
     return standalone(
         chart.render(f"Learning curve of {name}", f"{len(curves)} seeds; the best policy's and a random one's reward.")
     )
@@ -239,11 +248,15 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.tasks:
         task = TASKS[name]
-        by_chance, _ = played(task.make(1), task.by_chance, 2000)
+        by_chance, _ = played(task.make(1), task.by_chance, 10_000)
+        for who, policy in task.others.items():
+            print(f"{name}: {who} {played(task.make(1), policy, 500)[0]:.2f}", flush=True)
         warm = None
         if task.teacher:
             taught = tiny_model(task.tokenizer, 0)
-            warm_start(taught, played(task.make(1), task.teacher, 1024)[1], task.warm_start, 0)
+            reward, rows = played(task.make(1), task.teacher, 1024)
+            print(f"{name}: the warm start's teacher {reward:.2f}", flush=True)
+            warm_start(taught, rows, task.warm_start, 0)
             warm = {key: value.clone() for key, value in taught.model.state_dict().items()}
         untrained, curves = [], []
         for seed in range(options.seeds):

@@ -164,7 +164,8 @@ class FunctionReward(TermReward):
             tokens = of_tokens(prompts, responses, columns)
             values = np.array([row.sum() for row in tokens])
             return ScoredBatch(values, {self.name: values}, tokens=tokens)
-        result = call(self.reward, self.form, prompts, responses, columns, self.name)
+        others = {key: values for key, values in columns.items() if key != OWN_TURNS}
+        result = call(self.reward, self.form, prompts, responses, others, self.name)
         values = checked(result, self.name, prompts, responses)
         return ScoredBatch(values, {self.name: values})
 
