@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import equal_groups, group_relative
+from rlhf_gym.agents.common.algorithm import TokenAlgorithm
 from rlhf_gym.agents.common.kl import Estimator
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.policy_losses import PolicyLoss
@@ -87,8 +88,8 @@ class GRPOSettings(CriticFreeSettings):
     )
     dynamic_sampling: bool = setting(
         False,
-        "groups whose scores are all the same are left out of learning: their advantages are 0, but their tokens would count "
-        "in the mean of the loss",
+        "groups whose scores are all the same, the penalty of `overlong_buffer` aside, are left out of learning: their tokens "
+        "would count in the mean of the loss",
         source="Yu et al. 2025",
     )
     max_resamples: int = setting(
@@ -185,11 +186,25 @@ class GRPO(CriticFree):
         if not self.max_resamples:
             return False
         resamples = (len(rollout.episodes) + len(rollout.left_out)) // self.n_episodes - 1
-        differing = int((~equal_groups(self.scores(rollout), self.group_size)).sum()) * self.group_size
+        differing = int((~self._alike(rollout, self.scores(rollout))).sum()) * self.group_size
         if resamples < self.max_resamples and differing < self.n_episodes:
             return True
         self.logger.record("groups/resamples", resamples)
         return False
+
+    def _alike(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """The groups that dynamic sampling leaves out, bool ``[B / group_size]``.
+
+        A penalty for length is no difference: DAPO keeps the groups in which some responses are right and some are wrong (Yu et
+        al. 2025, equation 11), not those that are all right at different lengths.
+
+        Args:
+            rollout: the episodes, group after group.
+            rewards: float32 ``[B, R]``, shaped, 0 at padding.
+        """
+        if self.overlong_buffer is not None and not (self.kl_in == "reward" and rollout.has_reference):
+            rewards = TokenAlgorithm.scores(self, rollout)  # subtracting the penalty again would leave rounding
+        return equal_groups(rewards, self.group_size)
 
     def advantages(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """Compare each response's reward with its group's, whose tokens all get the same advantage; or each turn's.
@@ -202,10 +217,9 @@ class GRPO(CriticFree):
             float32 ``[B, 1]``, or ``[B, R]`` where turns are compared.
         """
         scores = rewards.sum(1)
-        equal = equal_groups(rewards, self.group_size)
-        self.logger.record("groups/equal_share", equal.float().mean().item())
+        self.logger.record("groups/equal_share", equal_groups(rewards, self.group_size).float().mean().item())
         if self.dynamic_sampling:
-            kept = torch.repeat_interleave(~equal, self.group_size)
+            kept = torch.repeat_interleave(~self._alike(rollout, rewards), self.group_size)
             rollout.learn_from = torch.nonzero(kept).flatten().tolist()[: self.n_episodes]
         if self.compare == "turn":
             return group_relative_turns(rollout, rewards, self.group_size, self.scale_rewards)

@@ -21,7 +21,7 @@ from toy_tasks import count_a, letter_task
 from rlhf_gym import agents
 from rlhf_gym.agents.common.callbacks import IterationCallback
 from rlhf_gym.agents.common.ranks import process_ranks
-from rlhf_gym.envs import make_sb3_env
+from rlhf_gym.envs import ConversationEnv, make_sb3_env, wrap_text_env
 from rlhf_gym.rewards import RunningStandardise
 
 ITERATIONS = 3
@@ -96,6 +96,15 @@ def grpo(folder: Path) -> dict[str, Any]:
     agent = agent_of("GRPO", group_size=4, dynamic_sampling=True, max_resamples=1, kl_coef=0.1, batch_size=7, seed=None)
     assert process_ranks().lead(lambda: agent.seed) == agent.seed
     return learned(agent_of("GRPO", group_size=4, dynamic_sampling=True, max_resamples=1, kl_coef=0.1, batch_size=7))
+
+
+def talks(folder: Path) -> dict[str, Any]:
+    """Conversations, whose prompts are drawn by how the responses have done."""
+    env = wrap_text_env(
+        ConversationEnv(letter_task(), user=["b"], max_turns=2), 16, tokenizer=letters_env(1).env.episodes.tokenizer,
+        template="{% for m in messages %}{{ m.content }}{% endfor %}", max_new_tokens=3, max_context=40, prompt_order="advantage",
+    )  # fmt: skip
+    return learned(agent_of("GRPO", env, group_size=4))
 
 
 def every(name: str) -> Callable[[Path], dict[str, Any]]:
@@ -186,7 +195,7 @@ def faults(folder: Path) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped,
+    "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped, "talks": talks,
     **{name: every(name) for name in (
         "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
         "PreferenceOptimization", "ILQL",

@@ -332,6 +332,23 @@ def test_more_is_generated_until_enough_groups_differ() -> None:
     assert plain.episode_count == NUM_ENVS
 
 
+def test_a_penalty_for_length_makes_no_group_worth_learning_from() -> None:
+    """DAPO's equation 11 asks for right and wrong responses; a group that is all right differs in length alone."""
+    task = {"reward": lambda prompts, responses: [float(ord(prompt[0]) % 2) for prompt in prompts]}
+    options: dict[str, Any] = {"group_size": 2, "dynamic_sampling": True, "kl_coef": 0.0, "overlong_buffer": LIMIT}
+    agent, rollout = prepared(GRPO, task=task, **options)
+    shaped = agent.scores(rollout).sum(1).view(-1, 2)
+    assert bool((shaped[:, 0] != shaped[:, 1]).any())
+    assert rollout.learn_from == []
+    assert rollout.advantages.any()
+    (row,) = learn(small_agent(GRPO, task=task, max_resamples=1, **options), 1)
+    assert row["groups/resamples"] == 1
+    _, rollout = prepared(GRPO, **options)
+    assert rollout.learn_from == [
+        2 * g + i for g, equal in enumerate(same_scores(rollout, 2)) if not equal for i in (0, 1)
+    ]
+
+
 def test_resampling_gives_up() -> None:
     agent = small_agent(
         GRPO, task={"reward": lambda prompts, responses: [1.0] * len(prompts)}, dynamic_sampling=True, max_resamples=2

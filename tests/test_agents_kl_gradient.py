@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from ppo_setups import collected, move_reference, small_ppo
+from stable_baselines3.common.logger import Logger
+from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
 from torch import Tensor
+from toy_tasks import letter_task
 
+from rlhf_gym.agents import GRPO, REINFORCE
+from rlhf_gym.agents.common.forward import episode_log_probs, fill_log_probs, fill_reference
 from rlhf_gym.agents.common.kl import kl_estimate, sequence_kl_loss, weighted_kl_estimate
+from rlhf_gym.agents.common.minibatch import accumulate_gradient
+from rlhf_gym.agents.common.rollout import Episode, Rollout
+from rlhf_gym.envs import make_sb3_env
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.tasks.samples import Prompt
 
 STEPS, WORDS = 2, 3
 RESPONSES = list(itertools.product(range(WORDS), repeat=STEPS))
@@ -125,6 +136,72 @@ def test_an_agent_learns_from_the_loss_that_was_asked_for(
     lengths = [rollout.lengths[i] for i in rows]
     wanted = expected(now, ref, lengths, old) if expected is sequence_kl_loss else expected(now, ref, old, lengths)
     torch.testing.assert_close(model.kl_loss(rollout, rows, now)["kl"], wanted)
+
+
+LETTERS, LONGEST = 5, 3  # EOS, padding, and three letters
+
+
+def every_response(begun: tuple[int, ...] = ()) -> list[list[int]]:
+    """All responses of at most three tokens."""
+    if begun and (begun[-1] == 0 or len(begun) == LONGEST):
+        return [list(begun)]
+    return [one for token in (0, *range(2, LETTERS)) for one in every_response((*begun, token))]
+
+
+def moved(agent: Any, seed: int, size: float) -> list[Tensor]:
+    """Move the weights that learn, at random; returns them."""
+    generator = torch.Generator().manual_seed(seed)
+    learning: list[Tensor] = [p for p in agent.policy.language_model.model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for weight in learning:
+            weight.add_(size * torch.randn(weight.shape, generator=generator))
+    return learning
+
+
+@pytest.mark.parametrize("network", ["decoder", "adapter", "encoder-decoder"])
+@pytest.mark.parametrize(
+    ("kind", "options", "older"),
+    [
+        (GRPO, {"kl_in": "loss", "kl_gradient": "sequence", "group_size": 2}, False),
+        (GRPO, {"kl_in": "loss", "kl_gradient": "sequence", "kl_importance": True, "group_size": 2}, True),
+        (REINFORCE, {"kl_in": "reward", "baseline": "none"}, False),
+    ],
+)
+def test_an_agents_gradient_is_that_of_the_responses_kl(kind: Any, options: Any, older: bool, network: str) -> None:
+    """The mean over all responses, each as probable as under the policy that generated it, in two minibatches."""
+    make: Any = tiny_seq2seq if network == "encoder-decoder" else tiny_language_model
+    agent = kind(
+        "LMPolicy", make_sb3_env(4, task=replace(letter_task(limit=LONGEST), prompts=[Prompt("ab")]),
+        tokenizer=LetterTokenizer(LETTERS)), language_model=make(vocab_size=LETTERS, hidden=16, scale=4.0), seed=0,
+        device="cpu", kl_coef=1.0, aggregation="constant", lora={"rank": 2} if network == "adapter" else None, **options,
+    )  # fmt: skip
+    weights = moved(agent, 1, 0.2)
+    rollout = agent.rollout = Rollout.of([Episode([2, 3], r, *[[0.0] * len(r)] * 3, True) for r in every_response()])
+    fill_log_probs(agent.policy, rollout, 512)
+    fill_reference(agent.policy, agent.reference, rollout, 512)
+    agent.set_logger(Logger(None, []))
+    agent.prepare(rollout)
+    if older:
+        moved(agent, 2, 0.05)
+    probable, own, count = rollout.log_probs.sum(1).exp(), agent.losses, len(rollout.lengths)
+
+    def losses(rollout: Rollout, rows: list[int], now: Tensor, values: None) -> Any:
+        share = torch.cat([probable[i].expand(rollout.lengths[i]) for i in rows])
+        terms, metrics = own(rollout, rows, now, values)
+        return {name: share * loss for name, loss in terms.items()}, metrics
+
+    logs, _ = episode_log_probs(agent.policy, agent.policy.language_model, rollout.episodes)
+    ours = torch.stack([row.sum() for row in torch.split(logs, rollout.lengths)])
+    assert ours.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+    exact = torch.autograd.grad((ours.exp() * (ours - rollout.reference_log_probs.sum(1))).sum(), weights)
+    for rows in (list(range(0, count, 2)), list(range(1, count, 2))):
+        accumulate_gradient(
+            agent.policy, rollout, rows, losses, lambda loss, n=rows: len(n) * LONGEST * agent.coefficient(loss),
+            aggregation="constant", tokens_per_batch=64, entropy=False, where="test",
+        )  # fmt: skip
+    found = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+    wanted = torch.cat([gradient.flatten() for gradient in exact])
+    assert float((found - wanted).norm()) < 1e-5 * float(wanted.norm())
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_the_batch_that_diverged_is_written_and_replays(kind: Any, options: Any,
 
     def poisoned(rollout: Any) -> None:
         prepare(rollout)
-        if "kl_coef" in options and options["kl_coef"]:
+        if options.get("kl_coef"):
             rollout.reference_log_probs[3, 0] += 500.0  # k3 overflows
             return
         rollout.advantages[3, 0] = -1.0

@@ -89,16 +89,16 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
     """One process, its checkpoint after the first iteration included."""
     ppo = rank_worker.ppo(folder)
     (folder / "saved_by_several.zip").rename(folder / "saved_by_one.zip")
-    return {"ppo": ppo, "grpo": rank_worker.grpo(folder)}
+    return {"ppo": ppo, "grpo": rank_worker.grpo(folder), "talks": rank_worker.talks(folder)}
 
 
 @pytest.fixture(scope="module")
 def together(folder: Path, alone: object) -> dict[str, dict[str, Any]]:
     """Two processes."""
-    return worked(folder, "ppo", "resumed", "grpo", "faults")
+    return worked(folder, "ppo", "resumed", "grpo", "talks", "faults")
 
 
-@pytest.mark.parametrize("case", ["ppo", "grpo"])
+@pytest.mark.parametrize("case", ["ppo", "grpo", "talks"])
 def test_two_processes_learn_what_one_does(alone: Any, together: Any, case: str) -> None:
     """Adaptive rewards and coefficients, early stops, resampling and uneven minibatches included."""
     assert_same(alone[case], together[case])
@@ -106,7 +106,7 @@ def test_two_processes_learn_what_one_does(alone: Any, together: Any, case: str)
     if case == "ppo":
         assert any(row["policy/skipped_updates"] > 0 for row in rows if "policy/skipped_updates" in row)
         assert len({row["objective/kl_coef"] for row in rows}) == len(rows)
-    else:
+    elif case == "grpo":
         assert any(row["groups/resamples"] > 0 for row in rows)
 
 

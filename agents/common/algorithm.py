@@ -20,6 +20,7 @@ from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.agent import TokenAgent
 from rlhf_gym.agents.common.callbacks import end_iteration, iteration_callbacks
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, kl_now
+from rlhf_gym.agents.common.collect_turns import text_env_inside
 from rlhf_gym.agents.common.episode_source import Order
 from rlhf_gym.agents.common.forward import fill_log_probs, fill_reference, fill_values
 from rlhf_gym.agents.common.kl import kl_estimate, sequence_kl_loss, weighted_kl_estimate
@@ -370,8 +371,13 @@ class TokenAlgorithm(TokenAgent):
 
     def _note_outcomes(self, rollout: Rollout) -> None:
         """Tell an environment that draws prompts by weights how the responses to them have done."""
-        if draws_by_weights(self._vec_env):
-            self.ranks.from_main(lambda: note_outcomes(self._vec_env, rollout))
+        env = self._vec_env
+        if not draws_by_weights(env):
+            return
+        if text_env_inside(env) is not None:  # every rank plays all conversations
+            self.ranks.each(lambda: note_outcomes(env, rollout))
+        else:
+            self.ranks.from_main(lambda: note_outcomes(env, rollout))
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:

@@ -31,7 +31,9 @@ Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL", arX
 since a token changes the distribution of all later ones (``s_t l_u`` with ``u < t`` has mean 0). k2 in the loss, summed over
 tokens, has the gradient ``E[sum_t s_t l_t]``: the KL of later tokens is missing, and k3 misses it, too.
 :func:`sequence_kl_loss` has the exact gradient. In the reward nothing is missing where an advantage holds all later rewards
-(REINFORCE, RLOO, ``gae_lambda=1``); with a smaller lambda the value function stands for them.
+(REINFORCE, RLOO, ``gae_lambda=1``, each with ``gamma=1``); with a smaller lambda the value function stands for them, and a
+smaller gamma discounts them. As a loss, the sum is exact where all tokens have one weight whatever the responses are:
+``aggregation`` constant; the mean over a minibatch's tokens divides by their number, which varies a little.
 
 *Samples of an older policy*, from the second step of a rollout on, are weighed by ``w = pi / pi_old``
 (:func:`weighted_kl_estimate`). ``w k3`` is differentiated with its weight: ``grad (w k3) = w (k3 + 1 - r) s = -w log r s``. Its

@@ -234,8 +234,8 @@ class KLSettings(AgentSettings):
     kl_gradient: Literal["token", "sequence"] = setting(
         "token",
         "with `kl_in: loss`: token takes the gradient of each token's KL, given the tokens before it; sequence that of whole "
-        "responses' KL, which a token changes through the later ones, too (exact with `aggregation` token or constant, which "
-        "give all tokens one weight)",
+        "responses' KL, which a token changes through the later ones, too (exact with `aggregation: constant`; token divides "
+        "by the number of a minibatch's tokens, and sequence weighs each response by its own length)",
         source="Tang and Munos 2025",
     )
     kl_importance: bool = setting(
