@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +156,8 @@ def fit_reward(
         if curve and not tried:
             by_labels = more_labels(read, trunk, features=features, seed=seed, progress=progress)
         kind = "" if len(ways) == 1 else ", frozen trunk" if way.trunk_layers == 0 else ", whole trunk"
-        with progress.stage(f"reward model{kind}", 0) as bar:
+        with progress.stage(f"reward model{kind}", 0) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\d+ of \d+ texts exceed")  # which the evaluation says, and once
             result = fit(
                 reward_model, fitted, way, validation=validation, ratings=items, features=features,
                 on_progress=lambda done, total, loss, bar=bar: bar.update(done, f"loss {loss:.3f}", total),
