@@ -444,6 +444,15 @@ def test_a_small_trunk_is_trained_or_stays_frozen_whichever_held_out_judgements_
     assert same is (best == "with a frozen trunk")
 
 
+def test_quarters_of_margins_stand_in_their_order() -> None:
+    rows = [Preference(f"p{i}", "a", "b", float(i)) for i in range(12)]
+    found = judge(
+        rows, {(f"p{i}", text): score for i in range(12) for text, score in (("a", 1.0), ("b", 0.0))}, calibrated=True
+    )
+    named = [row.name for row in found.slices if row.by == "margin"]
+    assert named == ["up to 2.75", "above 2.75, up to 5.5", "above 5.5, up to 8.25", "above 8.25"]
+
+
 @pytest.mark.parametrize("loss", ["regression", "ordinal", "bradley_terry"])
 def test_a_fit_that_may_have_learned_nothing_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str

@@ -75,7 +75,7 @@ def add_fit_rater(commands: Commands, reward_help: str) -> None:
     fit = commands.add_parser(
         "fit-rater", allow_abbrev=False, help="fit a simulated rater to the answers that people gave",
         description="Estimate the simulated rater's rationality, biases, errors, lapses, ties and skips from answers, by "
-        "maximum likelihood, with 95%% intervals; and say how well it predicts answers that were held out: against a coin "
+        "maximum likelihood, with 95% intervals; and say how well it predicts answers that were held out: against a coin "
         "and the default simulated rater, with its calibration. The file of --out is a rater: --rater fitted:FILE. Of a run "
         "it is also shown on its report, with the number of answers that would raise a reward model's accuracy by a point.",
     )  # fmt: skip

@@ -163,7 +163,7 @@ def _add_analyse(commands: Commands) -> None:
     analyse = commands.add_parser(
         "analyse", allow_abbrev=False, help="fit gold and proxy reward against KL: where were runs over-optimised?",
         description="Fit the gains of gold and proxy reward of finished runs against the root of the KL: "
-        "d (alpha - beta log d) along training, d (alpha - beta d) along best-of-n (Gao et al. 2023), with 95%% intervals, and "
+        "d (alpha - beta log d) along training, d (alpha - beta d) along best-of-n (Gao et al. 2023), with 95% intervals, and "
         "the mean over runs. Needs pip install 'rlhf-gym[analysis]'.",
     )  # fmt: skip
     analyse.add_argument("run_dirs", metavar="RUN", nargs="+", help="directory of an evaluated run with a gold reward")

@@ -91,7 +91,7 @@ def add_eval(commands: Commands) -> None:
     judge = commands.add_parser(
         "eval", allow_abbrev=False, help="evaluate a run's policy or any model on a task: reward, pass@k, win rate",
         description="Have a model respond to a task's held-out prompts, and measure the responses: mean reward, pass@k, win "
-        "rate against another model by the reward or by a rater; each with a 95%% interval.",
+        "rate against another model by the reward or by a rater; each with a 95% interval.",
     )  # fmt: skip
     judge.add_argument(
         "model", metavar="RUN_OR_MODEL", help="a run's directory (its last policy), or a model: " + MODEL_HELP

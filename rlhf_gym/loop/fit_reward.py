@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from rlhf_gym.errors import ConfigError, FeedbackError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.more_labels import more_labels
 from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
-from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.progress import Bar, Progress
 from rlhf_gym.loop.reward_evaluation import RewardEvaluation, attribute_slices, judge
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.reward_model import Features, FitConfig, FitResult, RewardModel, fit, split_by_prompt
@@ -89,6 +91,14 @@ class _Way:
         return f"of the last {layers} layers"
 
 
+def _show(bar: Bar, done: int, total: int, loss: float) -> None:
+    bar.update(done, f"loss {loss:.3f}", total)
+
+
+def _show_reading(bar: Bar, done: int, total: int) -> None:
+    bar.update(done, "texts read by the frozen trunk", total)
+
+
 def fit_reward(
     data: str,
     out: Path | str,
@@ -155,11 +165,11 @@ def fit_reward(
         if curve and not tried:
             by_labels = more_labels(read, trunk, features=features, seed=seed, progress=progress)
         kind = "" if len(ways) == 1 else ", frozen trunk" if way.trunk_layers == 0 else ", whole trunk"
-        with progress.stage(f"reward model{kind}", 0) as bar:
+        with progress.stage(f"reward model{kind}", 0) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"\d+ of \d+ texts exceed")  # which the evaluation says, and once
             result = fit(
                 reward_model, fitted, way, validation=validation, ratings=items, features=features,
-                on_progress=lambda done, total, loss, bar=bar: bar.update(done, f"loss {loss:.3f}", total),
-                on_features=lambda done, total, bar=bar: bar.update(done, "texts read by the frozen trunk", total),
+                on_progress=partial(_show, bar), on_features=partial(_show_reading, bar),
             )  # fmt: skip
         tried.append(_Way(way, reward_model, features, result))
     kept = min(tried, key=_Way.loss)

@@ -341,7 +341,10 @@ def _sliced(
     if set(groups) <= {""} or (by == "rater" and len(groups) == 1):
         return []
     rows = []
-    for group, members in sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_ROWS]:
+    largest = sorted(groups.items(), key=lambda item: -len(item[1]))[:MOST_ROWS]
+    if by == "margin":  # from the least on; by name "up to 1" would follow "above 1"
+        largest.sort(key=lambda item: min(preferences[i].margin or 0.0 for i in item[1]))
+    for group, members in largest:
         found = accuracy(difference[members], [preferences[i] for i in members])
         rows.append(Slice(by, group or "(none)", *found, len(members)))
-    return sorted(rows, key=lambda row: row.name) if by in ("length", "margin", "subset") else rows
+    return sorted(rows, key=lambda row: row.name) if by in ("length", "subset") else rows
