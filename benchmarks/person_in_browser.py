@@ -48,7 +48,7 @@ def start(options: argparse.Namespace) -> tuple[subprocess.Popen[Any], str]:
     ]
     process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
     while True:
-        found = re.search(r"raters: +(\S+)", log.read_text())
+        found = re.search(r"raters: +(\S+)\s", log.read_text())
         if found:
             return process, found[1]
         if process.poll() is not None:

@@ -6,12 +6,14 @@ import itertools
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from held_port import held_port
+from waiting import LONG
 
 _NUMBERS = itertools.count()
 
@@ -24,9 +26,8 @@ class PostgresServer:
         self._folder = Path(tempfile.mkdtemp(prefix="pg"))
         if user is not None:
             shutil.chown(self._folder, user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self._held = ExitStack()
+        self.port = self._held.enter_context(held_port())  # also while it restarts
         self._run("initdb", "-D", self._data, "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
         self.start()
 
@@ -37,7 +38,7 @@ class PostgresServer:
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._bin / program), *arguments]
         command = command if self._user is None else ["runuser", "-u", self._user, "--", *command]
-        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, timeout=LONG, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> None:
@@ -47,11 +48,11 @@ class PostgresServer:
         # Its own default would be to acknowledge what is not on the disk yet: the store must ask for better itself.
         settings += " -c synchronous_commit=off"
         log = str(self._folder / "log")
-        self._run("pg_ctl", "-D", self._data, "-l", log, "-w", "-o", settings, "start")
+        self._run("pg_ctl", "-D", self._data, "-l", log, "-w", "-t", f"{LONG:.0f}", "-o", settings, "start")
 
     def stop(self, how: str = "fast") -> None:
         """Stop; ``immediate`` is a crash: nothing is written that was not on the disk."""
-        self._run("pg_ctl", "-D", self._data, "-m", how, "-w", "stop")
+        self._run("pg_ctl", "-D", self._data, "-m", how, "-w", "-t", f"{LONG:.0f}", "stop")
 
     def new_url(self) -> str:
         """The URL of an empty schema."""
@@ -64,6 +65,7 @@ class PostgresServer:
 
     def remove(self) -> None:
         self.stop("immediate")
+        self._held.close()
         shutil.rmtree(self._folder)
 
 

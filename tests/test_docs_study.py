@@ -131,7 +131,7 @@ def test_its_processes_work_together(tmp_path: Path, postgres: PostgresServer) -
             log = tmp_path / f"{name}.log"
             wait_until(lambda n=name, p=port: running[n].poll() is not None or healthy(n, p), name)  # type: ignore[misc]
             assert running[name].poll() is None, log.read_text()
-        said, links = tmp_path / "page.log", re.compile(rf"raters: +https://{VARIABLES['PAGE_NAME']}/join/(\S+)")
+        said, links = tmp_path / "page.log", re.compile(rf"raters: +https://{VARIABLES['PAGE_NAME']}/join/(\S+)\s")
         wait_until(lambda: links.search(said.read_text()), "the page prints its links")  # it answers before it prints
         link = links.search(said.read_text())
         assert link

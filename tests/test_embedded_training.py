@@ -7,7 +7,6 @@ import math
 import random
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors.torch import load_file
+from waiting import LONG, wait_until
 
 ROOMS = Path(__file__).resolve().parents[1] / "benchmarks" / "embedded_model"
 STEPS, SAVE_EVERY = 300, 20
@@ -47,16 +47,15 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(corpus, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (killed / "work" / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    saved = killed / "work" / "checkpoint.pt"
+    wait_until(lambda: saved.exists() or process.poll() is not None, "the first checkpoint")
     process.kill()
     process.wait()
-    reached = torch.load(killed / "work" / "checkpoint.pt", weights_only=True)["step"]
+    reached = torch.load(saved, weights_only=True)["step"]
     assert 0 < reached < STEPS, "the run was over before it could be killed: give it more steps"
     resumed = subprocess.run(command(corpus, killed), check=True, capture_output=True, text=True)
     assert f"going on from step {reached}" in resumed.stdout
-    assert whole_run.wait(timeout=200) == 0
+    assert whole_run.wait(LONG) == 0
 
     whole, again = (load_file(tmp_path / n / "out" / "model.safetensors") for n in ("whole", "killed"))
     assert whole.keys() == again.keys()

@@ -15,6 +15,7 @@ import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
 from held_port import held_port
+from waiting import LONG
 
 from rlhf_gym.envs import OpenEnvEnv, wrap_text_env
 from rlhf_gym.errors import ConfigError
@@ -115,14 +116,14 @@ def address() -> Iterator[str]:
 
     app = create_fastapi_app(Server, Said, Seen, max_concurrent_envs=4)
     with held_port() as port:
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, log_level="error"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.02)
         yield f"http://127.0.0.1:{port}"
         server.should_exit = True
-        thread.join(10)
+        thread.join(LONG)
 
 
 def test_openenvs_own_server_and_client(address: str) -> None:

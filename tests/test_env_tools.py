@@ -11,6 +11,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from tiny_models import LetterTokenizer
 from toy_tasks import count_a, letter_task
+from waiting import LONG
 
 from rlhf_gym.envs import ConversationEnv, ConversationVectorEnv, TokenVectorEnv, ToolEnv, ToolVectorEnv
 from rlhf_gym.envs.tools import CallFormat, ToolCall, ToolError, as_tools
@@ -203,7 +204,7 @@ def test_slow_users_and_tools_of_all_slots_work_at_the_same_time() -> None:
     scored: list[int] = []
 
     def user(messages: list[dict[str, str]], rng: np.random.Generator) -> str:
-        together.wait(60)  # passes only when all four wait here at once
+        together.wait(LONG)  # passes only when all four wait here at once
         return f"b{rng.integers(9)}"
 
     def reward(prompts: list[str], responses: list[str]) -> list[float]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from held_port import held_port
+from waiting import LONG
 
 from rlhf_gym.agents import REINFORCE
 from rlhf_gym.envs import make_sb3_env
@@ -76,7 +77,7 @@ def served(folder: Path, port: int, log: Path) -> Iterator[tuple[str, str]]:
         yield f"http://127.0.0.1:{port}/v1", str(folder)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(LONG)
 
 
 def test_scores(service: tuple[str, str]) -> None:

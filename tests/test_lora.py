@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from test_agents_guarantees import agent_of
 from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
 from tiny_run import metrics_table, save_tiny_model, tiny_settings
+from waiting import LONG
 
 import rlhf_gym.lm.lora
 from rlhf_gym.agents import GRPO, PPO
@@ -309,7 +310,7 @@ def test_a_base_that_has_a_name_is_found_again_in_a_new_process(tmp_path: Path) 
     agent.save(tmp_path / "agent")
     assert (tmp_path / "agent.zip").stat().st_size < 4e6  # the base alone has 15 MB
     ran = subprocess.run(
-        [sys.executable, "-c", NEW_PROCESS, str(tmp_path / "agent")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", NEW_PROCESS, str(tmp_path / "agent")], capture_output=True, text=True, timeout=LONG
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     actions = agent.predict(make_sb3_env(4, task="sentiment", seed=1).reset(), deterministic=True)[0].tolist()

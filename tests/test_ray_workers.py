@@ -217,8 +217,9 @@ def test_a_run_whose_learner_is_killed_goes_on(
     tables = [list(csv.DictReader((path / "metrics.csv").open())) for path in (whole.path, out)]
     for mine, theirs in zip(*tables, strict=True):
         for name, number in mine.items():
+            near = 0.05 if "clipfrac" in name else 1e-3  # one of some 40 tokens, as above
             assert float(theirs[name] or "nan") == pytest.approx(
-                float(number or "nan"), abs=1e-3, rel=1e-2, nan_ok=True
+                float(number or "nan"), abs=near, rel=1e-2, nan_ok=True
             ), name
     assert all(float(row["ray/workers"]) >= 1 for row in tables[1])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,11 @@ def test_answers_out_of_forms() -> None:
     )
     assert seconds_of({"seconds": "1e300"}) == 86_400
     assert seconds_of({"seconds": "12.5", "shown": "0"}) == 12.5
+
+
+def test_the_page_starts_without_torch() -> None:
+    code = "import sys, rlhf_gym.web.app; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_settings() -> None:

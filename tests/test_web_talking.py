@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 from toy_tasks import letter_task
-from waiting import wait_until
+from waiting import LONG, wait_until
 from web_study import answer, client, joined, question, study
 
 from rlhf_gym.envs import ConversationEnv, ConversationVectorEnv, wrap_text_env
@@ -60,7 +60,7 @@ def test_two_conversations_by_plain_forms(tmp_path: Path) -> None:
         assert "How good is the last answer, and what do you say next?" in html
         assert any(prompt in html for prompt in prompts)
         assert answer(person, "rating", **{"rate-0-overall": "4", "reply": said}).status_code == 303
-    thread.join(60)
+    thread.join(LONG)
     [(_, rewards, terminations, _, infos)] = out
     assert rewards.tolist() == [4.0, 4.0]
     assert sorted(terminations.tolist()) == [False, True]
@@ -74,7 +74,7 @@ def test_two_conversations_by_plain_forms(tmp_path: Path) -> None:
     assert "and\nnow?" in html
     assert 'name="reply"' not in html
     answer(person, "rating", **{"rate-0-overall": "1"})
-    thread.join(60)
+    thread.join(LONG)
     assert out[0][1][went_on] == 1.0
     assert out[0][2][went_on]
     env.close()
@@ -175,7 +175,7 @@ def test_a_person_who_does_not_come_and_settings_that_cannot_be(tmp_path: Path) 
     thread.start()
     wait_for_question(person)
     answer(person, "skip")
-    thread.join(60)
+    thread.join(LONG)
     assert out[0][2]
     assert (out[0][4]["ended_by"], out[0][4]["user_rating"]) == ("user", None)
     assert len(user.page.store.withdrawn_queries()) == 3

@@ -26,7 +26,16 @@ def test_100_answers_in_a_browser_move_the_policy(
 ) -> None:
     out = tmp_path / "person"
     # Half as many answers, and fewer and larger steps, than by default: half a minute of training instead of three.
-    settings = ["--pairs", "100", "--iterations", "10", "--set", "agent.learning_rate=0.0003", "--set", "agent.n_episodes=48"]
+    settings = [
+        "--pairs",
+        "100",
+        "--iterations",
+        "10",
+        "--set",
+        "agent.learning_rate=0.0003",
+        "--set",
+        "agent.n_episodes=48",
+    ]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(out), *settings])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -189,7 +189,7 @@ def test_the_server_s_disk_takes_no_more_and_then_does_again(tmp_path: Path) -> 
     with log.open("w") as file:
         process = subprocess.Popen(command("rate", "--serve", place, "--port", "0"), stdout=file, stderr=file)
     try:
-        printed = re.compile(r"raters: +http://127\.0\.0\.1:(\d+)/join/(\S+)")
+        printed = re.compile(r"raters: +http://127\.0\.0\.1:(\d+)/join/(\S+)\s")
         wait_until(lambda: printed.search(log.read_text()) or process.poll() is not None, "the page is served")
         links = printed.search(log.read_text())
         assert links, log.read_text()

@@ -104,7 +104,7 @@ def start_run(folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str
     process = subprocess.Popen(command("run", *arguments), stdout=file, stderr=file, text=True)
 
     def link() -> re.Match[str] | None:
-        return re.search(r"raters: +(\S+)", log.read_text()[before:])
+        return re.search(r"raters: +(\S+)\s", log.read_text()[before:])
 
     wait_until(lambda: link() or process.poll() is not None, "the run serves its page")
     found = link()

@@ -6,6 +6,18 @@ finished run or of one that stopped half-way.
 
 from __future__ import annotations
 
-from rlhf_gym.loop.report.page import write_report
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_gym.loop.report.page import write_report
 
 __all__ = ["write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import it when it is first asked for: the rating page draws with this folder's files, and does without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rlhf_gym.loop.report import page
+
+    return getattr(page, name)
