@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from ppo_setups import Rows, letters_env, weights
 from stable_baselines3.common.logger import Logger
+from talking import PLAIN
 from tiny_models import tiny_language_model
 from toy_tasks import count_a, letter_task
 
@@ -102,7 +103,7 @@ def talks(folder: Path) -> dict[str, Any]:
     """Conversations, whose prompts are drawn by how the responses have done."""
     env = wrap_text_env(
         ConversationEnv(letter_task(), user=["b"], max_turns=2), 16, tokenizer=letters_env(1).env.episodes.tokenizer,
-        template="{% for m in messages %}{{ m.content }}{% endfor %}", max_new_tokens=3, max_context=40, prompt_order="advantage",
+        template=PLAIN, max_new_tokens=3, max_context=40, prompt_order="advantage",
     )  # fmt: skip
     return learned(agent_of("GRPO", env, group_size=4))
 

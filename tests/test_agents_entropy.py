@@ -60,7 +60,7 @@ def test_clip_cov_takes_the_gradient_of_its_tokens() -> None:
 def test_kl_cov_holds_its_tokens_near_the_old_policy() -> None:
     """The gradient of `2 |log r|` is that of `-r A` with an advantage that is changed by `-2 sign(log r) / r`."""
     agent, rollout = moved(cov_control="kl", cov_share=0.3, cov_kl_coef=2.0)
-    held = agent._held
+    held = rollout.held
     assert int(held.sum()) == int(0.3 * int(rollout.mask.sum()))
     plain, same = moved()
     difference = -0.3 * NOISE[:, : rollout.mask.shape[1]] * rollout.mask
@@ -72,7 +72,7 @@ def test_tokens_that_are_not_learned_from_are_not_chosen() -> None:
     agent = small_agent(GRPO, scale=4.0, cov_control="kl", cov_share=1.0, overlong_filtering=True)
     rollout = collected(agent)
     ended = torch.tensor([e.ended for e in rollout.episodes])
-    assert torch.equal(agent._held, rollout.mask & ended[:, None])
+    assert torch.equal(rollout.held.bool(), rollout.mask & ended[:, None])
     learn(small_agent(GRPO, letters_env(limit=1), cov_control="kl", overlong_filtering=True), 1)  # nothing is left
     with pytest.raises(ConfigError, match=r"cov_low \(5\) must be below cov_high \(5.0\)"):
         small_agent(RLOO, cov_low=5)

@@ -236,9 +236,7 @@ def _together(ids: NDArray[np.int64], group_size: int) -> bool:
 
 def slots_state(env: VecEnv) -> list[dict[str, Any]] | None:
     """The states that a checkpoint keeps, one for each slot or one for all; None where the environment has none to give."""
-    if isinstance(
-        env, TextVecEnv
-    ):  # its episodes have seeds of their own; only a reward and the order of prompts may learn
+    if isinstance(env, TextVecEnv):  # its episodes have seeds of their own; only a reward and the order may learn
         state = {} if env.reward is None else {"reward": reward_state(env.reward)}
         return [state if env.prompts is None else state | {"prompts": env.prompts.state()}]
     if rules_of(env) is None or not env.has_attr("state"):
