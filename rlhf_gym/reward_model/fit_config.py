@@ -109,8 +109,7 @@ class FitConfig:
     pooling: Pooling | None = setting(  # noqa: RUF009 - it is a field
         None,
         "the states that the head reads: last, that of the last token (EOS), the mean over the response or over all tokens "
-        "(mean), or both, the last and the response's; null takes last where the trunk is trained, of a frozen trunk both, and "
-        f"response of one of more than {SMALL_TRUNK // 1_000_000}M weights",
+        "(mean), or both, the last and the response's; null takes last, and both with a frozen trunk",
     )
     precision: Precision = setting(  # noqa: RUF009 - it is a field
         "auto",
@@ -178,20 +177,16 @@ class FitConfig:
     def readout(self, language_model: LanguageModel) -> Readout:
         """What a reward model on this language model reads, with the defaults that suit its trunk."""
         frozen = self.trains(language_model) == 0
-        of_frozen: Pooling = "both" if _is_small(language_model) else "response"
         number = len(layer_stack(language_model)[1])
         layers = round(PART_OF_A_FROZEN_TRUNK * number) if frozen and self.layers is None and number else self.layers
-        return Readout(layers, self.pooling or (of_frozen if frozen else "last"))
+        return Readout(layers, self.pooling or ("both" if frozen else "last"))
 
     def trains(self, language_model: LanguageModel) -> int:
         """The number of a trunk's last layers to train; 0 for the head alone, -1 for everything."""
         if self.trunk_layers is not None:
             return self.trunk_layers
-        return -1 if _is_small(language_model) else 0
-
-
-def _is_small(language_model: LanguageModel) -> bool:
-    return sum(p.numel() for p in language_model.trunk.parameters()) <= SMALL_TRUNK
+        weights = sum(p.numel() for p in language_model.trunk.parameters())
+        return -1 if weights <= SMALL_TRUNK else 0
 
 
 def _check_weights(name: str, weights: Mapping[str, float]) -> None:
