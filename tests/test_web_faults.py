@@ -20,8 +20,8 @@ def test_kill_9_under_load_loses_and_doubles_nothing(
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--store", store_place, "--out", str(out), *load])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 0, out.read_text() if out.exists() else ended.value
     found = json.loads(out.read_text())
-    assert ended.value.code == 0, found
     assert found["kills"] == 2
     assert found["retries"] > 0
     assert found["lost"] == found["doubled"] == found["answered_twice"] == found["over_the_overlap"] == 0

@@ -1,4 +1,4 @@
-"""A person in a real browser answers 100 pairs of the embedded model by keys, and the policy measurably moves their way.
+"""A person in a real browser answers 200 pairs of the embedded model by keys, and the policy measurably moves their way.
 
 The whole way, nothing replaced: `rlhf-gym run --rater web` on the embedded model, its link opened in Chromium, one key an
 answer from nothing but the text on the screen, a reward model of these answers alone, PPO, the run's own evaluation.
@@ -21,21 +21,12 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "person_in_browser
 
 
 @pytest.mark.timeout(600)
-def test_100_answers_in_a_browser_move_the_policy(
+def test_200_answers_in_a_browser_move_the_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "person"
-    # Half as many answers, and fewer and larger steps, than by default: half a minute of training instead of three.
-    settings = [
-        "--pairs",
-        "100",
-        "--iterations",
-        "10",
-        "--set",
-        "agent.learning_rate=0.0003",
-        "--set",
-        "agent.n_episodes=48",
-    ]
+    # Fewer, smaller and longer steps than by default: half a minute of training instead of three.
+    settings = ["--iterations", "12", "--set", "agent.learning_rate=0.0004", "--set", "agent.n_episodes=48"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(out), *settings])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -46,7 +37,7 @@ def test_100_answers_in_a_browser_move_the_policy(
     assert found["gold_after"] > found["gold_before"] + 0.2
     with FeedbackStore(out / "feedback.sqlite", read_only=True) as store:
         answers = store.answers()
-        assert store.count().judgements == len(answers) == 100
+        assert store.count().judgements == len(answers) == 200
     assert {judgement.rater.partition("/")[0] for _, judgement in answers} == {"web"}
     assert {judgement.order_shown for _, judgement in answers} == {(0, 1), (1, 0)}
     assert all((judgement.seconds or 0) >= 0.2 for _, judgement in answers)
