@@ -141,10 +141,7 @@ class TRPO(PPO):
         before, gradient = self.surrogate(rollout, gradient=True)
         check_finite({"the policy's gradient is": gradient}, self.where)
 
-        fisher = self.fisher(rollout)
-        direction = conjugate_gradient(lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_steps)
-        curvature = float(direction @ fisher(direction))
-        del fisher  # and the graph that it may keep
+        direction, curvature = self._natural_direction(rollout, gradient)
         metrics = {"loss/policy_avg": -before, "policy/accepted": 0.0, "policy/kl_step": 0.0, "policy/improvement": 0.0}
         if curvature <= 0 or not bool(direction.any()):  # no gradient: nothing to gain anywhere
             self.record(**metrics)
@@ -164,6 +161,12 @@ class TRPO(PPO):
         assign(parameters, start)
         self.record(**metrics)
         return False
+
+    def _natural_direction(self, rollout: Rollout, gradient: Tensor) -> tuple[Tensor, float]:
+        """``x`` of ``(F + damping) x = gradient``, ``[P]``, and ``x F x``; the graph that ``F`` may keep ends here."""
+        fisher = self.fisher(rollout)
+        direction = conjugate_gradient(lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_steps)
+        return direction, float(direction @ fisher(direction))
 
     def policy_parameters(self) -> list[Tensor]:
         """The language model's weights that learn, each in its own shape; together they are the ``P`` of a vector ``[P]``."""
@@ -243,7 +246,7 @@ class TRPO(PPO):
         return product
 
     def _kl_slope(self, rollout: Rollout, rows: list[int], tokens: int) -> Tensor:
-        """The gradient ``[P]`` of some episodes' KL to the policy as it is, per token of all: 0, with a graph of its own slope."""
+        """The gradient ``[P]`` of some episodes' KL to the policy as it is, per token of all: 0, with a graph of its slope."""
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
             log_probs = self._distribution(rollout, self.policy.language_model, rows)
             kl = kl_divergences(log_probs.detach(), log_probs).sum() / tokens
