@@ -81,6 +81,12 @@ def test_a_fit_that_starts_from_no_errors_finds_them() -> None:
     assert found[FITTED.index("error_rate")] == pytest.approx(0.4, abs=0.2)
 
 
+def test_an_interval_holds_its_estimate_where_that_is_at_a_bound() -> None:
+    answers, rewards, skips = answered(60, beta=6.0)  # nobody errs
+    fitted = fit_rater(answers, rewards, skips=skips, resamples=6)
+    assert all(low <= fitted.knobs[name] <= high for name, (low, high) in fitted.intervals.items())
+
+
 def test_probabilities_are_those_of_the_model_by_hand() -> None:
     pair = Query(prompt="p", responses=("1", "0"))
     three = Query(prompt="p", responses=("1", "0", "0"), query_type="ranking")

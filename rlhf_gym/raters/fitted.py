@@ -227,8 +227,10 @@ def fit_rater(
         share = rng.binomial(len(data) + skips, skips / (len(data) + skips)) / (len(data) + skips)
         draws[row] = _with_skips(found, share)
         progress()
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     estimate = _with_skips(best, skips / (len(data) + skips))
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    # Near the bound of a rate the likelihood is flat, and resamples stop just short of it.
+    low, high = np.minimum(low, estimate), np.maximum(high, estimate)
     everything = np.concatenate(rewards)
     return FittedRater(
         knobs=dict(zip(_KNOBS, map(float, estimate), strict=True)),
