@@ -99,7 +99,7 @@ def test_parts_that_are_texts_are_text_and_what_cannot_be_a_prompt_is_refused() 
     assert tokenizer.decode_special(ids) == SHOWN[CHATML]
     assert prompt_of_messages(whole) == prompt_of_messages(ASKED)
     ((one,), _) = encoded_pairs([(whole, "6")], random_model(chat_hub(), len(chat_hub())), Limits.of(tokenizer))
-    assert one.prompt_ids == ids
+    assert one.prompt_ids.tolist() == ids
     picture = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}]
     with pytest.raises(ModelError, match=r"must be a text, or parts that are all texts, .* got \[\{'type': 'image'"):
         encode_conversation(tokenizer, "what is this?", picture)
@@ -222,7 +222,7 @@ def test_every_prompt_of_a_chat_model_is_its_conversation(tmp_path: Path) -> Non
     ) == pytest.approx([raw])
     # SFT, best-of-n, perplexity.
     ((pair,), _) = encoded_pairs([(ASKED, "6")], model, Limits.of(tokenizer))
-    assert (pair.prompt_ids, pair.response_ids) == (expected[0], whole[len(expected[0]) :])
+    assert (pair.prompt_ids.tolist(), pair.response_ids.tolist()) == (expected[0], whole[len(expected[0]) :])
     generated = best_of_n(
         model, [prompt.text], lambda prompts, responses: [0.0] * len(prompts), 2, Limits.of(tokenizer, 0, 4),
         columns={"messages": [ASKED]}, seed=1,
