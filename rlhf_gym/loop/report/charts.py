@@ -185,9 +185,8 @@ def label_curve_chart(points: Sequence[Mapping[str, Any]]) -> Markup | None:
     places = [math.log2(n) for n, *_ in known]
     chart = Chart(420, 340, (min(places) - 0.3, max(places) + 0.3), padded([v for _, *row in known for v in row]))
     ticks = nice_ticks(*chart.y_range, 5)
-    decimals = int(
-        any(abs(100 * tick - round(100 * tick)) > 1e-6 for tick in ticks)
-    )  # ticks of 2.5 points are not of 2 and 3
+    # Ticks of 2.5 points are not ticks of 2 and 3.
+    decimals = 1 if any(abs(100 * tick - round(100 * tick)) > 1e-6 for tick in ticks) else 0
     chart.axes(
         "comparisons fitted to", y_label="held-out accuracy", x_ticks=places, x_names=[number(n) for n, *_ in known],
         y_ticks=ticks, y_names=[percent(tick, decimals) for tick in ticks],
