@@ -18,13 +18,13 @@ from rlhf_gym.envs.dialogue_formats import dialogue_format
 from rlhf_gym.envs.picture import Frame
 from rlhf_gym.envs.prompt_weights import plain_draws
 from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, conversation_frame
-from rlhf_gym.envs.scoring import skipped_column, token_columns, token_rewards_column
+from rlhf_gym.envs.scoring import score_texts
 from rlhf_gym.envs.task_parts import as_task, reward_of
 from rlhf_gym.envs.turn_spaces import with_tokens
 from rlhf_gym.envs.vector_api import chosen_prompt, row_of
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.tokenizer import AnyTokenizer
-from rlhf_gym.rewards.base import TermReward, score
+from rlhf_gym.rewards.base import TermReward
 from rlhf_gym.rewards.service.overlap import is_slow
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.chat import Message
@@ -336,9 +336,7 @@ def score_steps(reward: TermReward, steps: Sequence[PreparedStep]) -> list[tuple
     pairs = [pair for step in steps if (pair := step.scored) is not None]
     prompts, responses = [prompt for prompt, _ in pairs], [response for _, response in pairs]
     columns = {name: [steps[i].columns[name] for i in places] for name in steps[places[0]].columns}
-    tokens = token_columns(reward, responses)
-    scored = score(reward, prompts, responses, columns | tokens, may_skip=True)
-    infos = {"reward_terms": scored.terms, **skipped_column(scored), **(token_rewards_column(scored) if tokens else {})}
+    scored, infos = score_texts(reward, prompts, responses, columns)
     for row, i in enumerate(places):
         out[i] = float(scored.values[row]), row_of(infos, row)
     return out

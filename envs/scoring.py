@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,28 @@ def score_episodes(reward: TermReward, episodes: EndedEpisodes) -> tuple[ScoredB
     }
 
 
-def token_columns(reward: TermReward, responses: Sequence[str]) -> dict[str, list[Any]]:
+def score_texts(
+    reward: TermReward, prompts: list[str], responses: list[str], columns: Mapping[str, Sequence[Any]]
+) -> tuple[ScoredBatch, dict[str, Any]]:
+    """Score responses that the environment got as texts, in one call of the reward.
+
+    Args:
+        reward: the environment's.
+        prompts: ``n`` prompts.
+        responses: ``n`` responses; each may know its tokens.
+        columns: of the prompts.
+
+    Returns:
+        The scores, and the infos by key: ``reward_terms``, ``reward_skipped``, and ``token_rewards`` where all responses know
+        their tokens.
+    """
+    tokens = _token_columns(reward, responses)
+    scored = score(reward, prompts, responses, {**columns, **tokens}, may_skip=True)
+    infos = {"reward_terms": scored.terms, **skipped_column(scored)}
+    return scored, infos | (token_rewards_column(scored) if tokens else {})
+
+
+def _token_columns(reward: TermReward, responses: Sequence[str]) -> dict[str, list[Any]]:
     """The columns that rewards of tokens and of steps are given beside responses: the tokens' ids, and where each ends.
 
     Args:

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
-from rlhf_gym.envs.scoring import skipped_column, token_columns, token_rewards_column
+from rlhf_gym.envs.scoring import score_texts
 from rlhf_gym.envs.task_parts import reward_of
 from rlhf_gym.envs.token_rows import Ids, Slots
 from rlhf_gym.envs.turn_spaces import AnyText, as_ids_action, as_text_action, longest_text, with_tokens
 from rlhf_gym.envs.vector_api import stack_observations
-from rlhf_gym.rewards.base import ScoredBatch, score
+from rlhf_gym.rewards.base import ScoredBatch
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import column_names, columns_of
 
@@ -139,12 +139,10 @@ class TextFormat:
         """
         prompts = [self.prompts[slot] for slot in slots.tolist()]
         texts = [prompt.text for prompt in prompts]
-        tokens = token_columns(self.reward, responses)
-        scored = score(self.reward, texts, responses, columns_of(prompts, self.columns) | tokens, may_skip=True)
+        scored, infos = score_texts(self.reward, texts, responses, columns_of(prompts, self.columns))
         for slot, text, response in zip(slots.tolist(), texts, responses, strict=True):
             self.shown[slot] = text + response
-        infos = {"prompt": texts, "response": responses, "reward_terms": scored.terms, **skipped_column(scored)}
-        return scored, infos | (token_rewards_column(scored) if tokens else {})
+        return scored, {"prompt": texts, "response": responses, **infos}
 
     def observe(self) -> tuple[str, ...]:
         """A tuple of ``N`` texts: each the prompt, or prompt and response once the episode has ended."""

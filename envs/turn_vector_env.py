@@ -132,8 +132,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         note_seed(self, seed)
         self._draws.seed(seed, mask)
         slots = np.flatnonzero(mask)
-        chosen = chosen_prompt(options, len(self.task.prompts))
-        prompts = self._begin(slots, None if chosen is None else np.full(len(slots), chosen))
+        prompts = self._begin(slots, chosen_prompt(options, len(self.task.prompts)))
         self._show(slots, prompts)
         if self.render_mode == "human":
             self.render()
@@ -222,6 +221,6 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             if reward is not None:
                 self._painter.note(slot, reward)
 
-    def _begin(self, slots: Slots, numbers: NDArray[np.int64] | None = None) -> list[str]:
+    def _begin(self, slots: Slots, prompt: int | None = None) -> list[str]:
         self._running[slots] = self._started[slots] = True
-        return self.format.begin(slots, self._draws.take(slots) if numbers is None else numbers)
+        return self.format.begin(slots, self._draws.take(slots) if prompt is None else np.full(len(slots), prompt))
