@@ -64,9 +64,8 @@ def main() -> None:
         for config in ways:  # as `fit-reward` does, held-out training dialogues choose among them
             read = frozen if config.trunk_layers == 0 else None
             model = fresh(config) if read is None else read.model
-            result = fit(model, rest, replace(config, seed=split), features=read)
-            tried.append((result.epochs[result.best_epoch - 1]["validation_loss"], model, read, result))
-        _, model, read, result = min(tried, key=lambda one: one[0])
+            tried.append((model, read, fit(model, rest, replace(config, seed=split), features=read)))
+        model, read, result = min(tried, key=lambda one: one[2].kept_loss)
         texts = texts_of(test)
         scores = dict(zip(texts, raw_scores(model, texts, read).tolist(), strict=True))
         found = judge(test, scores, calibrated=True)

@@ -22,7 +22,7 @@ def _list(options: argparse.Namespace) -> None:
 
     for name in suite_names():
         suite = load_suite(name)
-        measured = "" if suite.measured else " Loads and plans; no results of it are published."
+        measured = "" if suite.measured else " Loads and plans; it has not been measured as a whole."
         print(f"{name} (version {suite.version}, hash {suite.hash}): {suite.about}{measured}")
         budgets = ", ".join(f"{amount:,}" for amount in suite.budgets.values())
         print(
@@ -59,8 +59,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("`rlhf-gym bench tune` searches with Optuna: pip install 'rlhf-gym[bench]'")
+    _need("optuna", "`rlhf-gym bench tune` searches with Optuna")
     suite = with_models(load_suite(options.suite), options.model)
     options.out = options.out or f"runs/tune-{suite.name}"
     quiet_libraries()
@@ -85,8 +84,8 @@ def _tune(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     _need_scipy()
     folders = [Path(folder) for folder in options.folders]
-    if options.png and importlib.util.find_spec("resvg_py") is None:
-        raise ConfigError("--png takes its pictures from resvg-py: pip install 'rlhf-gym[bench]'")
+    if options.png:
+        _need("resvg_py", "--png takes its pictures from resvg-py")
     _write_report(folders, Path(options.out) if options.out else folders[0] / "report", pictures=options.png)
 
 
@@ -113,8 +112,12 @@ def bench_hint(options: argparse.Namespace) -> str:
 
 
 def _need_scipy() -> None:
-    if importlib.util.find_spec("scipy") is None:
-        raise ConfigError("`rlhf-gym bench` takes its statistics from scipy: pip install 'rlhf-gym[bench]'")
+    _need("scipy", "`rlhf-gym bench` takes its statistics from scipy")
+
+
+def _need(module: str, why: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"{why}: pip install 'rlhf-gym[bench]'")
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int | None]] = {

@@ -79,10 +79,6 @@ class _Way:
     features: Features | None
     result: FitResult
 
-    def loss(self) -> float:
-        """Its loss on the held-out judgements, in the epoch that was kept."""
-        return self.result.epochs[self.result.best_epoch - 1]["validation_loss"]
-
     def named(self) -> str:
         """What was trained, in words."""
         layers = self.config.trunk_layers
@@ -172,9 +168,9 @@ def fit_reward(
                 on_progress=partial(_show, bar), on_features=partial(_show_reading, bar),
             )  # fmt: skip
         tried.append(_Way(way, reward_model, features, result))
-    kept = min(tried, key=_Way.loss)
+    kept = min(tried, key=lambda way: way.result.kept_loss)
     if len(tried) > 1:
-        losses = ", ".join(f"{one.loss():.3f} {one.named()}" for one in tried)
+        losses = ", ".join(f"{one.result.kept_loss:.3f} {one.named()}" for one in tried)
         progress.say(f"held-out loss: {losses}; kept the fit {kept.named()}")
     config, reward_model, features, result = kept.config, kept.model, kept.features, kept.result
     texts = texts_of([*held_out, *ratings])
@@ -194,6 +190,6 @@ def fit_reward(
     ).with_slices(by_attribute)  # fmt: skip
     reward_model.save(out)
     written = {"data": data, "fit": result.as_dict(), "held_out": evaluation.as_dict()}
-    written["held_out_loss"] = {one.named(): one.loss() for one in tried}
+    written["held_out_loss"] = {one.named(): one.result.kept_loss for one in tried}
     write_json(out / FIT_FILE, written | ({} if by_labels is None else {"label_curve": by_labels.as_dict()}))
     return FittedReward(result, config, evaluation, out, by_labels, remarks)

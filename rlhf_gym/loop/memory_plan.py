@@ -266,9 +266,7 @@ class _Training:
         """Prompts are read, and keys and values grow to the length of prompt and response."""
         before = self.live.now
         slots, kept = self.environments, list[Tensor]()
-        if (
-            self.perturbs
-        ):  # one copy of the weights after the other decodes its slots, and then the weights are put back
+        if self.perturbs:  # one copy of the weights after the other decodes its slots; then the weights are put back
             slots = max(1, slots // int(self.settings["group_size"]))
             kept = [weight.detach().clone() for weight in self.weights]
         model = self.policy.decoding_copy()

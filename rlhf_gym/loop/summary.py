@@ -54,12 +54,8 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     metrics = read_json(run.evaluation_file)
     if metrics is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
-    lines += [
-        "",
-        *_table(metrics),
-        "",
-        *_pairs(metrics["pairs"], pairs, seed, " / " if "turns_before" in metrics else " "),
-    ]
+    between = " / " if "turns_before" in metrics else " "
+    lines += ["", *_table(metrics), "", *_pairs(metrics["pairs"], pairs, seed, between)]
     lines += [line for doubt in doubts(read_run(run.path)) for line in textwrap.wrap(f"! {doubt}", WIDTH)]
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")

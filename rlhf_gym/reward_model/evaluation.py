@@ -69,6 +69,11 @@ class FitResult:
     n_texts: int = 0
     n_cut: int = 0
 
+    @property
+    def kept_loss(self) -> float:
+        """The validation loss of the epoch that was kept, in nats: what the fit minimises, on the held-out judgements."""
+        return self.epochs[self.best_epoch - 1]["validation_loss"]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN, which JSON does not have, becomes None."""
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
