@@ -98,6 +98,11 @@ class GRPOSettings(CriticFreeSettings):
         "at most this many times (`groups/resamples` counts them); 0 learns from those that are left",
         at_least=0, source="Yu et al. 2025",
     )  # fmt: skip
+    minibatch_groups: bool = setting(
+        False,
+        "minibatches are of whole groups, not of episodes in any order, so that a prompt runs once for all its responses: the "
+        "longer prompts are, the faster. `batch_size` must be a multiple of `group_size`",
+    )
     n_epochs: int = setting(2)
     batch_size: int | None = setting(16)
     clip_range: float | Schedule | None = setting(0.2)
@@ -113,6 +118,15 @@ class GRPOSettings(CriticFreeSettings):
             raise ConfigError(
                 f"max_resamples ({self.max_resamples}) replaces the groups that dynamic_sampling leaves out: give "
                 "dynamic_sampling=True, or leave max_resamples at 0"
+            )
+        if self.minibatch_groups and self.batch_size is not None and self.batch_size % self.group_size:
+            raise ConfigError(
+                f"minibatch_groups takes whole groups: batch_size ({self.batch_size}) must be a multiple of group_size "
+                f"({self.group_size}): take {-(-self.batch_size // self.group_size) * self.group_size}"
+            )
+        if self.minibatch_groups and self.overlong_filtering:
+            raise ConfigError(
+                "minibatch_groups keeps groups whole, and overlong_filtering takes single responses out of them: leave one out"
             )
         if self.group_baseline != "mean" and self.compare == "turn":
             raise ConfigError(
@@ -169,6 +183,7 @@ class GRPO(CriticFree):
     group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
+    minibatch_groups: bool
     loss_kl_estimator: ClassVar[Estimator] = "k3"
 
     if TYPE_CHECKING:
@@ -216,6 +231,7 @@ class GRPO(CriticFree):
         Returns:
             float32 ``[B, 1]``, or ``[B, R]`` where turns are compared.
         """
+        rollout.together = self.group_size if self.minibatch_groups else 1
         scores = rewards.sum(1)
         self.logger.record("groups/equal_share", equal_groups(rewards, self.group_size).float().mean().item())
         if self.dynamic_sampling:

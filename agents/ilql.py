@@ -18,7 +18,7 @@ from rlhf_gym.agents.common.action_value_heads import (
     q_loss,
     token_q,
 )
-from rlhf_gym.agents.common.forward import episode_log_probs, pack_episodes
+from rlhf_gym.agents.common.forward import episode_batches, episode_log_probs, pack_episodes
 from rlhf_gym.agents.common.given_trajectories import (
     EncodedTrajectory,
     TrajectoryRow,
@@ -37,7 +37,7 @@ from rlhf_gym.agents.given_responses import GivenResponses
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits
-from rlhf_gym.lm.sequences import batches_by_length, response_positions
+from rlhf_gym.lm.sequences import response_positions
 from rlhf_gym.tasks.too_long import TooLong
 
 if TYPE_CHECKING:
@@ -209,8 +209,7 @@ class ILQL(GivenResponses):
         lengths = torch.tensor([rollout.lengths[i] for i in rows])
         weights = token_weights(lengths, self.aggregation, constant_length=policy.limits.max_new_tokens)
         weight_of, share = dict(zip(rows, weights, strict=True)), 1 / int(lengths.sum())
-        for group in batches_by_length([rollout.totals[i] for i in own], tokens_per_batch):
-            micro = [own[g] for g in group]
+        for micro in episode_batches(model, rollout, own, tokens_per_batch):
             episodes, sizes = [rollout.episodes[i] for i in micro], [rollout.lengths[i] for i in micro]
             batch = pack_episodes(policy, episodes)
             hidden, tokens = model.response_states(batch), batch.responses[batch.response_mask]

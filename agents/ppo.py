@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.advantages import gae, length_adaptive_lambda, returns_to_go, whiten
 from rlhf_gym.agents.common.algorithm import TokenAlgorithm
-from rlhf_gym.agents.common.forward import pack_episodes
+from rlhf_gym.agents.common.forward import episode_batches, pack_episodes
 from rlhf_gym.agents.common.losses import Clipped, clipped_value_loss, token_weights
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.minibatch import Terms
@@ -28,7 +28,6 @@ from rlhf_gym.agents.common.shared_settings import (
     ValueClipSettings,
     ValueLossSettings,
 )
-from rlhf_gym.lm.sequences import batches_by_length
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -207,8 +206,7 @@ class PPO(TokenAlgorithm):
         weights = token_weights(lengths, self.aggregation, constant_length=policy.limits.max_new_tokens)
         parts: list[Tensor] = []
         weight_of = dict(zip(rows, weights, strict=True))
-        for group in batches_by_length([rollout.totals[i] for i in own], tokens_per_batch):
-            micro = [own[g] for g in group]
+        for micro in episode_batches(policy.value_model, rollout, own, tokens_per_batch):
             batch = pack_episodes(policy, [rollout.episodes[i] for i in micro])
             with torch.set_grad_enabled(policy.value_trunk is not None):  # a shared trunk is the policy's
                 hidden = policy.value_model.response_states(batch)

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rlhf_gym.agents.common.forward import episode_log_probs, pack_episodes
+from rlhf_gym.agents.common.forward import episode_batches, episode_log_probs, pack_episodes
 from rlhf_gym.agents.common.losses import token_weights
 from rlhf_gym.agents.common.metrics import check_finite
 from rlhf_gym.agents.common.rollout import Rollout, unpack_masks
@@ -27,7 +27,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import masked_logits
 from rlhf_gym.lm.sampling import behaviour_log_probs
-from rlhf_gym.lm.sequences import batches_by_length, response_positions
+from rlhf_gym.lm.sequences import response_positions
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -212,8 +212,7 @@ class TRPO(PPO):
             rows: the places of those to share out.
         """
         own = self.ranks.share(rows, rollout.totals)
-        batches = batches_by_length([rollout.totals[i] for i in own], self.tokens_per_batch)
-        return [[own[place] for place in batch] for batch in batches]
+        return episode_batches(self.policy.language_model, rollout, own, self.tokens_per_batch)
 
     def fisher(self, rollout: Rollout) -> Callable[[Tensor], Tensor]:
         """``v -> F v``, the gradient of ``(grad KL) . v`` (the paper's appendix C.1, by differentiating twice).

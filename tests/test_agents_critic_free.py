@@ -302,6 +302,21 @@ def test_grpo_compares_a_group_and_leaves_out_groups_that_are_equal() -> None:
     assert sorted(rows) == rollout.learn_from
 
 
+def test_minibatches_of_whole_groups() -> None:
+    agent, rollout = prepared(GRPO, group_size=4, minibatch_groups=True, batch_size=8)
+    batches = rollout.minibatches(8, agent._update_rng)
+    assert all({i // 4 * 4 + k for i in batch for k in range(4)} == set(batch) for batch in batches)
+    assert sorted(i for batch in batches for i in batch) == list(range(NUM_ENVS))
+    _, fewer = prepared(GRPO, group_size=2, minibatch_groups=True, batch_size=8, dynamic_sampling=True)
+    assert fewer.learn_from is not None
+    assert len(fewer.learn_from) < NUM_ENVS  # groups that are left out are left out whole
+    assert all({i, i ^ 1} <= set(batch) for batch in fewer.minibatches(8, agent._update_rng) for i in batch)
+    with pytest.raises(ConfigError, match=r"batch_size \(6\) must be a multiple of group_size \(4\): take 8"):
+        GRPO.Settings(group_size=4, minibatch_groups=True, batch_size=6)
+    with pytest.raises(ConfigError, match="overlong_filtering"):
+        GRPO.Settings(minibatch_groups=True, overlong_filtering=True)
+
+
 def same_scores(rollout: Any, size: int) -> list[bool]:
     scores = [e.score for e in rollout.episodes]
     return [len(set(scores[i : i + size])) == 1 for i in range(0, len(scores), size)]

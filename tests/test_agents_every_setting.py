@@ -115,7 +115,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "line_search_steps": (1, {"max_kl": 1.0, "cg_damping": 1e-3, "cg_steps": 20}),
     "group_size": (4, {}),
     "overlong_buffer": (2, {"n_episodes": 32, "score": no_score, "kl_coef": 0.0}),
-    "scale_rewards": ("batch", {}), "dynamic_sampling": (True, {"score": count_a}),
+    "scale_rewards": ("batch", {}), "dynamic_sampling": (True, {"score": count_a}), "minibatch_groups": (True, {}),
     "max_resamples": (2, {"dynamic_sampling": True, "kl_in": "loss", "score": count_a}), "baseline": ("none", {}),
     "running_share": (0.7, {}),
     "baseline_decay": (0.1, {"baseline": "running", "running_share": 0.7, "iterations": 3}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from rlhf_gym.lm.sequences import (
     SequenceBatch,
     batches_by_length,
     pack_sequences,
+    response_batches,
     response_positions,
 )
 from rlhf_gym.lm.turn_sequences import pack_turns
@@ -53,8 +54,7 @@ def micro_batches(
     Yields:
         Micro-batches that together are the minibatch.
     """
-    for group in batches_by_length([rollout.totals[i] for i in rows], tokens_per_batch):
-        micro = [rows[g] for g in group]
+    for micro in episode_batches(policy.language_model, rollout, rows, tokens_per_batch):
         episodes = [rollout.episodes[i] for i in micro]
         batch = pack_episodes(policy, episodes)
         hidden = policy.language_model.response_states(batch)
@@ -83,7 +83,7 @@ def rollout_log_probs(policy: LMPolicy, model: LanguageModel, rollout: Rollout, 
         float32 ``[B, R]`` on the CPU, 0 at padding.
     """
     logs: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
-    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+    for rows in episode_batches(model, rollout, None, tokens_per_batch):
         values, _ = episode_log_probs(policy, model, [rollout.episodes[i] for i in rows])
         for i, row in zip(rows, torch.split(values, [rollout.lengths[i] for i in rows]), strict=True):
             logs[i] = row.cpu()
@@ -113,7 +113,7 @@ def fill_reference(policy: LMPolicy, reference: LanguageModel, rollout: Rollout,
         return
     within: list[Tensor] = [torch.zeros(0)] * len(episodes)
     own = list(within)
-    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+    for rows in episode_batches(reference, rollout, None, tokens_per_batch):
         chosen = [episodes[i] for i in rows]
         batch = pack_episodes(policy, chosen)
         hidden = reference.response_states(batch)
@@ -144,7 +144,7 @@ def kl_along(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, token
     """
     total, own = 0.0, Sampling(policy.sampling.temperature)
     step = max(1, CHUNK // policy.language_model.vocab_size)
-    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+    for rows in episode_batches(policy.language_model, rollout, None, tokens_per_batch):
         episodes = [rollout.episodes[i] for i in rows]
         batch = pack_episodes(policy, episodes)
         ours, theirs = policy.language_model.response_states(batch), reference.response_states(batch)
@@ -180,7 +180,7 @@ def fill_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> No
         tokens_per_batch: padded tokens per pass.
     """
     values: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
-    for rows in batches_by_length(rollout.totals, tokens_per_batch):
+    for rows in episode_batches(policy.value_model, rollout, None, tokens_per_batch):
         batch = pack_episodes(policy, [rollout.episodes[i] for i in rows])
         flat_values = policy.values(policy.value_model.response_states(batch))
         for i, row in zip(rows, torch.split(flat_values, [rollout.lengths[i] for i in rows]), strict=True):
@@ -212,6 +212,27 @@ def episode_log_probs(
         model, hidden, batch.responses[batch.response_mask], response_positions(batch), policy.sampling, policy.limits,
         allowed=None if allowed is None else allowed.to(hidden.device), entropy=entropy,
     )  # fmt: skip
+
+
+def episode_batches(
+    model: LanguageModel, rollout: Rollout, rows: Sequence[int] | None, tokens_per_batch: int
+) -> list[list[int]]:
+    """Episodes in batches of like length, or of few prompts where the model runs a prompt once for all its responses.
+
+    Args:
+        model: whose passes they are for.
+        rollout: the episodes.
+        rows: the places of those that are wanted; None for all.
+        tokens_per_batch: padded tokens of a batch; one episode at least.
+    """
+    rows = range(len(rollout.episodes)) if rows is None else rows
+    episodes = [rollout.episodes[i] for i in rows]
+    if any(len(e.turns) > 1 for e in episodes):
+        batches = batches_by_length([rollout.totals[i] for i in rows], tokens_per_batch)
+    else:
+        prompts, lengths = [e.prompt_ids for e in episodes], [rollout.lengths[i] for i in rows]
+        batches = response_batches(prompts, lengths, tokens_per_batch, shared=model.shares_prompts)
+    return [[rows[place] for place in batch] for batch in batches]
 
 
 def pack_episodes(policy: LMPolicy, episodes: list[Episode]) -> SequenceBatch:

@@ -386,6 +386,7 @@ class GRPOKeywords(AgentKeywords, total=False):
     group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
+    minibatch_groups: bool
 
 
 class GSPOKeywords(AgentKeywords, total=False):
@@ -446,6 +447,7 @@ class GSPOKeywords(AgentKeywords, total=False):
     group_baseline: Literal["mean", "length_weighted"]
     dynamic_sampling: bool
     max_resamples: int
+    minibatch_groups: bool
 
 
 class RLOOKeywords(AgentKeywords, total=False):

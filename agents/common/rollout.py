@@ -156,7 +156,7 @@ class Rollout:
         importance: weights of the tokens' policy losses; ones unless the agent corrects for a mismatch.
         held: 1 at the tokens that KL-Cov holds near the old policy, else 0.
         learn_from: the episodes that minibatches are drawn from; None is all of them.
-        together: this many of these in a row always share a minibatch (the two of a pair).
+        together: this many of these in a row always share a minibatch (the two of a pair, or a group).
         left_out: episodes without a score, and the rest of their groups; they are in no table.
         has_reference: True once the reference's tables are filled in; without a reference they are zeros.
         restricted: True where the policy may not sample every token, so that the reference's two tables differ.

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sequences import pad_left
+from rlhf_gym.lm.sequences import distinct, pad_left
 
 SPARE = 64  # columns of room that a new or grown rectangle has
 
@@ -114,13 +114,6 @@ class Layers(Cache):
         """Take these rows, int64 ``[n]``, in the place of all; one may come several times."""
         for layer in self.rectangles:
             layer.move(rows, layer.get_seq_length() + SPARE)
-
-
-def distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
-    """The different ones among some prompts, in the order of first appearance, and the place of each prompt among them."""
-    places: dict[tuple[int, ...], int] = {}
-    place = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-    return list(places), place
 
 
 class SlotCache:

@@ -38,6 +38,7 @@ from rlhf_gym.lm.networks import (
     constants,
     decoder_start,
     fuse_gelu,
+    layers_are_checkpointed,
     logits_by_forward,
     mute_padding_warning,
     run_decoder,
@@ -47,6 +48,7 @@ from rlhf_gym.lm.networks import (
 from rlhf_gym.lm.older_files import remove_other_tokenizers, remove_weights
 from rlhf_gym.lm.precision import use_fast_float32
 from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
+from rlhf_gym.lm.shared_prompts import shared_states, sharing_works
 from rlhf_gym.lm.tokenizer import (
     AnyTokenizer,
     HubTokenizer,
@@ -96,6 +98,7 @@ class LanguageModel:
         vocab_size: number of logits ``V``.
         hidden_size: width ``D`` of the last hidden states.
         extension_works: True where rows read several tokens on behind what is cached, likewise.
+        sharing_works: True where responses attend to a prompt that was run once; None before the first pass has checked.
         slots_work: True where cached rows (:class:`~rlhf_gym.lm.cache.SlotCache`) give this model's own hidden states; None
             before the first decoder has checked.
         product_dtype: the dtype that products of matrices are rounded to (:mod:`rlhf_gym.lm.precision`); None is the
@@ -134,6 +137,7 @@ class LanguageModel:
         self.tokenizer: Tokenizer = tokenizer
         self.slots_work: bool | None = None
         self.extension_works: bool | None = None
+        self.sharing_works: bool | None = None
         self.product_dtype: torch.dtype | None = None
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
@@ -291,8 +295,28 @@ class LanguageModel:
         assert isinstance(hidden, Tensor)
         return hidden
 
+    @property
+    def shares_prompts(self) -> bool:
+        """True where a prompt is run once for all its responses in a batch (:mod:`~rlhf_gym.lm.shared_prompts`)."""
+        if layers_are_checkpointed(
+            self.model
+        ):  # a layer that is computed anew would add its keys and values to the cache again
+            return False
+        if self.sharing_works is None:
+            self.sharing_works = sharing_works(self)
+        return self.sharing_works
+
     def response_states(self, batch: SequenceBatch) -> Tensor:
         """Hidden states that predict the response tokens, flattened to ``[N, D]`` in the order of ``response_mask``."""
+        shared = batch.shared
+        if shared is None or not self.shares_prompts:
+            return self.states_of_rows(batch)
+        if shared.ids.shape[1] + batch.responses.shape[1] > self.context_length:  # more columns than any one row has
+            return self.states_of_rows(batch)
+        return shared_states(self, batch)
+
+    def states_of_rows(self, batch: SequenceBatch) -> Tensor:
+        """Hidden states ``[N, D]`` as :meth:`response_states` gives them, from a pass over whole rows, equal prompts or not."""
         hidden = self.hidden(batch.ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
         rows, columns = batch.response_mask.nonzero(as_tuple=True)
         return hidden[rows, batch.predicted_from[rows, columns]]
@@ -445,6 +469,11 @@ class Seq2SeqModel(LanguageModel):
         config: Any = self.model.config.get_text_config()
         names = ("num_decoder_layers", "decoder_layers", "num_layers", "num_hidden_layers")
         return next(int(number) for name in names if (number := getattr(config, name, None)))
+
+    @property
+    def shares_prompts(self) -> bool:
+        """True: the encoder runs every different prompt of a batch once."""
+        return True
 
     def hidden(self, ids: Tensor, **_: Any) -> Tensor:
         """Refuse: there is no one sequence of prompt and response.

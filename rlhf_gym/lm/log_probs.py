@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs
-from rlhf_gym.lm.sequences import batches_by_length, pack_sequences, response_positions
+from rlhf_gym.lm.sequences import pack_sequences, response_batches, response_positions
 
 CHUNK = 1 << 24
 """Logits in a chunk (64 MiB in float32): 4096 tokens of a vocabulary of 4096, which is a micro-batch of the embedded model."""
@@ -144,7 +144,7 @@ def response_log_probs(
         For each response a float32 tensor ``[len(response)]``, in the order given.
     """
     out: list[Tensor] = [torch.zeros(0)] * len(prompts)
-    for rows in batches_by_length([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens_per_batch):
+    for rows in response_batches(prompts, [len(r) for r in responses], tokens_per_batch, shared=model.shares_prompts):
         batch = pack_sequences(
             [prompts[i] for i in rows], [responses[i] for i in rows], model.tokenizer.pad_id, device=model.device
         )

@@ -128,10 +128,21 @@ def checkpoint_layers(network: nn.Module, on: bool) -> None:
         )
     for layer in layers:
         own: Any = vars(layer)
-        if getattr(own.get("forward"), "func", None) is _computed_anew:
+        if _is_checkpointed(layer):
             del own["forward"]
         if on:
             own["forward"] = partial(_computed_anew, layer.forward)
+
+
+def layers_are_checkpointed(network: nn.Module) -> bool:
+    """True after :func:`checkpoint_layers`, also for a copy."""
+    return any(
+        isinstance(module, GradientCheckpointingLayer) and _is_checkpointed(module) for module in network.modules()
+    )
+
+
+def _is_checkpointed(layer: nn.Module) -> bool:
+    return getattr(vars(layer).get("forward"), "func", None) is _computed_anew
 
 
 def _computed_anew(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import CHUNK, chosen_and_entropy, masked_logits, response_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs
-from rlhf_gym.lm.sequences import batches_by_length, pack_sequences, response_positions
+from rlhf_gym.lm.sequences import pack_sequences, response_batches, response_positions
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def response_kls(
     plain = Sampling(sampling.temperature)
     step = max(1, chunk // policy.vocab_size)
     out = [ResponseKL(0.0, 0.0)] * len(prompts)
-    for rows in batches_by_length([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens_per_batch):
+    for rows in response_batches(prompts, [len(r) for r in responses], tokens_per_batch, shared=policy.shares_prompts):
         batches = [
             pack_sequences(
                 [prompts[i] for i in rows], [responses[i] for i in rows], m.tokenizer.pad_id, device=m.device

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from rlhf_gym.lm.cache import Layers, SlotCache, distinct
+from rlhf_gym.lm.cache import Layers, SlotCache
 from rlhf_gym.lm.decoding_state import RecomputedRows, slots_work
 from rlhf_gym.lm.language_model import Seq2SeqModel
-from rlhf_gym.lm.sequences import pad_left, split_responses
+from rlhf_gym.lm.sequences import distinct, pad_left, split_responses
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+SHARE, SPARED = 0.9, 200
+"""Prompts are run once for all their responses where that leaves at most this share of a batch's tokens, and spares as many.
+
+Two passes through a layer take longer than one over as many tokens. Measured on a processor, by
+``benchmarks/speed/shared_prompts.py``.
+"""
+
+
+@dataclass(frozen=True)
+class SharedPrompts:
+    """The ``U`` different prompts of a batch, padded on the left to ``P`` tokens.
+
+    Attributes:
+        ids: int64 ``[U, P]``.
+        real: bool ``[U, P]``, False at padding.
+        place: int64 ``[B]``, each row's prompt.
+    """
+
+    ids: Tensor
+    real: Tensor
+    place: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +47,7 @@ class SequenceBatch:
             is the prompt's last column, even where the response is empty.
         places: int64 ``[N]``, each response token's place in its turn, where rows hold several turns
             (:func:`~rlhf_gym.lm.turn_sequences.pack_turns`); None where a row is one response.
+        shared: the different prompts, where to run each of them once pays; a model that cannot do that ignores it.
     """
 
     ids: Tensor
@@ -34,6 +57,7 @@ class SequenceBatch:
     response_mask: Tensor
     predicted_from: Tensor
     places: Tensor | None = None
+    shared: SharedPrompts | None = field(default=None, kw_only=True)
 
     def prompts(self) -> list[list[int]]:
         """The ids of each prompt, whichever side the batch is padded on."""
@@ -42,6 +66,13 @@ class SequenceBatch:
         if self.position_ids is not None:  # padded on the left: a prompt begins where positions do
             starts = ends - 1 - self.position_ids.gather(1, self.predicted_from[:, :1]).squeeze(1)
         return [ids[a:b] for ids, a, b in zip(self.ids.tolist(), starts.tolist(), ends.tolist(), strict=True)]
+
+
+def distinct(prompts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """The different ones among some prompts, in the order of first appearance, and the place of each prompt among them."""
+    places: dict[tuple[int, ...], int] = {}
+    place = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    return list(places), place
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
@@ -136,7 +167,34 @@ def pack_sequences(
         attention_mask = (columns >= starts).to(device)
         position_ids = (columns - starts).clamp(min=0).to(device)
     tensors = (t.to(device) for t in (response_ids, response_mask, predicted_from))
-    return SequenceBatch(ids.to(device), attention_mask, position_ids, *tensors)
+    different, longest_prompt = len(set(map(tuple, prompts))), int(prompt_lengths.max())
+    pays = _pays(different, n, longest_prompt, longest, width)
+    shared = share_prompts(prompts, pad_id, device) if pays else None
+    return SequenceBatch(ids.to(device), attention_mask, position_ids, *tensors, shared=shared)
+
+
+def share_prompts(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> SharedPrompts:
+    """The different ones among the prompts of some rows.
+
+    Args:
+        prompts: ids of each row's prompt.
+        pad_id: fills their rectangle.
+        device: device of the tensors.
+    """
+    different, place = distinct(prompts)
+    ids, real = pad_left(different, pad_id)
+    return SharedPrompts(ids.to(device), real.to(device), torch.tensor(place, device=device))
+
+
+def _pays(different: int, rows: int, longest_prompt: int, longest_response: int, width: int) -> bool:
+    """True where it pays to run ``different`` prompts, and then the responses, in the place of ``rows`` of that width."""
+    whole, apart = rows * width, _apart(different, rows, longest_prompt, longest_response)
+    return apart <= SHARE * whole and whole - apart >= SPARED
+
+
+def _apart(different: int, rows: int, longest_prompt: int, longest_response: int) -> int:
+    """Padded tokens of prompts, and of responses without their last token, which predicts nothing."""
+    return different * longest_prompt + rows * max(0, longest_response - 1)
 
 
 def _flat(rows: Iterable[Sequence[int]]) -> Tensor:
@@ -185,3 +243,49 @@ def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[lis
         else:
             batches.append([i])
     return batches
+
+
+def response_batches(
+    prompts: Sequence[Sequence[int]], response_lengths: Sequence[int], tokens_per_batch: int, *, shared: bool
+) -> list[list[int]]:
+    """Group prompts with their responses as :func:`batches_by_length` does; those of one prompt stand together.
+
+    Args:
+        prompts: ids of each prompt.
+        response_lengths: tokens of each response.
+        tokens_per_batch: most tokens of a batch, padding included.
+        shared: a prompt counts once in a batch, where :func:`pack_sequences` finds that it pays.
+    """
+    if not shared:
+        lengths = [len(prompt) + n for prompt, n in zip(prompts, response_lengths, strict=True)]
+        return batches_by_length(lengths, tokens_per_batch)
+    different, place = distinct(prompts)
+    rows_of: list[list[int]] = [[] for _ in different]
+    for row in sorted(range(len(prompts)), key=lambda i: -response_lengths[i]):
+        rows_of[place[row]].append(row)
+
+    def total(row: int) -> int:
+        return len(prompts[row]) + response_lengths[row]
+
+    batches: list[list[int]] = []
+    seen: set[int] = set()  # the last batch's prompts, and its sizes
+    sizes = (0, 0, 0)
+    for rows in sorted(rows_of, key=lambda rows: -total(rows[0])):
+        for row in rows:
+            own = (len(prompts[row]), response_lengths[row], total(row))
+            grown = (max(sizes[0], own[0]), max(sizes[1], own[1]), max(sizes[2], own[2]))
+            number = len(seen) + (place[row] not in seen)
+            if batches and _padded(number, len(batches[-1]) + 1, *grown) <= tokens_per_batch:
+                batches[-1].append(row)
+                sizes = grown
+            else:
+                batches.append([row])
+                seen, sizes = set(), own
+            seen.add(place[row])
+    return batches
+
+
+def _padded(different: int, rows: int, longest_prompt: int, longest_response: int, width: int) -> int:
+    if _pays(different, rows, longest_prompt, longest_response, width):
+        return _apart(different, rows, longest_prompt, longest_response)
+    return rows * width

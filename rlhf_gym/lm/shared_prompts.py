@@ -1,0 +1,75 @@
+"""Passes in which a prompt is run once for all its responses: of a group, of a preference's two sides, of a prompt drawn twice.
+
+The prompts' keys and values are computed once, with gradients where they are wanted, and every response attends to those of
+its own prompt. Hidden states are those of whole rows but for rounding. With ``G`` responses of ``R`` tokens to each prompt of
+``P``, a pass has ``P + G R`` tokens in the place of ``G (P + R)``; of attention it saves the prompts' own alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from rlhf_gym.lm.networks import equal_but_for_rounding
+from rlhf_gym.lm.sequences import SequenceBatch, pack_sequences, share_prompts
+
+if TYPE_CHECKING:  # which imports this module
+    from rlhf_gym.lm.language_model import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+def shared_states(model: LanguageModel, batch: SequenceBatch) -> Tensor:
+    """The hidden states that predict the response tokens of a batch whose :attr:`~SequenceBatch.shared` is there.
+
+    Args:
+        model: a causal model for which :func:`sharing_works`.
+        batch: ``B`` rows, ``U`` different prompts.
+
+    Returns:
+        ``[N, D]``, in the order of ``response_mask``; differentiable.
+    """
+    assert batch.shared is not None
+    ids, real, place = batch.shared.ids, batch.shared.real, batch.shared.place
+    lengths = real.sum(1)
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    # Without a configuration its layers keep all keys; a window's mask needs them all.
+    cache = DynamicCache()
+    starts = columns - (ids.shape[1] - lengths)[:, None]
+    prompts = model.hidden(ids, attention_mask=real, position_ids=starts.clamp(min=0), cache=cache)
+    states = prompts[place, -1:]
+    read = batch.responses[:, :-1]  # the last token of the longest response predicts nothing
+    if read.shape[1]:
+        cache.reorder_cache(cast("torch.LongTensor", place))
+        positions = lengths[place, None] + torch.arange(read.shape[1], device=ids.device)
+        # Padding follows a row's tokens, which cannot attend to it.
+        seen = torch.cat([real[place], torch.ones_like(read, dtype=torch.bool)], dim=1)
+        responses = model.hidden(read, attention_mask=seen, position_ids=positions, cache=cache)
+        states = torch.cat([states, responses], dim=1)
+    return states[batch.response_mask]
+
+
+@torch.no_grad()
+def sharing_works(model: LanguageModel) -> bool:
+    """True where shared prompts give the model's own hidden states: not in families that keep no keys and values, among others.
+
+    Args:
+        model: a causal model.
+    """
+    ids = torch.randint(model.vocab_size, (17,), generator=torch.Generator().manual_seed(2)).tolist()
+    prompts = [ids[:4], ids[:4], ids[4:6], ids[:4], ids[4:6]]
+    responses = [ids[6:9], ids[9:14], ids[14:16], ids[16:], ids[6:10]]
+    pad_id, device = model.tokenizer.pad_id, model.device
+    batch = pack_sequences(prompts, responses, pad_id, device=device)
+    batch = replace(batch, shared=share_prompts(prompts, pad_id, device))
+    try:
+        ours, exact = shared_states(model, batch), model.states_of_rows(batch)
+    except Exception:  # any error that a family raises when it is given masks, positions or a cache
+        log.debug("%s cannot share prompts", model.name, exc_info=True)
+        return False
+    return equal_but_for_rounding(ours, exact, model.product_dtype or model.model.dtype)
