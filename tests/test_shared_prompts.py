@@ -95,17 +95,29 @@ def test_families_that_cannot_run_whole_rows(name: str) -> None:
     torch.testing.assert_close(model.response_states(shared), model.response_states(plain), atol=0, rtol=0)
 
 
-def test_checkpointed_layers_and_a_context_that_is_too_short_run_whole_rows() -> None:
+def test_checkpointed_layers_run_whole_rows() -> None:
     model = tiny_language_model("llama")
     plain, shared = both(model)
     checkpoint_layers(model.model, True)
     assert not model.shares_prompts
     torch.testing.assert_close(model.response_states(shared), model.response_states(plain), atol=0, rtol=0)
-    short = tiny_language_model(
-        "gpt2", context=20
-    )  # rows have at most 15 tokens; prompts of 11 and responses of 12 more
-    assert short.shares_prompts
-    torch.testing.assert_close(short.response_states(shared), short.response_states(plain), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "works"), [("gpt2", True), ("masks of the context", False)])
+def test_more_columns_than_the_context(name: str, works: bool) -> None:
+    """Rows of at most 19 tokens in a context of 20, prompts of up to 11 and responses of up to 12."""
+    model = (
+        tiny_language_model("gpt2", context=20)
+        if works
+        else family(
+            "GPTNeo", vocab_size=28, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=20,
+            attention_types=[[["global", "local"], 1]], window_size=4,
+        )
+    )  # fmt: skip
+    plain, shared = both(model)
+    assert model.shares_prompts
+    assert model.shares(shared) == works
+    torch.testing.assert_close(model.response_states(shared), model.response_states(plain), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model", [tiny_language_model("llama"), tiny_seq2seq()], ids=["causal", "encoder-decoder"])

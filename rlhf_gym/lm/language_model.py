@@ -48,7 +48,7 @@ from rlhf_gym.lm.networks import (
 from rlhf_gym.lm.older_files import remove_other_tokenizers, remove_weights
 from rlhf_gym.lm.precision import use_fast_float32
 from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
-from rlhf_gym.lm.shared_prompts import shared_states, sharing_works
+from rlhf_gym.lm.shared_prompts import shared_states, sharing_works, wide_sharing_works
 from rlhf_gym.lm.tokenizer import (
     AnyTokenizer,
     HubTokenizer,
@@ -99,6 +99,7 @@ class LanguageModel:
         hidden_size: width ``D`` of the last hidden states.
         extension_works: True where rows read several tokens on behind what is cached, likewise.
         sharing_works: True where responses attend to a prompt that was run once; None before the first pass has checked.
+        wide_sharing_works: True where that holds in batches of more columns than the context has; None before it was checked.
         slots_work: True where cached rows (:class:`~rlhf_gym.lm.cache.SlotCache`) give this model's own hidden states; None
             before the first decoder has checked.
         product_dtype: the dtype that products of matrices are rounded to (:mod:`rlhf_gym.lm.precision`); None is the
@@ -138,6 +139,7 @@ class LanguageModel:
         self.slots_work: bool | None = None
         self.extension_works: bool | None = None
         self.sharing_works: bool | None = None
+        self.wide_sharing_works: bool | None = None
         self.product_dtype: torch.dtype | None = None
         self.adapter: Adapter | None = None
         self.base: LanguageModel | None = None
@@ -306,14 +308,20 @@ class LanguageModel:
             self.sharing_works = sharing_works(self)
         return self.sharing_works
 
+    def shares(self, batch: SequenceBatch) -> bool:
+        """True where a pass runs each different prompt of this batch once."""
+        if batch.shared is None or not self.shares_prompts:
+            return False
+        # The longest prompt's columns and the longest response's may be more than any one row has.
+        if batch.shared.ids.shape[1] + batch.responses.shape[1] <= self.context_length:
+            return True
+        if self.wide_sharing_works is None:
+            self.wide_sharing_works = wide_sharing_works(self)
+        return self.wide_sharing_works
+
     def response_states(self, batch: SequenceBatch) -> Tensor:
         """Hidden states that predict the response tokens, flattened to ``[N, D]`` in the order of ``response_mask``."""
-        shared = batch.shared
-        if shared is None or not self.shares_prompts:
-            return self.states_of_rows(batch)
-        if shared.ids.shape[1] + batch.responses.shape[1] > self.context_length:  # more columns than any one row has
-            return self.states_of_rows(batch)
-        return shared_states(self, batch)
+        return shared_states(self, batch) if self.shares(batch) else self.states_of_rows(batch)
 
     def states_of_rows(self, batch: SequenceBatch) -> Tensor:
         """Hidden states ``[N, D]`` as :meth:`response_states` gives them, from a pass over whole rows, equal prompts or not."""

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 
 from rlhf_gym.lm.networks import equal_but_for_rounding
-from rlhf_gym.lm.sequences import SequenceBatch, pack_sequences, share_prompts
+from rlhf_gym.lm.sequences import SequenceBatch, SharedPrompts, pack_sequences, share_prompts
 
 if TYPE_CHECKING:  # which imports this module
     from rlhf_gym.lm.language_model import LanguageModel
+
+LONG = 8192
+"""Tokens of a context that a prompt is not padded to for a try."""
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +51,15 @@ def shared_states(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     if read.shape[1]:
         cache.reorder_cache(cast("torch.LongTensor", place))
         positions = lengths[place, None] + torch.arange(read.shape[1], device=ids.device)
-        # Padding follows a row's tokens, which cannot attend to it.
+        positions = positions.clamp(
+            max=model.context_length - 1
+        )  # of padding, which follows tokens that cannot attend to it
         seen = torch.cat([real[place], torch.ones_like(read, dtype=torch.bool)], dim=1)
         responses = model.hidden(read, attention_mask=seen, position_ids=positions, cache=cache)
         states = torch.cat([states, responses], dim=1)
     return states[batch.response_mask]
 
 
-@torch.no_grad()
 def sharing_works(model: LanguageModel) -> bool:
     """True where shared prompts give the model's own hidden states: not in families that keep no keys and values, among others.
 
@@ -66,7 +71,31 @@ def sharing_works(model: LanguageModel) -> bool:
     responses = [ids[6:9], ids[9:14], ids[14:16], ids[16:], ids[6:10]]
     pad_id, device = model.tokenizer.pad_id, model.device
     batch = pack_sequences(prompts, responses, pad_id, device=device)
-    batch = replace(batch, shared=share_prompts(prompts, pad_id, device))
+    return _gives_states_of_rows(model, replace(batch, shared=share_prompts(prompts, pad_id, device)))
+
+
+def wide_sharing_works(model: LanguageModel) -> bool:
+    """True where that holds for a prompt with so much padding that there are more columns than positions.
+
+    Some families hold masks, or biases, of no more columns. A context of over :data:`LONG` tokens is not tried.
+
+    Args:
+        model: a causal model.
+    """
+    if model.context_length > LONG:
+        return False
+    prompt, response, pad_id, device = [2, 3], [4, 5, 6], model.tokenizer.pad_id, model.device
+    batch = pack_sequences([prompt], [response], pad_id, device=device)
+    shared = share_prompts([prompt], pad_id, device)
+    padding = model.context_length - len(prompt)
+    wide = SharedPrompts(
+        pad(shared.ids, (padding, 0), value=pad_id), pad(shared.real, (padding, 0), value=False), shared.place
+    )
+    return _gives_states_of_rows(model, replace(batch, shared=wide))
+
+
+@torch.no_grad()
+def _gives_states_of_rows(model: LanguageModel, batch: SequenceBatch) -> bool:
     try:
         ours, exact = shared_states(model, batch), model.states_of_rows(batch)
     except Exception:  # any error that a family raises when it is given masks, positions or a cache
