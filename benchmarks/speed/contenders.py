@@ -1,12 +1,13 @@
 """The contenders of `ppo.py`: each builds its trainer on the same model and prompts, and yields once an iteration.
 
-All have the same random Llama of 3.7 million parameters over 2,048 ids, 64 prompts of 16 tokens, and responses that never end
-early, so that all process the same tokens.
+All have the same random Llama of 3.7 million parameters over 2,048 ids, 64 prompts of equally many tokens, and responses that
+never end early, so that all process the same tokens.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +26,8 @@ from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
 from rlhf_gym.tasks.symbol_tokenizer import SymbolTokenizer
 
-VOCABULARY, PROMPT, EPISODES, MINIBATCH = 2048, 16, 64, 16
+VOCABULARY, EPISODES, MINIBATCH = 2048, 64, 16
+PROMPT = int(os.environ.get("SPEED_PROMPT", "16"))  # tokens; `ppo.py --prompt` sets it for its workers
 SYMBOLS = "".join(chr(0x4E00 + i) for i in range(VOCABULARY - 2))
 LEARNING_RATE = 1e-5
 GROUP, KL = 8, 0.04  # of GRPO and RLOO: responses to a prompt, the KL coefficient in the loss
@@ -46,7 +48,7 @@ def network() -> LlamaForCausalLM:
 
 
 def prompts() -> list[str]:
-    """64 prompts of 16 tokens, all different."""
+    """64 prompts, all different."""
     return [SYMBOLS[i : i + PROMPT] for i in range(EPISODES)]
 
 
@@ -173,6 +175,7 @@ CONTENDERS: dict[str, Contender] = {
     "bare loop": bare,
     "stock SB3": stock,
     "our GRPO": partial(ours, GRPO, group_size=GROUP, kl_coef=KL),
+    "our GRPO, whole groups": partial(ours, GRPO, group_size=GROUP, kl_coef=KL, minibatch_groups=True),
     "our RLOO": partial(ours, RLOO, group_size=GROUP, kl_coef=KL, clip_range=0.2),  # as TRL's has
     "ours, bf16": partial(ours, PPO, precision="bf16"),
     "our GRPO, bf16": partial(ours, GRPO, group_size=GROUP, kl_coef=KL, precision="bf16"),

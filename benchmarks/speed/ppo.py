@@ -32,10 +32,11 @@ from statistics import median
 from typing import Any
 
 NAMES = ["ours", "ours, separate value network", "TRL PPO", "bare loop", "stock SB3",
-         "our GRPO", "TRL GRPO", "our RLOO", "TRL RLOO",
+         "our GRPO", "our GRPO, whole groups", "TRL GRPO", "our RLOO", "TRL RLOO",
          "ours, bf16", "TRL PPO, bf16", "our GRPO, bf16", "TRL GRPO, bf16"]  # fmt: skip
 SAME_ALGORITHM = {
-    "TRL GRPO": "our GRPO", "TRL RLOO": "our RLOO", "TRL PPO, bf16": "ours, bf16", "TRL GRPO, bf16": "our GRPO, bf16"
+    "our GRPO, whole groups": "our GRPO", "TRL GRPO": "our GRPO", "TRL RLOO": "our RLOO", "TRL PPO, bf16": "ours, bf16",
+    "TRL GRPO, bf16": "our GRPO, bf16",
 }  # fmt: skip
 PHASES = ["generation", "reference", "learning"]
 
@@ -192,6 +193,7 @@ def main() -> None:
     """Print the table; with ``--out``, write it as JSON too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, nargs="+", default=[24, 48, 96], help="response tokens")
+    parser.add_argument("--prompt", type=int, default=16, help="prompt tokens, at most 256 with the response's")
     parser.add_argument("--passes", type=int, nargs="+", default=[1, 4], help="learning passes an iteration")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="contenders")
@@ -203,6 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--out", help="write the measurements as JSON to this file")
     arguments = parser.parse_args()
+    os.environ["SPEED_PROMPT"] = str(arguments.prompt)  # before contenders is imported, here and in the workers
     from contenders import EPISODES, flop
 
     peak = matmul_flops(arguments.threads, arguments.clock)
