@@ -1,8 +1,8 @@
-"""Attention on processors: never in half precision, whatever other products have, and by plain products where rows are short.
+"""Attention on processors: never in half precision, whatever other products have, and its small products not by oneDNN.
 
-PyTorch's fused attention on processors is made for long rows: for 16 rows of 64 tokens, forward and backward, it takes twice to
-four times the time of plain products where oneDNN multiplies (:func:`~rlhf_gym.lm.precision.use_fast_float32`). In bfloat16 it
-is slower than in float32, five times for a single query, and rounds more.
+PyTorch's fused attention multiplies block by block. By oneDNN, which is faster for a model's own products
+(:func:`~rlhf_gym.lm.precision.use_fast_float32`), blocks of over 64 keys take four times as long for a token that is decoded,
+and twice as long forward and backward. In bfloat16 it is slower than in float32, and rounds more.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-SHORT = 2**20
-"""Most weights of a layer's attention that plain products compute: they are kept for the backward pass (4 MiB)."""
+from rlhf_gym.lm.precision import multiply_by_onednn, multiplying_by_blas
 
 
 def attend(
@@ -45,38 +45,33 @@ def attend(
         attention_mask = attention_mask.to(wide)
     with torch.autocast("cpu", enabled=False) if autocast else nullcontext():
         query, key, value = query.to(wide), key.to(wide), value.to(wide)
-        if _is_short(query, key, attention_mask, given):
-            out = _by_products(module, query, key, value, attention_mask, given)
-        else:
+        with multiplying_by_blas():
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    if (fused := _fused_node(out)) is not None:
+        fused.register_prehook(_before_gradient)
+        fused.register_hook(_after_gradient)
     return out.to(dtype), None
 
 
-def _is_short(query: Tensor, key: Tensor, mask: Tensor | None, given: dict[str, Any]) -> bool:
-    rows, heads, queries, _ = query.shape
-    keys = key.shape[2]
-    plain = not given.get("dropout") and given.get("position_bias") is None and given.get("softcap") is None
-    return plain and queries > 1 and (mask is not None or keys == queries) and rows * heads * queries * keys <= SHORT
+def _fused_node(out: Tensor) -> Node | None:
+    """The node of autograd's graph that computes the gradient of fused attention; None where there is no such gradient."""
+    node = out.grad_fn
+    while node is not None and not node.name().startswith(
+        "ScaledDotProduct"
+    ):  # a transposition and a copy come after it
+        node = node.next_functions[0][0] if node.next_functions else None
+    return node
 
 
-def _by_products(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, given: dict[str, Any]
-) -> Tensor:
-    group = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, group), repeat_kv(value, group)
-    causal = given.get("is_causal")
-    if mask is None and (getattr(module, "is_causal", True) if causal is None else causal):
-        mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-    scale = given.get("scaling")
-    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-1, -2)
-    if mask is not None:
-        # The least number, not minus infinity: a row of padding that may look at nothing gets some weights, not NaN.
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    out: Tensor = scores.softmax(-1) @ value
-    return out.transpose(1, 2)
+def _before_gradient(_: object) -> None:
+    multiply_by_onednn(False)
+
+
+def _after_gradient(_: object, __: object) -> None:
+    multiply_by_onednn(True)
 
 
 @cache
-def use_short_attention() -> None:
+def use_own_attention() -> None:
     """Have every model of this process whose attention is transformers' ``sdpa`` compute it by :func:`attend`."""
     AttentionInterface.register("sdpa", attend)

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ModelError
 from rlhf_gym.lm.action_values import FILE, ActionValues
-from rlhf_gym.lm.attention import use_short_attention
+from rlhf_gym.lm.attention import use_own_attention
 from rlhf_gym.lm.loading import (
     context_length,
     find,
@@ -120,7 +120,7 @@ class LanguageModel:
     ) -> None:
         # Here, so that a model computes the same whatever was made before it in its process.
         use_fast_float32()
-        use_short_attention()
+        use_own_attention()
         name = name or model.config.name_or_path or type(model).__name__
         if hasattr(model, "peft_config"):
             raise ModelError(

@@ -8,6 +8,8 @@ and advantages are computed in float32 from the logits (Micikevicius et al. 2018
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal
 
@@ -84,6 +86,26 @@ def use_fast_float32() -> bool:
         return True
     products.fp32_precision = before
     return False
+
+
+def multiply_by_onednn(on: bool) -> None:
+    """Multiply float32 matrices on processors by oneDNN, where :func:`use_fast_float32` does; or by BLAS, as accurately.
+
+    Args:
+        on: for the whole process. Another thread's products differ by rounding meanwhile.
+    """
+    if use_fast_float32():
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on else "none"
+
+
+@contextmanager
+def multiplying_by_blas() -> Iterator[None]:
+    """A block in which oneDNN does not multiply."""
+    multiply_by_onednn(False)
+    try:
+        yield
+    finally:
+        multiply_by_onednn(True)
 
 
 def product_error() -> float:
