@@ -8,6 +8,8 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -55,6 +57,18 @@ def test_a_run_that_stopped_anywhere_has_a_report(tmp_path: Path, stage: str) ->
     html = path.read_text(encoding="utf-8")
     assert ("Not there yet" in html) == (stage != "evaluated")
     assert not list(run_dir.glob(".report-*"))
+
+
+def test_a_run_is_reported_watched_and_analysed_without_torch(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", iterations=3, pairs=9)
+    (run / "config.yaml").write_text("run: {seed: 1}\n")  # the fake's own holds a secret that is no setting
+    code = (
+        "import sys; from rlhf_gym.cli.main import main; import rlhf_gym.web.watch\n"
+        f"codes = [main([command, {str(run)!r}]) for command in ('report', 'analyse')]\n"
+        "print(codes, [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[0, 0] []"
 
 
 def test_an_empty_directory_has_a_report_too(tmp_path: Path) -> None:
