@@ -136,7 +136,7 @@ def test_from_a_store_to_a_rater_of_a_run(tmp_path: Path, capsys: pytest.Capture
     assert main([*given, "--reward", f"{reward}:number", "--only", "bob"]) == 2
     assert "there are answers of simulated, web/ann" in capsys.readouterr().err
     assert main([*given, "--reward", f"{reward}:number", "--only", "web", "--out", str(file)]) == 0
-    assert "fitted to 40 answers of 1 raters" in (said := capsys.readouterr().out)
+    assert "fitted to 40 answers of 1 rater about" in (said := capsys.readouterr().out)
     assert f"--rater fitted:{file}" in said
     fitted = FittedRater.load(file)
     config = RaterConfig(name=f"fitted:{file}", query_type="pair")

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.feedback.calibration import CalibrationBin
+from rlhf_gym.feedback.queries import content_id
 from rlhf_gym.raters.behaviour import Behaviour
 
 FITTED_PREFIX = "fitted:"
@@ -76,6 +77,21 @@ class FittedRater:
         """The rater's behaviour, in the unit of the reward that it was fitted with."""
         return Behaviour(**cast(Any, self.knobs))
 
+    @property
+    def id(self) -> str:
+        """Eight hexadecimal digits that depend on everything that was estimated."""
+        return content_id(self.as_dict())[:8]
+
+    @property
+    def shown(self) -> list[tuple[str, str, str, str, str]]:
+        """Each parameter as printed: its name, the estimate, the ends of its interval, and what it means."""
+        rows = []
+        for name, words in _WORDS.items():
+            values = (self.knobs[name], *self.intervals[name])
+            estimate, low, high = (f"{value:.1%}" if name.endswith("_rate") else f"{value:.3g}" for value in values)
+            rows.append((name, estimate, low, high, words))
+        return rows
+
     def behaviour_for(self, reward_std: float) -> Behaviour:
         """The behaviour for a reward in another unit: alike in units of the rewards' standard deviations.
 
@@ -123,13 +139,13 @@ class FittedRater:
     def as_text(self) -> str:
         """The estimates and predictions as plain text."""
         lines = [
-            f"fitted to {self.n_answers} answers of {self.n_raters} raters about {self.n_prompts} prompts, with the reward "
+            f"fitted to {self.n_answers} answers of {self.n_raters} rater{'s' * (self.n_raters != 1)} about "
+            f"{self.n_prompts} prompts, with the reward "
             f"{self.reward!r} (standard deviation {self.reward_std:.4g})",
             "parameter          estimate   95% interval",
         ]
-        for name, words in _WORDS.items():
-            low, high = self.intervals[name]
-            lines.append(f"{name:<17} {self.knobs[name]:>9.4g}   [{low:.4g}, {high:.4g}]   {words}")
+        for name, estimate, low, high, words in self.shown:
+            lines.append(f"{name:<17} {estimate:>9}   {f'[{low}, {high}]':<20}  {words}")
         found = self.log_likelihood
         lines += [
             "held-out log-likelihood, nats per answer (higher is better):",

@@ -28,6 +28,7 @@ from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
 from rlhf_gym.loop.report.run_state import RunState
 from rlhf_gym.loop.report.scaling_laws import fits, has_scipy, unfitted
+from rlhf_gym.loop.report.simulation import comparison
 from rlhf_gym.loop.report.tables import (
     curve_table,
     headline,
@@ -112,6 +113,7 @@ def render(run: RunData, state: RunState | None = None, *, version: str = "") ->
         fitted_chart=None
         if run.fitted_rater is None
         else calibration_chart([asdict(row) for row in run.fitted_rater.calibration], "fitted rater"),
+        simulation=comparison(run),
         label_curve_chart=label_curve_chart(run.label_curve.get("points") or []),
         win_rate_chart=win_rate_chart(rates) if rates else None,
         second_judge=run.evaluated("judge_win_rate") is not None,
