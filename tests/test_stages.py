@@ -133,6 +133,16 @@ def test_what_is_not_imitated_is_counted(tmp_path: Path) -> None:
         read_given(replace(sft, settings={"loss": "dpo"}), "preferences", 0.3)
 
 
+def test_one_class_and_one_prompt_are_said(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": False} for i in range(4)]
+    data = written(tmp_path / "d.jsonl", rows)
+    kto = AgentConfig(name="preference_optimization", data=str(data), settings={"loss": "kto"})
+    assert "4 responses that are all called bad: one class" in read_given(kto, "preferences", 0.3).remarks
+    written(data, [{**row, "prompt": "p", "label": i < 2} for i, row in enumerate(rows)])
+    with pytest.raises(FeedbackError, match=r"the 4 rows of .* are all on one prompt"):
+        read_given(kto, "preferences", 0.3)
+
+
 def test_kto_learns_from_thumbs_and_a_store(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i % 2 == 0} for i in range(4)]
     file = written(tmp_path / "thumbs.jsonl", rows)

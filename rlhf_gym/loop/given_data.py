@@ -267,6 +267,11 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
         wanted = WANTED[argument]
         reasons = "".join(f", {number} {reason}" for reason, number in (+dropped).items())
         raise FeedbackError(f"{source} holds nothing to learn from: there is not {wanted} in it{reasons}")
+    if len({row.prompt for row in different}) == 1:
+        raise FeedbackError(
+            f"the {len(different)} rows of {source} are all on one prompt, so none would be left to measure on: give rows on at "
+            "least two"
+        )
     several = len({first_turn(row.prompt) for row in different}) > 1
     parts = [first_turn(row.prompt) if several else row.prompt for row in different]
     held = {prompt.text for prompt in split_prompts([Prompt(part) for part in parts], held_out_fraction, source)[1]}
@@ -282,6 +287,9 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
             if row.chosen is not None and row.rejected is not None
         ]
     )
+    for kind, side in (("good", "rejected"), ("bad", "chosen")):
+        if argument == "preferences" and all(getattr(row, side) is None for row in different):
+            noted[f"responses that are all called {kind}: one class says nothing of what is better"] = len(different)
     return GivenData(train, rest, source, +dropped, noted | oddities(pairs))
 
 
