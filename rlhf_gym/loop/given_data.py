@@ -269,8 +269,8 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
         raise FeedbackError(f"{source} holds nothing to learn from: there is not {wanted} in it{reasons}")
     if len({row.prompt for row in different}) == 1:
         raise FeedbackError(
-            f"the {len(different)} rows of {source} are all on one prompt, so none would be left to measure on: give rows on at "
-            "least two"
+            f"the {len(different)} rows of {source} are all on one prompt, so none would be left to measure on: give rows on "
+            "at least two"
         )
     several = len({first_turn(row.prompt) for row in different}) > 1
     parts = [first_turn(row.prompt) if several else row.prompt for row in different]
