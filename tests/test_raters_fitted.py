@@ -19,9 +19,9 @@ from rlhf_gym.loop.config import RaterConfig
 from rlhf_gym.loop.rater_catalogue import check_rater, find_rater
 from rlhf_gym.raters import Behaviour, SimulatedRater
 from rlhf_gym.raters.answer_likelihood import FITTED, Answers, maximise, probabilities
-from rlhf_gym.raters.fit_rater import fit_rater
 from rlhf_gym.raters.fitted import FittedRater
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
+from rlhf_gym.raters.rater_fit import fit_rater
 from rlhf_gym.rewards.spec import load_reward
 
 Answered = tuple[list[tuple[Query, Judgement]], list[Any], int]

@@ -1,6 +1,6 @@
 """A simulated rater whose parameters were fitted to answers: estimate, uncertainty, what it predicts, and its file.
 
-A report reads one, and does without torch; :mod:`rlhf_gym.raters.fit_rater` makes one.
+A report reads one, and does without torch; :mod:`rlhf_gym.raters.rater_fit` makes one.
 """
 
 from __future__ import annotations

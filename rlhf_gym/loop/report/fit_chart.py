@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -12,6 +13,7 @@ from rlhf_gym.loop.report.frontier import Frontier
 from rlhf_gym.loop.report.scaling_laws import Fit, mean_over_runs
 from rlhf_gym.loop.report.svg import Chart, Point, padded, spread
 
+_REWARDS = ("proxy", "gold")
 _STEPS = 60  # of a curve
 _FEWEST_RUNS = 3  # a band between two runs would fill the plot
 Curve = list[tuple[float, float, tuple[float, float]]]
@@ -29,8 +31,11 @@ def fit_chart(runs: Sequence[tuple[Frontier, Sequence[Fit]]]) -> Markup | None:
     found = [(frontier, laws) for frontier, laws in runs if laws]
     if not found:
         return None
-    curves = {(law.reward, law.form): _curve([one for _, laws in found for one in laws if _alike(one, law)])
-              for _, laws in found for law in laws}  # fmt: skip
+    alike: dict[tuple[str, str], list[Fit]] = defaultdict(list)
+    for _, laws in found:
+        for law in laws:
+            alike[law.reward, law.form].append(law)
+    curves = {key: _curve(laws) for key, laws in alike.items()}
     points = [p for frontier, _ in found for p in (*frontier.points, *frontier.best_of_n)]
     heights = [gain for p in points for gain in (p.proxy, p.gold)]
     heights += [gain for curve in curves.values() for _, gain, _ in curve]
@@ -43,7 +48,7 @@ def fit_chart(runs: Sequence[tuple[Frontier, Sequence[Fit]]]) -> Markup | None:
             upper, lower = ([(d, _within(chart, band[end])) for d, band in banded] for end in (1, 0))
             chart.band(upper, lower, f"fit-band {reward}")
     radius = 2.5 if len(points) < 120 else 1.6
-    for reward in ("proxy", "gold"):
+    for reward in _REWARDS:
         for frontier, laws in found:
             chart.dots([(p.root_kl, getattr(p, reward)) for p in frontier.points], f"{reward} faint", radius)
             for p in frontier.best_of_n:
@@ -55,22 +60,15 @@ def fit_chart(runs: Sequence[tuple[Frontier, Sequence[Fit]]]) -> Markup | None:
     for (reward, form), curve in curves.items():
         chart.line([(d, gain) for d, gain, _ in curve], f"{reward}{_dashed(form)}")
     _names(
-        chart,
-        {
-            name: [curve[-1][:2] for (n, _), curve in curves.items() if n == name and curve]
-            for name in ("proxy", "gold")
-        },
+        chart, {name: [curve[-1][:2] for (n, _), curve in curves.items() if n == name and curve] for name in _REWARDS}
     )
-    for frontier, _ in found if len(found) == 1 else []:
-        for p in (*frontier.points, *frontier.best_of_n):
-            for gain in (p.proxy, p.gold):
-                chart.spot((p.root_kl, gain), f"{p.label}\nKL {number(p.root_kl**2, 2)} nats")
-    words = "; ".join(f"{law.reward}, {law.form}: {law.peak}" for _, laws in found[:1] for law in laws)
-    return chart.render("Over-optimisation, fitted", f"{len(found)} runs. {words}.")
-
-
-def _alike(one: Fit, other: Fit) -> bool:
-    return (one.reward, one.form) == (other.reward, other.form)
+    if len(found) > 1:
+        return chart.render("Over-optimisation, fitted", f"{len(found)} runs and their mean.")
+    for p in points:
+        for gain in (p.proxy, p.gold):
+            chart.spot((p.root_kl, gain), f"{p.label}\nKL {number(p.root_kl**2, 2)} nats")
+    words = "; ".join(f"{law.reward}, {law.form}: {law.peak}" for law in found[0][1])
+    return chart.render("Over-optimisation, fitted", f"{words}.")
 
 
 def _curve(laws: Sequence[Fit]) -> Curve:
