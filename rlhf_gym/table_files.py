@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlhf_gym.errors import TaskError
+from rlhf_gym.json_rows import as_object, json_rows
 
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # In the metadata of Parquet files that this package writes: columns that hold JSON text, and columns in whose lists of
@@ -25,7 +26,7 @@ FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 JSON_COLUMNS = b"rlhf_gym.json_columns"
 FILLED_COLUMNS = b"rlhf_gym.filled_columns"
 
-_CHUNK = 1 << 20  # characters of a JSON list that are read at once
+_PIECE = 1 << 20  # bytes of a line of JSON that are read at once: a list may be one line
 _GZIP = b"\x1f\x8b"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Stands for a carriage return inside a CSV line, which Python's reader refuses; no UTF-8 text can hold it.
@@ -36,8 +37,9 @@ def rows_from_file(path: Path | str, *, column: str = "prompt") -> Iterator[dict
     """The rows of a file, as they are; read as they are asked for.
 
     Args:
-        path: ``.txt`` (a row a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects, or as ``.jsonl``), ``.csv``
-            or ``.tsv`` (with a header), each also with ``.gz``, or ``.parquet`` (needs ``pyarrow``).
+        path: ``.txt`` (a row a line), ``.jsonl`` (an object a line), ``.json`` (a list of objects, an object that holds
+            one, or as ``.jsonl``), ``.csv`` or ``.tsv`` (with a header), each also with ``.gz``, or ``.parquet`` (needs
+            ``pyarrow``).
         column: name of a text file's one column.
 
     Raises:
@@ -54,7 +56,7 @@ def rows_from_file(path: Path | str, *, column: str = "prompt") -> Iterator[dict
         return _csv_rows(path, "," if kind == ".csv" else "\t")
     if kind == ".parquet":
         return _parquet_rows(path)
-    return _json_rows(path) if kind == ".json" or _first(path) == "[" else _json_lines(path)
+    return json_rows(_lines(path, _PIECE), str(path)) if kind == ".json" or _first(path) == "[" else _json_lines(path)
 
 
 def not_readable(path: Path) -> str:
@@ -91,105 +93,48 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text, each with its newline. Not text mode, which also ends lines elsewhere."""
+def _lines(path: Path, most: int = -1) -> Iterator[str]:
+    """The lines of a text, each with its newline. Not text mode, which also ends lines elsewhere.
+
+    Args:
+        path: the file.
+        most: bytes that are read at once: a longer line comes in pieces. Below 0, every line is whole.
+    """
+    decoder, number, before = codecs.getincrementaldecoder("utf-8-sig")(), 1, 0
     try:
         with _open(path) as file:
-            for number, raw in enumerate(file, start=1):
-                if number == 1 and (raw.startswith(_UTF_16) or b"\0" in raw[:2]):
+            for raw in chain(file if most < 0 else iter(lambda: file.readline(most), b""), [b""]):
+                if number == 1 and before == 0 and (raw.startswith(_UTF_16) or b"\0" in raw[:2]):
                     raise TaskError(f"{path} is UTF-16 text; save it as UTF-8")
                 try:
-                    yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                    yield decoder.decode(raw, final=not raw)
                 except UnicodeDecodeError as error:
+                    kept = len(error.object) - len(raw)  # the beginning of a character, from the piece before
+                    place = f"byte {before - kept + error.start} of line {number}"
                     raise TaskError(
-                        f"{path} is not UTF-8 text ({error.reason} at byte {error.start} of line {number}); save it as UTF-8"
+                        f"{path} is not UTF-8 text ({error.reason} at {place}); save it as UTF-8"
                     ) from error
+                ended = raw.endswith(b"\n")
+                number, before = number + ended, 0 if ended else before + len(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise TaskError(f"{path} could not be read: {error}") from error
 
 
 def _first(path: Path) -> str:
     """The first character that is no space."""
-    return next((line.lstrip()[0] for line in _lines(path) if line.strip()), "")
+    return next((line.lstrip()[0] for line in _lines(path, _PIECE) if line.strip()), "")
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             try:
-                yield _object(json.loads(line), f"{path}, line {number}")
+                yield as_object(json.loads(line), f"{path}, line {number}")
             except json.JSONDecodeError as error:
                 problem = error.msg.removesuffix(" at")  # "Unterminated string starting at"
                 raise TaskError(f"{path}, line {number}: not JSON ({problem} at column {error.colno})") from error
             except RecursionError:
                 raise TaskError(f"{path}, line {number}: JSON nested too deeply") from None
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The items of a JSON list, or the values that stand one after another."""
-    lines, decode = _lines(path), json.JSONDecoder().raw_decode
-    text, start, line, column = "", 0, 1, 1  # the place of `start` in the file, for messages
-    listed, after, item = False, False, 0
-
-    def more(fewest: int) -> bool:
-        """Read on, keeping what is not parsed yet; False at the end of the file."""
-        nonlocal text, start, line, column
-        read = text[:start]
-        line += read.count("\n")
-        column = len(read) - read.rfind("\n") if "\n" in read else column + len(read)
-        parts, length = [text[start:]], 0
-        for part in lines:
-            parts.append(part)
-            length += len(part)
-            if length >= fewest:
-                break
-        text, start = "".join(parts), 0
-        return length > 0
-
-    def refuse(problem: str, at: int) -> TaskError:
-        before = text[:at]
-        there = len(before) - before.rfind("\n") if "\n" in before else column + len(before)
-        return TaskError(f"{path}, line {line + before.count(chr(10))}: not JSON ({problem} at column {there})")
-
-    while True:
-        while start < len(text) and text[start] in " \t\r\n":
-            start += 1
-        if start == len(text):
-            if more(_CHUNK):
-                continue
-            if listed:
-                raise refuse("the list does not end", start)
-            return
-        character = text[start]
-        if item == 0 and not listed and character == "[":
-            listed, start = True, start + 1
-        elif listed and after and character == ",":
-            after, start = False, start + 1
-        elif listed and character == "]":
-            rest = text[start + 1 :].strip()
-            if rest or any(part.strip() for part in lines):
-                raise refuse("something stands after the list", start + 1)
-            return
-        elif listed and after:
-            raise refuse("Expecting ',' delimiter", start)
-        else:
-            try:
-                value, start = decode(text, start)
-            except json.JSONDecodeError as error:
-                at = error.pos - start
-                if more(max(_CHUNK, 2 * (len(text) - start))):  # it may only be cut
-                    continue
-                raise refuse(error.msg.removesuffix(" at"), at) from error
-            except RecursionError:
-                raise TaskError(f"{path}, item {item + 1}: JSON nested too deeply") from None
-            item, after = item + 1, True
-            yield _object(value, f"{path}, item {item}")
-
-
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TaskError(f"{place}: expected an object, got {type(value).__name__}")
-    return value
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:

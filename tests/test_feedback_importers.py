@@ -501,6 +501,24 @@ def test_choices_are_read_as_one_thing_or_left_out() -> None:
     assert choices(["Model 2", "response-1", "Output_2", "m"], model_1="m")[0] == [1, 0, 1, 0]
 
 
+def test_transcripts_that_a_table_has_changed(tmp_path: Path) -> None:
+    """Line ends of Windows, no empty line in front, a prompt beside whole transcripts that is their first turn."""
+    sides = {"chosen": f"{TRANSCRIPT} good", "rejected": f"{TRANSCRIPT} bad"}
+    for changed in (
+        {name: side.replace("\n", "\r\n") for name, side in sides.items()},
+        {name: side.lstrip() for name, side in sides.items()},
+        {"prompt": "P", **sides},
+        {"prompt": TRANSCRIPT.removesuffix("\n\nAssistant:"), **sides},
+    ):
+        found = import_feedback(write(tmp_path / "t.csv", [changed]))
+        assert edges(found) == [(TRANSCRIPT, " good", " bad", False)]
+        assert [m["content"] for m in found.queries[0].columns["messages"]] == ["P", "ok", "Q"]
+    other = {"prompt": "R", **sides}
+    assert edges(import_feedback(write(tmp_path / "t.csv", [other]))) == [("R", *sides.values(), False)]
+    talks = [{"chosen": said((U, "P"), (A, "good")), "rejected": said((U, "Q"), (A, "bad"))}]
+    assert from_records(talks, AUTO).dropped == {"pairs whose prompts differ": 1}
+
+
 def test_empty_fields_of_a_table_are_empty_texts(tmp_path: Path) -> None:
     """An empty winner is a skip and no reason to look for the choice elsewhere."""
     path = tmp_path / "t.csv"

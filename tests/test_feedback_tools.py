@@ -83,6 +83,44 @@ def test_label_studio_and_back() -> None:
     assert said[1] == (("Because.", "No."), 1, "ann", 2.0)
 
 
+def rated(*results: Any, data: dict[str, Any] | None = None) -> list[Any]:
+    """What Label Studio's annotations of a response (or two) become: ratings by control, skips, reasons of what is dropped."""
+    task = {"data": data or {"prompt": "P", "response": "r"}, "annotations": [
+        {"completed_by": 3, "result": result, "was_cancelled": result == []} for result in results]}  # fmt: skip
+    found = from_records([task], "auto")
+    assert {(q.prompt, q.query_type) for q in found.queries} <= {("P", "rating")}
+    return [*("skip" if j.skipped else dict(j.ratings or {}) for j in found.judgements), *found.dropped]
+
+
+def control(kind: str, value: Any, name: str = "quality", to: str = "response") -> dict[str, Any]:
+    return {"type": kind, "value": {kind: value}, "from_name": name, "to_name": to}
+
+
+def test_label_studio_ratings_of_one_response() -> None:
+    two = [control("rating", 4, "helpful"), control("number", 0.5, "length")]
+    assert rated([control("rating", 3)], two, []) == [{"quality": (3,)}, {"helpful": (4,), "length": (0.5,)}, "skip"]
+    words = ("Good", "Thumbs-down", "yes", "4", "2 - poor", "3.5 stars")
+    assert rated(*([control("choices", [word])] for word in words)) == [
+        {"quality": (value,)} for value in (1, 0, 1, 4, 2, 3.5)
+    ]
+    nothing = "annotations without a rating or a choice of good or bad"
+    assert rated([control("choices", ["poetry"])], [control("choices", [])]) == [nothing]
+    of_each = [control("rating", 5, "stars_answer1", "answer1"), control("rating", 1, "stars_answer2", "answer2")]
+    assert rated(of_each, of_each[1:], data={"prompt": "P", "answer1": "a", "answer2": "b"}) == [
+        {"stars": (5, 1)}, {"stars": (None, 1)}
+    ]  # fmt: skip
+
+
+def test_label_studio_ratings_in_json_min() -> None:
+    row = {"id": 1, "prompt": "P", "answer": "r", "annotator": 2, "annotation_id": 9, "lead_time": 2.5}
+    rows = [{**row, "stars": [{"rating": 4}]}, {**row, "quality": "bad"}, {**row, "topic": "good"}]
+    found = from_records(rows, "auto")
+    assert [(q.responses, j.ratings, j.rater) for q, j in zip(found.queries, found.judgements, strict=True)] == [
+        (("r",), {"stars": (4,)}, "user-2"), (("r",), {"quality": (0,)}, "user-2")
+    ]  # fmt: skip
+    assert found.dropped == {"annotations without a rating or a choice of good or bad": 1}
+
+
 # As `dataset.records.to_json` of Argilla 2 writes a record that three people have opened.
 RECORD: dict[str, Any] = {
     "id": "r1",

@@ -251,6 +251,9 @@ def test_odd_data_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         AgentConfig(name="preference_optimization", data=file, settings={"loss": "dpo"}), "preferences", 0.2
     )
     assert said in str(given)
+    one = write(tmp_path / "one.jsonl", [{"prompt": "p", "chosen": f" {i}", "rejected": " b"} for i in range(10)])
+    assert main(["eval-reward", "length", one]) == 0
+    assert "taken all the same: 10 comparisons that are all on one prompt" in capsys.readouterr().err
     same = write(tmp_path / "same.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])
     assert main(["eval-reward", "length", same]) == 2
     assert "left out: 1 pairs of equal responses" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from rlhf_gym.feedback.preferences import Preference
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.report import write_report
+from rlhf_gym.loop.report.run_data import read_run
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.raters.fitted import FittedRater
 from rlhf_gym.reward_model.label_curve import label_curve
@@ -82,8 +83,15 @@ def test_fitted_rater_and_curve_are_on_the_report(tmp_path: Path, capsys: pytest
     )
     run = run_loop(build(settings), tmp_path / "run", progress=Progress(quiet=True), stages=("sample", "label"))
     given = ["fit-rater", str(run.path), "--resamples", "2", "--quiet"]
-    assert main(given) == 0
+    assert main([*given, "--rerun"]) == 0
     said = capsys.readouterr().out
+    assert "the same loop with the fitted rater:" in said
+    other = read_run(run.path).fitted_run
+    assert other is not None
+    assert (other.setting("rater.overlap"), other.labels) == (2, 100)
+    assert main([*given, "--rerun"]) == 0  # it is there
+    assert len([*(run.path / "fitted_runs").glob("*.json")]) == 1
+    capsys.readouterr()
     assert "fitted to 100 answers of 3 raters about" in said
     assert "accuracy of a head on the frozen trunk, by labels" in said
     page = (run.path / "report.html").read_text()

@@ -19,8 +19,9 @@ from rlhf_gym.loop.config import RaterConfig
 from rlhf_gym.loop.rater_catalogue import check_rater, find_rater
 from rlhf_gym.raters import Behaviour, SimulatedRater
 from rlhf_gym.raters.answer_likelihood import FITTED, Answers, maximise, probabilities
-from rlhf_gym.raters.fitted import FittedRater, fit_rater
+from rlhf_gym.raters.fitted import FittedRater
 from rlhf_gym.raters.presets import PRESETS, simulated_rater
+from rlhf_gym.raters.rater_fit import fit_rater
 from rlhf_gym.rewards.spec import load_reward
 
 Answered = tuple[list[tuple[Query, Judgement]], list[Any], int]
@@ -135,7 +136,7 @@ def test_from_a_store_to_a_rater_of_a_run(tmp_path: Path, capsys: pytest.Capture
     assert main([*given, "--reward", f"{reward}:number", "--only", "bob"]) == 2
     assert "there are answers of simulated, web/ann" in capsys.readouterr().err
     assert main([*given, "--reward", f"{reward}:number", "--only", "web", "--out", str(file)]) == 0
-    assert "fitted to 40 answers of 1 raters" in (said := capsys.readouterr().out)
+    assert "fitted to 40 answers of 1 rater about" in (said := capsys.readouterr().out)
     assert f"--rater fitted:{file}" in said
     fitted = FittedRater.load(file)
     config = RaterConfig(name=f"fitted:{file}", query_type="pair")

@@ -8,6 +8,9 @@ import itertools
 import json
 import math
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -21,6 +24,7 @@ from rlhf_gym.credentials import is_secret
 from rlhf_gym.loop.report import formatting, write_report
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.run_data import read_run
+from rlhf_gym.loop.report.simulation import comparison
 from rlhf_gym.loop.report.svg import Chart, nice_ticks, padded, spread, tick_labels
 
 STAGES = ("started", "reward_model", "agent", "evaluated")
@@ -55,6 +59,36 @@ def test_a_run_that_stopped_anywhere_has_a_report(tmp_path: Path, stage: str) ->
     html = path.read_text(encoding="utf-8")
     assert ("Not there yet" in html) == (stage != "evaluated")
     assert not list(run_dir.glob(".report-*"))
+
+
+def test_a_run_is_reported_watched_and_analysed_without_torch(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "run", iterations=3, pairs=9)
+    (run / "config.yaml").write_text("run: {seed: 1}\n")  # the fake's own holds a secret that is no setting
+    code = (
+        "import sys; from rlhf_gym.cli.main import main; import rlhf_gym.web.watch\n"
+        f"codes = [main([command, {str(run)!r}]) for command in ('report', 'analyse')]\n"
+        "print(codes, [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[0, 0] []"
+
+
+def test_a_run_beside_its_run_with_the_fitted_rater(tmp_path: Path) -> None:
+    run = read_run(build_run(tmp_path / "run", iterations=3))
+    assert comparison(run) is None
+
+    def beside(gaps: list[float]) -> str:
+        pairs = [{"prompt": f"p{i}", "gold_after": 1.0} for i in range(len(gaps))]
+        others = [{**pair, "gold_after": 1 + gap} for pair, gap in zip(pairs, gaps, strict=True)]
+        mine, theirs = ({**run.evaluation, "pairs": rows} for rows in (pairs, others))
+        found = comparison(replace(run, evaluation=mine, fitted_run=replace(run, evaluation=theirs)))
+        assert found is not None
+        assert all(own == other for _, own, other in found.rows)
+        return found.verdict
+
+    assert "differs by +1.000 ± 0.741 (95%) from this run's: beyond chance" in beside([0.0, 2.0] * 4)  # SD 1.069
+    assert "within chance" in beside([-1.0, 2.0] * 4)
+    assert "Too few" in beside([0.0, 1.0])
 
 
 def test_an_empty_directory_has_a_report_too(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_dark_and_light(browser: Any, reports: dict[str, Path]) -> None:
 
 def test_it_works_without_script(browser: Any, reports: dict[str, Path]) -> None:
     page, _, _ = opened(browser, reports["demo"], java_script_enabled=False)
-    assert page.locator("svg.chart").count() == 9 + 2 + 4 + 1
+    assert page.locator("svg.chart").count() == 9 + 3 + 4 + 1
     assert page.locator(".pairs tbody tr:visible").count() == 12
     page.get_by_label("Show all 96 rows").check()
     assert page.locator(".pairs tbody tr:visible").count() == 96

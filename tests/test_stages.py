@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from tiny_run import save_tiny_model
 
 from rlhf_gym.cli.main import main
-from rlhf_gym.errors import TaskError
+from rlhf_gym.errors import FeedbackError, TaskError
 from rlhf_gym.feedback import FeedbackStore
 from rlhf_gym.feedback.exchange.files import import_into
 from rlhf_gym.feedback.queries import Judgement, Query
@@ -101,6 +102,45 @@ def test_what_is_left_out_is_counted(pairs: Path, model: Path) -> None:
     assert str(found).startswith("1 of 17 prompts of the data exceed")
     with pytest.raises(TaskError, match="1 of 17 prompts are too long"):
         given.fitting(LanguageModel.load(str(model)), 8, "refuse")
+
+
+def test_dialogues_that_begin_alike_are_held_out_together(tmp_path: Path) -> None:
+    later = "\n\nHuman: q{0}\n\nAssistant: a\n\nHuman: more\n\nAssistant:"
+    stages = [text.format(i) for i in range(10) for text in ("\n\nHuman: q{0}\n\nAssistant:", later)]
+    data = written(tmp_path / "d.jsonl", [{"prompt": s, "chosen": " x", "rejected": " y"} for s in stages])
+    config = AgentConfig(name="preference_optimization", data=str(data), settings={"loss": "dpo"})
+    given = read_given(config, "preferences", 0.2)
+    assert len(given.held_out) == 4
+    assert not {row.prompt[:11] for row in given.train} & {row.prompt[:11] for row in given.held_out}
+
+
+def test_what_is_not_imitated_is_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": a, "rejected": b} for i in range(3) for a, b in ("xy", "yx", "zz")]
+    data = written(tmp_path / "d.jsonl", rows)
+    given = read_given(AgentConfig(name="sft", data=str(data), settings={}), "data", 0.3)
+    assert len(given.train) + len(given.held_out) == 6
+    assert given.remarks == (
+        "left out: 3 judgements that prefer no response (ties, equal responses, ratings of one); "
+        "taken all the same: 3 prompts with contradictory preferences (a over b, and b over a)"
+    )
+    thumbs = [{"prompt": f"p{i}", "completion": "c", "label": i < 3} for i in range(4)]
+    data = written(tmp_path / "d.jsonl", thumbs)
+    sft = AgentConfig(name="sft", data=str(data), settings={})
+    assert read_given(sft, "data", 0.3).dropped == {"responses called bad": 1}
+    written(data, [{"prompt": f"p{i}", "response": "c", "rating": i} for i in range(2, 6)])
+    assert read_given(sft, "data", 0.3).noted == {"responses that are imitated whatever their rating": 4}
+    with pytest.raises(FeedbackError, match="4 ratings that compare no two responses"):
+        read_given(replace(sft, settings={"loss": "dpo"}), "preferences", 0.3)
+
+
+def test_one_class_and_one_prompt_are_said(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}", "label": False} for i in range(4)]
+    data = written(tmp_path / "d.jsonl", rows)
+    kto = AgentConfig(name="preference_optimization", data=str(data), settings={"loss": "kto"})
+    assert "4 responses that are all called bad: one class" in read_given(kto, "preferences", 0.3).remarks
+    written(data, [{**row, "prompt": "p", "label": i < 2} for i, row in enumerate(rows)])
+    with pytest.raises(FeedbackError, match=r"the 4 rows of .* are all on one prompt"):
+        read_given(kto, "preferences", 0.3)
 
 
 def test_kto_learns_from_thumbs_and_a_store(tmp_path: Path) -> None:
@@ -361,6 +401,7 @@ def test_candidates_and_judgements_alone(tmp_path: Path, model: Path, capsys: py
         (["train-preferences", "PAIRS", "--passes", "0"], "--passes must be a number above 0"),
         (["train-preferences", "PAIRS", "--beta", "-1"], "agent.beta must be above 0"),
         (["train-preferences", "EMPTY"], "holds nothing to learn from"),
+        (["train-preferences", "NOTHING"], "holds no rows"),
         (["export", "nowhere", "--to", "x"], "nowhere"),
     ],
 )
@@ -368,7 +409,7 @@ def test_what_is_wrong_is_said_in_one_line(
     arguments: list[str], message: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     same = written(tmp_path / "same.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}])
-    places = {"PAIRS": str(pairs), "EMPTY": str(same)}
+    places = {"PAIRS": str(pairs), "EMPTY": str(same), "NOTHING": str(written(tmp_path / "nothing.jsonl", []))}
     more = [] if arguments[0] == "export" else ["--out", str(tmp_path / "out")]
     assert message in error(capsys, *(places.get(a, a) for a in arguments), *more)
     assert not (tmp_path / "out").exists()

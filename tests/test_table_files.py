@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_gym import table_files
+from rlhf_gym import json_rows, table_files
 from rlhf_gym.errors import TaskError
 from rlhf_gym.table_files import rows_from_file
 
@@ -36,11 +36,17 @@ def test_separators_inside_a_text_do_not_end_its_row(tmp_path: Path, suffix: str
 
 def test_a_json_file_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list on one line or many, one object, or lines of JSON under the name of a list; cut anywhere."""
-    rows = [{"prompt": f"{i} ] , [ \\" * i, "n": [i, {"x": i}]} for i in range(40)]
+    rows = [{"prompt": f"{i} ] , é€ [ \\" * i, "n": [i, {"x": i}]} for i in range(40)]
     file = tmp_path / "rows.json"
     for chunk in (1, 50, 1 << 20):
-        monkeypatch.setattr(table_files, "_CHUNK", chunk)
-        for text in (json.dumps(rows), json.dumps(rows, indent=2), "\n".join(map(json.dumps, rows))):
+        monkeypatch.setattr(json_rows, "_CHUNK", chunk)
+        monkeypatch.setattr(table_files, "_PIECE", chunk)
+        for text in (
+            json.dumps(rows),
+            json.dumps(rows, ensure_ascii=False),
+            json.dumps(rows, indent=2),
+            "\n".join(map(json.dumps, rows)),
+        ):
             file.write_text(text)
             assert list(rows_from_file(file)) == rows
         file.write_text(json.dumps(rows[3], indent=1))
@@ -53,6 +59,32 @@ def test_a_json_file_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.
     file.write_text(json.dumps(rows)[:-5])
     with pytest.raises(TaskError, match="not JSON"):
         list(reader)
+
+
+def test_rows_inside_a_json_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"{i} ]}} , [ \\" * i, "n": [{"x": i}]} for i in range(40)]
+    turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]
+    file = tmp_path / "rows.json"
+    for largest, chunk in ((1 << 23, 1 << 20), (64, 1), (64, 1000)):  # looked at whole, or read row by row
+        monkeypatch.setattr(json_rows, "_LARGEST", largest)
+        monkeypatch.setattr(json_rows, "_CHUNK", chunk)
+        for held in (
+            {"data": rows}, {"anything": rows}, {"version": 1, "of": {"a": "b"}, "rows": rows, "count": 40, "tags": ["t"]}
+        ):  # fmt: skip
+            for indent in (None, 1):
+                file.write_text(json.dumps(held, indent=indent))
+                assert list(rows_from_file(file)) == rows
+        for row in ({"messages": turns * 9}, {"prompt": "p" * 99, "completions": rows}, {"data": {"a": 1}}):
+            file.write_text(json.dumps(row))
+            assert list(rows_from_file(file)) == [row]
+        file.write_text(json.dumps({"train": rows, "test": rows}))
+        with pytest.raises(TaskError, match="in a file of its own"):
+            list(rows_from_file(file))
+        file.write_text(json.dumps({"data": rows})[:-1])
+        with pytest.raises(TaskError, match="not JSON"):
+            list(rows_from_file(file))
+    file.write_text('{"data": []}')
+    assert list(rows_from_file(file)) == []
 
 
 def test_quoted_fields_and_windows_line_ends_in_csv(tmp_path: Path) -> None:
@@ -108,9 +140,10 @@ def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     ("encoding", "said"), [("latin-1", "not UTF-8 text .* of line 1"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")]
 )
 def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str, said: str) -> None:
-    (tmp_path / name).write_bytes('{"prompt": "caf\xe9 x"}'.encode(encoding))
-    with pytest.raises(TaskError, match=said):
-        list(rows_from_file(tmp_path / name))
+    for text in ("caf\xe9 x", "caf\xe9"):
+        (tmp_path / name).write_bytes(f'{{"prompt": "{text}"}}'.encode(encoding))
+        with pytest.raises(TaskError, match=said):
+            list(rows_from_file(tmp_path / name))
 
 
 def test_folders_and_pipes_are_no_files(tmp_path: Path) -> None:

@@ -42,4 +42,11 @@ def paper_style() -> str:
             f".line.c{i} {{ stroke: {light}; stroke-dasharray: {DASHES[i // len(HUES)]}; }} .rule.c{i} {{ stroke: {light}; }}"
         )
         rules.append(f".dot.c{i}, text.end.c{i}, .area.c{i} {{ fill: {light}; }}")
+    rules.append(
+        ".line.best-of-n { stroke-width: 1.5; stroke-dasharray: 4 4; } .line.thin { stroke-width: 1; opacity: .5; } "
+        ".dot.faint { opacity: .4; } .fit-band { opacity: .14; } .ring { fill: #fff; stroke-width: 1.5; opacity: .6; }"
+    )
+    for reward, (light, _) in zip(("proxy", "gold"), HUES[:2], strict=True):
+        rules.append(f".line.{reward}, .ring.{reward} {{ stroke: {light}; }}")
+        rules.append(f".dot.{reward}, text.end.{reward}, .fit-band.{reward} {{ fill: {light}; }}")
     return "\n".join(rules)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from rlhf_gym.cli.analyse_command import analyse
 from rlhf_gym.cli.bench_commands import bench, bench_hint
 from rlhf_gym.cli.fit_commands import eval_reward, fit_rater, fit_reward
 from rlhf_gym.cli.parser import FLAGS
@@ -164,17 +165,6 @@ def _policy_folder(options: argparse.Namespace) -> str | None:
             f"{options.run} has no trained round {number}; expected one of 0, {', '.join(map(str, rounds))}"
         )
     return str(run_directory.policy(number))
-
-
-def analyse(options: argparse.Namespace) -> None:
-    """`rlhf-gym analyse`: fit gold and proxy against KL, for finished runs."""
-    from rlhf_gym.loop.analyse import analyse, as_json, as_text
-    from rlhf_gym.loop.whole_files import write_json
-
-    found = analyse(options.run_dirs)
-    print(as_text(found))
-    if options.json:
-        write_json(Path(options.json), as_json(found))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {

@@ -87,19 +87,26 @@ def fit_rater(options: argparse.Namespace) -> None:
         )
     quiet_libraries()
     from rlhf_gym.loop.fit_rater import fit_rater, show_in_report
+    from rlhf_gym.loop.fitted_run import run_with_fitted
     from rlhf_gym.loop.progress import Progress
+    from rlhf_gym.loop.report.run_data import read_run
+    from rlhf_gym.loop.report.simulation import comparison
 
     fitted = fit_rater(
         options.data, reward=options.reward, format=options.format, columns=columns_of(options.columns), raters=options.only,
         resamples=options.resamples, seed=options.seed, progress=Progress(quiet=options.quiet),
     )  # fmt: skip
     print(fitted.as_text())
+    if options.rerun:
+        run_with_fitted(options.data, fitted, Progress(quiet=options.quiet))
     if (
         shown := show_in_report(options.data, fitted, seed=options.seed, progress=Progress(quiet=options.quiet))
     ) is not None:
         curve, report = shown
         if curve is not None:
             print(curve.as_text())
+        if (beside := comparison(read_run(report.parent))) is not None:
+            print(beside.as_text())
         print(f"written: {report} (section Simulation and people)")
     if options.out:
         fitted.save(options.out)

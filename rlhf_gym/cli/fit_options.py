@@ -95,4 +95,8 @@ def add_fit_rater(commands: Commands, reward_help: str) -> None:
         "--resamples", metavar="N", type=int, default=100, help="bootstrap samples for the intervals (default: 100)"
     )
     fit.add_argument("--seed", metavar="N", type=int, default=0, help="seed of folds and bootstrap (default: 0)")
+    fit.add_argument(
+        "--rerun", action="store_true",
+        help="of a run: do its loop again with the fitted rater in the raters' place; its report shows both side by side",
+    )  # fmt: skip
     fit.add_argument("--quiet", action="store_true", help="print only the result")

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.analyse_command import add_analyse
 from rlhf_gym.cli.bench_options import add_bench
 from rlhf_gym.cli.fit_options import add_eval_reward, add_fit_rater, add_fit_reward
 from rlhf_gym.cli.rate_options import add_address, add_rate
@@ -62,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_report(commands)
     add_watch(commands)
-    _add_analyse(commands)
+    add_analyse(commands)
     _add_sample(commands)
     _add_rewards(commands)
     _add_check_reward(commands)
@@ -157,17 +158,6 @@ def _add_report(commands: Commands) -> None:
         description="Write report.html of a run, finished or not, and print its summary on one screen.",
     )  # fmt: skip
     report.add_argument("run_dir", metavar="RUN_DIR", help="directory of the run")
-
-
-def _add_analyse(commands: Commands) -> None:
-    analyse = commands.add_parser(
-        "analyse", allow_abbrev=False, help="fit gold and proxy reward against KL: where were runs over-optimised?",
-        description="Fit the gains of gold and proxy reward of finished runs against the root of the KL: "
-        "d (alpha - beta log d) along training, d (alpha - beta d) along best-of-n (Gao et al. 2023), with 95% intervals, and "
-        "the mean over runs. Needs pip install 'rlhf-gym[analysis]'.",
-    )  # fmt: skip
-    analyse.add_argument("run_dirs", metavar="RUN", nargs="+", help="directory of an evaluated run with a gold reward")
-    analyse.add_argument("--json", metavar="FILE", help="write everything to this file, too")
 
 
 def _add_sample(commands: Commands) -> None:

@@ -180,10 +180,12 @@ def _train_on_data(options: argparse.Namespace, agent: str, argument: str) -> No
         }
         given = _given(options)
         config = build(merge(first, given))
-        if "iterations" not in given.get("agent", {}):
-            from rlhf_gym.loop.given_data import read_given
+        from rlhf_gym.loop.given_data import read_given
 
-            data = read_given(config.agent, argument, config.task.held_out_fraction)
+        data = read_given(config.agent, argument, config.task.held_out_fraction)
+        if options.quiet and data.remarks:  # else the run says it
+            print(f"{data.source}: {data.remarks}", file=sys.stderr)
+        if "iterations" not in given.get("agent", {}):
             sizes = _sizes(config, data.train, argument, chosen=given.get("agent", {}), passes=options.passes)
             config = build(merge(first, {"agent": sizes}, given))
     run_stages(options, config, given=data)

@@ -1,4 +1,4 @@
-"""What is worth saying of preferences before anything learns from them: contradictions, circles, empty responses."""
+"""What is worth saying of preferences before anything learns from them: contradictions, circles, one prompt, empty texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from rlhf_gym.feedback.preferences import Preference
 CONTRADICTORY = "prompts with contradictory preferences (a over b, and b over a)"
 CIRCULAR = "prompts whose preferences go in circles (a over b over c over a)"
 EMPTY = "comparisons with an empty response"
+ONE_PROMPT = "comparisons that are all on one prompt: nothing says how it is on others"
 NO_PROMPT = "comparisons without a prompt (where a column of a file holds it: --columns prompt=NAME)"
+FEWEST_ON_ONE = 10
+"""Comparisons from which on it is worth saying that all are on one prompt."""
 
 
 def oddities(preferences: Iterable[Preference]) -> dict[str, int]:
@@ -36,7 +39,11 @@ def oddities(preferences: Iterable[Preference]) -> dict[str, int]:
     for of_prompt in wins.values():
         found[CONTRADICTORY] += any((b, a) in of_prompt for a, b in of_prompt)
         found[CIRCULAR] += _has_circle({(a, b) for (a, b), n in of_prompt.items() if n > of_prompt[b, a]})
-    return {reason: found[reason] for reason in (CONTRADICTORY, CIRCULAR, EMPTY, NO_PROMPT) if found[reason]}
+    if len(wins) == 1 and not found[NO_PROMPT] and (number := wins.popitem()[1].total()) >= FEWEST_ON_ONE:
+        found[ONE_PROMPT] = number
+    return {
+        reason: found[reason] for reason in (CONTRADICTORY, CIRCULAR, ONE_PROMPT, EMPTY, NO_PROMPT) if found[reason]
+    }
 
 
 def _has_circle(edges: set[tuple[str, str]]) -> bool:

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.report.frontier import frontier
+from rlhf_gym.loop.report.fit_chart import fit_chart
+from rlhf_gym.loop.report.frontier import Frontier, frontier
 from rlhf_gym.loop.report.run_data import read_run
-from rlhf_gym.loop.report.scaling_laws import Estimate, Fit, fits, mean_over_runs
+from rlhf_gym.loop.report.scaling_laws import Estimate, Fit, fits, mean_over_runs, unfitted
 from rlhf_gym.loop.report.trust import doubts
 from rlhf_gym.loop.run_directory import RunDirectory
 
@@ -22,11 +25,13 @@ class RunAnalysis:
 
     Attributes:
         name: the run's directory, as given.
-        fits: the fits that its points allow.
+        frontier: its points.
+        fits: the fits that they allow.
         doubts: what speaks against its win rate.
     """
 
     name: str
+    frontier: Frontier
     fits: list[Fit]
     doubts: list[str]
 
@@ -51,7 +56,7 @@ def analyse(runs: Sequence[Path | str]) -> list[RunAnalysis]:
                 f"{run}: nothing to fit; gains over the reference need an evaluated run with a gold reward (at least 8 "
                 "held-out prompts, and KL in metrics.csv)"
             )
-        found.append(RunAnalysis(str(run), fits(points), doubts(data)))
+        found.append(RunAnalysis(str(run), points, fits(points), doubts(data)))
     return found
 
 
@@ -77,16 +82,26 @@ def as_text(analyses: Sequence[RunAnalysis]) -> str:
     for analysis in analyses:
         lines += ["", analysis.name]
         for one in analysis.fits:
-            peak = f"{one.peak_kl or one.farthest_kl:.3g} nats"
-            peak = f"rises up to {peak}, the farthest point" if one.peak_kl is None else f"largest at {peak}"
-            lines.append(f"  {_row(one.reward, one.form, one.alpha, one.beta)}   {one.n:>3} points   {peak}")
-        lines += ["  too few points to fit"] * (not analysis.fits)
+            lines.append(f"  {_row(one.reward, one.form, one.alpha, one.beta)}   {one.n:>3} points   {one.peak}")
+        lines += [f"  {missing}" for missing in unfitted(analysis.frontier, analysis.fits)]
         lines += [f"  ! {doubt}" for doubt in analysis.doubts]
     means = pooled(analyses)
     if means:
         lines += ["", "mean over runs (t-intervals between runs)"]
         lines += [f"  {_row(*key, alpha, beta)}   {n:>3} runs" for key, (alpha, beta, n) in means.items()]
     return "\n".join(lines)
+
+
+def plot(analyses: Sequence[RunAnalysis]) -> Markup:
+    """The points of all runs with their fits, as SVG.
+
+    Raises:
+        ConfigError: no run has a fit.
+    """
+    drawn = fit_chart([(one.frontier, one.fits) for one in analyses])
+    if drawn is None:
+        raise ConfigError("there is nothing to plot: no run has a fit")
+    return drawn
 
 
 def as_json(analyses: Sequence[RunAnalysis]) -> dict[str, Any]:

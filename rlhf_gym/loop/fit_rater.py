@@ -20,7 +20,7 @@ from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.run_task import gold_of, task_of
 from rlhf_gym.loop.whole_files import write_json
 from rlhf_gym.raters.fitted import FittedRater
-from rlhf_gym.raters.fitted import fit_rater as fit
+from rlhf_gym.raters.rater_fit import fit_rater as fit
 from rlhf_gym.reward_model.label_curve import LabelCurve
 from rlhf_gym.rewards.adaptive import frozen
 from rlhf_gym.rewards.base import AnyReward, reward_name, score
@@ -41,7 +41,7 @@ def fit_rater(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> FittedRater:
-    """Fit a simulated rater to the answers that people gave; see :func:`rlhf_gym.raters.fitted.fit_rater`.
+    """Fit a simulated rater to the answers that people gave; see :func:`rlhf_gym.raters.rater_fit.fit_rater`.
 
     Args:
         data: a run's directory, a feedback store or a file of judgements (:func:`~rlhf_gym.loop.preference_data.read_data`).

@@ -17,7 +17,13 @@ from rlhf_gym.feedback.exchange.incoming import renamed
 from rlhf_gym.feedback.exchange.record_files import read_records
 from rlhf_gym.feedback.exchange.transcripts import prompt_of_messages
 from rlhf_gym.feedback.oddities import oddities
-from rlhf_gym.feedback.preferences import Preference, demonstration_from, preferences_from, preferences_of
+from rlhf_gym.feedback.preferences import (
+    Preference,
+    demonstration_from,
+    judged_pairs,
+    preferences_from,
+    preferences_of,
+)
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.chat_template import SEVERAL_TURNS, Messages, messages_before
 from rlhf_gym.lm.language_model import LanguageModel
@@ -26,6 +32,7 @@ from rlhf_gym.lm.tokenizer import encode_response
 from rlhf_gym.loop.config import AgentConfig, TaskConfig
 from rlhf_gym.loop.preference_data import READ_COLUMNS, is_store, read_data, remarks_on
 from rlhf_gym.loop.run_task import split_prompts
+from rlhf_gym.reward_model.batches import first_turn
 from rlhf_gym.reward_model.ratings import ratings_of
 from rlhf_gym.tasks import Task
 from rlhf_gym.tasks.samples import Prompt
@@ -37,6 +44,7 @@ EXAMPLE_COLUMNS = ("completion", "response", "target", "answer", "output")
 """Columns that hold the response in a file of examples, which compares nothing; the first that a file has counts."""
 REWARD_COLUMNS = ("reward", "score", "rewards", "token_rewards")
 """Columns that hold a response's reward, a number or a list of one for each token; the first that a file has counts."""
+_RATED = "responses that are imitated whatever their rating"
 ENCODE: Mapping[str, Any] = {
     "data": encoded_pairs, "preferences": encoded_preferences, "trajectories": encoded_trajectories,
 }  # fmt: skip
@@ -99,8 +107,12 @@ class GivenData:
 
     def __str__(self) -> str:
         rows = f"{len(self.train)} rows of {self.source} to learn from, {len(self.held_out)} held out"
-        remarks = remarks_on(self.dropped, self.noted)
-        return f"{rows}; {remarks}" if remarks else rows
+        return f"{rows}; {self.remarks}" if self.remarks else rows
+
+    @property
+    def remarks(self) -> str:
+        """What was left out, and what was taken all the same and is worth saying, in words; empty for nothing."""
+        return remarks_on(self.dropped, self.noted)
 
     def fitting(
         self, model: LanguageModel, max_new_tokens: int, on_too_long: OnTooLong
@@ -217,18 +229,18 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
     Args:
         config: names the data, and the loss.
         argument: ``data`` to imitate responses, ``preferences`` to compare them, ``trajectories`` for their rewards.
-        held_out_fraction: share of the different prompts to hold out.
+        held_out_fraction: share of the different prompts to hold out; dialogues that begin alike stay together.
 
     Raises:
         ConfigError: there is no such data.
         FeedbackError: a file that cannot be read, or that holds nothing to learn from.
     """
     assert config.data is not None
-    dropped: Counter[str] = Counter()
+    dropped, noted = Counter[str](), dict[str, int]()
     columns = config.data_columns
     examples = None
     if argument != "preferences" and config.data_format == "auto":
-        examples = _examples(config.data, columns, dropped, rewarded=argument == "trajectories")
+        examples = _examples(config.data, columns, dropped, noted, rewarded=argument == "trajectories")
     if examples is None:
         form = None if config.data_format == "auto" else config.data_format
         read = read_data(config.data, form, columns, keep=READ_COLUMNS)
@@ -243,9 +255,11 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
         if argument == "trajectories":
             rows = list(_rewarded(answers, dropped))
         else:
-            rows = list(_demonstrated(answers) if argument == "data" else _preferred(answers, dropped, single=single))
+            rows = list(
+                _demonstrated(answers, dropped) if argument == "data" else _preferred(answers, dropped, single=single)
+            )
     else:
-        rows, source = examples, config.data
+        rows, source, answers = examples, config.data, []
     different = list(dict.fromkeys(rows))
     if len(different) < len(rows):
         dropped["repeated rows"] += len(rows) - len(different)
@@ -253,15 +267,30 @@ def read_given(config: AgentConfig, argument: str, held_out_fraction: float) -> 
         wanted = WANTED[argument]
         reasons = "".join(f", {number} {reason}" for reason, number in (+dropped).items())
         raise FeedbackError(f"{source} holds nothing to learn from: there is not {wanted} in it{reasons}")
-    _, held_out = split_prompts([Prompt(row.prompt) for row in different], held_out_fraction, source)
-    held = {prompt.text for prompt in held_out}
-    train, rest = ([row for row in different if (row.prompt in held) is side] for side in (False, True))
-    pairs = [
-        Preference(row.prompt, row.chosen, row.rejected)
-        for row in different
-        if row.chosen is not None and row.rejected is not None
-    ]
-    return GivenData(train, rest, source, +dropped, oddities(pairs))
+    if len({row.prompt for row in different}) == 1:
+        raise FeedbackError(
+            f"the {len(different)} rows of {source} are all on one prompt, so none would be left to measure on: give rows on "
+            "at least two"
+        )
+    several = len({first_turn(row.prompt) for row in different}) > 1
+    parts = [first_turn(row.prompt) if several else row.prompt for row in different]
+    held = {prompt.text for prompt in split_prompts([Prompt(part) for part in parts], held_out_fraction, source)[1]}
+    train, rest = (
+        [row for row, part in zip(different, parts, strict=True) if (part in held) is side] for side in (False, True)
+    )
+    pairs = (
+        [p for p in preferences_of(answers) if p.chosen != p.rejected]
+        if argument == "data"
+        else [
+            Preference(row.prompt, row.chosen, row.rejected)
+            for row in different
+            if row.chosen is not None and row.rejected is not None
+        ]
+    )
+    for kind, side in (("good", "rejected"), ("bad", "chosen")):
+        if argument == "preferences" and all(getattr(row, side) is None for row in different):
+            noted[f"responses that are all called {kind}: one class says nothing of what is better"] = len(different)
+    return GivenData(train, rest, source, +dropped, noted | oddities(pairs))
 
 
 def data_task(config: TaskConfig, given: GivenData, model: LanguageModel) -> tuple[Task, GivenData, list[TooLong]]:
@@ -318,6 +347,12 @@ def _preferred(answers: Sequence[tuple[Query, Judgement]], dropped: Counter[str]
             dropped["ties" if p.tie else "pairs of equal responses"] += 1
         else:
             yield Given(p.prompt, p.chosen, p.rejected, messages=p.messages)
+    rated = sum(
+        query.query_type == "rating" and _called_good(query, said) is None and not judged_pairs(query, said)
+        for query, said in answers
+    )
+    if rated:
+        dropped["ratings that compare no two responses"] += rated
     if not single and (number := sum((query.prompt, query.responses[0]) not in compared for query, _ in alone)):
         dropped["responses that no other is compared with (loss kto learns from them)"] += number
 
@@ -348,7 +383,7 @@ def _rewarded(answers: Sequence[tuple[Query, Judgement]], dropped: Counter[str])
         yield Given(prompt, response, reward=fmean(found), messages=messages[prompt])
 
 
-def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]:
+def _demonstrated(answers: Iterable[tuple[Query, Judgement]], dropped: Counter[str]) -> Iterable[Given]:
     """Responses to imitate: examples that people wrote or accepted, thumbs up, and what was preferred to all others."""
     for query, judgement in answers:
         messages = query.columns.get("messages")
@@ -357,10 +392,15 @@ def _demonstrated(answers: Iterable[tuple[Query, Judgement]]) -> Iterable[Given]
         elif (good := _called_good(query, judgement)) is not None:
             if good:
                 yield Given(query.prompt, query.responses[0], messages=messages)
+            else:
+                dropped["responses called bad"] += 1
         elif query.query_type != "edit":
             pairs = [p for p in preferences_from(query, judgement) if not p.tie]
             worse = {p.rejected for p in pairs}
-            for best in dict.fromkeys(p.chosen for p in pairs if p.chosen not in worse):
+            every_best = dict.fromkeys(p.chosen for p in pairs if p.chosen not in worse)
+            if not every_best:
+                dropped["judgements that prefer no response (ties, equal responses, ratings of one)"] += 1
+            for best in every_best:
                 yield Given(query.prompt, best, messages=messages)
 
 
@@ -377,13 +417,16 @@ def _called_good(query: Query, judgement: Judgement) -> bool | None:
     return sum(value or 0 for value in values) * 2 > len(values)
 
 
-def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str], *, rewarded: bool) -> list[Given] | None:
+def _examples(
+    data: str, columns: Mapping[str, str], dropped: Counter[str], noted: dict[str, int], *, rewarded: bool
+) -> list[Given] | None:
     """The rows of a file of prompts with responses; None for a store, and for a file that compares responses.
 
     Args:
         data: the file.
         columns: other names of columns.
         dropped: counts what is left out, by reason.
+        noted: counts what is taken and is worth saying.
         rewarded: rows need a reward, too.
     """
     path = Path(data)
@@ -411,6 +454,8 @@ def _examples(data: str, columns: Mapping[str, str], dropped: Counter[str], *, r
         if rewarded and not is_reward(reward):
             dropped["rows without a reward that is a finite number, or a list of some"] += 1
             continue
+        if not rewarded and "rating" in record:
+            noted[_RATED] = noted.get(_RATED, 0) + 1
         text = prompt if isinstance(prompt, str) else prompt_of_messages(messages or ())
         given = tuple(reward) if isinstance(reward, list | tuple) else reward
         rows.append(Given(prompts.setdefault(text, text), response, None, given, messages))

@@ -145,6 +145,8 @@ def read_data(
         return _of_store(data, f"the store {data}", keep)
     rows = read_feedback(path, format or AUTO, columns=columns)
     answers = _kept(rows, keep)
+    if rows.read == 0:
+        raise FeedbackError(f"{path} holds no rows")
     superseded = {judgement.supersedes for _, judgement in answers} - {None}
     dropped = dict(rows.dropped.counts)
     if superseded:

@@ -1,7 +1,8 @@
 """Reward models: networks fitted to preferences, and used as rewards."""
 
+from rlhf_gym.feedback.calibration import CalibrationBin, calibration, expected_ece
 from rlhf_gym.reward_model.batches import split_by_prompt
-from rlhf_gym.reward_model.evaluation import CalibrationBin, FitResult, calibration, evaluate, expected_ece
+from rlhf_gym.reward_model.evaluation import FitResult, evaluate
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.reward_model.fit import fit
 from rlhf_gym.reward_model.fit_config import FitConfig

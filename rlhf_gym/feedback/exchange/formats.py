@@ -17,7 +17,7 @@ from rlhf_gym.feedback.exchange.rated_rows import is_rating, read_ratings, same_
 from rlhf_gym.feedback.exchange.records import Dropped, Reader, Record, Writer
 from rlhf_gym.feedback.exchange.sides import prompt_column, spelled_messages
 from rlhf_gym.feedback.exchange.training_files import read_llama_factory, read_openai_preference
-from rlhf_gym.feedback.exchange.transcripts import ASSISTANT
+from rlhf_gym.feedback.exchange.transcripts import ASSISTANT, as_transcript
 from rlhf_gym.feedback.purposes import purpose_of
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.text import nearest
@@ -144,7 +144,8 @@ FORMATS: dict[str, Format] = {
     "llama-factory": Format(read_llama_factory, _llama_factory),
     "hh": Format(
         dataset_formats.read_hh,
-        lambda row: _texts(row) and "prompt" not in row and all(ASSISTANT in row[s] for s in ("chosen", "rejected")),
+        lambda row: _texts(row) and "prompt" not in row
+        and all(ASSISTANT in as_transcript(row[side]) for side in ("chosen", "rejected")),
         dataset_formats.write_hh, f"{_PAIRS}, strengths",
     ),
     "trl-conversational": Format(dataset_formats.read_trl, _talks, dataset_formats.write_trl_conversational, _PAIRS),

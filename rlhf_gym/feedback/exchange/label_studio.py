@@ -1,13 +1,14 @@
-"""Tasks of Label Studio: its exports as JSON and as JSON-MIN, comparisons of two texts and rankings of a list."""
+"""Tasks of Label Studio: its exports as JSON and as JSON-MIN, comparisons of two texts, rankings of a list, ratings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from rlhf_gym.feedback.exchange.dataset_formats import number
-from rlhf_gym.feedback.exchange.pairs import answer_of, pair_columns
+from rlhf_gym.feedback.exchange.dataset_formats import number, truth
+from rlhf_gym.feedback.exchange.pairs import answer_of, choice_column, pair_columns, response_column
 from rlhf_gym.feedback.exchange.records import Answer, Dropped, Origin, Record, user_name
 from rlhf_gym.feedback.exchange.sides import prompt_column, prompt_of, spelled
 from rlhf_gym.feedback.preferences import judged_pairs
@@ -15,6 +16,40 @@ from rlhf_gym.feedback.queries import Judgement, Query, content_id
 
 _ANNOTATION = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
 _NO_COMPARISON = Dropped("annotations without a comparison")
+_NO_RATING = Dropped("annotations without a rating or a choice of good or bad")
+_UP = {
+    *(
+        "good",
+        "up",
+        "thumbs up",
+        "thumb up",
+        "like",
+        "liked",
+        "positive",
+        "accept",
+        "accepted",
+        "acceptable",
+        "approve",
+    ),
+    *("correct", "helpful", "pass", "useful"),
+}
+_DOWN = {
+    *(
+        "bad",
+        "down",
+        "thumbs down",
+        "thumb down",
+        "dislike",
+        "disliked",
+        "negative",
+        "reject",
+        "rejected",
+        "unacceptable",
+    ),
+    *("incorrect", "wrong", "unhelpful", "not helpful", "fail", "useless"),
+}
+_RATES = ("rating", "score", "quality", "thumb", "thumbs", "verdict")
+_LEADING = re.compile(r"\s*(\d+(?:[.,]\d+)?)(?![\w.,])")
 _NO_CHOICE = Dropped("comparisons in which nothing was selected")
 
 
@@ -62,7 +97,9 @@ def read_label_studio(record: Mapping[str, Any], origin: Origin) -> list[Answer 
     """An answer for each annotation of a task, as Label Studio exports them (JSON, JSON-MIN).
 
     The two texts and the prompt are found by their names (``answer1``, ``text1``, ``response_a``, ...; ``prompt``,
-    ``question``, ...); a ``Ranker`` orders the items of a list.
+    ``question``, ...); a ``Ranker`` orders the items of a list. Of one text (``response``, ``answer``, ...) a ``Rating``, a
+    ``Number`` and ``Choices`` are ratings, each in the attribute that the control is called by; so are those of two texts,
+    where the control is ``toName`` of one of them. A choice is its number, or 1 for good (yes, up, accept, ...) and 0 for bad.
 
     Args:
         record: one record of the format.
@@ -93,10 +130,18 @@ def read_label_studio(record: Mapping[str, Any], origin: Origin) -> list[Answer 
 def _answer(
     data: Mapping[str, Any], annotation: Mapping[str, Any], said: dict[str, Any], origin: Origin
 ) -> Answer | Dropped:
-    values = {region["type"]: region.get("value") or {} for region in annotation.get("result") or ()}
+    regions = annotation.get("result") or ()
+    values = {region["type"]: region.get("value") or {} for region in regions}
     asked, pair = prompt_column(data), pair_columns(data)
     if asked is None:
         raise KeyError("prompt")
+    if rated := _rated(data, asked, values.keys()):
+        columns = {k: v for k, v in data.items() if k not in (asked, "rater", *rated)}
+        ratings = {"skipped": True} if annotation.get("was_cancelled") else _ratings(regions, rated)
+        if ratings is None:
+            return _NO_RATING
+        responses = [data[name] for name in rated]
+        return origin.answer(prompt_of(data[asked]), responses, query_type="rating", columns=columns, **ratings, **said)
     columns = {k: v for k, v in data.items() if k not in (asked, "rater", *(pair[:2] if pair else ()))}
     if "ranker" in values:
         items = next((v for v in data.values() if isinstance(v, list) and v and isinstance(v[0], Mapping)), [])
@@ -131,6 +176,59 @@ def _answer(
     return origin.answer(prompt_of(data[asked]), (data[one], data[other]), columns=columns, **answer, **said)
 
 
+def _rated(data: Mapping[str, Any], asked: str, kinds: Collection[str]) -> tuple[str, ...]:
+    """The names of the responses that an annotation rates; none where it compares them.
+
+    Args:
+        data: the task's texts.
+        asked: the name of the prompt.
+        kinds: the types of the annotation's regions.
+    """
+    pair = pair_columns(data)
+    if pair is not None:
+        compares = any(kind in kinds for kind in ("pairwise", "ranker", "choices"))
+        return () if compares or not ("rating" in kinds or "number" in kinds) else pair[:2]
+    one = None if "ranker" in kinds else response_column(data, asked)
+    return () if one is None else (one,)
+
+
+def _ratings(regions: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> dict[str, Any] | None:
+    """The values that controls give to responses, by the controls' names; None without any.
+
+    Args:
+        regions: of one annotation.
+        responses: the names of the responses' fields.
+    """
+    ratings: dict[str, list[float | None]] = {}
+    for region in regions:
+        to_name = region.get("to_name")
+        place = 0 if len(responses) == 1 else responses.index(to_name) if to_name in responses else None
+        value = _value(region)
+        if place is not None and value is not None:
+            attribute = str(region.get("from_name") or "overall")
+            attribute = attribute if len(responses) == 1 else attribute.removesuffix(f"_{to_name}")
+            ratings.setdefault(attribute, [None] * len(responses))[place] = value
+    return {"ratings": {name: tuple(values) for name, values in ratings.items()}} if ratings else None
+
+
+def _value(region: Mapping[str, Any]) -> float | None:
+    """The number that a control's answer says; None where it says none."""
+    kind, value = region["type"], region.get("value") or {}
+    if kind in ("rating", "number"):
+        return number(value.get(kind))
+    chosen = value.get("choices") if kind == "choices" else None
+    if not chosen or not isinstance(chosen, str | list):
+        return None
+    words = str(chosen if isinstance(chosen, str) else chosen[0]).strip()
+    plain, leading = words.casefold().replace("_", " ").replace("-", " "), _LEADING.match(words)
+    if leading:
+        return number(leading[1].replace(",", "."))
+    if plain in _UP or plain in _DOWN:
+        return float(plain in _UP)
+    said = truth(words)
+    return None if said is None else float(said)
+
+
 def _whole(record: Mapping[str, Any]) -> Record:
     """The task with one annotation that a record of JSON-MIN, where both are flat, was made from."""
     annotation: Record = {name: record[name] for name in ("created_at", "lead_time") if record.get(name) is not None}
@@ -146,6 +244,11 @@ def _whole(record: Mapping[str, Any]) -> Record:
             result.append({"type": "ranker", "value": one})
         elif isinstance(one, Mapping) and one and all(isinstance(order, list) for order in one.values()):
             result.append({"type": "ranker", "value": {"ranker": one}})
+        elif isinstance(one, Mapping) and one.keys() & {"rating", "number"}:
+            kind = "rating" if "rating" in one else "number"
+            result.append({"type": kind, "from_name": name, "value": one})
+        elif isinstance(one, str | int | float) and (name == choice_column(record) or name.casefold() in _RATES):
+            result.append({"type": "choices", "from_name": name, "value": {"choices": [str(one)]}})
         elif name not in _ANNOTATION:
             data[name] = value
     annotation |= {"completed_by": record.get("annotator"), "result": result}

@@ -54,6 +54,17 @@ def pair_columns(record: Mapping[str, Any]) -> tuple[str, str, tuple[str, str]] 
     return None
 
 
+def response_column(record: Mapping[str, Any], prompt: str) -> str | None:
+    """The column of the one response; None where no name is known.
+
+    Args:
+        record: the record.
+        prompt: the column of the prompt, which is not taken for the response.
+    """
+    known = {_plain(name): name for name in record if name != prompt}
+    return next((known[name] for stem in _STEMS for name in (stem, f"model_{stem}") if name in known), None)
+
+
 def _plain(name: str) -> str:
     return name.casefold().replace("-", "_").replace(" ", "_")
 

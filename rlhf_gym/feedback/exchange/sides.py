@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf_gym.feedback.exchange.transcripts import (
     HUMAN,
+    as_transcript,
     is_talk,
     is_transcript,
     prompt_of_messages,
@@ -154,6 +155,7 @@ def prompt_of(value: Any, what: str = "prompt") -> Prompt:
 
 
 def _of_text(text: str) -> Prompt:
+    text = as_transcript(text)
     turns = turns_of_transcript(text)
     return Prompt(text, {} if turns is None else {"messages": turns})
 
@@ -178,6 +180,8 @@ def compared(prompt: Any, chosen: Any, rejected: Any) -> tuple[Prompt, str, str]
     assert not isinstance(worse, str)
     given = None if prompt is None else side_of(prompt, "prompt")
     before = _begins(better, worse) if given is None or isinstance(given, str) else _stripped(given, better, worse)
+    if given is None and not before and max(len(better), len(worse)) > 1:
+        raise NoTextError("pairs whose prompts differ")
     better, worse = better[len(before) :], worse[len(before) :]
     if len(better) != 1 or len(worse) != 1:
         raise NoTextError("responses of several messages")
@@ -197,9 +201,12 @@ def _compared_texts(prompt: Any, better: str, worse: str) -> tuple[Prompt, str, 
     if prompt is not None:
         given = prompt_of(prompt)
         # Only a conversation is repeated before its answers: any other prompt may be what both responses happen to begin with.
+        one, other = as_transcript(better), as_transcript(worse)
         talk = is_transcript(given.text) and HUMAN in given.text
-        if talk and better.startswith(given.text) and worse.startswith(given.text):
-            better, worse = better[len(given.text) :], worse[len(given.text) :]
+        if talk and one.startswith(given.text) and other.startswith(given.text):
+            return given, one[len(given.text) :], other[len(given.text) :]
+        if all(side.startswith(HUMAN) and given.text.strip() in side for side in (one, other)):
+            return transcripts(one, other)  # what stands as the prompt is only a part of it
         return given, better, worse
     text, better, worse = shared_prompt(better, worse)
     return Prompt(text, {}), better, worse
@@ -215,7 +222,10 @@ def transcripts(chosen: Any, rejected: Any) -> tuple[Prompt, str, str]:
     Raises:
         NoTextError: a side is no transcript, the prompts differ, or a response is empty.
     """
-    sides = [split_turns(text_of(side, name)) for side, name in ((chosen, "'chosen'"), (rejected, "'rejected'"))]
+    sides = [
+        split_turns(as_transcript(text_of(side, name)))
+        for side, name in ((chosen, "'chosen'"), (rejected, "'rejected'"))
+    ]
     if sides[0] is None or sides[1] is None:
         raise NoTextError("transcripts without an assistant's turn")
     (prompt, better), (other, worse) = sides[0], sides[1]

@@ -24,6 +24,20 @@ def is_transcript(prompt: str) -> bool:
     return prompt.endswith(ASSISTANT)
 
 
+def as_transcript(text: str) -> str:
+    r"""A transcript as Anthropic writes it, where a table's program has changed its line ends or cut its first empty line.
+
+    Any other text stays as it is.
+
+    >>> as_transcript("Human: Hi\r\n\r\nAssistant: Hello")
+    '\n\nHuman: Hi\n\nAssistant: Hello'
+    """
+    lines = text if ASSISTANT in text else text.replace("\r\n", "\n")
+    if ASSISTANT not in lines:
+        return text
+    return f"\n\n{lines.lstrip()}" if lines.startswith(("Human:", "\nHuman:")) else lines
+
+
 def split_turns(text: str) -> tuple[str, str] | None:
     """A transcript's prompt (up to and with the last ``Assistant:``) and response; None where no assistant speaks."""
     before, marker, response = text.rpartition(ASSISTANT)

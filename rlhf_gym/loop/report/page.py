@@ -20,13 +20,15 @@ from rlhf_gym.loop.report.charts import (
     loss_chart,
     win_rate_chart,
 )
+from rlhf_gym.loop.report.fit_chart import fit_chart
 from rlhf_gym.loop.report.formatting import MISSING
 from rlhf_gym.loop.report.frontier import frontier
 from rlhf_gym.loop.report.heat_maps import heat_maps
 from rlhf_gym.loop.report.html import page
 from rlhf_gym.loop.report.run_data import METRICS, RunData, read_run
 from rlhf_gym.loop.report.run_state import RunState
-from rlhf_gym.loop.report.scaling_laws import fits, has_scipy
+from rlhf_gym.loop.report.scaling_laws import fits, has_scipy, unfitted
+from rlhf_gym.loop.report.simulation import comparison
 from rlhf_gym.loop.report.tables import (
     curve_table,
     headline,
@@ -79,6 +81,7 @@ def render(run: RunData, state: RunState | None = None, *, version: str = "") ->
         version: changes with every change of the page; the page asks its server for it.
     """
     found = frontier(run)
+    laws = fits(found) if found and has_scipy() else []
     rates = win_rates(run)
     return page(
         "page.html.j2",
@@ -110,11 +113,14 @@ def render(run: RunData, state: RunState | None = None, *, version: str = "") ->
         fitted_chart=None
         if run.fitted_rater is None
         else calibration_chart([asdict(row) for row in run.fitted_rater.calibration], "fitted rater"),
+        simulation=comparison(run),
         label_curve_chart=label_curve_chart(run.label_curve.get("points") or []),
         win_rate_chart=win_rate_chart(rates) if rates else None,
         second_judge=run.evaluated("judge_win_rate") is not None,
         doubts=doubts(run),
-        laws=fits(found) if found and has_scipy() else [],
+        laws=laws,
+        fit_chart=fit_chart([(found, laws)]) if found and laws else None,
+        unfitted=unfitted(found, laws) if found and found.standardised and has_scipy() else [],
         ceiling=ceiling(run),
         health=text_health(run),
         pairs=pair_rows(run),

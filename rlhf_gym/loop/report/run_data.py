@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 FITTED_FILE, LABEL_CURVE_FILE = "fitted_rater.json", "label_curve.json"
 """The simulated rater that `rlhf-gym fit-rater` fitted to the run's answers, and accuracy by their number."""
+FITTED_RUNS = "fitted_runs"
+"""The folder of a run's loops with fitted raters."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class RunData:
         finished_stages: the finished stages of each round, by its number.
         fitted_rater: the simulated rater that was fitted to the run's answers, or that gave them; None without one.
         label_curve: accuracy by number of labels; empty where it was not measured.
+        fitted_run: the run's loop with the fitted rater; None where it was not run.
     """
 
     run_dir: Path
@@ -156,6 +159,7 @@ class RunData:
     endings: tuple[str, ...] = ()
     fitted_rater: FittedRater | None = None
     label_curve: Mapping[str, Any] = field(default_factory=dict)
+    fitted_run: RunData | None = None
     stopped: str = ""
     finished_stages: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
@@ -312,11 +316,26 @@ def read_run(run_dir: Path) -> RunData:
         endings=tuple(endings[number] for number in sorted(endings)),
         fitted_rater=fitted_rater,
         label_curve=read(LABEL_CURVE_FILE, json.loads, nothing),
+        fitted_run=None if fitted_rater is None else _fitted_run(fitted_run_of(run_dir, fitted_rater)),
         stopped=str(read("stopped.json", json.loads, nothing).get("why") or ""),
         finished_stages={
             number: tuple(read(f"round-{number}/stages.json", json.loads, nothing)) for number in sorted(numbers)
         },
     )
+
+
+def fitted_run_of(run_dir: Path, fitted: FittedRater) -> Path:
+    """The directory of a run's loop with a fitted rater.
+
+    Args:
+        run_dir: the run's directory.
+        fitted: the rater.
+    """
+    return run_dir / FITTED_RUNS / fitted.id
+
+
+def _fitted_run(folder: Path) -> RunData | None:
+    return read_run(folder) if (folder / "config.yaml").is_file() else None
 
 
 def _fitted_rater(run_dir: Path, config: Mapping[str, Any]) -> FittedRater | None:

@@ -13,7 +13,7 @@ _SHOWN = (
     "config.yaml", "versions.json", "metrics.csv", "times.jsonl", "stopped.json", "evaluation.json", "too_long.json",
     "feedback.sqlite", "feedback.sqlite-wal", "fitted_rater.json", "label_curve.json", "round-*/agent_seconds.json",
     "round-*/training.json", "round-*/reward_model.json", "round-*/reward_models.jsonl", "round-*/completions.jsonl",
-    "round-*/stages.json",
+    "round-*/stages.json", "fitted_runs/*/evaluation.json",
 )  # fmt: skip
 
 

@@ -44,7 +44,9 @@ class Fit:
         form: ``"RL"`` or ``"best-of-n"``.
         alpha: slope near the reference, in gains per root of a nat.
         beta: the curve's bend; positive where gains turn down.
+        correlation: of the estimates of alpha and beta.
         n: points fitted.
+        nearest_kl: the smallest KL among them, nats.
         farthest_kl: the largest KL among them, nats.
     """
 
@@ -52,25 +54,64 @@ class Fit:
     form: Form
     alpha: Estimate
     beta: Estimate
+    correlation: float
     n: int
+    nearest_kl: float
     farthest_kl: float
 
     def __call__(self, d: float) -> float:
         """The fitted gain at a root of the KL."""
         return gain(self.form, d, self.alpha.value, self.beta.value)
 
+    def interval(self, d: float) -> tuple[float, float]:
+        """The ends of the fitted gain's 95% interval at a root of the KL."""
+        a, b = self.alpha.high - self.alpha.value, self.beta.high - self.beta.value
+        bend = -d * (math.log(d) if self.form == "RL" else d)
+        reach = math.sqrt(max((d * a) ** 2 + (bend * b) ** 2 + 2 * self.correlation * d * a * bend * b, 0.0))
+        return self(d) - reach, self(d) + reach
+
     @property
     def peak_kl(self) -> float | None:
-        """The KL, in nats, at which the fitted gain is largest; None where it rises as far as the points reach."""
+        """The KL, in nats, of the largest fitted gain: 0 where it only falls, None where it rises to the farthest point."""
         if self.beta.value <= 0:
-            return None
-        ratio = self.alpha.value / self.beta.value
-        root = math.exp(min(ratio, 99.0) - 1) if self.form == "RL" else max(ratio, 0.0) / 2
-        return root**2 if root**2 <= self.farthest_kl else None
+            return None if self(math.sqrt(self.farthest_kl)) > 0 else 0.0
+        peak = self._peak(self.alpha.value / self.beta.value)
+        return peak if peak <= self.farthest_kl else None
+
+    @property
+    def peak_interval(self) -> tuple[float, float]:
+        """The 95% interval of the KL at which the form is largest, in nats (Fieller 1954); infinite where beta may be 0."""
+        a, b = self.alpha.high - self.alpha.value, self.beta.high - self.beta.value
+        x, y, shared = self.alpha.value, self.beta.value, self.correlation * a * b
+        if y <= b:
+            return 0.0, math.inf
+        middle = x * y - shared
+        reach = math.sqrt(max(middle**2 - (y**2 - b**2) * (x**2 - a**2), 0.0))
+        low, high = ((middle + side * reach) / (y**2 - b**2) for side in (-1, 1))
+        return self._peak(low), self._peak(high)
+
+    @property
+    def peak(self) -> str:
+        """Where the fitted gain is largest, in words."""
+        at = self.peak_kl
+        if at is None:
+            return f"rises up to {self.farthest_kl:.3g} nats, the farthest point"
+        if at == 0:
+            return "falls from the reference on"
+        low, high = self.peak_interval
+        if math.isinf(high):
+            return f"largest at {at:.3g} nats, but beta may be 0"
+        reach = f"beyond {self.farthest_kl:.3g}" if high > self.farthest_kl else f"{high:.3g}"
+        return f"largest at {at:.3g} nats [{low:.3g}, {reach}]"
+
+    def _peak(self, ratio: float) -> float:
+        """The KL of the largest gain at a ratio of alpha to a positive beta."""
+        return float((math.exp(min(ratio, 99.0) - 1) if self.form == "RL" else max(ratio, 0.0) / 2) ** 2)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "peak_kl": self.peak_kl}
+        """Plain values for JSON; an infinite end of an interval becomes None."""
+        ends = [None if math.isinf(end) else end for end in self.peak_interval]
+        return {**asdict(self), "peak_kl": self.peak_kl, "peak_interval": ends}
 
 
 def gain(form: Form, d: float, alpha: float, beta: float) -> float:
@@ -120,10 +161,12 @@ def fit(form: Form, reward: str, points: Sequence[tuple[float, float]]) -> Fit |
     total = float(residuals @ residuals)
     alike = float(residuals[1:] @ residuals[:-1]) / total if total > 0 and form == "RL" else 0.0
     alike = min(max(alike, 0.0), 0.99)
-    errors = np.sqrt(np.diag(covariance)) * math.sqrt((1 + alike) / (1 - alike))
+    deviations = np.sqrt(np.diag(covariance))
+    errors = deviations * math.sqrt((1 + alike) / (1 - alike))
     reach = float(special.stdtrit(freedom, LEVEL)) * errors
     alpha, beta = (Estimate(float(v), float(v - r), float(v + r)) for v, r in zip(found.x, reach, strict=True))
-    return Fit(reward, form, alpha, beta, len(used), float(d.max()) ** 2)
+    correlation = float(covariance[0, 1] / (deviations[0] * deviations[1])) if deviations.all() else 0.0
+    return Fit(reward, form, alpha, beta, correlation, len(used), float(d.min()) ** 2, float(d.max()) ** 2)
 
 
 def fits(found: Frontier) -> list[Fit]:
@@ -144,6 +187,26 @@ def fits(found: Frontier) -> list[Fit]:
         ("best-of-n", "proxy", [(p.root_kl, p.proxy) for p in found.best_of_n]),
     ]
     return [one for form, reward, points in given if (one := fit(form, reward, points)) is not None]
+
+
+def unfitted(found: Frontier, laws: Sequence[Fit]) -> list[str]:
+    """A sentence on each form that a run's points do not allow: how many there are, and what makes more.
+
+    Args:
+        found: the run's frontier.
+        laws: the fits that they allow.
+    """
+    given = (
+        ("RL", "training", found.points, "more agent.iterations, or a lower agent.kl_coef, which lets the policy go farther"),
+        ("best-of-n", "best-of-n", found.best_of_n, "evaluation.best_of of 6 and more"),
+    )  # fmt: skip
+    sentences = []
+    for form, words, points, more in given:
+        if all(law.form != form for law in laws):
+            used = sum(point.root_kl >= NEAREST for point in points)
+            why = f"{used} points of {NEAREST**2:g} nats and more" if used < FEWEST else f"{used} points at the same KL"
+            sentences.append(f"{words} is not fitted: {why}; a fit takes {FEWEST} at different KL ({more})")
+    return sentences
 
 
 def mean_over_runs(values: Sequence[float]) -> Estimate:
