@@ -360,8 +360,8 @@ class TokenAgent(OnPolicyAlgorithm):
     def whole_state(self) -> tuple[dict[str, Any], LastGood | None]:
         """The state of the optimizer, and the last weights within ``kl_limit``: whole, as one process has them.
 
-        Of weights that are kept in parts, all ranks make it whole together, and rank 0 gets it; where rank 0 saves by itself, the
-        others come when it calls.
+        Of weights that are kept in parts, all ranks make it whole together, and rank 0 gets it; where rank 0 saves by itself,
+        the others come when it calls.
         """
         state, good = self.policy.optimizer.state_dict(), self.kl_guard.last_good
         if self.shards is None:
@@ -374,7 +374,7 @@ class TokenAgent(OnPolicyAlgorithm):
         return state, good
 
     def _shard_weights(self) -> None:
-        """Keep a part of the weights, of the optimizer's state and of the reference from now on, where the launch asks for it."""
+        """Keep parts of the weights, of the optimizer's state and of the reference from now on, where the launch asks so."""
         if not self.ranks.sharded or not self.ranks.shared or self.shards is not None:
             return
         state, good = self.policy.optimizer.state_dict(), self.kl_guard.last_good

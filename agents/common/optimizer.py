@@ -81,6 +81,7 @@ def clip_gradients(policy: LMPolicy, max_norm: float, value_max_norm: float | No
     Returns:
         The norms before clipping, ``[]`` each, by the name of their metric.
     """
+
     def clip(weights: Iterable[Tensor], limit: float) -> Tensor:
         return one_number(torch.nn.utils.clip_grad_norm_(weights, limit))
 

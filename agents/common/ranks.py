@@ -167,7 +167,7 @@ class Ranks:
 
         Args:
             work: its result must be picklable.
-            joint: what the other ranks do each time that rank 0's work calls them (:meth:`call`); None where it never does.
+            joint: done by the other ranks each time that rank 0's work calls them (:meth:`call`); None where it never does.
         """
         if joint is None or not self.shared:
             return self.gather(work)[0]
@@ -186,9 +186,9 @@ class Ranks:
                     joint()
 
     def call(self) -> None:
-        """On rank 0, in work that it does by itself: have the others do their joint work, of which this rank does its part next.
+        """On rank 0, in work that it leads: have the others do their joint work, of which this rank does its part next.
 
-        Where all ranks are together, and come here alike, nobody needs to be called.
+        Where all ranks come here alike, nobody needs to be called.
 
         Raises:
             RankError: the others do not wait for a call.
@@ -197,7 +197,7 @@ class Ranks:
             return
         if not self._leads:
             raise RankError(
-                "a checkpoint of weights that are kept in parts needs all ranks: call agent.save on every rank, or in a callback"
+                "a checkpoint of weights that are kept in parts needs all processes: call agent.save in each, or in a callback"
             )
         self._broadcast(b"joint", False)
 

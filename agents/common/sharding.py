@@ -27,8 +27,8 @@ T = TypeVar("T")
 class Shards:
     """The weights of a module, of which each rank keeps a part, and all ranks gather the whole for passes.
 
-    While they are whole, the module is as it would be in one process, and may be changed in place by all ranks alike. While they
-    are apart, its parameters are the parts, and no pass is possible.
+    While they are whole, the module is as it would be in one process, and may be changed in place by all ranks alike. While
+    they are apart, its parameters are the parts, and no pass is possible.
 
     Args:
         module: its weights must be the same on every rank. They are whole in the end, too.
@@ -45,10 +45,11 @@ class Shards:
                     self._places.setdefault(weight, []).append((owner, name))  # tied weights have several
         device = next(module.parameters()).device
         self._mesh = init_device_mesh(device.type, (ranks.size,))
-        self._parts = {weight: self._part_of(weight) for weight in self._places}
-
-    def _part_of(self, weight: Tensor) -> nn.Parameter:
-        return nn.Parameter(self.part(weight.detach()), requires_grad=weight.requires_grad)
+        # Parameters that are DTensors, which types cannot say.
+        self._parts: dict[Tensor, Any] = {
+            weight: nn.Parameter(self.part(weight.detach()), requires_grad=weight.requires_grad)
+            for weight in self._places
+        }
 
     def part(self, whole: Tensor) -> DTensor:
         """This rank's part of a tensor ``[n, ...]``, a copy: about ``n / ranks`` of its rows; of a number ``[]`` all of it."""
@@ -82,7 +83,7 @@ class Shards:
         """
         with self._together():
             for weight, part in self._parts.items():
-                weight.data = part.full_tensor()  # type: ignore[attr-defined]
+                weight.data = part.full_tensor()
                 increment_version(weight)
                 self._put(weight, weight)
 
@@ -119,7 +120,7 @@ class Shards:
                 if any_has:
                     whole = torch.zeros_like(weight) if gradient is None else gradient.contiguous()
                     summed = DTensor.from_local(whole, self._mesh, [Partial()], run_check=False)
-                    part.grad = summed.redistribute(placements=part.placements)  # type: ignore[attr-defined]
+                    part.grad = summed.redistribute(placements=part.placements)
 
     def parts_of(self, tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
         """Tensors by the names of a module's parameters, those of weights in parts cut like the weights.
