@@ -81,7 +81,8 @@ class Shards:
         Raises:
             RankError: a rank is gone.
         """
-        with self._together():
+        self._ranks.gather(lambda: None)  # all are there
+        with self._exchanges():
             for weight, part in self._parts.items():
                 weight.data = part.full_tensor()
                 increment_version(weight)
@@ -97,7 +98,8 @@ class Shards:
         """Let the weights go, and gather them in the end, and after an error that all ranks have alike."""
         self.let_go()
         try:
-            yield
+            with self._exchanges():
+                yield
         except NotFiniteError:
             self.gather()
             raise
@@ -114,7 +116,7 @@ class Shards:
         """
         had = self._ranks.gather(lambda: [weight.grad is not None for weight in self._parts])
         has = map(any, zip(*had, strict=True))
-        with self._together():
+        with self._exchanges():
             for (weight, part), any_has in zip(self._parts.items(), has, strict=True):
                 gradient, weight.grad, part.grad = weight.grad, None, None
                 if any_has:
@@ -153,17 +155,16 @@ class Shards:
         return self.part(tensor.to(weight.device))
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Exchanges of torch's own, which all ranks begin once all are there."""
-        self._ranks.gather(lambda: None)
+    def _exchanges(self) -> Iterator[None]:
+        """Exchanges of torch's own, which say in words of their own that a rank is gone."""
         try:
             yield
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise RankError(
-                f"rank {self._ranks.rank} of {self._ranks.size} could not exchange weights with the others "
-                f"({next(iter(str(error).splitlines()), '')}): has another process ended?"
+                f"rank {self._ranks.rank} of {self._ranks.size} could not exchange parts of weights with the others: has "
+                f"another process ended? ({next(iter(str(error).splitlines()), type(error).__name__)})"
             ) from error
 
 
