@@ -342,6 +342,8 @@ class TokenAgent(OnPolicyAlgorithm):
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.save_agent`.
 
+        Of several processes rank 0 writes it. All of them call this, or rank 0 alone in a callback.
+
         Args:
             path: where to (``.zip`` is added where it is missing), or a binary file.
             exclude: names of attributes, as in stable-baselines3: none that a checkpoint holds.

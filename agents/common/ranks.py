@@ -1,9 +1,9 @@
 """The processes that learn together: each has a *rank*; rank 0 writes, scores and steps, all generate and learn.
 
-Launch them with ``accelerate launch`` or ``torchrun``; see docs/scaling.md. Every rank holds the whole agent (but for weights in
-parts, ``sharding.py``) and the whole rollout. Rank 0 alone moves the environment and calls the reward, so prompts, adaptive rewards and checkpoints are those of one
-process. The ranks share out what costs time: generation, passes of the reference, and the gradients of a minibatch, which are
-added up.
+Launch them with ``accelerate launch`` or ``torchrun``; see docs/scaling.md. Every rank holds the whole agent (but for weights
+in parts, ``sharding.py``) and the whole rollout. Rank 0 alone moves the environment and calls the reward, so prompts, adaptive
+rewards and checkpoints are those of one process. The ranks share out what costs time: generation, passes of the reference, and
+the gradients of a minibatch, which are added up.
 
 Every exchange also says who has failed, so that all ranks stop with one message, and none waits for one that is gone.
 """

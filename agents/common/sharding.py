@@ -51,20 +51,20 @@ class Shards:
             for weight in self._places
         }
 
-    def part(self, whole: Tensor) -> DTensor:
+    def part(self, tensor: Tensor) -> DTensor:
         """This rank's part of a tensor ``[n, ...]``, a copy: about ``n / ranks`` of its rows; of a number ``[]`` all of it."""
-        placement = Shard(0) if whole.ndim else Replicate()
+        placement = Shard(0) if tensor.ndim else Replicate()
         return DTensor.from_local(
-            self._own(whole).clone(memory_format=torch.contiguous_format), self._mesh, [placement], run_check=False,
-            shape=whole.shape, stride=torch.empty(whole.shape, device="meta").stride(),
+            self._own(tensor).clone(memory_format=torch.contiguous_format), self._mesh, [placement], run_check=False,
+            shape=tensor.shape, stride=torch.empty(tensor.shape, device="meta").stride(),
         )  # fmt: skip
 
-    def _own(self, whole: Tensor) -> Tensor:
-        """This rank's rows of ``[n, ...]``, a view; none where there are fewer rows than ranks."""
-        if not whole.ndim:
-            return whole
-        rows = -(-len(whole) // self._ranks.size)
-        return whole[self._ranks.rank * rows : (self._ranks.rank + 1) * rows]
+    def _own(self, tensor: Tensor) -> Tensor:
+        """This rank's rows of ``[n, ...]``, a view; none where the other ranks have all of them."""
+        if not tensor.ndim:
+            return tensor
+        rows = -(-len(tensor) // self._ranks.size)
+        return tensor[self._ranks.rank * rows : (self._ranks.rank + 1) * rows]
 
     @torch.no_grad()
     def let_go(self) -> None:
@@ -120,8 +120,8 @@ class Shards:
             for (weight, part), any_has in zip(self._parts.items(), has, strict=True):
                 gradient, weight.grad, part.grad = weight.grad, None, None
                 if any_has:
-                    whole = torch.zeros_like(weight) if gradient is None else gradient.contiguous()
-                    summed = DTensor.from_local(whole, self._mesh, [Partial()], run_check=False)
+                    own = torch.zeros_like(weight) if gradient is None else gradient.contiguous()
+                    summed = DTensor.from_local(own, self._mesh, [Partial()], run_check=False)
                     part.grad = summed.redistribute(placements=part.placements)
 
     def parts_of(self, tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
