@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -353,11 +352,10 @@ class TokenAgent(OnPolicyAlgorithm):
             ConfigError: ``exclude`` or ``include`` would make it more or less than a whole checkpoint.
         """
         check_whole(self, exclude or (), include or ())
-        self.ranks.lead(partial(self._save, path), None if self.shards is None else self.whole_state)
-
-    def _save(self, path: Any) -> None:
-        if self.ranks.is_main:
-            save_agent(self, path)
+        if self.shards is None:
+            self.ranks.from_main(lambda: save_agent(self, path))
+        else:  # the others help where rank 0 calls them
+            self.ranks.lead(lambda: save_agent(self, path) if self.ranks.is_main else None, self.whole_state)
 
     def whole_state(self) -> tuple[dict[str, Any], LastGood | None]:
         """The state of the optimizer, and the last weights within ``kl_limit``: whole, as one process has them.
