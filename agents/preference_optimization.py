@@ -328,6 +328,11 @@ class PreferenceOptimization(GivenResponses):
             better - worse, self.beta, "ipo" if self.loss == "ipo" else "dpo", label_smoothing=self.label_smoothing
         )
 
+    @property
+    def learns_with_reference(self) -> bool:
+        """True for KTO, whose reference point is of the minibatch."""
+        return self.loss == "kto"
+
     @torch.no_grad()
     def _reference_point(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Tensor:
         """KTO's reference point: each prompt of the minibatch with the next one's response."""

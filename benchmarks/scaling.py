@@ -195,7 +195,7 @@ def iteration(
         machine: the GPUs.
         work: the iteration.
         gpus: their number.
-        sharded: weights, gradients and moments are shared out (FSDP2; ZeRO stage 3), in place of a copy on every GPU.
+        sharded: weights, gradients and moments are shared out (ZeRO stage 3), in place of a copy on every GPU.
         adapter: a LoRA adapter learns, on a base that every GPU holds.
     """
     pace = gpus * machine.flops * machine.learning
@@ -265,7 +265,8 @@ def planned_bytes(size: Size, work: Work, gpus: int, lora: Mapping[str, Any] | N
 def memory_table(work: Work, machine: Machine) -> list[str]:
     """Memory of a GPU: as built (all weights on each), and shared out (on paper)."""
     rows = [
-        "| model | all weights, GB on every GPU | LoRA of rank 16, GB on every GPU | sharded over 8, 64, 512, GB (not built) |",
+        "| model | all weights, GB on every GPU | LoRA of rank 16, GB on every GPU "
+        "| ZeRO stage 3 over 8, 64, 512, GB (not built) |",
         "| --- | --- | --- | --- |",
     ]
     for size in SIZES:
@@ -295,7 +296,7 @@ def time_table(work: Work, machine: Machine) -> list[str]:
 
 
 DESIGNS: Mapping[str, dict[str, bool]] = {
-    "as built": {}, "as built, LoRA": {"adapter": True}, "sharded (not built)": {"sharded": True},
+    "as built": {}, "as built, LoRA": {"adapter": True}, "ZeRO stage 3 (not built)": {"sharded": True},
 }  # fmt: skip
 
 
@@ -313,7 +314,7 @@ def _time_rows(size: Size, machine: Machine, work: Work, design: str) -> list[st
     """The rows of a model in a design."""
     rows, eight = [], 0.0
     for gpus in GPUS:
-        if "sharded" in design and sharded_bytes(size, gpus) > 0.6 * machine.memory:
+        if DESIGNS[design].get("sharded") and sharded_bytes(size, gpus) > 0.6 * machine.memory:
             rows.append(f"| {size.name} | {gpus} | {design} | does not fit | | | | | | |")
             continue
         found = iteration(size, machine, work, gpus, **DESIGNS[design])

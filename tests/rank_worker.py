@@ -17,12 +17,16 @@ from ppo_setups import Rows, letters_env, weights
 from stable_baselines3.common.logger import Logger
 from talking import PLAIN
 from tiny_models import tiny_language_model
+from torch.distributed.tensor import DTensor
 from toy_tasks import count_a, letter_task
 
 from rlhf_gym import agents
+from rlhf_gym.agents.common import algorithm
 from rlhf_gym.agents.common.callbacks import IterationCallback
+from rlhf_gym.agents.common.divergence import SaveDivergence
 from rlhf_gym.agents.common.ranks import process_ranks
 from rlhf_gym.envs import ConversationEnv, make_sb3_env, wrap_text_env
+from rlhf_gym.errors import NotFiniteError
 from rlhf_gym.rewards import RunningStandardise
 
 ITERATIONS = 3
@@ -108,9 +112,83 @@ def talks(folder: Path) -> dict[str, Any]:
     return learned(agent_of("GRPO", env, group_size=4))
 
 
+class Saves(IterationCallback):
+    """Saves on rank 0, by itself, after an iteration."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        super().__init__()
+        self.path, self.iteration = path, iteration
+
+    def on_iteration_end(self, agent: Any) -> bool:
+        if agent.iteration == self.iteration:
+            agent.save(self.path)
+        return True
+
+
+def limited(folder: Path) -> dict[str, Any]:
+    """Weights that a limit of the KL gives back, a checkpoint by a callback, and what each rank holds at the first step."""
+    agent = agent_of("GRPO", group_size=4, learning_rate=3e-2, kl_limit=1.0, on_kl_limit="back_off", batch_size=16)
+    held: list[dict[str, list[int]]] = []
+    step, loaded = algorithm.clipped_step, [*agent.policy.parameters(), *agent.reference.model.parameters()]
+
+    def noted(policy: Any, *arguments: Any, **options: Any) -> Any:
+        out = step(policy, *arguments, **options)
+        moments = [entry["exp_avg"] for entry in policy.optimizer.state.values()]
+        reference = list(agent.reference.model.parameters())
+        kept = {"weights": list(policy.parameters()), "moments": moments, "reference": reference, "loaded": loaded}
+        if isinstance(moments[0], DTensor):
+            held.append({name: [_local(one).numel() for one in tensors] for name, tensors in kept.items()})
+        return out
+
+    algorithm.clipped_step = noted
+    found = learned(agent, iterations=4, callback=Saves(folder / "saved_by_callback", 3))
+    algorithm.clipped_step = step
+    sizes = [weight.numel() for weight in agent.policy.parameters()]
+    return {**found, "held": agent.ranks.gather(lambda: held[:1]), "sizes": sizes, "broken": broken(agent, folder)}
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def broken(agent: Any, folder: Path) -> str:
+    """The message of a loss that is infinite on one rank; the batch is saved with the agent."""
+    losses, second = agent.losses, agent.ranks.rank == 1
+
+    def infinite(*arguments: Any) -> Any:
+        terms, metrics = losses(*arguments)
+        return {name: loss / (0.0 if second else 1.0) for name, loss in terms.items()}, metrics
+
+    if agent.ranks.size > 1:
+        agent.losses = infinite
+        try:
+            agent.learn(iterations=agent.iteration + 1, reset_num_timesteps=False, callback=SaveDivergence(folder))
+        except NotFiniteError as error:
+            return str(error)
+    return ""
+
+
+def adapted(folder: Path) -> dict[str, Any]:
+    """An adapter, whose base is the reference; the value network has a rate and a limit of the gradient of its own."""
+    return learned(
+        agent_of("PPO", lora={"rank": 2}, value_network="separate", value_learning_rate=1e-3, value_max_grad_norm=0.5)
+    )
+
+
+def half(folder: Path) -> dict[str, Any]:
+    """Products in float16, with a scale of the loss."""
+    return learned(agent_of("PPO", precision="fp16"), 1)
+
+
+def kto(folder: Path) -> dict[str, Any]:
+    """Minibatches that need passes of the reference."""
+    return learned(agent_of("PreferenceOptimization", loss="kto"))
+
+
 def every(name: str) -> Callable[[Path], dict[str, Any]]:
     """The case of an agent with the settings that it begins with."""
-    return lambda folder: learned(agent_of(name))
+    # With ReinforcePlusPlus's other seed, noise falls on the edge of two tokens, where rounding decides.
+    return lambda folder: learned(agent_of(name, seed=4 if name == "ReinforcePlusPlus" else 3))
 
 
 def stepped(folder: Path) -> dict[str, Any]:
@@ -197,6 +275,7 @@ def faults(folder: Path) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped, "talks": talks,
+    "limited": limited, "adapted": adapted, "half": half, "kto": kto,
     **{name: every(name) for name in (
         "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
         "PreferenceOptimization", "ILQL",

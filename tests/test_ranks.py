@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import rank_worker
 import torch
+from ppo_setups import letters_env
 from tiny_run import command, save_tiny_model, tiny_settings
 from torch.distributed import TCPStore
 from waiting import LONG
 
-from rlhf_gym.agents import PPO
+from rlhf_gym.agents import GRPO, PPO
+from rlhf_gym.agents.common.divergence import replay_divergence
 from rlhf_gym.agents.common.ranks import Ranks, check_divides, check_launch, process_ranks
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config_file import build, dump
@@ -27,6 +30,12 @@ AGENTS = (
     "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
     "PreferenceOptimization", "ILQL",
 )  # fmt: skip
+
+
+IN_PARTS = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+}  # as `accelerate launch --use_fsdp --fsdp_version 2` sets them
 
 
 def launch(arguments: list[str], size: int = 2, **variables: str) -> list[subprocess.CompletedProcess[str]]:
@@ -56,10 +65,10 @@ def launch(arguments: list[str], size: int = 2, **variables: str) -> list[subpro
     return ends
 
 
-def worked(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
+def worked(folder: Path, *cases: str, **variables: str) -> dict[str, dict[str, Any]]:
     """What two processes have found in some cases."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ends = launch([sys.executable, rank_worker.__file__, str(folder), *cases], PYTHONPATH=path)
+    ends = launch([sys.executable, rank_worker.__file__, str(folder), *cases], PYTHONPATH=path, **variables)
     found = {case: folder / f"{case}.pt" for case in cases}
     missing = [case for case, file in found.items() if not file.exists()]
     assert not missing, "\n".join(end.stderr for end in ends)
@@ -89,13 +98,22 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
     """One process, its checkpoint after the first iteration included."""
     ppo = rank_worker.ppo(folder)
     (folder / "saved_by_several.zip").rename(folder / "saved_by_one.zip")
-    return {"ppo": ppo, "grpo": rank_worker.grpo(folder), "talks": rank_worker.talks(folder)}
+    return {"ppo": ppo, **{case: rank_worker.CASES[case](folder) for case in ("grpo", "talks", "limited")}}
 
 
 @pytest.fixture(scope="module")
 def together(folder: Path, alone: object) -> dict[str, dict[str, Any]]:
     """Two processes."""
     return worked(folder, "ppo", "resumed", "grpo", "talks", "faults")
+
+
+@pytest.fixture(scope="module")
+def in_parts(folder: Path, alone: object) -> dict[str, dict[str, Any]]:
+    """Two processes, each with a part of the weights, and what they save in ``folder / "parts"``."""
+    own = folder / "parts"
+    own.mkdir()
+    shutil.copy(folder / "saved_by_one.zip", own)
+    return worked(own, "ppo", "resumed", "grpo", "limited", **IN_PARTS)
 
 
 @pytest.mark.parametrize("case", ["ppo", "grpo", "talks"])
@@ -116,6 +134,45 @@ def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(
     assert_same(alone["ppo"], together["resumed"])
     agent = PPO.load(folder / "saved_by_several", env=rank_worker.adaptive_env())
     assert_same(alone["ppo"], rank_worker.learned(agent))
+
+
+@pytest.mark.parametrize("case", ["ppo", "grpo", "limited"])
+def test_two_processes_with_a_part_of_the_weights_each_learn_what_one_does(
+    alone: Any, in_parts: Any, case: str
+) -> None:
+    assert_same(alone[case], in_parts[case])
+    if case == "limited":
+        assert alone[case]["rows"][-1]["train/kl_back_offs"] > 0
+
+
+def test_each_process_keeps_half_of_weights_moments_and_reference(in_parts: Any) -> None:
+    """Measured in the first step, when nothing else is left of the weights and of the reference."""
+    found = in_parts["limited"]
+    first, second = [sizes for (sizes,) in found["held"]]
+    whole, rows = found["sizes"], 32  # the widest row of a weight is what halves may differ by
+    for kind in ("weights", "moments", "reference"):
+        assert [a + b for a, b in zip(first[kind], second[kind], strict=True)] == whole
+        assert sum(first[kind]) == pytest.approx(sum(whole) / 2, abs=rows * len(whole))
+    assert set(first["loaded"]) == set(second["loaded"]) == {0}
+
+
+def test_one_process_goes_on_from_parts_and_parts_go_on_from_one(folder: Path, alone: Any, in_parts: Any) -> None:
+    """What a callback of rank 0 has saved by itself included."""
+    assert_same(alone["ppo"], in_parts["resumed"])
+    agent = PPO.load(folder / "parts" / "saved_by_several", env=rank_worker.adaptive_env())
+    assert_same(alone["ppo"], rank_worker.learned(agent))
+    limited = GRPO.load(folder / "parts" / "saved_by_callback", env=letters_env())
+    assert limited.kl_guard.last_good is not None
+    rank_worker.learned(limited, 4)
+    for name, weight in alone["limited"]["weights"].items():
+        torch.testing.assert_close(limited.policy.state_dict()[name], weight, atol=2e-4, rtol=2e-3)
+
+
+def test_a_batch_that_is_not_finite_is_saved_with_weights_in_parts(folder: Path, in_parts: Any) -> None:
+    assert "rank 1 of 2: iteration 5, epoch 1, minibatch 1" in in_parts["limited"]["broken"]
+    replay = replay_divergence(GRPO, folder / "parts" / "divergence-5.zip", env=letters_env())
+    for name, weight in in_parts["limited"]["weights"].items():
+        torch.testing.assert_close(replay.agent.policy.state_dict()[name], weight, atol=0, rtol=0)
 
 
 def test_a_fault_of_one_rank_stops_all_with_the_same_message(together: Any) -> None:
@@ -164,12 +221,18 @@ def test_a_run_of_two_processes_has_one_writer(tmp_path: Path) -> None:
 
 def test_what_accelerate_is_asked_for_and_not_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, word in (
-        ("ACCELERATE_USE_FSDP", "true", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_USE_FSDP", "true", "--fsdp_version 2"), ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "agent.precision=bf16"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "tokens_per_batch"),
     ):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
+            with pytest.raises(ConfigError, match=word):
+                check_launch(2)
+    for name, word in (("FSDP_OFFLOAD_PARAMS", "offload"), ("FSDP_ACTIVATION_CHECKPOINTING", "gradient_checkpointing")):
+        with monkeypatch.context() as patch:
+            for variable, value in {**IN_PARTS, name: "true"}.items():
+                patch.setenv(variable, value)
             with pytest.raises(ConfigError, match=word):
                 check_launch(2)
     monkeypatch.setattr("rlhf_gym.agents.common.ranks.version", lambda package: "0.34.2")
@@ -196,9 +259,10 @@ def test_shares_are_whole_disjoint_and_even() -> None:
 
 
 @pytest.mark.distributed
-def test_every_agent_learns_in_two_processes_what_it_learns_in_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variables", [{}, IN_PARTS], ids=["whole", "in_parts"])
+def test_every_agent_learns_in_two_processes_what_it_learns_in_one(tmp_path: Path, variables: dict[str, str]) -> None:
     """`make distributed` runs it."""
-    found = worked(tmp_path, *AGENTS, "stepped")
+    found = worked(tmp_path, *AGENTS, "stepped", "adapted", "half", "kto", **variables)
     for name, several in found.items():
         # Adam's first steps are as long where a gradient is rounding alone; TRPO's conjugate gradient enlarges rounding, too.
         assert_same(rank_worker.CASES[name](tmp_path), several, atol=2e-3)

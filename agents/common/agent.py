@@ -19,7 +19,7 @@ from rlhf_gym.agents.common.collect import SteppingCollector
 from rlhf_gym.agents.common.collect_turns import text_env_inside
 from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.episode_source import EpisodeSource
-from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, kl_controller
+from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, LastGood, kl_controller
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import PhaseSeconds
 from rlhf_gym.agents.common.mismatch import Correction
@@ -44,6 +44,7 @@ from rlhf_gym.agents.common.setup import (
     slots_of,
     usable_device,
 )
+from rlhf_gym.agents.common.sharding import Shards, whole
 from rlhf_gym.agents.common.slots import group_slots, seed_slots, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.errors import ConfigError
@@ -71,6 +72,8 @@ class TokenAgent(OnPolicyAlgorithm):
         iteration: number of iterations done.
         stopped: the reason, in words, why training ended by itself; else None.
         ranks: the processes that learn together.
+        shards: the policy's weights of which each rank keeps a part, since the first ``learn``; None where all are kept.
+        reference_shards: the reference's, likewise; None, too, where the policy has its weights.
 
     Raises:
         ConfigError: an unknown setting, one out of range, or settings that contradict one another; before any work starts.
@@ -144,6 +147,8 @@ class TokenAgent(OnPolicyAlgorithm):
         if learning_rate is not UNSET:
             settings["learning_rate"] = learning_rate
         self.ranks = process_ranks()  # first: it may choose the device
+        self.shards: Shards | None = None
+        self.reference_shards: Shards | None = None
         self._chosen_sizes = {name: settings[name] for name in SIZES if name in settings}
         given = self.Settings.of(settings, type(self).__name__, num_envs=slots_of(env))
         super().__init__(policy_class(policy), made_env(env), _init_setup_model=False, **sb3_arguments(given))
@@ -336,6 +341,8 @@ class TokenAgent(OnPolicyAlgorithm):
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write a checkpoint; see :func:`~rlhf_gym.agents.common.checkpoint.save_agent`.
 
+        Of several processes rank 0 writes it. All of them call this, or rank 0 alone in a callback.
+
         Args:
             path: where to (``.zip`` is added where it is missing), or a binary file.
             exclude: names of attributes, as in stable-baselines3: none that a checkpoint holds.
@@ -345,7 +352,43 @@ class TokenAgent(OnPolicyAlgorithm):
             ConfigError: ``exclude`` or ``include`` would make it more or less than a whole checkpoint.
         """
         check_whole(self, exclude or (), include or ())
-        self.ranks.from_main(lambda: save_agent(self, path))
+        if self.shards is None:
+            self.ranks.from_main(lambda: save_agent(self, path))
+        else:  # the others help where rank 0 calls them
+            self.ranks.lead(lambda: save_agent(self, path) if self.ranks.is_main else None, self.whole_state)
+
+    def whole_state(self) -> tuple[dict[str, Any], LastGood | None]:
+        """The state of the optimizer, and the last weights within ``kl_limit``: whole, as one process has them.
+
+        Of weights that are kept in parts, all ranks make it whole together, and rank 0 gets it; where rank 0 saves by itself,
+        the others come when it calls.
+        """
+        state, good = self.policy.optimizer.state_dict(), self.kl_guard.last_good
+        if self.shards is None:
+            return state, good
+        self.ranks.call()
+        keep = self.ranks.is_main
+        state = whole(state, keep=keep)
+        if good is not None:
+            good = LastGood(whole(good.weights, keep=keep), whole(good.optimizer, keep=keep))
+        return state, good
+
+    def _shard_weights(self) -> None:
+        """Keep parts of the weights, of the optimizer's state and of the reference from now on, where the launch asks so."""
+        if not self.ranks.sharded or not self.ranks.shared or self.shards is not None:
+            return
+        state, good = self.policy.optimizer.state_dict(), self.kl_guard.last_good
+        self.shards = shards = Shards(self.policy, self.ranks, learning=True)
+        with shards.apart():
+            self.policy.optimizer = make_optimizer(self.policy, self.settings, self.lr_schedule(1))
+            self.policy.optimizer.load_state_dict(shards.state_in_parts(state, self.policy.optimizer))
+            if good is not None:
+                moments = shards.state_in_parts(good.optimizer, self.policy.optimizer)
+                self.kl_guard.last_good = LastGood(shards.parts_of(good.weights, self.policy), moments)
+        if self.reference is not None:
+            own = {id(weight) for weight in self.policy.parameters()}
+            if own.isdisjoint(id(weight) for weight in self.reference.model.parameters()):
+                self.reference_shards = Shards(self.reference.model, self.ranks, learning=False)
 
     @classmethod
     def load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Self, TypeVar
 
@@ -111,15 +112,16 @@ class TokenAlgorithm(TokenAgent):
             "timesteps": total_timesteps,
         }
         check_agreement(self.ranks, self.policy, self.settings, plan | {"iterations": iterations})
+        self._shard_weights()
         started = dict(locals())
-        self.ranks.lead(lambda: hook.on_training_start(started, globals()))
+        self._lead(lambda: hook.on_training_start(started, globals()))
         self.stopped, rows = None, 0
         while (progress := self._progress(total_timesteps, iterations)) < 1:
             self._current_progress_remaining = 1 - progress
             try:
                 goes_on = self.iterate(hook)
             except NotFiniteError as error:
-                self.ranks.each(partial(self._tell_divergence, hook, error))
+                self._lead(partial(self._tell_divergence, hook, error))
                 raise
             if not goes_on:
                 break
@@ -127,7 +129,7 @@ class TokenAlgorithm(TokenAgent):
                 self._check_last_update()
             rows += 1
             write = log_interval is not None and rows % log_interval == 0
-            goes_on, self.stopped = self.ranks.lead(partial(self._report, hook, write))
+            goes_on, self.stopped = self._lead(partial(self._report, hook, write))
             if self.stopped is not None:
                 warnings.warn(self.stopped, TrainingStopped, stacklevel=2)
             if self.stopped is not None or not goes_on:
@@ -137,8 +139,12 @@ class TokenAlgorithm(TokenAgent):
         # The KL at the end is measured after the last row was written.
         if log_interval is not None and KL_AT_END in self.logger.name_to_value:
             self.dump_logs(self.iteration)
-        self.ranks.lead(hook.on_training_end)
+        self._lead(hook.on_training_end)
         return self
+
+    def _lead(self, work: Callable[[], T]) -> T:
+        """Rank 0's result of work with callbacks, which may save the agent: of weights in parts, with the other ranks' help."""
+        return self.ranks.lead(work, self.whole_state if self.shards is not None else None)
 
     def _tell_divergence(self, hook: BaseCallback, error: NotFiniteError) -> None:
         for one in iteration_callbacks(hook):
@@ -175,10 +181,11 @@ class TokenAlgorithm(TokenAgent):
             with self.seconds.phase("learning"):
                 self._fill_advantages(rollout)
                 self._note_outcomes(rollout)
-                for rows in self._minibatches(rollout):
-                    self.updating = rows
-                    if not self.update(rollout, rows):
-                        break
+                with self._reference_let_go():
+                    for rows in self._minibatches(rollout):
+                        self.updating = rows
+                        if not self.update(rollout, rows):
+                            break
                 self.updating = None
                 self.after_learning(rollout)
         self._learned_from = rollout if may_learn else None
@@ -209,7 +216,7 @@ class TokenAlgorithm(TokenAgent):
         """Generate and score episodes, with the reference's log-probabilities; None if the callback stopped training."""
         rollout: Rollout | None = None
         while rollout is None or self.needs_more(rollout):
-            self.ranks.lead(callback.on_rollout_start)
+            self._lead(callback.on_rollout_start)
             with self.seconds.phase("generation"):
                 with Scoring(self._vec_env) as scoring:  # slow rewards score while generation and the reference go on
                     part = Rollout.of(self.generate(scoring))
@@ -220,7 +227,7 @@ class TokenAlgorithm(TokenAgent):
                     self.seconds["scoring"] += scoring.seconds or 0.0
             scored = self.measured(part.scored(self.group_size))
             self.rollout = rollout = scored if rollout is None else Rollout.joined([rollout, scored])
-            goes_on, self.num_timesteps = self.ranks.lead(partial(self._count_steps, part, scored, callback))
+            goes_on, self.num_timesteps = self._lead(partial(self._count_steps, part, scored, callback))
             if not goes_on:
                 return None
         return rollout
@@ -330,12 +337,15 @@ class TokenAlgorithm(TokenAgent):
 
     def _keep_within_kl_limit(self, rollout: Rollout) -> bool:
         """Restore the last weights within ``kl_limit`` if this rollout is beyond it; returns False then."""
+        if self.kl_guard.nats is None:
+            return True
         kl = response_kl(rollout)
-        if self.kl_guard.exceeded(kl):
-            self.stopped = self.kl_guard.restore(self.policy, kl, f"iteration {self.iteration + 1}")
-            return False
-        if rollout.episodes:
-            self.kl_guard.remember(self.policy)
+        with self._weights_apart():  # a copy of this rank's parts is enough
+            if self.kl_guard.exceeded(kl):
+                self.stopped = self.kl_guard.restore(self.policy, kl, f"iteration {self.iteration + 1}")
+                return False
+            if rollout.episodes:
+                self.kl_guard.remember(self.policy)
         return True
 
     def _check_last_update(self) -> bool:
@@ -352,7 +362,8 @@ class TokenAlgorithm(TokenAgent):
         self.logger.record(KL_AT_END, kl)
         if not self.kl_guard.exceeded(kl):
             return False
-        self.stopped = self.kl_guard.restore_after_last_update(self.policy, kl, f"iteration {self.iteration}")
+        with self._weights_apart():
+            self.stopped = self.kl_guard.restore_after_last_update(self.policy, kl, f"iteration {self.iteration}")
         self.policy.forget()
         return True
 
@@ -465,7 +476,10 @@ class TokenAlgorithm(TokenAgent):
             TrainingError: a loss is NaN or infinite, on any rank.
         """
         found = self.ranks.gather(lambda: self.within_memory(work))
-        self.ranks.sum_gradients(list(self.policy.parameters()))
+        if self.shards is None:
+            self.ranks.sum_gradients(list(self.policy.parameters()))
+        else:
+            self.shards.reduce_gradients()
         return found
 
     def within_memory(self, work: Callable[[int], T]) -> T:
@@ -484,7 +498,7 @@ class TokenAlgorithm(TokenAgent):
                 if self.tokens_per_batch <= self.policy.limits.max_new_tokens:
                     raise
             # Out of the handler, which holds on to the tensors of the failed pass.
-            self.policy.optimizer.zero_grad(set_to_none=True)
+            self.policy.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             self.tokens_per_batch //= 2
             warnings.warn(
@@ -548,12 +562,27 @@ class TokenAlgorithm(TokenAgent):
     def step_optimizer(self) -> None:
         """Clip the gradient, refuse NaN and infinity in it, and step."""
         known = any(name.startswith("update_norm/") for name in self.minibatch_metrics)  # once an iteration
-        self.record(
-            **clipped_step(
+        with self._weights_apart():
+            metrics = clipped_step(
                 self.policy, self.scaler, max_norm=self.max_grad_norm, value_max_norm=self.value_max_grad_norm,
                 where=self.where, measure_update=not known,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        self.record(**metrics)
+
+    def _weights_apart(self) -> AbstractContextManager[None]:
+        """With weights kept in parts, the parts as the policy's parameters for a while, which its optimizer steps."""
+        return nullcontext() if self.shards is None else self.shards.apart()
+
+    def _reference_let_go(self) -> AbstractContextManager[None]:
+        """With weights kept in parts, only this rank's part of the reference for a while."""
+        if self.reference_shards is None or self.learns_with_reference:
+            return nullcontext()
+        return self.reference_shards.apart()
+
+    @property
+    def learns_with_reference(self) -> bool:
+        """True where the losses of a minibatch need passes of the reference."""
+        return False
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""

@@ -99,9 +99,10 @@ def _write(agent: Agent, folder: Path) -> None:
         if reference.adapter is not None:
             save_adapter(reference, folder / REFERENCE_ADAPTER)
     save_file(_separate(own_weights(agent.policy)), folder / "policy.safetensors")
-    tensors, scalars = _flatten(agent.policy.optimizer.state_dict())
+    state, last_good = agent.whole_state()
+    tensors, scalars = _flatten(state)
     save_file(tensors, folder / "optimizer.safetensors")
-    last_good, kept = agent.kl_guard.last_good, None
+    kept = None
     if last_good is not None:
         save_file(_separate(last_good.weights), folder / "last_good.safetensors")
         moments, kept = _flatten(last_good.optimizer)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_gym.agents.common.optimizer import split_weights
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.sharding import one_number
 
 GROUPS = ("embeddings", "first_layers", "middle_layers", "last_layers", "head", "value")
 """The groups of layers: thirds of the blocks; ``head`` is the last norm and an output layer that is not tied."""
@@ -80,4 +81,6 @@ def _adam_step(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tenso
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
     """The norm of all these numbers together; 0 for none."""
     found = list(tensors)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found))) if found else torch.zeros(())
+    if not found:
+        return torch.zeros(())
+    return one_number(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(found))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.settings import AgentSettings
+from rlhf_gym.agents.common.sharding import one_number
 
 FIRST_RATE = 0.1
 """Part of the learning rate that a warm-up begins with: at 0, the first iteration would be for nothing."""
@@ -80,7 +81,10 @@ def clip_gradients(policy: LMPolicy, max_norm: float, value_max_norm: float | No
     Returns:
         The norms before clipping, ``[]`` each, by the name of their metric.
     """
-    clip: Callable[..., Tensor] = torch.nn.utils.clip_grad_norm_
+
+    def clip(weights: Iterable[Tensor], limit: float) -> Tensor:
+        return one_number(torch.nn.utils.clip_grad_norm_(weights, limit))
+
     if value_max_norm is None:
         return {"train/grad_norm": clip(policy.parameters(), max_norm)}
     values, others = split_weights(policy)

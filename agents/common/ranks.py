@@ -1,9 +1,9 @@
 """The processes that learn together: each has a *rank*; rank 0 writes, scores and steps, all generate and learn.
 
-Launch them with ``accelerate launch`` or ``torchrun``; see docs/scaling.md. Every rank holds the whole agent and the whole
-rollout. Rank 0 alone moves the environment and calls the reward, so prompts, adaptive rewards and checkpoints are those of one
-process. The ranks share out what costs time: generation, passes of the reference, and the gradients of a minibatch, which are
-added up.
+Launch them with ``accelerate launch`` or ``torchrun``; see docs/scaling.md. Every rank holds the whole agent (but for weights
+in parts, ``sharding.py``) and the whole rollout. Rank 0 alone moves the environment and calls the reward, so prompts, adaptive
+rewards and checkpoints are those of one process. The ranks share out what costs time: generation, passes of the reference, and
+the gradients of a minibatch, which are added up.
 
 Every exchange also says who has failed, so that all ranks stop with one message, and none waits for one that is gone.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
@@ -35,10 +36,17 @@ OLDEST_ACCELERATE = (1, 0)
 BUCKET = 2**24
 """Numbers that are added up over the ranks at once."""
 NOT_BUILT = {
-    "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "PARALLELISM_CONFIG": "a parallelism configuration", "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
 }  # fmt: skip
-"""Variables by which accelerate's configuration asks for sharded weights."""
+"""Variables by which accelerate's configuration asks for sharded weights in ways that are not built."""
+FSDP = "ACCELERATE_USE_FSDP"
+FSDP_NOT_BUILT = {
+    "FSDP_OFFLOAD_PARAMS": "parts in the CPU's memory are not built; set fsdp_offload_params to false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "give the agent's own setting, gradient_checkpointing=True (--set "
+    "agent.gradient_checkpointing=true), and set fsdp_activation_checkpointing to false",
+}
+"""Variables of accelerate's FSDP configuration that are refused where they are true, with what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +80,22 @@ class Ranks:
         size: the number of processes.
         control: the group over which objects are exchanged, on the CPU; None for one process.
         seconds: how long it waits for the others.
+        sharded: accelerate's FSDP configuration asks for weights of which each rank keeps a part.
 
     Attributes:
+        sharded: likewise.
         told: True once all ranks know why they stop.
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, control: dist.ProcessGroup | None = None, seconds: float = 7200.0
-    ) -> None:
-        self.rank, self.size = rank, size
+        self, rank: int = 0, size: int = 1, control: dist.ProcessGroup | None = None, seconds: float = 7200.0,
+        *, sharded: bool = False,
+    ) -> None:  # fmt: skip
+        self.rank, self.size, self.sharded = rank, size, sharded
         self.told = False
         self._control, self._seconds = control, seconds
         self._alone = 0
+        self._leads = False
 
     @property
     def is_main(self) -> bool:
@@ -150,9 +162,44 @@ class Ranks:
         self.gather(lambda: kept.append(work()))
         return kept[0]
 
-    def lead(self, work: Callable[[], T]) -> T:
-        """Rank 0's result of work that every rank does, as in :meth:`gather`."""
-        return self.gather(work)[0]
+    def lead(self, work: Callable[[], T], joint: Callable[[], object] | None = None) -> T:
+        """Rank 0's result of work that every rank does, as in :meth:`gather`.
+
+        Args:
+            work: its result must be picklable.
+            joint: done by the other ranks each time that rank 0's work calls them (:meth:`call`); None where it never does.
+        """
+        if joint is None or not self.shared:
+            return self.gather(work)[0]
+        return self.gather(partial(self._led, work, joint))[0]
+
+    def _led(self, work: Callable[[], T], joint: Callable[[], object]) -> T:
+        self._leads = self.is_main
+        try:
+            return work()
+        finally:
+            self._leads = False
+            if self.is_main:
+                self._broadcast(b"", False)  # nobody is called any more
+            else:
+                while self._broadcast(b"", False):
+                    joint()
+
+    def call(self) -> None:
+        """On rank 0, in work that it leads: have the others do their joint work, of which this rank does its part next.
+
+        Where all ranks come here alike, nobody needs to be called.
+
+        Raises:
+            RankError: the others do not wait for a call.
+        """
+        if self.shared or not self.is_main or self.size == 1:
+            return
+        if not self._leads:
+            raise RankError(
+                "a checkpoint of weights that are kept in parts needs all processes: call agent.save in each, or in a callback"
+            )
+        self._broadcast(b"joint", False)
 
     def check_same(self, facts: Callable[[], dict[str, Any]], why: str) -> None:
         """Refuse ranks that do not agree.
@@ -369,7 +416,7 @@ def _join(size: int) -> Ranks:
             f"rank {os.environ.get('RANK', '?')} of {size} cannot join the others at {where} ({_first_line(error)}): start all "
             "processes by one launcher, `accelerate launch` or `torchrun`, on a free port (--main_process_port, --master-port)"
         ) from error
-    return Ranks(state.process_index, state.num_processes, control, 60 * minutes)
+    return Ranks(state.process_index, state.num_processes, control, 60 * minutes, sharded=_is_true(FSDP))
 
 
 def check_launch(size: int) -> None:
@@ -395,11 +442,14 @@ def check_launch(size: int) -> None:
             f"{'.'.join(map(str, OLDEST_ACCELERATE))} or newer: pip install -U accelerate"
         )
     for name, what in NOT_BUILT.items():
-        if os.environ.get(name, "").lower() in ("true", "1", "yes"):
+        if _is_true(name):
             raise ConfigError(
-                f"accelerate's configuration asks for {what}, which shards the weights and is not built here: every process "
-                "holds all weights. Launch with --multi_gpu (or torchrun); docs/scaling.md says what fits"
+                f"accelerate's configuration asks for {what}, which is not built here. Launch with --multi_gpu (or torchrun), "
+                "where every process holds all weights, or with --use_fsdp --fsdp_version 2, where each keeps a part of them; "
+                "docs/scaling.md says what fits"
             )
+    if _is_true(FSDP):
+        _check_fsdp()
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if mixed not in ("no", ""):
         raise ConfigError(
@@ -412,6 +462,23 @@ def check_launch(size: int) -> None:
             f"accelerate's gradient_accumulation_steps is {steps}, which agents do not use: they cut a minibatch (batch_size) "
             "into micro-batches of tokens_per_batch by themselves; leave it at 1"
         )
+
+
+def _check_fsdp() -> None:
+    """Refuse what accelerate's FSDP configuration asks for and is not built."""
+    if (number := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise ConfigError(
+            f"accelerate's configuration asks for version {number} of FSDP, and version 2 is built: launch with --use_fsdp "
+            "--fsdp_version 2 (in a configuration file, fsdp_version: 2)"
+        )
+    for name, advice in FSDP_NOT_BUILT.items():
+        if _is_true(name):
+            raise ConfigError(f"accelerate's FSDP configuration has {name.lower()}: {advice}")
+
+
+def _is_true(name: str) -> bool:
+    """True where an environment variable says so."""
+    return os.environ.get(name, "").lower() in ("true", "1", "yes")
 
 
 def check_divides(ranks: Ranks, environments: int, group_size: int) -> None:

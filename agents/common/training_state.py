@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.callbacks import StepCounter
 from rlhf_gym.agents.common.entropy import EntropyController
-from rlhf_gym.agents.common.kl import KLController, KLLimit
+from rlhf_gym.agents.common.kl import KLController, KLLimit, LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout_workers import RolloutWorkers, warn_of_episodes
 from rlhf_gym.agents.common.settings import AgentSettings
@@ -49,6 +49,9 @@ class Agent(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Counters and random states."""
+
+    def whole_state(self) -> tuple[dict[str, Any], LastGood | None]:
+        """The optimizer's state, and the last good weights."""
 
 
 def training_state(agent: Agent) -> dict[str, Any]:
