@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -77,8 +77,7 @@ def use_fast_float32() -> bool:
     lets it round to bfloat16 where the processor has units for that; a product is compared with float64, and the setting taken
     back where it was rounded. GPUs keep their own setting.
     """
-    products = getattr(torch.backends.mkldnn, "matmul", None)
-    if products is None:
+    if (products := _products()) is None:
         return False
     before = products.fp32_precision
     products.fp32_precision = "bf16"
@@ -95,7 +94,12 @@ def multiply_by_onednn(on: bool) -> None:
         on: for the whole process. Another thread's products differ by rounding meanwhile.
     """
     if use_fast_float32():
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on else "none"
+        _products().fp32_precision = "bf16" if on else "none"
+
+
+def _products() -> Any:
+    """What holds oneDNN's setting for products of matrices; None in a torch that has none."""
+    return getattr(torch.backends.mkldnn, "matmul", None)
 
 
 @contextmanager
