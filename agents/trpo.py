@@ -234,9 +234,10 @@ class TRPO(PPO):
         def product(vector: Tensor) -> Tensor:
             out = torch.zeros_like(vector)
             for slope in kept or (self._kl_slope(rollout, rows, tokens) for rows in batches):
-                along = torch.autograd.grad(
-                    slope @ vector, parameters, retain_graph=kept is not None, materialize_grads=True
-                )
+                with sdpa_kernel(SDPBackend.MATH):  # where activations are computed anew
+                    along = torch.autograd.grad(
+                        slope @ vector, parameters, retain_graph=kept is not None, materialize_grads=True
+                    )
                 out += flatten(along)
             self.ranks.gather(lambda: None)  # all are there
             self.ranks.sum_tensors([out])

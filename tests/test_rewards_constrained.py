@@ -33,8 +33,8 @@ def trained(reward: Any, tokens: int = 20_000) -> list[dict[str, Any]]:
     return learn(agent, tokens)
 
 
-def last(rows: list[dict[str, Any]], name: str) -> float:
-    return float(np.mean([row[name] for row in rows[-30:]]))
+def last(rows: list[dict[str, Any]], name: str, number: int = 30) -> float:
+    return float(np.mean([row[name] for row in rows[-number:]]))
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,9 @@ def test_the_level_is_held_and_the_objective_fills_it(held: list[dict[str, Any]]
     free = trained(Constrained(praise, shortness, level=-100), 10_000)
     assert last(free, "reward/constrained_multiplier") == 0
     assert last(free, "reward/shortness") < -7  # of its own it writes as long as it may
-    assert last(held, "reward/shortness") == pytest.approx(-MOST, abs=0.4)
-    assert last(held, "reward/constrained_slack") == pytest.approx(0, abs=0.4)
+    # It swings around the level: over ten seeds the mean of 60 iterations lay at most 0.41 away, that of 30 up to 0.57.
+    assert last(held, "reward/shortness", 60) == pytest.approx(-MOST, abs=0.5)
+    assert last(held, "reward/constrained_slack", 60) == pytest.approx(0, abs=0.5)
     assert last(held, "reward/praise") > 0.7 * MOST  # most letters that it may write are praise
 
 

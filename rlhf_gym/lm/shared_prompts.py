@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from transformers.cache_utils import DynamicCache
 from rlhf_gym.lm.networks import equal_but_for_rounding
 from rlhf_gym.lm.sequences import SequenceBatch, SharedPrompts, pack_sequences, share_prompts
 
-if TYPE_CHECKING:  # which imports this module
-    from rlhf_gym.lm.language_model import LanguageModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlhf_gym.lm.tokenizer import Tokenizer
 
 LONG = 8192
 """Tokens of a context that a prompt is not padded to for a try."""
@@ -28,7 +30,37 @@ LONG = 8192
 log = logging.getLogger(__name__)
 
 
-def shared_states(model: LanguageModel, batch: SequenceBatch) -> Tensor:
+class CausalModel(Protocol):
+    """What is asked of a :class:`~rlhf_gym.lm.language_model.LanguageModel`, which imports this module."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    context_length: int
+    vocab_size: int
+    product_dtype: torch.dtype | None
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the weights."""
+
+    def hidden(
+        self, ids: Tensor, *, attention_mask: Tensor | None, position_ids: Tensor | None, cache: object
+    ) -> Tensor:
+        """Last hidden states ``[B, T, D]``.
+
+        Args:
+            ids: int64 ``[B, T]``.
+            attention_mask: bool ``[B, K]``, True at each row's own tokens.
+            position_ids: int64 ``[B, T]``.
+            cache: a transformers ``Cache``.
+        """
+
+    def states_of_rows(self, batch: SequenceBatch) -> Tensor:
+        """Hidden states ``[N, D]`` that predict the response tokens, from a pass over whole rows."""
+
+
+def shared_states(model: CausalModel, batch: SequenceBatch) -> Tensor:
     """The hidden states that predict the response tokens of a batch whose :attr:`~SequenceBatch.shared` is there.
 
     Args:
@@ -60,7 +92,7 @@ def shared_states(model: LanguageModel, batch: SequenceBatch) -> Tensor:
     return states[batch.response_mask]
 
 
-def sharing_works(model: LanguageModel) -> bool:
+def sharing_works(model: CausalModel) -> bool:
     """True where shared prompts give the model's own hidden states: not in families that keep no keys and values, among others.
 
     Args:
@@ -74,7 +106,7 @@ def sharing_works(model: LanguageModel) -> bool:
     return _gives_states_of_rows(model, replace(batch, shared=share_prompts(prompts, pad_id, device)))
 
 
-def wide_sharing_works(model: LanguageModel) -> bool:
+def wide_sharing_works(model: CausalModel) -> bool:
     """True where that holds for a prompt with so much padding that there are more columns than positions.
 
     Some families hold masks, or biases, of no more columns. A context of over :data:`LONG` tokens is not tried.
@@ -95,7 +127,7 @@ def wide_sharing_works(model: LanguageModel) -> bool:
 
 
 @torch.no_grad()
-def _gives_states_of_rows(model: LanguageModel, batch: SequenceBatch) -> bool:
+def _gives_states_of_rows(model: CausalModel, batch: SequenceBatch) -> bool:
     try:
         ours, exact = shared_states(model, batch), model.states_of_rows(batch)
     except Exception:  # any error that a family raises when it is given masks, positions or a cache
