@@ -9,9 +9,8 @@ from typing import Any
 from rlhf_gym.errors import TaskError
 
 _CHUNK = 1 << 20  # characters that are read at once
-_LARGEST = (
-    1 << 23
-)  # characters of an object that is looked at whole, before it is taken for one that holds a list of rows
+# Characters of an object that is looked at whole, before it is taken for one that holds a list of rows.
+_LARGEST = 1 << 23
 _HOLDERS = ("data", "rows", "examples", "instances", "items", "records", "samples", "train", "validation", "test")
 _SPACE = " \t\r\n"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_gym.cli.bench_commands import need
 from rlhf_gym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def analyse(options: argparse.Namespace) -> None:
     plot_file = None if options.plot is None else Path(options.plot)
     if plot_file is not None and plot_file.suffix not in (".svg", ".png"):
         raise ConfigError(f"--plot writes .svg or .png, got {plot_file}")
-    if plot_file is not None and plot_file.suffix == ".png" and find_spec("resvg_py") is None:
-        raise ConfigError("--plot takes its PNG from resvg-py: pip install 'rlhf-gym[bench]', or write .svg")
+    if plot_file is not None and plot_file.suffix == ".png":
+        need("resvg_py", "--plot takes its PNG from resvg-py (.svg needs nothing)")
     from rlhf_gym.loop.analyse import analyse, as_json, as_text, plot
     from rlhf_gym.loop.whole_files import write_json, write_text
 

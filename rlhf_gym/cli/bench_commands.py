@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    _need("optuna", "`rlhf-gym bench tune` searches with Optuna")
+    need("optuna", "`rlhf-gym bench tune` searches with Optuna")
     suite = with_models(load_suite(options.suite), options.model)
     options.out = options.out or f"runs/tune-{suite.name}"
     quiet_libraries()
@@ -85,7 +85,7 @@ def _report(options: argparse.Namespace) -> None:
     _need_scipy()
     folders = [Path(folder) for folder in options.folders]
     if options.png:
-        _need("resvg_py", "--png takes its pictures from resvg-py")
+        need("resvg_py", "--png takes its pictures from resvg-py")
     _write_report(folders, Path(options.out) if options.out else folders[0] / "report", pictures=options.png)
 
 
@@ -112,10 +112,19 @@ def bench_hint(options: argparse.Namespace) -> str:
 
 
 def _need_scipy() -> None:
-    _need("scipy", "`rlhf-gym bench` takes its statistics from scipy")
+    need("scipy", "`rlhf-gym bench` takes its statistics from scipy")
 
 
-def _need(module: str, why: str) -> None:
+def need(module: str, why: str) -> None:
+    """Refuse to go on without a library of the extra ``bench``.
+
+    Args:
+        module: its name in Python.
+        why: what takes it for what, the beginning of the message.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"{why}: pip install 'rlhf-gym[bench]'")
 

@@ -55,10 +55,8 @@ def attend(
 
 def _fused_node(out: Tensor) -> Node | None:
     """The node of autograd's graph that computes the gradient of fused attention; None where there is no such gradient."""
-    node = out.grad_fn
-    while node is not None and not node.name().startswith(
-        "ScaledDotProduct"
-    ):  # a transposition and a copy come after it
+    node = out.grad_fn  # of a copy, which a transposition came before
+    while node is not None and not node.name().startswith("ScaledDotProduct"):
         node = node.next_functions[0][0] if node.next_functions else None
     return node
 

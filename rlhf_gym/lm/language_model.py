@@ -300,9 +300,8 @@ class LanguageModel:
     @property
     def shares_prompts(self) -> bool:
         """True where a prompt is run once for all its responses in a batch (:mod:`~rlhf_gym.lm.shared_prompts`)."""
-        if layers_are_checkpointed(
-            self.model
-        ):  # a layer that is computed anew would add its keys and values to the cache again
+        # A layer that is computed anew would add its keys and values to the cache again.
+        if layers_are_checkpointed(self.model):
             return False
         if self.sharing_works is None:
             self.sharing_works = sharing_works(self)

@@ -167,9 +167,9 @@ def pack_sequences(
         attention_mask = (columns >= starts).to(device)
         position_ids = (columns - starts).clamp(min=0).to(device)
     tensors = (t.to(device) for t in (response_ids, response_mask, predicted_from))
-    different, longest_prompt = len(set(map(tuple, prompts))), int(prompt_lengths.max())
-    pays = _pays(different, n, longest_prompt, longest, width)
-    shared = share_prompts(prompts, pad_id, device) if pays else None
+    different, place = distinct(prompts)
+    pays = _pays(len(different), n, int(prompt_lengths.max()), longest, width)
+    shared = _shared(different, place, pad_id, device) if pays else None
     return SequenceBatch(ids.to(device), attention_mask, position_ids, *tensors, shared=shared)
 
 
@@ -181,7 +181,12 @@ def share_prompts(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.d
         pad_id: fills their rectangle.
         device: device of the tensors.
     """
-    different, place = distinct(prompts)
+    return _shared(*distinct(prompts), pad_id, device)
+
+
+def _shared(
+    different: Sequence[Sequence[int]], place: Sequence[int], pad_id: int, device: torch.device | str
+) -> SharedPrompts:
     ids, real = pad_left(different, pad_id)
     return SharedPrompts(ids.to(device), real.to(device), torch.tensor(place, device=device))
 

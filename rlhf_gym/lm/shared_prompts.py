@@ -83,9 +83,8 @@ def shared_states(model: CausalModel, batch: SequenceBatch) -> Tensor:
     if read.shape[1]:
         cache.reorder_cache(cast("torch.LongTensor", place))
         positions = lengths[place, None] + torch.arange(read.shape[1], device=ids.device)
-        positions = positions.clamp(
-            max=model.context_length - 1
-        )  # of padding, which follows tokens that cannot attend to it
+        # Padding may lie beyond the context; it follows a row's tokens, which cannot attend to it.
+        positions = positions.clamp(max=model.context_length - 1)
         seen = torch.cat([real[place], torch.ones_like(read, dtype=torch.bool)], dim=1)
         responses = model.hidden(read, attention_mask=seen, position_ids=positions, cache=cache)
         states = torch.cat([states, responses], dim=1)

@@ -18,36 +18,13 @@ _ANNOTATION = ("id", "annotator", "annotation_id", "created_at", "updated_at", "
 _NO_COMPARISON = Dropped("annotations without a comparison")
 _NO_RATING = Dropped("annotations without a rating or a choice of good or bad")
 _UP = {
-    *(
-        "good",
-        "up",
-        "thumbs up",
-        "thumb up",
-        "like",
-        "liked",
-        "positive",
-        "accept",
-        "accepted",
-        "acceptable",
-        "approve",
-    ),
-    *("correct", "helpful", "pass", "useful"),
-}
+    "good", "up", "thumbs up", "thumb up", "like", "liked", "positive", "accept", "accepted", "acceptable", "approve",
+    "correct", "helpful", "pass", "useful",
+}  # fmt: skip
 _DOWN = {
-    *(
-        "bad",
-        "down",
-        "thumbs down",
-        "thumb down",
-        "dislike",
-        "disliked",
-        "negative",
-        "reject",
-        "rejected",
-        "unacceptable",
-    ),
-    *("incorrect", "wrong", "unhelpful", "not helpful", "fail", "useless"),
-}
+    "bad", "down", "thumbs down", "thumb down", "dislike", "disliked", "negative", "reject", "rejected", "unacceptable",
+    "incorrect", "wrong", "unhelpful", "not helpful", "fail", "useless",
+}  # fmt: skip
 _RATES = ("rating", "score", "quality", "thumb", "thumbs", "verdict")
 _LEADING = re.compile(r"\s*(\d+(?:[.,]\d+)?)(?![\w.,])")
 _NO_CHOICE = Dropped("comparisons in which nothing was selected")
