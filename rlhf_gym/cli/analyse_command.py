@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_gym.cli.bench_commands import need
 from rlhf_gym.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ def analyse(options: argparse.Namespace) -> None:
     if plot_file is not None and plot_file.suffix not in (".svg", ".png"):
         raise ConfigError(f"--plot writes .svg or .png, got {plot_file}")
     if plot_file is not None and plot_file.suffix == ".png":
+        from rlhf_gym.cli.bench_commands import need
+
         need("resvg_py", "--plot takes its PNG from resvg-py (.svg needs nothing)")
     from rlhf_gym.loop.analyse import analyse, as_json, as_text, plot
     from rlhf_gym.loop.whole_files import write_json, write_text
