@@ -28,6 +28,7 @@ from rlhf_gym.agents.common.training_state import Agent, training_state
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import fingerprint, load_adapter, save_adapter
+from rlhf_gym.lm.quantization import without_codes
 from rlhf_gym.lm.sampling import Limits
 from rlhf_gym.lm.tokenizer import AnyTokenizer, HubTokenizer
 from rlhf_gym.version import __version__
@@ -116,6 +117,7 @@ def _write(agent: Agent, folder: Path) -> None:
         "chosen": agent._chosen_sizes, "policy": type(agent.policy).__name__,
         "base": None if model.base is None else {
             "name": model.name, "fingerprint": fingerprint(model.base), "is_reference": is_base,
+            "quantization": model.base.quantization,
             **({"chat_template": model.tokenizer.hub.chat_template} if isinstance(model.tokenizer, HubTokenizer) else {}),
         },
     }  # fmt: skip
@@ -328,7 +330,12 @@ def _load_base(
     model, name = given, given if isinstance(given, str) else base["name"]
     if not isinstance(model, LanguageModel):
         try:
-            model = LanguageModel.load(name, device=device, dtype=data["dtype"], tokenizer=tokenizer)
+            quantization = (
+                "nf4" if base.get("quantization") == "nf4" else None
+            )  # other kinds are in the base's own files
+            model = LanguageModel.load(
+                name, device=device, dtype=data["dtype"], quantization=quantization, tokenizer=tokenizer
+            )
             if tokenizer is None and "chat_template" in base and isinstance(model.tokenizer, HubTokenizer):
                 # The base's own files do not know that it was left off, or replaced.
                 model.tokenizer.set_template(base["chat_template"])
@@ -358,7 +365,7 @@ def own_weights(policy: LMPolicy) -> dict[str, Tensor]:
     if model.base is None:
         return {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("lm.")}
     shared = {tensor.data_ptr() for tensor in model.base.model.state_dict().values()}
-    return {name: tensor for name, tensor in policy.state_dict().items() if tensor.data_ptr() not in shared}
+    return {name: tensor for name, tensor in without_codes(policy).items() if tensor.data_ptr() not in shared}
 
 
 def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict, spaces.Discrete]:

@@ -106,8 +106,8 @@ def load_models(given: AgentSettings) -> Models:
     """Load the models that were given by name.
 
     Raises:
-        ConfigError: policy and reference have different vocabularies, the policy is in float16, or LoRA's library is not
-            installed.
+        ConfigError: policy and reference have different vocabularies, the policy is in float16 or quantized without an adapter,
+            or LoRA's library is not installed.
         ModelError: a model cannot be loaded.
     """
     if given.lora is not None:
@@ -115,6 +115,11 @@ def load_models(given: AgentSettings) -> Models:
     model = given.language_model
     if isinstance(model, str):
         model = LanguageModel.load(model, device=usable_device(given.device))
+    if model.quantization is not None and given.lora is None and model.adapter is None:
+        raise ConfigError(
+            f"the weights of {model.name!r} are in 4 bits ({model.quantization}) and cannot learn: give lora={{...}}, an "
+            "adapter on them, or load the model without quantization"
+        )
     if product_dtype(given.precision, model.device) == torch.float32:  # the others learn with float32 weights
         check_precision(model, adapted=given.lora is not None)
     adapted = given.lora is not None

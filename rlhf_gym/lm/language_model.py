@@ -47,6 +47,7 @@ from rlhf_gym.lm.networks import (
 )
 from rlhf_gym.lm.older_files import remove_other_tokenizers, remove_weights
 from rlhf_gym.lm.precision import use_fast_float32
+from rlhf_gym.lm.quantization import in_four_bits, quantization_of, quantized_options, save_whole
 from rlhf_gym.lm.sequences import SequenceBatch, pad_right, split_responses
 from rlhf_gym.lm.shared_prompts import shared_states, sharing_works, wide_sharing_works
 from rlhf_gym.lm.tokenizer import (
@@ -174,6 +175,7 @@ class LanguageModel:
         *,
         device: str = "auto",
         dtype: str = "float32",
+        quantization: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
@@ -186,6 +188,8 @@ class LanguageModel:
             name_or_path: ``"embedded"``, a folder, ``folder:file.gguf``, or a name on the Hugging Face hub.
             device: ``"cpu"``, ``"cuda"``, ..., or ``"auto"``: a GPU where there is one.
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            quantization: ``"nf4"``: linear layers in 4 bits, frozen, for an adapter to learn on
+                (:mod:`rlhf_gym.lm.quantization`). None takes the weights as they are stored.
             revision: commit, tag or branch on the hub.
             trust_remote_code: let the hub's repository run its own Python code here. Off unless you trust it.
             allow_pickle: take weights from ``pytorch_model.bin`` where there are no safetensors. A pickle can run code
@@ -198,6 +202,7 @@ class LanguageModel:
         Raises:
             ModelError: nothing by that name can be loaded, it is not a causal language model, or some of its weights
                 are missing.
+            ConfigError: quantization's library is not installed.
         """
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -211,14 +216,12 @@ class LanguageModel:
         elif not isinstance(tokenizer, Tokenizer):
             tokenizer = wrap_tokenizer(tokenizer, name_or_path, chat_template=chat_template)
         options = load_options(source, revision, trust_remote_code) | {"dtype": DTYPES[dtype]}
-        if is_encoder_decoder(source, options):
-            model = load_weights(source, options, allow_pickle, auto=AutoModelForSeq2SeqLM)
-            torch.nn.Module.to(model, place)
-            loaded: LanguageModel = Seq2SeqModel(model, tokenizer, name_or_path)
-        else:
-            model = load_weights(source, options, allow_pickle)
-            torch.nn.Module.to(model, place)
-            loaded = cls(model, tokenizer, name_or_path)
+        encoder_decoder = is_encoder_decoder(source, options)
+        if quantization is not None:
+            options |= quantized_options(quantization, DTYPES[dtype], place)
+        model = load_weights(source, options, allow_pickle, auto=AutoModelForSeq2SeqLM if encoder_decoder else None)
+        torch.nn.Module.to(model, place)
+        loaded = (Seq2SeqModel if encoder_decoder else cls)(model, tokenizer, name_or_path)
         loaded.action_values = ActionValues.load(source.location, loaded.hidden_size, loaded.vocab_size, loaded.device)
         return loaded
 
@@ -247,9 +250,14 @@ class LanguageModel:
         other.model = copy.deepcopy(self.model, shared)
         for layer in other.model.modules():
             # A new parameter, as the old one may be tied to embeddings, which are not rounded.
-            if isinstance(layer, nn.Linear | Conv1D):
+            if isinstance(layer, nn.Linear | Conv1D) and not in_four_bits(layer):
                 layer.weight = nn.Parameter(layer.weight.detach().to(self.product_dtype), requires_grad=False)
         return other
+
+    @property
+    def quantization(self) -> str | None:
+        """The kind of numbers that linear layers are in (``"nf4"``), where an adapter alone can learn; None for whole ones."""
+        return quantization_of(self.model)
 
     @property
     def trunk(self) -> nn.Module:
@@ -419,7 +427,7 @@ class LanguageModel:
     def save(self, path: Path | str) -> None:
         """Write weights (safetensors), configuration and tokenizer to a folder that :meth:`load` reads.
 
-        An adapter is merged into the weights: the folder holds an ordinary model
+        An adapter is merged into the weights: the folder holds an ordinary model, also where the base is in 4 bits
         (:func:`~rlhf_gym.lm.lora.save_adapter` writes the adapter alone). A tokenizer that is not Hugging Face's is left out.
         Action values stand in a file of their own, which transformers does not read. The generation configuration names all
         ids that end this model's responses. Of a model that was in the folder before, no weights, no adapter, no tokenizer
@@ -433,6 +441,8 @@ class LanguageModel:
             remove_weights(path)
             if self.base is None or self.adapter is None:
                 self.model.save_pretrained(path)
+            elif self.base.quantization is not None:
+                save_whole(self.base.model, self.adapter.merged_weights(self.model), path)
             else:
                 self.base.model.save_pretrained(path, state_dict=self.adapter.merged_weights(self.model))
             save_ends(self.model, end_ids(self.tokenizer), path)

@@ -231,9 +231,16 @@ def load_weights(
     Raises:
         ModelError: it cannot be loaded, is no such model, or weights are missing.
     """
+    from rlhf_gym.lm.quantization import settle
+
     with one_thread_loads():
         from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
+    if source.gguf_file and "quantization_config" in options:
+        raise ModelError(
+            f"{source.name!r} is a GGUF file, which cannot be quantized while it is read: load it without quantization, save "
+            "it with LanguageModel.save, and load that folder"
+        )
     if source.gguf_file:
         options = options | {"quantization_config": GgufConfig(dequantize=True)}
     elif not allow_pickle:
@@ -265,6 +272,7 @@ def load_weights(
             "folder or name"
         )
     assert isinstance(model, PreTrainedModel)
+    settle(model)
     _align(model)
     return model
 

@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.loading import one_thread_loads
+from rlhf_gym.lm.quantization import as_stored, in_four_bits, whole_weights
 from rlhf_gym.lm.tokenizer import AnyTokenizer
 
 NAME = "default"
@@ -104,14 +105,14 @@ class Lora:
 
         out = {
             name.replace(".base_layer.", "."): tensor
-            for name, tensor in network.state_dict().items()
+            for name, tensor in whole_weights(network).items()
             if ".lora_" not in name
         }
         for name, layer in network.named_modules():
             if isinstance(layer, LoraLayer):
                 change: Any = layer
                 weight = out[f"{name}.weight"]
-                delta = change.get_delta_weight(NAME).detach()
+                delta = as_stored(change.get_base_layer(), change.get_delta_weight(NAME).detach())
                 out[f"{name}.weight"] = (weight.float() + delta.float()).to(weight.dtype)
         return out
 
@@ -187,7 +188,8 @@ def target_layers(base: LanguageModel, targets: tuple[str, ...] = ()) -> list[tu
         (name, layer)
         for name, layer in base.model.named_modules()
         # Not of a kind of its own that gives more than one tensor (Llama 4's router).
-        if type(layer).forward in (nn.Linear.forward, Conv1D.forward) and layer is not base.head
+        if (type(layer).forward in (nn.Linear.forward, Conv1D.forward) or in_four_bits(layer))
+        and layer is not base.head
     ]
     reasons = {name: reason for name, _ in linear if (reason := _why_not(base.model, name))}
     for target in targets:

@@ -87,6 +87,11 @@ class ModelConfig:
     )
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, ...; auto takes a GPU if there is one")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "number format of the weights")
+    quantization: Literal["nf4"] | None = setting(
+        None,
+        "nf4 keeps the weights of linear layers in 4 bits, frozen, for an adapter (`lora`) to learn on (QLoRA); null keeps "
+        "them as they are. Needs pip install 'rlhf-gym[quantized]'",
+    )
     revision: str | None = setting(None, "commit, tag or branch on the hub; null takes the hub's default")
     chat_template: str = setting(
         "auto",

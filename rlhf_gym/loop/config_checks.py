@@ -16,6 +16,7 @@ def check_config(config: Config) -> None:
     """
     _check_agent(config.agent)
     _check_value_start(config)
+    _check_quantization(config)
     _check_ensemble(config)
     _check_teacher(config.agent)
     _check_evaluation(config.evaluation)
@@ -101,6 +102,21 @@ def _check_value_start(config: Config) -> None:
     if config.agent.settings.get("value_network", "separate") != "separate":
         raise ConfigError(
             "agent.value_start reward_model needs a value network of its own: give agent.value_network separate"
+        )
+
+
+def _check_quantization(config: Config) -> None:
+    if config.model.quantization is None:
+        return
+    if not config.model.lora:
+        raise ConfigError(
+            f"model.quantization {config.model.quantization} freezes the model's weights, and nothing would learn: give "
+            "model.lora, e.g. {rank: 8}, an adapter on them"
+        )
+    if config.reward_model.enabled and config.reward_model.settings["trunk_layers"] not in (None, 0):
+        raise ConfigError(
+            f"model.quantization {config.model.quantization} freezes the reward model's trunk, too, which is a copy of the "
+            "model: give reward_model.trunk_layers 0 (null takes that here), or leave model.quantization out"
         )
 
 

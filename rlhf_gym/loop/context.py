@@ -18,7 +18,7 @@ from rlhf_gym.agents.common.setup import check_vocabulary
 from rlhf_gym.envs.prompt_weights import checked_difficulties
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.lora import Lora, require_peft, target_layers
+from rlhf_gym.lm.lora import Lora, load_adapter, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.loop.agent_catalogue import GIVEN, find_agent
 from rlhf_gym.loop.config import AgentConfig, Config, ModelConfig
@@ -331,7 +331,7 @@ def load_teacher(config: Config, reference: LanguageModel) -> LanguageModel | No
 
 def _load_frozen(settings: ModelConfig, name: str, *, revision: str | None = None) -> LanguageModel:
     return LanguageModel.load(
-        name, device=settings.device, dtype=settings.dtype, revision=revision,
+        name, device=settings.device, dtype=settings.dtype, quantization=settings.quantization, revision=revision,
         trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle,
         chat_template=settings.chat_template,
     ).frozen_copy()  # fmt: skip
@@ -352,6 +352,8 @@ def load_policy(config: Config, run: RunDirectory, round_number: int, like: Lang
     folder = run.policy(round_number)
     if not folder.is_dir():
         raise ModelError(f"the policy of round {round_number} is missing: expected {folder}")
+    if config.model.quantization is not None:  # the folder's weights are whole, and would take eight times the memory
+        return load_adapter(like, run.adapter(round_number))
     return LanguageModel.load(
         str(folder), device=str(like.device), dtype=config.model.dtype, tokenizer=like.tokenizer,
         trust_remote_code=config.model.trust_remote_code,

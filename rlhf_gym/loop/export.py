@@ -94,6 +94,8 @@ def model_card(run: RunDirectory, config: Config, number: int) -> str:
             )
     if config.model.lora:
         rows["LoRA"] = ", ".join(f"{key} {value}" for key, value in config.model.lora.items())
+    if config.model.quantization is not None:
+        rows["quantization of the base"] = config.model.quantization
     settings = {name: agent.get(name, value) for name, value in config.agent.settings.items()}  # as used
     lines = [
         *front, "", f"# {Path(base).name}, tuned with {rows['algorithm']}", "",

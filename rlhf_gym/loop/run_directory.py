@@ -131,6 +131,10 @@ class RunDirectory:
         """The folder of the model that a round has tuned."""
         return self.round(number) / "policy"
 
+    def adapter(self, number: int) -> Path:
+        """The folder of a round's LoRA adapter."""
+        return self.round(number) / "adapter"
+
     def reward_model(self, number: int) -> Path:
         """The folder of a round's reward model."""
         return self.round(number) / "reward_model"

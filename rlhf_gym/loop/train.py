@@ -28,7 +28,6 @@ from rlhf_gym.loop.summary import held_out_line
 from rlhf_gym.loop.train_reward import ProxyAndGold
 from rlhf_gym.loop.whole_files import read_json, whole_folder, write_json
 
-ADAPTER_FOLDER = "adapter"
 HELD_OUT_FILE = "held_out.json"
 """The last measurement on given rows that were held out."""
 BEST = "best.zip"
@@ -114,7 +113,7 @@ def _keep(context: RunContext, number: int, agent: TokenAlgorithm, validation: V
     with whole_folder(context.run.policy(number)) as target:
         model.save(target)
     if model.adapter is not None:
-        with whole_folder(folder / ADAPTER_FOLDER) as target:
+        with whole_folder(context.run.adapter(number)) as target:
             save_adapter(model, target)
 
 
@@ -272,7 +271,7 @@ def _trainable(context: RunContext, number: int) -> LanguageModel:
     if context.config.model.lora:
         if number == 1:
             return adapted(context.reference, Lora.of(context.config.model.lora), seed=context.seed(number, "train"))
-        return load_adapter(context.reference, context.run.round(number - 1) / ADAPTER_FOLDER)
+        return load_adapter(context.reference, context.run.adapter(number - 1))
     policy = context.policy(number - 1)
     model = policy.frozen_copy() if policy is context.reference else policy
     model.unfreeze()

@@ -185,6 +185,8 @@ class FitConfig:
         """The number of a trunk's last layers to train; 0 for the head alone, -1 for everything."""
         if self.trunk_layers is not None:
             return self.trunk_layers
+        if language_model.quantization is not None:
+            return 0
         weights = sum(p.numel() for p in language_model.trunk.parameters())
         return -1 if weights <= SMALL_TRUNK else 0
 

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from rlhf_gym.errors import ModelError
 from rlhf_gym.reward_model.features import Features
 from rlhf_gym.reward_model.model import RewardModel
 
@@ -69,10 +70,15 @@ class TrunkAndHead(TrainedPart):
         dropout: rate, while scores are computed.
 
     Raises:
-        ModelError: the trunk has fewer layers, or keeps them in a way that is not known.
+        ModelError: the trunk is quantized, has fewer layers, or keeps them in a way that is not known.
     """
 
     def __init__(self, model: RewardModel, last_layers: int | None, dropout: float) -> None:
+        if (kind := model.language_model.quantization) is not None:
+            raise ModelError(
+                f"the weights of {model.language_model.name!r} are in 4 bits ({kind}) and cannot learn: fit the head alone, "
+                "trunk_layers=0, or load the model without quantization"
+            )
         self.model, self._dropout = model, dropout
         self._before = [(p, p.requires_grad) for p in model.parameters()]
         self._modules = None if last_layers is None else [model.head, *model.last_layers(last_layers)]
