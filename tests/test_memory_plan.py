@@ -74,6 +74,13 @@ def test_what_is_held_by_hand(folder: Path, tmp_path: Path) -> None:
     free = planned(folder, kl_coef=0.0)
     assert "reference" not in {**free.held, **free.phases}
     assert free.phases["learning"] == plain.phases["learning"] - plain.held["reference"]
+    wide = tiny_language_model(layers=1, hidden=64)
+    wide.save(tmp_path / "wide")
+    sizes = [p.numel() for p in wide.model.parameters()]
+    eights = sum(2 * (size + 4 * -(-size // 256)) for size in sizes if size >= 4096)
+    assert eights > 0
+    floats = sum(8 * size for size in sizes if size < 4096)
+    assert planned(tmp_path / "wide", optimizer="adamw_8bit").held["optimizer"] == eights + floats
     adapter = planned(folder, model={"lora": {"rank": 2, "targets": ["q_proj"]}})
     assert "reference" not in adapter.held
     assert 0 <= adapter.held["adapter"] - 4 * adapter.trainable < 100  # a scalar or two
@@ -120,13 +127,16 @@ def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.Capture
     assert "No setting makes it fit" in out
 
 
-def test_nothing_is_advised_that_a_run_refuses() -> None:
+def test_nothing_is_advised_that_a_run_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def advised(agent: str, **settings: Any) -> list[str]:
         config = build({"agent": {"name": agent, **settings}, "reward_model": {"enabled": "value_start" in settings}})
         return [changes[-1] for changes, _ in smaller(config)]
 
     assert "agent.precision=bf16" in advised("ppo")
     assert "agent.precision=bf16" not in advised("trpo")  # which runs in float32 alone
+    for installed in (None, object()):
+        monkeypatch.setattr("rlhf_gym.loop.memory_plan.find_spec", lambda name, found=installed: found)
+        assert ("agent.optimizer=adamw_8bit" in advised("ppo")) == (installed is not None)
     own = {"value_network": "separate", "value_start": "reward_model"}
     assert not {"model.lora={rank: 8}", "agent.value_network=shared"} & {*advised("ppo", **own)}
 

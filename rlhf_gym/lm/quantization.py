@@ -6,7 +6,6 @@ import logging
 from importlib.util import find_spec
 from typing import Any
 
-
 from rlhf_gym.errors import ConfigError
 
 _KERNEL_MISSING = "Failed to load CPU gemm_4bit_forward"
