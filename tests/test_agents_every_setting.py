@@ -227,6 +227,17 @@ def recomputed(name: str, tmp_path: Path) -> bool:
     return switched == [False, True] and not float((weights(plain) - weights(anew)).abs().max()) > 1e-3
 
 
+def in_8_bits(name: str, tmp_path: Path) -> bool:
+    """optimizer: another one, which of tensors as small as these keeps exact moments, so that steps differ by rounding."""
+    pytest.importorskip("bitsandbytes")
+    agents_made = [trained(name, learning_rate=1e-3, optimizer=kind) for kind in ("adamw", "adamw_8bit")]
+    kinds = [type(agent.policy.optimizer).__name__ for agent in agents_made]
+    return (
+        kinds == ["AdamW", "AdamW8bit"]
+        and not float((weights(agents_made[0]) - weights(agents_made[1])).abs().max()) > 1e-3
+    )
+
+
 def refused(name: str, tmp_path: Path) -> bool:
     """TRPO differentiates twice, in float32 only."""
     with pytest.raises(ConfigError, match="float32"):
@@ -343,7 +354,7 @@ EFFECTS: dict[str, Effect] = {
     "engine": other_engine, "compare": turns_compared,
     **dict.fromkeys(["engine_folder", "engine_timeout", "engine_patience", "engine_tolerance"], given_to_the_engine),
     **dict.fromkeys(["ray", "ray_workers", "ray_cpus", "ray_gpus", "max_staleness"], given_to_the_workers),
-    "gradient_checkpointing": recomputed, "TRPO.precision": refused,
+    "gradient_checkpointing": recomputed, "optimizer": in_8_bits, "TRPO.precision": refused,
     **dict.fromkeys(["ES.batch_size", "ES.kl_in", "ES.kl_gradient", "ES.kl_importance"], refused_by_es),
 }  # fmt: skip
 

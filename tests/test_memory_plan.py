@@ -12,7 +12,9 @@ from tiny_models import tiny_language_model
 from rlhf_gym.cli.main import main
 from rlhf_gym.cli.plan_command import bytes_of
 from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.precision import use_fast_float32
+from rlhf_gym.lm.quantization import in_four_bits
 from rlhf_gym.lm.traced_memory import traced_memory
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.memory_plan import MemoryPlan, plan_memory, smaller
@@ -74,10 +76,32 @@ def test_what_is_held_by_hand(folder: Path, tmp_path: Path) -> None:
     free = planned(folder, kl_coef=0.0)
     assert "reference" not in {**free.held, **free.phases}
     assert free.phases["learning"] == plain.phases["learning"] - plain.held["reference"]
+    wide = tiny_language_model(layers=1, hidden=64)
+    wide.save(tmp_path / "wide")
+    sizes = [p.numel() for p in wide.model.parameters()]
+    eights = sum(2 * (size + 4 * -(-size // 256)) for size in sizes if size >= 4096)
+    assert eights > 0
+    floats = sum(8 * size for size in sizes if size < 4096)
+    assert planned(tmp_path / "wide", optimizer="adamw_8bit").held["optimizer"] == eights + floats
     adapter = planned(folder, model={"lora": {"rank": 2, "targets": ["q_proj"]}})
     assert "reference" not in adapter.held
     assert 0 <= adapter.held["adapter"] - 4 * adapter.trainable < 100  # a scalar or two
     assert adapter.held["optimizer"] == 8 * adapter.trainable
+
+
+def test_a_base_in_4_bits_takes_what_bitsandbytes_takes(folder: Path) -> None:
+    lora = {"lora": {"rank": 2}}
+    whole, four = planned(folder, model=lora), planned(folder, model={**lora, "quantization": "nf4"})
+    assert (four.parameters, four.trainable) == (whole.parameters, whole.trainable)
+    tokenizer = tiny_language_model("llama").tokenizer
+    real = LanguageModel.load(str(folder), device="cpu", quantization="nf4", tokenizer=tokenizer).model
+    states = [layer.weight.quant_state for layer in real.modules() if in_four_bits(layer)]  # type: ignore[union-attr]
+    tensors = [*real.parameters(), *real.buffers(), *(s.absmax for s in states), *(s.state2.absmax for s in states)]  # type: ignore[union-attr]
+    assert abs(four.held["policy"] - sum(t.numel() * t.element_size() for t in tensors)) < 100
+    assert four.held["adapter"] == whole.held["adapter"]
+    saved = whole.held["policy"] - four.held["policy"]
+    assert four.phases["generation"] <= whole.phases["generation"] - 0.9 * saved
+    assert "reference" not in four.held
 
 
 def test_evolution_strategies_run_nothing_backwards(folder: Path) -> None:
@@ -120,13 +144,17 @@ def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.Capture
     assert "No setting makes it fit" in out
 
 
-def test_nothing_is_advised_that_a_run_refuses() -> None:
+def test_nothing_is_advised_that_a_run_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def advised(agent: str, **settings: Any) -> list[str]:
         config = build({"agent": {"name": agent, **settings}, "reward_model": {"enabled": "value_start" in settings}})
         return [changes[-1] for changes, _ in smaller(config)]
 
     assert "agent.precision=bf16" in advised("ppo")
     assert "agent.precision=bf16" not in advised("trpo")  # which runs in float32 alone
+    for installed in (None, object()):
+        monkeypatch.setattr("rlhf_gym.loop.memory_plan.find_spec", lambda name, found=installed: found)
+        for change in ("agent.optimizer=adamw_8bit", "model.quantization=nf4"):
+            assert (change in advised("ppo")) == (installed is not None)
     own = {"value_network": "separate", "value_start": "reward_model"}
     assert not {"model.lora={rank: 8}", "agent.value_network=shared"} & {*advised("ppo", **own)}
 

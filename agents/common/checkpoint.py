@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -235,6 +235,12 @@ def _build(
     settings = {name: value for name, value in saved.items() if name not in elsewhere}
     changes = {our_name(name, saved): value for name, value in changes.items()}
     settings |= {"seed": data["state"]["seed"], **changes}
+    optimizer = saved.get("optimizer", "adamw")
+    if changes.get("optimizer", optimizer) != optimizer:
+        raise ConfigError(
+            f"the checkpoint holds the moments of optimizer={optimizer!r}, which {changes['optimizer']!r} cannot go on from: "
+            "leave optimizer out, or begin a new agent from the checkpoint's language model"
+        )
     base = data.get("base")
     if (given is not None and base is None) or "lora" in changes or "value_start" in changes:
         raise ConfigError(
@@ -403,17 +409,29 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors, and its parameter groups as JSON."""
-    tensors = {f"{i}.{k}": v.clone() for i, entry in state["state"].items() for k, v in entry.items()}
+    """An optimizer's state as named tensors, and its parameter groups as JSON. Whole numbers are tensors ``[]`` of int64."""
+    tensors = dict(_named(state["state"]))
     groups = [
         {k: v for k, v in group.items() if is_json(v) or isinstance(v, list | tuple)} for group in state["param_groups"]
     ]
     return tensors, {"param_groups": groups}
 
 
+def _named(entries: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Copies of the tensors and whole numbers in nested dicts, by the names on their way."""
+    for key, value in entries.items():
+        if isinstance(value, dict):  # bitsandbytes keeps its moments in one more
+            yield from _named(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", torch.tensor(value) if isinstance(value, int) else value.clone()
+
+
 def _unflatten(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
+        index, *inside, key = name.split(".")
+        entry = state.setdefault(int(index), {})
+        for one in inside:
+            entry = entry.setdefault(one, {})
+        entry[key] = int(tensor) if tensor.dtype == torch.int64 and not tensor.ndim else tensor
     return {"state": state, "param_groups": scalars["param_groups"]}

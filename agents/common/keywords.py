@@ -37,6 +37,7 @@ class AgentKeywords(TypedDict, total=False):
     lora: Lora | Mapping[str, Any] | None
     learning_rate_decay: Literal["constant", "linear", "cosine"]
     learning_rate_warmup: float
+    optimizer: Literal["adamw", "adamw_8bit"]
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float

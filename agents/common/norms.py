@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_gym.agents.common.optimizer import split_weights
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.sharding import one_number
+from rlhf_gym.lm.quantization import import_bitsandbytes
 
 GROUPS = ("embeddings", "first_layers", "middle_layers", "last_layers", "head", "value")
 """The groups of layers: thirds of the blocks; ``head`` is the last norm and an output layer that is not tied."""
@@ -56,7 +57,7 @@ def update_norms(groups: Mapping[str, list[Tensor]], optimizer: torch.optim.Opti
     """The norm of each group's last step of Adam, ``[]``, as ``update_norm/GROUP``.
 
     It is computed from Adam's moments (Kingma and Ba 2015, algorithm 1), without weight decay, so that no copy of the weights
-    is kept: one weight's step at a time is in memory.
+    is kept: one weight's step at a time is in memory. Of moments in 8 bits it is the step that the rounded ones make.
 
     Args:
         groups: weights of any shape ``[...]``, by group.
@@ -65,17 +66,35 @@ def update_norms(groups: Mapping[str, list[Tensor]], optimizer: torch.optim.Opti
     options = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
     norms = {}
     for group, weights in groups.items():
-        moved = [weight for weight in weights if "exp_avg" in optimizer.state.get(weight, {})]
+        moved = [weight for weight in weights if optimizer.state.get(weight)]
         steps = [_norm([_adam_step(optimizer.state[weight], options[id(weight)])]) for weight in moved]
         norms[f"update_norm/{group}"] = _norm(steps)
     return norms
 
 
-def _adam_step(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
+def _adam_step(state: Mapping[str, Any], options: Mapping[str, Any]) -> Tensor:
     beta1, beta2 = options["betas"]
     step = state["step"]  # stays on its device: a transfer for each weight would wait for it
-    scale = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(options["eps"])
-    return state["exp_avg"].div(scale).mul_(options["lr"] / (1 - beta1**step))
+    mean, mean_square = moments(state)
+    scale = (mean_square / (1 - beta2**step)).sqrt_().add_(options["eps"])
+    return mean.div(scale).mul_(options["lr"] / (1 - beta1**step))
+
+
+def moments(state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Adam's means of the gradient and of its square, of the weight's shape ``[...]`` each, in float32.
+
+    Args:
+        state: an optimizer's of one weight that it has moved: torch's AdamW, or that of bitsandbytes.
+    """
+    if "exp_avg" in state:
+        return state["exp_avg"], state["exp_avg_sq"]
+    if "absmax1" not in state:  # a small tensor
+        return state["state1"], state["state2"]
+    decode = import_bitsandbytes().functional.dequantize_blockwise
+    mean, mean_square = (
+        decode(state[f"state{n}"], absmax=state[f"absmax{n}"], code=state[f"qmap{n}"], blocksize=256) for n in (1, 2)
+    )
+    return mean, mean_square
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.agents.common.settings import AgentSettings
 from rlhf_gym.agents.common.sharding import one_number
+from rlhf_gym.errors import ConfigError
+from rlhf_gym.lm.quantization import import_bitsandbytes, require_bitsandbytes
 
 FIRST_RATE = 0.1
 """Part of the learning rate that a warm-up begins with: at 0, the first iteration would be for nothing."""
@@ -36,8 +40,30 @@ def rate_at(progress_remaining: float, decay: str, warmup: float) -> float:
     return 1.0
 
 
+def check_optimizer(name: str, ranks: Ranks) -> None:
+    """Refuse an optimizer that cannot step here; nothing is imported for that.
+
+    Args:
+        name: the setting ``optimizer``.
+        ranks: the processes.
+
+    Raises:
+        ConfigError: its library is not installed, or it cannot step weights in parts.
+    """
+    if name != "adamw_8bit":
+        return
+    require_bitsandbytes("optimizer='adamw_8bit'")
+    if ranks.sharded and ranks.shared:
+        raise ConfigError(
+            "optimizer='adamw_8bit' cannot step weights of which each rank keeps a part: take optimizer='adamw', whose moments "
+            "are shared out, or launch without accelerate's FSDP"
+        )
+
+
 def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) for the weights that learn; with a learning rate of its own for the value function.
+
+    With moments in 8 bits it is that of Dettmers et al. 2022, in blocks of 256 numbers.
 
     Args:
         policy: whose weights learn.
@@ -54,10 +80,20 @@ def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float)
         groups = [{"params": others, "own_rate": None}, {"params": values, "own_rate": own_rate}]
     for group in groups:
         group["lr"] = learning_rate if group["own_rate"] is None else own_rate
-    return torch.optim.AdamW(
-        groups, betas=(given.adam_beta1, given.adam_beta2), eps=given.adam_epsilon, weight_decay=given.weight_decay,
-        fused=policy.language_model.device.type in ("cpu", "cuda"),
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "betas": (given.adam_beta1, given.adam_beta2), "eps": given.adam_epsilon, "weight_decay": given.weight_decay
+    }  # fmt: skip
+    if given.optimizer == "adamw_8bit":
+        optimizer: torch.optim.Optimizer = import_bitsandbytes().optim.AdamW8bit(groups, **options)
+        optimizer.register_step_post_hook(_note_changes)
+        return optimizer
+    return torch.optim.AdamW(groups, **options, fused=policy.language_model.device.type in ("cpu", "cuda"))
+
+
+def _note_changes(optimizer: torch.optim.Optimizer, args: Any, options: Any) -> None:
+    """Count up the versions of weights, which bitsandbytes changes past torch; engines and caches go by them."""
+    for group in optimizer.param_groups:
+        increment_version([weight for weight in group["params"] if weight.grad is not None])
 
 
 def split_weights(policy: LMPolicy) -> tuple[list[Tensor], list[Tensor]]:

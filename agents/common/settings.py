@@ -209,6 +209,12 @@ class AgentSettings:
     learning_rate_warmup: float = setting(
         0.0, "the part of training in which the learning rate rises from near 0", at_least=0, below=1
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = setting(
+        "adamw",
+        "adamw_8bit is AdamW with its two moments in 8 bits a number, 2 bytes a weight in place of 8 (tensors of fewer than "
+        "4,096 numbers keep float32). Needs pip install 'rlhf-gym[quantized]'",
+        source="Dettmers et al. 2022",
+    )
     adam_beta1: float = setting(
         0.9, "AdamW's decay rate of the mean gradient", at_least=0, below=1, source="Loshchilov and Hutter 2019"
     )

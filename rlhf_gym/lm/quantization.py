@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ConfigError, ModelError
 
-Quantization = Literal["nf4"]
 _KERNEL_MISSING = "Failed to load CPU gemm_4bit_forward"
 
 

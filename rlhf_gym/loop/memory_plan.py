@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,10 +34,13 @@ from rlhf_gym.lm.traced_memory import LiveBytes, traced_memory
 from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import build, merge, parse_override, to_settings
+from rlhf_gym.loop.planned_four_bits import FourBits, number_of_weights, quantize
 
 LOGIT_COPIES = 4
 """Tables ``[responses, V]`` in float32 while a token is drawn: logits, log-probabilities, probabilities, masked logits."""
 
+SMALLEST_IN_8_BITS = 4096
+"""Numbers of the smallest tensor whose moments bitsandbytes keeps in 8 bits."""
 
 RESERVE = 0.08
 """Share for kernels' scratch memory and an allocator's reserve, which are not traced: of the size that measurements show."""
@@ -129,7 +133,10 @@ class _LowRank(nn.Module):
         super().__init__()
         self.layer = layer
         weight: Any = layer.weight
-        rows, columns = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
+        if isinstance(layer, FourBits):
+            rows, columns = layer.in_features, layer.out_features
+        else:
+            rows, columns = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
         self.down, self.up = nn.Linear(rows, lora.rank, bias=False), nn.Linear(lora.rank, columns, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +195,7 @@ class _Training:
         self.seen = 0
         base = self.model(learns=True)
         base.check_fits(prompt_tokens, response_tokens)
-        self.parameters = sum(p.numel() for p in base.model.parameters())
+        self.parameters = number_of_weights(base.model)
         self.hold("policy")
         lora = Lora.of(config.model.lora) if config.model.lora else None
         self.policy = base
@@ -223,7 +230,8 @@ class _Training:
             p for m in filter(None, (self.policy, self.value)) for p in m.model.parameters() if p.requires_grad
         ]
         self.weights += [p for p in self.heads.parameters() if p.requires_grad] if self.heads is not None else []
-        self.moments = [torch.zeros_like(p, dtype=torch.float32) for p in self.weights for _ in range(2)]
+        in_8_bits = self.settings.get("optimizer") == "adamw_8bit"
+        self.moments = [t for p in self.weights for _ in range(2) for t in _moment(p, in_8_bits=in_8_bits)]
         self.hold("optimizer")
         self.environments = config.agent.environments
 
@@ -244,6 +252,8 @@ class _Training:
         network = auto.from_config(network_config or self.network_config, dtype=stored)
         model = _Outline(network, _NoTokens(), settings.name)
         model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
+        if settings.quantization is not None:
+            quantize(model)
         return model
 
     def hold(self, name: str) -> None:
@@ -357,6 +367,13 @@ class _Training:
         return torch.zeros(rows, columns, dtype=torch.long)
 
 
+def _moment(weight: Tensor, *, in_8_bits: bool) -> list[Tensor]:
+    """What an optimizer keeps for one of a weight's two moments; in 8 bits a byte a number, and a float for 256 of them."""
+    if not in_8_bits or weight.numel() < SMALLEST_IN_8_BITS:
+        return [torch.zeros_like(weight, dtype=torch.float32)]
+    return [torch.zeros_like(weight, dtype=torch.uint8), torch.zeros(-(-weight.numel() // 256))]
+
+
 def _capacity(first: int, last: int) -> int:
     """Columns of the rectangle of keys and values once it has grown to a length; see :mod:`rlhf_gym.lm.cache`."""
     columns = first + SPARE
@@ -376,7 +393,7 @@ def smaller(config: Config) -> Iterator[tuple[list[str], Config]]:
     """Configurations that take less memory, one change after the other, each with the changes so far as ``--set`` takes them.
 
     What costs no quality comes first: activations computed anew, smaller micro-batches; then rounded products, a shared value
-    head, and an adapter in place of all weights.
+    head, moments in 8 bits (where their library is installed), an adapter in place of all weights, and its base in 4 bits.
 
     What a run would refuse is left out.
 
@@ -387,12 +404,16 @@ def smaller(config: Config) -> Iterator[tuple[list[str], Config]]:
     wanted: list[tuple[str, Any]] = [
         ("gradient_checkpointing", True), ("tokens_per_batch", 1024), ("precision", "bf16"), ("value_network", "shared")
     ]  # fmt: skip
+    if find_spec("bitsandbytes") is not None:
+        wanted.append(("optimizer", "adamw_8bit"))
     candidates = [
         f"agent.{name}={str(value).lower()}" for name, value in wanted
         if (now := config.agent.settings.get(name)) not in (None, value) and (name != "tokens_per_batch" or now > value)
     ]  # fmt: skip
     if not config.model.lora:
         candidates.append("model.lora={rank: 8}")
+    if config.model.quantization is None and find_spec("bitsandbytes") is not None:
+        candidates.append("model.quantization=nf4")
     for change in candidates:
         try:
             config = build(merge(to_settings(config), parse_override(change)))

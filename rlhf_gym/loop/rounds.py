@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rlhf_gym.agents.common.optimizer import check_optimizer
 from rlhf_gym.agents.common.ranks import Ranks, check_divides, process_ranks
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.agent_catalogue import find_agent
@@ -88,7 +89,7 @@ def run_loop(
 
 
 def check_ranks(ranks: Ranks, config: Config, run: RunDirectory, *, resume: bool) -> None:
-    """Refuse processes that would not run the same, or cannot share the environments.
+    """Refuse processes that would not run the same, cannot share the environments, or have no such optimizer.
 
     Args:
         ranks: the processes.
@@ -106,6 +107,7 @@ def check_ranks(ranks: Ranks, config: Config, run: RunDirectory, *, resume: bool
     cls = find_agent(config.agent.name)
     group_size = config.agent.settings.get("group_size", cls.group_size)
     check_divides(ranks, config.agent.environments, int(group_size))
+    check_optimizer(config.agent.settings.get("optimizer", "adamw"), ranks)
 
 
 def _check(config: Config, run: RunDirectory, page: PeoplePage | None, *, resume: bool) -> None:
