@@ -20,8 +20,6 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.errors import ConfigError, ModelError
 
-_KERNEL_MISSING = "Failed to load CPU gemm_4bit_forward"
-
 
 def require_bitsandbytes(what: str, *others: str) -> None:
     """Refuse to go on without bitsandbytes; it is not imported, which takes seconds.
@@ -38,18 +36,18 @@ def require_bitsandbytes(what: str, *others: str) -> None:
 
 
 def import_bitsandbytes() -> Any:
-    """The library, imported without its warning that an optional kernel for processors was not downloaded."""
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    logger.addFilter(_other_than_the_kernel)
-    try:
-        import bitsandbytes
-    finally:
-        logger.removeFilter(_other_than_the_kernel)
+    """The library, whose own types are incomplete."""
+    import bitsandbytes
+
     return bitsandbytes
 
 
 def _other_than_the_kernel(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_KERNEL_MISSING)
+    return not record.getMessage().startswith("Failed to load CPU gemm_4bit_forward")
+
+
+# It warns of an optional kernel for processors that was not downloaded, whoever imports it (peft does, where it is installed).
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_other_than_the_kernel)
 
 
 def quantized_options(quantization: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
