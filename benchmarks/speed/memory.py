@@ -35,8 +35,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "135M": ("135M", {}),
     "135M, bf16": ("135M", {"precision": "bf16"}),
     "135M, gradient checkpointing": ("135M", {"gradient_checkpointing": True}),
+    "135M, 8-bit optimizer": ("135M", {"optimizer": "adamw_8bit"}),
     "135M, LoRA": ("135M", {"lora": {"rank": 8}}),
+    "135M, LoRA on 4 bits": ("135M", {"lora": {"rank": 8}, "quantization": "nf4"}),
     "500M, LoRA": ("500M", {"lora": {"rank": 8}}),
+    "500M, LoRA on 4 bits": ("500M", {"lora": {"rank": 8}, "quantization": "nf4"}),
     "500M": ("500M", {}),
 }
 
@@ -69,7 +72,7 @@ def train(folder: str, options: dict[str, Any]) -> None:
     from rlhf_gym.tasks.samples import Prompt
 
     torch.set_num_threads(1)
-    model = LanguageModel.load(folder, device="cpu")
+    model = LanguageModel.load(folder, device="cpu", quantization=options.pop("quantization", None))
     prompts = [Prompt(" ".join(f"w{2 + i * PROMPT + k}" for k in range(PROMPT))) for i in range(EPISODES)]
     task = Task(
         "memory", prompts, reward=lambda prompts, responses: [float(len(r) % 2) for r in responses],
@@ -86,9 +89,9 @@ def planned(folder: str, options: dict[str, Any]) -> float:
     from rlhf_gym.loop.config_file import build as build_config
     from rlhf_gym.loop.memory_plan import plan_memory
 
-    lora = options.pop("lora", None)
+    of_the_model = {name: options.pop(name) for name in ("lora", "quantization") if name in options}
     settings = {
-        "model": {"name": folder, "device": "cpu", **({"lora": lora} if lora else {})},
+        "model": {"name": folder, "device": "cpu", **of_the_model},
         "agent": {"name": "ppo", "n_episodes": EPISODES, "batch_size": EPISODES, **options},
         "reward_model": {"enabled": False},
     }
