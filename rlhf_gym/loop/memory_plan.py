@@ -423,7 +423,7 @@ def smaller(config: Config, ranks: Ranks | None = None) -> Iterator[tuple[list[s
     """Configurations that take less memory, one change after the other, each with the changes so far as ``--set`` takes them.
 
     What costs no quality comes first: activations computed anew, smaller micro-batches; then rounded products, a shared value
-    head, moments in 8 bits (where their library is installed, and weights are whole), and an adapter in place of all weights.
+    head, moments in 8 bits (where their library is installed), and an adapter in place of all weights.
 
     What a run would refuse is left out.
 
