@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from rlhf_gym.agents.common.collect import Scoring, decode_episodes
+from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.agents.common.rollout import Episode, Rollout
 from rlhf_gym.agents.common.settings import AgentSettings, setting
 from rlhf_gym.agents.common.shared_settings import GroupSettings, KLSettings, OverlongSettings, RolloutSettings
@@ -114,8 +115,7 @@ class ES(CriticFree):
                 "ES decodes the responses of each perturbed copy whole, and this environment must be stepped token by token "
                 "(it has masks or wrappers of its own, or a limit on steps): give make_sb3_env(...)"
             )
-        if self.ranks.size > 1:
-            raise ConfigError(f"ES learns in one process, and {self.ranks.size} learn together: start one")
+        check_alone(self.ranks)
         return super()._check(env, model)
 
     @property
@@ -217,6 +217,19 @@ class _EngineOfCopies(BuiltinEngine):
                 )  # fmt: skip
             found |= dict(zip(own, responses, strict=True))
         return [found[i] for i in range(len(prompts))]
+
+
+def check_alone(ranks: Ranks) -> None:
+    """Refuse several processes.
+
+    Args:
+        ranks: those that learn together.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if ranks.size > 1:
+        raise ConfigError(f"ES learns in one process, and {ranks.size} learn together: start one")
 
 
 def shaped_fitness(scores: Tensor, how: Literal["ranks", "z_scores"]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rlhf_gym.agents.common import algorithm
 from rlhf_gym.agents.common.callbacks import IterationCallback
 from rlhf_gym.agents.common.divergence import SaveDivergence
 from rlhf_gym.agents.common.ranks import process_ranks
+from rlhf_gym.agents.common.sharding import Shards
 from rlhf_gym.envs import ConversationEnv, make_sb3_env, wrap_text_env
 from rlhf_gym.errors import NotFiniteError
 from rlhf_gym.rewards import RunningStandardise
@@ -92,8 +94,24 @@ def ppo(folder: Path) -> dict[str, Any]:
 
 
 def resumed(folder: Path) -> dict[str, Any]:
-    """The others from a checkpoint of one process."""
-    return learned(agents.PPO.load(folder / "saved_by_one", env=adaptive_env()))
+    """The others from a checkpoint of one process, and how many of its moments are left when weights are gathered."""
+    agent = agents.PPO.load(folder / "saved_by_one", env=adaptive_env())
+    moments = [
+        weakref.ref(state[name])
+        for state in agent.policy.optimizer.state.values()
+        for name in ("exp_avg", "exp_avg_sq")
+    ]
+    assert moments
+    left, gather = list[int](), Shards.gather
+
+    def noted(shards: Shards) -> None:
+        left.append(sum(moment() is not None for moment in moments))
+        gather(shards)
+
+    Shards.gather = noted  # type: ignore[method-assign]
+    found = learned(agent)
+    Shards.gather = gather  # type: ignore[method-assign]
+    return {**found, "left": left}
 
 
 def grpo(folder: Path) -> dict[str, Any]:

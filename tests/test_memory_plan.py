@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import tiny_language_model
 
+from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.cli.main import main
 from rlhf_gym.cli.plan_command import bytes_of
 from rlhf_gym.errors import ConfigError
@@ -27,12 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def planned(folder: Path, **settings: Any) -> MemoryPlan:
+def planned(folder: Path, ranks: Ranks | None = None, **settings: Any) -> MemoryPlan:
     model = {"name": str(folder), "device": "cpu", **settings.pop("model", {})}
     agent = {"n_episodes": 8, "batch_size": 8, **settings}
     config = build({"model": model, "agent": agent, "reward_model": {"enabled": False}})
     use_fast_float32.cache_clear()  # as the command, which plans before any model is made
-    return plan_memory(config, prompt_tokens=4, response_tokens=8)
+    return plan_memory(config, prompt_tokens=4, response_tokens=8, ranks=ranks)
 
 
 def test_live_bytes_by_hand() -> None:
@@ -121,6 +122,42 @@ def test_evolution_strategies_run_nothing_backwards(folder: Path) -> None:
     assert wider.phases["learning"] == found.phases["learning"]
 
 
+def test_processes_share_slots_and_rows_out(folder: Path) -> None:
+    """Each has what a single process has with its share of the environments and of a minibatch."""
+    single, several = planned(folder, n_episodes=4, batch_size=4), planned(folder, Ranks(0, 2))
+    assert (several.held, several.phases, several.resuming) == (single.held, single.phases, 0)
+    stepped = planned(folder, Ranks(0, 2), collect="step")  # by the first process alone
+    assert stepped.phases == {**single.phases, "generation": planned(folder).phases["generation"]}
+
+
+@pytest.mark.parametrize(("processes", "bytes_a_weight"), [(2, 16), (4, 12)])
+def test_weights_in_parts_by_hand(folder: Path, processes: int, bytes_a_weight: int) -> None:
+    """What counting tensors in real processes gave (docs/scaling.md), of 20 bytes a weight where each has all of them."""
+    weights = list(tiny_language_model("llama").model.parameters())
+    size = sum(p.numel() for p in weights)
+    part = sum(-(-len(p) // processes) * p[0].numel() for p in weights)  # the first process has a row more of some
+    assert part == pytest.approx(size / processes, rel=0.05)
+    assert 8 + 16 / processes == bytes_a_weight
+    ranks = Ranks(0, processes, sharded=True)
+    whole, parts = planned(folder, Ranks(0, processes)), planned(folder, ranks)
+    buffers = sum(whole.held.values()) - 16 * size  # of the policy and of the reference
+    assert sum(parts.held.values()) - buffers == 8 * size + 16 * part
+    assert parts.held["optimizer"] == parts.held["parts of the weights"] == 8 * part
+    saved = whole.phases["learning"] - parts.phases["learning"]  # activations are the same
+    assert saved == 20 * size - (8 * size + 16 * part)
+    assert parts.phases["optimizer step"] - buffers == 20 * part
+    assert parts.resuming - buffers == 16 * size + 4 * part
+    gathered = planned(folder, ranks, name="preference_optimization", loss="kto", data="rows.jsonl")
+    released = planned(folder, ranks, name="preference_optimization", data="rows.jsonl")
+    stays = gathered.phases["optimizer step"] - released.phases["optimizer step"]
+    assert stays == 4 * size  # KTO's reference
+    adapter = planned(folder, ranks, model={"lora": {"rank": 2, "targets": ["q_proj"]}})
+    base = adapter.held["policy"]
+    assert base == whole.held["policy"]
+    assert "reference" not in adapter.held
+    assert base < adapter.phases["optimizer step"] < base + 20 * adapter.trainable
+
+
 def test_settings_that_save_memory_do(folder: Path) -> None:
     plain = planned(folder).phases["learning"]
     assert planned(folder, gradient_checkpointing=True).phases["learning"] < plain
@@ -134,7 +171,7 @@ def test_settings_that_save_memory_do(folder: Path) -> None:
     assert planned(Path("embedded"), precision="bf16").held["policy"] == tied.held["policy"]
 
 
-def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_makes_it_fit(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["plan", "--model", str(folder), "--prompt-tokens", "4", "--response-tokens", "8", "--device", "cpu"]
     assert main([*options, "--memory", "64GB"]) == 0
     assert "It fits in 64GB." in capsys.readouterr().out
@@ -142,6 +179,14 @@ def test_the_command_says_what_makes_it_fit(folder: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "--set agent.gradient_checkpointing=true" in out
     assert "No setting makes it fit" in out
+    wide = tmp_path / "wide"
+    tiny_language_model("llama", layers=1, hidden=1024).save(wide)
+    options[2] = str(wide)
+    assert main([*options, "--processes", "8", "--parts"]) == 0
+    out = capsys.readouterr().out
+    assert "each of 8 processes, with parts of the weights" in out
+    assert "optimizer step" in out
+    assert "while --resume loads a checkpoint" in out
 
 
 def test_nothing_is_advised_that_a_run_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +202,8 @@ def test_nothing_is_advised_that_a_run_refuses(monkeypatch: pytest.MonkeyPatch) 
             assert (change in advised("ppo")) == (installed is not None)
     own = {"value_network": "separate", "value_start": "reward_model"}
     assert not {"model.lora={rank: 8}", "agent.value_network=shared"} & {*advised("ppo", **own)}
+    parts = [changes for changes, _ in smaller(build({}), Ranks(0, 2, sharded=True))][-1]
+    assert "agent.optimizer=adamw_8bit" not in parts
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GB", 24e9), ("1.5 GiB", 1.5 * 2**30), ("512mib", 2**29), ("8e9", 8e9)])
@@ -171,3 +218,15 @@ def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str],
     assert main(["plan", "--model", str(tmp_path / "none")]) != 0
     assert main(["plan", "--model", str(folder), "--response-tokens", "100000"]) != 0
     assert "Traceback" not in capsys.readouterr().err
+    for options, words in (
+        ("--processes 0", "--processes must be at least 1"),
+        ("--parts", "a single process keeps all weights"),
+        ("--processes 3", "3 processes cannot share 64 environments equally"),
+        ("--processes 16 --set agent.name=grpo", "64 environments in groups of 8 equally"),
+        ("--processes 2 --parts --set agent.optimizer=adamw_8bit", "cannot step weights of which each rank keeps a"),
+        ("--processes 2 --set agent.name=es", "ES learns in one process"),
+    ):
+        assert main(["plan", "--model", str(folder), *options.split()]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1

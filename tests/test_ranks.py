@@ -159,6 +159,7 @@ def test_each_process_keeps_half_of_weights_moments_and_reference(in_parts: Any)
 def test_one_process_goes_on_from_parts_and_parts_go_on_from_one(folder: Path, alone: Any, in_parts: Any) -> None:
     """What a callback of rank 0 has saved by itself included."""
     assert_same(alone["ppo"], in_parts["resumed"])
+    assert set(in_parts["resumed"]["left"]) == {0}  # whole moments are let go before weights are whole again
     agent = PPO.load(folder / "parts" / "saved_by_several", env=rank_worker.adaptive_env())
     assert_same(alone["ppo"], rank_worker.learned(agent))
     limited = GRPO.load(folder / "parts" / "saved_by_callback", env=letters_env())

@@ -386,6 +386,7 @@ class TokenAgent(OnPolicyAlgorithm):
             if good is not None:
                 moments = shards.state_in_parts(good.optimizer, self.policy.optimizer)
                 self.kl_guard.last_good = LastGood(shards.parts_of(good.weights, self.policy), moments)
+            del state, good  # before the weights are whole again
         if self.reference is not None:
             own = {id(weight) for weight in self.policy.parameters()}
             if own.isdisjoint(id(weight) for weight in self.reference.model.parameters()):

@@ -50,10 +50,22 @@ def check_optimizer(name: str, ranks: Ranks) -> None:
     Raises:
         ConfigError: its library is not installed, or it cannot step weights in parts.
     """
-    if name != "adamw_8bit":
-        return
-    require_bitsandbytes("optimizer='adamw_8bit'")
-    if ranks.sharded and ranks.shared:
+    check_parts(name, ranks)
+    if name == "adamw_8bit":
+        require_bitsandbytes("optimizer='adamw_8bit'")
+
+
+def check_parts(name: str, ranks: Ranks) -> None:
+    """Refuse an optimizer that cannot step weights in parts, where ranks keep parts.
+
+    Args:
+        name: the setting ``optimizer``.
+        ranks: the processes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if name == "adamw_8bit" and ranks.sharded and ranks.shared:
         raise ConfigError(
             "optimizer='adamw_8bit' cannot step weights of which each rank keeps a part: take optimizer='adamw', whose moments "
             "are shared out, or launch without accelerate's FSDP"

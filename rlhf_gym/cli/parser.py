@@ -118,8 +118,17 @@ def _add_plan(commands: Commands) -> None:
         "--response-tokens", type=int, metavar="N", help="tokens of each response (default: task.max_new_tokens, or 64)"
     )
     plan.add_argument(
-        "--memory", metavar="SIZE", help="memory that there is, e.g. 24GB: say what would make the run fit"
-    )
+        "--memory", metavar="SIZE",
+        help="memory that there is for a process, e.g. 24GB: say what would make the run fit",
+    )  # fmt: skip
+    plan.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="number of processes that are to learn together, as `accelerate launch` starts them: plan each one (default: 1)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--parts", action="store_true",
+        help="each process keeps a part of the weights, as with `accelerate launch --use_fsdp`; see docs/scaling.md",
+    )  # fmt: skip
     _add_settings(plan)
 
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.agents import ES, ILQL
 from rlhf_gym.agents.common.action_value_heads import conservative_loss, q_loss, token_q
+from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.agents.common.value_head import ValueHead
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.action_values import ActionValues
@@ -32,9 +33,11 @@ from rlhf_gym.lm.precision import product_dtype, use_fast_float32
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.traced_memory import LiveBytes, traced_memory
 from rlhf_gym.loop.agent_catalogue import find_agent
+from rlhf_gym.loop.check_processes import check_processes
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import build, merge, parse_override, to_settings
 from rlhf_gym.loop.planned_four_bits import FourBits, number_of_weights, quantize
+from rlhf_gym.loop.planned_parts import Parts, first_part
 
 LOGIT_COPIES = 4
 """Tables ``[responses, V]`` in float32 while a token is drawn: logits, log-probabilities, probabilities, masked logits."""
@@ -48,14 +51,15 @@ RESERVE = 0.08
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory that a run's training takes at its peaks.
+    """The memory that a run's training takes at its peaks, in each of its processes.
 
     Attributes:
         parameters: of the language model.
         trainable: those that learn, a value network's included.
         libraries: bytes that Python and its libraries take on the processor; 0 for a GPU.
-        held: bytes that stay through all phases, by what holds them.
+        held: bytes that stay through all phases, by what holds them; of weights in parts, while responses are generated.
         phases: most bytes alive in each phase, ``held`` included, ``libraries`` not.
+        resuming: likewise while a checkpoint is loaded whose moments come whole, to be kept in parts; 0 without parts.
     """
 
     parameters: int
@@ -63,11 +67,20 @@ class MemoryPlan:
     libraries: int
     held: Mapping[str, int]
     phases: Mapping[str, int]
+    resuming: int = 0
 
     @property
     def peak(self) -> int:
         """The most bytes at once, the reserve included."""
-        return int((1 + RESERVE) * (self.libraries + max(self.phases.values())))
+        return self._reserved(max(self.phases.values()))
+
+    @property
+    def peak_resumed(self) -> int:
+        """Likewise of a run that goes on from a checkpoint."""
+        return max(self.peak, self._reserved(self.resuming))
+
+    def _reserved(self, size: int) -> int:
+        return int((1 + RESERVE) * (self.libraries + size))
 
 
 class _NoTokens:
@@ -96,24 +109,29 @@ class _Outline(LanguageModel):
         return int(head.weight.shape[0]), int(head.weight.shape[1])
 
 
-def plan_memory(config: Config, *, prompt_tokens: int, response_tokens: int) -> MemoryPlan:
-    """Trace one iteration of a run's agent.
+def plan_memory(config: Config, *, prompt_tokens: int, response_tokens: int, ranks: Ranks | None = None) -> MemoryPlan:
+    """Trace one iteration of a run's agent, in the process that takes most.
 
     Args:
         config: the run's configuration; of the model nothing but its own configuration is read.
         prompt_tokens: tokens of each prompt.
         response_tokens: tokens of each response.
+        ranks: the processes that are to learn together, ``Ranks(0, n)``; with ``sharded=True`` each keeps a part of the
+            weights. None for a single one.
 
     Raises:
         ModelError: there is no such model.
-        ConfigError: it is an encoder-decoder model, or cannot take prompts and responses of that length.
+        ConfigError: it is an encoder-decoder model, or cannot take prompts and responses of that length; or the run would
+            refuse the processes.
     """
+    ranks = ranks or Ranks()
+    check_processes(ranks, config)
     network_config = _network_config(config, config.model.name, config.model.revision)
     teacher = None if config.agent.teacher is None else _network_config(config, config.agent.teacher, None)
     libraries = _resident_bytes() if pick_device(config.model.device).type == "cpu" else 0
     use_fast_float32()  # the first model of a process tries a product, which needs data
     with traced_memory() as live:
-        return _Training(config, live, network_config, prompt_tokens, response_tokens, teacher).plan(libraries)
+        return _Training(config, live, network_config, prompt_tokens, response_tokens, teacher, ranks).plan(libraries)
 
 
 def _network_config(config: Config, name: str, revision: str | None) -> Any:
@@ -187,8 +205,9 @@ class _Training:
         prompt_tokens: int,
         response_tokens: int,
         teacher: Any,
+        ranks: Ranks,
     ) -> None:
-        self.config, self.network_config, self.live = config, network_config, live
+        self.config, self.network_config, self.live, self.ranks = config, network_config, live, ranks
         self.settings = config.agent.settings
         self.prompt, self.response = prompt_tokens, response_tokens
         self.held: dict[str, int] = {}
@@ -231,9 +250,17 @@ class _Training:
         ]
         self.weights += [p for p in self.heads.parameters() if p.requires_grad] if self.heads is not None else []
         in_8_bits = self.settings.get("optimizer") == "adamw_8bit"
-        self.moments = [t for p in self.weights for _ in range(2) for t in _moment(p, in_8_bits=in_8_bits)]
+        own = [first_part(p, ranks) for p in self.weights]
+        self.moments = [t for p in own for _ in range(2) for t in _moment(p, in_8_bits=in_8_bits)]
         self.hold("optimizer")
-        self.environments = config.agent.environments
+        self.parts: Parts | None = None
+        if ranks.sharded:
+            frozen = self.reference.model.parameters() if self.reference not in (None, base) else ()
+            kto = self.settings.get("loss") == "kto"  # whose losses need the reference
+            self.parts = Parts(self.weights, list(frozen), ranks, lets_reference_go=not kto)
+        self.hold("parts of the weights")
+        stepped = self.settings.get("collect", agent.collect) == "step"  # by the first process alone
+        self.slots = config.agent.environments if stepped else self.share(config.agent.environments)
 
     def model(self, network_config: Any = None, *, learns: bool = False) -> LanguageModel:
         """Another language model, of the run's kind or of this one; weights that learn are float32 where products are rounded.
@@ -268,14 +295,19 @@ class _Training:
         if self.reference is not None:
             phases["reference"] = self.live.peak_of(self.reference_pass)
         phases["learning"] = self.live.peak_of(self.learning)
+        resuming = 0
+        if self.parts is not None:
+            phases["learning"] -= self.parts.reference
+            phases["optimizer step"] = self.parts.step(self.live.now)
+            resuming = self.parts.resuming(self.live.now, self.moments)
         trainable = sum(p.numel() for p in self.weights)
-        return MemoryPlan(self.parameters, trainable, libraries, self.held, phases)
+        return MemoryPlan(self.parameters, trainable, libraries, self.held, phases, resuming)
 
     @torch.no_grad()
     def generation(self) -> int:
         """Prompts are read, and keys and values grow to the length of prompt and response."""
         before = self.live.now
-        slots, kept = self.environments, list[Tensor]()
+        slots, kept = self.slots, list[Tensor]()
         if self.perturbs:  # one copy of the weights after the other decodes its slots; then the weights are put back
             slots = max(1, slots // int(self.settings["group_size"]))
             kept = [weight.detach().clone() for weight in self.weights]
@@ -301,7 +333,7 @@ class _Training:
     def reference_pass(self) -> None:
         """Log-probabilities of a micro-batch."""
         assert self.reference is not None
-        self.log_probs(self.reference, self.rows())
+        self.log_probs(self.reference, self.rows(int(self.settings["n_episodes"])))
 
     def learning(self) -> None:
         """Two micro-batches, where a minibatch has that many: the second one meets the first one's gradients.
@@ -318,8 +350,8 @@ class _Training:
             return
         episodes = int(self.settings["n_episodes"])
         minibatch = min(int(self.settings.get("batch_size") or episodes), episodes)
-        rows = min(self.rows(), minibatch)
-        for _ in range(min(2, -(-minibatch // rows))):
+        rows = self.rows(minibatch)
+        for _ in range(min(2, -(-self.share(minibatch) // rows))):
             loss = self.log_probs(self.policy, rows).sum() if self.heads is None else self.values_too(self.heads, rows)
             if self.value is not None:
                 loss = loss + self.states(self.value, rows).sum()
@@ -357,10 +389,14 @@ class _Training:
         hidden = model.hidden(self.ids(rows, self.prompt + self.response))
         return hidden[:, self.prompt - 1 : -1].flatten(0, 1)
 
-    def rows(self) -> int:
-        """Sequences of a micro-batch."""
+    def share(self, rows: int) -> int:
+        """The most of so many rows, or slots, that a process gets."""
+        return -(-rows // self.ranks.size)
+
+    def rows(self, episodes: int) -> int:
+        """Sequences of a micro-batch, of so many episodes that the processes share out."""
         tokens = int(self.settings["tokens_per_batch"])
-        return max(1, min(tokens // (self.prompt + self.response), int(self.settings["n_episodes"])))
+        return max(1, min(tokens // (self.prompt + self.response), self.share(episodes)))
 
     def ids(self, rows: int, columns: int) -> Tensor:
         """Ids ``[rows, columns]``."""
@@ -389,7 +425,7 @@ def _resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def smaller(config: Config) -> Iterator[tuple[list[str], Config]]:
+def smaller(config: Config, ranks: Ranks | None = None) -> Iterator[tuple[list[str], Config]]:
     """Configurations that take less memory, one change after the other, each with the changes so far as ``--set`` takes them.
 
     What costs no quality comes first: activations computed anew, smaller micro-batches; then rounded products, a shared value
@@ -399,12 +435,13 @@ def smaller(config: Config) -> Iterator[tuple[list[str], Config]]:
 
     Args:
         config: the run's configuration.
+        ranks: the processes that are to learn together; None for a single one.
     """
     changes: list[str] = []
     wanted: list[tuple[str, Any]] = [
         ("gradient_checkpointing", True), ("tokens_per_batch", 1024), ("precision", "bf16"), ("value_network", "shared")
     ]  # fmt: skip
-    if find_spec("bitsandbytes") is not None:
+    if find_spec("bitsandbytes") is not None and not (ranks and ranks.sharded):
         wanted.append(("optimizer", "adamw_8bit"))
     candidates = [
         f"agent.{name}={str(value).lower()}" for name, value in wanted

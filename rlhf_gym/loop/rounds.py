@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from rlhf_gym.agents.common.optimizer import check_optimizer
-from rlhf_gym.agents.common.ranks import Ranks, check_divides, process_ranks
+from rlhf_gym.agents.common.ranks import Ranks, process_ranks
 from rlhf_gym.errors import ConfigError
-from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.candidates import sample
+from rlhf_gym.loop.check_processes import check_processes
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import to_settings
 from rlhf_gym.loop.context import PeoplePage, RunContext
@@ -89,7 +89,7 @@ def run_loop(
 
 
 def check_ranks(ranks: Ranks, config: Config, run: RunDirectory, *, resume: bool) -> None:
-    """Refuse processes that would not run the same, cannot share the environments, or have no such optimizer.
+    """Refuse processes that would not run the same, that the settings do not go with, or that have no such optimizer.
 
     Args:
         ranks: the processes.
@@ -104,9 +104,7 @@ def check_ranks(ranks: Ranks, config: Config, run: RunDirectory, *, resume: bool
     settings = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
     facts = {**settings, "the run's directory": str(run.path), "--resume": resume}
     ranks.check_same(lambda: facts, "start every process with the same command and the same files")
-    cls = find_agent(config.agent.name)
-    group_size = config.agent.settings.get("group_size", cls.group_size)
-    check_divides(ranks, config.agent.environments, int(group_size))
+    check_processes(ranks, config)
     check_optimizer(config.agent.settings.get("optimizer", "adamw"), ranks)
 
 
