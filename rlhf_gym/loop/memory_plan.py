@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.agents import ES, ILQL
 from rlhf_gym.agents.common.action_value_heads import conservative_loss, q_loss, token_q
@@ -27,7 +26,7 @@ from rlhf_gym.lm.cache import SPARE
 from rlhf_gym.lm.language_model import DTYPES, LanguageModel
 from rlhf_gym.lm.loading import find, is_encoder_decoder, load_options, pick_device
 from rlhf_gym.lm.log_probs import token_log_probs
-from rlhf_gym.lm.lora import Lora, target_layers
+from rlhf_gym.lm.lora import Lora
 from rlhf_gym.lm.networks import cache_argument, checkpoint_layers
 from rlhf_gym.lm.precision import product_dtype, use_fast_float32
 from rlhf_gym.lm.sampling import Limits, Sampling
@@ -36,7 +35,8 @@ from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.check_processes import check_processes
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import build, merge, parse_override, to_settings
-from rlhf_gym.loop.planned_four_bits import FourBits, number_of_weights, quantize
+from rlhf_gym.loop.planned_four_bits import number_of_weights, quantize
+from rlhf_gym.loop.planned_models import NoTokens, Outline, adapt, share
 from rlhf_gym.loop.planned_parts import Parts, first_part
 
 LOGIT_COPIES = 4
@@ -83,32 +83,6 @@ class MemoryPlan:
         return int((1 + RESERVE) * (self.libraries + size))
 
 
-class _NoTokens:
-    """A tokenizer of no text: a plan needs lengths alone."""
-
-    name = "plan"
-    vocab_size = eos_id = pad_id = 0
-
-    def encode(self, text: str) -> list[int]:
-        """No ids."""
-        return []
-
-    encode_prompt = encode
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """No text."""
-        return ""
-
-
-class _Outline(LanguageModel):
-    """A language model without data, which cannot be checked by running it."""
-
-    def _check_model(self) -> tuple[int, int]:
-        self._head_is_plain = True
-        head: Any = self.head
-        return int(head.weight.shape[0]), int(head.weight.shape[1])
-
-
 def plan_memory(config: Config, *, prompt_tokens: int, response_tokens: int, ranks: Ranks | None = None) -> MemoryPlan:
     """Trace one iteration of a run's agent, in the process that takes most.
 
@@ -142,56 +116,6 @@ def _network_config(config: Config, name: str, revision: str | None) -> Any:
     if is_encoder_decoder(source, options):
         raise ConfigError(f"{name!r} is an encoder-decoder model; a plan can be made for causal ones only")
     return AutoConfig.from_pretrained(source.location, **options)
-
-
-class _LowRank(nn.Module):
-    """A linear layer with the adapter that peft would give it; peft cannot work on tensors without data."""
-
-    def __init__(self, layer: nn.Module, lora: Lora) -> None:
-        super().__init__()
-        self.layer = layer
-        weight: Any = layer.weight
-        if isinstance(layer, FourBits):
-            rows, columns = layer.in_features, layer.out_features
-        else:
-            rows, columns = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
-        self.down, self.up = nn.Linear(rows, lora.rank, bias=False), nn.Linear(lora.rank, columns, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``W x + B A x``.
-
-        Args:
-            x: ``[..., in]``.
-        """
-        change: Tensor = self.up(self.down(x.to(self.down.weight.dtype)))
-        out: Tensor = self.layer(x)
-        return out + change.to(out.dtype)
-
-
-def adapt(model: LanguageModel, lora: Lora) -> None:
-    """Put an adapter on a model, and freeze all other weights.
-
-    Args:
-        model: the model.
-        lora: the adapter's settings.
-    """
-    model.model.requires_grad_(False)
-    for name, layer in target_layers(model, lora.targets):
-        parent, _, last = name.rpartition(".")
-        setattr(model.model.get_submodule(parent), last, _LowRank(layer, lora))
-
-
-def share(network: nn.Module, base: nn.Module) -> None:
-    """Have a network use a base's frozen weights in place of its own.
-
-    Args:
-        network: an adapted network.
-        base: the same network with another adapter.
-    """
-    for ours, theirs in zip(network.modules(), base.modules(), strict=True):
-        for name, weight in theirs.named_parameters(recurse=False):
-            if not weight.requires_grad:
-                setattr(ours, name, weight)
 
 
 class _Training:
@@ -277,7 +201,7 @@ class _Training:
         masters = learns and dtype != torch.float32 and not self.config.model.lora
         stored = torch.float32 if masters else DTYPES[settings.dtype]
         network = auto.from_config(network_config or self.network_config, dtype=stored)
-        model = _Outline(network, _NoTokens(), settings.name)
+        model = Outline(network, NoTokens(), settings.name)
         model.product_dtype = None if dtype in (torch.float32, network.dtype) else dtype
         if settings.quantization is not None:
             quantize(model)
