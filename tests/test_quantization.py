@@ -21,7 +21,7 @@ from rlhf_gym.agents.common.ray_packing import packed, unpacked
 from rlhf_gym.errors import ConfigError, ModelError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, adapted, adapter_weights
-from rlhf_gym.lm.quantization import in_four_bits, whole_weights
+from rlhf_gym.lm.quantization import in_four_bits, settle, whole_weights
 from rlhf_gym.lm.sequences import pack_sequences
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.progress import Progress
@@ -190,6 +190,10 @@ def test_what_cannot_be_is_refused(small: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "gguf" / "a.gguf").touch()
     with pytest.raises(ModelError, match="is a GGUF file, which cannot be quantized"):
         load(f"{tmp_path / 'gguf'}:a.gguf")
+    stored: Any = tiny_language_model().model  # as transformers marks a network whose files hold such weights
+    stored.quantization_method = "gptq"
+    with pytest.raises(ModelError, match=r"are stored quantized \(gptq\), which is not read here"):
+        settle(stored)
     model = RewardModel(load(small))
     with pytest.raises(ModelError, match="cannot learn: fit the head alone, trunk_layers=0"):
         TrunkAndHead(model, 1, 0.0)
