@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ppo_setups import assert_same_weights, collected, gradient, learn, letters_env, small_ppo, weights
-from test_lora import Fuse, KilledError
+from test_lora import LORA, Fuse, KilledError, moved
 from tiny_models import tiny_language_model, tiny_seq2seq
 from tiny_run import metrics_table, save_tiny_model, tiny_settings
 from torch import Tensor
@@ -34,7 +34,6 @@ CODES = torch.tensor([
     0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
 ])  # fmt: skip
 """NF4's numbers: Dettmers et al. 2023, appendix E."""
-LORA = {"rank": 4}
 
 
 def nf4(weight: Tensor) -> Tensor:
@@ -60,14 +59,6 @@ def load(folder: Path | str, quantization: str | None = "nf4", **options: Any) -
 
 def states(model: LanguageModel) -> Tensor:
     return model.response_states(pack_sequences([[2, 3, 4], [5]], [[6, 7], [8, 9, 10]], model.tokenizer.pad_id))
-
-
-def moved(model: LanguageModel) -> LanguageModel:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in adapter_weights(model):
-            weight.normal_(0, 0.1)
-    return model
 
 
 def test_weights_are_the_nearest_numbers_of_nf4(folder: Path) -> None:

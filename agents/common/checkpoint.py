@@ -336,9 +336,8 @@ def _load_base(
     model, name = given, given if isinstance(given, str) else base["name"]
     if not isinstance(model, LanguageModel):
         try:
-            quantization = (
-                "nf4" if base.get("quantization") == "nf4" else None
-            )  # other kinds are in the base's own files
+            # Other kinds are in the base's own files.
+            quantization = "nf4" if base.get("quantization") == "nf4" else None
             model = LanguageModel.load(
                 name, device=device, dtype=data["dtype"], quantization=quantization, tokenizer=tokenizer
             )

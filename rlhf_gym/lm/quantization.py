@@ -65,7 +65,6 @@ def quantized_options(quantization: str, dtype: torch.dtype, device: torch.devic
     if quantization != "nf4":
         raise ModelError(f"unknown quantization {quantization!r}; expected 'nf4', or None for whole weights")
     require_bitsandbytes(f"quantization={quantization!r}", "accelerate")
-    import_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     untyped: Any = BitsAndBytesConfig
@@ -114,14 +113,8 @@ def settle(network: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def whole_weight(layer: nn.Module) -> Tensor:
-    """A linear layer's weight as numbers, as its network's family stores it: ``[out, in]``, of a Conv1D ``[in, out]``.
-
-    Args:
-        layer: in 4 bits or whole.
-    """
+    """A 4-bit layer's weight as numbers, as its network's family stores it: ``[out, in]``, of a Conv1D ``[in, out]``."""
     weight: Any = layer.weight
-    if not in_four_bits(layer):
-        return weight.detach()  # type: ignore[no-any-return]
     return as_stored(layer, import_bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state))
 
 
@@ -163,7 +156,7 @@ def save_whole(network: PreTrainedModel, weights: dict[str, Tensor], folder: Any
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
         whole = type(network)(config)
-    whole.load_state_dict(weights, assign=True, strict=False)
+    whole.load_state_dict(weights, assign=True)
     whole.tie_weights()
     whole.generation_config = network.generation_config
     whole.save_pretrained(folder)

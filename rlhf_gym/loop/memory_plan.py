@@ -365,7 +365,8 @@ def smaller(config: Config, ranks: Ranks | None = None) -> Iterator[tuple[list[s
     wanted: list[tuple[str, Any]] = [
         ("gradient_checkpointing", True), ("tokens_per_batch", 1024), ("precision", "bf16"), ("value_network", "shared")
     ]  # fmt: skip
-    if find_spec("bitsandbytes") is not None and not (ranks and ranks.sharded):
+    quantizes = find_spec("bitsandbytes") is not None
+    if quantizes and not (ranks and ranks.sharded):
         wanted.append(("optimizer", "adamw_8bit"))
     candidates = [
         f"agent.{name}={str(value).lower()}" for name, value in wanted
@@ -373,7 +374,7 @@ def smaller(config: Config, ranks: Ranks | None = None) -> Iterator[tuple[list[s
     ]  # fmt: skip
     if not config.model.lora:
         candidates.append("model.lora={rank: 8}")
-    if config.model.quantization is None and find_spec("bitsandbytes") is not None:
+    if quantizes and config.model.quantization is None:
         candidates.append("model.quantization=nf4")
     for change in candidates:
         try:

@@ -31,6 +31,11 @@ class _Product(torch.autograd.Function):
         return grad @ grad.new_empty(grad.shape[-1], ctx.rows), None
 
 
+def widths(layer: Any) -> tuple[int, int]:
+    """The numbers that a linear layer reads of each row, and those that it gives."""
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+
+
 class FourBits(nn.Module):
     """A linear layer whose weight takes half a byte for each number, and its scales.
 
@@ -40,8 +45,7 @@ class FourBits(nn.Module):
 
     def __init__(self, layer: nn.Linear | Conv1D) -> None:
         super().__init__()
-        rows, columns = layer.weight.shape if isinstance(layer, Conv1D) else layer.weight.shape[::-1]
-        self.in_features, self.out_features = int(rows), int(columns)
+        self.in_features, self.out_features = widths(layer)
         number = self.in_features * self.out_features
         scales = -(-number // BLOCK)
         self.weight, self.scales, self.scales_of_scales = (

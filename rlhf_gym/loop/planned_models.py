@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import Lora, target_layers
-from rlhf_gym.loop.planned_four_bits import FourBits
+from rlhf_gym.loop.planned_four_bits import widths
 
 
 class NoTokens:
@@ -45,11 +44,7 @@ class _LowRank(nn.Module):
     def __init__(self, layer: nn.Module, lora: Lora) -> None:
         super().__init__()
         self.layer = layer
-        weight: Any = layer.weight
-        if isinstance(layer, FourBits):
-            rows, columns = layer.in_features, layer.out_features
-        else:
-            rows, columns = weight.shape if isinstance(layer, Conv1D) else weight.shape[::-1]
+        rows, columns = widths(layer)
         self.down, self.up = nn.Linear(rows, lora.rank, bias=False), nn.Linear(lora.rank, columns, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
