@@ -86,9 +86,10 @@ def test_the_first_failure_is_told_once() -> None:
     reward = SkipOnError(picky)
     with pytest.warns(UserWarning, match=r"'picky' has failed: leaving such samples out .*cannot read b") as told:
         score(reward, ["p"] * 2, ["b", "bb"], may_skip=True)
-    assert len(told) == 1
+    # Others may be among them: the collector closes what earlier tests left, whenever it comes by.
+    assert sum("has failed" in str(warning.message) for warning in told) == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "reward .* has failed")
         score(reward, ["p"], ["b"], may_skip=True)
     with pytest.warns(UserWarning, match=r"filling in -1 from now on"):
         score(FillOnError(picky, fill=-1), ["p"], ["b"])
