@@ -10,10 +10,12 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from completions_server import serving
 from ppo_setups import Rows, letters_env, weights
 from stable_baselines3.common.logger import Logger
 from talking import PLAIN
@@ -203,6 +205,21 @@ def kto(folder: Path) -> dict[str, Any]:
     return learned(agent_of("PreferenceOptimization", loss="kto"))
 
 
+def served(folder: Path) -> dict[str, Any]:
+    """Responses of a server; and the seeds that it was asked for, and the versions of the weights that came."""
+    ranks = process_ranks()
+    with serving(tiny_language_model(scale=4.0)) if ranks.is_main else nullcontext() as server:
+        url = ranks.from_main(lambda: server.url)
+        agent = agent_of("GRPO", group_size=4, engine=f"vllm:{url}", engine_patience=0.0)
+        found = learned(agent)
+        agent.close()
+        asked = {} if server is None else {
+            "seeds": sorted(body["seed"] for body in server.bodies("/v1/completions")),
+            "versions": [body["new_version"].split("-")[3:4] for body in server.bodies("/update_weight_version")],
+        }  # fmt: skip
+    return {**found, **asked}
+
+
 def every(name: str) -> Callable[[Path], dict[str, Any]]:
     """The case of an agent with the settings that it begins with."""
     # With ReinforcePlusPlus's other seed, noise falls on the edge of two tokens, where rounding decides.
@@ -293,7 +310,7 @@ def faults(folder: Path) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "ppo": ppo, "resumed": resumed, "grpo": grpo, "faults": faults, "stepped": stepped, "talks": talks,
-    "limited": limited, "adapted": adapted, "half": half, "kto": kto,
+    "limited": limited, "adapted": adapted, "half": half, "kto": kto, "served": served,
     **{name: every(name) for name in (
         "PPO", "NLPO", "TRPO", "A2C", "REINFORCE", "ReinforcePlusPlus", "RLOO", "GSPO", "OnlineDPO", "RAFT", "ReMax", "SFT",
         "PreferenceOptimization", "ILQL",

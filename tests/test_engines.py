@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -372,6 +374,17 @@ def test_what_an_engine_cannot_do_is_refused_by_name() -> None:
         small_ppo(engine="collections:OrderedDict")
     with pytest.raises(ConfigError, match=r"needs vllm in this environment .*vllm:http://host:port"):
         small_ppo(engine="vllm")
+
+
+def test_vllm_in_a_process_is_refused_where_several_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    engine, model = find_engine("vllm"), tiny_language_model()
+    engine.refuse(model, settings_of(model))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    with pytest.raises(ConfigError, match="8 learn together: start a server, and give engine vllm:http://host:port"):
+        engine.refuse(model, settings_of(model))
+    engine.close()
 
 
 def test_transformers_generates_in_this_process() -> None:

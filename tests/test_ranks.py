@@ -98,13 +98,13 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
     """One process, its checkpoint after the first iteration included."""
     ppo = rank_worker.ppo(folder)
     (folder / "saved_by_several.zip").rename(folder / "saved_by_one.zip")
-    return {"ppo": ppo, **{case: rank_worker.CASES[case](folder) for case in ("grpo", "talks", "limited")}}
+    return {"ppo": ppo, **{case: rank_worker.CASES[case](folder) for case in ("grpo", "talks", "limited", "served")}}
 
 
 @pytest.fixture(scope="module")
 def together(folder: Path, alone: object) -> dict[str, dict[str, Any]]:
     """Two processes."""
-    return worked(folder, "ppo", "resumed", "grpo", "talks", "faults")
+    return worked(folder, "ppo", "resumed", "grpo", "talks", "served", "faults")
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,10 @@ def in_parts(folder: Path, alone: object) -> dict[str, dict[str, Any]]:
     own = folder / "parts"
     own.mkdir()
     shutil.copy(folder / "saved_by_one.zip", own)
-    return worked(own, "ppo", "resumed", "grpo", "limited", **IN_PARTS)
+    return worked(own, "ppo", "resumed", "grpo", "limited", "served", **IN_PARTS)
 
 
-@pytest.mark.parametrize("case", ["ppo", "grpo", "talks"])
+@pytest.mark.parametrize("case", ["ppo", "grpo", "talks", "served"])
 def test_two_processes_learn_what_one_does(alone: Any, together: Any, case: str) -> None:
     """Adaptive rewards and coefficients, early stops, resampling and uneven minibatches included."""
     assert_same(alone[case], together[case])
@@ -136,13 +136,21 @@ def test_one_process_goes_on_where_two_have_stopped_and_the_other_way_round(
     assert_same(alone["ppo"], rank_worker.learned(agent))
 
 
-@pytest.mark.parametrize("case", ["ppo", "grpo", "limited"])
+@pytest.mark.parametrize("case", ["ppo", "grpo", "limited", "served"])
 def test_two_processes_with_a_part_of_the_weights_each_learn_what_one_does(
     alone: Any, in_parts: Any, case: str
 ) -> None:
     assert_same(alone[case], in_parts[case])
     if case == "limited":
         assert alone[case]["rows"][-1]["train/kl_back_offs"] > 0
+
+
+def test_one_engine_generates_for_all_processes(alone: Any, together: Any, in_parts: Any) -> None:
+    """Each response is asked for once, and the weights are sent once an iteration."""
+    for several in (together, in_parts):
+        for what in ("seeds", "versions"):
+            assert several["served"][what] == alone["served"][what]
+    assert len(set(alone["served"]["seeds"])) >= 32 * rank_worker.ITERATIONS
 
 
 def test_each_process_keeps_half_of_weights_moments_and_reference(in_parts: Any) -> None:

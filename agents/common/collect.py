@@ -126,7 +126,7 @@ def decode_episodes(
         scoring: takes the responses; :meth:`Scoring.finish` fills in rewards and infos.
         group_size: slots in a row that get the same prompts.
         ranks: the processes that share the slots out; rank 0 holds the environment and has the responses scored.
-        engine: generates the responses, with the policy's weights; None is the built-in one.
+        engine: generates the responses of all ranks, with the policy's weights; rank 0 alone asks it. None is the built-in one.
         greedy: slots that take the most probable tokens; nothing is to be learned from their log-probabilities, which are 0.
 
     Returns:
@@ -139,20 +139,24 @@ def decode_episodes(
     episodes: list[Episode] = []
     rounds = Rounds(env, group_size, seed)
     slots = list(range(env.num_envs))
-    ranks, engine = ranks or Ranks(), engine or builtin_engine(policy)
-    block = ranks.block(env.num_envs)
+    ranks = ranks or Ranks()
+    own = slots[ranks.block(env.num_envs)]
     settings = ResponseSettings(policy.limits, policy.sampling, tuple(env.stop))
     for first in range(first_episode, first_episode + per_slot * env.num_envs, env.num_envs):
         prompts = ranks.from_main(partial(_round_prompts, rounds, first, scoring))
-        own = partial(_responses, engine, prompts, settings, slots[block], greedy, seed, first, scoring)
-        generations = [one for part in ranks.gather(own) for one in part]
+        of_round = (prompts, settings, greedy, seed, first, scoring)
+        if engine is None:
+            parts = ranks.gather(partial(_responses, builtin_engine(policy), own, *of_round))
+            generations = [one for part in parts for one in part]
+        else:  # another engine is one for all ranks
+            generations = ranks.from_main(partial(_responses, engine, slots, *of_round))
         ranks.from_main(partial(scoring.submit, env, slots, [g.ids for g in generations]))
         episodes += [episode_of(prompt, generation) for prompt, generation in zip(prompts, generations, strict=True)]
     return episodes
 
 
 def _responses(
-    engine: Engine, prompts: list[list[int]], settings: ResponseSettings, slots: list[int], greedy: frozenset[int], seed: int,
+    engine: Engine, slots: list[int], prompts: list[list[int]], settings: ResponseSettings, greedy: frozenset[int], seed: int,
     first_episode: int, scoring: Scoring,
 ) -> list[Generation]:  # fmt: skip
     """The responses of some slots in a round, slot by slot."""

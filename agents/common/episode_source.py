@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -71,7 +72,7 @@ class EpisodeSource:
         """
         if self.engine is not None:
             for one in (sampling, *([greedily(sampling)] if self.greedy_first else [])):
-                self.engine.refuse(env, model, limits, one, processes=processes)
+                self.engine.refuse(env, model, limits, one)
         if self.workers is not None:
             self.workers.refuse(env, processes, greedy_first=self.greedy_first)
             self.workers.close()
@@ -101,13 +102,12 @@ class EpisodeSource:
             return self.workers.collect(env, policy, seed, first, per_slot * env.num_envs, order.version)
         # Wrappers see steps only: what they wrap is stepped.
         if self.collect == "auto" and isinstance(env, TokenVecEnv) and env.append_only:
-            engine = None
             if self.engine is not None:
                 with seconds.phase("weights"):
-                    engine = self.engine.with_weights(policy, env, order.version)
+                    ranks.from_main(partial(self.engine.give_weights, policy, env, order.version))
             return decode_episodes(
-                env, policy, seed, first, per_slot, scoring, group_size=group_size, ranks=ranks, engine=engine,
-                greedy=greedy,
+                env, policy, seed, first, per_slot, scoring, group_size=group_size, ranks=ranks,
+                engine=None if self.engine is None else self.engine.engine, greedy=greedy,
             )  # fmt: skip
         # The slots of one environment cannot be stepped in several processes.
         return ranks.from_main(lambda: stepped(first, per_slot))

@@ -8,6 +8,7 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlhf_gym.agents.common.policy import LMPolicy
+from rlhf_gym.agents.common.ranks import process_ranks
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.engines.builtin_engine import BUILTIN, BuiltinEngine
@@ -27,7 +28,7 @@ def builtin_engine(policy: LMPolicy) -> BuiltinEngine:
 
 
 def connect_engine(values: Mapping[str, Any]) -> None:
-    """Reach the engine that an agent will use, before anything is loaded or anybody is asked.
+    """Reach the engine that an agent will use, before anything is loaded or anybody is asked; of several processes rank 0 does.
 
     Args:
         values: the agent's settings by name.
@@ -36,7 +37,7 @@ def connect_engine(values: Mapping[str, Any]) -> None:
         ConfigError: there is no such engine.
         EngineError: it is not there.
     """
-    if (made := engine_of(values)) is not None:
+    if process_ranks().is_main and (made := engine_of(values)) is not None:
         made.engine.connect()
         made.engine.close()
 
@@ -71,9 +72,7 @@ class RolloutEngine:
         self.engine, self.most = engine, most
         self._compared = False
 
-    def refuse(
-        self, env: VecEnv, model: LanguageModel, limits: Limits, sampling: Sampling, *, processes: int = 1
-    ) -> None:
+    def refuse(self, env: VecEnv, model: LanguageModel, limits: Limits, sampling: Sampling) -> None:
         """Refuse, before anything starts, what the engine cannot do.
 
         Args:
@@ -81,16 +80,10 @@ class RolloutEngine:
             model: the model that learns.
             limits: on tokens.
             sampling: of tokens.
-            processes: number of processes that learn together.
 
         Raises:
             ConfigError: names the engine and what it cannot do.
         """
-        if processes > 1:
-            raise ConfigError(
-                f"engine {self.engine.name!r} serves one process, and {processes} learn together: take engine 'builtin', or "
-                "one process"
-            )
         if not (isinstance(env, TokenVecEnv) and env.append_only):
             raise ConfigError(
                 f"engine {self.engine.name!r} generates whole responses, and this environment must be stepped token by token "
@@ -98,8 +91,8 @@ class RolloutEngine:
             )
         self.engine.refuse(model, ResponseSettings(limits, sampling, tuple(env.stop)))
 
-    def with_weights(self, policy: LMPolicy, env: TokenVecEnv, version: int) -> Engine:
-        """The engine with the policy's weights as they are; the first time it is compared with the policy.
+    def give_weights(self, policy: LMPolicy, env: TokenVecEnv, version: int) -> None:
+        """Give the engine the policy's weights as they are; the first time it is compared with the policy.
 
         Args:
             policy: the policy.
@@ -119,4 +112,3 @@ class RolloutEngine:
             ids = [prompt_ids(p, tokenizer) for p in prompts]
             compare(self.engine, policy.language_model, ids, settings, most=self.most)
             self._compared = True
-        return self.engine

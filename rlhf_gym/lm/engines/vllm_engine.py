@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf_gym.errors import ConfigError, EngineError
 from rlhf_gym.lm.decoding import Generation
 from rlhf_gym.lm.engines.completions_engine import refuse_for_vllm, sampling_fields
@@ -44,12 +46,20 @@ class VLLMEngine(FolderEngine):
         self._llm: Any = None
 
     def refuse(self, model: LanguageModel, settings: ResponseSettings) -> None:
-        """Refuse what no vLLM engine can do.
+        """Refuse what no vLLM engine can do, and several processes, whose group vLLM would take for its own.
 
         Args:
             model: the model that learns.
             settings: what responses are drawn with.
+
+        Raises:
+            ConfigError: names it.
         """
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise ConfigError(
+                f"engine 'vllm' generates inside of one process, and {torch.distributed.get_world_size()} learn together: start "
+                "a server, and give engine vllm:http://host:port"
+            )
         refuse_for_vllm(self.name, model, settings)
 
     def put(self, model: LanguageModel, label: str, *, is_new: bool) -> None:
