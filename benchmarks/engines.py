@@ -2,13 +2,16 @@
 
     python benchmarks/engines.py --model FOLDER --engine vllm:http://127.0.0.1:8000 --engine builtin
 
-The reward counts the letter "e", so that it needs nothing and is learned within a few iterations.
+The reward counts the letter "e", so that it needs nothing and is learned within a few iterations. Engines draw noise of their
+own, so that the runs of a seed are not pairs: scores are compared between all runs of one engine and all runs of another.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+
+from scipy.stats import ttest_ind
 
 from rlhf_gym.agents import PPO
 from rlhf_gym.agents.common.callbacks import IterationCallback
@@ -65,7 +68,7 @@ def measure(options: argparse.Namespace, engine: str, seed: int) -> list[dict[st
     )  # fmt: skip
     env = make_sb3_env(options.episodes, task=task, tokenizer=model.tokenizer)
     agent = PPO(
-        env=env, language_model=model, engine=engine, n_episodes=options.episodes, batch_size=options.episodes,
+        env=env, language_model=model, engine=engine, n_episodes=options.episodes, batch_size=options.batch_size or options.episodes,
         learning_rate=options.learning_rate, kl_coef=0.02, n_epochs=1, tokens_per_batch=1024, seed=seed,
     )  # fmt: skip
     rows = Measure()
@@ -73,6 +76,29 @@ def measure(options: argparse.Namespace, engine: str, seed: int) -> list[dict[st
     if agent.rollout_engine is not None:
         agent.rollout_engine.engine.close()
     return rows.rows
+
+
+def compare(scores: dict[str, list[list[float]]]) -> None:
+    """Print the learning curves of all engines, and the differences of their means in the second half.
+
+    Args:
+        scores: by engine, of each run, of each of its iterations.
+    """
+    print("\nmean score of all seeds (standard deviation), by iteration:")
+    for engine, runs in scores.items():
+        points = [f"{statistics.mean(at):.2f} ({statistics.stdev(at):.2f})" for at in zip(*runs, strict=True)]
+        print(f"{engine}: {', '.join(points)}")
+    halves = {
+        engine: [statistics.mean(run[len(run) // 2 :]) for run in runs] for engine, runs in scores.items()
+    }  # fmt: skip
+    print("\nmean score of the second half:")
+    for engine, means in halves.items():
+        print(f"{engine}: {statistics.mean(means):.2f}, seeds {', '.join(f'{mean:.2f}' for mean in means)}")
+    first, *others = halves
+    for other in others:
+        found = ttest_ind(halves[other], halves[first], equal_var=False)
+        low, high = found.confidence_interval(0.95)
+        print(f"{other} - {first}: {low:.2f} to {high:.2f} (95%, Welch), p = {found.pvalue:.2f}")
 
 
 def main() -> None:
@@ -84,6 +110,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each response, at most")
     parser.add_argument("--iterations", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--batch-size", type=int, help="episodes of each optimizer step; all of an iteration by default"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     options = parser.parse_args()
     names = (
@@ -97,6 +126,7 @@ def main() -> None:
     )
     print(f"| {' | '.join(names)} |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    curves: dict[str, list[list[float]]] = {engine: [] for engine in options.engine}
     for seed in range(options.seeds):
         for engine in options.engine:
             rows = measure(options, engine, seed)
@@ -105,11 +135,14 @@ def main() -> None:
             weights = statistics.mean(r["weights"] for r in later)
             mismatch = max(r["mismatch/log_prob_difference"] for r in rows)
             sample = min(r["mismatch/effective_sample_size"] for r in rows)
-            scores = ", ".join(f"{r['objective/scores']:.2f}" for r in rows)
+            curves[engine].append([r["objective/scores"] for r in rows])
+            scores = ", ".join(f"{score:.2f}" for score in curves[engine][-1])
             print(
                 f"| {engine} | {seed} | {rate:.0f} | {weights:.2f} | {mismatch:.1e} | {sample:.4f} | {scores} |",
                 flush=True,
             )
+    if options.seeds > 1:
+        compare(curves)
 
 
 if __name__ == "__main__":
