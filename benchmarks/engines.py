@@ -68,8 +68,9 @@ def measure(options: argparse.Namespace, engine: str, seed: int) -> list[dict[st
     )  # fmt: skip
     env = make_sb3_env(options.episodes, task=task, tokenizer=model.tokenizer)
     agent = PPO(
-        env=env, language_model=model, engine=engine, n_episodes=options.episodes, batch_size=options.batch_size or options.episodes,
-        learning_rate=options.learning_rate, kl_coef=0.02, n_epochs=1, tokens_per_batch=1024, seed=seed,
+        env=env, language_model=model, engine=engine, n_episodes=options.episodes,
+        batch_size=options.batch_size or options.episodes, learning_rate=options.learning_rate, kl_coef=0.02, n_epochs=1,
+        tokens_per_batch=1024, seed=seed,
     )  # fmt: skip
     rows = Measure()
     agent.learn(iterations=options.iterations, callback=rows)

@@ -400,6 +400,29 @@ def test_transformers_generates_in_this_process() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_transformers_generates_in_the_precision_of_products(kind: str) -> None:
+    """Weights are rounded, once for each version; rotary frequencies, which are a buffer, are not."""
+    model, engine = tiny_language_model(kind, scale=3.0), find_engine("transformers")
+    model.product_dtype = torch.bfloat16
+    rounded: list[torch.nn.Module] = []
+    for version in range(2):
+        with torch.no_grad():
+            for weight in model.model.parameters():
+                weight *= 1.1
+        engine.load_weights(model, version)
+        rounded.append(engine._rounded)
+        for mine, weight in zip(engine._rounded.parameters(), model.model.parameters(), strict=True):
+            assert torch.equal(mine, weight.bfloat16())
+        for mine, buffer in zip(engine._rounded.buffers(), model.model.buffers(), strict=True):
+            assert torch.equal(mine, buffer)
+        compared = compare(engine, model, PROMPTS, settings_of(model), most=0.1)
+        assert 1e-5 < compared < 0.05  # it is not float32 that generates
+    assert rounded[0] is rounded[1]
+    engine.close()
+    assert engine._rounded is None
+
+
 def test_a_reader_refuses_tokens_that_the_settings_forbid() -> None:
     model = tiny_language_model()
     limits = Limits(1, (0,), 2, 4)

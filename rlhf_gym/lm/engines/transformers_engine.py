@@ -1,7 +1,8 @@
-"""The engine ``transformers``: its continuous batching, with the very weights that learn."""
+"""The engine ``transformers``: its continuous batching, with the very weights that learn, or their values rounded."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed
@@ -39,6 +40,7 @@ class TransformersEngine(Engine):
                 f"found {installed('transformers')}"
             ) from None
         self._model: LanguageModel | None = None
+        self._rounded: torch.nn.Module | None = None
 
     def refuse(self, model: LanguageModel, settings: ResponseSettings) -> None:
         """Refuse models that cannot, and a minimum length, which continuous batching has no means for.
@@ -62,13 +64,24 @@ class TransformersEngine(Engine):
             )
 
     def load_weights(self, model: LanguageModel, version: int) -> None:
-        """Take the model itself: its weights are always the latest.
+        """Take the model itself; where its products are rounded, a copy of its network whose weights are.
+
+        Batching runs in a thread of its own, which autocast does not reach.
 
         Args:
             model: the model that learns.
             version: number of its weights.
         """
         self._model, self.version = model, version
+        if model.product_dtype is None:
+            return
+        if self._rounded is None:
+            self._rounded = copy.deepcopy(model.model).requires_grad_(False)
+            for weight in self._rounded.parameters():  # not buffers: rotary frequencies are float32 in every precision
+                weight.data = weight.data.to(model.product_dtype)
+        with torch.no_grad():
+            for rounded, weight in zip(self._rounded.parameters(), model.model.parameters(), strict=True):
+                rounded.copy_(weight)
 
     def generate(
         self,
@@ -96,7 +109,8 @@ class TransformersEngine(Engine):
         assert self._model is not None
         if not prompts:
             return []
-        limits, sampling, network = settings.limits, settings.sampling, self._model.model
+        limits, sampling = settings.limits, settings.sampling
+        network = self._model.model if self._rounded is None else self._rounded
         config = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=True, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
             max_new_tokens=limits.max_new_tokens, eos_token_id=list(limits.eos_ids),
@@ -128,3 +142,7 @@ class TransformersEngine(Engine):
         if on_progress is not None:
             on_progress(len(responses))
         return responses
+
+    def close(self) -> None:
+        """Let go of the copy."""
+        self._rounded = None

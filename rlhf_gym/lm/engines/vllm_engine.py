@@ -55,10 +55,10 @@ class VLLMEngine(FolderEngine):
         Raises:
             ConfigError: names it.
         """
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if torch.distributed.is_initialized() and (processes := torch.distributed.get_world_size()) > 1:
             raise ConfigError(
-                f"engine 'vllm' generates inside of one process, and {torch.distributed.get_world_size()} learn together: start "
-                "a server, and give engine vllm:http://host:port"
+                f"engine 'vllm' generates inside of one process, and {processes} learn together: start a server, and give "
+                "engine vllm:http://host:port"
             )
         refuse_for_vllm(self.name, model, settings)
 
