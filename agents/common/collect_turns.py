@@ -23,7 +23,7 @@ from rlhf_gym.envs.talks import Reply
 from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.decoding import CachedDecoder
-from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
+from rlhf_gym.lm.sampling import episode_uniforms
 from rlhf_gym.rewards.base import TermReward
 
 _NOISE = 256  # random numbers of an episode that are drawn at once
@@ -245,24 +245,18 @@ class _Collector:
                 self.beside.ask(slot, partial(talk.answer, one.turn))
         return live
 
-    @torch.no_grad()
     def _draw(self, live: list[int]) -> list[int]:
         """Draw a token for every live slot, and note its log-probability and value."""
-        policy = self.policy
         states = self.hidden[live].to(self.model.model.dtype)
-        places = torch.tensor([len(self.open[slot].turn) for slot in live], device=policy.device)
-        log_probs = policy.distribution(states, places, model=self.model)
-        uniforms = torch.tensor([self._uniform(self.open[slot]) for slot in live], device=policy.device)
-        tokens = sample_tokens(log_probs, uniforms, [slot in self.greedy for slot in live])
-        chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
-        values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
-        out: list[int] = tokens.tolist()
-        for slot, token, log_prob, value in zip(live, out, chosen, values, strict=True):
+        places = [len(self.open[slot].turn) for slot in live]
+        uniforms = [self._uniform(self.open[slot]) for slot in live]
+        drawn = self.policy.draw(states, places, uniforms, [slot in self.greedy for slot in live], model=self.model)
+        for slot, token, log_prob, value in zip(live, *drawn, strict=True):
             episode = self.open[slot].episode
             episode.response_ids.append(token)
             episode.log_probs.append(log_prob)
             episode.values.append(value)
-        return out
+        return drawn[0]
 
     def _uniform(self, one: _Open) -> float:
         """The random number of an episode's next token."""
