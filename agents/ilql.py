@@ -224,7 +224,9 @@ class ILQL(GivenResponses):
                 "policy": -log_probs, "q": q_loss(found, targets),
                 "value": expectile_loss(values, least, self.expectile), "cql": conservative_loss(found),
             }  # fmt: skip
-            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(self.device, non_blocking=True)
+            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(
+                self.device, non_blocking=True
+            )
             parts = {name: (term * weight).sum() for name, term in terms.items()}
             loss = parts["policy"] + self.q_coef * (parts["q"] + parts["value"]) + self.cql_coef * parts["cql"]
             metrics = {f"loss/{name}_avg": part.detach() for name, part in parts.items()} | {

@@ -195,7 +195,9 @@ class TRPO(PPO):
                 gain = torch.exp(logs - self.flat(rollout.log_probs, rows)) * self.flat(rollout.advantages, rows)
                 for name, loss in self.kl_loss(rollout, rows, logs).items():
                     gain = gain - self.coefficient(name) * loss
-                weight = torch.cat([weights[i].expand(rollout.lengths[i]) for i in rows]).to(self.device, non_blocking=True)
+                weight = torch.cat([weights[i].expand(rollout.lengths[i]) for i in rows]).to(
+                    self.device, non_blocking=True
+                )
                 part = (gain * weight).sum()
             value += float(part.detach())
             if gradient:

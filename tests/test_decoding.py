@@ -258,7 +258,9 @@ def test_a_prompt_that_does_not_fit_is_refused_by_its_length() -> None:
         generate(model, [[2] * 5], LIMITS)
 
 
-@pytest.mark.parametrize(("min_new_tokens", "batch_size", "stop"), [(0, 3, ()), (6, 2, ()), (0, 3, ("a", "fx")), (6, 2, ("b",))])
+@pytest.mark.parametrize(
+    ("min_new_tokens", "batch_size", "stop"), [(0, 3, ()), (6, 2, ()), (0, 3, ("a", "fx")), (6, 2, ("b",))]
+)
 def test_looking_at_ends_every_few_tokens_changes_no_response(
     model: LanguageModel, min_new_tokens: int, batch_size: int, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -257,7 +257,7 @@ class _Generator:
         self.waiting = deque(range(n))
         self.num_done = 0
         self.decoder = CachedDecoder(model)
-        # Rows that are decoded anew at each token cost too much for nothing, and no row may leave the model's context meanwhile.
+        # Rows that are decoded anew at each token cost too much for nothing, and none may leave the model's context.
         longest = max(map(len, prompts)) + limits.max_new_tokens + LOOK
         ahead = works_ahead(device) and isinstance(self.decoder.cache, SlotCache)
         self.look = LOOK if ahead and longest <= model.context_length else 1

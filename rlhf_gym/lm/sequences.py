@@ -175,11 +175,12 @@ def pack_sequences(
         attention_mask = (columns >= starts).to(device, non_blocking=True)
         position_ids = (columns - starts).clamp(min=0).to(device, non_blocking=True)
     tensors = (ids, response_ids, response_mask, predicted_from, *response_mask.nonzero(as_tuple=True))
-    ids, *tables, row, column = (t.to(device, non_blocking=True) for t in tensors)
+    ids, response_ids, mask, predicted_from, row, column = (t.to(device, non_blocking=True) for t in tensors)
     different, place = distinct(prompts)
     pays = _pays(len(different), n, int(prompt_lengths.max()), longest, width)
     shared = _shared(different, place, pad_id, device) if pays else None
-    return SequenceBatch(ids, attention_mask, position_ids, *tables, (row, column), shared=shared)
+    where = (row, column)
+    return SequenceBatch(ids, attention_mask, position_ids, response_ids, mask, predicted_from, where, shared=shared)
 
 
 def share_prompts(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> SharedPrompts:

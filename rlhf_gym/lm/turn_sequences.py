@@ -58,5 +58,5 @@ def pack_turns(rows: Sequence[Turns], pad_id: int, *, device: torch.device | str
     )
     inner = torch.tensor(places, dtype=torch.long)
     tensors = (pad_right(ids, pad_id), responses, mask, predicted_from, *mask.nonzero(as_tuple=True), inner)
-    padded, *tables, row, column, inner = (t.to(device, non_blocking=True) for t in tensors)
-    return SequenceBatch(padded, None, None, *tables, (row, column), inner)
+    padded, responses, mask, predicted_from, *where, inner = (t.to(device, non_blocking=True) for t in tensors)
+    return SequenceBatch(padded, None, None, responses, mask, predicted_from, (where[0], where[1]), inner)
