@@ -35,6 +35,7 @@ from rlhf_gym.lm.decoding import CachedDecoder, Generation, generate
 from rlhf_gym.lm.engines.engine import Engine, ResponseSettings
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.sampling import episode_uniforms, greedily
+from rlhf_gym.lm.sequences import index_on
 from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
 
 
@@ -338,7 +339,7 @@ class SteppingCollector:
                     open_[i] = Episode(prompt, [], [], [], [], ended=False)
                     number = first_episode + int(done_count[i]) * n + i
                     noise[i] = episode_uniforms(self.seed, number, observation["ids"].shape[1])
-                hidden[fresh] = decoder.start(fresh, prompts).float()
+                hidden[index_on(hidden.device, fresh)] = decoder.start(fresh, prompts).float()
             actions = self._act(live, open_, hidden, noise)
             observation, rewards, dones, infos = self.env.step(actions)
             going_on = []
@@ -363,7 +364,7 @@ class SteppingCollector:
             held = {i for i in held if open_[i] is not None}
             if going_on:
                 tokens = torch.from_numpy(actions[going_on]).to(self.policy.device, non_blocking=True)
-                hidden[going_on] = decoder.append(going_on, tokens).float()
+                hidden[index_on(hidden.device, going_on)] = decoder.append(going_on, tokens).float()
         self.observation = observation
         return [finished[k] for k in sorted(finished)]
 
@@ -383,7 +384,7 @@ class SteppingCollector:
         """Draw a token for every live slot, and note its log-probability, value and mask; the others wait."""
         policy = self.policy
         steps = [len(episode.response_ids) for i in live if (episode := open_[i])]
-        states = hidden[live].to(self.model.model.dtype)
+        states = hidden[index_on(hidden.device, live)].to(self.model.model.dtype)
         masks = self._masks(live)
         allowed = None if masks is None else torch.from_numpy(masks).to(policy.device, non_blocking=True)
         uniforms = [noise[i][t] for i, t in zip(live, steps, strict=True)]

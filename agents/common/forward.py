@@ -142,7 +142,8 @@ def kl_along(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, token
         rollout: the episodes; an older policy may have generated them.
         tokens_per_batch: padded tokens per pass.
     """
-    total, own = torch.zeros((), device=policy.language_model.device), Sampling(policy.sampling.temperature)
+    own = Sampling(policy.sampling.temperature)
+    total = torch.zeros((), dtype=torch.float64, device=policy.language_model.device)
     step = max(1, CHUNK // policy.language_model.vocab_size)
     for rows in episode_batches(policy.language_model, rollout, None, tokens_per_batch):
         episodes = [rollout.episodes[i] for i in rows]

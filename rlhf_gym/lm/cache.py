@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sequences import distinct, pad_left
+from rlhf_gym.lm.sequences import distinct, index_on, pad_left
 
 SPARE = 64  # columns of room that a new or grown rectangle has
 
@@ -193,8 +193,8 @@ class SlotCache:
         """
         index = self._index(rows)
         read = max(len(row) - held for row, held in zip(ids, self.lengths[index].tolist(), strict=True))
-        kept = torch.tensor([max(0, len(row) - read) for row in ids], device=index.device)
-        width = int(kept.max())
+        numbers = [max(0, len(row) - read) for row in ids]
+        kept, width = self._index(numbers), max(numbers)
         if width == 0:
             return self.write(rows, ids)
         # Gather what is kept of each row, right-aligned, in front of what is read.
@@ -209,8 +209,9 @@ class SlotCache:
                 for table in (mine.keys, mine.values)
             )
             its.update(for_keys, for_values)
-        fed, real = (t.to(index.device) for t in pad_left([row[-read:] for row in ids], self.model.tokenizer.pad_id))
-        lengths = torch.tensor([len(row) for row in ids], device=index.device)
+        padded = pad_left([row[-read:] for row in ids], self.model.tokenizer.pad_id)
+        fed, real = (table.to(index.device, non_blocking=True) for table in padded)
+        lengths = self._index([len(row) for row in ids])
         held_columns = torch.arange(width, device=index.device) >= (width - kept)[:, None]
         hidden = self.model.hidden(
             fed,
@@ -255,9 +256,8 @@ class SlotCache:
             self._drop_left(first)
             self._starts.clamp_(min=0)  # of free rows
 
-    def _index(self, rows: Sequence[int]) -> Tensor:
-        """Rows as int64 ``[n]`` on the device."""
-        return torch.tensor(rows, dtype=torch.long).to(self.lengths.device, non_blocking=True)
+    def _index(self, numbers: Sequence[int]) -> Tensor:
+        return index_on(self.lengths.device, numbers)
 
     def _drop_left(self, columns: int) -> None:
         for layer in self.layers.rectangles:

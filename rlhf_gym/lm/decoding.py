@@ -18,6 +18,7 @@ from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, check_drawn, draw, episode_uniforms
 from rlhf_gym.lm.seq2seq_cache import seq2seq_decoding_state
+from rlhf_gym.lm.sequences import index_on
 
 SHRINK = 0.75  # rows are taken out of the batch when at most this part of them is still read
 REFILL = 0.875  # waiting prompts are started when at most this part of the batch is still being generated
@@ -125,8 +126,7 @@ class CachedDecoder:
         if rows == list(range(self.cache.num_rows)):
             return self.cache.append(tokens)
         if self._fed is None or self._fed[0] != rows or len(self._fed[2]) != self.cache.num_rows:
-            index = torch.tensor(rows).to(tokens.device, non_blocking=True)
-            live = tokens.new_zeros(self.cache.num_rows)
+            index, live = index_on(tokens.device, rows), tokens.new_zeros(self.cache.num_rows)
             live[index] = 1
             self._fed = rows, index, live
         _, index, live = self._fed
@@ -283,7 +283,7 @@ class _Generator:
         fresh = [self.waiting.popleft() for _ in range(min(len(self.waiting), batch_size - len(self.slots)))]
         hidden = self.decoder.start(fresh, [self.prompts[i] for i in fresh])
         self.hidden = torch.cat([self.hidden, hidden])
-        self.live = torch.cat([self.live, torch.tensor(fresh).to(self.live.device, non_blocking=True)])
+        self.live = torch.cat([self.live, index_on(self.live.device, fresh)])
         self.slots += fresh
         self.steps = 0
 
@@ -319,7 +319,7 @@ class _Generator:
             some_ended = any(done)
             if some_ended:
                 rows = [row for row, over in enumerate(done) if not over]
-                index = torch.tensor(rows, dtype=torch.long).to(live.device, non_blocking=True)
+                index = index_on(live.device, rows)
                 self.live, tokens = live[index], tokens[index]
                 self.slots = [self.slots[row] for row in rows]
                 self.num_done += len(done) - len(rows)

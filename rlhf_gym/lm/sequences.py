@@ -117,6 +117,11 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids, real
 
 
+def index_on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Numbers as an index, int64 ``[n]``, on a device that is not waited for, as it would be where a list is the index."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+
+
 def split_responses(
     rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None
 ) -> tuple[list[list[int]], list[list[int]]]:
