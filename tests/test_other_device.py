@@ -6,6 +6,7 @@ must be those of the processor.
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -19,6 +20,7 @@ from pretended_device import WAITS, DeviceMismatchError, pretended_device
 from stable_baselines3.common.vec_env import VecMonitor
 from talking import letters_talk
 from tiny_models import LetterTokenizer, tiny_language_model, tiny_seq2seq
+from tiny_run import save_tiny_model, tiny_settings
 
 from rlhf_gym import agents
 from rlhf_gym.feedback.preferences import Preference
@@ -28,6 +30,9 @@ from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import response_log_probs, token_log_probs
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.lm.sequences import pack_sequences, response_positions
+from rlhf_gym.loop.config_file import build, merge
+from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import FitConfig, Rating, Readout, RewardModel, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU Autocast.*")
@@ -383,3 +388,19 @@ def test_a_minibatch_waits_a_few_times_however_large_it_is(case: str, device: to
             agent.update(rollout, rows[:size])
         counts.append(sum(waits.values()))
     assert counts[1] == counts[0] <= 6, waits
+
+
+def test_a_whole_run_there_is_the_processors(device: torch.device, tmp_path: Path) -> None:
+    """Samples, labels, reward model, PPO, checkpoints, evaluation and report."""
+    model, tables = save_tiny_model(tmp_path / "model"), []
+    for place in ("cpu", str(device)):
+        own: Any = {"model": {"device": place}, "run": {"rounds": 1}, "agent": {"iterations": 2, "checkpoint_every": 1}}
+        folder = tmp_path / place.partition(":")[0]
+        run_loop(build(merge(tiny_settings(model), own)), folder, progress=Progress(quiet=True))
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    assert len(tables[0]) == 2
+    for here, other in zip(*tables, strict=True):
+        for name in here:
+            if not name.startswith("time/"):
+                assert float(other[name] or 0) == pytest.approx(float(here[name] or 0), rel=1e-3, abs=1e-4), name
