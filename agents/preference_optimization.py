@@ -299,7 +299,7 @@ class PreferenceOptimization(GivenResponses):
             rewards = self.beta * implicit.detach()
             metrics = {"train/loss": losses.detach().sum() / number}
             metrics |= {
-                f"rewards/{name}": (rewards * (chosen == side)).sum() / counts[side]
+                f"rewards/{name}": rewards.where(chosen == side, 0.0).sum() / counts[side]
                 for name, side in (("chosen", True), ("rejected", False)) if counts[side]
             }  # fmt: skip
             if size == 2:

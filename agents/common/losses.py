@@ -111,9 +111,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     free = (values - returns).square()
     if clip_range is None:
         return Clipped(free / 2, torch.zeros_like(free, dtype=torch.bool))
-    near = values.clamp(
-        old_values - clip_range, old_values + clip_range
-    )  # the value itself where it is near, not rounded
+    # A value that is near is held at itself; the old one plus the difference would be rounded, and count as clipped.
+    near = values.clamp(old_values - clip_range, old_values + clip_range)
     held = (near - returns).square()
     return Clipped(torch.maximum(free, held) / 2, held > free)
 

@@ -117,7 +117,7 @@ class Limits:
             return logits
         # Adding is a tenth of the cost of masking, and costs nothing in the backward pass.
         bias = logits.new_zeros(logits.shape[-1])
-        bias[_index(self.suppress_tokens, logits.device)] = -torch.inf
+        bias[_index(tuple(self.suppress_tokens), logits.device)] = -torch.inf
         if not some_early:
             return logits + bias
         without_eos = bias.clone()

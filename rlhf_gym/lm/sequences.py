@@ -118,7 +118,12 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 
 def index_on(device: torch.device, numbers: Sequence[int]) -> Tensor:
-    """Numbers as an index, int64 ``[n]``, on a device that is not waited for, as it would be where a list is the index."""
+    """Numbers as an index, int64 ``[n]``, on a device that is not waited for, as it would be where a list is the index.
+
+    Args:
+        device: where what is indexed is.
+        numbers: ``n`` of them.
+    """
     return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
@@ -184,7 +189,7 @@ def pack_sequences(
     different, place = distinct(prompts)
     pays = _pays(len(different), n, int(prompt_lengths.max()), longest, width)
     shared = _shared(different, place, pad_id, device) if pays else None
-    where = (row, column)
+    where = row, column
     return SequenceBatch(ids, attention_mask, position_ids, response_ids, mask, predicted_from, where, shared=shared)
 
 
