@@ -212,19 +212,21 @@ class ILQL(GivenResponses):
         for micro in episode_batches(model, rollout, own, tokens_per_batch):
             episodes, sizes = [rollout.episodes[i] for i in micro], [rollout.lengths[i] for i in micro]
             batch = pack_episodes(policy, episodes)
-            hidden, tokens = model.response_states(batch), batch.responses[batch.response_mask]
+            hidden, tokens = model.response_states(batch), batch.tokens
             log_probs, _ = episode_log_probs(policy, model, episodes, hidden=hidden, batch=batch)
             values = policy.values(hidden)
             found = token_q(heads.online, hidden, tokens, response_positions(batch), policy.limits)
             with torch.no_grad():
-                rewards = flat(rollout.rewards, micro, rollout.mask).to(self.device) / self.reward_scale
-                targets = rewards + self.gamma * next_values(values, sizes)
+                rewards = flat(rollout.rewards, micro, rollout.mask).to(self.device, non_blocking=True)
+                targets = rewards / self.reward_scale + self.gamma * next_values(values, sizes)
                 least = heads.target.least_of(hidden, tokens)
             terms = {
                 "policy": -log_probs, "q": q_loss(found, targets),
                 "value": expectile_loss(values, least, self.expectile), "cql": conservative_loss(found),
             }  # fmt: skip
-            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(self.device)
+            weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(
+                self.device, non_blocking=True
+            )
             parts = {name: (term * weight).sum() for name, term in terms.items()}
             loss = parts["policy"] + self.q_coef * (parts["q"] + parts["value"]) + self.cql_coef * parts["cql"]
             metrics = {f"loss/{name}_avg": part.detach() for name, part in parts.items()} | {

@@ -176,13 +176,14 @@ class NucleusCollector(SteppingCollector):
         fresh = [k for k, episode in enumerate(episodes) if not episode.response_ids]
         states: dict[int, Tensor] = {}
         if going:  # first, for it lets the slots go that are not named
-            tokens = torch.tensor([episodes[k].response_ids[-1] for k in going], device=device)
+            tokens = torch.tensor([episodes[k].response_ids[-1] for k in going]).to(device, non_blocking=True)
             states |= dict(zip(going, self._decoder.append([live[k] for k in going], tokens), strict=True))
         if fresh:
             prompts = [episodes[k].prompt_ids for k in fresh]
             states |= dict(zip(fresh, self._decoder.start([live[k] for k in fresh], prompts), strict=True))
         self._states = torch.stack([states[k] for k in range(len(live))])
-        self._positions = torch.tensor([len(episode.response_ids) for episode in episodes], device=device)
+        positions = torch.tensor([len(episode.response_ids) for episode in episodes])
+        self._positions = positions.to(device, non_blocking=True)
         return super()._act(live, open_, hidden, noise)
 
     def _masks(self, live: list[int]) -> NDArray[np.bool_] | None:

@@ -226,7 +226,7 @@ class OnlineDPO(CriticFree):
             logs, _ = episode_log_probs(self.policy, self.policy.language_model, [rollout.episodes[i] for i in micro])
             ratios = logs - self.flat(rollout.reference_log_probs, micro)
             sums = response_sums(ratios, [rollout.lengths[i] for i in micro])
-            sign = rollout.advantages[pairs, 0].to(self.device)
+            sign = rollout.advantages[pairs, 0].to(self.device, non_blocking=True)
             margins = sign * (sums[0::2] - sums[1::2])
             losses = preference_loss(margins, self.beta, self.loss, label_smoothing=self.label_smoothing)
             total = losses.sum() / pairs_in_all

@@ -288,18 +288,18 @@ class PreferenceOptimization(GivenResponses):
             episodes = [rollout.episodes[i] for i in micro]
             logs, _ = episode_log_probs(self.policy, self.policy.language_model, episodes)
             lengths = [rollout.lengths[i] for i in micro]
-            chosen = torch.tensor([e.info["chosen"] for e in episodes], device=self.device)
+            chosen = torch.tensor([e.info["chosen"] for e in episodes]).to(self.device, non_blocking=True)
             ours = response_sums(logs, lengths)
             if self.loss in WITHOUT_REFERENCE:
-                implicit = ours / torch.tensor(lengths, device=self.device)
+                implicit = ours / torch.tensor(lengths).to(self.device, non_blocking=True)
             else:
-                theirs = flat(rollout.reference_log_probs, micro, rollout.mask).to(self.device)
+                theirs = flat(rollout.reference_log_probs, micro, rollout.mask).to(self.device, non_blocking=True)
                 implicit = ours - response_sums(theirs, lengths)
             losses = self._losses(implicit, chosen, point)
             rewards = self.beta * implicit.detach()
             metrics = {"train/loss": losses.detach().sum() / number}
             metrics |= {
-                f"rewards/{name}": rewards[chosen == side].sum() / counts[side]
+                f"rewards/{name}": rewards.where(chosen == side, 0.0).sum() / counts[side]
                 for name, side in (("chosen", True), ("rejected", False)) if counts[side]
             }  # fmt: skip
             if size == 2:

@@ -195,7 +195,9 @@ class TRPO(PPO):
                 gain = torch.exp(logs - self.flat(rollout.log_probs, rows)) * self.flat(rollout.advantages, rows)
                 for name, loss in self.kl_loss(rollout, rows, logs).items():
                     gain = gain - self.coefficient(name) * loss
-                weight = torch.cat([weights[i].expand(rollout.lengths[i]) for i in rows]).to(self.device)
+                weight = torch.cat([weights[i].expand(rollout.lengths[i]) for i in rows]).to(
+                    self.device, non_blocking=True
+                )
                 part = (gain * weight).sum()
             value += float(part.detach())
             if gradient:
@@ -277,7 +279,7 @@ class TRPO(PPO):
         """
         episodes = [rollout.episodes[i] for i in rows]
         batch, allowed = pack_episodes(self.policy, episodes), unpack_masks(episodes, model.vocab_size)
-        allowed = None if allowed is None else allowed.to(self.device)
+        allowed = None if allowed is None else allowed.to(self.device, non_blocking=True)
         logits = masked_logits(
             model, model.response_states(batch), response_positions(batch), self.policy.limits, allowed
         )

@@ -204,6 +204,10 @@ def test_value_loss_by_hand() -> None:
     loss, clipped = clipped_value_loss(values, torch.zeros(3), targets, 0.2)
     torch.testing.assert_close(loss, torch.tensor([0.32, 0.405, 2.0]))
     assert clipped.tolist() == [True, False, False]
+    near, old, far = 0.05 * torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    rounded = old + (near - old)  # a value held at no more than itself is not held
+    assert ((rounded - far).square() > (near - far).square()).any()
+    assert not clipped_value_loss(near, old, far, 1.0).clipped.any()
     free, none = clipped_value_loss(values, torch.zeros(3), targets, None)
     torch.testing.assert_close(free, torch.tensor([0.125, 0.405, 2.0]))
     assert not none.any()

@@ -258,9 +258,11 @@ def test_a_prompt_that_does_not_fit_is_refused_by_its_length() -> None:
         generate(model, [[2] * 5], LIMITS)
 
 
-@pytest.mark.parametrize(("min_new_tokens", "batch_size"), [(0, 3), (6, 2)])
+@pytest.mark.parametrize(
+    ("min_new_tokens", "batch_size", "stop"), [(0, 3, ()), (6, 2, ()), (0, 3, ("a", "fx")), (6, 2, ("b",))]
+)
 def test_looking_at_ends_every_few_tokens_changes_no_response(
-    model: LanguageModel, min_new_tokens: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel, min_new_tokens: int, batch_size: int, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = Limits(eos_id=0, suppress_tokens=(1,), min_new_tokens=min_new_tokens, max_new_tokens=20)
     looked: list[bool] = []
@@ -269,7 +271,7 @@ def test_looking_at_ends_every_few_tokens_changes_no_response(
     def responses() -> list[Generation]:
         looked.clear()
         return generate(
-            model, PROMPTS * 3, limits, seed=3, batch_size=batch_size,
+            model, PROMPTS * 3, limits, seed=3, batch_size=batch_size, stop=stop,
             value_head=lambda hidden: hidden.sum(-1), sampling=Sampling(temperature=3.0),
         )  # fmt: skip
 
@@ -279,6 +281,9 @@ def test_looking_at_ends_every_few_tokens_changes_no_response(
     few = responses()
     assert [g.ids for g in few] == [g.ids for g in each]
     assert [g.ended for g in few] == [g.ended for g in each]
+    assert [g.text for g in few] == [g.text for g in each]
+    if stop:  # some stop, some end by EOS
+        assert {g.ids[-1] == 0 for g in each if g.ended} == {True, False}
     assert {len(g.ids) for g in each} > {20} or min_new_tokens  # some end early, some at the limit
     for a, b in zip(few, each, strict=True):
         assert a.log_probs == pytest.approx(b.log_probs, abs=1e-5)

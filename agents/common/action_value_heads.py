@@ -107,8 +107,8 @@ def next_values(values: Tensor, lengths: Sequence[int]) -> Tensor:
         ``[N]``.
     """
     after = torch.cat([values[1:], values.new_zeros(1)])
-    last = torch.as_tensor(lengths, device=values.device).cumsum(0) - 1
-    after[last] = 0.0
+    last = torch.as_tensor(lengths).cumsum(0) - 1
+    after[last.to(values.device, non_blocking=True)] = 0.0
     return after
 
 

@@ -554,7 +554,7 @@ class TokenAlgorithm(TokenAgent):
         """
         return policy_loss(
             self.policy_loss, log_probs, self.flat(rollout.log_probs, rows), self.flat(rollout.advantages, rows),
-            torch.tensor([rollout.lengths[i] for i in rows], device=self.device),
+            torch.tensor([rollout.lengths[i] for i in rows]).to(self.device, non_blocking=True),
             clip_low=0.0 if self.clip_range is None else self.now(self.clip_range), clip_high=self.clip_range_high,
             dual_clip=self.dual_clip, temperatures=(self.sapo_temperature, self.sapo_temperature_negative),
         )  # fmt: skip
@@ -603,7 +603,7 @@ class TokenAlgorithm(TokenAgent):
             ``[N]``, row after row.
         """
         assert self.rollout is not None
-        return flat(table, rows, self.rollout.mask).to(self.device)
+        return flat(table, rows, self.rollout.mask).to(self.device, non_blocking=True)
 
     # ------------------------------------------------------------------------------------------------ metrics
 

@@ -34,7 +34,8 @@ from rlhf_gym.errors import TrainingError
 from rlhf_gym.lm.decoding import CachedDecoder, Generation, generate
 from rlhf_gym.lm.engines.engine import Engine, ResponseSettings
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sampling import episode_uniforms, greedily, sample_tokens
+from rlhf_gym.lm.sampling import episode_uniforms, greedily
+from rlhf_gym.lm.sequences import index_on
 from rlhf_gym.rewards.service.overlap import OverlappedScoring, is_slow
 
 
@@ -342,7 +343,7 @@ class SteppingCollector:
                     open_[i] = Episode(prompt, [], [], [], [], ended=False)
                     number = first_episode + int(done_count[i]) * n + i
                     noise[i] = episode_uniforms(self.seed, number, observation["ids"].shape[1])
-                hidden[fresh] = decoder.start(fresh, prompts).float()
+                hidden[index_on(hidden.device, fresh)] = decoder.start(fresh, prompts).float()
             actions = self._act(live, open_, hidden, noise)
             observation, rewards, dones, infos = self.env.step(actions)
             going_on = []
@@ -366,8 +367,8 @@ class SteppingCollector:
                     going_on.append(i)
             held = {i for i in held if open_[i] is not None}
             if going_on:
-                tokens = torch.as_tensor(actions[going_on], device=self.policy.device)
-                hidden[going_on] = decoder.append(going_on, tokens).float()
+                tokens = torch.from_numpy(actions[going_on]).to(self.policy.device, non_blocking=True)
+                hidden[index_on(hidden.device, going_on)] = decoder.append(going_on, tokens).float()
         self.observation = observation
         return [finished[k] for k in sorted(finished)]
 
@@ -387,17 +388,12 @@ class SteppingCollector:
         """Draw a token for every live slot, and note its log-probability, value and mask; the others wait."""
         policy = self.policy
         steps = [len(episode.response_ids) for i in live if (episode := open_[i])]
-        states = hidden[live].to(self.model.model.dtype)
-        with torch.no_grad():
-            masks = self._masks(live)
-            allowed = None if masks is None else torch.as_tensor(masks, device=policy.device)
-            log_probs = policy.distribution(
-                states, torch.tensor(steps, device=policy.device), allowed, model=self.model
-            )
-            uniforms = torch.tensor([noise[i][t] for i, t in zip(live, steps, strict=True)], device=policy.device)
-            tokens = sample_tokens(log_probs, uniforms, [i in self.greedy for i in live])
-            chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
-            values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
+        states = hidden[index_on(hidden.device, live)].to(self.model.model.dtype)
+        masks = self._masks(live)
+        allowed = None if masks is None else torch.from_numpy(masks).to(policy.device, non_blocking=True)
+        uniforms = [noise[i][t] for i, t in zip(live, steps, strict=True)]
+        greedy = [i in self.greedy for i in live]
+        tokens, chosen, values = policy.draw(states, steps, uniforms, greedy, allowed, model=self.model)
         for row, i in enumerate(live):
             episode = open_[i]
             assert episode is not None
@@ -409,7 +405,7 @@ class SteppingCollector:
         # Slots that are done wait where the environment can; elsewhere they end their surplus episodes at once.
         idle = policy.limits.eos_id if self.rounds.rules is None else WAIT
         actions = np.full(self.env.num_envs, idle, dtype=np.int64)
-        actions[live] = tokens.cpu().numpy()
+        actions[live] = tokens
         return actions
 
     def _masks(self, live: list[int]) -> NDArray[np.bool_] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Turn
@@ -23,7 +24,8 @@ from rlhf_gym.envs.talks import Reply
 from rlhf_gym.envs.text_vec_env import TextVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.decoding import CachedDecoder
-from rlhf_gym.lm.sampling import episode_uniforms, sample_tokens
+from rlhf_gym.lm.sampling import episode_uniforms
+from rlhf_gym.lm.sequences import index_on
 from rlhf_gym.rewards.base import TermReward
 
 _NOISE = 256  # random numbers of an episode that are drawn at once
@@ -220,7 +222,8 @@ class _Collector:
                 for s in (*sorted(self.beside.asked), *read_on)
                 if s not in going and self.open[s].episode.response_ids
             ]
-            self.hidden[going] = self.decoder.append(going, fed.to(self.policy.device), held).float()
+            fed = fed.to(self.policy.device, non_blocking=True)
+            self.hidden[self._index(going)] = self.decoder.append(going, fed, held).float()
         start_over = [slot for slot, reply in replies.items() if reply.fresh]
         begun = [slot for slot in heard if slot not in replies]
         for read, slots in (
@@ -229,7 +232,7 @@ class _Collector:
             (self.decoder.start, begun),
         ):
             if slots:
-                self.hidden[slots] = read(slots, [self.env.talks[slot].ids for slot in slots]).float()
+                self.hidden[self._index(slots)] = read(slots, [self.env.talks[slot].ids for slot in slots]).float()
 
     def _speak(self) -> list[int]:
         """Draw a token in every slot whose turn it is, and give turns that end to the environments; returns the slots."""
@@ -245,24 +248,21 @@ class _Collector:
                 self.beside.ask(slot, partial(talk.answer, one.turn))
         return live
 
-    @torch.no_grad()
     def _draw(self, live: list[int]) -> list[int]:
         """Draw a token for every live slot, and note its log-probability and value."""
-        policy = self.policy
-        states = self.hidden[live].to(self.model.model.dtype)
-        places = torch.tensor([len(self.open[slot].turn) for slot in live], device=policy.device)
-        log_probs = policy.distribution(states, places, model=self.model)
-        uniforms = torch.tensor([self._uniform(self.open[slot]) for slot in live], device=policy.device)
-        tokens = sample_tokens(log_probs, uniforms, [slot in self.greedy for slot in live])
-        chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
-        values = policy.values(states).tolist() if policy.values_from_trunk else [0.0] * len(live)
-        out: list[int] = tokens.tolist()
-        for slot, token, log_prob, value in zip(live, out, chosen, values, strict=True):
+        states = self.hidden[self._index(live)].to(self.model.model.dtype)
+        places = [len(self.open[slot].turn) for slot in live]
+        uniforms = [self._uniform(self.open[slot]) for slot in live]
+        drawn = self.policy.draw(states, places, uniforms, [slot in self.greedy for slot in live], model=self.model)
+        for slot, token, log_prob, value in zip(live, *drawn, strict=True):
             episode = self.open[slot].episode
             episode.response_ids.append(token)
             episode.log_probs.append(log_prob)
             episode.values.append(value)
-        return out
+        return drawn[0]
+
+    def _index(self, slots: list[int]) -> Tensor:
+        return index_on(self.hidden.device, slots)
 
     def _uniform(self, one: _Open) -> float:
         """The random number of an episode's next token."""

@@ -85,8 +85,8 @@ def rollout_log_probs(policy: LMPolicy, model: LanguageModel, rollout: Rollout, 
     logs: list[Tensor] = [torch.zeros(0)] * len(rollout.episodes)
     for rows in episode_batches(model, rollout, None, tokens_per_batch):
         values, _ = episode_log_probs(policy, model, [rollout.episodes[i] for i in rows])
-        for i, row in zip(rows, torch.split(values, [rollout.lengths[i] for i in rows]), strict=True):
-            logs[i] = row.cpu()
+        for i, row in zip(rows, torch.split(values.cpu(), [rollout.lengths[i] for i in rows]), strict=True):
+            logs[i] = row
     return pad(rollout.mask, logs)
 
 
@@ -119,12 +119,12 @@ def fill_reference(policy: LMPolicy, reference: LanguageModel, rollout: Rollout,
         hidden = reference.response_states(batch)
         restricted, _ = episode_log_probs(policy, reference, chosen, hidden=hidden, batch=batch)
         free, _ = token_log_probs(
-            reference, hidden, batch.responses[batch.response_mask], response_positions(batch),
+            reference, hidden, batch.tokens, response_positions(batch),
             Sampling(sampling.temperature), policy.limits,
         )  # fmt: skip
         sizes = [rollout.lengths[i] for i in rows]
-        for i, row, own_row in zip(rows, torch.split(restricted, sizes), torch.split(free, sizes), strict=True):
-            within[i], own[i] = row.cpu(), own_row.cpu()
+        for i, both in zip(rows, torch.split(torch.stack([restricted, free], 1).cpu(), sizes), strict=True):
+            within[i], own[i] = both.unbind(1)
     rollout.reference_log_probs = pad(rollout.mask, within)
     rollout.own_reference_log_probs = pad(rollout.mask, own)
 
@@ -142,7 +142,8 @@ def kl_along(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, token
         rollout: the episodes; an older policy may have generated them.
         tokens_per_batch: padded tokens per pass.
     """
-    total, own = 0.0, Sampling(policy.sampling.temperature)
+    own = Sampling(policy.sampling.temperature)
+    total = torch.zeros((), dtype=torch.float64, device=policy.language_model.device)
     step = max(1, CHUNK // policy.language_model.vocab_size)
     for rows in episode_batches(policy.language_model, rollout, None, tokens_per_batch):
         episodes = [rollout.episodes[i] for i in rows]
@@ -151,11 +152,11 @@ def kl_along(policy: LMPolicy, reference: LanguageModel, rollout: Rollout, token
         positions, allowed = response_positions(batch), unpack_masks(episodes, reference.vocab_size)
         for begin in range(0, len(positions), step):
             part = slice(begin, begin + step)
-            mask = None if allowed is None else allowed[part].to(ours.device)
+            mask = None if allowed is None else allowed[part].to(ours.device, non_blocking=True)
             log_p = policy.distribution(ours[part], positions[part], mask)
             log_q = behaviour_log_probs(masked_logits(reference, theirs[part], positions[part], policy.limits), own)
-            total += float(torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum())
-    return total / len(rollout.episodes)
+            total += torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0).sum()
+    return float(total) / len(rollout.episodes)
 
 
 @torch.no_grad()
@@ -183,8 +184,8 @@ def fill_values(policy: LMPolicy, rollout: Rollout, tokens_per_batch: int) -> No
     for rows in episode_batches(policy.value_model, rollout, None, tokens_per_batch):
         batch = pack_episodes(policy, [rollout.episodes[i] for i in rows])
         flat_values = policy.values(policy.value_model.response_states(batch))
-        for i, row in zip(rows, torch.split(flat_values, [rollout.lengths[i] for i in rows]), strict=True):
-            values[i] = row.cpu()
+        for i, row in zip(rows, torch.split(flat_values.cpu(), [rollout.lengths[i] for i in rows]), strict=True):
+            values[i] = row
     rollout.values = pad(rollout.mask, values)
 
 
@@ -209,8 +210,8 @@ def episode_log_probs(
     hidden = model.response_states(batch) if hidden is None else hidden
     allowed = unpack_masks(episodes, model.vocab_size)
     return token_log_probs(
-        model, hidden, batch.responses[batch.response_mask], response_positions(batch), policy.sampling, policy.limits,
-        allowed=None if allowed is None else allowed.to(hidden.device), entropy=entropy,
+        model, hidden, batch.tokens, response_positions(batch), policy.sampling, policy.limits,
+        allowed=None if allowed is None else allowed.to(hidden.device, non_blocking=True), entropy=entropy,
     )  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def sequence_clipped_policy_loss(
         mean: False takes the ratio of the whole response, the product of its tokens' ratios: REINFORCE's importance weight
             where a response is one action (Ahmadian et al. 2024).
     """
-    response = torch.repeat_interleave(torch.arange(len(lengths), device=log_probs.device), lengths)
+    places = torch.arange(len(lengths), device=log_probs.device)
+    response = torch.repeat_interleave(places, lengths, output_size=len(log_probs))
     sums = torch.zeros(len(lengths), device=log_probs.device).index_add(0, response, log_probs - old_log_probs)
     ratio = torch.exp(sums / lengths if mean else sums)
     return _clipped_surrogate(ratio[response], advantages, clip_low, clip_high, dual_clip)
@@ -110,7 +111,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     free = (values - returns).square()
     if clip_range is None:
         return Clipped(free / 2, torch.zeros_like(free, dtype=torch.bool))
-    near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    # A value that is near is held at itself; the old one plus the difference would be rounded, and count as clipped.
+    near = values.clamp(old_values - clip_range, old_values + clip_range)
     held = (near - returns).square()
     return Clipped(torch.maximum(free, held) / 2, held > free)
 

@@ -65,15 +65,15 @@ def accumulate_gradient(
     for micro, log_probs, entropies, values in micro_batches(
         policy, rollout, rows if own is None else own, tokens_per_batch, entropy=entropy
     ):
-        weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(device)
+        weight = torch.cat([weight_of[i].expand(rollout.lengths[i]) for i in micro]).to(device, non_blocking=True)
         terms, metrics = losses(rollout, micro, log_probs, values)
-        terms["policy"] = terms["policy"] * flat(rollout.importance, micro, rollout.mask).to(device)
+        terms["policy"] = terms["policy"] * flat(rollout.importance, micro, rollout.mask).to(device, non_blocking=True)
         means = {name: (loss * weight).sum() for name, loss in terms.items()}
         means["entropy"] = -(entropies * weight).sum()
         check_finite({f"the {name} loss is": loss.detach() for name, loss in means.items()}, where)
         total = torch.stack([means[name] * coefficient(name) for name in means]).sum()
         scale(total).backward()  # type: ignore[no-untyped-call]
-        old_log_probs = flat(rollout.log_probs, micro, rollout.mask).to(device)
+        old_log_probs = flat(rollout.log_probs, micro, rollout.mask).to(device, non_blocking=True)
         metrics |= ratio_metrics(log_probs, old_log_probs)
         log_ratios.append(log_probs.detach() - old_log_probs)
         metrics["entropy"] = entropies.detach().sum()

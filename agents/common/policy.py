@@ -18,7 +18,7 @@ from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.decoding import CachedDecoder
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.log_probs import masked_logits, token_log_probs
-from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, sample_tokens
+from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, check_drawn, draw, sample_tokens
 from rlhf_gym.reward_model import RewardModel
 
 Rows = list[list[int]]
@@ -200,6 +200,39 @@ class LMPolicy(ActorCriticPolicy):
         """
         logits = masked_logits(model or self.acting_model, hidden, positions, self.limits, allowed)
         return behaviour_log_probs(logits, self.sampling)
+
+    @torch.no_grad()
+    def draw(
+        self, hidden: Tensor, positions: Sequence[int], uniforms: Sequence[float], greedy: Sequence[bool] = (),
+        allowed: Tensor | None = None, *, model: LanguageModel | None = None,
+    ) -> tuple[list[int], list[float], list[float]]:  # fmt: skip
+        """Draw a token in each of ``n`` states, and read what came of it: the device is waited for once.
+
+        Args:
+            hidden: ``[n, D]``.
+            positions: response tokens before each.
+            uniforms: the noise, in [0, 1).
+            greedy: flags, True takes the most probable token; empty draws in every state.
+            allowed: bool ``[n, V]``, further masks, or None.
+            model: as of :meth:`distribution`.
+
+        Returns:
+            The tokens, their log-probabilities, and the states' values, 0 where they are not read from this trunk.
+
+        Raises:
+            ModelError: in some state no token can be drawn.
+        """
+        places, noise = torch.tensor(positions), torch.tensor(uniforms, dtype=torch.float64)
+        log_probs = self.distribution(hidden, places.to(hidden.device, non_blocking=True), allowed, model=model)
+        tokens, drawn = draw(log_probs, noise.to(hidden.device, non_blocking=True))
+        if any(greedy):
+            flags = torch.tensor(greedy).to(hidden.device, non_blocking=True)
+            tokens = torch.where(flags, log_probs.argmax(-1), tokens)
+        chosen = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+        values = self.values(hidden) if self.values_from_trunk else torch.zeros_like(chosen)
+        found = torch.stack([tokens.double(), drawn.double(), chosen.double(), values.double()]).tolist()
+        check_drawn(all(found[1]))
+        return [int(token) for token in found[0]], found[2], found[3]
 
     def predict(
         self,

@@ -131,6 +131,7 @@ def gmpo_loss(
     difference = log_probs - old_log_probs
     upper, lower = difference.clamp(max=clip_low if clip_high is None else clip_high), difference.clamp(min=-clip_low)
     held = torch.where(advantages > 0, upper, torch.where(advantages < 0, lower, difference))
-    response = torch.repeat_interleave(torch.arange(len(lengths), device=log_probs.device), lengths)
+    places = torch.arange(len(lengths), device=log_probs.device)
+    response = torch.repeat_interleave(places, lengths, output_size=len(held))
     means = torch.zeros(len(lengths), device=log_probs.device).index_add(0, response, held) / lengths
     return Clipped(-advantages * torch.exp(means)[response], held != difference)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm.language_model import LanguageModel
-from rlhf_gym.lm.sequences import distinct, pad_left
+from rlhf_gym.lm.sequences import distinct, index_on, pad_left
 
 SPARE = 64  # columns of room that a new or grown rectangle has
 
@@ -160,7 +160,8 @@ class SlotCache:
             ``[len(prompts), D]``, the hidden state of each prompt's last token.
         """
         different, place = distinct(prompts)
-        ids, real = (table.to(self.model.device) for table in pad_left(different, self.model.tokenizer.pad_id))
+        padded = pad_left(different, self.model.tokenizer.pad_id)
+        ids, real = (table.to(self.model.device, non_blocking=True) for table in padded)
         width, lengths = ids.shape[1], real.sum(1)
         positions = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
         prefilled = Layers(self.num_layers)
@@ -168,13 +169,13 @@ class SlotCache:
             :, -1
         ]
         if len(different) < len(prompts):  # a group's prompt is run once, and shared by its members
-            index = torch.tensor(place, device=ids.device)
+            index = self._index(place)
             prefilled.take(index)
             hidden, lengths = hidden[index], lengths[index]
         if self.num_rows == 0 and list(rows) == list(range(len(prompts))):
             self.layers, self.lengths, self._starts = prefilled, lengths, width - lengths
         else:
-            self._insert(torch.tensor(rows, device=ids.device), prefilled, lengths)
+            self._insert(rows, prefilled, lengths)
         return hidden
 
     def extend(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
@@ -190,10 +191,10 @@ class SlotCache:
         Returns:
             ``[len(rows), D]``, the hidden state of each row's last token.
         """
-        index = torch.tensor(rows, device=self.lengths.device)
+        index = self._index(rows)
         read = max(len(row) - held for row, held in zip(ids, self.lengths[index].tolist(), strict=True))
-        kept = torch.tensor([max(0, len(row) - read) for row in ids], device=index.device)
-        width = int(kept.max())
+        numbers = [max(0, len(row) - read) for row in ids]
+        kept, width = self._index(numbers), max(numbers)
         if width == 0:
             return self.write(rows, ids)
         # Gather what is kept of each row, right-aligned, in front of what is read.
@@ -208,8 +209,9 @@ class SlotCache:
                 for table in (mine.keys, mine.values)
             )
             its.update(for_keys, for_values)
-        fed, real = (t.to(index.device) for t in pad_left([row[-read:] for row in ids], self.model.tokenizer.pad_id))
-        lengths = torch.tensor([len(row) for row in ids], device=index.device)
+        padded = pad_left([row[-read:] for row in ids], self.model.tokenizer.pad_id)
+        fed, real = (table.to(index.device, non_blocking=True) for table in padded)
+        lengths = self._index([len(row) for row in ids])
         held_columns = torch.arange(width, device=index.device) >= (width - kept)[:, None]
         hidden = self.model.hidden(
             fed,
@@ -217,41 +219,45 @@ class SlotCache:
             position_ids=(torch.arange(read, device=index.device) + lengths[:, None] - read).clamp(min=0),
             cache=extended,
         )
-        self._insert(index, extended, lengths)
+        self._insert(rows, extended, lengths)
         return hidden[:, -1]
 
-    def _insert(self, rows: Tensor, prefilled: Layers, lengths: Tensor) -> None:
+    def _insert(self, rows: Sequence[int], prefilled: Layers, lengths: Tensor) -> None:
         """Copy prefilled rows to their places, right-aligned at the cursor."""
+        index = self._index(rows)
         width = prefilled.rectangles[0].cursor
         held = self.num_columns
         left = max(0, width - held)
-        new_rows = max(0, int(rows.max()) + 1 - self.num_rows)
+        new_rows = max(0, max(rows) + 1 - self.num_rows)
         for mine, its in zip(self.layers.rectangles, prefilled.rectangles, strict=True):
             if left or new_rows:
                 mine.move(slice(None), left + held + SPARE, left=left, new_rows=new_rows)
             place = slice(mine.cursor - width, mine.cursor)
-            mine.keys[rows, :, place] = its.keys[:, :, :width]
-            mine.values[rows, :, place] = its.values[:, :, :width]
+            mine.keys[index, :, place] = its.keys[:, :, :width]
+            mine.values[index, :, place] = its.values[:, :, :width]
         if new_rows:
             self.lengths = torch.nn.functional.pad(self.lengths, (0, new_rows))
             self._starts = torch.nn.functional.pad(self._starts, (0, new_rows))
         self._starts += left
-        self.lengths[rows] = lengths
-        self._starts[rows] = left + held - lengths
+        self.lengths[index] = lengths
+        self._starts[index] = left + held - lengths
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these, which take the numbers 0, 1, ... in the order given."""
-        index = torch.tensor(rows, device=self.lengths.device)
+        index = self._index(rows)
         self._starts, self.lengths = self._starts[index], self.lengths[index]
         self._drop_left(int(self._starts.min()))
         self.layers.take(index)
 
     def drop_columns(self, rows: Sequence[int]) -> None:
         """Drop the columns on the left that none of these rows needs; the other rows are free."""
-        first = int(self._starts[torch.tensor(rows, device=self.lengths.device)].min())
+        first = int(self._starts[self._index(rows)].min())
         if first:
             self._drop_left(first)
             self._starts.clamp_(min=0)  # of free rows
+
+    def _index(self, numbers: Sequence[int]) -> Tensor:
+        return index_on(self.lengths.device, numbers)
 
     def _drop_left(self, columns: int) -> None:
         for layer in self.layers.rectangles:

@@ -18,6 +18,7 @@ from rlhf_gym.lm.language_model import LanguageModel, Seq2SeqModel
 from rlhf_gym.lm.response_text import ResponseText
 from rlhf_gym.lm.sampling import Limits, Sampling, behaviour_log_probs, check_drawn, draw, episode_uniforms
 from rlhf_gym.lm.seq2seq_cache import seq2seq_decoding_state
+from rlhf_gym.lm.sequences import index_on
 
 SHRINK = 0.75  # rows are taken out of the batch when at most this part of them is still read
 REFILL = 0.875  # waiting prompts are started when at most this part of the batch is still being generated
@@ -125,7 +126,7 @@ class CachedDecoder:
         if rows == list(range(self.cache.num_rows)):
             return self.cache.append(tokens)
         if self._fed is None or self._fed[0] != rows or len(self._fed[2]) != self.cache.num_rows:
-            index, live = torch.tensor(rows, device=tokens.device), tokens.new_zeros(self.cache.num_rows)
+            index, live = index_on(tokens.device, rows), tokens.new_zeros(self.cache.num_rows)
             live[index] = 1
             self._fed = rows, index, live
         _, index, live = self._fed
@@ -256,10 +257,9 @@ class _Generator:
         self.waiting = deque(range(n))
         self.num_done = 0
         self.decoder = CachedDecoder(model)
-        # Stop sequences are sought by the processor; rows that are decoded anew at each token cost too much for nothing; and no
-        # row may leave the model's context meanwhile.
+        # Rows that are decoded anew at each token cost too much for nothing, and none may leave the model's context.
         longest = max(map(len, prompts)) + limits.max_new_tokens + LOOK
-        ahead = works_ahead(device) and not stop and isinstance(self.decoder.cache, SlotCache)
+        ahead = works_ahead(device) and isinstance(self.decoder.cache, SlotCache)
         self.look = LOOK if ahead and longest <= model.context_length else 1
         self.steps = self.unseen = 0  # tokens since prompts were started, and since the last look
         columns = limits.max_new_tokens + 1
@@ -283,7 +283,7 @@ class _Generator:
         fresh = [self.waiting.popleft() for _ in range(min(len(self.waiting), batch_size - len(self.slots)))]
         hidden = self.decoder.start(fresh, [self.prompts[i] for i in fresh])
         self.hidden = torch.cat([self.hidden, hidden])
-        self.live = torch.cat([self.live, torch.tensor(fresh, device=self.live.device)])
+        self.live = torch.cat([self.live, index_on(self.live.device, fresh)])
         self.slots += fresh
         self.steps = 0
 
@@ -306,30 +306,38 @@ class _Generator:
             self.values[live, position] = self.value_head(self.hidden).float()
         self.lengths[live] += going_on
         ended = self.limits.ends(tokens) & going_on
-        if self.text.stop:
-            ended |= torch.tensor(self._stopped(live), device=live.device)
         self.ended[live] |= ended
         self.done[live] |= ended | (position + 1 >= limit)
         self.steps, self.unseen = self.steps + 1, self.unseen + 1
         some_ended = False
         if self.unseen >= self.look or self.steps >= limit:
+            if self.text.stop:
+                self._end_at_stops()
             self.unseen = 0
             *done, all_drawn = torch.cat([self.done[live], self.drawn[None]]).tolist()
             check_drawn(all_drawn)
             some_ended = any(done)
             if some_ended:
                 rows = [row for row, over in enumerate(done) if not over]
-                index = torch.tensor(rows, dtype=torch.long, device=live.device)
+                index = index_on(live.device, rows)
                 self.live, tokens = live[index], tokens[index]
                 self.slots = [self.slots[row] for row in rows]
                 self.num_done += len(done) - len(rows)
         self.hidden = self.decoder.append(self.slots, tokens) if self.slots else self.hidden[:0]
         return some_ended
 
-    def _stopped(self, live: Tensor) -> list[bool]:
-        """True for each response that a stop sequence has just ended."""
-        columns = (live.tolist(), self.ids[live].tolist(), self.lengths[live].tolist())
-        return [self.text.stopped(ids[:length], self.prompts[i]) for i, ids, length in zip(*columns, strict=True)]
+    def _end_at_stops(self) -> None:
+        """End responses where a stop sequence came since the last look: the processor seeks it, token by token."""
+        stopped: dict[int, int] = {}  # tokens up to and with the one that completes it, by the response's number
+        table = torch.cat([self.ids[self.live], self.lengths[self.live, None]], dim=1).tolist()
+        for number, (*ids, length) in zip(self.slots, table, strict=True):
+            ends = range(max(1, length - self.unseen + 1), length + 1)
+            if end := next((end for end in ends if self.text.stopped(ids[:end], self.prompts[number])), 0):
+                stopped[number] = end
+        if stopped:
+            ended, ends_at = torch.tensor([[*stopped], [*stopped.values()]]).to(self.live.device, non_blocking=True)
+            self.lengths[ended] = ends_at
+            self.ended[ended] = self.done[ended] = True
 
     def generations(self) -> list[Generation]:
         """All responses, in the order of the prompts."""

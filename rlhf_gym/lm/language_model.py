@@ -333,8 +333,7 @@ class LanguageModel:
     def states_of_rows(self, batch: SequenceBatch) -> Tensor:
         """Hidden states ``[N, D]`` as :meth:`response_states` gives them, from a pass over whole rows, equal prompts or not."""
         hidden = self.hidden(batch.ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
-        rows, columns = batch.response_mask.nonzero(as_tuple=True)
-        return hidden[rows, batch.predicted_from[rows, columns]]
+        return hidden[batch.where[0], batch.predicted_from[batch.where]]
 
     def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None) -> Tensor:
         """Hidden state of each row's last token, which predicts the next one; computed without a cache, differentiable.
@@ -564,7 +563,7 @@ class Seq2SeqModel(LanguageModel):
         prompts = batch.prompts()
         start = batch.responses.new_full((len(prompts), 1), self.start_id)
         read = torch.cat([start, batch.responses[:, :-1]], dim=1)
-        return self.decode(read, *self.encode(prompts))[batch.response_mask]
+        return self.decode(read, *self.encode(prompts))[batch.where]
 
     def last_states(self, rows: Sequence[Sequence[int]], num_generated: Sequence[int] | None = None) -> Tensor:
         """The decoder's hidden state at each row's last token. See :meth:`LanguageModel.last_states`.

@@ -149,7 +149,7 @@ def response_log_probs(
             [prompts[i] for i in rows], [responses[i] for i in rows], model.tokenizer.pad_id, device=model.device
         )
         chosen, _ = token_log_probs(
-            model, model.response_states(batch), batch.responses[batch.response_mask], response_positions(batch),
+            model, model.response_states(batch), batch.tokens, response_positions(batch),
             sampling, limits,
         )  # fmt: skip
         for i, values in zip(rows, torch.split(chosen.cpu(), [len(responses[i]) for i in rows]), strict=True):

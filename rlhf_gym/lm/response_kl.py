@@ -100,7 +100,7 @@ def response_kls(
             for m in (policy, reference)
         ]
         states = [m.response_states(b) for m, b in zip((policy, reference), batches, strict=True)]
-        tokens, positions = batches[0].responses[batches[0].response_mask], response_positions(batches[0])
+        tokens, positions = batches[0].tokens, response_positions(batches[0])
         parts: list[Tensor] = []
         for begin in range(0, len(tokens), step):
             part = slice(begin, begin + step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -103,25 +104,31 @@ class Limits:
         Args:
             logits: ``[N, V]``; not changed.
             position: int64 ``[N]``, number of response tokens before this one.
-            some_early: False if no position is below ``min_new_tokens``, True if one may be; None looks, and waits for the
-                device.
+            some_early: False if no position is below ``min_new_tokens``, True if one may be; None looks where that costs no
+                wait, on a processor.
 
         Returns:
             ``[N, V]``.
         """
         early = position < self.min_new_tokens
         if some_early is None:
-            some_early = self.min_new_tokens > 0 and bool(early.any())
+            some_early = self.min_new_tokens > 0 and (logits.device.type != "cpu" or bool(early.any()))
         if not self.suppress_tokens and not some_early:
             return logits
         # Adding is a tenth of the cost of masking, and costs nothing in the backward pass.
         bias = logits.new_zeros(logits.shape[-1])
-        bias[list(self.suppress_tokens)] = -torch.inf
+        bias[_index(tuple(self.suppress_tokens), logits.device)] = -torch.inf
         if not some_early:
             return logits + bias
         without_eos = bias.clone()
-        without_eos[list(self.eos_ids)] = -torch.inf
+        without_eos[_index(self.eos_ids, logits.device)] = -torch.inf
         return logits + torch.stack([bias, without_eos])[early.long()]
+
+
+@lru_cache(maxsize=32)
+def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Ids as int64 ``[n]``; kept, since the way to another device waits for it, and every generated token needs them."""
+    return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def behaviour_log_probs(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -99,10 +99,10 @@ class EncodedRows(SlotCache):
         different, place = distinct(sources)
         states, seen = model.encode(different)
         if len(different) < len(sources):  # a group's prompt is encoded once
-            index = torch.tensor(place, device=model.device)
+            index = self._index(place)
             states, seen = states[index], seen[index]
         padded = pad_left([[model.start_id, *response] for response in responses], model.tokenizer.pad_id)
-        ids, real = (table.to(model.device) for table in padded)
+        ids, real = (table.to(model.device, non_blocking=True) for table in padded)
         width, lengths = ids.shape[1], real.sum(1)
         prefilled, crossed = Layers(self.num_layers), DynamicCache()
         positions = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
@@ -117,16 +117,15 @@ class EncodedRows(SlotCache):
             self._set(fresh)
         else:
             assert self.encoded is not None
-            index = torch.tensor(rows, device=model.device)
-            self._insert(index, prefilled, lengths)
-            self._set(self.encoded.put(index, fresh))
+            self._insert(rows, prefilled, lengths)
+            self._set(self.encoded.put(self._index(rows), fresh))
         return hidden[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See :meth:`SlotCache.keep`."""
         super().keep(rows)
         assert self.encoded is not None
-        self._set(self.encoded.keep(torch.tensor(rows, device=self.lengths.device)))
+        self._set(self.encoded.keep(self._index(rows)))
 
     def append(self, tokens: Tensor, live: Tensor | None = None) -> Tensor:
         """Append one token to every row. See :meth:`SlotCache.append`.

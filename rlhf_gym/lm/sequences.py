@@ -45,6 +45,8 @@ class SequenceBatch:
         response_mask: bool ``[B, R]``, True at the response's tokens, EOS included.
         predicted_from: int64 ``[B, R]``, the column of ``ids`` whose hidden state predicts each response token. The first
             is the prompt's last column, even where the response is empty.
+        where: the row and the column in ``responses`` of each of the ``N`` response tokens, int64 ``[N]`` each: where
+            ``response_mask`` is True. Found on the processor, which would have to wait for another device to find them.
         places: int64 ``[N]``, each response token's place in its turn, where rows hold several turns
             (:func:`~rlhf_gym.lm.turn_sequences.pack_turns`); None where a row is one response.
         shared: the different prompts, where to run each of them once pays; a model that cannot do that ignores it.
@@ -56,8 +58,14 @@ class SequenceBatch:
     responses: Tensor
     response_mask: Tensor
     predicted_from: Tensor
+    where: tuple[Tensor, Tensor]
     places: Tensor | None = None
     shared: SharedPrompts | None = field(default=None, kw_only=True)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The response tokens, int64 ``[N]``, row after row."""
+        return self.responses[self.where]
 
     def prompts(self) -> list[list[int]]:
         """The ids of each prompt, whichever side the batch is padded on."""
@@ -107,6 +115,16 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     ids[real] = _flat(rows)
     return ids, real
+
+
+def index_on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Numbers as an index, int64 ``[n]``, on a device that is not waited for, as it would be where a list is the index.
+
+    Args:
+        device: where what is indexed is.
+        numbers: ``n`` of them.
+    """
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
 def split_responses(
@@ -164,13 +182,15 @@ def pack_sequences(
     predicted_from = (starts + prompt_lengths - 1 + places).clamp(max=width - 1)
     attention_mask = position_ids = None
     if side == "left" and bool(starts.any()):
-        attention_mask = (columns >= starts).to(device)
-        position_ids = (columns - starts).clamp(min=0).to(device)
-    tensors = (t.to(device) for t in (response_ids, response_mask, predicted_from))
+        attention_mask = (columns >= starts).to(device, non_blocking=True)
+        position_ids = (columns - starts).clamp(min=0).to(device, non_blocking=True)
+    tensors = (ids, response_ids, response_mask, predicted_from, *response_mask.nonzero(as_tuple=True))
+    ids, response_ids, mask, predicted_from, row, column = (t.to(device, non_blocking=True) for t in tensors)
     different, place = distinct(prompts)
     pays = _pays(len(different), n, int(prompt_lengths.max()), longest, width)
     shared = _shared(different, place, pad_id, device) if pays else None
-    return SequenceBatch(ids.to(device), attention_mask, position_ids, *tensors, shared=shared)
+    where = row, column
+    return SequenceBatch(ids, attention_mask, position_ids, response_ids, mask, predicted_from, where, shared=shared)
 
 
 def share_prompts(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> SharedPrompts:
@@ -188,7 +208,7 @@ def _shared(
     different: Sequence[Sequence[int]], place: Sequence[int], pad_id: int, device: torch.device | str
 ) -> SharedPrompts:
     ids, real = pad_left(different, pad_id)
-    return SharedPrompts(ids.to(device), real.to(device), torch.tensor(place, device=device))
+    return SharedPrompts(*(t.to(device, non_blocking=True) for t in (ids, real, torch.tensor(place))))
 
 
 def _pays(different: int, rows: int, longest_prompt: int, longest_response: int, width: int) -> bool:
@@ -228,7 +248,7 @@ def causal_mask(real: Tensor, queries: int) -> Tensor:
 
 def response_positions(batch: SequenceBatch) -> Tensor:
     """int64 ``[N]``: each response token's place in its response (or turn), in the order of ``response_mask``."""
-    return batch.places if batch.places is not None else batch.response_mask.nonzero(as_tuple=True)[1]
+    return batch.where[1] if batch.places is None else batch.places
 
 
 def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

@@ -88,7 +88,7 @@ def shared_states(model: CausalModel, batch: SequenceBatch) -> Tensor:
         seen = torch.cat([real[place], torch.ones_like(read, dtype=torch.bool)], dim=1)
         responses = model.hidden(read, attention_mask=seen, position_ids=positions, cache=cache)
         states = torch.cat([states, responses], dim=1)
-    return states[batch.response_mask]
+    return states[batch.where]
 
 
 def sharing_works(model: CausalModel) -> bool:

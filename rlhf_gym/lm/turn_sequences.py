@@ -57,5 +57,6 @@ def pack_turns(rows: Sequence[Turns], pad_id: int, *, device: torch.device | str
         [len(i) - 1 for i, own in zip(ids, ours, strict=True) if not own], dtype=torch.long
     )
     inner = torch.tensor(places, dtype=torch.long)
-    padded, *tables = (t.to(device) for t in (pad_right(ids, pad_id), responses, mask, predicted_from, inner))
-    return SequenceBatch(padded, None, None, *tables)
+    tensors = (pad_right(ids, pad_id), responses, mask, predicted_from, *mask.nonzero(as_tuple=True), inner)
+    padded, responses, mask, predicted_from, *where, inner = (t.to(device, non_blocking=True) for t in tensors)
+    return SequenceBatch(padded, None, None, responses, mask, predicted_from, (where[0], where[1]), inner)
