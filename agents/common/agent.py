@@ -23,7 +23,7 @@ from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, 
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import PhaseSeconds
 from rlhf_gym.agents.common.mismatch import Correction
-from rlhf_gym.agents.common.optimizer import check_optimizer, make_optimizer, rate_at
+from rlhf_gym.agents.common.optimizer import check_parts, make_optimizer, rate_at, require_optimizer
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.policy_losses import PolicyLoss
 from rlhf_gym.agents.common.ranks import check_divides, process_ranks
@@ -220,7 +220,8 @@ class TokenAgent(OnPolicyAlgorithm):
             check_observations(self.env)  # first: a model takes long to load
         elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
-        check_optimizer(self._given.optimizer, self.ranks)
+        check_parts(self._given.optimizer, self.ranks)
+        require_optimizer(self._given.optimizer)
         models = load_models(self._given)
         self.device, self.reference = models.policy.device, models.reference
         limits = limits_of(None, models.policy) if self.env is None else self._check(self.env, models.policy)

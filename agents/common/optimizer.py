@@ -40,17 +40,12 @@ def rate_at(progress_remaining: float, decay: str, warmup: float) -> float:
     return 1.0
 
 
-def check_optimizer(name: str, ranks: Ranks) -> None:
-    """Refuse an optimizer that cannot step here; nothing is imported for that.
-
-    Args:
-        name: the setting ``optimizer``.
-        ranks: the processes.
+def require_optimizer(name: str) -> None:
+    """Refuse an optimizer, the setting ``optimizer``, that is not installed; nothing is imported for that.
 
     Raises:
-        ConfigError: its library is not installed, or it cannot step weights in parts.
+        ConfigError: its library is missing.
     """
-    check_parts(name, ranks)
     if name == "adamw_8bit":
         require_bitsandbytes("optimizer='adamw_8bit'")
 
