@@ -17,6 +17,9 @@ from rlhf_gym.agents.common.sharding import one_number
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.quantization import import_bitsandbytes, require_bitsandbytes
 
+BLOCK_IN_8_BITS, SMALLEST_IN_8_BITS = 256, 4096
+"""Of the moments that bitsandbytes keeps in 8 bits: the numbers that share a scale, and those of the smallest such tensor."""
+
 FIRST_RATE = 0.1
 """Part of the learning rate that a warm-up begins with: at 0, the first iteration would be for nothing."""
 
@@ -70,7 +73,7 @@ def check_parts(name: str, ranks: Ranks) -> None:
 def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) for the weights that learn; with a learning rate of its own for the value function.
 
-    With moments in 8 bits it is that of Dettmers et al. 2022, in blocks of 256 numbers.
+    With moments in 8 bits it is that of Dettmers et al. 2022, in blocks of :data:`BLOCK_IN_8_BITS` numbers.
 
     Args:
         policy: whose weights learn.
