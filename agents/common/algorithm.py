@@ -575,14 +575,9 @@ class TokenAlgorithm(TokenAgent):
 
     def _reference_let_go(self) -> AbstractContextManager[None]:
         """With weights kept in parts, only this rank's part of the reference for a while."""
-        if self.reference_shards is None or self.learns_with_reference:
+        if self.reference_shards is None or self.settings.learns_with_reference(vars(self.settings)):
             return nullcontext()
         return self.reference_shards.apart()
-
-    @property
-    def learns_with_reference(self) -> bool:
-        """True where the losses of a minibatch need passes of the reference."""
-        return False
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""

@@ -178,8 +178,8 @@ class _Training:
         self.parts: Parts | None = None
         if ranks.sharded:
             frozen = self.reference.model.parameters() if self.reference not in (None, base) else ()
-            kto = self.settings.get("loss") == "kto"  # whose losses need the reference
-            self.parts = Parts(self.weights, list(frozen), ranks, lets_reference_go=not kto)
+            lets_go = not agent.Settings.learns_with_reference(self.settings)
+            self.parts = Parts(self.weights, list(frozen), ranks, lets_reference_go=lets_go)
         self.hold("parts of the weights")
         stepped = self.settings.get("collect", agent.collect) == "step"  # by the first process alone
         self.slots = config.agent.environments if stepped else self.share(config.agent.environments)
