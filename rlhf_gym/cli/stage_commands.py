@@ -180,7 +180,7 @@ def _train_on_data(options: argparse.Namespace, agent: str, argument: str) -> No
         }
         given = _given(options)
         config = build(merge(first, given))
-        from rlhf_gym.loop.given_data import read_given
+        from rlhf_gym.loop.read_given import read_given
 
         data = read_given(config.agent, argument, config.task.held_out_fraction)
         if options.quiet and data.remarks:  # else the run says it
