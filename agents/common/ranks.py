@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf_gym import errors
-from rlhf_gym.errors import ConfigError, RankError, RlhfGymError
+from rlhf_gym.errors import ConfigError, RankError, RlhfGymError, first_line
 
 T = TypeVar("T")
 
@@ -413,7 +413,7 @@ def _join(size: int) -> Ranks:
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise ConfigError(
-            f"rank {os.environ.get('RANK', '?')} of {size} cannot join the others at {where} ({_first_line(error)}): start all "
+            f"rank {os.environ.get('RANK', '?')} of {size} cannot join the others at {where} ({first_line(error)}): start all "
             "processes by one launcher, `accelerate launch` or `torchrun`, on a free port (--main_process_port, --master-port)"
         ) from error
     return Ranks(state.process_index, state.num_processes, control, 60 * minutes, sharded=_is_true(FSDP))
@@ -526,14 +526,10 @@ def _message(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
         return (
-            f"out of memory ({_first_line(error) or type(error).__name__}). Take fewer tokens at once "
+            f"out of memory ({first_line(error) or type(error).__name__}). Take fewer tokens at once "
             "(tokens_per_batch), fewer environments, or more processes"
         )
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _as_tensor(data: bytes) -> Tensor:
