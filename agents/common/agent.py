@@ -20,13 +20,14 @@ from rlhf_gym.agents.common.collect_turns import text_env_inside
 from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.episode_source import EpisodeSource
 from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, LastGood, kl_controller
+from rlhf_gym.agents.common.launch import process_ranks
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import PhaseSeconds
 from rlhf_gym.agents.common.mismatch import Correction
 from rlhf_gym.agents.common.optimizer import check_parts, make_optimizer, rate_at, require_optimizer
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.policy_losses import PolicyLoss
-from rlhf_gym.agents.common.ranks import check_divides, process_ranks
+from rlhf_gym.agents.common.ranks import check_divides
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.rollout_engine import engine_of
 from rlhf_gym.agents.common.rollout_workers import RolloutWorkers, workers_of

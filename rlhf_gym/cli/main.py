@@ -79,7 +79,7 @@ def _terminated() -> str:
 
 def _ranks() -> Ranks | None:
     """The processes of a run that has several, as this one sees them; None for a process by itself."""
-    module = sys.modules.get("rlhf_gym.agents.common.ranks")  # not imported for this: it is heavy
+    module = sys.modules.get("rlhf_gym.agents.common.launch")  # not imported for this: it is heavy
     ranks: Ranks | None = None if module is None else module.joined_ranks()
     return ranks if ranks is not None and ranks.size > 1 else None
 

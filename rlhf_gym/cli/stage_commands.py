@@ -107,7 +107,7 @@ def run_stages(
         name = config.task.name.rpartition(":")[2] if options.command == "run" else options.command
         options.out = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     quiet_libraries()
-    from rlhf_gym.agents.common.ranks import process_ranks
+    from rlhf_gym.agents.common.launch import process_ranks
     from rlhf_gym.loop.progress import Progress
     from rlhf_gym.loop.rounds import run_loop
 

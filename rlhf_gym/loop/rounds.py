@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rlhf_gym.agents.common.launch import process_ranks
 from rlhf_gym.agents.common.optimizer import require_optimizer
-from rlhf_gym.agents.common.ranks import Ranks, process_ranks
+from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.check_processes import check_processes
