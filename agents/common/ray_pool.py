@@ -51,7 +51,7 @@ class RayPool:
         )
         self._replica = ray.put(packed(replica, ray))
         self._lock = threading.Lock()
-        self._since = self._measured = self._alone_since = time.monotonic()
+        self._measured = self._alone_since = time.monotonic()
         self._hired: dict[int, Any] = {}
         self._works: dict[int, float] = {}  # since when each works on its share
         self._seconds, self._tokens, self._reward_seconds = ([0.0] * workers, [0] * workers, 0.0)
