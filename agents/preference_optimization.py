@@ -126,6 +126,15 @@ class PreferenceOptimizationSettings(EpochSettings):
         return super().needs_reference(values) or values.get("loss") not in WITHOUT_REFERENCE
 
     @classmethod
+    def learns_with_reference(cls, values: Mapping[str, Any]) -> bool:
+        """True for KTO, whose reference point is of the minibatch.
+
+        Args:
+            values: of all settings, by name.
+        """
+        return bool(values["loss"] == "kto")
+
+    @classmethod
     def adapted_defaults(cls, given: Mapping[str, Any], num_envs: int | None) -> dict[str, Any]:
         """As of every agent; a minibatch is of whole pairs.
 
@@ -327,11 +336,6 @@ class PreferenceOptimization(GivenResponses):
         return preference_loss(
             better - worse, self.beta, "ipo" if self.loss == "ipo" else "dpo", label_smoothing=self.label_smoothing
         )
-
-    @property
-    def learns_with_reference(self) -> bool:
-        """True for KTO, whose reference point is of the minibatch."""
-        return self.loss == "kto"
 
     @torch.no_grad()
     def _reference_point(self, rollout: Rollout, rows: list[int], tokens_per_batch: int) -> Tensor:

@@ -9,22 +9,22 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.conversation_env import ConversationEnv
 from rlhf_gym.envs.dialogue_env import DialogueEnv, score_steps
+from rlhf_gym.envs.native_vector_env import NativeVectorEnv
 from rlhf_gym.envs.prompt_weights import plain_draws
 from rlhf_gym.envs.prompts import slot_seeds
-from rlhf_gym.envs.rendering import RENDER_MODES
 from rlhf_gym.envs.side_by_side import side_by_side
 from rlhf_gym.envs.token_rows import Mask, Slots
 from rlhf_gym.envs.tool_env import ToolEnv
-from rlhf_gym.envs.vector_api import as_autoreset_mode, check_num_envs, chosen_prompt, note_seed, reset_mask
+from rlhf_gym.envs.vector_api import check_num_envs, chosen_prompt, note_seed, reset_mask
 from rlhf_gym.tasks import Task
 
 
-class DialogueVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
+class DialogueVectorEnv(NativeVectorEnv[Any, Any]):
     """``N`` slots of one environment, which share its task, user, tools and reward.
 
     Observations and actions are those of the single environment, batched as Gymnasium does it: a tuple of ``N`` texts, or
@@ -52,15 +52,11 @@ class DialogueVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         max_episode_steps: int | None = None,
     ) -> None:
         check_num_envs(num_envs)
-        self.num_envs = num_envs
         self.envs = [env, *(env.twin() for _ in range(num_envs - 1))]
-        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.autoreset_mode = as_autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = env.render_mode
-        self.max_episode_steps = max_episode_steps
+        super().__init__(
+            num_envs, env.observation_space, env.action_space, autoreset_mode, max_episode_steps=max_episode_steps,
+            render_mode=env.render_mode, render_fps=1,
+        )  # fmt: skip
         self._draws = plain_draws(env.prompt_order, num_envs, len(env.task.prompts))
         self._over: Mask = np.zeros(num_envs, dtype=np.bool_)  # their episode has ended
 

@@ -18,7 +18,7 @@ from rlhf_gym.envs.prompt_weights import WeightedDraws, prompt_draws
 from rlhf_gym.envs.prompts import OTHER_ORDER, EpochDraws, PromptTable
 from rlhf_gym.envs.scoring import EndedEpisodes, score_episodes
 from rlhf_gym.envs.task_parts import as_task, as_tokenizer, reward_of
-from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows
+from rlhf_gym.envs.token_rows import Ids, Mask, Slots, TokenRows, token_spaces
 from rlhf_gym.envs.token_rules import PromptOrder, TokenRules
 from rlhf_gym.envs.vector_api import row_of
 from rlhf_gym.errors import ConfigError
@@ -105,16 +105,9 @@ class Episodes(TokenRows):
         self._rows: Slots = np.arange(num_slots)
         self._starts: Slots = self._rows * self.capacity
 
-    def observation_space(self) -> gym.spaces.Dict:
-        """One slot's observation: its row of ids, the length of prompt and response, and the length of the prompt."""
-        high = self.tokenizer.vocab_size - 1
-        return gym.spaces.Dict(
-            {
-                "ids": gym.spaces.Box(0, high, (self.capacity,), np.int64),
-                "length": gym.spaces.Box(0, self.capacity, (1,), np.int64),
-                "prompt_length": gym.spaces.Box(0, self.max_prompt_tokens, (1,), np.int64),
-            }
-        )
+    def spaces(self) -> tuple[gym.spaces.Dict, gym.spaces.Discrete]:
+        """One slot's observations and actions; see :func:`~rlhf_gym.envs.token_rows.token_spaces`."""
+        return token_spaces(self.tokenizer.vocab_size, self.capacity, self.max_prompt_tokens)
 
     @property
     def rules(self) -> TokenRules:

@@ -20,6 +20,7 @@ from rlhf_gym.envs.side_by_side import side_by_side
 from rlhf_gym.envs.talk_prompts import TalkPrompts
 from rlhf_gym.envs.talk_scoring import Played, score_conversations
 from rlhf_gym.envs.talks import Overflow, Reply, Talk, TalkRules
+from rlhf_gym.envs.token_rows import token_spaces
 from rlhf_gym.envs.token_rules import PromptOrder
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.sampling import Limits
@@ -74,13 +75,8 @@ class TextVecEnv(VecEnv):
         self.envs, self.rules, self.reward, self.prompts = list(envs), rules, reward, prompts
         self.slow = any(getattr(env.unwrapped, "slow", False) for env in self.envs) if slow is None else slow
         self.talks = [Talk(env, rules) for env in self.envs]
-        room, size = rules.max_context, rules.tokenizer.vocab_size
-        spaces: dict[str, gym.spaces.Space[Any]] = {
-            "ids": gym.spaces.Box(0, size - 1, (room,), np.int64),
-            "length": gym.spaces.Box(0, room, (1,), np.int64),
-            "prompt_length": gym.spaces.Box(0, room, (1,), np.int64),
-        }
-        super().__init__(len(self.envs), gym.spaces.Dict(spaces), gym.spaces.Discrete(size))
+        room = rules.max_context
+        super().__init__(len(self.envs), *token_spaces(rules.tokenizer.vocab_size, room, room))
         self._draws, self._painter = render_mode is not None, Painter()
         self.render_mode = render_mode or self.render_mode  # stable-baselines3's is the first environment's
         self._turns: list[list[int]] = [[] for _ in self.envs]

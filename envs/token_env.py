@@ -77,8 +77,7 @@ class TokenEnv(gym.Env[Any, Any]):
                 "make_sb3_env(n, ...) or TokenVectorEnv(n, ...)"
             )
         self.episodes = Episodes(1, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos, prompt_order)
-        self.observation_space = self.episodes.observation_space()
-        self.action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
+        self.observation_space, self.action_space = self.episodes.spaces()
         rendering.check_render_mode(render_mode)
         self.render_mode = render_mode
         self._painter = rendering.Painter(render_model)

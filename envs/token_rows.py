@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Slots = NDArray[np.intp]
+
+
+def token_spaces(vocab_size: int, capacity: int, longest_prompt: int) -> tuple[spaces.Dict, spaces.Discrete]:
+    """One slot's observation (its row of ids, the length of prompt and response, that of the prompt), and its next token.
+
+    Args:
+        vocab_size: ``V``.
+        capacity: ``L``, the most ids of a row.
+        longest_prompt: the most ids of a prompt.
+    """
+    observation = spaces.Dict(
+        ids=spaces.Box(0, vocab_size - 1, (capacity,), np.int64),
+        length=spaces.Box(0, capacity, (1,), np.int64),
+        prompt_length=spaces.Box(0, longest_prompt, (1,), np.int64),
+    )
+    return observation, spaces.Discrete(vocab_size)
 
 
 class TokenRows:

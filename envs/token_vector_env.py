@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs import rendering
 from rlhf_gym.envs.episodes import Episodes, Infos
 from rlhf_gym.envs.masks import TokenMask
+from rlhf_gym.envs.native_vector_env import NativeVectorEnv
 from rlhf_gym.envs.token_env import as_token_ids
 from rlhf_gym.envs.token_rows import Ids, Mask, Slots
 from rlhf_gym.envs.token_rules import WAIT, WAITS_FOR_SCORE, PromptOrder, TokenRules, begins_round
 from rlhf_gym.envs.vector_api import (
-    as_autoreset_mode,
     check_num_envs,
     note_seed,
     reset_mask,
@@ -36,7 +34,7 @@ Floats = NDArray[np.float64]
 _OF_STEPS = ("final_obs", "final_info", WAITS_FOR_SCORE)  # infos that are not about an episode
 
 
-class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
+class TokenVectorEnv(NativeVectorEnv[dict[str, Ids], Ids]):
     """Many :class:`~rlhf_gym.envs.token_env.TokenEnv` in one, step for step the same for the same seeds and actions.
 
     All episodes that end in the same step are scored by one call of the reward. A seed of ``s`` gives slot ``i`` the stream
@@ -91,25 +89,15 @@ class TokenVectorEnv(gym.vector.VectorEnv[dict[str, Ids], Ids, NDArray[Any]]):
         render_model: LanguageModel | str | None = None,
     ) -> None:
         check_num_envs(num_envs)
-        self.num_envs = num_envs
         self.episodes = Episodes(
             num_envs, task, tokenizer, reward, task_options, max_prompt_tokens, mask, infos, prompt_order,
             difficulty_every,
         )  # fmt: skip
-        self.single_observation_space = self.episodes.observation_space()
-        self.single_action_space = gym.spaces.Discrete(self.episodes.tokenizer.vocab_size)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.autoreset_mode = as_autoreset_mode(autoreset_mode)
-        self.metadata = {
-            "render_modes": list(rendering.RENDER_MODES),
-            "render_fps": 10,
-            "autoreset_mode": self.autoreset_mode,
-        }
-        self.max_episode_steps = max_episode_steps
+        super().__init__(
+            num_envs, *self.episodes.spaces(), autoreset_mode, max_episode_steps=max_episode_steps,
+            render_mode=render_mode, render_fps=10,
+        )  # fmt: skip
         self.copy_observations = copy_observations
-        rendering.check_render_mode(render_mode)
-        self.render_mode = render_mode
         self._painter = rendering.Painter(render_model)
         self._ended: Mask = np.zeros(num_envs, dtype=np.bool_)
         self._any_ended = False

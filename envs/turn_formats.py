@@ -178,7 +178,7 @@ class TokensFormat:
         """The token level's ``Dict``, and ``MultiDiscrete([V] * T)``."""
         size = self.episodes.tokenizer.vocab_size
         actions = gym.spaces.MultiDiscrete(np.full(self.task.max_new_tokens, size, dtype=np.int64))
-        return self.episodes.observation_space(), actions
+        return self.episodes.spaces()[0], actions
 
     def begin(self, slots: Slots, index: Ids) -> list[str]:
         """See :class:`TurnFormat`.

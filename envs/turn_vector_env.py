@@ -8,18 +8,17 @@ from typing import Any, Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlhf_gym.envs.episodes import Episodes
+from rlhf_gym.envs.native_vector_env import NativeVectorEnv
 from rlhf_gym.envs.prompt_weights import plain_draws
-from rlhf_gym.envs.rendering import RENDER_MODES, Painter, check_render_mode, turn_frame, turn_line
+from rlhf_gym.envs.rendering import Painter, turn_frame, turn_line
 from rlhf_gym.envs.task_parts import as_task
 from rlhf_gym.envs.token_rows import Mask, Slots
 from rlhf_gym.envs.turn_formats import TextFormat, TokensFormat, TurnFormat
 from rlhf_gym.envs.turn_spaces import check_format
 from rlhf_gym.envs.vector_api import (
-    as_autoreset_mode,
     check_num_envs,
     chosen_prompt,
     note_seed,
@@ -39,7 +38,7 @@ class Turn(NamedTuple):
     reward: float | None = None
 
 
-class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
+class TurnVectorEnv(NativeVectorEnv[Any, Any]):
     """Many episodes of one prompt, one response, one step; :class:`~rlhf_gym.envs.turn_env.TurnEnv` is one slot of it.
 
     Observations and actions are those of the single environment, batched as Gymnasium does it: a tuple of ``N`` texts, or
@@ -84,9 +83,7 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
         render_mode: str | None = None,
     ) -> None:
         check_num_envs(num_envs)
-        check_render_mode(render_mode)
         check_format(format)
-        self.num_envs = num_envs
         self.format: TurnFormat
         if format == "text":
             self.format = TextFormat(num_envs, as_task(task, task_options), reward, max_characters)
@@ -94,15 +91,13 @@ class TurnVectorEnv(gym.vector.VectorEnv[Any, Any, NDArray[Any]]):
             raise ConfigError("max_characters belongs to the format 'text'; the task's max_new_tokens limits tokens")
         else:
             self.format = TokensFormat(Episodes(num_envs, task, tokenizer, reward, task_options, max_prompt_tokens))
-        self.single_observation_space, self.single_action_space = self.format.spaces()
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.autoreset_mode = as_autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = render_mode
+        observations, actions = self.format.spaces()
+        super().__init__(
+            num_envs, observations, actions, autoreset_mode, max_episode_steps=max_episode_steps,
+            render_mode=render_mode, render_fps=1,
+        )  # fmt: skip
         self._painter = Painter()
         self._turns = [Turn()] * num_envs
-        self.max_episode_steps = max_episode_steps
         self.prompt_order = prompt_order
         self._draws = plain_draws(prompt_order, num_envs, len(self.task.prompts))
         self._running: Mask = np.zeros(num_envs, dtype=np.bool_)

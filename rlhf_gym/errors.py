@@ -56,3 +56,8 @@ class RankError(TrainingError):
 
 class WorkerError(TrainingError):
     """A worker that generates for an agent has failed, or none is left."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; empty where it has none."""
+    return next(iter(str(error).splitlines()), "")

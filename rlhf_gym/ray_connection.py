@@ -7,7 +7,7 @@ import os
 import socket
 from typing import Any
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, first_line
 from rlhf_gym.objects import import_path
 
 
@@ -49,7 +49,7 @@ def connect(address: str, ray: Any) -> None:
         ray.init(**options)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"there is no Ray cluster at {address!r} ({str(error).splitlines()[0]}): start one with `ray start --head`, "
+            f"there is no Ray cluster at {address!r} ({first_line(error)}): start one with `ray start --head`, "
             "or give --ray local"
         ) from error
 

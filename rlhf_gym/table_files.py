@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from rlhf_gym.errors import TaskError
+from rlhf_gym.errors import TaskError, first_line
 from rlhf_gym.json_rows import as_object, json_rows
 
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -195,7 +195,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
                         row[name] = without_nulls(row[name])
                     yield row
     except (OSError, ValueError, ArrowException) as error:
-        raise TaskError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        raise TaskError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
 def without_nulls(value: Any) -> Any:

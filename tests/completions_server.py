@@ -32,9 +32,9 @@ class CompletionsServer(ThreadingHTTPServer):
     request_queue_size = 128
     daemon_threads = True
 
-    def __init__(self, port: int, model: LanguageModel, paths: list[str] = PATHS) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
-        self.paths, self.calls = paths, []  # type: ignore[var-annotated]
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.paths, self.calls = PATHS, []  # type: ignore[var-annotated]
         self.before: Callable[[dict[str, Any]], None] = lambda body: None
         self.change: Callable[[dict[str, Any]], None] = lambda reply: None
         self.ignores_reloads = False
@@ -140,9 +140,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(model: LanguageModel, paths: list[str] = PATHS, port: int = 0) -> Iterator[CompletionsServer]:
+def serving(model: LanguageModel) -> Iterator[CompletionsServer]:
     """Serve a model while the context is open."""
-    server = CompletionsServer(port, model, paths)
+    server = CompletionsServer(model)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

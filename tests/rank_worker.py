@@ -27,7 +27,7 @@ from rlhf_gym import agents
 from rlhf_gym.agents.common import algorithm
 from rlhf_gym.agents.common.callbacks import IterationCallback
 from rlhf_gym.agents.common.divergence import SaveDivergence
-from rlhf_gym.agents.common.ranks import process_ranks
+from rlhf_gym.agents.common.launch import process_ranks
 from rlhf_gym.agents.common.sharding import Shards
 from rlhf_gym.envs import ConversationEnv, make_sb3_env, wrap_text_env
 from rlhf_gym.errors import NotFiniteError

@@ -16,7 +16,7 @@ from toy_tasks import letter_task
 
 from rlhf_gym.agents.common.callbacks import StepCounter
 from rlhf_gym.agents.common.collect import SteppingCollector
-from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
+from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout import Episode, Rollout, unpack_masks
 from rlhf_gym.agents.common.setup import limits_of
 from rlhf_gym.envs import TokenEnv, TokenVecEnv, make_sb3_env
@@ -34,12 +34,10 @@ def letters_env(num_envs: int = 6, seed: int = 3, **task: Any) -> TokenVecEnv:
     return make_sb3_env(num_envs, seed=seed, task=letter_task(**task), tokenizer=LetterTokenizer())
 
 
-def policy_for(
-    env: Any, model: LanguageModel, sampling: Sampling | None = None, network: ValueNetwork = "shared"
-) -> LMPolicy:
+def policy_for(env: Any, model: LanguageModel, sampling: Sampling | None = None) -> LMPolicy:
     torch.manual_seed(0)
     limits = limits_of(env, model)
-    return LMPolicy(env.observation_space, env.action_space, model, sampling or Sampling(), limits, network)
+    return LMPolicy(env.observation_space, env.action_space, model, sampling or Sampling(), limits, "shared")
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -48,8 +46,8 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
     return tiny_language_model(request.param, scale=4.0)
 
 
-def by_stepping(env: Any, policy: LMPolicy, per_slot: int = 3, first: int = 0) -> list[Episode]:
-    return SteppingCollector(env, policy, seed=5).collect(first, per_slot)
+def by_stepping(env: Any, policy: LMPolicy, per_slot: int) -> list[Episode]:
+    return SteppingCollector(env, policy, seed=5).collect(0, per_slot)
 
 
 def assert_same(one: list[Episode], other: list[Episode]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, load_script
 
-SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
+SPEED = BENCHMARKS / "speed"
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,7 @@ def contenders() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def bench(contenders: ModuleType) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("speed_ppo", SPEED / "ppo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("speed/ppo.py")
 
 
 def test_a_small_table(

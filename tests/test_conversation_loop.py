@@ -32,9 +32,9 @@ from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.evaluate import _labels_against_gold
-from rlhf_gym.loop.given_data import read_given
 from rlhf_gym.loop.model_evaluation import EvalSettings, evaluate_model
 from rlhf_gym.loop.progress import Progress
+from rlhf_gym.loop.read_given import read_given
 from rlhf_gym.loop.rounds import run_loop
 from rlhf_gym.reward_model import RewardModel, split_by_prompt
 from rlhf_gym.reward_model.evaluation import judged

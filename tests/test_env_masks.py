@@ -43,10 +43,10 @@ def allowed(env: TokenEnv) -> list[int]:
     return np.flatnonzero(env.action_masks()).tolist()
 
 
-def walk(env: TokenVectorEnv, steps: int, seed: int = 0) -> list[tuple[str, int]]:
+def walk(env: TokenVectorEnv, steps: int) -> list[tuple[str, int]]:
     """Random allowed tokens in same-step mode: the responses that ended, with their lengths."""
-    env.reset(seed=seed)
-    rng = np.random.default_rng(seed)
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
     out = []
     for _ in range(steps):
         actions = np.array([rng.choice(np.flatnonzero(row)) for row in env.action_masks()])

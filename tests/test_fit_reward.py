@@ -24,10 +24,10 @@ from rlhf_gym.loop.config import AgentConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import RunContext
 from rlhf_gym.loop.fit_reward import fit_reward
-from rlhf_gym.loop.given_data import read_given
 from rlhf_gym.loop.preference_data import READ_COLUMNS, read_data
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rating_agreement import RatingAgreement
+from rlhf_gym.loop.read_given import read_given
 from rlhf_gym.loop.reward_ensemble import resampled
 from rlhf_gym.loop.reward_evaluation import agreement_of, evaluate_reward, judge
 from rlhf_gym.loop.rounds import run_loop

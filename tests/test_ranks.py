@@ -20,7 +20,8 @@ from waiting import LONG
 
 from rlhf_gym.agents import GRPO, PPO
 from rlhf_gym.agents.common.divergence import replay_divergence
-from rlhf_gym.agents.common.ranks import Ranks, check_divides, check_launch, process_ranks
+from rlhf_gym.agents.common.launch import check_launch, process_ranks
+from rlhf_gym.agents.common.ranks import Ranks, check_divides
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.config_file import build, dump
 
@@ -244,7 +245,7 @@ def test_what_accelerate_is_asked_for_and_not_built_is_refused(monkeypatch: pyte
                 patch.setenv(variable, value)
             with pytest.raises(ConfigError, match=word):
                 check_launch(2)
-    monkeypatch.setattr("rlhf_gym.agents.common.ranks.version", lambda package: "0.34.2")
+    monkeypatch.setattr("rlhf_gym.agents.common.launch.version", lambda package: "0.34.2")
     with pytest.raises(ConfigError, match=r"accelerate 0\.34\.2 is too old"):
         check_launch(2)
     monkeypatch.undo()

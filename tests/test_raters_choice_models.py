@@ -32,11 +32,11 @@ def judge(responses: tuple[str, ...], query_type: Any = "pair", n: Any = N, **kn
     return rater.collect(rater.submit(queries))
 
 
-def assert_frequency(hits: int, probability: float, n: int = N) -> None:
+def assert_frequency(hits: int, probability: float) -> None:
     """Within five standard deviations of the binomial (and the seed is fixed: it passes always or never)."""
-    deviation = math.sqrt(n * max(probability * (1 - probability), 1 / n))
-    assert abs(hits - n * probability) <= 5 * deviation, (
-        f"{hits} of {n}, expected {n * probability:.0f} ± {deviation:.0f}"
+    deviation = math.sqrt(N * max(probability * (1 - probability), 1 / N))
+    assert abs(hits - N * probability) <= 5 * deviation, (
+        f"{hits} of {N}, expected {N * probability:.0f} ± {deviation:.0f}"
     )
 
 

@@ -52,11 +52,15 @@ TABLE = HERE / "run" / "metrics.csv"
 
 def taste(prompts, responses):
     plan = HERE / "plan"
-    text = plan.read_text() if plan.exists() else ""
+    try:
+        text = plan.read_text()
+        if text == "worker":
+            plan.unlink()
+    except FileNotFoundError:  # there is no plan, or another worker has carried it out
+        text = ""
     if text == "fail":
         raise ValueError("no taste today")
     if text == "worker":
-        plan.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
     elif text and TABLE.exists() and TABLE.read_bytes().count(b"\\n") > 5:
         plan.unlink()

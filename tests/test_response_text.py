@@ -167,8 +167,8 @@ def test_byte_level_texts_are_joined_already() -> None:
     assert joins_plainly(tiny_language_model().tokenizer)
 
 
-def random_model(hub: Any, vocab_size: int, seed: int = 0, **generation: Any) -> LanguageModel:
-    torch.manual_seed(seed)
+def random_model(hub: Any, vocab_size: int, **generation: Any) -> LanguageModel:
+    torch.manual_seed(0)
     config = GPT2Config(vocab_size=vocab_size, n_positions=128, n_embd=16, n_layer=1, n_head=2)
     network = GPT2LMHeadModel(config)
     network.generation_config = GenerationConfig(**generation)

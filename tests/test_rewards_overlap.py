@@ -89,8 +89,8 @@ class Slow:
             self.busy.release()
 
 
-def env_for(reward: Any, num_envs: int = 4) -> TokenVecEnv:
-    return make_sb3_env(num_envs, seed=3, task=letter_task(reward, limit=LIMIT), tokenizer=LetterTokenizer())
+def env_for(reward: Any) -> TokenVecEnv:
+    return make_sb3_env(4, seed=3, task=letter_task(reward, limit=LIMIT), tokenizer=LetterTokenizer())
 
 
 def episodes_of(

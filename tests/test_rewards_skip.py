@@ -217,8 +217,8 @@ def _ending_info(task: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- the agents
 
 
-def env_of(reward: Any, num_envs: int = 16) -> TokenVecEnv:
-    return letters_env(num_envs, reward=reward)
+def env_of(reward: Any) -> TokenVecEnv:
+    return letters_env(16, reward=reward)
 
 
 @pytest.mark.parametrize("collect", ["auto", "step"])

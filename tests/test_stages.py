@@ -20,9 +20,10 @@ from rlhf_gym.feedback.exchange.files import import_into
 from rlhf_gym.feedback.queries import Judgement, Query
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.loop.config import AgentConfig
-from rlhf_gym.loop.given_data import Given, read_given
+from rlhf_gym.loop.given_data import Given
 from rlhf_gym.loop.metrics_table import MetricsTable
 from rlhf_gym.loop.model_evaluation import Measured, pass_at_k
+from rlhf_gym.loop.read_given import read_given
 from rlhf_gym.loop.run_directory import RunDirectory
 
 QUICK = ["--device", "cpu", "--quiet", "--set", "run.threads=1", "--set", "agent.checkpoint_every=1"]
@@ -251,7 +252,7 @@ def test_judgements_are_rewards(tmp_path: Path) -> None:
 def test_data_is_read_once_and_columns_may_have_other_names(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhf_gym.loop import given_data, preference_data, run_task
+    from rlhf_gym.loop import preference_data, read_given, run_task
 
     read: list[str] = []
 
@@ -264,7 +265,7 @@ def test_data_is_read_once_and_columns_may_have_other_names(
 
         monkeypatch.setattr(module, name, counted)
 
-    count(given_data, "read_records")
+    count(read_given, "read_records")
     count(preference_data, "read_feedback")
     count(run_task, "load_task")
     small = ["--model", model, "--set", "evaluation.prompts=2", *QUICK]

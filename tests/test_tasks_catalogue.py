@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import re
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from benchmark_scripts import load_script
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
@@ -265,20 +264,10 @@ def test_the_new_rewards_have_names() -> None:
     assert isinstance(load_reward("perplexity", limit=5), Perplexity)
 
 
-def script() -> ModuleType:
-    path = ROOT / "benchmarks" / "tasks" / "reference_metrics.py"
-    found = importlib.util.spec_from_file_location("reference_metrics", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 def test_the_reference_metrics_are_written_between_the_markers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = script()
+    module = load_script("tasks/reference_metrics.py")
     page = tmp_path / "format.md"
     page.write_text("before\n<!-- reference metrics -->\nold\n<!-- end -->\nafter\n")
     arguments = ["reference_metrics.py", "format", "--samples", "4", "--docs", str(tmp_path)]
@@ -303,7 +292,7 @@ def test_the_reference_metrics_are_written_between_the_markers(
 
 
 def test_every_page_of_the_catalogue_has_its_metrics() -> None:
-    module = script()
+    module = load_script("tasks/reference_metrics.py")
     assert set(NAMES) < set(module.TASKS)
     for name in module.TASKS:
         text = (module.DOCS / f"{name}.md").read_text()

@@ -22,11 +22,11 @@ from rlhf_gym.web.page_settings import PageSettings
 from rlhf_gym.web.study import Study
 
 
-def pairs(number: int, *, hostile: str = "") -> list[Query]:
+def pairs(number: int) -> list[Query]:
     """Pair queries whose first response is always the one written by `secret-model-A`."""
     return [
         Query(
-            prompt=f"Prompt {i}{hostile}", responses=(f"first of {i}{hostile}", f"second of {i}{hostile}"), index=i,
+            prompt=f"Prompt {i}", responses=(f"first of {i}", f"second of {i}"), index=i,
             model_versions=("secret-model-A", "secret-model-B"),
         )
         for i in range(number)

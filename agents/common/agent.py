@@ -20,13 +20,14 @@ from rlhf_gym.agents.common.collect_turns import text_env_inside
 from rlhf_gym.agents.common.entropy import EntropyController
 from rlhf_gym.agents.common.episode_source import EpisodeSource
 from rlhf_gym.agents.common.kl import Action, Estimator, KLController, KLLimit, LastGood, kl_controller
+from rlhf_gym.agents.common.launch import process_ranks
 from rlhf_gym.agents.common.losses import Aggregation
 from rlhf_gym.agents.common.metrics import PhaseSeconds
 from rlhf_gym.agents.common.mismatch import Correction
-from rlhf_gym.agents.common.optimizer import check_optimizer, make_optimizer, rate_at
+from rlhf_gym.agents.common.optimizer import check_parts, make_optimizer, rate_at, require_optimizer
 from rlhf_gym.agents.common.policy import LMPolicy, ValueNetwork
 from rlhf_gym.agents.common.policy_losses import PolicyLoss
-from rlhf_gym.agents.common.ranks import check_divides, process_ranks
+from rlhf_gym.agents.common.ranks import check_divides
 from rlhf_gym.agents.common.rollout import Rollout
 from rlhf_gym.agents.common.rollout_engine import engine_of
 from rlhf_gym.agents.common.rollout_workers import RolloutWorkers, workers_of
@@ -38,14 +39,14 @@ from rlhf_gym.agents.common.setup import (
     limits_of,
     load_models,
     made_env,
+    num_envs_of,
     policy_class,
     sb3_arguments,
     sizes,
-    slots_of,
     usable_device,
 )
 from rlhf_gym.agents.common.sharding import Shards, whole
-from rlhf_gym.agents.common.slots import group_slots, seed_slots, token_env_inside
+from rlhf_gym.agents.common.slots import seed_slots, slots_of, token_env_inside
 from rlhf_gym.agents.common.training_state import restore_training, training_state
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.language_model import LanguageModel
@@ -150,7 +151,7 @@ class TokenAgent(OnPolicyAlgorithm):
         self.shards: Shards | None = None
         self.reference_shards: Shards | None = None
         self._chosen_sizes = {name: settings[name] for name in SIZES if name in settings}
-        given = self.Settings.of(settings, type(self).__name__, num_envs=slots_of(env))
+        given = self.Settings.of(settings, type(self).__name__, num_envs=num_envs_of(env))
         super().__init__(policy_class(policy), made_env(env), _init_setup_model=False, **sb3_arguments(given))
         for name in given.names() - AgentSettings.argument_names():
             setattr(self, name, getattr(given, name))
@@ -220,7 +221,8 @@ class TokenAgent(OnPolicyAlgorithm):
             check_observations(self.env)  # first: a model takes long to load
         elif not hasattr(self, "observation_space"):
             raise ConfigError(f"{type(self).__name__} needs an environment: pass env=...")
-        check_optimizer(self._given.optimizer, self.ranks)
+        check_parts(self._given.optimizer, self.ranks)
+        require_optimizer(self._given.optimizer)
         models = load_models(self._given)
         self.device, self.reference = models.policy.device, models.reference
         limits = limits_of(None, models.policy) if self.env is None else self._check(self.env, models.policy)
@@ -291,7 +293,7 @@ class TokenAgent(OnPolicyAlgorithm):
         kept = {"n_episodes": self.n_episodes} if fits else {}
         self.settings = self.settings.adapted({**kept, **self._chosen_sizes}, env.num_envs)
         self.group_size = getattr(self.settings, "group_size", self.group_size)
-        group_slots(env, self.group_size)
+        slots_of(env).group(self.group_size)
         check_divides(self.ranks, env.num_envs, self.group_size)
         self.n_episodes, self.batch_size = sizes(self.settings.n_episodes, self.settings.batch_size, env.num_envs)
         limits = check_env(env, model, self.reference, by_name=self._model_by_name)

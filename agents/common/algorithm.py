@@ -21,7 +21,6 @@ from rlhf_gym.agents.common.advantages import shape_scores
 from rlhf_gym.agents.common.agent import TokenAgent
 from rlhf_gym.agents.common.callbacks import end_iteration, iteration_callbacks
 from rlhf_gym.agents.common.collect import Scoring, SteppingCollector, kl_now
-from rlhf_gym.agents.common.collect_turns import text_env_inside
 from rlhf_gym.agents.common.episode_source import Order
 from rlhf_gym.agents.common.forward import fill_log_probs, fill_reference, fill_values
 from rlhf_gym.agents.common.kl import kl_estimate, sequence_kl_loss, weighted_kl_estimate
@@ -43,7 +42,7 @@ from rlhf_gym.agents.common.policy_losses import policy_loss
 from rlhf_gym.agents.common.rollout import Episode, Rollout, flat
 from rlhf_gym.agents.common.setup import timesteps_to_learn
 from rlhf_gym.agents.common.shares import check_agreement, check_weights, fill_tables, finish_scores, sum_tables
-from rlhf_gym.agents.common.slots import draws_by_weights, note_outcomes, rules_of
+from rlhf_gym.agents.common.slots import rules_of, slots_of
 from rlhf_gym.agents.common.turn_credit import per_turn
 from rlhf_gym.errors import ConfigError, NotFiniteError, TrainingStopped
 
@@ -382,13 +381,10 @@ class TokenAlgorithm(TokenAgent):
 
     def _note_outcomes(self, rollout: Rollout) -> None:
         """Tell an environment that draws prompts by weights how the responses to them have done."""
-        env = self._vec_env
-        if not draws_by_weights(env):
-            return
-        if text_env_inside(env) is not None:  # every rank plays all conversations
-            self.ranks.each(lambda: note_outcomes(env, rollout))
-        else:
-            self.ranks.from_main(lambda: note_outcomes(env, rollout))
+        slots = slots_of(self._vec_env)
+        if slots.draws_by_weights:
+            tell = self.ranks.each if slots.on_every_rank else self.ranks.from_main
+            tell(lambda: slots.note_outcomes(rollout))
 
     @abstractmethod
     def prepare(self, rollout: Rollout) -> None:
@@ -575,14 +571,9 @@ class TokenAlgorithm(TokenAgent):
 
     def _reference_let_go(self) -> AbstractContextManager[None]:
         """With weights kept in parts, only this rank's part of the reference for a while."""
-        if self.reference_shards is None or self.learns_with_reference:
+        if self.reference_shards is None or self.settings.learns_with_reference(vars(self.settings)):
             return nullcontext()
         return self.reference_shards.apart()
-
-    @property
-    def learns_with_reference(self) -> bool:
-        """True where the losses of a minibatch need passes of the reference."""
-        return False
 
     def after_learning(self, rollout: Rollout) -> None:
         """Adapt the KL coefficient to the KL measured in this rollout."""

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
@@ -25,6 +24,7 @@ from rlhf_gym.agents.common.settings import SIZES, AgentSettings, is_json
 from rlhf_gym.agents.common.setup import BASE, made_env
 from rlhf_gym.agents.common.slots import tokenizer_of
 from rlhf_gym.agents.common.training_state import Agent, training_state
+from rlhf_gym.envs.token_rows import token_spaces
 from rlhf_gym.errors import ConfigError, ModelError, TrainingError
 from rlhf_gym.lm.language_model import LanguageModel
 from rlhf_gym.lm.lora import fingerprint, load_adapter, save_adapter
@@ -264,7 +264,8 @@ def _build(
     names = {name: saved[name] for name in by_name if name in saved}
     agent.settings = replace(agent.settings, **names)
     if env is None:
-        agent.observation_space, agent.action_space = _spaces(data["spaces"], model.vocab_size)
+        capacity = data["spaces"]["ids"][0]  # those of the environment that it learned in, for use without one
+        agent.observation_space, agent.action_space = token_spaces(model.vocab_size, capacity, capacity)
     agent._setup_model()
     if env is None:
         limits: dict[str, Any] = {k: tuple(x) if isinstance(x, list) else x for k, x in data["limits"].items()}
@@ -371,14 +372,6 @@ def own_weights(policy: LMPolicy) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("lm.")}
     shared = {tensor.data_ptr() for tensor in model.base.model.state_dict().values()}
     return {name: tensor for name, tensor in without_codes(policy).items() if tensor.data_ptr() not in shared}
-
-
-def _spaces(shapes: dict[str, list[int]], vocab_size: int) -> tuple[spaces.Dict, spaces.Discrete]:
-    """The spaces of the environment that the agent learned in, for use without one."""
-    capacity = shapes["ids"][0]
-    lengths = spaces.Box(0, capacity, (1,), np.int64)
-    ids = spaces.Box(0, vocab_size - 1, (capacity,), np.int64)
-    return spaces.Dict(ids=ids, length=lengths, prompt_length=lengths), spaces.Discrete(vocab_size)
 
 
 def _dtype(model: LanguageModel) -> str:

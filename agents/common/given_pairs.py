@@ -127,7 +127,7 @@ def encoded_pairs(
         ConfigError: a response holds a token that the limits forbid, so that its probability is 0.
         ModelError: a pair does not fit in the model's context and is to be refused, or none is left.
     """
-    if (encoded := _all_encoded(data, EncodedPair)) is not None:
+    if (encoded := all_encoded(data, EncodedPair)) is not None:
         return encoded, []
     texts: Any = data
     rows, found = encoded_rows([(prompt, [response]) for prompt, response in texts], model, limits, on_too_long)
@@ -155,7 +155,7 @@ def encoded_preferences(
         ConfigError: a response holds a token that the limits forbid, so that its probability is 0.
         ModelError: a row does not fit in the model's context and is to be refused, or none is left.
     """
-    if (encoded := _all_encoded(data, EncodedPreference)) is not None:
+    if (encoded := all_encoded(data, EncodedPreference)) is not None:
         return encoded, []
     texts: Any = data
     sides = [(prompt, [text for text in both if text is not None]) for prompt, *both in texts]
@@ -169,8 +169,16 @@ def encoded_preferences(
     return whole, found
 
 
-def _all_encoded(data: Sequence[Any], kind: type[T]) -> list[T] | None:
-    """Rows that are encoded already; None where they are texts."""
+def all_encoded(data: Sequence[Any], kind: type[T]) -> list[T] | None:
+    """Rows that are encoded already; None where they are texts.
+
+    Args:
+        data: the rows.
+        kind: the class of those that are encoded.
+
+    Raises:
+        ConfigError: there are both.
+    """
     if not any(isinstance(one, kind) for one in data):
         return None
     if not all(isinstance(one, kind) for one in data):

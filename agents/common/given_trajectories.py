@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from rlhf_gym.agents.common.given_pairs import EncodedPair, encoded_rows, is_prompt
+from rlhf_gym.agents.common.given_pairs import EncodedPair, all_encoded, encoded_rows, is_prompt
 from rlhf_gym.agents.common.rollout import Episode
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.chat_template import Messages
@@ -93,10 +93,7 @@ def encoded_trajectories(
         ConfigError: a response holds a token that the limits forbid, or has another number of tokens than of rewards.
         ModelError: a row does not fit in the model's context and is to be refused, or none is left.
     """
-    encoded = [one for one in data if isinstance(one, EncodedTrajectory)]
-    if encoded:
-        if len(encoded) < len(data):
-            raise ConfigError("rows of texts and EncodedTrajectory objects do not mix: encode all of them, or none")
+    if (encoded := all_encoded(data, EncodedTrajectory)) is not None:
         return encoded, []
     texts: Any = data
     rows, found = encoded_rows(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_gym.agents.common.optimizer import split_weights
+from rlhf_gym.agents.common.optimizer import BLOCK_IN_8_BITS, split_weights
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.sharding import one_number
 from rlhf_gym.lm.quantization import import_bitsandbytes
@@ -92,7 +92,8 @@ def moments(state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return state["state1"], state["state2"]
     decode = import_bitsandbytes().functional.dequantize_blockwise
     mean, mean_square = (
-        decode(state[f"state{n}"], absmax=state[f"absmax{n}"], code=state[f"qmap{n}"], blocksize=256) for n in (1, 2)
+        decode(state[f"state{n}"], absmax=state[f"absmax{n}"], code=state[f"qmap{n}"], blocksize=BLOCK_IN_8_BITS)
+        for n in (1, 2)
     )
     return mean, mean_square
 

@@ -17,6 +17,9 @@ from rlhf_gym.agents.common.sharding import one_number
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.quantization import import_bitsandbytes, require_bitsandbytes
 
+BLOCK_IN_8_BITS, SMALLEST_IN_8_BITS = 256, 4096
+"""Of the moments that bitsandbytes keeps in 8 bits: the numbers that share a scale, and those of the smallest such tensor."""
+
 FIRST_RATE = 0.1
 """Part of the learning rate that a warm-up begins with: at 0, the first iteration would be for nothing."""
 
@@ -40,17 +43,12 @@ def rate_at(progress_remaining: float, decay: str, warmup: float) -> float:
     return 1.0
 
 
-def check_optimizer(name: str, ranks: Ranks) -> None:
-    """Refuse an optimizer that cannot step here; nothing is imported for that.
-
-    Args:
-        name: the setting ``optimizer``.
-        ranks: the processes.
+def require_optimizer(name: str) -> None:
+    """Refuse an optimizer, the setting ``optimizer``, that is not installed; nothing is imported for that.
 
     Raises:
-        ConfigError: its library is not installed, or it cannot step weights in parts.
+        ConfigError: its library is missing.
     """
-    check_parts(name, ranks)
     if name == "adamw_8bit":
         require_bitsandbytes("optimizer='adamw_8bit'")
 
@@ -75,7 +73,7 @@ def check_parts(name: str, ranks: Ranks) -> None:
 def make_optimizer(policy: LMPolicy, given: AgentSettings, learning_rate: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019) for the weights that learn; with a learning rate of its own for the value function.
 
-    With moments in 8 bits it is that of Dettmers et al. 2022, in blocks of 256 numbers.
+    With moments in 8 bits it is that of Dettmers et al. 2022, in blocks of :data:`BLOCK_IN_8_BITS` numbers.
 
     Args:
         policy: whose weights learn.

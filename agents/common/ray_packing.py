@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, first_line
 from rlhf_gym.objects import modules_of_files
 
 Packed = NDArray[np.uint8]
@@ -44,7 +44,7 @@ def packed(what: Any, ray: Any) -> Packed:
         torch.save(what, file, pickle_module=SimpleNamespace(Pickler=Pickler, __name__=pickle.__name__))
     except Exception as error:
         raise ConfigError(
-            f"the task or its reward cannot be sent to workers on Ray ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            f"the task or its reward cannot be sent to workers on Ray ({type(error).__name__}: {first_line(error)}): "
             "a reward must not hold connections, threads or open files before it is first called; or leave ray out"
         ) from error
     finally:

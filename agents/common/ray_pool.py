@@ -11,7 +11,7 @@ from rlhf_gym.agents.common.ranks import Failure
 from rlhf_gym.agents.common.ray_actor import Replica, RolloutActor, learned_weights, pack_weights
 from rlhf_gym.agents.common.ray_packing import packed
 from rlhf_gym.agents.common.share_queue import MOST_ATTEMPTS, Share, ShareQueue
-from rlhf_gym.errors import WorkerError
+from rlhf_gym.errors import WorkerError, first_line
 from rlhf_gym.lm.engines.engine import weights_marker
 from rlhf_gym.ray_connection import worker_environment
 
@@ -51,7 +51,7 @@ class RayPool:
         )
         self._replica = ray.put(packed(replica, ray))
         self._lock = threading.Lock()
-        self._since = self._measured = self._alone_since = time.monotonic()
+        self._measured = self._alone_since = time.monotonic()
         self._hired: dict[int, Any] = {}
         self._works: dict[int, float] = {}  # since when each works on its share
         self._seconds, self._tokens, self._reward_seconds = ([0.0] * workers, [0] * workers, 0.0)
@@ -161,7 +161,7 @@ class RayPool:
             raise WorkerError(f"worker {place} on Ray: {str(error.cause).splitlines()[0]}") from error
         except errors.RayError as error:
             if share is not None:
-                self._queue.give_back(share, str(error).splitlines()[0])
+                self._queue.give_back(share, first_line(error))
             return None
         if isinstance(found, Failure):
             raise found.as_error(f"worker {place} on Ray", WorkerError)

@@ -286,6 +286,15 @@ class AgentSettings:
         return values.get("reference") is not None
 
     @classmethod
+    def learns_with_reference(cls, values: Mapping[str, Any]) -> bool:
+        """True where the losses of a minibatch need passes of the reference, which then stays whole.
+
+        Args:
+            values: of all settings, by name.
+        """
+        return False
+
+    @classmethod
     def of(cls, given: Mapping[str, Any], owner: str | None = None, *, num_envs: int | None = None) -> Self:
         """Settings from keywords.
 

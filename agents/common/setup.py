@@ -40,7 +40,7 @@ def sb3_arguments(given: AgentSettings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def slots_of(env: GymEnv | str | None) -> int | None:
+def num_envs_of(env: GymEnv | str | None) -> int | None:
     """The number of environments in what an agent was given; None where it was given none."""
     return None if env is None else env.num_envs if isinstance(env, VecEnv) else 1
 

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from rlhf_gym.agents.common.ranks import Ranks
-from rlhf_gym.errors import NotFiniteError, RankError
+from rlhf_gym.errors import NotFiniteError, RankError, first_line
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class Shards:
         except RuntimeError as error:
             raise RankError(
                 f"rank {self._ranks.rank} of {self._ranks.size} could not exchange parts of weights with the others: has "
-                f"another process ended? ({next(iter(str(error).splitlines()), type(error).__name__)})"
+                f"another process ended? ({first_line(error) or type(error).__name__})"
             ) from error
 
 

@@ -41,32 +41,6 @@ def rules_of(env: VecEnv) -> TokenRules | None:
     return rules[0]
 
 
-def draws_by_weights(env: VecEnv) -> bool:
-    """True for an environment that is to be told how responses have done, since it draws prompts by weights."""
-    if isinstance(env, TextVecEnv):
-        return env.prompts is not None and env.prompts.weights is not None
-    rules = rules_of(env)
-    return rules is not None and rules.prompt_order in WEIGHTED
-
-
-def note_outcomes(env: VecEnv, rollout: Rollout) -> None:
-    """Tell an environment that draws prompts by weights how the responses to them have done.
-
-    Args:
-        env: the environment.
-        rollout: its episodes, advantages filled in.
-    """
-    sizes = ((rollout.advantages.abs() * rollout.mask).sum(1) / rollout.mask.sum(1)).tolist()
-    scores = [e.score for e in rollout.episodes]
-    if isinstance(env, TextVecEnv):
-        assert env.prompts is not None
-        assert env.prompts.weights is not None
-        env.prompts.weights.note([e.info["prompt_number"] for e in rollout.episodes], scores, sizes)
-        return
-    prompts = [e.prompt_ids for e in rollout.episodes]
-    env.env_method("note_outcomes", prompts, scores, sizes, indices=[0])
-
-
 def tokenizer_of(env: VecEnv | gym.Env[Any, Any]) -> Tokenizer | None:
     """The tokenizer of an environment, however it is wrapped; None where it has none."""
     if isinstance(env, TextVecEnv):
@@ -94,34 +68,118 @@ def token_env_inside(env: VecEnv) -> TokenVecEnv | None:
     return inner if isinstance(inner, TokenVecEnv) else None
 
 
-def group_slots(env: VecEnv, size: int) -> None:
-    """Give every ``size`` slots in a row the same prompts: a :class:`TokenVecEnv` at once, others by :func:`seed_slots`.
+class Slots:
+    """What an agent asks of the slots of a token environment, through whatever wraps it.
 
     Args:
         env: the environment.
-        size: slots in a group.
 
-    Raises:
-        ConfigError: the environment cannot do that.
+    Attributes:
+        can_share_prompts: True where slots can be given the same prompts.
+        draws_by_weights: True where the environment is to be told how responses have done, since it draws prompts by weights.
+        on_every_rank: True where all processes that learn together play every episode; else the first one does.
     """
-    talks = isinstance(env, TextVecEnv)  # whose episodes are reset with seeds of their own
-    if size > env.num_envs and (talks or rules_of(env) is not None):
-        raise ConfigError(
-            f"group_size ({size}) is the number of environments that answer one prompt, and there are only {env.num_envs}: "
-            f"take make_sb3_env({size}, ...), or a multiple of it"
-        )
-    if (inside := token_env_inside(env)) is not None:
-        inside.set_group_size(size)
-    elif size > 1 and not talks and rules_of(env) is None:
-        raise ConfigError(
-            f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...), a VecEnv of "
-            f"TokenEnv, wrapped or not, or wrap_text_env(...); got {type(env.unwrapped).__name__}"
-        )
-    elif env.num_envs % size:
-        raise ConfigError(
-            f"group_size ({size}) must divide the number of environments ({env.num_envs}): a group is that many slots in a row "
-            "with the same prompt"
-        )
+
+    on_every_rank = False
+
+    def __init__(self, env: VecEnv) -> None:
+        self._env, self._rules = env, rules_of(env)
+        self.can_share_prompts = self._rules is not None
+        self.draws_by_weights = self._rules is not None and self._rules.prompt_order in WEIGHTED
+
+    def note_outcomes(self, rollout: Rollout) -> None:
+        """Tell the environment how the responses to its prompts have done; the advantages are filled in."""
+        prompts = [e.prompt_ids for e in rollout.episodes]
+        self._env.env_method("note_outcomes", prompts, *_outcomes(rollout), indices=[0])
+
+    def group(self, size: int) -> None:
+        """Give every ``size`` slots in a row the same prompts: a :class:`TokenVecEnv` at once, others by :func:`seed_slots`.
+
+        Raises:
+            ConfigError: the environment cannot do that.
+        """
+        env = self._env
+        if size > env.num_envs and self.can_share_prompts:
+            raise ConfigError(
+                f"group_size ({size}) is the number of environments that answer one prompt, and there are only {env.num_envs}: "
+                f"take make_sb3_env({size}, ...), or a multiple of it"
+            )
+        if (inside := token_env_inside(env)) is not None:
+            inside.set_group_size(size)
+        elif size > 1 and not self.can_share_prompts:
+            raise ConfigError(
+                f"group_size={size} needs an environment whose slots can be given the same prompts: make_sb3_env(...), a "
+                f"VecEnv of TokenEnv, wrapped or not, or wrap_text_env(...); got {type(env.unwrapped).__name__}"
+            )
+        elif env.num_envs % size:
+            raise ConfigError(
+                f"group_size ({size}) must divide the number of environments ({env.num_envs}): a group is that many slots in a "
+                "row with the same prompt"
+            )
+
+    def state(self) -> list[dict[str, Any]] | None:
+        """The states that a checkpoint keeps, one for each slot or one for all; None where the environment has none to give."""
+        if self._rules is None or not self._env.has_attr("state"):
+            return None
+        states: list[dict[str, Any]] = self._env.env_method("state", indices=_holders(self._env))
+        return states
+
+    def restore(self, states: Sequence[Mapping[str, Any]] | None) -> bool:
+        """Restore :meth:`state`, of an environment of the same task; False where it is none of one with the same slots."""
+        env, holders = self._env, _holders(self._env)
+        generators = sum(len(state["generators"]) for state in states or ())
+        if states is None or len(states) != len(holders) or generators != env.num_envs or not env.has_attr("restore"):
+            return False
+        for slot, state in zip(holders, states, strict=True):
+            env.env_method("restore", state, indices=[slot])
+        env.unwrapped._reset_seeds()  # those that the agent gave when it was made are not for the next reset
+        return True
+
+
+class TalkSlots(Slots):
+    """Likewise of conversations, whose episodes have seeds of their own: only a reward and the order of prompts may learn.
+
+    Args:
+        env: the environment.
+    """
+
+    on_every_rank = True
+
+    def __init__(self, env: TextVecEnv) -> None:
+        super().__init__(env)
+        self._reward, self._prompts = env.reward, env.prompts
+        self._weights = None if env.prompts is None else env.prompts.weights
+        self.can_share_prompts, self.draws_by_weights = True, self._weights is not None
+
+    def note_outcomes(self, rollout: Rollout) -> None:
+        """See :meth:`Slots.note_outcomes`."""
+        assert self._weights is not None
+        self._weights.note([e.info["prompt_number"] for e in rollout.episodes], *_outcomes(rollout))
+
+    def state(self) -> list[dict[str, Any]]:
+        """See :meth:`Slots.state`."""
+        state = {} if self._reward is None else {"reward": reward_state(self._reward)}
+        return [state if self._prompts is None else state | {"prompts": self._prompts.state()}]
+
+    def restore(self, states: Sequence[Mapping[str, Any]] | None) -> bool:
+        """False, as slots stand nowhere between episodes; see :meth:`Slots.restore`."""
+        state = states[0] if states else {}
+        if self._reward is not None and "reward" in state:
+            restore_reward(self._reward, state["reward"])
+        if self._prompts is not None and "prompts" in state:
+            self._prompts.restore(state["prompts"])
+        return False
+
+
+def slots_of(env: VecEnv) -> Slots:
+    """What an agent asks of the slots of this environment."""
+    return TalkSlots(env) if isinstance(env, TextVecEnv) else Slots(env)
+
+
+def _outcomes(rollout: Rollout) -> tuple[list[float], list[float]]:
+    """How responses have done: the score of each, and the mean size of its advantages."""
+    sizes = (rollout.advantages.abs() * rollout.mask).sum(1) / rollout.mask.sum(1)
+    return [e.score for e in rollout.episodes], sizes.tolist()
 
 
 def seed_slots(env: VecEnv, seed: int, group_size: int) -> None:
@@ -232,44 +290,6 @@ def _together(ids: NDArray[np.int64], group_size: int) -> bool:
     """
     groups = ids.reshape(-1, group_size, ids.shape[-1])
     return bool((groups == groups[:, :1]).all())
-
-
-def slots_state(env: VecEnv) -> list[dict[str, Any]] | None:
-    """The states that a checkpoint keeps, one for each slot or one for all; None where the environment has none to give."""
-    if isinstance(env, TextVecEnv):  # its episodes have seeds of their own; only a reward and the order may learn
-        state = {} if env.reward is None else {"reward": reward_state(env.reward)}
-        return [state if env.prompts is None else state | {"prompts": env.prompts.state()}]
-    if rules_of(env) is None or not env.has_attr("state"):
-        return None
-    states: list[dict[str, Any]] = env.env_method("state", indices=_holders(env))
-    return states
-
-
-def restore_slots(env: VecEnv, states: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Restore :func:`slots_state`.
-
-    Args:
-        env: the environment.
-        states: of an environment of the same task, or None.
-
-    Returns:
-        False where there is no state of an environment with the same slots.
-    """
-    if isinstance(env, TextVecEnv):
-        state = states[0] if states else {}
-        if env.reward is not None and "reward" in state:
-            restore_reward(env.reward, state["reward"])
-        if env.prompts is not None and "prompts" in state:
-            env.prompts.restore(state["prompts"])
-        return False
-    holders = _holders(env)
-    generators = sum(len(state["generators"]) for state in states or ())
-    if states is None or len(states) != len(holders) or generators != env.num_envs or not env.has_attr("restore"):
-        return False
-    for slot, state in zip(holders, states, strict=True):
-        env.env_method("restore", state, indices=[slot])
-    env.unwrapped._reset_seeds()  # those that the agent gave when it was made are not for the next reset
-    return True
 
 
 def _holders(env: VecEnv) -> list[int]:

@@ -16,7 +16,7 @@ from rlhf_gym.agents.common.kl import KLController, KLLimit, LastGood
 from rlhf_gym.agents.common.policy import LMPolicy
 from rlhf_gym.agents.common.rollout_workers import RolloutWorkers, warn_of_episodes
 from rlhf_gym.agents.common.settings import AgentSettings
-from rlhf_gym.agents.common.slots import restore_slots, slots_state
+from rlhf_gym.agents.common.slots import slots_of
 from rlhf_gym.lm.language_model import LanguageModel
 
 
@@ -64,7 +64,7 @@ def training_state(agent: Agent) -> dict[str, Any]:
         "tokens_waiting": agent._counter.waiting,
         "seed": agent.seed,
         "update_rng": agent._update_rng.bit_generator.state,
-        "env": None if agent.env is None else slots_state(agent.env),
+        "env": None if agent.env is None else slots_of(agent.env).state(),
         "rollout_workers": None if agent.rollout_workers is None else agent.rollout_workers.state(),
         "ep_info_buffer": [{k: float(v) for k, v in info.items()} for info in agent.ep_info_buffer or ()],
         # These move only after learning, so they fit the state at a rollout's start, too.
@@ -102,6 +102,6 @@ def restore_training(agent: Agent, state: dict[str, Any]) -> None:
         warn_of_episodes(state["rollout_workers"])
     agent.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
-    if agent.env is not None and restore_slots(agent.env, state["env"]):
+    if agent.env is not None and slots_of(agent.env).restore(state["env"]):
         # learn() resets an environment it has no observation of, which would draw a prompt that nobody used before.
         agent._last_obs = {}

@@ -14,7 +14,7 @@ from typing import Any
 from rlhf_gym.bench.cells import Cell
 from rlhf_gym.bench.results import ATTEMPTS, Attempt, Result
 from rlhf_gym.bench.runner import Watcher, Worker
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, first_line
 from rlhf_gym.loop.whole_files import read_json, write_json
 from rlhf_gym.ray_connection import connect, load_ray, worker_environment
 
@@ -72,7 +72,7 @@ class RayRuns:
                     attempt = Attempt(path, int(attempts["attempts"]), 0.0, 0.0)
                     outcome = {
                         "status": "failed",
-                        "error": f"its worker of Ray died each time: {str(error).splitlines()[0]}",
+                        "error": f"its worker of Ray died each time: {first_line(error)}",
                     }
                     yield cell, attempt.write_result(cell, outcome)
         finally:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, first_line
 from rlhf_gym.text import nearest
 
 Values = Mapping[str, Any]
@@ -279,7 +279,7 @@ def parse_suite(text: str, where: str) -> Suite:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"suite {where}: not YAML ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"suite {where}: not YAML ({first_line(error)})") from error
     values = _known(content, Suite, where)
     for axis in ("tasks", "agents", "budgets"):
         if not isinstance(values.get(axis), dict) or not values[axis]:

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from rlhf_gym.cli.parser import make_parser
-from rlhf_gym.errors import RewardError, RlhfGymError
+from rlhf_gym.errors import RewardError, RlhfGymError, first_line
 
 if TYPE_CHECKING:
     from rlhf_gym.agents.common.ranks import Ranks
@@ -79,7 +79,7 @@ def _terminated() -> str:
 
 def _ranks() -> Ranks | None:
     """The processes of a run that has several, as this one sees them; None for a process by itself."""
-    module = sys.modules.get("rlhf_gym.agents.common.ranks")  # not imported for this: it is heavy
+    module = sys.modules.get("rlhf_gym.agents.common.launch")  # not imported for this: it is heavy
     ranks: Ranks | None = None if module is None else module.joined_ranks()
     return ranks if ranks is not None and ranks.size > 1 else None
 
@@ -122,7 +122,7 @@ def _full_disk(error: BaseException | None, options: argparse.Namespace) -> str 
         texts = ("No space left on device", "disk is full", "(or quota) is full", "Disk quota exceeded")
         if (isinstance(error, OSError) and error.errno in full) or any(text in str(error) for text in texts):
             return (
-                f"the disk is full ({_first_line(error)}). Everything finished before is kept: stored judgements, written "
+                f"the disk is full ({first_line(error)}). Everything finished before is kept: stored judgements, written "
                 f"metrics, the latest checkpoint. Free some space.{_hint(options)}"
             )
         error = error.__cause__ or error.__context__
@@ -149,14 +149,10 @@ def _out_of_memory(error: Exception) -> str | None:
     if not isinstance(error, MemoryError) and not any(text in str(error) for text in texts):
         return None
     return (
-        f"out of memory ({_first_line(error) or type(error).__name__}). Begin anew with fewer responses at once (agent.n_envs, "
+        f"out of memory ({first_line(error) or type(error).__name__}). Begin anew with fewer responses at once (agent.n_envs, "
         "sampling.batch_size), fewer tokens at once (agent.tokens_per_batch, reward_model.tokens_per_batch), a shorter limit "
         "(task.max_new_tokens), a smaller model, or model.dtype bfloat16"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -107,7 +107,7 @@ def run_stages(
         name = config.task.name.rpartition(":")[2] if options.command == "run" else options.command
         options.out = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     quiet_libraries()
-    from rlhf_gym.agents.common.ranks import process_ranks
+    from rlhf_gym.agents.common.launch import process_ranks
     from rlhf_gym.loop.progress import Progress
     from rlhf_gym.loop.rounds import run_loop
 
@@ -180,7 +180,7 @@ def _train_on_data(options: argparse.Namespace, agent: str, argument: str) -> No
         }
         given = _given(options)
         config = build(merge(first, given))
-        from rlhf_gym.loop.given_data import read_given
+        from rlhf_gym.loop.read_given import read_given
 
         data = read_given(config.agent, argument, config.task.held_out_fraction)
         if options.quiet and data.remarks:  # else the run says it

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_gym.embedded import EMBEDDED_LM
-from rlhf_gym.errors import ModelError
+from rlhf_gym.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,7 @@ def pick_device(device: str) -> torch.device:
     try:
         torch.empty(0, device=place)
     except Exception as error:  # each backend raises its own kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error) or type(error).__name__
         raise ModelError(f"device {device!r} does not work on this machine: {reason}; {expected}") from error
     return place
 

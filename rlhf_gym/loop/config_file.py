@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_gym.errors import ConfigError
+from rlhf_gym.errors import ConfigError, first_line
 from rlhf_gym.loop.agent_catalogue import find_agent
 from rlhf_gym.loop.config import SECTIONS, Config
 from rlhf_gym.loop.config_checks import check_config
@@ -138,7 +138,7 @@ def load_settings(path: Path | str) -> Settings:
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f", line {place.line + 1}, column {place.column + 1}" if place else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"{path}{where}: not YAML ({problem})") from error
     if settings is None:
         return {}

@@ -22,10 +22,11 @@ from rlhf_gym.lm.lora import Lora, load_adapter, require_peft, target_layers
 from rlhf_gym.lm.sampling import Limits, Sampling
 from rlhf_gym.loop.agent_catalogue import GIVEN, find_agent
 from rlhf_gym.loop.config import AgentConfig, Config, ModelConfig
-from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored, data_task, read_given
+from rlhf_gym.loop.given_data import DATA_TASK, EncodedData, GivenData, Unscored, data_task
 from rlhf_gym.loop.metrics_table import check_loggers
 from rlhf_gym.loop.progress import Progress
 from rlhf_gym.loop.rater_catalogue import check_rater
+from rlhf_gym.loop.read_given import read_given
 from rlhf_gym.loop.reward_ensemble import together
 from rlhf_gym.loop.run_directory import STAGES, RunDirectory
 from rlhf_gym.loop.run_task import check_conversation, gold_of, judge_of, target_pairs, task_of, with_validation

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.agents import ES, ILQL
 from rlhf_gym.agents.common.action_value_heads import conservative_loss, q_loss, token_q
+from rlhf_gym.agents.common.optimizer import BLOCK_IN_8_BITS, SMALLEST_IN_8_BITS
 from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.agents.common.value_head import ValueHead
 from rlhf_gym.errors import ConfigError
@@ -41,9 +42,6 @@ from rlhf_gym.loop.planned_parts import Parts, first_part
 
 LOGIT_COPIES = 4
 """Tables ``[responses, V]`` in float32 while a token is drawn: logits, log-probabilities, probabilities, masked logits."""
-
-SMALLEST_IN_8_BITS = 4096
-"""Numbers of the smallest tensor whose moments bitsandbytes keeps in 8 bits."""
 
 RESERVE = 0.08
 """Share for kernels' scratch memory and an allocator's reserve, which are not traced: of the size that measurements show."""
@@ -180,8 +178,8 @@ class _Training:
         self.parts: Parts | None = None
         if ranks.sharded:
             frozen = self.reference.model.parameters() if self.reference not in (None, base) else ()
-            kto = self.settings.get("loss") == "kto"  # whose losses need the reference
-            self.parts = Parts(self.weights, list(frozen), ranks, lets_reference_go=not kto)
+            lets_go = not agent.Settings.learns_with_reference(self.settings)
+            self.parts = Parts(self.weights, list(frozen), ranks, lets_reference_go=lets_go)
         self.hold("parts of the weights")
         stepped = self.settings.get("collect", agent.collect) == "step"  # by the first process alone
         self.slots = config.agent.environments if stepped else self.share(config.agent.environments)
@@ -328,10 +326,10 @@ class _Training:
 
 
 def _moment(weight: Tensor, *, in_8_bits: bool) -> list[Tensor]:
-    """What an optimizer keeps for one of a weight's two moments; in 8 bits a byte a number, and a float for 256 of them."""
+    """What an optimizer keeps for one of a weight's two moments; in 8 bits a byte a number, and a float a block."""
     if not in_8_bits or weight.numel() < SMALLEST_IN_8_BITS:
         return [torch.zeros_like(weight, dtype=torch.float32)]
-    return [torch.zeros_like(weight, dtype=torch.uint8), torch.zeros(-(-weight.numel() // 256))]
+    return [torch.zeros_like(weight, dtype=torch.uint8), torch.zeros(-(-weight.numel() // BLOCK_IN_8_BITS))]
 
 
 def _capacity(first: int, last: int) -> int:

@@ -23,9 +23,10 @@ from rlhf_gym.loop.config import RaterConfig, TaskConfig
 from rlhf_gym.loop.config_file import build
 from rlhf_gym.loop.context import given_argument
 from rlhf_gym.loop.conversations import talking_policy
-from rlhf_gym.loop.given_data import DATA_TASK, data_task, read_given
+from rlhf_gym.loop.given_data import DATA_TASK, data_task
 from rlhf_gym.loop.intervals import standard_error, wilson_interval
 from rlhf_gym.loop.rater_catalogue import PEOPLE, check_rater
+from rlhf_gym.loop.read_given import read_given
 from rlhf_gym.loop.run_directory import RunDirectory
 from rlhf_gym.loop.run_task import gold_of, task_of
 from rlhf_gym.rewards import load_reward

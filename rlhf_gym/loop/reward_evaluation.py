@@ -161,15 +161,12 @@ class RewardEvaluation:
         return [f"{said}; on the others alone: {'; '.join(on) or 'nothing to judge by'}"]
 
 
-def evaluate_reward(
-    reward: AnyReward, data: PreferenceData, *, on_features: Callable[[int, int], None] | None = None
-) -> RewardEvaluation:
+def evaluate_reward(reward: AnyReward, data: PreferenceData) -> RewardEvaluation:
     """Judge a reward by judgements that it was not fitted to.
 
     Args:
         reward: a reward model, or any other reward. Only a reward model's scores are log-odds, with a loss and a calibration.
         data: the judgements.
-        on_features: called with the number of texts that a reward model has read, and the number of all.
 
     Raises:
         FeedbackError: no judgement prefers one response to another, and no two ratings differ.
@@ -183,7 +180,6 @@ def evaluate_reward(
     n_cut = 0
     if isinstance(reward, RewardModel):
         features = Features(reward)
-        features.rows(texts, on_features)
         values, n_cut = raw_scores(reward, texts, features).tolist(), features.n_cut(texts)
         by_attribute = attribute_slices(reward, answers, features)
     else:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rlhf_gym.agents.common.optimizer import check_optimizer
-from rlhf_gym.agents.common.ranks import Ranks, process_ranks
+from rlhf_gym.agents.common.launch import process_ranks
+from rlhf_gym.agents.common.optimizer import require_optimizer
+from rlhf_gym.agents.common.ranks import Ranks
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.candidates import sample
 from rlhf_gym.loop.check_processes import check_processes
@@ -105,7 +106,7 @@ def check_ranks(ranks: Ranks, config: Config, run: RunDirectory, *, resume: bool
     facts = {**settings, "the run's directory": str(run.path), "--resume": resume}
     ranks.check_same(lambda: facts, "start every process with the same command and the same files")
     check_processes(ranks, config)
-    check_optimizer(config.agent.settings.get("optimizer", "adamw"), ranks)
+    require_optimizer(config.agent.settings.get("optimizer", "adamw"))
 
 
 def _check(config: Config, run: RunDirectory, page: PeoplePage | None, *, resume: bool) -> None:

@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.credentials import without_credentials
-from rlhf_gym.errors import ConfigError, RlhfGymError
+from rlhf_gym.errors import ConfigError, RlhfGymError, first_line
 from rlhf_gym.loop.config import Config
 from rlhf_gym.loop.config_file import Settings, build, differences, dump, load_settings
 from rlhf_gym.loop.config_values import to_yaml
@@ -318,7 +318,7 @@ def _why(error: BaseException) -> str:
     """What ended a run, in one line, without passwords in addresses: others read it."""
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted"
-    first = without_credentials(next(iter(str(error).splitlines()), ""))
+    first = without_credentials(first_line(error))
     return first if first and isinstance(error, RlhfGymError) else f"{type(error).__name__}: {first}".rstrip(": ")
 
 

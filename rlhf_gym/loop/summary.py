@@ -18,14 +18,15 @@ from rlhf_gym.loop.whole_files import read_json
 from rlhf_gym.text import visible
 
 WIDTH = 100
+PAIRS = 5
+"""Prompts that are shown with both responses."""
 
 
-def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
+def summary(run_dir: Path | str) -> str:
     """Write a run's results as plain text.
 
     Args:
         run_dir: the run's directory, finished or not.
-        pairs: prompts to show with both responses, drawn at random by the run's seed.
 
     Raises:
         ConfigError: there is no run in the directory, or one of its files is not as the run wrote it.
@@ -55,7 +56,7 @@ def summary(run_dir: Path | str, *, pairs: int = 5) -> str:
     if metrics is None:
         return "\n".join([*lines, "not evaluated yet"]) + "\n"
     between = " / " if "turns_before" in metrics else " "
-    lines += ["", *_table(metrics), "", *_pairs(metrics["pairs"], pairs, seed, between)]
+    lines += ["", *_table(metrics), "", *_pairs(metrics["pairs"], seed, between)]
     lines += [line for doubt in doubts(read_run(run.path)) for line in textwrap.wrap(f"! {doubt}", WIDTH)]
     if (run.path / "report.html").exists():
         lines.append(f"report: {run.path / 'report.html'}")
@@ -111,10 +112,10 @@ def held_out_line(measured: Mapping[str, Any]) -> str:
     return f"{text}, of {n} rows"
 
 
-def _pairs(pairs: list[Mapping[str, Any]], number: int, seed: int, between: str) -> list[str]:
+def _pairs(pairs: list[Mapping[str, Any]], seed: int, between: str) -> list[str]:
     """Some pairs; between the lines of a response stands a space, between the turns of a conversation a stroke."""
     lines = []
-    for pair in random.Random(seed).sample(pairs, min(number, len(pairs))):
+    for pair in random.Random(seed).sample(pairs, min(PAIRS, len(pairs))):
         lines.append(textwrap.shorten(visible(pair["prompt"]), WIDTH, placeholder=" ..."))
         for word, when in (("reference", "before"), ("tuned", "after")):
             text = textwrap.shorten(between.join(visible(pair[when]).split("\n")), 2 * WIDTH - 50, placeholder=" ...")

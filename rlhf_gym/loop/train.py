@@ -11,7 +11,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rlhf_gym.agents import SaveDivergence, TokenAlgorithm, Validation
-from rlhf_gym.agents.common.ranks import process_ranks
+from rlhf_gym.agents.common.launch import process_ranks
 from rlhf_gym.agents.common.rollout_workers import workers_in
 from rlhf_gym.envs import TextVecEnv, TokenVecEnv, make_sb3_env
 from rlhf_gym.errors import TextsTooLong, TrainingStopped

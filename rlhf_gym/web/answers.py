@@ -75,18 +75,13 @@ def answer_of(fields: Fields, attributes: Sequence[str] = ("overall",), scale: i
     return Answer(reason=reason, **found)
 
 
-def seconds_of(fields: Fields, now: datetime | None = None) -> float:
-    """Seconds that the rater took: by the page's clock, or since the form was sent where no script ran; 0 to a day.
-
-    Args:
-        fields: the form's fields.
-        now: the current time.
-    """
+def seconds_of(fields: Fields) -> float:
+    """Seconds that the rater took: by the page's clock, or since the form was sent where no script ran; 0 to a day."""
     try:
         if "seconds" in fields:
             seconds = float(fields["seconds"])
         else:
-            seconds = (now or datetime.now(UTC)).timestamp() - float(fields.get("shown", ""))
+            seconds = datetime.now(UTC).timestamp() - float(fields.get("shown", ""))
     except ValueError:
         return 0.0
     return min(max(seconds, 0.0), 86_400.0) if math.isfinite(seconds) else 0.0

@@ -220,15 +220,14 @@ class Chart:
         for x, y in points:
             self.add(f'<circle class="dot {css}" cx="{self.x(x)}" cy="{self.y(y)}" r="{radius:g}"/>')
 
-    def diamond(self, at: Point, css: str, radius: float = 6) -> None:
+    def diamond(self, at: Point, css: str) -> None:
         """Add a diamond, for the one point that stands for the whole run.
 
         Args:
             at: its centre, in data units.
             css: class names of the style sheet.
-            radius: half its width, in SVG units.
         """
-        x, y = self.x(at[0]), self.y(at[1])
+        x, y, radius = self.x(at[0]), self.y(at[1]), 6
         corners = [(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)]
         self.add(f'<polygon class="diamond {css}" points="{_join(corners)}"/>')
 

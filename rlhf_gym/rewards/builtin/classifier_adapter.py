@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.errors import ModelError
+from rlhf_gym.errors import ModelError, first_line
 from rlhf_gym.lm.loading import ModelSource, find, load_weights, one_thread_loads
 
 _PREFIX = "base_model.model."  # before every weight's name in peft's files
@@ -129,5 +129,5 @@ def _tensors(source: ModelSource, options: Any) -> dict[str, Any]:
         except Exception as error:  # transformers raises a dozen kinds
             raise ModelError(
                 f"{source.name!r} holds an adapter without adapter_model.safetensors that can be read "
-                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); save it as safetensors"
+                f"({first_line(error) or type(error).__name__}); save it as safetensors"
             ) from error
