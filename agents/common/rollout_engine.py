@@ -7,8 +7,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlhf_gym.agents.common.launch import process_ranks
 from rlhf_gym.agents.common.policy import LMPolicy
-from rlhf_gym.agents.common.ranks import process_ranks
 from rlhf_gym.envs.sb3 import TokenVecEnv
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.lm.engines.builtin_engine import BUILTIN, BuiltinEngine
