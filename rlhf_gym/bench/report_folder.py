@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.bench.colours import classes, style
+from rlhf_gym.bench.curves import points_within
+from rlhf_gym.bench.equal_kl import at_equal_kl
+from rlhf_gym.bench.estimates import with_holm
 from rlhf_gym.bench.exports import write_tables
 from rlhf_gym.bench.leaderboard import Leaderboard
 from rlhf_gym.bench.plots import all_plots, curve_plot, frontier_plot, profile_plot, score_plot, standalone
 from rlhf_gym.bench.png import png
-from rlhf_gym.bench.report_text import ROW_HEAD, interval, markdown, number, row_cells, standing_cells
+from rlhf_gym.bench.report_text import ROW_HEAD, interval, markdown, number, p_value, row_cells, standing_cells
 from rlhf_gym.bench.results import Result, ResultsFolder
 from rlhf_gym.bench.suite import load_suite, suite_names
 from rlhf_gym.credentials import is_secret, without_credentials
@@ -139,10 +142,7 @@ def render_report(board: Leaderboard, commands: Sequence[str], folders: Sequence
             for problem in board.problems
         ],
         matrix=_matrix(board),
-        pairs=[
-            (first, second, interval(d.estimate), number(d.p), number(d.adjusted), d.words)
-            for (first, second), d in board.differences.items()
-        ],
+        pairs=_pairs(board),
         failures=board.failures,
         cells=_cells(board, folders),
     )
@@ -195,6 +195,24 @@ def _matrix(board: Leaderboard) -> list[tuple[str, list[tuple[str, str, str]]]]:
             title = f"{first} over {second}: {interval(found, 2)}; {difference.words}"
             cells.append((f"shade{shade}", f"{found.value:.2f}{'*' if difference.found else ''}", title))
         rows.append((first, cells))
+    return rows
+
+
+def _pairs(board: Leaderboard) -> list[tuple[str, ...]]:
+    """For each pair the difference of scores, at the end and at equal KL, and what the learning curves have in common."""
+    equal = {
+        (first, second): found
+        for first, second in board.differences
+        if (found := at_equal_kl(board, first, board, second).difference) is not None
+    }
+    corrected, rows = with_holm(equal), []
+    for (first, second), d in board.differences.items():
+        kl = corrected.get((first, second))
+        at_kl = ("-", "-") if kl is None else (interval(kl.estimate), p_value(kl.adjusted))
+        shares = (points_within(board.curves(p, first), board.curves(p, second)) for p in board.problems)
+        counts = [(share.within, share.points) for share in shares if share is not None]
+        within = "{} of {}".format(*map(sum, zip(*counts, strict=True))) if counts else "-"
+        rows.append((first, second, interval(d.estimate), p_value(d.p), p_value(d.adjusted), d.words, *at_kl, within))
     return rows
 
 

@@ -21,6 +21,11 @@ def number(value: float | None, decimals: int = 3) -> str:
     return NONE if value is None else f"{value:,.{decimals}f}"
 
 
+def p_value(value: float | None) -> str:
+    """A p value to three digits, or a dash for none; one that rounds to 0 is said to be small."""
+    return "<0.001" if value is not None and value < 0.0005 else number(value)
+
+
 def interval(estimate: Estimate, decimals: int = 3) -> str:
     """An estimate with its interval in brackets.
 
@@ -113,7 +118,7 @@ def markdown(leaderboard: Leaderboard, commands: Sequence[str]) -> str:
         "",
     ]
     rows = [
-        (first, second, interval(d.estimate), number(d.adjusted), d.words)
+        (first, second, interval(d.estimate), p_value(d.adjusted), d.words)
         for (first, second), d in leaderboard.differences.items()
     ]
     parts += _table(("first", "second", "difference [95%]", "p", "verdict"), rows)
