@@ -94,7 +94,7 @@ def test_curves() -> None:
 
 
 def test_points_lie_within_the_others_interval_or_not() -> None:
-    # At 0, 50, 100 tokens the first has 0 and 2: 1 -+ 12.706 * 1.414 / sqrt(2) = -11.7 to 13.7. The second's mean runs 1, 11, 21.
+    # At 0, 50, 100 tokens the first has 0 and 2: 1 -+ 12.706 * 1.414 / sqrt(2) = -11.7 to 13.7. The second's mean: 1, 11, 21.
     first = [[[0, 0.0, None], [100, 0.0, None]], [[0, 2.0, None], [100, 2.0, None]]]
     second = [[[0, 0.0, None], [200, 40.0, None]], [[0, 2.0, None], [200, 42.0, None]], []]
     found = points_within(first, second, points=3)
@@ -138,7 +138,7 @@ def test_rewards_go_by_kl() -> None:
 
 
 def test_runs_differ_at_equal_kl_by_the_area_between_them() -> None:
-    # A falls from 4 to 0 over 0..4 nats, B rises from 0 at 1 to 3 at 2 and stays to 8. Over 1..4: A 3 to 0, area 4.5; B 1.5 + 6.
+    # A falls from 4 to 0 over 0..4 nats, B rises from 0 at 1 to 3 at 2 and stays. Over 1..4: A 3 to 0, area 4.5; B 1.5 + 6.
     a = np.array([0.0, 4.0]), np.array([4.0, 0.0])
     b = np.array([1.0, 2.0, 8.0]), np.array([0.0, 3.0, 3.0])
     assert mean_gap(a, b) == (pytest.approx((4.5 - 7.5) / 3), (1.0, 4.0))

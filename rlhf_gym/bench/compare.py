@@ -129,9 +129,8 @@ def _equal_kl(ours: Leaderboard, first: str, theirs: Leaderboard, second: str, p
         lines.append(f"    {problem}: {words}")
     for side, name, single in zip("AB", (first, second), overall.single, strict=True):
         if single:
-            lines.append(
-                f"    {side} has no learning curve over KL: {name} stands at its test reward and final KL, beside rewards while training"
-            )
+            where = "stands at its test reward and final KL, beside rewards while training"
+            lines.append(f"    {side} has no learning curve over KL: {name} {where}")
     ends = [
         f"{problem} {interval(e, 2)}" for problem in problems if (e := _final_kl(ours, first, theirs, second, problem))
     ]
@@ -175,8 +174,8 @@ def _curves(ours: Leaderboard, first: str, theirs: Leaderboard, second: str, pro
     together = f"; together {within} of {points}" if len(known) > 1 else ""
     expected = sum(one.expected for one in known.values()) / len(known)
     return [
-        f"  points of B's learning curves within A's interval at the same tokens: {each}{together} (independent runs that do not "
-        f"differ: {expected:.0%})"
+        f"  points of B's learning curves within A's interval at the same tokens: {each}{together} (independent runs that do "
+        f"not differ: {expected:.0%})"
     ]
 
 

@@ -1,7 +1,7 @@
 """Reward at equal KL: what two contenders have earned where they are equally far from the start model.
 
-Rewards at the end of a budget mix what an algorithm learns with how far it goes. Gold reward is a curve over KL (Gao et al. 2023,
-"Scaling laws for reward model overoptimization"); here two runs of one seed are compared along their own curves.
+Rewards at the end of a budget mix what an algorithm learns with how far it goes. Gold reward is a curve over KL (Gao et al.
+2023, "Scaling laws for reward model overoptimization"); here two runs of one seed are compared along their own curves.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ def at_equal_kl(
 ) -> EqualKL:
     """Compare two contenders at equal KL, by :func:`frontier` and :func:`mean_gap` of each pair of runs.
 
-    A seed's value is its mean over the problems on which any pair has a KL in common; a seed that lacks one of them is left out.
+    A seed's value is its mean over the problems on which any pair has a KL in common; a seed that lacks one of them is left
+    out.
 
     Args:
         ours: the results that the first is in.
