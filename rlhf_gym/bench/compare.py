@@ -9,7 +9,7 @@ from rlhf_gym.bench.curves import points_within
 from rlhf_gym.bench.equal_kl import EqualKL, Span, at_equal_kl
 from rlhf_gym.bench.estimates import Difference, Estimate, paired_difference, probability_of_improvement, with_holm
 from rlhf_gym.bench.leaderboard import Leaderboard
-from rlhf_gym.bench.report_text import interval, p_value
+from rlhf_gym.bench.report_text import interval, number, p_value
 from rlhf_gym.bench.results import Result, ResultsFolder
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.text import nearest
@@ -143,7 +143,7 @@ def _reached(one: EqualKL) -> str:
 
 
 def _span(span: Span) -> str:
-    low, high = (f"{round(end, 2) + 0.0:.2f}" for end in span)  # no -0.00
+    low, high = (number(end, 2) for end in span)
     return f"at {low} nats" if low == high else f"{low} to {high} nats"
 
 

@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.bench.colours import classes, style
-from rlhf_gym.bench.curves import points_within
-from rlhf_gym.bench.equal_kl import at_equal_kl
-from rlhf_gym.bench.estimates import with_holm
 from rlhf_gym.bench.exports import write_tables
 from rlhf_gym.bench.leaderboard import Leaderboard
 from rlhf_gym.bench.plots import all_plots, curve_plot, frontier_plot, profile_plot, score_plot, standalone
 from rlhf_gym.bench.png import png
-from rlhf_gym.bench.report_text import ROW_HEAD, interval, markdown, number, p_value, row_cells, standing_cells
+from rlhf_gym.bench.report_text import (
+    EQUAL_KL,
+    PAIR_HEAD,
+    ROW_HEAD,
+    interval,
+    markdown,
+    number,
+    pair_cells,
+    row_cells,
+    standing_cells,
+)
 from rlhf_gym.bench.results import Result, ResultsFolder
 from rlhf_gym.bench.suite import load_suite, suite_names
 from rlhf_gym.credentials import is_secret, without_credentials
@@ -91,16 +98,21 @@ def write_bench_report(board: Leaderboard, folders: Sequence[Path], out: Path, *
 def _commands(board: Leaderboard, folders: Sequence[Path]) -> list[str]:
     """The commands that make these results and this report."""
     name, names = board.suite["name"], " ".join(shlex.quote(str(folder)) for folder in folders)
-    seeds = len({result["seed"] for result in board.results})
-    agents = " ".join(shlex.quote(agent) for agent in dict.fromkeys(_named(r) for r in board.results))
-    tasks = " ".join(dict.fromkeys(r["task"] for r in board.results))
-    chosen = f"--agents {agents} --tasks {tasks} --seeds {seeds}"
-    usual = load_suite(name).models if name in suite_names() else board.suite["models"]
+    usual = load_suite(name) if name in suite_names() else None
+    agents = dict.fromkeys(_named(r) for r in board.results)
+    tasks = dict.fromkeys(r["task"] for r in board.results)
+    chosen = f"--seeds {len({result['seed'] for result in board.results})}"
+    if usual is None or set(tasks) != set(usual.tasks):
+        chosen = f"--tasks {' '.join(tasks)} {chosen}"
+    if usual is None or set(agents) != set(usual.agents):
+        chosen = f"--agents {' '.join(map(shlex.quote, agents))} {chosen}"
     for model, values in board.suite["models"].items():
-        if values != usual.get(model):
+        if usual is not None and values != usual.models.get(model):
             chosen += " --model " + shlex.quote(f"{model}={values['name']}")
+    if folders[0] != Path(f"runs/bench-{name}"):
+        chosen += f" --out {shlex.quote(str(folders[0]))}"
     return [
-        f"rlhf-gym bench run {shlex.quote(name)} {chosen} --out {shlex.quote(str(folders[0]))}",
+        f"rlhf-gym bench run {shlex.quote(name)} {chosen}",
         f"rlhf-gym bench report {names}",
     ]
 
@@ -142,7 +154,9 @@ def render_report(board: Leaderboard, commands: Sequence[str], folders: Sequence
             for problem in board.problems
         ],
         matrix=_matrix(board),
-        pairs=_pairs(board),
+        pair_head=PAIR_HEAD,
+        equal_kl=EQUAL_KL,
+        pairs=pair_cells(board),
         failures=board.failures,
         cells=_cells(board, folders),
     )
@@ -195,24 +209,6 @@ def _matrix(board: Leaderboard) -> list[tuple[str, list[tuple[str, str, str]]]]:
             title = f"{first} over {second}: {interval(found, 2)}; {difference.words}"
             cells.append((f"shade{shade}", f"{found.value:.2f}{'*' if difference.found else ''}", title))
         rows.append((first, cells))
-    return rows
-
-
-def _pairs(board: Leaderboard) -> list[tuple[str, ...]]:
-    """For each pair the difference of scores, at the end and at equal KL, and what the learning curves have in common."""
-    equal = {
-        (first, second): found
-        for first, second in board.differences
-        if (found := at_equal_kl(board, first, board, second).difference) is not None
-    }
-    corrected, rows = with_holm(equal), []
-    for (first, second), d in board.differences.items():
-        kl = corrected.get((first, second))
-        at_kl = ("-", "-") if kl is None else (interval(kl.estimate), p_value(kl.adjusted))
-        shares = (points_within(board.curves(p, first), board.curves(p, second)) for p in board.problems)
-        counts = [(share.within, share.points) for share in shares if share is not None]
-        within = "{} of {}".format(*map(sum, zip(*counts, strict=True))) if counts else "-"
-        rows.append((first, second, interval(d.estimate), p_value(d.p), p_value(d.adjusted), d.words, *at_kl, within))
     return rows
 
 
