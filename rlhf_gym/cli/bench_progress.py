@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,13 @@ from rich.table import Table
 from rlhf_gym.bench.cells import Cell
 
 STATES = ("running", "done", "failed")
+
+
+def settings_words(settings: Mapping[str, Any]) -> str:
+    """Settings in a line, ``learning_rate=0.001, n_epochs=4``."""
+    return ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in settings.items()
+    )
 
 
 class BenchProgress:
@@ -69,6 +76,8 @@ class BenchProgress:
             words = f"reward {metrics['reward']:.3f}" if metrics else f"{result['status']}: {result['error']}"
             words += "" if kl is None else f", KL {kl:.2f}"
             name = f"{cell.problem} {cell.contender} seed {cell.seed}"
+            if cell.part == "validation":  # of a search: which settings these are
+                name += f" ({settings_words(cell.settings)})"
             of = f"/{self._total}" if self._total else ""
             self.console.print(f"{self._ended}{of} {name}: {words}, {result['wall_seconds']:.0f} s", soft_wrap=True)
 
