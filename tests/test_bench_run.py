@@ -282,7 +282,7 @@ def test_the_command_lists_and_reports(out: Path, capsys: pytest.CaptureFixture[
     assert main(["bench", "report", str(out)]) == 0
     assert "score [95%]" in capsys.readouterr().out
     assert main(["bench", "report", str(out / "nowhere")]) == 2
-    assert "holds no results" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_a_terminal_shows_a_table_and_a_pipe_lines(place: Path) -> None:
