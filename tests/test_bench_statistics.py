@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from rlhf_gym.bench.estimates import (
     with_holm,
 )
 from rlhf_gym.bench.leaderboard import Leaderboard
+from rlhf_gym.bench.plots import frontier_plot
 
 
 def test_a_mean_has_students_interval() -> None:
@@ -276,3 +279,17 @@ def test_contenders_on_one_frontier_are_not_told_apart_at_equal_kl() -> None:
         ends, claimed = ends + board.difference("a", "b").found, claimed + difference.found
     assert ends == 60
     assert claimed <= 9
+
+
+def test_a_plot_of_reward_and_kl_stays_readable_with_many_contenders_and_one_far_away() -> None:
+    names = [f"agent_{i:02}" for i in range(24)]
+    results = [run(name, seed, 1.0, kls=(0.0, 2.0 + seed)) for name in names for seed in range(2)]
+    results[-1] = run(names[-1], 1, 1.0, kls=(400.0,))
+    svg = str(frontier_plot(Leaderboard(SUITE, results), "t"))
+    assert "1 run beyond" in svg
+    assert ">100<" not in svg  # no tick out there
+    assert svg.count('class="line') == 24  # each contender's course
+    heights = sorted(float(y) for y in re.findall(r'class="end c\d+" x="[\d.]+" y="([\d.]+)"', svg))
+    assert len(heights) == 24
+    assert all(after - before >= 13.99 for before, after in pairwise(heights))
+    assert heights[-1] <= float(re.findall(r'viewBox="0 0 560 (\d+)"', svg)[0])

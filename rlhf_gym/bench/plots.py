@@ -170,13 +170,19 @@ def _is_best_of_n(board: Leaderboard, contender: str) -> bool:
 
 
 def _names(chart: Chart, ends: dict[str, float], css: dict[str, str]) -> None:
-    """Write names at the right edge, at the heights of some values, apart from one another and above the plot's foot."""
-    names, lowest = list(ends), chart.bottom + 8
-    places = dict(zip(names, spread([chart.y(ends[name]) for name in names], NAME), strict=True))
-    for name in sorted(names, key=lambda name: -places[name]):
-        lowest = min(places[name] + 4, lowest)
-        chart.text((chart.right + 6, lowest), name, f"end {css[name]}")
-        lowest -= NAME
+    """Write names at the right edge, at the heights of some values, apart from one another and beside the plot."""
+    names = sorted(ends, key=lambda name: chart.y(ends[name]))
+    places = spread([chart.y(ends[name]) + 4 for name in names], NAME)
+    least = chart.top + 4.0
+    for i, place in enumerate(places):
+        places[i] = least = max(place, least)
+        least += NAME
+    most = chart.bottom + 8.0
+    for i in reversed(range(len(places))):
+        places[i] = most = min(places[i], most)
+        most -= NAME
+    for name, place in zip(names, places, strict=True):
+        chart.text((chart.right + 6, place), name, f"end {css[name]}")
 
 
 def standalone(svg: str) -> str:

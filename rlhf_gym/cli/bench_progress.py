@@ -55,9 +55,18 @@ class BenchProgress:
         if self._live is not None:
             self._live.stop()
 
+    def found(self, earlier: Sequence[tuple[Cell, dict[str, Any]]]) -> None:
+        """Count runs that have their results from before."""
+        for cell, result in earlier:
+            self._count(cell, result)
+        self._show()
+        if earlier and self._live is None:
+            self.console.print(f"{len(earlier)} of {self._total} runs have their results already", soft_wrap=True)
+
     def begun(self, cell: Cell) -> None:
         """A run has begun."""
         self._set(cell, "running")
+        self._show()
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         """A run has its result.
@@ -66,10 +75,8 @@ class BenchProgress:
             cell: the run.
             result: its result.
         """
-        self._ended += 1
-        if result["status"] == "done":
-            self._rewards.setdefault((cell.contender, cell.problem), []).append(result["metrics"]["reward"])
-        self._set(cell, "done" if result["status"] == "done" else "failed")
+        self._count(cell, result)
+        self._show()
         if self._live is None:
             metrics = result["metrics"]
             kl = metrics.get("kl")
@@ -81,13 +88,22 @@ class BenchProgress:
             of = f"/{self._total}" if self._total else ""
             self.console.print(f"{self._ended}{of} {name}: {words}, {result['wall_seconds']:.0f} s", soft_wrap=True)
 
+    def _count(self, cell: Cell, result: dict[str, Any]) -> None:
+        self._ended += 1
+        if result["status"] == "done":
+            self._rewards.setdefault((cell.contender, cell.problem), []).append(result["metrics"]["reward"])
+        self._set(cell, "done" if result["status"] == "done" else "failed")
+
     def _set(self, cell: Cell, state: str) -> None:
         with self._lock:
             for known, name in ((self._problems, cell.problem), (self._contenders, cell.contender)):
                 if name not in known:
                     known.append(name)
             self._state[cell.run_id] = ((cell.contender, cell.problem), state)
-            if self._live is not None:
+
+    def _show(self) -> None:
+        if self._live is not None:
+            with self._lock:
                 self._live.update(self.table(), refresh=True)
 
     def table(self) -> Table:
