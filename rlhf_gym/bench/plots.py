@@ -125,7 +125,7 @@ def frontier_plot(board: Leaderboard, problem: str) -> Markup | None:
     y_range = padded([reward for places in drawn for _, reward in places])
     chart = Chart(WIDTH, height, x_range, y_range, (14, LABELS, 44, 52))
     ticks = _nats(x_range[1])
-    more = f"; {beyond} run{'s' * (beyond > 1)} beyond {reach**2:.0f}" if beyond else ""
+    more = f"; {beyond} run{'s' * (beyond > 1)} beyond {number(reach**2, 0 if reach > 3 else 2)}" if beyond else ""
     chart.axes(
         f"KL to the start model, nats a response, root scale{more}", y_label="gold reward",
         x_ticks=[_root(tick) for tick in ticks], x_names=[f"{tick:g}" for tick in ticks],
