@@ -35,12 +35,12 @@ def score_plot(board: Leaderboard) -> Markup:
     standings, css = board.standings, classes(board.contenders)
     height = 60 + ROW * len(standings)
     x_range = _range([standing.score for standing in standings])
-    chart = Chart(WIDTH, height, x_range, (len(standings) - 0.5, -0.5), (10, 24, 44, LABELS))
+    chart = Chart(WIDTH, height, x_range, (len(standings) + 0.5, 0.5), (10, 24, 44, LABELS))
     chart.axes(
-        "interquartile mean of normalised rewards, 95% interval", y_ticks=list(range(len(standings))),
+        "interquartile mean of normalised rewards, 95% interval", y_ticks=list(range(1, len(standings) + 1)),
         y_names=[standing.contender for standing in standings],
     )  # fmt: skip
-    for place, standing in enumerate(standings):
+    for place, standing in enumerate(standings, 1):  # at 0 the grid draws the line of a value of 0
         score, colour = standing.score, css[standing.contender]
         if score.low is not None and score.high is not None:
             chart.segment((chart.x(score.low), chart.y(place)), (chart.x(score.high), chart.y(place)), f"rule {colour}")

@@ -170,7 +170,7 @@ class Chart:
         ys = nice_ticks(*self.y_range, 4) if y_ticks is None else list(y_ticks)
         for tick, name in zip(ys, y_names or tick_labels(ys), strict=True):
             place = self.y(tick)
-            self.segment((self.left, place), (self.right, place), "grid zero" if tick == 0 and not y_names else "grid")
+            self.segment((self.left, place), (self.right, place), "grid zero" if tick == 0 else "grid")
             self.text((self.left - 6, place + 4), name, anchor="end")
         self.segment((self.left, self.bottom), (self.right, self.bottom), "axis")
         for tick, name in zip(xs, x_names or tick_labels(xs), strict=True):
