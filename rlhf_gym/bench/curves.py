@@ -109,7 +109,7 @@ def points_within(first: Sequence[Curve], second: Sequence[Curve], points: int =
         return None
     intervals = [mean_interval(list(rewards)) for rewards in _at(places, ours).T]
     means = _at(places, theirs).mean(0)
-    within = sum(i.low <= mean <= i.high for i, mean in zip(intervals, means, strict=True))  # type: ignore[operator]
+    within = sum(i.low <= mean <= i.high for i, mean in zip(intervals, means, strict=True))
     return PointsWithin(int(within), len(places), _expected(len(ours), len(theirs)))
 
 

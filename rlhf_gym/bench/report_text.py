@@ -94,13 +94,14 @@ def pair_cells(board: Leaderboard) -> list[tuple[str, ...]]:
         for first, second in board.differences
         if (found := at_equal_kl(board, first, board, second).difference) is not None
     }
-    corrected, rows = with_holm(equal), []
+    corrected = with_holm(equal)
+    rows: list[tuple[str, ...]] = []
     for (first, second), d in board.differences.items():
         kl = corrected.get((first, second))
-        at_kl = ("-", "-") if kl is None else (interval(kl.estimate), p_value(kl.adjusted))
+        at_kl = (NONE, NONE) if kl is None else (interval(kl.estimate), p_value(kl.adjusted))
         shares = (points_within(board.curves(p, first), board.curves(p, second)) for p in board.problems)
         counts = [(share.within, share.points) for share in shares if share is not None]
-        within = "{} of {}".format(*map(sum, zip(*counts, strict=True))) if counts else "-"
+        within = "{} of {}".format(*map(sum, zip(*counts, strict=True))) if counts else NONE
         rows.append((first, second, interval(d.estimate), p_value(d.p), p_value(d.adjusted), d.words, *at_kl, within))
     return rows
 
