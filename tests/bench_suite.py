@@ -62,6 +62,10 @@ class Kept:
     def __init__(self) -> None:
         self.begins: list[str] = []
         self.ends: list[str] = []
+        self.earlier: list[str] = []
+
+    def found(self, earlier: Any) -> None:
+        self.earlier += [cell.run_id for cell, _ in earlier]
 
     def begun(self, cell: Any) -> None:
         self.begins.append(cell.run_id)

@@ -123,6 +123,7 @@ def test_what_is_made_is_not_made_again_and_what_was_lost_is(out: Path, place: P
     assert not kept.begins  # their results were in the runs' own folders
     assert lost in kept.ends
     assert len(kept.ends) == 2
+    assert len(kept.earlier) == len(lines) - 2
     assert sorted(r["run_id"] for r in folder.read()) == sorted(json.loads(line)["run_id"] for line in lines)
 
 
@@ -282,7 +283,7 @@ def test_the_command_lists_and_reports(out: Path, capsys: pytest.CaptureFixture[
     assert main(["bench", "report", str(out)]) == 0
     assert "score [95%]" in capsys.readouterr().out
     assert main(["bench", "report", str(out / "nowhere")]) == 2
-    assert "holds no results" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_a_terminal_shows_a_table_and_a_pipe_lines(place: Path) -> None:
@@ -298,7 +299,12 @@ def test_a_terminal_shows_a_table_and_a_pipe_lines(place: Path) -> None:
             assert progress._cell(("ppo", "sort")) == "0/2 …"
             progress.ended(cells[0], done)
             progress.ended(cells[1], failed)
+        with BenchProgress(cells, console=console) as progress:
+            progress.found([(cells[0], done)])
+            assert progress._cell(("ppo", "sort")) == "0.250 1/2"
+            progress.ended(cells[1], done)
         shown[terminal] = out.getvalue()
     assert "0.250 2/2 1 failed" in shown[True]
     assert "1/2 sort ppo seed 0: reward 0.250, KL 1.00, 3 s" in shown[False]
     assert "2/2 sort ppo seed 1: timeout: too slow, 3 s" in shown[False]
+    assert "1 of 2 runs have their results already\n2/2 sort ppo seed 1: reward 0.250" in shown[False]

@@ -11,8 +11,8 @@ from bench_suite import SUITE, Kept
 
 from rlhf_gym.bench.cells import Selection
 from rlhf_gym.bench.results import ResultsFolder
-from rlhf_gym.bench.suite import load_tuned, parse_suite
-from rlhf_gym.bench.tuning import FIRST_SEED, check_search, score, tune
+from rlhf_gym.bench.suite import load_suite, load_tuned, parse_suite
+from rlhf_gym.bench.tuning import FIRST_SEED, check_search, score, tune, without_search
 from rlhf_gym.errors import ConfigError
 
 
@@ -40,9 +40,13 @@ def test_a_search_is_kept_goes_on_and_is_taken_by_a_run(tmp_path: Path) -> None:
 
 def test_what_is_tried_must_be_written_as_a_space(tmp_path: Path) -> None:
     suite = parse_suite(SUITE, "tiny")
-    with pytest.raises(ConfigError, match=r"none of untrained.* has a `search`"):
+    with pytest.raises(ConfigError, match=r"suite 'tiny' has no `search` for grpo: say there"):
         tune(Selection.of(suite, agents=["grpo"]), tmp_path / "new", Kept())
     assert not (tmp_path / "new").exists()
+    assert without_search(Selection.of(suite, agents=["grpo", "ppo"])) == ["grpo"]
+    assert without_search(Selection.of(suite, agents=["ppo"])) == []
+    searched = [name for name, entrant in load_suite("smoke").agents.items() if entrant.search]
+    assert searched == ["ppo", "grpo", "rloo", "reinforce", "sft_best"]  # as docs/bench.md tunes it
     for space in ({"low": 2, "high": 1}, {"lo": 1}, [], 3):
         with pytest.raises(ConfigError, match=r"search of ppo.n_epochs"):
             check_search("ppo", {"n_epochs": space})

@@ -35,6 +35,7 @@ def paper_style() -> str:
         "text { font: 12px sans-serif; fill: #333; } .grid { stroke: #e5e5e5; } .grid.zero, .axis { stroke: #888; }",
         ".line { fill: none; stroke-width: 2; stroke-linejoin: round; } .area { opacity: .14; } .hit { fill: none; }",
         ".rule { stroke-width: 2; } .mark-line { stroke: #666; stroke-dasharray: 5 4; }",
+        ".line.other { stroke: #666; stroke-dasharray: 2 4; }",
     ]
     for i in range(len(HUES) * len(DASHES)):
         light = HUES[i % len(HUES)][0]

@@ -1,12 +1,15 @@
-"""What learning curves say: tokens to a level, area under the curve, means with bands."""
+"""What learning curves say: tokens to a level, area under the curve, means with bands, points within another's band."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
-from rlhf_gym.bench.estimates import Estimate, mean_interval
+from rlhf_gym.bench.estimates import LEVEL, Estimate, Floats, mean_interval
 
 SMOOTHED = 3
 """Iterations whose mean must reach a level."""
@@ -60,17 +63,70 @@ def mean_curve(curves: Sequence[Curve], points: int = 24) -> list[tuple[float, E
         points: places at which the mean is taken, from the last first point to the first last one.
     """
     known = [curve for curve in curves if len(curve) > 1]
-    if not known:
-        return []
-    start = max(float(curve[0][0] or 0) for curve in known)
-    end = min(float(curve[-1][0] or 0) for curve in known)
-    if end <= start:
-        return []
-    found = []
-    for place in np.linspace(start, end, points):
-        values = [
-            float(np.interp(place, [p[0] for p in curve], [p[1] for p in curve]))  # type: ignore[arg-type]
-            for curve in known
-        ]
-        found.append((float(place), mean_interval(values)))
-    return found
+    places = _places(known, points)
+    return [
+        (float(place), mean_interval(list(rewards)))
+        for place, rewards in zip(places, _at(places, known).T, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class PointsWithin:
+    """How much of one contender's mean learning curve lies within the other's interval.
+
+    Attributes:
+        within: points inside.
+        points: all points.
+        expected: the share that would lie inside on average if the two did not differ and their runs were independent; paired
+            runs lie inside more often.
+    """
+
+    within: int
+    points: int
+    expected: float
+
+
+def points_within(first: Sequence[Curve], second: Sequence[Curve], points: int = 24) -> PointsWithin | None:
+    """The points of the second's mean learning curve that lie within Student's 95% interval of the first's.
+
+    The second's mean is as uncertain as the first's, so fewer than 95% of the points of an equal lie inside:
+    ``P(|t| < t(0.975) / sqrt(1 + n1 / n2))`` with ``n1 - 1`` degrees of freedom, 88% of five seeds. Neighbouring points go
+    together: a share is a description, no test.
+
+    Args:
+        first: a contender's curves, one for each seed; those without points are left out.
+        second: the other's.
+        points: places at which the two are compared, evenly spaced over the tokens that all curves have.
+
+    Returns:
+        The count; None where the first has fewer than two curves, the second none, or no tokens are common to all.
+    """
+    ours, theirs = ([curve for curve in curves if len(curve) > 1] for curves in (first, second))
+    if len(ours) < 2 or not theirs:
+        return None
+    places = _places([*ours, *theirs], points)
+    if not len(places):
+        return None
+    intervals = [mean_interval(list(rewards)) for rewards in _at(places, ours).T]
+    means = _at(places, theirs).mean(0)
+    within = sum(i.low <= mean <= i.high for i, mean in zip(intervals, means, strict=True))
+    return PointsWithin(int(within), len(places), _expected(len(ours), len(theirs)))
+
+
+def _expected(first: int, second: int) -> float:
+    t = stats.t(first - 1)
+    return float(2 * t.cdf(t.ppf((1 + LEVEL) / 2) / math.sqrt(1 + first / second)) - 1)
+
+
+def _places(curves: Sequence[Curve], points: int) -> Floats:
+    """Tokens from the last first point to the first last one; none where the curves have no tokens in common."""
+    if not curves:
+        return np.empty(0)
+    start = max(float(curve[0][0] or 0) for curve in curves)
+    end = min(float(curve[-1][0] or 0) for curve in curves)
+    return np.linspace(start, end, points) if end > start else np.empty(0)
+
+
+def _at(places: Floats, curves: Sequence[Curve]) -> Floats:
+    """The rewards of curves at some tokens, ``[curves, places]``."""
+    return np.array([np.interp(places, [p[0] for p in c], [p[1] for p in c]) for c in curves])  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.bench.curves import area_under_curve, tokens_to_level
+from rlhf_gym.bench.curves import Curve, area_under_curve, tokens_to_level
 from rlhf_gym.bench.estimates import (
     Difference,
     Estimate,
@@ -97,16 +97,27 @@ class Leaderboard:
             raise ConfigError("there are no results yet: `rlhf-gym bench run` makes them")
         self.problems = list(dict.fromkeys(result["problem"] for result in self.results))
         self.contenders = sorted({result["contender"] for result in self.results})
-        self._by = {(r["problem"], r["contender"], r["seed"]): r for r in self.results}
+        self._runs: dict[tuple[str, str], dict[int, Result]] = {}
+        for result in sorted(self.results, key=lambda result: int(result["seed"])):
+            self._runs.setdefault((result["problem"], result["contender"]), {})[result["seed"]] = result
 
-    def runs(self, problem: str, contender: str) -> dict[int, Result]:
+    def runs(self, problem: str, contender: str) -> Mapping[int, Result]:
         """A contender's runs on a problem, by seed.
 
         Args:
             problem: the problem's name.
             contender: the contender's name.
         """
-        return {seed: r for (p, c, seed), r in sorted(self._by.items()) if (p, c) == (problem, contender)}
+        return self._runs.get((problem, contender), {})
+
+    def curves(self, problem: str, contender: str) -> list[Curve]:
+        """The learning curves of a contender's runs on a problem; those of failed runs are empty.
+
+        Args:
+            problem: the problem's name.
+            contender: the contender's name.
+        """
+        return [result["curve"] for result in self.runs(problem, contender).values()]
 
     def range_of(self, problem: str) -> tuple[float, float]:
         """The rewards that stand for 0 and 1 on a problem."""

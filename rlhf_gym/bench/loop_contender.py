@@ -45,7 +45,7 @@ def run_config(cell: Cell, model: dict[str, Any], agent: str | None) -> Config:
         "task": {"name": "rlhf_gym.bench.split_task:split_task", "options": options},
         "model": {"device": "auto", **model},
         "reward_model": {"enabled": False},
-        "evaluation": {"prompts": OWN_EVALUATION},
+        "evaluation": {"prompts": OWN_EVALUATION, "best_of": 0},
         "log": {"completions": 0},
         "run": {"seed": cell.seed, "threads": 1},
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from markupsafe import Markup
 
 from rlhf_gym.bench.colours import classes, paper_style
 from rlhf_gym.bench.curves import mean_curve
+from rlhf_gym.bench.equal_kl import mean_frontier
 from rlhf_gym.bench.estimates import Estimate, performance_profile
 from rlhf_gym.bench.leaderboard import Leaderboard
 from rlhf_gym.bench.report_text import interval
@@ -15,7 +17,10 @@ from rlhf_gym.loop.report.formatting import number
 from rlhf_gym.loop.report.svg import Chart, padded, spread
 
 WIDTH, HEIGHT = 560, 300
-ROW = 24
+ROW, NAME = 24, 14
+"""Heights of a line of the leaderboard and of a name beside a plot, in SVG units."""
+BEYOND = 1.5
+"""How many times the root of KL that 95% of the runs keep within a plot reaches; runs beyond are counted below it."""
 LABELS = 130
 """Room for contenders' names, in SVG units."""
 
@@ -30,12 +35,12 @@ def score_plot(board: Leaderboard) -> Markup:
     standings, css = board.standings, classes(board.contenders)
     height = 60 + ROW * len(standings)
     x_range = _range([standing.score for standing in standings])
-    chart = Chart(WIDTH, height, x_range, (len(standings) - 0.5, -0.5), (10, 24, 44, LABELS))
+    chart = Chart(WIDTH, height, x_range, (len(standings) + 0.5, 0.5), (10, 24, 44, LABELS))
     chart.axes(
-        "interquartile mean of normalised rewards, 95% interval", y_ticks=list(range(len(standings))),
+        "interquartile mean of normalised rewards, 95% interval", y_ticks=list(range(1, len(standings) + 1)),
         y_names=[standing.contender for standing in standings],
     )  # fmt: skip
-    for place, standing in enumerate(standings):
+    for place, standing in enumerate(standings, 1):  # at 0 the grid draws the line of a value of 0
         score, colour = standing.score, css[standing.contender]
         if score.low is not None and score.high is not None:
             chart.segment((chart.x(score.low), chart.y(place)), (chart.x(score.high), chart.y(place)), f"rule {colour}")
@@ -52,7 +57,7 @@ def curve_plot(board: Leaderboard, problem: str) -> Markup | None:
         problem: the problem's name.
     """
     css = classes(board.contenders)
-    curves = {c: mean_curve([r["curve"] for r in board.runs(problem, c).values()]) for c in board.contenders}
+    curves = {c: mean_curve(board.curves(problem, c)) for c in board.contenders}
     curves = {contender: curve for contender, curve in curves.items() if curve}
     if not curves:
         return None
@@ -60,7 +65,8 @@ def curve_plot(board: Leaderboard, problem: str) -> Markup | None:
     means = [estimate.value for curve in curves.values() for _, estimate in curve]
     low, high = padded(means)
     last = max(tokens for curve in curves.values() for tokens, _ in curve)
-    chart = Chart(WIDTH, HEIGHT, (0, last), (low, high), (14, LABELS, 44, 52))
+    height = max(HEIGHT, 74 + NAME * len(curves))
+    chart = Chart(WIDTH, height, (0, last), (low, high), (14, LABELS, 44, 52))
     chart.axes("tokens generated", y_label="gold reward")
     for contender, curve in curves.items():
         banded = [(x, e) for x, e in curve if e.low is not None and e.high is not None]
@@ -88,7 +94,9 @@ def profile_plot(board: Leaderboard) -> Markup:
 
 
 def frontier_plot(board: Leaderboard, problem: str) -> Markup | None:
-    """Reward against KL: each run's end as a dot, the mean course as a line, best-of-n at its analytic KL.
+    """Reward against KL, on a root scale: each run's end as a dot, the mean course of training as a line.
+
+    Best-of-n stands at its analytic KL; its dots are joined by a line of their own.
 
     Args:
         board: the results.
@@ -99,13 +107,29 @@ def frontier_plot(board: Leaderboard, problem: str) -> Markup | None:
     for contender in board.contenders:
         for result in board.runs(problem, contender).values():
             if result["status"] == "done" and result["metrics"].get("kl") is not None:
-                dots.setdefault(contender, []).append((float(result["metrics"]["kl"]), board.reward(result)))
+                dots.setdefault(contender, []).append((_root(result["metrics"]["kl"]), board.reward(result)))
     if not dots:
         return None
-    places = [place for found in dots.values() for place in found]
-    x_range = padded([kl for kl, _ in places], from_zero=True)
-    chart = Chart(WIDTH, HEIGHT, x_range, padded([reward for _, reward in places]), (14, LABELS, 44, 52))
-    chart.axes("KL to the start model, nats a response", y_label="gold reward")
+    courses = {
+        contender: [(_root(kl), reward) for kl, reward in course]
+        for contender in dots
+        if (course := mean_frontier(board.curves(problem, contender)))
+    }
+    # One run that has left for hundreds of nats would press all others into a corner.
+    ends = sorted(root for found in dots.values() for root, _ in found)
+    reach = max([BEYOND * ends[math.ceil(0.95 * len(ends)) - 1], *(course[-1][0] for course in courses.values())])
+    beyond = sum(root > reach for root in ends)
+    drawn = [*([place for place in found if place[0] <= reach] for found in dots.values()), *courses.values()]
+    x_range = padded([root for places in drawn for root, _ in places], from_zero=True)
+    height = max(HEIGHT, 74 + NAME * len(dots))
+    y_range = padded([reward for places in drawn for _, reward in places])
+    chart = Chart(WIDTH, height, x_range, y_range, (14, LABELS, 44, 52))
+    ticks = _nats(x_range[1])
+    more = f"; {beyond} run{'s' * (beyond > 1)} beyond {number(reach**2, 0 if reach > 3 else 2)}" if beyond else ""
+    chart.axes(
+        f"KL to the start model, nats a response, root scale{more}", y_label="gold reward",
+        x_ticks=[_root(tick) for tick in ticks], x_names=[f"{tick:g}" for tick in ticks],
+    )  # fmt: skip
     best = sorted(
         (sum(kl for kl, _ in found) / len(found), sum(r for _, r in found) / len(found))
         for c, found in dots.items()
@@ -114,12 +138,31 @@ def frontier_plot(board: Leaderboard, problem: str) -> Markup | None:
     if len(best) > 1:
         chart.line(best, "other faint-line")
     for contender, found in dots.items():
-        chart.dots(found, css[contender], 3.5)
-        for place in found:
-            chart.spot(place, f"{contender}: reward {number(place[1], 3)} at {number(place[0], 2)} nats")
+        near = [(root, reward) for root, reward in found if root <= reach]
+        chart.dots(near, f"{css[contender]}{' faint' if contender in courses else ''}", 3)
+        for root, reward in near:
+            chart.spot((root, reward), f"{contender}: reward {number(reward, 3)} at {number(root**2, 2)} nats")
+    for contender, course in courses.items():
+        chart.line(course, css[contender])
     # Names stand at the right edge, at the height of each contender's mean.
     _names(chart, {c: sum(r for _, r in found) / len(found) for c, found in dots.items()}, css)
-    return chart.render(f"Reward and KL on {problem}", "Each dot is a run: its test reward at its KL.")
+    return chart.render(
+        f"Reward and KL on {problem}", "Dots are runs, test reward at the last KL; lines are mean courses of training."
+    )
+
+
+def _root(kl: float) -> float:
+    return math.sqrt(max(float(kl), 0.0))
+
+
+def _nats(root: float) -> list[float]:
+    """Ticks of a root scale up to some root: 1, 2 and 5 times powers of ten that are not too close to one another."""
+    found = [0.0]
+    for power in range(-3, 7):
+        for tick in (1 * 10.0**power, 2 * 10.0**power, 5 * 10.0**power):
+            if _root(tick) <= root and _root(tick) - _root(found[-1]) >= 0.1 * root:
+                found.append(tick)
+    return found
 
 
 def _is_best_of_n(board: Leaderboard, contender: str) -> bool:
@@ -127,10 +170,19 @@ def _is_best_of_n(board: Leaderboard, contender: str) -> bool:
 
 
 def _names(chart: Chart, ends: dict[str, float], css: dict[str, str]) -> None:
-    """Write names at the right edge, at the heights of some values, apart from one another."""
-    names = list(ends)
-    for name, place in zip(names, spread([chart.y(ends[name]) for name in names], 14), strict=True):
-        chart.text((chart.right + 6, min(place + 4, chart.bottom + 8)), name, f"end {css[name]}")
+    """Write names at the right edge, at the heights of some values, apart from one another and beside the plot."""
+    names = sorted(ends, key=lambda name: chart.y(ends[name]))
+    places = spread([chart.y(ends[name]) + 4 for name in names], NAME)
+    least = chart.top + 4.0
+    for i, place in enumerate(places):
+        places[i] = least = max(place, least)
+        least += NAME
+    most = chart.bottom + 8.0
+    for i in reversed(range(len(places))):
+        places[i] = most = min(places[i], most)
+        most -= NAME
+    for name, place in zip(names, places, strict=True):
+        chart.text((chart.right + 6, place), name, f"end {css[name]}")
 
 
 def standalone(svg: str) -> str:

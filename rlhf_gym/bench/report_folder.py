@@ -12,7 +12,17 @@ from rlhf_gym.bench.exports import write_tables
 from rlhf_gym.bench.leaderboard import Leaderboard
 from rlhf_gym.bench.plots import all_plots, curve_plot, frontier_plot, profile_plot, score_plot, standalone
 from rlhf_gym.bench.png import png
-from rlhf_gym.bench.report_text import ROW_HEAD, interval, markdown, number, row_cells, standing_cells
+from rlhf_gym.bench.report_text import (
+    EQUAL_KL,
+    PAIR_HEAD,
+    ROW_HEAD,
+    interval,
+    markdown,
+    number,
+    pair_cells,
+    row_cells,
+    standing_cells,
+)
 from rlhf_gym.bench.results import Result, ResultsFolder
 from rlhf_gym.bench.suite import load_suite, suite_names
 from rlhf_gym.credentials import is_secret, without_credentials
@@ -88,16 +98,21 @@ def write_bench_report(board: Leaderboard, folders: Sequence[Path], out: Path, *
 def _commands(board: Leaderboard, folders: Sequence[Path]) -> list[str]:
     """The commands that make these results and this report."""
     name, names = board.suite["name"], " ".join(shlex.quote(str(folder)) for folder in folders)
-    seeds = len({result["seed"] for result in board.results})
-    agents = " ".join(shlex.quote(agent) for agent in dict.fromkeys(_named(r) for r in board.results))
-    tasks = " ".join(dict.fromkeys(r["task"] for r in board.results))
-    chosen = f"--agents {agents} --tasks {tasks} --seeds {seeds}"
-    usual = load_suite(name).models if name in suite_names() else board.suite["models"]
+    usual = load_suite(name) if name in suite_names() else None
+    agents = dict.fromkeys(_named(r) for r in board.results)
+    tasks = dict.fromkeys(r["task"] for r in board.results)
+    chosen = f"--seeds {len({result['seed'] for result in board.results})}"
+    if usual is None or set(tasks) != set(usual.tasks):
+        chosen = f"--tasks {' '.join(tasks)} {chosen}"
+    if usual is None or set(agents) != set(usual.agents):
+        chosen = f"--agents {' '.join(map(shlex.quote, agents))} {chosen}"
     for model, values in board.suite["models"].items():
-        if values != usual.get(model):
+        if usual is not None and values != usual.models.get(model):
             chosen += " --model " + shlex.quote(f"{model}={values['name']}")
+    if folders[0] != Path(f"runs/bench-{name}"):
+        chosen += f" --out {shlex.quote(str(folders[0]))}"
     return [
-        f"rlhf-gym bench run {shlex.quote(name)} {chosen} --out {shlex.quote(str(folders[0]))}",
+        f"rlhf-gym bench run {shlex.quote(name)} {chosen}",
         f"rlhf-gym bench report {names}",
     ]
 
@@ -139,10 +154,9 @@ def render_report(board: Leaderboard, commands: Sequence[str], folders: Sequence
             for problem in board.problems
         ],
         matrix=_matrix(board),
-        pairs=[
-            (first, second, interval(d.estimate), number(d.p), number(d.adjusted), d.words)
-            for (first, second), d in board.differences.items()
-        ],
+        pair_head=PAIR_HEAD,
+        equal_kl=EQUAL_KL,
+        pairs=pair_cells(board),
         failures=board.failures,
         cells=_cells(board, folders),
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_gym.bench.estimates import Estimate, TimeToLevel
+from rlhf_gym.bench.curves import points_within
+from rlhf_gym.bench.equal_kl import at_equal_kl
+from rlhf_gym.bench.estimates import Estimate, TimeToLevel, with_holm
 from rlhf_gym.bench.leaderboard import Leaderboard, Row, Standing
 
 NONE = "-"
@@ -18,7 +20,12 @@ def number(value: float | None, decimals: int = 3) -> str:
         value: the number.
         decimals: digits after the point.
     """
-    return NONE if value is None else f"{value:,.{decimals}f}"
+    return NONE if value is None else f"{round(value, decimals) + 0.0:,.{decimals}f}"  # no -0.000
+
+
+def p_value(value: float | None) -> str:
+    """A p value to three digits, or a dash for none; one that rounds to 0 is said to be small."""
+    return "<0.001" if value is not None and value < 0.0005 else number(value)
 
 
 def interval(estimate: Estimate, decimals: int = 3) -> str:
@@ -30,7 +37,8 @@ def interval(estimate: Estimate, decimals: int = 3) -> str:
     """
     if estimate.low is None or estimate.high is None:
         return number(estimate.value, decimals)
-    return f"{estimate.value:.{decimals}f} [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
+    value, low, high = (number(end, decimals) for end in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def level_words(level: TimeToLevel | None) -> str:
@@ -46,6 +54,16 @@ ROW_HEAD = (
     "contender", "reward [95%]", "KL, nats", "win rate", "tokens", "optimizer steps", "CPU s", "area",
     "tokens to level", "failed",
 )  # fmt: skip
+
+
+PAIR_HEAD = (
+    "first", "second", "difference [95%]", "p", "p after Holm", "verdict", "at equal KL [95%]", "p after Holm", "points within",
+)  # fmt: skip
+EQUAL_KL = (
+    "At equal KL: the mean difference over the KL that both runs of a seed reached, along their learning curves; best-of-n and "
+    "imitation stand at their test reward and final KL. Points within: those of the second's mean learning curve inside the "
+    "first's 95% interval at the same tokens."
+)
 
 
 def standing_cells(standing: Standing, first: bool) -> tuple[str, ...]:
@@ -67,6 +85,25 @@ def row_cells(row: Row) -> tuple[str, ...]:
         f"{row.tokens:,.0f}", f"{row.optimizer_steps:,.0f}", number(row.seconds, 1), number(row.area), level_words(row.level),
         f"{row.failed} of {row.runs}" if row.failed else "0",
     )  # fmt: skip
+
+
+def pair_cells(board: Leaderboard) -> list[tuple[str, ...]]:
+    """For each pair the difference of scores, at the end and at equal KL, and what the learning curves have in common."""
+    equal = {
+        (first, second): found
+        for first, second in board.differences
+        if (found := at_equal_kl(board, first, board, second).difference) is not None
+    }
+    corrected = with_holm(equal)
+    rows: list[tuple[str, ...]] = []
+    for (first, second), d in board.differences.items():
+        kl = corrected.get((first, second))
+        at_kl = (NONE, NONE) if kl is None else (interval(kl.estimate), p_value(kl.adjusted))
+        shares = (points_within(board.curves(p, first), board.curves(p, second)) for p in board.problems)
+        counts = [(share.within, share.points) for share in shares if share is not None]
+        within = "{} of {}".format(*map(sum, zip(*counts, strict=True))) if counts else NONE
+        rows.append((first, second, interval(d.estimate), p_value(d.p), p_value(d.adjusted), d.words, *at_kl, within))
+    return rows
 
 
 def leaderboard_text(leaderboard: Leaderboard) -> str:
@@ -109,14 +146,10 @@ def markdown(leaderboard: Leaderboard, commands: Sequence[str]) -> str:
         "",
         "## Pairs",
         "",
-        "Difference of scores, first less second, paired by seed; p values after Holm's correction.",
+        f"Difference of scores, first less second, paired by seed. {EQUAL_KL}",
         "",
     ]
-    rows = [
-        (first, second, interval(d.estimate), number(d.adjusted), d.words)
-        for (first, second), d in leaderboard.differences.items()
-    ]
-    parts += _table(("first", "second", "difference [95%]", "p", "verdict"), rows)
+    parts += _table(PAIR_HEAD, pair_cells(leaderboard))
     if leaderboard.failures:
         parts += ["", "## Failures", ""]
         parts += [

@@ -219,7 +219,7 @@ class ResultsFolder:
             ConfigError: there are no results, or they were written by a newer version.
         """
         if not (self.path / "suite.json").exists():
-            raise ConfigError(f"{self.path} holds no results of `rlhf-gym bench run` (no suite.json in it)")
+            raise self._no_results()
         found: dict[str, Result] = {}
         for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []:
             try:
@@ -241,5 +241,10 @@ class ResultsFolder:
         """
         found = read_json(self.path / "suite.json")
         if found is None:
-            raise ConfigError(f"{self.path} holds no results of `rlhf-gym bench run` (no suite.json in it)")
+            raise self._no_results()
         return dict(found)
+
+    def _no_results(self) -> ConfigError:
+        if not self.path.exists():
+            return ConfigError(f"there is no folder {self.path}; `rlhf-gym bench run` makes one (--out)")
+        return ConfigError(f"{self.path} holds no results of `rlhf-gym bench run` (no suite.json in it)")

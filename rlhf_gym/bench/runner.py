@@ -30,6 +30,9 @@ from rlhf_gym.objects import import_path
 class Watcher(Protocol):
     """Shows what goes on."""
 
+    def found(self, earlier: Sequence[tuple[Cell, Result]]) -> None:
+        """Some runs have their results from before; called once, at the start of a suite, with none of them, too."""
+
     def begun(self, cell: Cell) -> None:
         """A run has begun."""
 
@@ -75,7 +78,8 @@ def run_suite(
         found = folder.read()
         _refuse_other_settings(cells, found, folder)
         retried = {r["run_id"] for r in found if retry_failed and r["status"] in ("failed", "timeout")}
-        made = {result["run_id"] for result in found} - retried
+        made = {result["run_id"]: result for result in found if result["run_id"] not in retried}
+        watcher.found([(cell, made[cell.run_id]) for cell in cells if cell.run_id in made])
         left = []
         for cell in cells:
             if cell.run_id in made:

@@ -17,7 +17,7 @@ import yaml
 from rlhf_gym.bench.cells import Cell, Selection, make_cell
 from rlhf_gym.bench.results import Result, ResultsFolder
 from rlhf_gym.bench.runner import Processes, Watcher, check_cells
-from rlhf_gym.bench.suite import Entrant, Problem, Suite
+from rlhf_gym.bench.suite import BASELINES, Entrant, Problem, Suite
 from rlhf_gym.errors import ConfigError
 from rlhf_gym.loop.whole_files import write_json, write_text
 
@@ -58,7 +58,7 @@ def tune(
     entrants = {name: entrant for name, entrant in selection.agents.items() if entrant.search}
     if not entrants:
         raise ConfigError(
-            f"none of {', '.join(selection.agents)} has a `search` in suite {selection.suite.name!r}: say there what may be "
+            f"suite {selection.suite.name!r} has no `search` for {', '.join(without_search(selection))}: say there what may be "
             "tried, e.g. search: {learning_rate: {low: 1e-5, high: 1e-3, log: true}, n_epochs: [1, 2, 4]}"
         )
     for name, entrant in entrants.items():
@@ -99,6 +99,12 @@ def tune(
             processes.close()
         write_text(folder.path / "tuned.yaml", _tuned(suite, entrants, best))
     return best
+
+
+def without_search(selection: Selection) -> list[str]:
+    """The contenders that the suite says no ``search`` for; baselines, which are always chosen, only where nothing else is."""
+    names = [name for name, entrant in selection.agents.items() if not entrant.search]
+    return [name for name in names if name not in BASELINES] or ([] if len(names) < len(selection.agents) else names)
 
 
 class _Search:

@@ -64,20 +64,16 @@ def _tune(options: argparse.Namespace) -> None:
     options.out = options.out or f"runs/tune-{suite.name}"
     quiet_libraries()
     from rlhf_gym.bench.cells import Selection
-    from rlhf_gym.bench.tuning import tune
-    from rlhf_gym.cli.bench_progress import BenchProgress
+    from rlhf_gym.bench.tuning import tune, without_search
+    from rlhf_gym.cli.bench_progress import BenchProgress, settings_words
 
     selection = Selection.of(suite, agents=options.agents, tasks=options.tasks)
     with BenchProgress([], quiet=options.quiet) as progress:
         best = tune(selection, options.out, progress, trials=options.trials, seeds=options.seeds, jobs=options.jobs)
     for name, settings in best.items():
-        print(
-            f"{name}: "
-            + ", ".join(
-                f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-                for key, value in settings.items()
-            )
-        )
+        print(f"{name}: {settings_words(settings)}")
+    if left_out := without_search(selection):
+        print(f"not tuned, for the suite has no `search` for them: {', '.join(left_out)}")
     print(f"written: {Path(options.out) / 'tuned.yaml'}; every trial: {Path(options.out) / 'trials.jsonl'}")
 
 

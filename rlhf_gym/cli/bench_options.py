@@ -111,7 +111,8 @@ def _add_compare(actions: Commands) -> None:
     compare = actions.add_parser(
         "compare", allow_abbrev=False, help="say whether two contenders, or two versions of one, differ",
         description="Compare two sets of results of one suite, pair by pair: same problem, same seed. Without CONTENDER, every "
-        "contender that both have is compared. A difference inside the noise is called one.",
+        "contender that both have is compared: their scores, their scores at equal KL, and how much of B's learning curves "
+        "lies within A's intervals. A difference inside the noise is called one.",
     )  # fmt: skip
     compare.add_argument("first", metavar="A", help=SIDE_HELP)
     compare.add_argument("second", metavar="B", help=SIDE_HELP)

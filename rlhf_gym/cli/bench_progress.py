@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +16,13 @@ from rich.table import Table
 from rlhf_gym.bench.cells import Cell
 
 STATES = ("running", "done", "failed")
+
+
+def settings_words(settings: Mapping[str, Any]) -> str:
+    """Settings in a line, ``learning_rate=0.001, n_epochs=4``."""
+    return ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in settings.items()
+    )
 
 
 class BenchProgress:
@@ -48,9 +55,18 @@ class BenchProgress:
         if self._live is not None:
             self._live.stop()
 
+    def found(self, earlier: Sequence[tuple[Cell, dict[str, Any]]]) -> None:
+        """Count runs that have their results from before."""
+        for cell, result in earlier:
+            self._count(cell, result)
+        self._show()
+        if earlier and self._live is None:
+            self.console.print(f"{len(earlier)} of {self._total} runs have their results already", soft_wrap=True)
+
     def begun(self, cell: Cell) -> None:
         """A run has begun."""
         self._set(cell, "running")
+        self._show()
 
     def ended(self, cell: Cell, result: dict[str, Any]) -> None:
         """A run has its result.
@@ -59,18 +75,24 @@ class BenchProgress:
             cell: the run.
             result: its result.
         """
-        self._ended += 1
-        if result["status"] == "done":
-            self._rewards.setdefault((cell.contender, cell.problem), []).append(result["metrics"]["reward"])
-        self._set(cell, "done" if result["status"] == "done" else "failed")
+        self._count(cell, result)
+        self._show()
         if self._live is None:
             metrics = result["metrics"]
             kl = metrics.get("kl")
             words = f"reward {metrics['reward']:.3f}" if metrics else f"{result['status']}: {result['error']}"
             words += "" if kl is None else f", KL {kl:.2f}"
             name = f"{cell.problem} {cell.contender} seed {cell.seed}"
+            if cell.part == "validation":  # of a search: which settings these are
+                name += f" ({settings_words(cell.settings)})"
             of = f"/{self._total}" if self._total else ""
             self.console.print(f"{self._ended}{of} {name}: {words}, {result['wall_seconds']:.0f} s", soft_wrap=True)
+
+    def _count(self, cell: Cell, result: dict[str, Any]) -> None:
+        self._ended += 1
+        if result["status"] == "done":
+            self._rewards.setdefault((cell.contender, cell.problem), []).append(result["metrics"]["reward"])
+        self._set(cell, "done" if result["status"] == "done" else "failed")
 
     def _set(self, cell: Cell, state: str) -> None:
         with self._lock:
@@ -78,7 +100,10 @@ class BenchProgress:
                 if name not in known:
                     known.append(name)
             self._state[cell.run_id] = ((cell.contender, cell.problem), state)
-            if self._live is not None:
+
+    def _show(self) -> None:
+        if self._live is not None:
+            with self._lock:
                 self._live.update(self.table(), refresh=True)
 
     def table(self) -> Table:
