@@ -333,7 +333,7 @@ def test_a_planted_fault_is_found(device: torch.device, monkeypatch: pytest.Monk
     with pytest.raises(DeviceMismatchError, match=r"decoding\.py"):
         generate(model, PROMPTS, Limits(0, (1,)), value_head=torch.nn.Linear(16, 1))
     before = waits_of_decoding(model, 24, 24)
-    monkeypatch.setattr(sampling, "_index", lambda ids, device: torch.tensor(ids).to(device))
+    monkeypatch.setattr(sampling, "index_on", lambda device, ids: torch.tensor(ids).to(device))
     more = waits_of_decoding(model, 24, 24) - before
     assert more.total() >= 24
     assert all("lm/sampling.py" in place or "lambda" in place or "test_other_device" in place for place in more)

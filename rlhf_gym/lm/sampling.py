@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_gym.errors import ConfigError, ModelError
+from rlhf_gym.lm.sequences import index_on
 from rlhf_gym.lm.tokenizer import AnyTokenizer, end_ids, never_drawn, wrap_tokenizer
 
 
@@ -117,18 +117,12 @@ class Limits:
             return logits
         # Adding is a tenth of the cost of masking, and costs nothing in the backward pass.
         bias = logits.new_zeros(logits.shape[-1])
-        bias[_index(tuple(self.suppress_tokens), logits.device)] = -torch.inf
+        bias[index_on(logits.device, self.suppress_tokens)] = -torch.inf
         if not some_early:
             return logits + bias
         without_eos = bias.clone()
-        without_eos[_index(self.eos_ids, logits.device)] = -torch.inf
+        without_eos[index_on(logits.device, self.eos_ids)] = -torch.inf
         return logits + torch.stack([bias, without_eos])[early.long()]
-
-
-@lru_cache(maxsize=32)
-def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Ids as int64 ``[n]``; kept, since the way to another device waits for it, and every generated token needs them."""
-    return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def behaviour_log_probs(logits: Tensor, sampling: Sampling) -> Tensor:
