@@ -97,11 +97,11 @@ def family(name: str, **options: Any) -> LanguageModel:
 
 
 def tiny_seq2seq(
-    kind: Literal["t5", "bart"] = "t5", *, hidden: int = 32, seed: int = 0, scale: float = 1.0
+    kind: Literal["t5", "bart"] = "t5", *, vocab_size: int = 28, hidden: int = 32, seed: int = 0, scale: float = 1.0
 ) -> Seq2SeqModel:
     """A random encoder-decoder model; ``t5`` has relative positions, ``bart`` learned absolute ones."""
     torch.manual_seed(seed)
-    ids: dict[str, Any] = {"pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1, "vocab_size": 28}
+    ids: dict[str, Any] = {"pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1, "vocab_size": vocab_size}
     model: PreTrainedModel
     if kind == "t5":
         config = T5Config(
@@ -120,4 +120,4 @@ def tiny_seq2seq(
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(scale)
-    return Seq2SeqModel(model, LetterTokenizer(28), f"tiny-{kind}")
+    return Seq2SeqModel(model, LetterTokenizer(vocab_size), f"tiny-{kind}")

@@ -21,6 +21,7 @@ Columns:
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -182,9 +183,11 @@ def memory(num_envs: int, steps: int) -> tuple[int, int]:
     run(200)
     tracemalloc.start()
     run(200)
+    gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
     run(steps // num_envs)
+    gc.collect()
     now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return now - before, peak - before
