@@ -211,7 +211,7 @@ def served(folder: Path) -> dict[str, Any]:
     with serving(tiny_language_model(scale=4.0)) if ranks.is_main else nullcontext() as server:
         url = ranks.from_main(lambda: server.url)
         agent = agent_of("GRPO", group_size=4, engine=f"vllm:{url}", engine_patience=0.0)
-        found = learned(agent)
+        found = learned(agent, 2)
         agent.close()
         asked = {} if server is None else {
             "seeds": sorted(body["seed"] for body in server.bodies("/v1/completions")),

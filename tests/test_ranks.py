@@ -151,7 +151,7 @@ def test_one_engine_generates_for_all_processes(alone: Any, together: Any, in_pa
     for several in (together, in_parts):
         for what in ("seeds", "versions"):
             assert several["served"][what] == alone["served"][what]
-    assert len(set(alone["served"]["seeds"])) >= 32 * rank_worker.ITERATIONS
+    assert len(set(alone["served"]["seeds"])) >= 2 * 32
 
 
 def test_each_process_keeps_half_of_weights_moments_and_reference(in_parts: Any) -> None:
